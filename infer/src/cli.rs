@@ -1,0 +1,327 @@
+//! The command line of `cargo infer`.
+
+use std::error::Error;
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Args, Parser, Subcommand};
+use firebox_model::device;
+use firebox_model::evaluate::ROWS;
+use firebox_model::generate::Sampling;
+use firebox_model::tokenizer::text::TEXT_FIELD;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::InferError;
+use crate::devices::Devices;
+use crate::engine::Engine;
+use crate::eval::{Text, evaluate};
+use crate::generate::{Generated, Request, generate};
+
+/// The exit code of a process that an interrupt ended (128 + SIGINT).
+const INTERRUPTED: i32 = 130;
+
+/// Evaluates and samples checkpoints: those of `cargo train`, and Hugging Face's Mixtral and Llama ones.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo infer",
+    bin_name = "cargo infer",
+    version,
+    after_help = "Examples:\n  \
+        cargo infer eval runs/quickstart --data notes.txt         how well the newest checkpoint predicts a text\n  \
+        cargo infer generate runs/quickstart --prompt \"fn main\"   let it write\n  \
+        cargo infer devices                                       what can compute here\n\n\
+        CHECKPOINT is a folder with config.json, model.safetensors and tokenizer.json, or a run such as\n\
+        runs/NAME, which stands for its newest checkpoint. Results go to standard output, all else to standard\n\
+        error. The exit code is 0 when done, 1 when that failed, and 2 when the command line is at fault."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure a checkpoint on text: loss, perplexity, bits per byte, and the health of its routers.
+    #[command(after_help = "Examples:\n  \
+        cargo infer eval runs/quickstart --data notes.txt\n  \
+        cargo infer eval runs/quickstart --data held-out.jsonl --field content --json\n  \
+        cargo infer eval runs/quickstart/checkpoints/step-0000100 --data a.txt b.txt --max-tokens 10000\n\n\
+        The same text gives the same number as the validation of `cargo train`, as long as --batch is left alone.")]
+    Eval(EvalArgs),
+    /// Continue a text; it is shown while it is written.
+    #[command(after_help = "Examples:\n  \
+        cargo infer generate runs/quickstart --prompt \"fn main\"\n  \
+        cargo infer generate runs/quickstart --prompt \"\" --temperature 0\n  \
+        cargo infer generate runs/quickstart --prompt - --max-tokens 50 < beginning.txt > whole.txt\n\n\
+        The same seed gives the same text. Ctrl-C ends it early; twice, at once.")]
+    Generate(GenerateArgs),
+    /// List what can compute: the backends of this build, their devices, and how to get the others.
+    #[command(after_help = "Example:\n  cargo infer devices --json")]
+    Devices(DevicesArgs),
+}
+
+/// Which model, and where.
+#[derive(Debug, Args)]
+struct ModelArgs {
+    /// A checkpoint's folder, or a run's folder for its newest checkpoint.
+    checkpoint: PathBuf,
+    /// What computes, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
+    #[arg(long, default_value = device::default_name())]
+    device: String,
+}
+
+impl ModelArgs {
+    fn open(&self) -> Result<Engine, InferError> {
+        Engine::open(&self.checkpoint, &self.device)
+    }
+}
+
+#[derive(Debug, Args)]
+struct EvalArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text files; each is one document, and a .jsonl file has one a line.
+    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    data: Vec<PathBuf>,
+    /// The field of a .jsonl line that holds the text.
+    #[arg(long, value_name = "NAME", default_value = TEXT_FIELD)]
+    field: String,
+    /// Sequences that are computed at once; fewer take less memory.
+    #[arg(long, value_name = "ROWS", default_value_t = ROWS, value_parser = at_least_one)]
+    batch: usize,
+    /// Stop after so many predicted tokens.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_tokens: Option<u64>,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct GenerateArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// How the text begins; - reads it from standard input, as it is. Empty, the model begins a document.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: String,
+    /// Most tokens to add.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    max_tokens: usize,
+    /// Below 1 the likelier tokens gain, above 1 the others; 0 always takes the likeliest.
+    #[arg(long, value_name = "T", default_value_t = Sampling::default().temperature,
+        value_parser = temperature, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Draw from the K likeliest tokens only [default: all].
+    #[arg(long, value_name = "K", value_parser = at_least_one)]
+    top_k: Option<usize>,
+    /// Draw only from the likeliest tokens that together have this probability, above 0 and up to 1.
+    #[arg(long, value_name = "P", default_value_t = Sampling::default().top_p,
+        value_parser = probability, allow_negative_numbers = true)]
+    top_p: f64,
+    /// Decides what is drawn.
+    #[arg(long, value_name = "S", default_value_t = Sampling::default().seed, allow_negative_numbers = true)]
+    seed: u64,
+}
+
+#[derive(Debug, Args)]
+struct DevicesArgs {
+    /// Print a JSON array instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong, with an exit code and often a hint.
+    pub fn execute(self) -> Result<(), InferError> {
+        match self.command {
+            Command::Eval(args) => args.execute(),
+            Command::Generate(args) => args.execute(),
+            Command::Devices(DevicesArgs { json: true }) => print_json(&Devices::find()),
+            Command::Devices(DevicesArgs { json: false }) => print(&Devices::find().to_string()),
+        }
+    }
+}
+
+impl EvalArgs {
+    fn execute(self) -> Result<(), InferError> {
+        let text = Text {
+            files: self.data,
+            field: self.field,
+            max_tokens: self.max_tokens,
+        };
+        text.check()?;
+        let engine = self.model.open()?;
+        let packed = text.pack(&engine)?;
+        let bar = progress_bar(packed.targets());
+        let report = evaluate(&engine, &packed, self.batch, |tokens| {
+            bar.set_position(tokens)
+        });
+        bar.finish_and_clear();
+        let report = report?;
+        if let Some(warning) = report.warning() {
+            tracing::warn!("{warning}");
+        }
+        if self.json {
+            return print_json(&report);
+        }
+        print(&report.to_string())
+    }
+}
+
+impl GenerateArgs {
+    fn execute(self) -> Result<(), InferError> {
+        let engine = self.model.open()?;
+        let prompt = match self.prompt.as_str() {
+            "-" => {
+                let mut text = String::new();
+                io::stdin()
+                    .read_to_string(&mut text)
+                    .map_err(InferError::Input)?;
+                text
+            }
+            _ => self.prompt,
+        };
+        let sampling = Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k.unwrap_or(0),
+            top_p: self.top_p,
+            seed: self.seed,
+        };
+        let request = Request {
+            prompt,
+            max_tokens: self.max_tokens,
+            sampling,
+        };
+        let stop = stop_on_interrupt();
+        let stopped = || stop.load(Ordering::Relaxed);
+        let Generated { tokens, seconds } =
+            generate(&engine, &request, &mut io::stdout().lock(), stopped)?;
+        tracing::info!(
+            "{tokens} tokens in {seconds:.2} s ({:.0} tokens/s on {})",
+            tokens as f64 / seconds,
+            engine.device
+        );
+        Ok(())
+    }
+}
+
+/// Becomes true at the first Ctrl-C; the second one ends the process.
+fn stop_on_interrupt() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&stop);
+    let installed = ctrlc::set_handler(move || {
+        if told.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED);
+        }
+    });
+    if let Err(error) = installed {
+        tracing::debug!("Ctrl-C ends the process at once: {error}");
+    }
+    stop
+}
+
+/// On standard error, and only where that is a terminal.
+fn progress_bar(tokens: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {percent}% of {len} tokens, {eta} left")
+        .expect("a well-formed template");
+    ProgressBar::new(tokens).with_style(style)
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number >= 1 => Ok(number),
+        _ => Err("must be a whole number of at least 1".to_owned()),
+    }
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+        _ => Err("must be a number of 0 or above".to_owned()),
+    }
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("must be a number above 0 and up to 1".to_owned()),
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), InferError> {
+    let json =
+        serde_json::to_string_pretty(value).map_err(|error| InferError::Output(error.into()))?;
+    print(&format!("{json}\n"))
+}
+
+/// Writes to standard output; a reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> Result<(), InferError> {
+    let mut output = io::stdout().lock();
+    let written = output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush());
+    match written {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(InferError::Output(error)),
+        _ => Ok(()),
+    }
+}
+
+/// An error and its causes in one sentence, from the outermost to the innermost.
+pub fn sentence(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let message = inner.to_string();
+        // Some errors repeat their cause in their own message.
+        if !text.ends_with(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_prompt_may_begin_with_a_hyphen() {
+        let cli = Cli::parse_from(["infer", "generate", "folder", "--prompt", "-- a comment"]);
+        assert!(matches!(cli.command, Command::Generate(args) if args.prompt == "-- a comment"));
+    }
+
+    #[test]
+    fn ranges_are_checked() {
+        for (option, value) in [
+            ("--temperature", "-0.1"),
+            ("--temperature", "nan"),
+            ("--temperature", "inf"),
+            ("--top-p", "0"),
+            ("--top-p", "1.01"),
+            ("--top-k", "0"),
+            ("--seed", "-1"),
+        ] {
+            let line = [
+                "infer", "generate", "folder", "--prompt", "a", option, value,
+            ];
+            let error = Cli::try_parse_from(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(option), "{error}");
+        }
+    }
+}

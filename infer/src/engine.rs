@@ -1,0 +1,211 @@
+//! A checkpoint that is ready to be used: the model on its device, and its tokenizer.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use firebox_model::accounting::Parameters;
+use firebox_model::checkpoint::{
+    CONFIG_FILE, Checkpoint, CheckpointError, MODEL_FILE, TOKENIZER_FILE, load,
+};
+use firebox_model::device;
+use firebox_model::language_model::LanguageModel;
+use firebox_model::tokenizer::Tokenizer;
+
+use crate::InferError;
+
+/// Where a run keeps its checkpoints.
+const CHECKPOINTS: &str = "checkpoints";
+/// The file among them that names the newest one.
+const LATEST: &str = "latest";
+
+/// A model on a device, and the tokenizer that it was trained with.
+#[derive(Debug)]
+pub struct Engine {
+    /// The network, without gradients.
+    pub model: LanguageModel,
+    /// Text to token ids and back.
+    pub tokenizer: Tokenizer,
+    /// The device's name, such as `flex` or `wgpu:1`.
+    pub device: String,
+}
+
+impl Engine {
+    /// Opens a checkpoint, or the newest one of a run (see [`checkpoint_folder`]), on a device of
+    /// [`device::select`].
+    ///
+    /// # Errors
+    ///
+    /// When the device is not there, the path leads to no checkpoint, or the checkpoint cannot be read.
+    pub fn open(checkpoint: &Path, device: &str) -> Result<Self, InferError> {
+        let started = Instant::now();
+        let selected = device::select(device)?;
+        let folder = checkpoint_folder(checkpoint)?;
+        let Checkpoint { model, end_of_text } = load(&folder, &selected)?;
+        let path = folder.join(TOKENIZER_FILE);
+        if !path.exists() {
+            return Err(InferError::NoTokenizer { folder });
+        }
+        let engine = Self {
+            tokenizer: Tokenizer::load(&path, end_of_text)?,
+            model,
+            device: device.to_owned(),
+        };
+        engine.check(&[engine.tokenizer.end_of_text()])?;
+        tracing::info!(
+            "{}: {} parameters, on {device} after {:.2} s",
+            folder.display(),
+            Parameters::of(engine.model.config()).total(),
+            started.elapsed().as_secs_f64(),
+        );
+        Ok(engine)
+    }
+
+    /// Token ids of some texts, each of which the model has an embedding for.
+    ///
+    /// # Errors
+    ///
+    /// When the tokenizer cannot encode a text, or gives an id beyond the model's vocabulary.
+    pub fn encode(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, InferError> {
+        let encoded = self.tokenizer.encode_batch(texts)?;
+        encoded.iter().try_for_each(|ids| self.check(ids))?;
+        Ok(encoded)
+    }
+
+    /// A tokenizer may be larger than the model, as long as nothing beyond is used.
+    fn check(&self, ids: &[u32]) -> Result<(), InferError> {
+        let model = self.model.config().vocabulary;
+        match ids.iter().find(|&&id| id as usize >= model) {
+            Some(&id) => Err(InferError::Vocabulary {
+                id,
+                tokenizer: self.tokenizer.vocabulary(),
+                model,
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The checkpoint that a path means: a checkpoint's own folder, or a run's folder or its `checkpoints`, which
+/// stand for the newest complete one.
+///
+/// # Errors
+///
+/// When there is no such folder, or neither a checkpoint nor a run in it.
+pub fn checkpoint_folder(path: &Path) -> Result<PathBuf, InferError> {
+    let path = path.to_owned();
+    if path.is_file() {
+        return Err(InferError::NotAFolder { path });
+    }
+    if !path.is_dir() {
+        return Err(InferError::Missing { path });
+    }
+    if path.join(CONFIG_FILE).exists() || path.join(MODEL_FILE).exists() {
+        return Ok(path);
+    }
+    let inner = path.join(CHECKPOINTS);
+    let is_run = inner.is_dir();
+    let checkpoints = if is_run { inner } else { path.clone() };
+    let file = checkpoints.join(LATEST);
+    if !file.exists() {
+        return Err(
+            match is_run || path.file_name().is_some_and(|name| name == CHECKPOINTS) {
+                true => InferError::NoCheckpointYet { run: path },
+                false => CheckpointError::NotACheckpoint {
+                    folder: path,
+                    missing: CONFIG_FILE,
+                }
+                .into(),
+            },
+        );
+    }
+    let text = fs::read_to_string(&file).map_err(|source| CheckpointError::Io {
+        action: "read",
+        path: file.clone(),
+        source,
+    })?;
+    let name = text.trim();
+    let folder = checkpoints.join(name);
+    if name.is_empty() || !folder.is_dir() {
+        return Err(InferError::Latest {
+            file,
+            name: name.to_owned(),
+        });
+    }
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{TinyCheckpoint, tiny_config};
+
+    #[test]
+    fn a_run_stands_for_its_newest_checkpoint() {
+        let run = tempfile::tempdir().unwrap();
+        let checkpoints = run.path().join("checkpoints");
+        fs::create_dir(&checkpoints).unwrap();
+        for path in [run.path(), &checkpoints] {
+            let error = checkpoint_folder(path).unwrap_err();
+            assert!(
+                matches!(error, InferError::NoCheckpointYet { .. }),
+                "{error}"
+            );
+        }
+
+        fs::write(checkpoints.join("latest"), "step-0000020\n").unwrap();
+        let error = checkpoint_folder(run.path()).unwrap_err();
+        assert!(error.to_string().contains("\"step-0000020\""), "{error}");
+
+        let newest = checkpoints.join("step-0000020");
+        fs::create_dir(&newest).unwrap();
+        fs::write(newest.join("config.json"), "{}").unwrap();
+        for path in [run.path(), &checkpoints, &newest] {
+            assert_eq!(checkpoint_folder(path).unwrap(), newest);
+        }
+    }
+
+    #[test]
+    fn other_paths_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        let refused = |path: &Path| checkpoint_folder(path).unwrap_err();
+        assert!(matches!(refused(&file), InferError::NotAFolder { .. }));
+        assert!(matches!(
+            refused(&folder.path().join("absent")),
+            InferError::Missing { .. }
+        ));
+        let foreign = refused(folder.path());
+        assert!(
+            foreign
+                .to_string()
+                .ends_with("is no checkpoint: it has no config.json"),
+            "{foreign}"
+        );
+        assert_eq!(foreign.exit_code(), 2);
+    }
+
+    #[test]
+    fn an_id_beyond_the_vocabulary_names_both_sizes() {
+        let mut config = tiny_config();
+        config.vocabulary = 200;
+        let tiny = TinyCheckpoint::new(&config, 1);
+        let error = Engine::open(tiny.path(), device::default_name()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "token id 256 is beyond the model's vocabulary: tokenizer.json has 257 ids, config.json 200"
+        );
+    }
+
+    #[test]
+    fn a_checkpoint_without_a_tokenizer_is_named() {
+        let tiny = TinyCheckpoint::new(&tiny_config(), 1);
+        fs::remove_file(tiny.path().join(TOKENIZER_FILE)).unwrap();
+        let error = Engine::open(tiny.path(), device::default_name()).unwrap_err();
+        assert!(
+            error.to_string().contains("has no tokenizer.json"),
+            "{error}"
+        );
+    }
+}

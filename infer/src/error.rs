@@ -1,0 +1,161 @@
+//! What can go wrong between a command line and its answer.
+
+use std::io;
+use std::path::PathBuf;
+
+use firebox_model::checkpoint::CheckpointError;
+use firebox_model::device::DeviceError;
+use firebox_model::tokenizer::TokenizerError;
+use firebox_model::tokenizer::text::TextError;
+
+use crate::devices;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum InferError {
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A path that was given leads nowhere.
+    #[error("{} does not exist", path.display())]
+    Missing {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file where a checkpoint's folder is wanted.
+    #[error("{} is a file, and a checkpoint is a folder", path.display())]
+    NotAFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A folder where text is wanted.
+    #[error("{} is a folder, and --data takes files", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A run that has not come to its first checkpoint.
+    #[error("the run in {} has no finished checkpoint", run.display())]
+    NoCheckpointYet {
+        /// The run's folder, or its folder of checkpoints.
+        run: PathBuf,
+    },
+    /// The newest checkpoint of a run is gone.
+    #[error("{} names the checkpoint {name:?}, which is not beside it", file.display())]
+    Latest {
+        /// The file `latest`.
+        file: PathBuf,
+        /// What it says.
+        name: String,
+    },
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(Box<CheckpointError>),
+    /// The checkpoint does not say what its token ids mean.
+    #[error("{} has no tokenizer.json, so text cannot be turned into tokens", folder.display())]
+    NoTokenizer {
+        /// The checkpoint.
+        folder: PathBuf,
+    },
+    /// The tokenizer cannot be read or used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The tokenizer gave an id that the model has no embedding for.
+    #[error(
+        "token id {id} is beyond the model's vocabulary: tokenizer.json has {tokenizer} ids, config.json {model}"
+    )]
+    Vocabulary {
+        /// The id.
+        id: u32,
+        /// Ids of the tokenizer.
+        tokenizer: usize,
+        /// Ids of the model.
+        model: usize,
+    },
+    /// The text cannot be read.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// There is nothing to predict.
+    #[error("there is no text to evaluate in {files}")]
+    NoText {
+        /// The files.
+        files: String,
+    },
+    /// The arithmetic broke down.
+    #[error("the loss on {device} is {nats}, which is no finite number")]
+    NotFinite {
+        /// The device's name.
+        device: String,
+        /// The mean loss of a token.
+        nats: f64,
+    },
+    /// Standard input cannot be read as text.
+    #[error("the prompt cannot be read from standard input: {0}")]
+    Input(io::Error),
+    /// Standard output cannot be written.
+    #[error("standard output cannot be written: {0}")]
+    Output(io::Error),
+}
+
+// Boxed: a checkpoint's error names files, tensors and shapes, and would make every result large.
+impl From<CheckpointError> for InferError {
+    fn from(error: CheckpointError) -> Self {
+        Self::Checkpoint(Box::new(error))
+    }
+}
+
+impl InferError {
+    /// What to do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Device(DeviceError::NotCompiled { backend, .. }) => {
+                return Some(devices::build_hint(backend));
+            }
+            Self::Device(error) => return Some(error.hint()),
+            Self::Checkpoint(error) => return error.hint(),
+            Self::Tokenizer(error) => return error.hint(),
+            Self::Text(error) => return error.hint(),
+            Self::NotAFolder { .. } => {
+                "give the folder that holds config.json and model.safetensors, or a run such as runs/NAME"
+            }
+            Self::NotAFile { .. } => {
+                "name the files, such as --data FOLDER/*.txt; each is a document, and a .jsonl file has one a line"
+            }
+            Self::NoCheckpointYet { .. } => {
+                "`cargo train run CONFIG --resume` goes on until there is one"
+            }
+            Self::Latest { .. } => "give the folder of another checkpoint of this run",
+            Self::NoTokenizer { .. } => {
+                "copy the tokenizer.json that the model was trained with into the folder"
+            }
+            Self::Vocabulary { .. } => {
+                "tokenizer.json is of another model; use the one that this model was trained with"
+            }
+            Self::NotFinite { .. } => {
+                "evaluate on another device, such as --device flex, to see whether the weights or the device are at fault"
+            }
+            Self::Missing { .. } | Self::NoText { .. } | Self::Input(_) | Self::Output(_) => {
+                return None;
+            }
+        };
+        Some(hint.to_owned())
+    }
+
+    /// The process's exit code: 2 when the command line names what is not there, otherwise 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Device(_)
+            | Self::Missing { .. }
+            | Self::NotAFolder { .. }
+            | Self::NotAFile { .. }
+            | Self::NoCheckpointYet { .. }
+            | Self::NoText { .. } => 2,
+            Self::Checkpoint(error)
+                if matches!(**error, CheckpointError::NotACheckpoint { .. }) =>
+            {
+                2
+            }
+            _ => 1,
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! Measures a model on text: loss, bits per byte, and the health of its routers.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use firebox_model::evaluate::{self, Evaluation};
+use firebox_model::moe::stats;
+use firebox_model::tokenizer::packing::{PackedText, Packer};
+use firebox_model::tokenizer::text::{self, Document, JsonLines, TextError};
+use serde::Serialize;
+
+use crate::InferError;
+use crate::engine::Engine;
+
+/// Documents are encoded together until they have this many bytes.
+const ENCODE_BYTES: usize = 1 << 20;
+
+/// Which text, and how much of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    /// A file is one document; a `.jsonl` file has one a line.
+    pub files: Vec<PathBuf>,
+    /// The field of a JSON line that holds the text.
+    pub field: String,
+    /// Stop after so many predicted tokens.
+    pub max_tokens: Option<u64>,
+}
+
+impl Text {
+    /// Checks that the files are there, before a model is loaded for them.
+    ///
+    /// # Errors
+    ///
+    /// The first path that is not a file.
+    pub fn check(&self) -> Result<(), InferError> {
+        for path in &self.files {
+            if path.is_dir() {
+                return Err(InferError::NotAFile { path: path.clone() });
+            }
+            if !path.exists() {
+                return Err(InferError::Missing { path: path.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads, encodes and packs the documents exactly as training does its held-out ones.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read or encoded, or there is nothing to predict.
+    pub fn pack(&self, engine: &Engine) -> Result<PackedText, InferError> {
+        let mut packer = Packer::new(&engine.tokenizer, self.max_tokens);
+        let mut pending = Vec::new();
+        let mut bytes = 0;
+        for file in &self.files {
+            for document in self.documents(file)? {
+                let document = document?;
+                bytes += document.text.len();
+                pending.push(document);
+                if bytes >= ENCODE_BYTES {
+                    push(engine, &mut packer, &pending)?;
+                    pending.clear();
+                    bytes = 0;
+                }
+                if packer.is_full() {
+                    return Ok(packer.finish());
+                }
+            }
+        }
+        push(engine, &mut packer, &pending)?;
+        let packed = packer.finish();
+        if packed.targets() == 0 {
+            let names: Vec<String> = self
+                .files
+                .iter()
+                .map(|file| file.display().to_string())
+                .collect();
+            return Err(InferError::NoText {
+                files: names.join(", "),
+            });
+        }
+        Ok(packed)
+    }
+
+    fn documents(&self, file: &Path) -> Result<Documents, TextError> {
+        Ok(match file.extension() {
+            Some(extension) if extension.eq_ignore_ascii_case("jsonl") => {
+                Box::new(JsonLines::open(file, &self.field)?)
+            }
+            _ => Box::new(std::iter::once(text::read(file))),
+        })
+    }
+}
+
+type Documents = Box<dyn Iterator<Item = Result<Document, TextError>>>;
+
+fn push(
+    engine: &Engine,
+    packer: &mut Packer<'_>,
+    documents: &[Document],
+) -> Result<(), InferError> {
+    let texts: Vec<&str> = documents
+        .iter()
+        .map(|document| document.text.as_str())
+        .collect();
+    for (text, tokens) in texts.iter().zip(engine.encode(&texts)?) {
+        packer.push(&tokens, text.len() as u64);
+    }
+    Ok(())
+}
+
+/// What `cargo infer eval` has to say; the fields are those of its `--json`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Tokens that were predicted.
+    pub tokens: u64,
+    /// UTF-8 bytes that those tokens stand for.
+    pub bytes: u64,
+    /// Mean cross-entropy of a token, in nats.
+    pub nats_per_token: f64,
+    /// `exp(nats_per_token)`; null in JSON where that overflows.
+    pub perplexity: f64,
+    /// Comparable between tokenizers; see [`Evaluation::bits_per_byte`].
+    pub bits_per_byte: f64,
+    /// Load-balancing loss of each layer, balanced at 1; empty for a dense model, like all that follows by layer.
+    pub balance: Vec<f64>,
+    /// Its mean over the layers; none for a dense model.
+    pub balance_mean: Option<f64>,
+    /// Share of the assignments, layer × expert.
+    pub expert_load: Vec<Vec<f64>>,
+    /// Mean entropy of a token's router probabilities by layer, in nats.
+    pub router_entropy: Vec<f64>,
+    /// Router z-loss by layer.
+    pub router_z: Vec<f64>,
+    /// Predicted tokens a second, without the time to load the model and encode the text.
+    pub tokens_per_second: f64,
+    /// The device's name.
+    pub device: String,
+    /// The numbers as the model crate gives them.
+    #[serde(skip)]
+    evaluation: Evaluation,
+}
+
+impl Report {
+    /// A warning in words where experts collapse.
+    pub fn warning(&self) -> Option<String> {
+        stats::warning(&self.evaluation.layers)
+    }
+
+    fn new(evaluation: Evaluation, seconds: f64, device: &str) -> Self {
+        let layers = &evaluation.layers;
+        let balance: Vec<f64> = layers.iter().map(|layer| layer.balance).collect();
+        Self {
+            tokens: evaluation.tokens,
+            bytes: evaluation.bytes,
+            nats_per_token: evaluation.nats_per_token,
+            perplexity: evaluation.perplexity,
+            bits_per_byte: evaluation.bits_per_byte,
+            balance_mean: (!balance.is_empty())
+                .then(|| balance.iter().sum::<f64>() / balance.len() as f64),
+            balance,
+            expert_load: layers.iter().map(|layer| layer.load.clone()).collect(),
+            router_entropy: layers.iter().map(|layer| layer.entropy).collect(),
+            router_z: layers.iter().map(|layer| layer.z).collect(),
+            tokens_per_second: evaluation.tokens as f64 / seconds,
+            device: device.to_owned(),
+            evaluation,
+        }
+    }
+}
+
+/// Evaluates packed text in sequences of the model's context length, `rows` at a time; `progress` hears how
+/// many tokens are done.
+///
+/// # Errors
+///
+/// When the loss is not finite.
+pub fn evaluate(
+    engine: &Engine,
+    text: &PackedText,
+    rows: usize,
+    progress: impl FnMut(u64),
+) -> Result<Report, InferError> {
+    let started = Instant::now();
+    let sequences = text.windows(engine.model.config().context);
+    let evaluation = evaluate::evaluate(&engine.model, sequences, text.bytes(), rows, progress);
+    let nats = evaluation.nats_per_token;
+    if !nats.is_finite() {
+        return Err(InferError::NotFinite {
+            device: engine.device.clone(),
+            nats,
+        });
+    }
+    Ok(Report::new(
+        evaluation,
+        started.elapsed().as_secs_f64(),
+        &engine.device,
+    ))
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = [
+            ("tokens", self.tokens.to_string()),
+            ("bytes", self.bytes.to_string()),
+            ("nats per token", format!("{:.6}", self.nats_per_token)),
+            ("perplexity", format!("{:.4}", self.perplexity)),
+            ("bits per byte", format!("{:.6}", self.bits_per_byte)),
+            (
+                "tokens/s",
+                format!("{:.0} on {}", self.tokens_per_second, self.device),
+            ),
+        ];
+        for (name, value) in rows {
+            writeln!(formatter, "{name:<14}  {value}")?;
+        }
+        if self.evaluation.layers.is_empty() {
+            return Ok(());
+        }
+        writeln!(
+            formatter,
+            "\nlayer  max/mean load  dead experts  entropy  balance        z"
+        )?;
+        for (index, layer) in self.evaluation.layers.iter().enumerate() {
+            let dead = format!("{} of {}", layer.dead_experts, layer.load.len());
+            writeln!(
+                formatter,
+                "{index:>5}  {:>13.3}  {dead:>12}  {:>7.4}  {:>7.4}  {:>7.4}",
+                layer.max_over_mean, layer.entropy, layer.balance, layer.z
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use firebox_model::device;
+    use firebox_model::evaluate::ROWS;
+
+    use super::*;
+    use crate::testing::{TinyCheckpoint, tiny_config};
+
+    const DOCUMENTS: [&str; 2] = ["Heat the boiler.\n", "Feuer für die Maschine: 火"];
+
+    fn engine(config: &firebox_model::config::ModelConfig) -> Engine {
+        Engine::open(
+            TinyCheckpoint::new(config, 3).path(),
+            device::default_name(),
+        )
+        .unwrap()
+    }
+
+    fn text(folder: &Path, files: &[(&str, String)]) -> Text {
+        let write = |(name, content): &(&str, String)| {
+            fs::write(folder.join(name), content).unwrap();
+            folder.join(name)
+        };
+        Text {
+            files: files.iter().map(write).collect(),
+            field: "text".to_owned(),
+            max_tokens: None,
+        }
+    }
+
+    #[test]
+    fn files_and_lines_of_the_same_text_give_the_same_number() {
+        let engine = engine(&tiny_config());
+        let folder = tempfile::tempdir().unwrap();
+        let [first, second] = DOCUMENTS.map(str::to_owned);
+        let files = text(folder.path(), &[("a.txt", first), ("b.md", second)]);
+        let line = |text: &str| serde_json::json!({ "content": text }).to_string();
+        let lines = DOCUMENTS.map(line).join("\n");
+        let lines = Text {
+            field: "content".to_owned(),
+            ..text(folder.path(), &[("c.jsonl", lines)])
+        };
+
+        let (files, lines) = (files.pack(&engine).unwrap(), lines.pack(&engine).unwrap());
+        assert_eq!(files, lines);
+        let bytes = DOCUMENTS.concat().len() as u64;
+        // An end of text follows each document, and the first byte is not predicted.
+        assert_eq!((files.targets(), files.bytes()), (bytes + 1, bytes - 1));
+
+        let report = evaluate(&engine, &files, ROWS, |_| ()).unwrap();
+        assert_eq!((report.tokens, report.bytes), (bytes + 1, bytes - 1));
+        let bits = report.nats_per_token * report.tokens as f64 / report.bytes as f64 / 2f64.ln();
+        assert!((report.bits_per_byte - bits).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_limit_holds() {
+        let engine = engine(&tiny_config());
+        let folder = tempfile::tempdir().unwrap();
+        let text = Text {
+            max_tokens: Some(70),
+            ..text(
+                folder.path(),
+                &[("a.txt", "x".repeat(500)), ("b.txt", "y".repeat(500))],
+            )
+        };
+        assert_eq!(text.pack(&engine).unwrap().targets(), 70);
+    }
+
+    #[test]
+    fn a_report_has_a_row_for_each_router() {
+        let engine = engine(&tiny_config());
+        let folder = tempfile::tempdir().unwrap();
+        let text = text(folder.path(), &[("a.txt", DOCUMENTS.concat())])
+            .pack(&engine)
+            .unwrap();
+        let mut heard = 0;
+        let report = evaluate(&engine, &text, 1, |tokens| heard = tokens).unwrap();
+        assert_eq!(heard, report.tokens);
+        let shape: Vec<usize> = report.expert_load.iter().map(Vec::len).collect();
+        assert_eq!(shape, [4, 4]);
+        for load in &report.expert_load {
+            assert!((load.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+        }
+        let mean = (report.balance[0] + report.balance[1]) / 2.0;
+        assert_eq!(report.balance_mean, Some(mean));
+        assert_eq!(report.to_string().lines().count(), 6 + 2 + 2);
+    }
+
+    #[test]
+    fn a_dense_model_has_no_router_rows() {
+        let engine = engine(&tiny_config().dense_twin());
+        let folder = tempfile::tempdir().unwrap();
+        let text = text(folder.path(), &[("a.txt", DOCUMENTS.concat())])
+            .pack(&engine)
+            .unwrap();
+        let report = evaluate(&engine, &text, ROWS, |_| ()).unwrap();
+        assert_eq!((report.balance.len(), report.balance_mean), (0, None));
+        assert_eq!(report.to_string().lines().count(), 6);
+    }
+
+    #[test]
+    fn nothing_to_predict_is_an_error() {
+        let engine = engine(&tiny_config());
+        let folder = tempfile::tempdir().unwrap();
+        let error = text(folder.path(), &[("a.jsonl", "\n".to_owned())])
+            .pack(&engine)
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("there is no text to evaluate in"),
+            "{error}"
+        );
+    }
+}

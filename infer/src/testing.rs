@@ -1,0 +1,62 @@
+//! A checkpoint small enough for a test.
+
+use std::path::Path;
+
+use firebox_model::checkpoint::{TOKENIZER_FILE, save};
+use firebox_model::config::{
+    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, RouterConfig,
+};
+use firebox_model::device;
+use firebox_model::language_model::LanguageModel;
+use firebox_model::tokenizer::Tokenizer;
+use tempfile::TempDir;
+
+/// Two layers of four experts, for one token a byte.
+pub fn tiny_config() -> ModelConfig {
+    ModelConfig {
+        vocabulary: 257,
+        layers: 2,
+        d_model: 16,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 8,
+        context: 32,
+        rope_theta: 10_000.0,
+        norm_epsilon: 1e-5,
+        tied_embeddings: false,
+        // Large enough for a fresh model to have preferences.
+        initializer_range: 0.3,
+        feed_forward: FeedForwardKind::Moe,
+        experts: ExpertsConfig {
+            count: 4,
+            per_token: 2,
+            d_ff: 16,
+        },
+        router: RouterConfig {
+            normalize: true,
+            balance: BalanceKind::PerLayer,
+            balance_coefficient: 0.0,
+            z_coefficient: 0.0,
+            bias_update_rate: 0.0,
+        },
+    }
+}
+
+/// A fresh model with the byte tokenizer in a folder, which goes when this is dropped.
+pub struct TinyCheckpoint(TempDir);
+
+impl TinyCheckpoint {
+    pub fn new(config: &ModelConfig, seed: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let device = device::select(device::default_name()).unwrap();
+        let tokenizer = Tokenizer::bytes();
+        let model = LanguageModel::random(config, seed, &device);
+        save(&model, tokenizer.end_of_text(), folder.path()).unwrap();
+        tokenizer.save(&folder.path().join(TOKENIZER_FILE)).unwrap();
+        Self(folder)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}

@@ -1,0 +1,211 @@
+//! The binary as its users meet it: exit codes, and what goes to which stream.
+
+#[path = "../src/testing.rs"]
+mod testing;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use testing::{TinyCheckpoint, tiny_config};
+
+fn infer<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_firebox-infer"));
+    command
+        .args(arguments)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+fn output<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Output {
+    infer(arguments).output().unwrap()
+}
+
+fn words(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The text on standard output of a command that succeeds.
+fn succeed<'a>(arguments: impl IntoIterator<Item = &'a str>) -> String {
+    let output = output(arguments);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The text on standard error of a command that fails with this code, and says nothing on standard output.
+fn fail<'a>(code: i32, arguments: impl IntoIterator<Item = &'a str>) -> String {
+    let output = output(arguments);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{errors}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
+    errors
+}
+
+#[test]
+fn eval_prints_a_table_or_json() {
+    let tiny = TinyCheckpoint::new(&tiny_config(), 1);
+    let data = tiny.path().join("text.txt");
+    fs::write(&data, "The fire burns in the box.\n".repeat(30)).unwrap();
+    let arguments = ["eval", words(tiny.path()), "--data", words(&data)];
+
+    let table = succeed(arguments);
+    assert!(
+        table.contains("bits per byte") && table.contains("dead experts"),
+        "{table}"
+    );
+
+    let json: Value =
+        serde_json::from_str(&succeed(arguments.into_iter().chain(["--json"]))).unwrap();
+    let keys: Vec<&str> = json
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "tokens",
+            "bytes",
+            "nats_per_token",
+            "perplexity",
+            "bits_per_byte",
+            "balance",
+            "balance_mean",
+            "expert_load",
+            "router_entropy",
+            "router_z",
+            "tokens_per_second",
+            "device",
+        ]
+    );
+    assert_eq!(json["tokens"], 27 * 30);
+    let nats = format!("{:.6}", json["nats_per_token"].as_f64().unwrap());
+    assert!(table.contains(&nats), "{nats} is not in {table}");
+}
+
+#[test]
+fn generate_continues_standard_input() {
+    let tiny = TinyCheckpoint::new(&tiny_config(), 1);
+    let arguments = [
+        "generate",
+        words(tiny.path()),
+        "--prompt",
+        "-",
+        "--max-tokens",
+        "20",
+        "--seed",
+        "3",
+    ];
+    let run = || {
+        let mut child = infer(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all("Feuer für ".as_bytes())
+            .unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let first = run();
+    assert_eq!(first.status.code(), Some(0));
+    let text = String::from_utf8(first.stdout.clone()).unwrap();
+    assert!(
+        text.starts_with("Feuer für ") && text.ends_with('\n'),
+        "{text:?}"
+    );
+    assert!(
+        String::from_utf8(first.stderr)
+            .unwrap()
+            .contains("tokens/s")
+    );
+    assert_eq!(run().stdout, first.stdout);
+}
+
+#[test]
+fn devices_are_listed() {
+    let table = succeed(["devices"]);
+    let json: Value = serde_json::from_str(&succeed(["devices", "--json"])).unwrap();
+    for backend in json.as_array().unwrap() {
+        assert!(table.contains(backend["name"].as_str().unwrap()), "{table}");
+        assert_eq!(
+            backend["hint"].is_null(),
+            !backend["devices"].as_array().unwrap().is_empty()
+        );
+    }
+    assert_eq!(json.as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn a_command_line_at_fault_ends_with_2() {
+    let tiny = TinyCheckpoint::new(&tiny_config(), 1);
+    let checkpoint = words(tiny.path());
+    let with = |arguments: &[&'static str]| {
+        let line = ["generate", checkpoint, "--prompt", "a"]
+            .into_iter()
+            .chain(arguments.iter().copied());
+        fail(2, line.collect::<Vec<_>>())
+    };
+    let errors = with(&["--device", "tpu"]);
+    assert!(
+        errors.starts_with("error: device = tpu: unknown"),
+        "{errors}"
+    );
+    assert!(errors.contains("\nhint: `cargo infer devices`"), "{errors}");
+    assert!(with(&["--top-p", "2"]).contains("above 0 and up to 1"));
+
+    let absent = tiny.path().join("absent");
+    let errors = fail(2, ["generate", words(&absent), "--prompt", "a"]);
+    assert!(errors.contains("absent does not exist"), "{errors}");
+    let errors = fail(2, ["eval", checkpoint, "--data", words(&absent)]);
+    assert!(errors.contains("absent does not exist"), "{errors}");
+    let errors = fail(2, ["eval", checkpoint, "--data", checkpoint]);
+    assert!(
+        errors.contains("is a folder, and --data takes files"),
+        "{errors}"
+    );
+
+    let foreign = tempfile::tempdir().unwrap();
+    let errors = fail(2, ["generate", words(foreign.path()), "--prompt", "a"]);
+    assert!(
+        errors.contains("is no checkpoint: it has no config.json"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn a_checkpoint_at_fault_ends_with_1() {
+    let tiny = TinyCheckpoint::new(&tiny_config(), 1);
+    let generate = ["generate", words(tiny.path()), "--prompt", "a"];
+
+    let weights = tiny.path().join("model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    for length in [0, 5, 100, whole.len() / 2] {
+        fs::write(&weights, &whole[..length]).unwrap();
+        let errors = fail(1, generate);
+        assert!(
+            errors.contains("model.safetensors is damaged"),
+            "at {length} bytes: {errors}"
+        );
+        assert!(errors.contains("\nhint: "), "{errors}");
+    }
+    fs::write(&weights, &whole).unwrap();
+
+    let config = tiny.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("\"mixtral\"", "\"gpt2\"")).unwrap();
+    let errors = fail(1, generate);
+    assert!(
+        errors.contains("model_type = \"gpt2\": Firebox reads mixtral"),
+        "{errors}"
+    );
+}

@@ -1,0 +1,281 @@
+//! What a model costs, from its configuration alone: parameters, floating-point operations and bytes.
+//!
+//! Nothing is allocated. Counts are `u128`: products of four sizes of up to 2²⁴ each, which is what a run's
+//! configuration allows, fit. Operations are `f64`, exact up to 2⁵³ and right to 15 digits beyond.
+
+use serde::Serialize;
+
+use crate::config::{FeedForwardKind, ModelConfig};
+
+const BYTES_PER_F32: u128 = 4;
+
+/// Number of parameters, by part of the model. There are no biases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Parameters {
+    /// The embedding table, `[vocabulary, d_model]`.
+    pub embedding: u128,
+    /// Query, key, value and output projections of all layers; shared by all tokens.
+    pub attention: u128,
+    /// Router weights `[experts, d_model]` of all layers; none in a dense model.
+    pub router: u128,
+    /// Gate, up and down projections of all layers: of every expert, or of the dense twin's one SwiGLU.
+    pub feed_forward: u128,
+    /// Norm weights: two `[d_model]` a layer, and the last one.
+    pub norms: u128,
+    /// The output head, `[vocabulary, d_model]`; none where it is the embedding.
+    pub head: u128,
+}
+
+impl Parameters {
+    /// Counts the parameters of a model in Mixtral's layout.
+    pub fn of(config: &ModelConfig) -> Self {
+        let [layers, d_model, vocabulary] =
+            [config.layers, config.d_model, config.vocabulary].map(|n| n as u128);
+        let heads = config.heads as u128 * config.head_dim as u128;
+        let kv_heads = config.kv_heads as u128 * config.head_dim as u128;
+        let experts = config.experts.count as u128;
+        let (router, feed_forward) = match config.feed_forward {
+            FeedForwardKind::Moe => (layers * experts * d_model, experts * one_expert(config)),
+            FeedForwardKind::Dense => (0, config.experts.per_token as u128 * one_expert(config)),
+        };
+        Self {
+            embedding: vocabulary * d_model,
+            // Queries and output are as wide as all heads, keys and values as the key/value heads.
+            attention: layers * 2 * d_model * (heads + kv_heads),
+            router,
+            feed_forward,
+            norms: (2 * layers + 1) * d_model,
+            head: if config.tied_embeddings {
+                0
+            } else {
+                vocabulary * d_model
+            },
+        }
+    }
+
+    /// All parameters.
+    pub fn total(&self) -> u128 {
+        self.embedding + self.attention + self.router + self.feed_forward + self.norms + self.head
+    }
+}
+
+/// Parameters of one expert, in all layers together: gate, up and down, `3 · d_model · d_ff` each layer.
+pub fn one_expert(config: &ModelConfig) -> u128 {
+    config.layers as u128 * 3 * config.d_model as u128 * config.experts.d_ff as u128
+}
+
+/// Floating-point operations for one token; a multiplication and an addition count as two.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Operations {
+    /// Forward pass, products with weights: 2 for each active weight. The embedding is a lookup and costs
+    /// nothing, the head is a product; attention scores are not in it.
+    pub forward: f64,
+    /// Forward pass, if every expert ran for every token; equal to `forward` in a dense model.
+    pub forward_every_expert: f64,
+    /// Forward pass, attention scores and their product with the values, at full context: causal, so that a
+    /// token sees half the context on average, `2 · 2 · heads · head_dim · context / 2` a layer.
+    pub attention_scores: f64,
+    /// Training, three times `forward`: the backward pass multiplies once for the inputs and once for the
+    /// weights (arXiv 2001.08361, section 2.1). Attention scores are not in it.
+    pub training: f64,
+}
+
+/// Bytes of a training state in `f32`, on one device, without activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// The weights.
+    pub weights: u128,
+    /// One gradient a weight.
+    pub gradients: u128,
+    /// AdamW's two moments a weight.
+    pub moments: u128,
+}
+
+impl Memory {
+    /// All of them together.
+    pub fn total(&self) -> u128 {
+        self.weights + self.gradients + self.moments
+    }
+}
+
+/// What a model costs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Accounting {
+    /// Parameters by part.
+    pub parameters: Parameters,
+    /// Parameters in total.
+    pub total: u128,
+    /// Parameters that one token meets: all but the experts it does not visit and the rows of the embedding
+    /// table that are not its own.
+    pub active: u128,
+    /// Parameters of one expert, in all layers together.
+    pub one_expert: u128,
+    /// Floating-point operations for one token.
+    pub operations: Operations,
+    /// Bytes of weights, gradients and moments in `f32`.
+    pub memory: Memory,
+}
+
+impl Accounting {
+    /// Accounts for a model. The configuration is taken as valid ([`ModelConfig::validate`]).
+    pub fn of(config: &ModelConfig) -> Self {
+        let parameters = Parameters::of(config);
+        let total = parameters.total();
+        let visited = config.experts.per_token as u128 * one_expert(config);
+        // A tied head multiplies with the embedding table, whoever it is counted for.
+        let head = config.vocabulary as u128 * config.d_model as u128;
+        let shared = parameters.attention + parameters.router + head;
+        let lookup = if config.tied_embeddings {
+            0
+        } else {
+            config.d_model as u128
+        };
+        let scores =
+            2.0 * 2.0 * (config.heads * config.head_dim) as f64 * config.context as f64 / 2.0;
+        let forward = 2.0 * (shared + visited) as f64;
+        let weights = BYTES_PER_F32 * total;
+        Self {
+            parameters,
+            total,
+            active: shared + visited + parameters.norms + lookup,
+            one_expert: one_expert(config),
+            operations: Operations {
+                forward,
+                forward_every_expert: 2.0 * (shared + parameters.feed_forward) as f64,
+                attention_scores: config.layers as f64 * scores,
+                training: 3.0 * forward,
+            },
+            memory: Memory {
+                weights,
+                gradients: weights,
+                moments: 2 * weights,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{BalanceKind, ExpertsConfig, RouterConfig};
+
+    /// The described GPT-4.
+    fn described() -> ModelConfig {
+        ModelConfig {
+            vocabulary: 100_277,
+            layers: 120,
+            d_model: 10_752,
+            heads: 168,
+            kv_heads: 1,
+            head_dim: 128,
+            context: 8192,
+            rope_theta: 10_000.0,
+            norm_epsilon: 1e-5,
+            tied_embeddings: false,
+            initializer_range: 0.02,
+            feed_forward: FeedForwardKind::Moe,
+            experts: ExpertsConfig {
+                count: 16,
+                per_token: 2,
+                d_ff: 28_672,
+            },
+            router: RouterConfig {
+                normalize: true,
+                balance: BalanceKind::PerLayer,
+                balance_coefficient: 0.01,
+                z_coefficient: 0.001,
+                bias_update_rate: 0.0,
+            },
+        }
+    }
+
+    fn three_digits(value: f64) -> String {
+        format!("{value:.2e}")
+    }
+
+    #[test]
+    fn the_described_model_has_the_described_numbers() {
+        let accounting = Accounting::of(&described());
+        let operations = accounting.operations;
+        assert_eq!(three_digits(accounting.one_expert as f64), "1.11e11");
+        assert_eq!(
+            three_digits(accounting.parameters.attention as f64),
+            "5.58e10"
+        );
+        assert_eq!(three_digits(accounting.total as f64), "1.83e12");
+        assert_eq!(three_digits(accounting.active as f64), "2.79e11");
+        assert_eq!(three_digits(operations.forward), "5.58e11");
+        assert_eq!(three_digits(operations.forward_every_expert), "3.67e12");
+        assert_eq!(three_digits(operations.attention_scores), "4.23e10");
+        assert_eq!(three_digits(operations.training * 13e12), "2.18e25");
+    }
+
+    #[test]
+    fn a_small_model_counted_by_hand() {
+        let config = ModelConfig {
+            vocabulary: 10,
+            layers: 2,
+            d_model: 4,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 6,
+            context: 8,
+            experts: ExpertsConfig {
+                count: 3,
+                per_token: 2,
+                d_ff: 5,
+            },
+            ..described()
+        };
+        let accounting = Accounting::of(&config);
+        let expected = Parameters {
+            embedding: 10 * 4,
+            attention: 2 * (12 * 4 + 6 * 4 + 6 * 4 + 4 * 12),
+            router: 2 * 3 * 4,
+            feed_forward: 2 * 3 * (3 * 4 * 5),
+            norms: 2 * (4 + 4) + 4,
+            head: 10 * 4,
+        };
+        assert_eq!(accounting.parameters, expected);
+        assert_eq!(accounting.total, 40 + 288 + 24 + 360 + 20 + 40);
+        // One row of the embedding, and two experts of three.
+        assert_eq!(accounting.active, 4 + 288 + 24 + 240 + 20 + 40);
+        assert_eq!(
+            accounting.operations.forward,
+            2.0 * (288 + 24 + 240 + 40) as f64
+        );
+        assert_eq!(
+            accounting.operations.attention_scores,
+            (2 * 2 * 2 * 12 * 8 / 2) as f64
+        );
+        assert_eq!(accounting.memory.total(), 16 * accounting.total);
+    }
+
+    #[test]
+    fn the_dense_twin_costs_what_the_visited_experts_cost() {
+        let (sparse, dense) = (
+            Accounting::of(&described()),
+            Accounting::of(&described().dense_twin()),
+        );
+        assert_eq!(sparse.active - sparse.parameters.router, dense.active);
+        assert_eq!(
+            dense.operations.forward,
+            dense.operations.forward_every_expert
+        );
+        assert_eq!(dense.parameters.feed_forward, 2 * dense.one_expert);
+    }
+
+    #[test]
+    fn a_tied_head_is_counted_once_and_multiplied_all_the_same() {
+        let (untied, tied) = (
+            described(),
+            ModelConfig {
+                tied_embeddings: true,
+                ..described()
+            },
+        );
+        let (untied, tied) = (Accounting::of(&untied), Accounting::of(&tied));
+        assert_eq!(untied.total - tied.total, untied.parameters.head);
+        assert_eq!(untied.operations, tied.operations);
+    }
+}

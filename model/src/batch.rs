@@ -1,0 +1,77 @@
+//! Sequences as the model takes them: rows of equal length with shifted targets.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+/// A window of text: inputs and the tokens that follow them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// The token after each of `tokens`.
+    pub targets: Vec<u32>,
+    /// How many positions count; those from here on are padding.
+    pub valid: usize,
+}
+
+/// Some sequences on a device.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `[rows, length]`
+    pub tokens: Tensor<2, Int>,
+    /// `[rows · length]`
+    pub targets: Tensor<1, Int>,
+    /// 1 for a position that counts and 0 for padding, `[rows · length]`; `None` without padding.
+    pub valid: Option<Tensor<1>>,
+    /// The same on the host.
+    pub valid_on_host: Option<Vec<bool>>,
+    /// Positions that count.
+    pub counted: u64,
+}
+
+impl Batch {
+    /// Puts sequences of equal length on a device.
+    ///
+    /// # Panics
+    ///
+    /// When there are none, or their lengths differ.
+    pub fn new(sequences: &[Sequence], device: &Device) -> Self {
+        let rows = sequences.len();
+        let length = sequences
+            .first()
+            .map_or(0, |sequence| sequence.tokens.len());
+        assert!(
+            rows > 0
+                && sequences
+                    .iter()
+                    .all(|s| s.tokens.len() == length && s.targets.len() == length)
+        );
+        let ids = |of: fn(&Sequence) -> &[u32]| {
+            let values: Vec<i32> = sequences.iter().flat_map(of).map(|&id| id as i32).collect();
+            values
+        };
+        let counted = sequences.iter().map(|sequence| sequence.valid as u64).sum();
+        let valid_on_host = (counted < (rows * length) as u64).then(|| {
+            let positions = sequences
+                .iter()
+                .flat_map(|sequence| (0..length).map(|i| i < sequence.valid));
+            positions.collect::<Vec<bool>>()
+        });
+        let valid = valid_on_host.as_ref().map(|valid| {
+            let ones: Vec<f32> = valid
+                .iter()
+                .map(|&valid| if valid { 1.0 } else { 0.0 })
+                .collect();
+            Tensor::from_data(TensorData::new(ones, [rows * length]), device)
+        });
+        Self {
+            tokens: Tensor::from_data(TensorData::new(ids(|s| &s.tokens), [rows, length]), device),
+            targets: Tensor::from_data(
+                TensorData::new(ids(|s| &s.targets), [rows * length]),
+                device,
+            ),
+            valid,
+            valid_on_host,
+            counted,
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! One layer: norm → attention → norm → feed-forward, each added to the residual stream.
+
+use burn::module::Module;
+use burn::nn::RmsNorm;
+use burn::tensor::{Bool, Tensor};
+
+use crate::attention::Attention;
+use crate::cache::LayerCache;
+use crate::config::ModelConfig;
+use crate::feed_forward::FeedForward;
+use crate::moe::Routing;
+use crate::parameters::{Initial, ParameterSource};
+use crate::rotary::Rotary;
+
+/// A transformer block with its norms in front (pre-norm).
+#[derive(Module, Debug)]
+pub struct Block {
+    /// Before attention.
+    pub attention_norm: RmsNorm,
+    /// Mixes positions.
+    pub attention: Attention,
+    /// Before the feed-forward.
+    pub feed_forward_norm: RmsNorm,
+    /// Works on each position by itself.
+    pub feed_forward: FeedForward,
+}
+
+impl Block {
+    /// Takes its parameters from `source`, under `path`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the source.
+    pub fn new<S: ParameterSource>(
+        config: &ModelConfig,
+        path: &str,
+        source: &mut S,
+    ) -> Result<Self, S::Error> {
+        Ok(Self {
+            attention_norm: norm(config, &format!("{path}.attention_norm"), source)?,
+            attention: Attention::new(config, &format!("{path}.attention"), source)?,
+            feed_forward_norm: norm(config, &format!("{path}.feed_forward_norm"), source)?,
+            feed_forward: FeedForward::new(config, &format!("{path}.feed_forward"), source)?,
+        })
+    }
+
+    /// See [`Attention::forward`] for the arguments.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, output: `[batch · new, d_model]`
+    pub fn forward(
+        &self,
+        x: Tensor<2>,
+        batch: usize,
+        rotary: &Rotary,
+        mask: Option<&Tensor<2, Bool>>,
+        cache: Option<&mut LayerCache>,
+    ) -> (Tensor<2>, Option<Routing>) {
+        let normed = self.attention_norm.forward(x.clone());
+        let x = x + self.attention.forward(normed, batch, rotary, mask, cache);
+        let (output, routing) = self
+            .feed_forward
+            .forward(self.feed_forward_norm.forward(x.clone()));
+        (x + output, routing)
+    }
+}
+
+/// An RMSNorm (arXiv 1910.07467) over `d_model`, its gain taken from `source`.
+pub(crate) fn norm<S: ParameterSource>(
+    config: &ModelConfig,
+    path: &str,
+    source: &mut S,
+) -> Result<RmsNorm, S::Error> {
+    Ok(RmsNorm {
+        gamma: source.parameter(&format!("{path}.gamma"), [config.d_model], Initial::Ones)?,
+        epsilon: config.norm_epsilon,
+    })
+}

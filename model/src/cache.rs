@@ -1,0 +1,76 @@
+//! The key/value cache: what attention remembers of the tokens before.
+
+use burn::tensor::{Device, Tensor};
+
+use crate::config::ModelConfig;
+
+/// Keys and values of one layer, allocated once for the longest sequence.
+#[derive(Debug, Clone)]
+pub struct LayerCache {
+    keys: Tensor<4>,   // [batch, kv_heads, capacity, head_dim]
+    values: Tensor<4>, // [batch, kv_heads, capacity, head_dim]
+    length: usize,
+}
+
+impl LayerCache {
+    /// Adds the keys and values of new positions, and returns those of all positions so far.
+    ///
+    /// # Shapes
+    ///
+    /// - `keys`, `values`: `[batch, kv_heads, new, head_dim]`
+    /// - output: twice `[batch, kv_heads, length + new, head_dim]`
+    ///
+    /// # Panics
+    ///
+    /// When the capacity is exceeded; callers check [`KeyValueCache::remaining`].
+    pub fn append(&mut self, keys: Tensor<4>, values: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let [batch, kv_heads, new, head_dim] = keys.dims();
+        let [_, _, capacity, _] = self.keys.dims();
+        let end = self.length + new;
+        assert!(
+            end <= capacity,
+            "key/value cache of {capacity} positions cannot hold {end}"
+        );
+        let place = [0..batch, 0..kv_heads, self.length..end, 0..head_dim];
+        self.keys
+            .inplace(|all| all.slice_assign(place.clone(), keys));
+        self.values.inplace(|all| all.slice_assign(place, values));
+        self.length = end;
+        let so_far = |all: &Tensor<4>| all.clone().narrow(2, 0, end);
+        (so_far(&self.keys), so_far(&self.values))
+    }
+}
+
+/// One [`LayerCache`] a layer.
+#[derive(Debug, Clone)]
+pub struct KeyValueCache {
+    /// By layer.
+    pub layers: Vec<LayerCache>,
+    capacity: usize,
+}
+
+impl KeyValueCache {
+    /// An empty cache for `batch` sequences of at most `capacity` tokens.
+    pub fn new(config: &ModelConfig, batch: usize, capacity: usize, device: &Device) -> Self {
+        let shape = [batch, config.kv_heads, capacity, config.head_dim];
+        let layer = || LayerCache {
+            keys: Tensor::zeros(shape, device),
+            values: Tensor::zeros(shape, device),
+            length: 0,
+        };
+        Self {
+            layers: (0..config.layers).map(|_| layer()).collect(),
+            capacity,
+        }
+    }
+
+    /// Tokens that it holds.
+    pub fn length(&self) -> usize {
+        self.layers.first().map_or(0, |layer| layer.length)
+    }
+
+    /// Tokens that it still has room for.
+    pub fn remaining(&self) -> usize {
+        self.capacity - self.length()
+    }
+}

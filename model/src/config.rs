@@ -1,0 +1,240 @@
+//! What a model is made of: shapes and constants, checked before a device is touched.
+
+use serde::{Deserialize, Serialize};
+
+/// The shape of a decoder-only mixture-of-experts language model.
+///
+/// Field names are the keys of the `[model]` table of a run's configuration file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Number of token ids, the end-of-text token included.
+    pub vocabulary: usize,
+    /// Number of transformer blocks.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; 1 is multi-query attention, `heads` is multi-head attention.
+    pub kv_heads: usize,
+    /// Width of one head; even, for rotary positions turn pairs.
+    pub head_dim: usize,
+    /// Longest sequence, in tokens.
+    pub context: usize,
+    /// Base of the rotary position frequencies.
+    pub rope_theta: f64,
+    /// Added to the mean square before the root in RMSNorm.
+    pub norm_epsilon: f64,
+    /// Whether the output head is the transposed embedding.
+    pub tied_embeddings: bool,
+    /// Standard deviation of the initial weights.
+    pub initializer_range: f64,
+    /// What follows attention in every block.
+    pub feed_forward: FeedForwardKind,
+    /// The experts of a mixture, and the measure of its dense twin.
+    pub experts: ExpertsConfig,
+    /// How tokens are given to experts, and what keeps the load even.
+    pub router: RouterConfig,
+}
+
+/// What follows attention in every block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeedForwardKind {
+    /// Mixture of experts.
+    Moe,
+    /// The dense twin: one SwiGLU of width `experts.d_ff × experts.per_token`, which costs a token
+    /// as many FLOPs as the experts that it would visit.
+    Dense,
+}
+
+/// `[model.experts]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertsConfig {
+    /// Experts in each layer (E).
+    pub count: usize,
+    /// Experts that each token visits (k).
+    pub per_token: usize,
+    /// Inner width of one expert's SwiGLU.
+    pub d_ff: usize,
+}
+
+/// `[model.router]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouterConfig {
+    /// Divide the chosen experts' weights by their sum (Mixtral does).
+    pub normalize: bool,
+    /// Which load-balancing loss is reported, and trained on when its coefficient is not zero.
+    pub balance: BalanceKind,
+    /// Factor of the load-balancing loss in the training loss.
+    pub balance_coefficient: f64,
+    /// Factor of the router z-loss in the training loss.
+    pub z_coefficient: f64,
+    /// Step of the selection bias after each optimizer step; 0 turns bias balancing off.
+    pub bias_update_rate: f64,
+}
+
+/// Which load-balancing loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BalanceKind {
+    /// One loss a layer, balanced at 1.0 for every k; the training loss takes their mean.
+    PerLayer,
+    /// Hugging Face's `load_balancing_loss_func`: all layers' tokens pooled, balanced at k.
+    Pooled,
+}
+
+/// A rule that a [`ModelConfig`] breaks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key} = {value}: {rule}")]
+pub struct ConfigError {
+    /// The key's path below `[model]`, such as `experts.per_token`.
+    pub key: &'static str,
+    /// The value that it has.
+    pub value: String,
+    /// What is wrong with it, and what is allowed.
+    pub rule: String,
+    /// What to do about it.
+    pub hint: String,
+}
+
+impl ModelConfig {
+    /// Checks every rule within and across the fields.
+    ///
+    /// # Errors
+    ///
+    /// The first broken rule, with the key, its value, what is allowed, and a hint.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let positive: [(&'static str, usize); 9] = [
+            ("vocabulary", self.vocabulary),
+            ("layers", self.layers),
+            ("d_model", self.d_model),
+            ("heads", self.heads),
+            ("kv_heads", self.kv_heads),
+            ("head_dim", self.head_dim),
+            ("context", self.context),
+            ("experts.count", self.experts.count),
+            ("experts.d_ff", self.experts.d_ff),
+        ];
+        for (key, value) in positive {
+            require(
+                value > 0,
+                key,
+                value,
+                "must be at least 1",
+                "choose a size of 1 or more",
+            )?;
+        }
+        require(
+            self.heads.is_multiple_of(self.kv_heads),
+            "kv_heads",
+            self.kv_heads,
+            format!(
+                "must divide heads = {} (each key/value head serves as many query heads)",
+                self.heads
+            ),
+            format!("allowed here: {}", divisors(self.heads)),
+        )?;
+        require(
+            self.head_dim.is_multiple_of(2),
+            "head_dim",
+            self.head_dim,
+            "must be even, since rotary positions turn pairs of values",
+            format!(
+                "{} or {}",
+                self.head_dim.saturating_sub(1).max(2),
+                self.head_dim + 1
+            ),
+        )?;
+        require(
+            (1..=self.experts.count).contains(&self.experts.per_token),
+            "experts.per_token",
+            self.experts.per_token,
+            format!(
+                "must lie between 1 and experts.count = {}",
+                self.experts.count
+            ),
+            "2 of 8 or 2 of 16 are common; per_token = count visits them all",
+        )?;
+        let finite: [(&'static str, f64, bool); 6] = [
+            ("rope_theta", self.rope_theta, true),
+            ("norm_epsilon", self.norm_epsilon, true),
+            ("initializer_range", self.initializer_range, true),
+            (
+                "router.balance_coefficient",
+                self.router.balance_coefficient,
+                false,
+            ),
+            ("router.z_coefficient", self.router.z_coefficient, false),
+            (
+                "router.bias_update_rate",
+                self.router.bias_update_rate,
+                false,
+            ),
+        ];
+        for (key, value, above_zero) in finite {
+            let allowed = value.is_finite() && value >= 0.0 && !(above_zero && value == 0.0);
+            let rule = if above_zero {
+                "must be above 0 and finite"
+            } else {
+                "must be 0 or above, and finite"
+            };
+            require(
+                allowed,
+                key,
+                value,
+                rule,
+                "leave the key out for its default",
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Inner width of the feed-forward that a token passes: `d_ff × per_token`.
+    pub fn active_d_ff(&self) -> usize {
+        self.experts.d_ff * self.experts.per_token
+    }
+
+    /// Standard deviation of the initial weights that write to the residual stream, which `2 · layers`
+    /// of them add up in (GPT-2).
+    pub fn residual_initializer_range(&self) -> f64 {
+        self.initializer_range / ((2 * self.layers) as f64).sqrt()
+    }
+
+    /// The same model with a dense feed-forward of equal active FLOPs.
+    pub fn dense_twin(&self) -> Self {
+        Self {
+            feed_forward: FeedForwardKind::Dense,
+            ..self.clone()
+        }
+    }
+}
+
+fn require(
+    holds: bool,
+    key: &'static str,
+    value: impl ToString,
+    rule: impl Into<String>,
+    hint: impl Into<String>,
+) -> Result<(), ConfigError> {
+    if holds {
+        return Ok(());
+    }
+    Err(ConfigError {
+        key,
+        value: value.to_string(),
+        rule: rule.into(),
+        hint: hint.into(),
+    })
+}
+
+fn divisors(n: usize) -> String {
+    let all: Vec<String> = (1..=n)
+        .filter(|d| n.is_multiple_of(*d))
+        .map(|d| d.to_string())
+        .collect();
+    all.join(", ")
+}

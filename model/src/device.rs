@@ -1,0 +1,207 @@
+//! Names of devices, such as `flex` or `wgpu:1`, and what this build and this machine offer.
+
+use burn::tensor::Device;
+use serde::Serialize;
+
+/// Why a device cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// Not a name that any build knows.
+    #[error(
+        "device = {name}: unknown; a device is one of flex, ndarray, wgpu, wgpu:N, cuda, cuda:N"
+    )]
+    Unknown {
+        /// What was asked for.
+        name: String,
+    },
+    /// A backend that this build was made without.
+    #[error("device = {name}: this build has no `{backend}` backend")]
+    NotCompiled {
+        /// What was asked for.
+        name: String,
+        /// The Cargo feature that brings it.
+        backend: &'static str,
+    },
+    /// The backend is there, the adapter is not.
+    #[error("device = {name}: {found} {backend} adapter(s) found on this machine")]
+    NoAdapter {
+        /// What was asked for.
+        name: String,
+        /// The backend.
+        backend: &'static str,
+        /// How many adapters it sees.
+        found: usize,
+    },
+}
+
+impl DeviceError {
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Unknown { .. } => "`cargo infer devices` lists those of this machine".to_owned(),
+            Self::NotCompiled { backend, .. } => format!(
+                "build with it: put `--features {backend}` before the `--` of the alias, for example `cargo run --release --package firebox-train --features {backend} -- run …`"
+            ),
+            Self::NoAdapter { backend: "wgpu", found: 0, .. } => {
+                "install a Vulkan driver; Debian's mesa-vulkan-drivers brings one that runs on the CPU".to_owned()
+            }
+            Self::NoAdapter { backend, .. } => {
+                format!("`cargo infer devices` lists the {backend} adapters; count from 0")
+            }
+        }
+    }
+}
+
+/// A backend and what it finds here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Backend {
+    /// Its name in `--device`, and its Cargo feature.
+    pub name: &'static str,
+    /// What it is.
+    pub description: &'static str,
+    /// Whether this build has it.
+    pub compiled: bool,
+    /// Names for `--device`, one an adapter.
+    pub devices: Vec<String>,
+}
+
+const BACKENDS: [(&str, &str, bool); 4] = [
+    (
+        "flex",
+        "Burn's CPU backend; recommended on a CPU",
+        cfg!(feature = "flex"),
+    ),
+    (
+        "ndarray",
+        "the ndarray CPU backend; an independent second opinion",
+        cfg!(feature = "ndarray"),
+    ),
+    (
+        "wgpu",
+        "any GPU by Vulkan, Metal or DirectX 12; software Vulkan too",
+        cfg!(feature = "wgpu"),
+    ),
+    ("cuda", "NVIDIA GPUs", cfg!(feature = "cuda")),
+];
+
+/// The device that is used when none is named.
+pub fn default_name() -> &'static str {
+    BACKENDS
+        .iter()
+        .find(|(.., compiled)| *compiled)
+        .map_or("flex", |(name, ..)| name)
+}
+
+/// Every backend that Firebox knows, compiled in or not.
+pub fn backends() -> Vec<Backend> {
+    BACKENDS
+        .iter()
+        .map(|&(name, description, compiled)| {
+            let devices = match adapters(name).len() {
+                0 => Vec::new(),
+                1 => vec![name.to_owned()],
+                many => (0..many).map(|index| format!("{name}:{index}")).collect(),
+            };
+            Backend {
+                name,
+                description,
+                compiled,
+                devices,
+            }
+        })
+        .collect()
+}
+
+/// The device of a name: a backend, or `backend:index` where there can be several.
+///
+/// # Errors
+///
+/// When the name is unknown, this build lacks the backend, or the machine lacks the adapter.
+pub fn select(name: &str) -> Result<Device, DeviceError> {
+    let unknown = || DeviceError::Unknown {
+        name: name.to_owned(),
+    };
+    let (backend, index) = match name.split_once(':') {
+        Some((backend, index)) => (backend, index.parse::<usize>().map_err(|_| unknown())?),
+        None => (name, 0),
+    };
+    let &(backend, _, compiled) = BACKENDS
+        .iter()
+        .find(|(known, ..)| *known == backend)
+        .ok_or_else(unknown)?;
+    if name.contains(':') && matches!(backend, "flex" | "ndarray") {
+        return Err(unknown());
+    }
+    if !compiled {
+        return Err(DeviceError::NotCompiled {
+            name: name.to_owned(),
+            backend,
+        });
+    }
+    let mut found = adapters(backend);
+    if index >= found.len() {
+        return Err(DeviceError::NoAdapter {
+            name: name.to_owned(),
+            backend,
+            found: found.len(),
+        });
+    }
+    Ok(found.swap_remove(index))
+}
+
+/// The devices of one backend; none where this build lacks it.
+fn adapters(backend: &str) -> Vec<Device> {
+    match backend {
+        #[cfg(feature = "flex")]
+        "flex" => vec![Device::flex()],
+        #[cfg(feature = "ndarray")]
+        #[allow(deprecated)] // deprecated upstream; kept as an independent second opinion
+        "ndarray" => vec![Device::ndarray()],
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec(),
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        for name in [
+            "",
+            "gpu",
+            "flex:0",
+            "ndarray:1",
+            "wgpu:x",
+            "cuda:-1",
+            "Flex",
+        ] {
+            assert!(
+                matches!(select(name), Err(DeviceError::Unknown { .. })),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_backend_says_how_to_get_it() {
+        let error = DeviceError::NotCompiled {
+            name: "cuda:0".to_owned(),
+            backend: "cuda",
+        };
+        assert_eq!(
+            error.to_string(),
+            "device = cuda:0: this build has no `cuda` backend"
+        );
+        assert!(error.hint().contains("--features cuda"));
+    }
+
+    #[test]
+    fn the_default_is_compiled_in() {
+        assert!(select(default_name()).is_ok());
+    }
+}

@@ -1,0 +1,95 @@
+//! What follows attention: the dense twin, or a mixture of experts.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use burn::tensor::activation::silu;
+
+use crate::config::{FeedForwardKind, ModelConfig};
+use crate::moe::{MixtureOfExperts, Routing};
+use crate::parameters::{Initial, ParameterSource};
+
+/// SwiGLU: `(silu(x W_gate) ⊙ x W_up) W_down` (arXiv 2002.05202).
+#[derive(Module, Debug)]
+pub struct DenseFeedForward {
+    /// `[d_model, d_ff]`
+    pub gate: Param<Tensor<2>>,
+    /// `[d_model, d_ff]`
+    pub up: Param<Tensor<2>>,
+    /// `[d_ff, d_model]`
+    pub down: Param<Tensor<2>>,
+}
+
+impl DenseFeedForward {
+    /// Takes its parameters from `source`, under `path`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the source.
+    pub fn new<S: ParameterSource>(
+        config: &ModelConfig,
+        path: &str,
+        source: &mut S,
+    ) -> Result<Self, S::Error> {
+        let (d_model, d_ff) = (config.d_model, config.active_d_ff());
+        let initial = Initial::Normal(config.initializer_range);
+        Ok(Self {
+            gate: source.parameter(&format!("{path}.gate"), [d_model, d_ff], initial)?,
+            up: source.parameter(&format!("{path}.up"), [d_model, d_ff], initial)?,
+            down: source.parameter(
+                &format!("{path}.down"),
+                [d_ff, d_model],
+                Initial::Normal(config.residual_initializer_range()),
+            )?,
+        })
+    }
+
+    /// # Shapes
+    ///
+    /// - `x`, output: `[tokens, d_model]`
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let gate = silu(x.clone().matmul(self.gate.val()));
+        (gate * x.matmul(self.up.val())).matmul(self.down.val())
+    }
+}
+
+/// One of the two.
+#[derive(Module, Debug)]
+pub enum FeedForward {
+    /// Every token visits its own experts.
+    Moe(MixtureOfExperts),
+    /// Every token visits the same weights.
+    Dense(DenseFeedForward),
+}
+
+impl FeedForward {
+    /// Takes its parameters from `source`, under `path`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the source.
+    pub fn new<S: ParameterSource>(
+        config: &ModelConfig,
+        path: &str,
+        source: &mut S,
+    ) -> Result<Self, S::Error> {
+        Ok(match config.feed_forward {
+            FeedForwardKind::Moe => Self::Moe(MixtureOfExperts::new(config, path, source)?),
+            FeedForwardKind::Dense => Self::Dense(DenseFeedForward::new(config, path, source)?),
+        })
+    }
+
+    /// Also returns what the router did, where there is one.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, output: `[tokens, d_model]`
+    pub fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Option<Routing>) {
+        match self {
+            Self::Moe(mixture) => {
+                let (output, routing) = mixture.forward(x);
+                (output, Some(routing))
+            }
+            Self::Dense(dense) => (dense.forward(x), None),
+        }
+    }
+}

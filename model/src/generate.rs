@@ -1,0 +1,214 @@
+//! Continues a text token by token.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::cache::KeyValueCache;
+use crate::language_model::{LanguageModel, token_tensor};
+
+/// How the next token is drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by it; 0 takes the likeliest token.
+    pub temperature: f64,
+    /// Only this many of the likeliest tokens are drawn from; 0 means all.
+    pub top_k: usize,
+    /// Only the likeliest tokens that together reach this probability are drawn from
+    /// (nucleus sampling, arXiv 1904.09751); 1 means all.
+    pub top_p: f64,
+    /// Decides the draws.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 0.8,
+            top_k: 0,
+            top_p: 1.0,
+            seed: 0,
+        }
+    }
+}
+
+/// Draws tokens from logits; the same seed and logits give the same tokens on every device.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    sampling: Sampling,
+    generator: ChaCha8Rng,
+}
+
+impl Sampler {
+    /// A sampler at the start of its seed's sequence.
+    pub fn new(sampling: Sampling) -> Self {
+        Self {
+            sampling,
+            generator: ChaCha8Rng::seed_from_u64(sampling.seed),
+        }
+    }
+
+    /// The next token, given the logits of each.
+    pub fn sample(&mut self, logits: &[f32]) -> u32 {
+        let Sampling {
+            temperature,
+            top_k,
+            top_p,
+            ..
+        } = self.sampling;
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        let descending = |&a: &u32, &b: &u32| {
+            logits[b as usize]
+                .total_cmp(&logits[a as usize])
+                .then(a.cmp(&b))
+        };
+        if temperature == 0.0 {
+            return order
+                .into_iter()
+                .min_by(descending)
+                .expect("a vocabulary is not empty");
+        }
+        order.sort_unstable_by(descending);
+        if top_k > 0 {
+            order.truncate(top_k);
+        }
+        let largest = f64::from(logits[order[0] as usize]);
+        let mut weights: Vec<f64> = order
+            .iter()
+            .map(|&id| ((f64::from(logits[id as usize]) - largest) / temperature).exp())
+            .collect();
+        let total: f64 = weights.iter().sum();
+        let mut reached = 0.0;
+        let nucleus = weights.iter().position(|weight| {
+            reached += weight;
+            reached >= top_p * total
+        });
+        weights.truncate(nucleus.map_or(weights.len(), |last| last + 1));
+
+        let uniform = (self.generator.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut point = uniform * weights.iter().sum::<f64>();
+        let drawn = weights.iter().position(|weight| {
+            point -= weight;
+            point < 0.0
+        });
+        order[drawn.unwrap_or(weights.len() - 1)]
+    }
+}
+
+/// Continues `prompt` by up to `count` tokens, and hands each to `emit`, which ends the text by
+/// returning false. Ends by itself after `end_of_text`.
+///
+/// Past the context's length, the oldest half of the text is forgotten: the cache is refilled with the
+/// newest half, since rotary positions are counted from its start.
+///
+/// # Panics
+///
+/// When the prompt is empty or a token of it is not in the vocabulary.
+pub fn generate(
+    model: &LanguageModel,
+    prompt: &[u32],
+    count: usize,
+    end_of_text: Option<u32>,
+    sampler: &mut Sampler,
+    mut emit: impl FnMut(u32) -> bool,
+) {
+    assert!(!prompt.is_empty(), "a prompt has at least one token");
+    let config = model.config();
+    let context = config.context;
+    let device = model.embedding.lazy_device();
+    let mut text = prompt[prompt.len().saturating_sub(context)..].to_vec();
+    let mut cache = KeyValueCache::new(config, 1, context, &device);
+    let mut unread = 0; // tokens of `text` from here on are not in the cache
+    for _ in 0..count {
+        if text.len() - unread > cache.remaining() {
+            text.drain(..text.len() - (context / 2).max(1));
+            cache = KeyValueCache::new(config, 1, context, &device);
+            unread = 0;
+        }
+        let new = token_tensor([&text[unread..]].into_iter(), &device);
+        let logits: Vec<f32> = model
+            .decode(new, &mut cache)
+            .into_data()
+            .iter::<f32>()
+            .collect();
+        unread = text.len();
+        let next = sampler.sample(&logits);
+        if Some(next) == end_of_text || !emit(next) {
+            return;
+        }
+        text.push(next);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draws(sampling: Sampling, logits: &[f32], count: usize) -> Vec<u32> {
+        let mut sampler = Sampler::new(sampling);
+        (0..count).map(|_| sampler.sample(logits)).collect()
+    }
+
+    #[test]
+    fn temperature_zero_takes_the_likeliest_and_of_equals_the_first() {
+        let greedy = Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        };
+        assert_eq!(draws(greedy, &[0.0, 3.0, -1.0, 3.0], 2), [1, 1]);
+    }
+
+    #[test]
+    fn frequencies_follow_the_probabilities() {
+        let logits = [0.1f32.ln(), 0.6f32.ln(), 0.3f32.ln()];
+        let drawn = draws(
+            Sampling {
+                temperature: 1.0,
+                ..Sampling::default()
+            },
+            &logits,
+            20_000,
+        );
+        for (id, probability) in [0.1, 0.6, 0.3].into_iter().enumerate() {
+            let share = drawn.iter().filter(|&&drawn| drawn == id as u32).count() as f64 / 20_000.0;
+            assert!(
+                (share - probability).abs() < 0.015,
+                "token {id}: {share} against {probability}"
+            );
+        }
+    }
+
+    #[test]
+    fn top_k_and_top_p_cut_the_tail() {
+        let logits = [0.5f32.ln(), 0.3f32.ln(), 0.2f32.ln()];
+        let top_k = Sampling {
+            temperature: 1.0,
+            top_k: 1,
+            ..Sampling::default()
+        };
+        assert!(draws(top_k, &logits, 100).iter().all(|&id| id == 0));
+        let top_p = Sampling {
+            temperature: 1.0,
+            top_p: 0.6,
+            ..Sampling::default()
+        };
+        let drawn = draws(top_p, &logits, 500);
+        assert!(drawn.iter().all(|&id| id < 2) && drawn.contains(&0) && drawn.contains(&1));
+    }
+
+    #[test]
+    fn a_seed_repeats_itself() {
+        let logits: Vec<f32> = (0..50).map(|i| (i as f32 * 0.7).sin()).collect();
+        let with = |seed| {
+            draws(
+                Sampling {
+                    seed,
+                    ..Sampling::default()
+                },
+                &logits,
+                30,
+            )
+        };
+        assert_eq!(with(1), with(1));
+        assert_ne!(with(1), with(2));
+    }
+}

@@ -1,0 +1,204 @@
+//! The whole network: embedding → blocks → norm → head.
+
+use std::convert::Infallible;
+
+use burn::module::{Module, Param};
+use burn::nn::RmsNorm;
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+
+use crate::block::{Block, norm};
+use crate::cache::KeyValueCache;
+use crate::config::ModelConfig;
+use crate::feed_forward::FeedForward;
+use crate::moe::Routing;
+use crate::parameters::{Initial, ParameterSource, RandomParameters};
+use crate::rotary::Rotary;
+
+/// A decoder-only mixture-of-experts language model.
+///
+/// Base maths and conventions are those of Hugging Face's Mixtral (arXiv 2401.04088).
+#[derive(Module, Debug)]
+pub struct LanguageModel {
+    /// `[vocabulary, d_model]`
+    pub embedding: Param<Tensor<2>>,
+    /// In the order in which they run.
+    pub blocks: Vec<Block>,
+    /// Before the head.
+    pub norm: RmsNorm,
+    /// `[d_model, vocabulary]`; `None` when the embedding serves as the head.
+    pub head: Option<Param<Tensor<2>>>,
+    #[module(skip)]
+    config: ModelConfig,
+}
+
+/// What a model says of some tokens.
+#[derive(Debug, Clone)]
+pub struct ModelOutput {
+    /// Scores of the next token, `[batch, sequence, vocabulary]`.
+    pub logits: Tensor<3>,
+    /// What each layer's router did; empty for a dense model.
+    pub routing: Vec<Routing>,
+}
+
+impl LanguageModel {
+    /// Takes every parameter from `source`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the source.
+    pub fn new<S: ParameterSource>(config: &ModelConfig, source: &mut S) -> Result<Self, S::Error> {
+        let initial = Initial::Normal(config.initializer_range);
+        let (vocabulary, d_model) = (config.vocabulary, config.d_model);
+        let blocks = 0..config.layers;
+        Ok(Self {
+            embedding: source.parameter("embedding", [vocabulary, d_model], initial)?,
+            blocks: blocks
+                .map(|layer| Block::new(config, &format!("blocks.{layer}"), source))
+                .collect::<Result<_, _>>()?,
+            norm: norm(config, "norm", source)?,
+            head: match config.tied_embeddings {
+                true => None,
+                false => Some(source.parameter("head", [d_model, vocabulary], initial)?),
+            },
+            config: config.clone(),
+        })
+    }
+
+    /// A fresh model whose weights depend on the seed alone, not on the device.
+    pub fn random(config: &ModelConfig, seed: u64, device: &Device) -> Self {
+        let built: Result<Self, Infallible> =
+            Self::new(config, &mut RandomParameters { seed, device });
+        let Ok(model) = built;
+        model
+    }
+
+    /// Its shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Scores of the next token at every position, and what the routers did.
+    ///
+    /// Padding stands at the end of a row, where causality hides it from the tokens; what is computed for
+    /// it means nothing.
+    ///
+    /// # Shapes
+    ///
+    /// - `tokens`: `[batch, sequence]`, each below `vocabulary`
+    ///
+    /// # Panics
+    ///
+    /// When a sequence is longer than the context.
+    pub fn forward(&self, tokens: Tensor<2, Int>) -> ModelOutput {
+        let [batch, sequence] = tokens.dims();
+        let (hidden, routing) = self.hidden(tokens, None);
+        let logits = self
+            .logits(hidden)
+            .reshape([batch, sequence, self.config.vocabulary]);
+        ModelOutput { logits, routing }
+    }
+
+    /// What the routers do with these tokens; the head is not computed.
+    ///
+    /// # Shapes
+    ///
+    /// - `tokens`: `[batch, sequence]`
+    pub fn route(&self, tokens: Tensor<2, Int>) -> Vec<Routing> {
+        self.hidden(tokens, None).1
+    }
+
+    /// Scores of the token after the last of each row, given those already in the cache, to which
+    /// these are added.
+    ///
+    /// # Shapes
+    ///
+    /// - `tokens`: `[batch, new]`
+    /// - output: `[batch, vocabulary]`
+    ///
+    /// # Panics
+    ///
+    /// When the cache has no room for them; see [`KeyValueCache::remaining`].
+    pub fn decode(&self, tokens: Tensor<2, Int>, cache: &mut KeyValueCache) -> Tensor<2> {
+        let [batch, new] = tokens.dims();
+        let (hidden, _) = self.hidden(tokens, Some(cache));
+        let last = hidden
+            .reshape([batch, new, self.config.d_model])
+            .narrow(1, new - 1, 1);
+        self.logits(last.squeeze_dim::<2>(1))
+    }
+
+    /// Sets the selection bias of every router, by layer; see [`balance::update_bias`](crate::moe::balance::update_bias).
+    pub fn set_router_bias(&mut self, biases: &[Vec<f32>]) {
+        for (block, bias) in self.blocks.iter_mut().zip(biases) {
+            if let FeedForward::Moe(mixture) = &mut block.feed_forward {
+                mixture.router.bias.clone_from(bias);
+            }
+        }
+    }
+
+    /// The selection bias of every router, by layer; empty ones where it was never on.
+    pub fn router_bias(&self) -> Vec<Vec<f32>> {
+        let routers = self
+            .blocks
+            .iter()
+            .filter_map(|block| match &block.feed_forward {
+                FeedForward::Moe(mixture) => Some(mixture.router.bias.clone()),
+                FeedForward::Dense(_) => None,
+            });
+        routers.collect()
+    }
+
+    /// The residual stream after the last norm, `[batch · sequence, d_model]`.
+    fn hidden(
+        &self,
+        tokens: Tensor<2, Int>,
+        mut cache: Option<&mut KeyValueCache>,
+    ) -> (Tensor<2>, Vec<Routing>) {
+        let [batch, new] = tokens.dims();
+        let config = &self.config;
+        let past = cache.as_ref().map_or(0, |cache| cache.length());
+        assert!(
+            past + new <= config.context,
+            "{} tokens exceed the context of {}",
+            past + new,
+            config.context
+        );
+        let device = tokens.device();
+        let rotary = Rotary::new(past, new, config.head_dim, config.rope_theta, &device);
+        let mask = (new > 1)
+            .then(|| Tensor::<2, Bool>::tril_mask([new, past + new], past as i64, &device));
+
+        let mut x = self.embedding.val().select(0, tokens.flatten::<1>(0, 1));
+        let mut routing = Vec::with_capacity(config.layers);
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let cache = cache.as_deref_mut().map(|cache| &mut cache.layers[layer]);
+            let routed;
+            (x, routed) = block.forward(x, batch, &rotary, mask.as_ref(), cache);
+            routing.extend(routed);
+        }
+        (self.norm.forward(x), routing)
+    }
+
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        match &self.head {
+            Some(head) => hidden.matmul(head.val()),
+            None => hidden.matmul(self.embedding.val().transpose()),
+        }
+    }
+}
+
+/// Token ids as a tensor.
+///
+/// # Shapes
+///
+/// - `rows`: sequences of equal length
+/// - output: `[rows, length]`
+pub fn token_tensor<'a>(
+    rows: impl ExactSizeIterator<Item = &'a [u32]>,
+    device: &Device,
+) -> Tensor<2, Int> {
+    let count = rows.len();
+    let values: Vec<i32> = rows.flatten().map(|&id| id as i32).collect();
+    let length = values.len() / count.max(1);
+    Tensor::from_data(TensorData::new(values, [count, length]), device)
+}

@@ -1,0 +1,24 @@
+//! The Firebox language model: a decoder-only mixture-of-experts transformer, written once against
+//! Burn's backend-independent tensors.
+//!
+//! Start at [`language_model`]; the router and its experts are in [`moe`]. A checkpoint is read and
+//! written by [`checkpoint`], and [`accounting`] says what a configuration costs without allocating it.
+
+pub mod accounting;
+pub mod attention;
+pub mod batch;
+pub mod block;
+pub mod cache;
+pub mod checkpoint;
+pub mod config;
+pub mod device;
+pub mod evaluate;
+pub mod feed_forward;
+pub mod generate;
+pub mod kernels;
+pub mod language_model;
+pub mod loss;
+pub mod moe;
+pub mod parameters;
+pub mod rotary;
+pub mod tokenizer;

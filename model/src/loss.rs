@@ -1,0 +1,70 @@
+//! The training loss: cross-entropy, plus the router's auxiliary losses.
+
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Int, Tensor};
+
+use crate::config::{BalanceKind, ModelConfig};
+use crate::moe::Routing;
+use crate::moe::balance::{self, BatchLoad};
+
+/// Sum over the targets that count of `−ln p(target)`, in nats.
+///
+/// # Shapes
+///
+/// - `logits`: `[tokens, vocabulary]`
+/// - `targets`: `[tokens]`
+/// - `counted`: `[tokens]`, 1 for a target that counts and 0 for padding; `None` when all count
+/// - output: `[1]`
+pub fn cross_entropy_sum(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    counted: Option<&Tensor<1>>,
+) -> Tensor<1> {
+    let log_probabilities = log_softmax(logits, 1)
+        .gather(1, targets.unsqueeze_dim(1))
+        .squeeze_dim::<1>(1);
+    let nats = match counted {
+        Some(counted) => log_probabilities * counted.clone(),
+        None => log_probabilities,
+    };
+    -nats.sum()
+}
+
+/// The auxiliary part of the training loss:
+/// `balance_coefficient · balance + z_coefficient · mean over layers of z`. `None` when there is none, for
+/// a dense model or with both coefficients 0.
+///
+/// # Shapes
+///
+/// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` when all are tokens
+/// - output: `[1]`
+pub fn auxiliary(
+    config: &ModelConfig,
+    routing: &[Routing],
+    valid: Option<&Tensor<1>>,
+    batch: &BatchLoad,
+) -> Option<Tensor<1>> {
+    let router = &config.router;
+    let mean = |terms: Vec<Tensor<1>>| {
+        let layers = terms.len() as f64;
+        terms
+            .into_iter()
+            .reduce(|sum, term| sum + term)
+            .map(|sum| sum.div_scalar(layers))
+    };
+    let balance = (router.balance_coefficient > 0.0).then(|| match router.balance {
+        BalanceKind::PerLayer => mean(balance::per_layer(routing, valid, batch)),
+        BalanceKind::Pooled => balance::pooled(routing, valid, batch),
+    });
+    let z = (router.z_coefficient > 0.0).then(|| mean(balance::z_loss(routing, valid, batch)));
+    let balance = balance
+        .flatten()
+        .map(|loss| loss.mul_scalar(router.balance_coefficient));
+    let z = z
+        .flatten()
+        .map(|loss| loss.mul_scalar(router.z_coefficient));
+    [balance, z]
+        .into_iter()
+        .flatten()
+        .reduce(|sum, term| sum + term)
+}

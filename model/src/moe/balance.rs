@@ -1,0 +1,161 @@
+//! What keeps the load even: auxiliary losses and the bias update, as pure functions.
+//!
+//! A batch may be cut into micro-batches. Each loss here is the micro-batch's part of the loss of the
+//! whole batch: the parts add up to it, and so do their gradients, whatever the cut. That is why the
+//! load fractions, which no gradient passes, are those of the whole batch and come from outside.
+
+use burn::tensor::{Tensor, TensorData};
+
+use super::Routing;
+
+/// The whole batch's load in each layer: assignments of valid tokens, `[layer][expert]`, and how many
+/// valid tokens there are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BatchLoad {
+    /// Assignments by layer and expert.
+    pub counts: Vec<Vec<u64>>,
+    /// Valid tokens (T).
+    pub tokens: u64,
+}
+
+impl BatchLoad {
+    /// Adds what some of the batch's tokens did.
+    pub fn add(&mut self, routing: &[Routing], valid: Option<&[bool]>, tokens: u64) {
+        self.tokens += tokens;
+        self.counts.resize_with(routing.len(), Vec::new);
+        for (counts, layer) in self.counts.iter_mut().zip(routing) {
+            counts.resize(layer.plan.experts, 0);
+            for (count, new) in counts.iter_mut().zip(layer.plan.counts(valid)) {
+                *count += new;
+            }
+        }
+    }
+}
+
+/// Load-balancing loss of each layer: `E · Σ_e (count_e / (T·k)) · mean_t p_e(t)`, 1 when balanced, for
+/// every k (Switch Transformer, arXiv 2101.03961, eq. 4, divided by k for top-k).
+///
+/// # Shapes
+///
+/// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` when all are tokens
+/// - output: one `[1]` a layer
+pub fn per_layer(
+    routing: &[Routing],
+    valid: Option<&Tensor<1>>,
+    batch: &BatchLoad,
+) -> Vec<Tensor<1>> {
+    let tokens = batch.tokens as f64;
+    let layers = routing.iter().zip(&batch.counts);
+    layers
+        .map(|(layer, counts)| {
+            let scale = layer.plan.experts as f64 / (tokens * layer.plan.per_token as f64 * tokens);
+            let factors = counts
+                .iter()
+                .map(|&count| (count as f64 * scale) as f32)
+                .collect();
+            weighted_probabilities(layer, valid, factors)
+        })
+        .collect()
+}
+
+/// Hugging Face's `load_balancing_loss_func`: `E · Σ_e f_e · p_e` with f and p means over the tokens of
+/// all layers, f not divided by k: k when balanced.
+///
+/// # Shapes
+///
+/// - `valid`: as for [`per_layer`]
+/// - output: `[1]`; `None` for a model without routers
+pub fn pooled(
+    routing: &[Routing],
+    valid: Option<&Tensor<1>>,
+    batch: &BatchLoad,
+) -> Option<Tensor<1>> {
+    let experts = routing.first()?.plan.experts;
+    let rows = batch.tokens as f64 * routing.len() as f64;
+    let factors: Vec<f32> = (0..experts)
+        .map(|expert| {
+            let count: u64 = batch.counts.iter().map(|counts| counts[expert]).sum();
+            (experts as f64 * count as f64 / (rows * rows)) as f32
+        })
+        .collect();
+    let layers = routing
+        .iter()
+        .map(|layer| weighted_probabilities(layer, valid, factors.clone()));
+    layers.reduce(|sum, layer| sum + layer)
+}
+
+/// Router z-loss of each layer: the mean over valid tokens of `logsumexp(logits)²`
+/// (ST-MoE, arXiv 2202.08906, eq. 5).
+///
+/// # Shapes
+///
+/// - `valid`: as for [`per_layer`]
+/// - output: one `[1]` a layer
+pub fn z_loss(routing: &[Routing], valid: Option<&Tensor<1>>, batch: &BatchLoad) -> Vec<Tensor<1>> {
+    let layers = routing.iter();
+    layers
+        .map(|layer| {
+            let largest = layer.logits.clone().detach().max_dim(1);
+            let sum = (layer.logits.clone() - largest.clone()).exp().sum_dim(1);
+            let squares = (sum.log() + largest).square().squeeze_dim::<1>(1);
+            masked(squares, valid).sum().div_scalar(batch.tokens as f64)
+        })
+        .collect()
+}
+
+/// One step of bias balancing (DeepSeek, arXiv 2408.15664): `b_e += u · sign(mean count − count_e)`,
+/// then recentred to a mean of zero, which changes no choice and keeps the numbers small.
+pub fn update_bias(bias: &mut Vec<f32>, counts: &[u64], rate: f64) {
+    bias.resize(counts.len(), 0.0);
+    let mean = counts.iter().sum::<u64>() as f64 / counts.len() as f64;
+    for (bias, &count) in bias.iter_mut().zip(counts) {
+        let difference = mean - count as f64;
+        if difference != 0.0 {
+            *bias += (rate * difference.signum()) as f32;
+        }
+    }
+    let centre = bias.iter().sum::<f32>() / bias.len() as f32;
+    bias.iter_mut().for_each(|bias| *bias -= centre);
+}
+
+/// `Σ_t valid_t Σ_e factor_e · p_e(t)`
+fn weighted_probabilities(
+    layer: &Routing,
+    valid: Option<&Tensor<1>>,
+    factors: Vec<f32>,
+) -> Tensor<1> {
+    let experts = factors.len();
+    let factors = Tensor::<2>::from_data(
+        TensorData::new(factors, [experts, 1]),
+        &layer.probabilities.device(),
+    );
+    let by_token = layer
+        .probabilities
+        .clone()
+        .matmul(factors)
+        .squeeze_dim::<1>(1);
+    masked(by_token, valid).sum()
+}
+
+fn masked(by_token: Tensor<1>, valid: Option<&Tensor<1>>) -> Tensor<1> {
+    match valid {
+        Some(valid) => by_token * valid.clone(),
+        None => by_token,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bias_moves_towards_the_starved_and_stays_centred() {
+        let mut bias = Vec::new();
+        update_bias(&mut bias, &[10, 2, 0, 0], 0.001);
+        assert!(bias[0] < bias[1] && bias[1] < 0.0015 && bias[2] == bias[3] && bias[3] > bias[0]);
+        assert!(bias.iter().sum::<f32>().abs() < 1e-7);
+        let before = bias.clone();
+        update_bias(&mut bias, &[3, 3, 3, 3], 0.001);
+        assert_eq!(bias, before);
+    }
+}

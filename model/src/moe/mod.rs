@@ -1,0 +1,93 @@
+//! The mixture of experts: a router, a dispatch plan, and the experts, each a part by itself.
+
+pub mod balance;
+pub mod dispatch;
+pub mod experts;
+pub mod router;
+pub mod stats;
+
+use burn::module::Module;
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::config::ModelConfig;
+use crate::parameters::ParameterSource;
+use dispatch::DispatchPlan;
+use experts::Experts;
+use router::Router;
+
+/// Gives each token to `per_token` of the experts, and adds up what they answer by the router's weights.
+#[derive(Module, Debug)]
+pub struct MixtureOfExperts {
+    /// Chooses.
+    pub router: Router,
+    /// Work.
+    pub experts: Experts,
+}
+
+/// What the router did with some tokens in one layer. Auxiliary losses and statistics are functions of
+/// this; nothing is kept in the model.
+#[derive(Debug, Clone)]
+pub struct Routing {
+    /// Scores before the softmax, `[tokens, experts]`.
+    pub logits: Tensor<2>,
+    /// Softmax over all experts, `[tokens, experts]`, without any bias.
+    pub probabilities: Tensor<2>,
+    /// Which row goes to which expert.
+    pub plan: DispatchPlan,
+}
+
+impl MixtureOfExperts {
+    /// Takes its parameters from `source`, under `path`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the source.
+    pub fn new<S: ParameterSource>(
+        config: &ModelConfig,
+        path: &str,
+        source: &mut S,
+    ) -> Result<Self, S::Error> {
+        Ok(Self {
+            router: Router::new(config, &format!("{path}.router"), source)?,
+            experts: Experts::new(config, &format!("{path}.experts"), source)?,
+        })
+    }
+
+    /// Dropless: each of the `tokens · per_token` assignments is computed, whatever the load.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, output: `[tokens, d_model]`
+    pub fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Routing) {
+        let [tokens, d_model] = x.dims();
+        let device = x.device();
+        let choice = self.router.forward(x.clone());
+        let plan = DispatchPlan::new(
+            &choice.experts,
+            self.router.experts(),
+            self.router.per_token(),
+        );
+        let indices = |values: &[u32]| {
+            let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
+            let length = values.len();
+            Tensor::<1, Int>::from_data(TensorData::new(values, [length]), &device)
+        };
+
+        let rows = x.select(0, indices(&plan.token_of_row)); // [tokens · k, d_model], by expert
+        let answers = self.experts.forward(rows, &plan.offsets);
+        let answers = answers
+            .select(0, indices(&plan.row_of_assignment)) // back in the order of tokens
+            .reshape([tokens, self.router.per_token(), d_model]);
+        let output = (answers * choice.weights.unsqueeze_dim(2))
+            .sum_dim(1)
+            .reshape([tokens, d_model]);
+        (
+            output,
+            Routing {
+                logits: choice.logits,
+                probabilities: choice.probabilities,
+                plan,
+            },
+        )
+    }
+}

@@ -1,0 +1,198 @@
+//! Router health, in numbers and in words.
+
+use serde::Serialize;
+
+use super::Routing;
+use super::balance::BatchLoad;
+use burn::tensor::Tensor;
+
+/// The state of one layer's router over some tokens.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LayerHealth {
+    /// Share of the assignments that each expert got; they sum to 1.
+    pub load: Vec<f64>,
+    /// Largest load over the mean load: 1 when even, E when one expert gets everything.
+    pub max_over_mean: f64,
+    /// Experts that got less than a twentieth of the mean load.
+    pub dead_experts: usize,
+    /// Mean entropy of a token's probabilities, in nats; ln E when undecided.
+    pub entropy: f64,
+    /// Load-balancing loss (per layer, balanced at 1).
+    pub balance: f64,
+    /// Router z-loss.
+    pub z: f64,
+}
+
+/// Below this share of the mean load an expert counts as dead.
+const DEAD_BELOW: f64 = 0.05;
+
+/// Sums over tokens from which [`LayerHealth`] is made; filled micro-batch by micro-batch, so that the
+/// health of a batch does not depend on how it was cut.
+#[derive(Debug, Clone, Default)]
+pub struct HealthSums {
+    load: BatchLoad,
+    layers: Vec<LayerSums>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct LayerSums {
+    probabilities: Vec<f64>,
+    entropy: f64,
+    z: f64,
+}
+
+impl HealthSums {
+    /// This micro-batch's part of the sums, as one tensor to be read back together: of every layer the
+    /// probabilities by expert, the entropy and the z-loss, `[layers · (experts + 2)]`. `None` for a
+    /// model without routers.
+    ///
+    /// # Shapes
+    ///
+    /// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` when all are tokens
+    pub fn terms(routing: &[Routing], valid: Option<&Tensor<1>>) -> Option<Tensor<1>> {
+        let terms = routing.iter().flat_map(|layer| {
+            let (logits, probabilities) = (
+                layer.logits.clone().inner(),
+                layer.probabilities.clone().inner(),
+            );
+            let weigh = |by_token: Tensor<2>| match valid {
+                Some(valid) => by_token * valid.clone().inner().unsqueeze_dim(1),
+                None => by_token,
+            };
+            let largest = logits.clone().max_dim(1);
+            let logsumexp = (logits.clone() - largest.clone()).exp().sum_dim(1).log() + largest;
+            // −Σ p ln p, with ln p = logit − logsumexp, which stays finite as p → 0.
+            let entropy = logsumexp.clone() - (probabilities.clone() * logits).sum_dim(1);
+            [
+                weigh(probabilities),
+                weigh(entropy),
+                weigh(logsumexp.square()),
+            ]
+            .map(|by_token| by_token.sum_dim(0).squeeze_dim::<1>(0))
+        });
+        let terms: Vec<Tensor<1>> = terms.collect();
+        (!terms.is_empty()).then(|| Tensor::cat(terms, 0))
+    }
+
+    /// Adds a micro-batch: its routing, which of its tokens count, how many, and the values of its
+    /// [`terms`](Self::terms).
+    pub fn add(&mut self, routing: &[Routing], valid: Option<&[bool]>, tokens: u64, terms: &[f32]) {
+        self.load.add(routing, valid, tokens);
+        self.add_terms(routing.len(), terms);
+    }
+
+    fn add_terms(&mut self, layers: usize, terms: &[f32]) {
+        self.layers.resize_with(layers, LayerSums::default);
+        for (sums, terms) in self
+            .layers
+            .iter_mut()
+            .zip(terms.chunks(terms.len() / layers.max(1)))
+        {
+            let (probabilities, rest) = terms.split_at(terms.len() - 2);
+            sums.probabilities.resize(probabilities.len(), 0.0);
+            let pairs = sums.probabilities.iter_mut().zip(probabilities);
+            pairs.for_each(|(sum, &value)| *sum += f64::from(value));
+            sums.entropy += f64::from(rest[0]);
+            sums.z += f64::from(rest[1]);
+        }
+    }
+
+    /// Assignments so far.
+    pub fn load(&self) -> &BatchLoad {
+        &self.load
+    }
+
+    /// The health of every layer over all that was added.
+    pub fn health(&self) -> Vec<LayerHealth> {
+        let tokens = self.load.tokens.max(1) as f64;
+        let layers = self.load.counts.iter().zip(&self.layers);
+        layers
+            .map(|(counts, sums)| {
+                let experts = counts.len() as f64;
+                let total = counts.iter().sum::<u64>().max(1) as f64;
+                let load: Vec<f64> = counts.iter().map(|&count| count as f64 / total).collect();
+                let shares = load.iter().zip(&sums.probabilities);
+                LayerHealth {
+                    max_over_mean: load.iter().copied().fold(0.0, f64::max) * experts,
+                    dead_experts: load
+                        .iter()
+                        .filter(|&&share| share * experts < DEAD_BELOW)
+                        .count(),
+                    entropy: sums.entropy / tokens,
+                    balance: experts * shares.map(|(share, sum)| share * sum / tokens).sum::<f64>(),
+                    z: sums.z / tokens,
+                    load,
+                }
+            })
+            .collect()
+    }
+}
+
+/// A warning in words when experts collapse: when some are dead, or one gets more than three times its
+/// share (of few experts: more than half of the way to getting everything).
+pub fn warning(health: &[LayerHealth]) -> Option<String> {
+    let sick: Vec<String> = health
+        .iter()
+        .enumerate()
+        .filter_map(|(layer, health)| {
+            let experts = health.load.len();
+            let overloaded = experts > 1 && health.max_over_mean > 3.0_f64.min(0.5 * experts as f64 + 0.5);
+            (health.dead_experts > 0 || overloaded).then(|| {
+                format!(
+                    "layer {layer}: {} of {experts} experts get less than 5 % of their share, the busiest {:.1} times its share",
+                    health.dead_experts, health.max_over_mean
+                )
+            })
+        })
+        .collect();
+    (!sick.is_empty()).then(|| format!("experts are collapsing; {}", sick.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health(counts: &[u64]) -> Vec<LayerHealth> {
+        let tokens: u64 = counts.iter().sum();
+        let mut sums = HealthSums::default();
+        sums.load = BatchLoad {
+            counts: vec![counts.to_vec()],
+            tokens,
+        };
+        let probabilities = counts.iter().map(|&count| count as f32).chain([0.0, 0.0]);
+        sums.add_terms(1, &probabilities.collect::<Vec<f32>>());
+        sums.health()
+    }
+
+    #[test]
+    fn even_load_is_healthy() {
+        let health = health(&[5, 5, 5, 5]);
+        assert_eq!(
+            (
+                health[0].max_over_mean,
+                health[0].dead_experts,
+                health[0].balance
+            ),
+            (1.0, 0, 1.0)
+        );
+        assert_eq!(warning(&health), None);
+    }
+
+    #[test]
+    fn a_dead_expert_is_named() {
+        let health = health(&[50, 48, 1, 60]);
+        assert_eq!(health[0].dead_experts, 1);
+        assert!(
+            warning(&health)
+                .unwrap()
+                .contains("layer 0: 1 of 4 experts")
+        );
+    }
+
+    #[test]
+    fn an_expert_that_takes_all_is_named() {
+        let health = health(&[10, 10, 10, 10, 10, 10, 10, 100]);
+        assert_eq!(health[0].dead_experts, 0);
+        assert!(warning(&health).unwrap().contains("4.7 times its share"));
+    }
+}

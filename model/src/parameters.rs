@@ -1,0 +1,186 @@
+//! Where parameters come from, and how they are walked through by name.
+//!
+//! A model is built from a [`ParameterSource`], so that there is no half-built model: random weights,
+//! a checkpoint and an upcycled checkpoint all enter by the same door, and every parameter is filled.
+
+use std::convert::Infallible;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use rand_distr::{Distribution, StandardNormal};
+use sha2::{Digest, Sha256};
+
+/// How a parameter starts when nothing else is known of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Initial {
+    /// All ones: the gain of a norm.
+    Ones,
+    /// Normal with this standard deviation.
+    Normal(f64),
+}
+
+/// Gives the value of each parameter of a model that is being built.
+pub trait ParameterSource {
+    /// Why a parameter cannot be given.
+    type Error;
+
+    /// The value of the parameter at `path`, such as `blocks.0.attention.query`.
+    ///
+    /// # Errors
+    ///
+    /// When this source has no such parameter of this shape.
+    fn tensor<const D: usize>(
+        &mut self,
+        path: &str,
+        shape: [usize; D],
+        initial: Initial,
+    ) -> Result<Tensor<D>, Self::Error>;
+
+    /// The same, as a trainable parameter.
+    ///
+    /// # Errors
+    ///
+    /// See [`tensor`](Self::tensor).
+    fn parameter<const D: usize>(
+        &mut self,
+        path: &str,
+        shape: [usize; D],
+        initial: Initial,
+    ) -> Result<Param<Tensor<D>>, Self::Error> {
+        Ok(Param::from_tensor(self.tensor(path, shape, initial)?))
+    }
+}
+
+/// Fresh weights, drawn on the host by a counter-based generator (ChaCha8) whose stream is the hash of
+/// the parameter's path: they depend on the seed and the shape, never on the device or on the order of
+/// construction.
+#[derive(Debug)]
+pub struct RandomParameters<'a> {
+    /// Seed of all the weights.
+    pub seed: u64,
+    /// Where the tensors are put.
+    pub device: &'a Device,
+}
+
+impl ParameterSource for RandomParameters<'_> {
+    type Error = Infallible;
+
+    fn tensor<const D: usize>(
+        &mut self,
+        path: &str,
+        shape: [usize; D],
+        initial: Initial,
+    ) -> Result<Tensor<D>, Infallible> {
+        Ok(match initial {
+            Initial::Ones => Tensor::ones(shape, self.device),
+            Initial::Normal(deviation) => {
+                let digest = Sha256::digest(path.as_bytes());
+                let stream = digest[..8]
+                    .iter()
+                    .fold(0, |word, byte| (word << 8) | u64::from(*byte));
+                let mut generator = ChaCha8Rng::seed_from_u64(self.seed);
+                generator.set_stream(stream);
+                let deviation = deviation as f32;
+                let values: Vec<f32> = (0..shape.iter().product())
+                    .map(|_| {
+                        let sample: f32 = StandardNormal.sample(&mut generator);
+                        sample * deviation
+                    })
+                    .collect();
+                Tensor::from_data(TensorData::new(values, shape), self.device)
+            }
+        })
+    }
+}
+
+/// What is done with each parameter of a module, in the order of its fields.
+pub trait VisitParameter {
+    /// Called once a parameter.
+    fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>);
+}
+
+/// Gives each parameter of a module its next value, in the order of its fields.
+pub trait MapParameter {
+    /// Called once a parameter; the result takes its place.
+    fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D>;
+}
+
+/// Walks through the parameters of a module with their paths.
+pub fn visit<M: Module>(module: &M, visitor: &mut impl VisitParameter) {
+    module.visit(&mut Walk {
+        path: Path::default(),
+        inner: visitor,
+    });
+}
+
+/// Replaces the parameters of a module; the results are trainable leaves again where the old ones were.
+pub fn map<M: Module>(module: M, mapper: &mut impl MapParameter) -> M {
+    module.map(&mut Walk {
+        path: Path::default(),
+        inner: mapper,
+    })
+}
+
+/// The path of field names that leads to a parameter. An enum's variant is no part of it, so that a
+/// parameter is called the same whatever kind of feed-forward it belongs to.
+#[derive(Default)]
+struct Path(Vec<Option<String>>);
+
+impl Path {
+    fn enter(&mut self, name: &str, container: &str) {
+        self.0
+            .push((!container.starts_with("Enum:")).then(|| name.to_owned()));
+    }
+
+    fn exit(&mut self) {
+        self.0.pop();
+    }
+
+    fn joined(&self) -> String {
+        self.0
+            .iter()
+            .flatten()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(".")
+    }
+}
+
+struct Walk<'a, T> {
+    path: Path,
+    inner: &'a mut T,
+}
+
+impl<V: VisitParameter> ModuleVisitor for Walk<'_, V> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.inner.visit(&self.path.joined(), param);
+    }
+}
+
+impl<M: MapParameter> ModuleMapper for Walk<'_, M> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let path = self.path.joined();
+        let (id, value, mapper) = param.consume();
+        let trainable = value.is_require_grad();
+        let value = self.inner.map(&path, value).set_require_grad(trainable);
+        Param::from_mapped_value(id, value, mapper)
+    }
+}

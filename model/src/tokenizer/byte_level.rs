@@ -1,0 +1,118 @@
+//! The byte-level tokenizers that are made here, as the `tokenizer.json` that describes them.
+
+use serde_json::{Map, Value, json};
+use tokenizers::DecoderWrapper;
+
+use super::END_OF_TEXT;
+
+/// How GPT-4's tokenizer splits text before pairs are merged. Digits stand in threes, and a line
+/// end never joins what follows it.
+const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// The character that stands for each byte in a byte-level vocabulary (GPT-2): printable ones for
+/// themselves, the others from U+0100 on.
+pub(super) fn characters() -> [char; 256] {
+    let mut next = 256;
+    std::array::from_fn(|byte| {
+        if matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) {
+            return char::from(byte as u8);
+        }
+        next += 1;
+        char::from_u32(next - 1).expect("U+0100 to U+0143 are characters")
+    })
+}
+
+/// No merges and no splitting: id = byte, and end of text after them.
+pub(super) fn identity_json() -> String {
+    let vocabulary: Map<String, Value> = characters()
+        .iter()
+        .enumerate()
+        .map(|(byte, c)| (c.to_string(), json!(byte)))
+        .collect();
+    let end_of_text = json!([{
+        "id": 256, "content": END_OF_TEXT, "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true,
+    }]);
+    tokenizer_json(end_of_text, byte_level(false), vocabulary)
+}
+
+/// Splits as [`SPLIT`] says and has no vocabulary yet: what training starts from.
+pub(super) fn splitting_json() -> String {
+    tokenizer_json(json!([]), splitting(), Map::new())
+}
+
+fn tokenizer_json(added: Value, pre_tokenizer: Value, vocabulary: Map<String, Value>) -> String {
+    json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added,
+        "normalizer": null,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": null,
+        "decoder": byte_level(true),
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocabulary, "merges": [],
+        },
+    })
+    .to_string()
+}
+
+/// `ByteLevel` as the format writes it; `regex` makes it split as GPT-2 does, and means nothing in
+/// a decoder.
+fn byte_level(regex: bool) -> Value {
+    json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex })
+}
+
+fn splitting() -> Value {
+    let split = json!({
+        "type": "Split", "pattern": { "Regex": SPLIT }, "behavior": "Isolated", "invert": false,
+    });
+    json!({ "type": "Sequence", "pretokenizers": [split, byte_level(false)] })
+}
+
+/// Whether every id below 256 is its byte, and nothing but end of text follows.
+pub(super) fn is_identity(inner: &tokenizers::Tokenizer) -> bool {
+    let is_byte =
+        |(byte, c): (usize, &char)| inner.token_to_id(&c.to_string()) == Some(byte as u32);
+    inner.get_vocab_size(true) == 257
+        && inner.get_normalizer().is_none()
+        && matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
+        && pre_tokenizer_is(inner, byte_level(false))
+        && characters().iter().enumerate().all(is_byte)
+}
+
+/// Whether text is split by [`SPLIT`], which always cuts between a line feed and a character that
+/// is no white space: no alternative that can match a line feed goes on with such a character.
+pub(super) fn splits_lines(inner: &tokenizers::Tokenizer) -> bool {
+    inner.get_normalizer().is_none() && pre_tokenizer_is(inner, splitting())
+}
+
+fn pre_tokenizer_is(inner: &tokenizers::Tokenizer, expected: Value) -> bool {
+    inner
+        .get_pre_tokenizer()
+        .and_then(|own| serde_json::to_value(own).ok())
+        == Some(expected)
+}
+
+/// Pieces of about `size` bytes, cut where [`splits_lines`] says that a cut changes no token.
+pub(super) fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let from = rest.floor_char_boundary(size);
+        let is_cut = |&(at, _): &(usize, &str)| !rest[at + 1..].starts_with(char::is_whitespace);
+        let cut = rest[from..]
+            .match_indices('\n')
+            .map(|(at, line_feed)| (from + at, line_feed))
+            .find(is_cut)
+            .map_or(rest.len(), |(at, _)| at + 1);
+        let (piece, remainder) = rest.split_at(cut);
+        rest = remainder;
+        Some(piece)
+    })
+}

@@ -1,0 +1,319 @@
+//! Held-out text as sequences. Training and evaluation both come through here, so that the same
+//! text gives the same number in both.
+//!
+//! Documents stand one after the other, each followed by end of text. The stream is cut into
+//! windows of `context` inputs whose targets are the tokens one further on; the last target of a
+//! window is the first input of the next, so every token but the very first is predicted exactly
+//! once.
+
+use std::path::PathBuf;
+
+use super::text::{Document, TextError, documents};
+use super::{Tokenizer, TokenizerError};
+use crate::batch::Sequence;
+
+/// Documents are encoded together until they have this many bytes.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// Why text cannot be packed.
+#[derive(Debug, thiserror::Error)]
+pub enum PackingError {
+    /// A document cannot be read.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// A document cannot be encoded.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// There is nothing to predict.
+    #[error("there is no text to evaluate in {files}")]
+    Empty {
+        /// The files.
+        files: String,
+    },
+}
+
+impl PackingError {
+    /// What to do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Text(error) => error.hint(),
+            Self::Tokenizer(error) => error.hint(),
+            Self::Empty { .. } => None,
+        }
+    }
+}
+
+/// A stream of tokens and the bytes that stand behind its targets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedText {
+    tokens: Vec<u32>,
+    bytes: u64,
+}
+
+impl PackedText {
+    /// Reads and encodes files (see [`documents`]), up to `limit` targets.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be read or encoded, or all of them are empty.
+    pub fn read(
+        tokenizer: &Tokenizer,
+        files: &[PathBuf],
+        limit: Option<u64>,
+    ) -> Result<Self, PackingError> {
+        let mut packer = Packer::new(tokenizer, limit);
+        let mut pending: Vec<Document> = Vec::new();
+        for file in files {
+            for document in documents(file)? {
+                pending.push(document?);
+                if pending
+                    .iter()
+                    .map(|document| document.text.len())
+                    .sum::<usize>()
+                    >= BATCH_BYTES
+                {
+                    packer.encode(&std::mem::take(&mut pending))?;
+                }
+                if packer.is_full() {
+                    return Ok(packer.finish());
+                }
+            }
+        }
+        packer.encode(&pending)?;
+        let packed = packer.finish();
+        if packed.targets() == 0 {
+            let names: Vec<String> = files
+                .iter()
+                .map(|file| file.display().to_string())
+                .collect();
+            return Err(PackingError::Empty {
+                files: names.join(", "),
+            });
+        }
+        Ok(packed)
+    }
+
+    /// Tokens that are predicted.
+    pub fn targets(&self) -> u64 {
+        self.tokens.len().saturating_sub(1) as u64
+    }
+
+    /// UTF-8 bytes that the targets stand for; end of text counts nothing.
+    ///
+    /// Bits per byte = nats / ln 2 · targets / bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The sequences, in order.
+    pub fn windows(&self, context: usize) -> impl ExactSizeIterator<Item = Sequence> + '_ {
+        windows(&self.tokens, context)
+    }
+}
+
+/// Adds document after document to a [`PackedText`].
+#[derive(Debug)]
+pub struct Packer<'a> {
+    tokenizer: &'a Tokenizer,
+    /// Most tokens of the stream: one more than targets.
+    capacity: usize,
+    packed: PackedText,
+}
+
+impl<'a> Packer<'a> {
+    /// Packs up to `limit` targets.
+    pub fn new(tokenizer: &'a Tokenizer, limit: Option<u64>) -> Self {
+        let capacity = limit.map_or(usize::MAX, |limit| {
+            usize::try_from(limit)
+                .unwrap_or(usize::MAX)
+                .saturating_add(1)
+        });
+        Self {
+            tokenizer,
+            capacity,
+            packed: PackedText {
+                tokens: Vec::new(),
+                bytes: 0,
+            },
+        }
+    }
+
+    /// Whether the limit is reached, so that further documents change nothing.
+    pub fn is_full(&self) -> bool {
+        self.packed.tokens.len() >= self.capacity
+    }
+
+    /// Adds a document of `bytes` bytes of text as its tokens (without end of text, which is added
+    /// here).
+    ///
+    /// A document that fits counts all its bytes, whatever the tokenizer makes of spaces; one that
+    /// is cut counts those of its tokens.
+    pub fn push(&mut self, tokens: &[u32], bytes: u64) {
+        if self.is_full() {
+            return;
+        }
+        let PackedText {
+            tokens: stream,
+            bytes: total,
+        } = &mut self.packed;
+        let bytes_of = |count: usize| self.tokenizer.bytes_of(&tokens[..count]).min(bytes);
+        // The first token of the stream is no target.
+        let uncounted = if stream.is_empty() {
+            bytes_of(tokens.len().min(1))
+        } else {
+            0
+        };
+        let room = self.capacity - stream.len();
+        let kept = tokens.len().min(room);
+        let counted = if kept == tokens.len() {
+            bytes
+        } else {
+            bytes_of(kept)
+        };
+        *total += counted - uncounted;
+        stream.extend_from_slice(&tokens[..kept]);
+        if kept < room {
+            stream.push(self.tokenizer.end_of_text());
+        }
+    }
+
+    /// What has been added.
+    pub fn finish(self) -> PackedText {
+        self.packed
+    }
+
+    fn encode(&mut self, documents: &[Document]) -> Result<(), TokenizerError> {
+        let texts: Vec<&str> = documents
+            .iter()
+            .map(|document| document.text.as_str())
+            .collect();
+        for (text, tokens) in texts.iter().zip(self.tokenizer.encode_batch(&texts)?) {
+            self.push(&tokens, text.len() as u64);
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a stream into windows of `context` inputs and their targets. The last one is filled up with
+/// padding.
+pub fn windows(tokens: &[u32], context: usize) -> impl ExactSizeIterator<Item = Sequence> + '_ {
+    let context = context.max(1);
+    let count = tokens.len().saturating_sub(1).div_ceil(context);
+    (0..count).map(move |index| {
+        let start = index * context;
+        window(
+            &tokens[start..tokens.len().min(start + context + 1)],
+            context,
+        )
+    })
+}
+
+/// A sequence of `context` inputs from up to `context + 1` successive tokens; what is missing is
+/// padding.
+///
+/// # Panics
+///
+/// When there are more tokens.
+pub fn window(tokens: &[u32], context: usize) -> Sequence {
+    assert!(
+        tokens.len() <= context + 1,
+        "{} tokens for a window of {context}",
+        tokens.len()
+    );
+    let valid = tokens.len().saturating_sub(1);
+    let padded = |tokens: &[u32]| {
+        let mut tokens = tokens.to_vec();
+        tokens.resize(context, 0);
+        tokens
+    };
+    Sequence {
+        tokens: padded(&tokens[..valid]),
+        targets: padded(tokens.get(1..).unwrap_or_default()),
+        valid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fs;
+
+    fn pack(texts: &[&str], limit: Option<u64>) -> PackedText {
+        let tokenizer = Tokenizer::bytes();
+        let mut packer = Packer::new(&tokenizer, limit);
+        for text in texts {
+            packer.push(&tokenizer.encode(text).unwrap(), text.len() as u64);
+        }
+        packer.finish()
+    }
+
+    #[test]
+    fn end_of_text_follows_each_document_and_the_first_token_is_no_target() {
+        let packed = pack(&["ab", "c"], None);
+        assert_eq!(packed.tokens, [97, 98, 256, 99, 256]);
+        assert_eq!(packed.targets(), 4);
+        assert_eq!(packed.bytes(), 2);
+        let windows: Vec<_> = packed.windows(3).collect();
+        assert_eq!(
+            windows[0],
+            Sequence {
+                tokens: vec![97, 98, 256],
+                targets: vec![98, 256, 99],
+                valid: 3
+            }
+        );
+        assert_eq!(
+            windows[1],
+            Sequence {
+                tokens: vec![99, 0, 0],
+                targets: vec![256, 0, 0],
+                valid: 1
+            }
+        );
+        assert_eq!(windows.len(), 2);
+    }
+
+    #[test]
+    fn a_file_of_json_lines_and_plain_files_give_the_same_stream() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("a.jsonl"), "{\"text\": \"é\"}\n{\"text\": \"b\\n\"}\n").unwrap();
+        fs::write(path("1.txt"), "é").unwrap();
+        fs::write(path("2.txt"), "b\n").unwrap();
+        let tokenizer = Tokenizer::bytes();
+        let lines = PackedText::read(&tokenizer, &[path("a.jsonl")], None).unwrap();
+        let files = PackedText::read(&tokenizer, &[path("1.txt"), path("2.txt")], None).unwrap();
+        assert_eq!(lines, files);
+        assert_eq!(lines, pack(&["é", "b\n"], None));
+
+        fs::write(path("empty.txt"), "").unwrap();
+        let error = PackedText::read(&tokenizer, &[path("empty.txt")], None).unwrap_err();
+        assert!(matches!(error, PackingError::Empty { .. }));
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_and_targets_are_those_of_the_windows(
+            texts in prop::collection::vec("[a-zé€]{0,12}", 0..6),
+            limit in prop::option::of(0u64..60),
+            context in 1usize..9,
+        ) {
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+            let packed = pack(&texts, limit);
+            let all: u64 = texts.iter().map(|text| text.len() as u64 + 1).sum();
+            prop_assert_eq!(packed.targets(), all.saturating_sub(1).min(limit.unwrap_or(u64::MAX)));
+            let mut targets = Vec::new();
+            let mut inputs = Vec::new();
+            for window in packed.windows(context) {
+                prop_assert_eq!(window.tokens.len(), context);
+                prop_assert_eq!(window.targets.len(), context);
+                targets.extend_from_slice(&window.targets[..window.valid]);
+                inputs.extend_from_slice(&window.tokens[..window.valid]);
+            }
+            prop_assert_eq!(packed.bytes(), targets.iter().filter(|&&id| id < 256).count() as u64);
+            prop_assert_eq!(&targets[..], packed.tokens.get(1..).unwrap_or_default());
+            prop_assert_eq!(&inputs[..], &packed.tokens[..targets.len()]);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Documents in files: plain text, one a file, and JSON lines, one a line.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// The field of a JSON line that holds the text, where nothing else is said.
+pub const TEXT_FIELD: &str = "text";
+
+/// A text that is read on its own: one file, or one line of JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// For messages: the path, with `:LINE` for a line of JSON.
+    pub name: String,
+    /// What it says.
+    pub text: String,
+}
+
+/// Why a document cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// The operating system said no.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The file is no text.
+    #[error("{} is not UTF-8: byte {offset} begins no character", path.display())]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// Where, counted from 0.
+        offset: u64,
+    },
+    /// A line is no JSON object with a text.
+    #[error("{}:{line}: {problem}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: u64,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl TextError {
+    /// What to do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotUtf8 { .. } => {
+                Some("convert it, such as with `iconv -f latin1 -t utf-8`".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Reads the documents of a file: a `.jsonl` file has one a line in [`TEXT_FIELD`], any other file
+/// is one.
+///
+/// # Errors
+///
+/// When the file cannot be opened. The iterator gives an error in place of a document that cannot
+/// be read.
+pub fn documents(
+    path: &Path,
+) -> Result<Box<dyn Iterator<Item = Result<Document, TextError>>>, TextError> {
+    if path
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"))
+    {
+        return Ok(Box::new(JsonLines::open(path, TEXT_FIELD)?));
+    }
+    Ok(Box::new(std::iter::once(Ok(read(path)?))))
+}
+
+/// Reads a file as one document.
+///
+/// # Errors
+///
+/// When it cannot be read, or is not UTF-8.
+pub fn read(path: &Path) -> Result<Document, TextError> {
+    let bytes = fs::read(path).map_err(|source| TextError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let text = String::from_utf8(bytes).map_err(|error| TextError::NotUtf8 {
+        path: path.to_owned(),
+        offset: error.utf8_error().valid_up_to() as u64,
+    })?;
+    Ok(Document {
+        name: path.display().to_string(),
+        text,
+    })
+}
+
+/// The documents of a file of JSON lines; empty lines are passed over.
+#[derive(Debug)]
+pub struct JsonLines {
+    path: PathBuf,
+    field: String,
+    reader: BufReader<File>,
+    /// Lines and bytes before the next line.
+    line: u64,
+    offset: u64,
+}
+
+impl JsonLines {
+    /// Opens a file whose lines are objects with a string in `field`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened.
+    pub fn open(path: &Path, field: &str) -> Result<Self, TextError> {
+        let file = File::open(path).map_err(|source| TextError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            field: field.to_owned(),
+            reader: BufReader::new(file),
+            line: 0,
+            offset: 0,
+        })
+    }
+
+    fn document(&self, line: &[u8], offset: u64) -> Result<Document, TextError> {
+        let text = str::from_utf8(line).map_err(|error| TextError::NotUtf8 {
+            path: self.path.clone(),
+            offset: offset + error.valid_up_to() as u64,
+        })?;
+        let problem = |problem: String| TextError::Line {
+            path: self.path.clone(),
+            line: self.line,
+            problem,
+        };
+        let field = &self.field;
+        let mut value: Value = serde_json::from_str(text)
+            .map_err(|error| problem(format!("not JSON, at column {}", error.column())))?;
+        match value.get_mut(field).map(Value::take) {
+            Some(Value::String(text)) => Ok(Document {
+                name: format!("{}:{}", self.path.display(), self.line),
+                text,
+            }),
+            Some(_) => Err(problem(format!("field {field:?} is no string"))),
+            None => Err(problem(format!("no object with a field {field:?}"))),
+        }
+    }
+}
+
+impl Iterator for JsonLines {
+    type Item = Result<Document, TextError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let offset = self.offset;
+            match self.reader.read_until(b'\n', &mut line) {
+                Ok(0) => return None,
+                Ok(read) => self.offset += read as u64,
+                Err(source) => {
+                    return Some(Err(TextError::Io {
+                        path: self.path.clone(),
+                        source,
+                    }));
+                }
+            }
+            self.line += 1;
+            if !line.iter().all(u8::is_ascii_whitespace) {
+                return Some(self.document(&line, offset));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str, content: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn json_lines_are_documents_and_other_files_are_one() {
+        let content = "{\"text\": \"one\"}\n\n{\"id\": 2, \"text\": \"tw\\u00f6\\n\"}";
+        let (_folder, path) = file("a.jsonl", content.as_bytes());
+        let read: Vec<_> = documents(&path).unwrap().map(Result::unwrap).collect();
+        assert_eq!(
+            read.iter().map(|d| d.text.as_str()).collect::<Vec<_>>(),
+            ["one", "twö\n"]
+        );
+        assert!(read[1].name.ends_with("a.jsonl:3"));
+
+        let (_folder, path) = file("a.txt", content.as_bytes());
+        let read: Vec<_> = documents(&path).unwrap().map(Result::unwrap).collect();
+        assert_eq!(read.len(), 1);
+        assert_eq!(read[0].text, content);
+    }
+
+    #[test]
+    fn errors_name_the_line_or_the_byte() {
+        let (_folder, path) = file(
+            "a.jsonl",
+            b"{\"text\": \"one\"}\n{\"text\": 1}\n{}\nnot\n{\"text\": \"\xFF\"}\n",
+        );
+        let messages: Vec<String> = documents(&path)
+            .unwrap()
+            .filter_map(Result::err)
+            .map(|error| error.to_string())
+            .collect();
+        assert!(
+            messages[0].ends_with("a.jsonl:2: field \"text\" is no string"),
+            "{messages:?}"
+        );
+        assert!(
+            messages[1].ends_with("a.jsonl:3: no object with a field \"text\""),
+            "{messages:?}"
+        );
+        assert!(
+            messages[2].ends_with("a.jsonl:4: not JSON, at column 2"),
+            "{messages:?}"
+        );
+        assert!(
+            messages[3].ends_with("a.jsonl is not UTF-8: byte 45 begins no character"),
+            "{messages:?}"
+        );
+
+        let (_folder, path) = file("a.txt", b"caf\xE9");
+        assert!(
+            read(&path)
+                .unwrap_err()
+                .to_string()
+                .ends_with("byte 3 begins no character")
+        );
+    }
+}

@@ -1,0 +1,172 @@
+//! `cargo train check`: what a run is, and what it costs, before anything is allocated.
+
+mod numbers;
+mod text;
+
+use firebox_model::accounting::Accounting;
+use firebox_model::config::FeedForwardKind;
+use serde::Serialize;
+
+use crate::config::{PlanConfig, RunConfig};
+
+const SECONDS_PER_DAY: f64 = 86_400.0;
+const HOURS_PER_DAY: f64 = 24.0;
+
+/// What `check` prints: as text through its `Display`, as JSON through serde.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// The resolved configuration.
+    pub config: RunConfig,
+    /// Parameters, operations a token, and bytes.
+    pub model: Accounting,
+    /// Tokens and operations of the whole run.
+    pub training: Training,
+    /// Time and money on the accelerators of `[plan]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Cost>,
+}
+
+/// Tokens and operations of a whole run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Training {
+    /// Tokens of all steps, in whole sequences.
+    pub tokens: u128,
+    /// Tokens of the first and of the last step.
+    pub tokens_per_step: [u128; 2],
+    /// Tokens that each expert gets in the first and in the last step under an even load: batch · k / E.
+    /// None in a dense model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_expert_per_step: Option<[f64; 2]>,
+    /// Floating-point operations of all steps, three times the forward pass; attention scores are not in it.
+    pub operations: f64,
+}
+
+/// Time and money, each at the highest and at the lowest utilization.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Cost {
+    /// Days.
+    pub days: [f64; 2],
+    /// Dollars.
+    pub dollars: [f64; 2],
+}
+
+impl Report {
+    /// Accounts for a run.
+    pub fn of(config: &RunConfig) -> Self {
+        let model = Accounting::of(&config.model);
+        let training = Training::of(config, &model);
+        let plan = config
+            .plan
+            .as_ref()
+            .map(|plan| Cost::of(plan, training.operations));
+        Self {
+            config: config.clone(),
+            model,
+            training,
+            plan,
+        }
+    }
+}
+
+impl Training {
+    fn of(config: &RunConfig, model: &Accounting) -> Self {
+        let (context, steps) = (config.model.context, config.train.steps);
+        let ramp = config.schedule.batch_tokens;
+        let tokens = ramp.total_tokens(steps, context);
+        let batch = |step| ramp.sequences_at(step, context) as u128 * context as u128;
+        let tokens_per_step = [batch(0), batch(steps.saturating_sub(1))];
+        let experts = &config.model.experts;
+        let per_expert = experts.per_token as f64 / experts.count as f64;
+        let sparse = config.model.feed_forward == FeedForwardKind::Moe;
+        Self {
+            tokens,
+            tokens_per_step,
+            tokens_per_expert_per_step: sparse
+                .then(|| tokens_per_step.map(|tokens| tokens as f64 * per_expert)),
+            operations: model.operations.training * tokens as f64,
+        }
+    }
+}
+
+impl Cost {
+    fn of(plan: &PlanConfig, operations: f64) -> Self {
+        let [lowest, highest] = plan.utilization;
+        let days = [highest, lowest].map(|share| {
+            operations / (plan.count as f64 * plan.peak_flops * share) / SECONDS_PER_DAY
+        });
+        let dollars =
+            days.map(|days| days * HOURS_PER_DAY * plan.count as f64 * plan.dollars_per_hour);
+        Self { days, dollars }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::load;
+
+    fn report(name: &str, set: &[&str]) -> Report {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../configs")
+            .join(name);
+        let set: Vec<String> = set.iter().map(|argument| (*argument).to_owned()).collect();
+        Report::of(&load(&path, &set).unwrap())
+    }
+
+    #[test]
+    fn the_described_run_takes_the_described_time_and_money() {
+        let report = report("gpt4.toml", &[]);
+        assert_eq!(format!("{:.2e}", report.training.tokens as f64), "1.30e13");
+        assert_eq!(format!("{:.1e}", report.training.operations), "2.2e25");
+        let per_expert = report.training.tokens_per_expert_per_step.unwrap();
+        assert_eq!(format!("{:.1e}", per_expert[1]), "7.5e6");
+        let cost = report.plan.unwrap();
+        assert_eq!(cost.days.map(f64::round), [90.0, 101.0]);
+        assert_eq!(
+            cost.dollars.map(|dollars| (dollars / 1e6).round()),
+            [54.0, 61.0]
+        );
+    }
+
+    #[test]
+    fn the_dense_twin_has_no_experts_to_feed() {
+        let report = report("quickstart.toml", &["model.feed_forward=dense"]);
+        assert_eq!(report.training.tokens_per_expert_per_step, None);
+        assert_eq!(report.model.parameters.router, 0);
+    }
+
+    #[test]
+    fn a_ramp_is_summed_step_by_step() {
+        let ramp = "schedule.batch_tokens={ start = 1000, end = 3000, ramp_steps = 4 }";
+        let report = report(
+            "quickstart.toml",
+            &[
+                "train.steps=6",
+                "schedule.warmup_steps=0",
+                "model.context=100",
+                ramp,
+            ],
+        );
+        assert_eq!(report.training.tokens_per_step, [1000, 3000]);
+        assert_eq!(
+            report.training.tokens,
+            1000 + 1500 + 2000 + 2500 + 3000 + 3000
+        );
+    }
+
+    #[test]
+    fn the_text_names_the_totals() {
+        let text = report("gpt4.toml", &[]).to_string();
+        for part in [
+            "1.83 T",
+            "279 B",
+            "558 GFLOP",
+            "3.67 TFLOP",
+            "25,000 × A100",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+    }
+}

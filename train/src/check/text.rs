@@ -1,0 +1,327 @@
+//! The report as an aligned table for people.
+
+use std::fmt::{self, Display, Formatter};
+
+use firebox_model::config::{FeedForwardKind, ModelConfig};
+
+use super::Report;
+use super::numbers::{bytes, counted, flop, percent, percent_of, scaled, text_bytes, thousands};
+use crate::config::{
+    DecayKind, RunConfig, Share, SourceConfig, SourceKind, SplitKind, TokenizerConfig,
+};
+
+impl Display for Report {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        let mut table = Table(formatter);
+        configuration(&mut table, &self.config)?;
+        parameters(&mut table, self)?;
+        operations(&mut table, self)?;
+        training(&mut table, self)?;
+        plan(&mut table, self)
+    }
+}
+
+/// Rows of label, value and remark below headings.
+struct Table<'a, 'b>(&'a mut Formatter<'b>);
+
+impl Table<'_, '_> {
+    fn heading(&mut self, text: &str) -> fmt::Result {
+        writeln!(self.0, "\n{text}")
+    }
+
+    fn text(&mut self, label: &str, text: impl Display) -> fmt::Result {
+        writeln!(self.0, "  {label:<16}{text}")
+    }
+
+    fn number(&mut self, label: &str, value: impl AsRef<str>, remark: impl Display) -> fmt::Result {
+        let line = format!("  {label:<28}{:>14}  {remark}", value.as_ref());
+        writeln!(self.0, "{}", line.trim_end())
+    }
+}
+
+fn configuration(table: &mut Table, config: &RunConfig) -> fmt::Result {
+    let (model, train, optimizer, schedule) = (
+        &config.model,
+        &config.train,
+        &config.optimizer,
+        &config.schedule,
+    );
+    writeln!(table.0, "configuration")?;
+    table.text("model", model_summary(model))?;
+    table.text("feed-forward", feed_forward_summary(model))?;
+    if model.feed_forward == FeedForwardKind::Moe {
+        table.text("balance", balance_summary(model))?;
+    }
+    table.text("tokenizer", tokenizer_summary(config))?;
+    for source in &config.data.source {
+        table.text("source", source_summary(source))?;
+    }
+    let validation = &config.data.validation;
+    let chosen = match validation.by {
+        SplitKind::Hash => "of the documents, by hash",
+        SplitKind::Tail => "of every document, its tail",
+    };
+    table.text(
+        "validation",
+        format!("{} {chosen}", percent(validation.fraction)),
+    )?;
+    table.text(
+        "optimizer",
+        format!(
+            "AdamW, learning rate {}, betas {} and {}, weight decay {}, clip norm {}",
+            optimizer.learning_rate,
+            optimizer.beta1,
+            optimizer.beta2,
+            optimizer.weight_decay,
+            optimizer.clip_norm
+        ),
+    )?;
+    let decay = match (schedule.decay, schedule.cooldown_fraction) {
+        (DecayKind::Cosine, _) => "then a cosine".to_owned(),
+        (DecayKind::Wsd, fraction) => format!(
+            "constant, over the last {} linear",
+            percent(fraction.unwrap_or(0.0))
+        ),
+    };
+    table.text(
+        "schedule",
+        format!(
+            "{} steps of warm-up, {decay} down to {}",
+            thousands(schedule.warmup_steps.into()),
+            percent(schedule.final_ratio)
+        ),
+    )?;
+    table.text(
+        "steps",
+        format!(
+            "{}, micro-batches of {}, seed {}",
+            thousands(train.steps.into()),
+            counted(train.micro_batch as u128, "sequence"),
+            train.seed
+        ),
+    )?;
+    let best = if config.checkpoint.keep_best {
+        " and the best"
+    } else {
+        ""
+    };
+    let every = thousands(config.checkpoint.every.into());
+    table.text(
+        "checkpoints",
+        format!(
+            "every {every} steps, keeping the newest {}{best}",
+            config.checkpoint.keep_last
+        ),
+    )
+}
+
+fn model_summary(model: &ModelConfig) -> String {
+    format!(
+        "{}, d_model {}, {} of {}, {}, context {}",
+        counted(model.layers as u128, "layer"),
+        thousands(model.d_model as u128),
+        counted(model.heads as u128, "head"),
+        model.head_dim,
+        counted(model.kv_heads as u128, "key/value head"),
+        thousands(model.context as u128)
+    )
+}
+
+fn feed_forward_summary(model: &ModelConfig) -> String {
+    let experts = &model.experts;
+    let d_ff = thousands(experts.d_ff as u128);
+    match model.feed_forward {
+        FeedForwardKind::Moe => format!(
+            "{} of d_ff {d_ff}, {} per token",
+            counted(experts.count as u128, "expert"),
+            experts.per_token
+        ),
+        FeedForwardKind::Dense => format!(
+            "dense, d_ff {} = {} × {d_ff}, the twin of a mixture",
+            thousands(model.active_d_ff() as u128),
+            experts.per_token
+        ),
+    }
+}
+
+fn balance_summary(model: &ModelConfig) -> String {
+    let router = &model.router;
+    let bias = match router.bias_update_rate {
+        0.0 => "no selection bias".to_owned(),
+        rate => format!("selection bias moved by {rate}"),
+    };
+    format!(
+        "loss × {}, router z-loss × {}, {bias}",
+        router.balance_coefficient, router.z_coefficient
+    )
+}
+
+fn tokenizer_summary(config: &RunConfig) -> String {
+    let ids = thousands(config.model.vocabulary as u128);
+    match &config.tokenizer {
+        TokenizerConfig::Bytes => format!("bytes, {ids} ids"),
+        TokenizerConfig::Bpe { .. } => {
+            format!("byte-pair encoding trained on this text, {ids} ids")
+        }
+        TokenizerConfig::File { path, .. } => format!("{}, {ids} ids", path.display()),
+    }
+}
+
+fn source_summary(source: &SourceConfig) -> String {
+    let from = match &source.kind {
+        SourceKind::Files { files } => format!("files {}", files.join(", ")),
+        SourceKind::Cargo { cargo } => {
+            format!("the sources of Cargo.lock's packages, {}", cargo.join(", "))
+        }
+        SourceKind::Jsonl { jsonl, field } => format!("field `{field}` of {}", jsonl.join(", ")),
+        SourceKind::Url { url, .. } => url.clone(),
+    };
+    let share = match source.share {
+        Share::Epochs(epochs) => counted(epochs.into(), "epoch"),
+        Share::Weight(weight) => format!("weight {weight}"),
+    };
+    let limit = source
+        .max_bytes
+        .map(|bytes| format!(", up to {} of text", text_bytes(bytes)));
+    format!(
+        "{}: {from}, {share}{}",
+        source.name,
+        limit.unwrap_or_default()
+    )
+}
+
+fn parameters(table: &mut Table, report: &Report) -> fmt::Result {
+    let (model, parts) = (&report.model, &report.model.parameters);
+    let dense = report.config.model.feed_forward == FeedForwardKind::Dense;
+    let rows = [
+        ("embedding", parts.embedding),
+        ("attention, shared", parts.attention),
+        ("router", parts.router),
+        (
+            if dense { "feed-forward" } else { "experts" },
+            parts.feed_forward,
+        ),
+        ("norms", parts.norms),
+        ("head", parts.head),
+    ];
+    table.heading("parameters")?;
+    for (label, count) in rows.into_iter().filter(|(_, count)| *count > 0) {
+        let share = percent_of(count, model.total);
+        table.number(
+            label,
+            scaled(count as f64),
+            format!("{:>24}  {share:>6}", thousands(count)),
+        )?;
+    }
+    table.number(
+        "total",
+        scaled(model.total as f64),
+        format!("{:>24}", thousands(model.total)),
+    )?;
+    let share = percent_of(model.active, model.total);
+    table.number(
+        "active per token",
+        scaled(model.active as f64),
+        format!("{:>24}  {share:>6}", thousands(model.active)),
+    )?;
+    if !dense {
+        let expert = format!("{:>24}", thousands(model.one_expert));
+        table.number(
+            "one expert, all layers",
+            scaled(model.one_expert as f64),
+            expert,
+        )?;
+    }
+    table.heading("memory, f32, one device, without activations")?;
+    table.number("weights", bytes(model.memory.weights), "")?;
+    table.number("gradients", bytes(model.memory.gradients), "")?;
+    table.number("AdamW moments", bytes(model.memory.moments), "")?;
+    table.number("together", bytes(model.memory.total()), "")
+}
+
+fn operations(table: &mut Table, report: &Report) -> fmt::Result {
+    let operations = &report.model.operations;
+    table.heading("operations per token")?;
+    table.number(
+        "forward",
+        flop(operations.forward),
+        "2 × active weights; the embedding is a lookup",
+    )?;
+    if report.config.model.feed_forward == FeedForwardKind::Moe {
+        table.number(
+            "  if every expert ran",
+            flop(operations.forward_every_expert),
+            "",
+        )?;
+    }
+    let remark = format!(
+        "not in the others; causal, {} tokens",
+        thousands(report.config.model.context as u128)
+    );
+    table.number(
+        "attention scores",
+        flop(operations.attention_scores),
+        remark,
+    )?;
+    table.number("training", flop(operations.training), "3 × forward")
+}
+
+fn training(table: &mut Table, report: &Report) -> fmt::Result {
+    let training = &report.training;
+    let [first, last] = training.tokens_per_step;
+    let change = |[first, last]: [f64; 2]| match first == last {
+        true => String::new(),
+        false => format!("from {} in the first step", scaled(first)),
+    };
+    let steps = counted(report.config.train.steps.into(), "step");
+    table.heading("the whole run")?;
+    table.number(
+        "tokens",
+        scaled(training.tokens as f64),
+        format!("{}, in {steps}", thousands(training.tokens)),
+    )?;
+    table.number(
+        "tokens per step",
+        scaled(last as f64),
+        change([first as f64, last as f64]),
+    )?;
+    if let Some(tokens) = training.tokens_per_expert_per_step {
+        table.number(
+            "tokens per expert per step",
+            scaled(tokens[1]),
+            change(tokens),
+        )?;
+    }
+    table.number(
+        "training operations",
+        flop(training.operations),
+        format!("{:.2e}", training.operations),
+    )
+}
+
+fn plan(table: &mut Table, report: &Report) -> fmt::Result {
+    let (Some(plan), Some(cost)) = (&report.config.plan, &report.plan) else {
+        return Ok(());
+    };
+    let [lowest, highest] = plan.utilization;
+    let [fewest, most] = cost.days;
+    let [cheapest, dearest] = cost.dollars;
+    table.heading(&format!(
+        "on {} × {}",
+        thousands(plan.count.into()),
+        plan.accelerator
+    ))?;
+    let peak = format!("of {}/s each", flop(plan.peak_flops));
+    table.number(
+        "utilization",
+        format!("{}–{}", percent(lowest), percent(highest)),
+        peak,
+    )?;
+    table.number("days", format!("{fewest:.1}–{most:.1}"), "")?;
+    let rate = format!("at ${} an hour each", plan.dollars_per_hour);
+    table.number(
+        "dollars",
+        format!("{}–{}", scaled(cheapest), scaled(dearest)),
+        rate,
+    )
+}

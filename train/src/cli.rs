@@ -1,0 +1,261 @@
+//! The command line of `cargo train`.
+
+use std::error::Error;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use firebox_model::device;
+
+use crate::check::Report;
+use crate::config::{ConfigError, RunConfig, load};
+use crate::data::{self, DataError};
+use crate::error::TrainError;
+use crate::trainer::{self, Outcome};
+
+/// Trains mixture-of-experts language models: a configuration file and text in, a checkpoint out.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo train",
+    bin_name = "cargo train",
+    version,
+    after_help = "Examples:\n  \
+        cargo train check configs/quickstart.toml           what the run is, and what it costs\n  \
+        cargo train run configs/quickstart.toml             train, then sample\n  \
+        cargo train run configs/quickstart.toml --resume    go on where it stopped\n  \
+        cargo train check configs/gpt4.toml                 plan a 1.8-trillion-parameter run\n\n\
+        Every key of a configuration is explained in configs/quickstart.toml."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a model, writing checkpoints and metrics to a run folder.
+    #[command(after_help = "Examples:\n  \
+        cargo train run configs/quickstart.toml\n  \
+        cargo train run configs/quickstart.toml --set train.steps=500 --out runs/longer\n  \
+        cargo train run configs/quickstart.toml --set model.feed_forward=dense --out runs/dense\n  \
+        cargo train run configs/quickstart.toml --device wgpu\n\n\
+        Ctrl-C finishes the step, writes a checkpoint, and says how to go on.")]
+    Run(RunArgs),
+    /// Make the tokenizer and the token shards of a run, and nothing more.
+    #[command(after_help = "Example:\n  cargo train prepare configs/quickstart.toml")]
+    Prepare(ConfigArgs),
+    /// Show the resolved configuration, its parameters, operations, memory and tokens; touches no device.
+    #[command(after_help = "Examples:\n  \
+        cargo train check configs/gpt4.toml\n  \
+        cargo train check configs/quickstart.toml --set model.experts.count=16\n  \
+        cargo train check configs/gpt4.toml --json")]
+    Check(CheckArgs),
+}
+
+/// Which configuration.
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// The run's TOML file.
+    config: PathBuf,
+    /// Set one value over the file's: a dotted path and a TOML value, with list items by number, such as
+    /// train.steps=200 or data.source.0.epochs=2. May be given several times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl ConfigArgs {
+    fn load(&self) -> Result<RunConfig, ConfigError> {
+        load(&self.config, &self.set)
+    }
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Where the run is written [default: runs/ and the name of the configuration file].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// What computes, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
+    #[arg(long, default_value = device::default_name())]
+    device: String,
+    /// Go on from the newest checkpoint of the run folder.
+    #[arg(long)]
+    resume: bool,
+}
+
+/// What the command line adds to a run's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOptions {
+    /// The run folder.
+    pub out: PathBuf,
+    /// What computes.
+    pub device: String,
+    /// Whether to go on from the newest checkpoint of the run folder.
+    pub resume: bool,
+}
+
+impl RunArgs {
+    fn options(&self) -> RunOptions {
+        let name = self.config.config.file_stem().unwrap_or("run".as_ref());
+        let out = self
+            .out
+            .clone()
+            .unwrap_or_else(|| Path::new("runs").join(name));
+        RunOptions {
+            out,
+            device: self.device.clone(),
+            resume: self.resume,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The text cannot be prepared.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The run cannot start or go on.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// Standard output cannot be written.
+    #[error("standard output cannot be written")]
+    Output(#[from] io::Error),
+}
+
+impl CliError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Config(error) => error.hint(),
+            Self::Data(error) => error.hint(),
+            Self::Train(error) => error.hint(),
+            Self::Output(_) => None,
+        }
+    }
+
+    /// The process's exit code: 2 for wrong usage or configuration, otherwise 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => 2,
+            Self::Data(error) if error.is_usage() => 2,
+            Self::Train(error) => error.exit_code(),
+            Self::Data(_) | Self::Output(_) => 1,
+        }
+    }
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong, with an exit code and often a hint.
+    pub fn execute(self) -> Result<(), CliError> {
+        match self.command {
+            Command::Run(args) => {
+                let outcome = trainer::run(&args.config.load()?, &args.options())?;
+                print(&summary(&outcome))
+            }
+            Command::Prepare(args) => {
+                let prepared = data::prepare(&args.load()?, true)?;
+                print(&format!("{}\n", prepared.folder.display()))
+            }
+            Command::Check(args) => {
+                let report = Report::of(&args.config.load()?);
+                if args.json {
+                    // Numbers and strings alone: nothing in a report fails to be JSON.
+                    let json = serde_json::to_string_pretty(&report).map_err(io::Error::from)?;
+                    return print(&format!("{json}\n"));
+                }
+                print(&report.to_string())
+            }
+        }
+    }
+}
+
+/// What a run came to, for a person.
+fn summary(outcome: &Outcome) -> String {
+    let Outcome {
+        validation,
+        sample,
+        checkpoint,
+    } = outcome;
+    let checkpoint = checkpoint.display();
+    let mut text = String::new();
+    if let Some(sample) = sample {
+        text += &format!("sample:\n{sample}\n\n");
+    }
+    text + &format!(
+        "validation: {:.6} nats per token, {:.6} bits per byte, on {} tokens\n\
+         checkpoint: {checkpoint}\n\
+         sample it:  cargo infer generate {checkpoint} --prompt \"…\"\n",
+        validation.nats_per_token, validation.bits_per_byte, validation.tokens
+    )
+}
+
+/// Writes to standard output; a reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> Result<(), CliError> {
+    let mut output = io::stdout().lock();
+    let written = output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush());
+    match written {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// An error and its causes in one sentence, from the outermost to the innermost.
+pub fn sentence(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let message = inner.to_string();
+        // Some libraries repeat their cause in their own message.
+        if !text.ends_with(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_sentence_joins_the_causes_once() {
+        let cause = io::Error::new(ErrorKind::NotFound, "no such file");
+        let error = ConfigError::Read {
+            file: "a.toml".into(),
+            source: cause,
+        };
+        assert_eq!(
+            sentence(&CliError::from(error)),
+            "a.toml cannot be read: no such file"
+        );
+    }
+}

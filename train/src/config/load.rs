@@ -1,0 +1,289 @@
+//! From a file and `--set` arguments to a resolved configuration, and back to a file.
+
+use std::path::{Path, PathBuf};
+
+use serde_path_to_error::Segment;
+use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table, Value};
+
+use super::error::{KeyError, Origin, Problem};
+use super::raw::RawConfig;
+use super::{ConfigError, RunConfig, overrides, resolve};
+
+/// Longest value that is repeated in a message, in bytes.
+const LONGEST_SHOWN_VALUE: usize = 80;
+
+/// Reads a run's TOML file, lays the `--set` arguments (`dotted.path=value`) over it, and checks every rule.
+///
+/// No device is touched; a `file` tokenizer is opened to learn its vocabulary.
+///
+/// # Errors
+///
+/// The first fault found, with the file, the line, the key, its value and what is allowed.
+pub fn load(path: &Path, overrides: &[String]) -> Result<RunConfig, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        file: path.to_owned(),
+        source,
+    })?;
+    parse(path, &text, overrides)
+}
+
+/// [`load`] on text that is already read.
+pub(super) fn parse(
+    file: &Path,
+    text: &str,
+    overrides: &[String],
+) -> Result<RunConfig, ConfigError> {
+    let mut table = text.parse::<Table>().map_err(|error| ConfigError::Syntax {
+        file: file.to_owned(),
+        line: error.span().map_or(1, |span| line_at(text, span.start)),
+        message: error.message().replace('\n', ", "),
+    })?;
+    let set = overrides
+        .iter()
+        .map(|argument| overrides::apply(&mut table, argument))
+        .collect::<Result<Vec<String>, ConfigError>>()?;
+
+    read(&table).and_then(resolve::resolve).map_err(|problem| {
+        ConfigError::Key(Box::new(locate(
+            problem,
+            file.to_owned(),
+            text,
+            &table,
+            &set,
+        )))
+    })
+}
+
+impl RunConfig {
+    /// The file that [`load`] reads back to this configuration.
+    ///
+    /// It leaves out `model.vocabulary`, which is no key of the file: it is the tokenizer's.
+    ///
+    /// # Errors
+    ///
+    /// A value that TOML cannot hold: a number above `i64::MAX`, or a path that is not UTF-8.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        let mut table = Table::try_from(self)?;
+        if let Some(Value::Table(model)) = table.get_mut("model") {
+            model.remove("vocabulary");
+        }
+        toml::to_string(&table)
+    }
+}
+
+fn read(table: &Table) -> Result<RawConfig, Problem> {
+    for (key, value) in table {
+        let lists_tables = value
+            .as_array()
+            .and_then(|items| items.first())
+            .is_some_and(Value::is_table);
+        if lists_tables {
+            return Err(Problem::new(key, "must be a table, not a list of tables")
+                .hint(format!("write [{key}], in single brackets")));
+        }
+    }
+    serde_path_to_error::deserialize(table.clone()).map_err(|error| {
+        let path: Vec<String> = error
+            .path()
+            .iter()
+            .filter_map(|segment| match segment {
+                Segment::Seq { index } => Some(index.to_string()),
+                Segment::Map { key } => Some(key.clone()),
+                Segment::Enum { variant } => Some(variant.clone()),
+                Segment::Unknown => None,
+            })
+            .collect();
+        translate(path, error.inner().message(), table)
+    })
+}
+
+/// Turns serde's message into a rule that reads on from the key, and finds the hint.
+fn translate(mut path: Vec<String>, message: &str, table: &Table) -> Problem {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    if message.starts_with("missing field") {
+        path.extend(quoted.first().map(|name| (*name).to_owned()));
+        let section = path.len() == 1;
+        let rule = if section {
+            "is missing, a section that every run needs"
+        } else {
+            "is missing"
+        };
+        return Problem::new(path.join("."), rule)
+            .hint("configs/quickstart.toml shows every key with its meaning and default");
+    }
+    if let ("unknown field", [name, allowed @ ..]) = (first_words(message), quoted.as_slice()) {
+        if path.last().map(String::as_str) != Some(*name) {
+            path.push((*name).to_owned());
+        }
+        let parent = path[..path.len() - 1].join(".");
+        let rule = match parent.as_str() {
+            "" => format!("is not a known section; allowed are {}", allowed.join(", ")),
+            parent => format!(
+                "is not a known key of {parent}; allowed are {}",
+                allowed.join(", ")
+            ),
+        };
+        return with_suggestion(Problem::new(path.join("."), rule), name, allowed);
+    }
+    if let ("unknown variant", [name, allowed @ ..]) = (first_words(message), quoted.as_slice()) {
+        let choices: Vec<String> = allowed
+            .iter()
+            .map(|choice| format!("\"{choice}\""))
+            .collect();
+        let rule = format!("must be {}", choices.join(" or "));
+        return with_suggestion(Problem::new(path.join("."), rule), name, allowed);
+    }
+    let expected = message
+        .split_once(", expected ")
+        .map(|(_, expected)| expected);
+    let rule = match expected {
+        Some("usize" | "u64" | "u32") => "must be a whole number of 0 or more".to_owned(),
+        Some("f64") => "must be a number".to_owned(),
+        Some("a boolean") => "must be true or false".to_owned(),
+        Some("a sequence") => "must be a list".to_owned(),
+        Some("a string" | "path string" | "string or table") => "must be text in quotes".to_owned(),
+        Some("an array of length 2") => "must be a list of two numbers".to_owned(),
+        Some(expected) => format!("must be {expected}"),
+        None => format!("is not allowed: {message}"),
+    };
+    let key = path.join(".");
+    let hint = match (find(table, &key), expected) {
+        (Some(Value::Table(_)), Some("a sequence")) => {
+            Some(format!("write [[{key}]], in double brackets"))
+        }
+        (
+            Some(value @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_))),
+            Some("a string"),
+        ) => Some(format!("write {key} = \"{value}\"")),
+        (Some(Value::String(text)), Some("usize" | "u64" | "u32" | "f64" | "a boolean"))
+            if text.parse::<f64>().is_ok() || text.parse::<bool>().is_ok() =>
+        {
+            Some("write it without quotes".to_owned())
+        }
+        _ => None,
+    };
+    Problem {
+        hint,
+        ..Problem::new(key, rule)
+    }
+}
+
+fn first_words(message: &str) -> &str {
+    message.split(" `").next().unwrap_or(message)
+}
+
+fn with_suggestion(problem: Problem, written: &str, allowed: &[&str]) -> Problem {
+    let distance = |known: &&&str| strsim::damerau_levenshtein(written, known);
+    match allowed.iter().min_by_key(distance) {
+        Some(nearest) if distance(&nearest) <= written.len().max(nearest.len()) / 3 => {
+            problem.hint(format!("did you mean `{nearest}`?"))
+        }
+        _ => problem,
+    }
+}
+
+/// Says where the key of a problem was written, and with what value.
+fn locate(problem: Problem, file: PathBuf, text: &str, table: &Table, set: &[String]) -> KeyError {
+    let found = find(table, &problem.key);
+    let origin = match found {
+        Some(_)
+            if set
+                .iter()
+                .any(|path| leads_to(path, &problem.key) || leads_to(&problem.key, path)) =>
+        {
+            Origin::Set
+        }
+        Some(_) => Origin::File,
+        None if problem.value.is_some() => Origin::Default,
+        None => Origin::File,
+    };
+    let shown = found
+        .filter(|value| !contains_table(value))
+        .map(Value::to_string);
+    let value = shown.filter(|value| value.len() <= LONGEST_SHOWN_VALUE);
+    let value = value.or(problem.value.filter(|_| found.is_none()));
+    let line = line_of(text, &problem.key);
+    KeyError {
+        file,
+        line,
+        key: problem.key,
+        value,
+        origin,
+        rule: problem.rule,
+        hint: problem.hint,
+        source: problem.source,
+    }
+}
+
+fn contains_table(value: &Value) -> bool {
+    value.is_table()
+        || value
+            .as_array()
+            .is_some_and(|items| items.iter().any(contains_table))
+}
+
+fn leads_to(path: &str, key: &str) -> bool {
+    key.strip_prefix(path)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+fn find<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+    let mut keys = key.split('.');
+    let first = table.get(keys.next()?)?;
+    keys.try_fold(first, |value, key| match value {
+        Value::Array(items) => items.get(key.parse::<usize>().ok()?),
+        value => value.get(key),
+    })
+}
+
+/// The line of a key, or of the deepest table above it that the file has.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let document = DeTable::parse(text).ok()?;
+    let mut deepest = None;
+    let mut value: Option<&Spanned<DeValue>> = None;
+    for key in key.split('.') {
+        let table = match value.map(Spanned::get_ref) {
+            None => Some(document.get_ref()),
+            Some(DeValue::Table(table)) => Some(table),
+            Some(DeValue::Array(items)) => {
+                let Some(item) = key.parse().ok().and_then(|index: usize| items.get(index)) else {
+                    break;
+                };
+                deepest = Some(item.span().start);
+                value = Some(item);
+                continue;
+            }
+            Some(_) => None,
+        };
+        let entry = table.and_then(|table| table.iter().find(|(name, _)| name.get_ref() == key));
+        let Some((name, below)) = entry else { break };
+        deepest = Some(name.span().start);
+        value = Some(below);
+    }
+    deepest.map(|start| line_at(text, start))
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    text.as_bytes()
+        .iter()
+        .take(offset)
+        .filter(|byte| **byte == b'\n')
+        .count()
+        + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_those_of_the_key_or_of_its_nearest_table() {
+        let text = "[a]\nb = 1\n\n[[c.d]]\ne = 2\n[[c.d]]\ne = 3\n";
+        assert_eq!(line_of(text, "a.b"), Some(2));
+        assert_eq!(line_of(text, "a.missing"), Some(1));
+        assert_eq!(line_of(text, "c.d.1.e"), Some(7));
+        assert_eq!(line_of(text, "c.d.1.missing"), Some(6));
+        assert_eq!(line_of(text, "missing"), None);
+    }
+}

@@ -1,0 +1,208 @@
+//! What may be written in a run's file: every key, optional where it has a default, and nothing else.
+//!
+//! The meaning of each key stands at its resolved twin in the parent module.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use firebox_model::config::{BalanceKind, ExpertsConfig, FeedForwardKind};
+use serde::Deserialize;
+use serde::de::{
+    Deserializer, Error, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer,
+};
+
+use super::{DecayKind, OnError, SplitKind};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawConfig {
+    pub model: RawModel,
+    pub tokenizer: RawTokenizer,
+    pub data: RawData,
+    pub train: RawTrain,
+    pub optimizer: RawOptimizer,
+    pub schedule: RawSchedule,
+    #[serde(default)]
+    pub checkpoint: RawCheckpoint,
+    pub plan: Option<RawPlan>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawModel {
+    pub layers: usize,
+    pub d_model: usize,
+    pub heads: usize,
+    pub kv_heads: Option<usize>,
+    pub head_dim: Option<usize>,
+    pub context: usize,
+    pub rope_theta: Option<f64>,
+    pub norm_epsilon: Option<f64>,
+    pub tied_embeddings: Option<bool>,
+    pub initializer_range: Option<f64>,
+    pub feed_forward: Option<FeedForwardKind>,
+    pub experts: ExpertsConfig,
+    #[serde(default)]
+    pub router: RawRouter,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawRouter {
+    pub normalize: Option<bool>,
+    pub balance: Option<BalanceKind>,
+    pub balance_coefficient: Option<f64>,
+    pub z_coefficient: Option<f64>,
+    pub bias_update_rate: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawTokenizer {
+    pub kind: TokenizerKind,
+    pub vocabulary: Option<usize>,
+    pub path: Option<PathBuf>,
+    pub end_of_text: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum TokenizerKind {
+    Bytes,
+    Bpe,
+    File,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawData {
+    pub cache: Option<PathBuf>,
+    #[serde(default)]
+    pub validation: RawValidation,
+    pub source: Vec<RawSource>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawValidation {
+    pub fraction: Option<f64>,
+    pub by: Option<SplitKind>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawSource {
+    pub name: String,
+    pub files: Option<Vec<String>>,
+    pub cargo: Option<Vec<String>>,
+    pub jsonl: Option<Vec<String>>,
+    pub field: Option<String>,
+    pub url: Option<String>,
+    pub sha256: Option<String>,
+    pub epochs: Option<u32>,
+    pub weight: Option<f64>,
+    pub max_bytes: Option<u64>,
+    pub on_error: Option<OnError>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawTrain {
+    pub steps: u64,
+    pub seed: Option<u64>,
+    pub micro_batch: Option<usize>,
+    pub log_every: Option<u64>,
+    pub validate_every: Option<u64>,
+    pub validation_tokens: Option<u64>,
+    pub sample: Option<RawSample>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawSample {
+    pub prompt: String,
+    pub tokens: Option<usize>,
+    pub temperature: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawOptimizer {
+    pub learning_rate: f64,
+    pub beta1: Option<f64>,
+    pub beta2: Option<f64>,
+    pub epsilon: Option<f64>,
+    pub weight_decay: Option<f64>,
+    pub clip_norm: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawSchedule {
+    pub warmup_steps: Option<u64>,
+    pub decay: Option<DecayKind>,
+    pub final_ratio: Option<f64>,
+    pub cooldown_fraction: Option<f64>,
+    pub batch_tokens: RawBatch,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawCheckpoint {
+    pub every: Option<u64>,
+    pub keep_last: Option<usize>,
+    pub keep_best: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawPlan {
+    pub accelerator: String,
+    pub count: u64,
+    pub peak_flops: f64,
+    pub utilization: [f64; 2],
+    pub dollars_per_hour: f64,
+}
+
+/// A batch as it is written: one number, or a ramp.
+#[derive(Debug)]
+pub(super) enum RawBatch {
+    Constant(u64),
+    Ramp(RawRamp),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawRamp {
+    pub start: u64,
+    pub end: u64,
+    pub ramp_steps: u64,
+}
+
+/// By hand, because an untagged enum would only say that no variant fits.
+impl<'de> Deserialize<'de> for RawBatch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BatchVisitor;
+
+        impl<'de> Visitor<'de> for BatchVisitor {
+            type Value = RawBatch;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("a whole number, or a table with start, end and ramp_steps")
+            }
+
+            fn visit_i64<E: Error>(self, value: i64) -> Result<RawBatch, E> {
+                let invalid = |_| E::invalid_value(Unexpected::Signed(value), &self);
+                u64::try_from(value)
+                    .map(RawBatch::Constant)
+                    .map_err(invalid)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawBatch, A::Error> {
+                RawRamp::deserialize(MapAccessDeserializer::new(map)).map(RawBatch::Ramp)
+            }
+        }
+
+        deserializer.deserialize_any(BatchVisitor)
+    }
+}

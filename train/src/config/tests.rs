@@ -1,0 +1,381 @@
+//! What is accepted, what is refused, and in which words.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::load::parse;
+use super::{BatchRamp, ConfigError, RunConfig, Share, SourceKind, TokenizerConfig, load};
+use crate::cli::sentence;
+
+const SMALL: &str = r#"
+[model]
+layers = 2
+d_model = 64
+heads = 4
+context = 32
+
+[model.experts]
+count = 4
+per_token = 2
+d_ff = 48
+
+[tokenizer]
+kind = "bytes"
+
+[[data.source]]
+name = "text"
+files = ["*.txt"]
+
+[train]
+steps = 100
+
+[optimizer]
+learning_rate = 0.001
+
+[schedule]
+batch_tokens = 256
+"#;
+
+fn read(text: &str, set: &[&str]) -> Result<RunConfig, ConfigError> {
+    let set: Vec<String> = set.iter().map(|argument| (*argument).to_owned()).collect();
+    parse(Path::new("run.toml"), text, &set)
+}
+
+/// The error and its hint, as they are printed.
+fn message(result: Result<RunConfig, ConfigError>) -> String {
+    let error = result.expect_err("is refused");
+    let hint = error.hint().map(|hint| format!("\nhint: {hint}"));
+    format!("{}{}", sentence(&error), hint.unwrap_or_default())
+}
+
+/// The message for the small configuration with one line replaced.
+fn replaced(from: &str, to: &str) -> String {
+    assert_eq!(SMALL.matches(from).count(), 1, "{from} stands once");
+    message(read(&SMALL.replace(from, to), &[]))
+}
+
+fn set(arguments: &[&str]) -> String {
+    message(read(SMALL, arguments))
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let config = read(SMALL, &[]).unwrap();
+    assert_eq!(
+        (
+            config.model.kv_heads,
+            config.model.head_dim,
+            config.model.vocabulary
+        ),
+        (1, 16, 257)
+    );
+    assert_eq!(config.data.source[0].share, Share::Epochs(1));
+    assert_eq!(
+        config.schedule.batch_tokens,
+        BatchRamp {
+            start: 256,
+            end: 256,
+            ramp_steps: 0
+        }
+    );
+    assert_eq!(
+        (config.optimizer.beta2, config.checkpoint.keep_last),
+        (0.95, 2)
+    );
+}
+
+#[test]
+fn a_resolved_file_reads_back_to_the_same_run() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let more: [(&str, &[&str]); 6] = [
+        ("quickstart.toml", &[]),
+        ("shakespeare.toml", &[]),
+        ("gpt4.toml", &[]),
+        (
+            "quickstart.toml",
+            &[
+                "model.feed_forward=dense",
+                "data.cache=prepared",
+                "model.router.balance=pooled",
+            ],
+        ),
+        (
+            "quickstart.toml",
+            &[
+                "schedule.decay=wsd",
+                "data.source.0.epochs=1",
+                "schedule.batch_tokens=8192",
+            ],
+        ),
+        (
+            "shakespeare.toml",
+            &["data.source=[{ name = 'a', jsonl = ['a'], weight = 1 }]"],
+        ),
+    ];
+    for (name, set) in more {
+        let set: Vec<String> = set.iter().map(|argument| (*argument).to_owned()).collect();
+        let config = load(&folder.join(name), &set).unwrap();
+        let text = config.to_toml().unwrap();
+        assert_eq!(read(&text, &[]).unwrap(), config, "{text}");
+    }
+}
+
+#[test]
+fn overrides_reach_every_place() {
+    let arguments = [
+        "model.experts.count=8",
+        "model.feed_forward=dense",
+        "data.source.0.files=[\"a\", \"b\"]",
+        "train.sample.prompt=To be, or = not",
+        "schedule.batch_tokens={ start = 64, end = 128, ramp_steps = 3 }",
+        "schedule.batch_tokens.end = 256",
+    ];
+    let config = read(SMALL, &arguments).unwrap();
+    assert_eq!(config.model.experts.count, 8);
+    assert_eq!(
+        config.data.source[0].kind,
+        SourceKind::Files {
+            files: vec!["a".into(), "b".into()]
+        }
+    );
+    assert_eq!(config.train.sample.unwrap().prompt, "To be, or = not");
+    assert_eq!(
+        config.schedule.batch_tokens,
+        BatchRamp {
+            start: 64,
+            end: 256,
+            ramp_steps: 3
+        }
+    );
+
+    let config = read(SMALL, &["tokenizer.kind=bpe", "tokenizer.vocabulary=512"]).unwrap();
+    assert_eq!(
+        (config.tokenizer, config.model.vocabulary),
+        (TokenizerConfig::Bpe { vocabulary: 512 }, 512)
+    );
+}
+
+#[test]
+fn unknown_keys_are_named_with_the_nearest_known_one() {
+    insta::assert_snapshot!(replaced("d_model = 64", "d_modle = 64"), @r"
+    run.toml:4: model.d_modle = 64 is not a known key of model; allowed are layers, d_model, heads, kv_heads, head_dim, context, rope_theta, norm_epsilon, tied_embeddings, initializer_range, feed_forward, experts, router
+    hint: did you mean `d_model`?
+    ");
+    insta::assert_snapshot!(replaced("[optimizer]", "[optimiser]"), @r"
+    run.toml:23: optimiser is not a known section; allowed are model, tokenizer, data, train, optimizer, schedule, checkpoint, plan
+    hint: did you mean `optimizer`?
+    ");
+    insta::assert_snapshot!(set(&["train.stepz=5"]), @r"
+    run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed are steps, seed, micro_batch, log_every, validate_every, validation_tokens, sample
+    hint: did you mean `steps`?
+    ");
+    insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed are count, per_token, d_ff");
+    insta::assert_snapshot!(set(&["schedule.decay=linear"]), @r#"run.toml: schedule.decay = "linear" (from --set) must be "cosine" or "wsd""#);
+}
+
+#[test]
+fn wrong_types_say_what_is_allowed() {
+    insta::assert_snapshot!(replaced("layers = 2", "layers = \"2\""), @r#"
+    run.toml:3: model.layers = "2" must be a whole number of 0 or more
+    hint: write it without quotes
+    "#);
+    insta::assert_snapshot!(replaced("layers = 2", "layers = -2"), @"run.toml:3: model.layers = -2 must be a whole number of 0 or more");
+    insta::assert_snapshot!(replaced("steps = 100", "steps = 1e2"), @"run.toml:21: train.steps = 100.0 must be a whole number of 0 or more");
+    insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = true"), @"run.toml:27: schedule.batch_tokens = true must be a whole number, or a table with start, end and ramp_steps");
+    insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = { start = 64 }"), @r"
+    run.toml:27: schedule.batch_tokens.end is missing
+    hint: configs/quickstart.toml shows every key with its meaning and default
+    ");
+    insta::assert_snapshot!(replaced("[[data.source]]", "[data.source]"), @r"
+    run.toml:16: data.source must be a list
+    hint: write [[data.source]], in double brackets
+    ");
+    insta::assert_snapshot!(replaced("[train]", "[[train]]"), @r"
+    run.toml:20: train must be a table, not a list of tables
+    hint: write [train], in single brackets
+    ");
+    insta::assert_snapshot!(replaced("learning_rate = 0.001", "learning_rate = \"high\""), @r#"run.toml:24: optimizer.learning_rate = "high" must be a number"#);
+    insta::assert_snapshot!(set(&["train.sample.prompt=5"]), @r#"
+    run.toml: train.sample.prompt = 5 (from --set) must be text in quotes
+    hint: write train.sample.prompt = "5"
+    "#);
+    insta::assert_snapshot!(set(&["model.tied_embeddings=yes"]), @r#"run.toml: model.tied_embeddings = "yes" (from --set) must be true or false"#);
+}
+
+#[test]
+fn values_out_of_range_say_what_is_allowed() {
+    insta::assert_snapshot!(set(&["model.heads=5"]), @r"
+    run.toml: model.heads = 5 (from --set) must divide model.d_model = 64, since model.head_dim is not given
+    hint: give model.head_dim, or change one of the two
+    ");
+    insta::assert_snapshot!(replaced("heads = 4", "heads = 4\nkv_heads = 3"), @r"
+    run.toml:6: model.kv_heads = 3 must divide heads = 4 (each key/value head serves as many query heads)
+    hint: allowed here: 1, 2, 4
+    ");
+    insta::assert_snapshot!(replaced("per_token = 2", "per_token = 5"), @r"
+    run.toml:10: model.experts.per_token = 5 must lie between 1 and experts.count = 4
+    hint: 2 of 8 or 2 of 16 are common; per_token = count visits them all
+    ");
+    insta::assert_snapshot!(replaced("layers = 2", "layers = 9_000_000_000_000"), @"run.toml:3: model.layers = 9000000000000 must lie between 1 and 16777216");
+    insta::assert_snapshot!(replaced("learning_rate = 0.001", "learning_rate = nan"), @"run.toml:24: optimizer.learning_rate = nan must be above 0 and finite");
+    insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = 31"), @"run.toml:27: schedule.batch_tokens = 31 must be at least model.context = 32, one sequence");
+    insta::assert_snapshot!(replaced("steps = 100", "steps = 0"), @"run.toml:21: train.steps = 0 must lie between 1 and 100000000");
+    insta::assert_snapshot!(set(&["schedule.warmup_steps=100"]), @r"
+    run.toml: schedule.warmup_steps = 100 (from --set) must be below train.steps = 100
+    hint: the learning rate would never reach its height; 10 is 10 % of the steps
+    ");
+    insta::assert_snapshot!(set(&["schedule.warmup_steps=90", "schedule.decay=wsd"]), @"run.toml: schedule.cooldown_fraction = 0.2 (default) must leave room for schedule.warmup_steps = 90 of train.steps = 100");
+    insta::assert_snapshot!(set(&["tokenizer.kind=bpe", "tokenizer.vocabulary=256"]), @r"
+    run.toml: tokenizer.vocabulary = 256 (from --set) must lie between 257 and 16777216
+    hint: 256 bytes and end of text are always ids
+    ");
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    insta::assert_snapshot!(replaced("[tokenizer]\nkind = \"bytes\"", ""), @r"
+    run.toml: tokenizer is missing, a section that every run needs
+    hint: configs/quickstart.toml shows every key with its meaning and default
+    ");
+    insta::assert_snapshot!(replaced("layers = 2", ""), @r"
+    run.toml:2: model.layers is missing
+    hint: configs/quickstart.toml shows every key with its meaning and default
+    ");
+    insta::assert_snapshot!(set(&["tokenizer.kind=file", "tokenizer.path=missing/tokenizer.json"]), @r#"
+    run.toml:13: tokenizer.end_of_text is missing, and tokenizer.kind = "file" needs it
+    hint: such as "<|endoftext|>" or "</s>": the token that ends a document
+    "#);
+    insta::assert_snapshot!(replaced("files = [\"*.txt\"]", "url = \"a.txt\""), @r"
+    run.toml:16: data.source.0.sha256 is missing, and url needs it
+    hint: `sha256sum FILE` prints it
+    ");
+}
+
+#[test]
+fn a_tokenizer_file_that_cannot_be_opened_is_named() {
+    let path = "tokenizer.path=missing/tokenizer.json";
+    let text = set(&["tokenizer.kind=file", path, "tokenizer.end_of_text=</s>"]);
+    let start =
+        "run.toml: tokenizer.path = \"missing/tokenizer.json\" (from --set) cannot be used: ";
+    assert!(text.starts_with(start), "{text}");
+}
+
+#[test]
+fn keys_without_effect_are_refused() {
+    insta::assert_snapshot!(set(&["schedule.cooldown_fraction=0.1"]), @r#"
+    run.toml: schedule.cooldown_fraction = 0.1 (from --set) has no effect with schedule.decay = "cosine"
+    hint: remove it, or set decay = "wsd"
+    "#);
+    insta::assert_snapshot!(replaced("kind = \"bytes\"", "kind = \"bytes\"\nvocabulary = 300"), @r#"
+    run.toml:15: tokenizer.vocabulary = 300 has no effect unless tokenizer.kind is "bpe"
+    hint: remove it, or set tokenizer.kind = "bpe"
+    "#);
+    insta::assert_snapshot!(set(&["tokenizer.kind=bpe", "tokenizer.vocabulary=300", "tokenizer.end_of_text=x"]), @r#"
+    run.toml: tokenizer.end_of_text = "x" (from --set) has no effect unless tokenizer.kind is "file"
+    hint: remove it, or set tokenizer.kind = "file"
+    "#);
+    insta::assert_snapshot!(set(&["data.source.0.sha256=00"]), @r#"
+    run.toml: data.source.0.sha256 = "00" (from --set) has no effect without url
+    hint: remove it
+    "#);
+    insta::assert_snapshot!(set(&["data.source.0.field=text"]), @r#"
+    run.toml: data.source.0.field = "text" (from --set) has no effect without jsonl
+    hint: remove it
+    "#);
+    insta::assert_snapshot!(set(&["data.source.0.epochs=1", "data.source.0.weight=1"]), @r"
+    run.toml: data.source.0.epochs = 1 (from --set) has no effect beside weight
+    hint: give every source epochs, or every source a weight
+    ");
+    insta::assert_snapshot!(set(&["schedule.batch_tokens={ start = 64, end = 64, ramp_steps = 5 }"]), @r"
+    run.toml: schedule.batch_tokens.ramp_steps = 5 (from --set) has no effect where start equals end
+    hint: write batch_tokens = 64
+    ");
+    insta::assert_snapshot!(set(&["schedule.batch_tokens={ start = 64, end = 96, ramp_steps = 0 }"]), @r"
+    run.toml: schedule.batch_tokens.start = 64 (from --set) has no effect where ramp_steps is 0
+    hint: write batch_tokens = 96
+    ");
+}
+
+#[test]
+fn sources_are_checked_together() {
+    insta::assert_snapshot!(replaced("files = [\"*.txt\"]", "files = [\"*.txt\"]\ncargo = [\"rs\"]"), @r"
+    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl and url, and has files and cargo
+    hint: make a [[data.source]] for each of them
+    ");
+    insta::assert_snapshot!(replaced("files = [\"*.txt\"]", ""), @r"
+    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl and url, and has none
+    hint: make a [[data.source]] for each of them
+    ");
+    let second = |keys: &str| replaced("[train]", &format!("[[data.source]]\n{keys}\n[train]"));
+    insta::assert_snapshot!(second("name = \"more\"\ncargo = [\"rs\"]\nweight = 2"), @r"
+    run.toml:16: data.source.0.weight is missing, and other sources have one
+    hint: give every source epochs, or every source a weight
+    ");
+    insta::assert_snapshot!(second("name = \"text\"\ncargo = [\"rs\"]"), @r#"run.toml:21: data.source.1.name = "text" must be unique, and data.source.0 has the same name"#);
+    insta::assert_snapshot!(second("name = \"more\"\ncargo = [\".rs\"]"), @r#"
+    run.toml:22: data.source.1.cargo = [".rs"] must be a list of one or more file extensions, without dots
+    hint: cargo = ["rs"] or cargo = ["md"]
+    "#);
+}
+
+#[test]
+fn arguments_that_lead_nowhere_are_refused() {
+    insta::assert_snapshot!(set(&["train.steps"]), @r"
+    --set train.steps: has no `=`
+    hint: write it as dotted.path=value, such as train.steps=200
+    ");
+    insta::assert_snapshot!(set(&["train..steps=4"]), @r"
+    --set train..steps=4: `train..steps` is not a dotted path
+    hint: write it as dotted.path=value, such as train.steps=200
+    ");
+    insta::assert_snapshot!(set(&["train.steps.first=4"]), @r"
+    --set train.steps.first=4: train.steps is a single value, neither a table nor a list
+    hint: set it whole: train.steps={ … }
+    ");
+    insta::assert_snapshot!(set(&["data.source.1.name=x"]), @r"
+    --set data.source.1.name=x: data.source is a list of 1 item and `1` is none of them
+    hint: 0 is allowed
+    ");
+    insta::assert_snapshot!(set(&["data.source.0.files=[a.txt]"]), @r#"
+    --set data.source.0.files=[a.txt]: `[a.txt]` is not valid TOML: string values must be quoted, expected literal string
+    hint: a value is TOML, such as 3, 0.5, true, ["a", "b"] or "text"; inside a shell, put single quotes around the whole argument
+    "#);
+}
+
+#[test]
+fn what_is_no_configuration_is_refused() {
+    insta::assert_snapshot!(message(read("[model]\nlayers = 4\n\nNot a TOML file.\n", &[])), @"run.toml:4: not valid TOML: key with no value, expected `=`");
+    insta::assert_snapshot!(message(load(Path::new("missing.toml"), &[])), @r"
+    missing.toml cannot be read: No such file or directory (os error 2)
+    hint: the repository's configs folder has some to begin with, such as configs/quickstart.toml
+    ");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("binary.toml");
+    std::fs::write(&path, [0xff, 0x00, 0xfe]).unwrap();
+    let text = message(load(&path, &[])).replace(&path.display().to_string(), "binary.toml");
+    insta::assert_snapshot!(text, @"binary.toml cannot be read: stream did not contain valid UTF-8");
+}
+
+proptest! {
+    #[test]
+    fn a_ramp_never_shrinks_and_ends_at_its_end(
+        start in 1_u64..10_000, growth in 1_u64..10_000, ramp_steps in 1_u64..50, context in 1_usize..600,
+    ) {
+        let ramp = BatchRamp { start, end: start + growth, ramp_steps };
+        let batches: Vec<u64> = (0..ramp_steps + 3).map(|step| ramp.sequences_at(step, context)).collect();
+        prop_assert!(batches.is_sorted() && batches[0] >= 1);
+        let last = batches[ramp_steps as usize] * context as u64;
+        prop_assert!(last.abs_diff(ramp.end) <= context as u64 / 2 || last == context as u64);
+        let total: u64 = batches.iter().sum::<u64>() * context as u64;
+        prop_assert_eq!(ramp.total_tokens(ramp_steps + 3, context), total as u128);
+    }
+
+    #[test]
+    fn no_argument_panics(path in "[a-z0-9._]{0,24}", value in ".{0,12}") {
+        // An error or a configuration, whatever is set.
+        if let Err(error) = read(SMALL, &[&format!("{path}={value}")]) {
+            prop_assert!(!error.to_string().is_empty());
+        }
+    }
+}

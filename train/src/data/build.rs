@@ -1,0 +1,229 @@
+//! From text to tokens on disk.
+//!
+//! A folder of prepared data holds `manifest.json`, `tokenizer.json`, `validation.jsonl` (the
+//! held-out text, for `infer eval`), and the shards of each source's training tokens and of all
+//! validation tokens. It is written under another name and renamed when it is complete.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use firebox_model::tokenizer::Tokenizer;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::error::DataError;
+use super::hash::{hash, unit_interval};
+use super::progress::Progress;
+use super::shards::{SetManifest, SetWriter};
+use super::source;
+use super::split::split;
+use super::survey::Survey;
+use crate::config::{RunConfig, TokenizerConfig};
+
+/// Name of the manifest in a folder of prepared data.
+pub(super) const MANIFEST: &str = "manifest.json";
+
+/// Name of the tokenizer in a folder of prepared data.
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+
+/// Name of the held-out text in a folder of prepared data.
+pub(super) const VALIDATION_TEXT: &str = "validation.jsonl";
+
+/// A byte-pair encoding is trained on about this much text.
+const SAMPLE_BYTES: u64 = 10_000_000;
+
+/// The pieces in which that text is chosen.
+const SAMPLE_PIECE: usize = 64 << 10;
+
+/// Documents are encoded together until they have this many bytes.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// What is in a folder of prepared data.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Manifest {
+    /// The key of the survey.
+    pub key: String,
+    pub end_of_text: u32,
+    /// A set for each source, in order.
+    pub training: Vec<SetManifest>,
+    pub validation: SetManifest,
+}
+
+/// Prepares all data of a run in an empty folder.
+pub(super) fn build(
+    config: &RunConfig,
+    survey: &Survey,
+    folder: &Path,
+    progress: bool,
+) -> Result<(), DataError> {
+    let tokenizer = make_tokenizer(config, survey, progress)?;
+    tokenizer.save(&folder.join(TOKENIZER))?;
+
+    let vocabulary = tokenizer.vocabulary();
+    let validation_path = folder.join(VALIDATION_TEXT);
+    let created =
+        File::create(&validation_path).map_err(DataError::io("write", &validation_path))?;
+    let mut validation_text = BufWriter::new(created);
+    let mut validation = SetWriter::create(folder, "validation", vocabulary)?;
+    let mut training = Vec::with_capacity(config.data.source.len());
+    let mut progress = Progress::new("tokenizing", survey.bytes(), progress);
+
+    for index in 0..config.data.source.len() {
+        let mut writer = SetWriter::create(folder, &format!("training-{index}"), vocabulary)?;
+        let mut batch = Batch::default();
+        for_each_document(config, survey, index, |text| {
+            let hash = hash(text.as_bytes());
+            let sides = split(&text, &hash, &config.data.validation);
+            for (side, text) in [
+                (Side::Training, sides.training),
+                (Side::Validation, sides.validation),
+            ] {
+                if !text.is_empty() {
+                    batch.add(side, text);
+                }
+            }
+            if !sides.validation.is_empty() {
+                writeln!(validation_text, "{}", json!({ "text": sides.validation }))
+                    .map_err(DataError::io("write", &validation_path))?;
+            }
+            if batch.bytes >= BATCH_BYTES {
+                batch.write(&tokenizer, &mut writer, &mut validation)?;
+            }
+            progress.advance(text.len() as u64);
+            Ok(())
+        })?;
+        batch.write(&tokenizer, &mut writer, &mut validation)?;
+        training.push(writer.finish()?);
+    }
+    validation_text
+        .into_inner()
+        .map_err(std::io::IntoInnerError::into_error)
+        .and_then(|file| file.sync_all())
+        .map_err(DataError::io("write", &validation_path))?;
+
+    let manifest = Manifest {
+        key: survey.key.clone(),
+        end_of_text: tokenizer.end_of_text(),
+        training,
+        validation: validation.finish()?,
+    };
+    let path = folder.join(MANIFEST);
+    let json =
+        serde_json::to_vec_pretty(&manifest).expect("numbers and strings can be written as JSON");
+    fs::write(&path, json)
+        .and_then(|()| File::open(&path)?.sync_all())
+        .map_err(DataError::io("write", &path))
+}
+
+/// Reads a source again and makes sure that it is the one that was surveyed.
+fn for_each_document(
+    config: &RunConfig,
+    survey: &Survey,
+    index: usize,
+    mut use_text: impl FnMut(String) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let source = &config.data.source[index];
+    let mut hasher = Sha256::new();
+    for document in source::open(source, false)? {
+        let text = document?.text;
+        hasher.update(hash(text.as_bytes()));
+        use_text(text)?;
+    }
+    let found: [u8; 32] = hasher.finalize().into();
+    if found != survey.sources[index].hash {
+        return Err(DataError::Changed {
+            source_name: source.name.clone(),
+        });
+    }
+    Ok(())
+}
+
+fn make_tokenizer(
+    config: &RunConfig,
+    survey: &Survey,
+    progress: bool,
+) -> Result<Tokenizer, DataError> {
+    match &config.tokenizer {
+        TokenizerConfig::Bytes => Ok(Tokenizer::bytes()),
+        TokenizerConfig::File { path, end_of_text } => Ok(Tokenizer::from_file(path, end_of_text)?),
+        TokenizerConfig::Bpe { vocabulary } => {
+            let sample = tokenizer_sample(config, survey, progress)?;
+            tracing::info!("data: training a byte-pair encoding of {vocabulary} ids");
+            Ok(Tokenizer::train_bpe(sample.into_iter(), *vocabulary)?)
+        }
+    }
+}
+
+/// Training text of all sources, in proportion: all of it where it is short, otherwise the pieces
+/// of it that a hash of their place chooses, about [`SAMPLE_BYTES`] of them.
+fn tokenizer_sample(
+    config: &RunConfig,
+    survey: &Survey,
+    progress: bool,
+) -> Result<Vec<String>, DataError> {
+    let share = SAMPLE_BYTES as f64 / survey.training_bytes() as f64;
+    let mut sample = Vec::new();
+    let mut progress = Progress::new("sampling", survey.bytes(), progress);
+    for index in 0..config.data.source.len() {
+        for_each_document(config, survey, index, |text| {
+            let document_hash = hash(text.as_bytes());
+            let mut rest = split(&text, &document_hash, &config.data.validation).training;
+            let mut number: u64 = 0;
+            while !rest.is_empty() {
+                let (piece, remainder) = rest.split_at(rest.floor_char_boundary(SAMPLE_PIECE));
+                let place = [&document_hash[..], &number.to_le_bytes()].concat();
+                if unit_interval(&hash(&place)) < share {
+                    sample.push(piece.to_owned());
+                }
+                rest = remainder;
+                number += 1;
+            }
+            progress.advance(text.len() as u64);
+            Ok(())
+        })?;
+    }
+    Ok(sample)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Training,
+    Validation,
+}
+
+/// Texts that wait to be encoded together.
+#[derive(Debug, Default)]
+struct Batch {
+    texts: Vec<(Side, String)>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn add(&mut self, side: Side, text: &str) {
+        self.bytes += text.len();
+        self.texts.push((side, text.to_owned()));
+    }
+
+    /// Encodes and writes what waits.
+    fn write(
+        &mut self,
+        tokenizer: &Tokenizer,
+        training: &mut SetWriter,
+        validation: &mut SetWriter,
+    ) -> Result<(), DataError> {
+        let texts: Vec<&str> = self.texts.iter().map(|(_, text)| text.as_str()).collect();
+        let encoded = tokenizer.encode_batch(&texts)?;
+        for ((side, text), tokens) in self.texts.iter().zip(encoded) {
+            let writer = match side {
+                Side::Training => &mut *training,
+                Side::Validation => &mut *validation,
+            };
+            writer.push(&tokens, tokenizer.end_of_text(), text.len() as u64)?;
+        }
+        *self = Self::default();
+        Ok(())
+    }
+}

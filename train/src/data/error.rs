@@ -1,0 +1,250 @@
+//! What can be wrong with a run's data.
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use firebox_model::tokenizer::TokenizerError;
+use firebox_model::tokenizer::text::TextError;
+
+/// Why a run's data cannot be prepared or read.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A pattern is no glob.
+    #[error("source {source_name:?}: pattern {pattern:?} is no glob: {message}")]
+    Pattern {
+        /// The source's name.
+        source_name: String,
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A pattern matches no file.
+    #[error("source {source_name:?}: pattern {pattern:?} matches no file")]
+    NoMatch {
+        /// The source's name.
+        source_name: String,
+        /// The pattern.
+        pattern: String,
+    },
+    /// A source has no text.
+    #[error("source {source_name:?} is empty: it has no document with any text")]
+    EmptySource {
+        /// The source's name.
+        source_name: String,
+    },
+    /// The split leaves one side without text.
+    #[error("{}", one_sided(source_name, *documents, *fraction))]
+    OneSided {
+        /// The source without training text; `None` when there is no validation text in any.
+        source_name: Option<String>,
+        /// Documents that were split.
+        documents: u64,
+        /// `data.validation.fraction`
+        fraction: f64,
+    },
+    /// Cargo.lock is not what Cargo writes.
+    #[error("{} is no Cargo.lock: {message}", path.display())]
+    CargoLock {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// No package of Cargo.lock is on this machine.
+    #[error(
+        "source {source_name:?}: none of the {packages} packages of {} is in {}",
+        lock.display(),
+        registry.display()
+    )]
+    NoPackages {
+        /// The source's name.
+        source_name: String,
+        /// Packages that come from a registry.
+        packages: usize,
+        /// The Cargo.lock.
+        lock: PathBuf,
+        /// Where Cargo keeps sources.
+        registry: PathBuf,
+    },
+    /// A document cannot be read.
+    #[error("source {source_name:?}: {error}")]
+    Text {
+        /// The source's name.
+        source_name: String,
+        /// What is wrong with the document.
+        error: TextError,
+    },
+    /// A download failed.
+    #[error("source {source_name:?}: cannot download {url}: {message}")]
+    Download {
+        /// The source's name.
+        source_name: String,
+        /// From where.
+        url: String,
+        /// What went wrong.
+        message: String,
+    },
+    /// A file is not the expected one.
+    #[error("source {source_name:?}: {location} has SHA-256 {found}, not {expected}")]
+    Checksum {
+        /// The source's name.
+        source_name: String,
+        /// URL or path.
+        location: String,
+        /// The hash in the configuration.
+        expected: String,
+        /// The hash of the content.
+        found: String,
+    },
+    /// A source gave other text the second time.
+    #[error("source {source_name:?} changed while it was read")]
+    Changed {
+        /// The source's name.
+        source_name: String,
+    },
+    /// The tokenizer cannot be made or used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The run needs more text than there is.
+    #[error("the run needs {needed} sequences of {context} tokens, and the data has {available}")]
+    TooLittle {
+        /// Sequences that the run needs.
+        needed: u64,
+        /// Sequences that the data gives, all epochs together.
+        available: u64,
+        /// Tokens a sequence.
+        context: usize,
+    },
+    /// Not even one sequence is full.
+    #[error(
+        "a sequence of {context} tokens is longer than the training data, all {tokens} tokens of it"
+    )]
+    ContextTooLong {
+        /// Tokens a sequence.
+        context: usize,
+        /// Tokens of the data, all epochs together.
+        tokens: u64,
+    },
+    /// A prepared file is not as it was written.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The operating system said no.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// Read, write, create …
+        action: &'static str,
+        /// Which file or folder.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+impl DataError {
+    /// What to do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Pattern { .. } => {
+                "`*` matches within a name, `**` any folders, `[ab]` a or b, `{a,b}` either"
+            }
+            Self::NoMatch { .. } => {
+                "relative patterns are taken from the working directory; `**/*.txt` looks in all folders"
+            }
+            Self::EmptySource { .. } => {
+                "check its pattern or extensions, and `on_error = \"skip\"`, which leaves documents out"
+            }
+            Self::OneSided { source_name, .. } => {
+                let change = if source_name.is_none() {
+                    "raise"
+                } else {
+                    "lower"
+                };
+                return Some(format!(
+                    "{change} data.validation.fraction, or set data.validation.by = \"tail\" to hold \
+                     out the end of each document"
+                ));
+            }
+            Self::NoPackages { .. } => "`cargo fetch` downloads the sources of all packages",
+            Self::Text { error, .. } => {
+                let skip = "on_error = \"skip\" leaves such documents out";
+                return match (error, error.hint()) {
+                    (TextError::Io { .. }, hint) => hint,
+                    (_, Some(hint)) => Some(format!("{hint}; {skip}")),
+                    (_, None) => Some(skip.to_owned()),
+                };
+            }
+            Self::Download { .. } => {
+                "what has arrived is kept, and the next run goes on from there; without a network, \
+                 give the path of a local copy: --set data.source.0.url=PATH (sources count from 0)"
+            }
+            Self::Checksum { .. } => {
+                "this is another file or another version of it; if it is the wanted one, set its \
+                 hash as sha256"
+            }
+            Self::Changed { .. } => "run again once nothing writes to it any more",
+            Self::Tokenizer(error) => return error.hint(),
+            Self::TooLittle { .. } => {
+                "lower train.steps or schedule.batch_tokens, or raise the sources' epochs or max_bytes"
+            }
+            Self::ContextTooLong { .. } => "lower model.context, or add text",
+            Self::Damaged { path, .. } => {
+                let folder = path.parent()?.display();
+                return Some(format!("remove {folder}; it is made again"));
+            }
+            Self::Io { source, .. } => match source.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                    "free some space, or set data.cache to a folder on another disk"
+                }
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                    "set data.cache, or the environment variable FIREBOX_CACHE, to a folder that can \
+                     be written"
+                }
+                _ => return None,
+            },
+            Self::CargoLock { .. } => return None,
+        };
+        Some(hint.to_owned())
+    }
+
+    /// Whether the configuration is at fault (exit code 2), rather than the machine.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Pattern { .. }
+            | Self::NoMatch { .. }
+            | Self::EmptySource { .. }
+            | Self::OneSided { .. }
+            | Self::TooLittle { .. }
+            | Self::ContextTooLong { .. } => true,
+            Self::Tokenizer(error) => !matches!(error, TokenizerError::Write { .. }),
+            _ => false,
+        }
+    }
+
+    /// An [`Io`](Self::Io) error of some action on some path.
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+fn one_sided(source_name: &Option<String>, documents: u64, fraction: f64) -> String {
+    match source_name {
+        Some(name) => format!(
+            "source {name:?}: holding out {fraction} of its {documents} document(s) leaves nothing \
+             to train on"
+        ),
+        None => {
+            format!("holding out {fraction} of {documents} document(s) gives no validation text")
+        }
+    }
+}

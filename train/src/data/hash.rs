@@ -1,0 +1,92 @@
+//! Hashes of content and what is decided by them; random orders that never change between versions.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use sha2::{Digest, Sha256};
+
+/// A SHA-256.
+pub(super) type Hash = [u8; 32];
+
+/// The hash of some bytes.
+pub(super) fn hash(bytes: &[u8]) -> Hash {
+    Sha256::digest(bytes).into()
+}
+
+/// The hash of a file, read piece by piece; `progress` hears the bytes of each.
+pub(super) fn hash_file(path: &Path, mut progress: impl FnMut(u64)) -> io::Result<Hash> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finalize().into()),
+            read => {
+                hasher.update(&buffer[..read]);
+                progress(read as u64);
+            }
+        }
+    }
+}
+
+/// 64 lower-case hexadecimal digits.
+pub(super) fn hexadecimal(hash: &Hash) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A number in [0, 1), uniform over hashes: their first 53 bits.
+pub(super) fn unit_interval(hash: &Hash) -> f64 {
+    let first: [u8; 8] = std::array::from_fn(|index| hash[index]);
+    (u64::from_be_bytes(first) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// A permutation of 0..count (Fisher–Yates), a pure function of the seed and of what it is for.
+pub(super) fn permutation(count: u32, seed: u64, purpose: [u64; 3]) -> Vec<u32> {
+    let mut key = [0; 32];
+    for (part, value) in key
+        .chunks_exact_mut(8)
+        .zip([seed].into_iter().chain(purpose))
+    {
+        part.copy_from_slice(&value.to_le_bytes());
+    }
+    let mut generator = ChaCha8Rng::from_seed(key);
+    let mut order: Vec<u32> = (0..count).collect();
+    for last in (1..order.len()).rev() {
+        // Fixed-point multiplication: off from uniform by less than 2⁻³².
+        let chosen = (u128::from(generator.next_u64()) * (last as u128 + 1)) >> 64;
+        order.swap(last, chosen as usize);
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_fill_the_unit_interval() {
+        let values: Vec<f64> = (0..4000u32)
+            .map(|n| unit_interval(&hash(&n.to_le_bytes())))
+            .collect();
+        assert!(values.iter().all(|value| (0.0..1.0).contains(value)));
+        let mean = values.iter().sum::<f64>() / 4000.0;
+        assert!((mean - 0.5).abs() < 0.02, "{mean}");
+        assert_eq!(unit_interval(&[0xFF; 32]), 1.0 - f64::EPSILON / 2.0);
+    }
+
+    #[test]
+    fn permutations_hold_every_number_once_and_depend_on_seed_and_purpose() {
+        let first = permutation(100, 7, [1, 2, 3]);
+        let mut sorted = first.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..100).collect::<Vec<u32>>());
+        assert_eq!(first, permutation(100, 7, [1, 2, 3]));
+        assert_ne!(first, permutation(100, 8, [1, 2, 3]));
+        assert_ne!(first, permutation(100, 7, [1, 2, 4]));
+        // Fixed for good: a resumed run must find the order that it began with.
+        assert_eq!(permutation(8, 0, [0, 0, 0]), [3, 2, 7, 5, 0, 1, 4, 6]);
+    }
+}

@@ -1,0 +1,78 @@
+//! Which text is held out for validation, decided before anything else looks at it.
+
+use super::hash::{Hash, unit_interval};
+use crate::config::{SplitKind, ValidationConfig};
+
+/// The two sides of a document; one may be empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Split<'a> {
+    pub training: &'a str,
+    pub validation: &'a str,
+}
+
+/// Splits a document whose text has this hash.
+///
+/// - `hash`: the whole document falls on one side, by nothing but its text, so that a copy of a
+///   validation document never turns up in training, whatever its name, source or place.
+/// - `tail`: the first int((1 − fraction) · bytes) bytes are for training, moved back to a
+///   character's start; for ASCII text this is the customary split of nanoGPT's `shakespeare_char`.
+pub(super) fn split<'a>(text: &'a str, hash: &Hash, config: &ValidationConfig) -> Split<'a> {
+    let at = match config.by {
+        SplitKind::Hash if unit_interval(hash) < config.fraction => 0,
+        SplitKind::Hash => text.len(),
+        SplitKind::Tail => {
+            let bytes = (1.0 - config.fraction) * text.len() as f64;
+            text.floor_char_boundary(bytes as usize)
+        }
+    };
+    let (training, validation) = text.split_at(at);
+    Split {
+        training,
+        validation,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::hash::hash;
+    use super::*;
+
+    #[test]
+    fn documents_fall_on_the_validation_side_at_the_given_rate() {
+        let config = ValidationConfig {
+            fraction: 0.2,
+            by: SplitKind::Hash,
+        };
+        let held_out = (0..5000)
+            .filter(|n| {
+                let text = format!("document {n}");
+                !split(&text, &hash(text.as_bytes()), &config)
+                    .validation
+                    .is_empty()
+            })
+            .count();
+        assert!((850..1150).contains(&held_out), "{held_out} of 5000");
+    }
+
+    #[test]
+    fn a_tenth_of_tiny_shakespeare_is_the_customary_tenth() {
+        let config = ValidationConfig {
+            fraction: 0.1,
+            by: SplitKind::Tail,
+        };
+        let text = "a".repeat(1_115_394);
+        assert_eq!(split(&text, &hash(b""), &config).training.len(), 1_003_854);
+    }
+
+    proptest! {
+        #[test]
+        fn both_sides_together_are_the_document(text in any::<String>(), fraction in 0.001..0.999, tail: bool) {
+            let by = if tail { SplitKind::Tail } else { SplitKind::Hash };
+            let Split { training, validation } = split(&text, &hash(text.as_bytes()), &ValidationConfig { fraction, by });
+            prop_assert_eq!(format!("{training}{validation}"), &text[..]);
+            prop_assert!(tail || training.is_empty() || validation.is_empty());
+        }
+    }
+}

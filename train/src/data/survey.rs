@@ -1,0 +1,154 @@
+//! The first look at a run's text: how much there is, and the key that tells whether it is prepared
+//! already.
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::error::DataError;
+use super::hash::{Hash, hash, hash_file, hexadecimal};
+use super::progress::megabytes;
+use super::source;
+use super::split::split;
+use crate::config::{DataConfig, SourceConfig, TokenizerConfig};
+
+/// Raised whenever the same text would be prepared differently.
+const FORMAT: u32 = 1;
+
+/// What a run's text amounts to.
+#[derive(Debug)]
+pub(super) struct Survey {
+    /// SHA-256 of all that decides the prepared tokens, in hexadecimal.
+    pub key: String,
+    pub sources: Vec<SourceSurvey>,
+}
+
+/// What one source amounts to.
+#[derive(Debug)]
+pub(super) struct SourceSurvey {
+    /// Over the hashes of its documents, in order.
+    pub hash: Hash,
+    pub bytes: u64,
+    pub training_bytes: u64,
+}
+
+impl Survey {
+    /// Bytes of all sources.
+    pub fn bytes(&self) -> u64 {
+        self.sources.iter().map(|source| source.bytes).sum()
+    }
+
+    /// Bytes of all sources on the training side.
+    pub fn training_bytes(&self) -> u64 {
+        self.sources
+            .iter()
+            .map(|source| source.training_bytes)
+            .sum()
+    }
+}
+
+/// Reads all text once, document by document.
+///
+/// # Errors
+///
+/// When a source cannot be read, is empty, or the split leaves a side empty.
+pub(super) fn survey(
+    data: &DataConfig,
+    tokenizer: &TokenizerConfig,
+    progress: bool,
+) -> Result<Survey, DataError> {
+    let mut documents = 0;
+    let mut validation_bytes = 0;
+    let mut sources = Vec::with_capacity(data.source.len());
+    for source in &data.source {
+        let found = survey_source(source, data, progress, &mut documents)?;
+        validation_bytes += found.bytes - found.training_bytes;
+        sources.push(found);
+    }
+    if validation_bytes == 0 {
+        let fraction = data.validation.fraction;
+        return Err(DataError::OneSided {
+            source_name: None,
+            documents,
+            fraction,
+        });
+    }
+    let key = key(data, tokenizer, &sources)?;
+    Ok(Survey { key, sources })
+}
+
+fn survey_source(
+    source: &SourceConfig,
+    data: &DataConfig,
+    progress: bool,
+    all_documents: &mut u64,
+) -> Result<SourceSurvey, DataError> {
+    let mut hasher = Sha256::new();
+    let (mut documents, mut bytes, mut training_bytes) = (0, 0, 0);
+    for document in source::open(source, progress)? {
+        let text = document?.text;
+        let hash = hash(text.as_bytes());
+        hasher.update(hash);
+        documents += 1;
+        bytes += text.len() as u64;
+        training_bytes += split(&text, &hash, &data.validation).training.len() as u64;
+    }
+    let source_name = || source.name.clone();
+    if documents == 0 {
+        return Err(DataError::EmptySource {
+            source_name: source_name(),
+        });
+    }
+    if training_bytes == 0 {
+        let fraction = data.validation.fraction;
+        return Err(DataError::OneSided {
+            source_name: Some(source_name()),
+            documents,
+            fraction,
+        });
+    }
+    tracing::info!(
+        "source {:?}: {documents} document(s), {} MB",
+        source.name,
+        megabytes(bytes)
+    );
+    *all_documents += documents;
+    Ok(SourceSurvey {
+        hash: hasher.finalize().into(),
+        bytes,
+        training_bytes,
+    })
+}
+
+/// The content decides, not where it is: neither names nor paths, shares nor limits are part of it.
+fn key(
+    data: &DataConfig,
+    tokenizer: &TokenizerConfig,
+    sources: &[SourceSurvey],
+) -> Result<String, DataError> {
+    #[derive(Serialize)]
+    struct Key<'a> {
+        format: u32,
+        tokenizer: &'a TokenizerConfig,
+        tokenizer_file: Option<String>,
+        validation: &'a crate::config::ValidationConfig,
+        sources: Vec<String>,
+    }
+    let tokenizer_file = match tokenizer {
+        TokenizerConfig::File { path, .. } => Some(hexadecimal(
+            &hash_file(path, |_| ()).map_err(DataError::io("read", path))?,
+        )),
+        TokenizerConfig::Bytes | TokenizerConfig::Bpe { .. } => None,
+    };
+    let key = Key {
+        format: FORMAT,
+        tokenizer,
+        tokenizer_file,
+        validation: &data.validation,
+        sources: sources
+            .iter()
+            .map(|source| hexadecimal(&source.hash))
+            .collect(),
+    };
+    let json = serde_json::to_vec(&key).expect("numbers and strings can be written as JSON");
+    Ok(hexadecimal(&hash(&json)))
+}

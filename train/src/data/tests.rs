@@ -1,0 +1,225 @@
+use std::path::Path;
+
+use super::*;
+use crate::config::load;
+
+/// A folder with texts, a cache and a configuration that names them.
+struct Workplace(tempfile::TempDir);
+
+impl Workplace {
+    fn new(documents: &[&str]) -> Self {
+        let workplace = Self(tempfile::tempdir().unwrap());
+        for (index, text) in documents.iter().enumerate() {
+            workplace.write(&format!("{index:03}.txt"), text);
+        }
+        workplace
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path().join(name), text).unwrap();
+    }
+
+    fn config(&self, set: &[&str]) -> RunConfig {
+        let folder = self.path().display();
+        self.write(
+            "run.toml",
+            &format!(
+                "[model]\nlayers = 1\nd_model = 8\nheads = 2\ncontext = 8\n\
+                 [model.experts]\ncount = 2\nper_token = 1\nd_ff = 8\n\
+                 [tokenizer]\nkind = \"bytes\"\n\
+                 [data]\ncache = '{folder}/cache'\n\
+                 [data.validation]\nfraction = 0.25\n\
+                 [[data.source]]\nname = \"texts\"\nfiles = ['{folder}/*.txt']\n\
+                 [train]\nsteps = 1\n[optimizer]\nlearning_rate = 0.001\n[schedule]\nbatch_tokens = 8\n"
+            ),
+        );
+        let set: Vec<String> = set.iter().map(|&set| set.to_owned()).collect();
+        load(&self.path().join("run.toml"), &set).unwrap()
+    }
+}
+
+const TEXTS: [&str; 8] = [
+    "To be, or not to be",
+    "that is the question:",
+    "Whether 'tis nobler in the mind",
+    "to suffer",
+    "the slings and arrows",
+    "of outrageous fortune,",
+    "ørgreb våben mod et hav af plager",
+    "and by opposing end them.",
+];
+
+#[test]
+fn unchanged_text_is_prepared_once() {
+    let workplace = Workplace::new(&TEXTS);
+    let config = workplace.config(&[]);
+    let first = prepare(&config, false).unwrap();
+    let marker = first.folder.join("marker");
+    fs::write(&marker, "").unwrap();
+    // Neither the share nor the place is part of the content.
+    let again = prepare(&workplace.config(&["data.source.0.epochs=3"]), false).unwrap();
+    assert!(marker.exists());
+    assert_eq!(again.content_hash, first.content_hash);
+    assert_eq!(again.sources[0].text, first.sources[0].text);
+
+    workplace.write("003.txt", "to endure");
+    let changed = prepare(&config, false).unwrap();
+    assert_ne!(changed.content_hash, first.content_hash);
+    let bpe = workplace.config(&["tokenizer.kind=\"bpe\"", "tokenizer.vocabulary=270"]);
+    let bpe = prepare(&bpe, false).unwrap();
+    assert_ne!(bpe.content_hash, changed.content_hash);
+    assert!((257..=270).contains(&bpe.tokenizer.vocabulary()));
+}
+
+#[test]
+fn damaged_and_unfinished_folders_are_made_again() {
+    let workplace = Workplace::new(&TEXTS);
+    let config = workplace.config(&[]);
+    let prepared = prepare(&config, false).unwrap();
+    let folder = prepared.folder.clone();
+    let sequence = prepared.training_stream(8, 0, 1).unwrap().sequence(0);
+    for file in [
+        "training-0-00000.tokens",
+        "validation.index",
+        MANIFEST,
+        TOKENIZER,
+    ] {
+        fs::write(folder.join(file), "damaged").unwrap();
+        fs::create_dir_all(folder.with_extension("unfinished").join("left")).unwrap();
+        let again = prepare(&config, false).unwrap();
+        assert_eq!(
+            again.training_stream(8, 0, 1).unwrap().sequence(0),
+            sequence,
+            "{file}"
+        );
+        assert!(!folder.with_extension("unfinished").exists());
+    }
+}
+
+#[test]
+fn processes_that_prepare_at_once_do_not_disturb_each_other() {
+    let workplace = Workplace::new(&TEXTS);
+    let config = workplace.config(&[]);
+    let hashes = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| prepare(&config, false).unwrap().content_hash))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect::<Vec<_>>()
+    });
+    assert!(hashes.iter().all(|hash| *hash == hashes[0]));
+}
+
+#[test]
+fn every_text_is_on_one_side_and_validation_is_what_evaluation_reads() {
+    let workplace = Workplace::new(&TEXTS);
+    for set in [
+        &[][..],
+        &["data.validation.by=\"tail\""],
+        &["tokenizer.kind=\"bpe\"", "tokenizer.vocabulary=260"],
+    ] {
+        let prepared = prepare(&workplace.config(set), false).unwrap();
+        let bytes: usize = TEXTS.iter().map(|text| text.len()).sum();
+        assert_eq!(
+            prepared.held_out.bytes + prepared.sources[0].text.bytes,
+            bytes as u64
+        );
+
+        let packed = prepared.validation(u64::MAX);
+        let file = prepared.validation_text();
+        assert_eq!(
+            packed,
+            PackedText::read(&prepared.tokenizer, std::slice::from_ref(&file), None).unwrap()
+        );
+        assert_eq!(packed.targets(), prepared.held_out.tokens - 1);
+        let cut = prepared.validation(5);
+        assert_eq!(cut.targets(), 5);
+        assert_eq!(
+            cut,
+            PackedText::read(&prepared.tokenizer, &[file], Some(5)).unwrap()
+        );
+    }
+}
+
+#[test]
+fn two_sources_are_seen_in_proportion_to_their_weights() {
+    let workplace = Workplace::new(&TEXTS);
+    workplace.write("other.md", "One document more, in Markdown.");
+    let pattern = workplace.path().join("*.md").display().to_string();
+    let mut config = workplace.config(&["data.source.0.weight=3.0", "data.validation.by=\"tail\""]);
+    let mut other = config.data.source[0].clone();
+    other.name = "other".to_owned();
+    other.kind = crate::config::SourceKind::Files {
+        files: vec![pattern],
+    };
+    other.share = Share::Weight(1.0);
+    config.data.source.push(other);
+    let prepared = prepare(&config, false).unwrap();
+    assert_eq!(
+        prepared
+            .sources
+            .iter()
+            .map(|source| source.part)
+            .collect::<Vec<_>>(),
+        [0.75, 0.25]
+    );
+    assert!(prepared.training_stream(8, 0, 10_000).unwrap().sequences() >= 10_000);
+}
+
+#[test]
+fn faults_of_the_configuration_are_told_apart() {
+    let one = Workplace::new(&["a single document"]);
+    let error = prepare(&one.config(&[]), false).unwrap_err();
+    assert!(
+        matches!(error, DataError::OneSided { .. }) && error.is_usage(),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("tail"), "{error}");
+
+    let empty = Workplace::new(&["", ""]);
+    let error = prepare(&empty.config(&[]), false).unwrap_err();
+    assert!(
+        matches!(error, DataError::EmptySource { .. }) && error.is_usage(),
+        "{error}"
+    );
+
+    let none = Workplace::new(&[]);
+    let error = prepare(&none.config(&[]), false).unwrap_err();
+    assert!(
+        error.to_string().contains("*.txt\" matches no file"),
+        "{error}"
+    );
+
+    let workplace = Workplace::new(&TEXTS);
+    let prepared = prepare(&workplace.config(&[]), false).unwrap();
+    let error = prepared.training_stream(8, 0, 1000).unwrap_err();
+    assert!(
+        matches!(error, DataError::TooLittle { needed: 1000, .. }),
+        "{error}"
+    );
+
+    workplace.write("cache-file", "");
+    let path = workplace
+        .path()
+        .join("cache-file")
+        .join("below")
+        .display()
+        .to_string();
+    let error = prepare(&workplace.config(&[&format!("data.cache='{path}'")]), false).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            DataError::Io {
+                action: "create",
+                ..
+            }
+        ) && !error.is_usage(),
+        "{error}"
+    );
+}

@@ -1,0 +1,111 @@
+//! Why a run cannot go on.
+
+use std::path::PathBuf;
+
+use firebox_model::checkpoint::CheckpointError;
+use firebox_model::device::DeviceError;
+
+use crate::config::ConfigError;
+use crate::data::DataError;
+
+/// Why a run cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The text cannot be read or prepared.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A file of the run cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The configuration that the run was started with cannot be read.
+    #[error("the run's own configuration cannot be used: {0}")]
+    SavedConfig(#[source] ConfigError),
+    /// A fresh run would overwrite another.
+    #[error("{} already holds a run, at step {step}", folder.display())]
+    RunExists {
+        /// The run folder.
+        folder: PathBuf,
+        /// Its newest checkpoint.
+        step: u64,
+    },
+    /// `--resume` without anything to resume.
+    #[error("{} holds no checkpoint to resume from", folder.display())]
+    NothingToResume {
+        /// The run folder.
+        folder: PathBuf,
+    },
+    /// `--resume` with another configuration.
+    #[error("the configuration is not the one that {} was started with: {}", folder.display(), changes.join("; "))]
+    ConfigChanged {
+        /// The run folder.
+        folder: PathBuf,
+        /// Each as `key: old → new`.
+        changes: Vec<String>,
+    },
+    /// `--resume` with other text.
+    #[error("the text or the tokenizer changed since {} was started", folder.display())]
+    DataChanged {
+        /// The run folder.
+        folder: PathBuf,
+    },
+    /// The loss or the gradient is no number any more.
+    #[error("step {step}: the {what} is {value}; nothing of this step was kept")]
+    Diverged {
+        /// The step that failed.
+        step: u64,
+        /// Loss or gradient norm.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// Ctrl-C.
+    #[error("interrupted after step {step}; the checkpoint is {}", checkpoint.display())]
+    Interrupted {
+        /// Optimizer steps done.
+        step: u64,
+        /// Where they are kept.
+        checkpoint: PathBuf,
+    },
+}
+
+impl TrainError {
+    /// What to do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Device(error) => Some(error.hint()),
+            Self::Data(error) => error.hint(),
+            Self::Checkpoint(error) => error.hint(),
+            Self::SavedConfig(error) => error.hint(),
+            Self::RunExists { .. } => Some("add --resume to go on with it, or --out DIR to start another".to_owned()),
+            Self::NothingToResume { .. } => Some("leave --resume out to start it".to_owned()),
+            Self::ConfigChanged { .. } => {
+                Some("resume with the old values, or start another run with --out DIR".to_owned())
+            }
+            Self::DataChanged { .. } => {
+                Some("resume where the old text is, or start another run with --out DIR".to_owned())
+            }
+            Self::Diverged { .. } => Some(
+                "lower optimizer.learning_rate or lengthen schedule.warmup_steps; the last checkpoint is intact".to_owned(),
+            ),
+            Self::Interrupted { .. } => Some("run the same command with --resume to go on".to_owned()),
+        }
+    }
+
+    /// The process's exit code: 2 for wrong usage or configuration, 130 after Ctrl-C (as a shell has it),
+    /// otherwise 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Data(error) if error.is_usage() => 2,
+            Self::Device(_)
+            | Self::RunExists { .. }
+            | Self::NothingToResume { .. }
+            | Self::ConfigChanged { .. }
+            | Self::DataChanged { .. } => 2,
+            Self::Interrupted { .. } => 130,
+            _ => 1,
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Trains Firebox models: text in, checkpoints out.
+
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod metrics;
+pub mod optimizer;
+mod progress;
+pub mod run_folder;
+pub mod schedule;
+pub mod state;
+pub mod trainer;

@@ -1,0 +1,154 @@
+//! `metrics.jsonl`: one JSON object a logged step, without gaps or repeats over any number of resumes.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::path::Path;
+
+use firebox_model::evaluate::Evaluation;
+use firebox_model::moe::stats::LayerHealth;
+use serde::{Deserialize, Serialize};
+
+/// One line of the file.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Record {
+    /// What one training step did.
+    Train(TrainRecord),
+    /// What a validation found.
+    Validation(ValidationRecord),
+}
+
+/// What one training step did. The step's own batch alone; nothing is smoothed.
+#[derive(Debug, Clone, Serialize)]
+pub struct TrainRecord {
+    /// Optimizer steps done, this one included.
+    pub step: u64,
+    /// Tokens trained on so far, repeats included.
+    pub tokens: u64,
+    /// Cross-entropy of the batch in nats per token, without auxiliary terms.
+    pub loss: f64,
+    /// What the gradient was taken of: the loss and the auxiliary terms.
+    pub total_loss: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Global norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// Tokens of the batch.
+    pub batch_tokens: u64,
+    /// Tokens that each expert sees of it on average, batch · k / E.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_expert: Option<f64>,
+    /// Since the last line.
+    pub tokens_per_second: f64,
+    /// Model FLOP/s since the last line: six for each active weight and token.
+    pub flops_per_second: f64,
+    /// Training time so far, in seconds, interruptions left out.
+    pub seconds: f64,
+    /// Router health by layer; empty for a dense model.
+    pub layers: Vec<LayerHealth>,
+}
+
+/// What a validation found.
+#[derive(Debug, Clone, Serialize)]
+pub struct ValidationRecord {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// The figures.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
+}
+
+/// The part of a line by which a resume knows what to keep.
+#[derive(Deserialize)]
+struct Step {
+    step: u64,
+}
+
+/// The open file.
+#[derive(Debug)]
+pub struct MetricsLog {
+    file: File,
+}
+
+impl MetricsLog {
+    /// Starts an empty file.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: File::create(path)?,
+        })
+    }
+
+    /// Opens the file of a run that goes on after `step`: later lines, which will be written again, and a
+    /// line that was cut off are removed.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read or written.
+    pub fn resume(path: &Path, step: u64) -> io::Result<Self> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        let mut reader = BufReader::new(&file);
+        let (mut line, mut keep) = (Vec::new(), 0);
+        loop {
+            line.clear();
+            let length = reader.read_until(b'\n', &mut line)?;
+            let known = line.ends_with(b"\n")
+                && serde_json::from_slice::<Step>(&line).is_ok_and(|record| record.step <= step);
+            if !known {
+                break;
+            }
+            keep += length as u64;
+        }
+        file.set_len(keep)?;
+        file.seek(io::SeekFrom::End(0))?;
+        Ok(Self { file })
+    }
+
+    /// Adds a line.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn write(&mut self, record: &Record) -> io::Result<()> {
+        let mut line = serde_json::to_string(record)?;
+        line.push('\n');
+        self.file.write_all(line.as_bytes())
+    }
+
+    /// Waits until all lines are on the disk.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be written.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_resume_leaves_no_gap_and_no_repeat() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let lines = "{\"kind\":\"train\",\"step\":1}\n{\"kind\":\"train\",\"step\":2}\n{\"kind\":\"validation\",\"step\":2}\n{\"step\":3}\n{\"ste";
+        fs::write(&path, lines).unwrap();
+        let mut log = MetricsLog::resume(&path, 2).unwrap();
+        log.file.write_all(b"next\n").unwrap();
+        let kept = fs::read_to_string(&path).unwrap();
+        assert_eq!(kept.lines().count(), 4);
+        assert!(kept.ends_with("{\"kind\":\"validation\",\"step\":2}\nnext\n"));
+    }
+}

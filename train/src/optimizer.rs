@@ -1,0 +1,335 @@
+//! AdamW with decoupled weight decay, and the clipping of the gradient's global norm.
+
+use std::collections::BTreeMap;
+
+use burn::module::Param;
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use firebox_model::checkpoint::{CheckpointError, NamedTensor, TensorFile};
+use firebox_model::language_model::LanguageModel;
+use firebox_model::parameters::{MapParameter, VisitParameter, map, visit};
+
+use crate::config::OptimizerConfig;
+
+/// The gradient of each parameter, flattened, by path; sums over micro-batches.
+#[derive(Debug, Default)]
+pub struct GradientSum(BTreeMap<String, Tensor<1>>);
+
+impl GradientSum {
+    /// Adds the gradients of one backward pass.
+    pub fn add(&mut self, model: &LanguageModel, gradients: Gradients) {
+        struct Add<'a> {
+            sum: &'a mut BTreeMap<String, Tensor<1>>,
+            gradients: Gradients,
+        }
+        impl VisitParameter for Add<'_> {
+            fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
+                if let Some(new) = parameter.val().grad_remove(&mut self.gradients) {
+                    let elements = new.shape().num_elements();
+                    let new = new.reshape([elements]);
+                    let sum = match self.sum.remove(path) {
+                        Some(sum) => sum + new,
+                        None => new,
+                    };
+                    self.sum.insert(path.to_owned(), sum);
+                }
+            }
+        }
+        visit(
+            model,
+            &mut Add {
+                sum: &mut self.0,
+                gradients,
+            },
+        );
+    }
+
+    /// The Euclidean norm over all parameters together; read back to the host.
+    pub fn norm(&self) -> f64 {
+        let squares: Vec<Tensor<1>> = self
+            .0
+            .values()
+            .map(|gradient| gradient.clone().square().sum())
+            .collect();
+        if squares.is_empty() {
+            return 0.0;
+        }
+        let squares = Tensor::cat(squares, 0).into_data();
+        squares.iter::<f32>().map(f64::from).sum::<f64>().sqrt()
+    }
+}
+
+/// AdamW (arXiv 1711.05101, algorithm 2, with the bias correction of Adam, arXiv 1412.6980):
+///
+/// `m ← β₁ m + (1 − β₁) g`, `v ← β₂ v + (1 − β₂) g²`,
+/// `w ← (1 − η λ) w − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)`
+///
+/// Norm gains and embeddings do not decay: shrinking them does not make the function simpler.
+#[derive(Debug, Default)]
+pub struct AdamW {
+    /// Updates so far (t).
+    steps: u64,
+    moments: BTreeMap<String, Moments>,
+}
+
+#[derive(Debug)]
+struct Moments {
+    shape: Vec<usize>,
+    first: Tensor<1>,
+    second: Tensor<1>,
+}
+
+/// Whether a parameter decays.
+fn decays(path: &str) -> bool {
+    !(path.ends_with(".gamma") || path == "embedding")
+}
+
+impl AdamW {
+    /// Updates every parameter with its gradient times `gradient_scale` (that of clipping).
+    pub fn step(
+        &mut self,
+        model: LanguageModel,
+        gradients: GradientSum,
+        gradient_scale: f64,
+        learning_rate: f64,
+        config: &OptimizerConfig,
+    ) -> LanguageModel {
+        self.steps += 1;
+        let correction = |beta: f64| 1.0 - beta.powf(self.steps as f64);
+        let mut update = Update {
+            corrections: [correction(config.beta1), correction(config.beta2)],
+            moments: &mut self.moments,
+            gradients: gradients.0,
+            gradient_scale,
+            learning_rate,
+            config,
+        };
+        map(model, &mut update)
+    }
+
+    /// Number of updates so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The moments, to be written.
+    pub fn tensors(&self) -> Vec<NamedTensor<'_>> {
+        let named = |kind: &str, path: &str, shape: &[usize], tensor: &Tensor<1>| {
+            let tensor = tensor.clone();
+            NamedTensor {
+                name: format!("{kind}.{path}"),
+                shape: shape.to_vec(),
+                values: Box::new(move || tensor.to_data().iter::<f32>().collect()),
+            }
+        };
+        let moments = self.moments.iter();
+        moments
+            .flat_map(
+                |(
+                    path,
+                    Moments {
+                        shape,
+                        first,
+                        second,
+                    },
+                )| {
+                    [
+                        named("first_moment", path, shape, first),
+                        named("second_moment", path, shape, second),
+                    ]
+                },
+            )
+            .collect()
+    }
+
+    /// The optimizer as it was after `steps` updates of `model`, its moments read from a file.
+    ///
+    /// # Errors
+    ///
+    /// When a moment is missing, superfluous or of another shape.
+    pub fn read(
+        file: &TensorFile,
+        steps: u64,
+        model: &LanguageModel,
+        device: &Device,
+    ) -> Result<Self, CheckpointError> {
+        struct Read<'a> {
+            file: &'a TensorFile,
+            device: &'a Device,
+            moments: Result<BTreeMap<String, Moments>, CheckpointError>,
+        }
+        impl Read<'_> {
+            fn moment(
+                &self,
+                kind: &str,
+                path: &str,
+                shape: &[usize],
+            ) -> Result<Tensor<1>, CheckpointError> {
+                let name = format!("{kind}.{path}");
+                let Some((found, values)) = self.file.read(&name)? else {
+                    return Err(CheckpointError::MissingTensor {
+                        file: self.file.path().to_owned(),
+                        name,
+                        path: path.to_owned(),
+                        shape: shape.to_vec(),
+                        unused: "not listed".to_owned(),
+                    });
+                };
+                if found != shape {
+                    return Err(CheckpointError::Shape {
+                        file: self.file.path().to_owned(),
+                        name,
+                        path: path.to_owned(),
+                        found,
+                        expected: shape.to_vec(),
+                    });
+                }
+                let length = values.len();
+                Ok(Tensor::from_data(
+                    TensorData::new(values, [length]),
+                    self.device,
+                ))
+            }
+        }
+        impl VisitParameter for Read<'_> {
+            fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
+                let shape = parameter.lazy_shape().to_vec();
+                let first = self.moment("first_moment", path, &shape);
+                let second = self.moment("second_moment", path, &shape);
+                if let Ok(moments) = &mut self.moments {
+                    match (first, second) {
+                        (Ok(first), Ok(second)) => {
+                            moments.insert(
+                                path.to_owned(),
+                                Moments {
+                                    shape,
+                                    first,
+                                    second,
+                                },
+                            );
+                        }
+                        (Err(error), _) | (_, Err(error)) => self.moments = Err(error),
+                    }
+                }
+            }
+        }
+        let mut read = Read {
+            file,
+            device,
+            moments: Ok(BTreeMap::new()),
+        };
+        visit(model, &mut read);
+        let moments = read.moments?;
+        let (expected, found) = (2 * moments.len(), file.shapes()?.len());
+        if expected != found {
+            return Err(CheckpointError::Damaged {
+                path: file.path().to_owned(),
+                reason: format!("it holds {found} moments; this model has {expected}"),
+            });
+        }
+        Ok(Self { steps, moments })
+    }
+}
+
+struct Update<'a> {
+    corrections: [f64; 2],
+    moments: &'a mut BTreeMap<String, Moments>,
+    gradients: BTreeMap<String, Tensor<1>>,
+    gradient_scale: f64,
+    learning_rate: f64,
+    config: &'a OptimizerConfig,
+}
+
+impl MapParameter for Update<'_> {
+    fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
+        let shape = value.dims();
+        let weights = value.inner();
+        let elements = weights.shape().num_elements();
+        let weights = weights.reshape([elements]);
+        let zeros = || Tensor::<1>::zeros([elements], &weights.device());
+        let gradient = match self.gradients.remove(path) {
+            Some(gradient) if self.gradient_scale != 1.0 => {
+                gradient.mul_scalar(self.gradient_scale)
+            }
+            Some(gradient) => gradient,
+            None => zeros(),
+        };
+        let OptimizerConfig {
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+            ..
+        } = *self.config;
+        let (first, second) = match self.moments.remove(path) {
+            Some(moments) => (moments.first, moments.second),
+            None => (zeros(), zeros()),
+        };
+        let first = first.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
+        let second = second.mul_scalar(beta2) + gradient.square().mul_scalar(1.0 - beta2);
+
+        let [first_correction, second_correction] = self.corrections;
+        let root = second
+            .clone()
+            .div_scalar(second_correction)
+            .sqrt()
+            .add_scalar(epsilon);
+        let change = first
+            .clone()
+            .div(root)
+            .mul_scalar(self.learning_rate / first_correction);
+        let decay = if decays(path) {
+            self.learning_rate * weight_decay
+        } else {
+            0.0
+        };
+        let kept = if decay > 0.0 {
+            weights.mul_scalar(1.0 - decay)
+        } else {
+            weights
+        };
+        self.moments.insert(
+            path.to_owned(),
+            Moments {
+                shape: shape.to_vec(),
+                first,
+                second,
+            },
+        );
+        Tensor::from_inner((kept - change).reshape(shape))
+    }
+}
+
+/// The factor that brings a gradient's norm down to `limit`; 1 when it is no longer, or when `limit` is 0.
+pub fn clip_scale(norm: f64, limit: f64) -> f64 {
+    if limit > 0.0 && norm > limit {
+        limit / norm
+    } else {
+        1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norms_and_embeddings_do_not_decay() {
+        for path in ["embedding", "norm.gamma", "blocks.3.attention_norm.gamma"] {
+            assert!(!decays(path), "{path}");
+        }
+        for path in [
+            "head",
+            "blocks.0.attention.query",
+            "blocks.1.feed_forward.experts.gate",
+        ] {
+            assert!(decays(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn clipping_only_shortens() {
+        assert_eq!(clip_scale(0.5, 1.0), 1.0);
+        assert_eq!(clip_scale(4.0, 1.0), 0.25);
+        assert_eq!(clip_scale(4.0, 0.0), 1.0);
+    }
+}

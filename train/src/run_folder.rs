@@ -1,0 +1,249 @@
+//! The folder of a run: its configuration, its metrics and its checkpoints.
+//!
+//! A checkpoint is written under a temporary name, synced, and renamed, so that whatever has a
+//! checkpoint's name is whole; a crash at any instant leaves the ones before.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use firebox_model::checkpoint::CheckpointError;
+
+/// A run's folder.
+#[derive(Debug, Clone)]
+pub struct RunFolder {
+    root: PathBuf,
+}
+
+const TEMPORARY: &str = ".writing-";
+
+impl RunFolder {
+    /// The folder at `root`, made when it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn create(root: &Path) -> Result<Self, CheckpointError> {
+        let folder = Self {
+            root: root.to_owned(),
+        };
+        fs::create_dir_all(folder.checkpoints())
+            .map_err(failed("create", &folder.checkpoints()))?;
+        Ok(folder)
+    }
+
+    /// The resolved configuration.
+    pub fn config(&self) -> PathBuf {
+        self.root.join("config.toml")
+    }
+
+    /// One object a logged step.
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join("metrics.jsonl")
+    }
+
+    /// The checkpoints' folder.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
+    /// The folder of the checkpoint of a step.
+    pub fn checkpoint(&self, step: u64) -> PathBuf {
+        self.checkpoints().join(format!("step-{step:07}"))
+    }
+
+    /// Steps that have a checkpoint, rising.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be read.
+    pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+        let folder = self.checkpoints();
+        let entries = fs::read_dir(&folder).map_err(failed("read", &folder))?;
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut steps: Vec<u64> = names
+            .filter_map(|name| name.strip_prefix("step-")?.parse().ok())
+            .collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// Writes a file whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn write(&self, path: &Path, text: &str) -> Result<(), CheckpointError> {
+        let temporary = path.with_extension("writing");
+        fs::write(&temporary, text)
+            .and_then(|()| File::open(&temporary)?.sync_all())
+            .and_then(|()| fs::rename(&temporary, path))
+            .and_then(|()| sync_folder(path.parent().unwrap_or(&self.root)))
+            .map_err(failed("write", path))
+    }
+
+    /// Makes the checkpoint of a step: `fill` writes its files into a folder of a temporary name, which
+    /// then takes its own name and becomes `latest`. Nothing is left of one that fails.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fill`, or when the folder cannot be made, renamed or synced.
+    pub fn save(
+        &self,
+        step: u64,
+        fill: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+    ) -> Result<PathBuf, CheckpointError> {
+        let (path, temporary) = (
+            self.checkpoint(step),
+            self.checkpoints().join(format!("{TEMPORARY}{step:07}")),
+        );
+        remove_folder(&temporary)?;
+        fs::create_dir(&temporary).map_err(failed("create", &temporary))?;
+        let filled = fill(&temporary)
+            .and_then(|()| sync_folder(&temporary).map_err(failed("write", &temporary)));
+        if let Err(error) = filled {
+            // What is left behind is cleared by the next run; the error that matters is the first.
+            let _ = fs::remove_dir_all(&temporary);
+            return Err(error);
+        }
+        // After a resume from an older checkpoint the same step is written again, with the same content.
+        remove_folder(&path)?;
+        fs::rename(&temporary, &path)
+            .and_then(|()| sync_folder(&self.checkpoints()))
+            .map_err(failed("write", &path))?;
+        self.name("latest", step)?;
+        Ok(path)
+    }
+
+    /// Writes the name of a step's checkpoint into a file beside them, such as `latest` or `best`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn name(&self, name: &str, step: u64) -> Result<(), CheckpointError> {
+        self.write(&self.checkpoints().join(name), &format!("step-{step:07}\n"))
+    }
+
+    /// Removes all checkpoints but the newest `keep_last` and that of the `best` step, and what a crash
+    /// left of unfinished ones.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be removed.
+    pub fn prune(&self, keep_last: usize, best: Option<u64>) -> Result<(), CheckpointError> {
+        let mut steps = self.steps()?;
+        steps.truncate(steps.len().saturating_sub(keep_last.max(1)));
+        for step in steps.into_iter().filter(|&step| Some(step) != best) {
+            remove_folder(&self.checkpoint(step))?;
+        }
+        let folder = self.checkpoints();
+        let entries = fs::read_dir(&folder).map_err(failed("read", &folder))?;
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+                remove_folder(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes a folder by way of a name that no reader takes for a checkpoint, so that a crash in between
+/// leaves no half of one.
+fn remove_folder(path: &Path) -> Result<(), CheckpointError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let doomed = path.with_file_name(format!("{TEMPORARY}old-{name}"));
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    gone(fs::remove_dir_all(&doomed))
+        .and_then(|()| gone(fs::rename(path, &doomed)))
+        .and_then(|()| gone(fs::remove_dir_all(&doomed)))
+        .map_err(failed("remove", path))
+}
+
+/// A rename is on the disk once the folder around it is.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    // Windows opens no folders as files, and needs no such sync.
+    if cfg!(windows) {
+        Ok(())
+    } else {
+        File::open(path)?.sync_all()
+    }
+}
+
+pub(crate) fn failed(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> CheckpointError {
+    let path = path.to_owned();
+    move |source| CheckpointError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, RunFolder) {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = RunFolder::create(&temporary.path().join("run")).unwrap();
+        (temporary, folder)
+    }
+
+    fn save(folder: &RunFolder, step: u64) {
+        folder
+            .save(step, |path| {
+                fs::write(path.join("file"), "content").map_err(failed("write", path))
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn the_newest_and_the_best_are_kept() {
+        let (_guard, folder) = folder();
+        (1..=5).for_each(|step| save(&folder, step * 10));
+        folder.prune(2, Some(20)).unwrap();
+        assert_eq!(folder.steps().unwrap(), [20, 40, 50]);
+        assert_eq!(
+            fs::read_to_string(folder.checkpoints().join("latest")).unwrap(),
+            "step-0000050\n"
+        );
+    }
+
+    #[test]
+    fn a_failure_leaves_the_last_one_and_nothing_else() {
+        let (_guard, folder) = folder();
+        save(&folder, 10);
+        let failure = folder.save(20, |path| {
+            fs::write(path.join("half"), "…").unwrap();
+            Err(failed("write", path)(io::ErrorKind::StorageFull.into()))
+        });
+        assert!(
+            failure
+                .unwrap_err()
+                .hint()
+                .unwrap()
+                .contains("free some space")
+        );
+        assert_eq!(folder.steps().unwrap(), [10]);
+        assert_eq!(
+            fs::read_dir(folder.checkpoints()).unwrap().count(),
+            2,
+            "step-0000010 and latest"
+        );
+    }
+
+    #[test]
+    fn what_a_crash_left_is_cleared() {
+        let (_guard, folder) = folder();
+        fs::create_dir(folder.checkpoints().join(".writing-0000030")).unwrap();
+        save(&folder, 30);
+        fs::create_dir(folder.checkpoints().join(".writing-0000040")).unwrap();
+        folder.prune(1, None).unwrap();
+        assert_eq!(fs::read_dir(folder.checkpoints()).unwrap().count(), 2);
+    }
+}

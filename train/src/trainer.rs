@@ -1,0 +1,539 @@
+//! The training loop, from top to bottom.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use firebox_model::accounting::Accounting;
+use firebox_model::batch::{Batch, Sequence};
+use firebox_model::config::{FeedForwardKind, ModelConfig};
+use firebox_model::device;
+use firebox_model::evaluate::{self, Evaluation, evaluate};
+use firebox_model::generate::{Sampler, Sampling, generate};
+use firebox_model::language_model::LanguageModel;
+use firebox_model::loss::{auxiliary, cross_entropy_sum};
+use firebox_model::moe::balance::{BatchLoad, update_bias};
+use firebox_model::moe::stats::{HealthSums, warning};
+
+use crate::cli::RunOptions;
+use crate::config::{RunConfig, load};
+use crate::data::{Prepared, TrainingStream, prepare};
+use crate::error::TrainError;
+use crate::metrics::{MetricsLog, Record, TrainRecord, ValidationRecord};
+use crate::optimizer::{AdamW, GradientSum, clip_scale};
+use crate::progress::ProgressDisplay;
+use crate::run_folder::{RunFolder, failed};
+use crate::schedule::learning_rate_share;
+use crate::state::{self, Best, Progress};
+
+/// What a run came to.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The last validation.
+    pub validation: Evaluation,
+    /// The text that was asked for under `[train.sample]`, its prompt included.
+    pub sample: Option<String>,
+    /// Where the last checkpoint is.
+    pub checkpoint: std::path::PathBuf,
+}
+
+/// Trains, from the start or from the newest checkpoint of the run folder.
+///
+/// # Errors
+///
+/// See [`TrainError`]. Whatever happens, checkpoints that were complete stay so.
+pub fn run(config: &RunConfig, options: &RunOptions) -> Result<Outcome, TrainError> {
+    let device = device::select(&options.device)?;
+    let mut run = Run::open(config, options, &device)?;
+    let interrupted = stop_on_ctrl_c();
+    let steps = run.config.train.steps;
+    let display = ProgressDisplay::new(steps, run.progress.step);
+
+    if run.progress.step == 0 {
+        run.validate(&display)?;
+    }
+    let mut validation = None;
+    while run.progress.step < steps {
+        run.step(&display)?;
+        let step = run.progress.step;
+        let last = step == steps;
+        let mut improved = false;
+        if last || step.is_multiple_of(run.config.train.validate_every) {
+            let (evaluation, best) = run.validate(&display)?;
+            validation = Some(evaluation);
+            improved = best && run.config.checkpoint.keep_best;
+        }
+        let stop = interrupted.load(Ordering::SeqCst) && !last;
+        if last || stop || improved || step.is_multiple_of(run.config.checkpoint.every) {
+            run.save()?;
+        }
+        if stop {
+            display.finish();
+            return Err(TrainError::Interrupted {
+                step,
+                checkpoint: run.folder.checkpoint(step),
+            });
+        }
+    }
+    display.finish();
+    let validation = match validation {
+        Some(validation) => validation,
+        // A finished run that is resumed has nothing left to do but to say what it came to.
+        None => run.evaluation(&display),
+    };
+    Ok(Outcome {
+        validation,
+        sample: run.sample()?,
+        checkpoint: run.folder.checkpoint(steps),
+    })
+}
+
+/// A run between two steps.
+struct Run {
+    config: RunConfig,
+    folder: RunFolder,
+    prepared: Prepared,
+    stream: TrainingStream,
+    device: Device,
+    model: LanguageModel, // with gradients
+    optimizer: AdamW,
+    progress: Progress,
+    metrics: MetricsLog,
+    /// Time and tokens since the last line of the log.
+    since: Since,
+    training_flops_per_token: f64,
+}
+
+struct Since {
+    start: Instant,
+    tokens: u64,
+}
+
+/// Sums over one batch.
+struct BatchResult {
+    loss: f64,
+    total_loss: f64,
+    health: HealthSums,
+    gradients: GradientSum,
+}
+
+impl Run {
+    fn open(config: &RunConfig, options: &RunOptions, device: &Device) -> Result<Self, TrainError> {
+        let root = &options.out;
+        let folder = RunFolder::create(root)?;
+        let newest = folder.steps()?.last().copied();
+        match newest {
+            Some(step) if !options.resume => {
+                return Err(TrainError::RunExists {
+                    folder: root.clone(),
+                    step,
+                });
+            }
+            None if options.resume => {
+                return Err(TrainError::NothingToResume {
+                    folder: root.clone(),
+                });
+            }
+            _ => {}
+        }
+        let prepared = prepare(config, true)?;
+        let mut config = config.clone();
+        // A trained tokenizer may have found fewer tokens than it was allowed.
+        config.model.vocabulary = prepared.tokenizer.vocabulary();
+        if options.resume {
+            let saved = load(&folder.config(), &[]).map_err(TrainError::SavedConfig)?;
+            let mut saved = saved;
+            saved.model.vocabulary = config.model.vocabulary;
+            let changes = state::differences(&saved, &config);
+            if !changes.is_empty() {
+                return Err(TrainError::ConfigChanged {
+                    folder: root.clone(),
+                    changes,
+                });
+            }
+        }
+        let context = config.model.context;
+        let batches = &config.schedule.batch_tokens;
+        let needed = (batches.total_tokens(config.train.steps, context) / context as u128) as u64;
+        let stream = prepared.training_stream(context, config.train.seed, needed)?;
+
+        let (model, optimizer, progress) = match newest {
+            Some(step) => {
+                let (model, optimizer, progress) =
+                    state::load(&folder.checkpoint(step), &config, device)?;
+                if progress.data_hash != prepared.content_hash {
+                    return Err(TrainError::DataChanged {
+                        folder: root.clone(),
+                    });
+                }
+                tracing::info!("resuming after step {step} of {}", config.train.steps);
+                (model, optimizer, progress)
+            }
+            None => {
+                let model = LanguageModel::random(&config.model, config.train.seed, device);
+                let progress = Progress {
+                    data_hash: prepared.content_hash.clone(),
+                    ..Progress::default()
+                };
+                (model, AdamW::default(), progress)
+            }
+        };
+        let path = folder.metrics();
+        let metrics = match newest {
+            Some(step) => MetricsLog::resume(&path, step),
+            None => MetricsLog::create(&path),
+        };
+        let metrics = metrics.map_err(failed("write", &path))?;
+        folder.write(
+            &folder.config(),
+            &config.to_toml().expect("a loaded configuration is TOML"),
+        )?;
+
+        let accounting = Accounting::of(&config.model);
+        describe(&config, &accounting, stream.sequences(), needed);
+        Ok(Self {
+            folder,
+            prepared,
+            stream,
+            device: device.clone().autodiff(),
+            model: model.train(),
+            optimizer,
+            since: Since {
+                start: Instant::now(),
+                tokens: progress.tokens,
+            },
+            progress,
+            metrics,
+            training_flops_per_token: accounting.operations.training,
+            config,
+        })
+    }
+
+    /// One optimizer step: a batch in micro-batches, clipping, AdamW, the routers' bias.
+    fn step(&mut self, display: &ProgressDisplay) -> Result<(), TrainError> {
+        let started = Instant::now();
+        let step = self.progress.step;
+        let config = &self.config;
+        let count = config
+            .schedule
+            .batch_tokens
+            .sequences_at(step, config.model.context);
+        let range = self.progress.sequences..self.progress.sequences + count;
+        let sequences: Vec<Sequence> = range.map(|index| self.stream.sequence(index)).collect();
+        let tokens: u64 = sequences.iter().map(|sequence| sequence.valid as u64).sum();
+
+        let result = forward_backward(
+            &self.model,
+            &sequences,
+            config.train.micro_batch,
+            &self.device,
+        );
+        let norm = result.gradients.norm();
+        for (what, value) in [("loss", result.total_loss), ("gradient norm", norm)] {
+            if !value.is_finite() {
+                return Err(TrainError::Diverged {
+                    step: step + 1,
+                    what,
+                    value,
+                });
+            }
+        }
+        let share = learning_rate_share(&config.schedule, step, config.train.steps);
+        let learning_rate = config.optimizer.learning_rate * share;
+        let scale = clip_scale(norm, config.optimizer.clip_norm);
+        let model = self.model.clone();
+        self.model = self.optimizer.step(
+            model,
+            result.gradients,
+            scale,
+            learning_rate,
+            &config.optimizer,
+        );
+        if config.model.router.bias_update_rate > 0.0
+            && config.model.feed_forward == FeedForwardKind::Moe
+        {
+            let mut biases = self.model.router_bias();
+            for (bias, counts) in biases.iter_mut().zip(&result.health.load().counts) {
+                update_bias(bias, counts, config.model.router.bias_update_rate);
+            }
+            self.model.set_router_bias(&biases);
+        }
+
+        self.progress.step += 1;
+        self.progress.sequences += count;
+        self.progress.tokens += tokens;
+        self.progress.seconds += started.elapsed().as_secs_f64();
+        let step = self.progress.step;
+        display.step(step, result.loss, tokens);
+        if step == 1 || step.is_multiple_of(config.train.log_every) || step == config.train.steps {
+            let seconds = self.since.start.elapsed().as_secs_f64();
+            let tokens_per_second = (self.progress.tokens - self.since.tokens) as f64 / seconds;
+            let layers = result.health.health();
+            display.log(
+                step,
+                result.loss,
+                learning_rate,
+                norm,
+                tokens_per_second,
+                &layers,
+            );
+            if let Some(warning) = warning(&layers).filter(|_| step > config.schedule.warmup_steps)
+            {
+                display.warn(&format!("step {step}: {warning}"));
+            }
+            let experts = &config.model.experts;
+            let record = TrainRecord {
+                step,
+                tokens: self.progress.tokens,
+                loss: result.loss,
+                total_loss: result.total_loss,
+                learning_rate,
+                gradient_norm: norm,
+                batch_tokens: tokens,
+                tokens_per_expert: (config.model.feed_forward == FeedForwardKind::Moe)
+                    .then(|| tokens as f64 * experts.per_token as f64 / experts.count as f64),
+                tokens_per_second,
+                flops_per_second: tokens_per_second * self.training_flops_per_token,
+                seconds: self.progress.seconds,
+                layers,
+            };
+            self.log(&Record::Train(record))?;
+            self.restart_clock();
+        }
+        Ok(())
+    }
+
+    /// Evaluates on the held-out text; also tells whether it was never better.
+    fn validate(&mut self, display: &ProgressDisplay) -> Result<(Evaluation, bool), TrainError> {
+        let evaluation = self.evaluation(display);
+        let step = self.progress.step;
+        display.validation(step, &evaluation);
+        self.log(&Record::Validation(ValidationRecord {
+            step,
+            evaluation: evaluation.clone(),
+        }))?;
+        let nats_per_token = evaluation.nats_per_token;
+        let improved = step > 0
+            && self
+                .progress
+                .best
+                .is_none_or(|best| nats_per_token < best.nats_per_token);
+        if improved {
+            self.progress.best = Some(Best {
+                step,
+                nats_per_token,
+            });
+        }
+        self.restart_clock();
+        Ok((evaluation, improved))
+    }
+
+    fn evaluation(&self, display: &ProgressDisplay) -> Evaluation {
+        let text = self
+            .prepared
+            .validation(self.config.train.validation_tokens);
+        let windows = text.windows(self.config.model.context);
+        evaluate(
+            &self.model.valid(),
+            windows,
+            text.bytes(),
+            evaluate::ROWS,
+            |tokens| {
+                display.validating(tokens, text.targets());
+            },
+        )
+    }
+
+    fn save(&mut self) -> Result<(), TrainError> {
+        let Self {
+            model,
+            prepared,
+            optimizer,
+            progress,
+            config,
+            ..
+        } = self;
+        let model = model.valid();
+        self.metrics
+            .sync()
+            .map_err(failed("write", &self.folder.metrics()))?;
+        self.folder.save(progress.step, |folder| {
+            state::save(folder, &model, &prepared.tokenizer, optimizer, progress)
+        })?;
+        let best = progress
+            .best
+            .map(|best| best.step)
+            .filter(|_| config.checkpoint.keep_best);
+        if let Some(step) = best.filter(|&step| self.folder.checkpoint(step).exists()) {
+            self.folder.name("best", step)?;
+        }
+        self.folder.prune(config.checkpoint.keep_last, best)?;
+        self.restart_clock();
+        Ok(())
+    }
+
+    /// Continues the prompt of `[train.sample]`.
+    fn sample(&self) -> Result<Option<String>, TrainError> {
+        let Some(sample) = &self.config.train.sample else {
+            return Ok(None);
+        };
+        let tokenizer = &self.prepared.tokenizer;
+        let mut text = tokenizer
+            .encode(&sample.prompt)
+            .map_err(crate::data::DataError::from)?;
+        if text.is_empty() {
+            text.push(tokenizer.end_of_text());
+        }
+        let sampling = Sampling {
+            temperature: sample.temperature,
+            seed: self.config.train.seed,
+            ..Sampling::default()
+        };
+        let prompt = text.clone();
+        let model = self.model.valid();
+        let end = Some(tokenizer.end_of_text());
+        generate(
+            &model,
+            &prompt,
+            sample.tokens,
+            end,
+            &mut Sampler::new(sampling),
+            |id| {
+                text.push(id);
+                true
+            },
+        );
+        Ok(Some(tokenizer.decode(&text)))
+    }
+
+    fn log(&mut self, record: &Record) -> Result<(), TrainError> {
+        let path = self.folder.metrics();
+        Ok(self.metrics.write(record).map_err(failed("write", &path))?)
+    }
+
+    /// Leaves what is not training out of the log's tokens per second.
+    fn restart_clock(&mut self) {
+        self.since = Since {
+            start: Instant::now(),
+            tokens: self.progress.tokens,
+        };
+    }
+}
+
+/// The loss of a batch and its gradient, computed `micro_batch` sequences at a time. Neither depends on that
+/// number, but for rounding: every mean is over the whole batch's tokens that count.
+///
+/// The balance loss needs the whole batch's load before the first gradient. A batch of one micro-batch has
+/// it at hand; for more, the routers run once before, without gradients, which adds about a third of a
+/// forward and backward pass.
+fn forward_backward(
+    model: &LanguageModel,
+    sequences: &[Sequence],
+    micro_batch: usize,
+    device: &Device,
+) -> BatchResult {
+    let config = model.config();
+    let targets: u64 = sequences.iter().map(|sequence| sequence.valid as u64).sum();
+    let load = (sequences.len() > micro_batch && needs_load(config)).then(|| {
+        let (plain, plain_device) = (model.valid(), device.clone().inner());
+        let mut load = BatchLoad::default();
+        for chunk in sequences.chunks(micro_batch) {
+            let batch = Batch::new(chunk, &plain_device);
+            load.add(
+                &plain.route(batch.tokens),
+                batch.valid_on_host.as_deref(),
+                batch.counted,
+            );
+        }
+        load
+    });
+
+    let mut result = BatchResult {
+        loss: 0.0,
+        total_loss: 0.0,
+        health: HealthSums::default(),
+        gradients: GradientSum::default(),
+    };
+    for chunk in sequences.chunks(micro_batch) {
+        let batch = Batch::new(chunk, device);
+        let valid = batch.valid.as_ref();
+        let output = model.forward(batch.tokens);
+        let load = load.clone().unwrap_or_else(|| {
+            let mut load = BatchLoad::default();
+            load.add(
+                &output.routing,
+                batch.valid_on_host.as_deref(),
+                batch.counted,
+            );
+            BatchLoad {
+                tokens: targets,
+                ..load
+            }
+        });
+        let logits = output.logits.flatten::<2>(0, 1);
+        let loss = cross_entropy_sum(logits, batch.targets, valid).div_scalar(targets as f64);
+        let total = match auxiliary(config, &output.routing, valid, &load) {
+            Some(auxiliary) => loss.clone() + auxiliary,
+            None => loss.clone(),
+        };
+        // One reading of everything that the host wants to know.
+        let terms = HealthSums::terms(&output.routing, valid);
+        let figures = [loss.inner(), total.clone().inner()]
+            .into_iter()
+            .chain(terms);
+        let figures: Vec<f32> = Tensor::cat(figures.collect(), 0)
+            .into_data()
+            .iter::<f32>()
+            .collect();
+        result.loss += f64::from(figures[0]);
+        result.total_loss += f64::from(figures[1]);
+        result.health.add(
+            &output.routing,
+            batch.valid_on_host.as_deref(),
+            batch.counted,
+            &figures[2..],
+        );
+        result.gradients.add(model, total.backward());
+    }
+    result
+}
+
+/// Whether the training loss depends on the load.
+fn needs_load(config: &ModelConfig) -> bool {
+    config.feed_forward == FeedForwardKind::Moe && config.router.balance_coefficient > 0.0
+}
+
+/// Says what is about to be trained.
+fn describe(config: &RunConfig, accounting: &Accounting, available: u64, needed: u64) {
+    let million = |count: u128| format!("{:.1} M", count as f64 / 1e6);
+    let (steps, tokens) = (config.train.steps, needed * config.model.context as u64);
+    tracing::info!(
+        "model: {} parameters, {} active for a token",
+        million(accounting.total),
+        million(accounting.active)
+    );
+    tracing::info!(
+        "run: {steps} steps, {} tokens in {needed} of {available} sequences",
+        million(u128::from(tokens))
+    );
+}
+
+/// A flag that Ctrl-C raises; a second Ctrl-C ends the process at once.
+fn stop_on_ctrl_c() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let raised = flag.clone();
+    let handler = move || {
+        if raised.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        eprintln!(
+            "\nfinishing the step and writing a checkpoint; press Ctrl-C again to stop at once"
+        );
+    };
+    if let Err(error) = ctrlc::set_handler(handler) {
+        tracing::warn!("Ctrl-C will end the run without a checkpoint: {error}");
+    }
+    flag
+}
