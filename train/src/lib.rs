@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod gradient;
 pub mod metrics;
 pub mod optimizer;
 mod progress;

@@ -3,60 +3,13 @@
 use std::collections::BTreeMap;
 
 use burn::module::Param;
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use firebox_model::checkpoint::{CheckpointError, NamedTensor, TensorFile};
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parameters::{MapParameter, VisitParameter, map, visit};
 
 use crate::config::OptimizerConfig;
-
-/// The gradient of each parameter, flattened, by path; sums over micro-batches.
-#[derive(Debug, Default)]
-pub struct GradientSum(BTreeMap<String, Tensor<1>>);
-
-impl GradientSum {
-    /// Adds the gradients of one backward pass.
-    pub fn add(&mut self, model: &LanguageModel, gradients: Gradients) {
-        struct Add<'a> {
-            sum: &'a mut BTreeMap<String, Tensor<1>>,
-            gradients: Gradients,
-        }
-        impl VisitParameter for Add<'_> {
-            fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
-                if let Some(new) = parameter.val().grad_remove(&mut self.gradients) {
-                    let elements = new.shape().num_elements();
-                    let new = new.reshape([elements]);
-                    let sum = match self.sum.remove(path) {
-                        Some(sum) => sum + new,
-                        None => new,
-                    };
-                    self.sum.insert(path.to_owned(), sum);
-                }
-            }
-        }
-        visit(
-            model,
-            &mut Add {
-                sum: &mut self.0,
-                gradients,
-            },
-        );
-    }
-
-    /// The Euclidean norm over all parameters together; read back to the host.
-    pub fn norm(&self) -> f64 {
-        let squares: Vec<Tensor<1>> = self
-            .0
-            .values()
-            .map(|gradient| gradient.clone().square().sum())
-            .collect();
-        if squares.is_empty() {
-            return 0.0;
-        }
-        let squares = Tensor::cat(squares, 0).into_data();
-        squares.iter::<f32>().map(f64::from).sum::<f64>().sqrt()
-    }
-}
+use crate::gradient::GradientSum;
 
 /// AdamW (arXiv 1711.05101, algorithm 2, with the bias correction of Adam, arXiv 1412.6980):
 ///
@@ -98,7 +51,7 @@ impl AdamW {
         let mut update = Update {
             corrections: [correction(config.beta1), correction(config.beta2)],
             moments: &mut self.moments,
-            gradients: gradients.0,
+            gradients,
             gradient_scale,
             learning_rate,
             config,
@@ -233,7 +186,7 @@ impl AdamW {
 struct Update<'a> {
     corrections: [f64; 2],
     moments: &'a mut BTreeMap<String, Moments>,
-    gradients: BTreeMap<String, Tensor<1>>,
+    gradients: GradientSum,
     gradient_scale: f64,
     learning_rate: f64,
     config: &'a OptimizerConfig,
@@ -246,7 +199,7 @@ impl MapParameter for Update<'_> {
         let elements = weights.shape().num_elements();
         let weights = weights.reshape([elements]);
         let zeros = || Tensor::<1>::zeros([elements], &weights.device());
-        let gradient = match self.gradients.remove(path) {
+        let gradient = match self.gradients.take(path) {
             Some(gradient) if self.gradient_scale != 1.0 => {
                 gradient.mul_scalar(self.gradient_scale)
             }

@@ -5,24 +5,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use firebox_model::accounting::Accounting;
-use firebox_model::batch::{Batch, Sequence};
-use firebox_model::config::{FeedForwardKind, ModelConfig};
+use firebox_model::batch::Sequence;
+use firebox_model::config::FeedForwardKind;
 use firebox_model::device;
 use firebox_model::evaluate::{self, Evaluation, evaluate};
 use firebox_model::generate::{Sampler, Sampling, generate};
 use firebox_model::language_model::LanguageModel;
-use firebox_model::loss::{auxiliary, cross_entropy_sum};
-use firebox_model::moe::balance::{BatchLoad, update_bias};
-use firebox_model::moe::stats::{HealthSums, warning};
+use firebox_model::moe::balance::update_bias;
+use firebox_model::moe::stats::warning;
 
 use crate::cli::RunOptions;
 use crate::config::{RunConfig, load};
 use crate::data::{Prepared, TrainingStream, prepare};
 use crate::error::TrainError;
+use crate::gradient::forward_backward;
 use crate::metrics::{MetricsLog, Record, TrainRecord, ValidationRecord};
-use crate::optimizer::{AdamW, GradientSum, clip_scale};
+use crate::optimizer::{AdamW, clip_scale};
 use crate::progress::ProgressDisplay;
 use crate::run_folder::{RunFolder, failed};
 use crate::schedule::learning_rate_share;
@@ -109,14 +109,6 @@ struct Run {
 struct Since {
     start: Instant,
     tokens: u64,
-}
-
-/// Sums over one batch.
-struct BatchResult {
-    loss: f64,
-    total_loss: f64,
-    health: HealthSums,
-    gradients: GradientSum,
 }
 
 impl Run {
@@ -420,89 +412,6 @@ impl Run {
             tokens: self.progress.tokens,
         };
     }
-}
-
-/// The loss of a batch and its gradient, computed `micro_batch` sequences at a time. Neither depends on that
-/// number, but for rounding: every mean is over the whole batch's tokens that count.
-///
-/// The balance loss needs the whole batch's load before the first gradient. A batch of one micro-batch has
-/// it at hand; for more, the routers run once before, without gradients, which adds about a third of a
-/// forward and backward pass.
-fn forward_backward(
-    model: &LanguageModel,
-    sequences: &[Sequence],
-    micro_batch: usize,
-    device: &Device,
-) -> BatchResult {
-    let config = model.config();
-    let targets: u64 = sequences.iter().map(|sequence| sequence.valid as u64).sum();
-    let load = (sequences.len() > micro_batch && needs_load(config)).then(|| {
-        let (plain, plain_device) = (model.valid(), device.clone().inner());
-        let mut load = BatchLoad::default();
-        for chunk in sequences.chunks(micro_batch) {
-            let batch = Batch::new(chunk, &plain_device);
-            load.add(
-                &plain.route(batch.tokens),
-                batch.valid_on_host.as_deref(),
-                batch.counted,
-            );
-        }
-        load
-    });
-
-    let mut result = BatchResult {
-        loss: 0.0,
-        total_loss: 0.0,
-        health: HealthSums::default(),
-        gradients: GradientSum::default(),
-    };
-    for chunk in sequences.chunks(micro_batch) {
-        let batch = Batch::new(chunk, device);
-        let valid = batch.valid.as_ref();
-        let output = model.forward(batch.tokens);
-        let load = load.clone().unwrap_or_else(|| {
-            let mut load = BatchLoad::default();
-            load.add(
-                &output.routing,
-                batch.valid_on_host.as_deref(),
-                batch.counted,
-            );
-            BatchLoad {
-                tokens: targets,
-                ..load
-            }
-        });
-        let logits = output.logits.flatten::<2>(0, 1);
-        let loss = cross_entropy_sum(logits, batch.targets, valid).div_scalar(targets as f64);
-        let total = match auxiliary(config, &output.routing, valid, &load) {
-            Some(auxiliary) => loss.clone() + auxiliary,
-            None => loss.clone(),
-        };
-        // One reading of everything that the host wants to know.
-        let terms = HealthSums::terms(&output.routing, valid);
-        let figures = [loss.inner(), total.clone().inner()]
-            .into_iter()
-            .chain(terms);
-        let figures: Vec<f32> = Tensor::cat(figures.collect(), 0)
-            .into_data()
-            .iter::<f32>()
-            .collect();
-        result.loss += f64::from(figures[0]);
-        result.total_loss += f64::from(figures[1]);
-        result.health.add(
-            &output.routing,
-            batch.valid_on_host.as_deref(),
-            batch.counted,
-            &figures[2..],
-        );
-        result.gradients.add(model, total.backward());
-    }
-    result
-}
-
-/// Whether the training loss depends on the load.
-fn needs_load(config: &ModelConfig) -> bool {
-    config.feed_forward == FeedForwardKind::Moe && config.router.balance_coefficient > 0.0
 }
 
 /// Says what is about to be trained.

@@ -238,3 +238,114 @@ impl<B: GroupedMatmul> Backward<B, 2> for GroupedMatmulBackward {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::device::{backends, select};
+
+    /// Every device of this build.
+    fn devices() -> Vec<Device> {
+        let compiled = backends().into_iter().filter(|backend| backend.compiled);
+        compiled
+            .map(|backend| {
+                select(backend.devices.first().expect("a device for each backend")).unwrap()
+            })
+            .collect()
+    }
+
+    /// Values that differ everywhere, of both signs, about 1 in size.
+    fn wave<const D: usize>(shape: [usize; D], phase: f32, device: &Device) -> Tensor<D> {
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|i| (i as f32 * 0.7 + phase).sin())
+            .collect();
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    type Product = fn(Tensor<2>, Tensor<3>, &[usize]) -> Tensor<2>;
+
+    /// The product, and the gradients of a weighted sum of it for rows and weights.
+    fn run(
+        product: Product,
+        counts: &[usize],
+        d_in: usize,
+        d_out: usize,
+        device: &Device,
+    ) -> [Vec<f32>; 3] {
+        let device = device.clone().autodiff();
+        let offsets: Vec<usize> = std::iter::once(0)
+            .chain(counts.iter().scan(0, |sum, count| {
+                *sum += count;
+                Some(*sum)
+            }))
+            .collect();
+        let rows = offsets[counts.len()];
+        let input = wave([rows, d_in], 0.1, &device).require_grad();
+        let weights = wave([counts.len(), d_in, d_out], 0.5, &device).require_grad();
+        let output = product(input.clone(), weights.clone(), &offsets);
+        let gradients = (output.clone() * wave([rows, d_out], 0.9, &device))
+            .sum()
+            .backward();
+        let values = |data: TensorData| data.iter::<f32>().collect::<Vec<f32>>();
+        [
+            values(output.to_data()),
+            values(input.grad(&gradients).unwrap().to_data()),
+            values(weights.grad(&gradients).unwrap().to_data()),
+        ]
+    }
+
+    /// Both add the same products of two numbers below 1, in an order that may differ.
+    fn assert_same(counts: &[usize], d_in: usize, d_out: usize) -> Result<(), TestCaseError> {
+        for device in devices() {
+            let fast = run(grouped_matmul, counts, d_in, d_out, &device);
+            let slow = run(grouped_matmul_reference, counts, d_in, d_out, &device);
+            for (kind, (fast, slow)) in ["output", "d(rows)", "d(weights)"]
+                .iter()
+                .zip(fast.iter().zip(&slow))
+            {
+                prop_assert_eq!(fast.len(), slow.len());
+                for (a, b) in fast.iter().zip(slow) {
+                    prop_assert!(
+                        (a - b).abs() <= 1e-5 * (1.0 + b.abs()),
+                        "{kind}: {a} against {b}"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn equals_the_reference(
+            counts in prop::collection::vec(prop_oneof![Just(0usize), 1usize..9], 1..7)
+                .prop_filter("at least one row", |counts| counts.iter().sum::<usize>() > 0),
+            d_in in 1usize..11,
+            d_out in 1usize..11,
+        ) {
+            assert_same(&counts, d_in, d_out)?;
+        }
+    }
+
+    #[test]
+    fn one_row_and_one_group_with_everything() {
+        assert_same(&[0, 1, 0], 5, 3).unwrap();
+        assert_same(&[0, 300, 0, 0], 17, 9).unwrap();
+    }
+
+    #[test]
+    #[should_panic(expected = "must rise from 0 to 4")]
+    fn offsets_that_do_not_fit_are_refused() {
+        let device = devices().remove(0);
+        let _ = grouped_matmul(
+            wave([4, 2], 0.0, &device),
+            wave([2, 2, 2], 0.0, &device),
+            &[0, 3, 5],
+        );
+    }
+}

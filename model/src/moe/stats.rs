@@ -82,11 +82,14 @@ impl HealthSums {
     }
 
     fn add_terms(&mut self, layers: usize, terms: &[f32]) {
+        if layers == 0 {
+            return; // a dense model
+        }
         self.layers.resize_with(layers, LayerSums::default);
         for (sums, terms) in self
             .layers
             .iter_mut()
-            .zip(terms.chunks(terms.len() / layers.max(1)))
+            .zip(terms.chunks(terms.len() / layers))
         {
             let (probabilities, rest) = terms.split_at(terms.len() - 2);
             sums.probabilities.resize(probabilities.len(), 0.0);

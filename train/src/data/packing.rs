@@ -19,6 +19,10 @@ use crate::config::Share;
 /// Windows that are shuffled together.
 const BLOCK: u64 = 4096;
 
+/// Longest piece of a document, in tokens. Where pieces of different places meet, one window in many has a
+/// seam; the longer the pieces, the fewer.
+const PIECE: u64 = 4096;
+
 /// Keeps these random orders apart from others of the same seed.
 const PURPOSE: u64 = 2;
 
@@ -26,6 +30,8 @@ const PURPOSE: u64 = 2;
 #[derive(Debug, Clone)]
 pub struct TrainingStream {
     sets: Arc<Vec<TokenSet>>,
+    /// Where each piece ends in its set, by set.
+    pieces: Vec<Vec<u64>>,
     turns: Vec<Turn>,
     /// Where each turn ends in the stream, in tokens.
     ends: Vec<u64>,
@@ -44,11 +50,12 @@ impl TrainingStream {
         needed: u64,
     ) -> Result<Self, DataError> {
         let context = context.max(1);
-        let sources: Vec<MixtureSource> = sets
+        let pieces: Vec<Vec<u64>> = sets.iter().map(|set| piece_ends(set, PIECE)).collect();
+        let sources: Vec<MixtureSource> = pieces
             .iter()
             .zip(shares)
-            .map(|(set, &share)| MixtureSource {
-                lengths: set.lengths(),
+            .map(|(ends, &share)| MixtureSource {
+                lengths: (0..ends.len()).map(|piece| length(ends, piece)).collect(),
                 share,
             })
             .collect();
@@ -77,6 +84,7 @@ impl TrainingStream {
         }
         Ok(Self {
             sets,
+            pieces,
             turns: order,
             ends,
             context,
@@ -136,17 +144,32 @@ impl TrainingStream {
         let mut place = start;
         while place < end {
             let Turn { source, document } = self.turns[turn];
-            let set = &self.sets[source as usize];
-            let document = set.range(document as usize);
-            // The document ends where its turn does.
-            let from = document.end - (self.ends[turn] - place);
+            // The piece ends where its turn does.
+            let piece_end = self.pieces[source as usize][document as usize];
+            let from = piece_end - (self.ends[turn] - place);
             let stop = end.min(self.ends[turn]);
-            set.read(from..from + (stop - place), &mut tokens);
+            self.sets[source as usize].read(from..from + (stop - place), &mut tokens);
             place = stop;
             turn += 1;
         }
         tokens
     }
+}
+
+/// Where the pieces of a set end: each document in as few parts of at most `longest` tokens as can be, of
+/// about the same length.
+fn piece_ends(set: &TokenSet, longest: u64) -> Vec<u64> {
+    let mut ends = Vec::with_capacity(set.documents());
+    for document in (0..set.documents()).map(|document| set.range(document)) {
+        let tokens = document.end - document.start;
+        let parts = tokens.div_ceil(longest);
+        ends.extend((1..=parts).map(|part| document.start + tokens * part / parts));
+    }
+    ends
+}
+
+fn length(ends: &[u64], piece: usize) -> u64 {
+    ends[piece] - piece.checked_sub(1).map_or(0, |before| ends[before])
 }
 
 #[cfg(test)]
@@ -220,6 +243,33 @@ mod tests {
                 prop_assert_eq!(&stream.sequence(index), &sequences[index as usize]);
             }
         }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn pieces_are_short_and_end_where_documents_do(
+            lengths in prop::collection::vec(0usize..50, 1..8),
+            longest in 1u64..20,
+        ) {
+            let (_folder, sets) = sets(&[lengths]);
+            let ends = piece_ends(&sets[0], longest);
+            prop_assert!((0..ends.len()).all(|piece| (1..=longest).contains(&length(&ends, piece))));
+            let documents = 0..sets[0].documents();
+            prop_assert!(documents.map(|document| sets[0].range(document).end).all(|end| ends.contains(&end)));
+        }
+    }
+
+    #[test]
+    fn a_long_document_is_not_read_in_order() {
+        let (_folder, sets) = sets(&[vec![60_000]]);
+        let stream = TrainingStream::new(sets, &[Share::Epochs(1)], 10, 1, 0).unwrap();
+        let early = (0..100).map(|index| stream.sequence(index).tokens[0]);
+        let (least, most) = early.fold((u32::MAX, 0), |(least, most), token| {
+            (least.min(token), most.max(token))
+        });
+        assert!(least < 10_000 && most > 50_000, "{least} … {most}");
     }
 
     #[test]

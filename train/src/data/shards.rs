@@ -279,14 +279,6 @@ impl TokenSet {
         self.bytes[document]
     }
 
-    /// Tokens of each document, end of text included.
-    pub fn lengths(&self) -> Vec<u64> {
-        (0..self.documents())
-            .map(|document| self.range(document))
-            .map(|range| range.end - range.start)
-            .collect()
-    }
-
     /// Appends the tokens of a range to `tokens`.
     pub fn read(&self, mut range: Range<u64>, tokens: &mut Vec<u32>) {
         while range.start < range.end {

@@ -1,0 +1,75 @@
+//! The real binaries, as a user runs them.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// `firebox-train` with these arguments, in the workspace's folder.
+pub fn train(arguments: &[&str]) -> Command {
+    command("firebox-train", arguments)
+}
+
+/// `firebox-infer` with these arguments, in the workspace's folder.
+pub fn infer(arguments: &[&str]) -> Command {
+    command("firebox-infer", arguments)
+}
+
+fn command(binary: &str, arguments: &[&str]) -> Command {
+    let mut command =
+        Command::new(folder().join(format!("{binary}{}", std::env::consts::EXE_SUFFIX)));
+    command
+        .args(arguments)
+        .current_dir(workspace())
+        .env_remove("RUST_LOG");
+    command
+}
+
+/// The workspace's folder.
+pub fn workspace() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Where the binaries are: beside the folder of the test that runs. Cargo builds no other package's
+/// binaries for a test, so this does, in the same profile and with the same features.
+fn folder() -> &'static PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let test = std::env::current_exe().expect("a test has a path");
+        let folder = test
+            .ancestors()
+            .nth(2)
+            .expect("target/profile/deps/test")
+            .to_owned();
+        let profile = match folder.file_name().and_then(|name| name.to_str()) {
+            Some("debug") => "dev",
+            Some(profile) => profile,
+            None => panic!("{} is in no profile's folder", test.display()),
+        };
+        let features: Vec<&str> = [
+            ("flex", cfg!(feature = "flex")),
+            ("ndarray", cfg!(feature = "ndarray")),
+            ("wgpu", cfg!(feature = "wgpu")),
+            ("cuda", cfg!(feature = "cuda")),
+        ]
+        .into_iter()
+        .filter_map(|(name, on)| on.then_some(name))
+        .collect();
+        let status = Command::new(env!("CARGO"))
+            .args([
+                "build",
+                "--workspace",
+                "--bins",
+                "--no-default-features",
+                "--profile",
+                profile,
+            ])
+            .args(["--features", &features.join(",")])
+            .arg("--target-dir")
+            .arg(folder.parent().expect("target/profile"))
+            .current_dir(workspace())
+            .status()
+            .expect("cargo runs");
+        assert!(status.success(), "the binaries do not build");
+        folder
+    })
+}

@@ -1,0 +1,79 @@
+//! Small models and texts.
+
+use burn::tensor::Device;
+use firebox_model::batch::Sequence;
+use firebox_model::config::{
+    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, RouterConfig,
+};
+use firebox_model::language_model::LanguageModel;
+
+/// A model of two layers with eight experts, two a token. Its weights are wide, so that what the
+/// experts say matters.
+pub fn tiny() -> ModelConfig {
+    ModelConfig {
+        vocabulary: 37,
+        layers: 2,
+        d_model: 24,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 6,
+        context: 32,
+        rope_theta: 10_000.0,
+        norm_epsilon: 1e-5,
+        tied_embeddings: false,
+        initializer_range: 0.3,
+        feed_forward: FeedForwardKind::Moe,
+        experts: ExpertsConfig {
+            count: 8,
+            per_token: 2,
+            d_ff: 20,
+        },
+        router: RouterConfig {
+            normalize: true,
+            balance: BalanceKind::PerLayer,
+            balance_coefficient: 0.05,
+            z_coefficient: 0.01,
+            bias_update_rate: 0.0,
+        },
+    }
+}
+
+/// The configuration with some experts.
+pub fn with_experts(count: usize, per_token: usize) -> ModelConfig {
+    let mut config = tiny();
+    config.experts.count = count;
+    config.experts.per_token = per_token;
+    config
+}
+
+/// A model whose parameters, the norms' gains too, are random.
+pub fn model(config: &ModelConfig, device: &Device) -> LanguageModel {
+    LanguageModel::random(config, 7, device)
+}
+
+/// `count` sequences of `length` arbitrary tokens; `padding` of the last ones' positions do not count.
+pub fn sequences(
+    config: &ModelConfig,
+    count: usize,
+    length: usize,
+    padding: &[usize],
+) -> Vec<Sequence> {
+    let mut state = 12_345u64;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % config.vocabulary as u64) as u32
+    };
+    (0..count)
+        .map(|row| {
+            let text: Vec<u32> = (0..=length).map(|_| next()).collect();
+            let hidden = padding.get(row).copied().unwrap_or(0);
+            Sequence {
+                tokens: text[..length].to_vec(),
+                targets: text[1..].to_vec(),
+                valid: length - hidden,
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,140 @@
+//! Small runs on real text: the sources of this workspace.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use firebox_train::cli::RunOptions;
+use firebox_train::config::{RunConfig, load};
+
+/// A folder that is removed in the end, with a configuration of a run that takes seconds.
+#[derive(Debug)]
+pub struct TestRun {
+    folder: tempfile::TempDir,
+}
+
+/// Two layers of four experts, twelve steps of a growing batch in micro-batches, checkpoints all along.
+const CONFIG: &str = r#"
+[model]
+layers = 2
+d_model = 32
+heads = 2
+context = 32
+[model.experts]
+count = 4
+per_token = 2
+d_ff = 32
+[model.router]
+bias_update_rate = 0.001
+[tokenizer]
+kind = "bpe"
+vocabulary = 300
+[data]
+cache = "CACHE"
+[data.validation]
+fraction = 0.2
+[[data.source]]
+name = "code"
+files = ["model/src/*.rs"]
+epochs = 2
+[[data.source]]
+name = "text"
+files = ["configs/*.toml"]
+[train]
+steps = 12
+micro_batch = 3
+log_every = 1
+validate_every = 3
+validation_tokens = 512
+[optimizer]
+learning_rate = 1e-2
+[schedule]
+warmup_steps = 2
+batch_tokens = { start = 64, end = 160, ramp_steps = 8 }
+[checkpoint]
+every = 2
+keep_last = 100
+"#;
+
+impl TestRun {
+    /// A fresh folder.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be made.
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let text = CONFIG.replace(
+            "CACHE",
+            folder.path().join("cache").to_str().expect("UTF-8"),
+        );
+        fs::write(folder.path().join("run.toml"), text).expect("a file");
+        Self { folder }
+    }
+
+    /// A path in the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The same as text, for a command line.
+    ///
+    /// # Panics
+    ///
+    /// When the path is not UTF-8.
+    pub fn argument(&self, name: &str) -> String {
+        self.path(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    /// The configuration with some values set, as `--set` does. Globs are those of the workspace.
+    ///
+    /// # Panics
+    ///
+    /// When a value is not allowed.
+    pub fn config(&self, overrides: &[&str]) -> RunConfig {
+        let workspace = crate::binaries::workspace();
+        let globs = [("0", "model/src/*.rs"), ("1", "configs/*.toml")];
+        let globs = globs.map(|(source, glob)| {
+            format!(
+                "data.source.{source}.files.0={}",
+                workspace.join(glob).display()
+            )
+        });
+        let overrides: Vec<String> = globs
+            .into_iter()
+            .chain(overrides.iter().map(|&text| text.to_owned()))
+            .collect();
+        load(&self.path("run.toml"), &overrides).expect("a configuration")
+    }
+
+    /// Options of a run into a folder of this name.
+    pub fn options(&self, name: &str, device: &str, resume: bool) -> RunOptions {
+        RunOptions {
+            out: self.path(name),
+            device: device.to_owned(),
+            resume,
+        }
+    }
+}
+
+impl Default for TestRun {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Copies a run with the checkpoint of one step alone, as if it had been cut off there.
+///
+/// # Panics
+///
+/// When a file cannot be copied.
+pub fn copy_at(from: &Path, to: &Path, step: u64) {
+    let name = format!("checkpoints/step-{step:07}");
+    fs::create_dir_all(to.join(&name)).expect("a folder");
+    for file in ["config.toml", "metrics.jsonl"] {
+        fs::copy(from.join(file), to.join(file)).expect("a copy");
+    }
+    for entry in fs::read_dir(from.join(&name)).expect("a checkpoint") {
+        let entry = entry.expect("an entry");
+        fs::copy(entry.path(), to.join(&name).join(entry.file_name())).expect("a copy");
+    }
+}

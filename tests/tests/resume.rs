@@ -1,0 +1,223 @@
+//! A run that is cut off anywhere and resumed ends as if nothing had happened.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use firebox_model::checkpoint::TensorFile;
+use firebox_model::device;
+use firebox_tests::binaries;
+use firebox_tests::runs::{TestRun, copy_at};
+use firebox_tests::tensors::relative_error;
+use firebox_train::trainer;
+
+const FILES: [&str; 2] = ["model.safetensors", "train_state.safetensors"];
+
+/// What a line of the metrics says, without what depends on the clock.
+fn metrics(run: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    let lines = text.lines().map(|line| {
+        let mut value: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        for key in ["tokens_per_second", "flops_per_second", "seconds"] {
+            value.as_object_mut().expect("an object").remove(key);
+        }
+        value
+    });
+    lines.collect()
+}
+
+fn assert_same_end(what: &str, found: &Path, expected: &Path) {
+    for file in FILES {
+        let [found, expected] = [found, expected]
+            .map(|run| fs::read(run.join("checkpoints/step-0000012").join(file)).expect(file));
+        assert!(found == expected, "{what}: {file} differs");
+    }
+    assert_eq!(metrics(found), metrics(expected), "{what}: metrics");
+}
+
+#[test]
+fn a_killed_run_ends_with_the_same_bytes() {
+    let test = TestRun::new();
+    let config = test.argument("run.toml");
+    // A checkpoint after every step, so that many kills fall into the writing of one.
+    let start = |name: &str, resume: bool| -> Child {
+        let out = test.argument(name);
+        let mut arguments = vec![
+            "run",
+            &config,
+            "--out",
+            &out,
+            "--device",
+            "flex",
+            "--set",
+            "checkpoint.every=1",
+        ];
+        if resume {
+            arguments.push("--resume");
+        }
+        let mut command = binaries::train(&arguments);
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts")
+    };
+    let finish = |child: Child| {
+        let output = child.wait_with_output().expect("an end");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    finish(start("whole", false));
+
+    let has_checkpoint = || test.path("killed/checkpoints/latest").exists();
+    let mut kills = 0;
+    for attempt in 0..60u64 {
+        let mut child = start("killed", has_checkpoint());
+        // Spread over the whole life of a process, from its first milliseconds on.
+        std::thread::sleep(Duration::from_millis(20 + attempt * 37 % 400));
+        if child.try_wait().expect("a state").is_none() {
+            child.kill().expect("a kill"); // SIGKILL
+            kills += 1;
+        }
+        finish_quietly(child);
+        if test.path("killed/checkpoints/step-0000012").exists() {
+            break;
+        }
+    }
+    assert!(
+        kills >= 3,
+        "only {kills} kills: the run is too short for this test"
+    );
+    let done = test.path("killed/checkpoints/step-0000012").exists();
+    if !done {
+        finish(start("killed", has_checkpoint()));
+    }
+    println!("{kills} kills");
+    assert_same_end("killed", &test.path("killed"), &test.path("whole"));
+}
+
+/// Waits for a process that may have been killed. One that ended by itself must have ended well: no kill
+/// may leave a run that cannot go on.
+fn finish_quietly(child: Child) {
+    let output = child.wait_with_output().expect("an end");
+    let killed = output.status.code().is_none();
+    assert!(
+        killed || output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn a_resume_from_any_checkpoint_ends_the_same_on_every_device() {
+    let backends = device::backends();
+    for backend in backends.iter().filter(|backend| backend.compiled) {
+        let name = backend
+            .devices
+            .first()
+            .unwrap_or_else(|| panic!("no {} device", backend.name));
+        let test = TestRun::new();
+        let config = test.config(&[]);
+        trainer::run(&config, &test.options("whole", name, false)).expect("a run");
+        for step in [2, 6, 10] {
+            let cut = format!("cut-{step}");
+            copy_at(&test.path("whole"), &test.path(&cut), step);
+            trainer::run(&config, &test.options(&cut, name, true)).expect("a resume");
+            if matches!(backend.name, "flex" | "ndarray") {
+                assert_same_end(
+                    &format!("{name} from {step}"),
+                    &test.path(&cut),
+                    &test.path("whole"),
+                );
+            } else {
+                assert_close(&test.path(&cut), &test.path("whole"));
+            }
+        }
+    }
+}
+
+/// A GPU adds in an order of its own: the same to rounding, which ten steps of training make larger.
+fn assert_close(found: &Path, expected: &Path) {
+    let [found, expected] = [found, expected].map(|run| {
+        TensorFile::open(&run.join("checkpoints/step-0000012/model.safetensors"))
+            .expect("a checkpoint")
+    });
+    for (name, _) in expected.shapes().expect("shapes") {
+        let [found, expected] =
+            [&found, &expected].map(|file| file.read(&name).unwrap().expect("a tensor").1);
+        let error = relative_error(&found, &expected);
+        assert!(error < 1e-3, "{name} is off by {error:.1e}");
+    }
+}
+
+#[test]
+fn validation_changes_no_weight() {
+    let test = TestRun::new();
+    trainer::run(&test.config(&[]), &test.options("whole", "flex", false)).expect("a run");
+    let often = test.config(&["train.validate_every=1", "train.log_every=5"]);
+    trainer::run(&often, &test.options("often", "flex", false)).expect("a run");
+    for file in FILES {
+        let [a, b] = ["whole", "often"].map(|run| {
+            fs::read(test.path(run).join("checkpoints/step-0000012").join(file)).expect(file)
+        });
+        assert!(a == b, "{file} depends on how often the run is validated");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_writes_a_checkpoint_and_says_how_to_go_on() {
+    let test = TestRun::new();
+    let (config, out) = (test.argument("run.toml"), test.argument("run"));
+    let steps = "train.steps=5000";
+    let more = [
+        "--set",
+        "data.source.0.epochs=2000",
+        "--set",
+        "data.source.1.epochs=2000",
+    ];
+    let mut arguments = vec!["run", &config, "--out", &out, "--set", steps];
+    arguments.extend(more);
+    let child = binaries::train(&arguments)
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = std::time::Instant::now();
+    while !test.path("run/checkpoints/latest").exists() {
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "no checkpoint within a minute"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let killed = std::process::Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(
+        text.contains("error: interrupted after step ") && text.contains("--resume"),
+        "{text}"
+    );
+    let step: u64 = text
+        .split("interrupted after step ")
+        .nth(1)
+        .unwrap()
+        .split(';')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(
+        test.path(&format!("run/checkpoints/step-{step:07}/train_state.json"))
+            .exists()
+    );
+}

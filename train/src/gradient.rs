@@ -1,0 +1,169 @@
+//! The gradient of a batch, whatever the cut into micro-batches.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Gradients, Tensor};
+use firebox_model::batch::{Batch, Sequence};
+use firebox_model::config::{FeedForwardKind, ModelConfig};
+use firebox_model::language_model::LanguageModel;
+use firebox_model::loss::{auxiliary, cross_entropy_sum};
+use firebox_model::moe::balance::BatchLoad;
+use firebox_model::moe::stats::HealthSums;
+use firebox_model::parameters::{VisitParameter, visit};
+
+/// What one batch gave.
+#[derive(Debug)]
+pub struct BatchResult {
+    /// Cross-entropy, in nats per token.
+    pub loss: f64,
+    /// The loss and the auxiliary terms: what the gradient is of.
+    pub total_loss: f64,
+    /// What the routers did.
+    pub health: HealthSums,
+    /// Of `total_loss`.
+    pub gradients: GradientSum,
+}
+
+/// The loss of a batch and its gradient, computed `micro_batch` sequences at a time. Neither depends on that
+/// number, but for rounding: every mean is over the whole batch's tokens that count.
+///
+/// The balance loss needs the whole batch's load before the first gradient. A batch of one micro-batch has
+/// it at hand; for more, the routers run once before, without gradients, which adds about a third of a
+/// forward and backward pass.
+///
+/// `device` is the model's, with autodiff.
+pub fn forward_backward(
+    model: &LanguageModel,
+    sequences: &[Sequence],
+    micro_batch: usize,
+    device: &Device,
+) -> BatchResult {
+    let config = model.config();
+    let targets: u64 = sequences.iter().map(|sequence| sequence.valid as u64).sum();
+    let load = (sequences.len() > micro_batch && needs_load(config)).then(|| {
+        let (plain, plain_device) = (model.valid(), device.clone().inner());
+        let mut load = BatchLoad::default();
+        for chunk in sequences.chunks(micro_batch) {
+            let batch = Batch::new(chunk, &plain_device);
+            load.add(
+                &plain.route(batch.tokens),
+                batch.valid_on_host.as_deref(),
+                batch.counted,
+            );
+        }
+        load
+    });
+
+    let mut result = BatchResult {
+        loss: 0.0,
+        total_loss: 0.0,
+        health: HealthSums::default(),
+        gradients: GradientSum::default(),
+    };
+    for chunk in sequences.chunks(micro_batch) {
+        let batch = Batch::new(chunk, device);
+        let valid = batch.valid.as_ref();
+        let output = model.forward(batch.tokens);
+        let load = load.clone().unwrap_or_else(|| {
+            let mut load = BatchLoad::default();
+            load.add(
+                &output.routing,
+                batch.valid_on_host.as_deref(),
+                batch.counted,
+            );
+            BatchLoad {
+                tokens: targets,
+                ..load
+            }
+        });
+        let logits = output.logits.flatten::<2>(0, 1);
+        let loss = cross_entropy_sum(logits, batch.targets, valid).div_scalar(targets as f64);
+        let total = match auxiliary(config, &output.routing, valid, &load) {
+            Some(auxiliary) => loss.clone() + auxiliary,
+            None => loss.clone(),
+        };
+        // One reading of everything that the host wants to know.
+        let terms = HealthSums::terms(&output.routing, valid);
+        let figures = [loss.inner(), total.clone().inner()]
+            .into_iter()
+            .chain(terms);
+        let figures: Vec<f32> = Tensor::cat(figures.collect(), 0)
+            .into_data()
+            .iter::<f32>()
+            .collect();
+        result.loss += f64::from(figures[0]);
+        result.total_loss += f64::from(figures[1]);
+        result.health.add(
+            &output.routing,
+            batch.valid_on_host.as_deref(),
+            batch.counted,
+            &figures[2..],
+        );
+        result.gradients.add(model, total.backward());
+    }
+    result
+}
+
+/// Whether the training loss depends on the load.
+fn needs_load(config: &ModelConfig) -> bool {
+    config.feed_forward == FeedForwardKind::Moe && config.router.balance_coefficient > 0.0
+}
+
+/// The gradient of each parameter, flattened, by path; sums over micro-batches.
+#[derive(Debug, Default)]
+pub struct GradientSum(BTreeMap<String, Tensor<1>>);
+
+impl GradientSum {
+    /// Adds the gradients of one backward pass.
+    pub fn add(&mut self, model: &LanguageModel, gradients: Gradients) {
+        struct Add<'a> {
+            sum: &'a mut BTreeMap<String, Tensor<1>>,
+            gradients: Gradients,
+        }
+        impl VisitParameter for Add<'_> {
+            fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
+                if let Some(new) = parameter.val().grad_remove(&mut self.gradients) {
+                    let elements = new.shape().num_elements();
+                    let new = new.reshape([elements]);
+                    let sum = match self.sum.remove(path) {
+                        Some(sum) => sum + new,
+                        None => new,
+                    };
+                    self.sum.insert(path.to_owned(), sum);
+                }
+            }
+        }
+        visit(
+            model,
+            &mut Add {
+                sum: &mut self.0,
+                gradients,
+            },
+        );
+    }
+
+    /// By path, flattened.
+    pub fn by_path(&self) -> &BTreeMap<String, Tensor<1>> {
+        &self.0
+    }
+
+    /// Takes the gradient of one parameter out; `None` when the loss does not depend on it.
+    pub(crate) fn take(&mut self, path: &str) -> Option<Tensor<1>> {
+        self.0.remove(path)
+    }
+
+    /// The Euclidean norm over all parameters together; read back to the host.
+    pub fn norm(&self) -> f64 {
+        let squares: Vec<Tensor<1>> = self
+            .0
+            .values()
+            .map(|gradient| gradient.clone().square().sum())
+            .collect();
+        if squares.is_empty() {
+            return 0.0;
+        }
+        let squares = Tensor::cat(squares, 0).into_data();
+        squares.iter::<f32>().map(f64::from).sum::<f64>().sqrt()
+    }
+}
