@@ -72,8 +72,13 @@ impl Engine {
         Ok(encoded)
     }
 
-    /// A tokenizer may be larger than the model, as long as nothing beyond is used.
-    fn check(&self, ids: &[u32]) -> Result<(), InferError> {
+    /// Checks token ids against the model's vocabulary. A tokenizer may be larger than the model, as long as
+    /// nothing beyond is used.
+    ///
+    /// # Errors
+    ///
+    /// The first id that the model has no embedding for.
+    pub fn check(&self, ids: &[u32]) -> Result<(), InferError> {
         let model = self.model.config().vocabulary;
         match ids.iter().find(|&&id| id as usize >= model) {
             Some(&id) => Err(InferError::Vocabulary {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use firebox_model::checkpoint::CheckpointError;
 use firebox_model::device::DeviceError;
 use firebox_model::tokenizer::TokenizerError;
-use firebox_model::tokenizer::text::TextError;
+use firebox_model::tokenizer::packing::PackingError;
 
 use crate::devices;
 
@@ -72,15 +72,9 @@ pub enum InferError {
         /// Ids of the model.
         model: usize,
     },
-    /// The text cannot be read.
+    /// The text cannot be read or encoded, or there is none.
     #[error(transparent)]
-    Text(#[from] TextError),
-    /// There is nothing to predict.
-    #[error("there is no text to evaluate in {files}")]
-    NoText {
-        /// The files.
-        files: String,
-    },
+    Text(#[from] PackingError),
     /// The arithmetic broke down.
     #[error("the loss on {device} is {nats}, which is no finite number")]
     NotFinite {
@@ -134,7 +128,7 @@ impl InferError {
             Self::NotFinite { .. } => {
                 "evaluate on another device, such as --device flex, to see whether the weights or the device are at fault"
             }
-            Self::Missing { .. } | Self::NoText { .. } | Self::Input(_) | Self::Output(_) => {
+            Self::Missing { .. } | Self::Input(_) | Self::Output(_) => {
                 return None;
             }
         };
@@ -149,7 +143,7 @@ impl InferError {
             | Self::NotAFolder { .. }
             | Self::NotAFile { .. }
             | Self::NoCheckpointYet { .. }
-            | Self::NoText { .. } => 2,
+            | Self::Text(PackingError::Empty { .. }) => 2,
             Self::Checkpoint(error)
                 if matches!(**error, CheckpointError::NotACheckpoint { .. }) =>
             {

@@ -1,20 +1,16 @@
 //! Measures a model on text: loss, bits per byte, and the health of its routers.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use firebox_model::evaluate::{self, Evaluation};
 use firebox_model::moe::stats;
-use firebox_model::tokenizer::packing::{PackedText, Packer};
-use firebox_model::tokenizer::text::{self, Document, JsonLines, TextError};
+use firebox_model::tokenizer::packing::PackedText;
 use serde::Serialize;
 
 use crate::InferError;
 use crate::engine::Engine;
-
-/// Documents are encoded together until they have this many bytes.
-const ENCODE_BYTES: usize = 1 << 20;
 
 /// Which text, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,64 +47,11 @@ impl Text {
     ///
     /// When a file cannot be read or encoded, or there is nothing to predict.
     pub fn pack(&self, engine: &Engine) -> Result<PackedText, InferError> {
-        let mut packer = Packer::new(&engine.tokenizer, self.max_tokens);
-        let mut pending = Vec::new();
-        let mut bytes = 0;
-        for file in &self.files {
-            for document in self.documents(file)? {
-                let document = document?;
-                bytes += document.text.len();
-                pending.push(document);
-                if bytes >= ENCODE_BYTES {
-                    push(engine, &mut packer, &pending)?;
-                    pending.clear();
-                    bytes = 0;
-                }
-                if packer.is_full() {
-                    return Ok(packer.finish());
-                }
-            }
-        }
-        push(engine, &mut packer, &pending)?;
-        let packed = packer.finish();
-        if packed.targets() == 0 {
-            let names: Vec<String> = self
-                .files
-                .iter()
-                .map(|file| file.display().to_string())
-                .collect();
-            return Err(InferError::NoText {
-                files: names.join(", "),
-            });
-        }
+        let limit = self.max_tokens;
+        let packed = PackedText::read(&engine.tokenizer, &self.files, &self.field, limit)?;
+        engine.check(packed.tokens())?;
         Ok(packed)
     }
-
-    fn documents(&self, file: &Path) -> Result<Documents, TextError> {
-        Ok(match file.extension() {
-            Some(extension) if extension.eq_ignore_ascii_case("jsonl") => {
-                Box::new(JsonLines::open(file, &self.field)?)
-            }
-            _ => Box::new(std::iter::once(text::read(file))),
-        })
-    }
-}
-
-type Documents = Box<dyn Iterator<Item = Result<Document, TextError>>>;
-
-fn push(
-    engine: &Engine,
-    packer: &mut Packer<'_>,
-    documents: &[Document],
-) -> Result<(), InferError> {
-    let texts: Vec<&str> = documents
-        .iter()
-        .map(|document| document.text.as_str())
-        .collect();
-    for (text, tokens) in texts.iter().zip(engine.encode(&texts)?) {
-        packer.push(&tokens, text.len() as u64);
-    }
-    Ok(())
 }
 
 /// What `cargo infer eval` has to say; the fields are those of its `--json`.
@@ -241,6 +184,8 @@ mod tests {
 
     use firebox_model::device;
     use firebox_model::evaluate::ROWS;
+
+    use std::path::Path;
 
     use super::*;
     use crate::testing::{TinyCheckpoint, tiny_config};

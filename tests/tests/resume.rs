@@ -148,7 +148,7 @@ fn assert_close(found: &Path, expected: &Path) {
     });
     for (name, _) in expected.shapes().expect("shapes") {
         let [found, expected] =
-            [&found, &expected].map(|file| file.read(&name).unwrap().expect("a tensor").1);
+            [&found, &expected].map(|file| file.read(&name).unwrap().expect("a tensor").values);
         let error = relative_error(&found, &expected);
         assert!(error < 1e-3, "{name} is off by {error:.1e}");
     }

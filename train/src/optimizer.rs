@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
-use firebox_model::checkpoint::{CheckpointError, NamedTensor, TensorFile};
+use firebox_model::checkpoint::{CheckpointError, NamedTensor, TensorFile, TensorValues};
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parameters::{MapParameter, VisitParameter, map, visit};
 
@@ -118,12 +118,16 @@ impl AdamW {
                 shape: &[usize],
             ) -> Result<Tensor<1>, CheckpointError> {
                 let name = format!("{kind}.{path}");
-                let Some((found, values)) = self.file.read(&name)? else {
+                let Some(TensorValues {
+                    shape: found,
+                    values,
+                }) = self.file.read(&name)?
+                else {
                     return Err(CheckpointError::MissingTensor {
                         file: self.file.path().to_owned(),
                         name,
                         path: path.to_owned(),
-                        shape: shape.to_vec(),
+                        shape: shape.into(),
                         unused: "not listed".to_owned(),
                     });
                 };
@@ -132,8 +136,8 @@ impl AdamW {
                         file: self.file.path().to_owned(),
                         name,
                         path: path.to_owned(),
-                        found,
-                        expected: shape.to_vec(),
+                        found: found.into(),
+                        expected: shape.into(),
                     });
                 }
                 let length = values.len();

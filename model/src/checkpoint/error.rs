@@ -54,7 +54,7 @@ pub enum CheckpointError {
         /// The parameter's path in the model.
         path: String,
         /// The shape that the file should have.
-        shape: Vec<usize>,
+        shape: Box<[usize]>,
         /// Names with shapes that the file has and nothing has asked for.
         unused: String,
     },
@@ -68,9 +68,9 @@ pub enum CheckpointError {
         /// The parameter's path in the model.
         path: String,
         /// As in the file.
-        found: Vec<usize>,
+        found: Box<[usize]>,
         /// As the configuration says.
-        expected: Vec<usize>,
+        expected: Box<[usize]>,
     },
     /// A tensor of a type that Firebox does not read.
     #[error("{}: tensor {name} is {dtype}; F32, F16 and BF16 are read", file.display())]

@@ -17,7 +17,7 @@ use burn::tensor::Device;
 pub use config_json::{HuggingFaceConfig, read_config};
 pub use error::CheckpointError;
 pub use reader::CheckpointParameters;
-pub use tensor_file::{NamedTensor, TensorFile, write_tensors};
+pub use tensor_file::{NamedTensor, TensorFile, TensorValues, write_tensors};
 pub use writer::save;
 
 use crate::config::ModelConfig;

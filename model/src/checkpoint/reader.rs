@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::layout::{Layout, ROUTER_BIAS, Storage, fill};
-use super::{CheckpointError, MODEL_FILE, TensorFile};
+use super::{CheckpointError, MODEL_FILE, TensorFile, TensorValues};
 use crate::config::ModelConfig;
 use crate::parameters::{Initial, ParameterSource};
 
@@ -41,7 +41,7 @@ impl<'a> CheckpointParameters<'a> {
             });
         }
         let file = TensorFile::open(&path)?;
-        let shapes: BTreeMap<_, _> = file.shapes()?.into_iter().collect();
+        let shapes = file.shapes()?;
         Ok(Self {
             unused: shapes.keys().cloned().collect(),
             shapes,
@@ -116,12 +116,16 @@ impl<'a> CheckpointParameters<'a> {
         name: &str,
         expected: &[usize],
     ) -> Result<Vec<f32>, CheckpointError> {
-        let Some((found, values)) = self.file.read(name)? else {
+        let Some(TensorValues {
+            shape: found,
+            values,
+        }) = self.file.read(name)?
+        else {
             return Err(CheckpointError::MissingTensor {
                 file: self.path(),
                 name: name.to_owned(),
                 path: path.to_owned(),
-                shape: expected.to_vec(),
+                shape: expected.into(),
                 unused: self.unused_names(),
             });
         };
@@ -130,8 +134,8 @@ impl<'a> CheckpointParameters<'a> {
                 file: self.path(),
                 name: name.to_owned(),
                 path: path.to_owned(),
-                found,
-                expected: expected.to_vec(),
+                found: found.into(),
+                expected: expected.into(),
             });
         }
         self.unused.remove(name);

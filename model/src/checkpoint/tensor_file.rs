@@ -1,7 +1,7 @@
 //! One safetensors file: memory-mapped reading and streamed writing.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,15 @@ use super::CheckpointError;
 pub struct TensorFile {
     path: PathBuf,
     map: Mmap,
+}
+
+/// A tensor in host memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorValues {
+    /// As in the file.
+    pub shape: Vec<usize>,
+    /// In row-major order.
+    pub values: Vec<f32>,
 }
 
 impl TensorFile {
@@ -47,14 +56,12 @@ impl TensorFile {
     /// # Errors
     ///
     /// When the header is damaged.
-    pub fn shapes(&self) -> Result<Vec<(String, Vec<usize>)>, CheckpointError> {
+    pub fn shapes(&self) -> Result<BTreeMap<String, Vec<usize>>, CheckpointError> {
         let tensors = self.tensors()?;
-        let mut shapes: Vec<_> = tensors
+        let shapes = tensors
             .iter()
-            .map(|(name, view)| (name.to_owned(), view.shape().to_vec()))
-            .collect();
-        shapes.sort_unstable();
-        Ok(shapes)
+            .map(|(name, view)| (name.to_owned(), view.shape().to_vec()));
+        Ok(shapes.collect())
     }
 
     /// Shape and values of a tensor, as f32; `None` when there is none of this name.
@@ -62,7 +69,7 @@ impl TensorFile {
     /// # Errors
     ///
     /// When its type is none of F32, F16 and BF16, or a value is not finite.
-    pub fn read(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<f32>)>, CheckpointError> {
+    pub fn read(&self, name: &str) -> Result<Option<TensorValues>, CheckpointError> {
         let tensors = self.tensors()?;
         let Ok(view) = tensors.tensor(name) else {
             return Ok(None);
@@ -90,7 +97,10 @@ impl TensorFile {
                 name: name.to_owned(),
             });
         }
-        Ok(Some((view.shape().to_vec(), values)))
+        Ok(Some(TensorValues {
+            shape: view.shape().to_vec(),
+            values,
+        }))
     }
 
     fn tensors(&self) -> Result<SafeTensors<'_>, CheckpointError> {

@@ -99,8 +99,8 @@ mod tests {
             rows.sort_unstable();
             prop_assert!(rows.iter().enumerate().all(|(index, &row)| index == row as usize));
             let counts = plan.counts(None);
-            for expert in 0..experts {
-                prop_assert_eq!(counts[expert] as usize, plan.offsets[expert + 1] - plan.offsets[expert]);
+            for (count, bounds) in counts.iter().zip(plan.offsets.windows(2)) {
+                prop_assert_eq!(*count as usize, bounds[1] - bounds[0]);
             }
         }
     }

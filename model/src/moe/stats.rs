@@ -157,10 +157,13 @@ mod tests {
 
     fn health(counts: &[u64]) -> Vec<LayerHealth> {
         let tokens: u64 = counts.iter().sum();
-        let mut sums = HealthSums::default();
-        sums.load = BatchLoad {
+        let load = BatchLoad {
             counts: vec![counts.to_vec()],
             tokens,
+        };
+        let mut sums = HealthSums {
+            load,
+            ..HealthSums::default()
         };
         let probabilities = counts.iter().map(|&count| count as f32).chain([0.0, 0.0]);
         sums.add_terms(1, &probabilities.collect::<Vec<f32>>());

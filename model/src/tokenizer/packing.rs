@@ -59,12 +59,13 @@ impl PackedText {
     pub fn read(
         tokenizer: &Tokenizer,
         files: &[PathBuf],
+        field: &str,
         limit: Option<u64>,
     ) -> Result<Self, PackingError> {
         let mut packer = Packer::new(tokenizer, limit);
         let mut pending: Vec<Document> = Vec::new();
         for file in files {
-            for document in documents(file)? {
+            for document in documents(file, field)? {
                 pending.push(document?);
                 if pending
                     .iter()
@@ -91,6 +92,11 @@ impl PackedText {
             });
         }
         Ok(packed)
+    }
+
+    /// The whole stream.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
     }
 
     /// Tokens that are predicted.
@@ -235,6 +241,7 @@ pub fn window(tokens: &[u32], context: usize) -> Sequence {
 
 #[cfg(test)]
 mod tests {
+    use super::super::text::TEXT_FIELD;
     use super::*;
     use proptest::prelude::*;
     use std::fs;
@@ -282,13 +289,20 @@ mod tests {
         fs::write(path("1.txt"), "é").unwrap();
         fs::write(path("2.txt"), "b\n").unwrap();
         let tokenizer = Tokenizer::bytes();
-        let lines = PackedText::read(&tokenizer, &[path("a.jsonl")], None).unwrap();
-        let files = PackedText::read(&tokenizer, &[path("1.txt"), path("2.txt")], None).unwrap();
+        let lines = PackedText::read(&tokenizer, &[path("a.jsonl")], TEXT_FIELD, None).unwrap();
+        let files = PackedText::read(
+            &tokenizer,
+            &[path("1.txt"), path("2.txt")],
+            TEXT_FIELD,
+            None,
+        )
+        .unwrap();
         assert_eq!(lines, files);
         assert_eq!(lines, pack(&["é", "b\n"], None));
 
         fs::write(path("empty.txt"), "").unwrap();
-        let error = PackedText::read(&tokenizer, &[path("empty.txt")], None).unwrap_err();
+        let error =
+            PackedText::read(&tokenizer, &[path("empty.txt")], TEXT_FIELD, None).unwrap_err();
         assert!(matches!(error, PackingError::Empty { .. }));
     }
 

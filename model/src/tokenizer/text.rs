@@ -61,7 +61,7 @@ impl TextError {
     }
 }
 
-/// Reads the documents of a file: a `.jsonl` file has one a line in [`TEXT_FIELD`], any other file
+/// Reads the documents of a file: a `.jsonl` file has one a line, in this field; any other file
 /// is one.
 ///
 /// # Errors
@@ -70,12 +70,13 @@ impl TextError {
 /// be read.
 pub fn documents(
     path: &Path,
+    field: &str,
 ) -> Result<Box<dyn Iterator<Item = Result<Document, TextError>>>, TextError> {
     if path
         .extension()
         .is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"))
     {
-        return Ok(Box::new(JsonLines::open(path, TEXT_FIELD)?));
+        return Ok(Box::new(JsonLines::open(path, field)?));
     }
     Ok(Box::new(std::iter::once(Ok(read(path)?))))
 }
@@ -196,7 +197,10 @@ mod tests {
     fn json_lines_are_documents_and_other_files_are_one() {
         let content = "{\"text\": \"one\"}\n\n{\"id\": 2, \"text\": \"tw\\u00f6\\n\"}";
         let (_folder, path) = file("a.jsonl", content.as_bytes());
-        let read: Vec<_> = documents(&path).unwrap().map(Result::unwrap).collect();
+        let read: Vec<_> = documents(&path, TEXT_FIELD)
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
         assert_eq!(
             read.iter().map(|d| d.text.as_str()).collect::<Vec<_>>(),
             ["one", "twö\n"]
@@ -204,7 +208,10 @@ mod tests {
         assert!(read[1].name.ends_with("a.jsonl:3"));
 
         let (_folder, path) = file("a.txt", content.as_bytes());
-        let read: Vec<_> = documents(&path).unwrap().map(Result::unwrap).collect();
+        let read: Vec<_> = documents(&path, TEXT_FIELD)
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
         assert_eq!(read.len(), 1);
         assert_eq!(read[0].text, content);
     }
@@ -215,7 +222,7 @@ mod tests {
             "a.jsonl",
             b"{\"text\": \"one\"}\n{\"text\": 1}\n{}\nnot\n{\"text\": \"\xFF\"}\n",
         );
-        let messages: Vec<String> = documents(&path)
+        let messages: Vec<String> = documents(&path, TEXT_FIELD)
             .unwrap()
             .filter_map(Result::err)
             .map(|error| error.to_string())

@@ -1,3 +1,4 @@
+use firebox_model::tokenizer::text::TEXT_FIELD;
 use std::path::Path;
 
 use super::*;
@@ -135,14 +136,20 @@ fn every_text_is_on_one_side_and_validation_is_what_evaluation_reads() {
         let file = prepared.validation_text();
         assert_eq!(
             packed,
-            PackedText::read(&prepared.tokenizer, std::slice::from_ref(&file), None).unwrap()
+            PackedText::read(
+                &prepared.tokenizer,
+                std::slice::from_ref(&file),
+                TEXT_FIELD,
+                None
+            )
+            .unwrap()
         );
         assert_eq!(packed.targets(), prepared.held_out.tokens - 1);
         let cut = prepared.validation(5);
         assert_eq!(cut.targets(), 5);
         assert_eq!(
             cut,
-            PackedText::read(&prepared.tokenizer, &[file], Some(5)).unwrap()
+            PackedText::read(&prepared.tokenizer, &[file], TEXT_FIELD, Some(5)).unwrap()
         );
     }
 }
