@@ -1,7 +1,7 @@
 //! What a person sees of a run: a bar on a terminal, lines elsewhere.
 
 use std::io::{self, IsTerminal};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use firebox_model::evaluate::Evaluation;
 use firebox_model::moe::stats::LayerHealth;
@@ -11,35 +11,45 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 #[derive(Debug)]
 pub struct ProgressDisplay {
     bar: ProgressBar,
+    steps: u64,
+    /// When this process began, and how many tokens were done then.
+    start: (Instant, u64),
 }
 
 impl ProgressDisplay {
-    /// A run of `steps`, of which `done` are done.
+    /// A run of `steps` and `tokens`, of which `done` tokens are done. Time is told by tokens, for the
+    /// batch may grow.
     ///
     /// # Panics
     ///
     /// Never: the template is constant.
-    pub fn new(steps: u64, done: u64) -> Self {
+    pub fn new(steps: u64, tokens: u64, done: u64) -> Self {
         let target = if io::stderr().is_terminal() {
             ProgressDrawTarget::stderr()
         } else {
             ProgressDrawTarget::hidden()
         };
-        let style = ProgressStyle::with_template("{bar:30} step {pos}/{len}  {msg}  {eta} left")
+        let style = ProgressStyle::with_template("{bar:30} {percent}%  {msg}")
             .expect("a constant template");
-        let bar = ProgressBar::with_draw_target(Some(steps), target)
+        let bar = ProgressBar::with_draw_target(Some(tokens), target)
             .with_style(style)
             .with_position(done);
-        bar.reset_eta();
         bar.enable_steady_tick(Duration::from_millis(500));
-        Self { bar }
+        Self {
+            bar,
+            steps,
+            start: (Instant::now(), done),
+        }
     }
 
-    /// A step is done.
-    pub fn step(&self, step: u64, loss: f64, tokens: u64) {
-        self.bar
-            .set_message(format!("loss {loss:.3}  batch {tokens} tokens"));
-        self.bar.set_position(step);
+    /// A step is done; `tokens` of the run are, and `batch` were its own.
+    pub fn step(&self, step: u64, loss: f64, tokens: u64, batch: u64) {
+        self.bar.set_position(tokens);
+        let Self { steps, .. } = self;
+        let left = self.time_left();
+        self.bar.set_message(format!(
+            "step {step}/{steps}  loss {loss:.3}  batch {batch} tokens{left}"
+        ));
     }
 
     /// A logged step.
@@ -101,12 +111,20 @@ impl ProgressDisplay {
         self.bar.suspend(|| tracing::info!("{text}"));
     }
 
-    /// On a terminal the bar says it.
+    /// At the mean speed of this process so far, validations and checkpoints included.
     fn time_left(&self) -> String {
-        let left = self.bar.eta().as_secs();
-        if !self.bar.is_hidden() || left == 0 {
+        let (start, done_before) = self.start;
+        let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        if done <= done_before || done >= all {
             return String::new();
         }
-        format!("  {}:{:02} left", left / 60, left % 60)
+        let seconds =
+            start.elapsed().as_secs_f64() * (all - done) as f64 / (done - done_before) as f64;
+        let seconds = seconds.round() as u64;
+        let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        match hours {
+            0 => format!("  {minutes}:{seconds:02} left"),
+            _ => format!("  {hours}:{minutes:02}:{seconds:02} left"),
+        }
     }
 }

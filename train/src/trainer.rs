@@ -49,7 +49,7 @@ pub fn run(config: &RunConfig, options: &RunOptions) -> Result<Outcome, TrainErr
     let mut run = Run::open(config, options, &device)?;
     let interrupted = stop_on_ctrl_c();
     let steps = run.config.train.steps;
-    let display = ProgressDisplay::new(steps, run.progress.step);
+    let display = ProgressDisplay::new(steps, run.all_tokens(), run.progress.tokens);
 
     if run.progress.step == 0 {
         run.validate(&display)?;
@@ -135,8 +135,7 @@ impl Run {
         // A trained tokenizer may have found fewer tokens than it was allowed.
         config.model.vocabulary = prepared.tokenizer.vocabulary();
         if options.resume {
-            let saved = load(&folder.config(), &[]).map_err(TrainError::SavedConfig)?;
-            let mut saved = saved;
+            let mut saved = load(&folder.config(), &[]).map_err(TrainError::SavedConfig)?;
             saved.model.vocabulary = config.model.vocabulary;
             let changes = state::differences(&saved, &config);
             if !changes.is_empty() {
@@ -203,6 +202,12 @@ impl Run {
         })
     }
 
+    /// Tokens of the whole run.
+    fn all_tokens(&self) -> u64 {
+        let batches = &self.config.schedule.batch_tokens;
+        batches.total_tokens(self.config.train.steps, self.config.model.context) as u64
+    }
+
     /// One optimizer step: a batch in micro-batches, clipping, AdamW, the routers' bias.
     fn step(&mut self, display: &ProgressDisplay) -> Result<(), TrainError> {
         let started = Instant::now();
@@ -258,7 +263,7 @@ impl Run {
         self.progress.tokens += tokens;
         self.progress.seconds += started.elapsed().as_secs_f64();
         let step = self.progress.step;
-        display.step(step, result.loss, tokens);
+        display.step(step, result.loss, self.progress.tokens, tokens);
         if step == 1 || step.is_multiple_of(config.train.log_every) || step == config.train.steps {
             let seconds = self.since.start.elapsed().as_secs_f64();
             let tokens_per_second = (self.progress.tokens - self.since.tokens) as f64 / seconds;
