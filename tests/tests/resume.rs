@@ -27,10 +27,11 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
     lines.collect()
 }
 
-fn assert_same_end(what: &str, found: &Path, expected: &Path) {
+fn assert_same_end(what: &str, step: u64, found: &Path, expected: &Path) {
+    let folder = format!("checkpoints/step-{step:07}");
     for file in FILES {
-        let [found, expected] = [found, expected]
-            .map(|run| fs::read(run.join("checkpoints/step-0000012").join(file)).expect(file));
+        let [found, expected] =
+            [found, expected].map(|run| fs::read(run.join(&folder).join(file)).expect(file));
         assert!(found == expected, "{what}: {file} differs");
     }
     assert_eq!(metrics(found), metrics(expected), "{what}: metrics");
@@ -52,6 +53,8 @@ fn a_killed_run_ends_with_the_same_bytes() {
             "flex",
             "--set",
             "checkpoint.every=1",
+            "--set",
+            "train.steps=150",
         ];
         if resume {
             arguments.push("--resume");
@@ -78,26 +81,26 @@ fn a_killed_run_ends_with_the_same_bytes() {
     for attempt in 0..60u64 {
         let mut child = start("killed", has_checkpoint());
         // Spread over the whole life of a process, from its first milliseconds on.
-        std::thread::sleep(Duration::from_millis(20 + attempt * 37 % 400));
+        std::thread::sleep(Duration::from_millis(20 + attempt * 37 % 150));
         if child.try_wait().expect("a state").is_none() {
             child.kill().expect("a kill"); // SIGKILL
             kills += 1;
         }
         finish_quietly(child);
-        if test.path("killed/checkpoints/step-0000012").exists() {
+        if test.path("killed/checkpoints/step-0000150").exists() {
             break;
         }
     }
     assert!(
-        kills >= 3,
+        kills >= 5,
         "only {kills} kills: the run is too short for this test"
     );
-    let done = test.path("killed/checkpoints/step-0000012").exists();
+    let done = test.path("killed/checkpoints/step-0000150").exists();
     if !done {
         finish(start("killed", has_checkpoint()));
     }
     println!("{kills} kills");
-    assert_same_end("killed", &test.path("killed"), &test.path("whole"));
+    assert_same_end("killed", 150, &test.path("killed"), &test.path("whole"));
 }
 
 /// Waits for a process that may have been killed. One that ended by itself must have ended well: no kill
@@ -130,6 +133,7 @@ fn a_resume_from_any_checkpoint_ends_the_same_on_every_device() {
             if matches!(backend.name, "flex" | "ndarray") {
                 assert_same_end(
                     &format!("{name} from {step}"),
+                    12,
                     &test.path(&cut),
                     &test.path("whole"),
                 );
