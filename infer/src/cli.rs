@@ -1,7 +1,6 @@
 //! The command line of `cargo infer`.
 
-use std::error::Error;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use firebox_model::device;
 use firebox_model::evaluate::ROWS;
 use firebox_model::generate::Sampling;
+use firebox_model::terminal::print;
 use firebox_model::tokenizer::text::TEXT_FIELD;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -144,7 +144,9 @@ impl Cli {
             Command::Eval(args) => args.execute(),
             Command::Generate(args) => args.execute(),
             Command::Devices(DevicesArgs { json: true }) => print_json(&Devices::find()),
-            Command::Devices(DevicesArgs { json: false }) => print(&Devices::find().to_string()),
+            Command::Devices(DevicesArgs { json: false }) => {
+                print(&Devices::find().to_string()).map_err(InferError::Output)
+            }
         }
     }
 }
@@ -171,7 +173,7 @@ impl EvalArgs {
         if self.json {
             return print_json(&report);
         }
-        print(&report.to_string())
+        print(&report.to_string()).map_err(InferError::Output)
     }
 }
 
@@ -258,34 +260,7 @@ fn probability(text: &str) -> Result<f64, String> {
 fn print_json(value: &impl Serialize) -> Result<(), InferError> {
     let json =
         serde_json::to_string_pretty(value).map_err(|error| InferError::Output(error.into()))?;
-    print(&format!("{json}\n"))
-}
-
-/// Writes to standard output; a reader that has seen enough (`| head`) is no error.
-fn print(text: &str) -> Result<(), InferError> {
-    let mut output = io::stdout().lock();
-    let written = output
-        .write_all(text.as_bytes())
-        .and_then(|()| output.flush());
-    match written {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(InferError::Output(error)),
-        _ => Ok(()),
-    }
-}
-
-/// An error and its causes in one sentence, from the outermost to the innermost.
-pub fn sentence(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let message = inner.to_string();
-        // Some errors repeat their cause in their own message.
-        if !text.ends_with(&message) {
-            text = format!("{text}: {message}");
-        }
-        cause = inner.source();
-    }
-    text
+    print(&format!("{json}\n")).map_err(InferError::Output)
 }
 
 #[cfg(test)]

@@ -21,4 +21,5 @@ pub mod loss;
 pub mod moe;
 pub mod parameters;
 pub mod rotary;
+pub mod terminal;
 pub mod tokenizer;

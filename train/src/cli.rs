@@ -1,12 +1,12 @@
 //! The command line of `cargo train`.
 
-use std::error::Error;
-use std::io::{self, ErrorKind, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
 use firebox_model::device;
+use firebox_model::terminal::print;
 
 use crate::check::Report;
 use crate::config::{ConfigError, RunConfig, load};
@@ -169,20 +169,20 @@ impl Cli {
         match self.command {
             Command::Run(args) => {
                 let outcome = trainer::run(&args.config.load()?, &args.options())?;
-                print(&summary(&outcome))
+                Ok(print(&summary(&outcome))?)
             }
             Command::Prepare(args) => {
                 let prepared = data::prepare(&args.load()?, true)?;
-                print(&format!("{}\n", prepared.folder.display()))
+                Ok(print(&format!("{}\n", prepared.folder.display()))?)
             }
             Command::Check(args) => {
                 let report = Report::of(&args.config.load()?);
                 if args.json {
                     // Numbers and strings alone: nothing in a report fails to be JSON.
                     let json = serde_json::to_string_pretty(&report).map_err(io::Error::from)?;
-                    return print(&format!("{json}\n"));
+                    return Ok(print(&format!("{json}\n"))?);
                 }
-                print(&report.to_string())
+                Ok(print(&report.to_string())?)
             }
         }
     }
@@ -208,33 +208,6 @@ fn summary(outcome: &Outcome) -> String {
     )
 }
 
-/// Writes to standard output; a reader that has seen enough (`| head`) is no error.
-fn print(text: &str) -> Result<(), CliError> {
-    let mut output = io::stdout().lock();
-    let written = output
-        .write_all(text.as_bytes())
-        .and_then(|()| output.flush());
-    match written {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
-}
-
-/// An error and its causes in one sentence, from the outermost to the innermost.
-pub fn sentence(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let message = inner.to_string();
-        // Some libraries repeat their cause in their own message.
-        if !text.ends_with(&message) {
-            text = format!("{text}: {message}");
-        }
-        cause = inner.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -244,18 +217,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_sentence_joins_the_causes_once() {
-        let cause = io::Error::new(ErrorKind::NotFound, "no such file");
-        let error = ConfigError::Read {
-            file: "a.toml".into(),
-            source: cause,
-        };
-        assert_eq!(
-            sentence(&CliError::from(error)),
-            "a.toml cannot be read: no such file"
-        );
     }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::load::parse;
 use super::{BatchRamp, ConfigError, RunConfig, Share, SourceKind, TokenizerConfig, load};
-use crate::cli::sentence;
+use firebox_model::terminal::sentence;
 
 const SMALL: &str = r#"
 [model]

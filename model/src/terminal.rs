@@ -1,0 +1,124 @@
+//! What both binaries do on a terminal: the log, errors as one sentence with a hint, and data on standard
+//! output.
+
+use std::error::Error;
+use std::fmt;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Sends the log to standard error, in colour on a terminal. `RUST_LOG` chooses what is in it; by default
+/// warnings, and what Firebox itself says.
+///
+/// # Panics
+///
+/// When there is a log already.
+pub fn start_log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        EnvFilter::new("warn,firebox_train=info,firebox_infer=info,firebox_model=info")
+    });
+    let wants_no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal() && !wants_no_color)
+        .event_format(PlainMessage)
+        .init();
+}
+
+/// Prints an error in one sentence, and what to do about it on a line of its own.
+pub fn report(error: &dyn Error, hint: Option<&str>) {
+    eprintln!("error: {}", sentence(error));
+    if let Some(hint) = hint {
+        eprintln!("hint: {hint}");
+    }
+}
+
+/// Writes to standard output; a reader that has seen enough (`| head`) is no error.
+///
+/// # Errors
+///
+/// When standard output cannot be written.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    let written = output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush());
+    match written {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// An error and its causes in one sentence, from the outermost to the innermost.
+pub fn sentence(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let message = inner.to_string();
+        // Some errors repeat their cause in their own message.
+        if !text.ends_with(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// The message alone, and before it the level where it is not `info`.
+struct PlainMessage;
+
+impl<S, N> FormatEvent<S, N> for PlainMessage
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let (name, color) = match *event.metadata().level() {
+            Level::ERROR => ("error: ", 31),
+            Level::WARN => ("warning: ", 33),
+            Level::INFO => ("", 0),
+            Level::DEBUG => ("debug: ", 2),
+            Level::TRACE => ("trace: ", 2),
+        };
+        if !name.is_empty() && writer.has_ansi_escapes() {
+            write!(writer, "\x1b[{color}m{name}\x1b[0m")?;
+        } else {
+            write!(writer, "{name}")?;
+        }
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("a.toml cannot be read")]
+    struct Outer(#[source] io::Error);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("no run: {0}")]
+    struct Repeating(#[source] Outer);
+
+    #[test]
+    fn a_sentence_joins_the_causes_once() {
+        let outer = Outer(io::Error::new(ErrorKind::NotFound, "no such file"));
+        assert_eq!(sentence(&outer), "a.toml cannot be read: no such file");
+        assert_eq!(
+            sentence(&Repeating(outer)),
+            "no run: a.toml cannot be read: no such file"
+        );
+    }
+}
