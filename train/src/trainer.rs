@@ -421,16 +421,20 @@ impl Run {
 
 /// Says what is about to be trained.
 fn describe(config: &RunConfig, accounting: &Accounting, available: u64, needed: u64) {
-    let million = |count: u128| format!("{:.1} M", count as f64 / 1e6);
-    let (steps, tokens) = (config.train.steps, needed * config.model.context as u64);
+    let short = |count: u128| match count {
+        0..100_000 => format!("{:.1} k", count as f64 / 1e3),
+        _ => format!("{:.1} M", count as f64 / 1e6),
+    };
+    let tokens = u128::from(needed) * config.model.context as u128;
     tracing::info!(
         "model: {} parameters, {} active for a token",
-        million(accounting.total),
-        million(accounting.active)
+        short(accounting.total),
+        short(accounting.active)
     );
     tracing::info!(
-        "run: {steps} steps, {} tokens in {needed} of {available} sequences",
-        million(u128::from(tokens))
+        "run: {} steps, {} tokens in {needed} of {available} sequences",
+        config.train.steps,
+        short(tokens)
     );
 }
 

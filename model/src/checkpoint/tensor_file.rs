@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -165,6 +165,11 @@ impl View for NamedTensor<'_> {
 ///
 /// When the file cannot be written.
 pub fn write_tensors(path: &Path, tensors: Vec<NamedTensor<'_>>) -> Result<(), CheckpointError> {
+    // The library's file is for its owner alone; a checkpoint is as readable as any file made here.
+    let permissions = File::create(path)
+        .and_then(|file| file.metadata())
+        .map_err(CheckpointError::io("write", path))?
+        .permissions();
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let named = tensors
         .into_iter()
@@ -176,7 +181,7 @@ pub fn write_tensors(path: &Path, tensors: Vec<NamedTensor<'_>>) -> Result<(), C
             reason: other.to_string(),
         },
     })?;
-    File::open(path)
-        .and_then(|file| file.sync_all())
+    fs::set_permissions(path, permissions)
+        .and_then(|()| File::open(path)?.sync_all())
         .map_err(CheckpointError::io("write", path))
 }
