@@ -38,6 +38,9 @@ pub struct ModelConfig {
     pub router: RouterConfig,
 }
 
+/// The largest size that a configuration may ask for; it keeps products of sizes within their types.
+pub const LARGEST_SIZE: usize = 1 << 24;
+
 /// What follows attention in every block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -108,7 +111,7 @@ impl ModelConfig {
     ///
     /// The first broken rule, with the key, its value, what is allowed, and a hint.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let positive: [(&'static str, usize); 9] = [
+        let sizes: [(&'static str, usize); 9] = [
             ("vocabulary", self.vocabulary),
             ("layers", self.layers),
             ("d_model", self.d_model),
@@ -119,13 +122,13 @@ impl ModelConfig {
             ("experts.count", self.experts.count),
             ("experts.d_ff", self.experts.d_ff),
         ];
-        for (key, value) in positive {
+        for (key, value) in sizes {
             require(
-                value > 0,
+                (1..=LARGEST_SIZE).contains(&value),
                 key,
                 value,
-                "must be at least 1",
-                "choose a size of 1 or more",
+                format!("must lie between 1 and {LARGEST_SIZE}"),
+                "no model that was ever trained is near the upper end",
             )?;
         }
         require(

@@ -217,7 +217,10 @@ fn values_out_of_range_say_what_is_allowed() {
     run.toml:10: model.experts.per_token = 5 must lie between 1 and experts.count = 4
     hint: 2 of 8 or 2 of 16 are common; per_token = count visits them all
     ");
-    insta::assert_snapshot!(replaced("layers = 2", "layers = 9_000_000_000_000"), @"run.toml:3: model.layers = 9000000000000 must lie between 1 and 16777216");
+    insta::assert_snapshot!(replaced("layers = 2", "layers = 9_000_000_000_000"), @r"
+    run.toml:3: model.layers = 9000000000000 must lie between 1 and 16777216
+    hint: no model that was ever trained is near the upper end
+    ");
     insta::assert_snapshot!(replaced("learning_rate = 0.001", "learning_rate = nan"), @"run.toml:24: optimizer.learning_rate = nan must be above 0 and finite");
     insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = 31"), @"run.toml:27: schedule.batch_tokens = 31 must be at least model.context = 32, one sequence");
     insta::assert_snapshot!(replaced("steps = 100", "steps = 0"), @"run.toml:21: train.steps = 0 must lie between 1 and 100000000");

@@ -1,0 +1,99 @@
+//! AdamW against the formula, written once more for single numbers in f64.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use firebox_model::language_model::LanguageModel;
+use firebox_model::parameters::{VisitParameter, visit};
+use firebox_tests::devices;
+use firebox_tests::models::{model, sequences, tiny};
+use firebox_tests::tensors::relative_error;
+use firebox_train::config::OptimizerConfig;
+use firebox_train::gradient::forward_backward;
+use firebox_train::optimizer::AdamW;
+
+/// Every parameter's values, by path.
+fn weights(model: &LanguageModel) -> BTreeMap<String, Vec<f32>> {
+    struct Collect(BTreeMap<String, Vec<f32>>);
+    impl VisitParameter for Collect {
+        fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
+            let values = parameter.val().to_data().iter::<f32>().collect();
+            self.0.insert(path.to_owned(), values);
+        }
+    }
+    let mut collect = Collect(BTreeMap::new());
+    visit(model, &mut collect);
+    collect.0
+}
+
+#[test]
+fn three_steps_follow_the_formula() {
+    let config = OptimizerConfig {
+        learning_rate: 0.0, // that of each step is given to it
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        clip_norm: 1.0,
+    };
+    for (name, device) in devices::all() {
+        let device = device.autodiff();
+        let mut model = model(&tiny(), &device).train();
+        let mut optimizer = AdamW::default();
+        let text = sequences(&tiny(), 2, 12, &[]);
+        let mut moments: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+        for (step, (scale, rate)) in [(0.25, 1e-2), (1.0, 2e-2), (0.5, 1e-2)]
+            .into_iter()
+            .enumerate()
+        {
+            let before = weights(&model);
+            let gradients = forward_backward(&model, &text, 2, &device).gradients;
+            let by_path: BTreeMap<String, Vec<f32>> = gradients
+                .by_path()
+                .iter()
+                .map(|(path, gradient)| (path.clone(), gradient.to_data().iter::<f32>().collect()))
+                .collect();
+            model = optimizer.step(model, gradients, scale, rate, &config);
+
+            let steps = step as i32 + 1;
+            let [first_correction, second_correction] =
+                [0.9f64, 0.95].map(|beta| 1.0 - beta.powi(steps));
+            for (path, found) in weights(&model) {
+                let decay = if path == "embedding" || path.ends_with("gamma") {
+                    0.0
+                } else {
+                    0.1
+                };
+                let moments = moments
+                    .entry(path.clone())
+                    .or_insert_with(|| vec![(0.0, 0.0); found.len()]);
+                let numbers = before[&path].iter().zip(&by_path[&path]).zip(moments);
+                let expected: Vec<f32> = numbers
+                    .map(|((&weight, &gradient), (first, second))| {
+                        let (weight, gradient) = (f64::from(weight), f64::from(gradient) * scale);
+                        *first = 0.9 * *first + 0.1 * gradient;
+                        *second = 0.95 * *second + 0.05 * gradient * gradient;
+                        let change = (*first / first_correction)
+                            / ((*second / second_correction).sqrt() + 1e-8);
+                        (weight * (1.0 - rate * decay) - rate * change) as f32
+                    })
+                    .collect();
+                // The change itself, not the weight beside which it is small.
+                let change = |after: &[f32]| -> Vec<f32> {
+                    after
+                        .iter()
+                        .zip(&before[&path])
+                        .map(|(after, before)| after - before)
+                        .collect()
+                };
+                let error = relative_error(&change(&found), &change(&expected));
+                assert!(
+                    error < 1e-4,
+                    "{name}, step {steps}: {path} is off by {error:.1e}"
+                );
+            }
+            assert_eq!(optimizer.steps(), steps as u64);
+        }
+    }
+}
