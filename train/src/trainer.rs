@@ -159,6 +159,8 @@ impl Run {
                         folder: root.clone(),
                     });
                 }
+                // A crash may have come between the checkpoint and its becoming the latest.
+                folder.name("latest", step)?;
                 tracing::info!("resuming after step {step} of {}", config.train.steps);
                 (model, optimizer, progress)
             }
