@@ -51,7 +51,7 @@ impl Offer {
 
 /// How to build this program with a backend.
 pub fn build_hint(backend: &str) -> String {
-    format!("build with it: cargo run --release --package firebox-infer --features {backend} -- …")
+    format!("build with it: cargo run --release --bin firebox-infer --features {backend} -- …")
 }
 
 impl fmt::Display for Devices {

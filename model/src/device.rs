@@ -40,7 +40,7 @@ impl DeviceError {
         match self {
             Self::Unknown { .. } => "`cargo infer devices` lists those of this machine".to_owned(),
             Self::NotCompiled { backend, .. } => format!(
-                "build with it: put `--features {backend}` before the `--` of the alias, for example `cargo run --release --package firebox-train --features {backend} -- run …`"
+                "build with it: put `--features {backend}` before the `--` of the alias, for example `cargo run --release --bin firebox-train --features {backend} -- run …`"
             ),
             Self::NoAdapter { backend: "wgpu", found: 0, .. } => {
                 "install a Vulkan driver; Debian's mesa-vulkan-drivers brings one that runs on the CPU".to_owned()
