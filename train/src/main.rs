@@ -15,7 +15,7 @@ const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 fn main() -> ExitCode {
     // Freed memory is kept: each step needs it again, and pages that went back to the system are zeroed
-    // anew, which took half of a training step's time.
+    // anew, which took 44 % of a training step's time.
     // SAFETY: sets a number of the allocator, before any other thread runs.
     #[allow(unsafe_code)]
     unsafe {
