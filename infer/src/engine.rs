@@ -41,13 +41,15 @@ impl Engine {
         let started = Instant::now();
         let selected = device::select(device)?;
         let folder = checkpoint_folder(checkpoint)?;
-        let Checkpoint { model, end_of_text } = load(&folder, &selected)?;
+        let Checkpoint {
+            model, end_of_text, ..
+        } = load(&folder, &selected)?;
         let path = folder.join(TOKENIZER_FILE);
         if !path.exists() {
             return Err(InferError::NoTokenizer { folder });
         }
         let engine = Self {
-            tokenizer: Tokenizer::load(&path, end_of_text)?,
+            tokenizer: Tokenizer::load(&path, end_of_text.first().copied())?,
             model,
             device: device.to_owned(),
         };

@@ -166,12 +166,12 @@ impl fmt::Display for Report {
             formatter,
             "\nlayer  max/mean load  dead experts  entropy  balance        z"
         )?;
-        for (index, layer) in self.evaluation.layers.iter().enumerate() {
+        for layer in &self.evaluation.layers {
             let dead = format!("{} of {}", layer.dead_experts, layer.load.len());
             writeln!(
                 formatter,
-                "{index:>5}  {:>13.3}  {dead:>12}  {:>7.4}  {:>7.4}  {:>7.4}",
-                layer.max_over_mean, layer.entropy, layer.balance, layer.z
+                "{:>5}  {:>13.3}  {dead:>12}  {:>7.4}  {:>7.4}  {:>7.4}",
+                layer.layer, layer.max_over_mean, layer.entropy, layer.balance, layer.z
             )?;
         }
         Ok(())

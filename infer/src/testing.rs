@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use firebox_model::checkpoint::{TOKENIZER_FILE, save};
+use firebox_model::checkpoint::{SaveOptions, TOKENIZER_FILE, save};
 use firebox_model::config::{
-    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, RouterConfig,
+    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
 };
 use firebox_model::device;
 use firebox_model::language_model::LanguageModel;
@@ -26,7 +26,9 @@ pub fn tiny_config() -> ModelConfig {
         tied_embeddings: false,
         // Large enough for a fresh model to have preferences.
         initializer_range: 0.3,
+        qk_norm: QkNorm::None,
         feed_forward: FeedForwardKind::Moe,
+        dense: None,
         experts: ExpertsConfig {
             count: 4,
             per_token: 2,
@@ -51,7 +53,11 @@ impl TinyCheckpoint {
         let device = device::select(device::default_name()).unwrap();
         let tokenizer = Tokenizer::bytes();
         let model = LanguageModel::random(config, seed, &device);
-        save(&model, tokenizer.end_of_text(), folder.path()).unwrap();
+        let options = SaveOptions {
+            end_of_text: vec![tokenizer.end_of_text()],
+            ..SaveOptions::default()
+        };
+        save(&model, folder.path(), &options, |_| ()).unwrap();
         tokenizer.save(&folder.path().join(TOKENIZER_FILE)).unwrap();
         Self(folder)
     }

@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use crate::config::{FeedForwardKind, ModelConfig};
+use crate::config::{FeedForwardKind, ModelConfig, QkNorm};
 
 const BYTES_PER_F32: u128 = 4;
 
@@ -16,18 +16,18 @@ pub struct Parameters {
     pub embedding: u128,
     /// Query, key, value and output projections of all layers; shared by all tokens.
     pub attention: u128,
-    /// Router weights `[experts, d_model]` of all layers; none in a dense model.
+    /// Router weights `[experts, d_model]` of all layers that have experts.
     pub router: u128,
-    /// Gate, up and down projections of all layers: of every expert, or of the dense twin's one SwiGLU.
+    /// Gate, up and down projections of all layers: of every expert, or of a dense layer's one SwiGLU.
     pub feed_forward: u128,
-    /// Norm weights: two `[d_model]` a layer, and the last one.
+    /// Norm weights: two `[d_model]` a layer and the last one, and those of queries and keys.
     pub norms: u128,
     /// The output head, `[vocabulary, d_model]`; none where it is the embedding.
     pub head: u128,
 }
 
 impl Parameters {
-    /// Counts the parameters of a model in Mixtral's layout.
+    /// Counts the parameters of a model.
     pub fn of(config: &ModelConfig) -> Self {
         let [layers, d_model, vocabulary] =
             [config.layers, config.d_model, config.vocabulary].map(|n| n as u128);
@@ -35,16 +35,24 @@ impl Parameters {
         let kv_heads = config.kv_heads as u128 * config.head_dim as u128;
         let experts = config.experts.count as u128;
         let (router, feed_forward) = match config.feed_forward {
-            FeedForwardKind::Moe => (layers * experts * d_model, experts * one_expert(config)),
+            FeedForwardKind::Moe => (
+                alike(config) * experts * d_model,
+                experts * one_expert(config),
+            ),
             FeedForwardKind::Dense => (0, config.experts.per_token as u128 * one_expert(config)),
+        };
+        let qk_norms = match config.qk_norm {
+            QkNorm::None => 0,
+            QkNorm::Projection => heads + kv_heads,
+            QkNorm::Head => 2 * config.head_dim as u128,
         };
         Self {
             embedding: vocabulary * d_model,
             // Queries and output are as wide as all heads, keys and values as the key/value heads.
             attention: layers * 2 * d_model * (heads + kv_heads),
             router,
-            feed_forward,
-            norms: (2 * layers + 1) * d_model,
+            feed_forward: feed_forward + dense_layers(config),
+            norms: (2 * layers + 1) * d_model + layers * qk_norms,
             head: if config.tied_embeddings {
                 0
             } else {
@@ -59,9 +67,27 @@ impl Parameters {
     }
 }
 
-/// Parameters of one expert, in all layers together: gate, up and down, `3 · d_model · d_ff` each layer.
+/// Parameters of one expert, in all layers together: gate, up and down, `3 · d_model · d_ff` each layer that
+/// has experts.
 pub fn one_expert(config: &ModelConfig) -> u128 {
-    config.layers as u128 * 3 * config.d_model as u128 * config.experts.d_ff as u128
+    alike(config) * swiglu(config, config.experts.d_ff)
+}
+
+/// Layers whose feed-forward is as the model says, not of a width of their own.
+fn alike(config: &ModelConfig) -> u128 {
+    let dense = config.dense.as_ref().map_or(0, |dense| dense.layers.len());
+    config.layers.saturating_sub(dense) as u128
+}
+
+/// Parameters of the feed-forwards of the layers that `[model.dense]` names.
+fn dense_layers(config: &ModelConfig) -> u128 {
+    config.dense.as_ref().map_or(0, |dense| {
+        dense.layers.len() as u128 * swiglu(config, dense.d_ff)
+    })
+}
+
+fn swiglu(config: &ModelConfig, d_ff: usize) -> u128 {
+    3 * config.d_model as u128 * d_ff as u128
 }
 
 /// Floating-point operations for one token; a multiplication and an addition count as two.
@@ -121,7 +147,7 @@ impl Accounting {
     pub fn of(config: &ModelConfig) -> Self {
         let parameters = Parameters::of(config);
         let total = parameters.total();
-        let visited = config.experts.per_token as u128 * one_expert(config);
+        let visited = config.experts.per_token as u128 * one_expert(config) + dense_layers(config);
         // A tied head multiplies with the embedding table, whoever it is counted for.
         let head = config.vocabulary as u128 * config.d_model as u128;
         let shared = parameters.attention + parameters.router + head;
@@ -157,7 +183,7 @@ impl Accounting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BalanceKind, ExpertsConfig, RouterConfig};
+    use crate::config::{BalanceKind, DenseConfig, ExpertsConfig, RouterConfig};
 
     /// The described GPT-4.
     fn described() -> ModelConfig {
@@ -173,7 +199,9 @@ mod tests {
             norm_epsilon: 1e-5,
             tied_embeddings: false,
             initializer_range: 0.02,
+            qk_norm: QkNorm::None,
             feed_forward: FeedForwardKind::Moe,
+            dense: None,
             experts: ExpertsConfig {
                 count: 16,
                 per_token: 2,
@@ -249,6 +277,59 @@ mod tests {
             (2 * 2 * 2 * 12 * 8 / 2) as f64
         );
         assert_eq!(accounting.memory.total(), 16 * accounting.total);
+    }
+
+    #[test]
+    fn norms_of_queries_and_keys_and_dense_layers_are_counted() {
+        let plain = ModelConfig {
+            layers: 3,
+            d_model: 8,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 6,
+            ..described()
+        };
+        let count = |config: &ModelConfig| Accounting::of(config);
+        for (qk_norm, expected) in [(QkNorm::Projection, 3 * (24 + 12)), (QkNorm::Head, 3 * 12)] {
+            let normed = ModelConfig {
+                qk_norm,
+                ..plain.clone()
+            };
+            assert_eq!(count(&normed).total - count(&plain).total, expected);
+        }
+        let dense = DenseConfig {
+            layers: vec![1],
+            d_ff: 10,
+        };
+        let mixed = ModelConfig {
+            dense: Some(dense),
+            ..plain
+        };
+        let one = 2 * 3 * 8 * 28_672;
+        let mixed = count(&mixed);
+        assert_eq!(mixed.one_expert, one);
+        assert_eq!(mixed.parameters.feed_forward, 16 * one + 3 * 8 * 10);
+        assert_eq!(mixed.parameters.router, 2 * 16 * 8);
+        assert_eq!(mixed.total - mixed.active, 14 * one + (100_277 - 1) * 8);
+    }
+
+    #[test]
+    fn as_many_parameters_as_a_model_is_built_from() {
+        let normed = ModelConfig {
+            qk_norm: QkNorm::Head,
+            tied_embeddings: true,
+            dense: Some(DenseConfig {
+                layers: vec![0, 7],
+                d_ff: 1000,
+            }),
+            ..described()
+        };
+        for config in [described(), described().dense_twin(), normed] {
+            let shapes = crate::parameters::shapes(&config);
+            let elements = |shape: &[usize]| shape.iter().map(|&n| n as u128).product::<u128>();
+            let built: u128 = shapes.iter().map(|(_, shape)| elements(shape)).sum();
+            assert_eq!(Accounting::of(&config).total, built);
+        }
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Causal attention with shared key/value heads.
 
 use burn::module::{Module, Param};
+use burn::nn::RmsNorm;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Tensor};
 
 use crate::cache::LayerCache;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, QkNorm};
+use crate::norm::norm;
 use crate::parameters::{Initial, ParameterSource};
 use crate::rotary::Rotary;
 
@@ -23,6 +25,12 @@ pub struct Attention {
     pub value: Param<Tensor<2>>,
     /// `[heads · head_dim, d_model]`
     pub output: Param<Tensor<2>>,
+    /// Of queries, before the rotary positions; over what, [`QkNorm`] tells.
+    pub query_norm: Option<RmsNorm>,
+    /// The same of keys.
+    pub key_norm: Option<RmsNorm>,
+    #[module(skip)]
+    qk_norm: QkNorm,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -46,6 +54,14 @@ impl Attention {
             config.head_dim,
         );
         let initial = Initial::Normal(config.initializer_range);
+        let qk_norm = |name: &str, heads: usize, source: &mut S| {
+            let width = match config.qk_norm {
+                QkNorm::None => return Ok(None),
+                QkNorm::Projection => heads * head_dim,
+                QkNorm::Head => head_dim,
+            };
+            norm(config, width, &format!("{path}.{name}"), source).map(Some)
+        };
         Ok(Self {
             query: source.parameter(
                 &format!("{path}.query"),
@@ -67,6 +83,9 @@ impl Attention {
                 [heads * head_dim, d_model],
                 Initial::Normal(config.residual_initializer_range()),
             )?,
+            query_norm: qk_norm("query_norm", heads, source)?,
+            key_norm: qk_norm("key_norm", kv_heads, source)?,
+            qk_norm: config.qk_norm,
             heads,
             kv_heads,
             head_dim,
@@ -78,13 +97,13 @@ impl Attention {
     /// # Shapes
     ///
     /// - `x`, output: `[batch · new, d_model]`, the new positions of a sequence side by side
-    /// - `mask`: `[new, all]`, true where a new position must not see; `None` hides nothing
+    /// - `mask`: `[batch or 1, 1, new, all]`, true where a new position must not see; `None` hides nothing
     pub fn forward(
         &self,
         x: Tensor<2>,
         batch: usize,
         rotary: &Rotary,
-        mask: Option<&Tensor<2, Bool>>,
+        mask: Option<&Tensor<4, Bool>>,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<2> {
         let [tokens, _] = x.dims();
@@ -98,9 +117,14 @@ impl Attention {
         let group = heads / kv_heads;
         let split =
             |x: Tensor<2>, heads: usize| x.reshape([batch, new, heads, head_dim]).swap_dims(1, 2);
+        let normed = |x: Tensor<2>, heads: usize, norm: &Option<RmsNorm>| match norm {
+            Some(norm) if self.qk_norm == QkNorm::Projection => split(norm.forward(x), heads),
+            Some(norm) => norm.forward(split(x, heads)),
+            None => split(x, heads),
+        };
 
-        let query = split(x.clone().matmul(self.query.val()), heads);
-        let key = split(x.clone().matmul(self.key.val()), kv_heads);
+        let query = normed(x.clone().matmul(self.query.val()), heads, &self.query_norm);
+        let key = normed(x.clone().matmul(self.key.val()), kv_heads, &self.key_norm);
         let value = split(x.matmul(self.value.val()), kv_heads);
         let query = rotary.apply(query).mul_scalar((head_dim as f64).powf(-0.5));
         let key = rotary.apply(key);
@@ -117,10 +141,7 @@ impl Attention {
             .matmul(key.swap_dims(2, 3))
             .reshape([batch, heads, new, all]);
         if let Some(mask) = mask {
-            let mask = mask
-                .clone()
-                .unsqueeze::<4>()
-                .expand([batch, heads, new, all]);
+            let mask = mask.clone().expand([batch, heads, new, all]);
             scores = scores.mask_fill(mask, f32::NEG_INFINITY);
         }
         let attended = softmax(scores, 3)

@@ -9,7 +9,8 @@ use crate::cache::LayerCache;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
 use crate::moe::Routing;
-use crate::parameters::{Initial, ParameterSource};
+use crate::norm::norm;
+use crate::parameters::ParameterSource;
 use crate::rotary::Rotary;
 
 /// A transformer block with its norms in front (pre-norm).
@@ -26,21 +27,23 @@ pub struct Block {
 }
 
 impl Block {
-    /// Takes its parameters from `source`, under `path`.
+    /// Takes the parameters of a layer from `source`, under `blocks.{layer}`.
     ///
     /// # Errors
     ///
     /// Those of the source.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
-        path: &str,
+        layer: usize,
         source: &mut S,
     ) -> Result<Self, S::Error> {
+        let path = |part: &str| format!("blocks.{layer}.{part}");
+        let width = config.d_model;
         Ok(Self {
-            attention_norm: norm(config, &format!("{path}.attention_norm"), source)?,
-            attention: Attention::new(config, &format!("{path}.attention"), source)?,
-            feed_forward_norm: norm(config, &format!("{path}.feed_forward_norm"), source)?,
-            feed_forward: FeedForward::new(config, &format!("{path}.feed_forward"), source)?,
+            attention_norm: norm(config, width, &path("attention_norm"), source)?,
+            attention: Attention::new(config, &path("attention"), source)?,
+            feed_forward_norm: norm(config, width, &path("feed_forward_norm"), source)?,
+            feed_forward: FeedForward::new(config, layer, &path("feed_forward"), source)?,
         })
     }
 
@@ -54,7 +57,7 @@ impl Block {
         x: Tensor<2>,
         batch: usize,
         rotary: &Rotary,
-        mask: Option<&Tensor<2, Bool>>,
+        mask: Option<&Tensor<4, Bool>>,
         cache: Option<&mut LayerCache>,
     ) -> (Tensor<2>, Option<Routing>) {
         let normed = self.attention_norm.forward(x.clone());
@@ -64,16 +67,4 @@ impl Block {
             .forward(self.feed_forward_norm.forward(x.clone()));
         (x + output, routing)
     }
-}
-
-/// An RMSNorm (arXiv 1910.07467) over `d_model`, its gain taken from `source`.
-pub(crate) fn norm<S: ParameterSource>(
-    config: &ModelConfig,
-    path: &str,
-    source: &mut S,
-) -> Result<RmsNorm, S::Error> {
-    Ok(RmsNorm {
-        gamma: source.parameter(&format!("{path}.gamma"), [config.d_model], Initial::Ones)?,
-        epsilon: config.norm_epsilon,
-    })
 }

@@ -30,8 +30,14 @@ pub struct ModelConfig {
     pub tied_embeddings: bool,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
+    /// Whether queries and keys pass a norm of their own.
+    #[serde(default)]
+    pub qk_norm: QkNorm,
     /// What follows attention in every block.
     pub feed_forward: FeedForwardKind,
+    /// Layers whose feed-forward is dense all the same, and has a width of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dense: Option<DenseConfig>,
     /// The experts of a mixture, and the measure of its dense twin.
     pub experts: ExpertsConfig,
     /// How tokens are given to experts, and what keeps the load even.
@@ -40,6 +46,30 @@ pub struct ModelConfig {
 
 /// The largest size that a configuration may ask for; it keeps products of sizes within their types.
 pub const LARGEST_SIZE: usize = 1 << 24;
+
+/// RMSNorm of queries and keys before the rotary positions turn them, which keeps attention scores in
+/// bounds (arXiv 2302.05442, section 2.1, there with LayerNorm).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QkNorm {
+    /// There is none (Llama, Mixtral).
+    #[default]
+    None,
+    /// Over all heads together, with a gain for each value of the projection (OLMoE).
+    Projection,
+    /// Over each head by itself, with one gain for all heads (Qwen3).
+    Head,
+}
+
+/// `[model.dense]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DenseConfig {
+    /// Their numbers, from 0, in ascending order.
+    pub layers: Vec<usize>,
+    /// Inner width of their SwiGLU.
+    pub d_ff: usize,
+}
 
 /// What follows attention in every block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,6 +192,34 @@ impl ModelConfig {
             ),
             "2 of 8 or 2 of 16 are common; per_token = count visits them all",
         )?;
+        if let Some(dense) = &self.dense {
+            let listed = format!("{:?}", dense.layers);
+            require(
+                dense.layers.is_sorted_by(|a, b| a < b)
+                    && dense.layers.iter().all(|&layer| layer < self.layers),
+                "dense.layers",
+                &listed,
+                format!(
+                    "must be ascending numbers of layers, from 0 to {}",
+                    self.layers - 1
+                ),
+                "[0] makes the first layer dense",
+            )?;
+            require(
+                (1..self.layers).contains(&dense.layers.len()),
+                "dense.layers",
+                &listed,
+                "must name some of the layers and not all",
+                "leave [model.dense] out for a mixture in every layer, or set feed_forward = \"dense\" for none",
+            )?;
+            require(
+                (1..=LARGEST_SIZE).contains(&dense.d_ff),
+                "dense.d_ff",
+                dense.d_ff,
+                format!("must lie between 1 and {LARGEST_SIZE}"),
+                "experts.d_ff × experts.per_token costs as much as the experts that a token visits",
+            )?;
+        }
         let finite: [(&'static str, f64, bool); 6] = [
             ("rope_theta", self.rope_theta, true),
             ("norm_epsilon", self.norm_epsilon, true),
@@ -196,9 +254,22 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Inner width of the feed-forward that a token passes: `d_ff × per_token`.
+    /// Inner width of the experts that a token visits, together: `d_ff × per_token`.
     pub fn active_d_ff(&self) -> usize {
         self.experts.d_ff * self.experts.per_token
+    }
+
+    /// Inner width of a layer's dense feed-forward; `None` where the layer has a mixture.
+    pub fn dense_d_ff(&self, layer: usize) -> Option<usize> {
+        match &self.dense {
+            Some(dense) if dense.layers.contains(&layer) => Some(dense.d_ff),
+            _ => (self.feed_forward == FeedForwardKind::Dense).then(|| self.active_d_ff()),
+        }
+    }
+
+    /// The layers that have a mixture of experts, in order.
+    pub fn moe_layers(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.layers).filter(|&layer| self.dense_d_ff(layer).is_none())
     }
 
     /// Standard deviation of the initial weights that write to the residual stream, which `2 · layers`

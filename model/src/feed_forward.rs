@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
-use crate::config::{FeedForwardKind, ModelConfig};
+use crate::config::ModelConfig;
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::parameters::{Initial, ParameterSource};
 
@@ -27,10 +27,11 @@ impl DenseFeedForward {
     /// Those of the source.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
+        d_ff: usize,
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
-        let (d_model, d_ff) = (config.d_model, config.active_d_ff());
+        let d_model = config.d_model;
         let initial = Initial::Normal(config.initializer_range);
         Ok(Self {
             gate: source.parameter(&format!("{path}.gate"), [d_model, d_ff], initial)?,
@@ -52,7 +53,7 @@ impl DenseFeedForward {
     }
 }
 
-/// One of the two.
+/// One of the two, as the configuration says of the layer.
 #[derive(Module, Debug)]
 pub enum FeedForward {
     /// Every token visits its own experts.
@@ -69,12 +70,13 @@ impl FeedForward {
     /// Those of the source.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
+        layer: usize,
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
-        Ok(match config.feed_forward {
-            FeedForwardKind::Moe => Self::Moe(MixtureOfExperts::new(config, path, source)?),
-            FeedForwardKind::Dense => Self::Dense(DenseFeedForward::new(config, path, source)?),
+        Ok(match config.dense_d_ff(layer) {
+            None => Self::Moe(MixtureOfExperts::new(config, layer, path, source)?),
+            Some(d_ff) => Self::Dense(DenseFeedForward::new(config, d_ff, path, source)?),
         })
     }
 

@@ -6,11 +6,12 @@ use burn::module::{Module, Param};
 use burn::nn::RmsNorm;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-use crate::block::{Block, norm};
+use crate::block::Block;
 use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
-use crate::moe::Routing;
+use crate::moe::{MixtureOfExperts, Routing};
+use crate::norm::norm;
 use crate::parameters::{Initial, ParameterSource, RandomParameters};
 use crate::rotary::Rotary;
 
@@ -40,6 +41,16 @@ pub struct ModelOutput {
     pub routing: Vec<Routing>,
 }
 
+/// A [`ModelOutput`] and what led to it.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    /// The residual stream, each `[batch, sequence, d_model]`: the embeddings, then after each block but the
+    /// last, then after the last block and the norm that follows it.
+    pub hidden: Vec<Tensor<3>>,
+    /// What `forward` gives.
+    pub output: ModelOutput,
+}
+
 impl LanguageModel {
     /// Takes every parameter from `source`.
     ///
@@ -53,9 +64,9 @@ impl LanguageModel {
         Ok(Self {
             embedding: source.parameter("embedding", [vocabulary, d_model], initial)?,
             blocks: blocks
-                .map(|layer| Block::new(config, &format!("blocks.{layer}"), source))
+                .map(|layer| Block::new(config, layer, source))
                 .collect::<Result<_, _>>()?,
-            norm: norm(config, "norm", source)?,
+            norm: norm(config, d_model, "norm", source)?,
             head: match config.tied_embeddings {
                 true => None,
                 false => Some(source.parameter("head", [d_model, vocabulary], initial)?),
@@ -91,11 +102,41 @@ impl LanguageModel {
     /// When a sequence is longer than the context.
     pub fn forward(&self, tokens: Tensor<2, Int>) -> ModelOutput {
         let [batch, sequence] = tokens.dims();
-        let (hidden, routing) = self.hidden(tokens, None);
+        let (hidden, routing) = self.hidden(tokens, None, None, |_| ());
         let logits = self
             .logits(hidden)
             .reshape([batch, sequence, self.config.vocabulary]);
         ModelOutput { logits, routing }
+    }
+
+    /// The same with everything on the way, for comparison with another implementation. Padding may stand
+    /// anywhere in a row: no token sees it, and what is computed for it means nothing.
+    ///
+    /// # Shapes
+    ///
+    /// - `tokens`: `[batch, sequence]`, each below `vocabulary`
+    /// - `valid`: `batch · sequence` values, false for padding
+    ///
+    /// # Panics
+    ///
+    /// When a sequence is longer than the context, or `valid` of another length.
+    pub fn trace(&self, tokens: Tensor<2, Int>, valid: &[bool]) -> Trace {
+        let [batch, sequence] = tokens.dims();
+        let whole = |hidden: Tensor<2>| hidden.reshape([batch, sequence, self.config.d_model]);
+        let mut stream = Vec::with_capacity(self.config.layers + 1);
+        let (hidden, routing) = self.hidden(tokens, Some(valid), None, |x| {
+            stream.push(whole(x.clone()));
+        });
+        // The last norm belongs to the last state.
+        stream.pop();
+        stream.push(whole(hidden.clone()));
+        let logits = self
+            .logits(hidden)
+            .reshape([batch, sequence, self.config.vocabulary]);
+        Trace {
+            hidden: stream,
+            output: ModelOutput { logits, routing },
+        }
     }
 
     /// What the routers do with these tokens; the head is not computed.
@@ -104,7 +145,7 @@ impl LanguageModel {
     ///
     /// - `tokens`: `[batch, sequence]`
     pub fn route(&self, tokens: Tensor<2, Int>) -> Vec<Routing> {
-        self.hidden(tokens, None).1
+        self.hidden(tokens, None, None, |_| ()).1
     }
 
     /// Scores of the token after the last of each row, given those already in the cache, to which
@@ -120,39 +161,52 @@ impl LanguageModel {
     /// When the cache has no room for them; see [`KeyValueCache::remaining`].
     pub fn decode(&self, tokens: Tensor<2, Int>, cache: &mut KeyValueCache) -> Tensor<2> {
         let [batch, new] = tokens.dims();
-        let (hidden, _) = self.hidden(tokens, Some(cache));
+        let (hidden, _) = self.hidden(tokens, None, Some(cache), |_| ());
         let last = hidden
             .reshape([batch, new, self.config.d_model])
             .narrow(1, new - 1, 1);
         self.logits(last.squeeze_dim::<2>(1))
     }
 
-    /// Sets the selection bias of every router, by layer; see [`balance::update_bias`](crate::moe::balance::update_bias).
+    /// Sets the selection bias of every router, in the order of the layers that have one; see
+    /// [`balance::update_bias`](crate::moe::balance::update_bias).
     pub fn set_router_bias(&mut self, biases: &[Vec<f32>]) {
-        for (block, bias) in self.blocks.iter_mut().zip(biases) {
-            if let FeedForward::Moe(mixture) = &mut block.feed_forward {
-                mixture.router.bias.clone_from(bias);
-            }
+        let mixtures = self
+            .blocks
+            .iter_mut()
+            .filter_map(|block| match &mut block.feed_forward {
+                FeedForward::Moe(mixture) => Some(mixture),
+                FeedForward::Dense(_) => None,
+            });
+        for (mixture, bias) in mixtures.zip(biases) {
+            mixture.router.bias.clone_from(bias);
         }
     }
 
-    /// The selection bias of every router, by layer; empty ones where it was never on.
+    /// The selection bias of every router, in the order of the layers that have one; empty ones where it
+    /// was never on.
     pub fn router_bias(&self) -> Vec<Vec<f32>> {
-        let routers = self
-            .blocks
-            .iter()
-            .filter_map(|block| match &block.feed_forward {
-                FeedForward::Moe(mixture) => Some(mixture.router.bias.clone()),
-                FeedForward::Dense(_) => None,
-            });
-        routers.collect()
+        let biases = self.mixtures().map(|mixture| mixture.router.bias.clone());
+        biases.collect()
     }
 
-    /// The residual stream after the last norm, `[batch · sequence, d_model]`.
+    fn mixtures(&self) -> impl Iterator<Item = &MixtureOfExperts> {
+        self.blocks
+            .iter()
+            .filter_map(|block| match &block.feed_forward {
+                FeedForward::Moe(mixture) => Some(mixture),
+                FeedForward::Dense(_) => None,
+            })
+    }
+
+    /// The residual stream after the last norm, `[batch · sequence, d_model]`. `observe` sees it before the
+    /// first block and after each.
     fn hidden(
         &self,
         tokens: Tensor<2, Int>,
+        valid: Option<&[bool]>,
         mut cache: Option<&mut KeyValueCache>,
+        mut observe: impl FnMut(&Tensor<2>),
     ) -> (Tensor<2>, Vec<Routing>) {
         let [batch, new] = tokens.dims();
         let config = &self.config;
@@ -165,15 +219,21 @@ impl LanguageModel {
         );
         let device = tokens.device();
         let rotary = Rotary::new(past, new, config.head_dim, config.rope_theta, &device);
-        let mask = (new > 1)
-            .then(|| Tensor::<2, Bool>::tril_mask([new, past + new], past as i64, &device));
+        let mask = match valid {
+            Some(valid) => Some(padding_mask(valid, batch, new, &device)),
+            None => (new > 1).then(|| {
+                Tensor::<2, Bool>::tril_mask([new, past + new], past as i64, &device).unsqueeze()
+            }),
+        };
 
         let mut x = self.embedding.val().select(0, tokens.flatten::<1>(0, 1));
+        observe(&x);
         let mut routing = Vec::with_capacity(config.layers);
         for (layer, block) in self.blocks.iter().enumerate() {
             let cache = cache.as_deref_mut().map(|cache| &mut cache.layers[layer]);
             let routed;
             (x, routed) = block.forward(x, batch, &rotary, mask.as_ref(), cache);
+            observe(&x);
             routing.extend(routed);
         }
         (self.norm.forward(x), routing)
@@ -185,6 +245,25 @@ impl LanguageModel {
             None => hidden.matmul(self.embedding.val().transpose()),
         }
     }
+}
+
+/// What a position must not see: later ones, and padding. A padded one sees itself alone, since softmax
+/// over nothing is no number.
+///
+/// # Shapes
+///
+/// - `valid`: `batch · length` values
+/// - output: `[batch, 1, length, length]`, true where it must not
+fn padding_mask(valid: &[bool], batch: usize, length: usize, device: &Device) -> Tensor<4, Bool> {
+    assert_eq!(valid.len(), batch * length, "one flag a token");
+    let mut hidden = Vec::with_capacity(batch * length * length);
+    for row in valid.chunks(length) {
+        for query in 0..length {
+            let keys = row.iter().enumerate();
+            hidden.extend(keys.map(|(key, &valid)| key != query && (key > query || !valid)));
+        }
+    }
+    Tensor::from_data(TensorData::new(hidden, [batch, 1, length, length]), device)
 }
 
 /// Token ids as a tensor.

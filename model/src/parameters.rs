@@ -5,12 +5,15 @@
 
 use std::convert::Infallible;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use sha2::{Digest, Sha256};
+
+use crate::config::ModelConfig;
+use crate::language_model::LanguageModel;
 
 /// How a parameter starts when nothing else is known of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,36 +24,22 @@ pub enum Initial {
     Normal(f64),
 }
 
-/// Gives the value of each parameter of a model that is being built.
+/// Gives each parameter of a model that is being built.
 pub trait ParameterSource {
     /// Why a parameter cannot be given.
     type Error;
 
-    /// The value of the parameter at `path`, such as `blocks.0.attention.query`.
+    /// The parameter at `path`, such as `blocks.0.attention.query`, trainable.
     ///
     /// # Errors
     ///
     /// When this source has no such parameter of this shape.
-    fn tensor<const D: usize>(
-        &mut self,
-        path: &str,
-        shape: [usize; D],
-        initial: Initial,
-    ) -> Result<Tensor<D>, Self::Error>;
-
-    /// The same, as a trainable parameter.
-    ///
-    /// # Errors
-    ///
-    /// See [`tensor`](Self::tensor).
     fn parameter<const D: usize>(
         &mut self,
         path: &str,
         shape: [usize; D],
         initial: Initial,
-    ) -> Result<Param<Tensor<D>>, Self::Error> {
-        Ok(Param::from_tensor(self.tensor(path, shape, initial)?))
-    }
+    ) -> Result<Param<Tensor<D>>, Self::Error>;
 }
 
 /// Fresh weights, drawn on the host by a counter-based generator (ChaCha8) whose stream is the hash of
@@ -67,13 +56,13 @@ pub struct RandomParameters<'a> {
 impl ParameterSource for RandomParameters<'_> {
     type Error = Infallible;
 
-    fn tensor<const D: usize>(
+    fn parameter<const D: usize>(
         &mut self,
         path: &str,
         shape: [usize; D],
         initial: Initial,
-    ) -> Result<Tensor<D>, Infallible> {
-        Ok(match initial {
+    ) -> Result<Param<Tensor<D>>, Infallible> {
+        let value = match initial {
             Initial::Ones => Tensor::ones(shape, self.device),
             Initial::Normal(deviation) => {
                 let digest = Sha256::digest(path.as_bytes());
@@ -91,7 +80,35 @@ impl ParameterSource for RandomParameters<'_> {
                     .collect();
                 Tensor::from_data(TensorData::new(values, shape), self.device)
             }
-        })
+        };
+        Ok(Param::from_tensor(value))
+    }
+}
+
+/// Path and shape of every parameter of a model, in the order in which it is built. Nothing is allocated,
+/// however large the model is.
+pub fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let mut source = Shapes(Vec::new());
+    let Ok(_) = LanguageModel::new(config, &mut source);
+    source.0
+}
+
+struct Shapes(Vec<(String, Vec<usize>)>);
+
+impl ParameterSource for Shapes {
+    type Error = Infallible;
+
+    fn parameter<const D: usize>(
+        &mut self,
+        path: &str,
+        shape: [usize; D],
+        _: Initial,
+    ) -> Result<Param<Tensor<D>>, Infallible> {
+        self.0.push((path.to_owned(), shape.to_vec()));
+        // Made when it is first read, which never happens.
+        let value = move |device: &Device, _| Tensor::zeros(shape, device);
+        let (id, device) = (ParamId::new(), Device::default());
+        Ok(Param::uninitialized(id, value, device, true, shape.into()))
     }
 }
 

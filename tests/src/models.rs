@@ -3,7 +3,7 @@
 use burn::tensor::Device;
 use firebox_model::batch::Sequence;
 use firebox_model::config::{
-    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, RouterConfig,
+    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
 };
 use firebox_model::language_model::LanguageModel;
 
@@ -22,7 +22,9 @@ pub fn tiny() -> ModelConfig {
         norm_epsilon: 1e-5,
         tied_embeddings: false,
         initializer_range: 0.3,
+        qk_norm: QkNorm::None,
         feed_forward: FeedForwardKind::Moe,
+        dense: None,
         experts: ExpertsConfig {
             count: 8,
             per_token: 2,

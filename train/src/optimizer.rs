@@ -1,15 +1,18 @@
 //! AdamW with decoupled weight decay, and the clipping of the gradient's global norm.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
-use firebox_model::checkpoint::{CheckpointError, NamedTensor, TensorFile, TensorValues};
+use firebox_model::checkpoint::{CheckpointError, Mismatch, NamedTensor, TensorFile};
 use firebox_model::language_model::LanguageModel;
-use firebox_model::parameters::{MapParameter, VisitParameter, map, visit};
+use firebox_model::parameters::{MapParameter, map, shapes};
 
 use crate::config::OptimizerConfig;
 use crate::gradient::GradientSum;
+
+/// How the moments are called in their file, before a parameter's path.
+const FIRST: &str = "first_moment";
+const SECOND: &str = "second_moment";
 
 /// AdamW (arXiv 1711.05101, algorithm 2, with the bias correction of Adam, arXiv 1412.6980):
 ///
@@ -86,8 +89,8 @@ impl AdamW {
                     },
                 )| {
                     [
-                        named("first_moment", path, shape, first),
-                        named("second_moment", path, shape, second),
+                        named(FIRST, path, shape, first),
+                        named(SECOND, path, shape, second),
                     ]
                 },
             )
@@ -105,84 +108,39 @@ impl AdamW {
         model: &LanguageModel,
         device: &Device,
     ) -> Result<Self, CheckpointError> {
-        struct Read<'a> {
-            file: &'a TensorFile,
-            device: &'a Device,
-            moments: Result<BTreeMap<String, Moments>, CheckpointError>,
-        }
-        impl Read<'_> {
-            fn moment(
-                &self,
-                kind: &str,
-                path: &str,
-                shape: &[usize],
-            ) -> Result<Tensor<1>, CheckpointError> {
-                let name = format!("{kind}.{path}");
-                let Some(TensorValues {
-                    shape: found,
-                    values,
-                }) = self.file.read(&name)?
-                else {
-                    return Err(CheckpointError::MissingTensor {
-                        file: self.file.path().to_owned(),
-                        name,
-                        path: path.to_owned(),
-                        shape: shape.into(),
-                        unused: "not listed".to_owned(),
-                    });
-                };
-                if found != shape {
-                    return Err(CheckpointError::Shape {
-                        file: self.file.path().to_owned(),
-                        name,
-                        path: path.to_owned(),
-                        found: found.into(),
-                        expected: shape.into(),
-                    });
-                }
-                let length = values.len();
-                Ok(Tensor::from_data(
-                    TensorData::new(values, [length]),
-                    self.device,
-                ))
+        let shapes = shapes(model.config());
+        let name = |kind: &str, path: &str| format!("{kind}.{path}");
+        let mut mismatch = Mismatch::default();
+        let mut expected = BTreeSet::new();
+        for (path, shape) in &shapes {
+            for kind in [FIRST, SECOND] {
+                let name = name(kind, path);
+                mismatch.expect(&name, shape, file.tensors().get(&name));
+                expected.insert(name);
             }
         }
-        impl VisitParameter for Read<'_> {
-            fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
-                let shape = parameter.lazy_shape().to_vec();
-                let first = self.moment("first_moment", path, &shape);
-                let second = self.moment("second_moment", path, &shape);
-                if let Ok(moments) = &mut self.moments {
-                    match (first, second) {
-                        (Ok(first), Ok(second)) => {
-                            moments.insert(
-                                path.to_owned(),
-                                Moments {
-                                    shape,
-                                    first,
-                                    second,
-                                },
-                            );
-                        }
-                        (Err(error), _) | (_, Err(error)) => self.moments = Err(error),
-                    }
-                }
+        for (name, info) in file.tensors() {
+            if !expected.contains(name) {
+                mismatch.superfluous(name, &info.shape);
             }
         }
-        let mut read = Read {
-            file,
-            device,
-            moments: Ok(BTreeMap::new()),
+        mismatch.check(file.path())?;
+
+        let moment = |kind: &str, path: &str| {
+            let values = file.read(&name(kind, path))?;
+            let length = values.len();
+            Ok(Tensor::from_data(TensorData::new(values, [length]), device))
         };
-        visit(model, &mut read);
-        let moments = read.moments?;
-        let (expected, found) = (2 * moments.len(), file.shapes()?.len());
-        if expected != found {
-            return Err(CheckpointError::Damaged {
-                path: file.path().to_owned(),
-                reason: format!("it holds {found} moments; this model has {expected}"),
-            });
-        }
+        let moments = shapes.into_iter().map(|(path, shape)| {
+            let (first, second) = (moment(FIRST, &path)?, moment(SECOND, &path)?);
+            let moments = Moments {
+                shape,
+                first,
+                second,
+            };
+            Ok((path, moments))
+        });
+        let moments = moments.collect::<Result<_, CheckpointError>>()?;
         Ok(Self { steps, moments })
     }
 }

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use firebox_model::checkpoint::{self, CheckpointError, TensorFile, write_tensors};
+use firebox_model::checkpoint::{
+    self, CheckpointError, Precision, SaveOptions, TensorFile, write_tensors,
+};
 use firebox_model::language_model::LanguageModel;
 use firebox_model::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
@@ -58,8 +60,13 @@ pub fn save(
     optimizer: &AdamW,
     progress: &Progress,
 ) -> Result<(), CheckpointError> {
-    checkpoint::save(model, tokenizer.end_of_text(), folder)?;
-    write_tensors(&folder.join(MOMENTS_FILE), optimizer.tensors())?;
+    let options = SaveOptions {
+        end_of_text: vec![tokenizer.end_of_text()],
+        ..SaveOptions::default()
+    };
+    checkpoint::save(model, folder, &options, |_| ())?;
+    let moments = folder.join(MOMENTS_FILE);
+    write_tensors(&moments, &optimizer.tensors(), Precision::F32)?;
     let state = serde_json::to_string_pretty(progress).expect("numbers and strings") + "\n";
     for (name, text) in [
         (checkpoint::TOKENIZER_FILE, tokenizer.to_json()),

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::Precision;
+
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -44,33 +46,33 @@ pub enum CheckpointError {
         /// What is allowed.
         rule: String,
     },
-    /// A parameter that no tensor fills.
-    #[error("{}: no tensor {name}, which {path} {shape:?} is read from; not used so far: {unused}", file.display())]
-    MissingTensor {
-        /// The file.
-        file: PathBuf,
-        /// The tensor's name.
-        name: String,
-        /// The parameter's path in the model.
-        path: String,
-        /// The shape that the file should have.
-        shape: Box<[usize]>,
-        /// Names with shapes that the file has and nothing has asked for.
-        unused: String,
+    /// The tensors are not those of the model.
+    #[error("{}: the tensors are not those of the model: {differences}", place.display())]
+    Mismatch {
+        /// The file or folder.
+        place: PathBuf,
+        /// Names and shapes of what is missing, superfluous or of another shape.
+        differences: String,
     },
-    /// A tensor of another shape.
-    #[error("{}: tensor {name} has shape {found:?}; {path} needs {expected:?}", file.display())]
-    Shape {
-        /// The file.
-        file: PathBuf,
-        /// The tensor's name.
-        name: String,
-        /// The parameter's path in the model.
-        path: String,
-        /// As in the file.
-        found: Box<[usize]>,
-        /// As the configuration says.
-        expected: Box<[usize]>,
+    /// The index of a sharded checkpoint does not agree with what is there.
+    #[error("{}: {reason}", path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Weights twice.
+    #[error("{} has both model.safetensors and model.safetensors.index.json, and which of them counts is not said", folder.display())]
+    TwoSets {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// An output head that is not the embedding, where the configuration says so.
+    #[error("{}: config.json has tie_word_embeddings = true, but lm_head.weight is not model.embed_tokens.weight", folder.display())]
+    HeadNotTied {
+        /// The folder.
+        folder: PathBuf,
     },
     /// A tensor of a type that Firebox does not read.
     #[error("{}: tensor {name} is {dtype}; F32, F16 and BF16 are read", file.display())]
@@ -90,15 +92,13 @@ pub enum CheckpointError {
         /// The tensor's name.
         name: String,
     },
-    /// Tensors that nothing reads.
-    #[error("{}: {count} tensor(s) that this model has no use for: {names}", file.display())]
-    UnusedTensors {
-        /// The file.
-        file: PathBuf,
-        /// How many.
-        count: usize,
-        /// Their names with shapes, shortened when there are many.
-        names: String,
+    /// A weight that a type has no number for.
+    #[error("tensor {name} has a value beyond the range of {precision}")]
+    OutOfRange {
+        /// The tensor's name.
+        name: String,
+        /// The type.
+        precision: Precision,
     },
 }
 
@@ -112,9 +112,17 @@ impl CheckpointError {
             Self::Damaged { .. } => {
                 Some("the file may have been cut while it was copied; use another checkpoint".to_owned())
             }
-            Self::MissingTensor { .. } | Self::Shape { .. } | Self::UnusedTensors { .. } => {
+            Self::Mismatch { .. } => {
                 Some("config.json and the weights are of different models, or of a family that Firebox does not read".to_owned())
             }
+            Self::Index { .. } => {
+                Some("copy all shards and their index anew, from the same place".to_owned())
+            }
+            Self::TwoSets { .. } => Some("move one of the two away".to_owned()),
+            Self::HeadNotTied { .. } => {
+                Some("set tie_word_embeddings = false if the two were trained apart".to_owned())
+            }
+            Self::OutOfRange { .. } => Some("bf16 has the range of f32".to_owned()),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free some space; the checkpoints before this one are intact".to_owned())
             }

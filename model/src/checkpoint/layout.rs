@@ -1,184 +1,116 @@
-//! Names of tensors in the Hugging Face families, as data.
+//! Where each parameter lies in a checkpoint's tensors, as data.
 
-use crate::config::{FeedForwardKind, ModelConfig};
-
-/// How a parameter is stored.
+/// How one parameter is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Storage {
-    /// As it is.
-    AsIs,
-    /// `[d_in, d_out]` here, `[d_out, d_in]` there.
-    Transposed,
+pub enum Stored {
+    /// One tensor of the parameter's own shape.
+    AsIs(&'static str),
+    /// One tensor; `[d_in, d_out]` here, `[d_out, d_in]` there.
+    Transposed(&'static str),
     /// `[experts, d_in, d_out]` here; there, one `[d_out, d_in]` an expert.
-    Experts,
+    PerExpert(&'static str),
+    /// `[experts, d_in, d_out]` here; there `[experts, parts · d_out, d_in]`, of which these are the rows
+    /// `part · d_out ..` of each expert.
+    Fused {
+        /// The tensor's name.
+        name: &'static str,
+        /// Which of the matrices that lie under each other.
+        part: usize,
+        /// How many do.
+        parts: usize,
+    },
 }
 
-/// Where one parameter is found.
+/// Where one parameter is found. In names, `{layer}` and `{expert}` stand for numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
-    /// The parameter's path in the model; `{layer}` stands for a number.
+    /// The parameter's path in the model.
     pub path: &'static str,
-    /// The tensor's name in the file; `{layer}` and `{expert}` stand for numbers.
-    pub name: &'static str,
-    /// How it is stored.
-    pub storage: Storage,
+    /// In files, as `transformers` writes them.
+    pub saved: Stored,
+    /// In the memory of `transformers` 5, where experts are fused; also met in files, and the name of the
+    /// parameter's gradient.
+    pub fused: Stored,
 }
 
-/// A family of checkpoints.
+/// Which of the two spellings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
-    /// `architectures` in config.json.
-    pub architecture: &'static str,
-    /// `model_type` in config.json.
-    pub model_type: &'static str,
-    /// Rules for what follows attention.
-    feed_forward: &'static [Rule],
+pub enum Spelling {
+    /// [`Rule::saved`]
+    Saved,
+    /// [`Rule::fused`]
+    Fused,
 }
 
-const fn rule(path: &'static str, name: &'static str, storage: Storage) -> Rule {
-    Rule {
-        path,
-        name,
-        storage,
-    }
+/// One matrix of a parameter (or the whole of it, where it is stored as it is), in a tensor of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// The tensor's name.
+    pub name: String,
+    /// The tensor's shape.
+    pub shape: Vec<usize>,
+    /// Where the piece starts in the tensor, in values.
+    pub start: usize,
+    /// How many values it has.
+    pub length: usize,
+    /// `(d_in, d_out)` of a matrix that is `[d_in, d_out]` here and `[d_out, d_in]` there.
+    pub transposed: Option<(usize, usize)>,
 }
 
-/// What Llama and all that came from it have in common.
-const BACKBONE: &[Rule] = &[
-    rule("embedding", "model.embed_tokens.weight", Storage::AsIs),
-    rule(
-        "blocks.{layer}.attention_norm.gamma",
-        "model.layers.{layer}.input_layernorm.weight",
-        Storage::AsIs,
-    ),
-    rule(
-        "blocks.{layer}.attention.query",
-        "model.layers.{layer}.self_attn.q_proj.weight",
-        Storage::Transposed,
-    ),
-    rule(
-        "blocks.{layer}.attention.key",
-        "model.layers.{layer}.self_attn.k_proj.weight",
-        Storage::Transposed,
-    ),
-    rule(
-        "blocks.{layer}.attention.value",
-        "model.layers.{layer}.self_attn.v_proj.weight",
-        Storage::Transposed,
-    ),
-    rule(
-        "blocks.{layer}.attention.output",
-        "model.layers.{layer}.self_attn.o_proj.weight",
-        Storage::Transposed,
-    ),
-    rule(
-        "blocks.{layer}.feed_forward_norm.gamma",
-        "model.layers.{layer}.post_attention_layernorm.weight",
-        Storage::AsIs,
-    ),
-    rule("norm.gamma", "model.norm.weight", Storage::AsIs),
-    rule("head", "lm_head.weight", Storage::Transposed),
-];
-
-const SPARSE: &[Rule] = &[
-    rule(
-        "blocks.{layer}.feed_forward.router.weight",
-        "model.layers.{layer}.block_sparse_moe.gate.weight",
-        Storage::Transposed,
-    ),
-    rule(
-        "blocks.{layer}.feed_forward.experts.gate",
-        "model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight",
-        Storage::Experts,
-    ),
-    rule(
-        "blocks.{layer}.feed_forward.experts.down",
-        "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight",
-        Storage::Experts,
-    ),
-    rule(
-        "blocks.{layer}.feed_forward.experts.up",
-        "model.layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight",
-        Storage::Experts,
-    ),
-];
-
-const DENSE: &[Rule] = &[
-    rule(
-        "blocks.{layer}.feed_forward.gate",
-        "model.layers.{layer}.mlp.gate_proj.weight",
-        Storage::Transposed,
-    ),
-    rule(
-        "blocks.{layer}.feed_forward.up",
-        "model.layers.{layer}.mlp.up_proj.weight",
-        Storage::Transposed,
-    ),
-    rule(
-        "blocks.{layer}.feed_forward.down",
-        "model.layers.{layer}.mlp.down_proj.weight",
-        Storage::Transposed,
-    ),
-];
-
-/// Mixtral: a mixture in every layer, chosen experts' weights renormalised.
-pub const MIXTRAL: Layout = Layout {
-    architecture: "MixtralForCausalLM",
-    model_type: "mixtral",
-    feed_forward: SPARSE,
-};
-
-/// Llama: a dense feed-forward in every layer.
-pub const LLAMA: Layout = Layout {
-    architecture: "LlamaForCausalLM",
-    model_type: "llama",
-    feed_forward: DENSE,
-};
-
-/// Mixtral's names for a mixture that no Hugging Face family computes: without renormalisation, or with a
-/// selection bias. The name of its own keeps `transformers` from loading it as something that it is not.
-pub const FIREBOX: Layout = Layout {
-    architecture: "FireboxForCausalLM",
-    model_type: "firebox",
-    feed_forward: SPARSE,
-};
-
-/// Name of the selection bias of one layer's router, `[experts]`; in [`FIREBOX`] checkpoints only.
-pub const ROUTER_BIAS: &str = "model.layers.{layer}.block_sparse_moe.gate.e_score_correction_bias";
-
-impl Layout {
-    /// All of them.
-    pub const ALL: [Self; 3] = [MIXTRAL, LLAMA, FIREBOX];
-
-    /// The family that computes what this model computes.
-    pub fn of(config: &ModelConfig) -> Self {
-        match config.feed_forward {
-            FeedForwardKind::Dense => LLAMA,
-            FeedForwardKind::Moe
-                if config.router.normalize && config.router.bias_update_rate == 0.0 =>
-            {
-                MIXTRAL
-            }
-            FeedForwardKind::Moe => FIREBOX,
+impl Rule {
+    /// The pieces of a parameter of this shape, in its own order.
+    pub fn pieces(&self, spelling: Spelling, layer: Option<usize>, shape: &[usize]) -> Vec<Piece> {
+        let stored = match spelling {
+            Spelling::Saved => self.saved,
+            Spelling::Fused => self.fused,
+        };
+        let length: usize = shape.iter().product();
+        match (stored, shape) {
+            (Stored::AsIs(name), _) => vec![Piece {
+                name: fill(name, layer, None),
+                shape: shape.to_vec(),
+                start: 0,
+                length,
+                transposed: None,
+            }],
+            (Stored::Transposed(name), &[d_in, d_out]) => vec![Piece {
+                name: fill(name, layer, None),
+                shape: vec![d_out, d_in],
+                start: 0,
+                length,
+                transposed: Some((d_in, d_out)),
+            }],
+            (Stored::PerExpert(name), &[experts, d_in, d_out]) => (0..experts)
+                .map(|expert| Piece {
+                    name: fill(name, layer, Some(expert)),
+                    shape: vec![d_out, d_in],
+                    start: 0,
+                    length: d_in * d_out,
+                    transposed: Some((d_in, d_out)),
+                })
+                .collect(),
+            (Stored::Fused { name, part, parts }, &[experts, d_in, d_out]) => (0..experts)
+                .map(|expert| Piece {
+                    name: fill(name, layer, None),
+                    shape: vec![experts, parts * d_out, d_in],
+                    start: (expert * parts + part) * d_in * d_out,
+                    length: d_in * d_out,
+                    transposed: Some((d_in, d_out)),
+                })
+                .collect(),
+            _ => panic!("{} {shape:?} cannot be stored as {stored:?}", self.path),
         }
     }
+}
 
-    /// The rule for a parameter's path, and its layer where it has one.
-    pub fn rule(&self, path: &str) -> Option<(Rule, Option<usize>)> {
-        let (pattern, layer) = match path
-            .strip_prefix("blocks.")
-            .and_then(|rest| rest.split_once('.'))
-        {
-            Some((layer, rest)) => (
-                format!("blocks.{{layer}}.{rest}"),
-                Some(layer.parse().ok()?),
-            ),
-            None => (path.to_owned(), None),
-        };
-        let mut rules = BACKBONE.iter().chain(self.feed_forward);
-        rules
-            .find(|rule| rule.path == pattern)
-            .map(|rule| (*rule, layer))
+/// The layer that a path leads into, and the path with `{layer}` in its place.
+pub fn pattern(path: &str) -> (Option<usize>, String) {
+    let inner = path
+        .strip_prefix("blocks.")
+        .and_then(|rest| rest.split_once('.'));
+    match inner.and_then(|(layer, rest)| Some((layer.parse().ok()?, rest))) {
+        Some((layer, rest)) => (Some(layer), format!("blocks.{{layer}}.{rest}")),
+        None => (None, path.to_owned()),
     }
 }
 
@@ -191,4 +123,35 @@ pub fn fill(name: &str, layer: Option<usize>, expert: Option<usize>) -> String {
         }
     }
     filled
+}
+
+/// The transpose of a matrix in row-major order.
+pub fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    // Blocks keep both sides in cache; a plain loop misses on every write of a large matrix.
+    const BLOCK: usize = 32;
+    let mut output = vec![0.0; values.len()];
+    for row_block in (0..rows).step_by(BLOCK) {
+        for column_block in (0..columns).step_by(BLOCK) {
+            for row in row_block..(row_block + BLOCK).min(rows) {
+                for column in column_block..(column_block + BLOCK).min(columns) {
+                    output[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    output
+}
+
+#[cfg(test)]
+mod tests {
+    use super::transposed;
+
+    #[test]
+    fn a_transpose_larger_than_a_block() {
+        let (rows, columns) = (37, 70);
+        let values: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+        let turned = transposed(&values, rows, columns);
+        assert_eq!(turned[5 * rows + 36], values[36 * columns + 5]);
+        assert_eq!(transposed(&turned, columns, rows), values);
+    }
 }

@@ -1,30 +1,47 @@
-//! Checkpoints: folders that Hugging Face's `transformers` loads as they stand.
+//! Checkpoints: folders that Hugging Face's `transformers` loads as they stand, and folders of its own.
 //!
-//! `config.json` and `model.safetensors` are written here, `tokenizer.json` by whoever has the tokenizer.
-//! Which tensor has which name is data: see [`layout`].
+//! A folder has `config.json`, the weights (`model.safetensors`, or shards and their index), and
+//! `tokenizer.json`, which is the business of whoever has the tokenizer. Which families there are and which
+//! tensor has which name is data: see [`family`] and [`layout`].
 
 mod config_json;
 mod error;
+pub mod family;
+mod fields;
 pub mod layout;
+mod mismatch;
+mod precision;
 mod reader;
+mod store;
 mod tensor_file;
+mod tensor_writer;
+#[cfg(test)]
+mod tests;
+mod upcycle;
 mod writer;
 
 use std::path::Path;
 
 use burn::tensor::Device;
 
-pub use config_json::{HuggingFaceConfig, read_config};
+pub use config_json::{CheckpointConfig, read_config};
 pub use error::CheckpointError;
+pub use mismatch::Mismatch;
+pub use precision::Precision;
 pub use reader::CheckpointParameters;
-pub use tensor_file::{NamedTensor, TensorFile, TensorValues, write_tensors};
-pub use writer::save;
+pub use store::TensorStore;
+pub use tensor_file::{TensorFile, TensorInfo};
+pub use tensor_writer::{NamedTensor, write_tensors};
+pub use upcycle::upcycle;
+pub use writer::{SaveOptions, named_gradients, save};
 
 use crate::config::ModelConfig;
 use crate::language_model::LanguageModel;
 
 /// Name of the weights' file in a checkpoint folder.
 pub const MODEL_FILE: &str = "model.safetensors";
+/// Name of the index of a checkpoint whose weights are in several files.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// Name of the configuration's file in a checkpoint folder.
 pub const CONFIG_FILE: &str = "config.json";
 /// Name of the tokenizer's file in a checkpoint folder.
@@ -35,38 +52,53 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 pub struct Checkpoint {
     /// The network on its device, without gradients.
     pub model: LanguageModel,
-    /// The token that ends a document, where the configuration names one.
-    pub end_of_text: Option<u32>,
+    /// The tokens that end a text, where the configuration names them; the first ends a document.
+    pub end_of_text: Vec<u32>,
+    /// The token that a document begins with, where the configuration names one.
+    pub beginning_of_text: Option<u32>,
+    /// The type of the stored weights, where they are all of one.
+    pub precision: Option<Precision>,
 }
 
 /// Reads the checkpoint in a folder.
 ///
 /// # Errors
 ///
-/// When a file is absent or damaged, the configuration asks for what Firebox does not compute, or a tensor
-/// is missing, superfluous, of another shape, or not finite.
+/// When a file is absent or damaged, the configuration asks for what Firebox does not compute, or the tensors
+/// are not exactly those of the model.
 pub fn load(folder: &Path, device: &Device) -> Result<Checkpoint, CheckpointError> {
-    let HuggingFaceConfig {
-        model: config,
-        end_of_text,
-    } = read_config(folder)?;
-    let model = load_weights(folder, &config, device)?;
-    Ok(Checkpoint { model, end_of_text })
+    let config = read_config(folder)?;
+    load_as(folder, &config, &config.model, device)
 }
 
-/// Reads the weights in a folder into a model of a known shape.
+/// Reads the weights in a folder into a model of a known shape, which may differ from the one that the folder
+/// names in what no tensor depends on, such as the context or the losses' coefficients.
 ///
 /// # Errors
 ///
 /// See [`load`].
 pub fn load_weights(
     folder: &Path,
-    config: &ModelConfig,
+    model: &ModelConfig,
     device: &Device,
 ) -> Result<LanguageModel, CheckpointError> {
-    let mut source = CheckpointParameters::open(folder, config, device)?;
-    let mut model = LanguageModel::new(config, &mut source)?;
+    let config = read_config(folder)?;
+    Ok(load_as(folder, &config, model, device)?.model)
+}
+
+fn load_as(
+    folder: &Path,
+    config: &CheckpointConfig,
+    model: &ModelConfig,
+    device: &Device,
+) -> Result<Checkpoint, CheckpointError> {
+    let mut source = CheckpointParameters::open(folder, model, &config.family, device)?;
+    let mut model = LanguageModel::new(model, &mut source)?;
     model.set_router_bias(&source.router_bias()?);
-    source.finish()?;
-    Ok(model)
+    Ok(Checkpoint {
+        model,
+        end_of_text: config.end_of_text.clone(),
+        beginning_of_text: config.beginning_of_text,
+        precision: source.precision(),
+    })
 }

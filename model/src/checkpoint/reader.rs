@@ -1,25 +1,35 @@
 //! A checkpoint as a source of parameters.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 
+use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::layout::{Layout, ROUTER_BIAS, Storage, fill};
-use super::{CheckpointError, MODEL_FILE, TensorFile, TensorValues};
+use super::family::{EMBEDDING, FIREBOX, Family, HEAD, ROUTER_BIAS};
+use super::layout::{Piece, Spelling, fill, transposed};
+use super::mismatch::Mismatch;
+use super::store::TensorStore;
+use super::{CheckpointError, Precision};
 use crate::config::ModelConfig;
-use crate::parameters::{Initial, ParameterSource};
+use crate::parameters::{Initial, ParameterSource, shapes};
 
-/// Reads parameters from a checkpoint folder, each tensor exactly once.
+/// Reads parameters from a checkpoint folder, one after the other. When it is open, names and shapes of
+/// everything were compared: each parameter has its tensors, and each tensor its parameter.
 #[derive(Debug)]
 pub struct CheckpointParameters<'a> {
-    file: TensorFile,
-    unused: BTreeSet<String>,
-    shapes: BTreeMap<String, Vec<usize>>,
-    layout: Layout,
-    layers: usize,
-    experts: usize,
+    store: TensorStore,
+    plan: BTreeMap<String, Planned>,
+    /// Names of the routers' selection bias, by mixture; none where there is none.
+    biases: Vec<String>,
     device: &'a Device,
+}
+
+/// Where a parameter comes from.
+#[derive(Debug)]
+struct Planned {
+    shape: Vec<usize>,
+    pieces: Vec<Piece>,
 }
 
 impl<'a> CheckpointParameters<'a> {
@@ -27,187 +37,158 @@ impl<'a> CheckpointParameters<'a> {
     ///
     /// # Errors
     ///
-    /// When the file is absent or damaged.
+    /// When a file is absent or damaged, or the tensors are not exactly those of the model.
     pub fn open(
         folder: &Path,
         config: &ModelConfig,
+        family: &Family,
         device: &'a Device,
     ) -> Result<Self, CheckpointError> {
-        let path = folder.join(MODEL_FILE);
-        if !path.exists() {
-            return Err(CheckpointError::NotACheckpoint {
-                folder: folder.to_owned(),
-                missing: MODEL_FILE,
-            });
-        }
-        let file = TensorFile::open(&path)?;
-        let shapes = file.shapes()?;
-        Ok(Self {
-            unused: shapes.keys().cloned().collect(),
-            shapes,
-            file,
-            layout: Layout::of(config),
-            layers: config.layers,
-            experts: config.experts.count,
-            device,
-        })
-    }
-
-    /// The selection bias of each router; none where the checkpoint has none.
-    ///
-    /// # Errors
-    ///
-    /// When one has another shape.
-    pub fn router_bias(&mut self) -> Result<Vec<Vec<f32>>, CheckpointError> {
-        let mut biases = Vec::new();
-        for layer in 0..self.layers {
-            let name = fill(ROUTER_BIAS, Some(layer), None);
-            let known = self.shapes.contains_key(&name);
-            let path = format!("blocks.{layer}.feed_forward.router.bias");
-            biases.push(if known {
-                self.take(&path, &name, &[self.experts])?
-            } else {
-                Vec::new()
-            });
-        }
-        Ok(biases)
-    }
-
-    /// Checks that nothing was left over.
-    ///
-    /// # Errors
-    ///
-    /// When the file has tensors that no parameter was filled from.
-    pub fn finish(self) -> Result<(), CheckpointError> {
-        if self.unused.is_empty() {
-            return Ok(());
-        }
-        Err(CheckpointError::UnusedTensors {
-            count: self.unused.len(),
-            names: self.unused_names(),
-            file: self.path(),
-        })
-    }
-
-    fn path(&self) -> PathBuf {
-        self.file.path().to_owned()
-    }
-
-    fn unused_names(&self) -> String {
-        let mut names: Vec<String> = self
-            .unused
-            .iter()
-            .take(8)
-            .map(|name| format!("{name} {:?}", self.shapes[name]))
+        let store = TensorStore::open(folder)?;
+        let mut mismatch = Mismatch::default();
+        let plan: BTreeMap<String, Planned> = shapes(config)
+            .into_iter()
+            .filter_map(|(path, shape)| {
+                let Some((rule, layer)) = family.rule(&path) else {
+                    mismatch.expect(&path, &shape, None);
+                    return None;
+                };
+                let pieces = |spelling| rule.pieces(spelling, layer, &shape);
+                let fused = pieces(Spelling::Fused);
+                let saved = pieces(Spelling::Saved);
+                let has = |pieces: &[Piece]| store.info(&pieces[0].name).is_some();
+                let pieces = if has(&fused) && !has(&saved) {
+                    fused
+                } else {
+                    saved
+                };
+                Some((path, Planned { shape, pieces }))
+            })
             .collect();
-        if self.unused.len() > names.len() {
-            names.push(format!("and {} more", self.unused.len() - names.len()));
+        let bias_names = config
+            .moe_layers()
+            .map(|layer| fill(ROUTER_BIAS, Some(layer), None));
+        let biases: Vec<String> = match family == &FIREBOX {
+            true => bias_names
+                .filter(|name| store.info(name).is_some())
+                .collect(),
+            false => Vec::new(),
+        };
+
+        let mut read: BTreeMap<&str, usize> = BTreeMap::new();
+        for piece in plan.values().flat_map(|planned| &planned.pieces) {
+            if let Some(length) = read.get_mut(piece.name.as_str()) {
+                *length += piece.length;
+                continue;
+            }
+            read.insert(&piece.name, piece.length);
+            mismatch.expect(&piece.name, &piece.shape, store.info(&piece.name));
         }
-        if names.is_empty() {
-            "none".to_owned()
-        } else {
-            names.join(", ")
+        for name in &biases {
+            read.insert(name, config.experts.count);
+            mismatch.expect(name, &[config.experts.count], store.info(name));
         }
+        let redundant_head = config.tied_embeddings && store.info(HEAD).is_some();
+        if redundant_head {
+            read.insert(HEAD, config.vocabulary * config.d_model);
+            let shape = [config.vocabulary, config.d_model];
+            mismatch.expect(HEAD, &shape, store.info(HEAD));
+        }
+        for (name, info) in store.tensors() {
+            // A fused tensor of which only a part is asked for was not meant either.
+            if read
+                .get(name)
+                .is_none_or(|&length| length < info.elements())
+            {
+                mismatch.superfluous(name, &info.shape);
+            }
+        }
+        mismatch.check(folder)?;
+
+        let opened = Self {
+            store,
+            plan,
+            biases,
+            device,
+        };
+        if redundant_head {
+            opened.check_tied_head(config.d_model)?;
+        }
+        Ok(opened)
     }
 
-    fn take(
-        &mut self,
-        path: &str,
-        name: &str,
-        expected: &[usize],
-    ) -> Result<Vec<f32>, CheckpointError> {
-        let Some(TensorValues {
-            shape: found,
-            values,
-        }) = self.file.read(name)?
-        else {
-            return Err(CheckpointError::MissingTensor {
-                file: self.path(),
-                name: name.to_owned(),
-                path: path.to_owned(),
-                shape: expected.into(),
-                unused: self.unused_names(),
-            });
+    /// The type of the stored weights, where they are all of one.
+    pub fn precision(&self) -> Option<Precision> {
+        let mut all = self.store.tensors().map(|(_, info)| info.precision);
+        let first = all.next()?;
+        all.all(|precision| precision == first).then_some(first)
+    }
+
+    /// The selection bias of each router; empty where the checkpoint has none.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn router_bias(&self) -> Result<Vec<Vec<f32>>, CheckpointError> {
+        let values = |name: &String| {
+            let experts = self.store.info(name).map_or(0, |info| info.elements());
+            self.store.read(name, 0..experts)
         };
-        if found != expected {
-            return Err(CheckpointError::Shape {
-                file: self.path(),
-                name: name.to_owned(),
-                path: path.to_owned(),
-                found: found.into(),
-                expected: expected.into(),
-            });
+        self.biases.iter().map(values).collect()
+    }
+
+    /// Some files hold the head although it is the embedding; then it must be.
+    fn check_tied_head(&self, d_model: usize) -> Result<(), CheckpointError> {
+        let values = self.store.info(HEAD).map_or(0, |info| info.elements());
+        for start in (0..values).step_by(d_model) {
+            let row = start..start + d_model;
+            if self.store.read(HEAD, row.clone())? != self.store.read(EMBEDDING, row)? {
+                return Err(CheckpointError::HeadNotTied {
+                    folder: self.store.folder().to_owned(),
+                });
+            }
         }
-        self.unused.remove(name);
-        Ok(values)
+        Ok(())
     }
 }
 
 impl ParameterSource for CheckpointParameters<'_> {
     type Error = CheckpointError;
 
-    fn tensor<const D: usize>(
+    fn parameter<const D: usize>(
         &mut self,
         path: &str,
         shape: [usize; D],
         _: Initial,
-    ) -> Result<Tensor<D>, CheckpointError> {
-        let (rule, layer) = self
-            .layout
-            .rule(path)
-            .unwrap_or_else(|| panic!("{} has no rule for {path}", self.layout.architecture));
-        let values = match rule.storage {
-            Storage::AsIs => self.take(path, &fill(rule.name, layer, None), &shape)?,
-            Storage::Transposed => {
-                let (d_in, d_out) = (shape[0], shape[1]);
-                let stored = self.take(path, &fill(rule.name, layer, None), &[d_out, d_in])?;
-                transposed(&stored, d_out, d_in)
-            }
-            Storage::Experts => {
-                let (experts, d_in, d_out) = (shape[0], shape[1], shape[2]);
-                let mut stacked = Vec::with_capacity(experts * d_in * d_out);
-                for expert in 0..experts {
-                    let stored =
-                        self.take(path, &fill(rule.name, layer, Some(expert)), &[d_out, d_in])?;
-                    stacked.extend(transposed(&stored, d_out, d_in));
+    ) -> Result<Param<Tensor<D>>, CheckpointError> {
+        let read = |piece: &Piece| {
+            let values = self
+                .store
+                .read(&piece.name, piece.start..piece.start + piece.length)?;
+            Ok(match piece.transposed {
+                Some((d_in, d_out)) => transposed(&values, d_out, d_in),
+                None => values,
+            })
+        };
+        let planned = self.plan.get(path).filter(|planned| planned.shape == shape);
+        let Some(Planned { pieces, .. }) = planned else {
+            let mut mismatch = Mismatch::default();
+            mismatch.expect(path, &shape, None);
+            return Err(mismatch
+                .check(self.store.folder())
+                .expect_err("a parameter is missing"));
+        };
+        let values = match pieces.as_slice() {
+            [whole] => read(whole)?,
+            pieces => {
+                let mut values = Vec::with_capacity(shape.iter().product());
+                for piece in pieces {
+                    values.extend_from_slice(&read(piece)?);
                 }
-                stacked
+                values
             }
         };
-        Ok(Tensor::from_data(
-            TensorData::new(values, shape),
-            self.device,
-        ))
-    }
-}
-
-/// The transpose of a matrix in row-major order.
-pub(super) fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    // Blocks keep both sides in cache; a plain loop misses on every write of a large matrix.
-    const BLOCK: usize = 32;
-    let mut output = vec![0.0; values.len()];
-    for row_block in (0..rows).step_by(BLOCK) {
-        for column_block in (0..columns).step_by(BLOCK) {
-            for row in row_block..(row_block + BLOCK).min(rows) {
-                for column in column_block..(column_block + BLOCK).min(columns) {
-                    output[column * rows + row] = values[row * columns + column];
-                }
-            }
-        }
-    }
-    output
-}
-
-#[cfg(test)]
-mod tests {
-    use super::transposed;
-
-    #[test]
-    fn a_transpose_larger_than_a_block() {
-        let (rows, columns) = (37, 70);
-        let values: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
-        let turned = transposed(&values, rows, columns);
-        assert_eq!(turned[5 * rows + 36], values[36 * columns + 5]);
-        assert_eq!(transposed(&turned, columns, rows), values);
+        let value = Tensor::from_data(TensorData::new(values, shape), self.device);
+        Ok(Param::from_tensor(value))
     }
 }

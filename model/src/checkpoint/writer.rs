@@ -1,98 +1,173 @@
-//! Writes a model in the layout of its family.
+//! A model as the tensors of its family.
 
-use std::fs;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::Param;
-use burn::tensor::Tensor;
+use burn::tensor::{Gradients, Tensor};
 
-use super::layout::{Layout, ROUTER_BIAS, Storage, fill};
-use super::reader::transposed;
-use super::{
-    CONFIG_FILE, CheckpointError, HuggingFaceConfig, MODEL_FILE, NamedTensor, write_tensors,
-};
+use super::family::{Family, ROUTER_BIAS};
+use super::layout::{Piece, Spelling, fill, transposed};
+use super::tensor_writer::{write_synced, write_weights};
+use super::{CONFIG_FILE, CheckpointConfig, CheckpointError, NamedTensor, Precision};
 use crate::language_model::LanguageModel;
 use crate::parameters::{VisitParameter, visit};
 
-/// Writes config.json and model.safetensors into a folder, and waits until they are on the disk.
+/// How a checkpoint is written.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SaveOptions {
+    /// The type of the stored weights.
+    pub precision: Precision,
+    /// The largest size of a file of weights, in bytes; `None` puts them all into one.
+    pub shard_bytes: Option<u64>,
+    /// The tokens that end a text, the one that ends a document first.
+    pub end_of_text: Vec<u32>,
+    /// The token that a document begins with.
+    pub beginning_of_text: Option<u32>,
+}
+
+/// Writes config.json and the weights into a folder, and waits until they are on the disk. `progress` hears
+/// how many bytes of weights are done.
 ///
 /// # Errors
 ///
-/// When a file cannot be written.
-pub fn save(model: &LanguageModel, end_of_text: u32, folder: &Path) -> Result<(), CheckpointError> {
-    let mut collected = Collect {
-        layout: Layout::of(model.config()),
-        tensors: Vec::new(),
-    };
-    visit(model, &mut collected);
-    let mut tensors = collected.tensors;
-    for (layer, bias) in model.router_bias().into_iter().enumerate() {
-        if !bias.is_empty() {
-            let (name, shape) = (fill(ROUTER_BIAS, Some(layer), None), vec![bias.len()]);
-            tensors.push(NamedTensor {
-                name,
-                shape,
-                values: Box::new(move || bias.clone()),
-            });
-        }
+/// When a file cannot be written, or a weight is beyond the range of the type.
+pub fn save(
+    model: &LanguageModel,
+    folder: &Path,
+    options: &SaveOptions,
+    progress: impl FnMut(u64),
+) -> Result<(), CheckpointError> {
+    let family = family(model);
+    let mut tensors = tensors(model, &family, Spelling::Saved, None);
+    let biases = model.config().moe_layers().zip(model.router_bias());
+    for (layer, bias) in biases.filter(|(_, bias)| !bias.is_empty()) {
+        tensors.push(NamedTensor {
+            name: fill(ROUTER_BIAS, Some(layer), None),
+            shape: vec![bias.len()],
+            values: Box::new(move || bias.clone()),
+        });
     }
-    write_tensors(&folder.join(MODEL_FILE), tensors)?;
-
-    let config = HuggingFaceConfig {
+    write_weights(
+        folder,
+        &tensors,
+        options.precision,
+        options.shard_bytes,
+        progress,
+    )?;
+    let config = CheckpointConfig {
         model: model.config().clone(),
-        end_of_text: Some(end_of_text),
+        family,
+        end_of_text: options.end_of_text.clone(),
+        beginning_of_text: options.beginning_of_text,
     };
-    let path = folder.join(CONFIG_FILE);
-    fs::write(&path, config.to_json())
-        .and_then(|()| fs::File::open(&path)?.sync_all())
-        .map_err(CheckpointError::io("write", &path))
+    write_synced(
+        &folder.join(CONFIG_FILE),
+        &config.to_json(options.precision),
+    )
 }
 
-struct Collect {
-    layout: Layout,
-    tensors: Vec<NamedTensor<'static>>,
+/// The gradient of every parameter under the name that `transformers` gives the parameter in memory, where
+/// experts are fused; zeros where the loss does not depend on it.
+pub fn named_gradients(model: &LanguageModel, gradients: &Gradients) -> Vec<NamedTensor<'static>> {
+    tensors(model, &family(model), Spelling::Fused, Some(gradients))
 }
 
-impl VisitParameter for Collect {
+fn family(model: &LanguageModel) -> Family {
+    let biased = model.router_bias().iter().any(|bias| !bias.is_empty());
+    Family::of(model.config(), biased)
+}
+
+/// One tensor of a file, and the pieces of parameters that it is made of.
+struct Assembled {
+    shape: Vec<usize>,
+    /// By where they start.
+    pieces: BTreeMap<usize, Box<dyn Fn() -> Vec<f32>>>,
+}
+
+fn tensors(
+    model: &LanguageModel,
+    family: &Family,
+    spelling: Spelling,
+    gradients: Option<&Gradients>,
+) -> Vec<NamedTensor<'static>> {
+    let mut collect = Collect {
+        family,
+        spelling,
+        gradients,
+        order: Vec::new(),
+        tensors: BTreeMap::new(),
+    };
+    visit(model, &mut collect);
+    let Collect {
+        order, mut tensors, ..
+    } = collect;
+    let assembled = order.into_iter().map(|name| {
+        let Assembled { shape, pieces } = tensors.remove(&name).expect("collected once");
+        NamedTensor {
+            name,
+            shape,
+            values: Box::new(move || match pieces.len() {
+                1 => pieces[&0](),
+                _ => pieces.values().flat_map(|piece| piece()).collect(),
+            }),
+        }
+    });
+    assembled.collect()
+}
+
+struct Collect<'a> {
+    family: &'a Family,
+    spelling: Spelling,
+    gradients: Option<&'a Gradients>,
+    order: Vec<String>,
+    tensors: BTreeMap<String, Assembled>,
+}
+
+impl VisitParameter for Collect<'_> {
     fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
         let (rule, layer) = self
-            .layout
+            .family
             .rule(path)
-            .unwrap_or_else(|| panic!("{} has no rule for {path}", self.layout.architecture));
-        let tensor = parameter.val();
-        let shape: Vec<usize> = tensor.dims().to_vec();
-        let name = |expert| fill(rule.name, layer, expert);
-        match rule.storage {
-            Storage::AsIs => self.tensors.push(NamedTensor {
-                name: name(None),
+            .unwrap_or_else(|| panic!("{} has no {path}", self.family.architecture));
+        let value = match self.gradients {
+            None => parameter.val(),
+            Some(gradients) => parameter
+                .val()
+                .grad(gradients)
+                .unwrap_or_else(|| parameter.val().inner().zeros_like()),
+        };
+        let dims: Vec<usize> = value.dims().to_vec();
+        let pieces = rule.pieces(self.spelling, layer, &dims);
+        let split = pieces.len() > 1;
+        for (index, piece) in pieces.into_iter().enumerate() {
+            let Piece {
+                name,
                 shape,
-                values: Box::new(move || values(&tensor)),
-            }),
-            Storage::Transposed => {
-                let (d_in, d_out) = (shape[0], shape[1]);
-                self.tensors.push(NamedTensor {
-                    name: name(None),
-                    shape: vec![d_out, d_in],
-                    values: Box::new(move || transposed(&values(&tensor), d_in, d_out)),
-                });
-            }
-            Storage::Experts => {
-                let (experts, d_in, d_out) = (shape[0], shape[1], shape[2]);
-                for expert in 0..experts {
-                    let tensor = tensor.clone();
-                    self.tensors.push(NamedTensor {
-                        name: name(Some(expert)),
-                        shape: vec![d_out, d_in],
-                        values: Box::new(move || {
-                            transposed(&values(&tensor.clone().narrow(0, expert, 1)), d_in, d_out)
-                        }),
-                    });
+                start,
+                transposed: turned,
+                ..
+            } = piece;
+            let value = value.clone();
+            let values = move || {
+                let value = match split {
+                    true => value.clone().narrow(0, index, 1),
+                    false => value.clone(),
+                };
+                let values: Vec<f32> = value.into_data().iter::<f32>().collect();
+                match turned {
+                    Some((d_in, d_out)) => transposed(&values, d_in, d_out),
+                    None => values,
                 }
-            }
+            };
+            let tensor = self.tensors.entry(name.clone()).or_insert_with(|| {
+                self.order.push(name);
+                Assembled {
+                    shape,
+                    pieces: BTreeMap::new(),
+                }
+            });
+            tensor.pieces.insert(start, Box::new(values));
         }
     }
-}
-
-fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
-    tensor.to_data().iter::<f32>().collect()
 }

@@ -22,12 +22,15 @@ pub struct MixtureOfExperts {
     pub router: Router,
     /// Work.
     pub experts: Experts,
+    layer: usize,
 }
 
 /// What the router did with some tokens in one layer. Auxiliary losses and statistics are functions of
 /// this; nothing is kept in the model.
 #[derive(Debug, Clone)]
 pub struct Routing {
+    /// Number of the layer, from 0; dense layers count too.
+    pub layer: usize,
     /// Scores before the softmax, `[tokens, experts]`.
     pub logits: Tensor<2>,
     /// Softmax over all experts, `[tokens, experts]`, without any bias.
@@ -37,19 +40,21 @@ pub struct Routing {
 }
 
 impl MixtureOfExperts {
-    /// Takes its parameters from `source`, under `path`.
+    /// Takes the parameters of a layer's mixture from `source`, under `path`.
     ///
     /// # Errors
     ///
     /// Those of the source.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
+        layer: usize,
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
         Ok(Self {
             router: Router::new(config, &format!("{path}.router"), source)?,
             experts: Experts::new(config, &format!("{path}.experts"), source)?,
+            layer,
         })
     }
 
@@ -84,6 +89,7 @@ impl MixtureOfExperts {
         (
             output,
             Routing {
+                layer: self.layer,
                 logits: choice.logits,
                 probabilities: choice.probabilities,
                 plan,

@@ -9,6 +9,8 @@ use burn::tensor::Tensor;
 /// The state of one layer's router over some tokens.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerHealth {
+    /// Number of the layer, from 0; dense layers count too.
+    pub layer: usize,
     /// Share of the assignments that each expert got; they sum to 1.
     pub load: Vec<f64>,
     /// Largest load over the mean load: 1 when even, E when one expert gets everything.
@@ -36,6 +38,7 @@ pub struct HealthSums {
 
 #[derive(Debug, Clone, Default)]
 struct LayerSums {
+    layer: usize,
     probabilities: Vec<f64>,
     entropy: f64,
     z: f64,
@@ -78,19 +81,18 @@ impl HealthSums {
     /// [`terms`](Self::terms).
     pub fn add(&mut self, routing: &[Routing], valid: Option<&[bool]>, tokens: u64, terms: &[f32]) {
         self.load.add(routing, valid, tokens);
-        self.add_terms(routing.len(), terms);
+        let layers: Vec<usize> = routing.iter().map(|routing| routing.layer).collect();
+        self.add_terms(&layers, terms);
     }
 
-    fn add_terms(&mut self, layers: usize, terms: &[f32]) {
-        if layers == 0 {
+    fn add_terms(&mut self, layers: &[usize], terms: &[f32]) {
+        if layers.is_empty() {
             return; // a dense model
         }
-        self.layers.resize_with(layers, LayerSums::default);
-        for (sums, terms) in self
-            .layers
-            .iter_mut()
-            .zip(terms.chunks(terms.len() / layers))
-        {
+        self.layers.resize_with(layers.len(), LayerSums::default);
+        let terms = terms.chunks(terms.len() / layers.len());
+        for ((sums, &layer), terms) in self.layers.iter_mut().zip(layers).zip(terms) {
+            sums.layer = layer;
             let (probabilities, rest) = terms.split_at(terms.len() - 2);
             sums.probabilities.resize(probabilities.len(), 0.0);
             let pairs = sums.probabilities.iter_mut().zip(probabilities);
@@ -116,6 +118,7 @@ impl HealthSums {
                 let load: Vec<f64> = counts.iter().map(|&count| count as f64 / total).collect();
                 let shares = load.iter().zip(&sums.probabilities);
                 LayerHealth {
+                    layer: sums.layer,
                     max_over_mean: load.iter().copied().fold(0.0, f64::max) * experts,
                     dead_experts: load
                         .iter()
@@ -136,14 +139,13 @@ impl HealthSums {
 pub fn warning(health: &[LayerHealth]) -> Option<String> {
     let sick: Vec<String> = health
         .iter()
-        .enumerate()
-        .filter_map(|(layer, health)| {
+        .filter_map(|health| {
             let experts = health.load.len();
             let overloaded = experts > 1 && health.max_over_mean > 3.0_f64.min(0.5 * experts as f64 + 0.5);
             (health.dead_experts > 0 || overloaded).then(|| {
                 format!(
-                    "layer {layer}: {} of {experts} experts get less than 5 % of their share, the busiest {:.1} times its share",
-                    health.dead_experts, health.max_over_mean
+                    "layer {}: {} of {experts} experts get less than 5 % of their share, the busiest {:.1} times its share",
+                    health.layer, health.dead_experts, health.max_over_mean
                 )
             })
         })
@@ -166,7 +168,7 @@ mod tests {
             ..HealthSums::default()
         };
         let probabilities = counts.iter().map(|&count| count as f32).chain([0.0, 0.0]);
-        sums.add_terms(1, &probabilities.collect::<Vec<f32>>());
+        sums.add_terms(&[0], &probabilities.collect::<Vec<f32>>());
         sums.health()
     }
 

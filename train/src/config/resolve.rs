@@ -5,7 +5,7 @@ mod data;
 use std::fmt::Display;
 
 use firebox_model::config::{
-    BalanceKind, FeedForwardKind, LARGEST_SIZE, ModelConfig, RouterConfig,
+    BalanceKind, FeedForwardKind, LARGEST_SIZE, ModelConfig, QkNorm, RouterConfig,
 };
 use firebox_model::tokenizer::Tokenizer;
 
@@ -135,7 +135,9 @@ fn model(raw: RawModel, vocabulary: usize) -> Checked<ModelConfig> {
         norm_epsilon: raw.norm_epsilon.unwrap_or(1e-5),
         tied_embeddings: raw.tied_embeddings.unwrap_or(false),
         initializer_range: raw.initializer_range.unwrap_or(0.02),
+        qk_norm: QkNorm::None,
         feed_forward: raw.feed_forward.unwrap_or(FeedForwardKind::Moe),
+        dense: None,
         experts: raw.experts,
         router: RouterConfig {
             normalize: router.normalize.unwrap_or(true),

@@ -1,0 +1,237 @@
+//! Writes safetensors files: one, or shards with an index.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensorError, View};
+use serde_json::json;
+
+use super::{CheckpointError, INDEX_FILE, MODEL_FILE, Precision};
+
+/// A tensor that is about to be written. Its values are made when its turn comes, so that no more than
+/// one is in memory.
+pub struct NamedTensor<'a> {
+    /// Its name in the file.
+    pub name: String,
+    /// Its shape in the file.
+    pub shape: Vec<usize>,
+    /// Makes its values.
+    pub values: Box<dyn Fn() -> Vec<f32> + 'a>,
+}
+
+impl NamedTensor<'_> {
+    fn bytes(&self, precision: Precision) -> u64 {
+        self.shape.iter().product::<usize>() as u64 * precision.bytes() as u64
+    }
+}
+
+/// A tensor on its way through the library, which has no place for an error of ours.
+struct Outgoing<'a> {
+    tensor: &'a NamedTensor<'a>,
+    precision: Precision,
+    out_of_range: &'a OnceCell<String>,
+}
+
+impl View for Outgoing<'_> {
+    fn dtype(&self) -> Dtype {
+        self.precision.dtype()
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.tensor.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let values = (self.tensor.values)();
+        let bytes = self.precision.encode(&values).unwrap_or_else(|| {
+            let _ = self.out_of_range.set(self.tensor.name.clone());
+            vec![0; self.data_len()]
+        });
+        assert_eq!(
+            bytes.len(),
+            self.data_len(),
+            "bytes of {} {:?}",
+            self.tensor.name,
+            self.tensor.shape
+        );
+        Cow::Owned(bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.bytes(self.precision) as usize
+    }
+}
+
+/// Writes a safetensors file and waits until it is on the disk.
+///
+/// # Errors
+///
+/// When the file cannot be written, or a value is beyond the range of `precision`; then nothing of it stays.
+pub fn write_tensors(
+    path: &Path,
+    tensors: &[NamedTensor<'_>],
+    precision: Precision,
+) -> Result<(), CheckpointError> {
+    // The library's file is for its owner alone; a checkpoint is as readable as any file made here.
+    let permissions = File::create(path)
+        .and_then(|file| file.metadata())
+        .map_err(CheckpointError::io("write", path))?
+        .permissions();
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let out_of_range = OnceCell::new();
+    let named = tensors.iter().map(|tensor| {
+        let outgoing = Outgoing {
+            tensor,
+            precision,
+            out_of_range: &out_of_range,
+        };
+        (tensor.name.as_str(), outgoing)
+    });
+    safetensors::serialize_to_file(named, Some(metadata), path).map_err(|error| match error {
+        SafeTensorError::IoError(source) => CheckpointError::io("write", path)(source),
+        other => CheckpointError::Damaged {
+            path: path.to_owned(),
+            reason: other.to_string(),
+        },
+    })?;
+    if let Some(name) = out_of_range.into_inner() {
+        fs::remove_file(path).map_err(CheckpointError::io("remove", path))?;
+        return Err(CheckpointError::OutOfRange { name, precision });
+    }
+    fs::set_permissions(path, permissions)
+        .and_then(|()| File::open(path)?.sync_all())
+        .map_err(CheckpointError::io("write", path))
+}
+
+/// Writes a model's weights into a folder: as model.safetensors, or, where they exceed `shard_bytes`, as
+/// shards of at most that size (a larger tensor has a shard of its own) and their index. `progress` hears how
+/// many bytes are done.
+///
+/// # Errors
+///
+/// See [`write_tensors`].
+pub fn write_weights(
+    folder: &Path,
+    tensors: &[NamedTensor<'_>],
+    precision: Precision,
+    shard_bytes: Option<u64>,
+    mut progress: impl FnMut(u64),
+) -> Result<(), CheckpointError> {
+    let shards = shards(tensors, precision, shard_bytes.unwrap_or(u64::MAX));
+    let count = shards.len();
+    let mut weight_map = BTreeMap::new();
+    let mut done = 0;
+    for (number, shard) in shards.into_iter().enumerate() {
+        let file = match count {
+            1 => MODEL_FILE.to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        write_tensors(&folder.join(&file), shard, precision)?;
+        weight_map.extend(
+            shard
+                .iter()
+                .map(|tensor| (tensor.name.clone(), file.clone())),
+        );
+        done += total(shard, precision);
+        progress(done);
+    }
+    if count == 1 {
+        return Ok(());
+    }
+    let values = tensors
+        .iter()
+        .map(|tensor| tensor.shape.iter().product::<usize>());
+    let index = json!({
+        "metadata": {
+            "total_parameters": values.sum::<usize>(),
+            "total_size": total(tensors, precision),
+        },
+        "weight_map": weight_map,
+    });
+    let text = serde_json::to_string_pretty(&index).expect("names and numbers") + "\n";
+    write_synced(&folder.join(INDEX_FILE), &text)
+}
+
+/// Writes a text file and waits until it is on the disk.
+pub(super) fn write_synced(path: &Path, text: &str) -> Result<(), CheckpointError> {
+    fs::write(path, text)
+        .and_then(|()| File::open(path)?.sync_all())
+        .map_err(CheckpointError::io("write", path))
+}
+
+fn total(tensors: &[NamedTensor<'_>], precision: Precision) -> u64 {
+    tensors.iter().map(|tensor| tensor.bytes(precision)).sum()
+}
+
+/// Runs of tensors, each as long as its limit allows.
+fn shards<'t, 'a>(
+    mut tensors: &'t [NamedTensor<'a>],
+    precision: Precision,
+    limit: u64,
+) -> Vec<&'t [NamedTensor<'a>]> {
+    let mut shards = Vec::new();
+    while !tensors.is_empty() {
+        let mut size = 0u64;
+        let fitting = tensors.iter().take_while(|tensor| {
+            size = size.saturating_add(tensor.bytes(precision));
+            size <= limit
+        });
+        let count = fitting.count().max(1);
+        let (shard, rest) = tensors.split_at(count);
+        shards.push(shard);
+        tensors = rest;
+    }
+    shards
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tensor(index: usize, values: usize) -> NamedTensor<'static> {
+        NamedTensor {
+            name: format!("tensor.{index}"),
+            shape: vec![values],
+            values: Box::new(move || vec![index as f32; values]),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn shards_are_full_and_hold_everything_once(
+            sizes in proptest::collection::vec(0usize..50, 1..20),
+            limit in 1u64..300,
+        ) {
+            let tensors: Vec<_> = sizes.iter().enumerate().map(|(i, &n)| tensor(i, n)).collect();
+            let shards = shards(&tensors, Precision::F32, limit);
+            let names: Vec<&str> = shards.iter().copied().flatten().map(|t| t.name.as_str()).collect();
+            let all: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
+            prop_assert_eq!(names, all);
+            for pair in shards.windows(2) {
+                prop_assert!(pair[0].len() == 1 || total(pair[0], Precision::F32) <= limit);
+                prop_assert!(total(pair[0], Precision::F32) + pair[1][0].bytes(Precision::F32) > limit);
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_out_of_range_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let large = NamedTensor {
+            values: Box::new(|| vec![1.0, 1e6]),
+            ..tensor(3, 2)
+        };
+        let error = write_tensors(&path, &[tensor(0, 1), large], Precision::F16).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "tensor tensor.3 has a value beyond the range of f16"
+        );
+        assert!(!path.exists());
+    }
+}
