@@ -4,8 +4,11 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
+use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
+use firebox_model::checkpoint::Precision;
 use firebox_model::device;
 use firebox_model::evaluate::ROWS;
 use firebox_model::generate::Sampling;
@@ -18,12 +21,15 @@ use crate::InferError;
 use crate::devices::Devices;
 use crate::engine::Engine;
 use crate::eval::{Text, evaluate};
+use crate::export::Export;
 use crate::generate::{Generated, Request, generate};
+use crate::trace::trace;
 
 /// The exit code of a process that an interrupt ended (128 + SIGINT).
 const INTERRUPTED: i32 = 130;
 
-/// Evaluates and samples checkpoints: those of `cargo train`, and Hugging Face's Mixtral and Llama ones.
+/// Evaluates, samples and traces checkpoints: those of `cargo train`, and Hugging Face's Mixtral, OLMoE,
+/// Qwen3-MoE, Qwen3 and Llama ones.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo infer",
@@ -58,6 +64,19 @@ enum Command {
         cargo infer generate runs/quickstart --prompt - --max-tokens 50 < beginning.txt > whole.txt\n\n\
         The same seed gives the same text. Ctrl-C ends it early; twice, at once.")]
     Generate(GenerateArgs),
+    /// Write down all that a checkpoint computes for given tokens: hidden states, router scores, logits, losses,
+    /// gradients.
+    #[command(after_help = "Examples:\n  \
+        cargo infer trace runs/quickstart --input tokens.safetensors --output trace.safetensors\n  \
+        cargo infer trace OLMoE-1B-7B --input tokens.safetensors --output trace.safetensors --gradients --device wgpu\n\n\
+        tokens.safetensors holds input_ids [batch, sequence] and, where there is padding, attention_mask of the\n\
+        same shape. tests/fixtures/compare.py compares a trace with what transformers computes for the same folder.")]
+    Trace(TraceArgs),
+    /// Store a checkpoint anew: in another type, in shards, under the names that transformers writes.
+    #[command(after_help = "Examples:\n  \
+        cargo infer export runs/quickstart --output quickstart-bf16 --dtype bf16\n  \
+        cargo infer export Mixtral-8x7B --output resharded --shard-size 2GB")]
+    Export(ExportArgs),
     /// List what can compute: the backends of this build, their devices, and how to get the others.
     #[command(after_help = "Example:\n  cargo infer devices --json")]
     Devices(DevicesArgs),
@@ -127,6 +146,36 @@ struct GenerateArgs {
 }
 
 #[derive(Debug, Args)]
+struct TraceArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// A safetensors file with input_ids and attention_mask.
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// The safetensors file to write.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// Also the gradient of the total loss for every parameter.
+    #[arg(long)]
+    gradients: bool,
+}
+
+#[derive(Debug, Args)]
+struct ExportArgs {
+    /// A checkpoint's folder, or a run's folder for its newest checkpoint.
+    checkpoint: PathBuf,
+    /// The folder to write; it must be empty or absent.
+    #[arg(long, value_name = "FOLDER")]
+    output: PathBuf,
+    /// f32, f16 or bf16 [default: as the checkpoint has it].
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<Precision>,
+    /// The largest size of one file of weights, such as 5GB or 500MiB [default: all in one].
+    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
+    shard_size: Option<ByteSize>,
+}
+
+#[derive(Debug, Args)]
 struct DevicesArgs {
     /// Print a JSON array instead of a table.
     #[arg(long)]
@@ -143,6 +192,8 @@ impl Cli {
         match self.command {
             Command::Eval(args) => args.execute(),
             Command::Generate(args) => args.execute(),
+            Command::Trace(args) => args.execute(),
+            Command::Export(args) => args.execute(),
             Command::Devices(DevicesArgs { json: true }) => print_json(&Devices::find()),
             Command::Devices(DevicesArgs { json: false }) => {
                 print(&Devices::find().to_string()).map_err(InferError::Output)
@@ -214,6 +265,55 @@ impl GenerateArgs {
     }
 }
 
+impl TraceArgs {
+    fn execute(self) -> Result<(), InferError> {
+        let started = Instant::now();
+        let ModelArgs { checkpoint, device } = &self.model;
+        let losses = trace(
+            checkpoint,
+            device,
+            &self.input,
+            &self.output,
+            self.gradients,
+        )?;
+        tracing::info!(
+            "{} tensors in {}: cross-entropy {:.6}, total loss {:.6}, on {device} after {:.2} s",
+            losses.tensors,
+            self.output.display(),
+            losses.cross_entropy,
+            losses.total,
+            started.elapsed().as_secs_f64()
+        );
+        Ok(())
+    }
+}
+
+impl ExportArgs {
+    fn execute(self) -> Result<(), InferError> {
+        let started = Instant::now();
+        let export = Export {
+            precision: self.dtype,
+            shard_bytes: self.shard_size.map(|size| size.as_u64()),
+        };
+        let bar = ProgressBar::new(0).with_style(
+            ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left")
+                .expect("a well-formed template"),
+        );
+        let precision = export.write(&self.checkpoint, &self.output, |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        });
+        bar.finish_and_clear();
+        tracing::info!(
+            "{} in {}, after {:.2} s",
+            self.output.display(),
+            precision?,
+            started.elapsed().as_secs_f64()
+        );
+        Ok(())
+    }
+}
+
 /// Becomes true at the first Ctrl-C; the second one ends the process.
 fn stop_on_interrupt() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
@@ -240,6 +340,13 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if number >= 1 => Ok(number),
         _ => Err("must be a whole number of at least 1".to_owned()),
+    }
+}
+
+fn shard_size(text: &str) -> Result<ByteSize, String> {
+    match text.parse::<ByteSize>() {
+        Ok(size) if size.as_u64() > 0 => Ok(size),
+        _ => Err("must be a size above 0, such as 5GB or 500MiB".to_owned()),
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use burn::tensor::Device;
 use firebox_model::accounting::Parameters;
 use firebox_model::checkpoint::{
     CONFIG_FILE, Checkpoint, CheckpointError, MODEL_FILE, TOKENIZER_FILE, load,
@@ -40,10 +41,10 @@ impl Engine {
     pub fn open(checkpoint: &Path, device: &str) -> Result<Self, InferError> {
         let started = Instant::now();
         let selected = device::select(device)?;
-        let folder = checkpoint_folder(checkpoint)?;
+        let (folder, opened) = open_model(checkpoint, &selected)?;
         let Checkpoint {
             model, end_of_text, ..
-        } = load(&folder, &selected)?;
+        } = opened;
         let path = folder.join(TOKENIZER_FILE);
         if !path.exists() {
             return Err(InferError::NoTokenizer { folder });
@@ -91,6 +92,18 @@ impl Engine {
             None => Ok(()),
         }
     }
+}
+
+/// Reads a checkpoint, or the newest one of a run (see [`checkpoint_folder`]); also says where it is. No
+/// tokenizer is needed.
+///
+/// # Errors
+///
+/// When the path leads to no checkpoint, or the checkpoint cannot be read.
+pub fn open_model(path: &Path, device: &Device) -> Result<(PathBuf, Checkpoint), InferError> {
+    let folder = checkpoint_folder(path)?;
+    let checkpoint = load(&folder, device)?;
+    Ok((folder, checkpoint))
 }
 
 /// The checkpoint that a path means: a checkpoint's own folder, or a run's folder or its `checkpoints`, which

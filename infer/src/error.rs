@@ -75,6 +75,36 @@ pub enum InferError {
     /// The text cannot be read or encoded, or there is none.
     #[error(transparent)]
     Text(#[from] PackingError),
+    /// What a trace should be made of is no input.
+    #[error("{}: {reason}", file.display())]
+    TraceInput {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// A file or folder cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// A folder that should be written is not empty.
+    #[error("{} exists and is not empty", folder.display())]
+    NotEmpty {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// The arithmetic broke down.
     #[error("the loss on {device} is {nats}, which is no finite number")]
     NotFinite {
@@ -128,7 +158,15 @@ impl InferError {
             Self::NotFinite { .. } => {
                 "evaluate on another device, such as --device flex, to see whether the weights or the device are at fault"
             }
-            Self::Missing { .. } | Self::Input(_) | Self::Output(_) => {
+            Self::TraceInput { .. } => {
+                "a trace reads input_ids [batch, sequence] and, for padding, attention_mask of the same shape from a safetensors file"
+            }
+            Self::NotEmpty { .. } => "give another folder, or empty this one",
+            Self::Missing { .. }
+            | Self::Read { .. }
+            | Self::Write { .. }
+            | Self::Input(_)
+            | Self::Output(_) => {
                 return None;
             }
         };
@@ -143,6 +181,9 @@ impl InferError {
             | Self::NotAFolder { .. }
             | Self::NotAFile { .. }
             | Self::NoCheckpointYet { .. }
+            | Self::NotEmpty { .. }
+            | Self::TraceInput { .. }
+            | Self::Read { .. }
             | Self::Text(PackingError::Empty { .. }) => 2,
             Self::Checkpoint(error)
                 if matches!(**error, CheckpointError::NotACheckpoint { .. }) =>

@@ -88,6 +88,11 @@ impl LanguageModel {
         &self.config
     }
 
+    /// Number of its parameters.
+    pub fn parameters(&self) -> u64 {
+        self.num_params() as u64
+    }
+
     /// Scores of the next token at every position, and what the routers did.
     ///
     /// Padding stands at the end of a row, where causality hides it from the tokens; what is computed for

@@ -30,6 +30,30 @@ pub fn cross_entropy_sum(
     -nats.sum()
 }
 
+/// The load-balancing loss of this kind over all layers; `None` for a dense model.
+///
+/// # Shapes
+///
+/// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` when all are tokens
+/// - output: `[1]`
+pub fn load_balancing(
+    kind: BalanceKind,
+    routing: &[Routing],
+    valid: Option<&Tensor<1>>,
+    batch: &BatchLoad,
+) -> Option<Tensor<1>> {
+    match kind {
+        BalanceKind::PerLayer => mean(balance::per_layer(routing, valid, batch)),
+        BalanceKind::Pooled => balance::pooled(routing, valid, batch),
+    }
+}
+
+fn mean(terms: Vec<Tensor<1>>) -> Option<Tensor<1>> {
+    let layers = terms.len() as f64;
+    let sum = terms.into_iter().reduce(|sum, term| sum + term);
+    sum.map(|sum| sum.div_scalar(layers))
+}
+
 /// The auxiliary part of the training loss:
 /// `balance_coefficient · balance + z_coefficient · mean over layers of z`. `None` when there is none, for
 /// a dense model or with both coefficients 0.
@@ -45,17 +69,8 @@ pub fn auxiliary(
     batch: &BatchLoad,
 ) -> Option<Tensor<1>> {
     let router = &config.router;
-    let mean = |terms: Vec<Tensor<1>>| {
-        let layers = terms.len() as f64;
-        terms
-            .into_iter()
-            .reduce(|sum, term| sum + term)
-            .map(|sum| sum.div_scalar(layers))
-    };
-    let balance = (router.balance_coefficient > 0.0).then(|| match router.balance {
-        BalanceKind::PerLayer => mean(balance::per_layer(routing, valid, batch)),
-        BalanceKind::Pooled => balance::pooled(routing, valid, batch),
-    });
+    let balance = (router.balance_coefficient > 0.0)
+        .then(|| load_balancing(router.balance, routing, valid, batch));
     let z = (router.z_coefficient > 0.0).then(|| mean(balance::z_loss(routing, valid, batch)));
     let balance = balance
         .flatten()

@@ -71,11 +71,9 @@ impl AdamW {
     pub fn tensors(&self) -> Vec<NamedTensor<'_>> {
         let named = |kind: &str, path: &str, shape: &[usize], tensor: &Tensor<1>| {
             let tensor = tensor.clone();
-            NamedTensor {
-                name: format!("{kind}.{path}"),
-                shape: shape.to_vec(),
-                values: Box::new(move || tensor.to_data().iter::<f32>().collect()),
-            }
+            NamedTensor::float(format!("{kind}.{path}"), shape, move || {
+                tensor.to_data().iter::<f32>().collect()
+            })
         };
         let moments = self.moments.iter();
         moments

@@ -31,7 +31,7 @@ pub use precision::Precision;
 pub use reader::CheckpointParameters;
 pub use store::TensorStore;
 pub use tensor_file::{TensorFile, TensorInfo};
-pub use tensor_writer::{NamedTensor, write_tensors};
+pub use tensor_writer::{NamedTensor, Values, write_tensors};
 pub use upcycle::upcycle;
 pub use writer::{SaveOptions, named_gradients, save};
 

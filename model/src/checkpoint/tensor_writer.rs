@@ -11,20 +11,54 @@ use serde_json::json;
 
 use super::{CheckpointError, INDEX_FILE, MODEL_FILE, Precision};
 
-/// A tensor that is about to be written. Its values are made when its turn comes, so that no more than
-/// one is in memory.
+/// A tensor that is about to be written.
 pub struct NamedTensor<'a> {
     /// Its name in the file.
     pub name: String,
     /// Its shape in the file.
     pub shape: Vec<usize>,
-    /// Makes its values.
-    pub values: Box<dyn Fn() -> Vec<f32> + 'a>,
+    /// What it holds.
+    pub values: Values<'a>,
 }
 
-impl NamedTensor<'_> {
+/// What a tensor holds.
+pub enum Values<'a> {
+    /// Numbers that are made when their turn comes, so that no more than one tensor is in memory; stored in
+    /// the precision that is asked for.
+    Float(Box<dyn Fn() -> Vec<f32> + 'a>),
+    /// Whole numbers, stored in 64 bits.
+    Int(Vec<i64>),
+}
+
+impl<'a> NamedTensor<'a> {
+    /// A tensor of numbers; see [`Values::Float`].
+    pub fn float(
+        name: impl Into<String>,
+        shape: impl Into<Vec<usize>>,
+        values: impl Fn() -> Vec<f32> + 'a,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            shape: shape.into(),
+            values: Values::Float(Box::new(values)),
+        }
+    }
+
+    /// A tensor of whole numbers.
+    pub fn int(name: impl Into<String>, shape: impl Into<Vec<usize>>, values: Vec<i64>) -> Self {
+        Self {
+            name: name.into(),
+            shape: shape.into(),
+            values: Values::Int(values),
+        }
+    }
+
     fn bytes(&self, precision: Precision) -> u64 {
-        self.shape.iter().product::<usize>() as u64 * precision.bytes() as u64
+        let width = match self.values {
+            Values::Float(_) => precision.bytes(),
+            Values::Int(_) => size_of::<i64>(),
+        };
+        self.shape.iter().product::<usize>() as u64 * width as u64
     }
 }
 
@@ -37,7 +71,10 @@ struct Outgoing<'a> {
 
 impl View for Outgoing<'_> {
     fn dtype(&self) -> Dtype {
-        self.precision.dtype()
+        match self.tensor.values {
+            Values::Float(_) => self.precision.dtype(),
+            Values::Int(_) => Dtype::I64,
+        }
     }
 
     fn shape(&self) -> &[usize] {
@@ -45,11 +82,16 @@ impl View for Outgoing<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let values = (self.tensor.values)();
-        let bytes = self.precision.encode(&values).unwrap_or_else(|| {
-            let _ = self.out_of_range.set(self.tensor.name.clone());
-            vec![0; self.data_len()]
-        });
+        let bytes = match &self.tensor.values {
+            Values::Float(values) => self.precision.encode(&values()).unwrap_or_else(|| {
+                let _ = self.out_of_range.set(self.tensor.name.clone());
+                vec![0; self.data_len()]
+            }),
+            Values::Int(values) => values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        };
         assert_eq!(
             bytes.len(),
             self.data_len(),
@@ -194,11 +236,9 @@ mod tests {
     use super::*;
 
     fn tensor(index: usize, values: usize) -> NamedTensor<'static> {
-        NamedTensor {
-            name: format!("tensor.{index}"),
-            shape: vec![values],
-            values: Box::new(move || vec![index as f32; values]),
-        }
+        NamedTensor::float(format!("tensor.{index}"), [values], move || {
+            vec![index as f32; values]
+        })
     }
 
     proptest! {
@@ -223,10 +263,7 @@ mod tests {
     fn a_value_out_of_range_leaves_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
-        let large = NamedTensor {
-            values: Box::new(|| vec![1.0, 1e6]),
-            ..tensor(3, 2)
-        };
+        let large = NamedTensor::float("tensor.3", [2], || vec![1.0, 1e6]);
         let error = write_tensors(&path, &[tensor(0, 1), large], Precision::F16).unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -42,11 +42,8 @@ pub fn save(
     let mut tensors = tensors(model, &family, Spelling::Saved, None);
     let biases = model.config().moe_layers().zip(model.router_bias());
     for (layer, bias) in biases.filter(|(_, bias)| !bias.is_empty()) {
-        tensors.push(NamedTensor {
-            name: fill(ROUTER_BIAS, Some(layer), None),
-            shape: vec![bias.len()],
-            values: Box::new(move || bias.clone()),
-        });
+        let name = fill(ROUTER_BIAS, Some(layer), None);
+        tensors.push(NamedTensor::float(name, [bias.len()], move || bias.clone()));
     }
     write_weights(
         folder,
@@ -104,14 +101,10 @@ fn tensors(
     } = collect;
     let assembled = order.into_iter().map(|name| {
         let Assembled { shape, pieces } = tensors.remove(&name).expect("collected once");
-        NamedTensor {
-            name,
-            shape,
-            values: Box::new(move || match pieces.len() {
-                1 => pieces[&0](),
-                _ => pieces.values().flat_map(|piece| piece()).collect(),
-            }),
-        }
+        NamedTensor::float(name, shape, move || match pieces.len() {
+            1 => pieces[&0](),
+            _ => pieces.values().flat_map(|piece| piece()).collect(),
+        })
     });
     assembled.collect()
 }

@@ -1,0 +1,115 @@
+//! Stores a checkpoint anew: in another type, in shards, under the names that `transformers` writes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use firebox_model::checkpoint::{Checkpoint, Precision, SaveOptions, save};
+use firebox_model::device;
+
+use crate::InferError;
+use crate::engine::open_model;
+
+/// How to store it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Export {
+    /// The type of the weights; that of the checkpoint where none is asked for, and f32 where it has several.
+    pub precision: Option<Precision>,
+    /// The largest size of a file of weights, in bytes.
+    pub shard_bytes: Option<u64>,
+}
+
+/// Files that belong to a tokenizer or to a way of sampling, taken over as they are.
+const COMPANIONS: [&str; 10] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+
+impl Export {
+    /// Reads a checkpoint, or the newest one of a run, and writes it into the folder `output`, which must be
+    /// empty or absent and appears only when it is complete. `progress` hears how many bytes of weights of how
+    /// many are done. Returns the type of the weights.
+    ///
+    /// # Errors
+    ///
+    /// When the checkpoint cannot be read, or the folder cannot be written.
+    pub fn write(
+        &self,
+        checkpoint: &Path,
+        output: &Path,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Precision, InferError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| InferError::Write { path, source }
+        };
+        let occupied = fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some());
+        if occupied || output.is_file() {
+            return Err(InferError::NotEmpty {
+                folder: output.to_owned(),
+            });
+        }
+        let device = device::select(device::default_name())?;
+        let (folder, opened) = open_model(checkpoint, &device)?;
+        let Checkpoint {
+            model,
+            end_of_text,
+            beginning_of_text,
+            precision,
+        } = opened;
+        let precision = self.precision.or(precision).unwrap_or_default();
+        let options = SaveOptions {
+            precision,
+            shard_bytes: self.shard_bytes,
+            end_of_text,
+            beginning_of_text,
+        };
+        let total = model.parameters() * precision.bytes() as u64;
+
+        let part = Unfinished::create(output)?;
+        save(&model, &part.0, &options, |done| progress(done, total))?;
+        for name in COMPANIONS {
+            let from = folder.join(name);
+            if from.is_file() {
+                let to = part.0.join(name);
+                fs::copy(&from, &to).map_err(failed(&to))?;
+            }
+        }
+        if output.exists() {
+            fs::remove_dir(output).map_err(failed(output))?;
+        }
+        fs::rename(&part.0, output).map_err(failed(output))?;
+        Ok(precision)
+    }
+}
+
+/// A folder beside the one that is wanted, which goes unless it was renamed.
+struct Unfinished(PathBuf);
+
+impl Unfinished {
+    fn create(output: &Path) -> Result<Self, InferError> {
+        let mut name = output.as_os_str().to_owned();
+        name.push(".part");
+        let path = PathBuf::from(name);
+        let created = fs::create_dir_all(&path);
+        created.map_err(|source| InferError::Write {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // After the rename there is nothing left of this name.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,197 @@
+//! Everything that a model computes on the way from tokens to a loss, for comparison with another
+//! implementation.
+
+use std::fs;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{Int, Tensor, TensorData};
+use firebox_model::checkpoint::{NamedTensor, Precision, named_gradients, write_tensors};
+use firebox_model::device;
+use firebox_model::language_model::{LanguageModel, Trace};
+use firebox_model::loss::{auxiliary, cross_entropy_sum, load_balancing};
+use firebox_model::moe::balance::BatchLoad;
+
+use crate::InferError;
+use crate::engine::open_model;
+use crate::trace_input::TraceInput;
+
+/// The losses of a trace.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Losses {
+    /// Mean over pairs of neighbours that are both tokens, not padding; in nats.
+    pub cross_entropy: f64,
+    /// With the auxiliary losses that the checkpoint's configuration names.
+    pub total: f64,
+    /// Tensors that were written.
+    pub tensors: usize,
+}
+
+/// Runs the tokens in the file `input` through a checkpoint on a device, and writes what was computed to the file
+/// `output`, which appears only when it is complete:
+///
+/// | tensor | shape | |
+/// |---|---|---|
+/// | `input_ids`, `attention_mask` | `[batch, sequence]` | as they were read; without a mask, all ones |
+/// | `hidden.0` … `hidden.L` | `[batch, sequence, d_model]` | embeddings, then after each block; the last one after the final norm |
+/// | `router_logits.N` | `[batch · sequence, experts]` | before the softmax, of each layer with experts |
+/// | `logits` | `[batch, sequence, vocabulary]` | |
+/// | `loss.cross_entropy` | `[1]` | mean over neighbours that are both tokens |
+/// | `loss.load_balancing` | `[1]` | over tokens; Hugging Face's pooled one unless the checkpoint names another |
+/// | `loss.total` | `[1]` | with the coefficients of the checkpoint |
+/// | `grad.NAME` | as the parameter | of the total, with `gradients`; names as in the memory of transformers, experts fused |
+///
+/// # Errors
+///
+/// When the checkpoint, the device or the input cannot be used, or the output cannot be written.
+pub fn trace(
+    checkpoint: &Path,
+    device: &str,
+    input: &Path,
+    output: &Path,
+    gradients: bool,
+) -> Result<Losses, InferError> {
+    let plain = device::select(device)?;
+    let selected = if gradients { plain.autodiff() } else { plain };
+    let (_, opened) = open_model(checkpoint, &selected)?;
+    let model = match gradients {
+        true => opened.model.train(),
+        false => opened.model,
+    };
+    let tokens = TraceInput::read(input)?;
+    tokens.check(input, model.config())?;
+    let computed = Computed::new(&model, &tokens);
+    let pairs = tokens.pairs();
+    if pairs == 0 {
+        return Err(InferError::TraceInput {
+            file: input.to_owned(),
+            reason: "no two neighbours are both tokens, so there is no loss".to_owned(),
+        });
+    }
+
+    let shape = [tokens.batch, tokens.sequence];
+    let mut tensors = vec![
+        NamedTensor::int(
+            "input_ids",
+            shape,
+            tokens.ids.iter().map(|&id| i64::from(id)).collect(),
+        ),
+        NamedTensor::int(
+            "attention_mask",
+            shape,
+            tokens.valid.iter().map(|&valid| i64::from(valid)).collect(),
+        ),
+    ];
+    let Trace {
+        hidden,
+        output: computed_output,
+    } = computed.trace;
+    for (number, hidden) in hidden.into_iter().enumerate() {
+        tensors.push(named(format!("hidden.{number}"), hidden));
+    }
+    for routing in computed_output.routing {
+        let name = format!("router_logits.{}", routing.layer);
+        tensors.push(named(name, routing.logits));
+    }
+    tensors.push(named("logits", computed_output.logits));
+    tensors.push(named("loss.cross_entropy", computed.cross_entropy.clone()));
+    if let Some(load_balancing) = computed.load_balancing {
+        tensors.push(named("loss.load_balancing", load_balancing));
+    }
+    tensors.push(named("loss.total", computed.total.clone()));
+    let scalar = |tensor: &Tensor<1>| f64::from(tensor.to_data().iter::<f32>().sum::<f32>());
+    let (cross_entropy, total) = (scalar(&computed.cross_entropy), scalar(&computed.total));
+    if gradients {
+        let found = computed.total.backward();
+        let named = named_gradients(&model, &found);
+        tensors.extend(named.into_iter().map(|tensor| NamedTensor {
+            name: format!("grad.{}", tensor.name),
+            ..tensor
+        }));
+    }
+    write_whole(output, &tensors)?;
+    Ok(Losses {
+        cross_entropy,
+        total,
+        tensors: tensors.len(),
+    })
+}
+
+/// What the model makes of the tokens, still on the device.
+struct Computed {
+    trace: Trace,
+    cross_entropy: Tensor<1>,
+    load_balancing: Option<Tensor<1>>,
+    total: Tensor<1>,
+}
+
+impl Computed {
+    fn new(model: &LanguageModel, tokens: &TraceInput) -> Self {
+        let device = model.embedding.lazy_device();
+        let flags = |flags: Vec<bool>| {
+            let values: Vec<f32> = flags
+                .into_iter()
+                .map(|flag| f32::from(u8::from(flag)))
+                .collect();
+            let length = values.len();
+            Tensor::<1>::from_data(TensorData::new(values, [length]), &device)
+        };
+        let ids = |ids: Vec<u32>, shape: [usize; 2]| {
+            let ids: Vec<i32> = ids.into_iter().map(|id| id as i32).collect();
+            Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device)
+        };
+        let shape = [tokens.batch, tokens.sequence];
+        let trace = model.trace(ids(tokens.ids.clone(), shape), &tokens.valid);
+
+        let (targets, counted) = tokens.targets();
+        let cross_entropy = cross_entropy_sum(
+            trace.output.logits.clone().flatten::<2>(0, 1),
+            ids(targets, shape).flatten::<1>(0, 1),
+            Some(&flags(counted)),
+        )
+        .div_scalar(tokens.pairs().max(1) as f64);
+
+        let routing = &trace.output.routing;
+        let valid = flags(tokens.valid.clone());
+        let count = tokens.valid.iter().filter(|valid| **valid).count() as u64;
+        let mut load = BatchLoad::default();
+        load.add(routing, Some(&tokens.valid), count);
+        let config = model.config();
+        let load_balancing = load_balancing(config.router.balance, routing, Some(&valid), &load);
+        let total = match auxiliary(config, routing, Some(&valid), &load) {
+            Some(auxiliary) => cross_entropy.clone() + auxiliary,
+            None => cross_entropy.clone(),
+        };
+        Self {
+            trace,
+            cross_entropy,
+            load_balancing,
+            total,
+        }
+    }
+}
+
+fn named<const D: usize>(name: impl Into<String>, tensor: Tensor<D>) -> NamedTensor<'static> {
+    let tensor = tensor.detach();
+    NamedTensor::float(name, tensor.dims(), move || {
+        tensor.to_data().iter::<f32>().collect()
+    })
+}
+
+/// Writes beside the file and renames, so that there is never half a file of this name.
+fn write_whole(path: &Path, tensors: &[NamedTensor<'_>]) -> Result<(), InferError> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let part = Path::new(&part);
+    let written = write_tensors(part, tensors, Precision::F32).map_err(InferError::from);
+    let renamed = written.and_then(|()| {
+        fs::rename(part, path).map_err(|source| InferError::Write {
+            path: path.to_owned(),
+            source,
+        })
+    });
+    if renamed.is_err() {
+        let _ = fs::remove_file(part);
+    }
+    renamed
+}
