@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use firebox_model::checkpoint::{TOKENIZER_FILE, save};
+use firebox_model::checkpoint::save;
 use firebox_model::config::{
     BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, RouterConfig,
 };
@@ -52,7 +52,7 @@ impl TinyCheckpoint {
         let tokenizer = Tokenizer::bytes();
         let model = LanguageModel::random(config, seed, &device);
         save(&model, tokenizer.end_of_text(), folder.path()).unwrap();
-        tokenizer.save(&folder.path().join(TOKENIZER_FILE)).unwrap();
+        tokenizer.save_to(folder.path(), config.context).unwrap();
         Self(folder)
     }
 

@@ -270,7 +270,7 @@ fn greedy_tokens_are_those_of_transformers_with_and_without_the_cache() {
                 temperature: 0.0,
                 ..Sampling::default()
             });
-            generate(&model, prompt, rest.len(), None, &mut sampler, |id| {
+            generate(&model, prompt, rest.len(), &[], &mut sampler, |id| {
                 cached.push(id);
                 true
             });

@@ -60,17 +60,12 @@ pub fn save(
 ) -> Result<(), CheckpointError> {
     checkpoint::save(model, tokenizer.end_of_text(), folder)?;
     write_tensors(&folder.join(MOMENTS_FILE), optimizer.tensors())?;
+    tokenizer.save_to(folder, model.config().context)?;
     let state = serde_json::to_string_pretty(progress).expect("numbers and strings") + "\n";
-    for (name, text) in [
-        (checkpoint::TOKENIZER_FILE, tokenizer.to_json()),
-        (STATE_FILE, state),
-    ] {
-        let path = folder.join(name);
-        fs::write(&path, text)
-            .and_then(|()| fs::File::open(&path)?.sync_all())
-            .map_err(failed("write", &path))?;
-    }
-    Ok(())
+    let path = folder.join(STATE_FILE);
+    fs::write(&path, state)
+        .and_then(|()| fs::File::open(&path)?.sync_all())
+        .map_err(failed("write", &path))
 }
 
 /// Reads what [`save`] wrote. The model comes back without gradients.
