@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Tokenizer, TokenizerError, read};
 use crate::checkpoint::{CheckpointError, TOKENIZER_FILE};
@@ -84,8 +84,9 @@ impl Tokenizer {
             "model_max_length": context,
             "clean_up_tokenization_spaces": false,
         });
+        // The configuration has room for one token; more are still put there by tokenizer.json.
         if let [beginning] = self.beginning[..] {
-            config["bos_token"] = Value::from(token(beginning));
+            config["bos_token"] = token(beginning).into();
         }
         serde_json::to_string_pretty(&config).expect("numbers and strings") + "\n"
     }
@@ -94,6 +95,8 @@ impl Tokenizer {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
+
+    use serde_json::Value;
 
     use super::super::tests::{TEMPLATE_BEGIN, json_with};
     use super::*;

@@ -83,7 +83,9 @@ impl PackedText {
         }
         packer.encode(&pending)?;
         let packed = packer.finish();
-        if packed.targets() == 0 {
+        let around: Vec<u32> = tokenizer.document(&[]).collect();
+        let no_text = packed.tokens.iter().all(|id| around.contains(id));
+        if no_text || packed.targets() == 0 {
             let names: Vec<String> = files
                 .iter()
                 .map(|file| file.display().to_string())
@@ -303,6 +305,10 @@ mod tests {
         fs::write(path("empty.txt"), "").unwrap();
         let error =
             PackedText::read(&tokenizer, &[path("empty.txt")], TEXT_FIELD, None).unwrap_err();
+        assert!(matches!(error, PackingError::Empty { .. }));
+        let template = serde_json::from_str(TEMPLATE_BEGIN).unwrap();
+        let begins = with_post_processor(&["<s>"], &template, "<|endoftext|>");
+        let error = PackedText::read(&begins, &[path("empty.txt")], TEXT_FIELD, None).unwrap_err();
         assert!(matches!(error, PackingError::Empty { .. }));
     }
 

@@ -270,11 +270,16 @@ proptest! {
 
     #[test]
     fn any_text_survives_and_its_bytes_are_counted(text in any::<String>()) {
-        thread_local!(static TOKENIZERS: [Tokenizer; 2] = [Tokenizer::bytes(), trained()]);
+        thread_local!(static TOKENIZERS: [Tokenizer; 3] = [
+            Tokenizer::bytes(),
+            trained(),
+            with_post_processor(&["<s>"], &serde_json::from_str(TEMPLATE_BEGIN).unwrap(), END_OF_TEXT),
+        ]);
         TOKENIZERS.with(|tokenizers| {
             for tokenizer in tokenizers {
                 let ids = tokenizer.encode(&text).unwrap();
                 prop_assert_eq!(tokenizer.decode(&ids), &text[..]);
+                prop_assert_eq!(tokenizer.decode(&tokenizer.prompt(&text).unwrap()), &text[..]);
                 prop_assert_eq!(tokenizer.bytes_of(&ids), text.len() as u64);
                 prop_assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocabulary()));
             }
