@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::InferError;
 use crate::devices::Devices;
 use crate::engine::Engine;
-use crate::eval::{Text, evaluate};
+use crate::eval::{Text, default_context, evaluate};
 use crate::export::Export;
 use crate::generate::{Generated, Request, generate};
 use crate::trace::trace;
@@ -55,7 +55,8 @@ enum Command {
         cargo infer eval runs/quickstart --data notes.txt\n  \
         cargo infer eval runs/quickstart --data held-out.jsonl --field content --json\n  \
         cargo infer eval runs/quickstart/checkpoints/step-0000100 --data a.txt b.txt --max-tokens 10000\n\n\
-        The same text gives the same number as the validation of `cargo train`, as long as --batch is left alone.")]
+        The same text gives the same number as the validation of `cargo train`, as long as --batch and\n\
+        --context are left alone and the model's context is not above 2048.")]
     Eval(EvalArgs),
     /// Continue a text; it is shown while it is written.
     #[command(after_help = "Examples:\n  \
@@ -108,6 +109,9 @@ struct EvalArgs {
     /// The field of a .jsonl line that holds the text.
     #[arg(long, value_name = "NAME", default_value = TEXT_FIELD)]
     field: String,
+    /// Tokens of a sequence [default: the model's context, but at most 2048].
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
+    context: Option<usize>,
     /// Sequences that are computed at once; fewer take less memory.
     #[arg(long, value_name = "ROWS", default_value_t = ROWS, value_parser = at_least_one)]
     batch: usize,
@@ -212,8 +216,9 @@ impl EvalArgs {
         text.check()?;
         let engine = self.model.open()?;
         let packed = text.pack(&engine)?;
+        let context = self.context.unwrap_or_else(|| default_context(&engine));
         let bar = progress_bar(packed.targets());
-        let report = evaluate(&engine, &packed, self.batch, |tokens| {
+        let report = evaluate(&engine, &packed, context, self.batch, |tokens| {
             bar.set_position(tokens)
         });
         bar.finish_and_clear();

@@ -50,11 +50,12 @@ impl Engine {
             return Err(InferError::NoTokenizer { folder });
         }
         let engine = Self {
-            tokenizer: Tokenizer::load(&path, end_of_text.first().copied())?,
+            tokenizer: Tokenizer::load(&path, &end_of_text)?,
             model,
             device: device.to_owned(),
         };
-        engine.check(&[engine.tokenizer.end_of_text()])?;
+        let empty: Vec<u32> = engine.tokenizer.document(&[]).collect();
+        engine.check(&empty)?;
         tracing::info!(
             "{}: {} parameters, on {device} after {:.2} s",
             folder.display(),
@@ -64,15 +65,16 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Token ids of some texts, each of which the model has an embedding for.
+    /// Token ids of a text to continue (see [`Tokenizer::prompt`]), each of which the model has an embedding
+    /// for.
     ///
     /// # Errors
     ///
-    /// When the tokenizer cannot encode a text, or gives an id beyond the model's vocabulary.
-    pub fn encode(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, InferError> {
-        let encoded = self.tokenizer.encode_batch(texts)?;
-        encoded.iter().try_for_each(|ids| self.check(ids))?;
-        Ok(encoded)
+    /// When the tokenizer cannot encode the text, or gives an id beyond the model's vocabulary.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>, InferError> {
+        let ids = self.tokenizer.prompt(text)?;
+        self.check(&ids)?;
+        Ok(ids)
     }
 
     /// Checks token ids against the model's vocabulary. A tokenizer may be larger than the model, as long as
@@ -158,6 +160,7 @@ pub fn checkpoint_folder(path: &Path) -> Result<PathBuf, InferError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::Text;
     use crate::testing::{TinyCheckpoint, tiny_config};
 
     #[test]
@@ -216,6 +219,51 @@ mod tests {
             error.to_string(),
             "token id 256 is beyond the model's vocabulary: tokenizer.json has 257 ids, config.json 200"
         );
+    }
+
+    /// Makes the checkpoint's documents begin with `<s>`, of id 257.
+    fn begin_documents(checkpoint: &Path) {
+        let path = checkpoint.join(TOKENIZER_FILE);
+        let text = fs::read_to_string(&path).unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let added = json["added_tokens"].as_array_mut().unwrap();
+        added.push(added[0].clone());
+        added[1]["id"] = 257.into();
+        added[1]["content"] = "<s>".into();
+        json["post_processor"] = serde_json::json!({
+            "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+            "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "special_tokens": { "<s>": { "id": "<s>", "ids": [257], "tokens": ["<s>"] } },
+        });
+        fs::write(path, json.to_string()).unwrap();
+    }
+
+    #[test]
+    fn what_begins_a_document_begins_prompts_and_evaluated_text() {
+        let mut config = tiny_config();
+        config.vocabulary = 258;
+        let tiny = TinyCheckpoint::new(&config, 1);
+        begin_documents(tiny.path());
+        let engine = Engine::open(tiny.path(), device::default_name()).unwrap();
+        assert_eq!(engine.prompt("ab").unwrap(), [257, 97, 98]);
+        assert_eq!(engine.prompt("").unwrap(), [257]);
+        let path = tiny.path().join("text.jsonl");
+        fs::write(&path, "{\"text\": \"ab\"}\n{\"text\": \"c\"}\n").unwrap();
+        let text = Text {
+            files: vec![path],
+            field: "text".to_owned(),
+            max_tokens: None,
+        };
+        let packed = text.pack(&engine).unwrap();
+        assert_eq!(packed.tokens(), [257, 97, 98, 256, 257, 99, 256]);
+        assert_eq!((packed.targets(), packed.bytes()), (6, 3));
+
+        // The same tokenizer with a model that has no embedding for it.
+        let small = TinyCheckpoint::new(&tiny_config(), 1);
+        begin_documents(small.path());
+        let error = Engine::open(small.path(), device::default_name()).unwrap_err();
+        assert!(error.to_string().contains("token id 257"), "{error}");
     }
 
     #[test]

@@ -99,6 +99,14 @@ pub enum InferError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// A sequence that the model cannot take.
+    #[error("--context {context} is more than the {largest} tokens of the model's context")]
+    Context {
+        /// Tokens of the sequence.
+        context: usize,
+        /// The most that the model takes.
+        largest: usize,
+    },
     /// A folder that should be written is not empty.
     #[error("{} exists and is not empty", folder.display())]
     NotEmpty {
@@ -161,6 +169,7 @@ impl InferError {
             Self::TraceInput { .. } => {
                 "a trace reads input_ids [batch, sequence] and, for padding, attention_mask of the same shape from a safetensors file"
             }
+            Self::Context { .. } => "leave --context out for the model's own, up to 2048",
             Self::NotEmpty { .. } => "give another folder, or empty this one",
             Self::Missing { .. }
             | Self::Read { .. }
@@ -181,6 +190,7 @@ impl InferError {
             | Self::NotAFolder { .. }
             | Self::NotAFile { .. }
             | Self::NoCheckpointYet { .. }
+            | Self::Context { .. }
             | Self::NotEmpty { .. }
             | Self::TraceInput { .. }
             | Self::Read { .. }

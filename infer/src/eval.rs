@@ -114,20 +114,31 @@ impl Report {
     }
 }
 
-/// Evaluates packed text in sequences of the model's context length, `rows` at a time; `progress` hears how
+/// Tokens of a sequence where nothing else is said: those of the model's context, but not so many that the
+/// attention scores of a long one fill the memory.
+pub fn default_context(engine: &Engine) -> usize {
+    engine.model.config().context.min(2048)
+}
+
+/// Evaluates packed text in sequences of `context` tokens, `rows` at a time; `progress` hears how
 /// many tokens are done.
 ///
 /// # Errors
 ///
-/// When the loss is not finite.
+/// When `context` exceeds the model's, or the loss is not finite.
 pub fn evaluate(
     engine: &Engine,
     text: &PackedText,
+    context: usize,
     rows: usize,
     progress: impl FnMut(u64),
 ) -> Result<Report, InferError> {
+    let largest = engine.model.config().context;
+    if context > largest {
+        return Err(InferError::Context { context, largest });
+    }
     let started = Instant::now();
-    let sequences = text.windows(engine.model.config().context);
+    let sequences = text.windows(context);
     let evaluation = evaluate::evaluate(&engine.model, sequences, text.bytes(), rows, progress);
     let nats = evaluation.nats_per_token;
     if !nats.is_finite() {
@@ -231,7 +242,7 @@ mod tests {
         // An end of text follows each document, and the first byte is not predicted.
         assert_eq!((files.targets(), files.bytes()), (bytes + 1, bytes - 1));
 
-        let report = evaluate(&engine, &files, ROWS, |_| ()).unwrap();
+        let report = evaluate(&engine, &files, default_context(&engine), ROWS, |_| ()).unwrap();
         assert_eq!((report.tokens, report.bytes), (bytes + 1, bytes - 1));
         let bits = report.nats_per_token * report.tokens as f64 / report.bytes as f64 / 2f64.ln();
         assert!((report.bits_per_byte - bits).abs() < 1e-12);
@@ -259,7 +270,10 @@ mod tests {
             .pack(&engine)
             .unwrap();
         let mut heard = 0;
-        let report = evaluate(&engine, &text, 1, |tokens| heard = tokens).unwrap();
+        let report = evaluate(&engine, &text, default_context(&engine), 1, |tokens| {
+            heard = tokens
+        })
+        .unwrap();
         assert_eq!(heard, report.tokens);
         let shape: Vec<usize> = report.expert_load.iter().map(Vec::len).collect();
         assert_eq!(shape, [4, 4]);
@@ -278,7 +292,7 @@ mod tests {
         let text = text(folder.path(), &[("a.txt", DOCUMENTS.concat())])
             .pack(&engine)
             .unwrap();
-        let report = evaluate(&engine, &text, ROWS, |_| ()).unwrap();
+        let report = evaluate(&engine, &text, default_context(&engine), ROWS, |_| ()).unwrap();
         assert_eq!((report.balance.len(), report.balance_mean), (0, None));
         assert_eq!(report.to_string().lines().count(), 6);
     }

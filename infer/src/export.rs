@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use firebox_model::checkpoint::{Checkpoint, Precision, SaveOptions, save};
+use firebox_model::checkpoint::{Checkpoint, Precision, SaveOptions, TOKENIZER_FILE, save};
 use firebox_model::device;
+use firebox_model::tokenizer::Tokenizer;
 
 use crate::InferError;
 use crate::engine::open_model;
@@ -17,20 +18,6 @@ pub struct Export {
     /// The largest size of a file of weights, in bytes.
     pub shard_bytes: Option<u64>,
 }
-
-/// Files that belong to a tokenizer or to a way of sampling, taken over as they are.
-const COMPANIONS: [&str; 10] = [
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-];
 
 impl Export {
     /// Reads a checkpoint, or the newest one of a run, and writes it into the folder `output`, which must be
@@ -64,6 +51,11 @@ impl Export {
             beginning_of_text,
             precision,
         } = opened;
+        let path = folder.join(TOKENIZER_FILE);
+        let tokenizer = match path.exists() {
+            true => Some(Tokenizer::load(&path, &end_of_text)?),
+            false => None,
+        };
         let precision = self.precision.or(precision).unwrap_or_default();
         let options = SaveOptions {
             precision,
@@ -75,12 +67,9 @@ impl Export {
 
         let part = Unfinished::create(output)?;
         save(&model, &part.0, &options, |done| progress(done, total))?;
-        for name in COMPANIONS {
-            let from = folder.join(name);
-            if from.is_file() {
-                let to = part.0.join(name);
-                fs::copy(&from, &to).map_err(failed(&to))?;
-            }
+        match &tokenizer {
+            Some(tokenizer) => tokenizer.save_to(&part.0, model.config().context)?,
+            None => tracing::warn!("{} has no {TOKENIZER_FILE}", folder.display()),
         }
         if output.exists() {
             fs::remove_dir(output).map_err(failed(output))?;

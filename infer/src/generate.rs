@@ -42,10 +42,7 @@ pub fn generate(
     stopped: impl Fn() -> bool,
 ) -> Result<Generated, InferError> {
     let started = Instant::now();
-    let mut prompt = engine.encode(&[&request.prompt])?.swap_remove(0);
-    if prompt.is_empty() {
-        prompt.push(engine.tokenizer.end_of_text());
-    }
+    let prompt = engine.prompt(&request.prompt)?;
     let context = engine.model.config().context;
     if prompt.len() > context {
         tracing::warn!(
@@ -62,7 +59,6 @@ pub fn generate(
     let mut tokens = 0;
     let mut written = show(output, &request.prompt);
     if written.is_ok() {
-        let end_of_text = Some(engine.tokenizer.end_of_text());
         let mut sampler = Sampler::new(request.sampling);
         let emit = |id| {
             tokens += 1;
@@ -75,7 +71,7 @@ pub fn generate(
             &engine.model,
             &prompt,
             request.max_tokens,
-            end_of_text,
+            engine.tokenizer.stops(),
             &mut sampler,
             emit,
         );
@@ -97,7 +93,9 @@ fn show(output: &mut impl Write, text: &str) -> io::Result<()> {
 mod tests {
     use std::cell::Cell;
 
+    use firebox_model::checkpoint::TOKENIZER_FILE;
     use firebox_model::device;
+    use firebox_model::tokenizer::Tokenizer;
 
     use super::*;
     use crate::testing::{TinyCheckpoint, tiny_config};
@@ -190,6 +188,34 @@ mod tests {
         let done = generate(&engine(), &request("a", 30, sampling), &mut output, stopped).unwrap();
         assert_eq!(done.tokens, 3);
         assert!(output.ends_with(b"\n"));
+    }
+
+    #[test]
+    fn any_of_several_ends_ends_the_text() {
+        let tiny = TinyCheckpoint::new(&tiny_config(), 5);
+        let mut engine = Engine::open(tiny.path(), device::default_name()).unwrap();
+        let greedy = request(
+            "fire",
+            8,
+            Sampling {
+                temperature: 0.0,
+                ..Sampling::default()
+            },
+        );
+        let whole = text(&engine, &greedy);
+        let end = |ids: &[u32]| Tokenizer::load(&tiny.path().join(TOKENIZER_FILE), ids).unwrap();
+        let mut first = None;
+        let prompt = engine.prompt("fire").unwrap();
+        let mut sampler = Sampler::new(greedy.sampling);
+        generate::generate(&engine.model, &prompt, 1, &[], &mut sampler, |id| {
+            first = Some(id);
+            true
+        });
+        assert!(whole.len() > "fire\n".len());
+        engine.tokenizer = end(&[256, first.unwrap()]);
+        assert_eq!(text(&engine, &greedy), "fire\n");
+        engine.tokenizer = end(&[256]);
+        assert_eq!(text(&engine, &greedy), whole);
     }
 
     /// Fails after some writes.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use firebox_model::checkpoint::{SaveOptions, TOKENIZER_FILE, save};
+use firebox_model::checkpoint::{SaveOptions, save};
 use firebox_model::config::{
     BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
 };
@@ -53,12 +53,9 @@ impl TinyCheckpoint {
         let device = device::select(device::default_name()).unwrap();
         let tokenizer = Tokenizer::bytes();
         let model = LanguageModel::random(config, seed, &device);
-        let options = SaveOptions {
-            end_of_text: vec![tokenizer.end_of_text()],
-            ..SaveOptions::default()
-        };
+        let options = SaveOptions::with_tokenizer(&tokenizer);
         save(&model, folder.path(), &options, |_| ()).unwrap();
-        tokenizer.save(&folder.path().join(TOKENIZER_FILE)).unwrap();
+        tokenizer.save_to(folder.path(), config.context).unwrap();
         Self(folder)
     }
 

@@ -95,7 +95,7 @@ impl Sampler {
 }
 
 /// Continues `prompt` by up to `count` tokens, and hands each to `emit`, which ends the text by
-/// returning false. Ends by itself after `end_of_text`.
+/// returning false. Ends by itself at each of `stops`, which are not handed on.
 ///
 /// Past the context's length, the oldest half of the text is forgotten: the cache is refilled with the
 /// newest half, since rotary positions are counted from its start.
@@ -107,7 +107,7 @@ pub fn generate(
     model: &LanguageModel,
     prompt: &[u32],
     count: usize,
-    end_of_text: Option<u32>,
+    stops: &[u32],
     sampler: &mut Sampler,
     mut emit: impl FnMut(u32) -> bool,
 ) {
@@ -132,7 +132,7 @@ pub fn generate(
             .collect();
         unread = text.len();
         let next = sampler.sample(&logits);
-        if Some(next) == end_of_text || !emit(next) {
+        if stops.contains(&next) || !emit(next) {
             return;
         }
         text.push(next);

@@ -1,13 +1,15 @@
 //! Text to token ids and back: byte-level tokenizers of our own, and any Hugging Face
 //! `tokenizer.json`.
 //!
-//! A thin wrapper over the `tokenizers` crate. What it adds: the end-of-text token is known, text
-//! can never produce it, and the UTF-8 bytes behind a sequence of tokens can be counted (for bits
-//! per byte). [`text`] reads documents from files and [`packing`] lays them out as sequences for
-//! evaluation.
+//! A thin wrapper over the `tokenizers` crate. What it adds: the tokens that begin and end a
+//! document are known, text can never produce them, and the UTF-8 bytes behind a sequence of tokens
+//! can be counted (for bits per byte). What was read is written back byte for byte. [`text`] reads
+//! documents from files and [`packing`] lays them out as sequences for evaluation.
 
+mod beginning;
 mod byte_level;
 mod error;
+mod folder;
 pub mod packing;
 mod stream;
 #[cfg(test)]
@@ -17,11 +19,14 @@ pub mod text;
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::BpeTrainer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, DecoderWrapper};
+
+use folder::Companions;
 
 pub use error::TokenizerError;
 pub use stream::StreamDecoder;
@@ -43,8 +48,13 @@ const PIECE: usize = 128 << 10;
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The text of the `tokenizer.json`. `inner` is another: see [`new`](Self::new).
+    json: Arc<str>,
+    companions: Companions,
     vocabulary: usize,
-    end_of_text: u32,
+    beginning: Vec<u32>,
+    /// The first ends a document.
+    stops: Vec<u32>,
     /// UTF-8 bytes that each id stands for.
     bytes: Vec<u32>,
     /// Ids 0–255 are the bytes themselves and nothing else occurs in text.
@@ -59,7 +69,8 @@ impl Tokenizer {
     /// It is a byte-level byte-pair encoding without merges, so that its `tokenizer.json` is an
     /// ordinary one.
     pub fn bytes() -> Self {
-        Self::from_bytes(byte_level::identity_json().as_bytes(), END_OF_TEXT)
+        parse(&byte_level::identity_json())
+            .and_then(Self::made_here)
             .expect("the identity tokenizer is well-formed")
     }
 
@@ -96,81 +107,128 @@ impl Tokenizer {
             .map_err(|error| TokenizerError::Train {
                 message: error.to_string(),
             })?;
-        Self::new(inner, END_OF_TEXT)
+        Self::made_here(inner)
     }
 
-    /// Reads a `tokenizer.json`; `end_of_text` is the token that ends a document, as text.
+    /// Reads a `tokenizer.json` and what stands beside it for [`save_to`](Self::save_to);
+    /// `end_of_text` is the token that ends a document, as text.
     ///
     /// # Errors
     ///
     /// When the file cannot be read, is no tokenizer, or has no such token.
     pub fn from_file(path: &Path, end_of_text: &str) -> Result<Self, TokenizerError> {
-        Self::from_bytes(&read(path)?, end_of_text).map_err(|error| error.at(path))
+        let read = Self::from_bytes(&read(path)?, end_of_text).map_err(|error| error.at(path))?;
+        read.with_companions_of(path)
     }
 
-    /// The same from the bytes of a `tokenizer.json`.
+    /// The same from the bytes of a `tokenizer.json`, which stands alone.
     ///
     /// # Errors
     ///
     /// When they are no tokenizer, or it has no such token.
     pub fn from_bytes(json: &[u8], end_of_text: &str) -> Result<Self, TokenizerError> {
-        Self::new(parse(json)?, end_of_text)
+        let json = utf8(json)?;
+        let inner = parse(json)?;
+        let end_of_text = id_of(&inner, end_of_text)?;
+        Self::new(inner, Some(json), end_of_text)
     }
 
     /// Reads the `tokenizer.json` of a checkpoint; `end_of_text` is `eos_token_id` of its
-    /// `config.json`. Without one, a customary token such as [`END_OF_TEXT`] is looked for.
+    /// `config.json`, which may be several ids: the first ends a document, and text that is
+    /// generated ends at each. Without one, a customary token such as [`END_OF_TEXT`] is looked for.
     ///
     /// # Errors
     ///
     /// When the file cannot be read, is no tokenizer, or has no such token.
-    pub fn load(path: &Path, end_of_text: Option<u32>) -> Result<Self, TokenizerError> {
-        let inner = parse(&read(path)?).map_err(|error| error.at(path))?;
-        let token = match end_of_text {
-            Some(id) => inner
-                .id_to_token(id)
-                .ok_or_else(|| TokenizerError::UnknownId {
-                    path: path.to_owned(),
-                    id,
-                })?,
-            None => CUSTOMARY_END_OF_TEXT
-                .into_iter()
-                .find(|token| inner.token_to_id(token).is_some())
-                .ok_or_else(|| TokenizerError::NoCustomaryEnd {
-                    path: path.to_owned(),
-                })?
-                .to_owned(),
+    pub fn load(path: &Path, end_of_text: &[u32]) -> Result<Self, TokenizerError> {
+        let bytes = read(path)?;
+        let loaded = || {
+            let json = utf8(&bytes)?;
+            let inner = parse(json)?;
+            let first = match end_of_text {
+                [id, ..] if inner.id_to_token(*id).is_none() => {
+                    return Err(TokenizerError::UnknownId {
+                        path: path.to_owned(),
+                        id: *id,
+                    });
+                }
+                [id, ..] => *id,
+                [] => CUSTOMARY_END_OF_TEXT
+                    .into_iter()
+                    .find_map(|token| inner.token_to_id(token))
+                    .ok_or_else(|| TokenizerError::NoCustomaryEnd {
+                        path: path.to_owned(),
+                    })?,
+            };
+            Self::new(inner, Some(json), first)
         };
-        Self::new(inner, &token).map_err(|error| error.at(path))
+        let mut tokenizer = loaded().map_err(|error| error.at(path))?;
+        // A model may have ids for which its tokenizer has no token. It can end a text with them
+        // all the same.
+        for id in end_of_text {
+            if !tokenizer.stops.contains(id) {
+                tokenizer.stops.push(*id);
+            }
+        }
+        tokenizer.with_companions_of(path)
     }
 
-    fn new(mut inner: tokenizers::Tokenizer, end_of_text: &str) -> Result<Self, TokenizerError> {
-        let Some(end_of_text_id) = inner.token_to_id(end_of_text) else {
-            return Err(TokenizerError::NoEndOfText {
-                path: None,
-                token: end_of_text.to_owned(),
-            });
-        };
-        // Only special tokens are kept from being matched in text and left out of what is decoded.
-        inner.add_special_tokens(&[AddedToken::from(end_of_text, true)]);
-        inner.set_encode_special_tokens(true);
-        // A file may ask for both; a training text must be neither cut nor filled up.
-        inner.with_padding(None);
+    fn made_here(inner: tokenizers::Tokenizer) -> Result<Self, TokenizerError> {
+        let end_of_text = id_of(&inner, END_OF_TEXT)?;
+        Self::new(inner, None, end_of_text)
+    }
+
+    /// `json` is the text that `inner` was read from, where it was: what is done to `inner` here is
+    /// for our own use of it and must not be written.
+    fn new(
+        mut inner: tokenizers::Tokenizer,
+        json: Option<&str>,
+        end_of_text: u32,
+    ) -> Result<Self, TokenizerError> {
         let message = |error: tokenizers::Error| TokenizerError::Parse {
             path: None,
             message: error.to_string(),
         };
+        // A file may ask for both; a training text must be neither cut nor filled up.
+        inner.with_padding(None);
         inner.with_truncation(None).map_err(message)?;
 
+        let beginning = beginning::beginning(&inner).map_err(message)?;
+        // Only special tokens are kept from being matched in text and left out of what is decoded.
+        for &id in beginning.iter().chain([&end_of_text]) {
+            let token = inner
+                .id_to_token(id)
+                .ok_or(TokenizerError::UnknownBeginning { path: None, id })?;
+            inner.add_special_tokens(&[AddedToken::from(token, true)]);
+        }
+        inner.set_encode_special_tokens(true);
+
+        let json = json.map_or_else(
+            || {
+                inner
+                    .to_string(true)
+                    .expect("what was made from JSON can be written as JSON")
+            },
+            str::to_owned,
+        );
         let largest = inner.get_vocab(true).into_values().max().unwrap_or(0);
         let vocabulary = largest as usize + 1;
         Ok(Self {
+            json: json.into(),
+            companions: Companions::default(),
             bytes: byte_counts(&inner, vocabulary),
             identity: byte_level::is_identity(&inner),
             splits_lines: byte_level::splits_lines(&inner),
-            end_of_text: end_of_text_id,
+            stops: vec![end_of_text],
+            beginning,
             vocabulary,
             inner,
         })
+    }
+
+    fn with_companions_of(mut self, path: &Path) -> Result<Self, TokenizerError> {
+        self.companions = Companions::beside(path)?;
+        Ok(self)
     }
 
     /// Writes a `tokenizer.json`.
@@ -179,17 +237,15 @@ impl Tokenizer {
     ///
     /// When the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), TokenizerError> {
-        fs::write(path, self.to_json()).map_err(|source| TokenizerError::Write {
+        fs::write(path, &*self.json).map_err(|source| TokenizerError::Write {
             path: path.to_owned(),
             source,
         })
     }
 
-    /// The text of a `tokenizer.json`.
-    pub fn to_json(&self) -> String {
-        self.inner
-            .to_string(true)
-            .expect("what was read or made from JSON can be written as JSON")
+    /// The text of a `tokenizer.json`: byte for byte the one that was read, where it was.
+    pub fn to_json(&self) -> &str {
+        &self.json
     }
 
     /// Number of ids: one more than the largest.
@@ -197,9 +253,42 @@ impl Tokenizer {
         self.vocabulary
     }
 
+    /// The ids that begin a document, as the post-processor says: `<s>` for Llama and Mixtral, none
+    /// for most others.
+    pub fn beginning(&self) -> &[u32] {
+        &self.beginning
+    }
+
     /// The id that ends a document.
     pub fn end_of_text(&self) -> u32 {
-        self.end_of_text
+        self.stops[0]
+    }
+
+    /// The ids at which a text that is generated ends; the first is
+    /// [`end_of_text`](Self::end_of_text).
+    pub fn stops(&self) -> &[u32] {
+        &self.stops
+    }
+
+    /// The ids of a document, given those of its text: what begins it, the text, end of text.
+    pub fn document<'a>(&'a self, text: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
+        let end = [self.end_of_text()];
+        self.beginning.iter().chain(text).copied().chain(end)
+    }
+
+    /// The ids of a text that is to be continued: a document's without its end. There is always
+    /// one: an empty text where nothing begins a document stands behind the end of another.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`encode`](Self::encode).
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = self.beginning.clone();
+        ids.extend(self.encode(text)?);
+        if ids.is_empty() {
+            ids.push(self.end_of_text());
+        }
+        Ok(ids)
     }
 
     /// Token ids of a text. No special token is added, and none is found in the text: the
@@ -289,7 +378,8 @@ impl fmt::Debug for Tokenizer {
         formatter
             .debug_struct("Tokenizer")
             .field("vocabulary", &self.vocabulary)
-            .field("end_of_text", &self.end_of_text)
+            .field("beginning", &self.beginning)
+            .field("stops", &self.stops)
             .finish_non_exhaustive()
     }
 }
@@ -301,11 +391,28 @@ fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
     })
 }
 
-fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
-    tokenizers::Tokenizer::from_bytes(json).map_err(|error| TokenizerError::Parse {
+fn utf8(json: &[u8]) -> Result<&str, TokenizerError> {
+    std::str::from_utf8(json).map_err(|error| TokenizerError::Parse {
         path: None,
         message: error.to_string(),
     })
+}
+
+fn parse(json: &str) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    json.parse()
+        .map_err(|error: tokenizers::Error| TokenizerError::Parse {
+            path: None,
+            message: error.to_string(),
+        })
+}
+
+fn id_of(inner: &tokenizers::Tokenizer, end_of_text: &str) -> Result<u32, TokenizerError> {
+    inner
+        .token_to_id(end_of_text)
+        .ok_or_else(|| TokenizerError::NoEndOfText {
+            path: None,
+            token: end_of_text.to_owned(),
+        })
 }
 
 /// UTF-8 bytes of every id's text.

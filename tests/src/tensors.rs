@@ -55,7 +55,9 @@ impl Tensors {
         let view = file.tensor(name).expect(name);
         assert_eq!(view.dtype(), dtype, "{name}");
         let words = view.data().chunks_exact(N);
-        words.map(|word| word.try_into().expect("N bytes")).collect()
+        words
+            .map(|word| word.try_into().expect("N bytes"))
+            .collect()
     }
 
     fn file(&self) -> SafeTensors<'_> {

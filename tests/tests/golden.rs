@@ -28,7 +28,12 @@ fn cases() -> Vec<(String, PathBuf)> {
     let folders = entries.map(|entry| entry.expect("an entry").path());
     let mut cases: Vec<_> = folders
         .filter(|path| path.join("expected.safetensors").exists())
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), path))
+        .map(|path| {
+            (
+                path.file_name().unwrap().to_string_lossy().into_owned(),
+                path,
+            )
+        })
         .collect();
     cases.sort();
     assert!(cases.len() >= 6, "fixtures are missing: {cases:?}");
@@ -72,7 +77,11 @@ fn compare(what: &str, found: &Tensors, expected: &Tensors) {
     for name in &names {
         let (kind, _) = name.split_once('.').unwrap_or((name, ""));
         if ["input_ids", "attention_mask"].contains(&kind) {
-            assert_eq!(found.integers(name), expected.integers(name), "{what}: {name}");
+            assert_eq!(
+                found.integers(name),
+                expected.integers(name),
+                "{what}: {name}"
+            );
             continue;
         }
         assert_eq!(found.shape(name), expected.shape(name), "{what}: {name}");
@@ -109,7 +118,7 @@ fn greedy_tokens_are_those_of_transformers_with_and_without_the_cache() {
                 temperature: 0.0,
                 ..Sampling::default()
             });
-            generate(&model, prompt, rest.len(), None, &mut sampler, |id| {
+            generate(&model, prompt, rest.len(), &[], &mut sampler, |id| {
                 cached.push(id);
                 true
             });
@@ -133,7 +142,10 @@ fn greedy_tokens_are_those_of_transformers_with_and_without_the_cache() {
 
 #[test]
 fn the_binary_writes_the_same_trace() {
-    let (_, path) = cases().into_iter().find(|(case, _)| case == "qwen3-moe").expect("fixture");
+    let (_, path) = cases()
+        .into_iter()
+        .find(|(case, _)| case == "qwen3-moe")
+        .expect("fixture");
     let folder = tempfile::tempdir().expect("a folder");
     let (by_library, by_binary) = (folder.path().join("library"), folder.path().join("binary"));
     let input = path.join("expected.safetensors");

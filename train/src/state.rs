@@ -60,24 +60,16 @@ pub fn save(
     optimizer: &AdamW,
     progress: &Progress,
 ) -> Result<(), CheckpointError> {
-    let options = SaveOptions {
-        end_of_text: vec![tokenizer.end_of_text()],
-        ..SaveOptions::default()
-    };
+    let options = SaveOptions::with_tokenizer(tokenizer);
     checkpoint::save(model, folder, &options, |_| ())?;
     let moments = folder.join(MOMENTS_FILE);
     write_tensors(&moments, &optimizer.tensors(), Precision::F32)?;
+    tokenizer.save_to(folder, model.config().context)?;
     let state = serde_json::to_string_pretty(progress).expect("numbers and strings") + "\n";
-    for (name, text) in [
-        (checkpoint::TOKENIZER_FILE, tokenizer.to_json()),
-        (STATE_FILE, state),
-    ] {
-        let path = folder.join(name);
-        fs::write(&path, text)
-            .and_then(|()| fs::File::open(&path)?.sync_all())
-            .map_err(failed("write", &path))?;
-    }
-    Ok(())
+    let path = folder.join(STATE_FILE);
+    fs::write(&path, state)
+        .and_then(|()| fs::File::open(&path)?.sync_all())
+        .map_err(failed("write", &path))
 }
 
 /// Reads what [`save`] wrote. The model comes back without gradients.

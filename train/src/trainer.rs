@@ -380,11 +380,8 @@ impl Run {
         };
         let tokenizer = &self.prepared.tokenizer;
         let mut text = tokenizer
-            .encode(&sample.prompt)
+            .prompt(&sample.prompt)
             .map_err(crate::data::DataError::from)?;
-        if text.is_empty() {
-            text.push(tokenizer.end_of_text());
-        }
         let sampling = Sampling {
             temperature: sample.temperature,
             seed: self.config.train.seed,
@@ -392,12 +389,11 @@ impl Run {
         };
         let prompt = text.clone();
         let model = self.model.valid();
-        let end = Some(tokenizer.end_of_text());
         generate(
             &model,
             &prompt,
             sample.tokens,
-            end,
+            tokenizer.stops(),
             &mut Sampler::new(sampling),
             |id| {
                 text.push(id);

@@ -186,7 +186,14 @@ impl<'a> Fields<'a> {
             },
             router: RouterConfig {
                 normalize: match family.normalize {
-                    Normalize::Always => true,
+                    Normalize::Always => match self.get("norm_topk_prob") {
+                        Some(value) if value != true && sparse => {
+                            let rule =
+                                "transformers normalises in this family whatever the field says";
+                            return Err(self.error("norm_topk_prob", value, rule));
+                        }
+                        _ => true,
+                    },
                     Normalize::AsConfigured => self.flag("norm_topk_prob")?,
                 },
                 balance: BalanceKind::Pooled,

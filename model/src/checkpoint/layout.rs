@@ -58,47 +58,54 @@ pub struct Piece {
 }
 
 impl Rule {
-    /// The pieces of a parameter of this shape, in its own order.
-    pub fn pieces(&self, spelling: Spelling, layer: Option<usize>, shape: &[usize]) -> Vec<Piece> {
-        let stored = match spelling {
+    fn stored(&self, spelling: Spelling) -> Stored {
+        match spelling {
             Spelling::Saved => self.saved,
             Spelling::Fused => self.fused,
+        }
+    }
+
+    /// How many pieces a parameter of this shape has.
+    pub fn count(&self, spelling: Spelling, shape: &[usize]) -> usize {
+        match self.stored(spelling) {
+            Stored::AsIs(_) | Stored::Transposed(_) => 1,
+            Stored::PerExpert(_) | Stored::Fused { .. } => shape[0],
+        }
+    }
+
+    /// One of the pieces of a parameter of this shape, which follow each other in its own order.
+    pub fn piece(
+        &self,
+        spelling: Spelling,
+        layer: Option<usize>,
+        shape: &[usize],
+        index: usize,
+    ) -> Piece {
+        let whole = |name, shape: &[usize], transposed| Piece {
+            name,
+            shape: shape.to_vec(),
+            start: 0,
+            length: shape.iter().product(),
+            transposed,
         };
-        let length: usize = shape.iter().product();
-        match (stored, shape) {
-            (Stored::AsIs(name), _) => vec![Piece {
+        match (self.stored(spelling), shape) {
+            (Stored::AsIs(name), _) => whole(fill(name, layer, None), shape, None),
+            (Stored::Transposed(name), &[d_in, d_out]) => {
+                let name = fill(name, layer, None);
+                whole(name, &[d_out, d_in], Some((d_in, d_out)))
+            }
+            (Stored::PerExpert(name), &[_, d_in, d_out]) => {
+                let name = fill(name, layer, Some(index));
+                whole(name, &[d_out, d_in], Some((d_in, d_out)))
+            }
+            (Stored::Fused { name, part, parts }, &[experts, d_in, d_out]) => Piece {
                 name: fill(name, layer, None),
-                shape: shape.to_vec(),
-                start: 0,
-                length,
-                transposed: None,
-            }],
-            (Stored::Transposed(name), &[d_in, d_out]) => vec![Piece {
-                name: fill(name, layer, None),
-                shape: vec![d_out, d_in],
-                start: 0,
-                length,
+                shape: vec![experts, parts * d_out, d_in],
+                start: (index * parts + part) * d_in * d_out,
+                length: d_in * d_out,
                 transposed: Some((d_in, d_out)),
-            }],
-            (Stored::PerExpert(name), &[experts, d_in, d_out]) => (0..experts)
-                .map(|expert| Piece {
-                    name: fill(name, layer, Some(expert)),
-                    shape: vec![d_out, d_in],
-                    start: 0,
-                    length: d_in * d_out,
-                    transposed: Some((d_in, d_out)),
-                })
-                .collect(),
-            (Stored::Fused { name, part, parts }, &[experts, d_in, d_out]) => (0..experts)
-                .map(|expert| Piece {
-                    name: fill(name, layer, None),
-                    shape: vec![experts, parts * d_out, d_in],
-                    start: (expert * parts + part) * d_in * d_out,
-                    length: d_in * d_out,
-                    transposed: Some((d_in, d_out)),
-                })
-                .collect(),
-            _ => panic!("{} {shape:?} cannot be stored as {stored:?}", self.path),
+            },
+            (stored, _) => panic!("{} {shape:?} cannot be stored as {stored:?}", self.path),
         }
     }
 }

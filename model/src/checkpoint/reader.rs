@@ -45,6 +45,17 @@ impl<'a> CheckpointParameters<'a> {
         device: &'a Device,
     ) -> Result<Self, CheckpointError> {
         let store = TensorStore::open(folder)?;
+        // Sizes that these files cannot have would make a list without end.
+        let tensors = store.tensors().count();
+        if config.layers > tensors {
+            return Err(CheckpointError::Mismatch {
+                place: folder.to_owned(),
+                differences: format!(
+                    "config.json has {} layers, and the files {tensors} tensors",
+                    config.layers
+                ),
+            });
+        }
         let mut mismatch = Mismatch::default();
         let plan: BTreeMap<String, Planned> = shapes(config)
             .into_iter()
@@ -53,15 +64,28 @@ impl<'a> CheckpointParameters<'a> {
                     mismatch.expect(&path, &shape, None);
                     return None;
                 };
-                let pieces = |spelling| rule.pieces(spelling, layer, &shape);
-                let fused = pieces(Spelling::Fused);
-                let saved = pieces(Spelling::Saved);
-                let has = |pieces: &[Piece]| store.info(&pieces[0].name).is_some();
-                let pieces = if has(&fused) && !has(&saved) {
-                    fused
-                } else {
-                    saved
+                let first = |spelling| rule.piece(spelling, layer, &shape, 0);
+                let (saved, fused) = (first(Spelling::Saved), first(Spelling::Fused));
+                let has = |piece: &Piece| store.info(&piece.name).is_some();
+                let (spelling, first) = match has(&fused) && !has(&saved) {
+                    true => (Spelling::Fused, fused),
+                    false => (Spelling::Saved, saved),
                 };
+                let count = rule.count(spelling, &shape);
+                let found = store.info(&first.name);
+                let absent = found
+                    .is_none_or(|info| spelling == Spelling::Fused && info.shape != first.shape);
+                if absent {
+                    mismatch.expect(&first.name, &first.shape, found);
+                    return None;
+                }
+                if spelling == Spelling::Saved && count > tensors {
+                    let last = rule.piece(spelling, layer, &shape, count - 1);
+                    mismatch.expect(&last.name, &last.shape, None);
+                    return None;
+                }
+                let pieces = (0..count).map(|index| rule.piece(spelling, layer, &shape, index));
+                let pieces = pieces.collect();
                 Some((path, Planned { shape, pieces }))
             })
             .collect();

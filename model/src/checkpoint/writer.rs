@@ -12,6 +12,7 @@ use super::tensor_writer::{write_synced, write_weights};
 use super::{CONFIG_FILE, CheckpointConfig, CheckpointError, NamedTensor, Precision};
 use crate::language_model::LanguageModel;
 use crate::parameters::{VisitParameter, visit};
+use crate::tokenizer::Tokenizer;
 
 /// How a checkpoint is written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,6 +25,17 @@ pub struct SaveOptions {
     pub end_of_text: Vec<u32>,
     /// The token that a document begins with.
     pub beginning_of_text: Option<u32>,
+}
+
+impl SaveOptions {
+    /// In f32 and one file, with the special tokens of a tokenizer.
+    pub fn with_tokenizer(tokenizer: &Tokenizer) -> Self {
+        Self {
+            end_of_text: tokenizer.stops().to_vec(),
+            beginning_of_text: tokenizer.beginning().first().copied(),
+            ..Self::default()
+        }
+    }
 }
 
 /// Writes config.json and the weights into a folder, and waits until they are on the disk. `progress` hears
@@ -131,19 +143,18 @@ impl VisitParameter for Collect<'_> {
                 .unwrap_or_else(|| parameter.val().inner().zeros_like()),
         };
         let dims: Vec<usize> = value.dims().to_vec();
-        let pieces = rule.pieces(self.spelling, layer, &dims);
-        let split = pieces.len() > 1;
-        for (index, piece) in pieces.into_iter().enumerate() {
+        let count = rule.count(self.spelling, &dims);
+        for index in 0..count {
             let Piece {
                 name,
                 shape,
                 start,
                 transposed: turned,
                 ..
-            } = piece;
+            } = rule.piece(self.spelling, layer, &dims, index);
             let value = value.clone();
             let values = move || {
-                let value = match split {
+                let value = match count > 1 {
                     true => value.clone().narrow(0, index, 1),
                     false => value.clone(),
                 };

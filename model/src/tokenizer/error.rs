@@ -49,6 +49,17 @@ pub enum TokenizerError {
         /// The id.
         id: u32,
     },
+    /// The post-processor begins texts with what is no token.
+    #[error(
+        "{} begins every text with id {id}, of which it has no token",
+        Name(path)
+    )]
+    UnknownBeginning {
+        /// The file, where there is one.
+        path: Option<PathBuf>,
+        /// The id.
+        id: u32,
+    },
     /// Nobody says which token ends a document, and none of the customary ones exists.
     #[error("{} has none of the customary end-of-text tokens", path.display())]
     NoCustomaryEnd {
@@ -88,6 +99,9 @@ impl TokenizerError {
             Self::UnknownId { .. } | Self::NoCustomaryEnd { .. } => {
                 "set eos_token_id in config.json to the id of the token that ends a document"
             }
+            Self::UnknownBeginning { .. } => {
+                "the ids under post_processor must be those of added_tokens or of the vocabulary"
+            }
             Self::Parse { .. } => {
                 "it should be the tokenizer.json of a Hugging Face fast tokenizer"
             }
@@ -99,7 +113,10 @@ impl TokenizerError {
 
     /// The same error, naming the file that it is about.
     pub(super) fn at(mut self, file: &Path) -> Self {
-        if let Self::Parse { path, .. } | Self::NoEndOfText { path, .. } = &mut self {
+        if let Self::Parse { path, .. }
+        | Self::NoEndOfText { path, .. }
+        | Self::UnknownBeginning { path, .. } = &mut self
+        {
             *path = Some(file.to_owned());
         }
         self

@@ -1,10 +1,11 @@
 //! Held-out text as sequences. Training and evaluation both come through here, so that the same
 //! text gives the same number in both.
 //!
-//! Documents stand one after the other, each followed by end of text. The stream is cut into
-//! windows of `context` inputs whose targets are the tokens one further on; the last target of a
-//! window is the first input of the next, so every token but the very first is predicted exactly
-//! once.
+//! Documents stand one after the other, each followed by end of text and, where the tokenizer says
+//! so, preceded by what begins a document, such as `<s>`. The stream is cut into windows of `context`
+//! inputs whose targets are the tokens one further on; the last target of a window is the first input
+//! of the next, so every token but the very first is predicted exactly once. A token that begins a
+//! document is predicted from the end of the one before, like any other, and stands for no bytes.
 
 use std::path::PathBuf;
 
@@ -82,7 +83,9 @@ impl PackedText {
         }
         packer.encode(&pending)?;
         let packed = packer.finish();
-        if packed.targets() == 0 {
+        let around: Vec<u32> = tokenizer.document(&[]).collect();
+        let no_text = packed.tokens.iter().all(|id| around.contains(id));
+        if no_text || packed.targets() == 0 {
             let names: Vec<String> = files
                 .iter()
                 .map(|file| file.display().to_string())
@@ -104,7 +107,7 @@ impl PackedText {
         self.tokens.len().saturating_sub(1) as u64
     }
 
-    /// UTF-8 bytes that the targets stand for; end of text counts nothing.
+    /// UTF-8 bytes that the targets stand for; what begins and ends documents counts nothing.
     ///
     /// Bits per byte = nats / ln 2 · targets / bytes.
     pub fn bytes(&self) -> u64 {
@@ -149,8 +152,8 @@ impl<'a> Packer<'a> {
         self.packed.tokens.len() >= self.capacity
     }
 
-    /// Adds a document of `bytes` bytes of text as its tokens (without end of text, which is added
-    /// here).
+    /// Adds a document of `bytes` bytes of text as the tokens of its text (without what begins and
+    /// ends it, which is added here).
     ///
     /// A document that fits counts all its bytes, whatever the tokenizer makes of spaces; one that
     /// is cut counts those of its tokens.
@@ -162,25 +165,23 @@ impl<'a> Packer<'a> {
             tokens: stream,
             bytes: total,
         } = &mut self.packed;
+        let beginning = self.tokenizer.beginning().len();
         let bytes_of = |count: usize| self.tokenizer.bytes_of(&tokens[..count]).min(bytes);
         // The first token of the stream is no target.
-        let uncounted = if stream.is_empty() {
+        let uncounted = if stream.is_empty() && beginning == 0 {
             bytes_of(tokens.len().min(1))
         } else {
             0
         };
         let room = self.capacity - stream.len();
-        let kept = tokens.len().min(room);
+        let kept = tokens.len().min(room.saturating_sub(beginning));
         let counted = if kept == tokens.len() {
             bytes
         } else {
             bytes_of(kept)
         };
         *total += counted - uncounted;
-        stream.extend_from_slice(&tokens[..kept]);
-        if kept < room {
-            stream.push(self.tokenizer.end_of_text());
-        }
+        stream.extend(self.tokenizer.document(tokens).take(room));
     }
 
     /// What has been added.
@@ -241,6 +242,7 @@ pub fn window(tokens: &[u32], context: usize) -> Sequence {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{TEMPLATE_BEGIN, with_post_processor};
     use super::super::text::TEXT_FIELD;
     use super::*;
     use proptest::prelude::*;
@@ -304,6 +306,10 @@ mod tests {
         let error =
             PackedText::read(&tokenizer, &[path("empty.txt")], TEXT_FIELD, None).unwrap_err();
         assert!(matches!(error, PackingError::Empty { .. }));
+        let template = serde_json::from_str(TEMPLATE_BEGIN).unwrap();
+        let begins = with_post_processor(&["<s>"], &template, "<|endoftext|>");
+        let error = PackedText::read(&begins, &[path("empty.txt")], TEXT_FIELD, None).unwrap_err();
+        assert!(matches!(error, PackingError::Empty { .. }));
     }
 
     proptest! {
@@ -312,11 +318,23 @@ mod tests {
             texts in prop::collection::vec("[a-zé€]{0,12}", 0..6),
             limit in prop::option::of(0u64..60),
             context in 1usize..9,
+            begins: bool,
         ) {
-            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-            let packed = pack(&texts, limit);
-            let all: u64 = texts.iter().map(|text| text.len() as u64 + 1).sum();
-            prop_assert_eq!(packed.targets(), all.saturating_sub(1).min(limit.unwrap_or(u64::MAX)));
+            let template = serde_json::from_str(TEMPLATE_BEGIN).unwrap();
+            let tokenizer = match begins {
+                true => with_post_processor(&["<s>"], &template, "<|endoftext|>"),
+                false => Tokenizer::bytes(),
+            };
+            let mut packer = Packer::new(&tokenizer, limit);
+            let mut all = Vec::new();
+            for text in &texts {
+                let tokens = tokenizer.encode(text).unwrap();
+                packer.push(&tokens, text.len() as u64);
+                all.extend(begins.then_some(257).into_iter().chain(tokens).chain([256]));
+            }
+            let packed = packer.finish();
+            all.truncate(limit.map_or(usize::MAX, |limit| limit as usize + 1));
+            prop_assert_eq!(&packed.tokens, &all);
             let mut targets = Vec::new();
             let mut inputs = Vec::new();
             for window in packed.windows(context) {
@@ -325,9 +343,10 @@ mod tests {
                 targets.extend_from_slice(&window.targets[..window.valid]);
                 inputs.extend_from_slice(&window.tokens[..window.valid]);
             }
+            prop_assert_eq!(packed.targets(), targets.len() as u64);
             prop_assert_eq!(packed.bytes(), targets.iter().filter(|&&id| id < 256).count() as u64);
-            prop_assert_eq!(&targets[..], packed.tokens.get(1..).unwrap_or_default());
-            prop_assert_eq!(&inputs[..], &packed.tokens[..targets.len()]);
+            prop_assert_eq!(&targets[..], all.get(1..).unwrap_or_default());
+            prop_assert_eq!(&inputs[..], &all[..targets.len()]);
         }
     }
 }

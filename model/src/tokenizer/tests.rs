@@ -1,6 +1,38 @@
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 use super::*;
+
+/// The post-processor of Llama and Mixtral, with the id that [`json_with`] gives to `<s>`.
+pub(super) const TEMPLATE_BEGIN: &str = r#"{
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"<s>": {"id": "<s>", "ids": [257], "tokens": ["<s>"]}}
+}"#;
+
+/// The `tokenizer.json` of the bytes with further special tokens, from 257 on, and a post-processor.
+pub(super) fn json_with(tokens: &[&str], post_processor: &Value) -> String {
+    let mut json: Value = serde_json::from_str(Tokenizer::bytes().to_json()).unwrap();
+    let added = json["added_tokens"].as_array_mut().unwrap();
+    for (id, &token) in (257..).zip(tokens) {
+        let mut entry = added[0].clone();
+        entry["id"] = id.into();
+        entry["content"] = token.into();
+        added.push(entry);
+    }
+    json["post_processor"] = post_processor.clone();
+    json.to_string()
+}
+
+/// The tokenizer that [`json_with`] describes.
+pub(super) fn with_post_processor(
+    tokens: &[&str],
+    post_processor: &Value,
+    end_of_text: &str,
+) -> Tokenizer {
+    Tokenizer::from_bytes(json_with(tokens, post_processor).as_bytes(), end_of_text).unwrap()
+}
 
 /// Some text with words, numbers, indentation and characters of every length.
 fn sample() -> Vec<String> {
@@ -71,10 +103,9 @@ fn text_never_becomes_the_end_of_text() {
 
 #[test]
 fn an_ordinary_token_that_ends_documents_becomes_special() {
-    let json = Tokenizer::bytes().to_json();
-    let mut json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let mut json: Value = serde_json::from_str(Tokenizer::bytes().to_json()).unwrap();
     json["added_tokens"][0]["special"] = false.into();
-    json["truncation"] = serde_json::json!({
+    json["truncation"] = json!({
         "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0,
     });
     let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes(), END_OF_TEXT).unwrap();
@@ -97,15 +128,15 @@ fn a_saved_tokenizer_is_found_again() {
     tokenizer.save(&path).unwrap();
     let id = tokenizer.end_of_text();
     for loaded in [
-        Tokenizer::load(&path, Some(id)).unwrap(),
-        Tokenizer::load(&path, None).unwrap(),
+        Tokenizer::load(&path, &[id]).unwrap(),
+        Tokenizer::load(&path, &[]).unwrap(),
         Tokenizer::from_file(&path, END_OF_TEXT).unwrap(),
     ] {
         assert_eq!(loaded.end_of_text(), id);
         assert_eq!(loaded.to_json(), tokenizer.to_json());
         assert!(loaded.splits_lines);
     }
-    let error = Tokenizer::load(&path, Some(400)).unwrap_err();
+    let error = Tokenizer::load(&path, &[400]).unwrap_err();
     assert!(error.to_string().contains("no token of id 400"), "{error}");
     let error = Tokenizer::from_file(&path, "</s>").unwrap_err();
     assert!(
@@ -116,9 +147,99 @@ fn a_saved_tokenizer_is_found_again() {
     );
     std::fs::write(&path, "{}").unwrap();
     assert!(matches!(
-        Tokenizer::load(&path, None),
+        Tokenizer::load(&path, &[]),
         Err(TokenizerError::Parse { path: Some(_), .. })
     ));
+}
+
+#[test]
+fn what_is_read_is_written_back_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, copy) = (folder.path().join("a.json"), folder.path().join("b.json"));
+    let template: Value = serde_json::from_str(TEMPLATE_BEGIN).unwrap();
+    let mut full: Value = serde_json::from_str(&json_with(&["<s>", "<pad>"], &template)).unwrap();
+    full["padding"] = json!({
+        "strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": null,
+        "pad_id": 258, "pad_type_id": 0, "pad_token": "<pad>",
+    });
+    full["truncation"] = json!({
+        "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0,
+    });
+    // Tokens that are not special, ours among them, and one for which our copy is made special.
+    full["added_tokens"][0]["special"] = false.into();
+    full["added_tokens"][1]["lstrip"] = true.into();
+    let shapes = [
+        Tokenizer::bytes().to_json().to_owned(),
+        trained().to_json().to_owned(),
+        json_with(&[], &Value::Null),
+        json_with(&["<s>"], &template),
+        full.to_string(),
+        serde_json::to_string_pretty(&full).unwrap() + "\n",
+        // Line ends of another system, escapes, an odd order and a space too many.
+        serde_json::to_string_pretty(&full)
+            .unwrap()
+            .replace('\n', "\r\n")
+            .replace("<pad>", "<p\\u0061d>")
+            + " ",
+    ];
+    for json in shapes {
+        fs::write(&source, &json).unwrap();
+        for tokenizer in [
+            Tokenizer::from_file(&source, END_OF_TEXT).unwrap(),
+            Tokenizer::load(&source, &[]).unwrap(),
+            Tokenizer::from_bytes(json.as_bytes(), END_OF_TEXT).unwrap(),
+        ] {
+            assert_eq!(tokenizer.to_json(), json);
+            tokenizer.save(&copy).unwrap();
+            assert_eq!(fs::read(&copy).unwrap(), json.as_bytes());
+            // Neither cut, nor filled up, nor matched.
+            let ids = tokenizer.encode("abcdefgh<s>").unwrap();
+            assert_eq!(tokenizer.decode(&ids), "abcdefgh<s>");
+            assert!(!ids.iter().any(|id| tokenizer.beginning().contains(id)));
+        }
+    }
+}
+
+#[test]
+fn the_first_of_several_ends_is_that_of_documents() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    fs::write(&path, json_with(&["<s>", "</s>"], &Value::Null)).unwrap();
+    // The last is of a model that has more ids than its tokenizer.
+    let tokenizer = Tokenizer::load(&path, &[258, 256, 258, 300]).unwrap();
+    assert_eq!(tokenizer.stops(), [258, 256, 300]);
+    assert_eq!(tokenizer.end_of_text(), 258);
+    assert_eq!(tokenizer.document(&[97]).collect::<Vec<_>>(), [97, 258]);
+    assert_eq!(Tokenizer::load(&path, &[]).unwrap().stops(), [256]);
+    let error = Tokenizer::load(&path, &[300, 256]).unwrap_err();
+    assert!(error.to_string().contains("no token of id 300"), "{error}");
+}
+
+#[test]
+fn a_prompt_begins_as_documents_do_and_is_never_empty() {
+    let plain = Tokenizer::bytes();
+    assert_eq!(plain.prompt("a").unwrap(), [97]);
+    assert_eq!(plain.prompt("").unwrap(), [256]);
+    let template = serde_json::from_str(TEMPLATE_BEGIN).unwrap();
+    let begins = with_post_processor(&["<s>"], &template, END_OF_TEXT);
+    assert_eq!(begins.prompt("a").unwrap(), [257, 97]);
+    assert_eq!(begins.prompt("").unwrap(), [257]);
+    assert_eq!(begins.bytes_of(&[257, 97, 256]), 1);
+    assert_eq!(begins.decode(&[257, 97, 256]), "a");
+}
+
+#[test]
+fn a_beginning_that_is_no_token_is_an_error() {
+    let template: Value = serde_json::from_str(TEMPLATE_BEGIN).unwrap();
+    let json = json_with(&[], &template);
+    let error = Tokenizer::from_bytes(json.as_bytes(), END_OF_TEXT).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the tokenizer begins every text with id 257, of which it has no token"
+    );
+    assert!(error.hint().unwrap().contains("post_processor"));
+    let error = Tokenizer::from_bytes(b"{\xFF", END_OF_TEXT).unwrap_err();
+    assert!(error.to_string().contains("invalid utf-8"), "{error}");
 }
 
 #[test]
@@ -149,11 +270,16 @@ proptest! {
 
     #[test]
     fn any_text_survives_and_its_bytes_are_counted(text in any::<String>()) {
-        thread_local!(static TOKENIZERS: [Tokenizer; 2] = [Tokenizer::bytes(), trained()]);
+        thread_local!(static TOKENIZERS: [Tokenizer; 3] = [
+            Tokenizer::bytes(),
+            trained(),
+            with_post_processor(&["<s>"], &serde_json::from_str(TEMPLATE_BEGIN).unwrap(), END_OF_TEXT),
+        ]);
         TOKENIZERS.with(|tokenizers| {
             for tokenizer in tokenizers {
                 let ids = tokenizer.encode(&text).unwrap();
                 prop_assert_eq!(tokenizer.decode(&ids), &text[..]);
+                prop_assert_eq!(tokenizer.decode(&tokenizer.prompt(&text).unwrap()), &text[..]);
                 prop_assert_eq!(tokenizer.bytes_of(&ids), text.len() as u64);
                 prop_assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocabulary()));
             }

@@ -59,7 +59,10 @@ pub(super) fn build(
     folder: &Path,
     progress: bool,
 ) -> Result<(), DataError> {
-    let tokenizer = make_tokenizer(config, survey, progress)?;
+    let tokenizer = match &survey.tokenizer {
+        Some(file) => file.clone(),
+        None => make_tokenizer(config, survey, progress)?,
+    };
     tokenizer.save(&folder.join(TOKENIZER))?;
 
     let vocabulary = tokenizer.vocabulary();
@@ -146,15 +149,12 @@ fn make_tokenizer(
     survey: &Survey,
     progress: bool,
 ) -> Result<Tokenizer, DataError> {
-    match &config.tokenizer {
-        TokenizerConfig::Bytes => Ok(Tokenizer::bytes()),
-        TokenizerConfig::File { path, end_of_text } => Ok(Tokenizer::from_file(path, end_of_text)?),
-        TokenizerConfig::Bpe { vocabulary } => {
-            let sample = tokenizer_sample(config, survey, progress)?;
-            tracing::info!("data: training a byte-pair encoding of {vocabulary} ids");
-            Ok(Tokenizer::train_bpe(sample.into_iter(), *vocabulary)?)
-        }
-    }
+    let TokenizerConfig::Bpe { vocabulary } = config.tokenizer else {
+        return Ok(Tokenizer::bytes());
+    };
+    let sample = tokenizer_sample(config, survey, progress)?;
+    tracing::info!("data: training a byte-pair encoding of {vocabulary} ids");
+    Ok(Tokenizer::train_bpe(sample.into_iter(), vocabulary)?)
 }
 
 /// Training text of all sources, in proportion: all of it where it is short, otherwise the pieces
@@ -221,7 +221,8 @@ impl Batch {
                 Side::Training => &mut *training,
                 Side::Validation => &mut *validation,
             };
-            writer.push(&tokens, tokenizer.end_of_text(), text.len() as u64)?;
+            let document: Vec<u32> = tokenizer.document(&tokens).collect();
+            writer.push(&document, text.len() as u64)?;
         }
         *self = Self::default();
         Ok(())

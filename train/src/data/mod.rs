@@ -63,7 +63,7 @@ pub struct TextSummary {
     pub documents: u64,
     /// UTF-8 bytes.
     pub bytes: u64,
-    /// Tokens, one end of text a document included.
+    /// Tokens, those that begin and end documents included.
     pub tokens: u64,
 }
 
@@ -180,6 +180,10 @@ fn open(config: &RunConfig, survey: &Survey, folder: &Path) -> Result<Prepared, 
     if manifest.key != survey.key || manifest.training.len() != config.data.source.len() {
         return Err(damaged("it belongs to other data".to_owned()));
     }
+    let tokenizer = match &survey.tokenizer {
+        Some(file) => file.clone(),
+        None => Tokenizer::load(&folder.join(TOKENIZER), &[manifest.end_of_text])?,
+    };
     let open = |set: &SetManifest| TokenSet::open(folder, set);
     let training = manifest
         .training
@@ -187,7 +191,7 @@ fn open(config: &RunConfig, survey: &Survey, folder: &Path) -> Result<Prepared, 
         .map(open)
         .collect::<Result<Vec<_>, _>>()?;
     Ok(Prepared {
-        tokenizer: Tokenizer::load(&folder.join(TOKENIZER), Some(manifest.end_of_text))?,
+        tokenizer,
         folder: folder.to_owned(),
         sources: summaries(config, &manifest.training),
         held_out: summary(&manifest.validation),
@@ -251,9 +255,9 @@ impl Prepared {
             }
             tokens.clear();
             let range = self.validation.range(document);
-            // The packer adds end of text itself.
-            self.validation
-                .read(range.start..range.end - 1, &mut tokens);
+            // The packer adds what begins and ends a document itself.
+            let text = range.start + self.tokenizer.beginning().len() as u64..range.end - 1;
+            self.validation.read(text, &mut tokens);
             packer.push(&tokens, self.validation.bytes(document));
         }
         packer.finish()

@@ -1,6 +1,6 @@
 //! Training sequences at random access, so that a run goes on from nothing but a number.
 //!
-//! Documents in the mixture's order, each ended by end of text, make one long stream of tokens. It
+//! Documents in the mixture's order, each with the tokens that begin and end it, make one long stream of tokens. It
 //! is cut into windows of `context` inputs with the targets one further on (window i has the inputs
 //! i·c … i·c + c − 1), and the windows are shuffled within blocks, so that a long document is not
 //! read in order.
@@ -187,9 +187,10 @@ mod tests {
             let mut writer =
                 SetWriter::create(folder.path(), &format!("{index}"), 1 << 17).unwrap();
             for &length in lengths {
-                let tokens: Vec<u32> = (next..next + length as u32).collect();
+                let mut tokens: Vec<u32> = (next..next + length as u32).collect();
+                tokens.push(0);
                 next += length as u32;
-                writer.push(&tokens, 0, length as u64).unwrap();
+                writer.push(&tokens, length as u64).unwrap();
             }
             TokenSet::open(folder.path(), &writer.finish().unwrap()).unwrap()
         });

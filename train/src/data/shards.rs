@@ -34,7 +34,7 @@ pub(super) struct SetManifest {
     pub documents: u64,
     /// Bytes of their text.
     pub bytes: u64,
-    /// Tokens, one end of text a document included.
+    /// Tokens, those that begin and end documents included.
     pub tokens: u64,
     /// Bytes a token: 2 or 4.
     pub width: u32,
@@ -149,9 +149,9 @@ impl SetWriter {
         })
     }
 
-    /// Adds a document: its tokens, which `end_of_text` follows, and the bytes of its text.
-    pub fn push(&mut self, tokens: &[u32], end_of_text: u32, bytes: u64) -> Result<(), DataError> {
-        let mut rest = tokens;
+    /// Adds a document: its tokens, those that begin and end it included, and the bytes of its text.
+    pub fn push(&mut self, document: &[u32], bytes: u64) -> Result<(), DataError> {
+        let mut rest = document;
         while !rest.is_empty() {
             let room =
                 self.manifest.shard_tokens - self.manifest.tokens % self.manifest.shard_tokens;
@@ -160,7 +160,6 @@ impl SetWriter {
             self.write(now)?;
             rest = later;
         }
-        self.write(&[end_of_text])?;
         self.manifest.documents += 1;
         self.manifest.bytes += bytes;
         self.index.write(&self.manifest.tokens.to_le_bytes())?;
@@ -266,7 +265,7 @@ impl TokenSet {
         self.ends.len()
     }
 
-    /// Where a document's tokens are, end of text included.
+    /// Where a document's tokens are, those that begin and end it included.
     pub fn range(&self, document: usize) -> Range<u64> {
         let start = document
             .checked_sub(1)
@@ -339,7 +338,7 @@ mod tests {
     fn write(folder: &Path, documents: &[Vec<u32>], width: u32, shard_tokens: u64) -> SetManifest {
         let mut writer = SetWriter::with_shard_tokens(folder, "set", width, shard_tokens).unwrap();
         for document in documents {
-            writer.push(document, 9, document.len() as u64 * 3).unwrap();
+            writer.push(document, document.len() as u64 * 3).unwrap();
         }
         writer.finish().unwrap()
     }
@@ -349,7 +348,7 @@ mod tests {
 
         #[test]
         fn what_is_written_is_read(
-            documents in prop::collection::vec(prop::collection::vec(0u32..60_000, 0..20), 1..12),
+            documents in prop::collection::vec(prop::collection::vec(0u32..60_000, 1..20), 1..12),
             wide: bool,
             shard_tokens in 1u64..30,
         ) {
@@ -365,8 +364,7 @@ mod tests {
             for (index, document) in documents.iter().enumerate() {
                 let mut tokens = Vec::new();
                 set.read(set.range(index), &mut tokens);
-                prop_assert_eq!(&tokens[..document.len()], &document[..]);
-                prop_assert_eq!(&tokens[document.len()..], &[9]);
+                prop_assert_eq!(&tokens, document);
                 prop_assert_eq!(set.bytes(index), document.len() as u64 * 3);
                 whole.extend(tokens);
             }
@@ -379,7 +377,7 @@ mod tests {
     #[test]
     fn damage_is_found() {
         let folder = tempfile::tempdir().unwrap();
-        let manifest = write(folder.path(), &[vec![1, 2, 3], vec![4]], 2, 4);
+        let manifest = write(folder.path(), &[vec![1, 2, 3, 9], vec![4, 9]], 2, 4);
         for file in [&manifest.shards[0], &manifest.shards[1], &manifest.index] {
             let path = folder.path().join(&file.file);
             let content = fs::read(&path).unwrap();

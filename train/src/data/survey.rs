@@ -1,11 +1,12 @@
 //! The first look at a run's text: how much there is, and the key that tells whether it is prepared
 //! already.
 
+use firebox_model::tokenizer::Tokenizer;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
-use super::hash::{Hash, hash, hash_file, hexadecimal};
+use super::hash::{Hash, hash, hexadecimal};
 use super::progress::megabytes;
 use super::source;
 use super::split::split;
@@ -19,6 +20,8 @@ const FORMAT: u32 = 1;
 pub(super) struct Survey {
     /// SHA-256 of all that decides the prepared tokens, in hexadecimal.
     pub key: String,
+    /// The tokenizer, where it is a file's: the one that the key is of, whatever becomes of the file.
+    pub tokenizer: Option<Tokenizer>,
     pub sources: Vec<SourceSurvey>,
 }
 
@@ -50,12 +53,19 @@ impl Survey {
 ///
 /// # Errors
 ///
-/// When a source cannot be read, is empty, or the split leaves a side empty.
+/// When a source cannot be read, is empty, or the split leaves a side empty; when a tokenizer's file
+/// cannot be used.
 pub(super) fn survey(
     data: &DataConfig,
     tokenizer: &TokenizerConfig,
     progress: bool,
 ) -> Result<Survey, DataError> {
+    let file = match tokenizer {
+        TokenizerConfig::File { path, end_of_text } => {
+            Some(Tokenizer::from_file(path, end_of_text)?)
+        }
+        TokenizerConfig::Bytes | TokenizerConfig::Bpe { .. } => None,
+    };
     let mut documents = 0;
     let mut validation_bytes = 0;
     let mut sources = Vec::with_capacity(data.source.len());
@@ -72,8 +82,12 @@ pub(super) fn survey(
             fraction,
         });
     }
-    let key = key(data, tokenizer, &sources)?;
-    Ok(Survey { key, sources })
+    let key = key(data, tokenizer, file.as_ref(), &sources);
+    Ok(Survey {
+        key,
+        tokenizer: file,
+        sources,
+    })
 }
 
 fn survey_source(
@@ -123,8 +137,9 @@ fn survey_source(
 fn key(
     data: &DataConfig,
     tokenizer: &TokenizerConfig,
+    file: Option<&Tokenizer>,
     sources: &[SourceSurvey],
-) -> Result<String, DataError> {
+) -> String {
     #[derive(Serialize)]
     struct Key<'a> {
         format: u32,
@@ -132,23 +147,21 @@ fn key(
         tokenizer_file: Option<String>,
         validation: &'a crate::config::ValidationConfig,
         sources: Vec<String>,
+        /// Follows from the file; there was a time when documents did not begin with it.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        beginning: Vec<u32>,
     }
-    let tokenizer_file = match tokenizer {
-        TokenizerConfig::File { path, .. } => Some(hexadecimal(
-            &hash_file(path, |_| ()).map_err(DataError::io("read", path))?,
-        )),
-        TokenizerConfig::Bytes | TokenizerConfig::Bpe { .. } => None,
-    };
     let key = Key {
         format: FORMAT,
         tokenizer,
-        tokenizer_file,
+        tokenizer_file: file.map(|file| hexadecimal(&hash(file.to_json().as_bytes()))),
         validation: &data.validation,
         sources: sources
             .iter()
             .map(|source| hexadecimal(&source.hash))
             .collect(),
+        beginning: file.map_or_else(Vec::new, |file| file.beginning().to_vec()),
     };
     let json = serde_json::to_vec(&key).expect("numbers and strings can be written as JSON");
-    Ok(hexadecimal(&hash(&json)))
+    hexadecimal(&hash(&json))
 }

@@ -76,6 +76,74 @@ fn unchanged_text_is_prepared_once() {
     assert!((257..=270).contains(&bpe.tokenizer.vocabulary()));
 }
 
+/// A `tokenizer.json` of bytes whose documents begin with `<s>`, of id 257, if they begin with any.
+fn tokenizer_json(begins: bool) -> String {
+    let mut json: serde_json::Value = serde_json::from_str(Tokenizer::bytes().to_json()).unwrap();
+    let added = json["added_tokens"].as_array_mut().unwrap();
+    added.push(added[0].clone());
+    added[1]["id"] = 257.into();
+    added[1]["content"] = "<s>".into();
+    if begins {
+        json["post_processor"] = serde_json::json!({
+            "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+            "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "special_tokens": { "<s>": { "id": "<s>", "ids": [257], "tokens": ["<s>"] } },
+        });
+    }
+    json.to_string()
+}
+
+#[test]
+fn documents_begin_as_the_tokenizer_of_a_file_says() {
+    let workplace = Workplace::new(&TEXTS);
+    let path = workplace.path().join("tokenizer.json");
+    let set = [
+        "tokenizer.kind=\"file\"",
+        &format!("tokenizer.path='{}'", path.display()),
+        "tokenizer.end_of_text=\"<|endoftext|>\"",
+    ];
+    workplace.write("tokenizer.json", &tokenizer_json(false));
+    let plain = prepare(&workplace.config(&set), false).unwrap();
+    workplace.write("tokenizer.json", &tokenizer_json(true));
+    let begins = prepare(&workplace.config(&set), false).unwrap();
+    assert_ne!(begins.content_hash, plain.content_hash);
+    assert_eq!(begins.tokenizer.to_json(), tokenizer_json(true));
+
+    let stream = |prepared: &Prepared| {
+        let set = &prepared.training[0];
+        let documents = (0..set.documents()).map(|document| {
+            let mut tokens = Vec::new();
+            set.read(set.range(document), &mut tokens);
+            tokens
+        });
+        documents.collect::<Vec<_>>()
+    };
+    let expected: Vec<Vec<u32>> = stream(&plain)
+        .into_iter()
+        .map(|document| [vec![257], document].concat())
+        .collect();
+    assert!(expected.iter().all(|document| document.ends_with(&[256])));
+    assert_eq!(stream(&begins), expected);
+    let text = &begins.sources[0].text;
+    assert_eq!(text.tokens, text.bytes + 2 * text.documents);
+
+    // Evaluation reads the held-out text in the same way.
+    for limit in [u64::MAX, 20, 1] {
+        let packed = begins.validation(limit);
+        let file = [begins.validation_text()];
+        let read = PackedText::read(&begins.tokenizer, &file, TEXT_FIELD, Some(limit)).unwrap();
+        assert_eq!(packed, read);
+        assert_eq!(packed.tokens()[0], 257);
+    }
+    assert_eq!(begins.validation(u64::MAX).bytes(), begins.held_out.bytes);
+
+    // Bytes of their own are prepared as they always were: the keys of old runs still hold.
+    let bytes = prepare(&workplace.config(&[]), false).unwrap();
+    assert_eq!(stream(&bytes), stream(&plain));
+    assert_eq!(&bytes.content_hash[..KEY_DIGITS], "8de21263e8996823");
+}
+
 #[test]
 fn damaged_and_unfinished_folders_are_made_again() {
     let workplace = Workplace::new(&TEXTS);
