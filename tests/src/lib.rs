@@ -2,6 +2,7 @@
 
 pub mod binaries;
 pub mod devices;
+pub mod fixtures;
 pub mod models;
 pub mod runs;
 pub mod tensors;

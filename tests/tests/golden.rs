@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use burn::tensor::{Int, Tensor};
 use firebox_infer::trace::trace;
@@ -15,36 +14,17 @@ use firebox_model::checkpoint;
 use firebox_model::generate::{Sampler, Sampling, generate};
 use firebox_model::language_model::token_tensor;
 use firebox_tests::binaries;
-use firebox_tests::devices;
 use firebox_tests::tensors::{Tensors, relative_error};
+use firebox_tests::{devices, fixtures};
 
 const VALUES: f64 = 5e-6;
 const GRADIENTS: f64 = 2e-5;
-
-/// Every folder of fixtures: name and path.
-fn cases() -> Vec<(String, PathBuf)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    let entries = fs::read_dir(folder).expect("fixtures");
-    let folders = entries.map(|entry| entry.expect("an entry").path());
-    let mut cases: Vec<_> = folders
-        .filter(|path| path.join("expected.safetensors").exists())
-        .map(|path| {
-            (
-                path.file_name().unwrap().to_string_lossy().into_owned(),
-                path,
-            )
-        })
-        .collect();
-    cases.sort();
-    assert!(cases.len() >= 6, "fixtures are missing: {cases:?}");
-    cases
-}
 
 #[test]
 fn values_and_gradients_are_those_of_transformers() {
     let folder = tempfile::tempdir().expect("a folder");
     let output = folder.path().join("trace.safetensors");
-    for (case, path) in cases() {
+    for (case, path) in fixtures::cases() {
         let expected = path.join("expected.safetensors");
         for (device, _) in devices::all() {
             trace(&path, &device, &expected, &output, true).expect("a trace");
@@ -107,7 +87,7 @@ fn compare(what: &str, found: &Tensors, expected: &Tensors) {
 
 #[test]
 fn greedy_tokens_are_those_of_transformers_with_and_without_the_cache() {
-    for (case, path) in cases() {
+    for (case, path) in fixtures::cases() {
         let expected = Tensors::read(&path.join("expected.safetensors")).integers("greedy");
         let expected: Vec<u32> = expected.into_iter().map(|id| id as u32).collect();
         let (prompt, rest) = expected.split_at(12);
@@ -142,10 +122,7 @@ fn greedy_tokens_are_those_of_transformers_with_and_without_the_cache() {
 
 #[test]
 fn the_binary_writes_the_same_trace() {
-    let (_, path) = cases()
-        .into_iter()
-        .find(|(case, _)| case == "qwen3-moe")
-        .expect("fixture");
+    let path = fixtures::folder("qwen3-moe");
     let folder = tempfile::tempdir().expect("a folder");
     let (by_library, by_binary) = (folder.path().join("library"), folder.path().join("binary"));
     let input = path.join("expected.safetensors");

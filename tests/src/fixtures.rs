@@ -1,0 +1,28 @@
+//! Reference checkpoints; see `fixtures/README.md`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The folder of one of them.
+pub fn folder(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(case)
+}
+
+/// All of them: name and folder.
+///
+/// # Panics
+///
+/// When they are not there.
+pub fn cases() -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(folder("")).expect("fixtures");
+    let folders = entries.map(|entry| entry.expect("an entry").path());
+    let mut cases: Vec<(String, PathBuf)> = folders
+        .filter(|path| path.join("expected.safetensors").exists())
+        .filter_map(|path| Some((path.file_name()?.to_str()?.to_owned(), path)))
+        .collect();
+    cases.sort();
+    assert!(cases.len() >= 6, "fixtures are missing: {cases:?}");
+    cases
+}
