@@ -54,7 +54,8 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// An error and its causes in one sentence, from the outermost to the innermost.
+/// An error and its causes in one sentence, from the outermost to the innermost. Control characters are
+/// escaped: names come from files, which may try to write on the terminal.
 pub fn sentence(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -66,7 +67,11 @@ pub fn sentence(error: &dyn Error) -> String {
         }
         cause = inner.source();
     }
-    text
+    let printable = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(printable).collect()
 }
 
 /// The message alone, and before it the level where it is not `info`.
@@ -116,6 +121,11 @@ mod tests {
     fn a_sentence_joins_the_causes_once() {
         let outer = Outer(io::Error::new(ErrorKind::NotFound, "no such file"));
         assert_eq!(sentence(&outer), "a.toml cannot be read: no such file");
+        let hostile = Outer(io::Error::other("\x1b[2Jno\nsuch"));
+        assert_eq!(
+            sentence(&hostile),
+            "a.toml cannot be read: \\u{1b}[2Jno\\nsuch"
+        );
         assert_eq!(
             sentence(&Repeating(outer)),
             "no run: a.toml cannot be read: no such file"

@@ -14,6 +14,7 @@ use firebox_model::checkpoint::{
 use firebox_model::device;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parameters::{VisitParameter, visit};
+use firebox_model::terminal::sentence;
 use firebox_tests::fixtures;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -508,7 +509,7 @@ proptest! {
                 prop_assert!(bits(&checkpoint.model).values().all(finite));
             }
             Err(error) => {
-                let text = error.to_string();
+                let text = sentence(&error);
                 prop_assert!(!text.is_empty() && !text.contains('\n'), "{}", text);
             }
         }

@@ -132,11 +132,12 @@ pub fn fill(name: &str, layer: Option<usize>, expert: Option<usize>) -> String {
     filled
 }
 
-/// The transpose of a matrix in row-major order.
-pub fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+/// The transpose of a matrix of `rows × columns` in row-major order, into a slice of the same length.
+pub fn transpose(values: &[f32], rows: usize, columns: usize, output: &mut [f32]) {
     // Blocks keep both sides in cache; a plain loop misses on every write of a large matrix.
     const BLOCK: usize = 32;
-    let mut output = vec![0.0; values.len()];
+    assert_eq!(values.len(), rows * columns);
+    assert_eq!(output.len(), values.len());
     for row_block in (0..rows).step_by(BLOCK) {
         for column_block in (0..columns).step_by(BLOCK) {
             for row in row_block..(row_block + BLOCK).min(rows) {
@@ -146,19 +147,20 @@ pub fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
             }
         }
     }
-    output
 }
 
 #[cfg(test)]
 mod tests {
-    use super::transposed;
+    use super::transpose;
 
     #[test]
     fn a_transpose_larger_than_a_block() {
         let (rows, columns) = (37, 70);
         let values: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
-        let turned = transposed(&values, rows, columns);
+        let (mut turned, mut back) = (vec![0.0; values.len()], vec![0.0; values.len()]);
+        transpose(&values, rows, columns, &mut turned);
         assert_eq!(turned[5 * rows + 36], values[36 * columns + 5]);
-        assert_eq!(transposed(&turned, columns, rows), values);
+        transpose(&turned, columns, rows, &mut back);
+        assert_eq!(back, values);
     }
 }

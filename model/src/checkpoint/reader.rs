@@ -5,9 +5,10 @@ use std::path::Path;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
 
 use super::family::{EMBEDDING, FIREBOX, Family, HEAD, ROUTER_BIAS};
-use super::layout::{Piece, Spelling, fill, transposed};
+use super::layout::{Piece, Spelling, fill, transpose};
 use super::mismatch::Mismatch;
 use super::store::TensorStore;
 use super::{CheckpointError, Precision};
@@ -185,15 +186,6 @@ impl ParameterSource for CheckpointParameters<'_> {
         shape: [usize; D],
         _: Initial,
     ) -> Result<Param<Tensor<D>>, CheckpointError> {
-        let read = |piece: &Piece| {
-            let values = self
-                .store
-                .read(&piece.name, piece.start..piece.start + piece.length)?;
-            Ok(match piece.transposed {
-                Some((d_in, d_out)) => transposed(&values, d_out, d_in),
-                None => values,
-            })
-        };
         let planned = self.plan.get(path).filter(|planned| planned.shape == shape);
         let Some(Planned { pieces, .. }) = planned else {
             let mut mismatch = Mismatch::default();
@@ -202,13 +194,25 @@ impl ParameterSource for CheckpointParameters<'_> {
                 .check(self.store.folder())
                 .expect_err("a parameter is missing"));
         };
+        let read = |piece: &Piece| {
+            let range = piece.start..piece.start + piece.length;
+            self.store.read(&piece.name, range)
+        };
         let values = match pieces.as_slice() {
-            [whole] => read(whole)?,
+            [whole] if whole.transposed.is_none() => read(whole)?,
             pieces => {
-                let mut values = Vec::with_capacity(shape.iter().product());
-                for piece in pieces {
-                    values.extend_from_slice(&read(piece)?);
-                }
+                // Experts side by side: most of the time goes into turning them and into fresh memory.
+                let mut values = vec![0.0; shape.iter().product()];
+                let length = pieces[0].length.max(1);
+                let places = values.par_chunks_mut(length).zip(pieces);
+                places.try_for_each(|(place, piece)| {
+                    let stored = read(piece)?;
+                    match piece.transposed {
+                        Some((d_in, d_out)) => transpose(&stored, d_out, d_in, place),
+                        None => place.copy_from_slice(&stored),
+                    }
+                    Ok(())
+                })?;
                 values
             }
         };

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use memmap2::Mmap;
 use safetensors::SafeTensors;
@@ -16,7 +17,7 @@ use super::{CheckpointError, Precision};
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    file: File,
+    file: Mutex<File>,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
@@ -74,7 +75,7 @@ impl TensorFile {
         Ok(Self {
             path: path.to_owned(),
             tensors: tensors.collect::<Result<_, CheckpointError>>()?,
-            file,
+            file: Mutex::new(file),
         })
     }
 
@@ -115,10 +116,11 @@ impl TensorFile {
         assert!(range.end <= info.elements(), "{name} has fewer values");
         let width = info.precision.bytes();
         let mut bytes = vec![0; range.len() * width];
-        let mut file = &self.file;
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(info.offset + (range.start * width) as u64))
             .and_then(|_| file.read_exact(&mut bytes))
             .map_err(CheckpointError::io("read", &self.path))?;
+        drop(file);
         let values = info.precision.decode(&bytes);
         match values.iter().all(|value| value.is_finite()) {
             true => Ok(values),

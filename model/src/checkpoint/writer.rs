@@ -7,7 +7,7 @@ use burn::module::Param;
 use burn::tensor::{Gradients, Tensor};
 
 use super::family::{Family, ROUTER_BIAS};
-use super::layout::{Piece, Spelling, fill, transposed};
+use super::layout::{Piece, Spelling, fill, transpose};
 use super::tensor_writer::{write_synced, write_weights};
 use super::{CONFIG_FILE, CheckpointConfig, CheckpointError, NamedTensor, Precision};
 use crate::language_model::LanguageModel;
@@ -159,10 +159,12 @@ impl VisitParameter for Collect<'_> {
                     false => value.clone(),
                 };
                 let values: Vec<f32> = value.into_data().iter::<f32>().collect();
-                match turned {
-                    Some((d_in, d_out)) => transposed(&values, d_in, d_out),
-                    None => values,
-                }
+                let Some((d_in, d_out)) = turned else {
+                    return values;
+                };
+                let mut stored = vec![0.0; values.len()];
+                transpose(&values, d_in, d_out, &mut stored);
+                stored
             };
             let tensor = self.tensors.entry(name.clone()).or_insert_with(|| {
                 self.order.push(name);
