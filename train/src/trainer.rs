@@ -1,5 +1,6 @@
 //! The training loop, from top to bottom.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -8,6 +9,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use firebox_model::accounting::Accounting;
 use firebox_model::batch::Sequence;
+use firebox_model::checkpoint::{LATEST, TOKENIZER_FILE};
 use firebox_model::config::FeedForwardKind;
 use firebox_model::device;
 use firebox_model::evaluate::{self, Evaluation, evaluate};
@@ -17,7 +19,7 @@ use firebox_model::moe::balance::update_bias;
 use firebox_model::moe::stats::warning;
 
 use crate::cli::RunOptions;
-use crate::config::{RunConfig, load};
+use crate::config::{RunConfig, TokenizerConfig, load_saved};
 use crate::data::{Prepared, TrainingStream, prepare};
 use crate::error::TrainError;
 use crate::gradient::forward_backward;
@@ -26,6 +28,7 @@ use crate::optimizer::{AdamW, clip_scale};
 use crate::progress::ProgressDisplay;
 use crate::run_folder::{RunFolder, failed};
 use crate::schedule::learning_rate_share;
+use crate::start::starting_model;
 use crate::state::{self, Best, Progress};
 
 /// What a run came to.
@@ -130,13 +133,20 @@ impl Run {
             }
             _ => {}
         }
-        let prepared = prepare(config, true)?;
+        let prepared = match newest {
+            Some(step) => prepare(&with_own_tokenizer(config, &folder.checkpoint(step)), true)?,
+            None => prepare(config, true)?,
+        };
         let mut config = config.clone();
-        // A trained tokenizer may have found fewer tokens than it was allowed.
-        config.model.vocabulary = prepared.tokenizer.vocabulary();
+        if config.train.init.is_none() {
+            // A trained tokenizer may have found fewer tokens than it was allowed.
+            config.model.vocabulary = prepared.tokenizer.vocabulary();
+        }
         if options.resume {
-            let mut saved = load(&folder.config(), &[]).map_err(TrainError::SavedConfig)?;
-            saved.model.vocabulary = config.model.vocabulary;
+            let mut saved = load_saved(&folder.config()).map_err(TrainError::SavedConfig)?;
+            if saved.train.init.is_none() {
+                saved.model.vocabulary = config.model.vocabulary;
+            }
             let changes = state::differences(&saved, &config);
             if !changes.is_empty() {
                 return Err(TrainError::ConfigChanged {
@@ -160,12 +170,12 @@ impl Run {
                     });
                 }
                 // A crash may have come between the checkpoint and its becoming the latest.
-                folder.name("latest", step)?;
+                folder.name(LATEST, step)?;
                 tracing::info!("resuming after step {step} of {}", config.train.steps);
                 (model, optimizer, progress)
             }
             None => {
-                let model = LanguageModel::random(&config.model, config.train.seed, device);
+                let model = starting_model(&config, device)?;
                 let progress = Progress {
                     data_hash: prepared.content_hash.clone(),
                     ..Progress::default()
@@ -419,6 +429,17 @@ impl Run {
             tokens: self.progress.tokens,
         };
     }
+}
+
+/// The configuration with the tokenizer that is in a run's checkpoint, where the file that it came from is gone.
+fn with_own_tokenizer(config: &RunConfig, checkpoint: &Path) -> RunConfig {
+    let mut config = config.clone();
+    if let TokenizerConfig::File { path, .. } = &mut config.tokenizer
+        && !path.exists()
+    {
+        *path = checkpoint.join(TOKENIZER_FILE);
+    }
+    config
 }
 
 /// Says what is about to be trained.

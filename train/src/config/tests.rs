@@ -39,7 +39,7 @@ batch_tokens = 256
 
 fn read(text: &str, set: &[&str]) -> Result<RunConfig, ConfigError> {
     let set: Vec<String> = set.iter().map(|argument| (*argument).to_owned()).collect();
-    parse(Path::new("run.toml"), text, &set)
+    parse(Path::new("run.toml"), text, &set, None)
 }
 
 /// The error and its hint, as they are printed.
@@ -159,7 +159,7 @@ fn overrides_reach_every_place() {
 #[test]
 fn unknown_keys_are_named_with_the_nearest_known_one() {
     insta::assert_snapshot!(replaced("d_model = 64", "d_modle = 64"), @r"
-    run.toml:4: model.d_modle = 64 is not a known key of model; allowed are layers, d_model, heads, kv_heads, head_dim, context, rope_theta, norm_epsilon, tied_embeddings, initializer_range, feed_forward, experts, router
+    run.toml:4: model.d_modle = 64 is not a known key of model; allowed are vocabulary, layers, d_model, heads, kv_heads, head_dim, context, rope_theta, norm_epsilon, tied_embeddings, initializer_range, qk_norm, feed_forward, dense, experts, router
     hint: did you mean `d_model`?
     ");
     insta::assert_snapshot!(replaced("[optimizer]", "[optimiser]"), @r"
@@ -167,7 +167,7 @@ fn unknown_keys_are_named_with_the_nearest_known_one() {
     hint: did you mean `optimizer`?
     ");
     insta::assert_snapshot!(set(&["train.stepz=5"]), @r"
-    run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed are steps, seed, micro_batch, log_every, validate_every, validation_tokens, sample
+    run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed are init, steps, seed, micro_batch, log_every, validate_every, validation_tokens, sample
     hint: did you mean `steps`?
     ");
     insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed are count, per_token, d_ff");

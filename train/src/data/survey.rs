@@ -1,6 +1,8 @@
 //! The first look at a run's text: how much there is, and the key that tells whether it is prepared
 //! already.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -139,9 +141,16 @@ fn key(
         )),
         TokenizerConfig::Bytes | TokenizerConfig::Bpe { .. } => None,
     };
+    let without_path = match tokenizer {
+        TokenizerConfig::File { end_of_text, .. } => TokenizerConfig::File {
+            path: PathBuf::new(),
+            end_of_text: end_of_text.clone(),
+        },
+        other => other.clone(),
+    };
     let key = Key {
         format: FORMAT,
-        tokenizer,
+        tokenizer: &without_path,
         tokenizer_file,
         validation: &data.validation,
         sources: sources
