@@ -1,6 +1,9 @@
 //! A run that starts from a checkpoint: what the checkpoint decides, what may differ from it, and what follows
 //! when a dense one becomes a mixture (upcycling, arXiv 2212.05055).
 
+#[cfg(test)]
+mod tests;
+
 use std::path::{Path, PathBuf};
 
 use firebox_model::checkpoint::family::FIREBOX;
@@ -70,13 +73,20 @@ impl Origin {
         if ids <= embeddings {
             return Ok(tokenizer);
         }
-        let rule = format!(
-            "asks for {ids} ids, and {} has {embeddings} embeddings",
-            self.name()
-        );
-        let hint = match key {
-            KEY => "its tokenizer.json is of another model; write [tokenizer] to use another one",
-            _ => "leave [tokenizer] out for the checkpoint's own",
+        let (rule, hint) = match key {
+            KEY => (
+                format!(
+                    "has a {TOKENIZER_FILE} of {ids} ids and a model of {embeddings} embeddings"
+                ),
+                "the two are of different models; name another tokenizer under [tokenizer]",
+            ),
+            _ => (
+                format!(
+                    "makes {ids} ids, and {} has {embeddings} embeddings",
+                    self.name()
+                ),
+                "leave [tokenizer] out for the checkpoint's own",
+            ),
         };
         Err(Problem::new(key, rule).hint(hint))
     }
@@ -86,7 +96,7 @@ impl Origin {
         if !path.exists() {
             let rule = format!("is missing, and {} has no {TOKENIZER_FILE}", self.name());
             return Err(Problem::new("tokenizer", rule).hint(
-                "copy the file that the model was trained with into the folder, or name it under [tokenizer]",
+                "write [tokenizer], or copy the file that the model was trained with into the folder",
             ));
         }
         let opened =
@@ -185,7 +195,7 @@ impl Origin {
             (None, own) => Ok(own.clone()),
             (Some(_), None) => {
                 let rule = format!(
-                    "must not be there, since {} has a mixture in every layer",
+                    "has no place, since {} has a mixture in every layer",
                     self.name()
                 );
                 Err(Problem::new("model.dense", rule).hint("remove [model.dense]"))
@@ -246,12 +256,13 @@ impl Origin {
             return Err(without_effect(key, &condition)
                 .hint("set model.feed_forward = \"moe\" to make it a mixture (upcycling)"));
         }
+        let width = self.config.model.active_d_ff();
+        let per_token = raw.per_token.unwrap_or(own.per_token);
         let experts = ExpertsConfig {
             count: raw.count.unwrap_or(own.count),
-            per_token: raw.per_token.unwrap_or(own.per_token),
-            d_ff: raw.d_ff.unwrap_or(own.d_ff),
+            per_token,
+            d_ff: raw.d_ff.unwrap_or(width / per_token.max(1)),
         };
-        let width = self.config.model.active_d_ff();
         if experts.d_ff.saturating_mul(experts.per_token) == width {
             return Ok(experts);
         }
