@@ -40,6 +40,7 @@ enum Command {
         cargo train run configs/quickstart.toml\n  \
         cargo train run configs/quickstart.toml --set train.steps=500 --out runs/longer\n  \
         cargo train run configs/quickstart.toml --set model.feed_forward=dense --out runs/dense\n  \
+        cargo train run configs/upcycle.toml               makes a mixture of the dense model in runs/dense\n  \
         cargo train run configs/quickstart.toml --device wgpu\n\n\
         Ctrl-C finishes the step, writes a checkpoint, and says how to go on.")]
     Run(RunArgs),

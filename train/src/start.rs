@@ -1,13 +1,17 @@
-//! The model that a run starts with.
+//! What a run starts with: random weights or a checkpoint's; and what it goes on with when that is gone.
+
+use std::path::Path;
 
 use burn::tensor::Device;
 use firebox_model::accounting::Parameters;
-use firebox_model::checkpoint::{checkpoint_folder, load_weights, read_config, upcycle};
+use firebox_model::checkpoint::{
+    TOKENIZER_FILE, checkpoint_folder, load_weights, read_config, upcycle,
+};
 use firebox_model::config::FeedForwardKind;
 use firebox_model::language_model::LanguageModel;
 
 use crate::check::numbers::scaled;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, TokenizerConfig};
 use crate::error::TrainError;
 
 /// Random weights, or those of the checkpoint `train.init`, in f32. A dense checkpoint becomes a mixture where the
@@ -41,4 +45,15 @@ pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageMod
         experts.per_token
     );
     Ok(upcycle(&folder, &config.model, seed, device)?)
+}
+
+/// The configuration with the tokenizer that is in a run's checkpoint, where the file that it came from is gone.
+pub fn with_own_tokenizer(config: &RunConfig, checkpoint: &Path) -> RunConfig {
+    let mut config = config.clone();
+    if let TokenizerConfig::File { path, .. } = &mut config.tokenizer
+        && !path.exists()
+    {
+        *path = checkpoint.join(TOKENIZER_FILE);
+    }
+    config
 }

@@ -1,6 +1,5 @@
 //! The training loop, from top to bottom.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -9,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use firebox_model::accounting::Accounting;
 use firebox_model::batch::Sequence;
-use firebox_model::checkpoint::{LATEST, TOKENIZER_FILE};
+use firebox_model::checkpoint::LATEST;
 use firebox_model::config::FeedForwardKind;
 use firebox_model::device;
 use firebox_model::evaluate::{self, Evaluation, evaluate};
@@ -19,7 +18,7 @@ use firebox_model::moe::balance::update_bias;
 use firebox_model::moe::stats::warning;
 
 use crate::cli::RunOptions;
-use crate::config::{RunConfig, TokenizerConfig, load_saved};
+use crate::config::{RunConfig, load_saved};
 use crate::data::{Prepared, TrainingStream, prepare};
 use crate::error::TrainError;
 use crate::gradient::forward_backward;
@@ -28,7 +27,7 @@ use crate::optimizer::{AdamW, clip_scale};
 use crate::progress::ProgressDisplay;
 use crate::run_folder::{RunFolder, failed};
 use crate::schedule::learning_rate_share;
-use crate::start::starting_model;
+use crate::start::{starting_model, with_own_tokenizer};
 use crate::state::{self, Best, Progress};
 
 /// What a run came to.
@@ -429,17 +428,6 @@ impl Run {
             tokens: self.progress.tokens,
         };
     }
-}
-
-/// The configuration with the tokenizer that is in a run's checkpoint, where the file that it came from is gone.
-fn with_own_tokenizer(config: &RunConfig, checkpoint: &Path) -> RunConfig {
-    let mut config = config.clone();
-    if let TokenizerConfig::File { path, .. } = &mut config.tokenizer
-        && !path.exists()
-    {
-        *path = checkpoint.join(TOKENIZER_FILE);
-    }
-    config
 }
 
 /// Says what is about to be trained.

@@ -145,6 +145,7 @@ fn feed_forward_summary(model: &ModelConfig) -> String {
             experts.per_token,
             dense_summary(model)
         ),
+        FeedForwardKind::Dense if experts.per_token == 1 => format!("dense, d_ff {d_ff}"),
         FeedForwardKind::Dense => format!(
             "dense, d_ff {} = {} × {d_ff}, the twin of a mixture",
             thousands(model.active_d_ff() as u128),
