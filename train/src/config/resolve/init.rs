@@ -35,6 +35,10 @@ pub(super) struct Origin {
 impl Origin {
     /// Reads the `config.json` of the checkpoint that `init` means.
     pub fn open(init: &Path) -> Checked<Self> {
+        if init.as_os_str().is_empty() {
+            return Err(Problem::new(KEY, "must not be empty")
+                .hint("leave it out to start from random weights"));
+        }
         let unusable = || Problem::new(KEY, "cannot be used");
         let folder = checkpoint_folder(init).map_err(|error| {
             let hint = error.hint().unwrap_or_else(|| {

@@ -276,6 +276,10 @@ fn a_checkpoint_that_cannot_be_used_is_named() {
     run.toml:7: train.init = "FOLDER" cannot be used: FOLDER is no checkpoint: it has no config.json
     hint: a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100
     "#);
+    insta::assert_snapshot!(origin.refusal(&["train.init="]), @r#"
+    run.toml: train.init = "" (from --set) must not be empty
+    hint: leave it out to start from random weights
+    "#);
     insta::assert_snapshot!(origin.refusal(&["train.init=nowhere/at/all"]), @r#"
     run.toml: train.init = "nowhere/at/all" (from --set) cannot be used: nowhere/at/all does not exist
     hint: a checkpoint's folder or a run's, such as runs/NAME, seen from the working directory
