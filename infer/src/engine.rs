@@ -1,24 +1,16 @@
 //! A checkpoint that is ready to be used: the model on its device, and its tokenizer.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
 use firebox_model::accounting::Parameters;
-use firebox_model::checkpoint::{
-    CONFIG_FILE, Checkpoint, CheckpointError, MODEL_FILE, TOKENIZER_FILE, load,
-};
+use firebox_model::checkpoint::{Checkpoint, TOKENIZER_FILE, checkpoint_folder, load};
 use firebox_model::device;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::tokenizer::Tokenizer;
 
 use crate::InferError;
-
-/// Where a run keeps its checkpoints.
-const CHECKPOINTS: &str = "checkpoints";
-/// The file among them that names the newest one.
-const LATEST: &str = "latest";
 
 /// A model on a device, and the tokenizer that it was trained with.
 #[derive(Debug)]
@@ -108,106 +100,13 @@ pub fn open_model(path: &Path, device: &Device) -> Result<(PathBuf, Checkpoint),
     Ok((folder, checkpoint))
 }
 
-/// The checkpoint that a path means: a checkpoint's own folder, or a run's folder or its `checkpoints`, which
-/// stand for the newest complete one.
-///
-/// # Errors
-///
-/// When there is no such folder, or neither a checkpoint nor a run in it.
-pub fn checkpoint_folder(path: &Path) -> Result<PathBuf, InferError> {
-    let path = path.to_owned();
-    if path.is_file() {
-        return Err(InferError::NotAFolder { path });
-    }
-    if !path.is_dir() {
-        return Err(InferError::Missing { path });
-    }
-    if path.join(CONFIG_FILE).exists() || path.join(MODEL_FILE).exists() {
-        return Ok(path);
-    }
-    let inner = path.join(CHECKPOINTS);
-    let is_run = inner.is_dir();
-    let checkpoints = if is_run { inner } else { path.clone() };
-    let file = checkpoints.join(LATEST);
-    if !file.exists() {
-        return Err(
-            match is_run || path.file_name().is_some_and(|name| name == CHECKPOINTS) {
-                true => InferError::NoCheckpointYet { run: path },
-                false => CheckpointError::NotACheckpoint {
-                    folder: path,
-                    missing: CONFIG_FILE,
-                }
-                .into(),
-            },
-        );
-    }
-    let text = fs::read_to_string(&file).map_err(|source| CheckpointError::Io {
-        action: "read",
-        path: file.clone(),
-        source,
-    })?;
-    let name = text.trim();
-    let folder = checkpoints.join(name);
-    if name.is_empty() || !folder.is_dir() {
-        return Err(InferError::Latest {
-            file,
-            name: name.to_owned(),
-        });
-    }
-    Ok(folder)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::eval::Text;
     use crate::testing::{TinyCheckpoint, tiny_config};
-
-    #[test]
-    fn a_run_stands_for_its_newest_checkpoint() {
-        let run = tempfile::tempdir().unwrap();
-        let checkpoints = run.path().join("checkpoints");
-        fs::create_dir(&checkpoints).unwrap();
-        for path in [run.path(), &checkpoints] {
-            let error = checkpoint_folder(path).unwrap_err();
-            assert!(
-                matches!(error, InferError::NoCheckpointYet { .. }),
-                "{error}"
-            );
-        }
-
-        fs::write(checkpoints.join("latest"), "step-0000020\n").unwrap();
-        let error = checkpoint_folder(run.path()).unwrap_err();
-        assert!(error.to_string().contains("\"step-0000020\""), "{error}");
-
-        let newest = checkpoints.join("step-0000020");
-        fs::create_dir(&newest).unwrap();
-        fs::write(newest.join("config.json"), "{}").unwrap();
-        for path in [run.path(), &checkpoints, &newest] {
-            assert_eq!(checkpoint_folder(path).unwrap(), newest);
-        }
-    }
-
-    #[test]
-    fn other_paths_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("file");
-        fs::write(&file, "").unwrap();
-        let refused = |path: &Path| checkpoint_folder(path).unwrap_err();
-        assert!(matches!(refused(&file), InferError::NotAFolder { .. }));
-        assert!(matches!(
-            refused(&folder.path().join("absent")),
-            InferError::Missing { .. }
-        ));
-        let foreign = refused(folder.path());
-        assert!(
-            foreign
-                .to_string()
-                .ends_with("is no checkpoint: it has no config.json"),
-            "{foreign}"
-        );
-        assert_eq!(foreign.exit_code(), 2);
-    }
 
     #[test]
     fn an_id_beyond_the_vocabulary_names_both_sizes() {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use firebox_model::checkpoint::CheckpointError;
+use firebox_model::checkpoint::{CheckpointError, FolderError};
 use firebox_model::device::DeviceError;
 use firebox_model::tokenizer::TokenizerError;
 use firebox_model::tokenizer::packing::PackingError;
@@ -22,31 +22,14 @@ pub enum InferError {
         /// The path.
         path: PathBuf,
     },
-    /// A file where a checkpoint's folder is wanted.
-    #[error("{} is a file, and a checkpoint is a folder", path.display())]
-    NotAFolder {
-        /// The path.
-        path: PathBuf,
-    },
+    /// A path leads to no checkpoint.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// A folder where text is wanted.
     #[error("{} is a folder, and --data takes files", path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,
-    },
-    /// A run that has not come to its first checkpoint.
-    #[error("the run in {} has no finished checkpoint", run.display())]
-    NoCheckpointYet {
-        /// The run's folder, or its folder of checkpoints.
-        run: PathBuf,
-    },
-    /// The newest checkpoint of a run is gone.
-    #[error("{} names the checkpoint {name:?}, which is not beside it", file.display())]
-    Latest {
-        /// The file `latest`.
-        file: PathBuf,
-        /// What it says.
-        name: String,
     },
     /// The checkpoint cannot be read.
     #[error(transparent)]
@@ -145,18 +128,12 @@ impl InferError {
             }
             Self::Device(error) => return Some(error.hint()),
             Self::Checkpoint(error) => return error.hint(),
+            Self::Folder(error) => return error.hint(),
             Self::Tokenizer(error) => return error.hint(),
             Self::Text(error) => return error.hint(),
-            Self::NotAFolder { .. } => {
-                "give the folder that holds config.json and model.safetensors, or a run such as runs/NAME"
-            }
             Self::NotAFile { .. } => {
                 "name the files, such as --data FOLDER/*.txt; each is a document, and a .jsonl file has one a line"
             }
-            Self::NoCheckpointYet { .. } => {
-                "`cargo train run CONFIG --resume` goes on until there is one"
-            }
-            Self::Latest { .. } => "give the folder of another checkpoint of this run",
             Self::NoTokenizer { .. } => {
                 "copy the tokenizer.json that the model was trained with into the folder"
             }
@@ -187,14 +164,13 @@ impl InferError {
         match self {
             Self::Device(_)
             | Self::Missing { .. }
-            | Self::NotAFolder { .. }
             | Self::NotAFile { .. }
-            | Self::NoCheckpointYet { .. }
             | Self::Context { .. }
             | Self::NotEmpty { .. }
             | Self::TraceInput { .. }
             | Self::Read { .. }
             | Self::Text(PackingError::Empty { .. }) => 2,
+            Self::Folder(error) if error.is_usage() => 2,
             Self::Checkpoint(error)
                 if matches!(**error, CheckpointError::NotACheckpoint { .. }) =>
             {

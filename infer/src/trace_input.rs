@@ -123,7 +123,7 @@ impl TraceInput {
     /// The token after each one, and whether both are tokens; the last of a row predicts nothing.
     pub fn targets(&self) -> (Vec<u32>, Vec<bool>) {
         let following = |index: usize| {
-            let inner = (index + 1) % self.sequence != 0;
+            let inner = !(index + 1).is_multiple_of(self.sequence);
             let next = if inner { index + 1 } else { index };
             let counted = inner && self.valid[index] && self.valid[next];
             (self.ids[next], counted)

@@ -291,6 +291,13 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// The same as the text of the token, such as [`END_OF_TEXT`].
+    pub fn end_of_text_token(&self) -> String {
+        self.inner
+            .id_to_token(self.end_of_text())
+            .expect("a token was found for it")
+    }
+
     /// Token ids of a text. No special token is added, and none is found in the text: the
     /// characters of [`END_OF_TEXT`] are encoded like any others.
     ///

@@ -1,6 +1,6 @@
 //! `cargo train check`: what a run is, and what it costs, before anything is allocated.
 
-mod numbers;
+pub(crate) mod numbers;
 mod text;
 
 use firebox_model::accounting::Accounting;
@@ -154,6 +154,27 @@ mod tests {
             report.training.tokens,
             1000 + 1500 + 2000 + 2500 + 3000 + 3000
         );
+    }
+
+    #[test]
+    fn dense_layers_have_a_row_and_the_rows_add_up() {
+        let text = report(
+            "quickstart.toml",
+            &["model.dense.layers=[0, 3]", "model.qk_norm=head"],
+        )
+        .to_string();
+        for part in ["layers 0, 3 dense, of d_ff 1,024", "normed by head"] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        let table = text.split("\nparameters\n").nth(1).unwrap();
+        let (parts, rest) = table.split_once("  total ").unwrap();
+        let count = |line: &str| -> u128 {
+            let counts = line.split_whitespace().filter(|word| word.contains(','));
+            counts.last().unwrap().replace(',', "").parse().unwrap()
+        };
+        assert!(parts.contains("  dense layers "), "{text}");
+        let total = count(rest.lines().next().unwrap());
+        assert_eq!(parts.lines().map(count).sum::<u128>(), total, "{text}");
     }
 
     #[test]

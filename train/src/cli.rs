@@ -9,9 +9,10 @@ use firebox_model::device;
 use firebox_model::terminal::print;
 
 use crate::check::Report;
-use crate::config::{ConfigError, RunConfig, load};
+use crate::config::{ConfigError, RunConfig, load, load_resumed};
 use crate::data::{self, DataError};
 use crate::error::TrainError;
+use crate::run_folder;
 use crate::trainer::{self, Outcome};
 
 /// Trains mixture-of-experts language models: a configuration file and text in, a checkpoint out.
@@ -39,6 +40,7 @@ enum Command {
         cargo train run configs/quickstart.toml\n  \
         cargo train run configs/quickstart.toml --set train.steps=500 --out runs/longer\n  \
         cargo train run configs/quickstart.toml --set model.feed_forward=dense --out runs/dense\n  \
+        cargo train run configs/upcycle.toml               makes a mixture of the dense model in runs/dense\n  \
         cargo train run configs/quickstart.toml --device wgpu\n\n\
         Ctrl-C finishes the step, writes a checkpoint, and says how to go on.")]
     Run(RunArgs),
@@ -97,6 +99,14 @@ pub struct RunOptions {
 }
 
 impl RunArgs {
+    fn load(&self) -> Result<RunConfig, ConfigError> {
+        if !self.resume {
+            return self.config.load();
+        }
+        let saved = run_folder::config(&self.options().out);
+        load_resumed(&self.config.config, &self.config.set, &saved)
+    }
+
     fn options(&self) -> RunOptions {
         let name = self.config.config.file_stem().unwrap_or("run".as_ref());
         let out = self
@@ -168,7 +178,7 @@ impl Cli {
     pub fn execute(self) -> Result<(), CliError> {
         match self.command {
             Command::Run(args) => {
-                let outcome = trainer::run(&args.config.load()?, &args.options())?;
+                let outcome = trainer::run(&args.load()?, &args.options())?;
                 Ok(print(&summary(&outcome))?)
             }
             Command::Prepare(args) => {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use firebox_model::checkpoint::CheckpointError;
+use firebox_model::checkpoint::{CheckpointError, FolderError};
 use firebox_model::device::DeviceError;
 
 use crate::config::ConfigError;
@@ -20,6 +20,9 @@ pub enum TrainError {
     /// A file of the run cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// There is no checkpoint to start from.
+    #[error(transparent)]
+    Init(#[from] FolderError),
     /// The configuration that the run was started with cannot be read.
     #[error("the run's own configuration cannot be used: {0}")]
     SavedConfig(#[source] ConfigError),
@@ -78,6 +81,7 @@ impl TrainError {
             Self::Device(error) => Some(error.hint()),
             Self::Data(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),
+            Self::Init(error) => error.hint(),
             Self::SavedConfig(error) => error.hint(),
             Self::RunExists { .. } => Some("add --resume to go on with it, or --out DIR to start another".to_owned()),
             Self::NothingToResume { .. } => Some("leave --resume out to start it".to_owned()),
@@ -99,6 +103,7 @@ impl TrainError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Data(error) if error.is_usage() => 2,
+            Self::Init(error) if error.is_usage() => 2,
             Self::Device(_)
             | Self::RunExists { .. }
             | Self::NothingToResume { .. }

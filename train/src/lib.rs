@@ -11,5 +11,6 @@ pub mod optimizer;
 mod progress;
 pub mod run_folder;
 pub mod schedule;
+pub mod start;
 pub mod state;
 pub mod trainer;

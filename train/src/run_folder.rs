@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use firebox_model::checkpoint::CheckpointError;
+use firebox_model::checkpoint::{CHECKPOINTS, CheckpointError, LATEST};
 
 /// A run's folder.
 #[derive(Debug, Clone)]
@@ -16,6 +16,11 @@ pub struct RunFolder {
 }
 
 const TEMPORARY: &str = ".writing-";
+
+/// Where the run in a folder, should there be one, has its resolved configuration.
+pub fn config(root: &Path) -> PathBuf {
+    root.join("config.toml")
+}
 
 impl RunFolder {
     /// The folder at `root`, made when it does not exist.
@@ -34,7 +39,7 @@ impl RunFolder {
 
     /// The resolved configuration.
     pub fn config(&self) -> PathBuf {
-        self.root.join("config.toml")
+        config(&self.root)
     }
 
     /// One object a logged step.
@@ -44,7 +49,7 @@ impl RunFolder {
 
     /// The checkpoints' folder.
     pub fn checkpoints(&self) -> PathBuf {
-        self.root.join("checkpoints")
+        self.root.join(CHECKPOINTS)
     }
 
     /// The folder of the checkpoint of a step.
@@ -111,7 +116,7 @@ impl RunFolder {
         fs::rename(&temporary, &path)
             .and_then(|()| sync_folder(&self.checkpoints()))
             .map_err(failed("write", &path))?;
-        self.name("latest", step)?;
+        self.name(LATEST, step)?;
         Ok(path)
     }
 

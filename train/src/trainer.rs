@@ -8,6 +8,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use firebox_model::accounting::Accounting;
 use firebox_model::batch::Sequence;
+use firebox_model::checkpoint::LATEST;
 use firebox_model::config::FeedForwardKind;
 use firebox_model::device;
 use firebox_model::evaluate::{self, Evaluation, evaluate};
@@ -17,7 +18,7 @@ use firebox_model::moe::balance::update_bias;
 use firebox_model::moe::stats::warning;
 
 use crate::cli::RunOptions;
-use crate::config::{RunConfig, load};
+use crate::config::{RunConfig, load_saved};
 use crate::data::{Prepared, TrainingStream, prepare};
 use crate::error::TrainError;
 use crate::gradient::forward_backward;
@@ -26,6 +27,7 @@ use crate::optimizer::{AdamW, clip_scale};
 use crate::progress::ProgressDisplay;
 use crate::run_folder::{RunFolder, failed};
 use crate::schedule::learning_rate_share;
+use crate::start::{starting_model, with_own_tokenizer};
 use crate::state::{self, Best, Progress};
 
 /// What a run came to.
@@ -130,13 +132,20 @@ impl Run {
             }
             _ => {}
         }
-        let prepared = prepare(config, true)?;
+        let prepared = match newest {
+            Some(step) => prepare(&with_own_tokenizer(config, &folder.checkpoint(step)), true)?,
+            None => prepare(config, true)?,
+        };
         let mut config = config.clone();
-        // A trained tokenizer may have found fewer tokens than it was allowed.
-        config.model.vocabulary = prepared.tokenizer.vocabulary();
+        if config.train.init.is_none() {
+            // A trained tokenizer may have found fewer tokens than it was allowed.
+            config.model.vocabulary = prepared.tokenizer.vocabulary();
+        }
         if options.resume {
-            let mut saved = load(&folder.config(), &[]).map_err(TrainError::SavedConfig)?;
-            saved.model.vocabulary = config.model.vocabulary;
+            let mut saved = load_saved(&folder.config()).map_err(TrainError::SavedConfig)?;
+            if saved.train.init.is_none() {
+                saved.model.vocabulary = config.model.vocabulary;
+            }
             let changes = state::differences(&saved, &config);
             if !changes.is_empty() {
                 return Err(TrainError::ConfigChanged {
@@ -160,12 +169,12 @@ impl Run {
                     });
                 }
                 // A crash may have come between the checkpoint and its becoming the latest.
-                folder.name("latest", step)?;
+                folder.name(LATEST, step)?;
                 tracing::info!("resuming after step {step} of {}", config.train.steps);
                 (model, optimizer, progress)
             }
             None => {
-                let model = LanguageModel::random(&config.model, config.train.seed, device);
+                let model = starting_model(&config, device)?;
                 let progress = Progress {
                     data_hash: prepared.content_hash.clone(),
                     ..Progress::default()

@@ -271,7 +271,8 @@ impl Family {
                 // Its norm is as wide as the residual stream.
                 && (family.qk_norm != QkNorm::Projection || even)
         };
-        let biased = biased || config.router.bias_update_rate > 0.0;
+        let mixture = config.feed_forward == FeedForwardKind::Moe;
+        let biased = mixture && (biased || config.router.bias_update_rate > 0.0);
         let known = Self::ALL.into_iter().find(computes);
         known.filter(|_| !biased).unwrap_or(FIREBOX)
     }

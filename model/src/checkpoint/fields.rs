@@ -64,18 +64,13 @@ const READ: &[&str] = &[
     "vocab_size",
 ];
 
-/// Options that Firebox has in one setting only, and what that is.
-const FIXED: &[(&str, &str, &str)] = &[
-    ("attention_bias", "false", "Firebox has no biases"),
-    ("attention_dropout", "0", "Firebox has no dropout"),
-    (
-        "clip_qkv",
-        "null",
-        "Firebox does not clip queries, keys and values",
-    ),
-    ("hidden_act", "\"silu\"", "Firebox computes silu"),
-    ("mlp_bias", "false", "Firebox has no biases"),
-    ("router_jitter_noise", "0", "Firebox adds no noise"),
+/// Options that must be off, and why.
+const OFF: &[(&str, &str)] = &[
+    ("attention_bias", "Firebox has no biases"),
+    ("attention_dropout", "Firebox has no dropout"),
+    ("clip_qkv", "Firebox does not clip queries, keys and values"),
+    ("mlp_bias", "Firebox has no biases"),
+    ("router_jitter_noise", "Firebox adds no noise"),
 ];
 
 /// A file that is being read.
@@ -130,16 +125,20 @@ impl<'a> Fields<'a> {
     /// An option that nobody here knows may change what the network computes.
     fn refuse_unknown(&self) -> Read<()> {
         for (key, value) in self.value {
-            let fixed = FIXED.iter().find(|(name, _, _)| name == key);
-            if let Some((_, setting, rule)) = fixed {
-                let zero = *setting == "0" && value.as_f64() == Some(0.0);
-                if !value.is_null() && !zero && value.to_string() != *setting {
+            let off = value.is_null() || value == false || value.as_f64() == Some(0.0);
+            if let Some((_, rule)) = OFF.iter().find(|(name, _)| name == key) {
+                if !off {
                     return Err(self.error(key, value, rule));
                 }
                 continue;
             }
+            if key == "hidden_act" {
+                if value != "silu" {
+                    return Err(self.error(key, value, "Firebox computes silu"));
+                }
+                continue;
+            }
             let known = HARMLESS.contains(&key.as_str()) || READ.contains(&key.as_str());
-            let off = value.is_null() || value == false;
             if !known && !off && !key.starts_with('_') {
                 let rule = "Firebox does not know this option; if it says nothing of how the network computes, remove it";
                 return Err(self.error(key, value, rule));

@@ -8,6 +8,7 @@ mod config_json;
 mod error;
 pub mod family;
 mod fields;
+mod folder;
 pub mod layout;
 mod mismatch;
 mod precision;
@@ -26,6 +27,7 @@ use burn::tensor::Device;
 
 pub use config_json::{CheckpointConfig, read_config};
 pub use error::CheckpointError;
+pub use folder::{CHECKPOINTS, FolderError, LATEST, checkpoint_folder};
 pub use mismatch::Mismatch;
 pub use precision::Precision;
 pub use reader::CheckpointParameters;

@@ -1,7 +1,7 @@
 //! Numbers for people: three digits and a unit, or grouped in thousands.
 
 /// A count with three significant digits, such as `1.83 T`; whole numbers below a thousand stay whole.
-pub(super) fn scaled(value: f64) -> String {
+pub(crate) fn scaled(value: f64) -> String {
     prefixed(value, 1000.0, &["", "k", "M", "B", "T"])
 }
 

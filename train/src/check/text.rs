@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use firebox_model::config::{FeedForwardKind, ModelConfig};
+use firebox_model::config::{FeedForwardKind, ModelConfig, QkNorm};
 
 use super::Report;
 use super::numbers::{bytes, counted, flop, percent, percent_of, scaled, text_bytes, thousands};
@@ -51,6 +51,9 @@ fn configuration(table: &mut Table, config: &RunConfig) -> fmt::Result {
     table.text("feed-forward", feed_forward_summary(model))?;
     if model.feed_forward == FeedForwardKind::Moe {
         table.text("balance", balance_summary(model))?;
+    }
+    if let Some(init) = &train.init {
+        table.text("starts from", init.display())?;
     }
     table.text("tokenizer", tokenizer_summary(config))?;
     for source in &config.data.source {
@@ -116,8 +119,13 @@ fn configuration(table: &mut Table, config: &RunConfig) -> fmt::Result {
 }
 
 fn model_summary(model: &ModelConfig) -> String {
+    let qk_norm = match model.qk_norm {
+        QkNorm::None => "",
+        QkNorm::Projection => ", queries and keys normed over all heads",
+        QkNorm::Head => ", queries and keys normed by head",
+    };
     format!(
-        "{}, d_model {}, {} of {}, {}, context {}",
+        "{}, d_model {}, {} of {}, {}{qk_norm}, context {}",
         counted(model.layers as u128, "layer"),
         thousands(model.d_model as u128),
         counted(model.heads as u128, "head"),
@@ -132,16 +140,28 @@ fn feed_forward_summary(model: &ModelConfig) -> String {
     let d_ff = thousands(experts.d_ff as u128);
     match model.feed_forward {
         FeedForwardKind::Moe => format!(
-            "{} of d_ff {d_ff}, {} per token",
+            "{} of d_ff {d_ff}, {} per token{}",
             counted(experts.count as u128, "expert"),
-            experts.per_token
+            experts.per_token,
+            dense_summary(model)
         ),
+        FeedForwardKind::Dense if experts.per_token == 1 => format!("dense, d_ff {d_ff}"),
         FeedForwardKind::Dense => format!(
             "dense, d_ff {} = {} × {d_ff}, the twin of a mixture",
             thousands(model.active_d_ff() as u128),
             experts.per_token
         ),
     }
+}
+
+fn dense_summary(model: &ModelConfig) -> String {
+    let Some(dense) = &model.dense else {
+        return String::new();
+    };
+    let layers: Vec<String> = dense.layers.iter().map(usize::to_string).collect();
+    let noun = if layers.len() == 1 { "layer" } else { "layers" };
+    let d_ff = thousands(dense.d_ff as u128);
+    format!("; {noun} {} dense, of d_ff {d_ff}", layers.join(", "))
 }
 
 fn balance_summary(model: &ModelConfig) -> String {
@@ -193,13 +213,22 @@ fn source_summary(source: &SourceConfig) -> String {
 fn parameters(table: &mut Table, report: &Report) -> fmt::Result {
     let (model, parts) = (&report.model, &report.model.parameters);
     let dense = report.config.model.feed_forward == FeedForwardKind::Dense;
+    let experts = match dense {
+        true => 0,
+        false => report.config.model.experts.count as u128 * model.one_expert,
+    };
     let rows = [
         ("embedding", parts.embedding),
         ("attention, shared", parts.attention),
         ("router", parts.router),
+        ("experts", experts),
         (
-            if dense { "feed-forward" } else { "experts" },
-            parts.feed_forward,
+            if dense {
+                "feed-forward"
+            } else {
+                "dense layers"
+            },
+            parts.feed_forward - experts,
         ),
         ("norms", parts.norms),
         ("head", parts.head),

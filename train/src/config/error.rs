@@ -136,6 +136,18 @@ impl Problem {
         }
     }
 
+    /// A key, or a whole section, that nobody wrote and that has no default.
+    pub fn missing(key: impl Into<String>) -> Self {
+        let key = key.into();
+        let rule = if key.contains('.') {
+            "is missing"
+        } else {
+            "is missing, a section that every run needs"
+        };
+        Self::new(key, rule)
+            .hint("configs/quickstart.toml shows every key with its meaning and default")
+    }
+
     pub fn value(mut self, value: impl ToString) -> Self {
         self.value = Some(value.to_string());
         self
@@ -143,6 +155,17 @@ impl Problem {
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// With the error of another place behind it, whose hint is this one's.
+    pub fn caused_by(
+        mut self,
+        error: impl Error + Send + Sync + 'static,
+        hint: Option<String>,
+    ) -> Self {
+        self.hint = hint;
+        self.source = Some(Box::new(error));
         self
     }
 }

@@ -1,4 +1,4 @@
-//! From a file and `--set` arguments to a resolved configuration, and back to a file.
+//! From a file and `--set` arguments to a resolved configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -8,31 +8,37 @@ use toml::{Spanned, Table, Value};
 
 use super::error::{KeyError, Origin, Problem};
 use super::raw::RawConfig;
-use super::{ConfigError, RunConfig, overrides, resolve};
+use super::{ConfigError, RunConfig, overrides, resolve, saved};
 
 /// Longest value that is repeated in a message, in bytes.
 const LONGEST_SHOWN_VALUE: usize = 80;
 
 /// Reads a run's TOML file, lays the `--set` arguments (`dotted.path=value`) over it, and checks every rule.
 ///
-/// No device is touched; a `file` tokenizer is opened to learn its vocabulary.
+/// No device is touched; a `file` tokenizer is opened to learn its vocabulary, and of the checkpoint that the run
+/// starts from its `config.json` and `tokenizer.json`.
 ///
 /// # Errors
 ///
 /// The first fault found, with the file, the line, the key, its value and what is allowed.
 pub fn load(path: &Path, overrides: &[String]) -> Result<RunConfig, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        file: path.to_owned(),
-        source,
-    })?;
-    parse(path, &text, overrides)
+    parse(path, &read_text(path)?, overrides, None)
 }
 
-/// [`load`] on text that is already read.
+pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        file: path.to_owned(),
+        source,
+    })
+}
+
+/// [`load`] on text that is already read. Where there is a `saved` configuration of the same run, what the text
+/// leaves out of its model and tokenizer is as saved; see [`saved::complete`].
 pub(super) fn parse(
     file: &Path,
     text: &str,
     overrides: &[String],
+    saved: Option<&Table>,
 ) -> Result<RunConfig, ConfigError> {
     let mut table = text.parse::<Table>().map_err(|error| ConfigError::Syntax {
         file: file.to_owned(),
@@ -43,33 +49,19 @@ pub(super) fn parse(
         .iter()
         .map(|argument| overrides::apply(&mut table, argument))
         .collect::<Result<Vec<String>, ConfigError>>()?;
+    let complete = saved.is_some_and(|saved| saved::complete(&mut table, saved));
 
-    read(&table).and_then(resolve::resolve).map_err(|problem| {
-        ConfigError::Key(Box::new(locate(
-            problem,
-            file.to_owned(),
-            text,
-            &table,
-            &set,
-        )))
-    })
-}
-
-impl RunConfig {
-    /// The file that [`load`] reads back to this configuration.
-    ///
-    /// It leaves out `model.vocabulary`, which is no key of the file: it is the tokenizer's.
-    ///
-    /// # Errors
-    ///
-    /// A value that TOML cannot hold: a number above `i64::MAX`, or a path that is not UTF-8.
-    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
-        let mut table = Table::try_from(self)?;
-        if let Some(Value::Table(model)) = table.get_mut("model") {
-            model.remove("vocabulary");
-        }
-        toml::to_string(&table)
-    }
+    read(&table)
+        .and_then(|raw| resolve::resolve(raw, complete))
+        .map_err(|problem| {
+            ConfigError::Key(Box::new(locate(
+                problem,
+                file.to_owned(),
+                text,
+                &table,
+                &set,
+            )))
+        })
 }
 
 fn read(table: &Table) -> Result<RawConfig, Problem> {
@@ -103,14 +95,7 @@ fn translate(mut path: Vec<String>, message: &str, table: &Table) -> Problem {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     if message.starts_with("missing field") {
         path.extend(quoted.first().map(|name| (*name).to_owned()));
-        let section = path.len() == 1;
-        let rule = if section {
-            "is missing, a section that every run needs"
-        } else {
-            "is missing"
-        };
-        return Problem::new(path.join("."), rule)
-            .hint("configs/quickstart.toml shows every key with its meaning and default");
+        return Problem::missing(path.join("."));
     }
     if let ("unknown field", [name, allowed @ ..]) = (first_words(message), quoted.as_slice()) {
         if path.last().map(String::as_str) != Some(*name) {
@@ -228,7 +213,7 @@ fn leads_to(path: &str, key: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-fn find<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+pub(super) fn find<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
     let mut keys = key.split('.');
     let first = table.get(keys.next()?)?;
     keys.try_fold(first, |value, key| match value {

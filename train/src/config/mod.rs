@@ -1,13 +1,17 @@
 //! What a run does: the resolved configuration, every default filled in and every rule checked.
 //!
 //! [`load`] reads a TOML file (`raw`: what may be written), lays `--set` values over it (`overrides`), fills in
-//! defaults and checks every rule (`resolve`), and says in one sentence what is wrong (`error`).
+//! defaults and checks every rule (`resolve`), and says in one sentence what is wrong (`error`). Where a run
+//! starts from a checkpoint (`train.init`), the checkpoint decides what the file leaves out of `[model]` and
+//! `[tokenizer]`. A run writes down what it resolved, so that its resume needs no checkpoint but its own:
+//! [`load_saved`], [`load_resumed`].
 
 mod error;
 mod load;
 mod overrides;
 mod raw;
 mod resolve;
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +22,7 @@ use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 pub use error::{ConfigError, KeyError};
 pub use load::load;
+pub use saved::{load_resumed, load_saved};
 
 /// Ids of the `bytes` tokenizer: one a byte, and end of text.
 pub const BYTES_VOCABULARY: usize = 257;
@@ -25,7 +30,8 @@ pub const BYTES_VOCABULARY: usize = 257;
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunConfig {
-    /// `[model]`; its `vocabulary` is that of the tokenizer (an upper bound until a `bpe` one is trained).
+    /// `[model]`; its `vocabulary` is that of the tokenizer (an upper bound until a `bpe` one is trained), or of
+    /// the checkpoint that the run starts from.
     pub model: ModelConfig,
     /// `[tokenizer]`
     pub tokenizer: TokenizerConfig,
@@ -166,9 +172,13 @@ pub enum OnError {
 /// `[train]`
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TrainConfig {
+    /// The checkpoint that the run starts from, or a run whose newest one it is; random weights where there is
+    /// none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
     /// Optimizer steps.
     pub steps: u64,
-    /// Decides the initial weights and the order of the data.
+    /// Decides the initial weights (after an upcycling, the routers') and the order of the data.
     pub seed: u64,
     /// Sequences of `model.context` tokens that go through the model at once.
     pub micro_batch: usize,

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use firebox_model::config::{BalanceKind, ExpertsConfig, FeedForwardKind};
+use firebox_model::config::{BalanceKind, FeedForwardKind, QkNorm};
 use serde::Deserialize;
 use serde::de::{
     Deserializer, Error, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer,
@@ -16,8 +16,8 @@ use super::{DecayKind, OnError, SplitKind};
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawConfig {
-    pub model: RawModel,
-    pub tokenizer: RawTokenizer,
+    pub model: Option<RawModel>,
+    pub tokenizer: Option<RawTokenizer>,
     pub data: RawData,
     pub train: RawTrain,
     pub optimizer: RawOptimizer,
@@ -27,23 +27,41 @@ pub(super) struct RawConfig {
     pub plan: Option<RawPlan>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawModel {
-    pub layers: usize,
-    pub d_model: usize,
-    pub heads: usize,
+    pub vocabulary: Option<usize>,
+    pub layers: Option<usize>,
+    pub d_model: Option<usize>,
+    pub heads: Option<usize>,
     pub kv_heads: Option<usize>,
     pub head_dim: Option<usize>,
-    pub context: usize,
+    pub context: Option<usize>,
     pub rope_theta: Option<f64>,
     pub norm_epsilon: Option<f64>,
     pub tied_embeddings: Option<bool>,
     pub initializer_range: Option<f64>,
+    pub qk_norm: Option<QkNorm>,
     pub feed_forward: Option<FeedForwardKind>,
-    pub experts: ExpertsConfig,
+    pub dense: Option<RawDense>,
+    pub experts: Option<RawExperts>,
     #[serde(default)]
     pub router: RawRouter,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawDense {
+    pub layers: Vec<usize>,
+    pub d_ff: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawExperts {
+    pub count: Option<usize>,
+    pub per_token: Option<usize>,
+    pub d_ff: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -108,6 +126,7 @@ pub(super) struct RawSource {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawTrain {
+    pub init: Option<PathBuf>,
     pub steps: u64,
     pub seed: Option<u64>,
     pub micro_batch: Option<usize>,

@@ -1,22 +1,22 @@
 //! From what is written to what is run: defaults, and the rules across keys.
 
 mod data;
+mod init;
+mod model;
+mod tokenizer;
 
 use std::fmt::Display;
 
-use firebox_model::config::{
-    BalanceKind, FeedForwardKind, LARGEST_SIZE, ModelConfig, QkNorm, RouterConfig,
-};
-use firebox_model::tokenizer::Tokenizer;
+use firebox_model::config::{LARGEST_SIZE, ModelConfig};
 
 use super::error::Problem;
 use super::raw::{
     RawBatch, RawCheckpoint, RawConfig, RawModel, RawOptimizer, RawPlan, RawSchedule, RawTokenizer,
-    RawTrain, TokenizerKind,
+    RawTrain,
 };
 use super::{
-    BYTES_VOCABULARY, BatchRamp, CheckpointConfig, DecayKind, OptimizerConfig, PlanConfig,
-    RunConfig, SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
+    BatchRamp, CheckpointConfig, DecayKind, OptimizerConfig, PlanConfig, RunConfig, SampleConfig,
+    ScheduleConfig, TokenizerConfig, TrainConfig,
 };
 
 /// Most steps of a run: the sum over a batch ramp of this length still takes under a second.
@@ -24,9 +24,19 @@ const MOST_STEPS: u64 = 100_000_000;
 
 type Checked<T> = Result<T, Problem>;
 
-pub(super) fn resolve(raw: RawConfig) -> Checked<RunConfig> {
-    let (tokenizer, vocabulary) = tokenizer(raw.tokenizer)?;
-    let model = model(raw.model, vocabulary)?;
+/// `complete` tells that the model and the tokenizer were resolved before, so that a checkpoint to start from has
+/// nothing to add.
+pub(super) fn resolve(raw: RawConfig, complete: bool) -> Checked<RunConfig> {
+    let (tokenizer, model) = match &raw.train.init {
+        Some(init) if !complete => {
+            let origin = init::Origin::open(init)?;
+            (
+                origin.tokenizer(raw.tokenizer)?,
+                origin.model(raw.model.unwrap_or_default())?,
+            )
+        }
+        init => spelled_out(raw.tokenizer, raw.model, init.is_some())?,
+    };
     let data = data::data(raw.data)?;
     let train = train(raw.train)?;
     let optimizer = optimizer(raw.optimizer)?;
@@ -45,119 +55,33 @@ pub(super) fn resolve(raw: RawConfig) -> Checked<RunConfig> {
     })
 }
 
-/// The tokenizer and the number of its ids.
-fn tokenizer(raw: RawTokenizer) -> Checked<(TokenizerConfig, usize)> {
-    let RawTokenizer {
-        kind,
-        vocabulary,
-        path,
-        end_of_text,
-    } = raw;
-    let unused = |given: bool, key: &str, wanted: &str| {
-        let hint = format!("remove it, or set tokenizer.kind = \"{wanted}\"");
-        if given {
-            Err(without_effect(key, &format!("unless tokenizer.kind is \"{wanted}\"")).hint(hint))
-        } else {
-            Ok(())
+/// The tokenizer and the model where the configuration alone says what they are. Where the run started from a
+/// checkpoint, it says the size of the vocabulary too, and the tokenizer's file is not needed for it.
+fn spelled_out(
+    tokenizer: Option<RawTokenizer>,
+    model: Option<RawModel>,
+    from_checkpoint: bool,
+) -> Checked<(TokenizerConfig, ModelConfig)> {
+    let model = model.ok_or_else(|| Problem::missing("model"))?;
+    let tokenizer = tokenizer.ok_or_else(|| Problem::missing("tokenizer"))?;
+    let tokenizer = tokenizer::tokenizer(tokenizer)?;
+    let key = "model.vocabulary";
+    let vocabulary = match (model.vocabulary, from_checkpoint) {
+        (Some(vocabulary), true) => vocabulary,
+        (None, true) => return Err(Problem::missing(key)),
+        (Some(_), false) => {
+            return Err(without_effect(key, "without train.init")
+                .hint("remove it; the tokenizer says how many ids there are"));
         }
+        (None, false) => tokenizer::vocabulary(&tokenizer)?,
     };
-    if !matches!(kind, TokenizerKind::Bpe) {
-        unused(vocabulary.is_some(), "tokenizer.vocabulary", "bpe")?;
-    }
-    if !matches!(kind, TokenizerKind::File) {
-        unused(path.is_some(), "tokenizer.path", "file")?;
-        unused(end_of_text.is_some(), "tokenizer.end_of_text", "file")?;
-    }
-    let needed = |key: &str, kind: &str| {
-        Problem::new(
-            key,
-            format!("is missing, and tokenizer.kind = \"{kind}\" needs it"),
-        )
-    };
-    match kind {
-        TokenizerKind::Bytes => Ok((TokenizerConfig::Bytes, BYTES_VOCABULARY)),
-        TokenizerKind::Bpe => {
-            let key = "tokenizer.vocabulary";
-            let vocabulary =
-                vocabulary.ok_or_else(|| needed(key, "bpe").hint("2048 suits a small model"))?;
-            between(key, vocabulary, BYTES_VOCABULARY, LARGEST_SIZE)
-                .map_err(|problem| problem.hint("256 bytes and end of text are always ids"))?;
-            Ok((TokenizerConfig::Bpe { vocabulary }, vocabulary))
-        }
-        TokenizerKind::File => {
-            let path = path.ok_or_else(|| {
-                needed("tokenizer.path", "file").hint("path = \"tokenizer.json\"")
-            })?;
-            let hint = "such as \"<|endoftext|>\" or \"</s>\": the token that ends a document";
-            let end_of_text =
-                end_of_text.ok_or_else(|| needed("tokenizer.end_of_text", "file").hint(hint))?;
-            let opened = Tokenizer::from_file(&path, &end_of_text).map_err(|error| {
-                let hint = error.hint();
-                let problem = Problem::new("tokenizer.path", "cannot be used");
-                Problem {
-                    hint,
-                    source: Some(Box::new(error)),
-                    ..problem
-                }
-            })?;
-            Ok((
-                TokenizerConfig::File { path, end_of_text },
-                opened.vocabulary(),
-            ))
-        }
-    }
-}
-
-fn model(raw: RawModel, vocabulary: usize) -> Checked<ModelConfig> {
-    between("model.heads", raw.heads, 1, LARGEST_SIZE)?;
-    let head_dim = match raw.head_dim {
-        Some(head_dim) => head_dim,
-        None if raw.d_model.is_multiple_of(raw.heads) => raw.d_model / raw.heads,
-        None => {
-            let rule = format!(
-                "must divide model.d_model = {}, since model.head_dim is not given",
-                raw.d_model
-            );
-            return Err(Problem::new("model.heads", rule)
-                .hint("give model.head_dim, or change one of the two"));
-        }
-    };
-    let router = raw.router;
-    let model = ModelConfig {
-        vocabulary,
-        layers: raw.layers,
-        d_model: raw.d_model,
-        heads: raw.heads,
-        kv_heads: raw.kv_heads.unwrap_or(1),
-        head_dim,
-        context: raw.context,
-        rope_theta: raw.rope_theta.unwrap_or(10_000.0),
-        norm_epsilon: raw.norm_epsilon.unwrap_or(1e-5),
-        tied_embeddings: raw.tied_embeddings.unwrap_or(false),
-        initializer_range: raw.initializer_range.unwrap_or(0.02),
-        qk_norm: QkNorm::None,
-        feed_forward: raw.feed_forward.unwrap_or(FeedForwardKind::Moe),
-        dense: None,
-        experts: raw.experts,
-        router: RouterConfig {
-            normalize: router.normalize.unwrap_or(true),
-            balance: router.balance.unwrap_or(BalanceKind::PerLayer),
-            balance_coefficient: router.balance_coefficient.unwrap_or(0.01),
-            z_coefficient: router.z_coefficient.unwrap_or(0.001),
-            bias_update_rate: router.bias_update_rate.unwrap_or(0.0),
-        },
-    };
-    model.validate().map_err(|error| {
-        Problem::new(format!("model.{}", error.key), error.rule)
-            .value(error.value)
-            .hint(error.hint)
-    })?;
-    Ok(model)
+    Ok((tokenizer, model::model(model, vocabulary)?))
 }
 
 fn train(raw: RawTrain) -> Checked<TrainConfig> {
     between("train.steps", raw.steps, 1, MOST_STEPS)?;
     let train = TrainConfig {
+        init: raw.init,
         steps: raw.steps,
         seed: raw.seed.unwrap_or(0),
         micro_batch: raw.micro_batch.unwrap_or(8),

@@ -8,7 +8,7 @@ use super::load::parse;
 use super::{BatchRamp, ConfigError, RunConfig, Share, SourceKind, TokenizerConfig, load};
 use firebox_model::terminal::sentence;
 
-const SMALL: &str = r#"
+pub(super) const SMALL: &str = r#"
 [model]
 layers = 2
 d_model = 64
@@ -37,13 +37,13 @@ learning_rate = 0.001
 batch_tokens = 256
 "#;
 
-fn read(text: &str, set: &[&str]) -> Result<RunConfig, ConfigError> {
+pub(super) fn read(text: &str, set: &[&str]) -> Result<RunConfig, ConfigError> {
     let set: Vec<String> = set.iter().map(|argument| (*argument).to_owned()).collect();
-    parse(Path::new("run.toml"), text, &set)
+    parse(Path::new("run.toml"), text, &set, None)
 }
 
 /// The error and its hint, as they are printed.
-fn message(result: Result<RunConfig, ConfigError>) -> String {
+pub(super) fn message(result: Result<RunConfig, ConfigError>) -> String {
     let error = result.expect_err("is refused");
     let hint = error.hint().map(|hint| format!("\nhint: {hint}"));
     format!("{}{}", sentence(&error), hint.unwrap_or_default())
@@ -88,7 +88,7 @@ fn defaults_are_filled_in() {
 #[test]
 fn a_resolved_file_reads_back_to_the_same_run() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-    let more: [(&str, &[&str]); 6] = [
+    let more: [(&str, &[&str]); 7] = [
         ("quickstart.toml", &[]),
         ("shakespeare.toml", &[]),
         ("gpt4.toml", &[]),
@@ -107,6 +107,10 @@ fn a_resolved_file_reads_back_to_the_same_run() {
                 "data.source.0.epochs=1",
                 "schedule.batch_tokens=8192",
             ],
+        ),
+        (
+            "quickstart.toml",
+            &["model.qk_norm=head", "model.dense.layers=[0, 2]"],
         ),
         (
             "shakespeare.toml",
@@ -159,7 +163,7 @@ fn overrides_reach_every_place() {
 #[test]
 fn unknown_keys_are_named_with_the_nearest_known_one() {
     insta::assert_snapshot!(replaced("d_model = 64", "d_modle = 64"), @r"
-    run.toml:4: model.d_modle = 64 is not a known key of model; allowed are layers, d_model, heads, kv_heads, head_dim, context, rope_theta, norm_epsilon, tied_embeddings, initializer_range, feed_forward, experts, router
+    run.toml:4: model.d_modle = 64 is not a known key of model; allowed are vocabulary, layers, d_model, heads, kv_heads, head_dim, context, rope_theta, norm_epsilon, tied_embeddings, initializer_range, qk_norm, feed_forward, dense, experts, router
     hint: did you mean `d_model`?
     ");
     insta::assert_snapshot!(replaced("[optimizer]", "[optimiser]"), @r"
@@ -167,7 +171,7 @@ fn unknown_keys_are_named_with_the_nearest_known_one() {
     hint: did you mean `optimizer`?
     ");
     insta::assert_snapshot!(set(&["train.stepz=5"]), @r"
-    run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed are steps, seed, micro_batch, log_every, validate_every, validation_tokens, sample
+    run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed are init, steps, seed, micro_batch, log_every, validate_every, validation_tokens, sample
     hint: did you mean `steps`?
     ");
     insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed are count, per_token, d_ff");
@@ -297,6 +301,37 @@ fn keys_without_effect_are_refused() {
     insta::assert_snapshot!(set(&["schedule.batch_tokens={ start = 64, end = 96, ramp_steps = 0 }"]), @r"
     run.toml: schedule.batch_tokens.start = 64 (from --set) has no effect where ramp_steps is 0
     hint: write batch_tokens = 96
+    ");
+}
+
+#[test]
+fn single_layers_of_a_mixture_may_be_dense() {
+    let dense = |set: &[&str]| read(SMALL, set).unwrap().model.dense.unwrap();
+    assert_eq!(dense(&["model.dense.layers=[1]"]).d_ff, 2 * 48);
+    assert_eq!(dense(&["model.dense={ layers = [0], d_ff = 40 }"]).d_ff, 40);
+    insta::assert_snapshot!(set(&["model.dense.layers=[2]"]), @r"
+    run.toml: model.dense.layers = [2] (from --set) must be ascending numbers of layers, from 0 to 1
+    hint: [0] makes the first layer dense
+    ");
+    insta::assert_snapshot!(set(&["model.dense={ layers = [0, 1] }"]), @r#"
+    run.toml: model.dense.layers = [0, 1] (from --set) must name some of the layers and not all
+    hint: leave [model.dense] out for a mixture in every layer, or set feed_forward = "dense" for none
+    "#);
+    insta::assert_snapshot!(set(&["model.dense.d_ff=40"]), @r"
+    run.toml:2: model.dense.layers is missing
+    hint: configs/quickstart.toml shows every key with its meaning and default
+    ");
+    insta::assert_snapshot!(set(&["model.dense.layers=[0]", "model.feed_forward=dense"]), @r#"
+    run.toml: model.dense (from --set) has no effect with model.feed_forward = "dense"
+    hint: remove it, or set feed_forward = "moe"
+    "#);
+    insta::assert_snapshot!(set(&["model.qk_norm=heads"]), @r#"
+    run.toml: model.qk_norm = "heads" (from --set) must be "none" or "projection" or "head"
+    hint: did you mean `head`?
+    "#);
+    insta::assert_snapshot!(set(&["model.vocabulary=257"]), @r"
+    run.toml: model.vocabulary = 257 (from --set) has no effect without train.init
+    hint: remove it; the tokenizer says how many ids there are
     ");
 }
 

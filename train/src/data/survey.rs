@@ -1,6 +1,8 @@
 //! The first look at a run's text: how much there is, and the key that tells whether it is prepared
 //! already.
 
+use std::path::PathBuf;
+
 use firebox_model::tokenizer::Tokenizer;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -151,9 +153,16 @@ fn key(
         #[serde(skip_serializing_if = "Vec::is_empty")]
         beginning: Vec<u32>,
     }
+    let without_path = match tokenizer {
+        TokenizerConfig::File { end_of_text, .. } => TokenizerConfig::File {
+            path: PathBuf::new(),
+            end_of_text: end_of_text.clone(),
+        },
+        other => other.clone(),
+    };
     let key = Key {
         format: FORMAT,
-        tokenizer,
+        tokenizer: &without_path,
         tokenizer_file: file.map(|file| hexadecimal(&hash(file.to_json().as_bytes()))),
         validation: &data.validation,
         sources: sources

@@ -1,0 +1,148 @@
+//! A run that starts from a checkpoint: what the checkpoint decides, what may differ from it, and what follows
+//! when a dense one becomes a mixture (upcycling, arXiv 2212.05055).
+
+mod dense;
+mod mixture;
+#[cfg(test)]
+mod tests;
+mod tokenizer;
+
+use std::path::{Path, PathBuf};
+
+use firebox_model::checkpoint::{CheckpointConfig, checkpoint_folder, read_config};
+use firebox_model::config::{FeedForwardKind, ModelConfig};
+use serde::Serialize;
+use toml::Value;
+
+use super::Checked;
+use super::model::{ROUTER, checked, refuse_dense_layers, router};
+use crate::config::error::Problem;
+use crate::config::raw::RawModel;
+
+/// The longest context that a run has without being asked to; checkpoints are often made for more than a
+/// training step has memory for.
+const LONGEST_DEFAULT_CONTEXT: usize = 2048;
+
+/// Where `train.init` stands in a file.
+const KEY: &str = "train.init";
+
+/// The checkpoint that a run starts from.
+pub(super) struct Origin {
+    folder: PathBuf,
+    config: CheckpointConfig,
+}
+
+impl Origin {
+    /// Reads the `config.json` of the checkpoint that `init` means.
+    pub fn open(init: &Path) -> Checked<Self> {
+        if init.as_os_str().is_empty() {
+            return Err(Problem::new(KEY, "must not be empty")
+                .hint("leave it out to start from random weights"));
+        }
+        let unusable = || Problem::new(KEY, "cannot be used");
+        let folder = checkpoint_folder(init).map_err(|error| {
+            let hint = error.hint().unwrap_or_else(|| {
+                "a checkpoint's folder or a run's, such as runs/NAME, seen from the working directory".into()
+            });
+            unusable().caused_by(error, Some(hint))
+        })?;
+        let config = read_config(&folder).map_err(|error| {
+            let hint = error.hint();
+            unusable().caused_by(error, hint)
+        })?;
+        Ok(Self { folder, config })
+    }
+
+    /// The checkpoint's shape, with what the file says of that which may differ.
+    pub fn model(&self, raw: RawModel) -> Checked<ModelConfig> {
+        let own = &self.config.model;
+        let chosen = raw.feed_forward;
+        let shape = ModelConfig {
+            vocabulary: self.agreed("model.vocabulary", raw.vocabulary, own.vocabulary)?,
+            layers: self.agreed("model.layers", raw.layers, own.layers)?,
+            d_model: self.agreed("model.d_model", raw.d_model, own.d_model)?,
+            heads: self.agreed("model.heads", raw.heads, own.heads)?,
+            kv_heads: self.agreed("model.kv_heads", raw.kv_heads, own.kv_heads)?,
+            head_dim: self.agreed("model.head_dim", raw.head_dim, own.head_dim)?,
+            context: self.context(raw.context)?,
+            rope_theta: self.agreed("model.rope_theta", raw.rope_theta, own.rope_theta)?,
+            norm_epsilon: self.agreed("model.norm_epsilon", raw.norm_epsilon, own.norm_epsilon)?,
+            tied_embeddings: self.agreed(
+                "model.tied_embeddings",
+                raw.tied_embeddings,
+                own.tied_embeddings,
+            )?,
+            initializer_range: self.agreed(
+                "model.initializer_range",
+                raw.initializer_range,
+                own.initializer_range,
+            )?,
+            qk_norm: self.agreed("model.qk_norm", raw.qk_norm, own.qk_norm)?,
+            feed_forward: chosen.unwrap_or(own.feed_forward),
+            ..own.clone()
+        };
+        let experts = raw.experts.unwrap_or_default();
+        refuse_dense_layers(shape.feed_forward, raw.dense.as_ref())?;
+        checked(match (own.feed_forward, shape.feed_forward) {
+            (FeedForwardKind::Moe, FeedForwardKind::Dense) => {
+                let rule = format!("must be \"moe\", as in {}", self.name());
+                return Err(Problem::new("model.feed_forward", rule)
+                    .hint("only a dense checkpoint can become the other kind"));
+            }
+            (FeedForwardKind::Moe, FeedForwardKind::Moe) => ModelConfig {
+                dense: self.dense_layers(raw.dense)?,
+                experts: self.experts(experts)?,
+                router: self.router(raw.router)?,
+                ..shape
+            },
+            (FeedForwardKind::Dense, FeedForwardKind::Dense) => ModelConfig {
+                experts: self.twin(experts, chosen.is_some())?,
+                router: router(raw.router, ROUTER),
+                ..shape
+            },
+            (FeedForwardKind::Dense, FeedForwardKind::Moe) => ModelConfig {
+                dense: self.upcycled_dense_layers(raw.dense)?,
+                experts: self.upcycled_experts(experts)?,
+                router: dense::upcycled_router(raw.router)?,
+                ..shape
+            },
+        })
+    }
+
+    fn context(&self, written: Option<usize>) -> Checked<usize> {
+        let own = self.config.model.context;
+        match written {
+            Some(context) if context > own => {
+                let rule = format!("must be at most {own}, the context of {}", self.name());
+                Err(Problem::new("model.context", rule))
+            }
+            Some(context) => Ok(context),
+            None => Ok(own.min(LONGEST_DEFAULT_CONTEXT)),
+        }
+    }
+
+    /// The checkpoint's value, unless another one is written.
+    fn agreed<T: Serialize>(&self, key: &str, written: Option<T>, own: T) -> Checked<T> {
+        let as_toml = |value: &T| Value::try_from(value).expect("numbers, words and lists");
+        let shown = as_toml(&own);
+        match written {
+            Some(written) if !same(&as_toml(&written), &shown) => {
+                let rule = format!("must be {shown}, as in {}", self.name());
+                Err(Problem::new(key, rule).hint("leave it out: the checkpoint decides"))
+            }
+            _ => Ok(own),
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("the checkpoint {}", self.folder.display())
+    }
+}
+
+/// Equal, or equal to the last digits: what was written in JSON may come back by one bit off.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Float(a), Value::Float(b)) => (a - b).abs() <= 1e-12 * b.abs(),
+        _ => a == b,
+    }
+}

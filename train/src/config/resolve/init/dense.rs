@@ -1,0 +1,105 @@
+//! A dense model that stays dense, or becomes a mixture.
+
+use firebox_model::config::{DenseConfig, ExpertsConfig, RouterConfig};
+
+use super::Origin;
+use crate::config::error::Problem;
+use crate::config::raw::{RawDense, RawExperts, RawRouter};
+use crate::config::resolve::model::{ROUTER, router};
+use crate::config::resolve::{Checked, without_effect};
+
+impl Origin {
+    /// The measure of a model that is dense and stays so. As in any dense run, `count` means nothing and the
+    /// width is `d_ff × per_token`, which a file that was made for the mixture spells in its own way.
+    pub(super) fn twin(&self, raw: RawExperts, dense_is_written: bool) -> Checked<ExpertsConfig> {
+        let own = &self.config.model.experts;
+        let differs = |written: Option<usize>, own: usize| written.is_some_and(|w| w != own);
+        let mixture = [
+            ("model.experts.count", raw.count, own.count),
+            ("model.experts.per_token", raw.per_token, own.per_token),
+        ];
+        let written = mixture
+            .into_iter()
+            .find(|&(_, written, own)| differs(written, own));
+        if let Some((key, ..)) = written.filter(|_| !dense_is_written) {
+            let condition = format!("while {} is dense and stays so", self.name());
+            return Err(without_effect(key, &condition)
+                .hint("set model.feed_forward = \"moe\" to make it a mixture (upcycling)"));
+        }
+        let width = self.config.model.active_d_ff();
+        let per_token = raw.per_token.unwrap_or(own.per_token);
+        let experts = ExpertsConfig {
+            count: raw.count.unwrap_or(own.count),
+            per_token,
+            d_ff: raw.d_ff.unwrap_or(width / per_token.max(1)),
+        };
+        if experts.d_ff.saturating_mul(experts.per_token) == width {
+            return Ok(experts);
+        }
+        let rule = format!(
+            "times experts.per_token = {} must be {width}, the width of the feed-forward in {}",
+            experts.per_token,
+            self.name()
+        );
+        Err(Problem::new("model.experts.d_ff", rule).value(experts.d_ff))
+    }
+
+    /// Each expert is a copy of the one feed-forward; how many, and how many a token visits, is for the file to
+    /// say.
+    pub(super) fn upcycled_experts(&self, raw: RawExperts) -> Checked<ExpertsConfig> {
+        let needed = |key: &str, value: Option<usize>, hint: &str| {
+            value.ok_or_else(|| {
+                let rule = format!("is missing, and {} is dense", self.name());
+                Problem::new(key, rule).hint(hint)
+            })
+        };
+        let hint = "how many experts its feed-forward becomes, such as 8";
+        let count = needed("model.experts.count", raw.count, hint)?;
+        let hint = "how many of the experts a token visits, such as 2";
+        let per_token = needed("model.experts.per_token", raw.per_token, hint)?;
+        Ok(ExpertsConfig {
+            count,
+            per_token,
+            d_ff: self.copied_width("model.experts.d_ff", raw.d_ff)?,
+        })
+    }
+
+    /// Layers that stay as they are.
+    pub(super) fn upcycled_dense_layers(
+        &self,
+        raw: Option<RawDense>,
+    ) -> Checked<Option<DenseConfig>> {
+        raw.map(|raw| {
+            Ok(DenseConfig {
+                layers: raw.layers,
+                d_ff: self.copied_width("model.dense.d_ff", raw.d_ff)?,
+            })
+        })
+        .transpose()
+    }
+
+    fn copied_width(&self, key: &str, written: Option<usize>) -> Checked<usize> {
+        let width = self.config.model.active_d_ff();
+        match written {
+            Some(d_ff) if d_ff != width => {
+                let rule = format!(
+                    "must be {width}, since it is a copy of the feed-forward in {}",
+                    self.name()
+                );
+                Err(Problem::new(key, rule).hint("leave it out"))
+            }
+            _ => Ok(width),
+        }
+    }
+}
+
+pub(super) fn upcycled_router(raw: RawRouter) -> Checked<RouterConfig> {
+    if raw.normalize == Some(false) {
+        let rule = "cannot be had where a dense checkpoint becomes a mixture: its experts begin as copies of one \
+                    feed-forward, and say together what it says only if their weights add up to 1";
+        return Err(
+            Problem::new("model.router.normalize", rule).hint("remove it, or set it to true")
+        );
+    }
+    Ok(router(raw, ROUTER))
+}

@@ -1,0 +1,72 @@
+//! A mixture that stays what it is.
+
+use firebox_model::checkpoint::family::FIREBOX;
+use firebox_model::config::{BalanceKind, DenseConfig, ExpertsConfig, ModelConfig, RouterConfig};
+
+use super::Origin;
+use crate::config::error::Problem;
+use crate::config::raw::{RawDense, RawExperts, RawRouter};
+use crate::config::resolve::Checked;
+use crate::config::resolve::model::{ROUTER, router};
+
+impl Origin {
+    /// A mixture's own experts.
+    pub(super) fn experts(&self, raw: RawExperts) -> Checked<ExpertsConfig> {
+        let own = &self.config.model.experts;
+        Ok(ExpertsConfig {
+            count: self.agreed("model.experts.count", raw.count, own.count)?,
+            per_token: self.agreed("model.experts.per_token", raw.per_token, own.per_token)?,
+            d_ff: self.agreed("model.experts.d_ff", raw.d_ff, own.d_ff)?,
+        })
+    }
+
+    /// A mixture's own dense layers.
+    pub(super) fn dense_layers(&self, raw: Option<RawDense>) -> Checked<Option<DenseConfig>> {
+        match (raw, &self.config.model.dense) {
+            (None, own) => Ok(own.clone()),
+            (Some(_), None) => {
+                let rule = format!(
+                    "has no place, since {} has a mixture in every layer",
+                    self.name()
+                );
+                Err(Problem::new("model.dense", rule).hint("remove [model.dense]"))
+            }
+            (Some(raw), Some(own)) => Ok(Some(DenseConfig {
+                layers: self.agreed("model.dense.layers", Some(raw.layers), own.layers.clone())?,
+                d_ff: self.agreed("model.dense.d_ff", raw.d_ff, own.d_ff)?,
+            })),
+        }
+    }
+
+    /// A mixture's own router, but for the losses, which leave no trace in a checkpoint's weights.
+    pub(super) fn router(&self, raw: RawRouter) -> Checked<RouterConfig> {
+        let ModelConfig {
+            router: own,
+            experts,
+            ..
+        } = &self.config.model;
+        let key = "model.router.normalize";
+        let normalize = self.agreed(key, raw.normalize, own.normalize)?;
+        // One is `per_token` when balanced, the other 1; the product is to be the same.
+        let per_token = experts.per_token as f64;
+        let balance = raw.balance.unwrap_or(own.balance);
+        let balance_coefficient = match (own.balance, balance) {
+            (BalanceKind::Pooled, BalanceKind::PerLayer) => own.balance_coefficient * per_token,
+            (BalanceKind::PerLayer, BalanceKind::Pooled) => own.balance_coefficient / per_token,
+            _ => own.balance_coefficient,
+        };
+        // Hugging Face's config.json has no word for it.
+        let z_coefficient = match self.config.family == FIREBOX {
+            true => own.z_coefficient,
+            false => ROUTER.z_coefficient,
+        };
+        let otherwise = RouterConfig {
+            normalize,
+            balance,
+            balance_coefficient,
+            z_coefficient,
+            bias_update_rate: own.bias_update_rate,
+        };
+        Ok(router(raw, otherwise))
+    }
+}

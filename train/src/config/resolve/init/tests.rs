@@ -1,0 +1,294 @@
+//! What a checkpoint decides, and what it lets pass.
+
+use std::fs;
+use std::path::Path;
+
+use firebox_model::checkpoint::family::Family;
+use firebox_model::checkpoint::{CONFIG_FILE, CheckpointConfig, Precision, TOKENIZER_FILE};
+use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig};
+use firebox_model::tokenizer::{END_OF_TEXT, Tokenizer};
+
+use crate::config::load::parse;
+use crate::config::tests::{SMALL, message, read};
+use crate::config::{ConfigError, RunConfig, TokenizerConfig};
+
+const FROM: &str = r#"
+[[data.source]]
+name = "text"
+files = ["*.txt"]
+
+[train]
+init = "FOLDER"
+steps = 100
+
+[optimizer]
+learning_rate = 0.001
+
+[schedule]
+batch_tokens = 4096
+"#;
+
+/// What of a checkpoint its configuration is resolved from.
+struct Origin(tempfile::TempDir);
+
+impl Origin {
+    fn new(model: &ModelConfig) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = CheckpointConfig {
+            model: model.clone(),
+            family: Family::of(model, false),
+            end_of_text: vec![256],
+            beginning_of_text: None,
+        };
+        let text = config.to_json(Precision::F32);
+        fs::write(folder.path().join(CONFIG_FILE), text).unwrap();
+        let tokenizer = Tokenizer::bytes();
+        tokenizer.save(&folder.path().join(TOKENIZER_FILE)).unwrap();
+        Self(folder)
+    }
+
+    /// That of the small configuration with some values set.
+    fn of(set: &[&str]) -> Self {
+        Self::new(&read(SMALL, set).unwrap().model)
+    }
+
+    fn dense() -> Self {
+        Self::of(&["model.feed_forward=dense"])
+    }
+
+    fn path(&self) -> &str {
+        self.0.path().to_str().unwrap()
+    }
+
+    /// The configuration of a run that starts from it.
+    fn start(&self, set: &[&str]) -> Result<RunConfig, ConfigError> {
+        read(&FROM.replace("FOLDER", self.path()), set)
+    }
+
+    fn refusal(&self, set: &[&str]) -> String {
+        message(self.start(set)).replace(self.path(), "FOLDER")
+    }
+}
+
+#[test]
+fn a_mixture_is_taken_over() {
+    let [norm, dense] = ["model.qk_norm=head", "model.dense.layers=[0]"];
+    let settings: [&[&str]; 3] = [
+        &[],
+        &[norm, dense, "model.router.normalize=false"],
+        &[
+            "model.kv_heads=2",
+            "model.head_dim=6",
+            "model.rope_theta=5e5",
+        ],
+    ];
+    for set in settings {
+        let mut expected = read(SMALL, set).unwrap().model;
+        let origin = Origin::new(&expected);
+        let config = origin.start(&[]).unwrap();
+        // As Hugging Face spells it: pooled, and half of the coefficient for two experts a token.
+        expected.router.balance = BalanceKind::Pooled;
+        expected.router.balance_coefficient = 0.005;
+        assert_eq!(config.model, expected);
+        let tokenizer = TokenizerConfig::File {
+            path: origin.0.path().join(TOKENIZER_FILE),
+            end_of_text: END_OF_TEXT.to_owned(),
+        };
+        assert_eq!(config.tokenizer, tokenizer);
+
+        let per_layer = origin.start(&["model.router.balance=per-layer"]).unwrap();
+        assert_eq!(per_layer.model, read(SMALL, set).unwrap().model);
+        // A file that says it all says the same.
+        let more = [
+            &format!("train.init={}", origin.path()),
+            "model.router.balance=per-layer",
+        ];
+        let whole = read(SMALL, &[set, &more].concat()).unwrap();
+        assert_eq!(whole.model, per_layer.model);
+    }
+}
+
+#[test]
+fn a_dense_checkpoint_becomes_a_mixture_or_stays() {
+    let origin = Origin::dense();
+    let kept = origin.start(&[]).unwrap().model;
+    assert_eq!(kept.feed_forward, FeedForwardKind::Dense);
+    assert_eq!(kept.active_d_ff(), 96);
+    // A file that was made for the mixture may measure its dense twin in its own way.
+    let twin = [
+        "model.feed_forward=dense",
+        "model.experts={ count = 4, per_token = 2 }",
+    ];
+    assert_eq!(origin.start(&twin).unwrap().model.experts.d_ff, 48);
+
+    let mixture = [
+        "model.feed_forward=moe",
+        "model.experts.count=8",
+        "model.experts.per_token=2",
+    ];
+    let upcycled = origin.start(&mixture).unwrap().model;
+    assert_eq!(
+        (
+            upcycled.experts.count,
+            upcycled.experts.d_ff,
+            upcycled.context
+        ),
+        (8, 96, 32)
+    );
+    assert_eq!(upcycled.router, super::ROUTER);
+    let dense = "model.dense.layers=[1]";
+    let partly = origin.start(&[&mixture[..], &[dense]].concat()).unwrap();
+    assert_eq!(partly.model.dense.unwrap().d_ff, 96);
+}
+
+#[test]
+fn what_was_resolved_reads_back_with_and_without_the_checkpoint() {
+    let mixture: &[&str] = &["model.experts={ count = 4, per_token = 2 }"];
+    let cases: [(&[&str], &[&str]); 3] = [
+        (&["model.feed_forward=dense"], &[]),
+        (
+            &[
+                "model.feed_forward=dense",
+                "model.initializer_range=0.0123456789012345",
+            ],
+            &["model.feed_forward=moe", "model.context=16", mixture[0]],
+        ),
+        (&["model.router.bias_update_rate=0.01"], &["train.seed=3"]),
+    ];
+    for (shape, set) in cases {
+        let origin = Origin::of(shape);
+        let config = origin.start(set).unwrap();
+        let text = config.to_toml().unwrap();
+        assert_eq!(read(&text, &[]).unwrap(), config, "{text}");
+
+        let file = FROM.replace("FOLDER", origin.path());
+        let set: Vec<String> = set.iter().map(|&argument| argument.to_owned()).collect();
+        drop(origin);
+        assert!(read(&text, &[]).is_err());
+        let saved = text.parse().unwrap();
+        for (text, set) in [(&text, &[][..]), (&file, &set), (&file, &[])] {
+            let again = parse(Path::new("run.toml"), text, set, Some(&saved)).unwrap();
+            assert_eq!(
+                (&again.model, &again.tokenizer),
+                (&config.model, &config.tokenizer)
+            );
+        }
+        // What is written is not overruled, so that a difference is seen.
+        let longer = ["model.layers=3".to_owned()];
+        let other = parse(Path::new("run.toml"), &file, &longer, Some(&saved)).unwrap();
+        assert_eq!(other.model.layers, 3);
+    }
+}
+
+#[test]
+fn embeddings_may_be_padded_and_a_long_context_is_cut() {
+    let mut model = read(SMALL, &[]).unwrap().model;
+    model.context = 40_960;
+    model.vocabulary = 320;
+    let config = Origin::new(&model).start(&[]).unwrap();
+    assert_eq!((config.model.vocabulary, config.model.context), (320, 2048));
+    let bpe = "tokenizer={ kind = 'bpe', vocabulary = 300 }";
+    let config = Origin::new(&model).start(&[bpe]).unwrap();
+    assert_eq!(config.model.vocabulary, 320);
+    assert_eq!(config.tokenizer, TokenizerConfig::Bpe { vocabulary: 300 });
+}
+
+#[test]
+fn contradictions_name_both_values_and_the_checkpoint() {
+    let origin = Origin::of(&[]);
+    insta::assert_snapshot!(origin.refusal(&["model.layers=3"]), @r"
+    run.toml: model.layers = 3 (from --set) must be 2, as in the checkpoint FOLDER
+    hint: leave it out: the checkpoint decides
+    ");
+    insta::assert_snapshot!(origin.refusal(&["model.rope_theta=1e6"]), @r"
+    run.toml: model.rope_theta = 1000000.0 (from --set) must be 10000.0, as in the checkpoint FOLDER
+    hint: leave it out: the checkpoint decides
+    ");
+    insta::assert_snapshot!(origin.refusal(&["model.qk_norm=head"]), @r#"
+    run.toml: model.qk_norm = "head" (from --set) must be "none", as in the checkpoint FOLDER
+    hint: leave it out: the checkpoint decides
+    "#);
+    insta::assert_snapshot!(origin.refusal(&["model.context=64"]), @"run.toml: model.context = 64 (from --set) must be at most 32, the context of the checkpoint FOLDER");
+    insta::assert_snapshot!(origin.refusal(&["model.experts.count=8"]), @r"
+    run.toml: model.experts.count = 8 (from --set) must be 4, as in the checkpoint FOLDER
+    hint: leave it out: the checkpoint decides
+    ");
+    insta::assert_snapshot!(origin.refusal(&["model.dense.layers=[0]"]), @r"
+    run.toml: model.dense (from --set) has no place, since the checkpoint FOLDER has a mixture in every layer
+    hint: remove [model.dense]
+    ");
+    insta::assert_snapshot!(origin.refusal(&["model.router.normalize=false"]), @r"
+    run.toml: model.router.normalize = false (from --set) must be true, as in the checkpoint FOLDER
+    hint: leave it out: the checkpoint decides
+    ");
+    insta::assert_snapshot!(origin.refusal(&["model.feed_forward=dense"]), @r#"
+    run.toml: model.feed_forward = "dense" (from --set) must be "moe", as in the checkpoint FOLDER
+    hint: only a dense checkpoint can become the other kind
+    "#);
+    insta::assert_snapshot!(origin.refusal(&["tokenizer={ kind = 'bpe', vocabulary = 300 }"]), @r"
+    run.toml: tokenizer.vocabulary = 300 (from --set) makes 300 ids, and the checkpoint FOLDER has 257 embeddings
+    hint: leave [tokenizer] out for the checkpoint's own
+    ");
+
+    let origin = Origin::dense();
+    let mixture = [
+        "model.feed_forward=moe",
+        "model.experts={ count = 4, per_token = 2 }",
+    ];
+    let upcycled = |more| origin.refusal(&[&mixture[..], &[more]].concat());
+    insta::assert_snapshot!(upcycled("model.router.normalize=false"), @r"
+    run.toml: model.router.normalize = false (from --set) cannot be had where a dense checkpoint becomes a mixture: its experts begin as copies of one feed-forward, and say together what it says only if their weights add up to 1
+    hint: remove it, or set it to true
+    ");
+    insta::assert_snapshot!(upcycled("model.experts.d_ff=48"), @r"
+    run.toml: model.experts.d_ff = 48 (from --set) must be 96, since it is a copy of the feed-forward in the checkpoint FOLDER
+    hint: leave it out
+    ");
+    insta::assert_snapshot!(upcycled("model.experts.per_token=5"), @r"
+    run.toml: model.experts.per_token = 5 (from --set) must lie between 1 and experts.count = 4
+    hint: 2 of 8 or 2 of 16 are common; per_token = count visits them all
+    ");
+    insta::assert_snapshot!(origin.refusal(&mixture[..1]), @r"
+    run.toml: model.experts.count is missing, and the checkpoint FOLDER is dense
+    hint: how many experts its feed-forward becomes, such as 8
+    ");
+    insta::assert_snapshot!(origin.refusal(&mixture[1..]), @r#"
+    run.toml: model.experts.count = 4 (from --set) has no effect while the checkpoint FOLDER is dense and stays so
+    hint: set model.feed_forward = "moe" to make it a mixture (upcycling)
+    "#);
+    let twin = "model.experts={ count = 4, per_token = 2, d_ff = 40 }";
+    insta::assert_snapshot!(origin.refusal(&["model.feed_forward=dense", twin]), @"run.toml: model.experts.d_ff = 40 (from --set) times experts.per_token = 2 must be 96, the width of the feed-forward in the checkpoint FOLDER");
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_used_is_named() {
+    let origin = Origin::dense();
+    fs::remove_file(origin.0.path().join(TOKENIZER_FILE)).unwrap();
+    insta::assert_snapshot!(origin.refusal(&[]), @r"
+    run.toml: tokenizer is missing, and the checkpoint FOLDER has no tokenizer.json
+    hint: write [tokenizer], or copy the file that the model was trained with into the folder
+    ");
+    assert!(origin.start(&["tokenizer.kind=bytes"]).is_ok());
+    fs::write(origin.0.path().join(CONFIG_FILE), "{}").unwrap();
+    insta::assert_snapshot!(origin.refusal(&[]), @r#"run.toml:7: train.init = "FOLDER" cannot be used: FOLDER/config.json: model_type = null: Firebox reads llama, qwen3, mixtral, olmoe, qwen3_moe, firebox"#);
+    fs::remove_file(origin.0.path().join(CONFIG_FILE)).unwrap();
+    insta::assert_snapshot!(origin.refusal(&[]), @r#"
+    run.toml:7: train.init = "FOLDER" cannot be used: FOLDER is no checkpoint: it has no config.json
+    hint: a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100
+    "#);
+    insta::assert_snapshot!(origin.refusal(&["train.init="]), @r#"
+    run.toml: train.init = "" (from --set) must not be empty
+    hint: leave it out to start from random weights
+    "#);
+    insta::assert_snapshot!(origin.refusal(&["train.init=nowhere/at/all"]), @r#"
+    run.toml: train.init = "nowhere/at/all" (from --set) cannot be used: nowhere/at/all does not exist
+    hint: a checkpoint's folder or a run's, such as runs/NAME, seen from the working directory
+    "#);
+
+    let mut model = read(SMALL, &[]).unwrap().model;
+    model.vocabulary = 200;
+    insta::assert_snapshot!(Origin::new(&model).refusal(&[]), @r#"
+    run.toml:7: train.init = "FOLDER" has a tokenizer.json of 257 ids and a model of 200 embeddings
+    hint: the two are of different models; name another tokenizer under [tokenizer]
+    "#);
+}

@@ -1,0 +1,74 @@
+//! The tokenizer of a run that starts from a checkpoint.
+
+use firebox_model::checkpoint::TOKENIZER_FILE;
+use firebox_model::tokenizer::Tokenizer;
+
+use super::{KEY, Origin};
+use crate::config::TokenizerConfig;
+use crate::config::error::Problem;
+use crate::config::raw::RawTokenizer;
+use crate::config::resolve::{Checked, tokenizer};
+
+impl Origin {
+    /// The tokenizer that is written, or the checkpoint's own.
+    pub(in crate::config::resolve) fn tokenizer(
+        &self,
+        raw: Option<RawTokenizer>,
+    ) -> Checked<TokenizerConfig> {
+        let (tokenizer, ids, key) = match raw {
+            None => {
+                let (tokenizer, ids) = self.own_tokenizer()?;
+                (tokenizer, ids, KEY)
+            }
+            Some(raw) => {
+                let tokenizer = tokenizer::tokenizer(raw)?;
+                let ids = tokenizer::vocabulary(&tokenizer)?;
+                let key = match &tokenizer {
+                    TokenizerConfig::Bytes => "tokenizer.kind",
+                    TokenizerConfig::Bpe { .. } => "tokenizer.vocabulary",
+                    TokenizerConfig::File { .. } => "tokenizer.path",
+                };
+                (tokenizer, ids, key)
+            }
+        };
+        let embeddings = self.config.model.vocabulary;
+        if ids <= embeddings {
+            return Ok(tokenizer);
+        }
+        let (rule, hint) = match key {
+            KEY => (
+                format!(
+                    "has a {TOKENIZER_FILE} of {ids} ids and a model of {embeddings} embeddings"
+                ),
+                "the two are of different models; name another tokenizer under [tokenizer]",
+            ),
+            _ => (
+                format!(
+                    "makes {ids} ids, and {} has {embeddings} embeddings",
+                    self.name()
+                ),
+                "leave [tokenizer] out for the checkpoint's own",
+            ),
+        };
+        Err(Problem::new(key, rule).hint(hint))
+    }
+
+    fn own_tokenizer(&self) -> Checked<(TokenizerConfig, usize)> {
+        let path = self.folder.join(TOKENIZER_FILE);
+        if !path.exists() {
+            let rule = format!("is missing, and {} has no {TOKENIZER_FILE}", self.name());
+            return Err(Problem::new("tokenizer", rule).hint(
+                "write [tokenizer], or copy the file that the model was trained with into the folder",
+            ));
+        }
+        let opened = Tokenizer::load(&path, &self.config.end_of_text).map_err(|error| {
+            let hint = error.hint();
+            Problem::new(KEY, "has a tokenizer that cannot be used").caused_by(error, hint)
+        })?;
+        let end_of_text = opened.end_of_text_token();
+        Ok((
+            TokenizerConfig::File { path, end_of_text },
+            opened.vocabulary(),
+        ))
+    }
+}

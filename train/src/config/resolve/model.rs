@@ -1,0 +1,115 @@
+//! `[model]` of a run that starts from random weights, and what it has in common with one that does not.
+
+use firebox_model::config::{
+    BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, LARGEST_SIZE, ModelConfig, QkNorm,
+    RouterConfig,
+};
+
+use super::{Checked, between, without_effect};
+use crate::config::error::Problem;
+use crate::config::raw::{RawDense, RawExperts, RawModel, RawRouter};
+
+/// `[model.router]` where nothing else is said.
+pub(super) const ROUTER: RouterConfig = RouterConfig {
+    normalize: true,
+    balance: BalanceKind::PerLayer,
+    balance_coefficient: 0.01,
+    z_coefficient: 0.001,
+    bias_update_rate: 0.0,
+};
+
+pub(super) fn model(raw: RawModel, vocabulary: usize) -> Checked<ModelConfig> {
+    let needed = |key: &str, value: Option<usize>| {
+        value.ok_or_else(|| Problem::missing(format!("model.{key}")))
+    };
+    let layers = needed("layers", raw.layers)?;
+    let d_model = needed("d_model", raw.d_model)?;
+    let heads = needed("heads", raw.heads)?;
+    let context = needed("context", raw.context)?;
+    let RawExperts {
+        count,
+        per_token,
+        d_ff,
+    } = raw
+        .experts
+        .ok_or_else(|| Problem::missing("model.experts"))?;
+    let experts = ExpertsConfig {
+        count: needed("experts.count", count)?,
+        per_token: needed("experts.per_token", per_token)?,
+        d_ff: needed("experts.d_ff", d_ff)?,
+    };
+    between("model.heads", heads, 1, LARGEST_SIZE)?;
+    let head_dim = match raw.head_dim {
+        Some(head_dim) => head_dim,
+        None if d_model.is_multiple_of(heads) => d_model / heads,
+        None => {
+            let rule =
+                format!("must divide model.d_model = {d_model}, since model.head_dim is not given");
+            return Err(Problem::new("model.heads", rule)
+                .hint("give model.head_dim, or change one of the two"));
+        }
+    };
+    let feed_forward = raw.feed_forward.unwrap_or(FeedForwardKind::Moe);
+    refuse_dense_layers(feed_forward, raw.dense.as_ref())?;
+    checked(ModelConfig {
+        vocabulary,
+        layers,
+        d_model,
+        heads,
+        kv_heads: raw.kv_heads.unwrap_or(1),
+        head_dim,
+        context,
+        rope_theta: raw.rope_theta.unwrap_or(10_000.0),
+        norm_epsilon: raw.norm_epsilon.unwrap_or(1e-5),
+        tied_embeddings: raw.tied_embeddings.unwrap_or(false),
+        initializer_range: raw.initializer_range.unwrap_or(0.02),
+        qk_norm: raw.qk_norm.unwrap_or(QkNorm::None),
+        feed_forward,
+        dense: raw.dense.map(|dense| DenseConfig {
+            layers: dense.layers,
+            // Sizes are checked below; until then they may be of any size.
+            d_ff: dense
+                .d_ff
+                .unwrap_or_else(|| experts.d_ff.saturating_mul(experts.per_token)),
+        }),
+        experts,
+        router: router(raw.router, ROUTER),
+    })
+}
+
+/// What `[model.router]` says, and where it says nothing, `otherwise`.
+pub(super) fn router(raw: RawRouter, otherwise: RouterConfig) -> RouterConfig {
+    RouterConfig {
+        normalize: raw.normalize.unwrap_or(otherwise.normalize),
+        balance: raw.balance.unwrap_or(otherwise.balance),
+        balance_coefficient: raw
+            .balance_coefficient
+            .unwrap_or(otherwise.balance_coefficient),
+        z_coefficient: raw.z_coefficient.unwrap_or(otherwise.z_coefficient),
+        bias_update_rate: raw.bias_update_rate.unwrap_or(otherwise.bias_update_rate),
+    }
+}
+
+/// Where all layers are dense, there is no use in naming some.
+pub(super) fn refuse_dense_layers(
+    feed_forward: FeedForwardKind,
+    dense: Option<&RawDense>,
+) -> Checked<()> {
+    match (feed_forward, dense) {
+        (FeedForwardKind::Dense, Some(_)) => Err(without_effect(
+            "model.dense",
+            "with model.feed_forward = \"dense\"",
+        )
+        .hint("remove it, or set feed_forward = \"moe\"")),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn checked(model: ModelConfig) -> Checked<ModelConfig> {
+    model.validate().map_err(|error| {
+        Problem::new(format!("model.{}", error.key), error.rule)
+            .value(error.value)
+            .hint(error.hint)
+    })?;
+    Ok(model)
+}

@@ -1,0 +1,73 @@
+//! `[tokenizer]`: which keys its kind takes, and how many ids it has.
+
+use firebox_model::config::LARGEST_SIZE;
+use firebox_model::tokenizer::Tokenizer;
+
+use super::{Checked, between, without_effect};
+use crate::config::error::Problem;
+use crate::config::raw::{RawTokenizer, TokenizerKind};
+use crate::config::{BYTES_VOCABULARY, TokenizerConfig};
+
+pub(super) fn tokenizer(raw: RawTokenizer) -> Checked<TokenizerConfig> {
+    let RawTokenizer {
+        kind,
+        vocabulary,
+        path,
+        end_of_text,
+    } = raw;
+    let unused = |given: bool, key: &str, wanted: &str| {
+        let hint = format!("remove it, or set tokenizer.kind = \"{wanted}\"");
+        if given {
+            Err(without_effect(key, &format!("unless tokenizer.kind is \"{wanted}\"")).hint(hint))
+        } else {
+            Ok(())
+        }
+    };
+    if !matches!(kind, TokenizerKind::Bpe) {
+        unused(vocabulary.is_some(), "tokenizer.vocabulary", "bpe")?;
+    }
+    if !matches!(kind, TokenizerKind::File) {
+        unused(path.is_some(), "tokenizer.path", "file")?;
+        unused(end_of_text.is_some(), "tokenizer.end_of_text", "file")?;
+    }
+    let needed = |key: &str, kind: &str| {
+        Problem::new(
+            key,
+            format!("is missing, and tokenizer.kind = \"{kind}\" needs it"),
+        )
+    };
+    match kind {
+        TokenizerKind::Bytes => Ok(TokenizerConfig::Bytes),
+        TokenizerKind::Bpe => {
+            let key = "tokenizer.vocabulary";
+            let vocabulary =
+                vocabulary.ok_or_else(|| needed(key, "bpe").hint("2048 suits a small model"))?;
+            between(key, vocabulary, BYTES_VOCABULARY, LARGEST_SIZE)
+                .map_err(|problem| problem.hint("256 bytes and end of text are always ids"))?;
+            Ok(TokenizerConfig::Bpe { vocabulary })
+        }
+        TokenizerKind::File => {
+            let path = path.ok_or_else(|| {
+                needed("tokenizer.path", "file").hint("path = \"tokenizer.json\"")
+            })?;
+            let hint = "such as \"<|endoftext|>\" or \"</s>\": the token that ends a document";
+            let end_of_text =
+                end_of_text.ok_or_else(|| needed("tokenizer.end_of_text", "file").hint(hint))?;
+            Ok(TokenizerConfig::File { path, end_of_text })
+        }
+    }
+}
+
+/// Number of ids; opens the file of a `file` tokenizer. An upper bound for a `bpe` one.
+pub(super) fn vocabulary(tokenizer: &TokenizerConfig) -> Checked<usize> {
+    match tokenizer {
+        TokenizerConfig::Bytes => Ok(BYTES_VOCABULARY),
+        TokenizerConfig::Bpe { vocabulary } => Ok(*vocabulary),
+        TokenizerConfig::File { path, end_of_text } => Tokenizer::from_file(path, end_of_text)
+            .map(|opened| opened.vocabulary())
+            .map_err(|error| {
+                let hint = error.hint();
+                Problem::new("tokenizer.path", "cannot be used").caused_by(error, hint)
+            }),
+    }
+}
