@@ -205,7 +205,7 @@ fn a_checkpoint_at_fault_ends_with_1() {
     fs::write(&config, text.replace("\"mixtral\"", "\"gpt2\"")).unwrap();
     let errors = fail(1, generate);
     assert!(
-        errors.contains("model_type = \"gpt2\": Firebox reads mixtral"),
+        errors.contains("model_type = \"gpt2\": Firebox reads llama"),
         "{errors}"
     );
 }

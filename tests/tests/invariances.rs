@@ -150,8 +150,12 @@ fn decoding_with_the_cache_equals_one_forward_pass() {
 }
 
 fn mixture(config: &ModelConfig, device: &Device) -> MixtureOfExperts {
-    let Ok(mixture) =
-        MixtureOfExperts::new(config, "mixture", &mut RandomParameters { seed: 3, device });
+    let Ok(mixture) = MixtureOfExperts::new(
+        config,
+        0,
+        "mixture",
+        &mut RandomParameters { seed: 3, device },
+    );
     mixture
 }
 
@@ -278,6 +282,7 @@ fn a_mixture_whose_router_is_indifferent_is_balanced_at_one_for_every_k() {
                 .flat_map(|t| (0..per_token as u32).map(move |choice| (t + choice) % 4))
                 .collect();
             let routing = [Routing {
+                layer: 0,
                 logits: Tensor::zeros([8, 4], &device),
                 probabilities: Tensor::full([8, 4], 0.25, &device),
                 plan: firebox_model::moe::dispatch::DispatchPlan::new(&chosen, 4, per_token),

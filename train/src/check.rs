@@ -169,8 +169,13 @@ mod tests {
         let table = text.split("\nparameters\n").nth(1).unwrap();
         let (parts, rest) = table.split_once("  total ").unwrap();
         let count = |line: &str| -> u128 {
-            let counts = line.split_whitespace().filter(|word| word.contains(','));
-            counts.last().unwrap().replace(',', "").parse().unwrap()
+            let mut counts = line.split_whitespace().filter(|word| word.contains(','));
+            counts
+                .next_back()
+                .unwrap()
+                .replace(',', "")
+                .parse()
+                .unwrap()
         };
         assert!(parts.contains("  dense layers "), "{text}");
         let total = count(rest.lines().next().unwrap());

@@ -16,15 +16,16 @@ pub struct Mismatch {
 const LISTED: usize = 6;
 
 impl Mismatch {
-    /// Compares a tensor that is needed with what was found under its name.
-    pub fn expect(&mut self, name: &str, shape: &[usize], found: Option<&TensorInfo>) {
+    /// Compares a tensor that is needed with what was found under its name; says whether they agree.
+    pub fn expect(&mut self, name: &str, shape: &[usize], found: Option<&TensorInfo>) -> bool {
         match found {
             None => self.missing.push(format!("{name} {shape:?}")),
             Some(info) if info.shape != shape => self
                 .reshaped
                 .push(format!("{name} {:?} where {shape:?} is needed", info.shape)),
-            Some(_) => {}
+            Some(_) => return true,
         }
+        false
     }
 
     /// Notes a tensor that nothing needs.

@@ -102,12 +102,15 @@ impl<'a> CheckpointParameters<'a> {
 
         let mut read: BTreeMap<&str, usize> = BTreeMap::new();
         for piece in plan.values().flat_map(|planned| &planned.pieces) {
-            if let Some(length) = read.get_mut(piece.name.as_str()) {
-                *length += piece.length;
-                continue;
+            match read.get_mut(piece.name.as_str()) {
+                Some(length) => *length = length.saturating_add(piece.length),
+                None => {
+                    let found = store.info(&piece.name);
+                    let fits = mismatch.expect(&piece.name, &piece.shape, found);
+                    // One of another shape is not listed twice.
+                    read.insert(&piece.name, if fits { piece.length } else { usize::MAX });
+                }
             }
-            read.insert(&piece.name, piece.length);
-            mismatch.expect(&piece.name, &piece.shape, store.info(&piece.name));
         }
         for name in &biases {
             read.insert(name, config.experts.count);
