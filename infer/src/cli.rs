@@ -46,6 +46,9 @@ const INTERRUPTED: i32 = 130;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Threads of the CPU backends [default: one for each physical core].
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -193,6 +196,7 @@ impl Cli {
     ///
     /// What went wrong, with an exit code and often a hint.
     pub fn execute(self) -> Result<(), InferError> {
+        device::set_threads(self.threads.map(usize::from));
         match self.command {
             Command::Eval(args) => args.execute(),
             Command::Generate(args) => args.execute(),

@@ -92,6 +92,22 @@ pub fn default_name() -> &'static str {
         .map_or("flex", |(name, ..)| name)
 }
 
+/// Lets the CPU backends use so many threads; by default one for each physical core, since two on one core
+/// share its vector units. Results do not depend on the number. Must come before the first computation; later
+/// calls change nothing.
+pub fn set_threads(threads: Option<usize>) {
+    let threads = threads.unwrap_or_else(num_cpus::get_physical);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    if let Err(error) = pool.build_global() {
+        tracing::debug!("threads stay as they are: {error}");
+    }
+}
+
+/// Threads that the CPU backends use.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
 /// Every backend that Firebox knows, compiled in or not.
 pub fn backends() -> Vec<Backend> {
     BACKENDS

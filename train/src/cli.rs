@@ -1,13 +1,16 @@
 //! The command line of `cargo train`.
 
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 
 use firebox_model::device;
 use firebox_model::terminal::print;
 
+use crate::bench::{BenchOptions, bench};
 use crate::check::Report;
 use crate::config::{ConfigError, RunConfig, load, load_resumed};
 use crate::data::{self, DataError};
@@ -31,6 +34,9 @@ use crate::trainer::{self, Outcome};
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Threads of the CPU backends [default: one for each physical core].
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -53,6 +59,12 @@ enum Command {
         cargo train check configs/quickstart.toml --set model.experts.count=16\n  \
         cargo train check configs/gpt4.toml --json")]
     Check(CheckArgs),
+    /// Measure how fast a run's model trains on this machine, on random tokens: tokens/s, FLOP/s, the share of the
+    /// machine's matrix product, memory, and the same of the dense twin of equal active FLOPs.
+    #[command(after_help = "Examples:\n  \
+        cargo train bench configs/reference.toml\n  \
+        cargo train bench configs/quickstart.toml --device wgpu --steps 3 --json")]
+    Bench(BenchArgs),
 }
 
 /// Which configuration.
@@ -130,6 +142,24 @@ struct CheckArgs {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct BenchArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// What computes, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
+    #[arg(long, default_value = device::default_name())]
+    device: String,
+    /// Steps that are measured, after three that are not.
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// Leave the dense twin out.
+    #[arg(long)]
+    no_twin: bool,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -176,6 +206,7 @@ impl Cli {
     ///
     /// What went wrong, with an exit code and often a hint.
     pub fn execute(self) -> Result<(), CliError> {
+        device::set_threads(self.threads.map(usize::from));
         match self.command {
             Command::Run(args) => {
                 let outcome = trainer::run(&args.load()?, &args.options())?;
@@ -187,15 +218,28 @@ impl Cli {
             }
             Command::Check(args) => {
                 let report = Report::of(&args.config.load()?);
-                if args.json {
-                    // Numbers and strings alone: nothing in a report fails to be JSON.
-                    let json = serde_json::to_string_pretty(&report).map_err(io::Error::from)?;
-                    return Ok(print(&format!("{json}\n"))?);
-                }
-                Ok(print(&report.to_string())?)
+                present(&report, args.json)
+            }
+            Command::Bench(args) => {
+                let options = BenchOptions {
+                    device: args.device,
+                    steps: args.steps as usize,
+                    twin: !args.no_twin,
+                };
+                present(&bench(&args.config.load()?, &options)?, args.json)
             }
         }
     }
+}
+
+/// Prints a report as text or as JSON.
+fn present(report: &(impl Display + Serialize), json: bool) -> Result<(), CliError> {
+    if !json {
+        return Ok(print(&report.to_string())?);
+    }
+    // Numbers and strings alone: nothing in a report fails to be JSON.
+    let json = serde_json::to_string_pretty(report).map_err(io::Error::from)?;
+    Ok(print(&format!("{json}\n"))?)
 }
 
 /// What a run came to, for a person.

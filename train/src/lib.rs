@@ -1,5 +1,6 @@
 //! Trains Firebox models: text in, checkpoints out.
 
+pub mod bench;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -1,0 +1,250 @@
+//! `cargo train bench`: how fast a run's model trains on this machine, beside its dense twin of equal active
+//! FLOPs and beside the machine's own matrix product.
+
+mod text;
+
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::tensor::{Device, Distribution, Tensor};
+use firebox_model::accounting::Accounting;
+use firebox_model::batch::Sequence;
+use firebox_model::config::{FeedForwardKind, ModelConfig};
+use firebox_model::device;
+use firebox_model::language_model::LanguageModel;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde::Serialize;
+
+use crate::config::RunConfig;
+use crate::error::TrainError;
+use crate::gradient::forward_backward;
+use crate::optimizer::{AdamW, clip_scale};
+
+/// How to measure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BenchOptions {
+    /// What computes.
+    pub device: String,
+    /// Steps that are measured, after three that are not.
+    pub steps: usize,
+    /// Whether the dense twin is measured too.
+    pub twin: bool,
+}
+
+/// What was measured: as text through its `Display`, as JSON through serde.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Bench {
+    /// What computed.
+    pub device: String,
+    /// Threads of the CPU backends.
+    pub threads: usize,
+    /// The best of several large f32 products on this device, in FLOP/s.
+    pub matrix_peak: f64,
+    /// The model of the configuration.
+    pub model: Speed,
+    /// Its dense twin of equal active FLOPs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dense_twin: Option<Speed>,
+    /// Step time of the mixture over that of its twin: what it costs to be a mixture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tax: Option<f64>,
+}
+
+/// How fast one model trains.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Speed {
+    /// Parameters.
+    pub parameters: u128,
+    /// Parameters that one token meets.
+    pub active: u128,
+    /// Tokens of a step.
+    pub tokens_per_step: usize,
+    /// Median time of a step: forward and backward pass, clipping and optimizer.
+    pub step_seconds: f64,
+    /// Tokens a second.
+    pub tokens_per_second: f64,
+    /// Floating-point operations a second: three times those of the forward pass, attention scores of the
+    /// causal half included.
+    pub flops_per_second: f64,
+    /// The same over the matrix peak.
+    pub share_of_peak: f64,
+    /// Largest resident memory of the process up to the end of this measurement, in bytes; where the
+    /// operating system tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<u64>,
+}
+
+/// Steps that are not measured: caches, allocator and clock find their state.
+const WARM_UP: usize = 3;
+
+/// Trains on random tokens and measures.
+///
+/// # Errors
+///
+/// When the device cannot be used.
+pub fn bench(config: &RunConfig, options: &BenchOptions) -> Result<Bench, TrainError> {
+    let selected = device::select(&options.device)?;
+    let matrix_peak = matrix_peak(&selected);
+    let model = speed(config, &config.model, options.steps, matrix_peak, &selected);
+    let is_mixture = config.model.feed_forward == FeedForwardKind::Moe;
+    let dense_twin = (options.twin && is_mixture).then(|| {
+        let twin = config.model.dense_twin();
+        speed(config, &twin, options.steps, matrix_peak, &selected)
+    });
+    Ok(Bench {
+        device: options.device.clone(),
+        threads: device::threads(),
+        matrix_peak,
+        tax: dense_twin
+            .as_ref()
+            .map(|twin| model.step_seconds / twin.step_seconds),
+        model,
+        dense_twin,
+    })
+}
+
+fn speed(
+    config: &RunConfig,
+    model: &ModelConfig,
+    steps: usize,
+    matrix_peak: f64,
+    device: &Device,
+) -> Speed {
+    let accounting = Accounting::of(model);
+    let count = config.schedule.batch_tokens.sequences_at(0, model.context);
+    let mut generator = ChaCha8Rng::seed_from_u64(config.train.seed);
+    let mut trained = LanguageModel::random(model, config.train.seed, device).train();
+    let autodiff = device.clone().autodiff();
+    let mut optimizer = AdamW::default();
+    let mut seconds = Vec::with_capacity(steps);
+    for step in 0..WARM_UP + steps {
+        let sequences: Vec<Sequence> = (0..count)
+            .map(|_| random_sequence(model, &mut generator))
+            .collect();
+        let started = Instant::now();
+        let micro_batch = config.train.micro_batch;
+        let result = forward_backward(&trained, &sequences, micro_batch, &autodiff);
+        let scale = clip_scale(result.gradients.norm(), config.optimizer.clip_norm);
+        let rate = config.optimizer.learning_rate;
+        trained = optimizer.step(trained, result.gradients, scale, rate, &config.optimizer);
+        wait_for(&trained);
+        if step >= WARM_UP {
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+    }
+    let tokens = count as usize * model.context;
+    let step_seconds = median(seconds);
+    let operations = accounting.operations;
+    let per_token = operations.training + 3.0 * operations.attention_scores;
+    let flops_per_second = per_token * tokens as f64 / step_seconds;
+    Speed {
+        parameters: accounting.total,
+        active: accounting.active,
+        tokens_per_step: tokens,
+        step_seconds,
+        tokens_per_second: tokens as f64 / step_seconds,
+        flops_per_second,
+        share_of_peak: flops_per_second / matrix_peak,
+        peak_memory: peak_memory(),
+    }
+}
+
+fn random_sequence(model: &ModelConfig, generator: &mut ChaCha8Rng) -> Sequence {
+    let mut tokens: Vec<u32> = (0..=model.context)
+        .map(|_| generator.next_u32() % model.vocabulary as u32)
+        .collect();
+    let targets = tokens[1..].to_vec();
+    tokens.pop();
+    Sequence {
+        tokens,
+        targets,
+        valid: model.context,
+    }
+}
+
+/// A device may still be at work when a call returns; reading a value back waits for it.
+fn wait_for(model: &LanguageModel) {
+    let gain = model.norm.gamma.val().narrow(0, 0, 1);
+    let _ = gain.into_data();
+}
+
+/// The best of several products of square matrices, in FLOP/s.
+fn matrix_peak(device: &Device) -> f64 {
+    let speeds = [1024, 2048].into_iter().flat_map(|size| {
+        let random = || Tensor::<2>::random([size, size], Distribution::Default, device);
+        let (a, b) = (random(), random());
+        (0..6).map(move |_| {
+            let started = Instant::now();
+            let product = a.clone().matmul(b.clone());
+            let _ = product.narrow(0, 0, 1).narrow(1, 0, 1).into_data();
+            2.0 * (size as f64).powi(3) / started.elapsed().as_secs_f64()
+        })
+    });
+    speeds.fold(0.0, f64::max)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The high-water mark of the process's resident memory, which Linux keeps.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load;
+
+    #[test]
+    fn the_reference_model_is_that_of_the_readme() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/reference.toml");
+        let config = load(path.as_ref(), &[]).unwrap();
+        let accounting = Accounting::of(&config.model);
+        assert_eq!(accounting.total, 13_510_912);
+        let dense = Accounting::of(&config.model.dense_twin());
+        assert_eq!(
+            accounting.active - accounting.parameters.router,
+            dense.active
+        );
+        let sequences = config.schedule.batch_tokens.sequences_at(0, 256);
+        assert_eq!((sequences, config.train.micro_batch), (8, 8));
+    }
+
+    #[test]
+    fn a_small_model_is_measured() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/reference.toml");
+        let smaller = [
+            "model.layers=1",
+            "model.d_model=32",
+            "model.context=8",
+            "schedule.batch_tokens=16",
+        ]
+        .map(str::to_owned);
+        let config = load(path.as_ref(), &smaller).unwrap();
+        let options = BenchOptions {
+            device: device::default_name().to_owned(),
+            steps: 2,
+            twin: true,
+        };
+        let bench = bench(&config, &options).unwrap();
+        assert_eq!(bench.model.tokens_per_step, 16);
+        let twin = bench.dense_twin.as_ref().unwrap();
+        assert_eq!(
+            bench.tax,
+            Some(bench.model.step_seconds / twin.step_seconds)
+        );
+        assert!(bench.matrix_peak > bench.model.flops_per_second);
+        let text = bench.to_string();
+        assert!(
+            text.contains("tokens/s") && text.contains("mixture's tax"),
+            "{text}"
+        );
+    }
+}
