@@ -18,6 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::InferError;
+use crate::bench::{BenchOptions, bench};
 use crate::devices::Devices;
 use crate::engine::Engine;
 use crate::eval::{Text, default_context, evaluate};
@@ -81,6 +82,11 @@ enum Command {
         cargo infer export runs/quickstart --output quickstart-bf16 --dtype bf16\n  \
         cargo infer export Mixtral-8x7B --output resharded --shard-size 2GB")]
     Export(ExportArgs),
+    /// Measure how fast a checkpoint reads a prompt and writes what follows.
+    #[command(after_help = "Examples:\n  \
+        cargo infer bench runs/quickstart\n  \
+        cargo infer bench runs/quickstart --batch 8 --prompt-tokens 100 --new-tokens 20 --json")]
+    Bench(BenchArgs),
     /// List what can compute: the backends of this build, their devices, and how to get the others.
     #[command(after_help = "Example:\n  cargo infer devices --json")]
     Devices(DevicesArgs),
@@ -183,6 +189,27 @@ struct ExportArgs {
 }
 
 #[derive(Debug, Args)]
+struct BenchArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens of a prompt.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
+    prompt_tokens: usize,
+    /// Tokens that are written after it.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    new_tokens: usize,
+    /// Sequences at once.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    batch: usize,
+    /// How often; the best time counts.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    repeats: usize,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct DevicesArgs {
     /// Print a JSON array instead of a table.
     #[arg(long)]
@@ -202,6 +229,7 @@ impl Cli {
             Command::Generate(args) => args.execute(),
             Command::Trace(args) => args.execute(),
             Command::Export(args) => args.execute(),
+            Command::Bench(args) => args.execute(),
             Command::Devices(DevicesArgs { json: true }) => print_json(&Devices::find()),
             Command::Devices(DevicesArgs { json: false }) => {
                 print(&Devices::find().to_string()).map_err(InferError::Output)
@@ -320,6 +348,22 @@ impl ExportArgs {
             started.elapsed().as_secs_f64()
         );
         Ok(())
+    }
+}
+
+impl BenchArgs {
+    fn execute(self) -> Result<(), InferError> {
+        let options = BenchOptions {
+            prompt: self.prompt_tokens,
+            new: self.new_tokens,
+            batch: self.batch,
+            repeats: self.repeats,
+        };
+        let found = bench(&self.model.checkpoint, &self.model.device, options)?;
+        if self.json {
+            return print_json(&found);
+        }
+        print(&found.to_string()).map_err(InferError::Output)
     }
 }
 

@@ -90,6 +90,14 @@ pub enum InferError {
         /// The most that the model takes.
         largest: usize,
     },
+    /// More tokens than the model can hold in mind.
+    #[error("prompt and new tokens are {tokens} tokens, and the model's context has {largest}")]
+    BenchTooLong {
+        /// Of both.
+        tokens: usize,
+        /// The most that the model takes.
+        largest: usize,
+    },
     /// A folder that should be written is not empty.
     #[error("{} exists and is not empty", folder.display())]
     NotEmpty {
@@ -147,6 +155,7 @@ impl InferError {
                 "a trace reads input_ids [batch, sequence] and, for padding, attention_mask of the same shape from a safetensors file"
             }
             Self::Context { .. } => "leave --context out for the model's own, up to 2048",
+            Self::BenchTooLong { .. } => "lower --prompt-tokens or --new-tokens",
             Self::NotEmpty { .. } => "give another folder, or empty this one",
             Self::Missing { .. }
             | Self::Read { .. }
@@ -166,6 +175,7 @@ impl InferError {
             | Self::Missing { .. }
             | Self::NotAFile { .. }
             | Self::Context { .. }
+            | Self::BenchTooLong { .. }
             | Self::NotEmpty { .. }
             | Self::TraceInput { .. }
             | Self::Read { .. }

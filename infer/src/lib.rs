@@ -4,6 +4,7 @@
 //! writes down everything that it computes, and [`export`] stores it in another type or in shards.
 //! [`cli`] is the command line around them.
 
+pub mod bench;
 pub mod cli;
 pub mod devices;
 pub mod engine;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Bench, Speed};
-use crate::check::numbers::scaled;
+use crate::check::numbers::{bytes, flop, scaled};
 
 impl fmt::Display for Bench {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -13,9 +13,9 @@ impl fmt::Display for Bench {
         };
         writeln!(
             formatter,
-            "{} with {threads}; its f32 matrix product reaches {}FLOP/s\n",
+            "{} with {threads}; its f32 matrix product reaches {}/s\n",
             self.device,
-            scaled(self.matrix_peak)
+            flop(self.matrix_peak)
         )?;
         let twin = self.dense_twin.as_ref();
         let row = |formatter: &mut fmt::Formatter<'_>, name: &str, value: fn(&Speed) -> String| {
@@ -41,7 +41,9 @@ impl fmt::Display for Bench {
         row(formatter, "tokens/s", |speed| {
             format!("{:.0}", speed.tokens_per_second)
         })?;
-        row(formatter, "FLOP/s", |speed| scaled(speed.flops_per_second))?;
+        row(formatter, "operations", |speed| {
+            flop(speed.flops_per_second) + "/s"
+        })?;
         row(formatter, "share of the product", |speed| {
             format!("{:.2}", speed.share_of_peak)
         })?;
@@ -50,7 +52,7 @@ impl fmt::Display for Bench {
             let line = format!(
                 "{:<22}{:>14}",
                 "peak memory",
-                scaled(self.model.peak_memory.unwrap_or_default() as f64) + "B"
+                bytes(u128::from(self.model.peak_memory.unwrap_or_default()))
             );
             writeln!(formatter, "{line}")?;
         }

@@ -5,7 +5,7 @@ pub(crate) fn scaled(value: f64) -> String {
     prefixed(value, 1000.0, &["", "k", "M", "B", "T"])
 }
 
-pub(super) fn flop(value: f64) -> String {
+pub(crate) fn flop(value: f64) -> String {
     let units = [
         "FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP", "YFLOP",
     ];
@@ -22,7 +22,7 @@ pub(super) fn text_bytes(value: u64) -> String {
 }
 
 /// Bytes of memory, in powers of 1024.
-pub(super) fn bytes(value: u128) -> String {
+pub(crate) fn bytes(value: u128) -> String {
     prefixed(
         value as f64,
         1024.0,
