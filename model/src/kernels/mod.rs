@@ -6,6 +6,7 @@ mod exponential;
 mod grouped;
 pub mod host;
 pub mod product;
+mod rms_norm;
 mod simd;
 mod sum_of_squares;
 #[cfg(test)]
@@ -14,4 +15,5 @@ pub(crate) mod testing;
 pub use adamw::{AdamWUpdate, adamw, adamw_reference};
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
 pub use grouped::{grouped_matmul, grouped_matmul_reference};
+pub use rms_norm::{rms_norm, rms_norm_reference};
 pub use sum_of_squares::{sum_of_squares, sum_of_squares_reference};
