@@ -1,13 +1,12 @@
 //! Causal attention with shared key/value heads.
 
 use burn::module::{Module, Param};
-use burn::nn::RmsNorm;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Tensor};
 
 use crate::cache::LayerCache;
 use crate::config::{ModelConfig, QkNorm};
-use crate::norm::norm;
+use crate::norm::RmsNorm;
 use crate::parameters::{Initial, ParameterSource};
 use crate::rotary::Rotary;
 
@@ -60,7 +59,7 @@ impl Attention {
                 QkNorm::Projection => heads * head_dim,
                 QkNorm::Head => head_dim,
             };
-            norm(config, width, &format!("{path}.{name}"), source).map(Some)
+            RmsNorm::new(config, width, &format!("{path}.{name}"), source).map(Some)
         };
         Ok(Self {
             query: source.parameter(

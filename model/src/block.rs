@@ -1,7 +1,6 @@
 //! One layer: norm → attention → norm → feed-forward, each added to the residual stream.
 
 use burn::module::Module;
-use burn::nn::RmsNorm;
 use burn::tensor::{Bool, Tensor};
 
 use crate::attention::Attention;
@@ -9,7 +8,7 @@ use crate::cache::LayerCache;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
 use crate::moe::Routing;
-use crate::norm::norm;
+use crate::norm::RmsNorm;
 use crate::parameters::ParameterSource;
 use crate::rotary::Rotary;
 
@@ -40,9 +39,9 @@ impl Block {
         let path = |part: &str| format!("blocks.{layer}.{part}");
         let width = config.d_model;
         Ok(Self {
-            attention_norm: norm(config, width, &path("attention_norm"), source)?,
+            attention_norm: RmsNorm::new(config, width, &path("attention_norm"), source)?,
             attention: Attention::new(config, &path("attention"), source)?,
-            feed_forward_norm: norm(config, width, &path("feed_forward_norm"), source)?,
+            feed_forward_norm: RmsNorm::new(config, width, &path("feed_forward_norm"), source)?,
             feed_forward: FeedForward::new(config, layer, &path("feed_forward"), source)?,
         })
     }

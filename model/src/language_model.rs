@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 
 use burn::module::{Module, Param};
-use burn::nn::RmsNorm;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::block::Block;
@@ -11,7 +10,7 @@ use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
 use crate::moe::{MixtureOfExperts, Routing};
-use crate::norm::norm;
+use crate::norm::RmsNorm;
 use crate::parameters::{Initial, ParameterSource, RandomParameters};
 use crate::rotary::Rotary;
 
@@ -66,7 +65,7 @@ impl LanguageModel {
             blocks: blocks
                 .map(|layer| Block::new(config, layer, source))
                 .collect::<Result<_, _>>()?,
-            norm: norm(config, d_model, "norm", source)?,
+            norm: RmsNorm::new(config, d_model, "norm", source)?,
             head: match config.tied_embeddings {
                 true => None,
                 false => Some(source.parameter("head", [d_model, vocabulary], initial)?),

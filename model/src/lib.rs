@@ -19,7 +19,7 @@ pub mod kernels;
 pub mod language_model;
 pub mod loss;
 pub mod moe;
-mod norm;
+pub mod norm;
 pub mod parameters;
 pub mod rotary;
 pub mod terminal;

@@ -1,34 +1,11 @@
 //! The training loss: cross-entropy, plus the router's auxiliary losses.
 
-use burn::tensor::activation::log_softmax;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 
 use crate::config::{BalanceKind, ModelConfig};
+pub use crate::kernels::cross_entropy_sum;
 use crate::moe::Routing;
 use crate::moe::balance::{self, BatchLoad};
-
-/// Sum over the targets that count of `−ln p(target)`, in nats.
-///
-/// # Shapes
-///
-/// - `logits`: `[tokens, vocabulary]`
-/// - `targets`: `[tokens]`
-/// - `counted`: `[tokens]`, 1 for a target that counts and 0 for padding; `None` when all count
-/// - output: `[1]`
-pub fn cross_entropy_sum(
-    logits: Tensor<2>,
-    targets: Tensor<1, Int>,
-    counted: Option<&Tensor<1>>,
-) -> Tensor<1> {
-    let log_probabilities = log_softmax(logits, 1)
-        .gather(1, targets.unsqueeze_dim(1))
-        .squeeze_dim::<1>(1);
-    let nats = match counted {
-        Some(counted) => log_probabilities * counted.clone(),
-        None => log_probabilities,
-    };
-    -nats.sum()
-}
 
 /// The load-balancing loss of this kind over all layers; `None` for a dense model.
 ///

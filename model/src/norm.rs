@@ -1,24 +1,43 @@
 //! RMSNorm with a gain from a [`ParameterSource`].
 
-use burn::nn::RmsNorm;
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 
 use crate::config::ModelConfig;
+use crate::kernels::rms_norm;
 use crate::parameters::{Initial, ParameterSource};
 
-/// `x / √(mean(x²) + ε) ⊙ γ` over the last dimension, of `width` values (arXiv 1910.07467, eq. 4); `γ` is
-/// taken from `source`, under `path`.
-///
-/// # Errors
-///
-/// Those of the source.
-pub(crate) fn norm<S: ParameterSource>(
-    config: &ModelConfig,
-    width: usize,
-    path: &str,
-    source: &mut S,
-) -> Result<RmsNorm, S::Error> {
-    Ok(RmsNorm {
-        gamma: source.parameter(&format!("{path}.gamma"), [width], Initial::Ones)?,
-        epsilon: config.norm_epsilon,
-    })
+/// `x / √(mean(x²) + ε) ⊙ γ` over the last dimension (arXiv 1910.07467, eq. 4).
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// γ, `[width]`
+    pub gamma: Param<Tensor<1>>,
+    /// ε
+    pub epsilon: f64,
+}
+
+impl RmsNorm {
+    /// A norm of `width` values; `γ` is taken from `source`, under `path`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the source.
+    pub fn new<S: ParameterSource>(
+        config: &ModelConfig,
+        width: usize,
+        path: &str,
+        source: &mut S,
+    ) -> Result<Self, S::Error> {
+        Ok(Self {
+            gamma: source.parameter(&format!("{path}.gamma"), [width], Initial::Ones)?,
+            epsilon: config.norm_epsilon,
+        })
+    }
+
+    /// # Shapes
+    ///
+    /// - `x`, output: `[…, width]`
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        rms_norm(x, self.gamma.val(), self.epsilon)
+    }
 }

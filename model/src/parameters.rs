@@ -140,6 +140,14 @@ pub fn map<M: Module>(module: M, mapper: &mut impl MapParameter) -> M {
     })
 }
 
+/// Replaces the parameters of a model as [`map`] does. The model gives them up for that time, so that nobody
+/// else holds what the mapper is given, which can then be changed in place.
+pub fn update(model: &mut LanguageModel, mapper: &mut impl MapParameter) {
+    let Ok(without_values) = LanguageModel::new(model.config(), &mut Shapes(Vec::new()));
+    let whole = std::mem::replace(model, without_values);
+    *model = map(whole, mapper);
+}
+
 /// The path of field names that leads to a parameter. An enum's variant is no part of it, so that a
 /// parameter is called the same whatever kind of feed-forward it belongs to.
 #[derive(Default)]

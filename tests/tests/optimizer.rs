@@ -54,7 +54,7 @@ fn three_steps_follow_the_formula() {
                 .iter()
                 .map(|(path, gradient)| (path.clone(), gradient.to_data().iter::<f32>().collect()))
                 .collect();
-            model = optimizer.step(model, gradients, scale, rate, &config);
+            optimizer.step(&mut model, gradients, scale, rate, &config);
 
             let steps = step as i32 + 1;
             let [first_correction, second_correction] =

@@ -6,6 +6,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Gradients, Tensor};
 use firebox_model::batch::{Batch, Sequence};
 use firebox_model::config::{FeedForwardKind, ModelConfig};
+use firebox_model::kernels::sum_of_squares;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::loss::{auxiliary, cross_entropy_sum};
 use firebox_model::moe::balance::BatchLoad;
@@ -158,7 +159,7 @@ impl GradientSum {
         let squares: Vec<Tensor<1>> = self
             .0
             .values()
-            .map(|gradient| gradient.clone().square().sum())
+            .map(|gradient| sum_of_squares(gradient.clone()))
             .collect();
         if squares.is_empty() {
             return 0.0;

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use firebox_model::checkpoint::{CheckpointError, Mismatch, NamedTensor, TensorFile};
+use firebox_model::kernels::{AdamWUpdate, adamw};
 use firebox_model::language_model::LanguageModel;
-use firebox_model::parameters::{MapParameter, map, shapes};
+use firebox_model::parameters::{MapParameter, shapes, update};
 
 use crate::config::OptimizerConfig;
 use crate::gradient::GradientSum;
@@ -14,10 +15,7 @@ use crate::gradient::GradientSum;
 const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
 
-/// AdamW (arXiv 1711.05101, algorithm 2, with the bias correction of Adam, arXiv 1412.6980):
-///
-/// `m ← β₁ m + (1 − β₁) g`, `v ← β₂ v + (1 − β₂) g²`,
-/// `w ← (1 − η λ) w − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)`
+/// AdamW with its state; [`adamw`] has the formula.
 ///
 /// Norm gains and embeddings do not decay: shrinking them does not make the function simpler.
 #[derive(Debug, Default)]
@@ -40,26 +38,31 @@ fn decays(path: &str) -> bool {
 }
 
 impl AdamW {
-    /// Updates every parameter with its gradient times `gradient_scale` (that of clipping).
+    /// Updates every parameter with its gradient times `gradient_scale` (that of clipping); in place, where
+    /// the model's tensors are its own.
     pub fn step(
         &mut self,
-        model: LanguageModel,
+        model: &mut LanguageModel,
         gradients: GradientSum,
         gradient_scale: f64,
         learning_rate: f64,
         config: &OptimizerConfig,
-    ) -> LanguageModel {
+    ) {
         self.steps += 1;
-        let correction = |beta: f64| 1.0 - beta.powf(self.steps as f64);
-        let mut update = Update {
-            corrections: [correction(config.beta1), correction(config.beta2)],
+        let betas = [config.beta1, config.beta2];
+        let mut step = Step {
+            update: AdamWUpdate {
+                gradient_scale,
+                betas,
+                corrections: betas.map(|beta| 1.0 - beta.powf(self.steps as f64)),
+                epsilon: config.epsilon,
+                learning_rate,
+                decay: learning_rate * config.weight_decay,
+            },
             moments: &mut self.moments,
             gradients,
-            gradient_scale,
-            learning_rate,
-            config,
         };
-        map(model, &mut update)
+        update(model, &mut step);
     }
 
     /// Number of updates so far.
@@ -143,72 +146,37 @@ impl AdamW {
     }
 }
 
-struct Update<'a> {
-    corrections: [f64; 2],
+struct Step<'a> {
+    /// For parameters that decay.
+    update: AdamWUpdate,
     moments: &'a mut BTreeMap<String, Moments>,
     gradients: GradientSum,
-    gradient_scale: f64,
-    learning_rate: f64,
-    config: &'a OptimizerConfig,
 }
 
-impl MapParameter for Update<'_> {
+impl MapParameter for Step<'_> {
     fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
         let shape = value.dims();
         let weights = value.inner();
-        let elements = weights.shape().num_elements();
-        let weights = weights.reshape([elements]);
-        let zeros = || Tensor::<1>::zeros([elements], &weights.device());
-        let gradient = match self.gradients.take(path) {
-            Some(gradient) if self.gradient_scale != 1.0 => {
-                gradient.mul_scalar(self.gradient_scale)
-            }
-            Some(gradient) => gradient,
-            None => zeros(),
+        let device = weights.device();
+        let elements: usize = shape.iter().product();
+        let zeros = || Tensor::<1>::zeros([elements], &device);
+        let gradient = self.gradients.take(path).unwrap_or_else(zeros);
+        let moments = match self.moments.remove(path) {
+            Some(moments) => [moments.first, moments.second],
+            None => [zeros(), zeros()],
         };
-        let OptimizerConfig {
-            beta1,
-            beta2,
-            epsilon,
-            weight_decay,
-            ..
-        } = *self.config;
-        let (first, second) = match self.moments.remove(path) {
-            Some(moments) => (moments.first, moments.second),
-            None => (zeros(), zeros()),
+        let mut update = self.update;
+        if !decays(path) {
+            update.decay = 0.0;
+        }
+        let (weights, [first, second]) = adamw(weights, gradient, moments, &update);
+        let moments = Moments {
+            shape: shape.to_vec(),
+            first,
+            second,
         };
-        let first = first.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
-        let second = second.mul_scalar(beta2) + gradient.square().mul_scalar(1.0 - beta2);
-
-        let [first_correction, second_correction] = self.corrections;
-        let root = second
-            .clone()
-            .div_scalar(second_correction)
-            .sqrt()
-            .add_scalar(epsilon);
-        let change = first
-            .clone()
-            .div(root)
-            .mul_scalar(self.learning_rate / first_correction);
-        let decay = if decays(path) {
-            self.learning_rate * weight_decay
-        } else {
-            0.0
-        };
-        let kept = if decay > 0.0 {
-            weights.mul_scalar(1.0 - decay)
-        } else {
-            weights
-        };
-        self.moments.insert(
-            path.to_owned(),
-            Moments {
-                shape: shape.to_vec(),
-                first,
-                second,
-            },
-        );
-        Tensor::from_inner((kept - change).reshape(shape))
+        self.moments.insert(path.to_owned(), moments);
+        Tensor::from_inner(weights)
     }
 }
 

@@ -251,9 +251,8 @@ impl Run {
         let share = learning_rate_share(&config.schedule, step, config.train.steps);
         let learning_rate = config.optimizer.learning_rate * share;
         let scale = clip_scale(norm, config.optimizer.clip_norm);
-        let model = self.model.clone();
-        self.model = self.optimizer.step(
-            model,
+        self.optimizer.step(
+            &mut self.model,
             result.gradients,
             scale,
             learning_rate,

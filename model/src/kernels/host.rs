@@ -8,9 +8,20 @@
 
 use std::borrow::Cow;
 
-use burn::backend::Backend;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::Shape;
+use burn::backend::{Backend, DispatchDevice, TensorMetadata};
+use burn::tensor::{Device, Shape};
+
+/// Whether tensors of a device lie in this machine's memory, where the kernels over slices work on them.
+pub fn is_host(device: &Device) -> bool {
+    match device.clone().inner().as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => true,
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => true,
+        _ => false,
+    }
+}
 
 /// A backend whose f32 tensors lie in this machine's memory.
 pub trait Host: Backend {
@@ -19,6 +30,10 @@ pub trait Host: Backend {
 
     /// Values to be changed in place; copied only where someone else holds the tensor too.
     fn into_values(tensor: FloatTensor<Self>) -> Vec<f32>;
+
+    /// The tensor's own values, to be changed in place; copied first where someone else holds the tensor too,
+    /// or where they do not lie in row-major order.
+    fn values_mut(tensor: &mut FloatTensor<Self>) -> &mut [f32];
 
     /// A tensor of these values, which are not copied.
     fn tensor(values: Vec<f32>, shape: Shape) -> FloatTensor<Self>;
@@ -36,6 +51,17 @@ impl Host for burn::backend::Flex {
     fn into_values(tensor: FloatTensor<Self>) -> Vec<f32> {
         let data = tensor.into_data();
         data.into_vec().expect("f32, as it was made")
+    }
+
+    fn values_mut(tensor: &mut FloatTensor<Self>) -> &mut [f32] {
+        let elements = tensor.layout().num_elements();
+        // A view of a part is no whole buffer, even where its values lie side by side.
+        if tensor.layout().contiguous_offsets() != Some((0, elements))
+            || tensor.bytes().len() != elements * size_of::<f32>()
+        {
+            *tensor = Self::tensor(Self::values(tensor).into_owned(), tensor.shape());
+        }
+        tensor.storage_mut::<f32>()
     }
 
     fn tensor(values: Vec<f32>, shape: Shape) -> FloatTensor<Self> {
@@ -58,6 +84,19 @@ impl Host for burn::backend::NdArray {
 
     fn into_values(tensor: FloatTensor<Self>) -> Vec<f32> {
         Self::values(&tensor).into_owned()
+    }
+
+    fn values_mut(tensor: &mut FloatTensor<Self>) -> &mut [f32] {
+        let burn::backend::ndarray::NdArrayTensor::F32(storage) = tensor else {
+            panic!("f32, as it was made");
+        };
+        let array = storage.ensure_owned();
+        if !array.is_standard_layout() {
+            *array = array.as_standard_layout().into_owned().into_shared();
+        }
+        array
+            .as_slice_mut()
+            .expect("row-major order, as was seen to")
     }
 
     fn tensor(values: Vec<f32>, shape: Shape) -> FloatTensor<Self> {

@@ -1,7 +1,19 @@
 //! Operations that the tensor interface lacks or does slowly, each beside its plain reference.
 
+mod adamw;
+mod cross_entropy;
+mod exponential;
 mod grouped;
 pub mod host;
 pub mod product;
+mod rms_norm;
+mod simd;
+mod sum_of_squares;
+#[cfg(test)]
+pub(crate) mod testing;
 
+pub use adamw::{AdamWUpdate, adamw, adamw_reference};
+pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
 pub use grouped::{grouped_matmul, grouped_matmul_reference};
+pub use rms_norm::{rms_norm, rms_norm_reference};
+pub use sum_of_squares::{sum_of_squares, sum_of_squares_reference};

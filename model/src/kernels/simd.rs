@@ -1,0 +1,109 @@
+//! Plain loops compiled for the vector instructions of the machine that runs them, and what such loops are
+//! made of.
+//!
+//! The binaries are built for any machine of their architecture, so that a plain loop gets its oldest vector
+//! instructions. Nothing here depends on which ones are used: no product is fused with a sum, and sums are
+//! taken in an order that follows from their length alone, so that every machine computes the same bits.
+
+/// Runs `work`, compiled once for each level of vector instructions, at the widest level of this machine.
+///
+/// What is to profit must be inlined into `work`: mark the closure and the functions that it calls
+/// `#[inline(always)]`.
+#[inline(always)]
+pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(work)
+}
+
+/// Partial sums that are kept side by side; two of the widest vectors, since an addition takes its time.
+const LANES: usize = 32;
+
+/// Combines lanes by halves: the same order for each length.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// `Σ term(values[i])`
+#[inline(always)]
+pub fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane += term(value);
+        }
+    }
+    for (lane, &value) in lanes.iter_mut().zip(rest) {
+        *lane += term(value);
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// `Σ a[i] b[i] c[i]`
+#[inline(always)]
+pub fn sum_of_products(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    let (c_chunks, c_rest) = c.as_chunks::<LANES>();
+    for ((a, b), c) in a_chunks.iter().zip(b_chunks).zip(c_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] += a[lane] * b[lane] * c[lane];
+        }
+    }
+    let rest = a_rest.iter().zip(b_rest).zip(c_rest);
+    for (lane, ((a, b), c)) in lanes.iter_mut().zip(rest) {
+        *lane += a * b * c;
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// The largest value that is a number; −∞ when there is none.
+#[inline(always)]
+pub fn maximum(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, value);
+        }
+    }
+    for (lane, &value) in lanes.iter_mut().zip(rest) {
+        *lane = larger(*lane, value);
+    }
+    fold(lanes, larger)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_length(values in prop::collection::vec(-1f32..1.0, 0..150)) {
+            let exact: f64 = values.iter().map(|&value| f64::from(value)).sum();
+            prop_assert!((f64::from(sum(&values, |value| value)) - exact).abs() < 1e-5);
+            let cubes: f64 = values.iter().map(|&value| f64::from(value).powi(3)).sum();
+            let found = sum_of_products(&values, &values, &values);
+            prop_assert!((f64::from(found) - cubes).abs() < 1e-5);
+            let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            prop_assert_eq!(maximum(&values), largest);
+            let square = |value: f32| value * value;
+            let widest = vectorized(
+                #[inline(always)]
+                || sum(&values, square),
+            );
+            prop_assert_eq!(widest, sum(&values, square));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! The sum of squares: the norm of a gradient without its squares in memory.
+
+// NdArray is deprecated upstream; it is kept as an independent second opinion.
+#![allow(deprecated)]
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, backend_extension};
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+
+use super::host::{Host, is_host};
+use super::simd::{sum, vectorized};
+
+/// `Σ x²` over all values, `[1]`. The same as [`sum_of_squares_reference`], to rounding.
+///
+/// # Panics
+///
+/// When the values are on an autodiff device.
+pub fn sum_of_squares<const D: usize>(values: Tensor<D>) -> Tensor<1> {
+    if !is_host(&values.device()) {
+        return sum_of_squares_reference(values);
+    }
+    Tensor::from_dispatch(<Dispatch as SumOfSquares>::sum_of_squares(
+        values.into_dispatch(),
+    ))
+}
+
+/// [`sum_of_squares`] in plain tensor operations.
+pub fn sum_of_squares_reference<const D: usize>(values: Tensor<D>) -> Tensor<1> {
+    values.square().sum()
+}
+
+/// The CPU backends' side of [`sum_of_squares`].
+#[backend_extension(Flex: cfg(feature = "flex"), NdArray: cfg(feature = "ndarray"))]
+pub trait SumOfSquares: Backend {
+    /// See [`sum_of_squares`](super::sum_of_squares).
+    fn sum_of_squares(values: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+impl<B: Host> SumOfSquares for B {
+    fn sum_of_squares(values: FloatTensor<Self>) -> FloatTensor<Self> {
+        let sum = kernel(&B::values(&values));
+        B::tensor(vec![sum], [1].into())
+    }
+}
+
+/// Values that a thread adds at once.
+const BLOCK: usize = 1 << 14;
+
+/// Blocks add up in f64, in their order.
+fn kernel(values: &[f32]) -> f32 {
+    let blocks = values.par_chunks(BLOCK).map(|block| {
+        f64::from(vectorized(
+            #[inline(always)]
+            || sum(block, |value| value * value),
+        ))
+    });
+    let blocks: Vec<f64> = blocks.collect();
+    blocks.iter().sum::<f64>() as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::kernels::testing::{assert_close, devices, on_threads, values, wave};
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        // Sums of positive numbers, taken in another order.
+        #[test]
+        fn equals_the_reference(shape in [0usize..9, 0usize..300]) {
+            for device in devices() {
+                let input = wave(shape, 0.1, &device);
+                let slow = values(sum_of_squares_reference(input.clone()));
+                assert_close("sum", &values(sum_of_squares(input)), &slow, 1e-5)?;
+            }
+        }
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_bits() {
+        for device in devices() {
+            let device = &device;
+            on_threads(move || values(sum_of_squares(wave([100_000], 0.1, device))));
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_shows() {
+        for device in devices() {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let input = Tensor::<1>::from_floats([1.0, bad, 2.0], &device);
+                assert!(!values(sum_of_squares(input))[0].is_finite());
+            }
+        }
+    }
+}

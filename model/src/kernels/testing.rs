@@ -1,0 +1,59 @@
+//! What the tests of kernels share.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use proptest::prelude::*;
+
+use crate::device::{backends, select};
+
+/// Every device of this build.
+pub(crate) fn devices() -> Vec<Device> {
+    let compiled = backends().into_iter().filter(|backend| backend.compiled);
+    compiled
+        .map(|backend| select(backend.devices.first().expect("a device for each backend")).unwrap())
+        .collect()
+}
+
+/// Values that differ everywhere, of both signs, about 1 in size.
+pub(crate) fn wave<const D: usize>(shape: [usize; D], phase: f32, device: &Device) -> Tensor<D> {
+    let values: Vec<f32> = (0..shape.iter().product())
+        .map(|i| (i as f32 * 0.7 + phase).sin())
+        .collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// On the host.
+pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+/// That `‖found − expected‖ ≤ tolerance · ‖expected‖`.
+pub(crate) fn assert_close(
+    what: &str,
+    found: &[f32],
+    expected: &[f32],
+    tolerance: f64,
+) -> Result<(), TestCaseError> {
+    prop_assert_eq!(found.len(), expected.len(), "{}", what);
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let pairs = found.iter().zip(expected);
+    let difference = norm(&mut pairs.map(|(&a, &b)| f64::from(a) - f64::from(b)));
+    let size = norm(&mut expected.iter().map(|&b| f64::from(b)));
+    prop_assert!(
+        difference <= tolerance * size,
+        "{what}: off by {difference:.1e} of {size:.1e}"
+    );
+    Ok(())
+}
+
+/// That `work` gives the same bits on 1, 2 and 8 threads.
+pub(crate) fn on_threads(work: impl Fn() -> Vec<f32> + Send + Sync) {
+    let bits = |threads: usize| -> Vec<u32> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let found = pool.build().expect("threads").install(&work);
+        found.into_iter().map(f32::to_bits).collect()
+    };
+    let one = bits(1);
+    for threads in [2, 8] {
+        assert!(bits(threads) == one, "{threads} threads differ from one");
+    }
+}
