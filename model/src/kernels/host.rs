@@ -8,9 +8,20 @@
 
 use std::borrow::Cow;
 
-use burn::backend::Backend;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::Shape;
+use burn::backend::{Backend, DispatchDevice};
+use burn::tensor::{Device, Shape};
+
+/// Whether tensors of a device lie in this machine's memory, where the kernels over slices work on them.
+pub fn is_host(device: &Device) -> bool {
+    match device.clone().inner().as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => true,
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => true,
+        _ => false,
+    }
+}
 
 /// A backend whose f32 tensors lie in this machine's memory.
 pub trait Host: Backend {
