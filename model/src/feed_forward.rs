@@ -2,9 +2,9 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 
 use crate::config::ModelConfig;
+use crate::kernels::swiglu;
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::parameters::{Initial, ParameterSource};
 
@@ -48,8 +48,7 @@ impl DenseFeedForward {
     ///
     /// - `x`, output: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let gate = silu(x.clone().matmul(self.gate.val()));
-        (gate * x.matmul(self.up.val())).matmul(self.down.val())
+        swiglu(x, self.gate.val(), self.up.val(), self.down.val())
     }
 }
 

@@ -127,7 +127,13 @@ fn speed(
         let result = forward_backward(&trained, &sequences, micro_batch, &autodiff);
         let scale = clip_scale(result.gradients.norm(), config.optimizer.clip_norm);
         let rate = config.optimizer.learning_rate;
-        trained = optimizer.step(trained, result.gradients, scale, rate, &config.optimizer);
+        optimizer.step(
+            &mut trained,
+            result.gradients,
+            scale,
+            rate,
+            &config.optimizer,
+        );
         wait_for(&trained);
         if step >= WARM_UP {
             seconds.push(started.elapsed().as_secs_f64());

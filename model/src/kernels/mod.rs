@@ -2,6 +2,7 @@
 
 mod adamw;
 mod cross_entropy;
+mod experts;
 mod exponential;
 mod grouped;
 pub mod host;
@@ -14,6 +15,7 @@ pub(crate) mod testing;
 
 pub use adamw::{AdamWUpdate, adamw, adamw_reference};
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
+pub use experts::{experts, experts_reference, swiglu, swiglu_reference};
 pub use grouped::{grouped_matmul, grouped_matmul_reference};
 pub use rms_norm::{rms_norm, rms_norm_reference};
 pub use sum_of_squares::{sum_of_squares, sum_of_squares_reference};

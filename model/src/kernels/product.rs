@@ -1,6 +1,8 @@
 //! The f32 matrix product over slices, by the `gemm` crate, which chooses its kernel for the machine at run
 //! time (AVX-512, AVX2, NEON, plain).
 
+use std::mem::MaybeUninit;
+
 use gemm::{Parallelism, gemm};
 
 /// A matrix in a slice; value (i, j) stands at `i · row + j · column`.
@@ -89,8 +91,7 @@ pub fn product(
     output: &mut [f32],
     stride: usize,
 ) {
-    let (m, k, n) = (a.rows, a.columns, b.columns);
-    assert_eq!(k, b.rows, "[{m}, {k}] × [{}, {n}]", b.rows);
+    let (m, n) = (a.rows, b.columns);
     if m == 0 || n == 0 {
         return;
     }
@@ -99,15 +100,61 @@ pub fn product(
         "[{m}, {n}] with rows {stride} apart into {} values",
         output.len()
     );
-    // SAFETY: the three matrices lie within their slices, as was asserted when they were made and above; the
-    // output is borrowed alone, so that it overlaps neither.
+    // SAFETY: the output holds the rows, as was asserted, and is initialised and borrowed alone.
     #[allow(unsafe_code)]
+    unsafe {
+        multiply(a, b, scale, into, output.as_mut_ptr(), stride);
+    }
+}
+
+/// `output ← scale · a b` into memory without values yet, which saves filling it with zeros first. Else as
+/// [`product`].
+///
+/// `output` is row-major, without gaps; it is returned, now with values.
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn product_into_new<'a>(
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    scale: f32,
+    output: &'a mut [MaybeUninit<f32>],
+) -> &'a mut [f32] {
+    let (m, n) = (a.rows, b.columns);
+    assert_eq!(output.len(), m * n, "[{m}, {n}]");
+    // SAFETY: the output holds the rows, as was asserted, and is borrowed alone; where a product replaces,
+    // nothing is read from it and all of it is written.
+    #[allow(unsafe_code)]
+    unsafe {
+        multiply(a, b, scale, Into::Replace, output.as_mut_ptr().cast(), n);
+        output.assume_init_mut()
+    }
+}
+
+/// # Safety
+///
+/// `output` must be valid for writes of `a.rows` rows of `b.columns` values, `stride` apart, overlap neither
+/// matrix, and hold values where the product is added.
+#[allow(unsafe_code)]
+unsafe fn multiply(
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    scale: f32,
+    into: Into,
+    output: *mut f32,
+    stride: usize,
+) {
+    let (m, k, n) = (a.rows, a.columns, b.columns);
+    assert_eq!(k, b.rows, "[{m}, {k}] × [{}, {n}]", b.rows);
+    // SAFETY: both matrices lie within their slices, as was asserted when they were made; the output is the
+    // caller's promise.
     unsafe {
         gemm(
             m,
             n,
             k,
-            output.as_mut_ptr(),
+            output,
             1,
             stride as isize,
             into == Into::Add,
@@ -151,6 +198,11 @@ mod tests {
             let mut output = before.clone();
             let into = if add { Into::Add } else { Into::Replace };
             product(a, b, 0.5, into, &mut output, stride);
+            if !add && gap == 0 {
+                let mut new = Vec::with_capacity(m * n);
+                let new = product_into_new(a, b, 0.5, &mut new.spare_capacity_mut()[..m * n]);
+                prop_assert_eq!(&*new, &output[..]);
+            }
             for i in 0..m {
                 for j in 0..stride {
                     let place = i * stride + j;

@@ -1,11 +1,11 @@
-//! The experts: stacked SwiGLUs, and their product over rows sorted by expert.
+//! The experts: stacked SwiGLUs.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 
+use super::dispatch::DispatchPlan;
 use crate::config::ModelConfig;
-use crate::kernels::grouped_matmul;
+use crate::kernels;
 use crate::parameters::{Initial, ParameterSource};
 
 /// E SwiGLUs (see [`DenseFeedForward`](crate::feed_forward::DenseFeedForward)), stacked.
@@ -43,14 +43,14 @@ impl Experts {
         })
     }
 
-    /// Each expert works on its own rows, `offsets[e] .. offsets[e + 1]`.
+    /// Each token's sum of what its experts answer, by the router's weights.
     ///
     /// # Shapes
     ///
-    /// - `rows`, output: `[rows, d_model]`
-    pub fn forward(&self, rows: Tensor<2>, offsets: &[usize]) -> Tensor<2> {
-        let gate = silu(grouped_matmul(rows.clone(), self.gate.val(), offsets));
-        let up = grouped_matmul(rows, self.up.val(), offsets);
-        grouped_matmul(gate * up, self.down.val(), offsets)
+    /// - `x`, output: `[tokens, d_model]`
+    /// - `weights`: `[tokens, per_token]`
+    pub fn forward(&self, x: Tensor<2>, weights: Tensor<2>, plan: &DispatchPlan) -> Tensor<2> {
+        let (gate, up, down) = (self.gate.val(), self.up.val(), self.down.val());
+        kernels::experts(x, weights, gate, up, down, plan)
     }
 }

@@ -7,7 +7,7 @@ pub mod router;
 pub mod stats;
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use crate::config::ModelConfig;
 use crate::parameters::ParameterSource;
@@ -64,28 +64,13 @@ impl MixtureOfExperts {
     ///
     /// - `x`, output: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Routing) {
-        let [tokens, d_model] = x.dims();
-        let device = x.device();
         let choice = self.router.forward(x.clone());
         let plan = DispatchPlan::new(
             &choice.experts,
             self.router.experts(),
             self.router.per_token(),
         );
-        let indices = |values: &[u32]| {
-            let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
-            let length = values.len();
-            Tensor::<1, Int>::from_data(TensorData::new(values, [length]), &device)
-        };
-
-        let rows = x.select(0, indices(&plan.token_of_row)); // [tokens · k, d_model], by expert
-        let answers = self.experts.forward(rows, &plan.offsets);
-        let answers = answers
-            .select(0, indices(&plan.row_of_assignment)) // back in the order of tokens
-            .reshape([tokens, self.router.per_token(), d_model]);
-        let output = (answers * choice.weights.unsqueeze_dim(2))
-            .sum_dim(1)
-            .reshape([tokens, d_model]);
+        let output = self.experts.forward(x, choice.weights, &plan);
         (
             output,
             Routing {

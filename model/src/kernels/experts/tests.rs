@@ -1,0 +1,315 @@
+use burn::tensor::Device;
+use proptest::prelude::*;
+
+use super::*;
+use crate::device::{backends, select};
+
+/// Of `‖a − b‖ / ‖b‖`. Both sides add the same f32 products in another order, and their exponentials differ by
+/// 2 units in the last place.
+const TOLERANCE: f64 = 1e-5;
+
+/// Every device of this build.
+fn devices() -> Vec<Device> {
+    let compiled = backends().into_iter().filter(|backend| backend.compiled);
+    compiled
+        .map(|backend| select(backend.devices.first().expect("one for each backend")).unwrap())
+        .collect()
+}
+
+/// Values that differ everywhere, of both signs, about `size`.
+fn values(length: usize, phase: f32, size: f32) -> Vec<f32> {
+    (0..length)
+        .map(|i| (i as f32 * 0.7 + phase).sin() * size)
+        .collect()
+}
+
+/// Widths, and the experts of each token.
+#[derive(Debug, Clone)]
+struct Case {
+    d_model: usize,
+    d_ff: usize,
+    plan: DispatchPlan,
+}
+
+impl Case {
+    fn new(d_model: usize, d_ff: usize, chosen: &[u32], experts: usize, per_token: usize) -> Self {
+        Self {
+            d_model,
+            d_ff,
+            plan: DispatchPlan::new(chosen, experts, per_token),
+        }
+    }
+
+    fn tokens(&self) -> usize {
+        self.plan.token_of_row.len() / self.plan.per_token
+    }
+
+    /// x, router weights, gate, up, down.
+    fn operands(&self) -> [Vec<f32>; 5] {
+        let stack = self.plan.experts * self.d_model * self.d_ff;
+        [
+            values(self.tokens() * self.d_model, 0.1, 1.5),
+            values(self.plan.token_of_row.len(), 0.3, 1.0),
+            values(stack, 0.5, 1.0),
+            values(stack, 0.7, 1.0),
+            values(stack, 0.9, 1.0),
+        ]
+    }
+
+    fn inputs<'a>(&'a self, operands: &'a [Vec<f32>; 5]) -> Inputs<'a> {
+        let [x, weights, gate, up, down] = operands;
+        Inputs {
+            x,
+            weights,
+            gate,
+            up,
+            down,
+            plan: &self.plan,
+            d_model: self.d_model,
+            d_ff: self.d_ff,
+        }
+    }
+}
+
+type Operation =
+    fn(Tensor<2>, Tensor<2>, Tensor<3>, Tensor<3>, Tensor<3>, &DispatchPlan) -> Tensor<2>;
+
+fn data<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+/// The output without gradients, the output with them, and the gradients of a weighted sum of it for x, router
+/// weights, gate, up and down.
+fn run(operation: Operation, case: &Case, device: &Device) -> [Vec<f32>; 7] {
+    let (tokens, d_model, d_ff) = (case.tokens(), case.d_model, case.d_ff);
+    let (experts, per_token) = (case.plan.experts, case.plan.per_token);
+    let [x, weights, gate, up, down] = case.operands();
+    let tensors = |device: &Device| {
+        let matrix = |values: &Vec<f32>, shape: [usize; 2]| {
+            Tensor::<2>::from_data(TensorData::new(values.clone(), shape), device)
+        };
+        let stack = |values: &Vec<f32>, shape: [usize; 3]| {
+            Tensor::<3>::from_data(TensorData::new(values.clone(), shape), device)
+        };
+        (
+            matrix(&x, [tokens, d_model]),
+            matrix(&weights, [tokens, per_token]),
+            stack(&gate, [experts, d_model, d_ff]),
+            stack(&up, [experts, d_model, d_ff]),
+            stack(&down, [experts, d_ff, d_model]),
+        )
+    };
+    let (x, weights, gate, up, down) = tensors(device);
+    let plain = operation(x, weights, gate, up, down, &case.plan);
+
+    let device = device.clone().autodiff();
+    let (x, weights, gate, up, down) = tensors(&device);
+    let (x, weights) = (x.require_grad(), weights.require_grad());
+    let (gate, up, down) = (gate.require_grad(), up.require_grad(), down.require_grad());
+    let output = operation(
+        x.clone(),
+        weights.clone(),
+        gate.clone(),
+        up.clone(),
+        down.clone(),
+        &case.plan,
+    );
+    let factors = TensorData::new(values(tokens * d_model, 0.2, 1.0), [tokens, d_model]);
+    let gradients = (output.clone() * Tensor::from_data(factors, &device))
+        .sum()
+        .backward();
+    [
+        data(plain),
+        data(output),
+        data(x.grad(&gradients).unwrap()),
+        data(weights.grad(&gradients).unwrap()),
+        data(gate.grad(&gradients).unwrap()),
+        data(up.grad(&gradients).unwrap()),
+        data(down.grad(&gradients).unwrap()),
+    ]
+}
+
+const KINDS: [&str; 7] = [
+    "output without gradients",
+    "output",
+    "d(x)",
+    "d(weights)",
+    "d(gate)",
+    "d(up)",
+    "d(down)",
+];
+
+fn assert_close(kind: &str, found: &[f32], expected: &[f32]) -> Result<(), TestCaseError> {
+    prop_assert_eq!(found.len(), expected.len());
+    let norm = |values: &mut dyn Iterator<Item = f32>| {
+        values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+    };
+    let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+    let size = norm(&mut expected.iter().copied());
+    prop_assert!(
+        difference <= TOLERANCE * size,
+        "{}: off by {:e} of {:e}",
+        kind,
+        difference,
+        size
+    );
+    Ok(())
+}
+
+fn assert_same(case: &Case) -> Result<(), TestCaseError> {
+    for device in devices() {
+        let fast = run(experts, case, &device);
+        let slow = run(experts_reference, case, &device);
+        for ((kind, fast), slow) in KINDS.iter().zip(&fast).zip(&slow) {
+            assert_close(kind, fast, slow)?;
+        }
+    }
+    Ok(())
+}
+
+/// Experts of each token: different ones, and sometimes one expert first for all of them.
+fn cases() -> impl Strategy<Value = Case> {
+    (1usize..7, 1usize..40, 1usize..40).prop_flat_map(|(experts, d_model, d_ff)| {
+        let token = Just((0..experts as u32).collect::<Vec<_>>()).prop_shuffle();
+        (1..=experts, prop::collection::vec(token, 1..30)).prop_map(move |(per_token, tokens)| {
+            let chosen: Vec<u32> = tokens
+                .iter()
+                .flat_map(|experts| experts[..per_token].iter().copied())
+                .collect();
+            Case::new(d_model, d_ff, &chosen, experts, per_token)
+        })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn equals_the_reference(case in cases()) {
+        assert_same(&case)?;
+    }
+}
+
+#[test]
+fn one_token_one_expert_and_one_with_everything() {
+    for case in [
+        Case::new(1, 1, &[0], 1, 1),
+        Case::new(24, 40, &[3, 1], 5, 2),
+        Case::new(17, 33, &[2; 300], 4, 1),
+        Case::new(8, 300, &[1, 0, 2, 1, 0, 2], 3, 3),
+    ] {
+        assert_same(&case).unwrap();
+    }
+}
+
+#[test]
+fn several_blocks_of_rows_and_slices_of_the_hidden_width() {
+    let chosen: Vec<u32> = (0..700).flat_map(|t| [t * t % 5, 5 + t % 2]).collect();
+    assert_same(&Case::new(48, 520, &chosen, 7, 2)).unwrap();
+    assert_same(&Case::new(40, 520, &[0, 1, 2, 0, 1, 2], 3, 2)).unwrap();
+}
+
+#[test]
+fn no_tokens_at_all() {
+    let case = Case::new(6, 5, &[], 3, 2);
+    let operands = case.operands();
+    let inputs = case.inputs(&operands);
+    assert!(forward::forward(&inputs).is_empty());
+    let (output, saved) = forward::forward_saving(&inputs);
+    assert!(output.is_empty());
+    let gradients = backward::backward(&inputs, saved, &[], all());
+    assert!(gradients.x.unwrap().is_empty());
+    assert_eq!(gradients.gate.unwrap(), vec![0.0; 90]);
+}
+
+#[test]
+fn the_dense_twin_equals_its_reference() {
+    for device in devices() {
+        for tokens in [1, 2, 200] {
+            let device = device.clone().autodiff();
+            let matrix = |rows: usize, columns: usize, phase| {
+                let data = TensorData::new(values(rows * columns, phase, 1.0), [rows, columns]);
+                Tensor::<2>::from_data(data, &device).require_grad()
+            };
+            let operands = [
+                matrix(tokens, 24, 0.1),
+                matrix(24, 300, 0.2),
+                matrix(24, 300, 0.3),
+                matrix(300, 24, 0.4),
+            ];
+            let [fast, slow] = [swiglu, swiglu_reference].map(|operation| {
+                let [x, gate, up, down] = operands.clone();
+                let output = operation(x, gate, up, down);
+                let gradients = (output.clone() * output.clone()).sum().backward();
+                let mut found = vec![data(output)];
+                found.extend(operands.iter().map(|o| data(o.grad(&gradients).unwrap())));
+                found
+            });
+            for (fast, slow) in fast.iter().zip(&slow) {
+                assert_close("dense", fast, slow).unwrap();
+            }
+        }
+    }
+}
+
+const fn all() -> ByInput<bool> {
+    ByInput {
+        x: true,
+        weights: true,
+        gate: true,
+        up: true,
+        down: true,
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let chosen: Vec<u32> = (0..900).flat_map(|t| [t * t % 3, 3 + t % 2]).collect();
+    let case = Case::new(40, 136, &chosen, 6, 2);
+    let operands = case.operands();
+    let gradient = values(900 * 40, 0.2, 1.0);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.unwrap().install(|| {
+            let inputs = case.inputs(&operands);
+            let plain = forward::forward(&inputs);
+            let (output, saved) = forward::forward_saving(&inputs);
+            let gradients = backward::backward(&inputs, saved, &gradient, all());
+            (plain, output, gradients)
+        })
+    };
+    let one = run(1);
+    assert!(one == run(2) && one == run(8));
+}
+
+#[test]
+fn gradients_that_nobody_wants_are_not_computed() {
+    let case = Case::new(6, 5, &[0, 2, 2, 1], 3, 2);
+    let operands = case.operands();
+    let inputs = case.inputs(&operands);
+    let gradient = values(12, 0.2, 1.0);
+    let run = |wanted| {
+        let (_, saved) = forward::forward_saving(&inputs);
+        backward::backward(&inputs, saved, &gradient, wanted)
+    };
+    let whole = run(all());
+    let up = run(ByInput {
+        up: true,
+        ..ByInput::default()
+    });
+    assert_eq!(up.up, whole.up);
+    assert!(up.x.is_none() && up.weights.is_none() && up.gate.is_none() && up.down.is_none());
+}
+
+#[test]
+#[should_panic(expected = "router weights of 2 tokens")]
+fn shapes_that_do_not_fit_are_refused() {
+    let device = devices().remove(0);
+    let stack = || Tensor::zeros([3, 4, 4], &device);
+    let plan = DispatchPlan::new(&[0, 1, 2, 0], 3, 2);
+    let (x, weights) = (
+        Tensor::zeros([2, 4], &device),
+        Tensor::zeros([2, 1], &device),
+    );
+    let _ = experts(x, weights, stack(), stack(), stack(), &plan);
+}
