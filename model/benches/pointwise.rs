@@ -4,17 +4,25 @@
 use std::hint::black_box;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use divan::{Bencher, bench, bench_group};
+use divan::Bencher;
 use firebox_model::kernels::{
     AdamWUpdate, adamw, adamw_reference, cross_entropy_sum, cross_entropy_sum_reference, rms_norm,
     rms_norm_reference, sum_of_squares, sum_of_squares_reference,
 };
 
-// As the binaries have it.
+// Memory is kept, as the training binary keeps it.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// `mi_option_purge_delay`, which the bindings lack a name for.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
 fn main() {
+    // SAFETY: sets a number of the allocator, before any other thread runs.
+    #[allow(unsafe_code)]
+    unsafe {
+        libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
+    }
     divan::main();
 }
 
@@ -28,7 +36,7 @@ fn wave<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-#[bench_group]
+#[divan::bench_group]
 mod rms_norm_2048_by_256 {
     use super::*;
 
@@ -52,18 +60,18 @@ mod rms_norm_2048_by_256 {
         }
     }
 
-    #[bench(args = PASSES)]
+    #[divan::bench(args = PASSES)]
     fn kernel(bencher: Bencher, pass: &str) {
         run(bencher, pass, rms_norm);
     }
 
-    #[bench(args = PASSES)]
+    #[divan::bench(args = PASSES)]
     fn reference(bencher: Bencher, pass: &str) {
         run(bencher, pass, rms_norm_reference);
     }
 }
 
-#[bench_group]
+#[divan::bench_group]
 mod cross_entropy_of_2048 {
     use super::*;
 
@@ -98,18 +106,18 @@ mod cross_entropy_of_2048 {
         (PASSES[1], 4096),
     ];
 
-    #[bench(args = CASES)]
+    #[divan::bench(args = CASES)]
     fn kernel(bencher: Bencher, case: (&str, usize)) {
         run(bencher, case, cross_entropy_sum);
     }
 
-    #[bench(args = CASES)]
+    #[divan::bench(args = CASES)]
     fn reference(bencher: Bencher, case: (&str, usize)) {
         run(bencher, case, cross_entropy_sum_reference);
     }
 }
 
-#[bench_group]
+#[divan::bench_group]
 mod adamw_of_4_million {
     use super::*;
 
@@ -135,28 +143,28 @@ mod adamw_of_4_million {
         });
     }
 
-    #[bench]
+    #[divan::bench]
     fn kernel(bencher: Bencher) {
         run(bencher, adamw);
     }
 
-    #[bench]
+    #[divan::bench]
     fn reference(bencher: Bencher) {
         run(bencher, adamw_reference);
     }
 }
 
-#[bench_group]
+#[divan::bench_group]
 mod sum_of_squares_of_4_million {
     use super::*;
 
-    #[bench]
+    #[divan::bench]
     fn kernel(bencher: Bencher) {
         let values = wave([1 << 22], &Device::flex());
         bencher.bench_local(|| black_box(sum_of_squares(values.clone())));
     }
 
-    #[bench]
+    #[divan::bench]
     fn reference(bencher: Bencher) {
         let values = wave([1 << 22], &Device::flex());
         bencher.bench_local(|| black_box(sum_of_squares_reference(values.clone())));

@@ -97,3 +97,48 @@ fn three_steps_follow_the_formula() {
         }
     }
 }
+
+/// Where each parameter's values lie.
+#[cfg(feature = "flex")]
+fn addresses(model: &LanguageModel) -> BTreeMap<String, usize> {
+    use burn::backend::DispatchTensorKind;
+
+    struct Collect(BTreeMap<String, usize>);
+    impl VisitParameter for Collect {
+        fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
+            let DispatchTensorKind::Flex(tensor) = parameter.val().inner().into_dispatch().kind
+            else {
+                panic!("{path} is on flex");
+            };
+            let address = tensor.as_float().bytes().as_ptr() as usize;
+            self.0.insert(path.to_owned(), address);
+        }
+    }
+    let mut collect = Collect(BTreeMap::new());
+    visit(model, &mut collect);
+    collect.0
+}
+
+#[cfg(feature = "flex")]
+#[test]
+fn weights_change_where_they_are() {
+    let config = OptimizerConfig {
+        learning_rate: 0.0,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        clip_norm: 1.0,
+    };
+    let device = burn::tensor::Device::flex().autodiff();
+    let mut model = model(&tiny(), &device).train();
+    let mut optimizer = AdamW::default();
+    let text = sequences(&tiny(), 2, 12, &[]);
+    let (start, values) = (addresses(&model), weights(&model));
+    for _ in 0..2 {
+        let gradients = forward_backward(&model, &text, 1, &device).gradients;
+        optimizer.step(&mut model, gradients, 1.0, 1e-2, &config);
+    }
+    assert_eq!(addresses(&model), start);
+    assert_ne!(weights(&model), values);
+}
