@@ -13,6 +13,15 @@ use firebox_train::config::OptimizerConfig;
 use firebox_train::gradient::forward_backward;
 use firebox_train::optimizer::AdamW;
 
+const CONFIG: OptimizerConfig = OptimizerConfig {
+    learning_rate: 0.0, // that of each step is given to it
+    beta1: 0.9,
+    beta2: 0.95,
+    epsilon: 1e-8,
+    weight_decay: 0.1,
+    clip_norm: 1.0,
+};
+
 /// Every parameter's values, by path.
 fn weights(model: &LanguageModel) -> BTreeMap<String, Vec<f32>> {
     struct Collect(BTreeMap<String, Vec<f32>>);
@@ -29,14 +38,6 @@ fn weights(model: &LanguageModel) -> BTreeMap<String, Vec<f32>> {
 
 #[test]
 fn three_steps_follow_the_formula() {
-    let config = OptimizerConfig {
-        learning_rate: 0.0, // that of each step is given to it
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.1,
-        clip_norm: 1.0,
-    };
     for (name, device) in devices::all() {
         let device = device.autodiff();
         let mut model = model(&tiny(), &device).train();
@@ -54,7 +55,7 @@ fn three_steps_follow_the_formula() {
                 .iter()
                 .map(|(path, gradient)| (path.clone(), gradient.to_data().iter::<f32>().collect()))
                 .collect();
-            optimizer.step(&mut model, gradients, scale, rate, &config);
+            optimizer.step(&mut model, gradients, scale, rate, &CONFIG);
 
             let steps = step as i32 + 1;
             let [first_correction, second_correction] =
@@ -122,14 +123,6 @@ fn addresses(model: &LanguageModel) -> BTreeMap<String, usize> {
 #[cfg(feature = "flex")]
 #[test]
 fn weights_change_where_they_are() {
-    let config = OptimizerConfig {
-        learning_rate: 0.0,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.1,
-        clip_norm: 1.0,
-    };
     let device = burn::tensor::Device::flex().autodiff();
     let mut model = model(&tiny(), &device).train();
     let mut optimizer = AdamW::default();
@@ -137,7 +130,7 @@ fn weights_change_where_they_are() {
     let (start, values) = (addresses(&model), weights(&model));
     for _ in 0..2 {
         let gradients = forward_backward(&model, &text, 1, &device).gradients;
-        optimizer.step(&mut model, gradients, 1.0, 1e-2, &config);
+        optimizer.step(&mut model, gradients, 1.0, 1e-2, &CONFIG);
     }
     assert_eq!(addresses(&model), start);
     assert_ne!(weights(&model), values);

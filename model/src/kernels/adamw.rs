@@ -83,7 +83,7 @@ pub fn adamw_reference<const D: usize>(
 /// The CPU backends' side of [`adamw`].
 #[backend_extension(Flex: cfg(feature = "flex"), NdArray: cfg(feature = "ndarray"))]
 pub trait AdamW: Backend {
-    /// See [`adamw`](super::adamw); the weights and the moments after the update.
+    /// See [`adamw`]; the weights and the moments after the update.
     fn adamw(
         weights: FloatTensor<Self>,
         gradient: FloatTensor<Self>,

@@ -71,7 +71,7 @@ fn check<const D: usize>(x: &Tensor<D>, gamma: &Tensor<1>) {
     Autodiff
 )]
 pub trait RmsNorm: Backend {
-    /// See [`rms_norm`](super::rms_norm).
+    /// See [`rms_norm`].
     fn rms_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self>;
 }
 

@@ -33,7 +33,7 @@ pub fn sum_of_squares_reference<const D: usize>(values: Tensor<D>) -> Tensor<1> 
 /// The CPU backends' side of [`sum_of_squares`].
 #[backend_extension(Flex: cfg(feature = "flex"), NdArray: cfg(feature = "ndarray"))]
 pub trait SumOfSquares: Backend {
-    /// See [`sum_of_squares`](super::sum_of_squares).
+    /// See [`sum_of_squares`].
     fn sum_of_squares(values: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
