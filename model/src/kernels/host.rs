@@ -10,7 +10,17 @@ use std::borrow::Cow;
 
 use burn::backend::Backend;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::Shape;
+use burn::tensor::{Device, Shape};
+
+/// Whether tensors of this device, with or without autodiff, are those of a [`Host`].
+pub fn is_host(device: &Device) -> bool {
+    let mut hosts: Vec<Device> = Vec::new();
+    #[cfg(feature = "flex")]
+    hosts.push(Device::flex());
+    #[cfg(feature = "ndarray")]
+    hosts.push(Device::ndarray());
+    hosts.contains(device)
+}
 
 /// A backend whose f32 tensors lie in this machine's memory.
 pub trait Host: Backend {
