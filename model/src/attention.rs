@@ -1,11 +1,11 @@
 //! Causal attention with shared key/value heads.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Tensor};
 
 use crate::cache::LayerCache;
 use crate::config::{ModelConfig, QkNorm};
+use crate::kernels::{causal_attention, masked_attention, split_heads};
 use crate::norm::RmsNorm;
 use crate::parameters::{Initial, ParameterSource};
 use crate::rotary::Rotary;
@@ -96,7 +96,8 @@ impl Attention {
     /// # Shapes
     ///
     /// - `x`, output: `[batch · new, d_model]`, the new positions of a sequence side by side
-    /// - `mask`: `[batch or 1, 1, new, all]`, true where a new position must not see; `None` hides nothing
+    /// - `mask`: `[batch or 1, 1, new, all]`, true where a new position must not see; `None` hides what comes
+    ///   later
     pub fn forward(
         &self,
         x: Tensor<2>,
@@ -105,52 +106,39 @@ impl Attention {
         mask: Option<&Tensor<4, Bool>>,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<2> {
-        let [tokens, _] = x.dims();
-        let new = tokens / batch;
-        let Self {
-            heads,
-            kv_heads,
-            head_dim,
-            ..
-        } = *self;
-        let group = heads / kv_heads;
-        let split =
-            |x: Tensor<2>, heads: usize| x.reshape([batch, new, heads, head_dim]).swap_dims(1, 2);
-        let normed = |x: Tensor<2>, heads: usize, norm: &Option<RmsNorm>| match norm {
-            Some(norm) if self.qk_norm == QkNorm::Projection => split(norm.forward(x), heads),
-            Some(norm) => norm.forward(split(x, heads)),
-            None => split(x, heads),
-        };
+        let query = x.clone().matmul(self.query.val());
+        let query = self.normed(query, self.heads, &self.query_norm);
+        let key = x.clone().matmul(self.key.val());
+        let key = self.normed(key, self.kv_heads, &self.key_norm);
+        let value = x.matmul(self.value.val());
 
-        let query = normed(x.clone().matmul(self.query.val()), heads, &self.query_norm);
-        let key = normed(x.clone().matmul(self.key.val()), kv_heads, &self.key_norm);
-        let value = split(x.matmul(self.value.val()), kv_heads);
-        let query = rotary.apply(query).mul_scalar((head_dim as f64).powf(-0.5));
-        let key = rotary.apply(key);
-        let (key, value) = match cache {
-            Some(cache) => cache.append(key, value),
-            None => (key, value),
+        let split = |x: Tensor<2>| split_heads(x, batch, self.head_dim);
+        let turned = |x: Tensor<2>| rotary.apply(split(x));
+        let attended = match (mask, cache) {
+            (None, None) => causal_attention(query, key, value, batch, rotary),
+            (None, Some(cache)) if cache.is_empty() => {
+                cache.append(turned(key.clone()), split(value.clone()));
+                causal_attention(query, key, value, batch, rotary)
+            }
+            (mask, Some(cache)) => {
+                let (keys, values) = cache.append(turned(key), split(value));
+                masked_attention(turned(query), keys, values, mask)
+            }
+            (mask, None) => masked_attention(turned(query), turned(key), split(value), mask),
         };
-        let [_, _, all, _] = key.dims();
+        attended.matmul(self.output.val())
+    }
 
-        // The query heads that share a key/value head stand under each other, so that the product reads
-        // each key once and nothing is repeated.
-        let query = query.reshape([batch, kv_heads, group * new, head_dim]);
-        let mut scores = query
-            .matmul(key.swap_dims(2, 3))
-            .reshape([batch, heads, new, all]);
-        if let Some(mask) = mask {
-            let mask = mask.clone().expand([batch, heads, new, all]);
-            scores = scores.mask_fill(mask, f32::NEG_INFINITY);
+    /// Queries or keys after their norm, where there is one.
+    fn normed(&self, x: Tensor<2>, heads: usize, norm: &Option<RmsNorm>) -> Tensor<2> {
+        let [tokens, width] = x.dims();
+        match norm {
+            Some(norm) if self.qk_norm == QkNorm::Projection => norm.forward(x),
+            Some(norm) => {
+                let by_head = x.reshape([tokens * heads, self.head_dim]);
+                norm.forward(by_head).reshape([tokens, width])
+            }
+            None => x,
         }
-        let attended = softmax(scores, 3)
-            .reshape([batch, kv_heads, group * new, all])
-            .matmul(value);
-        let attended = attended
-            .reshape([batch, heads, new, head_dim])
-            .swap_dims(1, 2);
-        attended
-            .reshape([tokens, heads * head_dim])
-            .matmul(self.output.val())
     }
 }

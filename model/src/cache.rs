@@ -13,6 +13,11 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
+    /// Whether it holds no position yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
     /// Adds the keys and values of new positions, and returns those of all positions so far.
     ///
     /// # Shapes

@@ -223,12 +223,7 @@ impl LanguageModel {
         );
         let device = tokens.device();
         let rotary = Rotary::new(past, new, config.head_dim, config.rope_theta, &device);
-        let mask = match valid {
-            Some(valid) => Some(padding_mask(valid, batch, new, &device)),
-            None => (new > 1).then(|| {
-                Tensor::<2, Bool>::tril_mask([new, past + new], past as i64, &device).unsqueeze()
-            }),
-        };
+        let mask = valid.map(|valid| padding_mask(valid, batch, new, &device));
 
         let mut x = self.embedding.val().select(0, tokens.flatten::<1>(0, 1));
         observe(&x);

@@ -33,6 +33,21 @@ impl Rotary {
         }
     }
 
+    /// Positions of the tables.
+    pub fn positions(&self) -> usize {
+        self.cosines.dims()[0]
+    }
+
+    /// Values of a head.
+    pub fn head_dim(&self) -> usize {
+        2 * self.cosines.dims()[1]
+    }
+
+    /// Cosines and sines, each `[positions, head_dim / 2]`.
+    pub fn tables(&self) -> (Tensor<2>, Tensor<2>) {
+        (self.cosines.clone(), self.sines.clone())
+    }
+
     /// Turns queries or keys by their positions.
     ///
     /// # Shapes

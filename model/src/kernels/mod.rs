@@ -1,6 +1,7 @@
 //! Operations that the tensor interface lacks or does slowly, each beside its plain reference.
 
 mod adamw;
+mod attention;
 mod cross_entropy;
 mod experts;
 mod exponential;
@@ -14,6 +15,9 @@ mod sum_of_squares;
 pub(crate) mod testing;
 
 pub use adamw::{AdamWUpdate, adamw, adamw_reference};
+pub use attention::{
+    CausalAttention, causal_attention, causal_attention_reference, masked_attention, split_heads,
+};
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
 pub use experts::{experts, experts_reference, swiglu, swiglu_reference};
 pub use grouped::{grouped_matmul, grouped_matmul_reference};
