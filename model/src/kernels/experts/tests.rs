@@ -205,8 +205,8 @@ fn one_token_one_expert_and_one_with_everything() {
 #[test]
 fn several_blocks_of_rows_and_slices_of_the_hidden_width() {
     let chosen: Vec<u32> = (0..700).flat_map(|t| [t * t % 5, 5 + t % 2]).collect();
-    assert_same(&Case::new(48, 520, &chosen, 7, 2)).unwrap();
-    assert_same(&Case::new(40, 520, &[0, 1, 2, 0, 1, 2], 3, 2)).unwrap();
+    assert_same(&Case::new(24, 1030, &chosen, 7, 2)).unwrap();
+    assert_same(&Case::new(40, 1030, &[0, 1, 2, 0, 1, 2], 3, 2)).unwrap();
 }
 
 #[test]
