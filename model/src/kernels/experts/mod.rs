@@ -109,7 +109,8 @@ pub fn experts_reference(
 /// When the shapes do not fit each other.
 pub fn swiglu(x: Tensor<2>, gate: Tensor<2>, up: Tensor<2>, down: Tensor<2>) -> Tensor<2> {
     let (device, [tokens, _]) = (x.device(), x.dims());
-    if !is_host(&device) {
+    // A single token's activations are in cache anyway: handing out the work costs more than it saves.
+    if !is_host(&device) || tokens == 1 {
         return swiglu_reference(x, gate, up, down);
     }
     experts(
