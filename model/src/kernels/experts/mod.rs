@@ -109,7 +109,8 @@ pub fn experts_reference(
 /// When the shapes do not fit each other.
 pub fn swiglu(x: Tensor<2>, gate: Tensor<2>, up: Tensor<2>, down: Tensor<2>) -> Tensor<2> {
     let (device, [tokens, _]) = (x.device(), x.dims());
-    if !is_host(&device) {
+    // A single token's activations are in cache anyway: handing out the work costs more than it saves.
+    if !is_host(&device) || tokens == 1 {
         return swiglu_reference(x, gate, up, down);
     }
     experts(
@@ -178,11 +179,12 @@ struct Operands<B: Backend> {
 }
 
 impl<B: Host> Operands<B> {
-    /// What `work` makes of the operands' values.
-    fn with_values<T>(&self, work: impl FnOnce(&Inputs) -> T) -> T {
+    /// What `work` makes of the operands' values. It runs inside the thread pool as a whole: entering the pool
+    /// anew for each of its steps takes about as long as the steps of a single token.
+    fn with_values<T: Send>(&self, work: impl FnOnce(&Inputs) -> T + Send) -> T {
         let [x, weights, gate, up, down] = self.tensors.each_ref().map(|tensor| B::values(tensor));
         let [_, d_model, d_ff] = self.tensors[2].shape().dims();
-        work(&Inputs {
+        let inputs = Inputs {
             x: &x,
             weights: &weights,
             gate: &gate,
@@ -191,7 +193,8 @@ impl<B: Host> Operands<B> {
             plan: &self.plan,
             d_model,
             d_ff,
-        })
+        };
+        rayon::scope(|_| work(&inputs))
     }
 
     fn forward(&self) -> FloatTensor<B> {
@@ -278,8 +281,9 @@ impl<B: Host> Backward<B, 5> for ExpertsBackward {
             up,
             down,
         };
-        let found = operands
-            .with_values(|inputs| backward::backward(inputs, saved, &B::values(&gradient), wanted));
+        let values = B::values(&gradient);
+        let found =
+            operands.with_values(|inputs| backward::backward(inputs, saved, &values, wanted));
         let found = [found.x, found.weights, found.gate, found.up, found.down];
         for ((node, values), tensor) in ops.parents.into_iter().zip(found).zip(operands.tensors) {
             if let (Some(node), Some(values)) = (node, values) {
