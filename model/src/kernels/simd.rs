@@ -1,4 +1,32 @@
-//! eˣ in plain arithmetic, so that a loop over it becomes vector instructions.
+//! Loops compiled for the vector instructions of the machine that runs them, and what such loops are made of.
+//!
+//! The binaries are built for any machine of their architecture, so that a plain loop gets its oldest vector
+//! instructions. Nothing here depends on which ones are used: no product is fused with a sum, so that every machine
+//! computes the same bits.
+
+use pulp::{Arch, Simd, WithSimd};
+
+/// Runs `work`, compiled once for each level of vector instructions, at the widest level of this machine.
+///
+/// What is to profit must be inlined into `work`: mark the closure and the functions that it calls
+/// `#[inline(always)]`. The closure is `FnMut`, not `FnOnce`: one that could be called again is called once by way of
+/// a shim, which no attribute reaches, and a large one then stays a function of its own with the oldest
+/// instructions.
+#[inline(always)]
+pub(crate) fn vectorized<R>(work: impl FnMut() -> R) -> R {
+    struct Work<F>(F);
+
+    impl<R, F: FnMut() -> R> WithSimd for Work<F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(mut self, _: S) -> R {
+            (self.0)()
+        }
+    }
+
+    Arch::new().dispatch(Work(work))
+}
 
 /// eˣ, within 2 units in the last place of the f32 result; subnormal results and infinities included, NaN to NaN.
 ///
