@@ -8,18 +8,19 @@
 
 use std::borrow::Cow;
 
-use burn::backend::Backend;
 use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, DispatchDevice};
 use burn::tensor::{Device, Shape};
 
-/// Whether tensors of this device, with or without autodiff, are those of a [`Host`].
+/// Whether tensors of a device lie in this machine's memory, where the kernels over slices work on them.
 pub fn is_host(device: &Device) -> bool {
-    let mut hosts: Vec<Device> = Vec::new();
-    #[cfg(feature = "flex")]
-    hosts.push(Device::flex());
-    #[cfg(feature = "ndarray")]
-    hosts.push(Device::ndarray());
-    hosts.contains(device)
+    match device.clone().inner().as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => true,
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => true,
+        _ => false,
+    }
 }
 
 /// A backend whose f32 tensors lie in this machine's memory.
