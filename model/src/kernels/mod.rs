@@ -15,9 +15,8 @@ mod sum_of_squares;
 pub(crate) mod testing;
 
 pub use adamw::{AdamWUpdate, adamw, adamw_reference};
-pub use attention::{
-    CausalAttention, causal_attention, causal_attention_reference, masked_attention, split_heads,
-};
+pub use attention::{causal_attention, causal_attention_reference};
+pub(crate) use attention::{masked_attention, split_heads};
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
 pub use experts::{experts, experts_reference, swiglu, swiglu_reference};
 pub use grouped::{grouped_matmul, grouped_matmul_reference};

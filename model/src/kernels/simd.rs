@@ -5,13 +5,28 @@
 //! instructions. Nothing here depends on which ones are used: no product is fused with a sum, and sums are
 //! taken in an order that follows from their length alone, so that every machine computes the same bits.
 
+use pulp::{Arch, Simd, WithSimd};
+
 /// Runs `work`, compiled once for each level of vector instructions, at the widest level of this machine.
 ///
 /// What is to profit must be inlined into `work`: mark the closure and the functions that it calls
-/// `#[inline(always)]`.
+/// `#[inline(always)]`. The closure is `FnMut`, not `FnOnce`: one that could be called again is called once by way of
+/// a shim, which no attribute reaches, and a large one then stays a function of its own with the oldest
+/// instructions.
 #[inline(always)]
-pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
+pub fn vectorized<R>(work: impl FnMut() -> R) -> R {
+    struct Work<F>(F);
+
+    impl<R, F: FnMut() -> R> WithSimd for Work<F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(mut self, _: S) -> R {
+            (self.0)()
+        }
+    }
+
+    Arch::new().dispatch(Work(work))
 }
 
 /// Partial sums that are kept side by side; two of the widest vectors, since an addition takes its time.

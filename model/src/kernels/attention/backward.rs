@@ -3,12 +3,12 @@
 
 use std::mem::MaybeUninit;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::rows::{Angles, AttentionShape, KEYS, LANES, key_blocks, room, turned_keys, written};
 use crate::kernels::exponential::exp;
 use crate::kernels::product::{Into, Matrix, product};
+use crate::kernels::simd::vectorized;
 
 /// Independent parts that the work is cut into, where there are heads enough.
 const PARTS: usize = 8;
@@ -91,11 +91,11 @@ pub(super) fn backward(
 /// As many of a group's query heads as leave [`PARTS`] parts; it must not depend on the number of threads.
 fn heads_of_a_part(shape: AttentionShape) -> usize {
     let group = shape.group();
-    let divisors = (1..=group)
+    let mut divisors = (1..=group)
         .rev()
         .filter(|heads| group.is_multiple_of(*heads));
     let enough = |heads: &usize| shape.batch * (shape.heads / heads) >= PARTS;
-    divisors.into_iter().find(enough).unwrap_or(1)
+    divisors.find(enough).unwrap_or(1)
 }
 
 /// Every sequence's `[length, width]` cut into columns of `strip` values, row by row.
@@ -145,19 +145,22 @@ fn sum_of_parts(
         let rows = sum.par_chunks_mut(shape.kv_width()).enumerate();
         rows.with_min_len(16).for_each(|(row, sum)| {
             let (sequence, position) = (row / length, row % length);
-            Arch::new().dispatch(|| {
-                for (kv_head, sum) in sum.chunks_exact_mut(head_dim).enumerate() {
-                    let first = (sequence * kv_heads + kv_head) * sharing;
-                    let place = position * head_dim..(position + 1) * head_dim;
-                    let sum = sum.write_copy_of_slice(&of(&parts[first])[place.clone()]);
-                    for part in &parts[first + 1..first + sharing] {
-                        for (sum, value) in sum.iter_mut().zip(&of(part)[place.clone()]) {
-                            *sum += value;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (kv_head, sum) in sum.chunks_exact_mut(head_dim).enumerate() {
+                        let first = (sequence * kv_heads + kv_head) * sharing;
+                        let place = position * head_dim..(position + 1) * head_dim;
+                        let sum = sum.write_copy_of_slice(&of(&parts[first])[place.clone()]);
+                        for part in &parts[first + 1..first + sharing] {
+                            for (sum, value) in sum.iter_mut().zip(&of(part)[place.clone()]) {
+                                *sum += value;
+                            }
                         }
+                        finish(sum, position);
                     }
-                    finish(sum, position);
-                }
-            });
+                },
+            );
         });
     };
     // SAFETY: every value belongs to a head of a row, and each of those is written.
@@ -223,20 +226,23 @@ impl Pass<'_> {
 
                 product(queries, keys.t(), 1.0, Into::Replace, weights, KEYS);
                 product(gradients, values.t(), 1.0, Into::Replace, slopes, KEYS);
-                Arch::new().dispatch(|| {
-                    let all = weights.chunks_exact_mut(KEYS);
-                    let all = all.zip(slopes.chunks_exact_mut(KEYS)).enumerate();
-                    for (row, (weights, slopes)) in all {
-                        let visible = (first + row / heads + 1 - start).min(count);
-                        let row = skipped + row;
-                        finish_row(
-                            [weights, slopes],
-                            [block.log_sum_exp[row], block.shifts[row]],
-                            visible,
-                            count,
-                        );
-                    }
-                });
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let all = weights.chunks_exact_mut(KEYS);
+                        let all = all.zip(slopes.chunks_exact_mut(KEYS)).enumerate();
+                        for (row, (weights, slopes)) in all {
+                            let visible = (first + row / heads + 1 - start).min(count);
+                            let row = skipped + row;
+                            finish_row(
+                                [weights, slopes],
+                                [block.log_sum_exp[row], block.shifts[row]],
+                                visible,
+                                count,
+                            );
+                        }
+                    },
+                );
                 let weights = Matrix::strided(weights, rows, count, KEYS);
                 let slopes = Matrix::strided(slopes, rows, count, KEYS);
                 if value_wanted {
@@ -254,17 +260,19 @@ impl Pass<'_> {
                 }
             }
             if let Some(strip) = &mut strip {
-                let rows = query_gradient.chunks_exact_mut(heads * head_dim);
-                Arch::new().dispatch(|| {
-                    for ((position, row), output) in
-                        positions.clone().zip(rows).zip(&mut strip[positions])
-                    {
-                        for head in row.chunks_exact_mut(head_dim) {
-                            self.saved.angles.turn_back(head, position, 1.0);
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let rows = query_gradient.chunks_exact_mut(heads * head_dim);
+                        let outputs = &mut strip[positions.clone()];
+                        for ((position, row), output) in positions.clone().zip(rows).zip(outputs) {
+                            for head in row.chunks_exact_mut(head_dim) {
+                                self.saved.angles.turn_back(head, position, 1.0);
+                            }
+                            output.write_copy_of_slice(row);
                         }
-                        output.write_copy_of_slice(row);
-                    }
-                });
+                    },
+                );
             }
         }
         part
@@ -288,27 +296,30 @@ impl Pass<'_> {
         } = *self.saved;
         let (heads, head_dim, width) = (self.heads, shape.head_dim, shape.width());
         block.clear();
-        Arch::new().dispatch(|| {
-            for position in positions {
-                let row = sequence * shape.length + position;
-                let start = row * width + first_head * head_dim;
-                let columns = start..start + heads * head_dim;
-                let before = block.queries.len();
-                block.queries.extend_from_slice(&query[columns.clone()]);
-                for head in block.queries[before..].chunks_exact_mut(head_dim) {
-                    angles.turn(head, position, shape.scale());
+        vectorized(
+            #[inline(always)]
+            || {
+                for position in positions.clone() {
+                    let row = sequence * shape.length + position;
+                    let start = row * width + first_head * head_dim;
+                    let columns = start..start + heads * head_dim;
+                    let before = block.queries.len();
+                    block.queries.extend_from_slice(&query[columns.clone()]);
+                    for head in block.queries[before..].chunks_exact_mut(head_dim) {
+                        angles.turn(head, position, shape.scale());
+                    }
+                    let gradient = &self.gradient[columns.clone()];
+                    block.gradients.extend_from_slice(gradient);
+                    let answers = output[columns].chunks_exact(head_dim);
+                    let shifts = gradient.chunks_exact(head_dim).zip(answers);
+                    block.shifts.extend(shifts.map(|(a, b)| dot(a, b)));
+                    let place = row * shape.heads + first_head;
+                    block
+                        .log_sum_exp
+                        .extend_from_slice(&log_sum_exp[place..place + heads]);
                 }
-                let gradient = &self.gradient[columns.clone()];
-                block.gradients.extend_from_slice(gradient);
-                let answers = output[columns].chunks_exact(head_dim);
-                let shifts = gradient.chunks_exact(head_dim).zip(answers);
-                block.shifts.extend(shifts.map(|(a, b)| dot(a, b)));
-                let place = row * shape.heads + first_head;
-                block
-                    .log_sum_exp
-                    .extend_from_slice(&log_sum_exp[place..place + heads]);
-            }
-        });
+            },
+        );
     }
 }
 

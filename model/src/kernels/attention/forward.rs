@@ -2,12 +2,12 @@
 
 use std::mem::MaybeUninit;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::rows::{Angles, AttentionShape, KEYS, LANES, key_blocks, room, turned_keys, written};
 use crate::kernels::exponential::exp;
 use crate::kernels::product::{Into, Matrix, product};
+use crate::kernels::simd::vectorized;
 
 /// Answers, and of every row of scores ln Σ exp(score), from which the backward pass finds the weights again.
 ///
@@ -126,15 +126,18 @@ impl Pass<'_> {
 
         let first_row = sequence * length + positions.start;
         let columns = kv_head * group * head_dim..(kv_head + 1) * group * head_dim;
-        Arch::new().dispatch(|| {
-            let packed = queries.chunks_exact_mut(group * head_dim);
-            for ((packed, position), row) in packed.zip(positions.clone()).zip(first_row..) {
-                packed.copy_from_slice(&self.query[row * width..][columns.clone()]);
-                for head in packed.chunks_exact_mut(head_dim) {
-                    self.angles.turn(head, position, shape.scale());
+        vectorized(
+            #[inline(always)]
+            || {
+                let packed = queries.chunks_exact_mut(group * head_dim);
+                for ((packed, position), row) in packed.zip(positions.clone()).zip(first_row..) {
+                    packed.copy_from_slice(&self.query[row * width..][columns.clone()]);
+                    for head in packed.chunks_exact_mut(head_dim) {
+                        self.angles.turn(head, position, shape.scale());
+                    }
                 }
-            }
-        });
+            },
+        );
 
         let keys = &self.keys[(sequence * kv_heads + kv_head) * length * head_dim..];
         let values = &self.value[sequence * length * kv_width + kv_head * head_dim..];
@@ -152,17 +155,20 @@ impl Pass<'_> {
                 scores,
                 KEYS,
             );
-            Arch::new().dispatch(|| {
-                let scores = scores.chunks_exact_mut(KEYS);
-                let rows = scores.zip(answers.chunks_exact_mut(head_dim)).enumerate();
-                for (row, (scores, answer)) in rows {
-                    let visible = (first + row / group + 1 - start).min(count);
-                    let factor = softmax.add(skipped + row, scores, visible, count);
-                    if start > 0 {
-                        answer.iter_mut().for_each(|value| *value *= factor);
+            vectorized(
+                #[inline(always)]
+                || {
+                    let scores = scores.chunks_exact_mut(KEYS);
+                    let rows = scores.zip(answers.chunks_exact_mut(head_dim)).enumerate();
+                    for (row, (scores, answer)) in rows {
+                        let visible = (first + row / group + 1 - start).min(count);
+                        let factor = softmax.add(skipped + row, scores, visible, count);
+                        if start > 0 {
+                            answer.iter_mut().for_each(|value| *value *= factor);
+                        }
                     }
-                }
-            });
+                },
+            );
             product(
                 Matrix::strided(scores, rows, count, KEYS),
                 Matrix::strided(&values[start * kv_width..], count, head_dim, kv_width),
@@ -173,21 +179,25 @@ impl Pass<'_> {
             );
         }
 
-        Arch::new().dispatch(|| {
-            for position in 0..positions.len() {
-                let output = &mut output[position * width..][columns.clone()];
-                let places = position * heads + kv_head * group..;
-                for (head, output) in output.chunks_exact_mut(head_dim).enumerate() {
-                    let row = position * group + head;
-                    let factor = softmax.sums[row].recip();
-                    let answer = &answers[row * head_dim..(row + 1) * head_dim];
-                    for (output, value) in output.iter_mut().zip(answer) {
-                        output.write(value * factor);
+        vectorized(
+            #[inline(always)]
+            || {
+                for position in 0..positions.len() {
+                    let output = &mut output[position * width..][columns.clone()];
+                    let places = position * heads + kv_head * group..;
+                    for (head, output) in output.chunks_exact_mut(head_dim).enumerate() {
+                        let row = position * group + head;
+                        let factor = softmax.sums[row].recip();
+                        let answer = &answers[row * head_dim..(row + 1) * head_dim];
+                        for (output, value) in output.iter_mut().zip(answer) {
+                            output.write(value * factor);
+                        }
+                        sums[places.start + head]
+                            .write(softmax.maxima[row] + softmax.sums[row].ln());
                     }
-                    sums[places.start + head].write(softmax.maxima[row] + softmax.sums[row].ln());
                 }
-            }
-        });
+            },
+        );
     }
 }
 

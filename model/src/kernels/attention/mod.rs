@@ -20,7 +20,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Tensor};
 
-pub use reference::{causal_attention_reference, masked_attention, split_heads};
+pub use reference::causal_attention_reference;
+pub(crate) use reference::{masked_attention, split_heads};
 pub use rows::AttentionShape;
 
 use super::host::{Host, is_host};

@@ -25,7 +25,7 @@ pub fn causal_attention_reference(
 }
 
 /// `[batch · new, heads · head_dim]` → `[batch, heads, new, head_dim]`
-pub fn split_heads(x: Tensor<2>, batch: usize, head_dim: usize) -> Tensor<4> {
+pub(crate) fn split_heads(x: Tensor<2>, batch: usize, head_dim: usize) -> Tensor<4> {
     let [tokens, width] = x.dims();
     let heads = width / head_dim;
     x.reshape([batch, tokens / batch.max(1), heads, head_dim])
@@ -40,7 +40,7 @@ pub fn split_heads(x: Tensor<2>, batch: usize, head_dim: usize) -> Tensor<4> {
 /// - `key`, `value`: `[batch, kv_heads, all, head_dim]`, the new positions last
 /// - `hidden`: `[batch or 1, 1, new, all]`, true where a new position must not see; `None` hides what comes later
 /// - output: `[batch · new, heads · head_dim]`
-pub fn masked_attention(
+pub(crate) fn masked_attention(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,

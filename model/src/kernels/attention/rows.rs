@@ -2,8 +2,9 @@
 
 use std::mem::MaybeUninit;
 
-use pulp::Arch;
 use rayon::prelude::*;
+
+use crate::kernels::simd::vectorized;
 
 /// Widths of rows of scores are rounded up to whole groups of this many, which loops over them turn into vector
 /// instructions without a remainder.
@@ -109,13 +110,16 @@ pub(super) fn turned_keys(key: &[f32], angles: Angles<'_>, shape: AttentionShape
         heads.for_each(|(index, turned)| {
             let (sequence, kv_head) = (index / kv_heads, index % kv_heads);
             let start = sequence * length * kv_heads + kv_head;
-            Arch::new().dispatch(|| {
-                for (position, turned) in turned.chunks_exact_mut(head_dim).enumerate() {
-                    let place = (start + position * kv_heads) * head_dim;
-                    let turned = turned.write_copy_of_slice(&key[place..place + head_dim]);
-                    angles.turn(turned, position, 1.0);
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (position, turned) in turned.chunks_exact_mut(head_dim).enumerate() {
+                        let place = (start + position * kv_heads) * head_dim;
+                        let turned = turned.write_copy_of_slice(&key[place..place + head_dim]);
+                        angles.turn(turned, position, 1.0);
+                    }
+                },
+            );
         });
     };
     // SAFETY: every value belongs to a head's position, and each of those is written.

@@ -33,7 +33,7 @@ pub fn forward(x: &[f32], gamma: &[f32], epsilon: f32) -> (Vec<f32>, Vec<f32>) {
             #[inline(always)]
             || {
                 let rows = output.chunks_exact_mut(width).zip(x.chunks_exact(width));
-                for ((output, x), inverse) in rows.zip(inverse) {
+                for ((output, x), inverse) in rows.zip(inverse.iter_mut()) {
                     let mean = sum(x, |x| x * x) / width as f32;
                     *inverse = 1.0 / (mean + epsilon).sqrt();
                     for ((output, x), gamma) in output.iter_mut().zip(x).zip(gamma) {
