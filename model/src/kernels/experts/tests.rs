@@ -220,12 +220,23 @@ fn no_tokens_at_all() {
     let gradients = backward::backward(&inputs, saved, &[], all());
     assert!(gradients.x.unwrap().is_empty());
     assert_eq!(gradients.gate.unwrap(), vec![0.0; 90]);
+    // NdArray's own product refuses matrices without rows, so that there is no reference to compare with.
+    for device in devices() {
+        let stack = |shape: [usize; 3]| Tensor::<3>::ones(shape, &device);
+        let (x, weights) = (
+            Tensor::zeros([0, 6], &device),
+            Tensor::zeros([0, 2], &device),
+        );
+        let (gate, up, down) = (stack([3, 6, 5]), stack([3, 6, 5]), stack([3, 5, 6]));
+        let output = experts(x, weights, gate, up, down, &case.plan);
+        assert_eq!(output.dims(), [0, 6]);
+    }
 }
 
 #[test]
 fn the_dense_twin_equals_its_reference() {
     for device in devices() {
-        for tokens in [0, 1, 2, 200] {
+        for tokens in [1, 2, 200] {
             let device = device.clone().autodiff();
             let matrix = |rows: usize, columns: usize, phase| {
                 let data = TensorData::new(values(rows * columns, phase, 1.0), [rows, columns]);
