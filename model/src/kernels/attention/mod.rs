@@ -35,8 +35,8 @@ use rows::Angles;
 /// Grouped-query attention (arXiv 2305.13245): `heads / kv_heads` query heads in a row share a key/value head.
 /// The same values as [`causal_attention_reference`], which is what runs on a GPU and for other types than f32.
 /// On the CPU, blocks of queries meet blocks of keys (FlashAttention-2, arXiv 2307.08691): no matrix of scores
-/// comes to memory, nor copies of queries, keys or values with their heads apart, and blocks that causality
-/// hides are not computed.
+/// comes to memory, queries and values are read where the projections left them, and blocks that causality hides
+/// are not computed. The keys alone, which every block of queries meets, are copied once, turned.
 ///
 /// # Shapes
 ///
