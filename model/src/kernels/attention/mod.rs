@@ -55,6 +55,9 @@ pub fn causal_attention(
     rotary: &Rotary,
 ) -> Tensor<2> {
     let shape = shape_of(&query, &key, &value, batch, rotary);
+    if query.dims()[0] == 0 {
+        return query; // as empty as the answer, which some backends refuse to compute
+    }
     if !is_host(&query.device()) || query.dtype() != DType::F32 {
         return causal_attention_reference(query, key, value, batch, rotary);
     }
