@@ -245,25 +245,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::device::{backends, select};
-
-    /// Every device of this build.
-    fn devices() -> Vec<Device> {
-        let compiled = backends().into_iter().filter(|backend| backend.compiled);
-        compiled
-            .map(|backend| {
-                select(backend.devices.first().expect("a device for each backend")).unwrap()
-            })
-            .collect()
-    }
-
-    /// Values that differ everywhere, of both signs, about 1 in size.
-    fn wave<const D: usize>(shape: [usize; D], phase: f32, device: &Device) -> Tensor<D> {
-        let values: Vec<f32> = (0..shape.iter().product())
-            .map(|i| (i as f32 * 0.7 + phase).sin())
-            .collect();
-        Tensor::from_data(TensorData::new(values, shape), device)
-    }
+    use crate::kernels::testing::{devices, wave};
 
     type Product = fn(Tensor<2>, Tensor<3>, &[usize]) -> Tensor<2>;
 

@@ -2,15 +2,7 @@ use burn::tensor::{Device, TensorData};
 use proptest::prelude::*;
 
 use super::*;
-use crate::device::{backends, select};
-
-/// Every device of this build.
-fn devices() -> Vec<Device> {
-    let compiled = backends().into_iter().filter(|backend| backend.compiled);
-    compiled
-        .map(|backend| select(backend.devices.first().expect("a device for each backend")).unwrap())
-        .collect()
-}
+use crate::kernels::testing::devices;
 
 /// Values that differ everywhere, of both signs, up to `size`.
 fn wave(rows: usize, columns: usize, phase: f32, size: f32, device: &Device) -> Tensor<2> {

@@ -2,19 +2,11 @@ use burn::tensor::Device;
 use proptest::prelude::*;
 
 use super::*;
-use crate::device::{backends, select};
+use crate::kernels::testing::devices;
 
 /// Of `‖a − b‖ / ‖b‖`. Both sides add the same f32 products in another order, and their exponentials differ by
 /// 2 units in the last place.
 const TOLERANCE: f64 = 1e-5;
-
-/// Every device of this build.
-fn devices() -> Vec<Device> {
-    let compiled = backends().into_iter().filter(|backend| backend.compiled);
-    compiled
-        .map(|backend| select(backend.devices.first().expect("one for each backend")).unwrap())
-        .collect()
-}
 
 /// Values that differ everywhere, of both signs, about `size`.
 fn values(length: usize, phase: f32, size: f32) -> Vec<f32> {
