@@ -15,8 +15,10 @@
 //! | 128, 1024, 256 | xᵀ y | 232 | 229 | 186 |
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use gemm::{Parallelism, gemm};
+use rayon::prelude::*;
 
 /// A matrix in a slice; value (i, j) stands at `i · row + j · column`.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +65,25 @@ impl<'a> Matrix<'a> {
             columns,
             row: stride,
             column: 1,
+        }
+    }
+
+    /// The rows of a range.
+    ///
+    /// # Panics
+    ///
+    /// When there are fewer.
+    pub fn part(self, rows: Range<usize>) -> Self {
+        assert!(
+            rows.end <= self.rows,
+            "rows {rows:?} of {} in a matrix",
+            self.rows
+        );
+        Self {
+            // Behind the last row there may be nothing.
+            values: self.values.get(rows.start * self.row..).unwrap_or_default(),
+            rows: rows.len(),
+            ..self
         }
     }
 
@@ -143,6 +164,41 @@ pub fn product_into_new<'a>(
         multiply(a, b, scale, Into::Replace, output.as_mut_ptr().cast(), n);
         output.assume_init_mut()
     }
+}
+
+/// A product is cut into about so many parts, or more of [`LARGEST_PART`].
+const PARTS: usize = 16;
+
+/// Rows of a part: with fewer, more time goes into packing the other matrix anew for each part; more gain nothing.
+const SMALLEST_PART: usize = 64;
+const LARGEST_PART: usize = 256;
+
+/// `a b` by all threads, row-major without gaps. The parts, and so the order of sums, depend on the shape alone.
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn product_in_parallel(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
+    let (m, n) = (a.rows, b.columns);
+    let part = m.div_ceil(PARTS).clamp(SMALLEST_PART, LARGEST_PART);
+    let mut output = Vec::with_capacity(m * n);
+    if n > 0 {
+        output.spare_capacity_mut()[..m * n]
+            .par_chunks_mut(part * n)
+            .enumerate()
+            .with_max_len(1)
+            .for_each(|(index, output)| {
+                let start = index * part;
+                let rows = a.part(start..start + output.len() / n);
+                product_into_new(rows, b, 1.0, output);
+            });
+    }
+    // SAFETY: the parts cover the output, and each was written.
+    #[allow(unsafe_code)]
+    unsafe {
+        output.set_len(m * n);
+    }
+    output
 }
 
 /// # Safety
@@ -271,6 +327,38 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::kernels::testing::on_threads;
+
+    #[test]
+    fn parts_make_the_whole_on_any_number_of_threads() {
+        let wave =
+            |length: usize| -> Vec<f32> { (0..length).map(|i| (i as f32 * 0.7).sin()).collect() };
+        for (m, n, k) in [
+            (0, 3, 2),
+            (3, 0, 2),
+            (3, 2, 0),
+            (1, 1, 1),
+            (65, 7, 9),
+            (1100, 33, 40),
+        ] {
+            let (left, right) = (wave(m * k), wave(n * k));
+            for (a, b) in [
+                (Matrix::new(&left, m, k), Matrix::new(&right, k, n)),
+                (Matrix::new(&left, k, m).t(), Matrix::new(&right, n, k).t()),
+            ] {
+                let mut whole = vec![f32::NAN; m * n];
+                product(a, b, 1.0, Into::Replace, &mut whole, n);
+                let parts = product_in_parallel(a, b);
+                assert_eq!(parts.len(), whole.len());
+                let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * k as f32;
+                assert!(
+                    parts.iter().zip(&whole).all(close),
+                    "[{m}, {k}] × [{k}, {n}]"
+                );
+                on_threads(|| product_in_parallel(a, b));
+            }
+        }
+    }
 
     proptest! {
         #[test]
