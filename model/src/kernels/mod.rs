@@ -3,9 +3,11 @@
 mod adamw;
 mod attention;
 mod cross_entropy;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod cube;
+pub(crate) mod dispatch;
 mod experts;
 mod exponential;
-mod grouped;
 pub mod host;
 pub mod product;
 mod rms_norm;
@@ -19,6 +21,5 @@ pub use attention::{causal_attention, causal_attention_reference};
 pub(crate) use attention::{masked_attention, split_heads};
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
 pub use experts::{experts, experts_reference, swiglu, swiglu_reference};
-pub use grouped::{grouped_matmul, grouped_matmul_reference};
 pub use rms_norm::{rms_norm, rms_norm_reference};
 pub use sum_of_squares::{sum_of_squares, sum_of_squares_reference};
