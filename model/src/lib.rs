@@ -21,6 +21,7 @@ pub mod loss;
 pub mod moe;
 pub mod norm;
 pub mod parameters;
+pub mod report;
 pub mod rotary;
 pub mod terminal;
 pub mod tokenizer;
