@@ -103,31 +103,31 @@ impl Chart {
                 h3 { (self.title) }
                 p.legend {
                     @for (number, series) in self.series.iter().enumerate() {
-                        span { svg.swatch viewBox="0 0 24 8" { path class=(line_class(number)) d="M0 4H24"; } (series.name) }
+                        span { svg.swatch viewBox="0 0 24 8" { path class=(line_class(number)) d="M0 4H24" {} } (series.name) }
                     }
                     @for (name, _) in &self.limits {
-                        span { svg.swatch viewBox="0 0 24 8" { path.limit d="M0 4H24"; } (name) }
+                        span { svg.swatch viewBox="0 0 24 8" { path.limit d="M0 4H24" {} } (name) }
                     }
                 }
                 svg.chart viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(self.title) {
                     @for (place, label) in y.ticks() {
-                        path.grid d=(format!("M{LEFT} {:.1}H{right}", up(place)));
+                        path.grid d=(format!("M{LEFT} {:.1}H{right}", up(place))) {}
                         text.end x=(LEFT - 8.0) y=(format!("{:.1}", up(place) + 4.0)) { (label) }
                     }
                     @for (place, label) in x.ticks() {
-                        path.tick d=(format!("M{:.1} {floor}v4", across(place)));
+                        path.tick d=(format!("M{:.1} {floor}v4", across(place))) {}
                         text.middle x=(format!("{:.1}", across(place))) y=(floor + 18.0) { (label) }
                     }
-                    path.axis d=(format!("M{LEFT} {floor}H{right}"));
+                    path.axis d=(format!("M{LEFT} {floor}H{right}")) {}
                     text.middle x=(across(0.5)) y=(HEIGHT - 6.0) { (self.x_label) }
                     text.middle transform=(format!("translate(13 {}) rotate(-90)", up(0.5))) { (self.y_label) }
                     @for (_, value) in &self.limits {
                         @if let Some(place) = y.place(*value) {
-                            path.limit d=(format!("M{LEFT} {:.1}H{right}", up(place)));
+                            path.limit d=(format!("M{LEFT} {:.1}H{right}", up(place))) {}
                         }
                     }
                     @for (number, series) in self.series.iter().enumerate() {
-                        path class=(line_class(number)) d=(line(series.points.iter().map(at)));
+                        path class=(line_class(number)) d=(line(series.points.iter().map(at))) {}
                         @if series.points.len() <= MARKED {
                             @for (point, (left, top)) in series.points.iter().filter_map(|point| Some((point, at(point)?))) {
                                 circle class=(color_class(number)) cx=(format!("{left:.1}")) cy=(format!("{top:.1}")) r="3" {
