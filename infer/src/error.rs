@@ -182,7 +182,10 @@ impl InferError {
             | Self::Text(PackingError::Empty { .. }) => 2,
             Self::Folder(error) if error.is_usage() => 2,
             Self::Checkpoint(error)
-                if matches!(**error, CheckpointError::NotACheckpoint { .. }) =>
+                if matches!(
+                    **error,
+                    CheckpointError::NotACheckpoint { .. } | CheckpointError::Device { .. }
+                ) =>
             {
                 2
             }

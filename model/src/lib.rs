@@ -20,6 +20,7 @@ pub mod language_model;
 pub mod loss;
 pub mod moe;
 pub mod norm;
+pub mod number;
 pub mod parameters;
 pub mod report;
 pub mod rotary;

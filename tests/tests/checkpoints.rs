@@ -36,7 +36,11 @@ fn bits(model: &LanguageModel) -> BTreeMap<String, Vec<u32>> {
 }
 
 fn load(folder: &Path) -> Result<checkpoint::Checkpoint, CheckpointError> {
-    checkpoint::load(folder, &device::select("flex").expect("flex"))
+    checkpoint::load(
+        folder,
+        &device::select("flex").expect("flex"),
+        Precision::F32,
+    )
 }
 
 /// Name and content of every file.

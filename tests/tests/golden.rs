@@ -10,7 +10,7 @@ use std::fs;
 
 use burn::tensor::{Int, Tensor};
 use firebox_infer::trace::trace;
-use firebox_model::checkpoint;
+use firebox_model::checkpoint::{self, Precision};
 use firebox_model::generate::{Sampler, Sampling, generate};
 use firebox_model::language_model::token_tensor;
 use firebox_tests::binaries;
@@ -92,7 +92,9 @@ fn greedy_tokens_are_those_of_transformers_with_and_without_the_cache() {
         let expected: Vec<u32> = expected.into_iter().map(|id| id as u32).collect();
         let (prompt, rest) = expected.split_at(12);
         for (name, device) in devices::all() {
-            let model = checkpoint::load(&path, &device).expect("fixture").model;
+            let model = checkpoint::load(&path, &device, Precision::F32)
+                .expect("fixture")
+                .model;
             let mut cached = Vec::new();
             let mut sampler = Sampler::new(Sampling {
                 temperature: 0.0,

@@ -9,7 +9,9 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
-use burn::tensor::{Shape, Slice, Tensor};
+use burn::tensor::{DType, FloatDType, Shape, Slice, Tensor};
+
+use super::linear_reference;
 
 /// `output[r] = rows[r] · weights[g]` for the rows `offsets[g] .. offsets[g + 1]` of each group g.
 ///
@@ -56,9 +58,10 @@ pub fn grouped_matmul_reference(
     let products: Vec<Tensor<2>> = products
         .map(|(group, range)| {
             let matrix = weights.clone().narrow(0, group, 1).squeeze_dim::<2>(0);
-            rows.clone()
-                .narrow(0, range[0], range[1] - range[0])
-                .matmul(matrix)
+            linear_reference(
+                rows.clone().narrow(0, range[0], range[1] - range[0]),
+                matrix,
+            )
         })
         .collect();
     if products.is_empty() {
@@ -179,7 +182,11 @@ fn matrix_of<B: Backend>(stack: &FloatTensor<B>, index: usize) -> FloatTensor<B>
         Slice::from(0..d_in),
         Slice::from(0..d_out),
     ];
-    B::float_reshape(B::float_slice(stack.clone(), &place), [d_in, d_out].into())
+    let matrix = B::float_reshape(B::float_slice(stack.clone(), &place), [d_in, d_out].into());
+    match stack.dtype() {
+        DType::F32 => matrix,
+        _ => B::float_cast(matrix, FloatDType::F32),
+    }
 }
 
 /// The products under each other; an empty tensor of `empty` shape when there are none.

@@ -5,6 +5,7 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::config::ModelConfig;
+use crate::kernels::linear;
 use crate::parameters::{Initial, ParameterSource};
 
 /// Softmax top-k router (Mixtral, arXiv 2401.04088, with the softmax over all experts first).
@@ -77,7 +78,7 @@ impl Router {
     /// - `x`: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<2>) -> Choice {
         let [tokens, _] = x.dims();
-        let logits = x.matmul(self.weight.val());
+        let logits = linear(x, self.weight.val());
         let probabilities = softmax(logits.clone(), 1);
         let scores: Vec<f32> = probabilities.to_data().iter::<f32>().collect();
         let chosen = choose(&scores, &self.bias, self.experts(), self.per_token);

@@ -21,10 +21,10 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::activation::silu;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use super::grouped_matmul;
 use super::host::{Host, is_host};
+use super::{grouped_matmul, linear_reference};
 use crate::moe::dispatch::DispatchPlan;
 use backward::ByInput;
 use forward::{Inputs, Saved};
@@ -50,7 +50,7 @@ pub fn experts(
     down: Tensor<3>,
     plan: &DispatchPlan,
 ) -> Tensor<2> {
-    if !is_host(&x.device()) {
+    if !is_host(&x.device()) || gate.dtype() != DType::F32 {
         return experts_reference(x, weights, gate, up, down, plan);
     }
     check(&x, &weights, [&gate, &up, &down], plan);
@@ -110,7 +110,7 @@ pub fn experts_reference(
 pub fn swiglu(x: Tensor<2>, gate: Tensor<2>, up: Tensor<2>, down: Tensor<2>) -> Tensor<2> {
     let (device, [tokens, _]) = (x.device(), x.dims());
     // A single token's activations are in cache anyway: handing out the work costs more than it saves.
-    if !is_host(&device) || tokens == 1 {
+    if !is_host(&device) || gate.dtype() != DType::F32 || tokens == 1 {
         return swiglu_reference(x, gate, up, down);
     }
     experts(
@@ -130,7 +130,10 @@ pub fn swiglu_reference(
     up: Tensor<2>,
     down: Tensor<2>,
 ) -> Tensor<2> {
-    (silu(x.clone().matmul(gate)) * x.matmul(up)).matmul(down)
+    linear_reference(
+        silu(linear_reference(x.clone(), gate)) * linear_reference(x, up),
+        down,
+    )
 }
 
 fn check(x: &Tensor<2>, weights: &Tensor<2>, stacks: [&Tensor<3>; 3], plan: &DispatchPlan) {
