@@ -23,4 +23,5 @@ pub mod norm;
 pub mod parameters;
 pub mod rotary;
 pub mod terminal;
+pub mod testing;
 pub mod tokenizer;
