@@ -25,4 +25,5 @@ pub mod parameters;
 pub mod report;
 pub mod rotary;
 pub mod terminal;
+pub mod testing;
 pub mod tokenizer;

@@ -45,15 +45,11 @@ fn folder() -> &'static PathBuf {
             Some(profile) => profile,
             None => panic!("{} is in no profile's folder", test.display()),
         };
-        let features: Vec<&str> = [
-            ("flex", cfg!(feature = "flex")),
-            ("ndarray", cfg!(feature = "ndarray")),
-            ("wgpu", cfg!(feature = "wgpu")),
-            ("cuda", cfg!(feature = "cuda")),
-        ]
-        .into_iter()
-        .filter_map(|(name, on)| on.then_some(name))
-        .collect();
+        // A backend's name is its feature's.
+        let backends = firebox_model::device::backends().into_iter();
+        let features: Vec<&str> = backends
+            .filter_map(|backend| backend.compiled.then_some(backend.name))
+            .collect();
         let status = Command::new(env!("CARGO"))
             .args([
                 "build",

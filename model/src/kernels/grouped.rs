@@ -87,7 +87,7 @@ fn check(rows: &Tensor<2>, weights: &Tensor<3>, offsets: &[usize]) {
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
-    Cube: cfg(any(feature = "wgpu", feature = "cuda")),
+    Cube: cfg(feature = "cube"),
     Autodiff
 )]
 pub trait GroupedMatmul: Backend {
@@ -105,7 +105,7 @@ pub trait GroupedMatmul: Backend {
 impl GroupedMatmul for burn::backend::Flex {}
 #[cfg(feature = "ndarray")]
 impl GroupedMatmul for burn::backend::NdArray {}
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cube")]
 impl GroupedMatmul for burn::backend::Cube {}
 
 fn product<B: Backend>(
