@@ -8,9 +8,11 @@ use std::time::Instant;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
+use firebox_model::allocator;
 use firebox_model::checkpoint::Precision;
 use firebox_model::device;
 use firebox_model::evaluate::ROWS;
+use firebox_model::failure::guard;
 use firebox_model::generate::Sampling;
 use firebox_model::terminal::print;
 use firebox_model::tokenizer::text::TEXT_FIELD;
@@ -21,6 +23,7 @@ use crate::InferError;
 use crate::bench::{BenchOptions, bench};
 use crate::devices::Devices;
 use crate::engine::Engine;
+use crate::error::LESS_MEMORY;
 use crate::eval::{Text, default_context, evaluate};
 use crate::export::Export;
 use crate::generate::{Generated, Request, generate};
@@ -243,7 +246,29 @@ impl Cli {
     /// What went wrong, with an exit code and often a hint.
     pub fn execute(self) -> Result<(), InferError> {
         device::set_threads(self.threads.map(usize::from));
-        match self.command {
+        let Some(device) = self.command.device().map(str::to_owned) else {
+            return self.command.execute();
+        };
+        allocator::working(&device, LESS_MEMORY);
+        guard(&device, || self.command.execute())?
+    }
+}
+
+impl Command {
+    /// The device on which this computes.
+    fn device(&self) -> Option<&str> {
+        let model = match self {
+            Self::Eval(args) => &args.model,
+            Self::Generate(args) => &args.model,
+            Self::Trace(args) => &args.model,
+            Self::Bench(args) => &args.model,
+            Self::Export(_) | Self::Devices(_) => return None,
+        };
+        Some(&model.device)
+    }
+
+    fn execute(self) -> Result<(), InferError> {
+        match self {
             Command::Eval(args) => args.execute(),
             Command::Generate(args) => args.execute(),
             Command::Trace(args) => args.execute(),

@@ -50,7 +50,16 @@ fn folder() -> &'static PathBuf {
         let features: Vec<&str> = backends
             .filter_map(|backend| backend.compiled.then_some(backend.name))
             .collect();
-        let status = Command::new(env!("CARGO"))
+        let mut build = Command::new(env!("CARGO"));
+        // Of this test, and no part of the binaries: build scripts that look at them would run again each time.
+        let own = std::env::vars_os().map(|(name, _)| name).filter(|name| {
+            let name = name.to_string_lossy();
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        });
+        own.for_each(|name| {
+            build.env_remove(name);
+        });
+        let status = build
             .args([
                 "build",
                 "--workspace",

@@ -20,7 +20,7 @@ on_every_device!(
 );
 
 /// Of the weights of [`tiny`] with seed 7, each parameter's path and little-endian bits in the order of paths.
-const WEIGHTS: &str = "WEIGHTS_HASH";
+const WEIGHTS: &str = "76f772a9570351ae2f3879f7bb488da864957badb572eb13969ec152894b5d75";
 
 fn initial_weights_have_the_same_bits(device: Device) {
     let mut hash = Sha256::new();
@@ -39,8 +39,8 @@ fn initial_weights_have_the_same_bits(device: Device) {
 
 /// Largest difference of two devices' losses over the loss. Both add the same f32 terms in orders of their own, 6e-8
 /// of a term each; a step of AdamW divides by the size of the gradient, so that the smallest ones, mostly rounding,
-/// move their weights as far as any. Six steps make 1e-6 of that.
-const PARTING: f64 = 1e-5;
+/// move their weights as far as any. Measured: 2.3e-8 on ndarray and on software Vulkan.
+const PARTING: f64 = 1e-6;
 
 fn losses_are_those_of_the_cpu(device: &str) {
     let test = TestRun::new();
