@@ -7,6 +7,7 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use firebox_model::accounting::Accounting;
 use firebox_model::cache::KeyValueCache;
+use firebox_model::checkpoint::Precision;
 use firebox_model::device;
 use firebox_model::language_model::{LanguageModel, token_tensor};
 use serde::Serialize;
@@ -60,9 +61,14 @@ pub struct Bench {
 /// # Errors
 ///
 /// When the checkpoint or the device cannot be used, or prompt and new tokens exceed the context.
-pub fn bench(checkpoint: &Path, device: &str, options: BenchOptions) -> Result<Bench, InferError> {
+pub fn bench(
+    checkpoint: &Path,
+    device: &str,
+    precision: Precision,
+    options: BenchOptions,
+) -> Result<Bench, InferError> {
     let selected = device::select(device)?;
-    let model = open_model(checkpoint, &selected)?.1.model;
+    let model = open_model(checkpoint, &selected, precision)?.1.model;
     let BenchOptions {
         prompt,
         new,
@@ -184,13 +190,13 @@ mod tests {
             batch: 2,
             repeats: 2,
         };
-        let found = bench(tiny.path(), device::default_name(), options).unwrap();
+        let found = bench(tiny.path(), device::default_name(), Precision::F32, options).unwrap();
         assert_eq!(found.prompt_tokens * found.batch, 40);
         let seconds = found.seconds_to_first_token;
         assert_eq!(found.prefill_tokens_per_second, 40.0 / seconds);
         assert!(found.decode_tokens_per_second > 0.0);
         let longer = BenchOptions { new: 13, ..options };
-        let error = bench(tiny.path(), device::default_name(), longer).unwrap_err();
+        let error = bench(tiny.path(), device::default_name(), Precision::F32, longer).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("33 tokens"), "{error}");
     }

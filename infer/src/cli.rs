@@ -8,9 +8,11 @@ use std::time::Instant;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
+use firebox_model::allocator;
 use firebox_model::checkpoint::Precision;
 use firebox_model::device;
 use firebox_model::evaluate::ROWS;
+use firebox_model::failure::guard;
 use firebox_model::generate::Sampling;
 use firebox_model::terminal::print;
 use firebox_model::tokenizer::text::TEXT_FIELD;
@@ -21,6 +23,7 @@ use crate::InferError;
 use crate::bench::{BenchOptions, bench};
 use crate::devices::Devices;
 use crate::engine::Engine;
+use crate::error::LESS_MEMORY;
 use crate::eval::{Text, default_context, evaluate};
 use crate::export::Export;
 use crate::generate::{Generated, Request, generate};
@@ -102,9 +105,22 @@ struct ModelArgs {
     device: String,
 }
 
+/// What the weights are held in.
+#[derive(Debug, Clone, Copy, Args)]
+struct PrecisionArgs {
+    /// What the weights are held in: f32, bf16 or f16.
+    ///
+    /// Whatever it is, everything is computed in f32, and the router's weights stay f32. bf16 and f16 halve the
+    /// memory, and so the time that writing a token takes. Weights that are stored in the type stay the same; others are
+    /// rounded, to 3 digits in bf16 and to 4 in f16, which has no number above 65504. On ndarray, which has f32
+    /// alone, only the numbers are rounded.
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    dtype: Precision,
+}
+
 impl ModelArgs {
-    fn open(&self) -> Result<Engine, InferError> {
-        Engine::open(&self.checkpoint, &self.device)
+    fn open(&self, held: PrecisionArgs) -> Result<Engine, InferError> {
+        Engine::open(&self.checkpoint, &self.device, held.dtype)
     }
 }
 
@@ -112,6 +128,8 @@ impl ModelArgs {
 struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    held: PrecisionArgs,
     /// Text files; each is one document, and a .jsonl file has one a line.
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
@@ -136,6 +154,8 @@ struct EvalArgs {
 struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    held: PrecisionArgs,
     /// How the text begins; - reads it from standard input, as it is. Empty, the model begins a document.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
@@ -192,6 +212,8 @@ struct ExportArgs {
 struct BenchArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    held: PrecisionArgs,
     /// Tokens of a prompt.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
     prompt_tokens: usize,
@@ -224,7 +246,29 @@ impl Cli {
     /// What went wrong, with an exit code and often a hint.
     pub fn execute(self) -> Result<(), InferError> {
         device::set_threads(self.threads.map(usize::from));
-        match self.command {
+        let Some(device) = self.command.device().map(str::to_owned) else {
+            return self.command.execute();
+        };
+        allocator::working(&device, LESS_MEMORY);
+        guard(&device, || self.command.execute())?
+    }
+}
+
+impl Command {
+    /// The device on which this computes.
+    fn device(&self) -> Option<&str> {
+        let model = match self {
+            Self::Eval(args) => &args.model,
+            Self::Generate(args) => &args.model,
+            Self::Trace(args) => &args.model,
+            Self::Bench(args) => &args.model,
+            Self::Export(_) | Self::Devices(_) => return None,
+        };
+        Some(&model.device)
+    }
+
+    fn execute(self) -> Result<(), InferError> {
+        match self {
             Command::Eval(args) => args.execute(),
             Command::Generate(args) => args.execute(),
             Command::Trace(args) => args.execute(),
@@ -246,7 +290,7 @@ impl EvalArgs {
             max_tokens: self.max_tokens,
         };
         text.check()?;
-        let engine = self.model.open()?;
+        let engine = self.model.open(self.held)?;
         let packed = text.pack(&engine)?;
         let context = self.context.unwrap_or_else(|| default_context(&engine));
         let bar = progress_bar(packed.targets());
@@ -267,7 +311,7 @@ impl EvalArgs {
 
 impl GenerateArgs {
     fn execute(self) -> Result<(), InferError> {
-        let engine = self.model.open()?;
+        let engine = self.model.open(self.held)?;
         let prompt = match self.prompt.as_str() {
             "-" => {
                 let mut text = String::new();
@@ -359,7 +403,12 @@ impl BenchArgs {
             batch: self.batch,
             repeats: self.repeats,
         };
-        let found = bench(&self.model.checkpoint, &self.model.device, options)?;
+        let found = bench(
+            &self.model.checkpoint,
+            &self.model.device,
+            self.held.dtype,
+            options,
+        )?;
         if self.json {
             return print_json(&found);
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use firebox_model::checkpoint::{CheckpointError, FolderError};
 use firebox_model::device::DeviceError;
+use firebox_model::failure::DeviceFailure;
 use firebox_model::tokenizer::TokenizerError;
 use firebox_model::tokenizer::packing::PackingError;
 
@@ -104,6 +105,9 @@ pub enum InferError {
         /// The folder.
         folder: PathBuf,
     },
+    /// The device failed.
+    #[error(transparent)]
+    Computation(#[from] DeviceFailure),
     /// The arithmetic broke down.
     #[error("the loss on {device} is {nats}, which is no finite number")]
     NotFinite {
@@ -127,6 +131,10 @@ impl From<CheckpointError> for InferError {
     }
 }
 
+/// How a command needs less memory.
+pub(crate) const LESS_MEMORY: &str =
+    "take fewer sequences at once (--batch) or shorter ones, or hold the weights in --dtype bf16";
+
 impl InferError {
     /// What to do about it, where there is something.
     pub fn hint(&self) -> Option<String> {
@@ -135,6 +143,7 @@ impl InferError {
                 return Some(devices::build_hint(backend));
             }
             Self::Device(error) => return Some(error.hint()),
+            Self::Computation(failure) => return Some(failure.hint(LESS_MEMORY)),
             Self::Checkpoint(error) => return error.hint(),
             Self::Folder(error) => return error.hint(),
             Self::Tokenizer(error) => return error.hint(),
@@ -182,7 +191,10 @@ impl InferError {
             | Self::Text(PackingError::Empty { .. }) => 2,
             Self::Folder(error) if error.is_usage() => 2,
             Self::Checkpoint(error)
-                if matches!(**error, CheckpointError::NotACheckpoint { .. }) =>
+                if matches!(
+                    **error,
+                    CheckpointError::NotACheckpoint { .. } | CheckpointError::Device { .. }
+                ) =>
             {
                 2
             }

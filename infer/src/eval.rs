@@ -193,6 +193,7 @@ impl fmt::Display for Report {
 mod tests {
     use std::fs;
 
+    use firebox_model::checkpoint::Precision;
     use firebox_model::device;
     use firebox_model::evaluate::ROWS;
 
@@ -207,6 +208,7 @@ mod tests {
         Engine::open(
             TinyCheckpoint::new(config, 3).path(),
             device::default_name(),
+            Precision::F32,
         )
         .unwrap()
     }

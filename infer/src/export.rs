@@ -44,7 +44,7 @@ impl Export {
             });
         }
         let device = device::select(device::default_name())?;
-        let (folder, opened) = open_model(checkpoint, &device)?;
+        let (folder, opened) = open_model(checkpoint, &device, Precision::F32)?;
         let Checkpoint {
             model,
             end_of_text,

@@ -93,7 +93,7 @@ fn show(output: &mut impl Write, text: &str) -> io::Result<()> {
 mod tests {
     use std::cell::Cell;
 
-    use firebox_model::checkpoint::TOKENIZER_FILE;
+    use firebox_model::checkpoint::{Precision, TOKENIZER_FILE};
     use firebox_model::device;
     use firebox_model::tokenizer::Tokenizer;
 
@@ -104,6 +104,7 @@ mod tests {
         Engine::open(
             TinyCheckpoint::new(&tiny_config(), 5).path(),
             device::default_name(),
+            Precision::F32,
         )
         .unwrap()
     }
@@ -193,7 +194,7 @@ mod tests {
     #[test]
     fn any_of_several_ends_ends_the_text() {
         let tiny = TinyCheckpoint::new(&tiny_config(), 5);
-        let mut engine = Engine::open(tiny.path(), device::default_name()).unwrap();
+        let mut engine = Engine::open(tiny.path(), device::default_name(), Precision::F32).unwrap();
         let greedy = request(
             "fire",
             8,

@@ -3,20 +3,20 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use firebox_infer::InferError;
 use firebox_infer::cli::Cli;
+use firebox_model::allocator::Reporting;
 use firebox_model::terminal;
+use mimalloc::MiMalloc;
 
 // Faster than the system's for the many large blocks that tensors are.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Reporting<MiMalloc> = Reporting(MiMalloc);
 
 fn main() -> ExitCode {
-    terminal::start_log();
-    match Cli::parse().execute() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            terminal::report(&error, error.hint().as_deref());
-            ExitCode::from(error.exit_code())
-        }
-    }
+    terminal::run(
+        || Cli::parse().execute(),
+        InferError::hint,
+        InferError::exit_code,
+    )
 }

@@ -53,7 +53,7 @@ pub fn trace(
 ) -> Result<Losses, InferError> {
     let plain = device::select(device)?;
     let selected = if gradients { plain.autodiff() } else { plain };
-    let (_, opened) = open_model(checkpoint, &selected)?;
+    let (_, opened) = open_model(checkpoint, &selected, Precision::F32)?;
     let model = match gradients {
         true => opened.model.train(),
         false => opened.model,

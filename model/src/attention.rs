@@ -5,7 +5,7 @@ use burn::tensor::{Bool, Tensor};
 
 use crate::cache::LayerCache;
 use crate::config::{ModelConfig, QkNorm};
-use crate::kernels::{causal_attention, masked_attention, split_heads};
+use crate::kernels::{causal_attention, linear, masked_attention, split_heads};
 use crate::norm::RmsNorm;
 use crate::parameters::{Initial, ParameterSource};
 use crate::rotary::Rotary;
@@ -106,11 +106,11 @@ impl Attention {
         mask: Option<&Tensor<4, Bool>>,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<2> {
-        let query = x.clone().matmul(self.query.val());
+        let query = linear(x.clone(), self.query.val());
         let query = self.normed(query, self.heads, &self.query_norm);
-        let key = x.clone().matmul(self.key.val());
+        let key = linear(x.clone(), self.key.val());
         let key = self.normed(key, self.kv_heads, &self.key_norm);
-        let value = x.matmul(self.value.val());
+        let value = linear(x, self.value.val());
 
         let split = |x: Tensor<2>| split_heads(x, batch, self.head_dim);
         let turned = |x: Tensor<2>| rotary.apply(split(x));
@@ -126,7 +126,7 @@ impl Attention {
             }
             (mask, None) => masked_attention(turned(query), turned(key), split(value), mask),
         };
-        attended.matmul(self.output.val())
+        linear(attended, self.output.val())
     }
 
     /// Queries or keys after their norm, where there is one.

@@ -1,15 +1,15 @@
 //! Names of devices, such as `flex` or `wgpu:1`, and what this build and this machine offer.
 
 use burn::tensor::Device;
+#[cfg(feature = "cube")]
+use burn::tensor::DeviceType;
 use serde::Serialize;
 
 /// Why a device cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// Not a name that any build knows.
-    #[error(
-        "device = {name}: unknown; a device is one of flex, ndarray, wgpu, wgpu:N, cuda, cuda:N"
-    )]
+    #[error("device = {name}: unknown; a device is one of {}", known().join(", "))]
     Unknown {
         /// What was asked for.
         name: String,
@@ -42,7 +42,7 @@ impl DeviceError {
             Self::NotCompiled { backend, .. } => format!(
                 "build with it: put `--features {backend}` before the `--` of the alias, for example `cargo run --release --bin firebox-train --features {backend} -- run …`"
             ),
-            Self::NoAdapter { backend: "wgpu", found: 0, .. } => {
+            Self::NoAdapter { backend: "wgpu" | "vulkan", found: 0, .. } => {
                 "install a Vulkan driver; Debian's mesa-vulkan-drivers brings one that runs on the CPU".to_owned()
             }
             Self::NoAdapter { backend, .. } => {
@@ -65,31 +65,81 @@ pub struct Backend {
     pub devices: Vec<String>,
 }
 
-const BACKENDS: [(&str, &str, bool); 4] = [
-    (
-        "flex",
-        "Burn's CPU backend; recommended on a CPU",
-        cfg!(feature = "flex"),
-    ),
-    (
-        "ndarray",
-        "the ndarray CPU backend; an independent second opinion",
-        cfg!(feature = "ndarray"),
-    ),
-    (
-        "wgpu",
-        "any GPU by Vulkan, Metal or DirectX 12; software Vulkan too",
-        cfg!(feature = "wgpu"),
-    ),
-    ("cuda", "NVIDIA GPUs", cfg!(feature = "cuda")),
+/// A row for each backend that Firebox knows.
+struct Known {
+    name: &'static str,
+    description: &'static str,
+    compiled: bool,
+    /// Whether a machine may have several, told apart by a number.
+    numbered: bool,
+}
+
+const BACKENDS: [Known; 8] = [
+    Known {
+        name: "flex",
+        description: "Burn's CPU backend; recommended on a CPU",
+        compiled: cfg!(feature = "flex"),
+        numbered: false,
+    },
+    Known {
+        name: "ndarray",
+        description: "the ndarray CPU backend; an independent second opinion",
+        compiled: cfg!(feature = "ndarray"),
+        numbered: false,
+    },
+    Known {
+        name: "wgpu",
+        description: "any GPU by Vulkan, Metal or DirectX 12; software Vulkan too",
+        compiled: cfg!(feature = "wgpu"),
+        numbered: true,
+    },
+    Known {
+        name: "vulkan",
+        description: "any GPU by Vulkan, its shaders compiled to SPIR-V without a detour",
+        compiled: cfg!(feature = "vulkan"),
+        numbered: true,
+    },
+    Known {
+        name: "metal",
+        description: "Apple's GPUs, by Metal's own shaders",
+        compiled: cfg!(feature = "metal"),
+        numbered: true,
+    },
+    Known {
+        name: "cuda",
+        description: "NVIDIA GPUs",
+        compiled: cfg!(feature = "cuda"),
+        numbered: true,
+    },
+    Known {
+        name: "rocm",
+        description: "AMD GPUs",
+        compiled: cfg!(feature = "rocm"),
+        numbered: true,
+    },
+    Known {
+        name: "cpu",
+        description: "the GPU kernels, compiled for the CPU by LLVM",
+        compiled: cfg!(feature = "cpu"),
+        numbered: false,
+    },
 ];
+
+/// What a device can be called.
+fn known() -> Vec<String> {
+    let names = BACKENDS.iter().map(|backend| match backend.numbered {
+        true => format!("{0}, {0}:N", backend.name),
+        false => backend.name.to_owned(),
+    });
+    names.collect()
+}
 
 /// The device that is used when none is named.
 pub fn default_name() -> &'static str {
     BACKENDS
         .iter()
-        .find(|(.., compiled)| *compiled)
-        .map_or("flex", |(name, ..)| name)
+        .find(|backend| backend.compiled)
+        .map_or("flex", |backend| backend.name)
 }
 
 /// Lets the CPU backends use so many threads; by default one for each physical core, since two on one core
@@ -112,7 +162,8 @@ pub fn threads() -> usize {
 pub fn backends() -> Vec<Backend> {
     BACKENDS
         .iter()
-        .map(|&(name, description, compiled)| {
+        .map(|backend| {
+            let name = backend.name;
             let devices = match adapters(name).len() {
                 0 => Vec::new(),
                 1 => vec![name.to_owned()],
@@ -120,8 +171,8 @@ pub fn backends() -> Vec<Backend> {
             };
             Backend {
                 name,
-                description,
-                compiled,
+                description: backend.description,
+                compiled: backend.compiled,
                 devices,
             }
         })
@@ -141,14 +192,15 @@ pub fn select(name: &str) -> Result<Device, DeviceError> {
         Some((backend, index)) => (backend, index.parse::<usize>().map_err(|_| unknown())?),
         None => (name, 0),
     };
-    let &(backend, _, compiled) = BACKENDS
+    let known = BACKENDS
         .iter()
-        .find(|(known, ..)| *known == backend)
+        .find(|known| known.name == backend)
         .ok_or_else(unknown)?;
-    if name.contains(':') && matches!(backend, "flex" | "ndarray") {
+    let backend = known.name;
+    if name.contains(':') && !known.numbered {
         return Err(unknown());
     }
-    if !compiled {
+    if !known.compiled {
         return Err(DeviceError::NotCompiled {
             name: name.to_owned(),
             backend,
@@ -174,11 +226,25 @@ fn adapters(backend: &str) -> Vec<Device> {
         #[allow(deprecated)] // deprecated upstream; kept as an independent second opinion
         "ndarray" => vec![Device::ndarray()],
         #[cfg(feature = "wgpu")]
-        "wgpu" => Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec(),
+        "wgpu" => listed(DeviceType::Wgpu),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => listed(DeviceType::Vulkan),
+        #[cfg(feature = "metal")]
+        "metal" => listed(DeviceType::Metal),
         #[cfg(feature = "cuda")]
-        "cuda" => Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec(),
+        "cuda" => listed(DeviceType::Cuda),
+        #[cfg(feature = "rocm")]
+        "rocm" => listed(DeviceType::Rocm),
+        #[cfg(feature = "cpu")]
+        "cpu" => vec![Device::cpu()],
         _ => Vec::new(),
     }
+}
+
+/// What Burn finds on this machine.
+#[cfg(feature = "cube")]
+fn listed(kind: DeviceType) -> Vec<Device> {
+    Device::enumerate(kind).into_vec()
 }
 
 #[cfg(test)]
@@ -194,6 +260,7 @@ mod tests {
             "ndarray:1",
             "wgpu:x",
             "cuda:-1",
+            "cpu:0",
             "Flex",
         ] {
             assert!(

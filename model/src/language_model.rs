@@ -3,12 +3,13 @@
 use std::convert::Infallible;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use crate::block::Block;
 use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
+use crate::kernels::linear;
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::parameters::{Initial, ParameterSource, RandomParameters};
@@ -225,7 +226,11 @@ impl LanguageModel {
         let rotary = Rotary::new(past, new, config.head_dim, config.rope_theta, &device);
         let mask = valid.map(|valid| padding_mask(valid, batch, new, &device));
 
-        let mut x = self.embedding.val().select(0, tokens.flatten::<1>(0, 1));
+        let mut x = self
+            .embedding
+            .val()
+            .select(0, tokens.flatten::<1>(0, 1))
+            .cast(DType::F32);
         observe(&x);
         let mut routing = Vec::with_capacity(config.layers);
         for (layer, block) in self.blocks.iter().enumerate() {
@@ -240,8 +245,8 @@ impl LanguageModel {
 
     fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         match &self.head {
-            Some(head) => hidden.matmul(head.val()),
-            None => hidden.matmul(self.embedding.val().transpose()),
+            Some(head) => linear(hidden, head.val()),
+            None => linear(hidden, self.embedding.val().transpose()),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! written by [`checkpoint`], and [`accounting`] says what a configuration costs without allocating it.
 
 pub mod accounting;
+pub mod allocator;
 pub mod attention;
 pub mod batch;
 pub mod block;
@@ -13,6 +14,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod device;
 pub mod evaluate;
+pub mod failure;
 pub mod feed_forward;
 pub mod generate;
 pub mod kernels;
@@ -20,7 +22,10 @@ pub mod language_model;
 pub mod loss;
 pub mod moe;
 pub mod norm;
+pub mod number;
 pub mod parameters;
+pub mod report;
 pub mod rotary;
 pub mod terminal;
+pub mod testing;
 pub mod tokenizer;

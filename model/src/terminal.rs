@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::process::ExitCode;
 
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -11,13 +12,11 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::failure;
+
 /// Sends the log to standard error, in colour on a terminal. `RUST_LOG` chooses what is in it; by default
 /// warnings, and what Firebox itself says.
-///
-/// # Panics
-///
-/// When there is a log already.
-pub fn start_log() {
+fn start_log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
         EnvFilter::new("warn,firebox_train=info,firebox_infer=info,firebox_model=info")
     });
@@ -30,8 +29,42 @@ pub fn start_log() {
         .init();
 }
 
+/// Runs a binary's command: starts the log, prints an error as [`report`] does, and makes the exit code. A fault of
+/// the program itself is an error like any other, of exit code 1.
+///
+/// # Panics
+///
+/// When there is a log already.
+pub fn run<E: Error>(
+    command: impl FnOnce() -> Result<(), E>,
+    hint: impl Fn(&E) -> Option<String>,
+    exit_code: impl Fn(&E) -> u8,
+) -> ExitCode {
+    start_log();
+    failure::tell_once();
+    match failure::caught(command) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            report(&error, hint(&error).as_deref());
+            ExitCode::from(exit_code(&error))
+        }
+        Err(message) => {
+            report(
+                &Fault(message),
+                Some("this should not happen; RUST_LOG=debug RUST_BACKTRACE=1 show where it did"),
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a panic said.
+#[derive(Debug, thiserror::Error)]
+#[error("a fault of this program: {0}")]
+struct Fault(String);
+
 /// Prints an error in one sentence, and what to do about it on a line of its own.
-pub fn report(error: &dyn Error, hint: Option<&str>) {
+fn report(error: &dyn Error, hint: Option<&str>) {
     eprintln!("error: {}", sentence(error));
     if let Some(hint) = hint {
         eprintln!("hint: {hint}");

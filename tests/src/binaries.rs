@@ -45,16 +45,21 @@ fn folder() -> &'static PathBuf {
             Some(profile) => profile,
             None => panic!("{} is in no profile's folder", test.display()),
         };
-        let features: Vec<&str> = [
-            ("flex", cfg!(feature = "flex")),
-            ("ndarray", cfg!(feature = "ndarray")),
-            ("wgpu", cfg!(feature = "wgpu")),
-            ("cuda", cfg!(feature = "cuda")),
-        ]
-        .into_iter()
-        .filter_map(|(name, on)| on.then_some(name))
-        .collect();
-        let status = Command::new(env!("CARGO"))
+        // A backend's name is its feature's.
+        let backends = firebox_model::device::backends().into_iter();
+        let features: Vec<&str> = backends
+            .filter_map(|backend| backend.compiled.then_some(backend.name))
+            .collect();
+        let mut build = Command::new(env!("CARGO"));
+        // Of this test, and no part of the binaries: build scripts that look at them would run again each time.
+        let own = std::env::vars_os().map(|(name, _)| name).filter(|name| {
+            let name = name.to_string_lossy();
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        });
+        own.for_each(|name| {
+            build.env_remove(name);
+        });
+        let status = build
             .args([
                 "build",
                 "--workspace",

@@ -1,5 +1,6 @@
 //! Reference checkpoints; see `fixtures/README.md`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -25,4 +26,20 @@ pub fn cases() -> Vec<(String, PathBuf)> {
     cases.sort();
     assert!(cases.len() >= 6, "fixtures are missing: {cases:?}");
     cases
+}
+
+/// Name and content of every file of a folder.
+///
+/// # Panics
+///
+/// When one cannot be read.
+pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(folder)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry"));
+    let named = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().expect("a name");
+        (name, fs::read(entry.path()).expect("a file"))
+    };
+    entries.map(named).collect()
 }

@@ -1,7 +1,6 @@
-//! What the tests of several crates share: devices, errors of tensors, and the binaries.
+//! What the tests of several crates share: errors of tensors, small models and runs, and the binaries.
 
 pub mod binaries;
-pub mod devices;
 pub mod fixtures;
 pub mod models;
 pub mod runs;

@@ -1,11 +1,15 @@
 //! Small models and texts.
 
-use burn::tensor::Device;
+use std::collections::BTreeMap;
+
+use burn::module::Param;
+use burn::tensor::{Device, Tensor};
 use firebox_model::batch::Sequence;
 use firebox_model::config::{
     BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
 };
 use firebox_model::language_model::LanguageModel;
+use firebox_model::parameters::{VisitParameter, visit};
 
 /// A model of two layers with eight experts, two a token. Its weights are wide, so that what the
 /// experts say matters.
@@ -78,4 +82,19 @@ pub fn sequences(
             }
         })
         .collect()
+}
+
+/// Bits of every parameter, by path.
+pub fn bits(model: &LanguageModel) -> BTreeMap<String, Vec<u32>> {
+    struct Collect(BTreeMap<String, Vec<u32>>);
+    impl VisitParameter for Collect {
+        fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
+            let values = parameter.val().into_data();
+            let bits = values.iter::<f32>().map(f32::to_bits).collect();
+            self.0.insert(path.to_owned(), bits);
+        }
+    }
+    let mut collect = Collect(BTreeMap::new());
+    visit(model, &mut collect);
+    collect.0
 }

@@ -28,17 +28,6 @@ bias_update_rate = 0.001
 [tokenizer]
 kind = "bpe"
 vocabulary = 300
-[data]
-cache = "CACHE"
-[data.validation]
-fraction = 0.2
-[[data.source]]
-name = "code"
-files = ["model/src/*.rs"]
-epochs = 2
-[[data.source]]
-name = "text"
-files = ["configs/*.toml"]
 [train]
 steps = 12
 micro_batch = 3
@@ -55,6 +44,21 @@ every = 2
 keep_last = 100
 "#;
 
+/// The text of every run.
+const DATA: &str = r#"
+[data]
+cache = "CACHE"
+[data.validation]
+fraction = 0.2
+[[data.source]]
+name = "code"
+files = ["model/src/*.rs"]
+epochs = 2
+[[data.source]]
+name = "text"
+files = ["configs/*.toml"]
+"#;
+
 impl TestRun {
     /// A fresh folder.
     ///
@@ -62,13 +66,22 @@ impl TestRun {
     ///
     /// When it cannot be made.
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let text = CONFIG.replace(
-            "CACHE",
-            folder.path().join("cache").to_str().expect("UTF-8"),
-        );
-        fs::write(folder.path().join("run.toml"), text).expect("a file");
-        Self { folder }
+        let test = Self {
+            folder: tempfile::tempdir().expect("a temporary folder"),
+        };
+        test.write("run.toml", CONFIG);
+        test
+    }
+
+    /// Writes another configuration, on the same text, and gives back where it is.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be written.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        let data = DATA.replace("CACHE", &self.argument("cache"));
+        fs::write(self.path(name), format!("{text}{data}")).expect("a file");
+        self.argument(name)
     }
 
     /// A path in the folder.

@@ -8,30 +8,63 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use firebox_infer::trace::trace;
-use firebox_model::checkpoint;
+use firebox_model::checkpoint::{self, Precision};
 use firebox_model::generate::{Sampler, Sampling, generate};
 use firebox_model::language_model::token_tensor;
 use firebox_tests::binaries;
+use firebox_tests::fixtures;
 use firebox_tests::tensors::{Tensors, relative_error};
-use firebox_tests::{devices, fixtures};
 
 const VALUES: f64 = 5e-6;
 const GRADIENTS: f64 = 2e-5;
 
+/// Both tests of each checkpoint on each device, such as `qwen3_moe::greedy_tokens::wgpu`.
+macro_rules! on_every_checkpoint {
+    ($($module:ident = $folder:literal),+ $(,)?) => {
+        $(mod $module {
+            fn values_and_gradients(device: &str) {
+                super::values_and_gradients_are_those_of_transformers($folder, device);
+            }
+
+            fn greedy_tokens(device: burn::tensor::Device) {
+                super::greedy_tokens_are_those_of_transformers($folder, &device);
+            }
+
+            firebox_model::on_every_device!(values_and_gradients, greedy_tokens);
+        })+
+
+        const TESTED: &[&str] = &[$($folder),+];
+    };
+}
+
+on_every_checkpoint! {
+    llama_f16 = "llama-f16",
+    mixtral_mqa = "mixtral-mqa",
+    mixtral_tied_fused = "mixtral-tied-fused",
+    olmoe_bf16_shards = "olmoe-bf16-shards",
+    qwen3 = "qwen3",
+    qwen3_moe = "qwen3-moe",
+}
+
 #[test]
-fn values_and_gradients_are_those_of_transformers() {
+fn every_fixture_is_tested() {
+    let found: Vec<String> = fixtures::cases()
+        .into_iter()
+        .map(|(case, _)| case)
+        .collect();
+    assert_eq!(found, TESTED);
+}
+
+fn values_and_gradients_are_those_of_transformers(case: &str, device: &str) {
+    let path = fixtures::folder(case);
+    let expected = path.join("expected.safetensors");
     let folder = tempfile::tempdir().expect("a folder");
     let output = folder.path().join("trace.safetensors");
-    for (case, path) in fixtures::cases() {
-        let expected = path.join("expected.safetensors");
-        for (device, _) in devices::all() {
-            trace(&path, &device, &expected, &output, true).expect("a trace");
-            let what = format!("{case} on {device}");
-            compare(&what, &Tensors::read(&output), &Tensors::read(&expected));
-        }
-    }
+    trace(&path, device, &expected, &output, true).expect("a trace");
+    let what = format!("{case} on {device}");
+    compare(&what, &Tensors::read(&output), &Tensors::read(&expected));
 }
 
 fn compare(what: &str, found: &Tensors, expected: &Tensors) {
@@ -85,39 +118,38 @@ fn compare(what: &str, found: &Tensors, expected: &Tensors) {
     println!("{what}: {}", errors.join(", "));
 }
 
-#[test]
-fn greedy_tokens_are_those_of_transformers_with_and_without_the_cache() {
-    for (case, path) in fixtures::cases() {
-        let expected = Tensors::read(&path.join("expected.safetensors")).integers("greedy");
-        let expected: Vec<u32> = expected.into_iter().map(|id| id as u32).collect();
-        let (prompt, rest) = expected.split_at(12);
-        for (name, device) in devices::all() {
-            let model = checkpoint::load(&path, &device).expect("fixture").model;
-            let mut cached = Vec::new();
-            let mut sampler = Sampler::new(Sampling {
-                temperature: 0.0,
-                ..Sampling::default()
-            });
-            generate(&model, prompt, rest.len(), &[], &mut sampler, |id| {
-                cached.push(id);
-                true
-            });
-            assert_eq!(cached, rest, "{case} on {name}, with the cache");
+/// With the cache and without.
+fn greedy_tokens_are_those_of_transformers(case: &str, device: &Device) {
+    let path = fixtures::folder(case);
+    let expected = Tensors::read(&path.join("expected.safetensors")).integers("greedy");
+    let expected: Vec<u32> = expected.into_iter().map(|id| id as u32).collect();
+    let (prompt, rest) = expected.split_at(12);
+    let model = checkpoint::load(&path, device, Precision::F32)
+        .expect("fixture")
+        .model;
+    let mut cached = Vec::new();
+    let mut sampler = Sampler::new(Sampling {
+        temperature: 0.0,
+        ..Sampling::default()
+    });
+    generate(&model, prompt, rest.len(), &[], &mut sampler, |id| {
+        cached.push(id);
+        true
+    });
+    assert_eq!(cached, rest, "with the cache");
 
-            let mut text = prompt.to_vec();
-            for _ in rest {
-                let tokens: Tensor<2, Int> = token_tensor([text.as_slice()].into_iter(), &device);
-                let logits = model.forward(tokens).logits;
-                let last = logits
-                    .narrow(1, text.len() - 1, 1)
-                    .to_data()
-                    .iter::<f32>()
-                    .collect::<Vec<f32>>();
-                text.push(sampler.sample(&last));
-            }
-            assert_eq!(&text[12..], rest, "{case} on {name}, without the cache");
-        }
+    let mut text = prompt.to_vec();
+    for _ in rest {
+        let tokens: Tensor<2, Int> = token_tensor([text.as_slice()].into_iter(), device);
+        let logits = model.forward(tokens).logits;
+        let last = logits
+            .narrow(1, text.len() - 1, 1)
+            .to_data()
+            .iter::<f32>()
+            .collect::<Vec<f32>>();
+        text.push(sampler.sample(&last));
     }
+    assert_eq!(&text[12..], rest, "without the cache");
 }
 
 #[test]

@@ -9,19 +9,8 @@ use firebox_tests::binaries;
 use firebox_tests::runs::{TestRun, copy_at};
 use serde_json::{Value, json};
 
-/// What a run from a checkpoint needs to say; the text is that of the small run.
+/// What a run from a checkpoint needs to say.
 const FROM: &str = r#"
-[data]
-cache = "CACHE"
-[data.validation]
-fraction = 0.2
-[[data.source]]
-name = "code"
-files = ["model/src/*.rs"]
-epochs = 2
-[[data.source]]
-name = "text"
-files = ["configs/*.toml"]
 [train]
 init = "INIT"
 steps = 8
@@ -50,11 +39,7 @@ const UPCYCLE: [&str; 3] = [
 
 /// Writes a configuration that starts from `init`, and gives back where it is.
 fn from(test: &TestRun, init: &str) -> String {
-    let text = FROM
-        .replace("CACHE", &test.argument("cache"))
-        .replace("INIT", init);
-    fs::write(test.path("from.toml"), text).expect("a file");
-    test.argument("from.toml")
+    test.write("from.toml", &FROM.replace("INIT", init))
 }
 
 fn command(config: &str, out: &str, set: &[&str], resume: bool) -> Command {

@@ -1,5 +1,5 @@
 //! What must not matter, does not: the cut into micro-batches, neighbours in a batch, the order of
-//! experts, the cache. On every backend of this build.
+//! experts, the cache. One test a backend of this build.
 //!
 //! Tolerances are of `‖a − b‖ / ‖b‖`: the same f32 terms are added in another order.
 
@@ -13,11 +13,23 @@ use firebox_model::feed_forward::{DenseFeedForward, FeedForward};
 use firebox_model::language_model::{LanguageModel, token_tensor};
 use firebox_model::moe::balance::{BatchLoad, per_layer, pooled};
 use firebox_model::moe::{MixtureOfExperts, Routing};
+use firebox_model::on_every_device;
 use firebox_model::parameters::{MapParameter, RandomParameters, map};
-use firebox_tests::devices;
 use firebox_tests::models::{model, sequences, tiny, with_experts};
 use firebox_tests::tensors::relative_error;
 use firebox_train::gradient::{BatchResult, forward_backward};
+
+on_every_device!(
+    the_gradient_does_not_depend_on_the_cut_into_micro_batches,
+    the_auxiliary_losses_are_in_the_gradient_and_not_in_the_loss,
+    a_token_does_not_depend_on_its_neighbours_in_the_batch,
+    decoding_with_the_cache_equals_one_forward_pass,
+    every_k_is_the_weighted_sum_of_the_chosen_experts_and_k_equal_e_the_dense_sum,
+    one_expert_is_the_dense_feed_forward_with_the_same_weights,
+    the_order_of_experts_changes_nothing,
+    a_mixture_whose_router_is_indifferent_is_balanced_at_one_for_every_k,
+    evaluation_is_repeatable_and_leaves_the_model_as_it_was,
+);
 
 const ROUNDING: f64 = 5e-6;
 
@@ -34,20 +46,17 @@ fn logits(model: &LanguageModel, sequences: &[Sequence], device: &Device) -> Ten
     model.forward(Batch::new(sequences, device).tokens).logits
 }
 
-#[test]
-fn the_gradient_does_not_depend_on_the_cut_into_micro_batches() {
-    for (name, device) in devices::all() {
-        let device = device.autodiff();
-        let mut pooled = tiny();
-        pooled.router.balance = firebox_model::config::BalanceKind::Pooled;
-        for config in [tiny(), pooled] {
-            let model = model(&config, &device).train();
-            let sequences = sequences(&config, 5, 12, &[0, 7, 0, 3, 11]);
-            let whole = forward_backward(&model, &sequences, 5, &device);
-            for micro_batch in [1, 2, 3] {
-                let cut = forward_backward(&model, &sequences, micro_batch, &device);
-                same_result(&format!("{name}, {micro_batch} at a time"), &cut, &whole);
-            }
+fn the_gradient_does_not_depend_on_the_cut_into_micro_batches(device: Device) {
+    let device = device.autodiff();
+    let mut pooled = tiny();
+    pooled.router.balance = firebox_model::config::BalanceKind::Pooled;
+    for config in [tiny(), pooled] {
+        let model = model(&config, &device).train();
+        let sequences = sequences(&config, 5, 12, &[0, 7, 0, 3, 11]);
+        let whole = forward_backward(&model, &sequences, 5, &device);
+        for micro_batch in [1, 2, 3] {
+            let cut = forward_backward(&model, &sequences, micro_batch, &device);
+            same_result(&format!("{micro_batch} at a time"), &cut, &whole);
         }
     }
 }
@@ -73,79 +82,68 @@ fn same_result(what: &str, cut: &BatchResult, whole: &BatchResult) {
     }
 }
 
-#[test]
-fn the_auxiliary_losses_are_in_the_gradient_and_not_in_the_loss() {
-    for (name, device) in devices::all() {
-        let device = device.autodiff();
-        let with = tiny();
-        let mut without = tiny();
-        without.router.balance_coefficient = 0.0;
-        without.router.z_coefficient = 0.0;
-        let sequences = sequences(&with, 2, 12, &[]);
-        let [with, without] = [with, without].map(|config| {
-            forward_backward(&model(&config, &device).train(), &sequences, 2, &device)
-        });
-        assert_eq!(with.loss, without.loss, "{name}");
-        assert_eq!(without.total_loss, without.loss, "{name}");
-        let health = with.health.health();
-        let mean = |of: fn(&firebox_model::moe::stats::LayerHealth) -> f64| {
-            health.iter().map(of).sum::<f64>() / health.len() as f64
-        };
-        let expected =
-            with.loss + 0.05 * mean(|layer| layer.balance) + 0.01 * mean(|layer| layer.z);
-        assert!(
-            (with.total_loss - expected).abs() < 1e-5,
-            "{name}: {} against {expected}",
-            with.total_loss
-        );
-        let router = "blocks.0.feed_forward.router.weight";
-        let [with, without] =
-            [&with, &without].map(|result| values(&result.gradients.by_path()[router]));
-        assert!(
-            relative_error(&with, &without) > 1e-3,
-            "{name}: the router's gradient lacks the auxiliary part"
+fn the_auxiliary_losses_are_in_the_gradient_and_not_in_the_loss(device: Device) {
+    let device = device.autodiff();
+    let with = tiny();
+    let mut without = tiny();
+    without.router.balance_coefficient = 0.0;
+    without.router.z_coefficient = 0.0;
+    let sequences = sequences(&with, 2, 12, &[]);
+    let [with, without] = [with, without]
+        .map(|config| forward_backward(&model(&config, &device).train(), &sequences, 2, &device));
+    assert_eq!(with.loss, without.loss);
+    assert_eq!(without.total_loss, without.loss);
+    let health = with.health.health();
+    let mean = |of: fn(&firebox_model::moe::stats::LayerHealth) -> f64| {
+        health.iter().map(of).sum::<f64>() / health.len() as f64
+    };
+    let expected = with.loss + 0.05 * mean(|layer| layer.balance) + 0.01 * mean(|layer| layer.z);
+    assert!(
+        (with.total_loss - expected).abs() < 1e-5,
+        "{} against {expected}",
+        with.total_loss
+    );
+    let router = "blocks.0.feed_forward.router.weight";
+    let [with, without] =
+        [&with, &without].map(|result| values(&result.gradients.by_path()[router]));
+    assert!(
+        relative_error(&with, &without) > 1e-3,
+        "the router's gradient lacks the auxiliary part"
+    );
+}
+
+fn a_token_does_not_depend_on_its_neighbours_in_the_batch(device: Device) {
+    let config = tiny();
+    let model = model(&config, &device);
+    let sequences = sequences(&config, 4, 11, &[]);
+    let together = logits(&model, &sequences, &device);
+    for row in 0..sequences.len() {
+        let alone = logits(&model, &sequences[row..=row], &device);
+        close(
+            &format!("row {row}"),
+            &together.clone().narrow(0, row, 1),
+            &alone,
         );
     }
 }
 
-#[test]
-fn a_token_does_not_depend_on_its_neighbours_in_the_batch() {
-    for (name, device) in devices::all() {
-        let config = tiny();
+fn decoding_with_the_cache_equals_one_forward_pass(device: Device) {
+    for config in [tiny(), with_experts(8, 8), tiny().dense_twin()] {
         let model = model(&config, &device);
-        let sequences = sequences(&config, 4, 11, &[]);
-        let together = logits(&model, &sequences, &device);
-        for row in 0..sequences.len() {
-            let alone = logits(&model, &sequences[row..=row], &device);
-            close(
-                &format!("{name}, row {row}"),
-                &together.clone().narrow(0, row, 1),
-                &alone,
-            );
+        let text = &sequences(&config, 2, 20, &[])[..];
+        let whole = logits(&model, text, &device);
+        // Pieces of several lengths: a long prompt, single tokens, a few at once.
+        let mut cache = KeyValueCache::new(&config, 2, 20, &device);
+        let mut start = 0;
+        for length in [7, 1, 1, 4, 1, 6] {
+            let end = start + length;
+            let rows = text.iter().map(|sequence| &sequence.tokens[start..end]);
+            let last = model.decode(token_tensor(rows, &device), &mut cache);
+            let expected = whole.clone().narrow(1, end - 1, 1).squeeze_dim::<2>(1);
+            close(&format!("position {end}"), &last, &expected);
+            start = end;
         }
-    }
-}
-
-#[test]
-fn decoding_with_the_cache_equals_one_forward_pass() {
-    for (name, device) in devices::all() {
-        for config in [tiny(), with_experts(8, 8), tiny().dense_twin()] {
-            let model = model(&config, &device);
-            let text = &sequences(&config, 2, 20, &[])[..];
-            let whole = logits(&model, text, &device);
-            // Pieces of several lengths: a long prompt, single tokens, a few at once.
-            let mut cache = KeyValueCache::new(&config, 2, 20, &device);
-            let mut start = 0;
-            for length in [7, 1, 1, 4, 1, 6] {
-                let end = start + length;
-                let rows = text.iter().map(|sequence| &sequence.tokens[start..end]);
-                let last = model.decode(token_tensor(rows, &device), &mut cache);
-                let expected = whole.clone().narrow(1, end - 1, 1).squeeze_dim::<2>(1);
-                close(&format!("{name}, position {end}"), &last, &expected);
-                start = end;
-            }
-            assert_eq!(cache.remaining(), 0);
-        }
+        assert_eq!(cache.remaining(), 0);
     }
 }
 
@@ -182,58 +180,52 @@ fn expert(mixture: &MixtureOfExperts, e: usize) -> DenseFeedForward {
     }
 }
 
-#[test]
-fn every_k_is_the_weighted_sum_of_the_chosen_experts_and_k_equal_e_the_dense_sum() {
-    for (name, device) in devices::all() {
-        for (experts, per_token) in [(1, 1), (5, 1), (5, 2), (5, 4), (5, 5), (8, 8)] {
-            for normalize in [true, false] {
-                let mut config = with_experts(experts, per_token);
-                config.router.normalize = normalize;
-                let mixture = mixture(&config, &device);
-                let x = input(13, config.d_model, &device);
-                let (output, routing) = mixture.forward(x.clone());
-                let probabilities = values(&routing.probabilities);
-                let chosen = routing.plan.chosen().into_data();
-                let chosen: Vec<u32> = chosen.iter::<i32>().map(|e| e as u32).collect();
-                let answers: Vec<Vec<f32>> = (0..experts)
-                    .map(|e| values(&expert(&mixture, e).forward(x.clone())))
-                    .collect();
-                let mut expected = vec![0.0f32; 13 * config.d_model];
-                for token in 0..13 {
-                    let chosen = &chosen[token * per_token..][..per_token];
-                    let probability = |e: u32| probabilities[token * experts + e as usize];
-                    let sum: f32 = if normalize {
-                        chosen.iter().map(|&e| probability(e)).sum()
-                    } else {
-                        1.0
-                    };
-                    for &e in chosen {
-                        for i in token * config.d_model..(token + 1) * config.d_model {
-                            expected[i] += probability(e) / sum * answers[e as usize][i];
-                        }
+fn every_k_is_the_weighted_sum_of_the_chosen_experts_and_k_equal_e_the_dense_sum(device: Device) {
+    for (experts, per_token) in [(1, 1), (5, 1), (5, 2), (5, 4), (5, 5), (8, 8)] {
+        for normalize in [true, false] {
+            let mut config = with_experts(experts, per_token);
+            config.router.normalize = normalize;
+            let mixture = mixture(&config, &device);
+            let x = input(13, config.d_model, &device);
+            let (output, routing) = mixture.forward(x.clone());
+            let probabilities = values(&routing.probabilities);
+            let chosen = routing.plan.chosen().into_data();
+            let chosen: Vec<u32> = chosen.iter::<i32>().map(|e| e as u32).collect();
+            let answers: Vec<Vec<f32>> = (0..experts)
+                .map(|e| values(&expert(&mixture, e).forward(x.clone())))
+                .collect();
+            let mut expected = vec![0.0f32; 13 * config.d_model];
+            for token in 0..13 {
+                let chosen = &chosen[token * per_token..][..per_token];
+                let probability = |e: u32| probabilities[token * experts + e as usize];
+                let sum: f32 = if normalize {
+                    chosen.iter().map(|&e| probability(e)).sum()
+                } else {
+                    1.0
+                };
+                for &e in chosen {
+                    for i in token * config.d_model..(token + 1) * config.d_model {
+                        expected[i] += probability(e) / sum * answers[e as usize][i];
                     }
                 }
-                let error = relative_error(&values(&output), &expected);
-                assert!(
-                    error < ROUNDING,
-                    "{name}, {per_token} of {experts}: off by {error:.1e}"
-                );
             }
+            let error = relative_error(&values(&output), &expected);
+            assert!(
+                error < ROUNDING,
+                "{per_token} of {experts}: off by {error:.1e}"
+            );
         }
     }
 }
 
-#[test]
-fn one_expert_is_the_dense_feed_forward_with_the_same_weights() {
-    for (name, device) in devices::all() {
-        let config = with_experts(1, 1);
-        let mixture = mixture(&config, &device);
-        let x = input(9, config.d_model, &device);
-        let (output, _) = FeedForward::Moe(mixture.clone()).forward(x.clone());
-        let (expected, none) = FeedForward::Dense(expert(&mixture, 0)).forward(x);
-        assert!(none.is_none());
-        close(&name, &output, &expected);
-    }
+fn one_expert_is_the_dense_feed_forward_with_the_same_weights(device: Device) {
+    let config = with_experts(1, 1);
+    let mixture = mixture(&config, &device);
+    let x = input(9, config.d_model, &device);
+    let (output, _) = FeedForward::Moe(mixture.clone()).forward(x.clone());
+    let (expected, none) = FeedForward::Dense(expert(&mixture, 0)).forward(x);
+    assert!(none.is_none());
+    close("output", &output, &expected);
 }
 
 #[test]
@@ -247,8 +239,7 @@ fn the_dense_twin_has_the_active_shape() {
     assert_eq!(moe.operations.forward - router, dense.operations.forward);
 }
 
-#[test]
-fn the_order_of_experts_changes_nothing() {
+fn the_order_of_experts_changes_nothing(device: Device) {
     struct Permute<'a>(&'a [usize]);
     impl MapParameter for Permute<'_> {
         fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
@@ -264,62 +255,49 @@ fn the_order_of_experts_changes_nothing() {
             Tensor::cat(parts.collect(), dimension)
         }
     }
-    for (name, device) in devices::all() {
-        let config = tiny();
-        let model = model(&config, &device);
-        let text = sequences(&config, 3, 12, &[]);
-        let expected = logits(&model, &text, &device);
-        let permuted = map(model, &mut Permute(&[3, 1, 7, 0, 6, 2, 5, 4]));
-        close(&name, &logits(&permuted, &text, &device), &expected);
+    let config = tiny();
+    let model = model(&config, &device);
+    let text = sequences(&config, 3, 12, &[]);
+    let expected = logits(&model, &text, &device);
+    let permuted = map(model, &mut Permute(&[3, 1, 7, 0, 6, 2, 5, 4]));
+    close("logits", &logits(&permuted, &text, &device), &expected);
+}
+
+fn a_mixture_whose_router_is_indifferent_is_balanced_at_one_for_every_k(device: Device) {
+    for per_token in 1..=4 {
+        // Token t chooses experts t, t + 1 …: an even load with even probabilities.
+        let chosen: Vec<u32> = (0..8u32)
+            .flat_map(|t| (0..per_token as u32).map(move |choice| (t + choice) % 4))
+            .collect();
+        let routing = [Routing {
+            layer: 0,
+            logits: Tensor::zeros([8, 4], &device),
+            probabilities: Tensor::full([8, 4], 0.25, &device),
+            plan: firebox_model::moe::dispatch::DispatchPlan::new(&chosen, 4, per_token, &device),
+        }];
+        let mut load = BatchLoad::default();
+        load.add(&routing, None, 8);
+        let balance = values(&per_layer(&routing, None, &load)[0])[0];
+        assert!((balance - 1.0).abs() < 1e-6, "k = {per_token}: {balance}");
+        let balance = values(&pooled(&routing, None, &load).unwrap())[0];
+        assert!(
+            (balance - per_token as f32).abs() < 1e-5,
+            "pooled, k = {per_token}: {balance}"
+        );
     }
 }
 
-#[test]
-fn a_mixture_whose_router_is_indifferent_is_balanced_at_one_for_every_k() {
-    for (name, device) in devices::all() {
-        for per_token in 1..=4 {
-            // Token t chooses experts t, t + 1 …: an even load with even probabilities.
-            let chosen: Vec<u32> = (0..8u32)
-                .flat_map(|t| (0..per_token as u32).map(move |choice| (t + choice) % 4))
-                .collect();
-            let routing = [Routing {
-                layer: 0,
-                logits: Tensor::zeros([8, 4], &device),
-                probabilities: Tensor::full([8, 4], 0.25, &device),
-                plan: firebox_model::moe::dispatch::DispatchPlan::new(
-                    &chosen, 4, per_token, &device,
-                ),
-            }];
-            let mut load = BatchLoad::default();
-            load.add(&routing, None, 8);
-            let balance = values(&per_layer(&routing, None, &load)[0])[0];
-            assert!(
-                (balance - 1.0).abs() < 1e-6,
-                "{name}, k = {per_token}: {balance}"
-            );
-            let balance = values(&pooled(&routing, None, &load).unwrap())[0];
-            assert!(
-                (balance - per_token as f32).abs() < 1e-5,
-                "{name}, pooled, k = {per_token}: {balance}"
-            );
-        }
-    }
-}
-
-#[test]
-fn evaluation_is_repeatable_and_leaves_the_model_as_it_was() {
-    for (name, device) in devices::all() {
-        let mut config = tiny();
-        config.router.bias_update_rate = 0.01;
-        let mut model = model(&config, &device.autodiff()).train();
-        model.set_router_bias(&vec![vec![0.1, 0.0, -0.1, 0.0, 0.0, 0.0, 0.0, 0.0]; 2]);
-        let text = sequences(&config, 5, 12, &[0, 0, 0, 0, 6]);
-        let evaluate = |rows| evaluate(&model.valid(), text.iter().cloned(), 50, rows, |_| {});
-        let first = evaluate(2);
-        assert_eq!(first, evaluate(2), "{name}");
-        assert_eq!(first.tokens, 54);
-        let all_at_once = evaluate(5);
-        assert!((first.nats_per_token - all_at_once.nats_per_token).abs() < 1e-6);
-        assert_eq!(model.router_bias()[1][0], 0.1);
-    }
+fn evaluation_is_repeatable_and_leaves_the_model_as_it_was(device: Device) {
+    let mut config = tiny();
+    config.router.bias_update_rate = 0.01;
+    let mut model = model(&config, &device.autodiff()).train();
+    model.set_router_bias(&vec![vec![0.1, 0.0, -0.1, 0.0, 0.0, 0.0, 0.0, 0.0]; 2]);
+    let text = sequences(&config, 5, 12, &[0, 0, 0, 0, 6]);
+    let evaluate = |rows| evaluate(&model.valid(), text.iter().cloned(), 50, rows, |_| {});
+    let first = evaluate(2);
+    assert_eq!(first, evaluate(2));
+    assert_eq!(first.tokens, 54);
+    let all_at_once = evaluate(5);
+    assert!((first.nats_per_token - all_at_once.nats_per_token).abs() < 1e-6);
+    assert_eq!(model.router_bias()[1][0], 0.1);
 }

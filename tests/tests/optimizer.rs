@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use firebox_model::language_model::LanguageModel;
+use firebox_model::on_every_device;
 use firebox_model::parameters::{VisitParameter, visit};
-use firebox_tests::devices;
 use firebox_tests::models::{model, sequences, tiny};
 use firebox_tests::tensors::relative_error;
 use firebox_train::config::OptimizerConfig;
 use firebox_train::gradient::forward_backward;
 use firebox_train::optimizer::AdamW;
+
+on_every_device!(three_steps_follow_the_formula);
 
 const CONFIG: OptimizerConfig = OptimizerConfig {
     learning_rate: 0.0, // that of each step is given to it
@@ -36,66 +38,60 @@ fn weights(model: &LanguageModel) -> BTreeMap<String, Vec<f32>> {
     collect.0
 }
 
-#[test]
-fn three_steps_follow_the_formula() {
-    for (name, device) in devices::all() {
-        let device = device.autodiff();
-        let mut model = model(&tiny(), &device).train();
-        let mut optimizer = AdamW::default();
-        let text = sequences(&tiny(), 2, 12, &[]);
-        let mut moments: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
-        for (step, (scale, rate)) in [(0.25, 1e-2), (1.0, 2e-2), (0.5, 1e-2)]
-            .into_iter()
-            .enumerate()
-        {
-            let before = weights(&model);
-            let gradients = forward_backward(&model, &text, 2, &device).gradients;
-            let by_path: BTreeMap<String, Vec<f32>> = gradients
-                .by_path()
-                .iter()
-                .map(|(path, gradient)| (path.clone(), gradient.to_data().iter::<f32>().collect()))
-                .collect();
-            optimizer.step(&mut model, gradients, scale, rate, &CONFIG);
+fn three_steps_follow_the_formula(device: Device) {
+    let device = device.autodiff();
+    let mut model = model(&tiny(), &device).train();
+    let mut optimizer = AdamW::default();
+    let text = sequences(&tiny(), 2, 12, &[]);
+    let mut moments: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    for (step, (scale, rate)) in [(0.25, 1e-2), (1.0, 2e-2), (0.5, 1e-2)]
+        .into_iter()
+        .enumerate()
+    {
+        let before = weights(&model);
+        let gradients = forward_backward(&model, &text, 2, &device).gradients;
+        let by_path: BTreeMap<String, Vec<f32>> = gradients
+            .by_path()
+            .iter()
+            .map(|(path, gradient)| (path.clone(), gradient.to_data().iter::<f32>().collect()))
+            .collect();
+        optimizer.step(&mut model, gradients, scale, rate, &CONFIG);
 
-            let steps = step as i32 + 1;
-            let [first_correction, second_correction] =
-                [0.9f64, 0.95].map(|beta| 1.0 - beta.powi(steps));
-            for (path, found) in weights(&model) {
-                let decay = if path == "embedding" || path.ends_with("gamma") {
-                    0.0
-                } else {
-                    0.1
-                };
-                let moments = moments
-                    .entry(path.clone())
-                    .or_insert_with(|| vec![(0.0, 0.0); found.len()]);
-                let numbers = before[&path].iter().zip(&by_path[&path]).zip(moments);
-                let expected: Vec<f32> = numbers
-                    .map(|((&weight, &gradient), (first, second))| {
-                        let (weight, gradient) = (f64::from(weight), f64::from(gradient) * scale);
-                        *first = 0.9 * *first + 0.1 * gradient;
-                        *second = 0.95 * *second + 0.05 * gradient * gradient;
-                        let change = (*first / first_correction)
-                            / ((*second / second_correction).sqrt() + 1e-8);
-                        (weight * (1.0 - rate * decay) - rate * change) as f32
-                    })
-                    .collect();
-                // The change itself, not the weight beside which it is small.
-                let change = |after: &[f32]| -> Vec<f32> {
-                    after
-                        .iter()
-                        .zip(&before[&path])
-                        .map(|(after, before)| after - before)
-                        .collect()
-                };
-                let error = relative_error(&change(&found), &change(&expected));
-                assert!(
-                    error < 1e-4,
-                    "{name}, step {steps}: {path} is off by {error:.1e}"
-                );
-            }
-            assert_eq!(optimizer.steps(), steps as u64);
+        let steps = step as i32 + 1;
+        let [first_correction, second_correction] =
+            [0.9f64, 0.95].map(|beta| 1.0 - beta.powi(steps));
+        for (path, found) in weights(&model) {
+            let decay = if path == "embedding" || path.ends_with("gamma") {
+                0.0
+            } else {
+                0.1
+            };
+            let moments = moments
+                .entry(path.clone())
+                .or_insert_with(|| vec![(0.0, 0.0); found.len()]);
+            let numbers = before[&path].iter().zip(&by_path[&path]).zip(moments);
+            let expected: Vec<f32> = numbers
+                .map(|((&weight, &gradient), (first, second))| {
+                    let (weight, gradient) = (f64::from(weight), f64::from(gradient) * scale);
+                    *first = 0.9 * *first + 0.1 * gradient;
+                    *second = 0.95 * *second + 0.05 * gradient * gradient;
+                    let change =
+                        (*first / first_correction) / ((*second / second_correction).sqrt() + 1e-8);
+                    (weight * (1.0 - rate * decay) - rate * change) as f32
+                })
+                .collect();
+            // The change itself, not the weight beside which it is small.
+            let change = |after: &[f32]| -> Vec<f32> {
+                after
+                    .iter()
+                    .zip(&before[&path])
+                    .map(|(after, before)| after - before)
+                    .collect()
+            };
+            let error = relative_error(&change(&found), &change(&expected));
+            assert!(error < 1e-4, "step {steps}: {path} is off by {error:.1e}");
         }
+        assert_eq!(optimizer.steps(), steps as u64);
     }
 }
 
@@ -123,7 +119,7 @@ fn addresses(model: &LanguageModel) -> BTreeMap<String, usize> {
 #[cfg(feature = "flex")]
 #[test]
 fn weights_change_where_they_are() {
-    let device = burn::tensor::Device::flex().autodiff();
+    let device = Device::flex().autodiff();
     let mut model = model(&tiny(), &device).train();
     let mut optimizer = AdamW::default();
     let text = sequences(&tiny(), 2, 12, &[]);

@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use firebox_model::checkpoint::TensorFile;
-use firebox_model::device;
+use firebox_model::on_every_device;
 use firebox_tests::binaries;
 use firebox_tests::runs::{TestRun, copy_at};
 use firebox_tests::tensors::relative_error;
@@ -124,31 +124,21 @@ fn finish_quietly(child: Child) {
     );
 }
 
-#[test]
-fn a_resume_from_any_checkpoint_ends_the_same_on_every_device() {
-    let backends = device::backends();
-    for backend in backends.iter().filter(|backend| backend.compiled) {
-        let name = backend
-            .devices
-            .first()
-            .unwrap_or_else(|| panic!("no {} device", backend.name));
-        let test = TestRun::new();
-        let config = test.config(&[]);
-        trainer::run(&config, &test.options("whole", name, false)).expect("a run");
-        for step in [2, 6, 10] {
-            let cut = format!("cut-{step}");
-            copy_at(&test.path("whole"), &test.path(&cut), step);
-            trainer::run(&config, &test.options(&cut, name, true)).expect("a resume");
-            if matches!(backend.name, "flex" | "ndarray") {
-                assert_same_end(
-                    &format!("{name} from {step}"),
-                    12,
-                    &test.path(&cut),
-                    &test.path("whole"),
-                );
-            } else {
-                assert_close(&test.path(&cut), &test.path("whole"));
-            }
+on_every_device!(a_resume_from_any_checkpoint_ends_the_same);
+
+fn a_resume_from_any_checkpoint_ends_the_same(device: &str) {
+    let test = TestRun::new();
+    let config = test.config(&[]);
+    trainer::run(&config, &test.options("whole", device, false)).expect("a run");
+    for step in [2, 6, 10] {
+        let cut = format!("cut-{step}");
+        copy_at(&test.path("whole"), &test.path(&cut), step);
+        trainer::run(&config, &test.options(&cut, device, true)).expect("a resume");
+        if matches!(device, "flex" | "ndarray") {
+            let what = format!("from {step}");
+            assert_same_end(&what, 12, &test.path(&cut), &test.path("whole"));
+        } else {
+            assert_close(&test.path(&cut), &test.path("whole"));
         }
     }
 }

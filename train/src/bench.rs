@@ -196,7 +196,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// The high-water mark of the process's resident memory, which Linux keeps.
-fn peak_memory() -> Option<u64> {
+pub(crate) fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;

@@ -7,14 +7,19 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use firebox_model::allocator;
 use firebox_model::device;
+use firebox_model::failure::guard;
 use firebox_model::terminal::print;
 
 use crate::bench::{BenchOptions, bench};
 use crate::check::Report;
+use crate::compare::{
+    COMPARE_DEVICE, CompareError, CompareOptions, TOLERANCE, compare, print_line, record,
+};
 use crate::config::{ConfigError, RunConfig, load, load_resumed};
 use crate::data::{self, DataError};
-use crate::error::TrainError;
+use crate::error::{LESS_MEMORY, TrainError};
 use crate::run_folder;
 use crate::trainer::{self, Outcome};
 
@@ -28,7 +33,8 @@ use crate::trainer::{self, Outcome};
         cargo train check configs/quickstart.toml           what the run is, and what it costs\n  \
         cargo train run configs/quickstart.toml             train, then sample\n  \
         cargo train run configs/quickstart.toml --resume    go on where it stopped\n  \
-        cargo train check configs/gpt4.toml                 plan a 1.8-trillion-parameter run\n\n\
+        cargo train check configs/gpt4.toml                 plan a 1.8-trillion-parameter run\n  \
+        cargo train compare configs/quickstart.toml         the same steps on every backend of this build\n\n\
         Every key of a configuration is explained in configs/quickstart.toml."
 )]
 pub struct Cli {
@@ -65,6 +71,18 @@ enum Command {
         cargo train bench configs/reference.toml\n  \
         cargo train bench configs/quickstart.toml --device wgpu --steps 3 --json")]
     Bench(BenchArgs),
+    /// Take the same steps on several devices, and show where they part: loss, gradient and router load by step,
+    /// speed, memory.
+    #[command(after_help = "Examples:\n  \
+        cargo train compare configs/quickstart.toml --devices flex,ndarray --steps 20\n  \
+        cargo train compare configs/quickstart.toml --devices flex,wgpu --html compare.html\n  \
+        cargo train compare configs/quickstart.toml --set train.micro_batch=2 --json\n\n\
+        Weights and data are the same on every device, so that nothing but rounding may differ. The exit code is 1\n\
+        when a device fails or parts from the first by more than the tolerance.")]
+    Compare(CompareArgs),
+    /// One device of a comparison: a line of JSON for each step.
+    #[command(name = COMPARE_DEVICE, hide = true)]
+    CompareDevice(CompareDeviceArgs),
 }
 
 /// Which configuration.
@@ -160,6 +178,76 @@ struct BenchArgs {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct CompareArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// What computes, such as flex,ndarray,wgpu; the others are compared with the first [default: every backend of
+    /// this build].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    devices: Vec<String>,
+    /// Steps to take; the learning rate follows the whole run.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    steps: u64,
+    /// The most that a loss may be off, over the loss itself. Step 1, which only rounding may change, is held to
+    /// 1e-5, and to 1e-4 in its gradient's norm, unless this is less.
+    #[arg(long, value_name = "SHARE", default_value_t = TOLERANCE, value_parser = share)]
+    tolerance: f64,
+    /// Also write a page with curves, for a browser.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Print one JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+impl CompareArgs {
+    fn execute(self, threads: Option<u16>) -> Result<(), CliError> {
+        let config = self.config.load()?;
+        let devices = match self.devices.is_empty() {
+            true => {
+                let backends = device::backends().into_iter();
+                let compiled = backends.filter(|backend| backend.compiled);
+                compiled.map(|backend| backend.name.to_owned()).collect()
+            }
+            false => self.devices,
+        };
+        let options = CompareOptions {
+            config: self.config.config,
+            set: self.config.set,
+            devices,
+            steps: self.steps,
+            tolerance: self.tolerance,
+            threads,
+        };
+        let comparison = compare(&config, &options)?;
+        if let Some(path) = self.html {
+            let written = comparison.page().write(&path);
+            written.map_err(|source| CompareError::Page { path, source })?;
+        }
+        present(&comparison, self.json)?;
+        Ok(comparison.verdict()?)
+    }
+}
+
+/// A number above zero.
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if share > 0.0 && f64::is_finite(share) => Ok(share),
+        _ => Err("it must be a number above 0, such as 1e-3".to_owned()),
+    }
+}
+
+#[derive(Debug, Args)]
+struct CompareDeviceArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[arg(long)]
+    device: String,
+    #[arg(long)]
+    steps: u64,
+}
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -172,6 +260,9 @@ pub enum CliError {
     /// The run cannot start or go on.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// Devices cannot be compared, or differ.
+    #[error(transparent)]
+    Compare(#[from] CompareError),
     /// Standard output cannot be written.
     #[error("standard output cannot be written")]
     Output(#[from] io::Error),
@@ -184,6 +275,7 @@ impl CliError {
             Self::Config(error) => error.hint(),
             Self::Data(error) => error.hint(),
             Self::Train(error) => error.hint(),
+            Self::Compare(error) => error.hint(),
             Self::Output(_) => None,
         }
     }
@@ -194,6 +286,7 @@ impl CliError {
             Self::Config(_) => 2,
             Self::Data(error) if error.is_usage() => 2,
             Self::Train(error) => error.exit_code(),
+            Self::Compare(error) => error.exit_code(),
             Self::Data(_) | Self::Output(_) => 1,
         }
     }
@@ -226,7 +319,20 @@ impl Cli {
                     steps: args.steps as usize,
                     twin: !args.no_twin,
                 };
-                present(&bench(&args.config.load()?, &options)?, args.json)
+                let config = args.config.load()?;
+                allocator::working(&options.device, LESS_MEMORY);
+                let measured = guard(&options.device, || bench(&config, &options));
+                let measured = measured.map_err(|failure| TrainError::Computation {
+                    step: None,
+                    failure,
+                    checkpoint: None,
+                })?;
+                present(&measured?, args.json)
+            }
+            Command::Compare(args) => args.execute(self.threads),
+            Command::CompareDevice(args) => {
+                let config = args.config.load()?;
+                Ok(record(&config, &args.device, args.steps, print_line)?)
             }
         }
     }

@@ -1,9 +1,11 @@
 //! Why a run cannot go on.
 
+use std::io;
 use std::path::PathBuf;
 
 use firebox_model::checkpoint::{CheckpointError, FolderError};
 use firebox_model::device::DeviceError;
+use firebox_model::failure::DeviceFailure;
 
 use crate::config::ConfigError;
 use crate::data::DataError;
@@ -64,6 +66,19 @@ pub enum TrainError {
         /// Its value.
         value: f64,
     },
+    /// The device failed.
+    #[error("{}{failure}", step.map_or_else(String::new, |step| format!("step {step}: ")))]
+    Computation {
+        /// The step that was being computed, from 1; none before the first.
+        step: Option<u64>,
+        /// What happened.
+        failure: DeviceFailure,
+        /// The newest checkpoint, and the step after which it was written.
+        checkpoint: Option<(PathBuf, u64)>,
+    },
+    /// Standard output cannot be written.
+    #[error("standard output cannot be written")]
+    Output(#[source] io::Error),
     /// Ctrl-C.
     #[error("interrupted after step {step}; the checkpoint is {}", checkpoint.display())]
     Interrupted {
@@ -73,6 +88,10 @@ pub enum TrainError {
         checkpoint: PathBuf,
     },
 }
+
+/// How a training needs less memory.
+pub(crate) const LESS_MEMORY: &str =
+    "lower train.micro_batch, which takes less memory for the same result";
 
 impl TrainError {
     /// What to do about it, where there is something.
@@ -94,6 +113,21 @@ impl TrainError {
             Self::Diverged { .. } => Some(
                 "lower optimizer.learning_rate or lengthen schedule.warmup_steps; the last checkpoint is intact".to_owned(),
             ),
+            Self::Computation {
+                failure,
+                checkpoint,
+                ..
+            } => {
+                let hint = failure.hint(LESS_MEMORY);
+                Some(match checkpoint {
+                    Some((folder, step)) => format!(
+                        "{hint}; {} is intact, and --resume goes on after step {step}",
+                        folder.display()
+                    ),
+                    None => hint,
+                })
+            }
+            Self::Output(_) => None,
             Self::Interrupted { .. } => Some("run the same command with --resume to go on".to_owned()),
         }
     }

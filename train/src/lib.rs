@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod check;
 pub mod cli;
+pub mod compare;
 pub mod config;
 pub mod data;
 pub mod error;
@@ -14,4 +15,5 @@ pub mod run_folder;
 pub mod schedule;
 pub mod start;
 pub mod state;
+pub mod step;
 pub mod trainer;

@@ -3,12 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use firebox_model::allocator::Reporting;
 use firebox_model::terminal;
-use firebox_train::cli::Cli;
+use firebox_train::cli::{Cli, CliError};
+use mimalloc::MiMalloc;
 
 // Faster than the system's for the many large blocks that tensors are.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Reporting<MiMalloc> = Reporting(MiMalloc);
 
 /// `mi_option_purge_delay`, which the bindings lack a name for; retired options keep their numbers.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
@@ -21,12 +23,9 @@ fn main() -> ExitCode {
     unsafe {
         libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
     }
-    terminal::start_log();
-    match Cli::parse().execute() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            terminal::report(&error, error.hint().as_deref());
-            ExitCode::from(error.exit_code())
-        }
-    }
+    terminal::run(
+        || Cli::parse().execute(),
+        CliError::hint,
+        CliError::exit_code,
+    )
 }

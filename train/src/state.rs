@@ -95,8 +95,10 @@ pub fn load(
     Ok((model, optimizer, progress))
 }
 
-/// Keys that may change between a run and its resume, for they change no weight.
-const FREE: [&str; 7] = [
+/// Keys that may change between a run and its resume, for they change no weight, or by rounding alone: a smaller
+/// micro-batch is what a run needs whose device ran out of memory.
+const FREE: [&str; 8] = [
+    "train.micro_batch",
     "train.log_every",
     "train.validate_every",
     "train.validation_tokens",

@@ -1,5 +1,7 @@
 //! The training loop, from top to bottom.
 
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -7,28 +9,26 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::tensor::Device;
 use firebox_model::accounting::Accounting;
-use firebox_model::batch::Sequence;
+use firebox_model::allocator;
 use firebox_model::checkpoint::LATEST;
 use firebox_model::config::FeedForwardKind;
 use firebox_model::device;
 use firebox_model::evaluate::{self, Evaluation, evaluate};
+use firebox_model::failure::guard;
 use firebox_model::generate::{Sampler, Sampling, generate};
-use firebox_model::language_model::LanguageModel;
-use firebox_model::moe::balance::update_bias;
 use firebox_model::moe::stats::warning;
 
 use crate::cli::RunOptions;
 use crate::config::{RunConfig, load_saved};
 use crate::data::{Prepared, TrainingStream, prepare};
-use crate::error::TrainError;
-use crate::gradient::forward_backward;
+use crate::error::{LESS_MEMORY, TrainError};
 use crate::metrics::{MetricsLog, Record, TrainRecord, ValidationRecord};
-use crate::optimizer::{AdamW, clip_scale};
+use crate::optimizer::AdamW;
 use crate::progress::ProgressDisplay;
 use crate::run_folder::{RunFolder, failed};
-use crate::schedule::learning_rate_share;
 use crate::start::{starting_model, with_own_tokenizer};
 use crate::state::{self, Best, Progress};
+use crate::step::Training;
 
 /// What a run came to.
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ pub struct Outcome {
     /// The text that was asked for under `[train.sample]`, its prompt included.
     pub sample: Option<String>,
     /// Where the last checkpoint is.
-    pub checkpoint: std::path::PathBuf,
+    pub checkpoint: PathBuf,
 }
 
 /// Trains, from the start or from the newest checkpoint of the run folder.
@@ -48,18 +48,43 @@ pub struct Outcome {
 /// See [`TrainError`]. Whatever happens, checkpoints that were complete stay so.
 pub fn run(config: &RunConfig, options: &RunOptions) -> Result<Outcome, TrainError> {
     let device = device::select(&options.device)?;
-    let mut run = Run::open(config, options, &device)?;
+    allocator::working(&options.device, LESS_MEMORY);
+    let step = Cell::new(None);
+    let outcome = guard(&options.device, || train(config, options, &device, &step));
+    outcome.map_err(|failure| TrainError::Computation {
+        step: step.get(),
+        failure,
+        checkpoint: newest_checkpoint(&options.out),
+    })?
+}
+
+/// The newest checkpoint of a run and its step, where there is one.
+fn newest_checkpoint(root: &Path) -> Option<(PathBuf, u64)> {
+    let folder = RunFolder::create(root).ok()?;
+    let step = *folder.steps().ok()?.last()?;
+    Some((folder.checkpoint(step), step))
+}
+
+/// Trains; `at` tells which step is being computed, should the device fail.
+fn train(
+    config: &RunConfig,
+    options: &RunOptions,
+    device: &Device,
+    at: &Cell<Option<u64>>,
+) -> Result<Outcome, TrainError> {
+    let mut run = Run::open(config, options, device)?;
     let interrupted = stop_on_ctrl_c();
     let steps = run.config.train.steps;
-    let display = ProgressDisplay::new(steps, run.all_tokens(), run.progress.tokens);
+    let display = ProgressDisplay::new(steps, run.all_tokens(), run.training.progress.tokens);
 
-    if run.progress.step == 0 {
+    if run.training.progress.step == 0 {
         run.validate(&display)?;
     }
     let mut validation = None;
-    while run.progress.step < steps {
+    while run.training.progress.step < steps {
+        at.set(Some(run.training.progress.step + 1));
         run.step(&display)?;
-        let step = run.progress.step;
+        let step = run.training.progress.step;
         let last = step == steps;
         let mut improved = false;
         if last || step.is_multiple_of(run.config.train.validate_every) {
@@ -98,10 +123,7 @@ struct Run {
     folder: RunFolder,
     prepared: Prepared,
     stream: TrainingStream,
-    device: Device,
-    model: LanguageModel, // with gradients
-    optimizer: AdamW,
-    progress: Progress,
+    training: Training,
     metrics: MetricsLog,
     /// Time and tokens since the last line of the log.
     since: Since,
@@ -155,8 +177,7 @@ impl Run {
             }
         }
         let context = config.model.context;
-        let batches = &config.schedule.batch_tokens;
-        let needed = (batches.total_tokens(config.train.steps, context) / context as u128) as u64;
+        let needed = config.sequences();
         let stream = prepared.training_stream(context, config.train.seed, needed)?;
 
         let (model, optimizer, progress) = match newest {
@@ -199,14 +220,11 @@ impl Run {
             folder,
             prepared,
             stream,
-            device: device.clone().autodiff(),
-            model: model.train(),
-            optimizer,
             since: Since {
                 start: Instant::now(),
                 tokens: progress.tokens,
             },
-            progress,
+            training: Training::new(model, optimizer, progress, device),
             metrics,
             training_flops_per_token: accounting.operations.training,
             config,
@@ -219,70 +237,21 @@ impl Run {
         batches.total_tokens(self.config.train.steps, self.config.model.context) as u64
     }
 
-    /// One optimizer step: a batch in micro-batches, clipping, AdamW, the routers' bias.
+    /// One optimizer step, and what is said of it.
     fn step(&mut self, display: &ProgressDisplay) -> Result<(), TrainError> {
-        let started = Instant::now();
-        let step = self.progress.step;
-        let config = &self.config;
-        let count = config
-            .schedule
-            .batch_tokens
-            .sequences_at(step, config.model.context);
-        let range = self.progress.sequences..self.progress.sequences + count;
-        let sequences: Vec<Sequence> = range.map(|index| self.stream.sequence(index)).collect();
-        let tokens: u64 = sequences.iter().map(|sequence| sequence.valid as u64).sum();
-
-        let result = forward_backward(
-            &self.model,
-            &sequences,
-            config.train.micro_batch,
-            &self.device,
-        );
-        let norm = result.gradient_norm;
-        for (what, value) in [("loss", result.total_loss), ("gradient norm", norm)] {
-            if !value.is_finite() {
-                return Err(TrainError::Diverged {
-                    step: step + 1,
-                    what,
-                    value,
-                });
-            }
-        }
-        let share = learning_rate_share(&config.schedule, step, config.train.steps);
-        let learning_rate = config.optimizer.learning_rate * share;
-        let scale = clip_scale(norm, config.optimizer.clip_norm);
-        self.optimizer.step(
-            &mut self.model,
-            result.gradients,
-            scale,
-            learning_rate,
-            &config.optimizer,
-        );
-        if config.model.router.bias_update_rate > 0.0
-            && config.model.feed_forward == FeedForwardKind::Moe
-        {
-            let mut biases = self.model.router_bias();
-            for (bias, counts) in biases.iter_mut().zip(result.health.load()) {
-                update_bias(bias, counts, config.model.router.bias_update_rate);
-            }
-            self.model.set_router_bias(&biases);
-        }
-
-        self.progress.step += 1;
-        self.progress.sequences += count;
-        self.progress.tokens += tokens;
-        self.progress.seconds += started.elapsed().as_secs_f64();
-        let step = self.progress.step;
-        display.step(step, result.loss, self.progress.tokens, tokens);
+        let taken = self.training.step(&self.config, &self.stream)?;
+        let (config, progress) = (&self.config, &self.training.progress);
+        let (step, tokens) = (progress.step, taken.tokens);
+        display.step(step, taken.loss, progress.tokens, tokens);
         if step == 1 || step.is_multiple_of(config.train.log_every) || step == config.train.steps {
             let seconds = self.since.start.elapsed().as_secs_f64();
-            let tokens_per_second = (self.progress.tokens - self.since.tokens) as f64 / seconds;
-            let layers = result.health.health();
+            let tokens_per_second = (progress.tokens - self.since.tokens) as f64 / seconds;
+            let layers = taken.layers;
             display.log(
                 step,
-                result.loss,
-                learning_rate,
-                norm,
+                taken.loss,
+                taken.learning_rate,
+                taken.gradient_norm,
                 tokens_per_second,
                 &layers,
             );
@@ -293,17 +262,17 @@ impl Run {
             let experts = &config.model.experts;
             let record = TrainRecord {
                 step,
-                tokens: self.progress.tokens,
-                loss: result.loss,
-                total_loss: result.total_loss,
-                learning_rate,
-                gradient_norm: norm,
+                tokens: progress.tokens,
+                loss: taken.loss,
+                total_loss: taken.total_loss,
+                learning_rate: taken.learning_rate,
+                gradient_norm: taken.gradient_norm,
                 batch_tokens: tokens,
                 tokens_per_expert: (config.model.feed_forward == FeedForwardKind::Moe)
                     .then(|| tokens as f64 * experts.per_token as f64 / experts.count as f64),
                 tokens_per_second,
                 flops_per_second: tokens_per_second * self.training_flops_per_token,
-                seconds: self.progress.seconds,
+                seconds: progress.seconds,
                 layers,
             };
             self.log(&Record::Train(record))?;
@@ -315,20 +284,20 @@ impl Run {
     /// Evaluates on the held-out text; also tells whether it was never better.
     fn validate(&mut self, display: &ProgressDisplay) -> Result<(Evaluation, bool), TrainError> {
         let evaluation = self.evaluation(display);
-        let step = self.progress.step;
+        let step = self.training.progress.step;
         display.validation(step, &evaluation);
         self.log(&Record::Validation(ValidationRecord {
             step,
             evaluation: evaluation.clone(),
         }))?;
         let nats_per_token = evaluation.nats_per_token;
+        let progress = &mut self.training.progress;
         let improved = step > 0
-            && self
-                .progress
+            && progress
                 .best
                 .is_none_or(|best| nats_per_token < best.nats_per_token);
         if improved {
-            self.progress.best = Some(Best {
+            progress.best = Some(Best {
                 step,
                 nats_per_token,
             });
@@ -343,7 +312,7 @@ impl Run {
             .validation(self.config.train.validation_tokens);
         let windows = text.windows(self.config.model.context);
         evaluate(
-            &self.model.valid(),
+            &self.training.model.valid(),
             windows,
             text.bytes(),
             evaluate::ROWS,
@@ -355,13 +324,17 @@ impl Run {
 
     fn save(&mut self) -> Result<(), TrainError> {
         let Self {
-            model,
+            training,
             prepared,
-            optimizer,
-            progress,
             config,
             ..
         } = self;
+        let Training {
+            model,
+            optimizer,
+            progress,
+            ..
+        } = training;
         let model = model.valid();
         self.metrics
             .sync()
@@ -396,7 +369,7 @@ impl Run {
             ..Sampling::default()
         };
         let prompt = text.clone();
-        let model = self.model.valid();
+        let model = self.training.model.valid();
         generate(
             &model,
             &prompt,
@@ -420,7 +393,7 @@ impl Run {
     fn restart_clock(&mut self) {
         self.since = Since {
             start: Instant::now(),
-            tokens: self.progress.tokens,
+            tokens: self.training.progress.tokens,
         };
     }
 }

@@ -100,6 +100,18 @@ pub enum CheckpointError {
         /// The type.
         precision: Precision,
     },
+    /// A device that has no numbers of a type.
+    #[error("--dtype {precision}: this device cannot hold numbers of that type")]
+    Device {
+        /// The type.
+        precision: Precision,
+    },
+    /// Weights that are to be trained, in a type that is too coarse for that.
+    #[error("weights in {precision} cannot be trained: steps are smaller than what it rounds away")]
+    Training {
+        /// The type.
+        precision: Precision,
+    },
 }
 
 impl CheckpointError {
@@ -123,6 +135,10 @@ impl CheckpointError {
                 Some("set tie_word_embeddings = false if the two were trained apart".to_owned())
             }
             Self::OutOfRange { .. } => Some("bf16 has the range of f32".to_owned()),
+            Self::Device { .. } => {
+                Some("leave --dtype out for f32, which every device has, or try the other of bf16 and f16".to_owned())
+            }
+            Self::Training { .. } => Some("load them in f32".to_owned()),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free some space; the checkpoints before this one are intact".to_owned())
             }

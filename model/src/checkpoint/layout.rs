@@ -133,7 +133,7 @@ pub fn fill(name: &str, layer: Option<usize>, expert: Option<usize>) -> String {
 }
 
 /// The transpose of a matrix of `rows × columns` in row-major order, into a slice of the same length.
-pub fn transpose(values: &[f32], rows: usize, columns: usize, output: &mut [f32]) {
+pub fn transpose<T: Copy>(values: &[T], rows: usize, columns: usize, output: &mut [T]) {
     // Blocks keep both sides in cache; a plain loop misses on every write of a large matrix.
     const BLOCK: usize = 32;
     assert_eq!(values.len(), rows * columns);

@@ -62,18 +62,22 @@ pub struct Checkpoint {
     pub precision: Option<Precision>,
 }
 
-/// Reads the checkpoint in a folder.
+/// Reads the checkpoint in a folder; what `precision` means is said at [`CheckpointParameters::open`].
 ///
 /// # Errors
 ///
-/// When a file is absent or damaged, the configuration asks for what Firebox does not compute, or the tensors
-/// are not exactly those of the model.
-pub fn load(folder: &Path, device: &Device) -> Result<Checkpoint, CheckpointError> {
+/// When a file is absent or damaged, the configuration asks for what Firebox does not compute, the tensors
+/// are not exactly those of the model, or the device cannot hold weights of that type.
+pub fn load(
+    folder: &Path,
+    device: &Device,
+    precision: Precision,
+) -> Result<Checkpoint, CheckpointError> {
     let config = read_config(folder)?;
-    load_as(folder, &config, &config.model, device)
+    load_as(folder, &config, &config.model, device, precision)
 }
 
-/// Reads the weights in a folder into a model of a known shape, which may differ from the one that the folder
+/// Reads the weights in a folder, in f32, into a model of a known shape, which may differ from the one that the folder
 /// names in what no tensor depends on, such as the context or the losses' coefficients.
 ///
 /// # Errors
@@ -85,7 +89,7 @@ pub fn load_weights(
     device: &Device,
 ) -> Result<LanguageModel, CheckpointError> {
     let config = read_config(folder)?;
-    Ok(load_as(folder, &config, model, device)?.model)
+    Ok(load_as(folder, &config, model, device, Precision::F32)?.model)
 }
 
 fn load_as(
@@ -93,8 +97,9 @@ fn load_as(
     config: &CheckpointConfig,
     model: &ModelConfig,
     device: &Device,
+    precision: Precision,
 ) -> Result<Checkpoint, CheckpointError> {
-    let mut source = CheckpointParameters::open(folder, model, &config.family, device)?;
+    let mut source = CheckpointParameters::open(folder, model, &config.family, device, precision)?;
     let mut model = LanguageModel::new(model, &mut source)?;
     model.set_router_bias(&source.router_bias()?);
     Ok(Checkpoint {

@@ -3,9 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use half::slice::HalfFloatSliceExt;
+use burn::tensor::DType;
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
+
+use crate::number::Number;
 
 /// The type of a stored number. Computation is in f32, which holds each of them exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,16 +58,28 @@ impl Precision {
             .find(|precision| precision.dtype() == dtype)
     }
 
-    /// Numbers from their little-endian bytes.
-    pub(super) fn decode(self, bytes: &[u8]) -> Vec<f32> {
+    /// As a tensor of this type says it.
+    pub fn tensor_type(self) -> DType {
         match self {
-            Self::F32 => words(bytes).map(f32::from_le_bytes).collect(),
-            Self::F16 => {
-                let halves: Vec<f16> = words(bytes).map(f16::from_le_bytes).collect();
-                halves.to_f32_vec()
-            }
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+
+    /// Numbers from their little-endian bytes, as the nearest of another type, which are the same where it holds
+    /// them.
+    pub(super) fn decode<T: Number>(self, bytes: &[u8]) -> Vec<T> {
+        let nearest = T::nearest;
+        match self {
+            Self::F32 => words(bytes)
+                .map(|word| nearest(f32::from_le_bytes(word)))
+                .collect(),
+            Self::F16 => words(bytes)
+                .map(|word| nearest(f16::from_le_bytes(word).widen()))
+                .collect(),
             Self::Bf16 => words(bytes)
-                .map(|word| bf16::from_le_bytes(word).to_f32())
+                .map(|word| nearest(bf16::from_le_bytes(word).widen()))
                 .collect(),
         }
     }
@@ -138,7 +152,7 @@ mod tests {
             let bytes = bits.to_le_bytes();
             for precision in Precision::ALL {
                 let bytes = &bytes[..precision.bytes()];
-                let values = precision.decode(bytes);
+                let values = precision.decode::<f32>(bytes);
                 if values[0].is_finite() {
                     prop_assert_eq!(precision.encode(&values).unwrap(), bytes);
                 }

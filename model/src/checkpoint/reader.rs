@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::family::{EMBEDDING, FIREBOX, Family, HEAD, ROUTER_BIAS};
@@ -13,6 +14,8 @@ use super::mismatch::Mismatch;
 use super::store::TensorStore;
 use super::{CheckpointError, Precision};
 use crate::config::ModelConfig;
+use crate::kernels::host::is_host;
+use crate::number::Number;
 use crate::parameters::{Initial, ParameterSource, shapes};
 
 /// Reads parameters from a checkpoint folder, one after the other. When it is open, names and shapes of
@@ -24,6 +27,16 @@ pub struct CheckpointParameters<'a> {
     /// Names of the routers' selection bias, by mixture; none where there is none.
     biases: Vec<String>,
     device: &'a Device,
+    held: Held,
+}
+
+/// What weights are held in.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    /// Rounded to this.
+    rounded: Precision,
+    /// In tensors of this, which holds those numbers.
+    stored: Precision,
 }
 
 /// Where a parameter comes from.
@@ -34,17 +47,21 @@ struct Planned {
 }
 
 impl<'a> CheckpointParameters<'a> {
-    /// Opens the weights in a folder.
+    /// Opens the weights in a folder, matrices to be held in `precision` and everything else in f32: the gains of
+    /// norms and the routers are few numbers, and a router's choice between experts turns on small differences.
     ///
     /// # Errors
     ///
-    /// When a file is absent or damaged, or the tensors are not exactly those of the model.
+    /// When a file is absent or damaged, the tensors are not exactly those of the model, or the device cannot hold
+    /// numbers of that type, or trains.
     pub fn open(
         folder: &Path,
         config: &ModelConfig,
         family: &Family,
         device: &'a Device,
+        precision: Precision,
     ) -> Result<Self, CheckpointError> {
+        let held = Held::on(device, precision)?;
         let store = TensorStore::open(folder)?;
         // Sizes that these files cannot have would make a list without end.
         let tensors = store.tensors().count();
@@ -138,6 +155,7 @@ impl<'a> CheckpointParameters<'a> {
             plan,
             biases,
             device,
+            held,
         };
         if redundant_head {
             opened.check_tied_head(config.d_model)?;
@@ -197,15 +215,84 @@ impl ParameterSource for CheckpointParameters<'_> {
                 .check(self.store.folder())
                 .expect_err("a parameter is missing"));
         };
+        let rounded = match D > 1 && !path.ends_with(ROUTER) {
+            true => self.held,
+            false => Held::F32,
+        };
+        let numbers = Numbers {
+            store: &self.store,
+            pieces,
+            shape: &shape,
+        };
+        let data = match rounded {
+            Held {
+                rounded: Precision::F32,
+                ..
+            } => numbers.read::<f32>(),
+            Held {
+                rounded: Precision::Bf16,
+                ..
+            } => numbers.read::<bf16>(),
+            Held {
+                rounded: Precision::F16,
+                ..
+            } => numbers.read::<f16>(),
+        }?;
+        let stored = rounded.stored.tensor_type();
+        let value = Tensor::from_data(data.convert_dtype(stored), (self.device, stored));
+        let parameter = Param::from_tensor(value);
+        Ok(match rounded.rounded {
+            Precision::F32 => parameter,
+            // Steps of training are too small for it.
+            Precision::Bf16 | Precision::F16 => parameter.set_require_grad(false),
+        })
+    }
+}
+
+/// The end of a router's path.
+const ROUTER: &str = ".router.weight";
+
+impl Held {
+    const F32: Self = Self {
+        rounded: Precision::F32,
+        stored: Precision::F32,
+    };
+
+    fn on(device: &Device, rounded: Precision) -> Result<Self, CheckpointError> {
+        if rounded == Precision::F32 {
+            return Ok(Self::F32);
+        }
+        if device.is_autodiff() {
+            return Err(CheckpointError::Training { precision: rounded });
+        }
+        let stored = match device.supports_dtype(rounded.tensor_type()) {
+            true => rounded,
+            // It has f32 alone, and serves as a second opinion on the numbers.
+            false if is_host(device) => Precision::F32,
+            false => return Err(CheckpointError::Device { precision: rounded }),
+        };
+        Ok(Self { rounded, stored })
+    }
+}
+
+/// The numbers of one parameter in the files.
+struct Numbers<'a> {
+    store: &'a TensorStore,
+    pieces: &'a [Piece],
+    shape: &'a [usize],
+}
+
+impl Numbers<'_> {
+    fn read<T: Number>(&self) -> Result<TensorData, CheckpointError> {
         let read = |piece: &Piece| {
             let range = piece.start..piece.start + piece.length;
-            self.store.read(&piece.name, range)
+            self.store.read_as::<T>(&piece.name, range)
         };
-        let values = match pieces.as_slice() {
+        let values = match self.pieces {
             [whole] if whole.transposed.is_none() => read(whole)?,
             pieces => {
                 // Experts side by side: most of the time goes into turning them and into fresh memory.
-                let mut values = vec![0.0; shape.iter().product()];
+                let mut values = vec![T::default(); self.shape.iter().product()];
                 let length = pieces[0].length.max(1);
                 let places = values.par_chunks_mut(length).zip(pieces);
                 places.try_for_each(|(place, piece)| {
@@ -219,7 +306,6 @@ impl ParameterSource for CheckpointParameters<'_> {
                 values
             }
         };
-        let value = Tensor::from_data(TensorData::new(values, shape), self.device);
-        Ok(Param::from_tensor(value))
+        Ok(TensorData::new(values, self.shape))
     }
 }

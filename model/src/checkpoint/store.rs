@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{CheckpointError, INDEX_FILE, MODEL_FILE, TensorFile, TensorInfo};
+use crate::number::Number;
 
 /// All tensors of a checkpoint, in however many files.
 #[derive(Debug)]
@@ -137,7 +138,24 @@ impl TensorStore {
     ///
     /// When there is no tensor of this name, or it has fewer values.
     pub fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
-        self.files[self.place[name]].read_range(name, range)
+        self.read_as(name, range)
+    }
+
+    /// A run of a tensor's values, each rounded to the nearest of a type.
+    ///
+    /// # Errors
+    ///
+    /// See [`read`](Self::read); also when a value is beyond the range of the type.
+    ///
+    /// # Panics
+    ///
+    /// See [`read`](Self::read).
+    pub fn read_as<T: Number>(
+        &self,
+        name: &str,
+        range: Range<usize>,
+    ) -> Result<Vec<T>, CheckpointError> {
+        self.files[self.place[name]].read_as(name, range)
     }
 }
 

@@ -11,6 +11,7 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 
 use super::{CheckpointError, Precision};
+use crate::number::Number;
 
 /// A safetensors file that is open for reading. Its header was checked; values are read when asked for, with
 /// ordinary reads, so that no more of the file is in memory than was asked for.
@@ -99,19 +100,23 @@ impl TensorFile {
     ///
     /// When there is no tensor of this name.
     pub fn read(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
-        self.read_range(name, 0..self.tensors[name].elements())
+        self.read_as(name, 0..self.tensors[name].elements())
     }
 
-    /// A run of a tensor's values.
+    /// A run of a tensor's values, each rounded to the nearest of a type.
     ///
     /// # Errors
     ///
-    /// See [`read`](Self::read).
+    /// See [`read`](Self::read); also when a value is beyond the range of the type.
     ///
     /// # Panics
     ///
     /// When there is no tensor of this name, or it has fewer values.
-    pub fn read_range(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
+    pub fn read_as<T: Number>(
+        &self,
+        name: &str,
+        range: Range<usize>,
+    ) -> Result<Vec<T>, CheckpointError> {
         let info = &self.tensors[name];
         assert!(range.end <= info.elements(), "{name} has fewer values");
         let width = info.precision.bytes();
@@ -122,12 +127,20 @@ impl TensorFile {
             .map_err(CheckpointError::io("read", &self.path))?;
         drop(file);
         let values = info.precision.decode(&bytes);
-        match values.iter().all(|value| value.is_finite()) {
-            true => Ok(values),
-            false => Err(CheckpointError::NotFinite {
-                file: self.path.clone(),
-                name: name.to_owned(),
-            }),
+        if values.iter().all(|value: &T| value.widen().is_finite()) {
+            return Ok(values);
         }
+        let stored: Vec<f32> = info.precision.decode(&bytes);
+        let name = name.to_owned();
+        Err(match stored.iter().all(|value| value.is_finite()) {
+            true => CheckpointError::OutOfRange {
+                name,
+                precision: T::PRECISION,
+            },
+            false => CheckpointError::NotFinite {
+                file: self.path.clone(),
+                name,
+            },
+        })
     }
 }

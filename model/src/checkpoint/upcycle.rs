@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 
-use super::{CheckpointError, CheckpointParameters, read_config};
+use super::{CheckpointError, CheckpointParameters, Precision, read_config};
 use crate::config::ModelConfig;
 use crate::language_model::LanguageModel;
 use crate::parameters::{Initial, ParameterSource, RandomParameters};
@@ -34,7 +34,13 @@ pub fn upcycle(
         "only a dense checkpoint is upcycled"
     );
     let mut source = Upcycled {
-        dense: CheckpointParameters::open(folder, &config.model, &config.family, device)?,
+        dense: CheckpointParameters::open(
+            folder,
+            &config.model,
+            &config.family,
+            device,
+            Precision::F32,
+        )?,
         fresh: RandomParameters { seed, device },
     };
     LanguageModel::new(mixture, &mut source)

@@ -3,12 +3,13 @@
 mod adamw;
 mod attention;
 mod cross_entropy;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cube")]
 mod cube;
 pub(crate) mod dispatch;
 mod experts;
 mod exponential;
 pub mod host;
+mod linear;
 pub mod product;
 mod rms_norm;
 mod simd;
@@ -21,5 +22,6 @@ pub use attention::{causal_attention, causal_attention_reference};
 pub(crate) use attention::{masked_attention, split_heads};
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
 pub use experts::{experts, experts_reference, swiglu, swiglu_reference};
+pub use linear::{linear, linear_reference};
 pub use rms_norm::{rms_norm, rms_norm_reference};
 pub use sum_of_squares::{sum_of_squares, sum_of_squares_reference};

@@ -6,6 +6,7 @@ use burn::tensor::activation::softmax;
 
 use super::dispatch::DispatchPlan;
 use crate::config::ModelConfig;
+use crate::kernels::linear;
 use crate::parameters::{Initial, ParameterSource};
 
 /// Softmax top-k router (Mixtral, arXiv 2401.04088, with the softmax over all experts first).
@@ -67,7 +68,7 @@ impl Router {
     ///
     /// - `x`: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<2>) -> Choice {
-        let logits = x.matmul(self.weight.val());
+        let logits = linear(x, self.weight.val());
         let probabilities = softmax(logits.clone(), 1);
         let plan = DispatchPlan::choose(&probabilities, &self.bias, self.per_token);
         let weights = self.normalized(probabilities.clone().gather(1, plan.chosen()));

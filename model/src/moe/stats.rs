@@ -1,12 +1,12 @@
 //! Router health, in numbers and in words.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Routing;
 use burn::tensor::Tensor;
 
 /// The state of one layer's router over some tokens.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerHealth {
     /// Number of the layer, from 0; dense layers count too.
     pub layer: usize,

@@ -50,6 +50,18 @@ pub struct RunConfig {
     pub plan: Option<PlanConfig>,
 }
 
+impl RunConfig {
+    /// Sequences that the whole run takes.
+    pub fn sequences(&self) -> u64 {
+        let context = self.model.context;
+        let tokens = self
+            .schedule
+            .batch_tokens
+            .total_tokens(self.train.steps, context);
+        (tokens / context as u128) as u64
+    }
+}
+
 /// `[tokenizer]`: how text becomes token ids.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]

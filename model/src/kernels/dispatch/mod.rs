@@ -6,7 +6,7 @@
 // NdArray is deprecated upstream; it is kept as an independent second opinion.
 #![allow(deprecated)]
 
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cube")]
 mod cube;
 mod host;
 
@@ -64,7 +64,7 @@ impl<B: Backend, C: CheckpointStrategy> Tables<Autodiff<B, C>> {
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
-    Cube: cfg(any(feature = "wgpu", feature = "cuda"))
+    Cube: cfg(feature = "cube")
 )]
 pub trait DispatchBackend: Backend {
     /// Gives each token the `per_token` experts with the largest `score + bias`, largest first and of equal

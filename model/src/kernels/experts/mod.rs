@@ -9,7 +9,7 @@
 
 mod activation;
 mod backward;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cube")]
 mod cube;
 mod forward;
 mod host;
@@ -26,10 +26,11 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::activation::silu;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::dispatch::Tables;
 use super::host::is_host;
+use super::linear_reference;
 use crate::moe::dispatch::DispatchPlan;
 use backward::ByInput;
 
@@ -54,6 +55,9 @@ pub fn experts(
     down: Tensor<3>,
     plan: &DispatchPlan,
 ) -> Tensor<2> {
+    if gate.dtype() != DType::F32 {
+        return experts_reference(x, weights, gate, up, down, plan);
+    }
     check(&x, &weights, [&gate, &up, &down], plan);
     Tensor::from_dispatch(<Dispatch as ExpertsBackend>::experts(
         x.into_dispatch(),
@@ -125,7 +129,7 @@ pub fn experts_reference(
 pub fn swiglu(x: Tensor<2>, gate: Tensor<2>, up: Tensor<2>, down: Tensor<2>) -> Tensor<2> {
     let (device, [tokens, _]) = (x.device(), x.dims());
     // A single token's activations are in cache anyway: handing out the work costs more than it saves.
-    if !is_host(&device) || tokens == 1 {
+    if !is_host(&device) || gate.dtype() != DType::F32 || tokens == 1 {
         return swiglu_reference(x, gate, up, down);
     }
     experts(
@@ -145,7 +149,10 @@ pub fn swiglu_reference(
     up: Tensor<2>,
     down: Tensor<2>,
 ) -> Tensor<2> {
-    (silu(x.clone().matmul(gate)) * x.matmul(up)).matmul(down)
+    linear_reference(
+        silu(linear_reference(x.clone(), gate)) * linear_reference(x, up),
+        down,
+    )
 }
 
 fn check(x: &Tensor<2>, weights: &Tensor<2>, stacks: [&Tensor<3>; 3], plan: &DispatchPlan) {
@@ -168,7 +175,7 @@ fn check(x: &Tensor<2>, weights: &Tensor<2>, stacks: [&Tensor<3>; 3], plan: &Dis
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
-    Cube: cfg(any(feature = "wgpu", feature = "cuda")),
+    Cube: cfg(feature = "cube"),
     Autodiff
 )]
 pub trait ExpertsBackend: Backend {

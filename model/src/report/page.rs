@@ -1,0 +1,167 @@
+//! The page around tables and charts.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::{Chart, Table};
+
+/// What to think of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// Worth a look.
+    Notable,
+    /// A fault.
+    Bad,
+}
+
+impl Verdict {
+    /// Its class in the style sheet.
+    pub(super) fn class(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Notable => "notable",
+            Self::Bad => "bad",
+        }
+    }
+
+    fn mark(self) -> &'static str {
+        match self {
+            Self::Good => "✓",
+            Self::Notable => "•",
+            Self::Bad => "✗",
+        }
+    }
+}
+
+/// A page of HTML with everything that it needs inside. Parts stand in the order in which they are added; all
+/// text is escaped.
+#[derive(Debug, Clone)]
+pub struct Page {
+    title: String,
+    about: Vec<String>,
+    summary: Vec<(Verdict, String)>,
+    parts: Vec<Markup>,
+}
+
+impl Page {
+    /// A page without parts.
+    pub fn new(title: impl Into<String>) -> Self {
+        Self {
+            title: title.into(),
+            about: Vec::new(),
+            summary: Vec::new(),
+            parts: Vec::new(),
+        }
+    }
+
+    /// A line below the title: what was done, to what, when.
+    pub fn about(mut self, text: impl Into<String>) -> Self {
+        self.about.push(text.into());
+        self
+    }
+
+    /// A sentence of the summary at the top: what a reader wants to know first.
+    pub fn summary(mut self, verdict: Verdict, text: impl Into<String>) -> Self {
+        self.summary.push((verdict, text.into()));
+        self
+    }
+
+    /// A heading; what is added next belongs to it.
+    pub fn section(self, heading: &str) -> Self {
+        self.part(html! { h2 { (heading) } })
+    }
+
+    /// A paragraph.
+    pub fn text(self, text: &str) -> Self {
+        self.part(html! { p { (text) } })
+    }
+
+    /// A table.
+    pub fn table(self, table: Table) -> Self {
+        self.part(table.render())
+    }
+
+    /// A chart.
+    pub fn chart(self, chart: Chart) -> Self {
+        self.part(chart.render())
+    }
+
+    /// Long text in the letters of a typewriter, folded away behind its heading.
+    pub fn folded(self, heading: &str, text: &str) -> Self {
+        self.part(html! { details { summary { (heading) } pre { (text) } } })
+    }
+
+    fn part(mut self, part: Markup) -> Self {
+        self.parts.push(part);
+        self
+    }
+
+    /// The page as HTML.
+    pub fn render(&self) -> String {
+        html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta name="color-scheme" content="light dark";
+                    title { (self.title) }
+                    style { (PreEscaped(include_str!("style.css"))) }
+                }
+                body {
+                    header {
+                        h1 { (self.title) }
+                        @for line in &self.about { p.about { (line) } }
+                    }
+                    main {
+                        @if !self.summary.is_empty() {
+                            ul.summary {
+                                @for (verdict, text) in &self.summary {
+                                    li class=(verdict.class()) { span.mark { (verdict.mark()) } span { (text) } }
+                                }
+                            }
+                        }
+                        @for part in &self.parts { (part) }
+                    }
+                }
+            }
+        }
+        .into_string()
+    }
+
+    /// Writes the page to a file.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        fs::write(path, self.render())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_needs_nothing_from_outside() {
+        let page = Page::new("A & B")
+            .about("two devices")
+            .summary(Verdict::Bad, "they <differ>")
+            .section("Layers")
+            .text("all of them")
+            .folded("log", "line\nline");
+        let text = page.render();
+        assert!(
+            !text.contains("http") && !text.contains("<script"),
+            "{text}"
+        );
+        assert!(text.contains("<h1>A &amp; B</h1>"), "{text}");
+        assert!(text.contains("they &lt;differ&gt;"), "{text}");
+    }
+}

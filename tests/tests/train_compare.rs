@@ -1,0 +1,139 @@
+//! `cargo train compare` through the binary.
+
+use std::fs;
+use std::process::Output;
+
+use firebox_model::device;
+use firebox_tests::binaries;
+use firebox_tests::runs::TestRun;
+use serde_json::Value;
+
+fn compare(test: &TestRun, more: &[&str]) -> Output {
+    let config = test.argument("run.toml");
+    let arguments = [&["compare", &config, "--steps", "5"], more].concat();
+    binaries::train(&arguments)
+        .output()
+        .expect("the binary starts")
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).expect("one JSON object on standard output")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Every step's loss of a device of a comparison.
+fn losses(device: &Value) -> Vec<f64> {
+    let steps = device["steps"].as_array().expect("steps");
+    steps
+        .iter()
+        .map(|step| step["loss"].as_f64().expect("a loss"))
+        .collect()
+}
+
+#[test]
+fn every_backend_of_the_build_takes_the_steps_of_a_run() {
+    let test = TestRun::new();
+    let page = test.argument("page.html");
+    let output = compare(&test, &["--json", "--html", &page]);
+    assert!(output.status.success(), "{}", said(&output));
+    let report = json(&output);
+    let devices = report["devices"].as_array().expect("devices");
+    let compiled = device::backends()
+        .into_iter()
+        .filter(|backend| backend.compiled);
+    let names: Vec<&str> = compiled.map(|backend| backend.name).collect();
+    let found: Vec<&str> = devices
+        .iter()
+        .filter_map(|device| device["device"].as_str())
+        .collect();
+    assert_eq!(found, names);
+    for device in devices {
+        assert_eq!(losses(device).len(), 5, "{device}");
+        assert!(device["tokens_per_second"].as_f64() > Some(0.0), "{device}");
+    }
+
+    // To the last bit what `run` does, validations and checkpoints between the steps or not.
+    let (config, out) = (test.argument("run.toml"), test.argument("run"));
+    let run = binaries::train(&["run", &config, "--out", &out, "--device", names[0]]).output();
+    assert!(run.expect("the binary starts").status.success());
+    let metrics = fs::read_to_string(test.path("run/metrics.jsonl")).expect("metrics");
+    let lines = metrics
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let trained = lines.filter(|line| line["kind"] == "train");
+    let trained: Vec<f64> = trained
+        .filter_map(|line| line["loss"].as_f64())
+        .take(5)
+        .collect();
+    assert_eq!(losses(&devices[0]), trained);
+
+    let page = fs::read_to_string(page).expect("a page");
+    assert!(
+        page.starts_with("<!DOCTYPE html>") && page.contains("agrees with"),
+        "{page}"
+    );
+}
+
+#[test]
+fn a_device_that_is_not_there_is_a_row() {
+    let test = TestRun::new();
+    let output = compare(&test, &["--devices", "flex,wgpu:99,ndarray"]);
+    let (text, table) = (
+        said(&output),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+    );
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("error: device = wgpu:99: "), "{text}");
+    assert!(
+        table.contains("ndarray agrees with flex: over 5 steps"),
+        "{table}"
+    );
+    assert!(table.contains("0/5"), "{table}");
+}
+
+#[test]
+fn a_tolerance_that_nothing_meets_is_exceeded() {
+    let test = TestRun::new();
+    let output = compare(
+        &test,
+        &[
+            "--devices",
+            "flex,ndarray",
+            "--tolerance",
+            "1e-300",
+            "--json",
+        ],
+    );
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let word = "error: ndarray parts from flex at step ";
+    assert!(text.contains(word) && text.contains("hint: "), "{text}");
+    let parting = &json(&output)["devices"][1]["difference"]["parting"];
+    assert!(parting["step"].as_u64() >= Some(1), "{parting}");
+}
+
+#[test]
+fn what_makes_no_comparison_is_refused() {
+    let test = TestRun::new();
+    for (more, word) in [
+        (["--devices", "flex"], "flex alone"),
+        (["--devices", "flex,flex"], "flex twice"),
+        (["--devices", "flex,abacus"], "device = abacus: unknown"),
+        (["--steps", "13"], "more than the 12 of train.steps"),
+        (["--tolerance", "0"], "above 0"),
+    ] {
+        let mut arguments = vec!["compare"];
+        let config = test.argument("run.toml");
+        arguments.push(&config);
+        arguments.extend(more);
+        let output = binaries::train(&arguments)
+            .output()
+            .expect("the binary starts");
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(word), "no {word:?} in {text}");
+    }
+}

@@ -1,0 +1,156 @@
+//! A process for each device, one after the other, so that each has the machine to itself.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::io::{self, BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use firebox_model::device::{DeviceError, select};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{CompareError, CompareOptions, Comparison, DeviceRun, StepRecord};
+use crate::config::RunConfig;
+use crate::data::prepare;
+
+/// The hidden command by which this program starts itself.
+pub const COMMAND: &str = "compare-device";
+
+/// Takes the same steps on each device, after the text is prepared once. `config` is that of the options. A device
+/// that fails has its reason in its row; the others stand.
+///
+/// # Errors
+///
+/// When the options make no sense, or no process can be started.
+pub fn compare(config: &RunConfig, options: &CompareOptions) -> Result<Comparison, CompareError> {
+    check(config, options)?;
+    // Here and not in the first device's time.
+    prepare(config, true)?;
+    let bar = progress_bar(options);
+    let mut devices = Vec::new();
+    for device in &options.devices {
+        bar.set_message(format!("{device}: first step"));
+        let run = run(options, device, &bar);
+        devices.push(run.map_err(|source| CompareError::Process {
+            device: device.clone(),
+            source,
+        })?);
+    }
+    bar.finish_and_clear();
+    let mut comparison = Comparison {
+        config: options.config.clone(),
+        steps: options.steps,
+        run_steps: config.train.steps,
+        seed: config.train.seed,
+        tolerance: options.tolerance,
+        devices,
+    };
+    comparison.judge();
+    Ok(comparison)
+}
+
+fn check(config: &RunConfig, options: &CompareOptions) -> Result<(), CompareError> {
+    if let [device] = options.devices.as_slice() {
+        return Err(CompareError::One(device.clone()));
+    }
+    let mut names = BTreeSet::new();
+    for device in &options.devices {
+        if !names.insert(device) {
+            return Err(CompareError::Twice(device.clone()));
+        }
+        // One that this build or this machine lacks is a row that says so.
+        if let Err(error @ DeviceError::Unknown { .. }) = select(device) {
+            return Err(error.into());
+        }
+    }
+    if options.steps > config.train.steps {
+        return Err(CompareError::Steps {
+            steps: options.steps,
+            of: config.train.steps,
+        });
+    }
+    Ok(())
+}
+
+fn run(options: &CompareOptions, device: &str, bar: &ProgressBar) -> io::Result<DeviceRun> {
+    let started = Instant::now();
+    let mut child = start(options, device)?;
+    let (output, mut errors) = (child.stdout.take(), child.stderr.take());
+    // Both are read at once, so that neither fills up.
+    let said = thread::spawn(move || {
+        let mut text = Vec::new();
+        // What cannot be read is missing in a message.
+        let _ = errors.as_mut().map(|errors| errors.read_to_end(&mut text));
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let (mut steps, mut first_step_seconds) = (Vec::<StepRecord>::new(), None);
+    for line in output
+        .map(BufReader::new)
+        .into_iter()
+        .flat_map(BufRead::lines)
+    {
+        // A process that is killed may leave half a line.
+        let Ok(record) = serde_json::from_str::<StepRecord>(&line?) else {
+            continue;
+        };
+        first_step_seconds.get_or_insert_with(|| started.elapsed().as_secs_f64());
+        bar.set_message(format!(
+            "{device}: step {}/{}, loss {:.4}",
+            record.step, options.steps, record.loss
+        ));
+        bar.inc(1);
+        steps.push(record);
+    }
+    let status = child.wait()?;
+    let said = said.join().unwrap_or_default();
+    bar.inc(options.steps - steps.len() as u64);
+    let failure = (!status.success()).then(|| reason(status, &said));
+    Ok(DeviceRun {
+        first_step_seconds,
+        ..DeviceRun::new(device, steps, failure)
+    })
+}
+
+fn start(options: &CompareOptions, device: &str) -> io::Result<Child> {
+    let mut command = Command::new(env::current_exe()?);
+    command
+        .arg(COMMAND)
+        .arg(&options.config)
+        .args(["--device", device]);
+    command.args(["--steps", &options.steps.to_string()]);
+    for set in &options.set {
+        command.args(["--set", set]);
+    }
+    if let Some(threads) = options.threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+}
+
+/// Why a process ended: the sentence that it said, or what the system knows of it.
+fn reason(status: ExitStatus, said: &str) -> String {
+    let sentence = said
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("error: "));
+    match sentence {
+        Some(sentence) => sentence.to_owned(),
+        None if status.code().is_none() => {
+            format!("the process was ended ({status}); a system that is out of memory does so")
+        }
+        None => format!("the process ended with {status} and no word"),
+    }
+}
+
+fn progress_bar(options: &CompareOptions) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {percent}%  {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(options.steps * options.devices.len() as u64).with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}

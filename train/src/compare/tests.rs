@@ -1,0 +1,186 @@
+//! What is judged and what is said, on made-up steps.
+
+use super::*;
+
+fn record(step: u64, loss: f64) -> StepRecord {
+    StepRecord {
+        step,
+        loss,
+        total_loss: loss,
+        gradient_norm: 2.0,
+        learning_rate: 1e-3,
+        tokens: 100,
+        seconds: 0.5,
+        peak_memory: Some(1 << 20),
+        layers: Vec::new(),
+    }
+}
+
+fn run(device: &str, losses: &[f64], failure: Option<&str>) -> DeviceRun {
+    let steps = losses
+        .iter()
+        .zip(1..)
+        .map(|(&loss, step)| record(step, loss));
+    DeviceRun::new(device, steps.collect(), failure.map(str::to_owned))
+}
+
+fn comparison(devices: Vec<DeviceRun>) -> Comparison {
+    let mut comparison = Comparison {
+        config: "run.toml".into(),
+        steps: 4,
+        run_steps: 100,
+        seed: 1,
+        tolerance: 1e-3,
+        devices,
+    };
+    comparison.judge();
+    comparison
+}
+
+const LOSSES: [f64; 4] = [6.0, 5.0, 4.0, 3.0];
+
+#[test]
+fn rounding_is_no_difference() {
+    let rounded = LOSSES.map(|loss| loss * (1.0 + 1e-7));
+    let comparison = comparison(vec![
+        run("flex", &LOSSES, None),
+        run("wgpu", &rounded, None),
+    ]);
+    assert!(comparison.verdict().is_ok());
+    let text = comparison.to_string();
+    assert!(
+        text.contains("wgpu agrees with flex: over 4 steps its loss is off by at most 1.0e-7"),
+        "{text}"
+    );
+    assert_eq!(comparison.devices[0].difference, None);
+    assert_eq!(comparison.devices[1].tokens_per_second, Some(200.0));
+}
+
+#[test]
+fn a_curve_that_parts_is_named_with_its_step() {
+    let comparison = comparison(vec![
+        run("flex", &LOSSES, None),
+        run("ndarray", &LOSSES, None),
+        run("wgpu", &[6.0, 5.0, 4.1, 3.5], None),
+    ]);
+    let error = comparison.verdict().unwrap_err();
+    assert_eq!(error.exit_code(), 1);
+    assert_eq!(
+        error.to_string(),
+        "wgpu parts from flex at step 3: the loss is 4.1 where flex has 4, 2.5e-2 of it, and 1.0e-3 is allowed"
+    );
+}
+
+#[test]
+fn the_first_step_may_differ_by_rounding_alone() {
+    let mut losses = LOSSES;
+    losses[0] += 6.0 * 1e-4;
+    let parts = |devices| comparison(devices).verdict().unwrap_err().to_string();
+    let text = parts(vec![run("flex", &LOSSES, None), run("wgpu", &losses, None)]);
+    assert!(
+        text.contains("at step 1: the loss is") && text.contains("1.0e-5 is allowed"),
+        "{text}"
+    );
+
+    // A wrong gradient shows in its norm, before it shows in any loss.
+    let mut wrong = run("wgpu", &LOSSES, None);
+    wrong.steps[0].gradient_norm = 2.01;
+    let text = parts(vec![run("flex", &LOSSES, None), wrong]);
+    assert!(
+        text.contains("at step 1: the gradient norm is 2.01"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_loss_that_is_no_number_parts() {
+    let comparison = comparison(vec![
+        run("flex", &LOSSES, None),
+        run("wgpu", &[6.0, f64::NAN], None),
+    ]);
+    assert_eq!(
+        comparison.devices[1].parting().map(|parting| parting.step),
+        Some(2)
+    );
+}
+
+#[test]
+fn a_device_that_fails_is_a_row_and_the_others_stand() {
+    let comparison = comparison(vec![
+        run("flex", &LOSSES, None),
+        run(
+            "cuda:7",
+            &[],
+            Some("device = cuda:7: 0 cuda adapter(s) found on this machine"),
+        ),
+        run("wgpu", &LOSSES[..2], Some("step 3: wgpu was lost: reset")),
+        run("ndarray", &LOSSES, None),
+    ]);
+    let text = comparison.verdict().unwrap_err().to_string();
+    assert_eq!(
+        text,
+        "device = cuda:7: 0 cuda adapter(s) found on this machine (no step was done); \
+         step 3: wgpu was lost: reset (2 of 4 steps were done)"
+    );
+    let text = comparison.to_string();
+    assert!(
+        text.contains("ndarray agrees with flex: over 4 steps"),
+        "{text}"
+    );
+    let page = comparison.page().render();
+    for word in [
+        "wgpu was lost",
+        "ndarray agrees",
+        "Training loss",
+        "tolerance",
+    ] {
+        assert!(page.contains(word), "no {word:?} in the page");
+    }
+}
+
+#[test]
+fn nothing_is_compared_with_a_first_device_that_did_nothing() {
+    let comparison = comparison(vec![
+        run("flex", &[], Some("no")),
+        run("wgpu", &LOSSES, None),
+    ]);
+    assert_eq!(comparison.devices[1].difference, None);
+    let text = comparison.to_string();
+    assert!(
+        text.contains("wgpu did all 4 steps, and there is nothing to compare them with"),
+        "{text}"
+    );
+    assert!(comparison.verdict().is_err());
+}
+
+#[test]
+fn a_moved_share_of_the_load_is_its_own_figure() {
+    use firebox_model::moe::stats::LayerHealth;
+    let with = |load: [f64; 2]| {
+        let mut record = record(1, 6.0);
+        record.layers = vec![LayerHealth {
+            layer: 0,
+            load: load.to_vec(),
+            max_over_mean: load[0] * 2.0,
+            dead_experts: 0,
+            entropy: 0.6,
+            balance: 1.0,
+            z: 0.1,
+        }];
+        DeviceRun::new("any", vec![record], None)
+    };
+    let difference = Difference::between(&with([0.75, 0.25]).steps, &with([0.5, 0.5]).steps, 1e-3);
+    assert_eq!(
+        difference.map(|difference| difference.load),
+        Some(vec![0.25])
+    );
+}
+
+#[test]
+fn no_more_rows_than_fit_and_always_the_last_step() {
+    let many: Vec<f64> = (0..500).map(|step| 6.0 - f64::from(step) * 1e-3).collect();
+    let comparison = comparison(vec![run("flex", &many, None), run("ndarray", &many, None)]);
+    let text = comparison.steps_table().to_string();
+    assert!((20..=25).contains(&text.lines().count()), "{text}");
+    assert!(text.contains("5.501000"), "{text}");
+}
