@@ -2,15 +2,17 @@
 //! FLOPs and beside the machine's own matrix product.
 
 mod text;
+mod vary;
 
 use std::time::Instant;
 
 use burn::module::Module;
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::Device;
 use firebox_model::accounting::Accounting;
 use firebox_model::batch::Sequence;
 use firebox_model::config::{FeedForwardKind, ModelConfig};
 use firebox_model::device;
+use firebox_model::kernels::matrix_peak;
 use firebox_model::language_model::LanguageModel;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -20,6 +22,7 @@ use crate::config::RunConfig;
 use crate::error::TrainError;
 use crate::gradient::forward_backward;
 use crate::optimizer::{AdamW, clip_scale};
+pub use vary::{Row, Variation, vary};
 
 /// How to measure.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,21 +176,6 @@ fn random_sequence(model: &ModelConfig, generator: &mut ChaCha8Rng) -> Sequence 
 fn wait_for(model: &LanguageModel) {
     let gain = model.norm.gamma.val().narrow(0, 0, 1);
     let _ = gain.into_data();
-}
-
-/// The best of several products of square matrices, in FLOP/s.
-fn matrix_peak(device: &Device) -> f64 {
-    let speeds = [1024, 2048].into_iter().flat_map(|size| {
-        let random = || Tensor::<2>::random([size, size], Distribution::Default, device);
-        let (a, b) = (random(), random());
-        (0..6).map(move |_| {
-            let started = Instant::now();
-            let product = a.clone().matmul(b.clone());
-            let _ = product.narrow(0, 0, 1).narrow(1, 0, 1).into_data();
-            2.0 * (size as f64).powi(3) / started.elapsed().as_secs_f64()
-        })
-    });
-    speeds.fold(0.0, f64::max)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
