@@ -155,7 +155,7 @@ impl Computed {
         let valid = flags(tokens.valid.clone());
         let count = tokens.valid.iter().filter(|valid| **valid).count() as u64;
         let mut load = BatchLoad::default();
-        load.add(routing, Some(&tokens.valid), count);
+        load.add(routing, Some(&valid), count);
         let config = model.config();
         let load_balancing = load_balancing(config.router.balance, routing, Some(&valid), &load);
         let total = match auxiliary(config, routing, Some(&valid), &load) {

@@ -43,7 +43,7 @@ fn plan(tokens: usize) -> DispatchPlan {
             [first, (first + 1 + place as u32 % 7) % EXPERTS as u32]
         })
         .collect();
-    DispatchPlan::new(&chosen, EXPERTS, PER_TOKEN)
+    DispatchPlan::new(&chosen, EXPERTS, PER_TOKEN, &Device::flex())
 }
 
 type Mixture =

@@ -22,8 +22,6 @@ pub struct Batch {
     pub targets: Tensor<1, Int>,
     /// 1 for a position that counts and 0 for padding, `[rows · length]`; `None` without padding.
     pub valid: Option<Tensor<1>>,
-    /// The same on the host.
-    pub valid_on_host: Option<Vec<bool>>,
     /// Positions that count.
     pub counted: u64,
 }
@@ -50,18 +48,12 @@ impl Batch {
             values
         };
         let counted = sequences.iter().map(|sequence| sequence.valid as u64).sum();
-        let valid_on_host = (counted < (rows * length) as u64).then(|| {
-            let positions = sequences
-                .iter()
-                .flat_map(|sequence| (0..length).map(|i| i < sequence.valid));
-            positions.collect::<Vec<bool>>()
-        });
-        let valid = valid_on_host.as_ref().map(|valid| {
-            let ones: Vec<f32> = valid
-                .iter()
-                .map(|&valid| if valid { 1.0 } else { 0.0 })
-                .collect();
-            Tensor::from_data(TensorData::new(ones, [rows * length]), device)
+        let valid = (counted < (rows * length) as u64).then(|| {
+            let flags = sequences.iter().flat_map(|sequence| {
+                (0..length).map(|position| f32::from(position < sequence.valid))
+            });
+            let flags: Vec<f32> = flags.collect();
+            Tensor::from_data(TensorData::new(flags, [rows * length]), device)
         });
         Self {
             tokens: Tensor::from_data(TensorData::new(ids(|s| &s.tokens), [rows, length]), device),
@@ -70,7 +62,6 @@ impl Batch {
                 device,
             ),
             valid,
-            valid_on_host,
             counted,
         }
     }

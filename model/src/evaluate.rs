@@ -60,12 +60,8 @@ pub fn evaluate(
         let values: Vec<f32> = read.into_data().iter::<f32>().collect();
         nats += f64::from(values[0]);
         tokens += batch.counted;
-        sums.add(
-            &output.routing,
-            batch.valid_on_host.as_deref(),
-            batch.counted,
-            &values[1..],
-        );
+        let layers: Vec<usize> = output.routing.iter().map(|routing| routing.layer).collect();
+        sums.add(&layers, batch.counted, &values[1..]);
         progress(tokens);
     }
     let nats_per_token = nats / tokens.max(1) as f64;

@@ -71,7 +71,7 @@ fn same_result(what: &str, cut: &BatchResult, whole: &BatchResult) {
             "{what}: {kind} {found} against {expected}"
         );
     }
-    assert_eq!(cut.health.load(), whole.health.load(), "{what}: load");
+    assert!(cut.health.load().eq(whole.health.load()), "{what}: load");
     let (cut, whole) = (cut.gradients.by_path(), whole.gradients.by_path());
     assert_eq!(
         cut.keys().collect::<Vec<_>>(),
@@ -189,12 +189,14 @@ fn every_k_is_the_weighted_sum_of_the_chosen_experts_and_k_equal_e_the_dense_sum
             let x = input(13, config.d_model, &device);
             let (output, routing) = mixture.forward(x.clone());
             let probabilities = values(&routing.probabilities);
+            let chosen = routing.plan.chosen().into_data();
+            let chosen: Vec<u32> = chosen.iter::<i32>().map(|e| e as u32).collect();
             let answers: Vec<Vec<f32>> = (0..experts)
                 .map(|e| values(&expert(&mixture, e).forward(x.clone())))
                 .collect();
             let mut expected = vec![0.0f32; 13 * config.d_model];
             for token in 0..13 {
-                let chosen = &routing.plan.expert_of_assignment[token * per_token..][..per_token];
+                let chosen = &chosen[token * per_token..][..per_token];
                 let probability = |e: u32| probabilities[token * experts + e as usize];
                 let sum: f32 = if normalize {
                     chosen.iter().map(|&e| probability(e)).sum()
@@ -271,7 +273,7 @@ fn a_mixture_whose_router_is_indifferent_is_balanced_at_one_for_every_k(device: 
             layer: 0,
             logits: Tensor::zeros([8, 4], &device),
             probabilities: Tensor::full([8, 4], 0.25, &device),
-            plan: firebox_model::moe::dispatch::DispatchPlan::new(&chosen, 4, per_token),
+            plan: firebox_model::moe::dispatch::DispatchPlan::new(&chosen, 4, per_token, &device),
         }];
         let mut load = BatchLoad::default();
         load.add(&routing, None, 8);

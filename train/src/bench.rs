@@ -125,7 +125,7 @@ fn speed(
         let started = Instant::now();
         let micro_batch = config.train.micro_batch;
         let result = forward_backward(&trained, &sequences, micro_batch, &autodiff);
-        let scale = clip_scale(result.gradients.norm(), config.optimizer.clip_norm);
+        let scale = clip_scale(result.gradient_norm, config.optimizer.clip_norm);
         let rate = config.optimizer.learning_rate;
         optimizer.step(
             &mut trained,

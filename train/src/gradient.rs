@@ -1,4 +1,9 @@
 //! The gradient of a batch, whatever the cut into micro-batches.
+//!
+//! The host waits for the device once in a step: at the end of [`forward_backward`], for loss, router health and
+//! the gradient's norm together. The trainer needs all three before it can go on: it logs the first two, moves the
+//! routers' bias by the load, and clips by the norm. Nothing between the first product of the forward pass and the
+//! last of the backward pass is read.
 
 use std::collections::BTreeMap;
 
@@ -22,6 +27,8 @@ pub struct BatchResult {
     pub total_loss: f64,
     /// What the routers did.
     pub health: HealthSums,
+    /// The Euclidean norm of the gradient, over all parameters together.
+    pub gradient_norm: f64,
     /// Of `total_loss`.
     pub gradients: GradientSum,
 }
@@ -47,36 +54,24 @@ pub fn forward_backward(
         let mut load = BatchLoad::default();
         for chunk in sequences.chunks(micro_batch) {
             let batch = Batch::new(chunk, &plain_device);
-            load.add(
-                &plain.route(batch.tokens),
-                batch.valid_on_host.as_deref(),
-                batch.counted,
-            );
+            let routing = plain.route(batch.tokens);
+            load.add(&routing, batch.valid.as_ref(), batch.counted);
         }
         load
     });
 
-    let mut result = BatchResult {
-        loss: 0.0,
-        total_loss: 0.0,
-        health: HealthSums::default(),
-        gradients: GradientSum::default(),
-    };
+    let mut gradients = GradientSum::default();
+    let mut layers = Vec::new();
+    let mut figures = Vec::new();
+    let mut counted = Vec::new();
     for chunk in sequences.chunks(micro_batch) {
         let batch = Batch::new(chunk, device);
         let valid = batch.valid.as_ref();
         let output = model.forward(batch.tokens);
         let load = load.clone().unwrap_or_else(|| {
             let mut load = BatchLoad::default();
-            load.add(
-                &output.routing,
-                batch.valid_on_host.as_deref(),
-                batch.counted,
-            );
-            BatchLoad {
-                tokens: targets,
-                ..load
-            }
+            load.add(&output.routing, valid, targets);
+            load
         });
         let logits = output.logits.flatten::<2>(0, 1);
         let loss = cross_entropy_sum(logits, batch.targets, valid).div_scalar(targets as f64);
@@ -84,24 +79,30 @@ pub fn forward_backward(
             Some(auxiliary) => loss.clone() + auxiliary,
             None => loss.clone(),
         };
-        // One reading of everything that the host wants to know.
-        let terms = HealthSums::terms(&output.routing, valid);
-        let figures = [loss.inner(), total.clone().inner()]
-            .into_iter()
-            .chain(terms);
-        let figures: Vec<f32> = Tensor::cat(figures.collect(), 0)
-            .into_data()
-            .iter::<f32>()
-            .collect();
+        layers = output.routing.iter().map(|routing| routing.layer).collect();
+        figures.extend([loss.inner(), total.clone().inner()]);
+        figures.extend(HealthSums::terms(&output.routing, valid));
+        counted.push(batch.counted);
+        gradients.add(model, total.backward());
+    }
+
+    // The one reading of a step: everything that the host wants to know.
+    figures.extend(gradients.squares());
+    let figures: Vec<f32> = Tensor::cat(figures, 0).into_data().iter().collect();
+    let (figures, squares) = figures.split_at(figures.len() - gradients.by_path().len());
+    let squares = squares.iter().copied().map(f64::from);
+    let mut result = BatchResult {
+        loss: 0.0,
+        total_loss: 0.0,
+        health: HealthSums::default(),
+        gradient_norm: squares.sum::<f64>().sqrt(),
+        gradients,
+    };
+    let figures = figures.chunks(figures.len() / counted.len());
+    for (figures, counted) in figures.zip(counted) {
         result.loss += f64::from(figures[0]);
         result.total_loss += f64::from(figures[1]);
-        result.health.add(
-            &output.routing,
-            batch.valid_on_host.as_deref(),
-            batch.counted,
-            &figures[2..],
-        );
-        result.gradients.add(model, total.backward());
+        result.health.add(&layers, counted, &figures[2..]);
     }
     result
 }
@@ -154,17 +155,9 @@ impl GradientSum {
         self.0.remove(path)
     }
 
-    /// The Euclidean norm over all parameters together; read back to the host.
-    pub fn norm(&self) -> f64 {
-        let squares: Vec<Tensor<1>> = self
-            .0
-            .values()
-            .map(|gradient| sum_of_squares(gradient.clone()))
-            .collect();
-        if squares.is_empty() {
-            return 0.0;
-        }
-        let squares = Tensor::cat(squares, 0).into_data();
-        squares.iter::<f32>().map(f64::from).sum::<f64>().sqrt()
+    /// The sum of squares of each parameter's gradient, `[1]` each.
+    fn squares(&self) -> impl Iterator<Item = Tensor<1>> {
+        let gradients = self.0.values().cloned();
+        gradients.map(sum_of_squares)
     }
 }

@@ -93,7 +93,7 @@ impl Training {
             config.train.micro_batch,
             &self.device,
         );
-        let norm = result.gradients.norm();
+        let norm = result.gradient_norm;
         for (what, value) in [("loss", result.total_loss), ("gradient norm", norm)] {
             if !value.is_finite() {
                 return Err(TrainError::Diverged {
@@ -117,7 +117,7 @@ impl Training {
             && config.model.feed_forward == FeedForwardKind::Moe
         {
             let mut biases = self.model.router_bias();
-            for (bias, counts) in biases.iter_mut().zip(&result.health.load().counts) {
+            for (bias, counts) in biases.iter_mut().zip(result.health.load()) {
                 update_bias(bias, counts, config.model.router.bias_update_rate);
             }
             self.model.set_router_bias(&biases);

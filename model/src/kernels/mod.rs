@@ -3,9 +3,11 @@
 mod adamw;
 mod attention;
 mod cross_entropy;
+#[cfg(feature = "cube")]
+mod cube;
+pub(crate) mod dispatch;
 mod experts;
 mod exponential;
-mod grouped;
 pub mod host;
 mod linear;
 pub mod product;
@@ -20,7 +22,6 @@ pub use attention::{causal_attention, causal_attention_reference};
 pub(crate) use attention::{masked_attention, split_heads};
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
 pub use experts::{experts, experts_reference, swiglu, swiglu_reference};
-pub use grouped::{grouped_matmul, grouped_matmul_reference};
 pub use linear::{linear, linear_reference};
 pub use rms_norm::{rms_norm, rms_norm_reference};
 pub use sum_of_squares::{sum_of_squares, sum_of_squares_reference};

@@ -4,31 +4,37 @@
 //! whole batch: the parts add up to it, and so do their gradients, whatever the cut. That is why the
 //! load fractions, which no gradient passes, are those of the whole batch and come from outside.
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use super::Routing;
 
-/// The whole batch's load in each layer: assignments of valid tokens, `[layer][expert]`, and how many
-/// valid tokens there are.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// The whole batch's load, on the device.
+#[derive(Debug, Clone, Default)]
 pub struct BatchLoad {
-    /// Assignments by layer and expert.
-    pub counts: Vec<Vec<u64>>,
+    /// Assignments of valid tokens to each expert, `[experts]`, one a layer, without gradients. Exact up to 2²⁴
+    /// assignments of one expert; the described GPT-4 has half of that.
+    pub counts: Vec<Tensor<1>>,
     /// Valid tokens (T).
     pub tokens: u64,
 }
 
 impl BatchLoad {
     /// Adds what some of the batch's tokens did.
-    pub fn add(&mut self, routing: &[Routing], valid: Option<&[bool]>, tokens: u64) {
+    ///
+    /// # Shapes
+    ///
+    /// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` when all are tokens
+    pub fn add(&mut self, routing: &[Routing], valid: Option<&Tensor<1>>, tokens: u64) {
         self.tokens += tokens;
-        self.counts.resize_with(routing.len(), Vec::new);
-        for (counts, layer) in self.counts.iter_mut().zip(routing) {
-            counts.resize(layer.plan.experts, 0);
-            for (count, new) in counts.iter_mut().zip(layer.plan.counts(valid)) {
-                *count += new;
+        let mut before = std::mem::take(&mut self.counts).into_iter();
+        let counts = routing.iter().map(|layer| {
+            let new = layer.plan.load(valid);
+            match before.next() {
+                Some(counts) => counts + new,
+                None => new,
             }
-        }
+        });
+        self.counts = counts.collect();
     }
 }
 
@@ -48,12 +54,9 @@ pub fn per_layer(
     let layers = routing.iter().zip(&batch.counts);
     layers
         .map(|(layer, counts)| {
-            let scale = layer.plan.experts as f64 / (tokens * layer.plan.per_token as f64 * tokens);
-            let factors = counts
-                .iter()
-                .map(|&count| (count as f64 * scale) as f32)
-                .collect();
-            weighted_probabilities(layer, valid, factors)
+            let (experts, per_token) = (layer.plan.experts(), layer.plan.per_token());
+            let scale = experts as f64 / (tokens * per_token as f64 * tokens);
+            weighted_probabilities(layer, valid, counts.clone().mul_scalar(scale))
         })
         .collect()
 }
@@ -70,14 +73,11 @@ pub fn pooled(
     valid: Option<&Tensor<1>>,
     batch: &BatchLoad,
 ) -> Option<Tensor<1>> {
-    let experts = routing.first()?.plan.experts;
+    let experts = routing.first()?.plan.experts();
     let rows = batch.tokens as f64 * routing.len() as f64;
-    let factors: Vec<f32> = (0..experts)
-        .map(|expert| {
-            let count: u64 = batch.counts.iter().map(|counts| counts[expert]).sum();
-            (experts as f64 * count as f64 / (rows * rows)) as f32
-        })
-        .collect();
+    let counts = batch.counts.iter().cloned();
+    let counts = counts.reduce(|sum, layer| sum + layer)?;
+    let factors = counts.mul_scalar(experts as f64 / (rows * rows));
     let layers = routing
         .iter()
         .map(|layer| weighted_probabilities(layer, valid, factors.clone()));
@@ -122,17 +122,12 @@ pub fn update_bias(bias: &mut Vec<f32>, counts: &[u64], rate: f64) {
 fn weighted_probabilities(
     layer: &Routing,
     valid: Option<&Tensor<1>>,
-    factors: Vec<f32>,
+    factors: Tensor<1>,
 ) -> Tensor<1> {
-    let experts = factors.len();
-    let factors = Tensor::<2>::from_data(
-        TensorData::new(factors, [experts, 1]),
-        &layer.probabilities.device(),
-    );
     let by_token = layer
         .probabilities
         .clone()
-        .matmul(factors)
+        .matmul(factors.unsqueeze_dim(1))
         .squeeze_dim::<1>(1);
     masked(by_token, valid).sum()
 }

@@ -65,19 +65,14 @@ impl MixtureOfExperts {
     /// - `x`, output: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Routing) {
         let choice = self.router.forward(x.clone());
-        let plan = DispatchPlan::new(
-            &choice.experts,
-            self.router.experts(),
-            self.router.per_token(),
-        );
-        let output = self.experts.forward(x, choice.weights, &plan);
+        let output = self.experts.forward(x, choice.weights, &choice.plan);
         (
             output,
             Routing {
                 layer: self.layer,
                 logits: choice.logits,
                 probabilities: choice.probabilities,
-                plan,
+                plan: choice.plan,
             },
         )
     }

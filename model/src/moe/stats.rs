@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::Routing;
-use super::balance::BatchLoad;
 use burn::tensor::Tensor;
 
 /// The state of one layer's router over some tokens.
@@ -32,13 +31,14 @@ const DEAD_BELOW: f64 = 0.05;
 /// health of a batch does not depend on how it was cut.
 #[derive(Debug, Clone, Default)]
 pub struct HealthSums {
-    load: BatchLoad,
+    tokens: u64,
     layers: Vec<LayerSums>,
 }
 
 #[derive(Debug, Clone, Default)]
 struct LayerSums {
     layer: usize,
+    load: Vec<u64>,
     probabilities: Vec<f64>,
     entropy: f64,
     z: f64,
@@ -46,8 +46,8 @@ struct LayerSums {
 
 impl HealthSums {
     /// This micro-batch's part of the sums, as one tensor to be read back together: of every layer the
-    /// probabilities by expert, the entropy and the z-loss, `[layers · (experts + 2)]`. `None` for a
-    /// model without routers.
+    /// load and the probabilities by expert, the entropy and the z-loss, `[layers · (2 · experts + 2)]`.
+    /// `None` for a model without routers.
     ///
     /// # Shapes
     ///
@@ -66,26 +66,22 @@ impl HealthSums {
             let logsumexp = (logits.clone() - largest.clone()).exp().sum_dim(1).log() + largest;
             // −Σ p ln p, with ln p = logit − logsumexp, which stays finite as p → 0.
             let entropy = logsumexp.clone() - (probabilities.clone() * logits).sum_dim(1);
-            [
+            let sums = [
                 weigh(probabilities),
                 weigh(entropy),
                 weigh(logsumexp.square()),
-            ]
-            .map(|by_token| by_token.sum_dim(0).squeeze_dim::<1>(0))
+            ];
+            let sums = sums.map(|by_token| by_token.sum_dim(0).squeeze_dim::<1>(0));
+            std::iter::once(layer.plan.load(valid)).chain(sums)
         });
         let terms: Vec<Tensor<1>> = terms.collect();
         (!terms.is_empty()).then(|| Tensor::cat(terms, 0))
     }
 
-    /// Adds a micro-batch: its routing, which of its tokens count, how many, and the values of its
-    /// [`terms`](Self::terms).
-    pub fn add(&mut self, routing: &[Routing], valid: Option<&[bool]>, tokens: u64, terms: &[f32]) {
-        self.load.add(routing, valid, tokens);
-        let layers: Vec<usize> = routing.iter().map(|routing| routing.layer).collect();
-        self.add_terms(&layers, terms);
-    }
-
-    fn add_terms(&mut self, layers: &[usize], terms: &[f32]) {
+    /// Adds a micro-batch: the numbers of its routers' layers, how many of its tokens count, and the values of
+    /// its [`terms`](Self::terms).
+    pub fn add(&mut self, layers: &[usize], tokens: u64, terms: &[f32]) {
+        self.tokens += tokens;
         if layers.is_empty() {
             return; // a dense model
         }
@@ -93,7 +89,11 @@ impl HealthSums {
         let terms = terms.chunks(terms.len() / layers.len());
         for ((sums, &layer), terms) in self.layers.iter_mut().zip(layers).zip(terms) {
             sums.layer = layer;
-            let (probabilities, rest) = terms.split_at(terms.len() - 2);
+            let (by_expert, rest) = terms.split_at(terms.len() - 2);
+            let (load, probabilities) = by_expert.split_at(by_expert.len() / 2);
+            sums.load.resize(load.len(), 0);
+            let pairs = sums.load.iter_mut().zip(load);
+            pairs.for_each(|(sum, &count)| *sum += count as u64);
             sums.probabilities.resize(probabilities.len(), 0.0);
             let pairs = sums.probabilities.iter_mut().zip(probabilities);
             pairs.for_each(|(sum, &value)| *sum += f64::from(value));
@@ -102,20 +102,24 @@ impl HealthSums {
         }
     }
 
-    /// Assignments so far.
-    pub fn load(&self) -> &BatchLoad {
-        &self.load
+    /// Assignments of valid tokens to each expert so far, layer by layer.
+    pub fn load(&self) -> impl Iterator<Item = &[u64]> {
+        self.layers.iter().map(|layer| layer.load.as_slice())
     }
 
     /// The health of every layer over all that was added.
     pub fn health(&self) -> Vec<LayerHealth> {
-        let tokens = self.load.tokens.max(1) as f64;
-        let layers = self.load.counts.iter().zip(&self.layers);
-        layers
-            .map(|(counts, sums)| {
-                let experts = counts.len() as f64;
-                let total = counts.iter().sum::<u64>().max(1) as f64;
-                let load: Vec<f64> = counts.iter().map(|&count| count as f64 / total).collect();
+        let tokens = self.tokens.max(1) as f64;
+        self.layers
+            .iter()
+            .map(|sums| {
+                let experts = sums.load.len() as f64;
+                let total = sums.load.iter().sum::<u64>().max(1) as f64;
+                let load: Vec<f64> = sums
+                    .load
+                    .iter()
+                    .map(|&count| count as f64 / total)
+                    .collect();
                 let shares = load.iter().zip(&sums.probabilities);
                 LayerHealth {
                     layer: sums.layer,
@@ -158,17 +162,10 @@ mod tests {
     use super::*;
 
     fn health(counts: &[u64]) -> Vec<LayerHealth> {
-        let tokens: u64 = counts.iter().sum();
-        let load = BatchLoad {
-            counts: vec![counts.to_vec()],
-            tokens,
-        };
-        let mut sums = HealthSums {
-            load,
-            ..HealthSums::default()
-        };
-        let probabilities = counts.iter().map(|&count| count as f32).chain([0.0, 0.0]);
-        sums.add_terms(&[0], &probabilities.collect::<Vec<f32>>());
+        let mut sums = HealthSums::default();
+        let by_expert = counts.iter().map(|&count| count as f32);
+        let terms = by_expert.clone().chain(by_expert).chain([0.0, 0.0]);
+        sums.add(&[0], counts.iter().sum(), &terms.collect::<Vec<f32>>());
         sums.health()
     }
 

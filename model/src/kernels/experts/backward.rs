@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use super::activation::activate_backward;
 use super::forward::{Inputs, Saved};
 use super::rows::{BLOCK, Block, blocks, combine, even_parts, gather, pieces, room};
+use crate::kernels::dispatch::HostPlan;
 use crate::kernels::product::{Into, Matrix, product, product_into_new};
-use crate::moe::dispatch::DispatchPlan;
 
 /// The most rows of a weight matrix's gradient that are computed by one task.
 const GRADIENT_ROWS: usize = 128;
@@ -144,7 +144,7 @@ fn gather_all(inputs: &Inputs, blocks: &[Block]) -> Vec<f32> {
 /// A task computes some rows of one matrix from all rows of its expert, so that an expert with most of the load
 /// still occupies every core, and sums do not depend on how work is shared out.
 fn stack_gradient(
-    plan: &DispatchPlan,
+    plan: &HostPlan,
     (left, d_left): (&[f32], usize),
     (right, d_right): (&[f32], usize),
 ) -> Vec<f32> {

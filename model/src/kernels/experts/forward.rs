@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use super::activation::activate;
 use super::rows::{BLOCK, Block, blocks, combine, even_parts, gather, pieces, room};
+use crate::kernels::dispatch::HostPlan;
 use crate::kernels::product::{Matrix, product_into_new};
-use crate::moe::dispatch::DispatchPlan;
 
 /// With fewer tasks than this, the hidden width is cut too, so that a few tokens occupy several cores.
 const TASKS: usize = 16;
@@ -30,7 +30,7 @@ pub struct Inputs<'a> {
     /// `[experts, d_ff, d_model]`
     pub down: &'a [f32],
     /// Which row goes where.
-    pub plan: &'a DispatchPlan,
+    pub plan: &'a HostPlan,
     /// Width of the residual stream.
     pub d_model: usize,
     /// Width of an expert's hidden activations.

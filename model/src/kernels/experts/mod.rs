@@ -1,33 +1,38 @@
 //! Everything between router and residual stream as one operation: gather, the experts' SwiGLUs, weighted sum.
 //!
 //! On the CPU backends each expert's rows are taken in blocks whose activations stay in a core's cache from one
-//! product to the next ([`forward`]), and the backward pass is written by hand ([`backward`]). Other backends
-//! compute [`experts_reference`].
+//! product to the next ([`forward`]). On the CubeCL backends each product is one launch over all experts, whatever
+//! their load ([`cube`]). The backward pass is written by hand on both.
 
 // NdArray is deprecated upstream; it is kept as an independent second opinion.
 #![allow(deprecated)]
 
 mod activation;
 mod backward;
+#[cfg(feature = "cube")]
+mod cube;
 mod forward;
+mod host;
 mod rows;
 #[cfg(test)]
 mod tests;
+
+use std::fmt::Debug;
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::activation::silu;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use super::host::{Host, is_host};
-use super::{grouped_matmul, linear_reference};
+use super::dispatch::Tables;
+use super::host::is_host;
+use super::linear_reference;
 use crate::moe::dispatch::DispatchPlan;
 use backward::ByInput;
-use forward::{Inputs, Saved};
 
 /// Each token's sum of what its experts answer: `y[t] = Σ_j w[t, j] · SwiGLU_e(x[t])`, with e the j-th expert of
 /// token t and `SwiGLU_e(x) = (silu(x W_gate[e]) ⊙ x W_up[e]) W_down[e]` (arXiv 2002.05202).
@@ -50,7 +55,7 @@ pub fn experts(
     down: Tensor<3>,
     plan: &DispatchPlan,
 ) -> Tensor<2> {
-    if !is_host(&x.device()) || gate.dtype() != DType::F32 {
+    if gate.dtype() != DType::F32 {
         return experts_reference(x, weights, gate, up, down, plan);
     }
     check(&x, &weights, [&gate, &up, &down], plan);
@@ -60,11 +65,11 @@ pub fn experts(
         gate.into_dispatch(),
         up.into_dispatch(),
         down.into_dispatch(),
-        plan.clone(),
+        plan.tables().clone(),
     ))
 }
 
-/// [`experts`] in plain tensor operations and [`grouped_matmul`].
+/// [`experts`] in plain tensor operations. Reads the plan back from the device.
 ///
 /// # Panics
 ///
@@ -79,16 +84,30 @@ pub fn experts_reference(
 ) -> Tensor<2> {
     check(&x, &weights, [&gate, &up, &down], plan);
     let [tokens, d_model] = x.dims();
+    let plan = plan.to_host();
     let device = x.device();
     let indices = |values: &[u32]| {
         let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
         let length = values.len();
         Tensor::<1, Int>::from_data(TensorData::new(values, [length]), &device)
     };
-    let rows = x.select(0, indices(&plan.token_of_row)); // [tokens · k, d_model], by expert
-    let gate = silu(grouped_matmul(rows.clone(), gate, &plan.offsets));
-    let up = grouped_matmul(rows, up, &plan.offsets);
-    let answers = grouped_matmul(gate * up, down, &plan.offsets)
+    let of = |stack: &Tensor<3>, expert| stack.clone().narrow(0, expert, 1).squeeze_dim::<2>(0);
+    let occupied = (0..plan.experts).filter(|&e| plan.offsets[e] < plan.offsets[e + 1]);
+    let answers: Vec<Tensor<2>> = occupied
+        .map(|expert| {
+            let rows = &plan.token_of_row[plan.offsets[expert]..plan.offsets[expert + 1]];
+            swiglu_reference(
+                x.clone().select(0, indices(rows)),
+                of(&gate, expert),
+                of(&up, expert),
+                of(&down, expert),
+            )
+        })
+        .collect();
+    if answers.is_empty() {
+        return x;
+    }
+    let answers = Tensor::cat(answers, 0)
         .select(0, indices(&plan.row_of_assignment)) // back in the order of tokens
         .reshape([tokens, plan.per_token, d_model]);
     (answers * weights.unsqueeze_dim(2))
@@ -119,7 +138,7 @@ pub fn swiglu(x: Tensor<2>, gate: Tensor<2>, up: Tensor<2>, down: Tensor<2>) -> 
         gate.unsqueeze(),
         up.unsqueeze(),
         down.unsqueeze(),
-        &DispatchPlan::new(&vec![0; tokens], 1, 1),
+        &DispatchPlan::new(&vec![0; tokens], 1, 1, &device),
     )
 }
 
@@ -140,25 +159,23 @@ fn check(x: &Tensor<2>, weights: &Tensor<2>, stacks: [&Tensor<3>; 3], plan: &Dis
     let [tokens, d_model] = x.dims();
     let [gate, up, down] = stacks.map(|stack| stack.dims());
     let d_ff = gate[2];
+    assert_eq!(plan.tokens(), tokens, "tokens of the plan");
+    let (experts, per_token) = (plan.experts(), plan.per_token());
     assert_eq!(
         weights.dims(),
-        [tokens, plan.per_token],
+        [tokens, per_token],
         "router weights of {tokens} tokens"
     );
-    assert_eq!(
-        plan.token_of_row.len(),
-        tokens * plan.per_token,
-        "rows of {tokens} tokens"
-    );
-    assert_eq!(gate, [plan.experts, d_model, d_ff], "gate");
-    assert_eq!(up, [plan.experts, d_model, d_ff], "up");
-    assert_eq!(down, [plan.experts, d_ff, d_model], "down");
+    assert_eq!(gate, [experts, d_model, d_ff], "gate");
+    assert_eq!(up, [experts, d_model, d_ff], "up");
+    assert_eq!(down, [experts, d_ff, d_model], "down");
 }
 
-/// The CPU backends' side of [`experts`].
+/// The backends' side of [`experts`].
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube"),
     Autodiff
 )]
 pub trait ExpertsBackend: Backend {
@@ -169,100 +186,78 @@ pub trait ExpertsBackend: Backend {
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         down: FloatTensor<Self>,
-        plan: DispatchPlan,
+        #[extension_type] tables: Tables<Self>,
     ) -> FloatTensor<Self>;
 }
 
-/// The tensors of the operation, and its plan.
+/// The tensors of the operation, and the tables of its plan.
 #[derive(Debug, Clone)]
-struct Operands<B: Backend> {
+pub struct Operands<B: Backend> {
     /// x, router weights, gate, up, down.
     tensors: [FloatTensor<B>; 5],
-    plan: DispatchPlan,
+    tables: Tables<B>,
 }
 
-impl<B: Host> Operands<B> {
-    /// What `work` makes of the operands' values. It runs inside the thread pool as a whole: entering the pool
-    /// anew for each of its steps takes about as long as the steps of a single token.
-    fn with_values<T: Send>(&self, work: impl FnOnce(&Inputs) -> T + Send) -> T {
-        let [x, weights, gate, up, down] = self.tensors.each_ref().map(|tensor| B::values(tensor));
-        let [_, d_model, d_ff] = self.tensors[2].shape().dims();
-        let inputs = Inputs {
-            x: &x,
-            weights: &weights,
-            gate: &gate,
-            up: &up,
-            down: &down,
-            plan: &self.plan,
-            d_model,
-            d_ff,
-        };
-        rayon::scope(|_| work(&inputs))
-    }
+/// What a backend computes of [`experts`] and its gradients.
+pub trait ExpertsKernels: Backend {
+    /// What the backward pass needs of the forward pass.
+    type Saved: Clone + Debug + Send + 'static;
 
-    fn forward(&self) -> FloatTensor<B> {
-        B::tensor(self.with_values(forward::forward), self.tensors[0].shape())
-    }
+    /// Each token's sum of what its experts answer, `[tokens, d_model]`.
+    fn forward(operands: &Operands<Self>) -> FloatTensor<Self>;
 
-    fn forward_saving(&self) -> (FloatTensor<B>, Saved) {
-        let (output, saved) = self.with_values(forward::forward_saving);
-        (B::tensor(output, self.tensors[0].shape()), saved)
-    }
+    /// [`forward`](Self::forward), and what [`backward`](Self::backward) needs of it.
+    fn forward_saving(operands: &Operands<Self>) -> (FloatTensor<Self>, Self::Saved);
+
+    /// The gradients that are `wanted`, from that of the output.
+    fn backward(
+        operands: &Operands<Self>,
+        saved: Self::Saved,
+        gradient: FloatTensor<Self>,
+        wanted: ByInput<bool>,
+    ) -> ByInput<Option<FloatTensor<Self>>>;
 }
 
-#[cfg(feature = "flex")]
-impl ExpertsBackend for burn::backend::Flex {
+impl<B: ExpertsKernels> ExpertsBackend for B {
     fn experts(
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         down: FloatTensor<Self>,
-        plan: DispatchPlan,
+        tables: Tables<Self>,
     ) -> FloatTensor<Self> {
         let tensors = [x, weights, gate, up, down];
-        Operands::<Self> { tensors, plan }.forward()
+        B::forward(&Operands { tensors, tables })
     }
 }
 
-#[cfg(feature = "ndarray")]
-impl ExpertsBackend for burn::backend::NdArray {
+impl<B: ExpertsKernels, C: CheckpointStrategy> ExpertsBackend for Autodiff<B, C> {
     fn experts(
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         down: FloatTensor<Self>,
-        plan: DispatchPlan,
-    ) -> FloatTensor<Self> {
-        let tensors = [x, weights, gate, up, down];
-        Operands::<Self> { tensors, plan }.forward()
-    }
-}
-
-impl<B: ExpertsBackend + Host, C: CheckpointStrategy> ExpertsBackend for Autodiff<B, C> {
-    fn experts(
-        x: FloatTensor<Self>,
-        weights: FloatTensor<Self>,
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
-        down: FloatTensor<Self>,
-        plan: DispatchPlan,
+        tables: Tables<Self>,
     ) -> FloatTensor<Self> {
         let tensors = [x, weights, gate, up, down];
         let parents = tensors.each_ref().map(|tensor| tensor.node());
         let tensors = tensors.map(|tensor| tensor.into_primitive());
-        let operands = Operands::<B> { tensors, plan };
+        let operands = Operands::<B> {
+            tensors,
+            tables: tables.without_autodiff(),
+        };
         match ExpertsBackward
             .prepare::<C>(parents)
             .compute_bound()
             .stateful()
         {
             OpsKind::Tracked(prep) => {
-                let (output, saved) = operands.forward_saving();
+                let (output, saved) = B::forward_saving(&operands);
                 prep.finish((operands, saved), output)
             }
-            OpsKind::UnTracked(prep) => prep.finish(operands.forward()),
+            OpsKind::UnTracked(prep) => prep.finish(B::forward(&operands)),
         }
     }
 }
@@ -270,8 +265,8 @@ impl<B: ExpertsBackend + Host, C: CheckpointStrategy> ExpertsBackend for Autodif
 #[derive(Debug)]
 struct ExpertsBackward;
 
-impl<B: Host> Backward<B, 5> for ExpertsBackward {
-    type State = (Operands<B>, Saved);
+impl<B: ExpertsKernels> Backward<B, 5> for ExpertsBackward {
+    type State = (Operands<B>, B::Saved);
 
     fn backward(self, ops: Ops<Self::State, 5>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let gradient = gradients.consume::<B>(&ops.node);
@@ -284,13 +279,11 @@ impl<B: Host> Backward<B, 5> for ExpertsBackward {
             up,
             down,
         };
-        let values = B::values(&gradient);
-        let found =
-            operands.with_values(|inputs| backward::backward(inputs, saved, &values, wanted));
+        let found = B::backward(&operands, saved, gradient, wanted);
         let found = [found.x, found.weights, found.gate, found.up, found.down];
-        for ((node, values), tensor) in ops.parents.into_iter().zip(found).zip(operands.tensors) {
-            if let (Some(node), Some(values)) = (node, values) {
-                gradients.register::<B>(node.id, B::tensor(values, tensor.shape()));
+        for (node, gradient) in ops.parents.into_iter().zip(found) {
+            if let (Some(node), Some(gradient)) = (node, gradient) {
+                gradients.register::<B>(node.id, gradient);
             }
         }
     }

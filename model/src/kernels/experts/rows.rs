@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::moe::dispatch::DispatchPlan;
+use crate::kernels::dispatch::HostPlan;
 
 /// The most rows that are worked on at a time. Measured with d_model 256 and 512 and experts of 512 and 1024:
 /// below, the backward pass packs transposed weight matrices too often (128 rows: 10 % slower); above, little is
@@ -26,7 +26,7 @@ pub struct Block {
 
 /// All rows, in their order, in blocks of at most `largest`. The cut depends on the plan alone, never on the
 /// number of threads.
-pub fn blocks(plan: &DispatchPlan, largest: usize) -> Vec<Block> {
+pub fn blocks(plan: &HostPlan, largest: usize) -> Vec<Block> {
     let mut blocks = Vec::new();
     for expert in 0..plan.experts {
         let (start, end) = (plan.offsets[expert], plan.offsets[expert + 1]);
@@ -95,7 +95,7 @@ pub fn gather<'a>(
 /// - `factors`: `[tokens, per_token]`; 1 when absent
 /// - output: `[tokens, width]`
 pub fn combine(
-    plan: &DispatchPlan,
+    plan: &HostPlan,
     rows: &[f32],
     slices: usize,
     factors: Option<&[f32]>,
@@ -146,13 +146,13 @@ mod tests {
 
     #[test]
     fn blocks_cover_the_rows_of_each_expert_evenly() {
-        let plan = DispatchPlan::new(&[2, 0, 2, 2, 2, 2], 4, 1);
+        let plan = HostPlan::new(&[2, 0, 2, 2, 2, 2], 4, 1);
         let block = |expert, rows| Block { expert, rows };
         assert_eq!(
             blocks(&plan, 4),
             [block(0, 0..1), block(2, 1..3), block(2, 3..6)]
         );
-        assert_eq!(blocks(&DispatchPlan::new(&[], 3, 2), 4), []);
+        assert_eq!(blocks(&HostPlan::new(&[], 3, 2), 4), []);
     }
 
     #[test]

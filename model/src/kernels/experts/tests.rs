@@ -1,7 +1,9 @@
 use burn::tensor::Device;
 use proptest::prelude::*;
 
+use super::forward::Inputs;
 use super::*;
+use crate::kernels::dispatch::HostPlan;
 use crate::kernels::testing::devices;
 
 /// Of `‖a − b‖ / ‖b‖`. Both sides add the same f32 products in another order, and their exponentials differ by
@@ -20,7 +22,7 @@ fn values(length: usize, phase: f32, size: f32) -> Vec<f32> {
 struct Case {
     d_model: usize,
     d_ff: usize,
-    plan: DispatchPlan,
+    plan: HostPlan,
 }
 
 impl Case {
@@ -28,8 +30,14 @@ impl Case {
         Self {
             d_model,
             d_ff,
-            plan: DispatchPlan::new(chosen, experts, per_token),
+            plan: HostPlan::new(chosen, experts, per_token),
         }
+    }
+
+    fn plan_on(&self, device: &Device) -> DispatchPlan {
+        let plan = &self.plan;
+        let chosen = &plan.expert_of_assignment;
+        DispatchPlan::new(chosen, plan.experts, plan.per_token, device)
     }
 
     fn tokens(&self) -> usize {
@@ -92,7 +100,7 @@ fn run(operation: Operation, case: &Case, device: &Device) -> [Vec<f32>; 7] {
         )
     };
     let (x, weights, gate, up, down) = tensors(device);
-    let plain = operation(x, weights, gate, up, down, &case.plan);
+    let plain = operation(x, weights, gate, up, down, &case.plan_on(device));
 
     let device = device.clone().autodiff();
     let (x, weights, gate, up, down) = tensors(&device);
@@ -104,7 +112,7 @@ fn run(operation: Operation, case: &Case, device: &Device) -> [Vec<f32>; 7] {
         gate.clone(),
         up.clone(),
         down.clone(),
-        &case.plan,
+        &case.plan_on(&device),
     );
     let factors = TensorData::new(values(tokens * d_model, 0.2, 1.0), [tokens, d_model]);
     let gradients = (output.clone() * Tensor::from_data(factors, &device))
@@ -220,7 +228,7 @@ fn no_tokens_at_all() {
             Tensor::zeros([0, 2], &device),
         );
         let (gate, up, down) = (stack([3, 6, 5]), stack([3, 6, 5]), stack([3, 5, 6]));
-        let output = experts(x, weights, gate, up, down, &case.plan);
+        let output = experts(x, weights, gate, up, down, &case.plan_on(&device));
         assert_eq!(output.dims(), [0, 6]);
     }
 }
@@ -309,7 +317,7 @@ fn gradients_that_nobody_wants_are_not_computed() {
 fn shapes_that_do_not_fit_are_refused() {
     let device = devices().remove(0);
     let stack = || Tensor::zeros([3, 4, 4], &device);
-    let plan = DispatchPlan::new(&[0, 1, 2, 0], 3, 2);
+    let plan = DispatchPlan::new(&[0, 1, 2, 0], 3, 2, &device);
     let (x, weights) = (
         Tensor::zeros([2, 4], &device),
         Tensor::zeros([2, 1], &device),

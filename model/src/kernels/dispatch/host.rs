@@ -1,0 +1,154 @@
+//! The dispatch plan over slices.
+
+/// Which row of the experts' work belongs to which assignment; see [`Tables`](super::Tables).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPlan {
+    /// Number of experts (E).
+    pub experts: usize,
+    /// Experts that each token visits (k).
+    pub per_token: usize,
+    /// The expert of each assignment.
+    pub expert_of_assignment: Vec<u32>,
+    /// The token whose activations a row holds.
+    pub token_of_row: Vec<u32>,
+    /// The row that an assignment went to.
+    pub row_of_assignment: Vec<u32>,
+    /// Rows `offsets[e] .. offsets[e + 1]` belong to expert e; E + 1 of them.
+    pub offsets: Vec<usize>,
+}
+
+impl HostPlan {
+    /// Sorts `chosen`, the experts of each token side by side, `per_token` a token: a counting sort, so it takes
+    /// `tokens · k + experts` steps.
+    ///
+    /// # Panics
+    ///
+    /// When `chosen` is no whole number of tokens, or names an expert that there is not.
+    pub fn new(chosen: &[u32], experts: usize, per_token: usize) -> Self {
+        assert!(
+            chosen.len().is_multiple_of(per_token),
+            "{} choices of {per_token} a token",
+            chosen.len()
+        );
+        let mut offsets = vec![0; experts + 1];
+        for &expert in chosen {
+            offsets[expert as usize + 1] += 1;
+        }
+        for expert in 0..experts {
+            offsets[expert + 1] += offsets[expert];
+        }
+        let mut next = offsets.clone();
+        let mut token_of_row = vec![0; chosen.len()];
+        let mut row_of_assignment = vec![0; chosen.len()];
+        for (assignment, &expert) in chosen.iter().enumerate() {
+            let row = next[expert as usize];
+            next[expert as usize] += 1;
+            token_of_row[row] = (assignment / per_token) as u32;
+            row_of_assignment[assignment] = row as u32;
+        }
+        Self {
+            experts,
+            per_token,
+            expert_of_assignment: chosen.to_vec(),
+            token_of_row,
+            row_of_assignment,
+            offsets,
+        }
+    }
+
+    /// Assignments to each expert from the tokens that `valid` marks with 1.
+    pub fn load(&self, valid: &[f32]) -> Vec<f32> {
+        let mut load = vec![0.0; self.experts];
+        for (assignment, &expert) in self.expert_of_assignment.iter().enumerate() {
+            load[expert as usize] += valid[assignment / self.per_token];
+        }
+        load
+    }
+}
+
+/// The `per_token` experts with the largest `score + bias` of each token, largest first; of equal ones
+/// the lower number. `scores` holds `experts` values a token; `bias` as many, or none.
+pub fn choose(scores: &[f32], bias: &[f32], experts: usize, per_token: usize) -> Vec<u32> {
+    let mut chosen = Vec::with_capacity(scores.len() / experts * per_token);
+    let mut order: Vec<u32> = Vec::with_capacity(experts);
+    for scores in scores.chunks_exact(experts) {
+        let score = |expert: u32| {
+            let expert = expert as usize;
+            scores[expert] + bias.get(expert).copied().unwrap_or(0.0)
+        };
+        order.clear();
+        order.extend(0..experts as u32);
+        let by_score = |&a: &u32, &b: &u32| score(b).total_cmp(&score(a)).then(a.cmp(&b));
+        if per_token < experts {
+            order.select_nth_unstable_by(per_token, by_score);
+        }
+        order[..per_token].sort_unstable_by(by_score);
+        chosen.extend_from_slice(&order[..per_token]);
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_assignment_is_lost_and_rows_stand_by_expert(
+            (experts, per_token, chosen) in (1usize..20, 1usize..4, 0usize..60).prop_flat_map(
+                |(experts, per_token, tokens)| (
+                    Just(experts),
+                    Just(per_token),
+                    proptest::collection::vec(0..experts as u32, tokens * per_token),
+                ),
+            )
+        ) {
+            let plan = HostPlan::new(&chosen, experts, per_token);
+            prop_assert_eq!(plan.offsets[experts], chosen.len());
+            let mut rows: Vec<u32> = plan.row_of_assignment.clone();
+            for (assignment, &row) in plan.row_of_assignment.iter().enumerate() {
+                let row = row as usize;
+                let expert = chosen[assignment] as usize;
+                prop_assert!((plan.offsets[expert]..plan.offsets[expert + 1]).contains(&row));
+                prop_assert_eq!(plan.token_of_row[row] as usize, assignment / per_token);
+            }
+            rows.sort_unstable();
+            prop_assert!(rows.iter().enumerate().all(|(index, &row)| index == row as usize));
+            let load = plan.load(&vec![1.0; chosen.len() / per_token]);
+            for (load, bounds) in load.iter().zip(plan.offsets.windows(2)) {
+                prop_assert_eq!(*load as usize, bounds[1] - bounds[0]);
+            }
+        }
+
+        #[test]
+        fn the_choice_is_that_of_a_full_sort(
+            (experts, per_token, scores, bias) in (1usize..12).prop_flat_map(|experts| (
+                Just(experts),
+                1..=experts,
+                (0usize..6).prop_flat_map(move |tokens| proptest::collection::vec(0u8..4, tokens * experts)),
+                prop_oneof![Just(vec![]), proptest::collection::vec(-1i8..2, experts)],
+            ))
+        ) {
+            // Small whole numbers, so that ties are common.
+            let scores: Vec<f32> = scores.into_iter().map(f32::from).collect();
+            let bias: Vec<f32> = bias.into_iter().map(f32::from).collect();
+            let chosen = choose(&scores, &bias, experts, per_token);
+            let mut expected = Vec::new();
+            for scores in scores.chunks(experts) {
+                let mut order: Vec<usize> = (0..experts).collect();
+                let biased = |e: usize| scores[e] + bias.get(e).unwrap_or(&0.0);
+                order.sort_by(|&a, &b| biased(b).total_cmp(&biased(a)));
+                expected.extend(order[..per_token].iter().map(|&e| e as u32));
+            }
+            prop_assert_eq!(chosen, expected);
+        }
+    }
+
+    #[test]
+    fn padding_is_no_load() {
+        let plan = HostPlan::new(&[0, 1, 1, 2, 0, 2], 3, 2);
+        assert_eq!(plan.load(&[1.0, 1.0, 1.0]), [2.0, 2.0, 2.0]);
+        assert_eq!(plan.load(&[1.0, 1.0, 0.0]), [1.0, 2.0, 1.0]);
+    }
+}
