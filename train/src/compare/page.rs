@@ -1,6 +1,6 @@
 //! A comparison as a page: curves laid over each other, and how far they are apart.
 
-use firebox_model::report::{Chart, Page, Scale, Series};
+use firebox_model::report::{Chart, Page, Scale, Series, Verdict};
 
 use super::text::{NORMAL, busiest};
 use super::{Comparison, DeviceRun, StepRecord};
@@ -26,71 +26,59 @@ impl Comparison {
         for run in &self.devices {
             page = page.summary(self.judgement(run), self.sentence(run));
         }
+        if let Some(control) = self.control_sentence() {
+            page = page.summary(Verdict::Good, control);
+        }
         page = page.table(self.devices_table());
         if self.longest() == 0 {
             return page;
         }
         page = page
             .section("Loss")
+            .chart(self.curves("Training loss", "nats per token", |step| step.loss))
+            .chart(self.differences())
+            .text(NORMAL)
+            .section("Gradient and routers")
             .chart(
-                self.curves("Training loss", "nats per token", Scale::Linear, |step| {
-                    step.loss
+                self.curves("Gradient norm, before clipping", "norm", |step| {
+                    step.gradient_norm
                 }),
-            )
-            .chart(self.differences());
-        page = page.text(NORMAL);
-        page = page.section("Gradient and routers").chart(self.curves(
-            "Gradient norm, before clipping",
-            "norm",
-            Scale::Linear,
-            |step| step.gradient_norm,
-        ));
-        if self
-            .devices
-            .iter()
-            .flat_map(|run| &run.steps)
-            .any(|step| !step.layers.is_empty())
-        {
-            page = page.chart(
-                self.curves(
-                    "The busiest expert",
-                    "load over the mean",
-                    Scale::Linear,
-                    |step| busiest(&step.layers),
-                )
-                .note("In the layer where it is largest; 1 is even."),
             );
+        if self.has_routers() {
+            let chart = self.curves("The busiest expert", "load over the mean", |step| {
+                busiest(&step.layers)
+            });
+            page = page.chart(chart.note("In the layer where it is largest; 1 is even."));
         }
-        page.section("Step by step").table(self.steps_table())
+        self.step_tables()
+            .into_iter()
+            .fold(page.section("Step by step"), Page::table)
     }
 
-    fn curves(
-        &self,
-        title: &str,
-        label: &str,
-        scale: Scale,
-        value: fn(&StepRecord) -> f64,
-    ) -> Chart {
-        let runs = self.devices.iter().filter(|run| !run.steps.is_empty());
-        runs.fold(Chart::new(title, "step", label, scale), |chart, run| {
+    fn curves(&self, title: &str, label: &str, value: fn(&StepRecord) -> f64) -> Chart {
+        let chart = Chart::new(title, "step", label, Scale::Linear);
+        self.drawn().fold(chart, |chart, run| {
             let points = run.steps.iter().map(|step| (step.step as f64, value(step)));
             chart.series(Series::new(&run.device, points))
         })
     }
 
     fn differences(&self) -> Chart {
-        let first = self.devices.first().map_or("", |run| &run.device);
-        let title = format!("How far the loss is from that of {first}");
+        let title = format!("How far the loss is from that of {}", self.first());
         let chart = Chart::new(title, "step", "difference / loss", Scale::Log)
             .limit("tolerance", self.tolerance)
-            .note(format!("Equal losses are drawn at {FLOOR:.0e}."));
-        // The first device is drawn too, so that each has the same colour in every chart.
-        self.devices
-            .iter()
-            .filter(|run| !run.steps.is_empty())
-            .fold(chart, |chart, run| {
-                chart.series(Series::new(&run.device, points(run)))
-            })
+            .note(format!(
+                "Equal losses are drawn at {FLOOR:.0e}. A device may be above the tolerance where the control has come \
+                 near it: thirty times as far as the control."
+            ));
+        // The first device has no points, and keeps its colour.
+        self.drawn().fold(chart, |chart, run| {
+            chart.series(Series::new(&run.device, points(run)))
+        })
+    }
+
+    fn drawn(&self) -> impl Iterator<Item = &DeviceRun> {
+        self.runs().filter(|run| !run.steps.is_empty())
     }
 }
 

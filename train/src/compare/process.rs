@@ -29,14 +29,24 @@ pub fn compare(config: &RunConfig, options: &CompareOptions) -> Result<Compariso
     prepare(config, true)?;
     let bar = progress_bar(options);
     let mut devices = Vec::new();
-    for device in &options.devices {
-        bar.set_message(format!("{device}: first step"));
-        let run = run(options, device, &bar);
-        devices.push(run.map_err(|source| CompareError::Process {
+    let run = |device: &String, control: bool| {
+        let process = Process {
+            options,
+            device,
+            control,
+        };
+        process.run(&bar).map_err(|source| CompareError::Process {
             device: device.clone(),
             source,
-        })?);
+        })
+    };
+    for device in &options.devices {
+        devices.push(run(device, false)?);
     }
+    let control = match (options.devices.first(), devices.first()) {
+        (Some(device), Some(first)) if first.failure.is_none() => Some(run(device, true)?),
+        _ => None,
+    };
     bar.finish_and_clear();
     let mut comparison = Comparison {
         config: options.config.clone(),
@@ -45,6 +55,7 @@ pub fn compare(config: &RunConfig, options: &CompareOptions) -> Result<Compariso
         seed: config.train.seed,
         tolerance: options.tolerance,
         devices,
+        control,
     };
     comparison.judge();
     Ok(comparison)
@@ -73,63 +84,91 @@ fn check(config: &RunConfig, options: &CompareOptions) -> Result<(), CompareErro
     Ok(())
 }
 
-fn run(options: &CompareOptions, device: &str, bar: &ProgressBar) -> io::Result<DeviceRun> {
-    let started = Instant::now();
-    let mut child = start(options, device)?;
-    let (output, mut errors) = (child.stdout.take(), child.stderr.take());
-    // Both are read at once, so that neither fills up.
-    let said = thread::spawn(move || {
-        let mut text = Vec::new();
-        // What cannot be read is missing in a message.
-        let _ = errors.as_mut().map(|errors| errors.read_to_end(&mut text));
-        String::from_utf8_lossy(&text).into_owned()
-    });
-    let (mut steps, mut first_step_seconds) = (Vec::<StepRecord>::new(), None);
-    for line in output
-        .map(BufReader::new)
-        .into_iter()
-        .flat_map(BufRead::lines)
-    {
-        // A process that is killed may leave half a line.
-        let Ok(record) = serde_json::from_str::<StepRecord>(&line?) else {
-            continue;
-        };
-        first_step_seconds.get_or_insert_with(|| started.elapsed().as_secs_f64());
-        bar.set_message(format!(
-            "{device}: step {}/{}, loss {:.4}",
-            record.step, options.steps, record.loss
-        ));
-        bar.inc(1);
-        steps.push(record);
-    }
-    let status = child.wait()?;
-    let said = said.join().unwrap_or_default();
-    bar.inc(options.steps - steps.len() as u64);
-    let failure = (!status.success()).then(|| reason(status, &said));
-    Ok(DeviceRun {
-        first_step_seconds,
-        ..DeviceRun::new(device, steps, failure)
-    })
+/// One device, or the control on it.
+#[derive(Clone, Copy)]
+struct Process<'a> {
+    options: &'a CompareOptions,
+    device: &'a str,
+    control: bool,
 }
 
-fn start(options: &CompareOptions, device: &str) -> io::Result<Child> {
-    let mut command = Command::new(env::current_exe()?);
-    command
-        .arg(COMMAND)
-        .arg(&options.config)
-        .args(["--device", device]);
-    command.args(["--steps", &options.steps.to_string()]);
-    for set in &options.set {
-        command.args(["--set", set]);
+impl Process<'_> {
+    fn run(self, bar: &ProgressBar) -> io::Result<DeviceRun> {
+        let Self {
+            options,
+            device,
+            control,
+        } = self;
+        let name = match control {
+            true => format!("{device} (control)"),
+            false => device.to_owned(),
+        };
+        bar.set_message(format!("{name}: first step"));
+        let started = Instant::now();
+        let mut child = self.start()?;
+        let (output, mut errors) = (child.stdout.take(), child.stderr.take());
+        // Both are read at once, so that neither fills up.
+        let said = thread::spawn(move || {
+            let mut text = Vec::new();
+            // What cannot be read is missing in a message.
+            let _ = errors.as_mut().map(|errors| errors.read_to_end(&mut text));
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        let (mut steps, mut first_step_seconds) = (Vec::<StepRecord>::new(), None);
+        for line in output
+            .map(BufReader::new)
+            .into_iter()
+            .flat_map(BufRead::lines)
+        {
+            // A process that is killed may leave half a line.
+            let Ok(record) = serde_json::from_str::<StepRecord>(&line?) else {
+                continue;
+            };
+            first_step_seconds.get_or_insert_with(|| started.elapsed().as_secs_f64());
+            bar.set_message(format!(
+                "{name}: step {}/{}, loss {:.4}",
+                record.step, options.steps, record.loss
+            ));
+            bar.inc(1);
+            steps.push(record);
+        }
+        let status = child.wait()?;
+        let said = said.join().unwrap_or_default();
+        bar.inc(options.steps - steps.len() as u64);
+        let failure = (!status.success()).then(|| reason(status, &said));
+        Ok(DeviceRun {
+            first_step_seconds,
+            ..DeviceRun::new(&name, steps, failure)
+        })
     }
-    if let Some(threads) = options.threads {
-        command.args(["--threads", &threads.to_string()]);
+
+    fn start(self) -> io::Result<Child> {
+        let Self {
+            options,
+            device,
+            control,
+        } = self;
+        let mut command = Command::new(env::current_exe()?);
+        command
+            .arg(COMMAND)
+            .arg(&options.config)
+            .args(["--device", device]);
+        command.args(["--steps", &options.steps.to_string()]);
+        if control {
+            command.arg("--control");
+        }
+        for set in &options.set {
+            command.args(["--set", set]);
+        }
+        if let Some(threads) = options.threads {
+            command.args(["--threads", &threads.to_string()]);
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
     }
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
 }
 
 /// Why a process ended: the sentence that it said, or what the system knows of it.
@@ -150,7 +189,8 @@ fn reason(status: ExitStatus, said: &str) -> String {
 fn progress_bar(options: &CompareOptions) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} {percent}%  {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(options.steps * options.devices.len() as u64).with_style(style);
+    let bar =
+        ProgressBar::new(options.steps * (options.devices.len() as u64 + 1)).with_style(style);
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
 }

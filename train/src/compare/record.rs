@@ -3,10 +3,12 @@
 use std::cell::Cell;
 use std::io;
 
+use burn::tensor::{Tensor, TensorData};
 use firebox_model::allocator;
 use firebox_model::device;
 use firebox_model::failure::guard;
 use firebox_model::moe::stats::LayerHealth;
+use firebox_model::parameters::{MapParameter, map};
 use firebox_model::terminal::print;
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +45,7 @@ pub struct StepRecord {
 }
 
 /// Takes the first `steps` steps of a run on a device, without checkpoints and validations, and gives each to
-/// `done`. The learning rate is that of the whole run.
+/// `done`. The learning rate is that of the whole run. The control begins with weights that are off by a rounding.
 ///
 /// # Errors
 ///
@@ -53,6 +55,7 @@ pub fn record(
     config: &RunConfig,
     device: &str,
     steps: u64,
+    control: bool,
     mut done: impl FnMut(&StepRecord) -> io::Result<()>,
 ) -> Result<(), TrainError> {
     let selected = device::select(device)?;
@@ -67,6 +70,10 @@ pub fn record(
     let step = Cell::new(None);
     let work = || {
         let model = starting_model(&config, &selected)?;
+        let model = match control {
+            true => map(model, &mut LastBits),
+            false => model,
+        };
         let progress = Progress::default();
         let mut training = Training::new(model, AdamW::default(), progress, &selected);
         for number in 1..=steps {
@@ -92,6 +99,23 @@ pub fn record(
         failure,
         checkpoint: None,
     })?
+}
+
+/// Changes each weight by its last bit or two, up or down: by what a rounding might.
+struct LastBits;
+
+impl MapParameter for LastBits {
+    fn map<const D: usize>(&mut self, _: &str, value: Tensor<D>) -> Tensor<D> {
+        // Fibonacci hashing: signs without a pattern that a sum over rows would cancel.
+        let sign = |index: usize| match (index as u32).wrapping_mul(0x9e37_79b9) >> 31 {
+            0 => f32::EPSILON,
+            _ => -f32::EPSILON,
+        };
+        let (shape, device) = (value.shape(), value.device());
+        let changes: Vec<f32> = (0..shape.num_elements()).map(sign).collect();
+        let changes = Tensor::from_data(TensorData::new(changes, shape), &device);
+        value.clone() + value * changes
+    }
 }
 
 /// Writes a record as a line of standard output.

@@ -5,21 +5,22 @@ use std::fmt;
 use firebox_model::moe::stats::LayerHealth;
 use firebox_model::report::{Cell, Table, Verdict, brief, grouped, magnitude};
 
-use super::{Comparison, DeviceRun, StepRecord};
+use super::{Comparison, DeviceRun, Difference, StepRecord};
 use crate::check::numbers::bytes;
 
 /// What to expect of devices that are all right.
 pub(super) const NORMAL: &str = "What is normal: the first step starts from the same weights on the same data, and \
-    differs by rounding alone, some 1e-7 of the loss. After it the curves part slowly: the optimizer divides each \
-    gradient by its own size, so that one which is rounding and little else still moves its weight, and a token whose \
-    two best experts score alike may go to another. A difference that grows tenfold in ten steps is nothing to worry \
-    about; one that is there at step 1, or that leaps from one step to the next, is a fault.";
+    differs by rounding alone, some 1e-7 of the loss. After it the curves part: the optimizer divides each gradient \
+    by its own size, so that one which is rounding and little else still moves its weight, and a token whose experts \
+    score alike may go to another. How fast depends on the run, most of all on its learning rate; the control shows \
+    it. A device that stays near the control is all right, however far both have come; one that is off at step 1, or \
+    leaps away from the control, is at fault.";
 
-/// Most steps in the table by step; of more, some are left out.
-const ROWS: usize = 20;
+/// Most rows of a table by step; of more steps, some are left out.
+const ROWS: usize = 16;
 
 impl Comparison {
-    fn first(&self) -> &str {
+    pub(super) fn first(&self) -> &str {
         self.devices.first().map_or("", |run| &run.device)
     }
 
@@ -48,7 +49,8 @@ impl Comparison {
         };
         match &difference.parting {
             Some(parting) => format!(
-                "{device} parts from {first} at step {}: the {} is {} where {first} has {}, {} of it, and {} is allowed",
+                "{device} parts from {first} at step {}: the {} is {:.6} where {first} has {:.6}, {} of it, and \
+                 rounding explains {}",
                 parting.step,
                 parting.what,
                 parting.found,
@@ -58,15 +60,24 @@ impl Comparison {
             ),
             None => {
                 let (largest, step) = difference.largest_loss();
-                let (at_first, steps) = (difference.loss[0], difference.loss.len());
                 format!(
-                    "{device} agrees with {first}: over {steps} steps its loss is off by at most {} of it (at step \
-                     {step}), at step 1 by {}",
+                    "{device} agrees with {first}: over {} steps its loss is off by at most {} of it (at step {step})",
+                    difference.loss.len(),
                     magnitude(largest),
-                    magnitude(at_first)
                 )
             }
         }
+    }
+
+    /// What the control shows, where it ran.
+    pub(super) fn control_sentence(&self) -> Option<String> {
+        let (largest, step) = self.control.as_ref()?.difference.as_ref()?.largest_loss();
+        Some(format!(
+            "rounding alone makes {} of the loss (at step {step}): that is {} once more, from weights whose last bits \
+             are changed",
+            magnitude(largest),
+            self.first()
+        ))
     }
 
     pub(super) fn judgement(&self, run: &DeviceRun) -> Verdict {
@@ -76,114 +87,126 @@ impl Comparison {
         }
     }
 
+    /// The devices, and the control as the last.
+    pub(super) fn runs(&self) -> impl Iterator<Item = &DeviceRun> + Clone {
+        self.devices.iter().chain(&self.control)
+    }
+
     /// Loss, difference, speed and memory: a row for each device.
     pub(super) fn devices_table(&self) -> Table {
         let table = Table::new("Devices").texts(["device"]).numbers([
             "steps",
-            "first loss",
             "last loss",
-            "largest difference",
-            "at step",
-            "seconds to first step",
-            "tokens/s, warm",
-            "peak memory",
+            "furthest off",
+            "first step",
+            "tokens/s",
+            "memory",
         ]);
-        let rows = self.devices.iter().map(|run| {
-            let loss = |step: Option<&StepRecord>| {
-                step.map_or_else(none, |step| format!("{:.6}", step.loss))
-            };
-            let (difference, at) = match &run.difference {
+        let rows = self.runs().map(|run| {
+            let verdict = self.judgement(run);
+            let furthest = match &run.difference {
                 Some(difference) => {
                     let (largest, step) = difference.largest_loss();
-                    (magnitude(largest), step.to_string())
+                    format!("{} (step {step})", magnitude(largest))
                 }
-                None => (none(), none()),
+                None => none(),
             };
-            let verdict = self.judgement(run);
-            let steps = format!("{}/{}", run.steps.len(), self.steps);
+            let speed = run
+                .tokens_per_second
+                .map(|speed| grouped(speed.round() as u64));
+            let memory = run.peak_memory.map(|memory| bytes(memory.into()));
             [
                 Cell::judged(&run.device, verdict),
-                Cell::from(steps),
-                loss(run.steps.first()).into(),
-                loss(run.steps.last()).into(),
-                Cell::judged(difference, verdict),
-                at.into(),
-                run.first_step_seconds.map_or_else(none, brief).into(),
-                run.tokens_per_second
-                    .map_or_else(none, |speed| grouped(speed.round() as u64))
+                Cell::from(format!("{}/{}", run.steps.len(), self.steps)),
+                run.steps
+                    .last()
+                    .map_or_else(none, |step| format!("{:.6}", step.loss))
                     .into(),
-                run.peak_memory
-                    .map_or_else(none, |memory| bytes(memory.into()))
+                Cell::judged(furthest, verdict),
+                run.first_step_seconds
+                    .map_or_else(none, |seconds| format!("{} s", brief(seconds)))
                     .into(),
+                speed.unwrap_or_else(none).into(),
+                memory.unwrap_or_else(none).into(),
             ]
         });
         rows.fold(table, Table::row).note(
-            "Differences are of the training loss, over that of the first device. Warm is after three steps. Memory \
-             is the process's; what a GPU holds is not in it.",
+            "Furthest off: the training loss's largest difference, over the first device's loss. First step: from the \
+             start of the process, with reading and the compiling of shaders. Tokens/s: after three steps. Memory: the \
+             process's largest; what a GPU holds is not in it.",
         )
     }
 
-    /// What each device had at each step, side by side.
-    pub(super) fn steps_table(&self) -> Table {
-        let names = |of: &str| -> Vec<String> {
-            let names = self.devices.iter().map(|run| &run.device);
-            names.map(|device| format!("{of} {device}")).collect()
-        };
-        let others = self.devices.iter().skip(1);
-        let moe = self
-            .devices
-            .iter()
-            .flat_map(|run| &run.steps)
-            .any(|step| !step.layers.is_empty());
-        let mut table = Table::new("Steps")
-            .numbers(["step"])
-            .numbers(names("loss"))
-            .numbers(others.clone().map(|run| format!("off {}", run.device)))
-            .numbers(names("norm"));
-        if moe {
-            table = table
-                .numbers(names("max/mean"))
-                .numbers(others.clone().map(|run| format!("load off {}", run.device)));
+    /// Loss, gradient norm and router load of each device at each step, side by side.
+    pub(super) fn step_tables(&self) -> Vec<Table> {
+        let mut tables = vec![
+            self.by_step(
+                "Training loss",
+                |step| format!("{:.6}", step.loss),
+                |off| &off.loss,
+            )
+            .note("Off: the difference over the first device's loss."),
+            self.by_step(
+                "Gradient norm",
+                |step| format!("{:.4}", step.gradient_norm),
+                |off| &off.gradient_norm,
+            )
+            .note("Before clipping. Off: the difference over the first device's norm."),
+        ];
+        if self.has_routers() {
+            tables.push(
+                self.by_step("Busiest expert", |step| format!("{:.3}", busiest(&step.layers)), |off| &off.load)
+                    .note(
+                        "Load over the mean, in the layer where it is largest. Off: the largest difference of any \
+                         expert's share of the tokens, in any layer.",
+                    ),
+            );
         }
-        for index in shown(self.longest()) {
-            let by_device = |value: fn(&StepRecord) -> String| {
-                let steps = self.devices.iter().map(move |run| run.steps.get(index));
-                steps.map(move |step| Cell::from(step.map_or_else(none, value)))
-            };
+        tables
+    }
+
+    pub(super) fn has_routers(&self) -> bool {
+        self.runs()
+            .flat_map(|run| &run.steps)
+            .any(|step| !step.layers.is_empty())
+    }
+
+    fn by_step(
+        &self,
+        title: &str,
+        value: fn(&StepRecord) -> String,
+        off: fn(&Difference) -> &[f64],
+    ) -> Table {
+        let runs = self.runs().filter(|run| !run.steps.is_empty());
+        let others = runs.clone().filter(|run| run.difference.is_some());
+        let table = Table::new(title)
+            .numbers(["step"])
+            .numbers(runs.clone().map(|run| run.device.as_str()))
+            .numbers(others.clone().map(|run| format!("{} off", run.device)));
+        let rows = shown(self.longest()).into_iter().map(|index| {
+            let step = Cell::from((index + 1).to_string());
+            let values = runs
+                .clone()
+                .map(|run| run.steps.get(index).map_or_else(none, value).into());
             let differences = others.clone().map(|run| {
                 let difference = run
                     .difference
                     .as_ref()
-                    .and_then(|difference| difference.loss.get(index));
+                    .and_then(|difference| off(difference).get(index));
                 let text = difference.copied().map_or_else(none, magnitude);
                 match run.parting() {
-                    Some(parting) if index as u64 + 1 == parting.step => {
+                    Some(parting) if index as u64 + 1 >= parting.step => {
                         Cell::judged(text, Verdict::Bad)
                     }
-                    _ => Cell::from(text),
+                    _ => text.into(),
                 }
             });
-            let mut cells = vec![Cell::from((index + 1).to_string())];
-            cells.extend(by_device(|step| format!("{:.6}", step.loss)));
-            cells.extend(differences);
-            cells.extend(by_device(|step| format!("{:.4}", step.gradient_norm)));
-            if moe {
-                cells.extend(by_device(|step| format!("{:.3}", busiest(&step.layers))));
-                cells.extend(others.clone().map(|run| {
-                    let load = run
-                        .difference
-                        .as_ref()
-                        .and_then(|difference| difference.load.get(index));
-                    Cell::from(load.copied().map_or_else(none, magnitude))
-                }));
-            }
-            table = table.row(cells);
-        }
-        table.note(
-            "off: the loss's difference over the first device's loss. norm: the gradient's, before clipping. \
-             max/mean: the busiest expert's load over the mean, in the layer where it is largest. load off: the \
-             largest difference of an expert's share of the tokens.",
-        )
+            std::iter::once(step)
+                .chain(values)
+                .chain(differences)
+                .collect::<Vec<Cell>>()
+        });
+        rows.fold(table, Table::row)
     }
 
     /// The most steps that a device did.
@@ -226,12 +249,13 @@ impl fmt::Display for Comparison {
         for run in &self.devices {
             writeln!(formatter, "{}", self.sentence(run))?;
         }
-        writeln!(
-            formatter,
-            "\n{}\n{}",
-            self.devices_table(),
-            self.steps_table()
-        )?;
-        write!(formatter, "{NORMAL}\n")
+        if let Some(control) = self.control_sentence() {
+            writeln!(formatter, "{control}")?;
+        }
+        writeln!(formatter, "\n{}", self.devices_table())?;
+        for table in self.step_tables().iter().filter(|table| !table.is_empty()) {
+            writeln!(formatter, "{table}")?;
+        }
+        writeln!(formatter, "{NORMAL}")
     }
 }
