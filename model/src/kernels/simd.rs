@@ -7,6 +7,8 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
+use crate::number::Number;
+
 /// Runs `work`, compiled once for each level of vector instructions, at the widest level of this machine.
 ///
 /// What is to profit must be inlined into `work`: mark the closure and the functions that it calls
@@ -61,6 +63,23 @@ pub fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     fold(lanes, |a, b| a + b)
 }
 
+/// `Σ a[i] b[i]`
+#[inline(always)]
+pub fn dot<T: Number>(a: &[f32], b: &[T]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] += a[lane] * b[lane].widen();
+        }
+    }
+    for (lane, (&a, &b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *lane += a * b.widen();
+    }
+    fold(lanes, |a, b| a + b)
+}
+
 /// `Σ a[i] b[i] c[i]`
 #[inline(always)]
 pub fn sum_of_products(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
@@ -108,6 +127,8 @@ mod tests {
         fn every_length(values in prop::collection::vec(-1f32..1.0, 0..150)) {
             let exact: f64 = values.iter().map(|&value| f64::from(value)).sum();
             prop_assert!((f64::from(sum(&values, |value| value)) - exact).abs() < 1e-5);
+            let squares: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
+            prop_assert!((f64::from(dot(&values, &values)) - squares).abs() < 1e-5);
             let cubes: f64 = values.iter().map(|&value| f64::from(value).powi(3)).sum();
             let found = sum_of_products(&values, &values, &values);
             prop_assert!((f64::from(found) - cubes).abs() < 1e-5);

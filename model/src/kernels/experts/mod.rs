@@ -24,8 +24,10 @@ use burn::tensor::activation::silu;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::host::{Host, is_host};
+use super::weights::Held;
 use super::{grouped_matmul, linear_reference};
 use crate::moe::dispatch::DispatchPlan;
+use crate::number::Number;
 use backward::ByInput;
 use forward::{Inputs, Saved};
 
@@ -50,7 +52,9 @@ pub fn experts(
     down: Tensor<3>,
     plan: &DispatchPlan,
 ) -> Tensor<2> {
-    if !is_host(&x.device()) || gate.dtype() != DType::F32 {
+    let device = x.device();
+    let kernel = is_host(&device) && (gate.dtype() == DType::F32 || !device.is_autodiff());
+    if !kernel {
         return experts_reference(x, weights, gate, up, down, plan);
     }
     check(&x, &weights, [&gate, &up, &down], plan);
@@ -109,8 +113,7 @@ pub fn experts_reference(
 /// When the shapes do not fit each other.
 pub fn swiglu(x: Tensor<2>, gate: Tensor<2>, up: Tensor<2>, down: Tensor<2>) -> Tensor<2> {
     let (device, [tokens, _]) = (x.device(), x.dims());
-    // A single token's activations are in cache anyway: handing out the work costs more than it saves.
-    if !is_host(&device) || gate.dtype() != DType::F32 || tokens == 1 {
+    if !is_host(&device) {
         return swiglu_reference(x, gate, up, down);
     }
     experts(
@@ -153,6 +156,11 @@ fn check(x: &Tensor<2>, weights: &Tensor<2>, stacks: [&Tensor<3>; 3], plan: &Dis
     assert_eq!(gate, [plan.experts, d_model, d_ff], "gate");
     assert_eq!(up, [plan.experts, d_model, d_ff], "up");
     assert_eq!(down, [plan.experts, d_ff, d_model], "down");
+    let types = stacks.map(|stack| stack.dtype());
+    assert!(
+        types.iter().all(|&held| held == types[0]),
+        "weights of one type, not {types:?}"
+    );
 }
 
 /// The CPU backends' side of [`experts`].
@@ -182,17 +190,26 @@ struct Operands<B: Backend> {
 }
 
 impl<B: Host> Operands<B> {
-    /// What `work` makes of the operands' values. It runs inside the thread pool as a whole: entering the pool
-    /// anew for each of its steps takes about as long as the steps of a single token.
-    fn with_values<T: Send>(&self, work: impl FnOnce(&Inputs) -> T + Send) -> T {
-        let [x, weights, gate, up, down] = self.tensors.each_ref().map(|tensor| B::values(tensor));
+    /// What `work` makes of the operands' values, whose weights are f32. It runs inside the thread pool as a whole:
+    /// entering the pool anew for each of its steps takes about as long as the steps of a single token.
+    fn with_values<R: Send>(&self, work: impl FnOnce(&Inputs) -> R + Send) -> R {
+        let [_, _, gate, up, down] = self.tensors.each_ref().map(|tensor| B::values(tensor));
+        self.with([&gate, &up, &down], work)
+    }
+
+    fn with<T: Number, R: Send>(
+        &self,
+        [gate, up, down]: [&[T]; 3],
+        work: impl FnOnce(&Inputs<T>) -> R + Send,
+    ) -> R {
+        let [x, weights] = [0, 1].map(|operand: usize| B::values(&self.tensors[operand]));
         let [_, d_model, d_ff] = self.tensors[2].shape().dims();
         let inputs = Inputs {
             x: &x,
             weights: &weights,
-            gate: &gate,
-            up: &up,
-            down: &down,
+            gate,
+            up,
+            down,
             plan: &self.plan,
             d_model,
             d_ff,
@@ -201,7 +218,20 @@ impl<B: Host> Operands<B> {
     }
 
     fn forward(&self) -> FloatTensor<B> {
-        B::tensor(self.with_values(forward::forward), self.tensors[0].shape())
+        let [_, _, gate, up, down] = self.tensors.each_ref().map(|tensor| B::weights(tensor));
+        let output = match (&gate, &up, &down) {
+            (Held::F32(gate), Held::F32(up), Held::F32(down)) => {
+                self.with([gate, up, down], forward::forward)
+            }
+            (Held::Bf16(gate), Held::Bf16(up), Held::Bf16(down)) => {
+                self.with([gate, up, down], forward::forward)
+            }
+            (Held::F16(gate), Held::F16(up), Held::F16(down)) => {
+                self.with([gate, up, down], forward::forward)
+            }
+            _ => panic!("weights of one type, as was checked"),
+        };
+        B::tensor(output, self.tensors[0].shape())
     }
 
     fn forward_saving(&self) -> (FloatTensor<B>, Saved) {
