@@ -3,6 +3,7 @@
 mod adamw;
 mod attention;
 pub mod awake;
+pub mod bandwidth;
 mod cross_entropy;
 mod experts;
 mod exponential;

@@ -31,6 +31,28 @@ pub fn vectorized<R>(work: impl FnMut() -> R) -> R {
     Arch::new().dispatch(Work(work))
 }
 
+/// Tells the memory that what lies `ahead` values after these will be read soon; there may be nothing.
+#[inline(always)]
+pub fn prefetch<T>(values: &[T], ahead: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for place in (0..values.len()).step_by(LINE / size_of::<T>()) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let pointer = values.as_ptr().wrapping_add(ahead + place);
+        // SAFETY: a hint, which reads nothing and is ignored where it points to no memory; every processor of this
+        // architecture has it.
+        #[allow(unsafe_code)]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(pointer.cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, ahead);
+}
+
+/// Bytes that memory delivers at a time.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
+
 /// Partial sums that are kept side by side; two of the widest vectors, since an addition takes its time.
 const LANES: usize = 32;
 

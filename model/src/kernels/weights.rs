@@ -11,7 +11,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::product::{Matrix, product_into_columns};
-use super::simd::{dot, vectorized};
+use super::simd::{dot, prefetch, vectorized};
 use crate::number::Number;
 
 /// The most rows of activations for which the weights are streamed. Measured: at 8 rows, arithmetic and memory take
@@ -21,7 +21,10 @@ pub const FEW: usize = 8;
 /// Rows of weights that are streamed side by side: sums are loaded and stored once for all of them.
 const STREAMS: usize = 4;
 
-/// Columns that are worked on at a time: two of the widest vectors, or eight of the narrowest.
+/// Columns of these that are worked on at a time: as f32 they stay in a core's first level of cache.
+const COLUMNS: usize = 512;
+
+/// The least columns of a panel.
 const LANES: usize = 16;
 
 /// Values of a panel of weights in f32: 256 KiB, a fourth of a core's second level of cache or less.
@@ -155,59 +158,41 @@ impl<'a, T: Number> Weights<'a, T> {
         }
     }
 
-    /// Adds the products to `output`, a few rows of weights at a time.
+    /// Adds the products to `output`, a few rows of weights at a time, each row from one end to the other.
     #[inline(always)]
     fn stream(self, x: &[f32], output: &mut [f32]) {
-        let mut first = 0;
-        while first + STREAMS <= self.d_in {
-            self.add::<STREAMS>(x, first, output);
-            first += STREAMS;
-        }
-        for row in first..self.d_in {
-            self.add::<1>(x, row, output);
-        }
-    }
-
-    /// Adds what rows `first .. first + N` of the weights contribute, in their order.
-    #[inline(always)]
-    fn add<const N: usize>(self, x: &[f32], first: usize, output: &mut [f32]) {
-        // Loops where `array::map` would be shorter: it is not always inlined, and then has the oldest instructions.
-        let mut weights: [&[T]; N] = [&[]; N];
-        for n in 0..N {
-            weights[n] = &self.values[(first + n) * self.stride..][..self.d_out];
-        }
-        let whole = self.d_out / LANES * LANES;
-        for start in (0..whole).step_by(LANES) {
-            let mut widened = [[0.0; LANES]; N];
-            for n in 0..N {
-                let row: &[T; LANES] = weights[n][start..].first_chunk().expect("whole lanes");
-                for lane in 0..LANES {
-                    widened[n][lane] = row[lane].widen();
+        let mut widened = [[0.0; COLUMNS]; STREAMS];
+        let whole = self.d_in / STREAMS * STREAMS;
+        for first in (0..self.d_in).step_by(STREAMS) {
+            let streams = if first < whole {
+                STREAMS
+            } else {
+                self.d_in - whole
+            };
+            for start in (0..self.d_out).step_by(COLUMNS) {
+                let columns = start..(start + COLUMNS).min(self.d_out);
+                let mut rows: [&[f32]; STREAMS] = [&[]; STREAMS];
+                let mut room = widened.iter_mut();
+                for (row, place) in rows.iter_mut().zip(first..first + streams) {
+                    let weights = &self.values[place * self.stride..][columns.clone()];
+                    // What is read next, since a row's end tells the processor nothing of where the next one begins.
+                    prefetch(weights, STREAMS * self.stride);
+                    *row = match T::as_f32(weights) {
+                        Some(weights) => weights,
+                        None => widen(weights, room.next().expect("one for each")),
+                    };
                 }
-            }
-            for (x, output) in x
-                .chunks_exact(self.d_in)
-                .zip(output.chunks_exact_mut(self.d_out))
-            {
-                let x: &[f32; N] = x[first..].first_chunk().expect("as many as rows");
-                let output: &mut [f32; LANES] =
-                    output[start..].first_chunk_mut().expect("whole lanes");
-                let mut sums = *output;
-                for n in 0..N {
-                    for lane in 0..LANES {
-                        sums[lane] += x[n] * widened[n][lane];
+                let activations = x.chunks_exact(self.d_in);
+                for (x, output) in activations.zip(output.chunks_exact_mut(self.d_out)) {
+                    let output = &mut output[columns.clone()];
+                    match x[first..].first_chunk() {
+                        Some(x) if streams == STREAMS => add_four(output, x, rows),
+                        _ => {
+                            for (&x, row) in x[first..].iter().zip(rows) {
+                                add_one(output, x, row);
+                            }
+                        }
                     }
-                }
-                *output = sums;
-            }
-        }
-        for (x, output) in x
-            .chunks_exact(self.d_in)
-            .zip(output.chunks_exact_mut(self.d_out))
-        {
-            for column in whole..self.d_out {
-                for n in 0..N {
-                    output[column] += x[first + n] * weights[n][column].widen();
                 }
             }
         }
@@ -272,6 +257,33 @@ impl<'a, T: Number> Weights<'a, T> {
             Layout::Inputs => matrix,
             Layout::Outputs => matrix.t(),
         }
+    }
+}
+
+/// In f32, in place of what was there.
+#[inline(always)]
+fn widen<'r, T: Number>(weights: &[T], room: &'r mut [f32; COLUMNS]) -> &'r [f32] {
+    let room = &mut room[..weights.len()];
+    for (wide, weight) in room.iter_mut().zip(weights) {
+        *wide = weight.widen();
+    }
+    room
+}
+
+/// Four rows at once, in the order in which one after the other would be added.
+#[inline(always)]
+fn add_four(sums: &mut [f32], x: &[f32; STREAMS], rows: [&[f32]; STREAMS]) {
+    let [a, b, c, d] = rows;
+    let rows = a.iter().zip(b).zip(c).zip(d);
+    for (sum, (((a, b), c), d)) in sums.iter_mut().zip(rows) {
+        *sum = (((*sum + x[0] * a) + x[1] * b) + x[2] * c) + x[3] * d;
+    }
+}
+
+#[inline(always)]
+fn add_one(sums: &mut [f32], x: f32, row: &[f32]) {
+    for (sum, weight) in sums.iter_mut().zip(row) {
+        *sum += x * weight;
     }
 }
 
