@@ -9,7 +9,10 @@ use crate::block::Block;
 use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
-use crate::kernels::linear;
+use crate::kernels::awake::awake;
+use crate::kernels::host::is_host;
+use crate::kernels::weights::FEW;
+use crate::kernels::{linear, linear_transposed};
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::parameters::{Initial, ParameterSource, RandomParameters};
@@ -166,11 +169,18 @@ impl LanguageModel {
     /// When the cache has no room for them; see [`KeyValueCache::remaining`].
     pub fn decode(&self, tokens: Tensor<2, Int>, cache: &mut KeyValueCache) -> Tensor<2> {
         let [batch, new] = tokens.dims();
-        let (hidden, _) = self.hidden(tokens, None, Some(cache), |_| ());
-        let last = hidden
-            .reshape([batch, new, self.config.d_model])
-            .narrow(1, new - 1, 1);
-        self.logits(last.squeeze_dim::<2>(1))
+        let few = batch * new <= FEW && is_host(&tokens.device());
+        let work = || {
+            let (hidden, _) = self.hidden(tokens, None, Some(cache), |_| ());
+            let last = hidden
+                .reshape([batch, new, self.config.d_model])
+                .narrow(1, new - 1, 1);
+            self.logits(last.squeeze_dim::<2>(1))
+        };
+        match few {
+            true => awake(work),
+            false => work(),
+        }
     }
 
     /// Sets the selection bias of every router, in the order of the layers that have one; see
@@ -246,7 +256,7 @@ impl LanguageModel {
     fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         match &self.head {
             Some(head) => linear(hidden, head.val()),
-            None => linear(hidden, self.embedding.val().transpose()),
+            None => linear_transposed(hidden, self.embedding.val()),
         }
     }
 }
