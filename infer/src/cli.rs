@@ -260,9 +260,9 @@ impl Cli {
             Command::Bench(args) => args.execute(),
             Command::Compare(args) => args.execute(self.threads),
             Command::CompareDevice(args) => args.execute(),
-            Command::Devices(DevicesArgs { json: true }) => print_json(&Devices::find()),
+            Command::Devices(DevicesArgs { json: true }) => print_json(&Devices::find()?),
             Command::Devices(DevicesArgs { json: false }) => {
-                print(&Devices::find().to_string()).map_err(InferError::Output)
+                print(&Devices::find()?.to_string()).map_err(InferError::Output)
             }
         }
     }

@@ -5,6 +5,7 @@
 //! written by [`checkpoint`], and [`accounting`] says what a configuration costs without allocating it.
 
 pub mod accounting;
+pub mod adapter;
 pub mod attention;
 pub mod batch;
 pub mod block;

@@ -15,6 +15,8 @@ mod probe;
 pub(crate) mod process;
 mod summary;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod text;
 mod tokens;
 mod tolerance;
@@ -24,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use firebox_model::checkpoint::{Precision, checkpoint_folder, read_config};
 use firebox_model::device;
-use firebox_model::parts;
+use firebox_model::parts::{self, Place};
 use serde::Serialize;
 
 pub use compared::{
@@ -171,62 +173,19 @@ pub fn compare(
     let given = folder.path().join("tokens.json");
     tokens.write(&given)?;
 
-    let places = parts::places(&model);
-    let mut reference: Option<Reference> = None;
+    let mut work = Work {
+        options,
+        checkpoint: &checkpoint,
+        folder: folder.path(),
+        given,
+        places: parts::places(&model),
+        tokens,
+        reference: None,
+    };
     let mut rows = Vec::with_capacity(options.candidates.len());
     for (number, candidate) in options.candidates.iter().enumerate() {
         let name = candidate.to_string();
-        let output = folder.path().join(format!("{number}.safetensors"));
-        let probe = Probe {
-            checkpoint: checkpoint.clone(),
-            device: candidate.device.clone(),
-            precision: candidate.precision,
-            tokens: given.clone(),
-            output: output.clone(),
-            reference: reference.as_ref().map(|reference| reference.path.clone()),
-            gradients: options.gradients && candidate.precision == Precision::F32,
-        };
-        let outcome = match process::run(&probe, options.threads, |stage| progress(&name, stage))? {
-            Err(failure) => Outcome::Failed(failure),
-            Ok(()) => {
-                progress(&name, "is compared");
-                let findings = Findings::open(&output)?;
-                let tolerances = match options.tolerance {
-                    Some(part) => Tolerances::around(part),
-                    None => Tolerances::of(candidate.precision),
-                };
-                let differences = reference
-                    .as_ref()
-                    .map(|reference| {
-                        compare_findings(
-                            &reference.findings,
-                            &findings,
-                            &tokens,
-                            &places,
-                            &tolerances,
-                        )
-                    })
-                    .transpose()?;
-                let nats = difference::nats(&findings.matrix(findings::LOGITS)?, tokens.targets());
-                let measured = Measured {
-                    facts: findings.facts().clone(),
-                    nats_per_token: nats,
-                    bits_per_byte: tokens.bits_per_byte(nats),
-                    differences,
-                };
-                if reference.is_none() {
-                    reference = Some(Reference {
-                        name: name.clone(),
-                        path: output,
-                        findings,
-                    });
-                } else {
-                    // As large as the model where there are gradients.
-                    remove(&output)?;
-                }
-                Outcome::Measured(Box::new(measured))
-            }
-        };
+        let outcome = work.outcome(number, candidate, |stage| progress(&name, stage))?;
         rows.push(Row {
             name,
             device: candidate.device.clone(),
@@ -234,8 +193,8 @@ pub fn compare(
             outcome,
         });
     }
+    let tokens = &work.tokens;
     Ok(Comparison {
-        checkpoint,
         layers: model.layers,
         mixtures: (0..model.layers)
             .filter(|&layer| model.dense_d_ff(layer).is_none())
@@ -243,9 +202,23 @@ pub fn compare(
         text: tokens.source().to_owned(),
         tokens: tokens.count(),
         sequences: tokens.sequences().len(),
-        reference: reference.map(|reference| reference.name),
+        reference: work.reference.map(|reference| reference.name),
         rows,
+        checkpoint,
     })
+}
+
+/// A comparison at work.
+struct Work<'a> {
+    options: &'a Options,
+    checkpoint: &'a Path,
+    /// For the files between processes.
+    folder: &'a Path,
+    /// The file of `tokens`.
+    given: PathBuf,
+    tokens: Tokens,
+    places: Vec<Place>,
+    reference: Option<Reference>,
 }
 
 /// What the others are compared with.
@@ -253,6 +226,78 @@ struct Reference {
     name: String,
     path: PathBuf,
     findings: Findings,
+}
+
+impl Work<'_> {
+    /// Measures a candidate, and compares it with the reference or makes it that.
+    fn outcome(
+        &mut self,
+        number: usize,
+        candidate: &Candidate,
+        mut stage: impl FnMut(&str),
+    ) -> Result<Outcome, InferError> {
+        let output = self.folder.join(format!("{number}.safetensors"));
+        let probe = Probe {
+            checkpoint: self.checkpoint.to_owned(),
+            device: candidate.device.clone(),
+            precision: candidate.precision,
+            tokens: self.given.clone(),
+            output: output.clone(),
+            reference: self
+                .reference
+                .as_ref()
+                .map(|reference| reference.path.clone()),
+            gradients: self.options.gradients && candidate.precision == Precision::F32,
+        };
+        if let Err(failure) = process::run(&probe, self.options.threads, &mut stage)? {
+            return Ok(Outcome::Failed(failure));
+        }
+        stage("is compared");
+        let findings = Findings::open(&output)?;
+        let nats = difference::nats(&findings.matrix(findings::LOGITS)?, self.tokens.targets());
+        let mut measured = Measured {
+            facts: findings.facts().clone(),
+            nats_per_token: nats,
+            bits_per_byte: self.tokens.bits_per_byte(nats),
+            differences: None,
+        };
+        match &self.reference {
+            Some(reference) => {
+                let tolerances = match self.options.tolerance {
+                    Some(part) => Tolerances::around(part),
+                    None => Tolerances::of(candidate.precision),
+                };
+                measured.differences = Some(compare_findings(
+                    &reference.findings,
+                    &findings,
+                    &self.tokens,
+                    &self.places,
+                    &tolerances,
+                )?);
+                // As large as the model where there are gradients.
+                drop(findings);
+                remove(&output)?;
+            }
+            // With nothing can be compared that is no number.
+            None if !nats.is_finite() => {
+                let device = candidate.to_string();
+                let error = InferError::NotFinite { device, nats };
+                return Ok(Outcome::Failed(Failure {
+                    reason: error.to_string(),
+                    hint: error.hint(),
+                    log: String::new(),
+                }));
+            }
+            None => {
+                self.reference = Some(Reference {
+                    name: candidate.to_string(),
+                    path: output,
+                    findings,
+                });
+            }
+        }
+        Ok(Outcome::Measured(Box::new(measured)))
+    }
 }
 
 fn remove(path: &Path) -> Result<(), InferError> {

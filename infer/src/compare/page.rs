@@ -3,8 +3,11 @@
 use firebox_model::parts::Part;
 use firebox_model::report::{Chart, Page, Scale, Series, magnitude};
 
-use super::tables::{gradient_table, layer_table};
-use super::{Comparison, Differences, Tolerances};
+use super::tables::{LAYERS, gradient_table, layer_table};
+use super::{Comparison, Differences, Through, Tolerances};
+
+/// Devices that a title names, at most.
+const NAMED: usize = 4;
 
 impl Comparison {
     /// The whole comparison on one page, the most important first.
@@ -12,6 +15,7 @@ impl Comparison {
         let names: Vec<&str> = self.rows.iter().map(|row| row.name.as_str()).collect();
         let title = match names.as_slice() {
             [name] => format!("{name}, measured"),
+            names if names.len() > NAMED => format!("{} devices and types compared", names.len()),
             [others @ .., last] => format!("{} and {last} compared", others.join(", ")),
             [] => "Nothing compared".to_owned(),
         };
@@ -54,40 +58,51 @@ impl Comparison {
             "relative difference",
             Scale::Log,
         )
-        .note("The state between the layers. Rounding grows slowly from layer to layer; a jump is a fault in the layer before it.");
+        .note("The state between the layers, over the tokens that no flip has touched. Rounding grows slowly from layer to layer; a jump is a fault in the layer before it.");
         let kinds = [Part::Attention, Part::Experts, Part::FeedForward];
-        let parts = self.compared().fold(parts, |chart, (row, differences)| {
-            kinds.into_iter().fold(chart, |chart, part| {
-                let points = of_part(differences, part);
-                match points.is_empty() {
-                    true => chart,
-                    false => chart.series(Series::new(format!("{}, {part}", row.name), points)),
-                }
-            })
-        });
-        let whole = self.compared().fold(whole, |chart, (row, differences)| {
-            let point = |tokens: fn(&super::Through) -> f64| {
-                differences
-                    .layers
-                    .iter()
-                    .map(move |layer| (layer.layer as f64 + 1.0, tokens(&layer.hidden)))
-            };
-            let untouched = Series::new(
-                row.name.clone(),
-                point(|through| through.untouched.relative),
-            );
-            match differences.flips().0 {
-                0 => chart.series(untouched),
-                _ => chart.series(untouched).series(Series::new(
-                    format!("{}, with tokens that flips touched", row.name),
-                    point(|through| through.all.relative),
-                )),
-            }
-        });
+        let parts =
+            self.compared()
+                .enumerate()
+                .fold(parts, |chart, (color, (row, differences))| {
+                    kinds.into_iter().fold(chart, |chart, part| {
+                        let points = of_part(differences, part);
+                        let series =
+                            Series::new(format!("{}, {part}", row.name), points).color(color);
+                        match part {
+                            _ if series.points.is_empty() => chart,
+                            Part::Attention => chart.series(series),
+                            _ => chart.series(series.dashed()),
+                        }
+                    })
+                });
+        let whole =
+            self.compared()
+                .enumerate()
+                .fold(whole, |chart, (color, (row, differences))| {
+                    let series = |name: String, of: fn(&Through) -> f64| {
+                        let points = differences
+                            .layers
+                            .iter()
+                            .map(|layer| (layer.layer as f64 + 1.0, of(&layer.hidden)));
+                        Series::new(name, points).color(color)
+                    };
+                    let chart =
+                        chart.series(series(row.name.clone(), |state| state.untouched.relative));
+                    match differences.flips().0 {
+                        0 => chart,
+                        _ => chart.series(
+                            series(format!("{}, all tokens", row.name), |state| {
+                                state.all.relative
+                            })
+                            .dashed(),
+                        ),
+                    }
+                });
         let page = page
             .section("Where it arises")
-            .chart(self.limited(parts, |tolerances| tolerances.part))
-            .chart(self.limited(whole, |tolerances| tolerances.whole));
+            .text(LAYERS)
+            .chart(self.limited(parts, |_| true, |tolerances| tolerances.part))
+            .chart(self.limited(whole, |_| true, |tolerances| tolerances.whole));
         self.compared().fold(page, |page, (row, differences)| {
             page.table(layer_table(&row.name, differences))
         })
@@ -96,7 +111,8 @@ impl Comparison {
     fn gradients(&self, page: Page) -> Page {
         let chart = Chart::new("Gradients", "layer", "relative difference", Scale::Log)
             .note("The parameter of each layer whose gradient differs most.");
-        let chart = self.compared().fold(chart, |chart, (row, differences)| {
+        let compared = self.compared().enumerate();
+        let chart = compared.fold(chart, |chart, (color, (row, differences))| {
             let layers = 0..differences.layers.len();
             let points: Vec<_> = layers
                 .filter_map(|layer| {
@@ -110,7 +126,7 @@ impl Comparison {
                 .collect();
             match points.is_empty() {
                 true => chart,
-                false => chart.series(Series::new(row.name.clone(), points)),
+                false => chart.series(Series::new(row.name.clone(), points).color(color)),
             }
         });
         let mut tables = self
@@ -120,16 +136,25 @@ impl Comparison {
         if tables.peek().is_none() {
             return page;
         }
-        let page = page
-            .section("Gradients")
-            .chart(self.limited(chart, |tolerances| tolerances.gradient));
+        let page = page.section("Gradients").chart(self.limited(
+            chart,
+            |differences| differences.gradients.is_some(),
+            |tolerances| tolerances.gradient,
+        ));
         tables.fold(page, Page::table)
     }
 
-    /// The tolerances that the devices are held to, as lines of a chart.
-    fn limited(&self, chart: Chart, of: fn(&Tolerances) -> f64) -> Chart {
-        let mut limits: Vec<f64> = self
+    /// The tolerances of the devices that a chart concerns, as lines of it.
+    fn limited(
+        &self,
+        chart: Chart,
+        concerns: fn(&Differences) -> bool,
+        of: fn(&Tolerances) -> f64,
+    ) -> Chart {
+        let tolerances = self
             .compared()
+            .filter(|(_, differences)| concerns(differences));
+        let mut limits: Vec<f64> = tolerances
             .map(|(_, differences)| of(&differences.tolerances))
             .collect();
         limits.sort_by(f64::total_cmp);

@@ -25,7 +25,6 @@ impl Comparison {
             if let Some(differences) = row.differences() {
                 sentences.extend(agreement(&row.name, reference, differences));
                 sentences.extend(flips(&row.name, differences));
-                sentences.extend(gradients(&row.name, differences));
             }
         }
         sentences.extend(self.speed());
@@ -72,63 +71,86 @@ fn failed_row(row: &Row) -> Option<(Verdict, String)> {
     }
 }
 
-/// Whether a device does the same, or where it does not.
+/// That a device does the same, or where it does not.
 fn agreement(name: &str, reference: &str, differences: &Differences) -> Vec<(Verdict, String)> {
-    let Differences {
-        logits,
-        greedy,
-        faults,
-        ..
-    } = differences;
+    let faults = &differences.faults;
     if faults.is_empty() {
-        let worst = differences
-            .worst_part()
-            .map_or(0.0, |part| part.difference.relative);
-        let mut text = match logits.all.relative.max(worst) {
-            0.0 => format!("{name} gives the very numbers of {reference}"),
-            _ => format!(
-                "{name} agrees with {reference}: the scores of the next token differ by {}, and no part by itself by more than {}",
-                magnitude(logits.all.relative),
-                magnitude(worst)
-            ),
-        };
-        text += &match greedy.differing {
-            0 => "; the likeliest next token is always the same".to_owned(),
-            differing => format!(
-                "; the likeliest next token differs for {} of {} tokens, where it led by {} at most",
-                grouped(differing as u64),
-                grouped(greedy.tokens as u64),
-                magnitude(greedy.largest_lead)
-            ),
-        };
+        let same = [
+            numbers(differences),
+            best_token(differences),
+            unflipped(differences),
+            gradients(differences),
+        ];
+        let same: Vec<String> = same.into_iter().flatten().collect();
+        let text = format!("{name} agrees with {reference}: {}", same.join("; "));
         return vec![(Verdict::Good, text)];
     }
     let told = faults.iter().take(TOLD).map(|fault| {
-        (
-            Verdict::Bad,
-            format!("{name} differs from {reference} in {fault}"),
-        )
+        let text = format!("{name} differs from {reference} in {fault}");
+        (Verdict::Bad, text)
     });
     let more = faults.len().saturating_sub(TOLD);
     let more = (more > 0).then(|| {
-        let text = format!("{name} exceeds the tolerance in {} more places, of which what comes later may follow from what comes first", grouped(more as u64));
+        let text = format!(
+            "{name} exceeds the tolerance in {} more places, of which what comes later may follow from what comes first",
+            grouped(more as u64)
+        );
         (Verdict::Bad, text)
     });
     told.chain(more).collect()
 }
 
+fn numbers(differences: &Differences) -> Option<String> {
+    let worst = differences
+        .worst_part()
+        .map_or(0.0, |part| part.difference.relative);
+    let scores = differences.logits.untouched.relative;
+    Some(match scores.max(worst) {
+        0.0 => "not a bit differs".to_owned(),
+        _ => format!(
+            "the scores of the next token differ by {}, and no part by itself by more than {}",
+            magnitude(scores),
+            magnitude(worst)
+        ),
+    })
+}
+
+fn best_token(differences: &Differences) -> Option<String> {
+    let greedy = &differences.greedy;
+    Some(match greedy.differing {
+        0 => "the likeliest next token is always the same".to_owned(),
+        differing => format!(
+            "the likeliest next token differs for {} of {}, where it led by {} at most",
+            grouped(differing as u64),
+            grouped(greedy.tokens as u64),
+            magnitude(greedy.largest_lead)
+        ),
+    })
+}
+
+fn unflipped(differences: &Differences) -> Option<String> {
+    match differences.flips() {
+        (0, choices) if choices > 0 => Some(format!(
+            "none of {} choices of experts flipped",
+            grouped(choices as u64)
+        )),
+        _ => None,
+    }
+}
+
+fn gradients(differences: &Differences) -> Option<String> {
+    let worst = differences.worst_gradient()?;
+    Some(format!(
+        "gradients differ by {} at most",
+        magnitude(worst.difference.relative)
+    ))
+}
+
 /// What a user should think of tokens that went to other experts.
 fn flips(name: &str, differences: &Differences) -> Option<(Verdict, String)> {
     let (flipped, choices) = differences.flips();
-    if choices == 0 {
-        return None;
-    }
-    let choices = grouped(choices as u64);
     if flipped == 0 {
-        return Some((
-            Verdict::Good,
-            format!("{name}: no token went to other experts in {choices} choices"),
-        ));
+        return None;
     }
     let all = differences
         .layers
@@ -142,32 +164,17 @@ fn flips(name: &str, differences: &Differences) -> Option<(Verdict, String)> {
     let (verdict, meaning) = match gap <= differences.tolerances.gap {
         true => (
             Verdict::Notable,
-            "too close to call, so this is rounding and no fault",
+            "those were too close to call, which is rounding and no fault",
         ),
-        false => (Verdict::Bad, "which no rounding explains"),
+        false => (Verdict::Bad, "no rounding explains that"),
     };
     let text = format!(
-        "{name}: {} of {choices} choices went to other experts, {} of them for no earlier reason, across a gap of {} in probability at most: {meaning}",
+        "{name}: {} of {} choices of experts flipped. {} of them follow from none before, across a gap of {} in \
+         probability at most: {meaning}. The others follow from those",
         grouped(flipped as u64),
+        grouped(choices as u64),
         grouped(first as u64),
         magnitude(gap)
-    );
-    Some((verdict, text))
-}
-
-fn gradients(name: &str, differences: &Differences) -> Option<(Verdict, String)> {
-    let worst = differences.worst_gradient()?;
-    let relative = worst.difference.relative;
-    let verdict = match relative <= differences.tolerances.gradient {
-        true => Verdict::Good,
-        // A flip changes gradients for a good reason, which is said above.
-        false if differences.flips().0 > 0 => Verdict::Notable,
-        false => Verdict::Bad,
-    };
-    let text = format!(
-        "{name}: gradients differ by {} at most, that of {}",
-        magnitude(relative),
-        worst.name
     );
     Some((verdict, text))
 }

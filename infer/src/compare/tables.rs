@@ -9,6 +9,13 @@ use super::{Comparison, Differences, Outcome, PartDifference, Row};
 /// Gradients that are listed, the worst ones.
 const GRADIENTS: usize = 10;
 
+/// What the tables by layer mean.
+pub(super) const LAYERS: &str = "Norms, attention, router, experts and dense feed-forwards are each given what the \
+    reference computed before them, so that a difference is their own. The state after a layer and the router's \
+    scores are those of the whole network so far, over the tokens that no flip has touched: a token that goes to \
+    other experts differs from then on for a good reason, and so do those after it in its sequence. All are \
+    ‖a − b‖ / ‖b‖.";
+
 impl Comparison {
     /// Each device by itself.
     pub(super) fn speed_table(&self) -> Table {
@@ -176,13 +183,7 @@ pub(super) fn layer_table(name: &str, differences: &Differences) -> Table {
         .filter(|part| part.layer.is_none())
         .map(|part| format!("{} {}", part.part, magnitude(part.difference.relative)))
         .collect();
-    table.note(format!(
-        "‖a − b‖ / ‖b‖. Norms, attention, router and experts are each given what the reference computed before them; \
-         the state after a layer{} within the whole network, over the tokens that no flip has touched. Outside the \
-         layers: {}.",
-        if mixtures { " and the router's scores are" } else { " is" },
-        outside.join(", ")
-    ))
+    table.note(format!("Outside the layers: {}.", outside.join(", ")))
 }
 
 /// The parameters whose gradients differ most; none where there are no gradients.

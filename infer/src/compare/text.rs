@@ -5,7 +5,7 @@ use std::fmt;
 use firebox_model::report::grouped;
 
 use super::Comparison;
-use super::tables::{gradient_table, layer_table};
+use super::tables::{LAYERS, gradient_table, layer_table};
 
 impl Comparison {
     /// What was compared, in a line.
@@ -35,7 +35,11 @@ impl fmt::Display for Comparison {
         if self.compared().next().is_some() {
             write!(formatter, "\n{}", self.agreement_table())?;
         }
-        for (row, differences) in self.compared() {
+        let mut compared = self.compared().peekable();
+        if compared.peek().is_some() {
+            writeln!(formatter, "\n{LAYERS}")?;
+        }
+        for (row, differences) in compared {
             write!(formatter, "\n{}", layer_table(&row.name, differences))?;
             if let Some(table) = gradient_table(&row.name, differences) {
                 write!(formatter, "\n{table}")?;
