@@ -14,6 +14,7 @@ use firebox_model::config::{FeedForwardKind, ModelConfig};
 use firebox_model::device;
 use firebox_model::kernels::matrix_peak;
 use firebox_model::language_model::LanguageModel;
+use firebox_model::memory;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
@@ -155,7 +156,7 @@ fn speed(
         tokens_per_second: tokens as f64 / step_seconds,
         flops_per_second,
         share_of_peak: flops_per_second / matrix_peak,
-        peak_memory: peak_memory(),
+        peak_memory: memory::peak(),
     }
 }
 
@@ -181,14 +182,6 @@ fn wait_for(model: &LanguageModel) {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// The high-water mark of the process's resident memory, which Linux keeps.
-pub(crate) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
 }
 
 #[cfg(test)]
