@@ -45,11 +45,15 @@ fn folder() -> &'static PathBuf {
             Some(profile) => profile,
             None => panic!("{} is in no profile's folder", test.display()),
         };
-        // A backend's name is its feature's.
+        // A backend's name is its feature's. The default ones stay so, that what the test was built with serves the
+        // binaries too.
         let backends = firebox_model::device::backends().into_iter();
         let features: Vec<&str> = backends
             .filter_map(|backend| backend.compiled.then_some(backend.name))
             .collect();
+        let default = ["flex", "ndarray"]
+            .iter()
+            .all(|name| features.contains(name));
         let mut build = Command::new(env!("CARGO"));
         // Of this test, and no part of the binaries: build scripts that look at them would run again each time.
         let own = std::env::vars_os().map(|(name, _)| name).filter(|name| {
@@ -60,15 +64,9 @@ fn folder() -> &'static PathBuf {
             build.env_remove(name);
         });
         let status = build
-            .args([
-                "build",
-                "--workspace",
-                "--bins",
-                "--no-default-features",
-                "--profile",
-                profile,
-            ])
+            .args(["build", "--workspace", "--bins", "--profile", profile])
             .args(["--features", &features.join(",")])
+            .args((!default).then_some("--no-default-features"))
             .arg("--target-dir")
             .arg(folder.parent().expect("target/profile"))
             .current_dir(workspace())

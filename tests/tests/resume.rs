@@ -143,7 +143,18 @@ fn a_resume_from_any_checkpoint_ends_the_same(device: &str) {
     }
 }
 
-/// A GPU adds in an order of its own: the same to rounding, which ten steps of training make larger.
+/// What a run needs whose device ran out of memory.
+#[test]
+fn a_resume_may_take_smaller_micro_batches() {
+    let test = TestRun::new();
+    trainer::run(&test.config(&[]), &test.options("whole", "flex", false)).expect("a run");
+    copy_at(&test.path("whole"), &test.path("cut"), 6);
+    let smaller = test.config(&["train.micro_batch=1"]);
+    trainer::run(&smaller, &test.options("cut", "flex", true)).expect("a resume");
+    assert_close(&test.path("cut"), &test.path("whole"));
+}
+
+/// A GPU, or another cut into micro-batches, adds in an order of its own: the same to rounding, which ten steps of training make larger.
 fn assert_close(found: &Path, expected: &Path) {
     let [found, expected] = [found, expected].map(|run| {
         TensorFile::open(&run.join("checkpoints/step-0000012/model.safetensors"))

@@ -210,11 +210,10 @@ impl Comparison {
             return;
         };
         let difference = |run: &DeviceRun| Difference::between(&run.steps, &first.steps);
-        let mut limits = Limits::new(self.tolerance);
         if let Some(control) = &mut self.control {
             control.difference = difference(control);
-            limits.control = control.difference.clone();
         }
+        let limits = Limits::new(self.tolerance, self.control.as_ref());
         for other in others {
             other.difference = difference(other);
             if let Some(difference) = &mut other.difference {
@@ -275,16 +274,16 @@ impl DeviceRun {
 }
 
 /// How far off a device may be.
-struct Limits {
+struct Limits<'a> {
     tolerance: f64,
-    control: Option<Difference>,
+    control: Option<&'a Difference>,
 }
 
-impl Limits {
-    fn new(tolerance: f64) -> Self {
+impl<'a> Limits<'a> {
+    fn new(tolerance: f64, control: Option<&'a DeviceRun>) -> Self {
         Self {
             tolerance,
-            control: None,
+            control: control.and_then(|control| control.difference.as_ref()),
         }
     }
 

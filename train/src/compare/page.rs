@@ -1,9 +1,9 @@
 //! A comparison as a page: curves laid over each other, and how far they are apart.
 
-use firebox_model::report::{Chart, Page, Scale, Series, Verdict};
+use firebox_model::report::{Chart, Page, Scale, Series, Verdict, magnitude};
 
 use super::text::{NORMAL, busiest};
-use super::{Comparison, DeviceRun, StepRecord};
+use super::{Comparison, DeviceRun, Limits, StepRecord};
 
 /// Where a difference of nothing is drawn: below what f32 can tell apart.
 const FLOOR: f64 = 1e-9;
@@ -65,16 +65,18 @@ impl Comparison {
 
     fn differences(&self) -> Chart {
         let title = format!("How far the loss is from that of {}", self.first());
-        let chart = Chart::new(title, "step", "difference / loss", Scale::Log)
-            .limit("tolerance", self.tolerance)
-            .note(format!(
-                "Equal losses are drawn at {FLOOR:.0e}. A device may be above the tolerance where the control has come \
-                 near it: thirty times as far as the control."
-            ));
+        let chart = Chart::new(title, "step", "difference / loss", Scale::Log).note(format!(
+            "A device above the limit is at fault: the tolerance of {}, or thirty times the furthest that the control \
+             has come by then. Equal losses are drawn at {FLOOR:.0e}.",
+            magnitude(self.tolerance)
+        ));
         // The first device has no points, and keeps its colour.
-        self.drawn().fold(chart, |chart, run| {
+        let chart = self.drawn().fold(chart, |chart, run| {
             chart.series(Series::new(&run.device, points(run)))
-        })
+        });
+        let limits = Limits::new(self.tolerance, self.control.as_ref());
+        let limit = (0..self.longest()).map(|step| (step as f64 + 1.0, limits.at(step).0));
+        chart.series(Series::new("limit", limit))
     }
 
     fn drawn(&self) -> impl Iterator<Item = &DeviceRun> {

@@ -95,7 +95,7 @@ fn a_device_may_be_as_far_off_as_rounding_carries_the_run() {
     assert!(comparison.verdict().is_ok());
     let text = comparison.to_string();
     assert!(
-        text.contains("rounding alone makes 1.0e-2 of the loss (at step 3)"),
+        text.contains("rounding alone explains 1.0e-2 of it (at step 3)"),
         "{text}"
     );
     // Before that it had not.
@@ -171,7 +171,7 @@ fn a_device_that_fails_is_a_row_and_the_others_stand() {
         "wgpu was lost",
         "ndarray agrees",
         "Training loss",
-        "tolerance",
+        "limit",
     ] {
         assert!(page.contains(word), "no {word:?} in the page");
     }

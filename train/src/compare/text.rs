@@ -73,8 +73,8 @@ impl Comparison {
     pub(super) fn control_sentence(&self) -> Option<String> {
         let (largest, step) = self.control.as_ref()?.difference.as_ref()?.largest_loss();
         Some(format!(
-            "rounding alone makes {} of the loss (at step {step}): that is {} once more, from weights whose last bits \
-             are changed",
+            "rounding alone explains {} of it (at step {step}): so far off is {} from itself when the last bits of its \
+             first weights are changed",
             magnitude(largest),
             self.first()
         ))
