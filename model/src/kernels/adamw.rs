@@ -152,7 +152,7 @@ mod tests {
 
         // Both take the same roundings in the same order, so that nothing but a fused product could differ.
         #[test]
-        fn equals_the_reference(shape in [0usize..9, 0usize..300]) {
+        fn equals_the_reference(shape in [1usize..9, 1usize..300]) {
             for device in devices() {
                 let fast = run(adamw, shape, &device);
                 let slow = run(adamw_reference, shape, &device);

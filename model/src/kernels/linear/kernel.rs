@@ -1,7 +1,10 @@
-//! The product over slices, shared out among threads by its columns.
+//! The product over slices and its gradients.
+//!
+//! Few rows, and weights that have to become f32, are shared out among threads by columns; else rows are.
 
 use rayon::prelude::*;
 
+use crate::kernels::product::{Matrix, product_in_parallel};
 use crate::kernels::weights::{FEW, Layout, Weights};
 use crate::number::Number;
 
@@ -30,6 +33,12 @@ pub fn linear<T: Number>(
     [d_in, d_out]: [usize; 2],
     layout: Layout,
 ) -> Vec<f32> {
+    if rows > FEW
+        && let Some(weights) = T::as_f32(weights)
+    {
+        let weights = matrix(weights, [d_in, d_out], layout);
+        return product_in_parallel(Matrix::new(x, rows, d_in), weights);
+    }
     let weights = Weights::new(weights, d_in, d_out, layout);
     let width = match rows <= FEW {
         // The cut changes no bit: a column's sum is the same wherever it is taken.
@@ -64,6 +73,52 @@ pub fn linear<T: Number>(
         return side_by_side(&output, rows, d_out, width);
     }
     output
+}
+
+/// `gradient · weightsᵀ`, `[rows, d_in]`
+///
+/// # Shapes
+///
+/// - `gradient`: that of the output, `[rows, d_out]`
+/// - `weights`: as the layout says
+pub fn x_gradient(
+    gradient: &[f32],
+    rows: usize,
+    weights: &[f32],
+    [d_in, d_out]: [usize; 2],
+    layout: Layout,
+) -> Vec<f32> {
+    let weights = matrix(weights, [d_in, d_out], layout);
+    product_in_parallel(Matrix::new(gradient, rows, d_out), weights.t())
+}
+
+/// `xᵀ · gradient`, or the transpose of it, as the layout says.
+///
+/// # Shapes
+///
+/// - `gradient`: that of the output, `[rows, d_out]`
+/// - `x`: `[rows, d_in]`
+pub fn weight_gradient(
+    gradient: &[f32],
+    rows: usize,
+    x: &[f32],
+    [d_in, d_out]: [usize; 2],
+    layout: Layout,
+) -> Vec<f32> {
+    let x = Matrix::new(x, rows, d_in);
+    let gradient = Matrix::new(gradient, rows, d_out);
+    match layout {
+        Layout::Inputs => product_in_parallel(x.t(), gradient),
+        Layout::Outputs => product_in_parallel(gradient.t(), x),
+    }
+}
+
+/// `[d_in, d_out]`, whatever the layout.
+fn matrix(weights: &[f32], [d_in, d_out]: [usize; 2], layout: Layout) -> Matrix<'_> {
+    match layout {
+        Layout::Inputs => Matrix::new(weights, d_in, d_out),
+        Layout::Outputs => Matrix::new(weights, d_out, d_in).t(),
+    }
 }
 
 /// Row-major order from parts of `width` columns, each of them `[rows, width]`, that stand one after the other.

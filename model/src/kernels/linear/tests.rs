@@ -44,6 +44,63 @@ proptest! {
     }
 }
 
+/// Gradients of a weighted sum of the product, for x and weights.
+fn gradients(
+    product: impl Fn(Tensor<2>, Tensor<2>) -> Tensor<2>,
+    x: [usize; 2],
+    weight: [usize; 2],
+    device: &Device,
+) -> [Vec<f32>; 2] {
+    let device = device.clone().autodiff();
+    let x = wave(x, 0.1, &device).require_grad();
+    let weight = wave(weight, 0.5, &device).require_grad();
+    let output = product(x.clone(), weight.clone());
+    let factors = wave(output.dims(), 0.9, &device);
+    let found = (output * factors).sum().backward();
+    [&x, &weight].map(|tensor| values(tensor.grad(&found).expect("a gradient of each")))
+}
+
+fn assert_same_gradients(rows: usize, d_in: usize, d_out: usize) -> Result<(), TestCaseError> {
+    for device in devices() {
+        let of = |product: fn(Tensor<2>, Tensor<2>) -> Tensor<2>, weight| {
+            gradients(product, [rows, d_in], weight, &device)
+        };
+        let transposed = |x, weight: Tensor<2>| linear_reference(x, weight.transpose());
+        for (found, expected) in [
+            (
+                of(linear, [d_in, d_out]),
+                of(linear_reference, [d_in, d_out]),
+            ),
+            (
+                of(linear_transposed, [d_out, d_in]),
+                of(transposed, [d_out, d_in]),
+            ),
+        ] {
+            for (what, (found, expected)) in ["d(x)", "d(weight)"]
+                .iter()
+                .zip(found.iter().zip(&expected))
+            {
+                assert_close(what, found, expected, 2e-6)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn gradients_equal_those_of_the_reference(rows in 1usize..40, d_in in 1usize..70, d_out in 1usize..90) {
+        assert_same_gradients(rows, d_in, d_out)?;
+    }
+}
+
+#[test]
+fn gradients_of_many_rows_equal_those_of_the_reference() {
+    assert_same_gradients(1100, 65, 130).unwrap();
+}
+
 #[test]
 fn large_enough_to_be_shared_out() {
     for rows in [1, 3, 8, 9, 40] {
@@ -81,6 +138,9 @@ fn any_number_of_threads_gives_the_same_bits() {
                 };
                 let x = wave([rows, 257], 0.1, &device);
                 on_threads(move || values(linear(x.clone(), weight.clone())));
+                if held == DType::F32 {
+                    on_threads(|| gradients(linear, [rows, 257], [257, 150], &device).concat());
+                }
             }
         }
     }
