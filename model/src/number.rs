@@ -13,8 +13,11 @@ pub trait Number: Element + Copy + Default + PartialEq + Send + Sync {
     /// The nearest number, of two equally near the even one; infinite beyond the range.
     fn nearest(value: f32) -> Self;
 
-    /// The same number in f32.
+    /// The same number in f32; of one that is not finite, anything.
     fn widen(self) -> f32;
+
+    /// Whether it is neither infinite nor no number.
+    fn finite(self) -> bool;
 
     /// These numbers as they stand, where they are f32 already.
     fn as_f32(values: &[Self]) -> Option<&[f32]> {
@@ -36,6 +39,10 @@ impl Number for f32 {
         self
     }
 
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+
     fn as_f32(values: &[Self]) -> Option<&[f32]> {
         Some(values)
     }
@@ -54,6 +61,10 @@ impl Number for bf16 {
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    fn finite(self) -> bool {
+        self.is_finite()
     }
 }
 
@@ -74,6 +85,10 @@ impl Number for f16 {
         let bits = u32::from(self.to_bits());
         let magnitude = f32::from_bits((bits & 0x7fff) << 13) * SCALE;
         f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
+    }
+
+    fn finite(self) -> bool {
+        self.is_finite()
     }
 }
 

@@ -83,10 +83,10 @@ impl Precision {
                 .map(|word| nearest(f32::from_le_bytes(word)))
                 .collect(),
             Self::F16 => words(bytes)
-                .map(|word| nearest(f16::from_le_bytes(word).widen()))
+                .map(|word| nearest(f16::from_le_bytes(word).to_f32()))
                 .collect(),
             Self::Bf16 => words(bytes)
-                .map(|word| nearest(bf16::from_le_bytes(word).widen()))
+                .map(|word| nearest(bf16::from_le_bytes(word).to_f32()))
                 .collect(),
         }
     }

@@ -127,7 +127,7 @@ impl TensorFile {
             .map_err(CheckpointError::io("read", &self.path))?;
         drop(file);
         let values = info.precision.decode(&bytes);
-        if values.iter().all(|value: &T| value.widen().is_finite()) {
+        if values.iter().all(|value: &T| value.finite()) {
             return Ok(values);
         }
         let stored: Vec<f32> = info.precision.decode(&bytes);
