@@ -5,7 +5,7 @@
 //! fails is one row, memory is its own, and the time to the first step begins with nothing.
 //!
 //! How far rounding may carry a run is no constant: a high learning rate makes 1e-2 of it in thirty steps, a low one
-//! 1e-6. So the first device runs once more, as a control, with the last bit of its weights changed, and a device is
+//! 1e-6. So the first device runs once more, as a control, with its weights changed by a rounding, and a device is
 //! at fault when it is much further off than that. What came out is judged here, and said in words, tables (`text`)
 //! and a page (`page`).
 
@@ -70,7 +70,7 @@ pub struct Comparison {
     pub tolerance: f64,
     /// One for each device, in the order in which they were named; the first is what the others are compared with.
     pub devices: Vec<DeviceRun>,
-    /// The first device once more, from weights whose last bits are changed: what rounding alone does to this run.
+    /// The first device once more, from weights that are changed by a rounding: what rounding alone does to this run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control: Option<DeviceRun>,
 }

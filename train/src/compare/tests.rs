@@ -167,12 +167,7 @@ fn a_device_that_fails_is_a_row_and_the_others_stand() {
         "{text}"
     );
     let page = comparison.page().render();
-    for word in [
-        "wgpu was lost",
-        "ndarray agrees",
-        "Training loss",
-        "limit",
-    ] {
+    for word in ["wgpu was lost", "ndarray agrees", "Training loss", "limit"] {
         assert!(page.contains(word), "no {word:?} in the page");
     }
 }
