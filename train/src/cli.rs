@@ -190,7 +190,7 @@ struct CompareArgs {
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
     /// What a loss may be off, over the loss itself, and a tenth of what the gradient's norm may. Where rounding alone
-    /// does more, as the first device shows with its weights changed by 1e-6 of themselves, thirty times that.
+    /// does more, as the first device shows with its weights changed by 1e-6 of themselves, a hundred times that.
     #[arg(long, value_name = "SHARE", default_value_t = TOLERANCE, value_parser = share)]
     tolerance: f64,
     /// Also write a page with curves, for a browser.

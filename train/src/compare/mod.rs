@@ -47,9 +47,10 @@ pub struct CompareOptions {
 /// (f32 rounds by 6e-8); this leaves room for a long sum.
 pub const TOLERANCE: f64 = 1e-5;
 
-/// How many times further off than the control a device may be. Both differences are chance: in a dozen runs of
-/// devices that are all right, they were within a factor of MEASURED of each other.
-const MARGIN: f64 = 30.0;
+/// How many times further off than the control a device may be. Both differences are chance. Of eleven comparisons of
+/// devices that are all right, ten were at most twice as far off as the control, and one, at a learning rate that sent
+/// all tokens to one expert, thirty times.
+const MARGIN: f64 = 100.0;
 
 /// How many times further off than a loss the norm of a gradient may be: it is twice as many operations away, and
 /// not a mean over the batch.
