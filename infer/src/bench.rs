@@ -9,6 +9,8 @@ use firebox_model::accounting::Accounting;
 use firebox_model::cache::KeyValueCache;
 use firebox_model::checkpoint::Precision;
 use firebox_model::device;
+use firebox_model::kernels::bandwidth::read_bandwidth;
+use firebox_model::kernels::host::is_host;
 use firebox_model::language_model::{LanguageModel, token_tensor};
 use serde::Serialize;
 
@@ -35,6 +37,11 @@ pub struct Bench {
     pub device: String,
     /// Threads of the CPU backends.
     pub threads: usize,
+    /// What the weights are held in on this device: `f32`, `bf16` or `f16`.
+    pub dtype: String,
+    /// What all threads together read from memory, in bytes a second; of the CPU backends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes_per_second: Option<f64>,
     /// Parameters.
     pub parameters: u128,
     /// Parameters that one token meets.
@@ -54,6 +61,10 @@ pub struct Bench {
     /// Bytes of weights that a sequence's token needs, times its tokens a second: with one sequence, what the
     /// memory has to deliver.
     pub decode_bytes_per_second: f64,
+    /// The same over what the memory delivers: of one sequence, how near its tokens are to the fastest possible. It can
+    /// be above 1 where a part of the weights stays in cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share_of_memory: Option<f64>,
 }
 
 /// Opens a checkpoint, or the newest one of a run, and measures it on token ids that only have to exist.
@@ -82,6 +93,7 @@ pub fn bench(
             largest,
         });
     }
+    let memory = is_host(&selected).then(read_bandwidth);
     let (mut prefill, mut decode) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..repeats {
         let (first, rest) = once(&model, prompt, new, batch);
@@ -90,9 +102,13 @@ pub fn bench(
     }
     let accounting = Accounting::of(model.config());
     let per_sequence = new as f64 / decode;
+    let held = Precision::of_tensor(model.embedding.val().dtype()).unwrap_or(precision);
+    let decode_bytes = held.bytes() as f64 * accounting.active as f64 * per_sequence;
     Ok(Bench {
         device: device.to_owned(),
         threads: device::threads(),
+        dtype: held.to_string(),
+        memory_bytes_per_second: memory,
         parameters: accounting.total,
         active: accounting.active,
         prompt_tokens: prompt,
@@ -101,7 +117,8 @@ pub fn bench(
         seconds_to_first_token: prefill,
         prefill_tokens_per_second: (batch * prompt) as f64 / prefill,
         decode_tokens_per_second: batch as f64 * per_sequence,
-        decode_bytes_per_second: 4.0 * accounting.active as f64 * per_sequence,
+        decode_bytes_per_second: decode_bytes,
+        share_of_memory: memory.map(|memory| decode_bytes / memory),
     })
 }
 
@@ -139,6 +156,12 @@ fn greedy(logits: Tensor<2>) -> Vec<u32> {
 
 impl fmt::Display for Bench {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share = match (self.share_of_memory, self.memory_bytes_per_second) {
+            (Some(share), Some(memory)) => {
+                format!(", {share:.2} of the memory's {:.1}", memory / 1e9)
+            }
+            _ => String::new(),
+        };
         let rows = [
             (
                 "device",
@@ -146,7 +169,10 @@ impl fmt::Display for Bench {
             ),
             (
                 "parameters",
-                format!("{}, {} active", self.parameters, self.active),
+                format!(
+                    "{} in {}, {} active",
+                    self.parameters, self.dtype, self.active
+                ),
             ),
             (
                 "read",
@@ -161,11 +187,12 @@ impl fmt::Display for Bench {
             (
                 "write",
                 format!(
-                    "{:.1} tokens/s ({} × {} tokens; weights at {:.1} GB/s)",
+                    "{:.1} tokens/s ({} × {} tokens; weights at {:.1} GB/s{})",
                     self.decode_tokens_per_second,
                     self.batch,
                     self.new_tokens,
-                    self.decode_bytes_per_second / 1e9
+                    self.decode_bytes_per_second / 1e9,
+                    share
                 ),
             ),
         ];

@@ -1,5 +1,7 @@
 //! The command line of `cargo infer`.
 
+mod compare;
+
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,6 +44,7 @@ const INTERRUPTED: i32 = 130;
     after_help = "Examples:\n  \
         cargo infer eval runs/quickstart --data notes.txt         how well the newest checkpoint predicts a text\n  \
         cargo infer generate runs/quickstart --prompt \"fn main\"   let it write\n  \
+        cargo infer compare runs/quickstart                       what changes from device to device\n  \
         cargo infer devices                                       what can compute here\n\n\
         CHECKPOINT is a folder with config.json, model.safetensors and tokenizer.json, or a run such as\n\
         runs/NAME, which stands for its newest checkpoint. Results go to standard output, all else to standard\n\
@@ -90,6 +93,12 @@ enum Command {
         cargo infer bench runs/quickstart\n  \
         cargo infer bench runs/quickstart --batch 8 --prompt-tokens 100 --new-tokens 20 --json")]
     Bench(BenchArgs),
+    /// Run the same tokens on several devices, and show what differs: by layer and part, in routing, in speed.
+    #[command(after_help = compare::HELP)]
+    Compare(compare::CompareArgs),
+    /// What one device does for `compare`.
+    #[command(name = crate::compare::process::COMMAND, hide = true)]
+    CompareDevice(compare::DeviceArgs),
     /// List what can compute: the backends of this build, their devices, and how to get the others.
     #[command(after_help = "Example:\n  cargo infer devices --json")]
     Devices(DevicesArgs),
@@ -247,10 +256,10 @@ impl Cli {
     pub fn execute(self) -> Result<(), InferError> {
         device::set_threads(self.threads.map(usize::from));
         let Some(device) = self.command.device().map(str::to_owned) else {
-            return self.command.execute();
+            return self.command.execute(self.threads);
         };
         allocator::working(&device, LESS_MEMORY);
-        guard(&device, || self.command.execute())?
+        guard(&device, || self.command.execute(self.threads))?
     }
 }
 
@@ -262,21 +271,24 @@ impl Command {
             Self::Generate(args) => &args.model,
             Self::Trace(args) => &args.model,
             Self::Bench(args) => &args.model,
-            Self::Export(_) | Self::Devices(_) => return None,
+            Self::CompareDevice(args) => return Some(&args.device),
+            Self::Compare(_) | Self::Export(_) | Self::Devices(_) => return None,
         };
         Some(&model.device)
     }
 
-    fn execute(self) -> Result<(), InferError> {
+    fn execute(self, threads: Option<u16>) -> Result<(), InferError> {
         match self {
             Command::Eval(args) => args.execute(),
             Command::Generate(args) => args.execute(),
             Command::Trace(args) => args.execute(),
             Command::Export(args) => args.execute(),
             Command::Bench(args) => args.execute(),
-            Command::Devices(DevicesArgs { json: true }) => print_json(&Devices::find()),
+            Command::Compare(args) => args.execute(threads),
+            Command::CompareDevice(args) => args.execute(),
+            Command::Devices(DevicesArgs { json: true }) => print_json(&Devices::find()?),
             Command::Devices(DevicesArgs { json: false }) => {
-                print(&Devices::find().to_string()).map_err(InferError::Output)
+                print(&Devices::find()?.to_string()).map_err(InferError::Output)
             }
         }
     }

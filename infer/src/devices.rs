@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use bytesize::ByteSize;
+use firebox_model::adapter::Adapter;
 use firebox_model::device::{self, Backend, DeviceError};
 use serde::Serialize;
 
@@ -15,23 +17,31 @@ pub struct Devices(Vec<Offer>);
 struct Offer {
     #[serde(flatten)]
     backend: Backend,
+    /// What is known of each device.
+    adapters: Vec<Adapter>,
     /// How to get it; none where it has a device.
     hint: Option<String>,
 }
 
 impl Devices {
-    /// Looks at the build and at the machine.
-    pub fn find() -> Self {
-        Self::of(device::backends())
-    }
-
-    fn of(backends: Vec<Backend>) -> Self {
-        Self(backends.into_iter().map(Offer::new).collect())
+    /// Looks at the build and at the machine; GPUs are opened.
+    ///
+    /// # Errors
+    ///
+    /// When a device that was just there is gone.
+    pub fn find() -> Result<Self, DeviceError> {
+        let offer = |backend: Backend| {
+            let adapters = backend.devices.iter().map(|name| Adapter::of(name));
+            let adapters = adapters.collect::<Result<_, _>>()?;
+            Ok(Offer::new(backend, adapters))
+        };
+        let offers = device::backends().into_iter().map(offer);
+        Ok(Self(offers.collect::<Result<_, _>>()?))
     }
 }
 
 impl Offer {
-    fn new(backend: Backend) -> Self {
+    fn new(backend: Backend, adapters: Vec<Adapter>) -> Self {
         let name = backend.name;
         let hint = match (backend.compiled, backend.devices.is_empty()) {
             (false, _) => Some(build_hint(name)),
@@ -45,7 +55,19 @@ impl Offer {
             }
             (true, false) => None,
         };
-        Self { backend, hint }
+        Self {
+            backend,
+            adapters,
+            hint,
+        }
+    }
+
+    fn state(&self) -> &'static str {
+        match (self.backend.compiled, self.backend.devices.is_empty()) {
+            (false, _) => "not in this build",
+            (true, true) => "no device",
+            (true, false) => "ready",
+        }
     }
 }
 
@@ -56,25 +78,18 @@ pub fn build_hint(backend: &str) -> String {
 
 impl fmt::Display for Devices {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Offer { backend, hint } in &self.0 {
-            let state = match (backend.compiled, backend.devices.is_empty()) {
-                (false, _) => "not in this build",
-                (true, true) => "no device",
-                (true, false) => "ready",
-            };
-            writeln!(
-                formatter,
-                "{:<8}  {state:<17}  {}",
-                backend.name, backend.description
-            )?;
-            if !backend.devices.is_empty() {
-                writeln!(
-                    formatter,
-                    "          --device {}",
-                    backend.devices.join(", ")
-                )?;
+        for offer in &self.0 {
+            let Backend {
+                name, description, ..
+            } = &offer.backend;
+            writeln!(formatter, "{name:<8}  {:<17}  {description}", offer.state())?;
+            for adapter in &offer.adapters {
+                writeln!(formatter, "          --device {}", adapter.device)?;
+                for (name, value) in facts(adapter) {
+                    writeln!(formatter, "            {name:<15}  {value}")?;
+                }
             }
-            if let Some(hint) = hint {
+            if let Some(hint) = &offer.hint {
                 writeln!(formatter, "          {hint}")?;
             }
         }
@@ -82,46 +97,94 @@ impl fmt::Display for Devices {
     }
 }
 
+/// What is known of a device, line by line.
+fn facts(adapter: &Adapter) -> Vec<(&'static str, String)> {
+    let called = [adapter.name.as_deref(), adapter.kind];
+    let called: Vec<&str> = called.into_iter().flatten().collect();
+    let size = |bytes: u64| ByteSize(bytes).to_string();
+    let lines = [
+        ("is", (!called.is_empty()).then(|| called.join(", "))),
+        ("driver", adapter.driver.clone()),
+        ("memory", adapter.memory.map(size)),
+        ("largest tensor", adapter.largest_buffer.map(size)),
+        (
+            "threads",
+            adapter.threads.map(|threads| threads.to_string()),
+        ),
+        ("computes in", Some(adapter.dtypes.join(", "))),
+    ];
+    let known = lines.into_iter();
+    known
+        .filter_map(|(name, value)| Some((name, value?)))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn backend(compiled: bool, devices: &[&str]) -> Backend {
-        let devices = devices.iter().map(|&name| name.to_owned()).collect();
-        Backend {
+    fn offer(compiled: bool, names: &[&str]) -> String {
+        let devices: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let adapter = |device: &String| Adapter {
+            device: device.clone(),
+            name: Some("Tender 4".to_owned()),
+            kind: Some("discrete GPU"),
+            driver: Some("Vulkan, steam 1829".to_owned()),
+            memory: Some(8 << 30),
+            largest_buffer: None,
+            threads: None,
+            dtypes: vec!["f32", "f16"],
+        };
+        let adapters = devices.iter().map(adapter).collect();
+        let backend = Backend {
             name: "wgpu",
             description: "any GPU",
             compiled,
             devices,
-        }
+        };
+        Devices(vec![Offer::new(backend, adapters)]).to_string()
     }
 
     #[test]
     fn what_is_missing_says_how_to_get_it() {
-        let text = Devices::of(vec![backend(false, &[])]).to_string();
+        let text = offer(false, &[]);
         assert!(
             text.contains("not in this build") && text.contains("--features wgpu"),
             "{text}"
         );
-        let text = Devices::of(vec![backend(true, &[])]).to_string();
+        let text = offer(true, &[]);
         assert!(
             text.contains("no device") && text.contains("Vulkan"),
             "{text}"
         );
-        let text = Devices::of(vec![backend(true, &["wgpu:0", "wgpu:1"])]).to_string();
-        assert!(
-            text.contains("ready") && text.contains("--device wgpu:0, wgpu:1"),
-            "{text}"
-        );
-        assert!(!text.contains("build with it"), "{text}");
+    }
+
+    #[test]
+    fn a_device_is_told_with_what_is_known_of_it() {
+        let text = offer(true, &["wgpu:0", "wgpu:1"]);
+        for part in [
+            "ready",
+            "--device wgpu:0\n",
+            "--device wgpu:1\n",
+            "Tender 4, discrete GPU",
+            "steam 1829",
+            "8.0 GiB",
+            "f32, f16",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        for part in ["build with it", "threads", "largest tensor"] {
+            assert!(!text.contains(part), "{part}: {text}");
+        }
     }
 
     #[test]
     fn the_default_device_is_ready() {
-        let Devices(offers) = Devices::find();
+        let Devices(offers) = Devices::find().unwrap();
         let default = offers
             .iter()
             .find(|offer| offer.backend.name == device::default_name());
-        assert_eq!(default.unwrap().hint, None);
+        let default = default.unwrap();
+        assert_eq!((default.hint.as_ref(), default.adapters.len()), (None, 1));
     }
 }

@@ -116,6 +116,31 @@ pub enum InferError {
         /// The mean loss of a token.
         nats: f64,
     },
+    /// A device of a comparison could not be measured.
+    #[error("{name} failed: {reason}")]
+    DeviceFailed {
+        /// The device, and the type of its weights.
+        name: String,
+        /// Why, in a sentence.
+        reason: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// A device of a comparison computes something else.
+    #[error("{name} differs from {reference} in {fault}{}", and_more(*more))]
+    Differs {
+        /// The device, and the type of its weights.
+        name: String,
+        /// What it is compared with.
+        reference: String,
+        /// Where, by how much, and how much is allowed.
+        fault: String,
+        /// Places beside that one that exceed their tolerance, of all devices.
+        more: usize,
+    },
+    /// A process cannot be started or heard.
+    #[error("a process for a device cannot be run: {0}")]
+    Process(io::Error),
     /// Standard input cannot be read as text.
     #[error("the prompt cannot be read from standard input: {0}")]
     Input(io::Error),
@@ -134,6 +159,13 @@ impl From<CheckpointError> for InferError {
 /// How a command needs less memory.
 pub(crate) const LESS_MEMORY: &str =
     "take fewer sequences at once (--batch) or shorter ones, or hold the weights in --dtype bf16";
+fn and_more(more: usize) -> String {
+    match more {
+        0 => String::new(),
+        1 => " (and in one more place)".to_owned(),
+        more => format!(" (and in {more} more places)"),
+    }
+}
 
 impl InferError {
     /// What to do about it, where there is something.
@@ -166,7 +198,12 @@ impl InferError {
             Self::Context { .. } => "leave --context out for the model's own, up to 2048",
             Self::BenchTooLong { .. } => "lower --prompt-tokens or --new-tokens",
             Self::NotEmpty { .. } => "give another folder, or empty this one",
+            Self::DeviceFailed { hint, .. } => return hint.clone(),
+            Self::Differs { .. } => {
+                "the first part that differs by itself is the one to look at; what comes later may follow from it; --html FILE shows all layers, and --tolerance allows more"
+            }
             Self::Missing { .. }
+            | Self::Process(_)
             | Self::Read { .. }
             | Self::Write { .. }
             | Self::Input(_)

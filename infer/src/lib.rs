@@ -1,11 +1,13 @@
 //! Evaluates and samples Firebox checkpoints on any Burn backend.
 //!
 //! [`engine`] opens a checkpoint on a device; [`eval`] measures it on text, [`generate`] lets it write, [`trace`]
-//! writes down everything that it computes, and [`export`] stores it in another type or in shards.
+//! writes down everything that it computes, [`compare`] finds what differs between devices, and [`export`] stores it in
+//! another type or in shards.
 //! [`cli`] is the command line around them.
 
 pub mod bench;
 pub mod cli;
+pub mod compare;
 pub mod devices;
 pub mod engine;
 mod error;

@@ -141,7 +141,7 @@ impl Computed {
             Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device)
         };
         let shape = [tokens.batch, tokens.sequence];
-        let trace = model.trace(ids(tokens.ids.clone(), shape), &tokens.valid);
+        let trace = model.trace(ids(tokens.ids.clone(), shape), Some(&tokens.valid));
 
         let (targets, counted) = tokens.targets();
         let cross_entropy = cross_entropy_sum(

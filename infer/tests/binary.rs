@@ -141,8 +141,17 @@ fn devices_are_listed() {
             backend["hint"].is_null(),
             !backend["devices"].as_array().unwrap().is_empty()
         );
+        let devices = backend["devices"].as_array().unwrap();
+        let adapters = backend["adapters"].as_array().unwrap();
+        assert_eq!(adapters.len(), devices.len());
+        for (adapter, device) in adapters.iter().zip(devices) {
+            assert_eq!(&adapter["device"], device);
+            let dtypes = adapter["dtypes"].as_array().unwrap();
+            assert!(dtypes.contains(&"f32".into()), "{adapter}");
+        }
     }
-    assert_eq!(json.as_array().unwrap().len(), 4);
+    let known = firebox_model::device::backends().len();
+    assert_eq!(json.as_array().unwrap().len(), known);
 }
 
 #[test]

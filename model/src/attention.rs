@@ -5,7 +5,9 @@ use burn::tensor::{Bool, Tensor};
 
 use crate::cache::LayerCache;
 use crate::config::{ModelConfig, QkNorm};
-use crate::kernels::{causal_attention, linear, masked_attention, split_heads};
+use crate::kernels::{
+    causal_attention, has_cached_attention, linear, masked_attention, split_heads,
+};
 use crate::norm::RmsNorm;
 use crate::parameters::{Initial, ParameterSource};
 use crate::rotary::Rotary;
@@ -119,6 +121,9 @@ impl Attention {
             (None, Some(cache)) if cache.is_empty() => {
                 cache.append(turned(key.clone()), split(value.clone()));
                 causal_attention(query, key, value, batch, rotary)
+            }
+            (None, Some(cache)) if has_cached_attention(&query, rotary.positions()) => {
+                cache.attend(query, key, value, rotary)
             }
             (mask, Some(cache)) => {
                 let (keys, values) = cache.append(turned(key), split(value));

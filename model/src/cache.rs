@@ -3,6 +3,8 @@
 use burn::tensor::{Device, Tensor};
 
 use crate::config::ModelConfig;
+use crate::kernels::cached_attention;
+use crate::rotary::Rotary;
 
 /// Keys and values of one layer, allocated once for the longest sequence.
 #[derive(Debug, Clone)]
@@ -16,6 +18,30 @@ impl LayerCache {
     /// Whether it holds no position yet.
     pub fn is_empty(&self) -> bool {
         self.length == 0
+    }
+
+    /// Adds a few new positions, and attends over all so far.
+    ///
+    /// # Shapes
+    ///
+    /// - `query`, output: `[batch · new, heads · head_dim]`
+    /// - `key`, `value`: `[batch · new, kv_heads · head_dim]`; queries and keys are not turned yet
+    ///
+    /// # Panics
+    ///
+    /// When the capacity is exceeded, or there is no kernel for it; see
+    /// [`has_cached_attention`](crate::kernels::has_cached_attention).
+    pub(crate) fn attend(
+        &mut self,
+        query: Tensor<2>,
+        key: Tensor<2>,
+        value: Tensor<2>,
+        rotary: &Rotary,
+    ) -> Tensor<2> {
+        let cache = [&mut self.keys, &mut self.values];
+        let attended = cached_attention(query, key, value, rotary, cache, self.length);
+        self.length += rotary.positions();
+        attended
     }
 
     /// Adds the keys and values of new positions, and returns those of all positions so far.

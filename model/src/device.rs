@@ -185,6 +185,24 @@ pub fn backends() -> Vec<Backend> {
 ///
 /// When the name is unknown, this build lacks the backend, or the machine lacks the adapter.
 pub fn select(name: &str) -> Result<Device, DeviceError> {
+    let (backend, index) = check(name)?;
+    let mut found = adapters(backend);
+    if index >= found.len() {
+        return Err(DeviceError::NoAdapter {
+            name: name.to_owned(),
+            backend,
+            found: found.len(),
+        });
+    }
+    Ok(found.swap_remove(index))
+}
+
+/// Backend and index of a name, without a look at the machine.
+///
+/// # Errors
+///
+/// When the name is unknown, or this build lacks the backend.
+pub fn check(name: &str) -> Result<(&'static str, usize), DeviceError> {
     let unknown = || DeviceError::Unknown {
         name: name.to_owned(),
     };
@@ -196,25 +214,16 @@ pub fn select(name: &str) -> Result<Device, DeviceError> {
         .iter()
         .find(|known| known.name == backend)
         .ok_or_else(unknown)?;
-    let backend = known.name;
     if name.contains(':') && !known.numbered {
         return Err(unknown());
     }
-    if !known.compiled {
-        return Err(DeviceError::NotCompiled {
+    match known.compiled {
+        true => Ok((known.name, index)),
+        false => Err(DeviceError::NotCompiled {
             name: name.to_owned(),
-            backend,
-        });
+            backend: known.name,
+        }),
     }
-    let mut found = adapters(backend);
-    if index >= found.len() {
-        return Err(DeviceError::NoAdapter {
-            name: name.to_owned(),
-            backend,
-            found: found.len(),
-        });
-    }
-    Ok(found.swap_remove(index))
 }
 
 /// The devices of one backend; none where this build lacks it.

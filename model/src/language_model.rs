@@ -9,7 +9,10 @@ use crate::block::Block;
 use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
-use crate::kernels::linear;
+use crate::kernels::awake::awake;
+use crate::kernels::host::is_host;
+use crate::kernels::weights::FEW;
+use crate::kernels::{linear, linear_transposed};
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::parameters::{Initial, ParameterSource, RandomParameters};
@@ -114,22 +117,23 @@ impl LanguageModel {
         ModelOutput { logits, routing }
     }
 
-    /// The same with everything on the way, for comparison with another implementation. Padding may stand
-    /// anywhere in a row: no token sees it, and what is computed for it means nothing.
+    /// The same with everything on the way, for comparison with another implementation. With `valid`, padding may
+    /// stand anywhere in a row: no token sees it, and what is computed for it means nothing. Without, the arithmetic
+    /// is that of [`forward`](Self::forward) to the last bit.
     ///
     /// # Shapes
     ///
     /// - `tokens`: `[batch, sequence]`, each below `vocabulary`
-    /// - `valid`: `batch · sequence` values, false for padding
+    /// - `valid`: `batch · sequence` values, false for padding; `None` where there is none
     ///
     /// # Panics
     ///
     /// When a sequence is longer than the context, or `valid` of another length.
-    pub fn trace(&self, tokens: Tensor<2, Int>, valid: &[bool]) -> Trace {
+    pub fn trace(&self, tokens: Tensor<2, Int>, valid: Option<&[bool]>) -> Trace {
         let [batch, sequence] = tokens.dims();
         let whole = |hidden: Tensor<2>| hidden.reshape([batch, sequence, self.config.d_model]);
         let mut stream = Vec::with_capacity(self.config.layers + 1);
-        let (hidden, routing) = self.hidden(tokens, Some(valid), None, |x| {
+        let (hidden, routing) = self.hidden(tokens, valid, None, |x| {
             stream.push(whole(x.clone()));
         });
         // The last norm belongs to the last state.
@@ -166,11 +170,18 @@ impl LanguageModel {
     /// When the cache has no room for them; see [`KeyValueCache::remaining`].
     pub fn decode(&self, tokens: Tensor<2, Int>, cache: &mut KeyValueCache) -> Tensor<2> {
         let [batch, new] = tokens.dims();
-        let (hidden, _) = self.hidden(tokens, None, Some(cache), |_| ());
-        let last = hidden
-            .reshape([batch, new, self.config.d_model])
-            .narrow(1, new - 1, 1);
-        self.logits(last.squeeze_dim::<2>(1))
+        let few = batch * new <= FEW && is_host(&tokens.device());
+        let work = || {
+            let (hidden, _) = self.hidden(tokens, None, Some(cache), |_| ());
+            let last = hidden
+                .reshape([batch, new, self.config.d_model])
+                .narrow(1, new - 1, 1);
+            self.logits(last.squeeze_dim::<2>(1))
+        };
+        match few {
+            true => awake(work),
+            false => work(),
+        }
     }
 
     /// Sets the selection bias of every router, in the order of the layers that have one; see
@@ -226,11 +237,7 @@ impl LanguageModel {
         let rotary = Rotary::new(past, new, config.head_dim, config.rope_theta, &device);
         let mask = valid.map(|valid| padding_mask(valid, batch, new, &device));
 
-        let mut x = self
-            .embedding
-            .val()
-            .select(0, tokens.flatten::<1>(0, 1))
-            .cast(DType::F32);
+        let mut x = self.embedded(tokens);
         observe(&x);
         let mut routing = Vec::with_capacity(config.layers);
         for (layer, block) in self.blocks.iter().enumerate() {
@@ -243,10 +250,16 @@ impl LanguageModel {
         (self.norm.forward(x), routing)
     }
 
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+    /// `[batch · sequence, d_model]`
+    pub(crate) fn embedded(&self, tokens: Tensor<2, Int>) -> Tensor<2> {
+        let rows = self.embedding.val().select(0, tokens.flatten::<1>(0, 1));
+        rows.cast(DType::F32)
+    }
+
+    pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         match &self.head {
             Some(head) => linear(hidden, head.val()),
-            None => linear(hidden, self.embedding.val().transpose()),
+            None => linear_transposed(hidden, self.embedding.val()),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! written by [`checkpoint`], and [`accounting`] says what a configuration costs without allocating it.
 
 pub mod accounting;
+pub mod adapter;
 pub mod allocator;
 pub mod attention;
 pub mod batch;
@@ -20,10 +21,12 @@ pub mod generate;
 pub mod kernels;
 pub mod language_model;
 pub mod loss;
+pub mod memory;
 pub mod moe;
 pub mod norm;
 pub mod number;
 pub mod parameters;
+pub mod parts;
 pub mod report;
 pub mod rotary;
 pub mod terminal;

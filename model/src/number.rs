@@ -15,6 +15,12 @@ pub trait Number: Element + Copy + Default + PartialEq + Send + Sync {
 
     /// The same number in f32.
     fn widen(self) -> f32;
+
+    /// These numbers as they stand, where they are f32 already.
+    fn as_f32(values: &[Self]) -> Option<&[f32]> {
+        let _ = values;
+        None
+    }
 }
 
 impl Number for f32 {
@@ -28,6 +34,10 @@ impl Number for f32 {
     #[inline(always)]
     fn widen(self) -> f32 {
         self
+    }
+
+    fn as_f32(values: &[Self]) -> Option<&[f32]> {
+        Some(values)
     }
 }
 

@@ -15,6 +15,7 @@ use firebox_model::moe::balance::{BatchLoad, per_layer, pooled};
 use firebox_model::moe::{MixtureOfExperts, Routing};
 use firebox_model::on_every_device;
 use firebox_model::parameters::{MapParameter, RandomParameters, map};
+use firebox_model::parts::{Observer, Part, Place, observed, places};
 use firebox_tests::models::{model, sequences, tiny, with_experts};
 use firebox_tests::tensors::relative_error;
 use firebox_train::gradient::{BatchResult, forward_backward};
@@ -24,6 +25,7 @@ on_every_device!(
     the_auxiliary_losses_are_in_the_gradient_and_not_in_the_loss,
     a_token_does_not_depend_on_its_neighbours_in_the_batch,
     decoding_with_the_cache_equals_one_forward_pass,
+    the_parts_one_by_one_are_the_whole,
     every_k_is_the_weighted_sum_of_the_chosen_experts_and_k_equal_e_the_dense_sum,
     one_expert_is_the_dense_feed_forward_with_the_same_weights,
     the_order_of_experts_changes_nothing,
@@ -300,4 +302,40 @@ fn evaluation_is_repeatable_and_leaves_the_model_as_it_was(device: Device) {
     let all_at_once = evaluate(5);
     assert!((first.nats_per_token - all_at_once.nats_per_token).abs() < 1e-6);
     assert_eq!(model.router_bias()[1][0], 0.1);
+}
+
+/// Notes the places that it sees, and changes nothing.
+struct Places(Vec<Place>);
+
+impl Observer for Places {
+    fn values(&mut self, place: Place, computed: Tensor<2>) -> Tensor<2> {
+        self.0.push(place);
+        computed
+    }
+
+    fn choice(
+        &mut self,
+        layer: usize,
+        experts: Vec<u32>,
+        weights: Tensor<2>,
+    ) -> (Vec<u32>, Tensor<2>) {
+        let layer = Some(layer);
+        self.0
+            .extend([Part::Choice, Part::Weights].map(|part| Place { layer, part }));
+        (experts, weights)
+    }
+}
+
+fn the_parts_one_by_one_are_the_whole(device: Device) {
+    for config in [tiny(), tiny().dense_twin()] {
+        let model = model(&config, &device);
+        let tokens = Batch::new(&sequences(&config, 3, 12, &[]), &device).tokens;
+        let mut seen = Places(Vec::new());
+        let parts = observed(&model, tokens.clone(), &mut seen);
+        assert_eq!(seen.0, places(&config));
+        let whole = model.forward(tokens.clone()).logits.flatten::<2>(0, 1);
+        close("parts", &parts, &whole);
+        let trace = model.trace(tokens, None).output.logits.flatten::<2>(0, 1);
+        assert_eq!(values(&trace), values(&whole), "a trace without padding");
+    }
 }

@@ -2,16 +2,19 @@
 //! FLOPs and beside the machine's own matrix product.
 
 mod text;
+mod vary;
 
 use std::time::Instant;
 
 use burn::module::Module;
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::Device;
 use firebox_model::accounting::Accounting;
 use firebox_model::batch::Sequence;
 use firebox_model::config::{FeedForwardKind, ModelConfig};
 use firebox_model::device;
+use firebox_model::kernels::matrix_peak;
 use firebox_model::language_model::LanguageModel;
+use firebox_model::memory;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
@@ -20,6 +23,7 @@ use crate::config::RunConfig;
 use crate::error::TrainError;
 use crate::gradient::forward_backward;
 use crate::optimizer::{AdamW, clip_scale};
+pub use vary::{Row, Variation, vary};
 
 /// How to measure.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,7 +156,7 @@ fn speed(
         tokens_per_second: tokens as f64 / step_seconds,
         flops_per_second,
         share_of_peak: flops_per_second / matrix_peak,
-        peak_memory: peak_memory(),
+        peak_memory: memory::peak(),
     }
 }
 
@@ -175,32 +179,9 @@ fn wait_for(model: &LanguageModel) {
     let _ = gain.into_data();
 }
 
-/// The best of several products of square matrices, in FLOP/s.
-fn matrix_peak(device: &Device) -> f64 {
-    let speeds = [1024, 2048].into_iter().flat_map(|size| {
-        let random = || Tensor::<2>::random([size, size], Distribution::Default, device);
-        let (a, b) = (random(), random());
-        (0..6).map(move |_| {
-            let started = Instant::now();
-            let product = a.clone().matmul(b.clone());
-            let _ = product.narrow(0, 0, 1).narrow(1, 0, 1).into_data();
-            2.0 * (size as f64).powi(3) / started.elapsed().as_secs_f64()
-        })
-    });
-    speeds.fold(0.0, f64::max)
-}
-
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// The high-water mark of the process's resident memory, which Linux keeps.
-pub(crate) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
 }
 
 #[cfg(test)]

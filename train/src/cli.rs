@@ -12,7 +12,7 @@ use firebox_model::device;
 use firebox_model::failure::guard;
 use firebox_model::terminal::print;
 
-use crate::bench::{BenchOptions, bench};
+use crate::bench::{BenchOptions, bench, vary};
 use crate::check::Report;
 use crate::compare::{
     COMPARE_DEVICE, CompareError, CompareOptions, TOLERANCE, compare, print_line, record,
@@ -69,7 +69,8 @@ enum Command {
     /// machine's matrix product, memory, and the same of the dense twin of equal active FLOPs.
     #[command(after_help = "Examples:\n  \
         cargo train bench configs/reference.toml\n  \
-        cargo train bench configs/quickstart.toml --device wgpu --steps 3 --json")]
+        cargo train bench configs/quickstart.toml --device wgpu --steps 3 --json\n  \
+        cargo train bench configs/reference.toml --vary model.experts.count=4,8,16,32    what a token costs")]
     Bench(BenchArgs),
     /// Take the same steps on several devices, and show where they part: loss, gradient and router load by step,
     /// speed, memory.
@@ -99,6 +100,12 @@ struct ConfigArgs {
 impl ConfigArgs {
     fn load(&self) -> Result<RunConfig, ConfigError> {
         load(&self.config, &self.set)
+    }
+
+    /// With one more value over the file's.
+    fn load_with(&self, set: String) -> Result<RunConfig, ConfigError> {
+        let sets: Vec<String> = self.set.iter().cloned().chain([set]).collect();
+        load(&self.config, &sets)
     }
 }
 
@@ -173,6 +180,9 @@ struct BenchArgs {
     /// Leave the dense twin out.
     #[arg(long)]
     no_twin: bool,
+    /// Measure once for each of several values of a key, without the twin.
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = variants)]
+    vary: Option<Variants>,
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -231,6 +241,29 @@ impl CompareArgs {
 }
 
 /// A number above zero.
+/// A key, and values for it.
+#[derive(Debug, Clone)]
+struct Variants {
+    key: String,
+    values: Vec<String>,
+}
+
+fn variants(text: &str) -> Result<Variants, String> {
+    let example = "a key and values are needed, such as model.experts.count=4,8,16";
+    let (key, values) = text.split_once('=').ok_or(example)?;
+    let values: Vec<String> = values
+        .split(',')
+        .map(|value| value.trim().to_owned())
+        .collect();
+    if values.iter().any(String::is_empty) {
+        return Err(example.to_owned());
+    }
+    Ok(Variants {
+        key: key.trim().to_owned(),
+        values,
+    })
+}
+
 fn share(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(share) if share > 0.0 && f64::is_finite(share) => Ok(share),
@@ -321,15 +354,27 @@ impl Cli {
                     steps: args.steps as usize,
                     twin: !args.no_twin,
                 };
-                let config = args.config.load()?;
-                allocator::working(&options.device, LESS_MEMORY);
-                let measured = guard(&options.device, || bench(&config, &options));
-                let measured = measured.map_err(|failure| TrainError::Computation {
+                let failed = |failure| TrainError::Computation {
                     step: None,
                     failure,
                     checkpoint: None,
-                })?;
-                present(&measured?, args.json)
+                };
+                if let Some(Variants { key, values }) = args.vary {
+                    let configs = values.into_iter().map(|value| {
+                        let config = args.config.load_with(format!("{key}={value}"))?;
+                        Ok((value, config))
+                    });
+                    let configs = configs.collect::<Result<_, ConfigError>>()?;
+                    allocator::working(&options.device, LESS_MEMORY);
+                    let measured = guard(&options.device, || {
+                        vary(&key, configs, &options.device, options.steps)
+                    });
+                    return present(&measured.map_err(failed)??, args.json);
+                }
+                let config = args.config.load()?;
+                allocator::working(&options.device, LESS_MEMORY);
+                let measured = guard(&options.device, || bench(&config, &options));
+                present(&measured.map_err(failed)??, args.json)
             }
             Command::Compare(args) => args.execute(self.threads),
             Command::CompareDevice(args) => {

@@ -42,6 +42,13 @@ impl Precision {
         }
     }
 
+    /// The one of a tensor of this type; `None` where it is none of them.
+    pub fn of_tensor(dtype: DType) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|precision| precision.tensor_type() == dtype)
+    }
+
     /// As in the header of a safetensors file.
     pub(super) fn dtype(self) -> Dtype {
         match self {

@@ -11,6 +11,10 @@ use std::borrow::Cow;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, DispatchDevice, TensorMetadata};
 use burn::tensor::{Device, Shape};
+#[cfg(feature = "flex")]
+use {crate::number::Number, burn::backend::flex::FlexTensor, burn::tensor::DType, bytemuck::Pod};
+
+use super::weights::Held;
 
 /// Whether tensors of a device lie in this machine's memory, where the kernels over slices work on them.
 pub fn is_host(device: &Device) -> bool {
@@ -27,6 +31,9 @@ pub fn is_host(device: &Device) -> bool {
 pub trait Host: Backend {
     /// Values in row-major order; copied only where they do not lie so.
     fn values(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]>;
+
+    /// Values of weights, in whatever type they are held; copied only where they do not lie in row-major order.
+    fn weights(tensor: &FloatTensor<Self>) -> Held<'_>;
 
     /// Values to be changed in place; copied only where someone else holds the tensor too.
     fn into_values(tensor: FloatTensor<Self>) -> Vec<f32>;
@@ -48,6 +55,20 @@ impl Host for burn::backend::Flex {
         }
     }
 
+    fn weights(tensor: &FloatTensor<Self>) -> Held<'_> {
+        fn values<T: Number + Pod>(tensor: &FlexTensor) -> Cow<'_, [T]> {
+            match tensor.as_slice() {
+                Some(values) => Cow::Borrowed(values),
+                None => Cow::Owned(tensor.to_contiguous().storage().to_vec()),
+            }
+        }
+        match tensor.dtype() {
+            DType::BF16 => Held::Bf16(values(tensor)),
+            DType::F16 => Held::F16(values(tensor)),
+            _ => Held::F32(values(tensor)),
+        }
+    }
+
     fn into_values(tensor: FloatTensor<Self>) -> Vec<f32> {
         let data = tensor.into_data();
         data.into_vec().expect("f32, as it was made")
@@ -65,7 +86,7 @@ impl Host for burn::backend::Flex {
     }
 
     fn tensor(values: Vec<f32>, shape: Shape) -> FloatTensor<Self> {
-        burn::backend::flex::FlexTensor::from_data(burn::tensor::TensorData::new(values, shape))
+        FlexTensor::from_data(burn::tensor::TensorData::new(values, shape))
     }
 }
 
@@ -80,6 +101,10 @@ impl Host for burn::backend::NdArray {
             Some(values) => Cow::Borrowed(values),
             None => Cow::Owned(view.iter().copied().collect()),
         }
+    }
+
+    fn weights(tensor: &FloatTensor<Self>) -> Held<'_> {
+        Held::F32(Self::values(tensor))
     }
 
     fn into_values(tensor: FloatTensor<Self>) -> Vec<f32> {

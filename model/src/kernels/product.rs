@@ -141,6 +141,37 @@ pub fn product(
     }
 }
 
+/// `output ← scale · a b` into memory without values yet, where the rows stand `stride` values apart. Else as
+/// [`product`].
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn product_into_columns(
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    scale: f32,
+    output: &mut [MaybeUninit<f32>],
+    stride: usize,
+) {
+    let (m, n) = (a.rows, b.columns);
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(
+        stride >= n && output.len() >= (m - 1) * stride + n,
+        "[{m}, {n}] with rows {stride} apart into {} values",
+        output.len()
+    );
+    // SAFETY: the output holds the rows, as was asserted, and is borrowed alone; where a product replaces, nothing
+    // is read from it.
+    #[allow(unsafe_code)]
+    unsafe {
+        let output = output.as_mut_ptr().cast();
+        multiply(a, b, scale, Into::Replace, output, stride);
+    }
+}
+
 /// `output ← scale · a b` into memory without values yet, which saves filling it with zeros first. Else as
 /// [`product`].
 ///
@@ -157,11 +188,10 @@ pub fn product_into_new<'a>(
 ) -> &'a mut [f32] {
     let (m, n) = (a.rows, b.columns);
     assert_eq!(output.len(), m * n, "[{m}, {n}]");
-    // SAFETY: the output holds the rows, as was asserted, and is borrowed alone; where a product replaces,
-    // nothing is read from it and all of it is written.
+    product_into_columns(a, b, scale, output, n);
+    // SAFETY: the output has the size of the product, as was asserted, so that all of it was written.
     #[allow(unsafe_code)]
     unsafe {
-        multiply(a, b, scale, Into::Replace, output.as_mut_ptr().cast(), n);
         output.assume_init_mut()
     }
 }

@@ -7,6 +7,8 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
+use crate::number::Number;
+
 /// Runs `work`, compiled once for each level of vector instructions, at the widest level of this machine.
 ///
 /// What is to profit must be inlined into `work`: mark the closure and the functions that it calls
@@ -28,6 +30,28 @@ pub fn vectorized<R>(work: impl FnMut() -> R) -> R {
 
     Arch::new().dispatch(Work(work))
 }
+
+/// Tells the memory that what lies `ahead` values after these will be read soon; there may be nothing.
+#[inline(always)]
+pub fn prefetch<T>(values: &[T], ahead: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for place in (0..values.len()).step_by(LINE / size_of::<T>()) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let pointer = values.as_ptr().wrapping_add(ahead + place);
+        // SAFETY: a hint, which reads nothing and is ignored where it points to no memory; every processor of this
+        // architecture has it.
+        #[allow(unsafe_code)]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(pointer.cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, ahead);
+}
+
+/// Bytes that memory delivers at a time.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
 
 /// Partial sums that are kept side by side; two of the widest vectors, since an addition takes its time.
 const LANES: usize = 32;
@@ -57,6 +81,23 @@ pub fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     }
     for (lane, &value) in lanes.iter_mut().zip(rest) {
         *lane += term(value);
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// `Σ a[i] b[i]`
+#[inline(always)]
+pub fn dot<T: Number>(a: &[f32], b: &[T]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] += a[lane] * b[lane].widen();
+        }
+    }
+    for (lane, (&a, &b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *lane += a * b.widen();
     }
     fold(lanes, |a, b| a + b)
 }
@@ -108,6 +149,8 @@ mod tests {
         fn every_length(values in prop::collection::vec(-1f32..1.0, 0..150)) {
             let exact: f64 = values.iter().map(|&value| f64::from(value)).sum();
             prop_assert!((f64::from(sum(&values, |value| value)) - exact).abs() < 1e-5);
+            let squares: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
+            prop_assert!((f64::from(dot(&values, &values)) - squares).abs() < 1e-5);
             let cubes: f64 = values.iter().map(|&value| f64::from(value).powi(3)).sum();
             let found = sum_of_products(&values, &values, &values);
             prop_assert!((f64::from(found) - cubes).abs() < 1e-5);

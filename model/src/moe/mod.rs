@@ -77,3 +77,86 @@ impl MixtureOfExperts {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use burn::backend::{Backend, Dispatch};
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::config::{BalanceKind, ExpertsConfig, FeedForwardKind, QkNorm, RouterConfig};
+    use crate::kernels::host::is_host;
+    use crate::kernels::testing::{devices, wave};
+    use crate::parameters::RandomParameters;
+
+    fn config() -> ModelConfig {
+        ModelConfig {
+            vocabulary: 16,
+            layers: 1,
+            d_model: 8,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 8,
+            context: 64,
+            rope_theta: 10_000.0,
+            norm_epsilon: 1e-5,
+            tied_embeddings: false,
+            initializer_range: 0.3,
+            qk_norm: QkNorm::None,
+            feed_forward: FeedForwardKind::Moe,
+            dense: None,
+            experts: ExpertsConfig {
+                count: 4,
+                per_token: 2,
+                d_ff: 8,
+            },
+            router: RouterConfig {
+                normalize: true,
+                balance: BalanceKind::PerLayer,
+                balance_coefficient: 0.01,
+                z_coefficient: 0.0,
+                bias_update_rate: 0.0,
+            },
+        }
+    }
+
+    /// Whether `work` reads nothing from a graphics device: while that records, it refuses readings.
+    fn reads_nothing(device: &Device, mut work: impl FnMut()) -> bool {
+        let dispatch = device.as_dispatch();
+        Dispatch::graph_prepare(dispatch).unwrap();
+        work(); // compiles what it launches
+        Dispatch::sync(dispatch).unwrap();
+        Dispatch::graph_start_capture(dispatch).unwrap();
+        let done = catch_unwind(AssertUnwindSafe(work));
+        let recorded = Dispatch::graph_stop_capture(dispatch);
+        done.is_ok() && recorded.is_ok()
+    }
+
+    #[test]
+    fn nothing_is_read_back_in_the_forward_and_backward_pass() {
+        let config = config();
+        for device in devices().into_iter().filter(|device| !is_host(device)) {
+            let autodiff = device.clone().autodiff();
+            let mut source = RandomParameters {
+                seed: 3,
+                device: &autodiff,
+            };
+            let Ok(mixture) = MixtureOfExperts::new(&config, 0, "mixture", &mut source);
+            let mixture = mixture.train();
+            let x = wave([40, 8], 0.1, &autodiff).require_grad();
+            let pass = || {
+                let (output, routing) = mixture.forward(x.clone());
+                let load = routing.plan.load(None);
+                drop((output.sum() + load.sum()).backward());
+            };
+            assert!(reads_nothing(&device, pass));
+            let reading = || {
+                let data = x.clone().inner().sum().into_data();
+                assert_eq!(data.iter::<f32>().count(), 1);
+            };
+            assert!(!reads_nothing(&device, reading), "a reading is refused");
+        }
+    }
+}

@@ -23,6 +23,8 @@ pub struct Series {
     pub name: String,
     /// x and y; a y that is no finite number leaves a gap.
     pub points: Vec<(f64, f64)>,
+    color: Option<usize>,
+    dashed: bool,
 }
 
 impl Series {
@@ -31,7 +33,34 @@ impl Series {
         Self {
             name: name.into(),
             points: points.into_iter().collect(),
+            color: None,
+            dashed: false,
         }
+    }
+
+    /// The colour of this number in place of that of its place among the lines, so that several lines of one thing
+    /// share one.
+    pub fn color(mut self, number: usize) -> Self {
+        self.color = Some(number);
+        self
+    }
+
+    /// Broken, to be told from another line of the same colour.
+    pub fn dashed(mut self) -> Self {
+        self.dashed = true;
+        self
+    }
+
+    /// Its classes in the style sheet: of the line, and of its points.
+    fn classes(&self, place: usize) -> (String, String) {
+        let number = self.color.unwrap_or(place);
+        let color = format!("color{}", number % COLORS);
+        let broken = if self.dashed || number >= COLORS {
+            " dashed"
+        } else {
+            ""
+        };
+        (format!("line {color}{broken}"), color)
     }
 }
 
@@ -103,7 +132,7 @@ impl Chart {
                 h3 { (self.title) }
                 p.legend {
                     @for (number, series) in self.series.iter().enumerate() {
-                        span { svg.swatch viewBox="0 0 24 8" { path class=(line_class(number)) d="M0 4H24" {} } (series.name) }
+                        span { svg.swatch viewBox="0 0 24 8" { path class=(series.classes(number).0) d="M0 4H24" {} } (series.name) }
                     }
                     @for (name, _) in &self.limits {
                         span { svg.swatch viewBox="0 0 24 8" { path.limit d="M0 4H24" {} } (name) }
@@ -127,10 +156,10 @@ impl Chart {
                         }
                     }
                     @for (number, series) in self.series.iter().enumerate() {
-                        path class=(line_class(number)) d=(line(series.points.iter().map(at))) {}
+                        path class=(series.classes(number).0) d=(line(series.points.iter().map(at))) {}
                         @if series.points.len() <= MARKED {
                             @for (point, (left, top)) in series.points.iter().filter_map(|point| Some((point, at(point)?))) {
-                                circle class=(color_class(number)) cx=(format!("{left:.1}")) cy=(format!("{top:.1}")) r="3" {
+                                circle class=(series.classes(number).1) cx=(format!("{left:.1}")) cy=(format!("{top:.1}")) r="3" {
                                     title { (series.name) ": " (self.x_label) " " (point.0) ", " (super::brief(point.1)) }
                                 }
                             }
@@ -141,15 +170,6 @@ impl Chart {
             }
         }
     }
-}
-
-fn color_class(number: usize) -> String {
-    format!("color{}", number % COLORS)
-}
-
-fn line_class(number: usize) -> String {
-    let dashed = if number < COLORS { "" } else { " dashed" };
-    format!("line {}{dashed}", color_class(number))
 }
 
 /// The path through the points that have a place, begun anew after each that has none.

@@ -29,7 +29,8 @@ impl Verdict {
         }
     }
 
-    fn mark(self) -> &'static str {
+    /// The same as a character, so that no colour is needed.
+    pub fn mark(self) -> &'static str {
         match self {
             Self::Good => "✓",
             Self::Notable => "•",

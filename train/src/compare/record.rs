@@ -7,12 +7,12 @@ use burn::tensor::{Tensor, TensorData};
 use firebox_model::allocator;
 use firebox_model::device;
 use firebox_model::failure::guard;
+use firebox_model::memory;
 use firebox_model::moe::stats::LayerHealth;
 use firebox_model::parameters::{MapParameter, map};
 use firebox_model::terminal::print;
 use serde::{Deserialize, Serialize};
 
-use crate::bench::peak_memory;
 use crate::config::RunConfig;
 use crate::data::prepare;
 use crate::error::{LESS_MEMORY, TrainError};
@@ -87,7 +87,7 @@ pub fn record(
                 learning_rate: taken.learning_rate,
                 tokens: taken.tokens,
                 seconds: taken.seconds,
-                peak_memory: peak_memory(),
+                peak_memory: memory::peak(),
                 layers: taken.layers,
             };
             done(&record).map_err(TrainError::Output)?;

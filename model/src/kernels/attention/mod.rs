@@ -4,6 +4,7 @@
 #![allow(deprecated)]
 
 mod backward;
+mod cached;
 mod forward;
 mod reference;
 mod rows;
@@ -20,6 +21,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Tensor};
 
+pub(crate) use cached::{cached_attention, has_cached_attention};
 pub use reference::causal_attention_reference;
 pub(crate) use reference::{masked_attention, split_heads};
 pub use rows::AttentionShape;

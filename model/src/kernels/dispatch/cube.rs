@@ -1,6 +1,9 @@
 //! The dispatch plan in CubeCL kernels: a stable counting sort without atomics, so that every run gives the same
 //! plan.
 
+// Kernels know ranges, but not the adaptors of iterators.
+#![allow(clippy::needless_range_loop)]
+
 use burn::backend::Cube;
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;

@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use super::activation::activate;
 use super::rows::{BLOCK, Block, blocks, combine, even_parts, gather, pieces, room};
 use crate::kernels::dispatch::HostPlan;
-use crate::kernels::product::{Matrix, product_into_new};
+use crate::kernels::weights::{Layout, Weights};
+use crate::number::Number;
 
 /// With fewer tasks than this, the hidden width is cut too, so that a few tokens occupy several cores.
 const TASKS: usize = 16;
@@ -16,19 +17,19 @@ const TASKS: usize = 16;
 /// The least hidden width of a task: with a single token, narrower ones took up to 40 % more processor time.
 const WIDTH: usize = 512;
 
-/// What the experts are given.
+/// What the experts are given; their weights are held in `T`.
 #[derive(Debug, Clone, Copy)]
-pub struct Inputs<'a> {
+pub struct Inputs<'a, T = f32> {
     /// `[tokens, d_model]`
     pub x: &'a [f32],
     /// Router weights, `[tokens, per_token]`.
     pub weights: &'a [f32],
     /// `[experts, d_model, d_ff]`
-    pub gate: &'a [f32],
+    pub gate: &'a [T],
     /// `[experts, d_model, d_ff]`
-    pub up: &'a [f32],
+    pub up: &'a [T],
     /// `[experts, d_ff, d_model]`
-    pub down: &'a [f32],
+    pub down: &'a [T],
     /// Which row goes where.
     pub plan: &'a HostPlan,
     /// Width of the residual stream.
@@ -54,11 +55,12 @@ struct Scratch {
     gate: Vec<f32>,
     up: Vec<f32>,
     hidden: Vec<f32>,
+    panel: Vec<f32>,
 }
 
-impl<'a> Inputs<'a> {
+impl<'a, T: Number> Inputs<'a, T> {
     /// One expert's matrix of a stack, `[d_model, d_ff]` or `[d_ff, d_model]`.
-    pub fn matrix(&self, stack: &'a [f32], expert: usize) -> &'a [f32] {
+    pub fn matrix(&self, stack: &'a [T], expert: usize) -> &'a [T] {
         let size = self.d_model * self.d_ff;
         &stack[expert * size..][..size]
     }
@@ -72,29 +74,28 @@ impl<'a> Inputs<'a> {
         &self,
         block: &Block,
         columns: Range<usize>,
-        scratch_rows: &mut Vec<f32>,
+        [scratch_rows, panel]: [&mut Vec<f32>; 2],
         [gate, up, hidden, answers]: [&mut [MaybeUninit<f32>]; 4],
     ) {
         let (d_model, d_ff) = (self.d_model, self.d_ff);
-        let (count, width) = (block.rows.len(), columns.len());
+        let count = block.rows.len();
         let tokens = &self.plan.token_of_row[block.rows.clone()];
         let rows = gather(self.x, tokens, d_model, room(scratch_rows, count * d_model));
-        let rows = Matrix::new(rows, count, d_model);
         let into = |stack| {
-            let matrix = &self.matrix(stack, block.expert)[columns.start..];
-            Matrix::strided(matrix, d_model, width, d_ff)
+            let matrix = self.matrix(stack, block.expert);
+            Weights::new(matrix, d_model, d_ff, Layout::Inputs).outputs(columns.clone())
         };
-        let gate = product_into_new(rows, into(self.gate), 1.0, gate);
-        let up = product_into_new(rows, into(self.up), 1.0, up);
-        let hidden = Matrix::new(activate(gate, up, hidden), count, width);
-        let down = &self.matrix(self.down, block.expert)[columns.start * d_model..];
-        let down = Matrix::new(&down[..width * d_model], width, d_model);
-        product_into_new(hidden, down, 1.0, answers);
+        let gate = into(self.gate).product(rows, count, panel, gate);
+        let up = into(self.up).product(rows, count, panel, up);
+        let hidden = activate(gate, up, hidden);
+        let down = self.matrix(self.down, block.expert);
+        let down = Weights::new(down, d_ff, d_model, Layout::Inputs).inputs(columns);
+        down.product(hidden, count, panel, answers);
     }
 }
 
 /// Each token's sum of what its experts answer, `[tokens, d_model]`.
-pub fn forward(inputs: &Inputs) -> Vec<f32> {
+pub fn forward<T: Number>(inputs: &Inputs<T>) -> Vec<f32> {
     let (rows, d_model) = (inputs.rows(), inputs.d_model);
     let blocks = blocks(inputs.plan, BLOCK);
     let slices = TASKS.div_ceil(blocks.len().max(1));
@@ -116,7 +117,8 @@ pub fn forward(inputs: &Inputs) -> Vec<f32> {
             let [gate, up, hidden] =
                 [&mut scratch.gate, &mut scratch.up, &mut scratch.hidden].map(|v| room(v, size));
             let places = [gate, up, hidden, answers];
-            inputs.answer(block, columns.clone(), &mut scratch.rows, places);
+            let buffers = [&mut scratch.rows, &mut scratch.panel];
+            inputs.answer(block, columns.clone(), buffers, places);
         },
     );
     // SAFETY: the tasks' pieces fill the answers, and each was written.
@@ -150,7 +152,8 @@ pub fn forward_saving(inputs: &Inputs) -> (Vec<f32>, Saved) {
             |scratch, (((block, gate), up), answers)| {
                 let hidden = room(&mut scratch.hidden, block.rows.len() * d_ff);
                 let places = [gate, up, hidden, answers];
-                inputs.answer(block, 0..d_ff, &mut scratch.rows, places);
+                let buffers = [&mut scratch.rows, &mut scratch.panel];
+                inputs.answer(block, 0..d_ff, buffers, places);
             },
         );
     // SAFETY: the blocks' pieces fill the three, and each was written.

@@ -8,22 +8,33 @@ use super::forward::{self, Inputs, Saved};
 use super::{ExpertsKernels, Operands};
 use crate::kernels::dispatch::Tables;
 use crate::kernels::host::Host;
+use crate::kernels::weights::Held;
+use crate::number::Number;
 
 impl<B: Host> Operands<B> {
-    /// What `work` makes of the operands' values. It runs inside the thread pool as a whole: entering the pool
-    /// anew for each of its steps takes about as long as the steps of a single token.
-    fn with_values<T: Send>(&self, work: impl FnOnce(&Inputs) -> T + Send) -> T {
+    /// What `work` makes of the operands' values, whose weights are f32. It runs inside the thread pool as a whole:
+    /// entering the pool anew for each of its steps takes about as long as the steps of a single token.
+    fn with_values<R: Send>(&self, work: impl FnOnce(&Inputs) -> R + Send) -> R {
+        let [_, _, gate, up, down] = self.tensors.each_ref().map(|tensor| B::values(tensor));
+        self.with([&gate, &up, &down], work)
+    }
+
+    fn with<T: Number, R: Send>(
+        &self,
+        [gate, up, down]: [&[T]; 3],
+        work: impl FnOnce(&Inputs<T>) -> R + Send,
+    ) -> R {
         let Tables::Host(plan) = &self.tables else {
             unreachable!("a CPU backend makes no other");
         };
-        let [x, weights, gate, up, down] = self.tensors.each_ref().map(|tensor| B::values(tensor));
+        let [x, weights] = [0, 1].map(|operand: usize| B::values(&self.tensors[operand]));
         let [_, d_model, d_ff] = self.tensors[2].shape().dims();
         let inputs = Inputs {
             x: &x,
             weights: &weights,
-            gate: &gate,
-            up: &up,
-            down: &down,
+            gate,
+            up,
+            down,
             plan,
             d_model,
             d_ff,
@@ -36,7 +47,19 @@ impl<B: Host> ExpertsKernels for B {
     type Saved = Saved;
 
     fn forward(operands: &Operands<Self>) -> FloatTensor<Self> {
-        let output = operands.with_values(forward::forward);
+        let [_, _, gate, up, down] = operands.tensors.each_ref().map(|t| B::weights(t));
+        let output = match (&gate, &up, &down) {
+            (Held::F32(gate), Held::F32(up), Held::F32(down)) => {
+                operands.with([gate, up, down], forward::forward)
+            }
+            (Held::Bf16(gate), Held::Bf16(up), Held::Bf16(down)) => {
+                operands.with([gate, up, down], forward::forward)
+            }
+            (Held::F16(gate), Held::F16(up), Held::F16(down)) => {
+                operands.with([gate, up, down], forward::forward)
+            }
+            _ => unreachable!("weights of one type, as was checked"),
+        };
         B::tensor(output, operands.tensors[0].shape())
     }
 

@@ -55,8 +55,11 @@ pub fn experts(
     down: Tensor<3>,
     plan: &DispatchPlan,
 ) -> Tensor<2> {
-    if gate.dtype() != DType::F32 {
-        return experts_reference(x, weights, gate, up, down, plan);
+    // Weights of other types than f32 have a kernel on the CPU alone, and no gradient.
+    let device = x.device();
+    if gate.dtype() != DType::F32 && (!is_host(&device) || device.is_autodiff()) {
+        let [gate, up, down] = [gate, up, down].map(|stack| stack.cast(DType::F32));
+        return experts(x, weights, gate, up, down, plan);
     }
     check(&x, &weights, [&gate, &up, &down], plan);
     Tensor::from_dispatch(<Dispatch as ExpertsBackend>::experts(
@@ -128,8 +131,7 @@ pub fn experts_reference(
 /// When the shapes do not fit each other.
 pub fn swiglu(x: Tensor<2>, gate: Tensor<2>, up: Tensor<2>, down: Tensor<2>) -> Tensor<2> {
     let (device, [tokens, _]) = (x.device(), x.dims());
-    // A single token's activations are in cache anyway: handing out the work costs more than it saves.
-    if !is_host(&device) || gate.dtype() != DType::F32 || tokens == 1 {
+    if !is_host(&device) {
         return swiglu_reference(x, gate, up, down);
     }
     experts(
@@ -169,6 +171,11 @@ fn check(x: &Tensor<2>, weights: &Tensor<2>, stacks: [&Tensor<3>; 3], plan: &Dis
     assert_eq!(gate, [experts, d_model, d_ff], "gate");
     assert_eq!(up, [experts, d_model, d_ff], "up");
     assert_eq!(down, [experts, d_ff, d_model], "down");
+    let types = stacks.map(|stack| stack.dtype());
+    assert!(
+        types.iter().all(|&held| held == types[0]),
+        "weights of one type, not {types:?}"
+    );
 }
 
 /// The backends' side of [`experts`].

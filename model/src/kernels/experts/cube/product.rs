@@ -1,9 +1,9 @@
 //! Products of rows sorted by expert with the experts' matrices, in tiles.
 //!
-//! A cube computes a tile of 64 × 64 values; each of its 16 × 16 units keeps 4 × 4 of them in registers, and both
-//! operands pass through shared memory 16 deep. How many tiles of rows an expert has is known on the device alone:
-//! `rows / 64 + experts` of them are launched, which is enough for every load, each cube finds its expert from the
-//! offsets, and those that are left over stop at once.
+//! A cube computes a tile of 64 × 64 values; each of its 8 × 8 units keeps 8 × 8 of them in registers, and both
+//! operands pass through shared memory 16 deep, in vectors of four. How many tiles of rows an expert has is known on
+//! the device alone: `rows / 64 + experts` of them are launched, which is enough for every load, each cube finds its
+//! expert from the offsets, and those that are left over stop at once.
 
 use burn::backend::TensorMetadata;
 use burn_cubecl::tensor::CubeTensor;
@@ -17,14 +17,17 @@ const TILE: usize = 64;
 /// How deep a step of the sum goes.
 const DEPTH: usize = 16;
 /// Units along each side of a tile.
-const SIDE: usize = 16;
+const SIDE: usize = 8;
+/// Units of a cube.
+const UNITS: usize = SIDE * SIDE;
 /// Rows and columns of a unit.
 const UNIT: usize = TILE / SIDE;
-/// Values of each operand that a unit brings to shared memory in a step.
-const LOADS: usize = TILE * DEPTH / (SIDE * SIDE);
-/// From one step of the depth to the next in shared memory; odd, so that writing across the depth meets different
-/// banks.
-const PITCH: usize = TILE + 1;
+/// Values of a vector.
+const QUAD: usize = 4;
+/// Vectors of each operand that a unit brings to shared memory in a step.
+const LOADS: usize = TILE * DEPTH / QUAD / UNITS;
+
+type Quad = Vector<f32, Const<QUAD>>;
 
 /// An operand with a line for each row.
 #[derive(Debug, Clone, Copy)]
@@ -94,7 +97,7 @@ fn rows_product(
         rows_kernel::launch_unchecked(
             &stack.client,
             CubeCount::new_2d(tiles[0] as u32, tiles[1] as u32),
-            CubeDim::new_1d((SIDE * SIDE) as u32),
+            CubeDim::new_1d(UNITS as u32),
             left.tensor().into_buffer_arg(),
             stack.clone().into_buffer_arg(),
             plan.assignment_of_row.clone().into_buffer_arg(),
@@ -123,7 +126,7 @@ pub fn stack_gradient(plan: &Plan, left: Operand, right: Operand) -> CubeTensor 
         stack_kernel::launch_unchecked(
             &output.client,
             CubeCount::new_3d(tiles_right, tiles_left, experts),
-            CubeDim::new_1d((SIDE * SIDE) as u32),
+            CubeDim::new_1d(UNITS as u32),
             left.tensor().into_buffer_arg(),
             right.tensor().into_buffer_arg(),
             plan.assignment_of_row.clone().into_buffer_arg(),
@@ -176,14 +179,8 @@ fn rows_kernel(
     let unit = UNIT_POS as usize;
     let matrix = expert * d_in * d_out;
 
-    let mut lines = Array::<usize>::new(LOADS);
-    #[unroll]
-    for load in 0..LOADS {
-        let line = row + unit / DEPTH + load * (TILE / LOADS);
-        lines[load] = line_of(assignment_of_row, line, end, per_token, by_token);
-    }
-    let mut left_tile = Shared::<[f32]>::new_slice(DEPTH * PITCH);
-    let mut right_tile = Shared::<[f32]>::new_slice(DEPTH * PITCH);
+    let mut left_tile = Shared::<[Quad]>::new_slice(comptime!(size(true)));
+    let mut right_tile = Shared::<[Quad]>::new_slice(comptime!(size(transposed)));
     let mut sums = Array::<f32>::new(UNIT * UNIT);
     #[unroll]
     for place in 0..UNIT * UNIT {
@@ -192,48 +189,64 @@ fn rows_kernel(
 
     let mut start = 0usize;
     while start < d_in {
-        #[unroll]
-        for load in 0..LOADS {
-            // Neighbouring units read neighbouring values of a row.
-            let depth = unit % DEPTH;
-            let line = unit / DEPTH + load * (TILE / LOADS);
-            let mut value = 0.0f32;
-            if row + line < end && start + depth < d_in {
-                value = left[lines[load] * d_in + start + depth];
-            }
-            left_tile[depth * PITCH + line] = value;
-
-            let mut value = 0.0f32;
-            if comptime!(transposed) {
-                if column + line < d_out && start + depth < d_in {
-                    value = stack[matrix + (column + line) * d_in + start + depth];
-                }
-                right_tile[depth * PITCH + line] = value;
-            } else {
-                let depth = unit / TILE + load * (DEPTH / LOADS);
-                let line = unit % TILE;
-                if column + line < d_out && start + depth < d_in {
-                    value = stack[matrix + (start + depth) * d_out + column + line];
-                }
-                right_tile[depth * PITCH + line] = value;
-            }
+        let rows = (row, end);
+        bring(
+            left,
+            0usize,
+            d_in,
+            rows,
+            start,
+            assignment_of_row,
+            per_token,
+            &mut left_tile,
+            true,
+            by_token,
+        );
+        if comptime!(transposed) {
+            let columns = (column, d_out);
+            bring(
+                stack,
+                matrix,
+                d_in,
+                columns,
+                start,
+                assignment_of_row,
+                per_token,
+                &mut right_tile,
+                true,
+                false,
+            );
+        } else {
+            let depth = (start, d_in);
+            bring(
+                stack,
+                matrix,
+                d_out,
+                depth,
+                column,
+                assignment_of_row,
+                per_token,
+                &mut right_tile,
+                false,
+                false,
+            );
         }
         sync_cube();
-        multiply(&left_tile, &right_tile, &mut sums);
+        multiply(&left_tile, &right_tile, &mut sums, true, transposed);
         sync_cube();
         start += DEPTH;
     }
 
     #[unroll]
     for i in 0..UNIT {
-        let line = row + unit / SIDE * UNIT + i;
+        let line = row + line_of_unit(unit / SIDE, i, true);
         #[unroll]
         for j in 0..UNIT {
-            let across = column + unit % SIDE + j * SIDE;
+            let across = column + line_of_unit(unit % SIDE, j, transposed);
             if line < end && across < d_out {
                 let place = line * d_out + across;
                 if comptime!(add) {
-                    output[place] = output[place] + sums[i * UNIT + j];
+                    output[place] += sums[i * UNIT + j];
                 } else {
                     output[place] = sums[i * UNIT + j];
                 }
@@ -263,8 +276,8 @@ fn stack_kernel(
     let column = CUBE_POS_X as usize * TILE;
     let unit = UNIT_POS as usize;
 
-    let mut left_tile = Shared::<[f32]>::new_slice(DEPTH * PITCH);
-    let mut right_tile = Shared::<[f32]>::new_slice(DEPTH * PITCH);
+    let mut left_tile = Shared::<[Quad]>::new_slice(comptime!(size(false)));
+    let mut right_tile = Shared::<[Quad]>::new_slice(comptime!(size(false)));
     let mut sums = Array::<f32>::new(UNIT * UNIT);
     #[unroll]
     for place in 0..UNIT * UNIT {
@@ -272,28 +285,34 @@ fn stack_kernel(
     }
 
     while start < end {
-        #[unroll]
-        for load in 0..LOADS {
-            // Neighbouring units read neighbouring values of a row.
-            let depth = unit / TILE + load * (DEPTH / LOADS);
-            let across = unit % TILE;
-            let row = start + depth;
-            let mut value = 0.0f32;
-            if row < end && line + across < d_left {
-                let source = line_of(assignment_of_row, row, end, per_token, left_by_token);
-                value = left[source * d_left + line + across];
-            }
-            left_tile[depth * PITCH + across] = value;
-
-            let mut value = 0.0f32;
-            if row < end && column + across < d_right {
-                let source = line_of(assignment_of_row, row, end, per_token, right_by_token);
-                value = right[source * d_right + column + across];
-            }
-            right_tile[depth * PITCH + across] = value;
-        }
+        let rows = (start, end);
+        bring(
+            left,
+            0usize,
+            d_left,
+            rows,
+            line,
+            assignment_of_row,
+            per_token,
+            &mut left_tile,
+            false,
+            left_by_token,
+        );
+        let rows = (start, end);
+        bring(
+            right,
+            0usize,
+            d_right,
+            rows,
+            column,
+            assignment_of_row,
+            per_token,
+            &mut right_tile,
+            false,
+            right_by_token,
+        );
         sync_cube();
-        multiply(&left_tile, &right_tile, &mut sums);
+        multiply(&left_tile, &right_tile, &mut sums, false, false);
         sync_cube();
         start += DEPTH;
     }
@@ -301,10 +320,10 @@ fn stack_kernel(
     let matrix = expert * d_left * d_right;
     #[unroll]
     for i in 0..UNIT {
-        let down = line + unit / SIDE * UNIT + i;
+        let down = line + line_of_unit(unit / SIDE, i, false);
         #[unroll]
         for j in 0..UNIT {
-            let across = column + unit % SIDE + j * SIDE;
+            let across = column + line_of_unit(unit % SIDE, j, false);
             if down < d_left && across < d_right {
                 output[matrix + down * d_right + across] = sums[i * UNIT + j];
             }
@@ -312,23 +331,145 @@ fn stack_kernel(
     }
 }
 
-/// Adds a step of the depth to the sums of a unit: four neighbouring rows, and four columns a side apart, so that
-/// neighbouring units read and write neighbouring columns.
+/// Vectors of a tile in shared memory. A tile of an operand whose rows run along the depth has a line of four
+/// vectors and one of padding for each of its 64 places, so that the lines meet different banks; one whose rows run
+/// across has a line of sixteen for each step of the depth.
+const fn size(along: bool) -> usize {
+    match along {
+        true => TILE * pitch(along),
+        false => DEPTH * pitch(along),
+    }
+}
+
+/// Vectors from one line of a tile to the next.
+const fn pitch(along: bool) -> usize {
+    match along {
+        true => DEPTH / QUAD + 1,
+        false => TILE / QUAD,
+    }
+}
+
+/// Vectors of a line that hold values.
+const fn vectors(along: bool) -> usize {
+    match along {
+        true => DEPTH / QUAD,
+        false => TILE / QUAD,
+    }
+}
+
+/// Brings a tile to shared memory: rows from `rows.0` of a matrix of `width` columns that starts at `offset`, and
+/// columns from `column`; zeros from row `rows.1` and behind the last column.
 #[cube]
-fn multiply(left: &Shared<[f32]>, right: &Shared<[f32]>, sums: &mut Array<f32>) {
+fn bring(
+    source: &[f32],
+    offset: usize,
+    width: usize,
+    rows: (usize, usize),
+    column: usize,
+    assignment_of_row: &[i32],
+    per_token: usize,
+    tile: &mut Shared<[Quad]>,
+    #[comptime] along: bool,
+    #[comptime] by_token: bool,
+) {
     let unit = UNIT_POS as usize;
-    let line = unit / SIDE * UNIT;
-    let column = unit % SIDE;
+    let vectors = comptime!(vectors(along));
+    let pitch = comptime!(pitch(along));
     #[unroll]
-    for depth in 0..DEPTH {
-        #[unroll]
-        for i in 0..UNIT {
-            let value = left[depth * PITCH + line + i];
+    for load in 0..LOADS {
+        let slot = unit + load * UNITS;
+        let line = slot / vectors;
+        let vector = slot % vectors;
+        let row = rows.0 + line;
+        let first = column + vector * QUAD;
+        let mut values = Quad::new(0.0f32);
+        if row < rows.1 {
+            let mut from = row;
+            if comptime!(by_token) {
+                from = assignment_of_row[row] as usize / per_token;
+            }
+            let from = offset + from * width + first;
             #[unroll]
-            for j in 0..UNIT {
-                sums[i * UNIT + j] += value * right[depth * PITCH + column + j * SIDE];
+            for i in 0..QUAD {
+                if first + i < width {
+                    values.insert(i, source[from + i]);
+                }
             }
         }
+        tile[line * pitch + vector] = values;
+    }
+}
+
+/// Adds a step of the depth to the sums of a unit.
+#[cube]
+fn multiply(
+    left: &Shared<[Quad]>,
+    right: &Shared<[Quad]>,
+    sums: &mut Array<f32>,
+    #[comptime] left_along: bool,
+    #[comptime] right_along: bool,
+) {
+    let unit = UNIT_POS as usize;
+    let mut a = Array::<f32>::new(UNIT * QUAD);
+    let mut b = Array::<f32>::new(UNIT * QUAD);
+    for quad in 0..DEPTH / QUAD {
+        fetch(left, unit / SIDE, quad, &mut a, left_along);
+        fetch(right, unit % SIDE, quad, &mut b, right_along);
+        #[unroll]
+        for depth in 0..QUAD {
+            #[unroll]
+            for i in 0..UNIT {
+                #[unroll]
+                for j in 0..UNIT {
+                    sums[i * UNIT + j] += a[i * QUAD + depth] * b[j * QUAD + depth];
+                }
+            }
+        }
+    }
+}
+
+/// A unit's eight lines of a tile, four deep: `values[i * 4 + depth]`.
+#[cube]
+fn fetch(
+    tile: &Shared<[Quad]>,
+    place: usize,
+    quad: usize,
+    values: &mut Array<f32>,
+    #[comptime] along: bool,
+) {
+    let pitch = comptime!(pitch(along));
+    if comptime!(along) {
+        #[unroll]
+        for i in 0..UNIT {
+            let vector = tile[line_of_unit(place, i, along) * pitch + quad];
+            #[unroll]
+            for depth in 0..QUAD {
+                values[i * QUAD + depth] = vector.extract(depth);
+            }
+        }
+    } else {
+        #[unroll]
+        for depth in 0..QUAD {
+            #[unroll]
+            for half in 0..UNIT / QUAD {
+                let vector = tile[(quad * QUAD + depth) * pitch + half * SIDE + place];
+                #[unroll]
+                for i in 0..QUAD {
+                    values[(half * QUAD + i) * QUAD + depth] = vector.extract(i);
+                }
+            }
+        }
+    }
+}
+
+/// The i-th of a unit's eight lines of a tile: every eighth one where vectors run along the depth, otherwise two
+/// vectors half a tile apart.
+#[cube]
+fn line_of_unit(place: usize, #[comptime] i: usize, #[comptime] along: bool) -> usize {
+    if comptime!(along) {
+        place + i * SIDE
+    } else {
+        (i / QUAD * SIDE + place) * QUAD + i % QUAD
     }
 }
 
@@ -336,23 +477,4 @@ fn multiply(left: &Shared<[f32]>, right: &Shared<[f32]>, sums: &mut Array<f32>) 
 #[cube]
 fn tiles_of(offsets: &[i32], expert: usize) -> usize {
     ((offsets[expert + 1] - offsets[expert]) as usize).div_ceil(TILE)
-}
-
-/// The line of an operand that holds a row's values; 0 behind the last row.
-#[cube]
-fn line_of(
-    assignment_of_row: &[i32],
-    row: usize,
-    end: usize,
-    per_token: usize,
-    #[comptime] by_token: bool,
-) -> usize {
-    let mut line = 0usize;
-    if row < end {
-        line = row;
-        if comptime!(by_token) {
-            line = assignment_of_row[row] as usize / per_token;
-        }
-    }
-    line
 }

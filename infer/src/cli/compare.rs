@@ -1,0 +1,168 @@
+//! `cargo infer compare`, and the hidden command that each of its devices runs.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use firebox_model::checkpoint::Precision;
+use firebox_model::device;
+use firebox_model::terminal::print;
+use firebox_model::tokenizer::text::TEXT_FIELD;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{at_least_one, print_json};
+use crate::InferError;
+use crate::compare::{Candidate, Options, Probe, compare};
+use crate::eval::Text;
+
+pub(super) const HELP: &str = "Examples:\n  \
+    cargo infer compare runs/quickstart\n  \
+    cargo infer compare runs/quickstart --devices flex,wgpu --gradients --html compared.html\n  \
+    cargo infer compare runs/quickstart --devices flex --dtype f32,bf16 --data notes.txt\n\n\
+    The first device is the reference. Each part of each layer is also computed from what the reference computed\n\
+    before it, so that a fault is named where it arises. A relative difference of 2e-5 of a part is taken for\n\
+    rounding in f32 (devices agree to 1e-6), 2e-3 in f16 and 1.6e-2 in bf16 (eight roundings), and five times that\n\
+    of the whole network and of gradients.\n\n\
+    The exit code is 1 where a device fails or differs by more, so that this can stand among the checks of a change.";
+
+#[derive(Debug, Args)]
+pub(super) struct CompareArgs {
+    /// A checkpoint's folder, or a run's folder for its newest checkpoint.
+    checkpoint: PathBuf,
+    /// Names as for --device, the reference first [default: all that this build and this machine have].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    devices: Vec<String>,
+    /// What the weights are held in: f32, bf16 or f16; with several, each device runs with each.
+    #[arg(
+        long,
+        value_name = "TYPES",
+        value_delimiter = ',',
+        default_value = "f32"
+    )]
+    dtype: Vec<Precision>,
+    /// Text files; each is one document, and a .jsonl file has one a line [default: a page that ships inside].
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    data: Vec<PathBuf>,
+    /// The field of a .jsonl line that holds the text.
+    #[arg(long, value_name = "NAME", default_value = TEXT_FIELD)]
+    field: String,
+    /// Read so many tokens at most.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
+    tokens: usize,
+    /// Also compare the gradient of every parameter; only where weights are held in f32.
+    #[arg(long)]
+    gradients: bool,
+    /// The relative difference of a part that is allowed, and five times that of the whole network and of gradients
+    /// [default: 2e-5 in f32, 2e-3 in f16, 1.6e-2 in bf16].
+    #[arg(long, value_name = "T", value_parser = positive)]
+    tolerance: Option<f64>,
+    /// Also write all of it on a page.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Print one JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DeviceArgs {
+    checkpoint: PathBuf,
+    #[arg(long)]
+    pub(super) device: String,
+    #[arg(long)]
+    dtype: Precision,
+    #[arg(long)]
+    tokens: PathBuf,
+    #[arg(long)]
+    output: PathBuf,
+    #[arg(long)]
+    reference: Option<PathBuf>,
+    #[arg(long)]
+    gradients: bool,
+}
+
+impl CompareArgs {
+    pub(super) fn execute(self, threads: Option<u16>) -> Result<(), InferError> {
+        let text = (!self.data.is_empty()).then_some(Text {
+            files: self.data,
+            field: self.field,
+            max_tokens: None,
+        });
+        text.as_ref().map(Text::check).transpose()?;
+        let devices = match self.devices.is_empty() {
+            true => device::backends()
+                .into_iter()
+                .flat_map(|backend| backend.devices)
+                .collect(),
+            false => self.devices,
+        };
+        let candidate = |device: &String, precision| Candidate {
+            device: device.clone(),
+            precision,
+        };
+        let candidates = devices.iter().flat_map(|device| {
+            self.dtype
+                .iter()
+                .map(move |&dtype| candidate(device, dtype))
+        });
+        let options = Options {
+            checkpoint: self.checkpoint,
+            candidates: candidates.collect(),
+            text,
+            tokens: self.tokens,
+            gradients: self.gradients,
+            tolerance: self.tolerance,
+            threads,
+        };
+        let bar = ProgressBar::new_spinner().with_style(
+            ProgressStyle::with_template("{spinner} {elapsed:>4} {msg}")
+                .expect("a well-formed template"),
+        );
+        bar.enable_steady_tick(Duration::from_millis(100));
+        let compared = compare(&options, |name, stage| {
+            bar.set_message(format!("{name} {stage}"))
+        });
+        bar.finish_and_clear();
+        let compared = compared?;
+        if let Some(path) = self.html {
+            let written = compared.page().write(&path);
+            written.map_err(|source| InferError::Write {
+                path: path.clone(),
+                source,
+            })?;
+            tracing::info!("{} shows all of it", path.display());
+        }
+        match self.json {
+            true => print_json(&compared)?,
+            false => print(&compared.to_string()).map_err(InferError::Output)?,
+        }
+        compared.verdict()
+    }
+}
+
+impl DeviceArgs {
+    pub(super) fn execute(self) -> Result<(), InferError> {
+        let probe = Probe {
+            checkpoint: self.checkpoint,
+            device: self.device,
+            precision: self.dtype,
+            tokens: self.tokens,
+            output: self.output,
+            reference: self.reference,
+            gradients: self.gradients,
+        };
+        let mut output = std::io::stdout().lock();
+        probe.run(|stage| {
+            // Whoever listens no more has no use for it.
+            let _ = writeln!(output, "{stage}").and_then(|()| output.flush());
+        })
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        _ => Err("must be a number above 0, such as 1e-4".to_owned()),
+    }
+}

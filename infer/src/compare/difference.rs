@@ -1,0 +1,198 @@
+//! How far two devices' numbers are apart: pure functions, in f64 on the host.
+
+use serde::Serialize;
+
+use super::findings::Matrix;
+
+/// How far numbers are from their reference.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Difference {
+    /// The largest |a − b|; infinite where one of them is no finite number.
+    pub absolute: f64,
+    /// ‖a − b‖ / ‖b‖; infinite where one of them is no finite number.
+    pub relative: f64,
+}
+
+/// Adds up differences.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    largest: f64,
+    squares: f64,
+    reference: f64,
+}
+
+impl Sums {
+    fn add(&mut self, found: &[f32], reference: &[f32]) {
+        for (&a, &b) in found.iter().zip(reference) {
+            let (a, b) = (f64::from(a), f64::from(b));
+            let apart = match a.is_finite() && b.is_finite() {
+                true => (a - b).abs(),
+                false => f64::INFINITY,
+            };
+            self.largest = self.largest.max(apart);
+            self.squares += apart * apart;
+            self.reference += b * b;
+        }
+    }
+
+    fn difference(&self) -> Difference {
+        let relative = match self.largest {
+            0.0 => 0.0,
+            largest if largest.is_infinite() => f64::INFINITY,
+            _ => (self.squares / self.reference).sqrt(),
+        };
+        Difference {
+            absolute: self.largest,
+            relative,
+        }
+    }
+}
+
+impl Difference {
+    /// Over all rows.
+    pub(super) fn of(found: &Matrix, reference: &Matrix) -> Self {
+        Self::over(found, reference, |_| true)
+    }
+
+    /// Over the rows that `counts`.
+    ///
+    /// # Panics
+    ///
+    /// When the shapes differ.
+    pub(super) fn over(found: &Matrix, reference: &Matrix, counts: impl Fn(usize) -> bool) -> Self {
+        assert_eq!(found.columns(), reference.columns(), "numbers of a row");
+        assert_eq!(found.values.len(), reference.values.len(), "numbers");
+        let mut sums = Sums::default();
+        for (row, (a, b)) in found.rows().zip(reference.rows()).enumerate() {
+            if counts(row) {
+                sums.add(a, b);
+            }
+        }
+        sums.difference()
+    }
+}
+
+/// Natural logarithm of the softmax.
+fn log_softmax(scores: &[f32]) -> Vec<f64> {
+    let largest = scores
+        .iter()
+        .fold(f64::NEG_INFINITY, |m, &x| m.max(f64::from(x)));
+    let sum: f64 = scores.iter().map(|&x| (f64::from(x) - largest).exp()).sum();
+    let normalizer = largest + sum.ln();
+    scores.iter().map(|&x| f64::from(x) - normalizer).collect()
+}
+
+/// Probabilities of scores.
+pub(super) fn softmax(scores: &[f32]) -> Vec<f64> {
+    log_softmax(scores).into_iter().map(f64::exp).collect()
+}
+
+/// The mean cross-entropy of the targets, in nats.
+pub(super) fn nats(logits: &Matrix, targets: &[u32]) -> f64 {
+    let losses = logits
+        .rows()
+        .zip(targets)
+        .map(|(scores, &target)| -log_softmax(scores)[target as usize]);
+    losses.sum::<f64>() / targets.len() as f64
+}
+
+/// Mean and maximum over the rows of the Kullback–Leibler divergence Σ p (ln p − ln q) of the scores' softmaxes, p
+/// being the reference's; in nats.
+pub(super) fn divergence(found: &Matrix, reference: &Matrix) -> (f64, f64) {
+    let mut sum = 0.0;
+    let mut largest = 0.0f64;
+    let mut rows = 0;
+    for (found, reference) in found.rows().zip(reference.rows()) {
+        let (q, p) = (log_softmax(found), log_softmax(reference));
+        let terms = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q));
+        let row = terms.sum::<f64>();
+        // Rounding can leave it just below its least value; what is no number is as far as can be.
+        let row = if row.is_nan() {
+            f64::INFINITY
+        } else {
+            row.max(0.0)
+        };
+        sum += row;
+        largest = largest.max(row);
+        rows += 1;
+    }
+    (sum / f64::from(rows.max(1)), largest)
+}
+
+/// The largest score's place, and how much less likely the second is.
+pub(super) fn greedy(scores: &[f32]) -> (usize, f64) {
+    let probabilities = softmax(scores);
+    let mut best = (0, f64::NEG_INFINITY);
+    let mut second = f64::NEG_INFINITY;
+    for (place, &probability) in probabilities.iter().enumerate() {
+        if probability > best.1 {
+            second = best.1;
+            best = (place, probability);
+        } else {
+            second = second.max(probability);
+        }
+    }
+    (best.0, best.1 - second.max(0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_difference_is_largest_and_relative() {
+        let reference = Matrix::new(2, vec![3.0, 4.0, 0.0, 0.0]);
+        let found = Matrix::new(2, vec![3.0, 4.5, 1.0, 0.0]);
+        let all = Difference::of(&found, &reference);
+        assert_eq!(all.absolute, 1.0);
+        assert!((all.relative - 1.25f64.sqrt() / 5.0).abs() < 1e-12);
+        let first = Difference::over(&found, &reference, |row| row == 0);
+        assert_eq!((first.absolute, first.relative), (0.5, 0.1));
+        let nothing = Difference::over(&found, &reference, |_| false);
+        assert_eq!(nothing, Difference::default());
+    }
+
+    #[test]
+    fn what_is_no_number_is_infinitely_far() {
+        let reference = Matrix::new(1, vec![1.0, 2.0]);
+        let broken = Matrix::new(1, vec![1.0, f32::NAN]);
+        assert_eq!(Difference::of(&broken, &reference).relative, f64::INFINITY);
+        assert_eq!(
+            divergence(&broken, &reference).1,
+            0.0,
+            "one score is certain"
+        );
+        let broken = Matrix::new(2, vec![1.0, f32::NAN]);
+        let reference = Matrix::new(2, vec![1.0, 2.0]);
+        assert_eq!(divergence(&broken, &reference).1, f64::INFINITY);
+    }
+
+    #[test]
+    fn the_greedy_token_and_its_lead() {
+        let (place, lead) = greedy(&[0.0, 2f32.ln(), 0.0]);
+        assert_eq!(place, 1);
+        assert!((lead - 0.25).abs() < 1e-7);
+        // Of equal ones the first, as the devices' own choice has it.
+        assert_eq!(greedy(&[1.0, 1.0]), (0, 0.0));
+    }
+
+    #[test]
+    fn even_scores_cost_the_logarithm_of_their_number() {
+        let logits = Matrix::new(8, vec![0.5; 16]);
+        assert!((nats(&logits, &[0, 7]) - 8f64.ln()).abs() < 1e-12);
+    }
+
+    proptest! {
+        #[test]
+        fn divergence_is_zero_of_itself_and_never_negative(
+            a in prop::collection::vec(-20f32..20.0, 6), b in prop::collection::vec(-20f32..20.0, 6)
+        ) {
+            let (a, b) = (Matrix::new(3, a), Matrix::new(3, b));
+            prop_assert_eq!(divergence(&a, &a), (0.0, 0.0));
+            let (mean, largest) = divergence(&a, &b);
+            prop_assert!(0.0 <= mean && mean <= largest);
+        }
+    }
+}

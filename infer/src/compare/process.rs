@@ -1,0 +1,141 @@
+//! A device's work in a process of its own: it may crash, and what it uses is its own.
+
+use std::env;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+
+use super::{Failure, Probe};
+use crate::InferError;
+
+/// The hidden command that runs a [`Probe`].
+pub(crate) const COMMAND: &str = "compare-device";
+
+/// Runs a probe in a process; `stage` hears what it is at.
+///
+/// # Errors
+///
+/// When there can be no process. That it fails is no error here.
+pub(super) fn run(
+    probe: &Probe,
+    threads: Option<u16>,
+    mut stage: impl FnMut(&str),
+) -> Result<Result<(), Failure>, InferError> {
+    stage("starts");
+    let mut child = command(probe, threads)?
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(InferError::Process)?;
+    let (output, errors) = (child.stdout.take(), child.stderr.take());
+    let log = thread::spawn(move || {
+        let mut log = Vec::new();
+        if let Some(mut errors) = errors {
+            // What cannot be read any more is not there.
+            let _ = errors.read_to_end(&mut log);
+        }
+        String::from_utf8_lossy(&log).into_owned()
+    });
+    for line in output
+        .into_iter()
+        .flat_map(|output| BufReader::new(output).lines())
+    {
+        stage(&line.map_err(InferError::Process)?);
+    }
+    let status = child.wait().map_err(InferError::Process)?;
+    let log = log.join().unwrap_or_default();
+    Ok(match status.success() {
+        true => Ok(()),
+        false => Err(failure(status, log)),
+    })
+}
+
+fn command(probe: &Probe, threads: Option<u16>) -> Result<Command, InferError> {
+    let mut command = Command::new(env::current_exe().map_err(InferError::Process)?);
+    command
+        .arg(COMMAND)
+        .arg(&probe.checkpoint)
+        .args(["--device", &probe.device])
+        .args(["--dtype", &probe.precision.to_string()])
+        .arg("--tokens")
+        .arg(&probe.tokens)
+        .arg("--output")
+        .arg(&probe.output)
+        // What a device says in colour would not read well in a report.
+        .env("NO_COLOR", "1");
+    if let Some(reference) = &probe.reference {
+        command.arg("--reference").arg(reference);
+    }
+    if probe.gradients {
+        command.arg("--gradients");
+    }
+    if let Some(threads) = threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
+    Ok(command)
+}
+
+/// Why a process failed, from what it said last.
+fn failure(status: ExitStatus, log: String) -> Failure {
+    let after = |mark: &str| {
+        let line = log.lines().rev().find(|line| line.starts_with(mark))?;
+        Some(line[mark.len()..].to_owned())
+    };
+    let reason = after("error: ")
+        .or_else(|| panic_message(&log))
+        .unwrap_or_else(|| format!("it ended by {status}"));
+    // The kernel ends what takes too much.
+    let killed = status.code().is_none().then(|| {
+        "a process that ends by a signal has often run out of memory; --tokens takes less, and so does --dtype bf16".to_owned()
+    });
+    Failure {
+        reason,
+        hint: after("hint: ").or(killed),
+        log,
+    }
+}
+
+/// What stands below `thread … panicked at …:`.
+fn panic_message(log: &str) -> Option<String> {
+    let mut lines = log
+        .lines()
+        .skip_while(|line| !line.contains("panicked at "));
+    lines.next()?;
+    lines
+        .next()
+        .map(|message| format!("it panicked: {message}"))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn a_sentence_and_its_hint_are_found_among_other_lines() {
+        let log = "loads\nerror: no adapter\nhint: install one\n".to_owned();
+        let failure = failure(ExitStatus::from_raw(2 << 8), log.clone());
+        let expected = Failure {
+            reason: "no adapter".to_owned(),
+            hint: Some("install one".to_owned()),
+            log,
+        };
+        assert_eq!(failure, expected);
+    }
+
+    #[test]
+    fn a_panic_and_a_signal_are_put_in_words() {
+        let log = "thread 'main' (7) panicked at a/b.rs:3:4:\nout of memory\nstack backtrace:\n"
+            .to_owned();
+        let panicked = failure(ExitStatus::from_raw(101 << 8), log);
+        assert_eq!(
+            (panicked.reason.as_str(), panicked.hint),
+            ("it panicked: out of memory", None)
+        );
+        let killed = failure(ExitStatus::from_raw(9), String::new());
+        assert!(killed.reason.contains("signal: 9"), "{}", killed.reason);
+        assert!(killed.hint.unwrap().contains("memory"));
+    }
+}

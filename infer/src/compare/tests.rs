@@ -1,0 +1,301 @@
+//! Two models' findings compared: what is rounding, and who is named where it is none.
+
+use burn::module::Param;
+use burn::tensor::Tensor;
+use firebox_model::checkpoint::{Precision, load, read_config};
+use firebox_model::config::ModelConfig;
+use firebox_model::device;
+use firebox_model::feed_forward::FeedForward;
+use firebox_model::language_model::LanguageModel;
+use firebox_model::moe::MixtureOfExperts;
+use firebox_model::on_every_device;
+use firebox_model::parts::{Place, places};
+use firebox_model::report::Verdict;
+use tempfile::TempDir;
+
+use super::*;
+use crate::testing::{TinyCheckpoint, tiny_config};
+
+on_every_device!(devices_agree);
+
+/// A checkpoint, tokens for it, and what the default device finds with it.
+struct Case {
+    checkpoint: TinyCheckpoint,
+    tokens: Tokens,
+    places: Vec<Place>,
+    reference: Findings,
+    folder: TempDir,
+}
+
+impl Case {
+    fn new(config: &ModelConfig) -> Self {
+        let checkpoint = TinyCheckpoint::new(config, 4);
+        let tokens = Tokens::choose(checkpoint.path(), None, 96).unwrap();
+        let config = read_config(checkpoint.path()).unwrap().model;
+        let folder = tempfile::tempdir().unwrap();
+        let model = open(&checkpoint, device::default_name());
+        let reference = found(&folder, &model, &tokens, None);
+        Self {
+            checkpoint,
+            tokens,
+            places: places(&config),
+            reference,
+            folder,
+        }
+    }
+
+    fn model(&self, device: &str) -> LanguageModel {
+        open(&self.checkpoint, device)
+    }
+
+    fn differences(&self, model: &LanguageModel) -> Differences {
+        let found = found(&self.folder, model, &self.tokens, Some(&self.reference));
+        let tolerances = Tolerances::of(Precision::F32);
+        compare_findings(
+            &self.reference,
+            &found,
+            &self.tokens,
+            &self.places,
+            &tolerances,
+        )
+        .unwrap()
+    }
+}
+
+fn open(checkpoint: &TinyCheckpoint, device: &str) -> LanguageModel {
+    let device = device::select(device).unwrap();
+    load(checkpoint.path(), &device, Precision::F32)
+        .unwrap()
+        .model
+}
+
+fn found(
+    folder: &TempDir,
+    model: &LanguageModel,
+    tokens: &Tokens,
+    reference: Option<&Findings>,
+) -> Findings {
+    let matrices = examine(model, tokens, reference).unwrap();
+    let name = if reference.is_some() {
+        "found"
+    } else {
+        "reference"
+    };
+    let path = folder.path().join(name);
+    Findings::write(&path, &facts(model), &matrices).unwrap();
+    Findings::open(&path).unwrap()
+}
+
+fn facts(model: &LanguageModel) -> Facts {
+    Facts {
+        threads: 1,
+        load_seconds: 0.5,
+        first_result_seconds: 1.0,
+        prefill_tokens_per_second: 1000.0,
+        decode_tokens_per_second: Some(100.0),
+        peak_memory: None,
+        router_bias: model.router_bias(),
+    }
+}
+
+fn devices_agree(device: &'static str) {
+    for config in [tiny_config(), tiny_config().dense_twin()] {
+        let case = Case::new(&config);
+        let differences = case.differences(&case.model(device));
+        assert_eq!(differences.faults, []);
+        assert_eq!(differences.parts.len(), case.places.len() + 1);
+        assert!(
+            differences.divergence_max < 1e-9,
+            "{}",
+            differences.divergence_max
+        );
+        assert_eq!(
+            (differences.greedy.tokens, differences.greedy.differing),
+            (96, 0)
+        );
+        if device == device::default_name() {
+            assert_eq!(differences.logits.all, Difference::default());
+        }
+    }
+}
+
+fn scaled<const D: usize>(parameter: &mut Param<Tensor<D>>, factor: f32) {
+    *parameter = parameter.clone().map(|weight| weight.mul_scalar(factor));
+}
+
+fn mixture(model: &mut LanguageModel, layer: usize) -> &mut MixtureOfExperts {
+    match &mut model.blocks[layer].feed_forward {
+        FeedForward::Moe(mixture) => mixture,
+        FeedForward::Dense(_) => panic!("layer {layer} is dense"),
+    }
+}
+
+/// One expert's rows of a stack, a little larger.
+fn one_expert(experts: &mut Param<Tensor<3>>, number: usize, factor: f32) {
+    *experts = experts.clone().map(|stack| {
+        let [_, rows, columns] = stack.dims();
+        let place = [number..number + 1, 0..rows, 0..columns];
+        let expert = stack.clone().slice(place.clone()).mul_scalar(factor);
+        stack.slice_assign(place, expert)
+    });
+}
+
+#[test]
+fn a_fault_is_named_by_layer_and_part() {
+    type Break = fn(&mut LanguageModel);
+    let cases: [(&str, Break); 8] = [
+        ("embedding", |model| scaled(&mut model.embedding, 1.001)),
+        ("layer 0, norm before attention", |model| {
+            scaled(&mut model.blocks[0].attention_norm.gamma, 1.001)
+        }),
+        ("layer 0, attention", |model| {
+            scaled(&mut model.blocks[0].attention.query, 1.01)
+        }),
+        ("layer 1, attention", |model| {
+            scaled(&mut model.blocks[1].attention.output, 1.001)
+        }),
+        ("layer 1, norm before the feed-forward", |model| {
+            scaled(&mut model.blocks[1].feed_forward_norm.gamma, 1.001);
+        }),
+        ("layer 1, experts", |model| {
+            one_expert(&mut mixture(model, 1).experts.down, 2, 1.001)
+        }),
+        ("last norm", |model| scaled(&mut model.norm.gamma, 1.001)),
+        ("head", |model| scaled(model.head.as_mut().unwrap(), 1.001)),
+    ];
+    let case = Case::new(&tiny_config());
+    for (place, damage) in cases {
+        let mut model = case.model(device::default_name());
+        damage(&mut model);
+        let differences = case.differences(&model);
+        let first = differences.faults.first().expect(place);
+        assert_eq!(first.place, place);
+        // By itself, no other part is at fault: what follows is what it handed on.
+        let parts = &differences.parts;
+        let faulty = parts
+            .iter()
+            .filter(|part| part.difference.relative > differences.tolerances.part);
+        assert_eq!(
+            faulty.map(PartDifference::place).collect::<Vec<_>>(),
+            [place]
+        );
+    }
+}
+
+#[test]
+fn a_router_that_chooses_otherwise_is_no_rounding() {
+    let case = Case::new(&tiny_config());
+    let mut model = case.model(device::default_name());
+    // Every token's scores the other way round.
+    scaled(&mut mixture(&mut model, 1).router.weight, -1.0);
+    let differences = case.differences(&model);
+    let places: Vec<&str> = differences
+        .faults
+        .iter()
+        .map(|fault| fault.place.as_str())
+        .take(2)
+        .collect();
+    assert_eq!(places, ["layer 1, router", "layer 1, choice of experts"]);
+    let flips = differences.layers[1].flips.as_ref().unwrap();
+    assert!(flips.first > 48 && flips.largest_gap > 0.1, "{flips:?}");
+    assert_eq!(differences.layers[0].flips.as_ref().unwrap().flipped, 0);
+    let untouched = differences.layers[1].hidden.untouched_tokens;
+    assert_eq!(untouched, 96 - flips.flipped);
+}
+
+#[test]
+fn numbers_that_are_none_are_a_fault() {
+    let case = Case::new(&tiny_config());
+    let mut model = case.model(device::default_name());
+    scaled(&mut model.blocks[1].attention.output, f32::NAN);
+    let differences = case.differences(&model);
+    assert_eq!(differences.faults[0].place, "layer 1, attention");
+    assert_eq!(differences.faults[0].figure, f64::INFINITY);
+}
+
+/// A comparison with a reference, a device that differs and one that failed.
+fn comparison() -> Comparison {
+    let case = Case::new(&tiny_config());
+    let mut model = case.model(device::default_name());
+    one_expert(&mut mixture(&mut model, 1).experts.gate, 1, 1.1);
+    let measured = |differences| {
+        Outcome::Measured(Box::new(Measured {
+            facts: facts(&model),
+            nats_per_token: 5.5,
+            bits_per_byte: Some(7.9),
+            differences,
+        }))
+    };
+    let failure = Failure {
+        reason: "the device was lost".to_owned(),
+        hint: Some("find it".to_owned()),
+        log: "error: <lost>".to_owned(),
+    };
+    let outcomes = [
+        ("flex", measured(None)),
+        ("wgpu", measured(Some(case.differences(&model)))),
+        ("cuda", Outcome::Failed(failure)),
+    ];
+    let row = |(name, outcome): (&str, Outcome)| Row {
+        name: name.to_owned(),
+        device: name.to_owned(),
+        dtype: "f32".to_owned(),
+        outcome,
+    };
+    Comparison {
+        checkpoint: "checkpoint".into(),
+        layers: 2,
+        mixtures: 2,
+        text: case.tokens.source().to_owned(),
+        tokens: 96,
+        sequences: 3,
+        reference: Some("flex".to_owned()),
+        rows: outcomes.into_iter().map(row).collect(),
+    }
+}
+
+#[test]
+fn what_is_wrong_stands_at_the_top_of_text_and_page() {
+    let comparison = comparison();
+    let summary = comparison.summary();
+    let bad: Vec<&str> = summary
+        .iter()
+        .filter(|line| line.0 == Verdict::Bad)
+        .map(|line| line.1.as_str())
+        .collect();
+    assert!(
+        bad[0].starts_with("wgpu differs from flex in layer 1, experts: a relative difference of"),
+        "{bad:?}"
+    );
+    assert!(bad.contains(&"cuda failed: the device was lost"), "{bad:?}");
+    let (text, page) = (comparison.to_string(), comparison.page().render());
+    for line in &bad {
+        assert!(text.contains(line) && page.contains(line), "{line}");
+    }
+    assert!(
+        page.contains("error: &lt;lost&gt;") && page.contains("<svg"),
+        "{page}"
+    );
+}
+
+#[test]
+fn a_device_that_failed_decides_before_one_that_differs() {
+    let mut comparison = comparison();
+    let error = comparison.verdict().unwrap_err();
+    assert_eq!(error.to_string(), "cuda failed: the device was lost");
+    assert_eq!(
+        (error.exit_code(), error.hint().as_deref()),
+        (1, Some("find it"))
+    );
+    comparison.rows.truncate(2);
+    let error = comparison.verdict().unwrap_err();
+    assert_eq!(error.exit_code(), 1);
+    assert!(
+        error
+            .to_string()
+            .starts_with("wgpu differs from flex in layer 1, experts: "),
+        "{error}"
+    );
+    comparison.rows.truncate(1);
+    assert!(comparison.verdict().is_ok());
+}

@@ -1,0 +1,50 @@
+//! A comparison on a terminal.
+
+use std::fmt;
+
+use firebox_model::report::grouped;
+
+use super::Comparison;
+use super::tables::{LAYERS, gradient_table, layer_table};
+
+impl Comparison {
+    /// What was compared, in a line.
+    pub(super) fn about(&self) -> String {
+        let experts = match self.mixtures {
+            0 => "all of them dense".to_owned(),
+            mixtures => format!("{mixtures} of them with experts"),
+        };
+        format!(
+            "{}: {} layers, {experts}; {} tokens in {} sequences of {}",
+            self.checkpoint.display(),
+            self.layers,
+            grouped(self.tokens as u64),
+            self.sequences,
+            self.text
+        )
+    }
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(formatter, "{}\n", self.about())?;
+        for (verdict, sentence) in self.summary() {
+            writeln!(formatter, "{} {sentence}", verdict.mark())?;
+        }
+        write!(formatter, "\n{}", self.speed_table())?;
+        if self.compared().next().is_some() {
+            write!(formatter, "\n{}", self.agreement_table())?;
+        }
+        let mut compared = self.compared().peekable();
+        if compared.peek().is_some() {
+            writeln!(formatter, "\n{LAYERS}")?;
+        }
+        for (row, differences) in compared {
+            write!(formatter, "\n{}", layer_table(&row.name, differences))?;
+            if let Some(table) = gradient_table(&row.name, differences) {
+                write!(formatter, "\n{table}")?;
+            }
+        }
+        Ok(())
+    }
+}

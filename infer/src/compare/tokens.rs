@@ -1,0 +1,209 @@
+//! The tokens that every device is given.
+
+use std::fs;
+use std::path::Path;
+
+use firebox_model::batch::Sequence;
+use firebox_model::checkpoint::{CheckpointConfig, TOKENIZER_FILE, read_config};
+use firebox_model::tokenizer::Tokenizer;
+use firebox_model::tokenizer::packing::{PackedText, Packer, windows};
+use serde::{Deserialize, Serialize};
+
+use crate::InferError;
+use crate::eval::Text;
+
+/// A page of prose, verse and code in several alphabets, all of it free or written for this.
+const PAGE: &str = include_str!("page.txt");
+/// Tokens of a sequence at most: several sequences show what one would not.
+const SEQUENCE: usize = 128;
+
+/// Whole sequences without padding, and what they stand for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tokens {
+    /// Inputs of all sequences one after the other, and one more: what follows the last.
+    stream: Vec<u32>,
+    /// Inputs of a sequence.
+    sequence: usize,
+    /// UTF-8 bytes of what is predicted, where the tokens are of a text.
+    bytes: Option<u64>,
+    /// Whose they are, for people.
+    source: String,
+}
+
+impl Tokens {
+    /// Takes up to `limit` tokens of a text, by default of the one inside; token ids by a counter where the
+    /// checkpoint has no tokenizer to make tokens of it.
+    ///
+    /// # Errors
+    ///
+    /// When checkpoint or text cannot be read, or a text was given and there is no tokenizer for it.
+    pub fn choose(
+        checkpoint: &Path,
+        text: Option<&Text>,
+        limit: usize,
+    ) -> Result<Self, InferError> {
+        let config = read_config(checkpoint)?;
+        let path = checkpoint.join(TOKENIZER_FILE);
+        if !path.exists() {
+            return match text {
+                Some(_) => Err(InferError::NoTokenizer {
+                    folder: checkpoint.to_owned(),
+                }),
+                None => Ok(Self::counted(&config, limit)),
+            };
+        }
+        let tokenizer = Tokenizer::load(&path, &config.end_of_text)?;
+        let read = |limit: usize| -> Result<PackedText, InferError> {
+            let limit = Some(limit as u64);
+            let Some(text) = text else {
+                let mut packer = Packer::new(&tokenizer, limit);
+                packer.push(&tokenizer.encode(PAGE)?, PAGE.len() as u64);
+                return Ok(packer.finish());
+            };
+            Ok(PackedText::read(
+                &tokenizer,
+                &text.files,
+                &text.field,
+                limit,
+            )?)
+        };
+        let targets = read(limit)?.targets() as usize;
+        let sequence = targets.min(SEQUENCE).min(config.model.context);
+        // Read again, so that the bytes are those of whole sequences.
+        let packed = read(targets / sequence * sequence)?;
+        let beyond = packed
+            .tokens()
+            .iter()
+            .find(|&&id| id as usize >= config.model.vocabulary);
+        if let Some(&id) = beyond {
+            return Err(InferError::Vocabulary {
+                id,
+                tokenizer: tokenizer.vocabulary(),
+                model: config.model.vocabulary,
+            });
+        }
+        let source = match text.map(|text| text.files.as_slice()) {
+            None => "the page inside".to_owned(),
+            Some([file]) => file.display().to_string(),
+            Some(files) => format!("{} files", files.len()),
+        };
+        Ok(Self {
+            stream: packed.tokens().to_vec(),
+            sequence,
+            bytes: Some(packed.bytes()),
+            source,
+        })
+    }
+
+    /// Ids that are all over the vocabulary, and never the same beside the same for long.
+    fn counted(config: &CheckpointConfig, limit: usize) -> Self {
+        let vocabulary = config.model.vocabulary;
+        let sequence = limit.min(SEQUENCE).min(config.model.context);
+        let count = limit / sequence * sequence;
+        Self {
+            stream: (0..=count)
+                .map(|place| (place * 7919 % vocabulary) as u32)
+                .collect(),
+            sequence,
+            bytes: None,
+            source: "token ids by a counter, since the checkpoint has no tokenizer".to_owned(),
+        }
+    }
+
+    /// Whole sequences of the same length.
+    pub fn sequences(&self) -> Vec<Sequence> {
+        windows(&self.stream, self.sequence).collect()
+    }
+
+    /// Tokens that are read, which are as many as are predicted.
+    pub fn count(&self) -> usize {
+        self.stream.len() - 1
+    }
+
+    /// Tokens of a sequence.
+    pub fn sequence(&self) -> usize {
+        self.sequence
+    }
+
+    /// The token that follows each.
+    pub fn targets(&self) -> &[u32] {
+        &self.stream[1..]
+    }
+
+    /// Whose they are, for people.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Of a mean loss; none where nobody knows what bytes the tokens stand for.
+    pub fn bits_per_byte(&self, nats_per_token: f64) -> Option<f64> {
+        let bits = nats_per_token * self.count() as f64 / std::f64::consts::LN_2;
+        self.bytes.map(|bytes| bits / bytes.max(1) as f64)
+    }
+
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), InferError> {
+        let json = serde_json::to_vec(self).map_err(|error| InferError::Output(error.into()))?;
+        fs::write(path, json).map_err(|source| InferError::Write {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// # Errors
+    ///
+    /// When the file cannot be read, or is none of [`write`](Self::write).
+    pub fn read(path: &Path) -> Result<Self, InferError> {
+        let error = |source| InferError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let json = fs::read(path).map_err(error)?;
+        serde_json::from_slice(&json).map_err(|source| error(source.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{TinyCheckpoint, tiny_config};
+
+    #[test]
+    fn the_page_is_cut_into_whole_sequences_that_know_their_bytes() {
+        let tiny = TinyCheckpoint::new(&tiny_config(), 1);
+        let tokens = Tokens::choose(tiny.path(), None, 70).unwrap();
+        // The context is 32, and a token a byte.
+        assert_eq!(
+            (tokens.count(), tokens.sequence(), tokens.bytes),
+            (64, 32, Some(64))
+        );
+        let sequences = tokens.sequences();
+        assert!(sequences.iter().all(|sequence| sequence.valid == 32));
+        let first: Vec<u32> = PAGE.bytes().take(32).map(u32::from).collect();
+        assert_eq!(sequences[0].tokens, first);
+        assert_eq!(tokens.targets()[..31], first[1..]);
+        let bits = tokens.bits_per_byte(std::f64::consts::LN_2).unwrap();
+        assert!((bits - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn without_a_tokenizer_a_counter_serves() {
+        let tiny = TinyCheckpoint::new(&tiny_config(), 1);
+        fs::remove_file(tiny.path().join(TOKENIZER_FILE)).unwrap();
+        let tokens = Tokens::choose(tiny.path(), None, 64).unwrap();
+        assert_eq!((tokens.count(), tokens.bits_per_byte(1.0)), (64, None));
+        assert!(tokens.targets().iter().all(|&id| id < 257));
+        let path = tiny.path().join("tokens.json");
+        tokens.write(&path).unwrap();
+        assert_eq!(Tokens::read(&path).unwrap(), tokens);
+        let text = Text {
+            files: vec![path],
+            field: "text".to_owned(),
+            max_tokens: None,
+        };
+        let error = Tokens::choose(tiny.path(), Some(&text), 64).unwrap_err();
+        assert!(matches!(error, InferError::NoTokenizer { .. }), "{error}");
+    }
+}

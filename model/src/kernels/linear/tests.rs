@@ -1,0 +1,94 @@
+use burn::tensor::{DType, Device, Tensor};
+use proptest::prelude::*;
+
+use super::{linear, linear_reference, linear_transposed};
+use crate::kernels::testing::{assert_close, devices, on_threads, values, wave};
+
+const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+/// Weights in a type, where the device has it.
+fn weights(shape: [usize; 2], held: DType, device: &Device) -> Option<Tensor<2>> {
+    let holds = device.supports_dtype(held);
+    holds.then(|| wave(shape, 0.5, device).cast(held))
+}
+
+/// Both add the same products, in an order that may differ.
+fn assert_same(rows: usize, d_in: usize, d_out: usize) -> Result<(), TestCaseError> {
+    for device in devices() {
+        for held in TYPES {
+            let x = wave([rows, d_in], 0.1, &device);
+            let Some(weight) = weights([d_in, d_out], held, &device) else {
+                continue;
+            };
+            let expected = values(linear_reference(x.clone(), weight.clone()));
+            let what = format!("{held:?} on {device:?}");
+            let found = linear(x.clone(), weight);
+            prop_assert_eq!(found.dims(), [rows, d_out]);
+            assert_close(&what, &values(found), &expected, 2e-6)?;
+
+            let weight = weights([d_out, d_in], held, &device).expect("held before");
+            let expected = values(linear_reference(x.clone(), weight.clone().transpose()));
+            let found = values(linear_transposed(x, weight));
+            assert_close(&what, &found, &expected, 2e-6)?;
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn equals_the_reference(rows in 1usize..12, d_in in 1usize..70, d_out in 1usize..150) {
+        assert_same(rows, d_in, d_out)?;
+    }
+}
+
+#[test]
+fn large_enough_to_be_shared_out() {
+    for rows in [1, 3, 8, 9, 40] {
+        assert_same(rows, 300, 1030).unwrap();
+    }
+}
+
+#[test]
+fn panels_of_a_tall_matrix() {
+    assert_same(9, 5000, 37).unwrap();
+}
+
+#[test]
+fn a_transposed_view_is_read_as_what_it_shows() {
+    for device in devices() {
+        for held in TYPES {
+            let Some(weight) = weights([40, 30], held, &device) else {
+                continue;
+            };
+            let x = wave([2, 30], 0.1, &device);
+            let expected = values(linear_transposed(x.clone(), weight.clone()));
+            let found = values(linear(x, weight.transpose()));
+            assert_close("transposed", &found, &expected, 1e-6).unwrap();
+        }
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    for device in devices() {
+        for held in TYPES {
+            for rows in [1, 7, 20] {
+                let Some(weight) = weights([257, 1500], held, &device) else {
+                    continue;
+                };
+                let x = wave([rows, 257], 0.1, &device);
+                on_threads(move || values(linear(x.clone(), weight.clone())));
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "against weights [3, …]")]
+fn widths_that_differ_are_refused() {
+    let device = devices().remove(0);
+    let _ = linear(wave([4, 2], 0.0, &device), wave([3, 2], 0.0, &device));
+}

@@ -1,0 +1,109 @@
+//! One key of a configuration in several values: what a token costs as the model, the batch or the context grows.
+
+use std::fmt;
+
+use firebox_model::accounting::Accounting;
+use firebox_model::device;
+use firebox_model::kernels::matrix_peak;
+use serde::Serialize;
+
+use super::{Speed, speed};
+use crate::check::numbers::{flop, scaled};
+use crate::config::RunConfig;
+use crate::error::TrainError;
+
+/// What was measured: as text through its `Display`, as JSON through serde.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Variation {
+    /// What computed.
+    pub device: String,
+    /// Threads of the CPU backends.
+    pub threads: usize,
+    /// The best of several large f32 products on this device, in FLOP/s.
+    pub matrix_peak: f64,
+    /// The key whose values the rows are.
+    pub key: String,
+    /// In the order of the values.
+    pub rows: Vec<Row>,
+}
+
+/// One value of the key.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// As it was given.
+    pub value: String,
+    /// Step time over tokens, in microseconds.
+    pub microseconds_per_token: f64,
+    /// Floating-point operations of training on one token, attention scores included.
+    pub operations_per_token: f64,
+    /// All else.
+    #[serde(flatten)]
+    pub speed: Speed,
+}
+
+/// Trains on random tokens with each of the configurations, and measures. The peak memory of a row is that of the
+/// process up to there.
+///
+/// # Errors
+///
+/// When the device cannot be used.
+pub fn vary(
+    key: &str,
+    configs: Vec<(String, RunConfig)>,
+    device: &str,
+    steps: usize,
+) -> Result<Variation, TrainError> {
+    let selected = device::select(device)?;
+    let matrix_peak = matrix_peak(&selected);
+    let rows = configs.into_iter().map(|(value, config)| {
+        let speed = speed(&config, &config.model, steps, matrix_peak, &selected);
+        let operations = Accounting::of(&config.model).operations;
+        tracing::info!("{key} = {value}: {:.0} tokens/s", speed.tokens_per_second);
+        Row {
+            value,
+            microseconds_per_token: 1e6 / speed.tokens_per_second,
+            operations_per_token: operations.training + 3.0 * operations.attention_scores,
+            speed,
+        }
+    });
+    Ok(Variation {
+        device: device.to_owned(),
+        threads: device::threads(),
+        matrix_peak,
+        key: key.to_owned(),
+        rows: rows.collect(),
+    })
+}
+
+impl fmt::Display for Variation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            formatter,
+            "{} on {} threads; the f32 matrix product reaches {}/s\n",
+            self.device,
+            self.threads,
+            flop(self.matrix_peak)
+        )?;
+        let values = self.rows.iter().map(|row| row.value.chars().count());
+        let width = values.chain([self.key.chars().count()]).max().unwrap_or(0);
+        writeln!(
+            formatter,
+            "{:>width$}  {:>10} {:>10} {:>13} {:>11} {:>10} {:>9}",
+            self.key, "parameters", "active", "tokens a step", "FLOP/token", "µs/token", "of peak"
+        )?;
+        for row in &self.rows {
+            writeln!(
+                formatter,
+                "{:>width$}  {:>10} {:>10} {:>13} {:>11} {:>10.1} {:>9.2}",
+                row.value,
+                scaled(row.speed.parameters as f64),
+                scaled(row.speed.active as f64),
+                row.speed.tokens_per_step,
+                scaled(row.operations_per_token),
+                row.microseconds_per_token,
+                row.speed.share_of_peak
+            )?;
+        }
+        Ok(())
+    }
+}
