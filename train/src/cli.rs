@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use firebox_model::allocator;
 use firebox_model::device;
-use firebox_model::failure::guard;
+use firebox_model::failure::{DeviceFailure, guard};
 use firebox_model::terminal::print;
 
 use crate::bench::{BenchOptions, bench, vary};
@@ -354,9 +354,9 @@ impl Cli {
                     steps: args.steps as usize,
                     twin: !args.no_twin,
                 };
-                let failed = |failure| TrainError::Computation {
+                let failed = |failure: DeviceFailure| TrainError::Computation {
                     step: None,
-                    failure,
+                    failure: failure.into(),
                     checkpoint: None,
                 };
                 if let Some(Variants { key, values }) = args.vary {

@@ -96,7 +96,7 @@ pub fn record(
     };
     guard(device, work).map_err(|failure| TrainError::Computation {
         step: step.get(),
-        failure,
+        failure: failure.into(),
         checkpoint: None,
     })?
 }
