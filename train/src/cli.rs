@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use firebox_model::allocator;
 use firebox_model::device;
-use firebox_model::failure::guard;
+use firebox_model::failure::{DeviceFailure, guard};
 use firebox_model::terminal::print;
 
 use crate::bench::{BenchOptions, bench, vary};
@@ -200,7 +200,7 @@ struct CompareArgs {
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
     /// What a loss may be off, over the loss itself, and a tenth of what the gradient's norm may. Where rounding alone
-    /// does more, as the first device shows with the last bits of its weights changed, thirty times that.
+    /// does more, as the first device shows with its weights changed by 1e-6 of themselves, a hundred times that.
     #[arg(long, value_name = "SHARE", default_value_t = TOLERANCE, value_parser = share)]
     tolerance: f64,
     /// Also write a page with curves, for a browser.
@@ -354,9 +354,9 @@ impl Cli {
                     steps: args.steps as usize,
                     twin: !args.no_twin,
                 };
-                let failed = |failure| TrainError::Computation {
+                let failed = |failure: DeviceFailure| TrainError::Computation {
                     step: None,
-                    failure,
+                    failure: failure.into(),
                     checkpoint: None,
                 };
                 if let Some(Variants { key, values }) = args.vary {

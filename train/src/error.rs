@@ -72,7 +72,7 @@ pub enum TrainError {
         /// The step that was being computed, from 1; none before the first.
         step: Option<u64>,
         /// What happened.
-        failure: DeviceFailure,
+        failure: Box<DeviceFailure>,
         /// The newest checkpoint, and the step after which it was written.
         checkpoint: Option<(PathBuf, u64)>,
     },

@@ -53,7 +53,7 @@ pub fn run(config: &RunConfig, options: &RunOptions) -> Result<Outcome, TrainErr
     let outcome = guard(&options.device, || train(config, options, &device, &step));
     outcome.map_err(|failure| TrainError::Computation {
         step: step.get(),
-        failure,
+        failure: failure.into(),
         checkpoint: newest_checkpoint(&options.out),
     })?
 }

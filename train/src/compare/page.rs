@@ -3,7 +3,7 @@
 use firebox_model::report::{Chart, Page, Scale, Series, Verdict, magnitude};
 
 use super::text::{NORMAL, busiest};
-use super::{Comparison, DeviceRun, Limits, StepRecord};
+use super::{Comparison, DeviceRun, Limits, MARGIN, StepRecord};
 
 /// Where a difference of nothing is drawn: below what f32 can tell apart.
 const FLOOR: f64 = 1e-9;
@@ -66,7 +66,7 @@ impl Comparison {
     fn differences(&self) -> Chart {
         let title = format!("How far the loss is from that of {}", self.first());
         let chart = Chart::new(title, "step", "difference / loss", Scale::Log).note(format!(
-            "A device above the limit is at fault: the tolerance of {}, or thirty times the furthest that the control \
+            "A device above the limit is at fault: the tolerance of {}, or {MARGIN} times the furthest that the control \
              has come by then. Equal losses are drawn at {FLOOR:.0e}.",
             magnitude(self.tolerance)
         ));

@@ -73,8 +73,8 @@ impl Comparison {
     pub(super) fn control_sentence(&self) -> Option<String> {
         let (largest, step) = self.control.as_ref()?.difference.as_ref()?.largest_loss();
         Some(format!(
-            "rounding alone explains {} of it (at step {step}): so far off is {} from itself when the last bits of its \
-             first weights are changed",
+            "rounding alone explains {} of it (at step {step}): so far off is {} from itself when it starts from \
+             weights that are changed by 1e-6 of themselves",
             magnitude(largest),
             self.first()
         ))
