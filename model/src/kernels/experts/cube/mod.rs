@@ -5,6 +5,7 @@
 
 mod product;
 mod rows;
+mod tile;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Cube, TensorMetadata};
