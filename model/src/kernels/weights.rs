@@ -19,7 +19,7 @@ use crate::number::Number;
 pub const FEW: usize = 8;
 
 /// Rows of weights that are streamed side by side: sums are loaded and stored once for all of them.
-const STREAMS: usize = 4;
+const STREAMS: usize = 8;
 
 /// Columns of these that are worked on at a time: as f32 they stay in a core's first level of cache.
 const COLUMNS: usize = 512;
@@ -186,7 +186,7 @@ impl<'a, T: Number> Weights<'a, T> {
                 for (x, output) in activations.zip(output.chunks_exact_mut(self.d_out)) {
                     let output = &mut output[columns.clone()];
                     match x[first..].first_chunk() {
-                        Some(x) if streams == STREAMS => add_four(output, x, rows),
+                        Some(x) if streams == STREAMS => add_streams(output, x, rows),
                         _ => {
                             for (&x, row) in x[first..].iter().zip(rows) {
                                 add_one(output, x, row);
@@ -270,13 +270,16 @@ fn widen<'r, T: Number>(weights: &[T], room: &'r mut [f32; COLUMNS]) -> &'r [f32
     room
 }
 
-/// Four rows at once, by pairs: fewer sums follow each other than one after the other, so that less is rounded away.
+/// Rows at once, by pairs: fewer sums follow each other than with one after the other, so that less is rounded away.
 #[inline(always)]
-fn add_four(sums: &mut [f32], x: &[f32; STREAMS], rows: [&[f32]; STREAMS]) {
-    let [a, b, c, d] = rows;
-    let rows = a.iter().zip(b).zip(c).zip(d);
-    for (sum, (((a, b), c), d)) in sums.iter_mut().zip(rows) {
-        *sum += (x[0] * a + x[1] * b) + (x[2] * c + x[3] * d);
+fn add_streams(sums: &mut [f32], x: &[f32; STREAMS], rows: [&[f32]; STREAMS]) {
+    let [a, b, c, d, e, f, g, h] = rows;
+    let first = a.iter().zip(b).zip(c.iter().zip(d));
+    let second = e.iter().zip(f).zip(g.iter().zip(h));
+    for (sum, (((a, b), (c, d)), ((e, f), (g, h)))) in sums.iter_mut().zip(first.zip(second)) {
+        let first = (x[0] * a + x[1] * b) + (x[2] * c + x[3] * d);
+        let second = (x[4] * e + x[5] * f) + (x[6] * g + x[7] * h);
+        *sum += first + second;
     }
 }
 
