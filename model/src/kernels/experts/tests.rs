@@ -7,8 +7,10 @@ use crate::kernels::dispatch::HostPlan;
 use crate::kernels::testing::devices;
 
 /// Of `‖a − b‖ / ‖b‖`. Both sides add the same f32 products in another order, and their exponentials differ by
-/// 2 units in the last place.
-const TOLERANCE: f64 = 1e-5;
+/// 2 units in the last place. With few rows our products are rounded before they are added, where the reference
+/// fuses the two: in the worst case here, of sums that nearly cancel, the output is 1.1e-5 against 0.5e-5 from the
+/// exact one, and the gradients amplify it.
+const TOLERANCE: f64 = 3e-5;
 
 /// Values that differ everywhere, of both signs, about `size`.
 fn values(length: usize, phase: f32, size: f32) -> Vec<f32> {
