@@ -1,8 +1,8 @@
 //! Names of devices, such as `flex` or `wgpu:1`, and what this build and this machine offer.
 
-use burn::tensor::Device;
 #[cfg(feature = "cube")]
 use burn::tensor::DeviceType;
+use burn::tensor::{Device, Tensor};
 use serde::Serialize;
 
 /// Why a device cannot be used.
@@ -151,6 +151,15 @@ pub fn set_threads(threads: Option<usize>) {
     if let Err(error) = pool.build_global() {
         tracing::debug!("threads stay as they are: {error}");
     }
+}
+
+/// Waits until a tensor is computed, by reading its first value back: a device may still be at work when a call
+/// returns, and on some what is read comes only when it is looked at. Work that came before on the same device is
+/// done then too.
+pub fn finish<const D: usize>(tensor: Tensor<D>) {
+    let elements = tensor.shape().num_elements();
+    let first = tensor.reshape([elements]).narrow(0, 0, 1).into_data();
+    std::hint::black_box(first.iter::<f32>().sum::<f32>());
 }
 
 /// Threads that the CPU backends use.

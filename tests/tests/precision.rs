@@ -1,29 +1,35 @@
 //! Weights that are held in 16 bits: nothing is rounded that was stored so, and nothing else is lost.
 
 use burn::module::Param;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use firebox_model::cache::KeyValueCache;
 use firebox_model::checkpoint::{CheckpointError, Precision, SaveOptions, load, save};
 use firebox_model::config::ModelConfig;
 use firebox_model::evaluate::evaluate;
 use firebox_model::language_model::{LanguageModel, token_tensor};
+use firebox_model::on_every_device;
 use firebox_model::parameters::{VisitParameter, visit};
-use firebox_tests::devices;
 use firebox_tests::models::{model, sequences, tiny};
 use firebox_tests::tensors::relative_error;
 use tempfile::TempDir;
 
+on_every_device!(
+    weights_are_held_as_they_are_stored,
+    text_is_as_likely_as_with_the_same_weights_in_f32,
+    decoding_with_the_cache_equals_one_forward_pass,
+    a_model_that_trains_is_not_held_in_16_bits,
+);
+
 const HALVES: [Precision; 2] = [Precision::Bf16, Precision::F16];
 
 /// A checkpoint whose weights are stored in this type.
-fn stored(config: &ModelConfig, precision: Precision) -> TempDir {
+fn stored(config: &ModelConfig, precision: Precision, device: &Device) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let (_, device) = devices::all().remove(0);
     let options = SaveOptions {
         precision,
         ..SaveOptions::default()
     };
-    save(&model(config, &device), folder.path(), &options, |_| ()).unwrap();
+    save(&model(config, device), folder.path(), &options, |_| ()).unwrap();
     folder
 }
 
@@ -52,84 +58,73 @@ fn configs() -> [ModelConfig; 3] {
     [tiny(), tiny().dense_twin(), tied]
 }
 
-#[test]
-fn weights_are_held_as_they_are_stored() {
+fn weights_are_held_as_they_are_stored(device: Device) {
     for precision in HALVES {
-        let folder = stored(&tiny(), precision);
-        for (name, device) in devices::all() {
-            let whole = load(folder.path(), &device, Precision::F32).unwrap();
-            let held = match load(folder.path(), &device, precision) {
-                Err(CheckpointError::Device { .. }) => continue, // a GPU without the type
-                held => held.unwrap(),
-            };
-            let native = device.supports_dtype(precision.tensor_type());
-            let expected = parameters(&whole.model).0;
-            for (found, expected) in parameters(&held.model).0.into_iter().zip(expected) {
-                let (path, bytes, numbers) = found;
-                assert_eq!((&path, &numbers), (&expected.0, &expected.2), "{name}");
-                let kept = path.contains("norm") || path.ends_with("router.weight");
-                assert_eq!(bytes == 4, kept || !native, "{name}: {path}");
-            }
+        let folder = stored(&tiny(), precision, &device);
+        let whole = load(folder.path(), &device, Precision::F32).unwrap();
+        let held = match load(folder.path(), &device, precision) {
+            Err(CheckpointError::Device { .. }) => continue, // a GPU without the type
+            held => held.unwrap(),
+        };
+        let native = device.supports_dtype(precision.tensor_type());
+        let expected = parameters(&whole.model).0;
+        for (found, expected) in parameters(&held.model).0.into_iter().zip(expected) {
+            let (path, bytes, numbers) = found;
+            assert_eq!((&path, &numbers), (&expected.0, &expected.2));
+            let kept = path.contains("norm") || path.ends_with("router.weight");
+            assert_eq!(bytes == 4, kept || !native, "{path}");
         }
     }
 }
 
-#[test]
-fn text_is_as_likely_as_with_the_same_weights_in_f32() {
+fn text_is_as_likely_as_with_the_same_weights_in_f32(device: Device) {
     for config in configs() {
         for precision in HALVES {
-            let folder = stored(&config, precision);
+            let folder = stored(&config, precision, &device);
             let text = sequences(&config, 5, 12, &[0, 7, 0, 3, 11]);
-            for (name, device) in devices::all() {
-                let nats = |held| {
-                    let model = load(folder.path(), &device, held)?.model;
-                    let evaluation = evaluate(&model, text.iter().cloned(), 50, 2, |_| ());
-                    Ok::<f64, CheckpointError>(evaluation.nats_per_token)
-                };
-                let expected = nats(Precision::F32).unwrap();
-                match nats(precision) {
-                    Ok(found) => assert!(
-                        (found - expected).abs() < 1e-6,
-                        "{name}, {precision}: {found} against {expected}"
-                    ),
-                    Err(CheckpointError::Device { .. }) => (),
-                    Err(error) => panic!("{name}: {error}"),
-                }
+            let nats = |held| {
+                let model = load(folder.path(), &device, held)?.model;
+                let evaluation = evaluate(&model, text.iter().cloned(), 50, 2, |_| ());
+                Ok::<f64, CheckpointError>(evaluation.nats_per_token)
+            };
+            let expected = nats(Precision::F32).unwrap();
+            match nats(precision) {
+                Ok(found) => assert!(
+                    (found - expected).abs() < 1e-6,
+                    "{precision}: {found} against {expected}"
+                ),
+                Err(CheckpointError::Device { .. }) => (),
+                Err(error) => panic!("{error}"),
             }
         }
     }
 }
 
-#[test]
-fn decoding_with_the_cache_equals_one_forward_pass() {
+fn decoding_with_the_cache_equals_one_forward_pass(device: Device) {
     for config in configs() {
-        let folder = stored(&config, Precision::Bf16);
+        let folder = stored(&config, Precision::Bf16, &device);
         let text = &sequences(&config, 2, 20, &[])[..];
-        for (name, device) in devices::all() {
-            let Ok(opened) = load(folder.path(), &device, Precision::Bf16) else {
-                continue; // a GPU without the type
-            };
-            let rows = |from: usize, to: usize| {
-                let rows = text.iter().map(move |sequence| &sequence.tokens[from..to]);
-                token_tensor(rows, &device)
-            };
-            let whole = opened.model.forward(rows(0, 20)).logits;
-            let mut cache = KeyValueCache::new(&config, 2, 20, &device);
-            for (from, to) in [(0, 7), (7, 8), (8, 12), (12, 13), (13, 20)] {
-                let values = |x: Tensor<2>| x.into_data().iter::<f32>().collect::<Vec<f32>>();
-                let found = values(opened.model.decode(rows(from, to), &mut cache));
-                let expected = whole.clone().narrow(1, to - 1, 1).squeeze_dim::<2>(1);
-                let error = relative_error(&found, &values(expected));
-                assert!(error < 5e-6, "{name}, position {to}: off by {error:.1e}");
-            }
+        let Ok(opened) = load(folder.path(), &device, Precision::Bf16) else {
+            return; // a GPU without the type
+        };
+        let rows = |from: usize, to: usize| {
+            let rows = text.iter().map(move |sequence| &sequence.tokens[from..to]);
+            token_tensor(rows, &device)
+        };
+        let whole = opened.model.forward(rows(0, 20)).logits;
+        let mut cache = KeyValueCache::new(&config, 2, 20, &device);
+        for (from, to) in [(0, 7), (7, 8), (8, 12), (12, 13), (13, 20)] {
+            let values = |x: Tensor<2>| x.into_data().iter::<f32>().collect::<Vec<f32>>();
+            let found = values(opened.model.decode(rows(from, to), &mut cache));
+            let expected = whole.clone().narrow(1, to - 1, 1).squeeze_dim::<2>(1);
+            let error = relative_error(&found, &values(expected));
+            assert!(error < 5e-6, "position {to}: off by {error:.1e}");
         }
     }
 }
 
-#[test]
-fn a_model_that_trains_is_not_held_in_16_bits() {
-    let folder = stored(&tiny(), Precision::F32);
-    let (_, device) = devices::all().remove(0);
+fn a_model_that_trains_is_not_held_in_16_bits(device: Device) {
+    let folder = stored(&tiny(), Precision::F32, &device);
     let error = load(folder.path(), &device.autodiff(), Precision::Bf16).unwrap_err();
     assert!(
         error.to_string().contains("bf16 cannot be trained"),

@@ -138,7 +138,7 @@ fn speed(
             rate,
             &config.optimizer,
         );
-        wait_for(&trained);
+        device::finish(trained.norm.gamma.val());
         if step >= WARM_UP {
             seconds.push(started.elapsed().as_secs_f64());
         }
@@ -171,12 +171,6 @@ fn random_sequence(model: &ModelConfig, generator: &mut ChaCha8Rng) -> Sequence 
         targets,
         valid: model.context,
     }
-}
-
-/// A device may still be at work when a call returns; reading a value back waits for it.
-fn wait_for(model: &LanguageModel) {
-    let gain = model.norm.gamma.val().narrow(0, 0, 1);
-    let _ = gain.into_data();
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
