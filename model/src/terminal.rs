@@ -29,8 +29,8 @@ fn start_log() {
         .init();
 }
 
-/// Runs a binary's command: starts the log, prints an error as [`report`] does, and makes the exit code. A fault of
-/// the program itself is an error like any other, of exit code 1.
+/// Runs a binary's command: starts the log, says what went wrong with its causes and its hint, and makes the exit
+/// code. A fault of the program itself is an error like any other, of exit code 1.
 ///
 /// # Panics
 ///

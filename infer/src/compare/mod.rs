@@ -1,8 +1,8 @@
 //! `cargo infer compare`: the same tokens through a checkpoint on several devices, and what differs.
 //!
-//! The first device that works is the reference. Each device runs in a process of its own ([`process`]), where
-//! [`probe`] writes down what it computes ([`findings`]); here two such files are compared ([`difference`],
-//! [`flips`]) and judged ([`tolerance`]). Every part of the network is computed twice: within the whole, where an
+//! The first device that works is the reference. Each device runs in a process of its own (`process`), where
+//! `probe` writes down what it computes (`findings`); here two such files are compared (`difference`,
+//! `flips`) and judged (`tolerance`). Every part of the network is computed twice: within the whole, where an
 //! error grows from layer to layer, and alone, from what the reference computed before it, so that a fault is named
 //! where it arises.
 
