@@ -2,8 +2,8 @@
 //! made of.
 //!
 //! The binaries are built for any machine of their architecture, so that a plain loop gets its oldest vector
-//! instructions. Nothing here depends on which ones are used: no product is fused with a sum, and sums are
-//! taken in an order that follows from their length alone, so that every machine computes the same bits.
+//! instructions. Sums are taken in an order that follows from their length alone, and no product is fused with a
+//! sum, so that every machine computes the same bits; but for what asks for [`Fused`].
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -16,19 +16,44 @@ use crate::number::Number;
 /// a shim, which no attribute reaches, and a large one then stays a function of its own with the oldest
 /// instructions.
 #[inline(always)]
-pub fn vectorized<R>(work: impl FnMut() -> R) -> R {
+pub fn vectorized<R>(mut work: impl FnMut() -> R) -> R {
+    vectorized_fused(
+        #[inline(always)]
+        |_| work(),
+    )
+}
+
+/// [`vectorized`], of sums of products that are fused where the machine can.
+#[inline(always)]
+pub fn vectorized_fused<R>(work: impl FnMut(Fused) -> R) -> R {
     struct Work<F>(F);
 
-    impl<R, F: FnMut() -> R> WithSimd for Work<F> {
+    impl<R, F: FnMut(Fused) -> R> WithSimd for Work<F> {
         type Output = R;
 
         #[inline(always)]
         fn with_simd<S: Simd>(mut self, _: S) -> R {
-            (self.0)()
+            (self.0)(Fused(!S::IS_SCALAR))
         }
     }
 
     Arch::new().dispatch(Work(work))
+}
+
+/// Whether a product is fused with the sum that it is added to, and rounded once in place of twice. Every machine with
+/// vector instructions that are worth having can; elsewhere it would be a call of a function.
+#[derive(Debug, Clone, Copy)]
+pub struct Fused(bool);
+
+impl Fused {
+    /// `a · b + sum`
+    #[inline(always)]
+    pub fn add(self, a: f32, b: f32, sum: f32) -> f32 {
+        match self.0 {
+            true => a.mul_add(b, sum),
+            false => a * b + sum,
+        }
+    }
 }
 
 /// Tells the memory that what lies `ahead` values after these will be read soon; there may be nothing.
@@ -87,17 +112,17 @@ pub fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 
 /// `Σ a[i] b[i]`
 #[inline(always)]
-pub fn dot<T: Number>(a: &[f32], b: &[T]) -> f32 {
+pub fn dot<T: Number>(a: &[f32], b: &[T], fused: Fused) -> f32 {
     let mut lanes = [0.0; LANES];
     let (a_chunks, a_rest) = a.as_chunks::<LANES>();
     let (b_chunks, b_rest) = b.as_chunks::<LANES>();
     for (a, b) in a_chunks.iter().zip(b_chunks) {
         for lane in 0..LANES {
-            lanes[lane] += a[lane] * b[lane].widen();
+            lanes[lane] = fused.add(a[lane], b[lane].widen(), lanes[lane]);
         }
     }
     for (lane, (&a, &b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *lane += a * b.widen();
+        *lane = fused.add(a, b.widen(), *lane);
     }
     fold(lanes, |a, b| a + b)
 }
@@ -150,7 +175,10 @@ mod tests {
             let exact: f64 = values.iter().map(|&value| f64::from(value)).sum();
             prop_assert!((f64::from(sum(&values, |value| value)) - exact).abs() < 1e-5);
             let squares: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
-            prop_assert!((f64::from(dot(&values, &values)) - squares).abs() < 1e-5);
+            for fused in [Fused(false), Fused(true)] {
+                let found = f64::from(dot(&values, &values, fused));
+                prop_assert!((found - squares).abs() < 1e-5);
+            }
             let cubes: f64 = values.iter().map(|&value| f64::from(value).powi(3)).sum();
             let found = sum_of_products(&values, &values, &values);
             prop_assert!((f64::from(found) - cubes).abs() < 1e-5);

@@ -2,6 +2,9 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use rand_distr::{Distribution, Uniform};
 
 use crate::device::{backends, select};
 
@@ -13,12 +16,18 @@ pub(crate) fn devices() -> Vec<Device> {
         .collect()
 }
 
-/// Values that differ everywhere, of both signs, about 1 in size.
+/// Values of both signs, about 1 in size, that have nothing to do with each other: sums of their products cancel no
+/// further than chance has it, so that the error of a sum stands for the operation and not for the data.
 pub(crate) fn wave<const D: usize>(shape: [usize; D], phase: f32, device: &Device) -> Tensor<D> {
-    let values: Vec<f32> = (0..shape.iter().product())
-        .map(|i| (i as f32 * 0.7 + phase).sin())
-        .collect();
+    let values = noise(shape.iter().product(), phase, 1.0);
     Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// Those of [`wave`], uniform between `−√3 · size` and `√3 · size`, whose variance is `size²`.
+pub(crate) fn noise(length: usize, phase: f32, size: f32) -> Vec<f32> {
+    let mut generator = ChaCha8Rng::seed_from_u64(phase.to_bits().into());
+    let uniform = Uniform::new(-size * 3f32.sqrt(), size * 3f32.sqrt()).expect("a range");
+    uniform.sample_iter(&mut generator).take(length).collect()
 }
 
 /// On the host.

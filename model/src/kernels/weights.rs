@@ -11,7 +11,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::product::{Matrix, product_into_columns};
-use super::simd::{dot, prefetch, vectorized};
+use super::simd::{Fused, dot, prefetch, vectorized, vectorized_fused};
 use crate::number::Number;
 
 /// The most rows of activations for which the weights are streamed. Measured: at 8 rows, arithmetic and memory take
@@ -141,11 +141,11 @@ impl<'a, T: Number> Weights<'a, T> {
             if output.is_empty() || x.is_empty() {
                 return output;
             }
-            vectorized(
+            vectorized_fused(
                 #[inline(always)]
-                || match self.layout {
-                    Layout::Inputs => self.stream(x, output),
-                    Layout::Outputs => self.dots(x, output),
+                |fused| match self.layout {
+                    Layout::Inputs => self.stream(x, output, fused),
+                    Layout::Outputs => self.dots(x, output, fused),
                 },
             );
             return output;
@@ -160,7 +160,7 @@ impl<'a, T: Number> Weights<'a, T> {
 
     /// Adds the products to `output`, a few rows of weights at a time, each row from one end to the other.
     #[inline(always)]
-    fn stream(self, x: &[f32], output: &mut [f32]) {
+    fn stream(self, x: &[f32], output: &mut [f32], fused: Fused) {
         let mut widened = [[0.0; COLUMNS]; STREAMS];
         let whole = self.d_in / STREAMS * STREAMS;
         for first in (0..self.d_in).step_by(STREAMS) {
@@ -186,10 +186,10 @@ impl<'a, T: Number> Weights<'a, T> {
                 for (x, output) in activations.zip(output.chunks_exact_mut(self.d_out)) {
                     let output = &mut output[columns.clone()];
                     match x[first..].first_chunk() {
-                        Some(x) if streams == STREAMS => add_streams(output, x, rows),
+                        Some(x) if streams == STREAMS => add_streams(output, x, rows, fused),
                         _ => {
                             for (&x, row) in x[first..].iter().zip(rows) {
-                                add_one(output, x, row);
+                                add_one(output, x, row, fused);
                             }
                         }
                     }
@@ -200,12 +200,12 @@ impl<'a, T: Number> Weights<'a, T> {
 
     /// One scalar product after the other.
     #[inline(always)]
-    fn dots(self, x: &[f32], output: &mut [f32]) {
+    fn dots(self, x: &[f32], output: &mut [f32], fused: Fused) {
         let rows = self.values.chunks(self.stride.max(1)).take(self.d_out);
         for (column, weights) in rows.enumerate() {
             let weights = &weights[..self.d_in];
             for (row, x) in x.chunks_exact(self.d_in).enumerate() {
-                output[row * self.d_out + column] = dot(x, weights);
+                output[row * self.d_out + column] = dot(x, weights, fused);
             }
         }
     }
@@ -272,21 +272,21 @@ fn widen<'r, T: Number>(weights: &[T], room: &'r mut [f32; COLUMNS]) -> &'r [f32
 
 /// Rows at once, by pairs: fewer sums follow each other than with one after the other, so that less is rounded away.
 #[inline(always)]
-fn add_streams(sums: &mut [f32], x: &[f32; STREAMS], rows: [&[f32]; STREAMS]) {
+fn add_streams(sums: &mut [f32], x: &[f32; STREAMS], rows: [&[f32]; STREAMS], fused: Fused) {
     let [a, b, c, d, e, f, g, h] = rows;
     let first = a.iter().zip(b).zip(c.iter().zip(d));
     let second = e.iter().zip(f).zip(g.iter().zip(h));
     for (sum, (((a, b), (c, d)), ((e, f), (g, h)))) in sums.iter_mut().zip(first.zip(second)) {
-        let first = (x[0] * a + x[1] * b) + (x[2] * c + x[3] * d);
-        let second = (x[4] * e + x[5] * f) + (x[6] * g + x[7] * h);
+        let first = fused.add(x[0], *a, x[1] * b) + fused.add(x[2], *c, x[3] * d);
+        let second = fused.add(x[4], *e, x[5] * f) + fused.add(x[6], *g, x[7] * h);
         *sum += first + second;
     }
 }
 
 #[inline(always)]
-fn add_one(sums: &mut [f32], x: f32, row: &[f32]) {
+fn add_one(sums: &mut [f32], x: f32, row: &[f32], fused: Fused) {
     for (sum, weight) in sums.iter_mut().zip(row) {
-        *sum += x * weight;
+        *sum = fused.add(x, *weight, *sum);
     }
 }
 

@@ -24,12 +24,12 @@ fn assert_same(rows: usize, d_in: usize, d_out: usize) -> Result<(), TestCaseErr
             let what = format!("{held:?} on {device:?}");
             let found = linear(x.clone(), weight);
             prop_assert_eq!(found.dims(), [rows, d_out]);
-            assert_close(&what, &values(found), &expected, 1e-5)?;
+            assert_close(&what, &values(found), &expected, 1e-6)?;
 
             let weight = weights([d_out, d_in], held, &device).expect("held before");
             let expected = values(linear_reference(x.clone(), weight.clone().transpose()));
             let found = values(linear_transposed(x, weight));
-            assert_close(&what, &found, &expected, 1e-5)?;
+            assert_close(&what, &found, &expected, 1e-6)?;
         }
     }
     Ok(())
