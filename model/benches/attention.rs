@@ -4,12 +4,13 @@
 
 use burn::tensor::{Device, Distribution, Tensor};
 use divan::Bencher;
+use firebox_model::allocator::{ALLOCATOR, Allocator};
 use firebox_model::kernels::{causal_attention, causal_attention_reference};
 use firebox_model::rotary::Rotary;
 
 // The allocator of the programs.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static GLOBAL: Allocator = ALLOCATOR;
 
 fn main() {
     divan::main();

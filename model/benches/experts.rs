@@ -3,27 +3,20 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use divan::{Bencher, black_box};
+use firebox_model::allocator::{ALLOCATOR, Allocator};
 use firebox_model::kernels::{experts, experts_reference, swiglu, swiglu_reference};
 use firebox_model::moe::dispatch::DispatchPlan;
 
-// The binaries' allocator, which here too keeps freed memory.
+// The allocator of the programs.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static GLOBAL: Allocator = ALLOCATOR;
 
 const EXPERTS: usize = 8;
 const PER_TOKEN: usize = 2;
 const D_MODEL: usize = 256;
 const D_FF: usize = 512;
 
-/// `mi_option_purge_delay`
-const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-
 fn main() {
-    // SAFETY: sets a number of the allocator, before any other thread runs.
-    #[allow(unsafe_code)]
-    unsafe {
-        libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
-    }
     divan::main();
 }
 

@@ -5,24 +5,17 @@ use std::hint::black_box;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use divan::Bencher;
+use firebox_model::allocator::{ALLOCATOR, Allocator};
 use firebox_model::kernels::{
     AdamWUpdate, adamw, adamw_reference, cross_entropy_sum, cross_entropy_sum_reference, rms_norm,
     rms_norm_reference, sum_of_squares, sum_of_squares_reference,
 };
 
-// Memory is kept, as the training binary keeps it.
+// The allocator of the programs.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// `mi_option_purge_delay`, which the bindings lack a name for.
-const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+static GLOBAL: Allocator = ALLOCATOR;
 
 fn main() {
-    // SAFETY: sets a number of the allocator, before any other thread runs.
-    #[allow(unsafe_code)]
-    unsafe {
-        libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
-    }
     divan::main();
 }
 

@@ -1,4 +1,4 @@
-//! Memory of the host that ends in a sentence.
+//! Memory that ends in a sentence.
 //!
 //! Where an allocation fails, Rust prints a line and aborts; no error can be returned, for whoever asked does not
 //! expect one. [`Reporting`] says instead what was being computed and what to do, and ends the process with exit
