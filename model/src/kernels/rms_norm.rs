@@ -175,6 +175,7 @@ mod tests {
         equals_the_reference,
         of_four_dimensions,
         more_rows_than_a_block_and_rows_longer_than_one,
+        more_rows_than_a_launch_has_cubes_in_a_line,
         no_rows,
         rows_that_do_not_lie_side_by_side_and_a_gradient_that_is_shared,
         any_number_of_threads_gives_the_same_bits,
@@ -214,6 +215,23 @@ mod tests {
         for shape in [[700, 64], [3, 20_000], [9000, 6]] {
             assert_same(shape, &device).unwrap();
         }
+    }
+
+    // The gain's gradient is added up in f64 here: so many rows are too many for a plain sum of them on wgpu.
+    fn more_rows_than_a_launch_has_cubes_in_a_line(device: Device) {
+        let shape = [600_000, 2];
+        let [output, x_gradient, gamma_gradient] = run(rms_norm, shape, &device);
+        let [slow, slow_gradient, _] = run(rms_norm_reference, shape, &device);
+        assert_close("output", &output, &slow, 1e-5).unwrap();
+        assert_close("d(x)", &x_gradient, &slow_gradient, 1e-5).unwrap();
+        let (weights, gamma) = (wave(shape, 0.9, &device), wave([2], 0.5, &device));
+        let (weights, gamma) = (values(weights), values(gamma));
+        let expected = [0, 1].map(|column| {
+            let terms = output.iter().zip(&weights).skip(column).step_by(2);
+            let sum: f64 = terms.map(|(&y, &w)| f64::from(y) * f64::from(w)).sum();
+            (sum / f64::from(gamma[column])) as f32
+        });
+        assert_close("d(gamma)", &gamma_gradient, &expected, 1e-5).unwrap();
     }
 
     fn no_rows(device: Device) {
