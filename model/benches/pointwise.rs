@@ -1,11 +1,10 @@
 //! What passes over memory once, against its reference, at the shapes of the reference model: 2048 tokens, 256
-//! wide, vocabulary 512. `cargo bench --bench pointwise`
-
-use std::hint::black_box;
+//! wide, vocabulary 512; on every device of the build. `cargo bench --bench pointwise`
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use divan::Bencher;
 use firebox_model::allocator::{ALLOCATOR, Allocator};
+use firebox_model::device::{backends, finish, select};
 use firebox_model::kernels::{
     AdamWUpdate, adamw, adamw_reference, cross_entropy_sum, cross_entropy_sum_reference, rms_norm,
     rms_norm_reference, sum_of_squares, sum_of_squares_reference,
@@ -22,6 +21,20 @@ fn main() {
 /// Forward alone, or forward and backward.
 const PASSES: [&str; 2] = ["forward", "forward and backward"];
 
+/// The first device of each backend.
+fn devices() -> impl Iterator<Item = String> {
+    let compiled = backends().into_iter().filter(|backend| backend.compiled);
+    compiled.filter_map(|backend| backend.devices.into_iter().next())
+}
+
+fn device(name: &str, pass: &str) -> Device {
+    let device = select(name).expect("a device that was found");
+    match pass {
+        "forward" => device,
+        _ => device.autodiff(),
+    }
+}
+
 fn wave<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     let values: Vec<f32> = (0..shape.iter().product())
         .map(|i| (i as f32 * 0.7).sin())
@@ -33,34 +46,40 @@ fn wave<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
 mod rms_norm_2048_by_256 {
     use super::*;
 
-    fn run(bencher: Bencher, pass: &str, norm: fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>) {
-        let device = match pass {
-            "forward" => Device::flex(),
-            _ => Device::flex().autodiff(),
-        };
+    type Case = (String, &'static str);
+
+    fn cases() -> impl Iterator<Item = Case> {
+        devices().flat_map(|name| PASSES.map(|pass| (name.clone(), pass)))
+    }
+
+    fn run(
+        bencher: Bencher,
+        (name, pass): &Case,
+        norm: fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>,
+    ) {
+        let device = device(name, pass);
         let (x, gamma) = (wave([2048, 256], &device), wave([256], &device));
         let weights = wave([2048, 256], &device);
-        if pass == "forward" {
-            bencher.bench_local(|| norm(x.clone(), gamma.clone(), 1e-5));
+        if *pass == "forward" {
+            bencher.bench_local(|| finish(norm(x.clone(), gamma.clone(), 1e-5)));
         } else {
             let (x, gamma) = (x.require_grad(), gamma.require_grad());
             // Beside the norm, both are charged with one product and one sum.
             bencher.bench_local(|| {
-                (norm(x.clone(), gamma.clone(), 1e-5) * weights.clone())
-                    .sum()
-                    .backward()
+                let output = norm(x.clone(), gamma.clone(), 1e-5) * weights.clone();
+                finish(x.grad(&output.sum().backward()).expect("it was asked for"));
             });
         }
     }
 
-    #[divan::bench(args = PASSES)]
-    fn kernel(bencher: Bencher, pass: &str) {
-        run(bencher, pass, rms_norm);
+    #[divan::bench(args = cases())]
+    fn kernel(bencher: Bencher, case: &Case) {
+        run(bencher, case, rms_norm);
     }
 
-    #[divan::bench(args = PASSES)]
-    fn reference(bencher: Bencher, pass: &str) {
-        run(bencher, pass, rms_norm_reference);
+    #[divan::bench(args = cases())]
+    fn reference(bencher: Bencher, case: &Case) {
+        run(bencher, case, rms_norm_reference);
     }
 }
 
@@ -68,44 +87,44 @@ mod rms_norm_2048_by_256 {
 mod cross_entropy_of_2048 {
     use super::*;
 
+    type Case = (String, &'static str, usize);
     type Loss = fn(Tensor<2>, Tensor<1, Int>, Option<&Tensor<1>>) -> Tensor<1>;
 
-    fn run(bencher: Bencher, (pass, vocabulary): (&str, usize), loss: Loss) {
-        let device = match pass {
-            "forward" => Device::flex(),
-            _ => Device::flex().autodiff(),
-        };
+    fn cases() -> impl Iterator<Item = Case> {
+        let cases = [512, 4096].map(|vocabulary| PASSES.map(|pass| (pass, vocabulary)));
+        devices().flat_map(move |name| {
+            let cases = cases.as_flattened().to_vec().into_iter();
+            cases.map(move |(pass, vocabulary)| (name.clone(), pass, vocabulary))
+        })
+    }
+
+    fn run(bencher: Bencher, (name, pass, vocabulary): &Case, loss: Loss) {
+        let device = device(name, pass);
         let ids: Vec<i32> = (0..2048)
-            .map(|token| token * 7 % vocabulary as i32)
+            .map(|token| token * 7 % *vocabulary as i32)
             .collect();
         let targets = Tensor::<1, Int>::from_data(TensorData::new(ids, [2048]), &device);
-        let logits = wave([2048, vocabulary], &device);
-        if pass == "forward" {
-            bencher.bench_local(|| loss(logits.clone(), targets.clone(), None));
+        let logits = wave([2048, *vocabulary], &device);
+        if *pass == "forward" {
+            bencher.bench_local(|| finish(loss(logits.clone(), targets.clone(), None)));
         } else {
             let logits = logits.require_grad();
             // As after the head's product, the logits are a fresh tensor that nobody else holds; both are charged
             // with its making.
             bencher.bench_local(|| {
-                loss(logits.clone().mul_scalar(1.5), targets.clone(), None).backward()
+                let nats = loss(logits.clone().mul_scalar(1.5), targets.clone(), None);
+                finish(logits.grad(&nats.backward()).expect("it was asked for"));
             });
         }
     }
 
-    const CASES: [(&str, usize); 4] = [
-        (PASSES[0], 512),
-        (PASSES[1], 512),
-        (PASSES[0], 4096),
-        (PASSES[1], 4096),
-    ];
-
-    #[divan::bench(args = CASES)]
-    fn kernel(bencher: Bencher, case: (&str, usize)) {
+    #[divan::bench(args = cases())]
+    fn kernel(bencher: Bencher, case: &Case) {
         run(bencher, case, cross_entropy_sum);
     }
 
-    #[divan::bench(args = CASES)]
-    fn reference(bencher: Bencher, case: (&str, usize)) {
+    #[divan::bench(args = cases())]
+    fn reference(bencher: Bencher, case: &Case) {
         run(bencher, case, cross_entropy_sum_reference);
     }
 }
@@ -117,8 +136,8 @@ mod adamw_of_4_million {
     type Step =
         fn(Tensor<1>, Tensor<1>, [Tensor<1>; 2], &AdamWUpdate) -> (Tensor<1>, [Tensor<1>; 2]);
 
-    fn run(bencher: Bencher, step: Step) {
-        let device = Device::flex();
+    fn run(bencher: Bencher, name: &str, step: Step) {
+        let device = device(name, "forward");
         let make = || wave([1 << 22], &device).abs();
         let gradient = make();
         let mut state = Some((make(), [make(), make()]));
@@ -132,18 +151,20 @@ mod adamw_of_4_million {
         };
         bencher.bench_local(|| {
             let (weights, moments) = state.take().expect("put back below");
-            state = Some(step(weights, gradient.clone(), moments, &update));
+            let (weights, moments) = step(weights, gradient.clone(), moments, &update);
+            finish(weights.clone());
+            state = Some((weights, moments));
         });
     }
 
-    #[divan::bench]
-    fn kernel(bencher: Bencher) {
-        run(bencher, adamw);
+    #[divan::bench(args = devices())]
+    fn kernel(bencher: Bencher, name: &str) {
+        run(bencher, name, adamw);
     }
 
-    #[divan::bench]
-    fn reference(bencher: Bencher) {
-        run(bencher, adamw_reference);
+    #[divan::bench(args = devices())]
+    fn reference(bencher: Bencher, name: &str) {
+        run(bencher, name, adamw_reference);
     }
 }
 
@@ -151,15 +172,18 @@ mod adamw_of_4_million {
 mod sum_of_squares_of_4_million {
     use super::*;
 
-    #[divan::bench]
-    fn kernel(bencher: Bencher) {
-        let values = wave([1 << 22], &Device::flex());
-        bencher.bench_local(|| black_box(sum_of_squares(values.clone())));
+    fn run(bencher: Bencher, name: &str, sum: fn(Tensor<1>) -> Tensor<1>) {
+        let values = wave([1 << 22], &device(name, "forward"));
+        bencher.bench_local(|| finish(sum(values.clone())));
     }
 
-    #[divan::bench]
-    fn reference(bencher: Bencher) {
-        let values = wave([1 << 22], &Device::flex());
-        bencher.bench_local(|| black_box(sum_of_squares_reference(values.clone())));
+    #[divan::bench(args = devices())]
+    fn kernel(bencher: Bencher, name: &str) {
+        run(bencher, name, sum_of_squares);
+    }
+
+    #[divan::bench(args = devices())]
+    fn reference(bencher: Bencher, name: &str) {
+        run(bencher, name, sum_of_squares_reference);
     }
 }

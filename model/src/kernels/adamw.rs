@@ -3,13 +3,15 @@
 // NdArray is deprecated upstream; it is kept as an independent second opinion.
 #![allow(deprecated)]
 
+#[cfg(feature = "cube")]
+mod cube;
 mod kernel;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
-use super::host::{Host, is_host};
+use super::host::Host;
 pub use kernel::AdamWUpdate;
 
 /// One update of AdamW (arXiv 1711.05101, algorithm 2, with the bias correction of Adam, arXiv 1412.6980):
@@ -17,8 +19,8 @@ pub use kernel::AdamWUpdate;
 /// `m ← β₁ m + (1 − β₁) g`, `v ← β₂ v + (1 − β₂) g²`,
 /// `w ← (1 − η λ) w − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)`
 ///
-/// The same values as [`adamw_reference`]. On a CPU backend it is one pass over memory, in place where nobody
-/// else holds the tensors.
+/// The same values as [`adamw_reference`] in one pass over memory, in place where nobody else holds the tensors.
+/// Of other types than f32 it is the reference itself.
 ///
 /// # Shapes
 ///
@@ -35,7 +37,16 @@ pub fn adamw<const D: usize>(
     [first, second]: [Tensor<1>; 2],
     update: &AdamWUpdate,
 ) -> (Tensor<D>, [Tensor<1>; 2]) {
-    if !is_host(&weights.device()) {
+    let (elements, lengths) = (
+        weights.shape().num_elements(),
+        [&gradient, &first, &second].map(|tensor| tensor.dims()[0]),
+    );
+    assert!(
+        lengths.iter().all(|&length| length == elements),
+        "{elements} weights; gradient and moments of {lengths:?}"
+    );
+    let types = [gradient.dtype(), first.dtype(), second.dtype()];
+    if weights.dtype() != DType::F32 || types.iter().any(|&held| held != DType::F32) {
         return adamw_reference(weights, gradient, [first, second], update);
     }
     let (weights, first, second) = <Dispatch as AdamW>::adamw(
@@ -80,8 +91,12 @@ pub fn adamw_reference<const D: usize>(
     ((kept - change).reshape(shape), [first, second])
 }
 
-/// The CPU backends' side of [`adamw`].
-#[backend_extension(Flex: cfg(feature = "flex"), NdArray: cfg(feature = "ndarray"))]
+/// The backends' side of [`adamw`].
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube")
+)]
 pub trait AdamW: Backend {
     /// See [`adamw`]; the weights and the moments after the update.
     fn adamw(
@@ -118,7 +133,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kernels::testing::{assert_close, devices, on_threads, values, wave};
+    use crate::kernels::testing::{assert_close, on_threads, values, wave};
+    use crate::on_every_device;
 
     const UPDATE: AdamWUpdate = AdamWUpdate {
         gradient_scale: 0.3,
@@ -147,47 +163,46 @@ mod tests {
         [values(weights), values(first), values(second)]
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
+    on_every_device!(
+        equals_the_reference,
+        a_shared_tensor_is_left_alone_and_a_view_is_understood,
+        any_number_of_threads_gives_the_same_bits,
+        no_weights,
+    );
 
-        // Both take the same roundings in the same order, so that nothing but a fused product could differ.
-        #[test]
-        fn equals_the_reference(shape in [1usize..9, 1usize..300]) {
-            for device in devices() {
-                let fast = run(adamw, shape, &device);
-                let slow = run(adamw_reference, shape, &device);
-                for (name, (fast, slow)) in ["weights", "first", "second"].iter().zip(fast.iter().zip(&slow)) {
-                    assert_close(name, fast, slow, 1e-6)?;
-                }
+    // Both take the same roundings in the same order, so that nothing but a fused product could differ.
+    fn equals_the_reference(device: Device) {
+        proptest!(ProptestConfig::with_cases(24), |(shape in [1usize..9, 1usize..300])| {
+            let fast = run(adamw, shape, &device);
+            let slow = run(adamw_reference, shape, &device);
+            for (name, (fast, slow)) in ["weights", "first", "second"].iter().zip(fast.iter().zip(&slow)) {
+                assert_close(name, fast, slow, 1e-6)?;
             }
-        }
+        });
     }
 
-    #[test]
-    fn a_shared_tensor_is_left_alone_and_a_view_is_understood() {
-        for device in devices() {
-            let weights = wave([6, 4], 0.1, &device);
-            let before = values(weights.clone());
-            let moments = || [0.9, 1.3].map(|phase| wave([24], phase, &device).abs());
-            let gradient = wave([24], 0.5, &device);
-            let (after, _) = adamw(weights.clone(), gradient.clone(), moments(), &UPDATE);
-            assert_eq!(values(weights.clone()), before);
-            assert_ne!(values(after), before);
+    fn a_shared_tensor_is_left_alone_and_a_view_is_understood(device: Device) {
+        let weights = wave([6, 4], 0.1, &device);
+        let before = values(weights.clone());
+        let moments = || [0.9, 1.3].map(|phase| wave([24], phase, &device).abs());
+        let gradient = wave([24], 0.5, &device);
+        let (after, _) = adamw(weights.clone(), gradient.clone(), moments(), &UPDATE);
+        assert_eq!(values(weights.clone()), before);
+        assert_ne!(values(after), before);
 
-            let view = weights.slice([1..4, 1..3]).swap_dims(0, 1);
-            let part = || moments().map(|moment| moment.narrow(0, 3, 6));
-            let gradient = gradient.narrow(0, 2, 6);
-            let (fast, _) = adamw(view.clone(), gradient.clone(), part(), &UPDATE);
-            let (slow, _) = adamw_reference(view, gradient, part(), &UPDATE);
-            assert_close("weights", &values(fast), &values(slow), 1e-6).unwrap();
-        }
+        let view = weights.slice([1..4, 1..3]).swap_dims(0, 1);
+        let part = || moments().map(|moment| moment.narrow(0, 3, 6));
+        let gradient = gradient.narrow(0, 2, 6);
+        let (fast, _) = adamw(view.clone(), gradient.clone(), part(), &UPDATE);
+        let (slow, _) = adamw_reference(view, gradient, part(), &UPDATE);
+        assert_close("weights", &values(fast), &values(slow), 1e-6).unwrap();
     }
 
-    #[test]
-    fn any_number_of_threads_gives_the_same_bits() {
-        for device in devices() {
-            let device = &device;
-            on_threads(move || run(adamw, [3, 40_000], device).concat());
-        }
+    fn any_number_of_threads_gives_the_same_bits(device: Device) {
+        on_threads(|| run(adamw, [3, 40_000], &device).concat());
+    }
+
+    fn no_weights(device: Device) {
+        assert!(run(adamw, [0, 3], &device).concat().is_empty());
     }
 }

@@ -8,9 +8,9 @@
 
 use std::borrow::Cow;
 
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, DispatchDevice, TensorMetadata};
-use burn::tensor::{Device, Shape};
+use burn::tensor::{Device, Shape, read_sync};
 #[cfg(feature = "flex")]
 use {crate::number::Number, burn::backend::flex::FlexTensor, burn::tensor::DType, bytemuck::Pod};
 
@@ -34,6 +34,12 @@ pub trait Host: Backend {
 
     /// Values of weights, in whatever type they are held; copied only where they do not lie in row-major order.
     fn weights(tensor: &FloatTensor<Self>) -> Held<'_>;
+
+    /// Whole numbers in row-major order.
+    fn integers(tensor: IntTensor<Self>) -> Vec<i64> {
+        let data = read_sync(Self::int_into_data(tensor)).expect("this machine's own memory");
+        data.iter().collect()
+    }
 
     /// Values to be changed in place; copied only where someone else holds the tensor too.
     fn into_values(tensor: FloatTensor<Self>) -> Vec<f32>;

@@ -3,21 +3,25 @@
 // NdArray is deprecated upstream; it is kept as an independent second opinion.
 #![allow(deprecated)]
 
+#[cfg(feature = "cube")]
+mod cube;
+
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::host::{Host, is_host};
+use super::host::Host;
 use super::simd::{sum, vectorized};
 
-/// `Σ x²` over all values, `[1]`. The same as [`sum_of_squares_reference`], to rounding.
+/// `Σ x²` over all values, `[1]`. The same as [`sum_of_squares_reference`], to rounding, and of other types than f32 that
+/// itself.
 ///
 /// # Panics
 ///
 /// When the values are on an autodiff device.
 pub fn sum_of_squares<const D: usize>(values: Tensor<D>) -> Tensor<1> {
-    if !is_host(&values.device()) {
+    if values.dtype() != DType::F32 {
         return sum_of_squares_reference(values);
     }
     Tensor::from_dispatch(<Dispatch as SumOfSquares>::sum_of_squares(
@@ -30,8 +34,12 @@ pub fn sum_of_squares_reference<const D: usize>(values: Tensor<D>) -> Tensor<1> 
     values.square().sum()
 }
 
-/// The CPU backends' side of [`sum_of_squares`].
-#[backend_extension(Flex: cfg(feature = "flex"), NdArray: cfg(feature = "ndarray"))]
+/// The backends' side of [`sum_of_squares`].
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube")
+)]
 pub trait SumOfSquares: Backend {
     /// See [`sum_of_squares`].
     fn sum_of_squares(values: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -61,40 +69,45 @@ fn kernel(values: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kernels::testing::{assert_close, devices, on_threads, values, wave};
+    use crate::kernels::testing::{assert_close, on_threads, values, wave};
+    use crate::on_every_device;
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
+    on_every_device!(
+        equals_the_reference,
+        many_blocks,
+        any_number_of_threads_gives_the_same_bits,
+        what_is_no_number_shows,
+    );
 
-        // Sums of positive numbers, taken in another order.
-        #[test]
-        fn equals_the_reference(shape in [0usize..9, 0usize..300]) {
-            for device in devices() {
-                let input = wave(shape, 0.1, &device);
-                let slow = values(sum_of_squares_reference(input.clone()));
-                assert_close("sum", &values(sum_of_squares(input)), &slow, 1e-5)?;
-            }
-        }
+    // Sums of positive numbers, taken in another order.
+    fn equals_the_reference(device: Device) {
+        proptest!(ProptestConfig::with_cases(24), |(shape in [0usize..9, 0usize..300])| {
+            assert_same(shape, &device)?;
+        });
     }
 
-    #[test]
-    fn any_number_of_threads_gives_the_same_bits() {
-        for device in devices() {
-            let device = &device;
-            on_threads(move || values(sum_of_squares(wave([100_000], 0.1, device))));
-        }
+    fn many_blocks(device: Device) {
+        assert_same([5, 1_000_001], &device).unwrap();
     }
 
-    #[test]
-    fn what_is_no_number_shows() {
-        for device in devices() {
-            for bad in [f32::NAN, f32::INFINITY] {
-                let input = Tensor::<1>::from_floats([1.0, bad, 2.0], &device);
-                assert!(!values(sum_of_squares(input))[0].is_finite());
-            }
+    fn assert_same(shape: [usize; 2], device: &Device) -> Result<(), TestCaseError> {
+        let input = wave(shape, 0.1, device);
+        let slow = values(sum_of_squares_reference(input.clone()));
+        assert_close("sum", &values(sum_of_squares(input)), &slow, 1e-5)
+    }
+
+    fn any_number_of_threads_gives_the_same_bits(device: Device) {
+        on_threads(|| values(sum_of_squares(wave([100_000], 0.1, &device))));
+    }
+
+    fn what_is_no_number_shows(device: Device) {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let input = Tensor::<1>::from_floats([1.0, bad, 2.0], &device);
+            assert!(!values(sum_of_squares(input))[0].is_finite());
         }
     }
 }

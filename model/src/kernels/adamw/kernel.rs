@@ -21,6 +21,40 @@ pub struct AdamWUpdate {
     pub decay: f64,
 }
 
+/// The numbers of an [`AdamWUpdate`] as values are multiplied by them, rounded once.
+#[derive(Debug, Clone, Copy)]
+pub struct Factors {
+    /// Of the gradient.
+    pub gradient: f32,
+    /// Of the moments as they were.
+    pub kept: [f32; 2],
+    /// Of the gradient and of its square, on their way into the moments.
+    pub new: [f32; 2],
+    /// What the second moment is divided by.
+    pub second_correction: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Of the quotient of the moments: the learning rate, with the correction of the first.
+    pub rate: f32,
+    /// Of the weight as it was.
+    pub weight: f32,
+}
+
+impl AdamWUpdate {
+    /// In f32.
+    pub(super) fn factors(&self) -> Factors {
+        Factors {
+            gradient: self.gradient_scale as f32,
+            kept: self.betas.map(|beta| beta as f32),
+            new: self.betas.map(|beta| (1.0 - beta) as f32),
+            second_correction: self.corrections[1] as f32,
+            epsilon: self.epsilon as f32,
+            rate: (self.learning_rate / self.corrections[0]) as f32,
+            weight: (1.0 - self.decay) as f32,
+        }
+    }
+}
+
 /// Values that a thread takes at once; the four slices of them fit into a core's second cache.
 const BLOCK: usize = 1 << 14;
 
@@ -44,6 +78,7 @@ pub fn update(
         first.len(),
         second.len()
     );
+    let factors = update.factors();
     let blocks = weights
         .par_chunks_mut(BLOCK)
         .zip(gradient.par_chunks(BLOCK))
@@ -52,7 +87,7 @@ pub fn update(
     blocks.for_each(|(((weights, gradient), first), second)| {
         vectorized(
             #[inline(always)]
-            || update_block(weights, gradient, first, second, update),
+            || update_block(weights, gradient, first, second, &factors),
         );
     });
 }
@@ -63,21 +98,14 @@ fn update_block(
     gradient: &[f32],
     first: &mut [f32],
     second: &mut [f32],
-    update: &AdamWUpdate,
+    factors: &Factors,
 ) {
-    let scale = update.gradient_scale as f32;
-    let [kept_first, kept_second] = update.betas.map(|beta| beta as f32);
-    let [new_first, new_second] = update.betas.map(|beta| (1.0 - beta) as f32);
-    let second_correction = update.corrections[1] as f32;
-    let epsilon = update.epsilon as f32;
-    let rate = (update.learning_rate / update.corrections[0]) as f32;
-    let kept = (1.0 - update.decay) as f32;
     let values = weights.iter_mut().zip(gradient).zip(first).zip(second);
     for (((weight, gradient), first), second) in values {
-        let gradient = gradient * scale;
-        *first = *first * kept_first + gradient * new_first;
-        *second = *second * kept_second + gradient * gradient * new_second;
-        let root = (*second / second_correction).sqrt() + epsilon;
-        *weight = *weight * kept - *first / root * rate;
+        let gradient = gradient * factors.gradient;
+        *first = *first * factors.kept[0] + gradient * factors.new[0];
+        *second = *second * factors.kept[1] + gradient * gradient * factors.new[1];
+        let root = (*second / factors.second_correction).sqrt() + factors.epsilon;
+        *weight = *weight * factors.weight - *first / root * factors.rate;
     }
 }

@@ -10,14 +10,8 @@ use crate::kernels::simd::{maximum, sum, vectorized};
 pub struct Targets {
     /// The right token of each row.
     pub ids: Vec<u32>,
-    /// How much each row counts; `None` when each counts 1.
-    pub counted: Option<Vec<f32>>,
-}
-
-impl Targets {
-    fn counted(&self, row: usize) -> f32 {
-        self.counted.as_ref().map_or(1.0, |counted| counted[row])
-    }
+    /// How much each row counts.
+    pub counted: Vec<f32>,
 }
 
 /// What the backward pass needs to know of a row: its softmax is `exp(logit − maximum) / sum`. The two are kept
@@ -41,7 +35,7 @@ fn block_rows(vocabulary: usize) -> usize {
 /// When the lengths do not fit, or a target that counts is not in the vocabulary.
 pub fn forward(logits: &[f32], vocabulary: usize, targets: &Targets) -> (f32, Vec<Normalizer>) {
     let rows = targets.ids.len();
-    assert_eq!(logits.len(), rows * vocabulary, "[{rows}, {vocabulary}]");
+    assert!(logits.len() == rows * vocabulary && targets.counted.len() == rows);
     let block = block_rows(vocabulary);
     let mut normalizers = vec![Normalizer::default(); rows];
     let blocks = logits
@@ -52,7 +46,7 @@ pub fn forward(logits: &[f32], vocabulary: usize, targets: &Targets) -> (f32, Ve
         let mut nats = 0.0;
         let rows = logits.chunks_exact(vocabulary).zip(normalizers);
         for (row, (logits, normalizer)) in (index * block..).zip(rows) {
-            let counted = targets.counted(row);
+            let counted = targets.counted[row];
             if counted != 0.0 {
                 *normalizer = vectorized(
                     #[inline(always)]
@@ -98,7 +92,7 @@ pub fn backward(
     blocks.for_each(|(index, (logits, normalizers))| {
         let rows = logits.chunks_exact_mut(vocabulary).zip(normalizers);
         for (row, (logits, normalizer)) in (index * block..).zip(rows) {
-            let scale = gradient * targets.counted(row);
+            let scale = gradient * targets.counted[row];
             if scale == 0.0 {
                 logits.fill(0.0);
                 continue;

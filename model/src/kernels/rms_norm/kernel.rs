@@ -54,8 +54,8 @@ pub fn forward(x: &[f32], gamma: &[f32], epsilon: f32) -> (Vec<f32>, Vec<f32>) {
 
 /// Turns the gradient of the output into that of `x`, in place, and returns that of γ.
 ///
-/// With `h = g ⊙ γ` and `s = 1 / √(mean(x²) + ε)`: `d(x) = s h − x s³ mean(h ⊙ x)`, `d(γ) = Σ_rows s g ⊙ x`. Rows
-/// are added up block by block, in their order.
+/// The formulas are those of [`RmsNormKernels::backward`](super::RmsNormKernels::backward). Rows are added up block
+/// by block, in their order.
 ///
 /// # Panics
 ///
