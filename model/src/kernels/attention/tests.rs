@@ -9,6 +9,7 @@ use crate::on_every_device;
 on_every_device!(
     equals_the_reference,
     one_position_and_lengths_around_those_of_blocks,
+    heads_that_share_keys_in_parts,
     wide_heads,
     nothing_gives_nothing,
     large_scores_do_not_overflow,
@@ -128,6 +129,10 @@ fn one_position_and_lengths_around_those_of_blocks(device: Device) {
     }
     // More query heads than a block has rows.
     assert_same(shape(1, 5, 1, 150, 8), 1.0, &device).unwrap();
+}
+
+fn heads_that_share_keys_in_parts(device: Device) {
+    assert_same(shape(64, 65, 3, 4, 8), 1.0, &device).unwrap();
 }
 
 fn wide_heads(device: Device) {

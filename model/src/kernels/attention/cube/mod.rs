@@ -6,6 +6,8 @@
 
 mod backward;
 mod forward;
+mod key_and_value;
+mod query;
 mod tile;
 mod turn;
 
@@ -76,8 +78,9 @@ impl AttentionKernels for Cube {
     ) -> [Option<FloatTensor<Self>>; 3] {
         let [query_wanted, key_wanted, value_wanted] = wanted;
         let pass = backward::Pass::new(&saved, contiguous(gradient));
-        let query = query_wanted.then(|| turn::turn_back(pass.query(), &saved.tables));
-        let (key, value) = pass.key_and_value(key_wanted, value_wanted);
+        let query = query_wanted.then(|| query::gradient(&pass));
+        let query = query.map(|query| turn::turn_back(query, &saved.tables));
+        let (key, value) = key_and_value::gradients(&pass, key_wanted, value_wanted);
         let key = key.map(|key| turn::turn_back(key, &saved.tables));
         [query, key, value]
     }
