@@ -34,7 +34,7 @@ pub fn forward(
     } = shape;
     let output = empty_float(query, query.shape());
     let log_sum_exp = empty_float(query, [batch, length, heads]);
-    let (count, dim) = launch_of(length, batch * heads);
+    let (count, dim) = launch_of(length.div_ceil(TILE), batch * heads);
     // SAFETY: positions and values of heads are compared with their number before they are read or written.
     #[allow(unsafe_code)]
     unsafe {

@@ -12,15 +12,12 @@ use super::tile::{
     Head, LEFT, Pair, QUAD, Quad, RIGHT, SCORES, TILE, accumulate, column_of_unit, number_of_cube,
     row_of_unit, scores, write,
 };
-use super::{launch_of, strips};
+use super::{CUBES, launch_of, strips};
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::cube::{empty_float, units};
 
 /// The most values of a head of which a unit keeps the gradients of both keys and values in registers.
 const BOTH: usize = 128;
-
-/// Cubes that keep a large device busy.
-const CUBES: usize = 512;
 
 /// The gradients of keys, still turned, and of values, each `[batch · length, kv_heads · head_dim]`, where they are
 /// wanted.
@@ -72,7 +69,7 @@ fn launch(pass: &Pass<'_>, key_wanted: bool, value_wanted: bool) -> [CubeTensor;
         false => empty_float(&pass.gradient, [1, 2]),
     });
     let [key_output, value_output] = outputs.clone();
-    let (count, dim) = launch_of(length, parts * batch * kv_heads);
+    let (count, dim) = launch_of(length.div_ceil(TILE), parts * batch * kv_heads);
     let [query, key, value, gradient, log_sum_exp, shifts] = pass.inputs();
     // SAFETY: positions and values of heads are compared with their number before they are read or written.
     #[allow(unsafe_code)]

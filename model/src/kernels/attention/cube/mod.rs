@@ -5,6 +5,7 @@
 //! the same bits.
 
 mod backward;
+mod cached;
 mod forward;
 mod key_and_value;
 mod query;
@@ -86,14 +87,13 @@ impl AttentionKernels for Cube {
     }
 }
 
-/// A launch of a cube for each block of positions, first dimension, of each of so many heads, the other two.
-fn launch_of(length: usize, heads: usize) -> (CubeCount, CubeDim) {
+/// Cubes that keep a large device busy.
+const CUBES: usize = 512;
+
+/// A launch of a cube for each block, first dimension, of each of so many heads, the other two.
+fn launch_of(blocks: usize, heads: usize) -> (CubeCount, CubeDim) {
     let deep = heads.div_ceil(usize::from(u16::MAX));
-    let count = CubeCount::new_3d(
-        length.div_ceil(tile::TILE) as u32,
-        heads.div_ceil(deep) as u32,
-        deep as u32,
-    );
+    let count = CubeCount::new_3d(blocks as u32, heads.div_ceil(deep) as u32, deep as u32);
     (count, CubeDim::new_1d(tile::UNITS as u32))
 }
 

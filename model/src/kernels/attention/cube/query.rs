@@ -23,7 +23,7 @@ pub fn gradient(pass: &Pass<'_>) -> CubeTensor {
         head_dim,
     } = pass.saved.shape;
     let output = empty_float(&pass.gradient, pass.gradient.shape());
-    let (count, dim) = launch_of(length, batch * heads);
+    let (count, dim) = launch_of(length.div_ceil(TILE), batch * heads);
     let [query, key, value, gradient, log_sum_exp, shifts] = pass.inputs();
     // SAFETY: positions and values of heads are compared with their number before they are read or written.
     #[allow(unsafe_code)]

@@ -26,10 +26,10 @@ pub const SCORES: usize = TILE / QUAD / SIDE;
 pub const STRIP: usize = QUAD * SIDE;
 
 /// How deep a step of a product goes.
-const DEPTH: usize = 16;
+pub const DEPTH: usize = 16;
 /// Vectors from one line of a tile of positions to the next: one more than there are, so that lines meet different
 /// banks.
-const PITCH: usize = TILE / QUAD + 1;
+pub const PITCH: usize = TILE / QUAD + 1;
 /// Strips that pass through shared memory together.
 const STRIPS: usize = 4;
 
@@ -214,7 +214,7 @@ pub fn write(
 
 /// A step's values of the positions from `first`, each value's positions side by side; zeros behind the last ones.
 #[cube]
-fn bring_by_depth(
+pub fn bring_by_depth(
     source: &[Pair],
     head: &Head,
     first: usize,
