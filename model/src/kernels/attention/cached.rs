@@ -60,6 +60,9 @@ pub(crate) fn cached_attention(
         "a cache {:?} that holds {past} positions against {shape:?}",
         cache[0].dims(),
     );
+    if query.dims()[0] == 0 {
+        return query; // as empty as the answer, which some backends refuse to compute
+    }
     // Taken out, since what nobody else holds is changed in place.
     let device = query.device();
     let [keys, values] = cache;

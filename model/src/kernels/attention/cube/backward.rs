@@ -3,7 +3,6 @@
 //! With weights P = exp(S − log_sum_exp), S the scores and dO the gradient of the output:
 //! dV = Pᵀ dO, dS = P ∘ (dO Vᵀ − rowsum(dO ∘ O)), dQ = dS K, dK = dSᵀ Q.
 
-use burn::backend::TensorMetadata;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -17,41 +16,43 @@ pub struct Pass<'a> {
     pub saved: &'a Saved,
     /// That of the output, `[batch · length, heads · head_dim]`.
     pub gradient: CubeTensor,
-    /// rowsum(dO ∘ O), `[batch, length, heads]`.
-    pub shifts: CubeTensor,
+    /// ln Σ exp(score) and rowsum(dO ∘ O) of each row of scores, `[batch, length, heads, 2]`.
+    pub rows: CubeTensor,
 }
 
 impl<'a> Pass<'a> {
     /// From the gradient of the output, in row-major order.
     pub fn new(saved: &'a Saved, gradient: CubeTensor) -> Self {
-        let shifts = empty_float(&gradient, saved.log_sum_exp.shape());
-        let (count, dim) = units(&gradient.client, shifts.shape().num_elements());
-        shifts_kernel::launch(
+        let shape = saved.shape;
+        let [batch, length, heads] = [shape.batch, shape.length, shape.heads];
+        let rows = empty_float(&gradient, [batch, length, heads, 2]);
+        let (count, dim) = units(&gradient.client, batch * length * heads);
+        rows_kernel::launch(
             &gradient.client,
             count,
             dim,
             saved.output.clone().into_buffer_arg(),
             gradient.clone().into_buffer_arg(),
-            shifts.clone().into_buffer_arg(),
-            saved.shape.head_dim / 2,
+            saved.log_sum_exp.clone().into_buffer_arg(),
+            rows.clone().into_buffer_arg(),
+            shape.head_dim / 2,
         );
         Self {
             saved,
             gradient,
-            shifts,
+            rows,
         }
     }
 
-    /// Query, key, value, the gradient of the output, ln Σ exp(score) and the shifts.
-    pub fn inputs(&self) -> [CubeTensor; 6] {
+    /// Query, key, value, the gradient of the output, and the rows.
+    pub fn inputs(&self) -> [CubeTensor; 5] {
         let saved = self.saved;
         [
             &saved.query,
             &saved.key,
             &saved.value,
             &self.gradient,
-            &saved.log_sum_exp,
-            &self.shifts,
+            &self.rows,
         ]
         .map(Clone::clone)
     }
@@ -59,8 +60,14 @@ impl<'a> Pass<'a> {
 
 /// A unit a row.
 #[cube(launch)]
-fn shifts_kernel(output: &[Pair], gradient: &[Pair], shifts: &mut [f32], pairs: usize) {
-    if ABSOLUTE_POS >= shifts.len() {
+fn rows_kernel(
+    output: &[Pair],
+    gradient: &[Pair],
+    log_sum_exp: &[f32],
+    rows: &mut [Pair],
+    pairs: usize,
+) {
+    if ABSOLUTE_POS >= rows.len() {
         terminate!();
     }
     let first = ABSOLUTE_POS * pairs;
@@ -68,5 +75,7 @@ fn shifts_kernel(output: &[Pair], gradient: &[Pair], shifts: &mut [f32], pairs: 
     for place in first..first + pairs {
         sums += output[place] * gradient[place];
     }
-    shifts[ABSOLUTE_POS] = sums.extract(0usize) + sums.extract(1usize);
+    let mut row = Pair::new(log_sum_exp[ABSOLUTE_POS]);
+    row.insert(1usize, sums.extract(0usize) + sums.extract(1usize));
+    rows[ABSOLUTE_POS] = row;
 }

@@ -70,7 +70,7 @@ fn launch(pass: &Pass<'_>, key_wanted: bool, value_wanted: bool) -> [CubeTensor;
     });
     let [key_output, value_output] = outputs.clone();
     let (count, dim) = launch_of(length.div_ceil(TILE), parts * batch * kv_heads);
-    let [query, key, value, gradient, log_sum_exp, shifts] = pass.inputs();
+    let [query, key, value, gradient, rows] = pass.inputs();
     // SAFETY: positions and values of heads are compared with their number before they are read or written.
     #[allow(unsafe_code)]
     unsafe {
@@ -82,8 +82,7 @@ fn launch(pass: &Pass<'_>, key_wanted: bool, value_wanted: bool) -> [CubeTensor;
             key.into_buffer_arg(),
             value.into_buffer_arg(),
             gradient.into_buffer_arg(),
-            log_sum_exp.into_buffer_arg(),
-            shifts.into_buffer_arg(),
+            rows.into_buffer_arg(),
             key_output.into_buffer_arg(),
             value_output.into_buffer_arg(),
             batch,
@@ -141,8 +140,7 @@ fn key_and_value_kernel(
     key: &[Pair],
     value: &[Pair],
     gradient: &[Pair],
-    log_sum_exp: &[f32],
-    shifts: &[f32],
+    rows: &[Pair],
     key_output: &mut [Pair],
     value_output: &mut [Pair],
     batch: usize,
@@ -212,21 +210,21 @@ fn key_and_value_kernel(
                 #[unroll]
                 for c in 0..QUAD {
                     let position = start + column_of_unit(j, c);
-                    let row = min(position, length - 1);
-                    let row = (head / heads * length + row) * heads + head % heads;
-                    let row_sum = log_sum_exp[row];
-                    let row_shift = shifts[row];
+                    let seen = min(position, length - 1);
+                    let row = rows[(head / heads * length + seen) * heads + head % heads];
+                    let log_sum_exp = row.extract(0usize);
+                    let shift = row.extract(1usize);
                     #[unroll]
                     for i in 0..QUAD {
                         let hidden = first + row_of_unit(i) > position || position >= length;
                         let mut all = weights[i * SCORES + j];
-                        let weight = (all.extract(c) - row_sum).exp();
+                        let weight = (all.extract(c) - log_sum_exp).exp();
                         let weight = select(hidden, 0.0f32, weight);
                         all.insert(c, weight);
                         weights[i * SCORES + j] = all;
                         if comptime!(key_wanted) {
                             let mut found = slopes[i * SCORES + j];
-                            found.insert(c, weight * (found.extract(c) - row_shift));
+                            found.insert(c, weight * (found.extract(c) - shift));
                             slopes[i * SCORES + j] = found;
                         }
                     }

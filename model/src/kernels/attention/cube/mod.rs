@@ -9,6 +9,7 @@ mod cached;
 mod forward;
 mod key_and_value;
 mod query;
+mod span;
 mod tile;
 mod turn;
 

@@ -24,7 +24,7 @@ pub fn gradient(pass: &Pass<'_>) -> CubeTensor {
     } = pass.saved.shape;
     let output = empty_float(&pass.gradient, pass.gradient.shape());
     let (count, dim) = launch_of(length.div_ceil(TILE), batch * heads);
-    let [query, key, value, gradient, log_sum_exp, shifts] = pass.inputs();
+    let [query, key, value, gradient, rows] = pass.inputs();
     // SAFETY: positions and values of heads are compared with their number before they are read or written.
     #[allow(unsafe_code)]
     unsafe {
@@ -36,8 +36,7 @@ pub fn gradient(pass: &Pass<'_>) -> CubeTensor {
             key.into_buffer_arg(),
             value.into_buffer_arg(),
             gradient.into_buffer_arg(),
-            log_sum_exp.into_buffer_arg(),
-            shifts.into_buffer_arg(),
+            rows.into_buffer_arg(),
             output.clone().into_buffer_arg(),
             batch,
             length,
@@ -58,8 +57,7 @@ fn query_kernel(
     key: &[Pair],
     value: &[Pair],
     gradient: &[Pair],
-    log_sum_exp: &[f32],
-    shifts: &[f32],
+    rows: &[Pair],
     output: &mut [Pair],
     batch: usize,
     length: usize,
@@ -86,16 +84,13 @@ fn query_kernel(
     for sum in 0..QUAD * strips {
         sums[sum] = Quad::new(0.0f32);
     }
-    let mut row_sums = Array::<f32>::new(QUAD);
-    let mut row_shifts = Array::<f32>::new(QUAD);
+    let mut of_row = Array::<Pair>::new(QUAD);
     let mut scales = Array::<f32>::new(QUAD);
     #[unroll]
     for i in 0..QUAD {
         // Rows behind the last one are computed like that one, and not written.
         let position = min(first + row_of_unit(i), length - 1);
-        let row = (number / heads * length + position) * heads + number % heads;
-        row_sums[i] = log_sum_exp[row];
-        row_shifts[i] = shifts[row];
+        of_row[i] = rows[(number / heads * length + position) * heads + number % heads];
         scales[i] = scale;
     }
 
@@ -133,8 +128,8 @@ fn query_kernel(
                 #[unroll]
                 for c in 0..QUAD {
                     let hidden = start + column_of_unit(j, c) > row;
-                    let weight = (all.extract(c) - row_sums[i]).exp();
-                    let slope = weight * (found.extract(c) - row_shifts[i]);
+                    let weight = (all.extract(c) - of_row[i].extract(0usize)).exp();
+                    let slope = weight * (found.extract(c) - of_row[i].extract(1usize));
                     found.insert(c, select(hidden, 0.0f32, slope));
                 }
                 slopes[i * SCORES + j] = found;
