@@ -1,10 +1,13 @@
-//! Causal attention as one operation against the same in plain tensor operations, on flex.
+//! Causal attention as one operation against the same in plain tensor operations, on every device of the build.
 //!
 //! `cargo bench --bench attention`
+
+use std::fmt;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use divan::Bencher;
 use firebox_model::allocator::{ALLOCATOR, Allocator};
+use firebox_model::device::{backends, select};
 use firebox_model::kernels::{causal_attention, causal_attention_reference};
 use firebox_model::rotary::Rotary;
 
@@ -25,6 +28,22 @@ const SHAPES: [[usize; 5]; 4] = [
     [1, 512, 16, 1, 128],
 ];
 
+/// A device, by its name, and a shape.
+struct Case(String, [usize; 5]);
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(device, shape) = self;
+        write!(f, "{device} {shape:?}")
+    }
+}
+
+fn cases() -> impl Iterator<Item = Case> {
+    let compiled = backends().into_iter().filter(|backend| backend.compiled);
+    let devices = compiled.flat_map(|backend| backend.devices.into_iter().take(1));
+    devices.flat_map(|device| SHAPES.map(|shape| Case(device.clone(), shape)))
+}
+
 type Attention = fn(Tensor<2>, Tensor<2>, Tensor<2>, usize, &Rotary) -> Tensor<2>;
 
 fn inputs(shape: [usize; 5], device: &Device) -> ([Tensor<2>; 3], Rotary) {
@@ -36,37 +55,45 @@ fn inputs(shape: [usize; 5], device: &Device) -> ([Tensor<2>; 3], Rotary) {
     (inputs, Rotary::new(0, length, head_dim, 1e4, device))
 }
 
-fn forward(bencher: Bencher, shape: [usize; 5], attention: Attention) {
-    let ([query, key, value], rotary) = inputs(shape, &Device::flex());
-    bencher.bench_local(|| attention(query.clone(), key.clone(), value.clone(), shape[0], &rotary));
-}
-
-fn both_ways(bencher: Bencher, shape: [usize; 5], attention: Attention) {
-    let (inputs, rotary) = inputs(shape, &Device::flex().autodiff());
-    let [query, key, value] = inputs.map(Tensor::require_grad);
+fn forward(bencher: Bencher, Case(device, shape): &Case, attention: Attention) {
+    let device = select(device).expect("a device of the build");
+    let ([query, key, value], rotary) = inputs(*shape, &device);
     bencher.bench_local(|| {
-        attention(query.clone(), key.clone(), value.clone(), shape[0], &rotary)
-            .sum()
-            .backward()
+        let output = attention(query.clone(), key.clone(), value.clone(), shape[0], &rotary);
+        device.sync().expect("a device that answers");
+        output
     });
 }
 
-#[divan::bench(args = SHAPES)]
-fn forward_operation(bencher: Bencher, shape: [usize; 5]) {
-    forward(bencher, shape, causal_attention);
+fn both_ways(bencher: Bencher, Case(device, shape): &Case, attention: Attention) {
+    let device = select(device).expect("a device of the build");
+    let (inputs, rotary) = inputs(*shape, &device.clone().autodiff());
+    let [query, key, value] = inputs.map(Tensor::require_grad);
+    bencher.bench_local(|| {
+        let gradients = attention(query.clone(), key.clone(), value.clone(), shape[0], &rotary)
+            .sum()
+            .backward();
+        device.sync().expect("a device that answers");
+        gradients
+    });
 }
 
-#[divan::bench(args = SHAPES)]
-fn forward_reference(bencher: Bencher, shape: [usize; 5]) {
-    forward(bencher, shape, causal_attention_reference);
+#[divan::bench(args = cases())]
+fn forward_operation(bencher: Bencher, case: &Case) {
+    forward(bencher, case, causal_attention);
 }
 
-#[divan::bench(args = SHAPES)]
-fn both_ways_operation(bencher: Bencher, shape: [usize; 5]) {
-    both_ways(bencher, shape, causal_attention);
+#[divan::bench(args = cases())]
+fn forward_reference(bencher: Bencher, case: &Case) {
+    forward(bencher, case, causal_attention_reference);
 }
 
-#[divan::bench(args = SHAPES)]
-fn both_ways_reference(bencher: Bencher, shape: [usize; 5]) {
-    both_ways(bencher, shape, causal_attention_reference);
+#[divan::bench(args = cases())]
+fn both_ways_operation(bencher: Bencher, case: &Case) {
+    both_ways(bencher, case, causal_attention);
+}
+
+#[divan::bench(args = cases())]
+fn both_ways_reference(bencher: Bencher, case: &Case) {
+    both_ways(bencher, case, causal_attention_reference);
 }

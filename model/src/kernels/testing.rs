@@ -1,5 +1,8 @@
 //! What the tests of kernels share.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use burn::backend::{Backend, Dispatch};
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
@@ -52,6 +55,18 @@ pub(crate) fn assert_close(
         "{what}: off by {difference:.1e} of {size:.1e}"
     );
     Ok(())
+}
+
+/// Whether `work` reads nothing from a graphics device: while that records, it refuses readings.
+pub(crate) fn reads_nothing(device: &Device, mut work: impl FnMut()) -> bool {
+    let dispatch = device.as_dispatch();
+    Dispatch::graph_prepare(dispatch).unwrap();
+    work(); // compiles what it launches
+    Dispatch::sync(dispatch).unwrap();
+    Dispatch::graph_start_capture(dispatch).unwrap();
+    let done = catch_unwind(AssertUnwindSafe(work));
+    let recorded = Dispatch::graph_stop_capture(dispatch);
+    done.is_ok() && recorded.is_ok()
 }
 
 /// That `work` gives the same bits on 1, 2 and 8 threads.

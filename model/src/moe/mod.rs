@@ -80,15 +80,10 @@ impl MixtureOfExperts {
 
 #[cfg(test)]
 mod tests {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
-
-    use burn::backend::{Backend, Dispatch};
-    use burn::tensor::Device;
-
     use super::*;
     use crate::config::{BalanceKind, ExpertsConfig, FeedForwardKind, QkNorm, RouterConfig};
     use crate::kernels::host::is_host;
-    use crate::kernels::testing::{devices, wave};
+    use crate::kernels::testing::{devices, reads_nothing, wave};
     use crate::parameters::RandomParameters;
 
     fn config() -> ModelConfig {
@@ -120,18 +115,6 @@ mod tests {
                 bias_update_rate: 0.0,
             },
         }
-    }
-
-    /// Whether `work` reads nothing from a graphics device: while that records, it refuses readings.
-    fn reads_nothing(device: &Device, mut work: impl FnMut()) -> bool {
-        let dispatch = device.as_dispatch();
-        Dispatch::graph_prepare(dispatch).unwrap();
-        work(); // compiles what it launches
-        Dispatch::sync(dispatch).unwrap();
-        Dispatch::graph_start_capture(dispatch).unwrap();
-        let done = catch_unwind(AssertUnwindSafe(work));
-        let recorded = Dispatch::graph_stop_capture(dispatch);
-        done.is_ok() && recorded.is_ok()
     }
 
     #[test]

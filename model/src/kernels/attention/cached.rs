@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::rows::{Angles, AttentionShape, room};
 use super::shape_of;
 use crate::kernels::exponential::exp;
-use crate::kernels::host::{Host, is_host};
+use crate::kernels::host::Host;
 use crate::kernels::product::{Into, Matrix, product};
 use crate::kernels::simd::{maximum, sum, vectorized};
 use crate::kernels::weights::FEW;
@@ -26,7 +26,7 @@ const SHARE: usize = 1 << 17;
 pub(crate) fn has_cached_attention(query: &Tensor<2>, new: usize) -> bool {
     let device = query.device();
     let plain = query.dtype() == DType::F32 && !device.is_autodiff();
-    (1..=FEW).contains(&new) && plain && is_host(&device)
+    (1..=FEW).contains(&new) && plain
 }
 
 /// Turns new queries and keys by their positions, puts the keys and values into the cache, and attends over all
@@ -41,7 +41,7 @@ pub(crate) fn has_cached_attention(query: &Tensor<2>, new: usize) -> bool {
 ///
 /// # Panics
 ///
-/// When the shapes do not fit, or the device has no such kernel; see [`has_cached_attention`].
+/// When the shapes do not fit, or there is no such kernel; see [`has_cached_attention`].
 pub(crate) fn cached_attention(
     query: Tensor<2>,
     key: Tensor<2>,
@@ -60,6 +60,9 @@ pub(crate) fn cached_attention(
         "a cache {:?} that holds {past} positions against {shape:?}",
         cache[0].dims(),
     );
+    if query.dims()[0] == 0 {
+        return query; // as empty as the answer, which some backends refuse to compute
+    }
     // Taken out, since what nobody else holds is changed in place.
     let device = query.device();
     let [keys, values] = cache;
@@ -81,10 +84,11 @@ pub(crate) fn cached_attention(
     Tensor::from_dispatch(output)
 }
 
-/// The CPU backends' side of [`cached_attention`](self::cached_attention); it has no gradient.
+/// The backends' side of [`cached_attention`](self::cached_attention); it has no gradient.
 #[backend_extension(
     Flex: cfg(feature = "flex"),
-    NdArray: cfg(feature = "ndarray")
+    NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube")
 )]
 pub trait CachedAttention: Backend {
     /// The answers, and the cache's keys and values with the new ones among them.
@@ -276,7 +280,9 @@ mod tests {
 
     use super::*;
     use crate::kernels::attention::{masked_attention, split_heads};
+    use crate::kernels::host::is_host;
     use crate::kernels::testing::{assert_close, devices, on_threads, values, wave};
+    use crate::on_every_device;
 
     /// Answers for new positions, and the cache after them.
     fn run(kernel: bool, shape: AttentionShape, past: usize, device: &Device) -> [Vec<f32>; 3] {
@@ -310,26 +316,43 @@ mod tests {
         [values(output), values(keys), values(values_)]
     }
 
-    fn hosts() -> impl Iterator<Item = Device> {
-        devices().into_iter().filter(is_host)
+    on_every_device!(equals_the_reference, long_pasts_and_wide_heads);
+
+    fn check(shape: AttentionShape, past: usize, device: &Device) -> Result<(), TestCaseError> {
+        let (fast, slow) = (
+            run(true, shape, past, device),
+            run(false, shape, past, device),
+        );
+        for (name, (fast, slow)) in ["output", "keys", "values"]
+            .iter()
+            .zip(fast.iter().zip(&slow))
+        {
+            assert_close(name, fast, slow, 5e-6)?;
+        }
+        Ok(())
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
-
-        #[test]
-        fn equals_the_reference(
+    fn equals_the_reference(device: Device) {
+        proptest!(ProptestConfig::with_cases(24), |(
             (batch, length, past) in (1usize..4, 1usize..9, 0usize..40),
             (kv_heads, group, half) in (1usize..3, 1usize..4, 1usize..9),
-        ) {
+        )| {
             let heads = kv_heads * group;
             let shape = AttentionShape { batch, length, heads, kv_heads, head_dim: 2 * half };
-            for device in hosts() {
-                let (fast, slow) = (run(true, shape, past, &device), run(false, shape, past, &device));
-                for (name, (fast, slow)) in ["output", "keys", "values"].iter().zip(fast.iter().zip(&slow)) {
-                    assert_close(name, fast, slow, 5e-6)?;
-                }
-            }
+            check(shape, past, &device)?;
+        });
+    }
+
+    fn long_pasts_and_wide_heads(device: Device) {
+        for (past, length, head_dim) in [(700, 5, 80), (127, 2, 256), (4500, 1, 8)] {
+            let shape = AttentionShape {
+                batch: 2,
+                length,
+                heads: 6,
+                kv_heads: 2,
+                head_dim,
+            };
+            check(shape, past, &device).unwrap();
         }
     }
 
@@ -342,7 +365,7 @@ mod tests {
             kv_heads: 2,
             head_dim: 32,
         };
-        for device in hosts() {
+        for device in devices().into_iter().filter(is_host) {
             let device = &device;
             on_threads(move || run(true, shape, 700, device).concat());
         }

@@ -1,24 +1,30 @@
 //! Causal attention as one operation.
+//!
+//! On the CPU backends blocks of queries and keys meet in a core's cache ([`forward`], [`backward`]), on the CubeCL
+//! backends in a cube's registers and shared memory ([`cube`]). The backward pass is written by hand on both.
 
 // NdArray is deprecated upstream; it is kept as an independent second opinion.
 #![allow(deprecated)]
 
 mod backward;
 mod cached;
+#[cfg(feature = "cube")]
+mod cube;
 mod forward;
+mod host;
 mod reference;
 mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::fmt::Debug;
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Tensor};
 
 pub(crate) use cached::{cached_attention, has_cached_attention};
@@ -26,19 +32,15 @@ pub use reference::causal_attention_reference;
 pub(crate) use reference::{masked_attention, split_heads};
 pub use rows::AttentionShape;
 
-use super::host::{Host, is_host};
 use crate::rotary::Rotary;
-use backward::Saved;
-use rows::Angles;
 
 /// `softmax(q kᵀ / √head_dim) v` within each of `batch` sequences, where position i sees positions 0 … i; queries
 /// and keys are turned by their positions first.
 ///
 /// Grouped-query attention (arXiv 2305.13245): `heads / kv_heads` query heads in a row share a key/value head.
-/// The same values as [`causal_attention_reference`], which is what runs on a GPU and for other types than f32.
-/// On the CPU, blocks of queries meet blocks of keys (FlashAttention-2, arXiv 2307.08691): no matrix of scores
-/// comes to memory, queries and values are read where the projections left them, and blocks that causality hides
-/// are not computed. The keys alone, which every block of queries meets, are copied once, turned.
+/// The same values as [`causal_attention_reference`], which is what runs for other types than f32. Blocks of queries
+/// meet blocks of keys (FlashAttention-2, arXiv 2307.08691): no matrix of scores comes to memory, queries and values
+/// are read where the projections left them, and blocks that causality hides are not computed.
 ///
 /// # Shapes
 ///
@@ -60,7 +62,7 @@ pub fn causal_attention(
     if query.dims()[0] == 0 {
         return query; // as empty as the answer, which some backends refuse to compute
     }
-    if !is_host(&query.device()) || query.dtype() != DType::F32 {
+    if query.dtype() != DType::F32 {
         return causal_attention_reference(query, key, value, batch, rotary);
     }
     let (cosines, sines) = rotary.tables();
@@ -108,10 +110,11 @@ fn shape_of(
     }
 }
 
-/// The CPU backends' side of [`causal_attention`](self::causal_attention).
+/// The backends' side of [`causal_attention`](self::causal_attention).
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube"),
     Autodiff
 )]
 pub trait CausalAttention: Backend {
@@ -127,49 +130,48 @@ pub trait CausalAttention: Backend {
     ) -> FloatTensor<Self>;
 }
 
-#[cfg(feature = "flex")]
-impl CausalAttention for burn::backend::Flex {
-    fn causal_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        cosines: FloatTensor<Self>,
-        sines: FloatTensor<Self>,
-        shape: AttentionShape,
-    ) -> FloatTensor<Self> {
-        forward::<Self>(&[query, key, value, cosines, sines], shape).0
-    }
-}
-
-#[cfg(feature = "ndarray")]
-impl CausalAttention for burn::backend::NdArray {
-    fn causal_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        cosines: FloatTensor<Self>,
-        sines: FloatTensor<Self>,
-        shape: AttentionShape,
-    ) -> FloatTensor<Self> {
-        forward::<Self>(&[query, key, value, cosines, sines], shape).0
-    }
-}
-
-/// The output, and the logarithm of each row's sum of exponentials.
-fn forward<B: Host>(
-    inputs: &[FloatTensor<B>; 5],
+/// The tensors of the operation, and their sizes.
+#[derive(Debug, Clone)]
+pub struct Operands<B: Backend> {
+    /// Query, key, value, cosines, sines.
+    tensors: [FloatTensor<B>; 5],
     shape: AttentionShape,
-) -> (FloatTensor<B>, Vec<f32>) {
-    let [query, key, value, cosines, sines] = inputs.each_ref().map(B::values);
-    let angles = Angles {
-        cosines: &cosines,
-        sines: &sines,
-    };
-    let (output, log_sum_exp) = forward::forward(&query, &key, &value, angles, shape);
-    (B::tensor(output, inputs[0].shape()), log_sum_exp)
 }
 
-impl<B: Host + CausalAttention, C: CheckpointStrategy> CausalAttention for Autodiff<B, C> {
+/// What a backend computes of [`causal_attention`](self::causal_attention) and its gradients.
+pub trait AttentionKernels: Backend {
+    /// What the backward pass needs of the forward pass.
+    type Saved: Clone + Debug + Send + 'static;
+
+    /// The answers, `[batch · length, heads · head_dim]`.
+    fn forward(operands: Operands<Self>) -> FloatTensor<Self>;
+
+    /// [`forward`](Self::forward), and what [`backward`](Self::backward) needs of it.
+    fn forward_saving(operands: Operands<Self>) -> (FloatTensor<Self>, Self::Saved);
+
+    /// The gradients of query, key and value that are `wanted`, from that of the output.
+    fn backward(
+        saved: Self::Saved,
+        gradient: FloatTensor<Self>,
+        wanted: [bool; 3],
+    ) -> [Option<FloatTensor<Self>>; 3];
+}
+
+impl<B: AttentionKernels> CausalAttention for B {
+    fn causal_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        cosines: FloatTensor<Self>,
+        sines: FloatTensor<Self>,
+        shape: AttentionShape,
+    ) -> FloatTensor<Self> {
+        let tensors = [query, key, value, cosines, sines];
+        B::forward(Operands { tensors, shape })
+    }
+}
+
+impl<B: AttentionKernels, C: CheckpointStrategy> CausalAttention for Autodiff<B, C> {
     fn causal_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -179,18 +181,18 @@ impl<B: Host + CausalAttention, C: CheckpointStrategy> CausalAttention for Autod
         shape: AttentionShape,
     ) -> FloatTensor<Self> {
         let parents = [query.node(), key.node(), value.node()];
-        let inputs = [query, key, value, cosines, sines].map(|tensor| tensor.into_primitive());
-        let (output, log_sum_exp) = forward::<B>(&inputs, shape);
+        let tensors = [query, key, value, cosines, sines].map(|tensor| tensor.into_primitive());
+        let operands = Operands::<B> { tensors, shape };
         match CausalAttentionBackward
             .prepare::<C>(parents)
             .compute_bound()
             .stateful()
         {
             OpsKind::Tracked(prep) => {
-                let state = (inputs, output.clone(), Arc::new(log_sum_exp), shape);
-                prep.finish(state, output)
+                let (output, saved) = B::forward_saving(operands);
+                prep.finish(saved, output)
             }
-            OpsKind::UnTracked(prep) => prep.finish(output),
+            OpsKind::UnTracked(prep) => prep.finish(B::forward(operands)),
         }
     }
 }
@@ -198,38 +200,16 @@ impl<B: Host + CausalAttention, C: CheckpointStrategy> CausalAttention for Autod
 #[derive(Debug)]
 struct CausalAttentionBackward;
 
-impl<B: Host> Backward<B, 3> for CausalAttentionBackward {
-    type State = (
-        [FloatTensor<B>; 5],
-        FloatTensor<B>,
-        Arc<Vec<f32>>,
-        AttentionShape,
-    );
+impl<B: AttentionKernels> Backward<B, 3> for CausalAttentionBackward {
+    type State = B::Saved;
 
     fn backward(self, ops: Ops<Self::State, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let gradient = gradients.consume::<B>(&ops.node);
-        let (inputs, output, log_sum_exp, shape) = ops.state;
-        let shapes = [0, 1, 2].map(|input: usize| inputs[input].shape());
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let found = {
-            let [query, key, value, cosines, sines] = inputs.each_ref().map(B::values);
-            let saved = Saved {
-                query: &query,
-                key: &key,
-                value: &value,
-                output: &B::values(&output),
-                log_sum_exp: &log_sum_exp,
-                angles: Angles {
-                    cosines: &cosines,
-                    sines: &sines,
-                },
-                shape,
-            };
-            backward::backward(&saved, &B::values(&gradient), wanted)
-        };
-        for ((node, values), shape) in ops.parents.into_iter().zip(found).zip(shapes) {
-            if let (Some(node), Some(values)) = (node, values) {
-                gradients.register::<B>(node.id, B::tensor(values, shape));
+        let found = B::backward(ops.state, gradient, wanted);
+        for (node, gradient) in ops.parents.into_iter().zip(found) {
+            if let (Some(node), Some(gradient)) = (node, gradient) {
+                gradients.register::<B>(node.id, gradient);
             }
         }
     }

@@ -1,0 +1,203 @@
+//! Answers of a few rows over a span of a cache's positions.
+
+use cubecl::prelude::*;
+
+use super::tile::{
+    DEPTH, Head, LEFT, PITCH, Pair, QUAD, Quad, STRIP, TILE, UNITS, bring_by_depth, number_of_cube,
+};
+
+/// Rows that a cube answers for: pairs of a new position and one of the query heads that share the keys.
+pub const ROWS: usize = UNITS / SIDE;
+/// Units of a line: as many as a block of scores has vectors, and as a strip of values has pairs.
+const SIDE: usize = TILE / QUAD;
+const _: () = assert!(SIDE == STRIP / 2);
+/// Positions of a block that a line of units multiplies by their weights.
+const SHARE: usize = TILE / ROWS;
+
+/// The number of a row among all: `[batch, length, heads]`.
+#[cube]
+fn row_of(kv_head: usize, row: usize, length: usize, heads: usize, kv_heads: usize) -> usize {
+    let group = heads / kv_heads;
+    let token = kv_head / kv_heads * length + row / group;
+    token * heads + kv_head % kv_heads * group + row % group
+}
+
+/// A cube some rows of one head of the cache, over a span of its positions. The answers are not divided by the sums
+/// yet.
+///
+/// For the scores the units stand in 8 lines of 16, a line a row and a unit four positions of a block. For the answers
+/// a line takes eight positions of a block, of all rows, and a unit some pairs of their values, so that each value is
+/// read once.
+#[cube(launch_unchecked)]
+pub fn attend_kernel(
+    query: &[f32],
+    keys: &[Pair],
+    values: &[Pair],
+    answers: &mut [f32],
+    maxima: &mut [f32],
+    sums: &mut [f32],
+    batch: usize,
+    length: usize,
+    heads: usize,
+    kv_heads: usize,
+    pairs: usize,
+    capacity: usize,
+    past: usize,
+    span: usize,
+    #[comptime] strips: usize,
+) {
+    let all_rows = length * (heads / kv_heads);
+    let parts = all_rows.div_ceil(ROWS);
+    let number = number_of_cube();
+    if number >= batch * kv_heads * parts {
+        terminate!();
+    }
+    let kv_head = number / parts;
+    let first_row = number % parts * ROWS;
+    let rows = min(ROWS, all_rows - first_row);
+    let cache = Head {
+        start: kv_head * capacity * pairs,
+        stride: pairs,
+        length: past + length,
+        pairs,
+    };
+    let width = pairs * 2;
+    let unit = UNIT_POS as usize;
+    let line = unit / SIDE;
+    let place = unit % SIDE;
+    // Lines behind the last row compute it once more, and write nothing.
+    let row = first_row + min(line, rows - 1);
+    let visible = past + row / (heads / kv_heads) + 1;
+    let row = row_of(kv_head, row, length, heads, kv_heads);
+
+    let mut tile = Shared::<[Quad]>::new_slice(LEFT);
+    let mut queries = Shared::<[f32]>::new_slice(ROWS * DEPTH);
+    let mut weights = Shared::<[f32]>::new_slice(ROWS * TILE);
+    let mut factors = Shared::<[f32]>::new_slice(ROWS);
+    let mut shared = Shared::<[f32]>::new_slice(UNITS * 2);
+    let mut found = Array::<Pair>::new(comptime!(ROWS * strips));
+    #[unroll]
+    for place in 0..ROWS * strips {
+        found[place] = Pair::new(0.0f32);
+    }
+    let mut maximum = f32::new(f32::MIN);
+    let mut sum = 0.0f32;
+
+    let mut start = CUBE_POS_X as usize * span;
+    let end = min(start + span, past + length);
+    while start < end {
+        let mut scores = Quad::new(0.0f32);
+        let mut depth = 0usize;
+        while depth < pairs {
+            bring_by_depth(keys, &cache, start, depth, &mut tile);
+            let column = depth * 2 + place;
+            let mut value = 0.0f32;
+            if column < width {
+                value = query[row * width + column];
+            }
+            queries[unit] = value;
+            sync_cube();
+            for step in 0..DEPTH {
+                scores += Quad::new(queries[line * DEPTH + step]) * tile[step * PITCH + place];
+            }
+            sync_cube();
+            depth += DEPTH / 2;
+        }
+
+        let mut largest = maximum;
+        #[unroll]
+        for c in 0..QUAD {
+            if start + place * QUAD + c < visible {
+                largest = max(largest, scores.extract(c));
+            }
+        }
+        shared[unit] = largest;
+        sync_cube();
+        for other in 0..SIDE {
+            largest = max(largest, shared[line * SIDE + other]);
+        }
+        let factor = (maximum - largest).exp();
+        maximum = largest;
+        sum *= factor;
+        #[unroll]
+        for c in 0..QUAD {
+            // A row need not see anything of a span.
+            let hidden = start + place * QUAD + c >= visible;
+            let weight = select(hidden, 0.0f32, (scores.extract(c) - largest).exp());
+            sum += weight;
+            weights[line * TILE + place * QUAD + c] = weight;
+        }
+        if place == 0 {
+            factors[line] = factor;
+        }
+        sync_cube();
+
+        #[unroll]
+        for row in 0..ROWS {
+            if row < rows {
+                let factor = Pair::new(factors[row]);
+                #[unroll]
+                for strip in 0..strips {
+                    found[row * strips + strip] *= factor;
+                }
+            }
+        }
+        for step in 0..SHARE {
+            let of_block = line * SHARE + step;
+            let position = start + of_block;
+            if position < cache.length {
+                #[unroll]
+                for strip in 0..strips {
+                    let pair = strip * SIDE + place;
+                    let mut value = Pair::new(0.0f32);
+                    if pair < pairs {
+                        value = values[cache.start + position * pairs + pair];
+                    }
+                    #[unroll]
+                    for row in 0..ROWS {
+                        if row < rows {
+                            found[row * strips + strip] +=
+                                Pair::new(weights[row * TILE + of_block]) * value;
+                        }
+                    }
+                }
+            }
+        }
+        start += TILE;
+    }
+
+    // One after the other: the sums of weights of every row, then each strip of its answers.
+    let of_span = CUBE_POS_X as usize * (batch * length * heads);
+    shared[unit] = sum;
+    sync_cube();
+    if place == 0 && line < rows {
+        let mut total = 0.0f32;
+        for other in 0..SIDE {
+            total += shared[line * SIDE + other];
+        }
+        maxima[of_span + row] = maximum;
+        sums[of_span + row] = total;
+    }
+    #[unroll]
+    for own in 0..ROWS {
+        if own < rows {
+            let to = of_span + row_of(kv_head, first_row + own, length, heads, kv_heads);
+            #[unroll]
+            for strip in 0..strips {
+                sync_cube();
+                let both = found[own * strips + strip];
+                shared[unit * 2] = both.extract(0usize);
+                shared[unit * 2 + 1] = both.extract(1usize);
+                sync_cube();
+                let column = strip * STRIP + unit;
+                if unit < STRIP && column < width {
+                    let mut total = 0.0f32;
+                    for other in 0..ROWS {
+                        total += shared[other * STRIP + unit];
+                    }
+                    answers[to * width + column] = total;
+                }
+            }
+        }
+    }
+}
