@@ -1,0 +1,56 @@
+//! `cargo infer bench`.
+
+use clap::Args;
+use firebox_model::terminal::print;
+
+use super::{ModelArgs, PrecisionArgs, at_least_one, print_json};
+use crate::InferError;
+use crate::bench::{BenchOptions, bench};
+
+pub(super) const HELP: &str = "Examples:\n  \
+    cargo infer bench runs/quickstart\n  \
+    cargo infer bench runs/quickstart --batch 8 --prompt-tokens 100 --new-tokens 20 --json";
+
+#[derive(Debug, Args)]
+pub(super) struct BenchArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    #[command(flatten)]
+    held: PrecisionArgs,
+    /// Tokens of a prompt.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
+    prompt_tokens: usize,
+    /// Tokens that are written after it.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    new_tokens: usize,
+    /// Sequences at once.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    batch: usize,
+    /// How often; the best time counts.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    repeats: usize,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+impl BenchArgs {
+    pub(super) fn execute(self) -> Result<(), InferError> {
+        let options = BenchOptions {
+            prompt: self.prompt_tokens,
+            new: self.new_tokens,
+            batch: self.batch,
+            repeats: self.repeats,
+        };
+        let found = bench(
+            &self.model.checkpoint,
+            &self.model.device,
+            self.held.dtype,
+            options,
+        )?;
+        if self.json {
+            return print_json(&found);
+        }
+        print(&found.to_string()).map_err(InferError::Output)
+    }
+}

@@ -1,0 +1,80 @@
+//! `cargo infer eval`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use firebox_model::evaluate::ROWS;
+use firebox_model::terminal::print;
+use firebox_model::tokenizer::text::TEXT_FIELD;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{ModelArgs, PrecisionArgs, at_least_one, print_json};
+use crate::InferError;
+use crate::eval::{Text, default_context, evaluate};
+
+pub(super) const HELP: &str = "Examples:\n  \
+    cargo infer eval runs/quickstart --data notes.txt\n  \
+    cargo infer eval runs/quickstart --data held-out.jsonl --field content --json\n  \
+    cargo infer eval runs/quickstart/checkpoints/step-0000100 --data a.txt b.txt --max-tokens 10000\n\n\
+    The same text gives the same number as the validation of `cargo train`, as long as --batch and\n\
+    --context are left alone and the model's context is not above 2048.";
+
+#[derive(Debug, Args)]
+pub(super) struct EvalArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    #[command(flatten)]
+    held: PrecisionArgs,
+    /// Text files; each is one document, and a .jsonl file has one a line.
+    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    data: Vec<PathBuf>,
+    /// The field of a .jsonl line that holds the text.
+    #[arg(long, value_name = "NAME", default_value = TEXT_FIELD)]
+    field: String,
+    /// Tokens of a sequence [default: the model's context, but at most 2048].
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
+    context: Option<usize>,
+    /// Sequences that are computed at once; fewer take less memory.
+    #[arg(long, value_name = "ROWS", default_value_t = ROWS, value_parser = at_least_one)]
+    batch: usize,
+    /// Stop after so many predicted tokens.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_tokens: Option<u64>,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+impl EvalArgs {
+    pub(super) fn execute(self) -> Result<(), InferError> {
+        let text = Text {
+            files: self.data,
+            field: self.field,
+            max_tokens: self.max_tokens,
+        };
+        text.check()?;
+        let engine = self.model.open(self.held)?;
+        let packed = text.pack(&engine)?;
+        let context = self.context.unwrap_or_else(|| default_context(&engine));
+        let bar = progress_bar(packed.targets());
+        let report = evaluate(&engine, &packed, context, self.batch, |tokens| {
+            bar.set_position(tokens)
+        });
+        bar.finish_and_clear();
+        let report = report?;
+        if let Some(warning) = report.warning() {
+            tracing::warn!("{warning}");
+        }
+        if self.json {
+            return print_json(&report);
+        }
+        print(&report.to_string()).map_err(InferError::Output)
+    }
+}
+
+/// On standard error, and only where that is a terminal.
+fn progress_bar(tokens: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {percent}% of {len} tokens, {eta} left")
+        .expect("a well-formed template");
+    ProgressBar::new(tokens).with_style(style)
+}

@@ -1,0 +1,64 @@
+//! `cargo infer export`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use bytesize::ByteSize;
+use clap::Args;
+use firebox_model::checkpoint::Precision;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::InferError;
+use crate::export::Export;
+
+pub(super) const HELP: &str = "Examples:\n  \
+    cargo infer export runs/quickstart --output quickstart-bf16 --dtype bf16\n  \
+    cargo infer export Mixtral-8x7B --output resharded --shard-size 2GB";
+
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// A checkpoint's folder, or a run's folder for its newest checkpoint.
+    checkpoint: PathBuf,
+    /// The folder to write; it must be empty or absent.
+    #[arg(long, value_name = "FOLDER")]
+    output: PathBuf,
+    /// f32, f16 or bf16 [default: as the checkpoint has it].
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<Precision>,
+    /// The largest size of one file of weights, such as 5GB or 500MiB [default: all in one].
+    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
+    shard_size: Option<ByteSize>,
+}
+
+impl ExportArgs {
+    pub(super) fn execute(self) -> Result<(), InferError> {
+        let started = Instant::now();
+        let export = Export {
+            precision: self.dtype,
+            shard_bytes: self.shard_size.map(|size| size.as_u64()),
+        };
+        let bar = ProgressBar::new(0).with_style(
+            ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left")
+                .expect("a well-formed template"),
+        );
+        let precision = export.write(&self.checkpoint, &self.output, |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        });
+        bar.finish_and_clear();
+        tracing::info!(
+            "{} in {}, after {:.2} s",
+            self.output.display(),
+            precision?,
+            started.elapsed().as_secs_f64()
+        );
+        Ok(())
+    }
+}
+
+fn shard_size(text: &str) -> Result<ByteSize, String> {
+    match text.parse::<ByteSize>() {
+        Ok(size) if size.as_u64() > 0 => Ok(size),
+        _ => Err("must be a size above 0, such as 5GB or 500MiB".to_owned()),
+    }
+}

@@ -1,0 +1,115 @@
+//! `cargo infer generate`.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Args;
+use firebox_model::generate::Sampling;
+
+use super::{ModelArgs, PrecisionArgs, at_least_one};
+use crate::InferError;
+use crate::generate::{Generated, Request, generate};
+
+/// The exit code of a process that an interrupt ended (128 + SIGINT).
+const INTERRUPTED: i32 = 130;
+
+pub(super) const HELP: &str = "Examples:\n  \
+    cargo infer generate runs/quickstart --prompt \"fn main\"\n  \
+    cargo infer generate runs/quickstart --prompt \"\" --temperature 0\n  \
+    cargo infer generate runs/quickstart --prompt - --max-tokens 50 < beginning.txt > whole.txt\n\n\
+    The same seed gives the same text. Ctrl-C ends it early; twice, at once.";
+
+#[derive(Debug, Args)]
+pub(super) struct GenerateArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    #[command(flatten)]
+    held: PrecisionArgs,
+    /// How the text begins; - reads it from standard input, as it is. Empty, the model begins a document.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(super) prompt: String,
+    /// Most tokens to add.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    max_tokens: usize,
+    /// Below 1 the likelier tokens gain, above 1 the others; 0 always takes the likeliest.
+    #[arg(long, value_name = "T", default_value_t = Sampling::default().temperature,
+        value_parser = temperature, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Draw from the K likeliest tokens only [default: all].
+    #[arg(long, value_name = "K", value_parser = at_least_one)]
+    top_k: Option<usize>,
+    /// Draw only from the likeliest tokens that together have this probability, above 0 and up to 1.
+    #[arg(long, value_name = "P", default_value_t = Sampling::default().top_p,
+        value_parser = probability, allow_negative_numbers = true)]
+    top_p: f64,
+    /// Decides what is drawn.
+    #[arg(long, value_name = "S", default_value_t = Sampling::default().seed, allow_negative_numbers = true)]
+    seed: u64,
+}
+
+impl GenerateArgs {
+    pub(super) fn execute(self) -> Result<(), InferError> {
+        let engine = self.model.open(self.held)?;
+        let prompt = match self.prompt.as_str() {
+            "-" => {
+                let mut text = String::new();
+                io::stdin()
+                    .read_to_string(&mut text)
+                    .map_err(InferError::Input)?;
+                text
+            }
+            _ => self.prompt,
+        };
+        let sampling = Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k.unwrap_or(0),
+            top_p: self.top_p,
+            seed: self.seed,
+        };
+        let request = Request {
+            prompt,
+            max_tokens: self.max_tokens,
+            sampling,
+        };
+        let stop = stop_on_interrupt();
+        let stopped = || stop.load(Ordering::Relaxed);
+        let Generated { tokens, seconds } =
+            generate(&engine, &request, &mut io::stdout().lock(), stopped)?;
+        tracing::info!(
+            "{tokens} tokens in {seconds:.2} s ({:.0} tokens/s on {})",
+            tokens as f64 / seconds,
+            engine.device
+        );
+        Ok(())
+    }
+}
+
+/// Becomes true at the first Ctrl-C; the second one ends the process.
+fn stop_on_interrupt() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&stop);
+    let installed = ctrlc::set_handler(move || {
+        if told.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED);
+        }
+    });
+    if let Err(error) = installed {
+        tracing::debug!("Ctrl-C ends the process at once: {error}");
+    }
+    stop
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+        _ => Err("must be a number of 0 or above".to_owned()),
+    }
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("must be a number above 0 and up to 1".to_owned()),
+    }
+}
