@@ -2,12 +2,13 @@
 //!
 //! `cargo bench --bench attention`
 
-use std::fmt;
+mod common;
 
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Tensor};
+use common::{Case, cases, random};
 use divan::Bencher;
 use firebox_model::allocator::{ALLOCATOR, Allocator};
-use firebox_model::device::{backends, select};
+use firebox_model::device::finish;
 use firebox_model::kernels::{causal_attention, causal_attention_reference};
 use firebox_model::rotary::Rotary;
 
@@ -28,72 +29,52 @@ const SHAPES: [[usize; 5]; 4] = [
     [1, 512, 16, 1, 128],
 ];
 
-/// A device, by its name, and a shape.
-struct Case(String, [usize; 5]);
-
-impl fmt::Display for Case {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(device, shape) = self;
-        write!(f, "{device} {shape:?}")
-    }
-}
-
-fn cases() -> impl Iterator<Item = Case> {
-    let compiled = backends().into_iter().filter(|backend| backend.compiled);
-    let devices = compiled.flat_map(|backend| backend.devices.into_iter().take(1));
-    devices.flat_map(|device| SHAPES.map(|shape| Case(device.clone(), shape)))
-}
-
 type Attention = fn(Tensor<2>, Tensor<2>, Tensor<2>, usize, &Rotary) -> Tensor<2>;
 
 fn inputs(shape: [usize; 5], device: &Device) -> ([Tensor<2>; 3], Rotary) {
     let [batch, length, heads, kv_heads, head_dim] = shape;
-    let inputs = [heads, kv_heads, kv_heads].map(|heads| {
-        let size = [batch * length, heads * head_dim];
-        Tensor::random(size, Distribution::Normal(0.0, 1.0), device)
-    });
+    let inputs =
+        [heads, kv_heads, kv_heads].map(|heads| random([batch * length, heads * head_dim], device));
     (inputs, Rotary::new(0, length, head_dim, 1e4, device))
 }
 
-fn forward(bencher: Bencher, Case(device, shape): &Case, attention: Attention) {
-    let device = select(device).expect("a device of the build");
-    let ([query, key, value], rotary) = inputs(*shape, &device);
+fn forward(bencher: Bencher, case: &Case<5>, attention: Attention) {
+    let ([query, key, value], rotary) = inputs(case.sizes, &case.device());
+    let batch = case.sizes[0];
     bencher.bench_local(|| {
-        let output = attention(query.clone(), key.clone(), value.clone(), shape[0], &rotary);
-        device.sync().expect("a device that answers");
-        output
+        let (query, key, value) = (query.clone(), key.clone(), value.clone());
+        finish(attention(query, key, value, batch, &rotary));
     });
 }
 
-fn both_ways(bencher: Bencher, Case(device, shape): &Case, attention: Attention) {
-    let device = select(device).expect("a device of the build");
-    let (inputs, rotary) = inputs(*shape, &device.clone().autodiff());
+fn both_ways(bencher: Bencher, case: &Case<5>, attention: Attention) {
+    let (inputs, rotary) = inputs(case.sizes, &case.device().autodiff());
     let [query, key, value] = inputs.map(Tensor::require_grad);
+    let batch = case.sizes[0];
     bencher.bench_local(|| {
-        let gradients = attention(query.clone(), key.clone(), value.clone(), shape[0], &rotary)
-            .sum()
-            .backward();
-        device.sync().expect("a device that answers");
+        let output = attention(query.clone(), key.clone(), value.clone(), batch, &rotary);
+        let gradients = output.sum().backward();
+        finish(key.grad(&gradients).expect("it was asked for"));
         gradients
     });
 }
 
-#[divan::bench(args = cases())]
-fn forward_operation(bencher: Bencher, case: &Case) {
+#[divan::bench(args = cases(&SHAPES))]
+fn forward_kernel(bencher: Bencher, case: &Case<5>) {
     forward(bencher, case, causal_attention);
 }
 
-#[divan::bench(args = cases())]
-fn forward_reference(bencher: Bencher, case: &Case) {
+#[divan::bench(args = cases(&SHAPES))]
+fn forward_reference(bencher: Bencher, case: &Case<5>) {
     forward(bencher, case, causal_attention_reference);
 }
 
-#[divan::bench(args = cases())]
-fn both_ways_operation(bencher: Bencher, case: &Case) {
+#[divan::bench(args = cases(&SHAPES))]
+fn both_ways_kernel(bencher: Bencher, case: &Case<5>) {
     both_ways(bencher, case, causal_attention);
 }
 
-#[divan::bench(args = cases())]
-fn both_ways_reference(bencher: Bencher, case: &Case) {
+#[divan::bench(args = cases(&SHAPES))]
+fn both_ways_reference(bencher: Bencher, case: &Case<5>) {
     both_ways(bencher, case, causal_attention_reference);
 }

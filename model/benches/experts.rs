@@ -1,9 +1,18 @@
-//! The experts of the reference model against the plain reference: 2048 tokens, 8 experts of which each token
-//! visits 2, d_model 256, d_ff 512, on flex. `cargo bench --bench experts`
+//! The experts of the reference model, and its dense twin, against plain tensor operations, on every device of the
+//! build: 8 experts of which each token visits 2, d_model 256, d_ff 512.
+//!
+//! `cargo bench --bench experts`
 
-use burn::tensor::{Device, Tensor, TensorData};
-use divan::{Bencher, black_box};
+mod common;
+#[path = "common/few.rs"]
+mod few;
+
+use burn::tensor::{Device, Tensor};
+use common::{Case, cases, random};
+use divan::Bencher;
+use few::bench_rows;
 use firebox_model::allocator::{ALLOCATOR, Allocator};
+use firebox_model::device::finish;
 use firebox_model::kernels::{experts, experts_reference, swiglu, swiglu_reference};
 use firebox_model::moe::dispatch::DispatchPlan;
 
@@ -11,24 +20,27 @@ use firebox_model::moe::dispatch::DispatchPlan;
 #[global_allocator]
 static GLOBAL: Allocator = ALLOCATOR;
 
+fn main() {
+    divan::main();
+}
+
 const EXPERTS: usize = 8;
 const PER_TOKEN: usize = 2;
 const D_MODEL: usize = 256;
 const D_FF: usize = 512;
 
-fn main() {
-    divan::main();
-}
+/// Tokens: one that is written, a few, and those of a training step.
+const TOKENS: [[usize; 1]; 3] = [[1], [16], [2048]];
 
-fn wave<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
-    let values: Vec<f32> = (0..shape.iter().product())
-        .map(|i| (i as f32 * 0.7).sin())
-        .collect();
-    Tensor::from_data(TensorData::new(values, shape), device)
-}
+/// Those of a training step.
+const STEP: [[usize; 1]; 1] = [[2048]];
+
+type Mixture =
+    fn(Tensor<2>, Tensor<2>, Tensor<3>, Tensor<3>, Tensor<3>, &DispatchPlan) -> Tensor<2>;
+type Dense = fn(Tensor<2>, Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>;
 
 /// The experts of each token, unevenly loaded: the first is chosen three times as often as the last.
-fn plan(tokens: usize) -> DispatchPlan {
+fn plan(tokens: usize, device: &Device) -> DispatchPlan {
     let chosen: Vec<u32> = (0..tokens)
         .flat_map(|token| {
             let place = token * 37 % 64;
@@ -36,108 +48,107 @@ fn plan(tokens: usize) -> DispatchPlan {
             [first, (first + 1 + place as u32 % 7) % EXPERTS as u32]
         })
         .collect();
-    DispatchPlan::new(&chosen, EXPERTS, PER_TOKEN, &Device::flex())
+    DispatchPlan::new(&chosen, EXPERTS, PER_TOKEN, device)
 }
 
-type Mixture =
-    fn(Tensor<2>, Tensor<2>, Tensor<3>, Tensor<3>, Tensor<3>, &DispatchPlan) -> Tensor<2>;
-type Dense = fn(Tensor<2>, Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>;
-
-const MIXTURES: [(&str, Mixture); 2] = [("kernel", experts), ("reference", experts_reference)];
-const DENSE: [(&str, Dense); 2] = [("kernel", swiglu), ("reference", swiglu_reference)];
-
-fn mixture_inputs(
-    tokens: usize,
-    device: &Device,
-) -> (Tensor<2>, Tensor<2>, Tensor<3>, Tensor<3>, Tensor<3>) {
-    (
-        wave([tokens, D_MODEL], device),
-        wave([tokens, PER_TOKEN], device),
-        wave([EXPERTS, D_MODEL, D_FF], device),
-        wave([EXPERTS, D_MODEL, D_FF], device),
-        wave([EXPERTS, D_FF, D_MODEL], device),
-    )
+/// x and router weights; gate, up and down.
+fn mixture_inputs(tokens: usize, device: &Device) -> ([Tensor<2>; 2], [Tensor<3>; 3]) {
+    let by_token = [D_MODEL, PER_TOKEN].map(|width| random([tokens, width], device));
+    let stacks = [[D_MODEL, D_FF], [D_MODEL, D_FF], [D_FF, D_MODEL]];
+    let stacks = stacks.map(|[d_in, d_out]| random([EXPERTS, d_in, d_out], device));
+    (by_token, stacks)
 }
 
-const CASES: [&str; 6] = [
-    "kernel 1",
-    "kernel 16",
-    "kernel 2048",
-    "reference 1",
-    "reference 16",
-    "reference 2048",
-];
-
-fn named<T: Copy>(all: [(&str, T); 2], wanted: &str) -> T {
-    let (_, found) = all.into_iter().find(|(name, _)| *name == wanted).unwrap();
-    found
-}
-
-#[divan::bench(args = CASES)]
-fn mixture_forward(bencher: Bencher, case: &str) {
-    let (name, tokens) = case.split_once(' ').unwrap();
-    let (operation, tokens) = (named(MIXTURES, name), tokens.parse().unwrap());
-    let (x, weights, gate, up, down) = mixture_inputs(tokens, &Device::flex());
-    let plan = plan(tokens);
-    bencher.bench_local(|| {
-        black_box(operation(
-            x.clone(),
-            weights.clone(),
-            gate.clone(),
-            up.clone(),
-            down.clone(),
-            &plan,
-        ))
+fn mixture_forward(bencher: Bencher, case: &Case<1>, mixture: Mixture) {
+    let ([tokens], device) = (case.sizes, case.device());
+    let (by_token, stacks) = mixture_inputs(tokens, &device);
+    let plan = plan(tokens, &device);
+    bench_rows(bencher, tokens, || {
+        let ([x, weights], [gate, up, down]) = (by_token.clone(), stacks.clone());
+        finish(mixture(x, weights, gate, up, down, &plan));
     });
 }
 
-#[divan::bench(args = ["kernel", "reference"])]
-fn mixture_forward_and_backward(bencher: Bencher, name: &str) {
-    let (operation, tokens) = (named(MIXTURES, name), 2048);
-    let device = Device::flex().autodiff();
-    let (x, weights, gate, up, down) = mixture_inputs(tokens, &device);
-    let (x, weights) = (x.require_grad(), weights.require_grad());
-    let (gate, up, down) = (gate.require_grad(), up.require_grad(), down.require_grad());
-    let plan = plan(tokens);
+fn mixture_both_ways(bencher: Bencher, case: &Case<1>, mixture: Mixture) {
+    let ([tokens], device) = (case.sizes, case.device().autodiff());
+    let (by_token, stacks) = mixture_inputs(tokens, &device);
+    let by_token = by_token.map(Tensor::require_grad);
+    let stacks = stacks.map(Tensor::require_grad);
+    let plan = plan(tokens, &device);
     bencher.bench_local(|| {
-        let output = operation(
-            x.clone(),
-            weights.clone(),
-            gate.clone(),
-            up.clone(),
-            down.clone(),
-            &plan,
-        );
-        black_box(output.sum().backward())
+        let ([x, weights], [gate, up, down]) = (by_token.clone(), stacks.clone());
+        let gradients = mixture(x, weights, gate, up, down, &plan).sum().backward();
+        finish(by_token[0].grad(&gradients).expect("it was asked for"));
+        gradients
     });
 }
 
 fn dense_inputs(tokens: usize, device: &Device) -> [Tensor<2>; 4] {
-    [
-        wave([tokens, D_MODEL], device),
-        wave([D_MODEL, PER_TOKEN * D_FF], device),
-        wave([D_MODEL, PER_TOKEN * D_FF], device),
-        wave([PER_TOKEN * D_FF, D_MODEL], device),
-    ]
+    let width = PER_TOKEN * D_FF;
+    let shapes = [
+        [tokens, D_MODEL],
+        [D_MODEL, width],
+        [D_MODEL, width],
+        [width, D_MODEL],
+    ];
+    shapes.map(|shape| random(shape, device))
 }
 
-#[divan::bench(args = CASES)]
-fn dense_forward(bencher: Bencher, case: &str) {
-    let (name, tokens) = case.split_once(' ').unwrap();
-    let operation = named(DENSE, name);
-    let inputs = dense_inputs(tokens.parse().unwrap(), &Device::flex());
-    bencher.bench_local(|| {
+fn dense_forward(bencher: Bencher, case: &Case<1>, dense: Dense) {
+    let inputs = dense_inputs(case.sizes[0], &case.device());
+    bench_rows(bencher, case.sizes[0], || {
         let [x, gate, up, down] = inputs.clone();
-        black_box(operation(x, gate, up, down))
+        finish(dense(x, gate, up, down));
     });
 }
 
-#[divan::bench(args = ["kernel", "reference"])]
-fn dense_forward_and_backward(bencher: Bencher, name: &str) {
-    let operation = named(DENSE, name);
-    let inputs = dense_inputs(2048, &Device::flex().autodiff()).map(Tensor::require_grad);
+fn dense_both_ways(bencher: Bencher, case: &Case<1>, dense: Dense) {
+    let device = case.device().autodiff();
+    let inputs = dense_inputs(case.sizes[0], &device).map(Tensor::require_grad);
     bencher.bench_local(|| {
         let [x, gate, up, down] = inputs.clone();
-        black_box(operation(x, gate, up, down).sum().backward())
+        let gradients = dense(x, gate, up, down).sum().backward();
+        finish(inputs[0].grad(&gradients).expect("it was asked for"));
+        gradients
     });
+}
+
+#[divan::bench(args = cases(&TOKENS))]
+fn mixture_forward_kernel(bencher: Bencher, case: &Case<1>) {
+    mixture_forward(bencher, case, experts);
+}
+
+#[divan::bench(args = cases(&TOKENS))]
+fn mixture_forward_reference(bencher: Bencher, case: &Case<1>) {
+    mixture_forward(bencher, case, experts_reference);
+}
+
+#[divan::bench(args = cases(&STEP))]
+fn mixture_both_ways_kernel(bencher: Bencher, case: &Case<1>) {
+    mixture_both_ways(bencher, case, experts);
+}
+
+#[divan::bench(args = cases(&STEP))]
+fn mixture_both_ways_reference(bencher: Bencher, case: &Case<1>) {
+    mixture_both_ways(bencher, case, experts_reference);
+}
+
+#[divan::bench(args = cases(&TOKENS))]
+fn dense_forward_kernel(bencher: Bencher, case: &Case<1>) {
+    dense_forward(bencher, case, swiglu);
+}
+
+#[divan::bench(args = cases(&TOKENS))]
+fn dense_forward_reference(bencher: Bencher, case: &Case<1>) {
+    dense_forward(bencher, case, swiglu_reference);
+}
+
+#[divan::bench(args = cases(&STEP))]
+fn dense_both_ways_kernel(bencher: Bencher, case: &Case<1>) {
+    dense_both_ways(bencher, case, swiglu);
+}
+
+#[divan::bench(args = cases(&STEP))]
+fn dense_both_ways_reference(bencher: Bencher, case: &Case<1>) {
+    dense_both_ways(bencher, case, swiglu_reference);
 }

@@ -1,10 +1,15 @@
-//! What passes over memory once, against its reference, at the shapes of the reference model: 2048 tokens, 256
-//! wide, vocabulary 512; on every device of the build. `cargo bench --bench pointwise`
+//! What passes over memory once, against its reference, at the shapes of the reference model and of one ten times as
+//! large; on every device of the build.
+//!
+//! `cargo bench --bench pointwise`
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+mod common;
+
+use burn::tensor::{Int, Tensor, TensorData};
+use common::{Case, cases, random};
 use divan::Bencher;
 use firebox_model::allocator::{ALLOCATOR, Allocator};
-use firebox_model::device::{backends, finish, select};
+use firebox_model::device::finish;
 use firebox_model::kernels::{
     AdamWUpdate, adamw, adamw_reference, cross_entropy_sum, cross_entropy_sum_reference, rms_norm,
     rms_norm_reference, sum_of_squares, sum_of_squares_reference,
@@ -18,127 +23,123 @@ fn main() {
     divan::main();
 }
 
-/// Forward alone, or forward and backward.
-const PASSES: [&str; 2] = ["forward", "forward and backward"];
-
-/// The first device of each backend.
-fn devices() -> impl Iterator<Item = String> {
-    let compiled = backends().into_iter().filter(|backend| backend.compiled);
-    compiled.filter_map(|backend| backend.devices.into_iter().next())
-}
-
-fn device(name: &str, pass: &str) -> Device {
-    let device = select(name).expect("a device that was found");
-    match pass {
-        "forward" => device,
-        _ => device.autodiff(),
-    }
-}
-
-fn wave<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
-    let values: Vec<f32> = (0..shape.iter().product())
-        .map(|i| (i as f32 * 0.7).sin())
-        .collect();
-    Tensor::from_data(TensorData::new(values, shape), device)
-}
-
 #[divan::bench_group]
-mod rms_norm_2048_by_256 {
+mod rms_norm_ {
     use super::*;
 
-    type Case = (String, &'static str);
+    /// Tokens, width.
+    const SHAPES: [[usize; 2]; 2] = [[2048, 256], [2048, 512]];
 
-    fn cases() -> impl Iterator<Item = Case> {
-        devices().flat_map(|name| PASSES.map(|pass| (name.clone(), pass)))
+    type Norm = fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>;
+
+    fn forward(bencher: Bencher, case: &Case<2>, norm: Norm) {
+        let (shape, device) = (case.sizes, case.device());
+        let (x, gamma) = (random(shape, &device), random([shape[1]], &device));
+        bencher.bench_local(|| finish(norm(x.clone(), gamma.clone(), 1e-5)));
     }
 
-    fn run(
-        bencher: Bencher,
-        (name, pass): &Case,
-        norm: fn(Tensor<2>, Tensor<1>, f64) -> Tensor<2>,
-    ) {
-        let device = device(name, pass);
-        let (x, gamma) = (wave([2048, 256], &device), wave([256], &device));
-        let weights = wave([2048, 256], &device);
-        if *pass == "forward" {
-            bencher.bench_local(|| finish(norm(x.clone(), gamma.clone(), 1e-5)));
-        } else {
-            let (x, gamma) = (x.require_grad(), gamma.require_grad());
-            // Beside the norm, both are charged with one product and one sum.
-            bencher.bench_local(|| {
-                let output = norm(x.clone(), gamma.clone(), 1e-5) * weights.clone();
-                finish(x.grad(&output.sum().backward()).expect("it was asked for"));
-            });
-        }
+    /// Beside the norm, kernel and reference are charged with one product and one sum.
+    fn both_ways(bencher: Bencher, case: &Case<2>, norm: Norm) {
+        let (shape, device) = (case.sizes, case.device().autodiff());
+        let x = random(shape, &device).require_grad();
+        let gamma = random([shape[1]], &device).require_grad();
+        let weights = random(shape, &device);
+        bencher.bench_local(|| {
+            let output = norm(x.clone(), gamma.clone(), 1e-5) * weights.clone();
+            finish(x.grad(&output.sum().backward()).expect("it was asked for"));
+        });
     }
 
-    #[divan::bench(args = cases())]
-    fn kernel(bencher: Bencher, case: &Case) {
-        run(bencher, case, rms_norm);
+    #[divan::bench(args = cases(&SHAPES))]
+    fn forward_kernel(bencher: Bencher, case: &Case<2>) {
+        forward(bencher, case, rms_norm);
     }
 
-    #[divan::bench(args = cases())]
-    fn reference(bencher: Bencher, case: &Case) {
-        run(bencher, case, rms_norm_reference);
+    #[divan::bench(args = cases(&SHAPES))]
+    fn forward_reference(bencher: Bencher, case: &Case<2>) {
+        forward(bencher, case, rms_norm_reference);
+    }
+
+    #[divan::bench(args = cases(&SHAPES))]
+    fn both_ways_kernel(bencher: Bencher, case: &Case<2>) {
+        both_ways(bencher, case, rms_norm);
+    }
+
+    #[divan::bench(args = cases(&SHAPES))]
+    fn both_ways_reference(bencher: Bencher, case: &Case<2>) {
+        both_ways(bencher, case, rms_norm_reference);
     }
 }
 
 #[divan::bench_group]
-mod cross_entropy_of_2048 {
+mod cross_entropy {
     use super::*;
 
-    type Case = (String, &'static str, usize);
+    /// Tokens, vocabulary.
+    const SHAPES: [[usize; 2]; 2] = [[2048, 512], [2048, 4096]];
+
     type Loss = fn(Tensor<2>, Tensor<1, Int>, Option<&Tensor<1>>) -> Tensor<1>;
 
-    fn cases() -> impl Iterator<Item = Case> {
-        let cases = [512, 4096].map(|vocabulary| PASSES.map(|pass| (pass, vocabulary)));
-        devices().flat_map(move |name| {
-            let cases = cases.as_flattened().to_vec().into_iter();
-            cases.map(move |(pass, vocabulary)| (name.clone(), pass, vocabulary))
-        })
-    }
-
-    fn run(bencher: Bencher, (name, pass, vocabulary): &Case, loss: Loss) {
-        let device = device(name, pass);
-        let ids: Vec<i32> = (0..2048)
-            .map(|token| token * 7 % *vocabulary as i32)
+    fn targets([tokens, vocabulary]: [usize; 2]) -> TensorData {
+        let ids: Vec<i32> = (0..tokens)
+            .map(|token| (token * 7 % vocabulary) as i32)
             .collect();
-        let targets = Tensor::<1, Int>::from_data(TensorData::new(ids, [2048]), &device);
-        let logits = wave([2048, *vocabulary], &device);
-        if *pass == "forward" {
-            bencher.bench_local(|| finish(loss(logits.clone(), targets.clone(), None)));
-        } else {
-            let logits = logits.require_grad();
-            // As after the head's product, the logits are a fresh tensor that nobody else holds; both are charged
-            // with its making.
-            bencher.bench_local(|| {
-                let nats = loss(logits.clone().mul_scalar(1.5), targets.clone(), None);
-                finish(logits.grad(&nats.backward()).expect("it was asked for"));
-            });
-        }
+        TensorData::new(ids, [tokens])
     }
 
-    #[divan::bench(args = cases())]
-    fn kernel(bencher: Bencher, case: &Case) {
-        run(bencher, case, cross_entropy_sum);
+    fn forward(bencher: Bencher, case: &Case<2>, loss: Loss) {
+        let (shape, device) = (case.sizes, case.device());
+        let logits = random(shape, &device);
+        let targets = Tensor::from_data(targets(shape), &device);
+        bencher.bench_local(|| finish(loss(logits.clone(), targets.clone(), None)));
     }
 
-    #[divan::bench(args = cases())]
-    fn reference(bencher: Bencher, case: &Case) {
-        run(bencher, case, cross_entropy_sum_reference);
+    /// As after the head's product, the logits are a fresh tensor that nobody else holds; kernel and reference are
+    /// charged with its making.
+    fn both_ways(bencher: Bencher, case: &Case<2>, loss: Loss) {
+        let (shape, device) = (case.sizes, case.device().autodiff());
+        let logits = random(shape, &device).require_grad();
+        let targets = Tensor::from_data(targets(shape), &device);
+        bencher.bench_local(|| {
+            let nats = loss(logits.clone().mul_scalar(1.5), targets.clone(), None);
+            finish(logits.grad(&nats.backward()).expect("it was asked for"));
+        });
+    }
+
+    #[divan::bench(args = cases(&SHAPES))]
+    fn forward_kernel(bencher: Bencher, case: &Case<2>) {
+        forward(bencher, case, cross_entropy_sum);
+    }
+
+    #[divan::bench(args = cases(&SHAPES))]
+    fn forward_reference(bencher: Bencher, case: &Case<2>) {
+        forward(bencher, case, cross_entropy_sum_reference);
+    }
+
+    #[divan::bench(args = cases(&SHAPES))]
+    fn both_ways_kernel(bencher: Bencher, case: &Case<2>) {
+        both_ways(bencher, case, cross_entropy_sum);
+    }
+
+    #[divan::bench(args = cases(&SHAPES))]
+    fn both_ways_reference(bencher: Bencher, case: &Case<2>) {
+        both_ways(bencher, case, cross_entropy_sum_reference);
     }
 }
 
+/// As many as in the largest tensors of the large model.
+const VALUES: [[usize; 1]; 1] = [[1 << 23]];
+
 #[divan::bench_group]
-mod adamw_of_4_million {
+mod adamw_ {
     use super::*;
 
     type Step =
         fn(Tensor<1>, Tensor<1>, [Tensor<1>; 2], &AdamWUpdate) -> (Tensor<1>, [Tensor<1>; 2]);
 
-    fn run(bencher: Bencher, name: &str, step: Step) {
-        let device = device(name, "forward");
-        let make = || wave([1 << 22], &device).abs();
+    fn update(bencher: Bencher, case: &Case<1>, step: Step) {
+        let device = case.device();
+        let make = || random(case.sizes, &device).abs();
         let gradient = make();
         let mut state = Some((make(), [make(), make()]));
         let update = AdamWUpdate {
@@ -157,33 +158,33 @@ mod adamw_of_4_million {
         });
     }
 
-    #[divan::bench(args = devices())]
-    fn kernel(bencher: Bencher, name: &str) {
-        run(bencher, name, adamw);
+    #[divan::bench(args = cases(&VALUES))]
+    fn kernel(bencher: Bencher, case: &Case<1>) {
+        update(bencher, case, adamw);
     }
 
-    #[divan::bench(args = devices())]
-    fn reference(bencher: Bencher, name: &str) {
-        run(bencher, name, adamw_reference);
+    #[divan::bench(args = cases(&VALUES))]
+    fn reference(bencher: Bencher, case: &Case<1>) {
+        update(bencher, case, adamw_reference);
     }
 }
 
 #[divan::bench_group]
-mod sum_of_squares_of_4_million {
+mod sum_of_squares_ {
     use super::*;
 
-    fn run(bencher: Bencher, name: &str, sum: fn(Tensor<1>) -> Tensor<1>) {
-        let values = wave([1 << 22], &device(name, "forward"));
+    fn norm(bencher: Bencher, case: &Case<1>, sum: fn(Tensor<1>) -> Tensor<1>) {
+        let values = random(case.sizes, &case.device());
         bencher.bench_local(|| finish(sum(values.clone())));
     }
 
-    #[divan::bench(args = devices())]
-    fn kernel(bencher: Bencher, name: &str) {
-        run(bencher, name, sum_of_squares);
+    #[divan::bench(args = cases(&VALUES))]
+    fn kernel(bencher: Bencher, case: &Case<1>) {
+        norm(bencher, case, sum_of_squares);
     }
 
-    #[divan::bench(args = devices())]
-    fn reference(bencher: Bencher, name: &str) {
-        run(bencher, name, sum_of_squares_reference);
+    #[divan::bench(args = cases(&VALUES))]
+    fn reference(bencher: Bencher, case: &Case<1>) {
+        norm(bencher, case, sum_of_squares_reference);
     }
 }
