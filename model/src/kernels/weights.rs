@@ -162,6 +162,7 @@ impl<'a, T: Number> Weights<'a, T> {
     #[inline(always)]
     fn stream(self, x: &[f32], output: &mut [f32], fused: Fused) {
         let mut widened = [[0.0; COLUMNS]; STREAMS];
+        let once = x.len() == self.d_in;
         let whole = self.d_in / STREAMS * STREAMS;
         for first in (0..self.d_in).step_by(STREAMS) {
             let streams = if first < whole {
@@ -171,28 +172,25 @@ impl<'a, T: Number> Weights<'a, T> {
             };
             for start in (0..self.d_out).step_by(COLUMNS) {
                 let columns = start..(start + COLUMNS).min(self.d_out);
-                let mut rows: [&[f32]; STREAMS] = [&[]; STREAMS];
-                let mut room = widened.iter_mut();
+                let mut rows: [&[T]; STREAMS] = [&[]; STREAMS];
                 for (row, place) in rows.iter_mut().zip(first..first + streams) {
-                    let weights = &self.values[place * self.stride..][columns.clone()];
+                    *row = &self.values[place * self.stride..][columns.clone()];
                     // What is read next, since a row's end tells the processor nothing of where the next one begins.
-                    prefetch(weights, STREAMS * self.stride);
-                    *row = match T::as_f32(weights) {
-                        Some(weights) => weights,
-                        None => widen(weights, room.next().expect("one for each")),
-                    };
+                    prefetch(row, STREAMS * self.stride);
+                }
+                if once {
+                    // Each weight is used once, so that its wide form needs no place.
+                    add(&mut output[columns], &x[first..], rows, streams, fused);
+                    continue;
+                }
+                let mut wide: [&[f32]; STREAMS] = [&[]; STREAMS];
+                for ((wide, row), room) in wide.iter_mut().zip(rows).zip(&mut widened) {
+                    *wide = T::as_f32(row).unwrap_or_else(|| widen(row, room));
                 }
                 let activations = x.chunks_exact(self.d_in);
                 for (x, output) in activations.zip(output.chunks_exact_mut(self.d_out)) {
                     let output = &mut output[columns.clone()];
-                    match x[first..].first_chunk() {
-                        Some(x) if streams == STREAMS => add_streams(output, x, rows, fused),
-                        _ => {
-                            for (&x, row) in x[first..].iter().zip(rows) {
-                                add_one(output, x, row, fused);
-                            }
-                        }
-                    }
+                    add(output, &x[first..], wide, streams, fused);
                 }
             }
         }
@@ -270,23 +268,37 @@ fn widen<'r, T: Number>(weights: &[T], room: &'r mut [f32; COLUMNS]) -> &'r [f32
     room
 }
 
+/// Adds the first values of `x` times the first rows.
+#[inline(always)]
+fn add<T: Number>(sums: &mut [f32], x: &[f32], rows: [&[T]; STREAMS], count: usize, fused: Fused) {
+    match x.first_chunk() {
+        Some(x) if count == STREAMS => add_streams(sums, x, rows, fused),
+        _ => {
+            for (&x, row) in x.iter().zip(rows) {
+                for (sum, weight) in sums.iter_mut().zip(row) {
+                    *sum = fused.add(x, weight.widen(), *sum);
+                }
+            }
+        }
+    }
+}
+
 /// Rows at once, by pairs: fewer sums follow each other than with one after the other, so that less is rounded away.
 #[inline(always)]
-fn add_streams(sums: &mut [f32], x: &[f32; STREAMS], rows: [&[f32]; STREAMS], fused: Fused) {
+fn add_streams<T: Number>(
+    sums: &mut [f32],
+    x: &[f32; STREAMS],
+    rows: [&[T]; STREAMS],
+    fused: Fused,
+) {
     let [a, b, c, d, e, f, g, h] = rows;
     let first = a.iter().zip(b).zip(c.iter().zip(d));
     let second = e.iter().zip(f).zip(g.iter().zip(h));
     for (sum, (((a, b), (c, d)), ((e, f), (g, h)))) in sums.iter_mut().zip(first.zip(second)) {
-        let first = fused.add(x[0], *a, x[1] * b) + fused.add(x[2], *c, x[3] * d);
-        let second = fused.add(x[4], *e, x[5] * f) + fused.add(x[6], *g, x[7] * h);
+        let pair = |i: usize, a: &T, b: &T| fused.add(x[i], a.widen(), x[i + 1] * b.widen());
+        let first = pair(0, a, b) + pair(2, c, d);
+        let second = pair(4, e, f) + pair(6, g, h);
         *sum += first + second;
-    }
-}
-
-#[inline(always)]
-fn add_one(sums: &mut [f32], x: f32, row: &[f32], fused: Fused) {
-    for (sum, weight) in sums.iter_mut().zip(row) {
-        *sum = fused.add(x, *weight, *sum);
     }
 }
 
