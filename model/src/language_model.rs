@@ -12,7 +12,7 @@ use crate::feed_forward::FeedForward;
 use crate::kernels::awake::awake;
 use crate::kernels::host::is_host;
 use crate::kernels::weights::FEW;
-use crate::kernels::{linear, linear_transposed};
+use crate::kernels::{embedding, linear, linear_transposed};
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::parameters::{Initial, ParameterSource, RandomParameters};
@@ -252,8 +252,7 @@ impl LanguageModel {
 
     /// `[batch · sequence, d_model]`
     pub(crate) fn embedded(&self, tokens: Tensor<2, Int>) -> Tensor<2> {
-        let rows = self.embedding.val().select(0, tokens.flatten::<1>(0, 1));
-        rows.cast(DType::F32)
+        embedding(self.embedding.val(), tokens.flatten(0, 1)).cast(DType::F32)
     }
 
     pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {

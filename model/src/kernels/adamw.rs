@@ -170,13 +170,16 @@ mod tests {
         no_weights,
     );
 
-    // Both take the same roundings in the same order, so that nothing but a fused product could differ.
+    /// Both take the same roundings in the same order, and give the same bits on the CPU and on software Vulkan. Where
+    /// a product and a sum are fused, each of them saves half a unit in the last place, 6e-8.
+    const TOLERANCE: f64 = 1e-7;
+
     fn equals_the_reference(device: Device) {
         proptest!(ProptestConfig::with_cases(24), |(shape in [1usize..9, 1usize..300])| {
             let fast = run(adamw, shape, &device);
             let slow = run(adamw_reference, shape, &device);
             for (name, (fast, slow)) in ["weights", "first", "second"].iter().zip(fast.iter().zip(&slow)) {
-                assert_close(name, fast, slow, 1e-6)?;
+                assert_close(name, fast, slow, TOLERANCE)?;
             }
         });
     }
@@ -195,7 +198,7 @@ mod tests {
         let gradient = gradient.narrow(0, 2, 6);
         let (fast, _) = adamw(view.clone(), gradient.clone(), part(), &UPDATE);
         let (slow, _) = adamw_reference(view, gradient, part(), &UPDATE);
-        assert_close("weights", &values(fast), &values(slow), 1e-6).unwrap();
+        assert_close("weights", &values(fast), &values(slow), TOLERANCE).unwrap();
     }
 
     fn any_number_of_threads_gives_the_same_bits(device: Device) {

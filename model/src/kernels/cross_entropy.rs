@@ -222,7 +222,8 @@ mod tests {
         any_number_of_threads_gives_the_same_bits,
     );
 
-    /// Exponentials within 1 unit in the last place, and sums of the same terms in another order.
+    /// Exponentials within 1 unit in the last place, and sums of the same terms in another order; twice what 4,000
+    /// random shapes and the largest one showed at most, which is 3.1e-7 for the loss and 1.5e-7 for the gradient.
     fn assert_same(
         shape: [usize; 2],
         size: f64,
@@ -231,8 +232,8 @@ mod tests {
     ) -> Result<(), TestCaseError> {
         let fast = run(cross_entropy_sum, shape, size, padding, device);
         let slow = run(cross_entropy_sum_reference, shape, size, padding, device);
-        assert_close("loss", &fast[0], &slow[0], 1e-5)?;
-        assert_close("d(logits)", &fast[1], &slow[1], 1e-5)
+        assert_close("loss", &fast[0], &slow[0], 7e-7)?;
+        assert_close("d(logits)", &fast[1], &slow[1], 3e-7)
     }
 
     fn equals_the_reference(device: Device) {

@@ -1,4 +1,10 @@
 //! Operations that the tensor interface lacks or does slowly, each beside its plain reference.
+//!
+//! On a GPU no unit goes round its loops more than 65,535 times in a launch: Mesa's software Vulkan ends every loop of a
+//! shader when all of them together have had so many rounds, and says nothing (`LP_MAX_TGSI_LOOP_ITERATIONS` in its
+//! `lp_limits.h`). It is no place for that many rounds on any GPU: one unit works and the others wait. Some of Burn's
+//! operations need a round for each row: sums and means over rows, cumulative sums, and the gradient of `select`. Where
+//! rows are as many as tokens, `sum_of_rows` and `embedding` stand in for them.
 
 mod adamw;
 mod attention;
@@ -8,6 +14,7 @@ mod cross_entropy;
 #[cfg(feature = "cube")]
 mod cube;
 pub(crate) mod dispatch;
+mod embedding;
 mod experts;
 mod exponential;
 pub mod host;
@@ -16,6 +23,7 @@ mod peak;
 pub mod product;
 mod rms_norm;
 mod simd;
+mod sum_of_rows;
 mod sum_of_squares;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -25,8 +33,10 @@ pub use adamw::{AdamWUpdate, adamw, adamw_reference};
 pub(crate) use attention::{cached_attention, has_cached_attention, masked_attention, split_heads};
 pub use attention::{causal_attention, causal_attention_reference};
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
+pub(crate) use embedding::embedding;
 pub use experts::{experts, experts_reference, swiglu, swiglu_reference};
 pub use linear::{linear, linear_reference, linear_transposed};
 pub use peak::matrix_peak;
 pub use rms_norm::{rms_norm, rms_norm_reference};
+pub(crate) use sum_of_rows::sum_of_rows;
 pub use sum_of_squares::{sum_of_squares, sum_of_squares_reference};

@@ -83,21 +83,31 @@ mod tests {
         what_is_no_number_shows,
     );
 
-    // Sums of positive numbers, taken in another order.
+    /// Sums of positive numbers, taken in another order: twice the 3.6e-7 that 4,000 random shapes showed at most.
+    const TOLERANCE: f64 = 7e-7;
+
     fn equals_the_reference(device: Device) {
         proptest!(ProptestConfig::with_cases(24), |(shape in [0usize..9, 0usize..300])| {
-            assert_same(shape, &device)?;
+            let input = wave(shape, 0.1, &device);
+            let slow = values(sum_of_squares_reference(input.clone()));
+            assert_close("sum", &values(sum_of_squares(input)), &slow, TOLERANCE)?;
         });
     }
 
+    // NdArray's own sum of so many is off by 2e-4.
     fn many_blocks(device: Device) {
-        assert_same([5, 1_000_001], &device).unwrap();
-    }
-
-    fn assert_same(shape: [usize; 2], device: &Device) -> Result<(), TestCaseError> {
-        let input = wave(shape, 0.1, device);
-        let slow = values(sum_of_squares_reference(input.clone()));
-        assert_close("sum", &values(sum_of_squares(input)), &slow, 1e-5)
+        let input = wave([5, 1_000_001], 0.1, &device);
+        let squares = values(input.clone())
+            .into_iter()
+            .map(|x| f64::from(x).powi(2));
+        let expected = squares.sum::<f64>() as f32;
+        assert_close(
+            "sum",
+            &values(sum_of_squares(input)),
+            &[expected],
+            TOLERANCE,
+        )
+        .unwrap();
     }
 
     fn any_number_of_threads_gives_the_same_bits(device: Device) {

@@ -141,7 +141,57 @@ fn masked(by_token: Tensor<1>, valid: Option<&Tensor<1>>) -> Tensor<1> {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::activation::softmax;
+    use burn::tensor::{Device, TensorData};
+
     use super::*;
+    use crate::kernels::testing::{assert_close, values, wave};
+    use crate::moe::dispatch::DispatchPlan;
+    use crate::on_every_device;
+
+    on_every_device!(losses_of_many_tokens_and_their_gradients);
+
+    fn losses_of_many_tokens_and_their_gradients(device: Device) {
+        let device = device.autodiff();
+        let tokens = 70_000;
+        let logits = wave([tokens, 2], 0.1, &device).require_grad();
+        let probabilities = softmax(logits.clone(), 1);
+        let plan = DispatchPlan::choose(&probabilities, &[], 1);
+        let routing = [Routing {
+            layer: 0,
+            logits: logits.clone(),
+            probabilities,
+            plan,
+        }];
+        let counts = [0.75, 0.25].map(|share| share * tokens as f32);
+        let counts = Tensor::from_data(TensorData::from(counts), &device);
+        let batch = BatchLoad {
+            counts: vec![counts],
+            tokens: tokens as u64,
+        };
+        let balance = per_layer(&routing, None, &batch).remove(0);
+        let z = z_loss(&routing, None, &batch).remove(0);
+        let loss = balance.clone() + z.clone();
+        let gradient = values(logits.grad(&loss.backward()).unwrap());
+
+        let (mut sums, mut slopes) = ([0.0; 2], Vec::with_capacity(2 * tokens));
+        for token in values(logits).chunks(2) {
+            let logits = [0, 1].map(|expert| f64::from(token[expert]));
+            let logsumexp = logits.map(f64::exp).iter().sum::<f64>().ln();
+            let [p, q] = logits.map(|logit| (logit - logsumexp).exp());
+            let by_load = 2.0 * (0.75 * p + 0.25 * q);
+            sums[0] += by_load;
+            sums[1] += logsumexp.powi(2);
+            for (p, share) in [(p, 0.75), (q, 0.25)] {
+                let slope = p * (2.0 * share - by_load) + 2.0 * logsumexp * p;
+                slopes.push((slope / tokens as f64) as f32);
+            }
+        }
+        let sums = sums.map(|sum| (sum / tokens as f64) as f32);
+        let losses = [balance, z].map(|loss| values(loss)[0]);
+        assert_close("losses", &losses, &sums, 1e-6).unwrap();
+        assert_close("d(logits)", &gradient, &slopes, 1e-6).unwrap();
+    }
 
     #[test]
     fn the_bias_moves_towards_the_starved_and_stays_centred() {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Routing;
+use crate::kernels::sum_of_rows;
 use burn::tensor::Tensor;
 
 /// The state of one layer's router over some tokens.
@@ -58,21 +59,16 @@ impl HealthSums {
                 layer.logits.clone().inner(),
                 layer.probabilities.clone().inner(),
             );
-            let weigh = |by_token: Tensor<2>| match valid {
-                Some(valid) => by_token * valid.clone().inner().unsqueeze_dim(1),
-                None => by_token,
-            };
             let largest = logits.clone().max_dim(1);
             let logsumexp = (logits.clone() - largest.clone()).exp().sum_dim(1).log() + largest;
             // −Σ p ln p, with ln p = logit − logsumexp, which stays finite as p → 0.
             let entropy = logsumexp.clone() - (probabilities.clone() * logits).sum_dim(1);
-            let sums = [
-                weigh(probabilities),
-                weigh(entropy),
-                weigh(logsumexp.square()),
-            ];
-            let sums = sums.map(|by_token| by_token.sum_dim(0).squeeze_dim::<1>(0));
-            std::iter::once(layer.plan.load(valid)).chain(sums)
+            let by_token = Tensor::cat(vec![probabilities, entropy, logsumexp.square()], 1);
+            let by_token = match valid {
+                Some(valid) => by_token * valid.clone().inner().unsqueeze_dim(1),
+                None => by_token,
+            };
+            [layer.plan.load(valid), sum_of_rows(by_token)]
         });
         let terms: Vec<Tensor<1>> = terms.collect();
         (!terms.is_empty()).then(|| Tensor::cat(terms, 0))
@@ -159,7 +155,49 @@ pub fn warning(health: &[LayerHealth]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+    use burn::tensor::activation::softmax;
+
     use super::*;
+    use crate::kernels::testing::{values, wave};
+    use crate::moe::dispatch::DispatchPlan;
+    use crate::on_every_device;
+
+    on_every_device!(terms_of_many_tokens);
+
+    fn terms_of_many_tokens(device: Device) {
+        let tokens = 70_000;
+        let logits = wave([tokens, 2], 0.1, &device);
+        let probabilities = softmax(logits.clone(), 1);
+        let plan = DispatchPlan::choose(&probabilities, &[], 1);
+        let flags: Vec<f32> = (0..tokens).map(|token| f32::from(token % 5 != 0)).collect();
+        let valid = Tensor::from_floats(flags.as_slice(), &device);
+        let routing = Routing {
+            layer: 0,
+            logits: logits.clone(),
+            probabilities,
+            plan,
+        };
+        let found = values(HealthSums::terms(&[routing], Some(&valid)).unwrap());
+
+        // Loads, probabilities, entropy and z.
+        let mut expected = [0.0f64; 6];
+        for (token, flag) in values(logits).chunks(2).zip(flags) {
+            let logits = [0, 1].map(|expert| f64::from(token[expert]));
+            let logsumexp = logits.map(f64::exp).iter().sum::<f64>().ln();
+            let [p, q] = logits.map(|logit| (logit - logsumexp).exp());
+            let second = f64::from(logits[1] > logits[0]);
+            let entropy = -p * p.ln() - q * q.ln();
+            let terms = [1.0 - second, second, p, q, entropy, logsumexp.powi(2)];
+            let pairs = expected.iter_mut().zip(terms);
+            pairs.for_each(|(sum, term)| *sum += f64::from(flag) * term);
+        }
+        assert_eq!(found[..2], expected.map(|sum| sum as f32)[..2]);
+        for (&found, expected) in found[2..].iter().zip(&expected[2..]) {
+            let error = (f64::from(found) / expected - 1.0).abs();
+            assert!(error < 1e-6, "{found} for {expected}");
+        }
+    }
 
     fn health(counts: &[u64]) -> Vec<LayerHealth> {
         let mut sums = HealthSums::default();

@@ -114,8 +114,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kernels::testing::{devices, values};
+    use crate::kernels::testing::values;
     use crate::moe::dispatch::DispatchPlan;
+    use crate::on_every_device;
 
     /// Scores of some tokens.
     #[derive(Debug, Clone)]
@@ -186,36 +187,35 @@ mod tests {
         })
     }
 
-    fn check(case: &Case) -> Result<(), TestCaseError> {
+    on_every_device!(
+        plans_as_the_host_does,
+        several_blocks_one_expert_with_everything_and_experts_without,
+    );
+
+    fn check(case: &Case, device: &Device) -> Result<(), TestCaseError> {
         let chosen = host::choose(&case.scores, &case.bias, case.experts, case.per_token);
         let expected = HostPlan::new(&chosen, case.experts, case.per_token);
         let valid: Vec<f32> = (0..case.tokens()).map(|t| (t % 3 != 1).into()).collect();
-        for device in devices() {
-            let plan = case.plan(&device);
-            prop_assert_eq!(&read(plan.tables()), &expected);
-            let uploaded = DispatchPlan::new(&chosen, case.experts, case.per_token, &device);
-            prop_assert_eq!(&read(uploaded.tables()), &expected);
-            prop_assert_eq!(
-                values(plan.load(None)),
-                expected.load(&vec![1.0; case.tokens()])
-            );
-            let flags = Tensor::<1>::from_floats(valid.as_slice(), &device);
-            prop_assert_eq!(values(plan.load(Some(&flags))), expected.load(&valid));
-        }
+        let plan = case.plan(device);
+        prop_assert_eq!(&read(plan.tables()), &expected);
+        let uploaded = DispatchPlan::new(&chosen, case.experts, case.per_token, device);
+        prop_assert_eq!(&read(uploaded.tables()), &expected);
+        prop_assert_eq!(
+            values(plan.load(None)),
+            expected.load(&vec![1.0; case.tokens()])
+        );
+        let flags = Tensor::<1>::from_floats(valid.as_slice(), device);
+        prop_assert_eq!(values(plan.load(Some(&flags))), expected.load(&valid));
         Ok(())
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
-
-        #[test]
-        fn every_device_plans_as_the_host_does(case in cases()) {
-            check(&case)?;
-        }
+    fn plans_as_the_host_does(device: Device) {
+        proptest!(ProptestConfig::with_cases(24), |(case in cases())| {
+            check(&case, &device)?;
+        });
     }
 
-    #[test]
-    fn several_blocks_one_expert_with_everything_and_experts_without() {
+    fn several_blocks_one_expert_with_everything_and_experts_without(device: Device) {
         let all_to_one = |experts: usize, tokens: usize| {
             let row = |_| (0..experts).map(move |e| f32::from(u8::from(e == experts / 2)));
             (0..tokens).flat_map(row).collect()
@@ -233,7 +233,7 @@ mod tests {
                 scores,
                 bias: Vec::new(),
             };
-            check(&case).unwrap();
+            check(&case, &device).unwrap();
         }
     }
 }

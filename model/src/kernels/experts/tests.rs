@@ -5,6 +5,15 @@ use super::forward::Inputs;
 use super::*;
 use crate::kernels::dispatch::HostPlan;
 use crate::kernels::testing::{devices, noise as values};
+use crate::on_every_device;
+
+on_every_device!(
+    equals_the_reference,
+    one_token_one_expert_and_one_with_everything,
+    several_blocks_of_rows_and_slices_of_the_hidden_width,
+    no_tokens_at_all,
+    the_dense_twin_equals_its_reference,
+);
 
 /// `‖a − b‖ ≤ 2e-6 (‖b‖ + √n)` for n values. Both sides add the same f32 products in another order, and their
 /// exponentials differ by 2 units in the last place. The operands are such that all that is added is about 1 in size:
@@ -73,9 +82,11 @@ fn data<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()
 }
 
+const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
 /// The output without gradients, the output with them, and the gradients of a weighted sum of it for x, router
-/// weights, gate, up and down.
-fn run(operation: Operation, case: &Case, device: &Device) -> [Vec<f32>; 7] {
+/// weights, gate, up and down. Of the last three, held in another type than f32, there are none.
+fn run(operation: Operation, case: &Case, held: DType, device: &Device) -> Vec<Vec<f32>> {
     let (tokens, d_model, d_ff) = (case.tokens(), case.d_model, case.d_ff);
     let (experts, per_token) = (case.plan.experts, case.plan.per_token);
     let [x, weights, gate, up, down] = case.operands();
@@ -84,7 +95,7 @@ fn run(operation: Operation, case: &Case, device: &Device) -> [Vec<f32>; 7] {
             Tensor::<2>::from_data(TensorData::new(values.clone(), shape), device)
         };
         let stack = |values: &Vec<f32>, shape: [usize; 3]| {
-            Tensor::<3>::from_data(TensorData::new(values.clone(), shape), device)
+            Tensor::<3>::from_data(TensorData::new(values.clone(), shape), device).cast(held)
         };
         (
             matrix(&x, [tokens, d_model]),
@@ -100,28 +111,30 @@ fn run(operation: Operation, case: &Case, device: &Device) -> [Vec<f32>; 7] {
     let device = device.clone().autodiff();
     let (x, weights, gate, up, down) = tensors(&device);
     let (x, weights) = (x.require_grad(), weights.require_grad());
-    let (gate, up, down) = (gate.require_grad(), up.require_grad(), down.require_grad());
-    let output = operation(
-        x.clone(),
-        weights.clone(),
-        gate.clone(),
-        up.clone(),
-        down.clone(),
-        &case.plan_on(&device),
-    );
+    let stacks = match held {
+        DType::F32 => [gate, up, down].map(Tensor::require_grad),
+        _ => [gate, up, down],
+    };
+    let [gate, up, down] = stacks.clone();
+    let plan = case.plan_on(&device);
+    let output = operation(x.clone(), weights.clone(), gate, up, down, &plan);
     let factors = TensorData::new(values(tokens * d_model, 0.2, 1.0), [tokens, d_model]);
     let gradients = (output.clone() * Tensor::from_data(factors, &device))
         .sum()
         .backward();
-    [
+    let mut found = vec![
         data(plain),
         data(output),
         data(x.grad(&gradients).unwrap()),
         data(weights.grad(&gradients).unwrap()),
-        data(gate.grad(&gradients).unwrap()),
-        data(up.grad(&gradients).unwrap()),
-        data(down.grad(&gradients).unwrap()),
-    ]
+    ];
+    found.extend(
+        stacks
+            .iter()
+            .filter_map(|stack| stack.grad(&gradients))
+            .map(data),
+    );
+    found
 }
 
 const KINDS: [&str; 7] = [
@@ -152,12 +165,17 @@ fn assert_close(kind: &str, found: &[f32], expected: &[f32]) -> Result<(), TestC
     Ok(())
 }
 
-fn assert_same(case: &Case) -> Result<(), TestCaseError> {
-    for device in devices() {
-        let fast = run(experts, case, &device);
-        let slow = run(experts_reference, case, &device);
+fn assert_same(case: &Case, device: &Device) -> Result<(), TestCaseError> {
+    for held in TYPES
+        .into_iter()
+        .filter(|&held| device.supports_dtype(held))
+    {
+        let fast = run(experts, case, held, device);
+        let slow = run(experts_reference, case, held, device);
+        let gradients = if held == DType::F32 { 5 } else { 2 };
+        prop_assert_eq!((fast.len(), slow.len()), (2 + gradients, 2 + gradients));
         for ((kind, fast), slow) in KINDS.iter().zip(&fast).zip(&slow) {
-            assert_close(kind, fast, slow)?;
+            assert_close(&format!("{kind}, weights in {held:?}"), fast, slow)?;
         }
     }
     Ok(())
@@ -177,36 +195,49 @@ fn cases() -> impl Strategy<Value = Case> {
     })
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
-
-    #[test]
-    fn equals_the_reference(case in cases()) {
-        assert_same(&case)?;
-    }
+fn equals_the_reference(device: Device) {
+    proptest!(ProptestConfig::with_cases(32), |(case in cases())| {
+        assert_same(&case, &device)?;
+    });
 }
 
-#[test]
-fn one_token_one_expert_and_one_with_everything() {
+fn one_token_one_expert_and_one_with_everything(device: Device) {
     for case in [
         Case::new(1, 1, &[0], 1, 1),
         Case::new(24, 40, &[3, 1], 5, 2),
         Case::new(17, 33, &[2; 300], 4, 1),
         Case::new(8, 300, &[1, 0, 2, 1, 0, 2], 3, 3),
     ] {
-        assert_same(&case).unwrap();
+        assert_same(&case, &device).unwrap();
     }
 }
 
-#[test]
-fn several_blocks_of_rows_and_slices_of_the_hidden_width() {
+fn several_blocks_of_rows_and_slices_of_the_hidden_width(device: Device) {
     let chosen: Vec<u32> = (0..700).flat_map(|t| [t * t % 5, 5 + t % 2]).collect();
-    assert_same(&Case::new(24, 1030, &chosen, 7, 2)).unwrap();
-    assert_same(&Case::new(40, 1030, &[0, 1, 2, 0, 1, 2], 3, 2)).unwrap();
+    let few = [0, 1, 2, 0, 1, 2];
+    for case in [
+        Case::new(24, 1030, &chosen, 7, 2),
+        Case::new(40, 1030, &few, 3, 2),
+    ] {
+        assert_same(&case, &device).unwrap();
+    }
+}
+
+// NdArray's own product refuses matrices without rows, so that there is no reference to compare with.
+fn no_tokens_at_all(device: Device) {
+    let case = Case::new(6, 5, &[], 3, 2);
+    let stack = |shape: [usize; 3]| Tensor::<3>::ones(shape, &device);
+    let (x, weights) = (
+        Tensor::zeros([0, 6], &device),
+        Tensor::zeros([0, 2], &device),
+    );
+    let (gate, up, down) = (stack([3, 6, 5]), stack([3, 6, 5]), stack([3, 5, 6]));
+    let output = experts(x, weights, gate, up, down, &case.plan_on(&device));
+    assert_eq!(output.dims(), [0, 6]);
 }
 
 #[test]
-fn no_tokens_at_all() {
+fn slices_of_no_tokens_at_all() {
     let case = Case::new(6, 5, &[], 3, 2);
     let operands = case.operands();
     let inputs = case.inputs(&operands);
@@ -216,45 +247,31 @@ fn no_tokens_at_all() {
     let gradients = backward::backward(&inputs, saved, &[], all());
     assert!(gradients.x.unwrap().is_empty());
     assert_eq!(gradients.gate.unwrap(), vec![0.0; 90]);
-    // NdArray's own product refuses matrices without rows, so that there is no reference to compare with.
-    for device in devices() {
-        let stack = |shape: [usize; 3]| Tensor::<3>::ones(shape, &device);
-        let (x, weights) = (
-            Tensor::zeros([0, 6], &device),
-            Tensor::zeros([0, 2], &device),
-        );
-        let (gate, up, down) = (stack([3, 6, 5]), stack([3, 6, 5]), stack([3, 5, 6]));
-        let output = experts(x, weights, gate, up, down, &case.plan_on(&device));
-        assert_eq!(output.dims(), [0, 6]);
-    }
 }
 
-#[test]
-fn the_dense_twin_equals_its_reference() {
-    for device in devices() {
-        for tokens in [1, 2, 200] {
-            let device = device.clone().autodiff();
-            let matrix = |rows: usize, columns: usize, phase| {
-                let data = TensorData::new(values(rows * columns, phase, 1.0), [rows, columns]);
-                Tensor::<2>::from_data(data, &device).require_grad()
-            };
-            let operands = [
-                matrix(tokens, 24, 0.1),
-                matrix(24, 300, 0.2),
-                matrix(24, 300, 0.3),
-                matrix(300, 24, 0.4),
-            ];
-            let [fast, slow] = [swiglu, swiglu_reference].map(|operation| {
-                let [x, gate, up, down] = operands.clone();
-                let output = operation(x, gate, up, down);
-                let gradients = (output.clone() * output.clone()).sum().backward();
-                let mut found = vec![data(output)];
-                found.extend(operands.iter().map(|o| data(o.grad(&gradients).unwrap())));
-                found
-            });
-            for (fast, slow) in fast.iter().zip(&slow) {
-                assert_close("dense", fast, slow).unwrap();
-            }
+fn the_dense_twin_equals_its_reference(device: Device) {
+    let device = device.autodiff();
+    for tokens in [1, 2, 200] {
+        let matrix = |rows: usize, columns: usize, phase| {
+            let data = TensorData::new(values(rows * columns, phase, 1.0), [rows, columns]);
+            Tensor::<2>::from_data(data, &device).require_grad()
+        };
+        let operands = [
+            matrix(tokens, 24, 0.1),
+            matrix(24, 300, 0.2),
+            matrix(24, 300, 0.3),
+            matrix(300, 24, 0.4),
+        ];
+        let [fast, slow] = [swiglu, swiglu_reference].map(|operation| {
+            let [x, gate, up, down] = operands.clone();
+            let output = operation(x, gate, up, down);
+            let gradients = (output.clone() * output.clone()).sum().backward();
+            let mut found = vec![data(output)];
+            found.extend(operands.iter().map(|o| data(o.grad(&gradients).unwrap())));
+            found
+        });
+        for (fast, slow) in fast.iter().zip(&slow) {
+            assert_close("dense", fast, slow).unwrap();
         }
     }
 }
