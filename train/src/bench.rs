@@ -89,13 +89,16 @@ const WARM_UP: usize = 3;
 /// When the device cannot be used.
 pub fn bench(config: &RunConfig, options: &BenchOptions) -> Result<Bench, TrainError> {
     let selected = device::select(&options.device)?;
-    let matrix_peak = matrix_peak(&selected);
-    let model = speed(config, &config.model, options.steps, matrix_peak, &selected);
+    let model = measure(config, &config.model, options.steps, &selected);
     let is_mixture = config.model.feed_forward == FeedForwardKind::Moe;
     let dense_twin = (options.twin && is_mixture).then(|| {
         let twin = config.model.dense_twin();
-        speed(config, &twin, options.steps, matrix_peak, &selected)
+        measure(config, &twin, options.steps, &selected)
     });
+    // Last, so that its matrices are in nobody's memory.
+    let matrix_peak = matrix_peak(&selected);
+    let model = model.beside(matrix_peak);
+    let dense_twin = dense_twin.map(|twin| twin.beside(matrix_peak));
     Ok(Bench {
         device: options.device.clone(),
         threads: device::threads(),
@@ -108,14 +111,15 @@ pub fn bench(config: &RunConfig, options: &BenchOptions) -> Result<Bench, TrainE
     })
 }
 
-fn speed(
-    config: &RunConfig,
-    model: &ModelConfig,
-    steps: usize,
-    matrix_peak: f64,
-    device: &Device,
-) -> Speed {
-    let accounting = Accounting::of(model);
+/// How long the steps of a model took.
+struct Measured {
+    accounting: Accounting,
+    tokens: usize,
+    step_seconds: f64,
+    peak_memory: Option<u64>,
+}
+
+fn measure(config: &RunConfig, model: &ModelConfig, steps: usize, device: &Device) -> Measured {
     let count = config.schedule.batch_tokens.sequences_at(0, model.context);
     let mut generator = ChaCha8Rng::seed_from_u64(config.train.seed);
     let mut trained = LanguageModel::random(model, config.train.seed, device).train();
@@ -143,20 +147,30 @@ fn speed(
             seconds.push(started.elapsed().as_secs_f64());
         }
     }
-    let tokens = count as usize * model.context;
-    let step_seconds = median(seconds);
-    let operations = accounting.operations;
-    let per_token = operations.training + 3.0 * operations.attention_scores;
-    let flops_per_second = per_token * tokens as f64 / step_seconds;
-    Speed {
-        parameters: accounting.total,
-        active: accounting.active,
-        tokens_per_step: tokens,
-        step_seconds,
-        tokens_per_second: tokens as f64 / step_seconds,
-        flops_per_second,
-        share_of_peak: flops_per_second / matrix_peak,
+    Measured {
+        accounting: Accounting::of(model),
+        tokens: count as usize * model.context,
+        step_seconds: median(seconds),
         peak_memory: memory::peak(),
+    }
+}
+
+impl Measured {
+    /// What that is beside the machine's best product, in FLOP/s.
+    fn beside(self, matrix_peak: f64) -> Speed {
+        let operations = &self.accounting.operations;
+        let per_token = operations.training + 3.0 * operations.attention_scores;
+        let tokens_per_second = self.tokens as f64 / self.step_seconds;
+        Speed {
+            parameters: self.accounting.total,
+            active: self.accounting.active,
+            tokens_per_step: self.tokens,
+            step_seconds: self.step_seconds,
+            tokens_per_second,
+            flops_per_second: per_token * tokens_per_second,
+            share_of_peak: per_token * tokens_per_second / matrix_peak,
+            peak_memory: self.peak_memory,
+        }
     }
 }
 

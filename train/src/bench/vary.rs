@@ -7,7 +7,7 @@ use firebox_model::device;
 use firebox_model::kernels::matrix_peak;
 use serde::Serialize;
 
-use super::{Speed, speed};
+use super::{Speed, measure};
 use crate::check::numbers::{flop, scaled};
 use crate::config::RunConfig;
 use crate::error::TrainError;
@@ -54,11 +54,20 @@ pub fn vary(
     steps: usize,
 ) -> Result<Variation, TrainError> {
     let selected = device::select(device)?;
+    let measured: Vec<_> = configs
+        .iter()
+        .map(|(value, config)| {
+            let measured = measure(config, &config.model, steps, &selected);
+            let speed = measured.tokens as f64 / measured.step_seconds;
+            tracing::info!("{key} = {value}: {speed:.0} tokens/s");
+            measured
+        })
+        .collect();
     let matrix_peak = matrix_peak(&selected);
-    let rows = configs.into_iter().map(|(value, config)| {
-        let speed = speed(&config, &config.model, steps, matrix_peak, &selected);
+    let rows = configs.into_iter().zip(measured);
+    let rows = rows.map(|((value, config), measured)| {
+        let speed = measured.beside(matrix_peak);
         let operations = Accounting::of(&config.model).operations;
-        tracing::info!("{key} = {value}: {:.0} tokens/s", speed.tokens_per_second);
         Row {
             value,
             microseconds_per_token: 1e6 / speed.tokens_per_second,
