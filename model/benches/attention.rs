@@ -38,11 +38,17 @@ fn inputs(shape: [usize; 5], device: &Device) -> ([Tensor<2>; 3], Rotary) {
     (inputs, Rotary::new(0, length, head_dim, 1e4, device))
 }
 
+/// As after the projections' products: tensors that nobody else holds. Kernel and reference are charged with their
+/// making.
+fn fresh(inputs: [&Tensor<2>; 3]) -> [Tensor<2>; 3] {
+    inputs.map(|input| input.clone().mul_scalar(1.5))
+}
+
 fn forward(bencher: Bencher, case: &Case<5>, attention: Attention) {
     let ([query, key, value], rotary) = inputs(case.sizes, &case.device());
     let batch = case.sizes[0];
     bencher.bench_local(|| {
-        let (query, key, value) = (query.clone(), key.clone(), value.clone());
+        let [query, key, value] = fresh([&query, &key, &value]);
         finish(attention(query, key, value, batch, &rotary));
     });
 }
@@ -52,7 +58,8 @@ fn both_ways(bencher: Bencher, case: &Case<5>, attention: Attention) {
     let [query, key, value] = inputs.map(Tensor::require_grad);
     let batch = case.sizes[0];
     bencher.bench_local(|| {
-        let output = attention(query.clone(), key.clone(), value.clone(), batch, &rotary);
+        let [query, turned, value] = fresh([&query, &key, &value]);
+        let output = attention(query, turned, value, batch, &rotary);
         let gradients = output.sum().backward();
         finish(key.grad(&gradients).expect("it was asked for"));
         gradients

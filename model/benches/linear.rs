@@ -64,7 +64,7 @@ fn forward_reference(bencher: Bencher, case: &Case<3>) {
     forward(bencher, case, DType::F32, linear_reference);
 }
 
-/// On flex alone, which holds bf16 as it is.
+/// On the devices that hold bf16 as it is: flex, and some GPUs.
 #[divan::bench(args = cases(&SHAPES).filter(|case| case.device().supports_dtype(DType::BF16)))]
 fn forward_kernel_of_bf16(bencher: Bencher, case: &Case<3>) {
     forward(bencher, case, DType::BF16, linear);

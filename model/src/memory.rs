@@ -10,6 +10,18 @@ pub fn installed() -> Option<u64> {
     kilobytes("/proc/meminfo", "MemTotal:")
 }
 
+/// Whether addresses cost nothing until they are used (Linux): not under a limit of them, and not where the system
+/// promises no memory that it has not got.
+pub fn addresses_are_free() -> bool {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let limit = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max address space"));
+    let policy = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap_or_default();
+    let unlimited = limit.is_some_and(|limit| limit.trim_start().starts_with("unlimited"));
+    unlimited && policy.trim() != "2"
+}
+
 /// The number in a line of a file that Linux keeps, in bytes.
 fn kilobytes(file: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;

@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::failure;
+use crate::{allocator, failure};
 
 /// Sends the log to standard error, in colour on a terminal. `RUST_LOG` chooses what is in it; by default
 /// warnings, and what Firebox itself says.
@@ -40,6 +40,7 @@ pub fn run<E: Error>(
     hint: impl Fn(&E) -> Option<String>,
     exit_code: impl Fn(&E) -> u8,
 ) -> ExitCode {
+    allocator::keep_freed();
     start_log();
     failure::tell_once();
     match failure::caught(command) {

@@ -7,7 +7,8 @@
 //!
 //! Here one stretch of addresses, as long as the machine has memory, holds all of them. A block takes the smallest gap
 //! that it fits in, free neighbours become one gap, and what was touched once is never given back: the system gives
-//! each page once, and the process is as large as it ever had to be, but for a few percent that no block fits in.
+//! each page once. Of steps that repeat each other the process is as large as what they hold at most, and 2 % more for
+//! gaps that no block fits in. The price is that a process never becomes smaller than it was.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ops::Range;
@@ -26,7 +27,8 @@ const LARGE: usize = 1 << 20;
 const PAGE: usize = 4096;
 
 /// An allocator whose large blocks lie side by side; the others are the inner one's, and so are those for which there is
-/// no room, or where the operating system does not tell how much memory there is.
+/// no room, or where the operating system does not tell how much memory there is, or counts addresses as if they were
+/// memory.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Large<A>(pub A);
 
@@ -42,6 +44,7 @@ struct Region {
 #[derive(Debug)]
 struct Gaps {
     free: RangeAllocator<usize>,
+    blocks: usize,
     /// No block reached further yet: from here on there are zeros.
     untouched: usize,
 }
@@ -52,11 +55,18 @@ struct Block {
     touched: usize,
 }
 
+/// The most blocks at a time. There is at most one gap more, and the list of gaps, which grows while it is locked, has
+/// to stay a small block itself.
+const BLOCKS: usize = LARGE / size_of::<Range<usize>>() / 4;
+
 /// That of this process; none, where the system gave none.
 fn region() -> Option<&'static Region> {
     static REGION: OnceLock<Option<Region>> = OnceLock::new();
     REGION
-        .get_or_init(|| Region::reserve(memory::installed()?))
+        .get_or_init(|| {
+            let free = memory::addresses_are_free();
+            Region::reserve(free.then(memory::installed).flatten()?)
+        })
         .as_ref()
 }
 
@@ -76,6 +86,7 @@ impl Region {
         Some(Self {
             gaps: Mutex::new(Gaps {
                 free: RangeAllocator::new(addresses.clone()),
+                blocks: 0,
                 untouched: start,
             }),
             addresses,
@@ -86,9 +97,13 @@ impl Region {
     /// A block of so many bytes, where there is a gap for it.
     fn take(&self, bytes: usize) -> Option<Block> {
         let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
+        if gaps.blocks == BLOCKS {
+            return None;
+        }
         let block = gaps.free.allocate_range(pages(bytes)?).ok()?;
         let touched = gaps.untouched.clamp(block.start, block.end) - block.start;
         gaps.untouched = gaps.untouched.max(block.end);
+        gaps.blocks += 1;
         let pointer = ptr::with_exposed_provenance_mut(block.start);
         NonNull::new(pointer).map(|pointer| Block { pointer, touched })
     }
@@ -97,11 +112,18 @@ impl Region {
         self.addresses.contains(&pointer.addr())
     }
 
-    /// Makes a gap of a block of this region, or of its end.
+    /// Makes a gap of a block of this region.
     fn free(&self, block: Range<usize>) {
-        if !block.is_empty() {
+        let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
+        gaps.free.free_range(block);
+        gaps.blocks -= 1;
+    }
+
+    /// Makes a gap of the end of a block that stays.
+    fn free_end(&self, end: Range<usize>) {
+        if !end.is_empty() {
             let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
-            gaps.free.free_range(block);
+            gaps.free.free_range(end);
         }
     }
 }
@@ -162,12 +184,12 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Large<A> {
         let owner = owner(pointer, layout.size());
         let lengths = pages(layout.size()).zip(pages(size));
         match (owner, lengths) {
-            (None, _) if size < LARGE => {
+            (None, _) if size < LARGE || region().is_none() => {
                 // SAFETY: the caller's promise.
                 return unsafe { self.0.realloc(pointer, layout, size) };
             }
             (Some(region), Some((old, new))) if size >= LARGE && new <= old => {
-                region.free(pointer.addr() + new..pointer.addr() + old);
+                region.free_end(pointer.addr() + new..pointer.addr() + old);
                 return pointer;
             }
             _ => {}

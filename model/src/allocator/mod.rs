@@ -14,3 +14,15 @@ pub type Allocator = Reporting<Large<MiMalloc>>;
 
 /// An [`Allocator`].
 pub const ALLOCATOR: Allocator = Reporting(Large(MiMalloc));
+
+/// `mi_option_purge_delay`, which the bindings lack a name for; retired options keep their numbers.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
+/// Lets mimalloc keep what is freed, as [`Large`] does: each step needs it again.
+pub(crate) fn keep_freed() {
+    // SAFETY: sets a number of the allocator.
+    #[allow(unsafe_code)]
+    unsafe {
+        libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
+    }
+}

@@ -289,8 +289,14 @@ mod tests {
         let logits = wave([4, 5], 0.1, &device).require_grad();
         let before = values(logits.clone());
         let loss = cross_entropy_sum(logits.clone(), targets(4, 5, &device), None);
-        loss.backward();
-        assert_eq!(values(logits), before);
+        let gradients = loss.backward();
+        assert_eq!(values(logits.clone()), before);
+        let slow = cross_entropy_sum_reference(logits.clone(), targets(4, 5, &device), None);
+        let [fast, slow] = [gradients, slow.backward()].map(|gradients| {
+            let gradient = logits.grad(&gradients);
+            values(gradient.expect("it was asked for"))
+        });
+        assert_close("d(logits)", &fast, &slow, 3e-7).unwrap();
     }
 
     fn any_number_of_threads_gives_the_same_bits(device: Device) {

@@ -15,13 +15,18 @@ pub fn contiguous(tensor: CubeTensor) -> CubeTensor {
     into_contiguous(tensor)
 }
 
-/// The tensor to be changed in place; copied first where someone else holds it too.
+/// The tensor in row-major order, to be changed in place; copied first where someone else holds it too.
 pub fn owned(tensor: CubeTensor) -> CubeTensor {
+    let tensor = contiguous(tensor);
     match tensor.can_mut() {
         true => tensor,
-        false => tensor.copy(),
+        // CUDA and ROCm leave gaps between the rows of a copy.
+        false => contiguous(tensor.copy()),
     }
 }
+
+/// The most rounds that all loops of a unit may go in a launch; see [`kernels`](crate::kernels).
+pub const ROUNDS: usize = 65_535;
 
 /// Room for f32 values on the device of `like`.
 pub fn empty_float(like: &CubeTensor, shape: impl Into<Shape>) -> CubeTensor {

@@ -2,7 +2,7 @@
 //!
 //! On a GPU no unit goes round its loops more than 65,535 times in a launch: Mesa's software Vulkan ends every loop of a
 //! shader when all of them together have had so many rounds, and says nothing (`LP_MAX_TGSI_LOOP_ITERATIONS` in its
-//! `lp_limits.h`). It is no place for that many rounds on any GPU: one unit works and the others wait. Some of Burn's
+//! `lp_limits.h`). Kernels here unroll what is short, and share out what is long. Some of Burn's
 //! operations need a round for each row: sums and means over rows, cumulative sums, and the gradient of `select`. Where
 //! rows are as many as tokens, `sum_of_rows` and `embedding` stand in for them.
 

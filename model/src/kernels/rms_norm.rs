@@ -20,7 +20,7 @@ use burn::tensor::{DType, Tensor};
 
 /// `x / √(mean(x²) + ε) ⊙ γ` over the last dimension (arXiv 1910.07467, eq. 4).
 ///
-/// The same values as [`rms_norm_reference`]. It reads a row from memory once, keeps `1 / √(mean(x²) + ε)` of it for
+/// The same values as [`rms_norm_reference`]. A row comes from memory once; it keeps `1 / √(mean(x²) + ε)` of it for
 /// the backward pass, and turns the gradient of the output into that of `x` in place, where nobody else holds it.
 /// Of other types than f32 it is the reference itself.
 ///

@@ -1,7 +1,8 @@
 //! Products of activations and weights over slices, whatever type the weights are held in.
 //!
 //! With few rows of activations, a product takes as long as its weights take to come from memory. So each weight is
-//! read once, in the order in which it lies there, and becomes f32 in a register. With many rows the arithmetic
+//! read once, in the order in which it lies there, and becomes f32 in a register, or for several rows in a few KiB that
+//! stay in the first level of cache. With many rows the arithmetic
 //! counts, and panels of the weights become f32 in memory that stays in a core's cache.
 
 use std::borrow::Cow;

@@ -19,8 +19,7 @@ impl AdamW for Cube {
         if elements == 0 {
             return (weights, first, second);
         }
-        let [weights, first, second] =
-            [weights, first, second].map(|tensor| owned(contiguous(tensor)));
+        let [weights, first, second] = [weights, first, second].map(owned);
         let client = weights.client.clone();
         let vectors = vector_size(elements);
         let (count, dim) = units(&client, elements / vectors);

@@ -79,7 +79,7 @@ impl CrossEntropyKernels for Cube {
         if tokens == 0 {
             return logits;
         }
-        let logits = owned(contiguous(logits));
+        let logits = owned(logits);
         let client = logits.client.clone();
         let size = vector_size(vocabulary);
         let (count, dim) = units(&client, tokens * vocabulary / size);

@@ -66,7 +66,7 @@ impl RmsNormKernels for Cube {
         if rows == 0 {
             return [gradient, zeros(gamma, gamma.shape(), DType::F32)];
         }
-        let gradient = owned(contiguous(gradient));
+        let gradient = owned(gradient);
         let turns = rows.div_ceil(ROWS * BLOCKS);
         let blocks = rows.div_ceil(ROWS * turns);
         let parts = empty_float(x, [blocks, width]);

@@ -35,7 +35,7 @@ impl CachedAttention for Cube {
             sines: contiguous(sines),
         };
         let (key, value) = (contiguous(key), contiguous(value));
-        let (keys, values) = (owned(contiguous(keys)), owned(contiguous(values)));
+        let (keys, values) = (owned(keys), owned(values));
         let capacity = keys.shape()[2];
         let (count, dim) = units(&key.client, key.shape().num_elements() / 2);
         store_kernel::launch(

@@ -135,6 +135,7 @@ fn forward_kernel(
         #[unroll]
         for i in 0..QUAD {
             let mut maximum = maxima[i];
+            #[unroll]
             for other in 0..SIDE {
                 maximum = max(maximum, shared[row_of_unit(i) * SIDE + other]);
             }
@@ -178,6 +179,7 @@ fn forward_kernel(
     #[unroll]
     for i in 0..QUAD {
         let mut sum = 0.0f32;
+        #[unroll]
         for other in 0..SIDE {
             sum += shared[row_of_unit(i) * SIDE + other];
         }

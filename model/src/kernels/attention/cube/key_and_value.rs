@@ -9,12 +9,12 @@ use cubecl::prelude::*;
 
 use super::backward::Pass;
 use super::tile::{
-    Head, LEFT, Pair, QUAD, Quad, RIGHT, SCORES, TILE, accumulate, column_of_unit, number_of_cube,
-    row_of_unit, scores, write,
+    DEPTH, Head, LEFT, Pair, QUAD, Quad, RIGHT, SCORES, TILE, accumulate, column_of_unit,
+    number_of_cube, row_of_unit, scores, write,
 };
 use super::{CUBES, launch_of, strips};
 use crate::kernels::attention::AttentionShape;
-use crate::kernels::cube::{empty_float, units};
+use crate::kernels::cube::{ROUNDS, empty_float, units};
 
 /// The most values of a head of which a unit keeps the gradients of both keys and values in registers.
 const BOTH: usize = 128;
@@ -42,14 +42,17 @@ pub fn gradients(
     )
 }
 
-/// The least number of parts that leaves enough cubes. It depends on the shape alone, not on the device, so that sums
-/// are taken in the same order everywhere.
+/// The least number of parts that leaves enough cubes, and not too many rounds to any of them. It depends on the shape
+/// alone, not on the device, so that sums are taken in the same order everywhere.
 fn parts(shape: AttentionShape) -> usize {
-    let cubes = shape.length.div_ceil(TILE) * shape.batch * shape.kv_heads;
+    let blocks = shape.length.div_ceil(TILE);
+    let cubes = blocks * shape.batch * shape.kv_heads;
     let group = shape.group();
+    // Of one block of queries: its own, and those of the depth of both products.
+    let rounds = blocks * (1 + 2 * shape.head_dim.div_ceil(DEPTH));
     let mut divisors = (1..group).filter(|parts| group.is_multiple_of(*parts));
-    let enough = |parts: &usize| parts * cubes >= CUBES;
-    divisors.find(enough).unwrap_or(group)
+    let fits = |parts: &usize| parts * cubes >= CUBES && group / parts * rounds < ROUNDS;
+    divisors.find(fits).unwrap_or(group)
 }
 
 /// What each part of the query heads gives to keys and values, `[parts · batch · length, kv_heads · head_dim]`.

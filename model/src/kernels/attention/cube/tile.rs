@@ -113,6 +113,7 @@ pub fn scores(
         bring_by_depth(left, left_head, first_left, depth, left_tile);
         bring_by_depth(right, right_head, first_right, depth, right_tile);
         sync_cube();
+        #[unroll]
         for line in 0..DEPTH {
             let rows = left_tile[line * PITCH + line_of_units];
             #[unroll]
@@ -164,6 +165,7 @@ pub fn accumulate(
             let count = comptime!(usize::min(STRIPS, strips - before));
             bring_rows(source, head, first, before * SIDE, right_tile, count);
             sync_cube();
+            #[unroll]
             for line in 0..DEPTH {
                 let rows = left_tile[line * PITCH + line_of_units];
                 #[unroll]

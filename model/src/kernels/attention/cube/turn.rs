@@ -5,7 +5,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::Tables;
-use crate::kernels::cube::{contiguous, owned, units};
+use crate::kernels::cube::{owned, units};
 
 /// Heads turned by their positions, and scaled; in place where nobody else holds them.
 ///
@@ -22,7 +22,7 @@ pub fn turn_back(heads: CubeTensor, tables: &Tables) -> CubeTensor {
 }
 
 fn launch(heads: CubeTensor, tables: &Tables, scale: f32, back: bool) -> CubeTensor {
-    let heads = owned(contiguous(heads));
+    let heads = owned(heads);
     let [tokens, width] = heads.shape().dims();
     let [length, half] = tables.cosines.shape().dims();
     let (count, dim) = units(&heads.client, tokens * width / 2);
