@@ -11,13 +11,10 @@ use burn::tensor::DType;
 use cubecl::prelude::*;
 
 use super::{DispatchBackend, Tables};
-use crate::kernels::cube::{contiguous, empty_float, empty_int, units, zeros};
+use crate::kernels::cube::{UNITS, contiguous, empty_float, empty_int, sum_of_group, units, zeros};
 
 /// Assignments that one unit counts. Counting reads every assignment once for each expert, in parallel.
 const BLOCK: usize = 256;
-
-/// Units that add up the load of one expert.
-const LOAD_UNITS: u32 = 64;
 
 impl DispatchBackend for Cube {
     fn choose(
@@ -112,13 +109,12 @@ impl DispatchBackend for Cube {
         load_kernel::launch(
             &valid.client.clone(),
             CubeCount::new_1d(experts as u32),
-            CubeDim::new_1d(LOAD_UNITS),
+            CubeDim::new_1d(UNITS as u32),
             contiguous(valid).into_buffer_arg(),
             assignment_of_row.into_buffer_arg(),
             offsets.into_buffer_arg(),
             load.clone().into_buffer_arg(),
             per_token,
-            LOAD_UNITS as usize,
         );
         load
     }
@@ -249,7 +245,6 @@ fn load_kernel(
     offsets: &[i32],
     load: &mut [f32],
     per_token: usize,
-    #[comptime] units: usize,
 ) {
     let expert = CUBE_POS;
     let unit = UNIT_POS as usize;
@@ -258,16 +253,10 @@ fn load_kernel(
     let mut sum = 0.0f32;
     while row < end {
         sum += valid[assignment_of_row[row] as usize / per_token];
-        row += units;
+        row += UNITS;
     }
-    let mut sums = Shared::<[f32]>::new_slice(units);
-    sums[unit] = sum;
-    sync_cube();
+    let sum = sum_of_group(sum, UNITS);
     if unit == 0 {
-        let mut total = 0.0f32;
-        for other in 0..units {
-            total += sums[other];
-        }
-        load[expert] = total;
+        load[expert] = sum;
     }
 }

@@ -6,10 +6,10 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use super::Plan;
-use crate::kernels::cube::{empty_float, units};
+use crate::kernels::cube::{UNITS, empty_float, sum_of_group, units};
 
 /// Units that work on one row.
-const ROW_UNITS: u32 = 64;
+const LANES: usize = 64;
 
 /// `silu(gate) ⊙ up`, all `[rows, d_ff]`.
 pub fn activate(gate: &CubeTensor, up: &CubeTensor) -> CubeTensor {
@@ -39,10 +39,10 @@ pub fn activate_backward(
 ) -> CubeTensor {
     let [rows, width] = gate.shape().dims();
     let gradient = empty_float(weights, weights.shape());
-    let dim = CubeDim::new_1d(ROW_UNITS);
+    let dim = CubeDim::new_1d(UNITS as u32);
     activate_backward_kernel::launch(
         &gate.client,
-        calculate_cube_count_elemwise(&gate.client, rows * ROW_UNITS as usize, dim),
+        calculate_cube_count_elemwise(&gate.client, rows * LANES, dim),
         dim,
         gate.clone().into_buffer_arg(),
         up.clone().into_buffer_arg(),
@@ -51,7 +51,6 @@ pub fn activate_backward(
         plan.assignment_of_row.clone().into_buffer_arg(),
         gradient.clone().into_buffer_arg(),
         width,
-        ROW_UNITS as usize,
     );
     gradient
 }
@@ -91,7 +90,7 @@ fn activate_kernel(gate: &[f32], up: &[f32], hidden: &mut [f32]) {
     hidden[ABSOLUTE_POS] = value * sigmoid(value) * up[ABSOLUTE_POS];
 }
 
-/// A cube a row; its units take every `units`-th value of it.
+/// A cube four rows; the 64 units of a row take every 64th value of it.
 #[cube(launch)]
 fn activate_backward_kernel(
     gate: &mut [f32],
@@ -101,17 +100,17 @@ fn activate_backward_kernel(
     assignment_of_row: &[i32],
     gradient: &mut [f32],
     width: usize,
-    #[comptime] units: usize,
 ) {
-    let row = CUBE_POS;
-    if row >= assignment_of_row.len() {
-        terminate!();
+    let row = ABSOLUTE_POS / LANES;
+    let lane = ABSOLUTE_POS % LANES;
+    let mut assignment = 0usize;
+    let mut end = 0usize;
+    if row < assignment_of_row.len() {
+        assignment = assignment_of_row[row] as usize;
+        end = (row + 1) * width;
     }
-    let unit = UNIT_POS as usize;
-    let assignment = assignment_of_row[row] as usize;
     let factor = weights[assignment];
-    let end = (row + 1) * width;
-    let mut place = row * width + unit;
+    let mut place = row * width + lane;
     let mut sum = 0.0f32;
     while place < end {
         let value = gate[place];
@@ -123,17 +122,11 @@ fn activate_backward_kernel(
         gate[place] = factor * product * up[place] * (sigma * (1.0f32 + value * (1.0f32 - sigma)));
         up[place] = factor * product * silu;
         products[place] = factor * hidden;
-        place += units;
+        place += LANES;
     }
-    let mut sums = Shared::<[f32]>::new_slice(units);
-    sums[unit] = sum;
-    sync_cube();
-    if unit == 0 {
-        let mut total = 0.0f32;
-        for other in 0..units {
-            total += sums[other];
-        }
-        gradient[assignment] = total;
+    let sum = sum_of_group(sum, LANES);
+    if row < assignment_of_row.len() && lane == 0 {
+        gradient[assignment] = sum;
     }
 }
 
