@@ -4,7 +4,7 @@
 //! ```
 //! use firebox_console::numbers::{grouped, scaled};
 //!
-//! assert_eq!(grouped(1_831), "1,831");
+//! assert_eq!(grouped(1_831u32), "1,831");
 //! assert_eq!(scaled(1.83e12), "1.83 T");
 //! ```
 
