@@ -1,0 +1,93 @@
+//! A folder of prepared data: `manifest.json`, `tokenizer.json`, `validation.jsonl` (the held-out
+//! text, for `infer eval`), and the shards of each source's training tokens and of all validation
+//! tokens.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+
+use super::error::DataError;
+use super::shards::SetManifest;
+use super::survey::FORMAT;
+
+/// Name of the manifest in a folder of prepared data.
+pub(super) const MANIFEST: &str = "manifest.json";
+
+/// Name of the tokenizer in a folder of prepared data.
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+
+/// Name of the held-out text in a folder of prepared data.
+pub(super) const VALIDATION_TEXT: &str = "validation.jsonl";
+
+/// What is in a folder of prepared data.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Manifest {
+    /// That of the program that made it.
+    pub format: u32,
+    /// The key of the survey.
+    pub key: String,
+    /// The hash of each source, in order.
+    pub sources: Vec<String>,
+    pub end_of_text: u32,
+    /// A set for each source, in order.
+    pub training: Vec<SetManifest>,
+    pub validation: SetManifest,
+}
+
+impl Manifest {
+    /// Reads the manifest of a folder that is to hold the data of this key and of so many sources, and
+    /// makes sure that all tokens are there (see [`SetManifest::check`]).
+    ///
+    /// # Errors
+    ///
+    /// When anything is absent, damaged or of other data.
+    pub fn open(folder: &Path, key: &str, sources: usize) -> Result<Self, DataError> {
+        let path = folder.join(MANIFEST);
+        let json = fs::read(&path).map_err(DataError::io("read", &path))?;
+        let damaged = |reason: String| DataError::Damaged {
+            path: path.clone(),
+            reason,
+        };
+        let mut manifest: Self =
+            serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))?;
+        drop(json);
+        let found = [manifest.training.len(), manifest.sources.len()];
+        if manifest.key != key || manifest.format != FORMAT || found != [sources; 2] {
+            return Err(damaged("it belongs to other data".to_owned()));
+        }
+        let mut renewed = manifest.validation.check(folder)?;
+        for set in &mut manifest.training {
+            renewed |= set.check(folder)?;
+        }
+        if renewed {
+            tracing::info!("data: {} was read again, for times of files had changed", folder.display());
+            // Only the next start has to read it again without.
+            if let Err(error) = manifest.write(folder) {
+                tracing::warn!("data: {error}");
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// Writes the manifest into a folder, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<(), DataError> {
+        let path = folder.join(MANIFEST);
+        let json = serde_json::to_vec(self).expect("numbers and strings can be written as JSON");
+        NamedTempFile::new_in(folder)
+            .and_then(|mut file| {
+                file.write_all(&json)?;
+                file.as_file().sync_all()?;
+                file.persist(&path)?;
+                Ok(())
+            })
+            .map_err(DataError::io("write", &path))
+    }
+}
