@@ -64,7 +64,10 @@ impl Manifest {
             renewed |= set.check(folder)?;
         }
         if renewed {
-            tracing::info!("data: {} was read again, for times of files had changed", folder.display());
+            tracing::info!(
+                "data: {} was read again, for times of files had changed",
+                folder.display()
+            );
             // Only the next start has to read it again without.
             if let Err(error) = manifest.write(folder) {
                 tracing::warn!("data: {error}");

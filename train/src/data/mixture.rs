@@ -33,7 +33,10 @@ impl Mixture {
     /// When there is none, or a rate is 0 or above [`MOST`].
     pub fn new(rates: Vec<u64>) -> Self {
         assert!(!rates.is_empty(), "a mixture of nothing");
-        assert!(rates.iter().all(|rate| (1..=MOST).contains(rate)), "rates {rates:?}");
+        assert!(
+            rates.iter().all(|rate| (1..=MOST).contains(rate)),
+            "rates {rates:?}"
+        );
         Self { rates }
     }
 

@@ -152,7 +152,10 @@ fn root(config: &RunConfig) -> PathBuf {
 fn folder_of(config: &RunConfig, key: &str) -> Option<PathBuf> {
     let is_digit = |digit: &u8| digit.is_ascii_hexdigit();
     let name = key.get(..KEY_DIGITS)?;
-    name.as_bytes().iter().all(is_digit).then(|| root(config).join(name))
+    name.as_bytes()
+        .iter()
+        .all(is_digit)
+        .then(|| root(config).join(name))
 }
 
 fn take_survey(config: &RunConfig, trust: bool, progress: bool) -> Result<Survey, DataError> {
@@ -161,11 +164,7 @@ fn take_survey(config: &RunConfig, trust: bool, progress: bool) -> Result<Survey
 }
 
 /// Finds or makes the data of a survey.
-fn from_sources(
-    config: &RunConfig,
-    survey: Survey,
-    progress: bool,
-) -> Result<Prepared, DataError> {
+fn from_sources(config: &RunConfig, survey: Survey, progress: bool) -> Result<Prepared, DataError> {
     match find_or_build(config, &survey, progress) {
         Err(DataError::Changed { source_name }) if survey.from_records => {
             tracing::warn!(

@@ -151,11 +151,7 @@ mod tests {
 
     /// The described GPT-4's 13 trillion tokens: text twice, code four times.
     fn gpt4() -> Order {
-        with_epochs(
-            &[(4_000_000_000_000, 2), (1_250_000_000_000, 4)],
-            8192,
-            11,
-        )
+        with_epochs(&[(4_000_000_000_000, 2), (1_250_000_000_000, 4)], 8192, 11)
     }
 
     proptest! {
@@ -281,7 +277,8 @@ mod tests {
         for sample in 0..samples {
             let index = sample * (count / samples);
             let place = order.place(index);
-            let epoch = order.mixture.turn(index).number * 8192 / order.sources[place.source].tokens;
+            let epoch =
+                order.mixture.turn(index).number * 8192 / order.sources[place.source].tokens;
             assert!(seen.insert((place, epoch)), "{place:?}");
             assert!(place.start < order.sources[place.source].tokens);
             of_text += u64::from(place.source == 0);
@@ -289,6 +286,9 @@ mod tests {
         let share = of_text as f64 / samples as f64;
         assert!((share - 8.0 / 13.0).abs() < 0.02, "{share}");
         let last = [count - 2, count - 1].map(|index| order.mixture.turn(index));
-        assert_eq!(last.map(|turn| (turn.source, turn.number)), [(1, code - 1), (0, text - 1)]);
+        assert_eq!(
+            last.map(|turn| (turn.source, turn.number)),
+            [(1, code - 1), (0, text - 1)]
+        );
     }
 }

@@ -118,15 +118,22 @@ mod tests {
     fn sequences_are_the_text_of_their_source_and_come_the_same_in_any_order() {
         // Tokens 1 … 9, 0, 10 … 16, 0 and 17, 0.
         let (_folder, sets) = sets(&[vec![9, 7], vec![1]]);
-        let stream = TrainingStream::new(sets, &[Share::Epochs(1), Share::Epochs(3)], 6, 1).unwrap();
+        let stream =
+            TrainingStream::new(sets, &[Share::Epochs(1), Share::Epochs(3)], 6, 1).unwrap();
         let first = all(&stream);
-        let again: Vec<Sequence> = (0..4).rev().map(|index| stream.sequence(index).unwrap()).collect();
+        let again: Vec<Sequence> = (0..4)
+            .rev()
+            .map(|index| stream.sequence(index).unwrap())
+            .collect();
         assert!(again.iter().rev().eq(&first));
 
         let mut rows: Vec<(Vec<u32>, Vec<u32>)> = Vec::new();
         for sequence in &first {
             let valid = ..sequence.valid;
-            rows.push((sequence.tokens[valid].to_vec(), sequence.targets[valid].to_vec()));
+            rows.push((
+                sequence.tokens[valid].to_vec(),
+                sequence.targets[valid].to_vec(),
+            ));
             assert_eq!((sequence.tokens.len(), sequence.targets.len()), (6, 6));
         }
         rows.sort();
@@ -156,7 +163,10 @@ mod tests {
         assert!(TrainingStream::new(sets.clone(), &epochs, 1240, 0).is_ok());
         let error = TrainingStream::new(sets.clone(), &epochs, 1241, 0).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("1241") && text.contains("1240") && error.is_usage(), "{text}");
+        assert!(
+            text.contains("1241") && text.contains("1240") && error.is_usage(),
+            "{text}"
+        );
 
         // Weights repeat for as long as a run takes.
         let weights = [Share::Weight(1.0), Share::Weight(2.0)];

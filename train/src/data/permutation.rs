@@ -169,10 +169,15 @@ mod tests {
         let mean = moved as f64 / (count * count) as f64;
         assert!((mean - 1.0 / 3.0).abs() < 0.01, "{mean}");
         // Two of the pairs in a random order.
-        let pairs = order.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) == 1);
+        let pairs = order
+            .windows(2)
+            .filter(|pair| pair[0].abs_diff(pair[1]) == 1);
         assert!(pairs.count() < 10);
         // The next number says nothing of the parity.
-        let alike = order.windows(2).filter(|pair| (pair[0] ^ pair[1]) & 1 == 0).count();
+        let alike = order
+            .windows(2)
+            .filter(|pair| (pair[0] ^ pair[1]) & 1 == 0)
+            .count();
         assert!((4800..5200).contains(&alike), "{alike}");
     }
 

@@ -141,7 +141,10 @@ impl Records {
                 .map_err(DataError::io("write", &path))
         });
         if let Err(error) = kept {
-            tracing::warn!("source {:?} will be read again at the next start: {error}", source.name);
+            tracing::warn!(
+                "source {:?} will be read again at the next start: {error}",
+                source.name
+            );
         }
     }
 

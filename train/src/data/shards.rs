@@ -79,7 +79,9 @@ impl SetManifest {
             ..
         } = self;
         let index_bytes = *documents * INDEX_ENTRY_BYTES as u64;
-        let mut renewed = self.index.check(&folder.join(index_name(name)), index_bytes)?;
+        let mut renewed = self
+            .index
+            .check(&folder.join(index_name(name)), index_bytes)?;
         let mut rest = *tokens;
         for (number, shard) in self.shards.iter_mut().enumerate() {
             let held = rest.min(*shard_tokens);
@@ -331,10 +333,15 @@ impl TokenSet {
         let path = self.folder.join(index_name(&self.name));
         // The entry before says where the document begins; for the first one that is 0.
         let mut entries = [[0; INDEX_ENTRY_BYTES]; 2];
-        let wanted = if number == 0 { &mut entries[1..] } else { &mut entries[..] };
+        let wanted = if number == 0 {
+            &mut entries[1..]
+        } else {
+            &mut entries[..]
+        };
         let first = (number + 1) - wanted.len() as u64;
         let offset = HEADER_BYTES as u64 + first * INDEX_ENTRY_BYTES as u64;
-        self.files.read(&path, &header, offset, wanted.as_flattened_mut())?;
+        self.files
+            .read(&path, &header, offset, wanted.as_flattened_mut())?;
         let number = |bytes: &[u8]| u64::from_le_bytes(std::array::from_fn(|index| bytes[index]));
         let [before, entry] = &entries;
         Ok(DocumentPlace {
@@ -353,7 +360,9 @@ impl TokenSet {
         let width = u64::from(self.width);
         let mut bytes = Vec::new();
         while range.start < range.end {
-            let path = self.folder.join(shard_name(&self.name, range.start / self.shard_tokens));
+            let path = self
+                .folder
+                .join(shard_name(&self.name, range.start / self.shard_tokens));
             let first = range.start % self.shard_tokens;
             let count = (range.end - range.start).min(self.shard_tokens - first);
             bytes.resize((count * width) as usize, 0);
@@ -386,7 +395,8 @@ pub(super) mod tests {
         let files = Arc::default();
         let mut next = 1;
         let sets = sources.iter().enumerate().map(|(index, lengths)| {
-            let mut writer = SetWriter::create(folder.path(), &format!("{index}"), 1 << 17).unwrap();
+            let mut writer =
+                SetWriter::create(folder.path(), &format!("{index}"), 1 << 17).unwrap();
             for &length in lengths {
                 let mut tokens: Vec<u32> = (next..next + length as u32).collect();
                 tokens.push(0);
@@ -450,7 +460,11 @@ pub(super) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut manifest = write(folder.path(), &[vec![1, 2, 3, 9], vec![4, 9]], 2, 4);
         let now = SystemTime::now();
-        for file in [shard_name("set", 0), shard_name("set", 1), index_name("set")] {
+        for file in [
+            shard_name("set", 0),
+            shard_name("set", 1),
+            index_name("set"),
+        ] {
             let path = folder.path().join(&file);
             let content = fs::read(&path).unwrap();
             let mut flipped = content.clone();
@@ -512,7 +526,11 @@ pub(super) mod tests {
             set.read(end - 3..end, &mut tokens).unwrap();
         }
         set.document(documents - 1).unwrap();
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            start.elapsed()
+        );
         assert_eq!(tokens, [0; 3000]);
     }
 

@@ -22,9 +22,7 @@ type Documents = Box<dyn Iterator<Item = Result<Document, TextError>>>;
 /// # Errors
 ///
 /// When nothing can be found.
-pub(super) fn files(
-    source: &SourceConfig,
-) -> Result<Box<dyn Iterator<Item = PathBuf>>, DataError> {
+pub(super) fn files(source: &SourceConfig) -> Result<Box<dyn Iterator<Item = PathBuf>>, DataError> {
     let name = &source.name;
     Ok(match &source.kind {
         SourceKind::Files { files } => Box::new(files::expand(name, files)?.into_iter()),

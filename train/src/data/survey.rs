@@ -215,10 +215,7 @@ fn key(
         tokenizer: &without_path,
         tokenizer_file: file.map(|file| hexadecimal(&hash(file.to_json().as_bytes()))),
         validation: &data.validation,
-        sources: sources
-            .iter()
-            .map(|source| source.hash.as_str())
-            .collect(),
+        sources: sources.iter().map(|source| source.hash.as_str()).collect(),
         beginning: file.map_or(&[], Tokenizer::beginning),
     };
     let json = serde_json::to_vec(&key).expect("numbers and strings can be written as JSON");
