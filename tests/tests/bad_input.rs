@@ -226,7 +226,7 @@ fn a_run_that_is_there_is_neither_overwritten_nor_mixed_up() {
     rejects(&test, &other_text, 2, &["data.validation.fraction"]);
     assert_eq!(fs::read(test.path("run/metrics.jsonl")).unwrap(), before);
 
-    // The same configuration, but the text behind it has changed: the run goes on with its own, and says so.
+    // The same configuration, but the text behind it has changed: the run continues with its own, and says so.
     let text = fs::read_to_string(test.path("run.toml")).unwrap();
     fs::write(test.path("more.txt"), "one more document".repeat(20)).unwrap();
     let more = format!(
@@ -238,21 +238,21 @@ fn a_run_that_is_there_is_neither_overwritten_nor_mixed_up() {
     train(&test, "other", &[]);
     let (config, out) = (test.argument("run.toml"), test.argument("other"));
     let resume = ["run", &config, "--out", &out, "--resume"];
-    let goes_on = |words: &str| {
+    let continues = |words: &str| {
         let output = binaries::train(&resume).output().expect("an end");
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{text}");
-        let told = text.contains(words) && text.contains("the text that it was started with");
+        let told = text.contains(words) && text.contains("continues with the text it started with");
         assert!(told, "no {words:?} in {text}");
     };
     fs::remove_file(test.path("more.txt")).unwrap();
-    goes_on("more.txt\" matches no file");
+    continues("more.txt\" matches no file");
     fs::write(
         test.path("more.txt"),
         "other words of the same document".repeat(20),
     )
     .unwrap();
-    goes_on("source \"text\" has changed");
+    continues("source \"text\" has changed");
 
     // Its own text is gone as well.
     fs::remove_dir_all(test.path("cache")).unwrap();

@@ -167,7 +167,7 @@ fn assert_close(found: &Path, expected: &Path) {
     }
 }
 
-/// The text that a run was started with is all that it needs, whatever becomes of the sources.
+/// A resume uses the prepared text, whether or not the sources still exist.
 #[test]
 fn a_resume_without_the_sources_ends_with_the_same_bytes() {
     let test = TestRun::new();

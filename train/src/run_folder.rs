@@ -37,7 +37,7 @@ impl RunFolder {
         Ok(folder)
     }
 
-    /// Where it is.
+    /// The folder itself.
     pub fn root(&self) -> &Path {
         &self.root
     }

@@ -47,8 +47,8 @@ pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageMod
     Ok(upcycle(&folder, &config.model, seed, device)?)
 }
 
-/// The configuration with the tokenizer that is in a run's checkpoint in place of the file that it came from, which may have
-/// changed or be gone.
+/// The configuration with a checkpoint's own tokenizer in place of the file that it was read from, which may
+/// have changed or be gone.
 pub fn with_own_tokenizer(config: &RunConfig, checkpoint: &Path) -> RunConfig {
     let mut config = config.clone();
     if let TokenizerConfig::File { path, .. } = &mut config.tokenizer {

@@ -72,11 +72,11 @@ pub fn save(
         .map_err(failed("write", &path))
 }
 
-/// Reads how far the run was that [`save`] wrote a checkpoint of.
+/// Reads the progress of a run from a checkpoint that [`save`] wrote.
 ///
 /// # Errors
 ///
-/// When its file is absent or damaged.
+/// When `train_state.json` is missing or damaged.
 pub fn progress(folder: &Path) -> Result<Progress, CheckpointError> {
     let path = folder.join(STATE_FILE);
     let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
@@ -86,7 +86,8 @@ pub fn progress(folder: &Path) -> Result<Progress, CheckpointError> {
     })
 }
 
-/// Reads what else [`save`] wrote when the run was so far. The model comes back without gradients.
+/// Reads the model and the optimizer from a checkpoint that [`save`] wrote at this progress. The model has no
+/// gradients.
 ///
 /// # Errors
 ///

@@ -156,7 +156,7 @@ impl Run {
         }
         let (prepared, progress) = match newest {
             Some(step) => {
-                is_unchanged(config, &folder)?;
+                check_config(config, &folder)?;
                 let checkpoint = folder.checkpoint(step);
                 let progress = state::progress(&checkpoint)?;
                 let own = with_own_tokenizer(config, &checkpoint);
@@ -389,11 +389,11 @@ impl Run {
     }
 }
 
-/// Makes sure that a run goes on with the configuration that it was started with.
-fn is_unchanged(config: &RunConfig, folder: &RunFolder) -> Result<(), TrainError> {
+/// Checks that a run continues with the configuration it was started with.
+fn check_config(config: &RunConfig, folder: &RunFolder) -> Result<(), TrainError> {
     let mut saved = load_saved(&folder.config()).map_err(TrainError::SavedConfig)?;
     if saved.train.init.is_none() {
-        // What the tokenizer had in the end, in place of what it was allowed.
+        // Saved is the trained tokenizer's size; the configuration has the maximum.
         saved.model.vocabulary = config.model.vocabulary;
     }
     let changes = state::differences(&saved, config);
@@ -418,7 +418,7 @@ fn describe(config: &RunConfig, accounting: &Accounting, available: Option<u64>,
         short(accounting.total),
         short(accounting.active)
     );
-    let available = available.map_or("endlessly many".to_owned(), |count| count.to_string());
+    let available = available.map_or("unlimited".to_owned(), |count| count.to_string());
     tracing::info!(
         "run: {} steps, {} tokens in {needed} of {available} sequences",
         config.train.steps,

@@ -197,7 +197,7 @@ impl DataError {
             Self::Damaged { path, .. } => {
                 let folder = path.parent()?.display();
                 return Some(format!(
-                    "remove {folder}: it is made again by the next start, or by --resume"
+                    "remove {folder}: the next start prepares it again, with --resume as well"
                 ));
             }
             Self::Io { source, .. } => match source.kind() {

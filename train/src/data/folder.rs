@@ -26,7 +26,7 @@ pub(super) const VALIDATION_TEXT: &str = "validation.jsonl";
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
-    /// That of the program that made it.
+    /// The `FORMAT` of the program that wrote it.
     pub format: u32,
     /// The key of the survey.
     pub key: String,
@@ -39,12 +39,12 @@ pub(super) struct Manifest {
 }
 
 impl Manifest {
-    /// Reads the manifest of a folder that is to hold the data of this key and of so many sources, and
-    /// makes sure that all tokens are there (see [`SetManifest::check`]).
+    /// Reads the manifest of a folder and checks that all tokens are there (see
+    /// [`SetManifest::check`]). It must be of the data with this key, of this number of sources.
     ///
     /// # Errors
     ///
-    /// When anything is absent, damaged or of other data.
+    /// When a file is missing, damaged, or of other data.
     pub fn open(folder: &Path, key: &str, sources: usize) -> Result<Self, DataError> {
         let path = folder.join(MANIFEST);
         let json = fs::read(&path).map_err(DataError::io("read", &path))?;
@@ -65,10 +65,10 @@ impl Manifest {
         }
         if renewed {
             tracing::info!(
-                "data: {} was read again, for times of files had changed",
+                "data: checked all bytes of files in {} whose modification time had changed",
                 folder.display()
             );
-            // Only the next start has to read it again without.
+            // Nothing is lost: the next start hashes these files again.
             if let Err(error) = manifest.write(folder) {
                 tracing::warn!("data: {error}");
             }
@@ -76,7 +76,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Writes the manifest into a folder, whole or not at all.
+    /// Writes the manifest into a folder, completely or not at all.
     ///
     /// # Errors
     ///

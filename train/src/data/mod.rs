@@ -1,10 +1,10 @@
 //! A run's text, from its sources to the sequences that the model sees.
 //!
 //! [`prepare`] reads the sources (`source`), holds out validation text (`split`), and writes tokens
-//! to disk (`build`, `shards`) unless the same text is there already (`survey`, `folder`). What was
-//! read once is known (`record`), and [`resume`] reads no text at all.
-//! [`Prepared::training_stream`] gives the sequences of a run (`packing`) in their order (`order`),
-//! in which sources interleave (`mixture`) and sequences are shuffled (`permutation`).
+//! to disk (`build`, `shards`) unless tokens of the same text exist (`survey`, `folder`). Unchanged
+//! files are not read again (`record`, `stamp`), and [`resume`] reads no source text.
+//! [`Prepared::training_stream`] returns the sequences of a run (`packing`) in their order
+//! (`order`), in which sources interleave (`mixture`) and sequences are shuffled (`permutation`).
 
 mod build;
 mod cache;
@@ -93,10 +93,10 @@ pub struct SourceSummary {
 /// Makes a new run's tokenizer and tokens, or finds them as an earlier run left them.
 ///
 /// They are in a folder of `data.cache` (by default `prepared` in the user's cache folder) that is
-/// named after a hash of all that they depend on. To know that hash, text is read once, and again
-/// only when names, sizes or times of a source's files have changed. Prepared files whose size or
-/// time has changed are read too, and made again when they are damaged. Processes that prepare the
-/// same data at once wait for the first of them.
+/// named after a hash of all that they depend on. The text is read once to compute that hash, and
+/// again only when names, sizes or modification times of a source's files have changed. Prepared
+/// files whose size or modification time has changed are hashed, and made again when they are
+/// damaged. Processes that prepare the same data at once wait for the first of them.
 ///
 /// # Errors
 ///
@@ -107,13 +107,13 @@ pub fn prepare(config: &RunConfig, progress: bool) -> Result<Prepared, DataError
     from_sources(config, survey, progress)
 }
 
-/// The tokenizer and tokens of a run that was started before, when its data had this
-/// [`content_hash`](Prepared::content_hash); `None` when the sources are needed and have other text
-/// by now.
+/// Opens the tokenizer and tokens of a run that was started with data of this
+/// [`content_hash`](Prepared::content_hash).
 ///
-/// They are needed only when the prepared tokens are gone or damaged. Otherwise the run goes on with
-/// the text that it was started with, whatever has become of the sources; that they have changed is
-/// said where names, sizes or times show it.
+/// The sources are read only when the prepared tokens are missing or damaged; the result is `None`
+/// when they contain other text by then. Otherwise the run continues with the text it started with,
+/// even if the sources have changed or are gone. A warning says so when names, sizes or modification
+/// times of their files differ.
 ///
 /// # Errors
 ///
@@ -128,10 +128,10 @@ pub fn resume(
         let tokenizer = file_tokenizer(&config.tokenizer)?;
         match open(config, content_hash, tokenizer, &folder) {
             Ok((prepared, sources)) => {
-                tell_of_changes(config, &sources);
+                warn_of_changes(config, &sources);
                 return Ok(Some(found(prepared)));
             }
-            Err(reason) => tracing::warn!("data: the sources are needed, for {reason}"),
+            Err(reason) => tracing::warn!("data: the sources are needed: {reason}"),
         }
     }
     let survey = take_survey(config, true, progress)?;
@@ -148,14 +148,11 @@ fn root(config: &RunConfig) -> PathBuf {
     config.data.cache.clone().unwrap_or_else(customary)
 }
 
-/// The folder of the data of a key; `None` where it is no key.
+/// The folder of the data with this key; `None` when `key` is not a hash.
 fn folder_of(config: &RunConfig, key: &str) -> Option<PathBuf> {
-    let is_digit = |digit: &u8| digit.is_ascii_hexdigit();
     let name = key.get(..KEY_DIGITS)?;
-    name.as_bytes()
-        .iter()
-        .all(is_digit)
-        .then(|| root(config).join(name))
+    let is_hash = name.bytes().all(|digit| digit.is_ascii_hexdigit());
+    is_hash.then(|| root(config).join(name))
 }
 
 fn take_survey(config: &RunConfig, trust: bool, progress: bool) -> Result<Survey, DataError> {
@@ -163,13 +160,13 @@ fn take_survey(config: &RunConfig, trust: bool, progress: bool) -> Result<Survey
     survey(&config.data, &config.tokenizer, &records, trust, progress)
 }
 
-/// Finds or makes the data of a survey.
+/// Opens the data of a survey, or prepares it. Where a record turns out to be wrong, surveys again.
 fn from_sources(config: &RunConfig, survey: Survey, progress: bool) -> Result<Prepared, DataError> {
     match find_or_build(config, &survey, progress) {
         Err(DataError::Changed { source_name }) if survey.from_records => {
             tracing::warn!(
-                "source {source_name:?} changed, though its files have the sizes and times that they \
-                 had: reading all text again"
+                "source {source_name:?} changed, although sizes and modification times of its files \
+                 did not: reading all text again"
             );
             find_or_build(config, &take_survey(config, false, progress)?, progress)
         }
@@ -190,7 +187,7 @@ fn find_or_build(
         Ok((prepared, _)) => Ok(found(prepared)),
         Err(reason) => {
             if folder.exists() {
-                tracing::warn!("data: preparing again, for {reason}");
+                tracing::warn!("data: preparing again: {reason}");
                 remove(&folder)?;
             }
             build_in_place(config, survey, &folder, progress)?;
@@ -208,7 +205,7 @@ fn found(prepared: Prepared) -> Prepared {
     prepared
 }
 
-/// Says what the data amounts to.
+/// Logs the amounts of text.
 fn describe(prepared: &Prepared) {
     for source in &prepared.sources {
         let TextSummary {
@@ -233,9 +230,9 @@ fn describe(prepared: &Prepared) {
     );
 }
 
-/// Says which sources are not any more what they were when they had these hashes, as far as names, sizes
-/// and times show it.
-fn tell_of_changes(config: &RunConfig, hashes: &[String]) {
+/// Warns of sources that have changed since they had these hashes. Reads no text: only names, sizes
+/// and modification times are compared.
+fn warn_of_changes(config: &RunConfig, hashes: &[String]) {
     let records = Records::of(&root(config));
     for (source, hash) in config.data.source.iter().zip(hashes) {
         let Some(record) = records.find(source, &config.data.validation) else {
@@ -246,7 +243,7 @@ fn tell_of_changes(config: &RunConfig, hashes: &[String]) {
             Ok(_) => format!("source {:?} has changed since it was prepared", source.name),
             Err(error) => error.to_string(),
         };
-        tracing::warn!("{change}; the run goes on with the text that it was started with");
+        tracing::warn!("{change}; the run continues with the text it started with");
     }
 }
 
@@ -278,8 +275,8 @@ fn remove(folder: &Path) -> Result<(), DataError> {
     fs::remove_dir_all(folder).map_err(DataError::io("remove", folder))
 }
 
-/// Opens a folder of prepared data, whose tokenizer is its own unless it came from a file; also gives the
-/// hashes of the sources that it was made from.
+/// Opens a folder of prepared data. `tokenizer` is the one of a file, if the run has one; otherwise
+/// the folder contains it. Also returns the hashes of the sources.
 fn open(
     config: &RunConfig,
     key: &str,

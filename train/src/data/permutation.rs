@@ -188,6 +188,6 @@ mod tests {
         assert_ne!(first, all(100, 8, [1, 2]));
         assert_ne!(first, all(100, 7, [1, 3]));
         assert_ne!(first, all(100, 7, [2, 2]));
-        assert_eq!(all(8, 0, [0, 0]), [0; 8]);
+        assert_eq!(all(8, 0, [0, 0]), [7, 1, 6, 4, 3, 2, 0, 5]);
     }
 }

@@ -11,21 +11,23 @@ use super::error::DataError;
 /// Most files that are open at once; systems allow 256 and more.
 const OPEN_FILES: usize = 64;
 
-/// Files that are opened when they are first read, and closed when others have been read more recently. They are read at
-/// single places rather than mapped, so that a file that has shrunk is an error instead of the end of the process, and so that
-/// the system reads no more than what is asked for.
+/// Files that are opened when they are first read; the least recently read ones are closed.
+///
+/// They are read at offsets instead of being mapped into memory: a file that was truncated gives an
+/// error instead of a signal, the operating system reads only the requested range instead of a
+/// window around it, and no number of shards uses up the address space.
 #[derive(Debug, Default)]
 pub(super) struct FilePool {
-    /// The most recently read one first.
+    /// Most recently read first.
     open: Mutex<VecDeque<(PathBuf, File)>>,
 }
 
 impl FilePool {
-    /// Fills `bytes` from `offset` on; the file must begin with `header`.
+    /// Reads `bytes` at `offset` of a file that begins with `header`.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, begins otherwise, or ends before.
+    /// When the file cannot be read, begins with another header, or is too short.
     pub fn read(
         &self,
         path: &Path,
@@ -33,7 +35,7 @@ impl FilePool {
         offset: u64,
         bytes: &mut [u8],
     ) -> Result<(), DataError> {
-        // What a thread left that panicked is a list of open files all the same.
+        // A panic of another thread cannot have left the list in an invalid state.
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let is_wanted = |(other, _): &(PathBuf, File)| other.as_os_str() == path.as_os_str();
         match open.iter().position(is_wanted) {

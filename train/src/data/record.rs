@@ -1,9 +1,10 @@
-//! What is known of a source's text from the last time that it was read, so that it is not read
-//! again while its files are the same.
+//! Records of sources: hash and amount of a source's text, kept so that unchanged files are not read
+//! again.
 //!
-//! A record tells files by name, size and time of the last change. It is trusted only where every
-//! file's last change was long enough before it was read for a later one to show, and where the files
-//! were the same before and after. A record that is absent, damaged or out of date costs a reading, and nothing else.
+//! A record identifies files by name, size and modification time. It is written only when these were
+//! the same before and after reading, and trusted only when every file was modified long enough before
+//! it was read that a later change must have another time. A record that is missing, damaged or
+//! outdated means that the source is read again, and has no other effect.
 
 use std::env;
 use std::fs;
@@ -29,18 +30,18 @@ pub(super) struct Records {
     folder: PathBuf,
 }
 
-/// What was found in a source, and in which files.
+/// What a source contained, and the files it was read from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Record {
     pub survey: SourceSurvey,
     /// Files that were read.
     pub files: u64,
-    /// Whether those were all; otherwise `max_bytes` ended the reading.
+    /// Whether these were all files; otherwise reading stopped at `max_bytes`.
     complete: bool,
     /// The hash of the files' footprint.
     footprint: String,
-    /// Whether a later change of any of them must show in the footprint.
+    /// Whether a later change of a file must change the footprint.
     pub settled: bool,
 }
 
@@ -49,9 +50,9 @@ pub(super) struct Record {
 pub(super) struct Footprint {
     hasher: Sha256,
     files: u64,
-    /// The latest change of all.
+    /// The stamp of the file that was modified last.
     latest: Stamp,
-    /// Files of which there is no stamp.
+    /// Number of files that do not exist or cannot be accessed.
     absent: u64,
 }
 
@@ -82,7 +83,7 @@ impl Footprint {
 }
 
 impl Record {
-    /// What a reader has found that was begun at `started` and is at its end.
+    /// The record of a source that `reader` has read to its end, having started at `started`.
     pub fn new(survey: SourceSurvey, reader: &Reader, started: SystemTime) -> Self {
         let footprint = reader.footprint();
         Self {
@@ -94,7 +95,8 @@ impl Record {
         }
     }
 
-    /// Whether the source still has the files that were read. Looks at names, sizes and times alone.
+    /// Whether the source still consists of the files that were read: the same names, sizes and
+    /// modification times. Opens no file.
     ///
     /// # Errors
     ///
@@ -115,20 +117,20 @@ impl Record {
 }
 
 impl Records {
-    /// Those of the cache folder `root`.
+    /// The records in the cache folder `root`.
     pub fn of(root: &Path) -> Self {
         Self {
             folder: root.join("sources"),
         }
     }
 
-    /// The record of a source, where there is one.
+    /// The record of a source, if there is one.
     pub fn find(&self, source: &SourceConfig, validation: &ValidationConfig) -> Option<Record> {
         let json = fs::read(self.path(source, validation)).ok()?;
         serde_json::from_slice(&json).ok()
     }
 
-    /// Keeps a record, whole or not at all.
+    /// Writes a record, completely or not at all. A failure is only logged.
     pub fn keep(&self, source: &SourceConfig, validation: &ValidationConfig, record: &Record) {
         let path = self.path(source, validation);
         let json = serde_json::to_vec(record).expect("numbers and strings can be written as JSON");
@@ -148,12 +150,13 @@ impl Records {
         }
     }
 
-    /// A file that is named after all that decides what is read and counted, but for the files themselves.
+    /// The file of a source's record. Its name is a hash of all settings that decide what is read and
+    /// counted.
     fn path(&self, source: &SourceConfig, validation: &ValidationConfig) -> PathBuf {
         #[derive(Serialize)]
         struct Key<'a> {
             format: u32,
-            /// Of relative patterns.
+            /// The folder that relative patterns are resolved against.
             base: String,
             kind: &'a SourceKind,
             max_bytes: Option<u64>,

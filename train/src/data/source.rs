@@ -63,13 +63,13 @@ pub(super) fn open(source: &SourceConfig, progress: bool) -> Result<Reader, Data
     })
 }
 
-/// How documents are in a file.
+/// How a file contains documents.
 enum Format {
-    /// The file is one.
+    /// The file is one document.
     Text,
-    /// The file is one, unless it is a copy or was generated.
+    /// The file is one document, unless it is a copy or was generated.
     Code(Distinct),
-    /// One per line of JSON, in this field.
+    /// Each line is a JSON object with a document in this field.
     Lines(String),
 }
 
@@ -90,22 +90,22 @@ impl Format {
     }
 }
 
-/// Reads file after file, and keeps in mind which they were.
+/// Reads the documents of a source, and keeps the footprint of the files that it has read.
 pub(super) struct Reader {
     files: Box<dyn Iterator<Item = PathBuf>>,
     format: Format,
-    /// Those of the file that is being read.
+    /// The remaining documents of the current file.
     documents: Documents,
     name: String,
     on_error: OnError,
-    /// Bytes up to `max_bytes`.
+    /// Bytes left until `max_bytes`.
     remaining: u64,
     footprint: Footprint,
     complete: bool,
 }
 
 impl Reader {
-    /// The files that have been read, as they were just before.
+    /// The files that have been read, each as it was when it was opened.
     pub fn footprint(&self) -> &Footprint {
         &self.footprint
     }

@@ -1,21 +1,21 @@
-//! What tells, without reading it, whether a file is still the one that was read.
+//! Whether a file has changed, without reading it.
 
 use std::fs::Metadata;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// Times of files are no finer than this on any file system (FAT's are the coarsest): of two changes within it, the second
-/// may leave no trace.
+/// The coarsest resolution of modification times of any file system (FAT). Of two changes within it, the
+/// second may not be visible.
 const GRANULARITY: Duration = Duration::from_secs(2);
 
-/// A file's size and the time of its last change.
+/// A file's size and modification time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Stamp {
     /// Bytes.
     pub length: u64,
-    /// Nanoseconds since 1970, negative before; 0 where the file system keeps no times.
+    /// Nanoseconds since 1970; negative before, 0 if the file system has no modification times.
     pub modified: i64,
 }
 
@@ -28,8 +28,8 @@ impl Stamp {
         }
     }
 
-    /// Whether a change after `time` must show in the stamp, since the last one was long enough before it. Not so for a file from
-    /// the future: a clock was put back.
+    /// Whether every change after `time` must change the stamp, because the file was last modified long
+    /// enough before. False for a modification time in the future, which means that clocks differ.
     pub fn is_settled(&self, time: SystemTime) -> bool {
         self.modified < nanoseconds(time - GRANULARITY)
     }

@@ -16,7 +16,8 @@ use super::source;
 use super::split::split;
 use crate::config::{DataConfig, SourceConfig, TokenizerConfig};
 
-/// Raised whenever the same files would be read, prepared or put in order differently.
+/// Raised whenever a change of the program makes the same files give other documents, tokens or
+/// sequences, so that no run continues with other data than it started with.
 pub(super) const FORMAT: u32 = 2;
 
 /// What a run's text amounts to.
@@ -27,7 +28,7 @@ pub(super) struct Survey {
     /// The tokenizer, where it is a file's: the one that the key is of, whatever becomes of the file.
     pub tokenizer: Option<Tokenizer>,
     pub sources: Vec<SourceSurvey>,
-    /// Whether any of this is known from an earlier reading.
+    /// Whether any of this was taken from a record instead of the text.
     pub from_records: bool,
 }
 
@@ -57,8 +58,8 @@ impl Survey {
     }
 }
 
-/// Reads all text once, document by document, but for sources of which there are records to
-/// `trust`.
+/// Reads all text once, document by document. With `trust`, sources whose records are current are
+/// not read.
 ///
 /// # Errors
 ///
@@ -101,7 +102,7 @@ pub(super) fn survey(
     })
 }
 
-/// The tokenizer of a run, where it is a file's.
+/// The tokenizer of a run, if it comes from a file.
 pub(super) fn file_tokenizer(config: &TokenizerConfig) -> Result<Option<Tokenizer>, DataError> {
     match config {
         TokenizerConfig::File { path, end_of_text } => {
@@ -111,10 +112,10 @@ pub(super) fn file_tokenizer(config: &TokenizerConfig) -> Result<Option<Tokenize
     }
 }
 
-/// What is known of a source without reading it.
+/// What a trustworthy record says of a source.
 fn known(source: &SourceConfig, data: &DataConfig, records: &Records) -> Option<SourceSurvey> {
     let record = records.find(source, &data.validation)?;
-    // Where files cannot be found, reading them will say why.
+    // If the files cannot be found, reading them reports why.
     if !record.settled || !record.is_current(source).unwrap_or(false) {
         return None;
     }
@@ -122,8 +123,8 @@ fn known(source: &SourceConfig, data: &DataConfig, records: &Records) -> Option<
         documents, bytes, ..
     } = record.survey;
     tracing::info!(
-        "source {:?}: {documents} document(s), {} MB, known from an earlier start: {} file(s) of the \
-         same sizes and times",
+        "source {:?}: {documents} document(s), {} MB, not read again: sizes and modification times of \
+         {} file(s) are unchanged",
         source.name,
         megabytes(bytes),
         record.files
@@ -131,7 +132,7 @@ fn known(source: &SourceConfig, data: &DataConfig, records: &Records) -> Option<
     Some(record.survey)
 }
 
-/// Reads a source, and records what it amounts to.
+/// Reads a source, and writes its record.
 fn read(
     source: &SourceConfig,
     data: &DataConfig,
@@ -162,14 +163,14 @@ fn read(
         training_bytes,
     };
     let record = Record::new(found, &reader, started);
-    // Files that came, went or changed while they were read are another matter; nothing is known of them.
+    // If a file was added, removed or modified in the meantime, it is unclear which version was read.
     if record.is_current(source).unwrap_or(false) {
         records.keep(source, &data.validation, &record);
     }
     Ok(record.survey)
 }
 
-/// Makes sure that there is text to train on.
+/// Checks that a source has text to train on.
 fn check(source: &SourceConfig, data: &DataConfig, found: &SourceSurvey) -> Result<(), DataError> {
     if found.documents == 0 {
         return Err(DataError::EmptySource {

@@ -32,8 +32,8 @@ const PACKAGE_BYTES: u64 = 256 << 10;
 /// Where a generated file says so, in bytes from its start.
 const HEADER_BYTES: usize = 512;
 
-/// The files of all packages of the nearest Cargo.lock that have one of these extensions. The document in one is left out
-/// unless it [is new](Distinct).
+/// The files of all packages of the nearest Cargo.lock with one of these extensions. [`Distinct`]
+/// decides which of them are read as documents.
 pub(super) fn files(
     source_name: &str,
     extensions: &[String],
@@ -62,14 +62,14 @@ pub(super) fn files(
         .flat_map(move |folder| package_files(&folder, &extensions)))
 }
 
-/// Tells what is worth reading from copies and from what programs wrote.
+/// Filters out copies and generated files.
 #[derive(Debug, Default)]
 pub(super) struct Distinct {
     seen: HashSet<Hash>,
 }
 
 impl Distinct {
-    /// Whether a text is neither generated nor one that was asked about before.
+    /// Whether `text` is neither generated nor equal to an earlier one.
     pub fn is_new(&mut self, text: &str) -> bool {
         !is_generated(text) && self.seen.insert(hash(text.as_bytes()))
     }

@@ -41,11 +41,12 @@ pub(super) fn fetch(
     .fetch(&downloads())
 }
 
-/// Where [`fetch`] puts the content of `url`, or finds it.
+/// The file that [`fetch`] returns, whether or not it exists yet.
 pub(super) fn path(url: &str, sha256: &str) -> PathBuf {
-    match is_remote(url) {
-        true => downloads().join(sha256.to_ascii_lowercase()),
-        false => PathBuf::from(url),
+    if is_remote(url) {
+        downloads().join(sha256.to_ascii_lowercase())
+    } else {
+        PathBuf::from(url)
     }
 }
 
