@@ -1,16 +1,18 @@
-//! How sources interleave: a pure function of their rates, computed for any place in the order without those before.
+//! How sources interleave: a pure function of their rates, computed for any index without computing
+//! those before it.
 
-/// Bits of a time behind the point.
+/// Fractional bits of a time.
 const FRACTION: u32 = 64;
 
-/// Largest rate, and largest number of turns that are told apart: what the arithmetic below has room for in 128 bits.
+/// Largest rate, and upper bound of indices, so that the arithmetic below fits into 128 bits.
 pub(super) const MOST: u64 = 1 << 60;
 
 /// Sources that take turns, each at its rate.
 ///
-/// Turn j of a source of rate r comes at the time (2j + 1) / r, rounded down to a multiple of 2⁻⁶⁴; of turns at the same
-/// time, that of the first source comes first. So at any time τ each source has had τ·r/2 turns, to within half a turn, and
-/// at time 2 exactly r of them: a source with r turns in all has that rate, and then all end together.
+/// Turn j of a source with rate r has the time (2j + 1) / r, rounded down to a multiple of 2⁻⁶⁴. Turns
+/// are ordered by time; at equal times the source with the lower number comes first. At any time τ a
+/// source has had τ·r/2 turns, to within half a turn, and at τ = 2 exactly r turns. Sources with a limited
+/// number of turns therefore have that number as their rate, and end together.
 #[derive(Debug, Clone)]
 pub(super) struct Mixture {
     rates: Vec<u64>,
@@ -30,7 +32,7 @@ impl Mixture {
     ///
     /// # Panics
     ///
-    /// When there is none, or a rate is 0 or above [`MOST`].
+    /// When there are no sources, or a rate is 0 or above [`MOST`].
     pub fn new(rates: Vec<u64>) -> Self {
         assert!(!rates.is_empty(), "a mixture of nothing");
         assert!(
@@ -40,29 +42,29 @@ impl Mixture {
         Self { rates }
     }
 
-    /// The turn at a place of the order, counted from 0.
+    /// The turn at an index of the order.
     ///
     /// # Panics
     ///
-    /// When `place` is not below [`MOST`].
-    pub fn turn(&self, place: u64) -> Turn {
-        assert!(place < MOST, "turn {place}");
-        // Together the sources have had τ·(sum of rates)/2 turns at time τ, to within half a turn each.
+    /// When `index` is not below [`MOST`].
+    pub fn turn(&self, index: u64) -> Turn {
+        assert!(index < MOST, "turn {index}");
+        // At time τ all sources together have had τ·(sum of rates)/2 turns, to within half a turn each.
         let sources = self.rates.len() as u64;
         let sum: u128 = self.rates.iter().map(|&rate| u128::from(rate)).sum();
         let time = |turns: u64| (u128::from(turns) << (FRACTION + 1)) / sum;
-        let mut early = time(place.saturating_sub(sources));
-        let mut late = time(place + sources) + 2;
-        // The latest time before which no more than `place` turns come: the one that is looked for comes at it.
+        let mut early = time(index.saturating_sub(sources));
+        let mut late = time(index + sources) + 2;
+        // Bisect for the time of the turn: the latest time with no more than `index` turns before it.
         while late - early > 1 {
             let middle = early.midpoint(late);
-            if self.turns_before(middle) <= place {
+            if self.turns_before(middle) <= index {
                 early = middle;
             } else {
                 late = middle;
             }
         }
-        let mut rest = place - self.turns_before(early);
+        let mut rest = index - self.turns_before(early);
         for (source, &rate) in self.rates.iter().enumerate() {
             let number = turns_before(rate, early);
             let now = turns_before(rate, early + 1) - number;
@@ -74,7 +76,7 @@ impl Mixture {
             }
             rest -= now;
         }
-        unreachable!("more than {place} turns come up to that time")
+        unreachable!("more than {index} turns up to this time")
     }
 
     fn turns_before(&self, time: u128) -> u64 {
@@ -83,7 +85,7 @@ impl Mixture {
     }
 }
 
-/// How many turns of a source come before a time: as many j as have ⌊(2j + 1) · 2⁶⁴ / rate⌋ < time.
+/// Number of turns of a source before a time: of all j with ⌊(2j + 1) · 2⁶⁴ / rate⌋ < time.
 fn turns_before(rate: u64, time: u128) -> u64 {
     let odd = (time * u128::from(rate)).div_ceil(1 << FRACTION);
     (odd / 2) as u64
@@ -97,12 +99,14 @@ mod tests {
 
     fn turns(rates: &[u64]) -> impl Iterator<Item = Turn> {
         let mixture = Mixture::new(rates.to_vec());
-        (0..).map(move |place| mixture.turn(place))
+        (0..).map(move |index| mixture.turn(index))
     }
 
     proptest! {
         #[test]
-        fn each_source_has_its_turns_in_order_and_all_end_together(rates in prop::collection::vec(1u64..200, 1..6)) {
+        fn each_source_has_its_turns_in_order_and_all_end_together(
+            rates in prop::collection::vec(1u64..200, 1..6),
+        ) {
             let mut had = vec![0; rates.len()];
             for turn in turns(&rates).take(rates.iter().sum::<u64>() as usize) {
                 prop_assert_eq!(turn.number, had[turn.source]);
@@ -129,7 +133,7 @@ mod tests {
             let mut had = vec![0u64; rates.len()];
             for turn in turns(&rates).take(300) {
                 had[turn.source] += 1;
-                // What a source has had, measured against its rate, is off from any other's by half a turn of each.
+                // Turns divided by the rate differ between two sources by at most half a turn of each.
                 for (&a, &rate_a) in had.iter().zip(&rates) {
                     for (&b, &rate_b) in had.iter().zip(&rates) {
                         let (a, b) = ((a as f64 - 0.5) / rate_a as f64, (b as f64 + 0.5) / rate_b as f64);
@@ -146,13 +150,13 @@ mod tests {
         ) {
             let source = source % rates.len();
             let number = number % rates[source];
-            // The turns of others that come before it, or at the same time with a lower number.
+            // Its index is the number of earlier turns, and of turns of lower sources at the same time.
             let time = (u128::from(2 * number + 1) << FRACTION) / u128::from(rates[source]);
             let before = |(other, &rate): (usize, &u64)| {
                 turns_before(rate, if other < source { time + 1 } else { time })
             };
-            let place = rates.iter().enumerate().map(before).sum();
-            prop_assert_eq!(Mixture::new(rates).turn(place), Turn { source, number });
+            let index = rates.iter().enumerate().map(before).sum();
+            prop_assert_eq!(Mixture::new(rates).turn(index), Turn { source, number });
         }
     }
 

@@ -1,6 +1,6 @@
-//! The order in which a run sees its text: a pure function of the sources' sizes, their shares, the
-//! length of a sequence and the seed. It is computed where it is needed, and takes no more memory
-//! for 13 trillion tokens than for a thousand.
+//! The order in which a run sees its text: a pure function of the sources' sizes and shares, the
+//! context and the seed. It is computed on demand and never stored, so that 13 trillion tokens take
+//! as little memory as a thousand.
 
 use super::mixture::{MOST, Mixture};
 use super::permutation::Permutation;
@@ -9,20 +9,18 @@ use crate::config::Share;
 /// The rate of the largest weight: rates are integers, so that all arithmetic is exact.
 const LARGEST_WEIGHT: f64 = (1u64 << 40) as f64;
 
-/// Where each sequence of a run is.
+/// Maps the index of a sequence to its place in the text.
 ///
-/// - A source's text, repeated once per epoch, is cut into sequences of `context` inputs with the
-///   targets one further on. The cuts run on from one epoch into the next, so that they fall
-///   elsewhere each time, and only the very last sequence of a source may be short. The last token
-///   of the text is followed by the first: every token is an input once per epoch, and a target.
-/// - The sequences that begin in the same epoch come in a random order. Whole sequences move, not
-///   documents: short documents that are stored side by side are seen side by side, within one
-///   sequence. In return each sequence is unbroken text of one source, and which sequences meet in
-///   a batch is random over the whole epoch.
-/// - Sources take turns so that each has given the same part of all that it will give (the
-///   sequences of its epochs, or its weight), to within half a sequence of each, at any time.
-///   Sources with epochs end together. Those with weights never end, so that a longer run begins
-///   with the sequences of a shorter one.
+/// - A source's tokens, repeated once per epoch, are cut into sequences of `context` inputs; the
+///   targets are one token further on. Cuts continue across epochs, so that each epoch is cut at
+///   other positions, and only the last sequence of a source may be shorter. The last token is
+///   followed by the first one: every token is an input once per epoch, and a target once per epoch.
+/// - The sequences that begin in the same epoch are shuffled. Documents are not: short documents that
+///   are neighbours in the source are neighbours in a sequence. In return, a sequence is contiguous
+///   text of one source, and a batch is a random sample of the whole epoch.
+/// - Sources interleave in proportion to their total number of sequences (with epochs) or to their
+///   weights, to within half a sequence of each at any prefix. Sources with epochs end together.
+///   Sources with weights never end, so that a longer run begins with the sequences of a shorter one.
 #[derive(Debug, Clone)]
 pub(super) struct Order {
     sources: Vec<OrderSource>,
@@ -41,7 +39,7 @@ pub(super) struct OrderSource {
 }
 
 impl OrderSource {
-    /// Tokens of all its epochs; `None` where it repeats without end.
+    /// Tokens of all its epochs; `None` if it has a weight and repeats without end.
     pub fn total(&self) -> Option<u128> {
         match self.share {
             Share::Epochs(epochs) => Some(u128::from(self.tokens) * u128::from(epochs)),
@@ -50,7 +48,7 @@ impl OrderSource {
     }
 }
 
-/// Where a sequence is.
+/// The place of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Place {
     /// The source.
@@ -86,7 +84,7 @@ impl Order {
         }
     }
 
-    /// How many sequences there are; `None` where the sources repeat without end.
+    /// Number of sequences; `None` if the sources repeat without end.
     pub fn sequences(&self) -> Option<u64> {
         let count = |source: &OrderSource| {
             let total = source.total()?;
@@ -96,13 +94,12 @@ impl Order {
         Some(u64::try_from(all).unwrap_or(u64::MAX))
     }
 
-    /// Where the sequence is that a run sees at `index`, which must be below
-    /// [`sequences`](Self::sequences).
+    /// The place of the sequence at `index`, which must be below [`sequences`](Self::sequences).
     pub fn place(&self, index: u64) -> Place {
         let turn = self.mixture.turn(index);
         let source = self.sources[turn.source];
         let (context, tokens) = (u128::from(self.context), u128::from(source.tokens));
-        // The sequences that begin in the same epoch.
+        // The range of sequences that begin in the same epoch.
         let epoch = u128::from(turn.number) * context / tokens;
         let first = (epoch * tokens).div_ceil(context) as u64;
         let end = ((epoch + 1) * tokens).div_ceil(context) as u64;
@@ -222,7 +219,10 @@ mod tests {
         }
 
         #[test]
-        fn the_order_depends_on_the_seed_alone(sources in prop::collection::vec((1000u64..5000, 1u32..5), 1..5), seed: u64) {
+        fn the_order_depends_on_the_seed_alone(
+            sources in prop::collection::vec((1000u64..5000, 1u32..5), 1..5),
+            seed: u64,
+        ) {
             let first = places(&with_epochs(&sources, 8, seed));
             prop_assert_eq!(&places(&with_epochs(&sources, 8, seed)), &first);
             prop_assert_ne!(&places(&with_epochs(&sources, 8, seed.wrapping_add(1))), &first);

@@ -1,4 +1,4 @@
-//! Training sequences at random access, so that a run goes on from nothing but a number.
+//! Training sequences with random access: the number of sequences seen is all that a resume needs.
 
 use std::sync::Arc;
 
@@ -48,17 +48,17 @@ impl TrainingStream {
         })
     }
 
-    /// How many sequences there are, of which the last of each source may be filled up with padding;
-    /// `None` where the sources repeat without end.
+    /// Number of sequences; `None` if the sources repeat without end. One sequence per source may be
+    /// padded at its end.
     pub fn sequences(&self) -> Option<u64> {
         self.order.sequences()
     }
 
-    /// Makes sure that a run of so many sequences has them.
+    /// Checks that there are enough sequences for a run of this many.
     ///
     /// # Errors
     ///
-    /// When it has not, with both numbers.
+    /// When there are fewer.
     pub fn require(&self, sequences: u64) -> Result<(), DataError> {
         match self.sequences() {
             Some(available) if available < sequences => Err(DataError::TooLittle {
@@ -92,7 +92,7 @@ impl TrainingStream {
         let count = length as usize + 1;
         let mut tokens = Vec::with_capacity(count);
         let mut start = start;
-        // Behind the last token stands the first.
+        // The last token is followed by the first one.
         while tokens.len() < count {
             let end = set.tokens().min(start + (count - tokens.len()) as u64);
             set.read(start..end, &mut tokens)?;

@@ -1,19 +1,20 @@
-//! Random orders that are computed where they are needed: nothing is stored, whatever their length.
+//! Random permutations of any length, computed on demand and never stored.
 
 use sha2::{Digest, Sha256};
 
-/// Enough for a few numbers to come in every order, and about equally often (see the tests).
+/// Enough for all permutations of a few numbers to be about equally frequent (see the tests).
 const ROUNDS: usize = 8;
 
 /// 2⁶⁴ divided by the golden ratio: the step of SplitMix64.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A permutation of the numbers below `count`, chosen by a seed and by what it is for.
+/// A pseudorandom permutation of `0..count`, keyed by a seed and a purpose.
 ///
-/// A number is a cell of a table of `rows × columns ≥ count` cells. Every round moves it along its
-/// column by a hash of its column, or along its row by a hash of its row (a Feistel network), which
-/// can be undone, so that two numbers never meet in one cell. A number that leaves the first
-/// `count` cells is moved on until it is back (cycle walking), which is rare: fewer than `rows` cells lie beyond.
+/// A number is the index of a cell in a table of `rows × columns ≥ count` cells. A round adds a hash
+/// of the column to the row, or a hash of the row to the column (a Feistel network). Every round is
+/// invertible, so that no two numbers reach the same cell. If the result is not below `count`, the
+/// rounds are applied again until it is (cycle walking); this is rare, because fewer than `rows` cells
+/// are not below `count`.
 ///
 /// Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, sections 4 and 5.
 #[derive(Debug, Clone, Copy)]
@@ -25,8 +26,8 @@ pub(super) struct Permutation {
 }
 
 impl Permutation {
-    /// A pure function of its arguments, the same on every machine and in every version: a resumed
-    /// run must find the order that it began with.
+    /// A pure function of its arguments, which must stay the same in all versions: a resumed run
+    /// continues in the order it started with.
     ///
     /// # Panics
     ///
@@ -39,7 +40,7 @@ impl Permutation {
         }
         let hash = hasher.finalize();
         let key = u64::from_le_bytes(std::array::from_fn(|index| hash[index]));
-        // Not the root below: three numbers in one row could only be rotated.
+        // Rounded up, because three numbers in a single row could only be rotated.
         let rows = (count - 1).isqrt() + 1;
         Self {
             count,
@@ -49,7 +50,7 @@ impl Permutation {
         }
     }
 
-    /// Where a number goes.
+    /// The number at the position `number`.
     ///
     /// # Panics
     ///
@@ -75,13 +76,13 @@ impl Permutation {
     }
 }
 
-/// A hash of `value` below `limit`: fixed-point multiplication, off from uniform by less than limit · 2⁻⁶⁴.
+/// A hash of `value` in `0..limit`, by fixed-point multiplication. Probabilities differ from uniform by
+/// less than limit · 2⁻⁶⁴, relatively.
 fn below(limit: u64, value: u64) -> u64 {
     ((u128::from(mix(value)) * u128::from(limit)) >> 64) as u64
 }
 
-/// The output function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): a bijection in which
-/// every bit depends on every bit.
+/// The output function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,4 +1,4 @@
-//! Tokens on disk: shard files and an index of the documents in them, read where they are needed.
+//! Tokens on disk: shard files and an index of the documents in them, read on demand.
 //!
 //! A shard is a header of 16 bytes (magic, version, bytes per token) and little-endian token ids of
 //! 2 bytes where the vocabulary allows it, otherwise 4. All shards of a set but the last hold the
@@ -49,7 +49,7 @@ pub(super) struct SetManifest {
     pub index: FileManifest,
 }
 
-/// A file as it was when all its bytes had this SHA-256.
+/// A file's stamp and the SHA-256 of its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FileManifest {
@@ -66,9 +66,13 @@ fn shard_name(set: &str, number: u64) -> String {
 }
 
 impl SetManifest {
-    /// Makes sure that the set's files are as they were written. Those of the recorded size and time are; others
-    /// are read, and their stamps renewed where the content is the same. Gives back whether there
-    /// were such.
+    /// Checks that the set's files are as they were written: by their stamps, and where the time
+    /// differs, by their content. If the content is the same, the recorded stamp is updated. Returns
+    /// whether any was.
+    ///
+    /// # Errors
+    ///
+    /// When a file is missing or damaged.
     pub fn check(&mut self, folder: &Path) -> Result<bool, DataError> {
         let Self {
             name,
@@ -92,7 +96,7 @@ impl SetManifest {
         if rest > 0 {
             return Err(DataError::Damaged {
                 path: folder.join(shard_name(name, self.shards.len() as u64)),
-                reason: format!("it is not there, and {rest} tokens with it"),
+                reason: format!("the manifest lacks it and {rest} tokens"),
             });
         }
         Ok(renewed)
@@ -100,7 +104,7 @@ impl SetManifest {
 }
 
 impl FileManifest {
-    /// The same for one file, which has so many bytes behind its header.
+    /// The same for one file with `bytes` bytes after its header.
     fn check(&mut self, path: &Path, bytes: u64) -> Result<bool, DataError> {
         let metadata = fs::metadata(path).map_err(DataError::io("read", path))?;
         let stamp = Stamp::of(&metadata);
@@ -278,7 +282,7 @@ impl SetWriter {
     }
 }
 
-/// A set of shards, read at any place. No file is opened before something of it is read.
+/// A set of shards with random access. A file is opened when it is first read.
 #[derive(Debug)]
 pub(super) struct TokenSet {
     folder: PathBuf,
@@ -290,17 +294,17 @@ pub(super) struct TokenSet {
     files: Arc<FilePool>,
 }
 
-/// Where a document is in its set.
+/// The place of a document in its set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct DocumentPlace {
-    /// Its tokens, those that begin and end it included.
+    /// The range of its tokens, those that begin and end it included.
     pub tokens: Range<u64>,
     /// Bytes of its text.
     pub bytes: u64,
 }
 
 impl TokenSet {
-    /// The set in a folder, whose files are read by way of a pool.
+    /// The set in a folder, read through a pool of open files.
     pub fn new(folder: &Path, manifest: &SetManifest, files: &Arc<FilePool>) -> Self {
         Self {
             folder: folder.to_owned(),
@@ -323,7 +327,7 @@ impl TokenSet {
         self.tokens
     }
 
-    /// Where a document is.
+    /// Looks up a document.
     ///
     /// # Errors
     ///
@@ -331,7 +335,7 @@ impl TokenSet {
     pub fn document(&self, number: u64) -> Result<DocumentPlace, DataError> {
         let header = header(INDEX_MAGIC, INDEX_ENTRY_BYTES as u32);
         let path = self.folder.join(index_name(&self.name));
-        // The entry before says where the document begins; for the first one that is 0.
+        // The entry before contains the start of the document, which is 0 for the first document.
         let mut entries = [[0; INDEX_ENTRY_BYTES]; 2];
         let wanted = if number == 0 {
             &mut entries[1..]
@@ -389,7 +393,8 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// Sets whose tokens tell document and place apart, 1, 2, 3, … with a 0 at the end of each document, and a folder that holds them.
+    /// Sets of documents of these lengths, in a temporary folder. Tokens are 1, 2, 3, … throughout, with a
+    /// 0 at the end of each document.
     pub fn sets(sources: &[Vec<usize>]) -> (tempfile::TempDir, Arc<Vec<TokenSet>>) {
         let folder = tempfile::tempdir().unwrap();
         let files = Arc::default();
@@ -484,7 +489,7 @@ pub(super) mod tests {
         assert!(manifest.check(folder.path()).is_err());
     }
 
-    /// As many bytes as the file system is told, of which it keeps none.
+    /// With sparse files, which most file systems of Unix have.
     #[cfg(unix)]
     #[test]
     fn a_large_set_is_opened_without_reading_it() {
@@ -516,7 +521,7 @@ pub(super) mod tests {
             shards,
             index: file("set.index", INDEX_MAGIC, 16, 16 + documents * 16),
         };
-        // 268 GB: a second would not do to read a hundredth of it.
+        // 268 GB, of which a hundredth could not be read in a second.
         let start = Instant::now();
         assert!(!manifest.check(folder.path()).unwrap());
         let set = TokenSet::new(folder.path(), &manifest, &Arc::default());
