@@ -3,12 +3,11 @@
 //! tokens.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
+use super::cache;
 use super::error::DataError;
 use super::shards::SetManifest;
 use super::survey::FORMAT;
@@ -84,13 +83,6 @@ impl Manifest {
     pub fn write(&self, folder: &Path) -> Result<(), DataError> {
         let path = folder.join(MANIFEST);
         let json = serde_json::to_vec(self).expect("numbers and strings can be written as JSON");
-        NamedTempFile::new_in(folder)
-            .and_then(|mut file| {
-                file.write_all(&json)?;
-                file.as_file().sync_all()?;
-                file.persist(&path)?;
-                Ok(())
-            })
-            .map_err(DataError::io("write", &path))
+        cache::write(&path, &json)
     }
 }

@@ -8,13 +8,11 @@
 
 use std::env;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tempfile::NamedTempFile;
 
 use super::cache;
 use super::error::DataError;
@@ -134,15 +132,8 @@ impl Records {
     pub fn keep(&self, source: &SourceConfig, validation: &ValidationConfig, record: &Record) {
         let path = self.path(source, validation);
         let json = serde_json::to_vec(record).expect("numbers and strings can be written as JSON");
-        let kept = cache::create(&self.folder).and_then(|()| {
-            NamedTempFile::new_in(&self.folder)
-                .and_then(|mut file| {
-                    file.write_all(&json)?;
-                    Ok(file.persist(&path)?)
-                })
-                .map_err(DataError::io("write", &path))
-        });
-        if let Err(error) = kept {
+        let written = cache::create(&self.folder).and_then(|()| cache::write(&path, &json));
+        if let Err(error) = written {
             tracing::warn!(
                 "source {:?} will be read again at the next start: {error}",
                 source.name
