@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use firebox_model::tokenizer::Tokenizer;
+use firebox_text::Tokenizer;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 

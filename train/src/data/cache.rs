@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use directories::ProjectDirs;
@@ -31,21 +31,12 @@ pub(super) fn create(folder: &Path) -> Result<(), DataError> {
     fs::create_dir_all(folder).map_err(DataError::io("create", folder))
 }
 
-/// Writes a file completely or not at all, even if several processes write it at once.
+/// Writes a file completely or not at all. The caller holds a lock, so that no one else writes it.
 pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), DataError> {
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let mut builder = tempfile::Builder::new();
-    // Other users of a shared cache may read it, unless the umask forbids it.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder
-        .tempfile_in(folder)
-        .and_then(|mut file| {
-            file.write_all(content)?;
-            file.as_file().sync_all()?;
-            file.persist(path)?;
-            Ok(())
-        })
+    let temporary = path.with_extension("writing");
+    fs::write(&temporary, content)
+        .and_then(|()| File::open(&temporary)?.sync_all())
+        .and_then(|()| fs::rename(&temporary, path))
         .map_err(DataError::io("write", path))
 }
 
@@ -73,25 +64,5 @@ pub(super) fn lock(path: &Path) -> Result<File, DataError> {
             Err(DataError::io("lock", path)(error))
         }
         _ => Ok(file),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_are_replaced_and_have_the_usual_permissions() {
-        let folder = tempfile::tempdir().unwrap();
-        let [usual, path] = ["usual", "file"].map(|name| folder.path().join(name));
-        fs::write(&usual, "").unwrap();
-        for content in ["one", "another"] {
-            write(&path, content.as_bytes()).unwrap();
-            assert_eq!(fs::read_to_string(&path).unwrap(), content);
-        }
-        let permissions = |path| fs::metadata(path).unwrap().permissions();
-        assert_eq!(permissions(&path), permissions(&usual));
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
-        assert!(write(&usual.join("below"), b"").is_err());
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use firebox_model::batch::Sequence;
-use firebox_model::tokenizer::packing::window;
 
 use super::error::DataError;
 use super::order::{Order, OrderSource, Place};
@@ -98,7 +97,7 @@ impl TrainingStream {
             set.read(start..end, &mut tokens)?;
             start = 0;
         }
-        Ok(window(&tokens, self.context))
+        Ok(Sequence::of_window(&tokens, self.context))
     }
 }
 

@@ -132,7 +132,10 @@ impl Records {
     pub fn keep(&self, source: &SourceConfig, validation: &ValidationConfig, record: &Record) {
         let path = self.path(source, validation);
         let json = serde_json::to_vec(record).expect("numbers and strings can be written as JSON");
-        let written = cache::create(&self.folder).and_then(|()| cache::write(&path, &json));
+        let written = cache::create(&self.folder).and_then(|()| {
+            let _lock = cache::lock(&self.folder.join("lock"))?;
+            cache::write(&path, &json)
+        });
         if let Err(error) = written {
             tracing::warn!(
                 "source {:?} will be read again at the next start: {error}",

@@ -7,7 +7,7 @@ mod url;
 use std::iter;
 use std::path::{Path, PathBuf};
 
-use firebox_model::tokenizer::text::{self, Document, JsonLines, TextError};
+use firebox_text::documents::{self, Document, JsonLines, TextError};
 
 use self::cargo::Distinct;
 use super::error::DataError;
@@ -76,8 +76,8 @@ enum Format {
 impl Format {
     fn documents(&mut self, path: &Path) -> Documents {
         let document = match self {
-            Self::Text => text::read(path),
-            Self::Code(distinct) => match text::read(path) {
+            Self::Text => documents::read(path),
+            Self::Code(distinct) => match documents::read(path) {
                 Ok(document) if !distinct.is_new(&document.text) => return Box::new(iter::empty()),
                 document => document,
             },

@@ -1,4 +1,4 @@
-use firebox_model::tokenizer::text::TEXT_FIELD;
+use firebox_text::documents::TEXT_FIELD;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -177,12 +177,9 @@ fn recently_changed_files_and_damaged_records_are_not_trusted() {
     workplace.age("003.txt", LONG);
     let swapped = hash();
     let records = workplace.path().join("cache/sources");
-    let record = fs::read_dir(&records)
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
+    let files = fs::read_dir(&records).unwrap().flatten();
+    let mut files = files.map(|entry| entry.path());
+    let record = files.find(|path| path.extension().is_some()).unwrap();
     let whole = fs::read(&record).unwrap();
     for damaged in ["", "{", "{\"files\": 8}"] {
         fs::write(&record, damaged).unwrap();
