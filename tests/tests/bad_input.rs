@@ -226,7 +226,7 @@ fn a_run_that_is_there_is_neither_overwritten_nor_mixed_up() {
     rejects(&test, &other_text, 2, &["data.validation.fraction"]);
     assert_eq!(fs::read(test.path("run/metrics.jsonl")).unwrap(), before);
 
-    // The same configuration, but the text behind it has changed.
+    // The same configuration, but the text behind it has changed: the run continues with its own, and says so.
     let text = fs::read_to_string(test.path("run.toml")).unwrap();
     fs::write(test.path("more.txt"), "one more document".repeat(20)).unwrap();
     let more = format!(
@@ -236,16 +236,27 @@ fn a_run_that_is_there_is_neither_overwritten_nor_mixed_up() {
     let files = "files = [\"configs/*.toml\"]";
     fs::write(test.path("run.toml"), text.replace(files, &more)).unwrap();
     train(&test, "other", &[]);
+    let (config, out) = (test.argument("run.toml"), test.argument("other"));
+    let resume = ["run", &config, "--out", &out, "--resume"];
+    let continues = |words: &str| {
+        let output = binaries::train(&resume).output().expect("an end");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        let told = text.contains(words) && text.contains("continues with the text it started with");
+        assert!(told, "no {words:?} in {text}");
+    };
+    fs::remove_file(test.path("more.txt")).unwrap();
+    continues("more.txt\" matches no file");
     fs::write(
         test.path("more.txt"),
         "other words of the same document".repeat(20),
     )
     .unwrap();
-    let (config, out) = (test.argument("run.toml"), test.argument("other"));
-    let text = failure(
-        binaries::train(&["run", &config, "--out", &out, "--resume"]),
-        2,
-    );
+    continues("source \"text\" has changed");
+
+    // Its own text is gone as well.
+    fs::remove_dir_all(test.path("cache")).unwrap();
+    let text = failure(binaries::train(&resume), 2);
     assert!(text.contains("changed since"), "{text}");
 }
 

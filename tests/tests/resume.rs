@@ -188,6 +188,35 @@ fn assert_close(found: &Path, expected: &Path) {
     }
 }
 
+/// A resume uses the prepared text, whether or not the sources still exist.
+#[test]
+fn a_resume_without_the_sources_ends_with_the_same_bytes() {
+    let test = TestRun::new();
+    fs::create_dir(test.path("texts")).unwrap();
+    for document in 0..60u32 {
+        let words = (0..60u32).map(|word| (document * 61 + word * word * 7) % 997);
+        let words: Vec<String> = words.map(|word| word.to_string()).collect();
+        let name = format!("texts/{}{document}.txt", ["a", "b"][document as usize % 2]);
+        fs::write(test.path(&name), words.join(" ")).unwrap();
+    }
+    let config = test.argument("run.toml");
+    let sources = ["a", "b"].map(|name| test.argument(&format!("texts/{name}*.txt")));
+    let sources = [0, 1].map(|index| format!("data.source.{index}.files.0={}", sources[index]));
+    let run = |name: &str, more: &[&str]| {
+        let out = test.argument(name);
+        let set = ["--set", &sources[0], "--set", &sources[1]];
+        let arguments = [&["run", &config, "--out", &out][..], &set, more].concat();
+        let output = binaries::train(&arguments).output().expect("an end");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{text}");
+    };
+    run("whole", &[]);
+    copy_at(&test.path("whole"), &test.path("cut"), 6);
+    fs::remove_dir_all(test.path("texts")).unwrap();
+    run("cut", &["--resume"]);
+    assert_same_end("cut", 12, &test.path("cut"), &test.path("whole"));
+}
+
 #[test]
 fn validation_changes_no_weight() {
     let test = TestRun::new();

@@ -54,8 +54,11 @@ pub enum TrainError {
         /// Each as `key: old → new`.
         changes: Vec<String>,
     },
-    /// `--resume` with other text.
-    #[error("the text or the tokenizer changed since {} was started", folder.display())]
+    /// A resume that needs the source text, which is another one.
+    #[error(
+        "the text or the tokenizer changed since {} was started, and its prepared tokens are gone",
+        folder.display()
+    )]
     DataChanged {
         /// The run folder.
         folder: PathBuf,
@@ -113,7 +116,7 @@ impl TrainError {
                 Some("resume with the old values, or start another run with --out DIR".to_owned())
             }
             Self::DataChanged { .. } => {
-                Some("resume where the old text is, or start another run with --out DIR".to_owned())
+                Some("restore the old text or its prepared tokens (data.cache), or start another run with --out DIR".to_owned())
             }
             Self::Diverged { .. } => Some(
                 "lower optimizer.learning_rate or lengthen schedule.warmup_steps; the last checkpoint is intact".to_owned(),

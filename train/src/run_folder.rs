@@ -37,6 +37,11 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// The folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The resolved configuration.
     pub fn config(&self) -> PathBuf {
         config(&self.root)

@@ -46,12 +46,11 @@ pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageMod
     Ok(upcycle(&folder, &config.model, seed, device)?)
 }
 
-/// The configuration with the tokenizer that is in a run's checkpoint, where the file that it came from is gone.
+/// The configuration with a checkpoint's own tokenizer in place of the file that it was read from, which may
+/// have changed or be gone.
 pub fn with_own_tokenizer(config: &RunConfig, checkpoint: &Path) -> RunConfig {
     let mut config = config.clone();
-    if let TokenizerConfig::File { path, .. } = &mut config.tokenizer
-        && !path.exists()
-    {
+    if let TokenizerConfig::File { path, .. } = &mut config.tokenizer {
         *path = checkpoint.join(TOKENIZER_FILE);
     }
     config

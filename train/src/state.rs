@@ -77,27 +77,36 @@ pub fn save(
     Ok(())
 }
 
-/// Reads what [`save`] wrote. The model comes back without gradients.
+/// Reads the progress of a run from a checkpoint that [`save`] wrote.
+///
+/// # Errors
+///
+/// When `train_state.json` is missing or damaged.
+pub fn progress(folder: &Path) -> Result<Progress, CheckpointError> {
+    let path = folder.join(STATE_FILE);
+    let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
+    serde_json::from_str(&text).map_err(|error| CheckpointError::Damaged {
+        path,
+        reason: error.to_string(),
+    })
+}
+
+/// Reads the model and the optimizer from a checkpoint that [`save`] wrote at this progress. The model has no
+/// gradients.
 ///
 /// # Errors
 ///
 /// When a file is absent, damaged, or of another model.
 pub fn load(
     folder: &Path,
+    progress: &Progress,
     config: &RunConfig,
     device: &Device,
-) -> Result<(LanguageModel, AdamW, Progress), CheckpointError> {
-    let path = folder.join(STATE_FILE);
-    let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
-    let progress: Progress =
-        serde_json::from_str(&text).map_err(|error| CheckpointError::Damaged {
-            path,
-            reason: error.to_string(),
-        })?;
+) -> Result<(LanguageModel, AdamW), CheckpointError> {
     let model = firebox_checkpoint::load_weights(folder, &config.model, device)?;
     let moments = TensorFile::open(&folder.join(MOMENTS_FILE))?;
     let optimizer = AdamW::read(&moments, progress.step, &model, device)?;
-    Ok((model, optimizer, progress))
+    Ok((model, optimizer))
 }
 
 /// Keys that may change between a run and its resume, for they change no weight, or by rounding alone: a smaller

@@ -69,7 +69,7 @@ impl Training {
     ///
     /// # Errors
     ///
-    /// When the loss or the gradient is not finite.
+    /// When the tokens cannot be read, or when the loss or the gradient is not finite.
     pub fn step(
         mut self,
         config: &RunConfig,
@@ -82,7 +82,8 @@ impl Training {
             .batch_tokens
             .sequences_at(step, config.model.context);
         let range = self.progress.sequences..self.progress.sequences + count;
-        let sequences: Vec<Sequence> = range.map(|index| stream.sequence(index)).collect();
+        let sequences = range.map(|index| stream.sequence(index));
+        let sequences: Vec<Sequence> = sequences.collect::<Result<_, _>>()?;
         let tokens: u64 = sequences.iter().map(|sequence| sequence.valid as u64).sum();
 
         let result = forward_backward(

@@ -17,7 +17,7 @@ use firebox_runtime::device;
 use firebox_runtime::failure::guard;
 
 use crate::config::{RunConfig, load_saved};
-use crate::data::{Prepared, TrainingStream, prepare};
+use crate::data::{Prepared, TrainingStream, prepare, resume};
 use crate::error::TrainError;
 use crate::metrics::{MetricsLog, Record, TrainRecord, ValidationRecord};
 use crate::optimizer::AdamW;
@@ -118,7 +118,7 @@ fn train(
     let validation = match validation {
         Some(validation) => validation,
         // A finished run that is resumed has nothing left to do but to say what it came to.
-        None => run.evaluation(&display),
+        None => run.evaluation(&display)?,
     };
     Ok(Outcome {
         validation,
@@ -164,54 +164,46 @@ impl Run {
             }
             _ => {}
         }
-        let prepared = match newest {
-            Some(step) => prepare(&with_own_tokenizer(config, &folder.checkpoint(step)), true)?,
-            None => prepare(config, true)?,
+        let (prepared, progress) = match newest {
+            Some(step) => {
+                check_config(config, &folder)?;
+                let checkpoint = folder.checkpoint(step);
+                let progress = state::progress(&checkpoint)?;
+                let own = with_own_tokenizer(config, &checkpoint);
+                let prepared = resume(&own, &progress.data_hash, true)?;
+                let prepared = prepared.ok_or_else(|| TrainError::DataChanged {
+                    folder: root.clone(),
+                })?;
+                (prepared, progress)
+            }
+            None => {
+                let prepared = prepare(config, true)?;
+                let progress = Progress {
+                    data_hash: prepared.content_hash.clone(),
+                    ..Progress::default()
+                };
+                (prepared, progress)
+            }
         };
         let mut config = config.clone();
         if config.train.init.is_none() {
             // A trained tokenizer may have found fewer tokens than it was allowed.
             config.model.vocabulary = prepared.tokenizer.vocabulary();
         }
-        if options.resume {
-            let mut saved = load_saved(&folder.config()).map_err(TrainError::SavedConfig)?;
-            if saved.train.init.is_none() {
-                saved.model.vocabulary = config.model.vocabulary;
-            }
-            let changes = state::differences(&saved, &config);
-            if !changes.is_empty() {
-                return Err(TrainError::ConfigChanged {
-                    folder: root.clone(),
-                    changes,
-                });
-            }
-        }
         let context = config.model.context;
         let needed = config.sequences();
         let stream = prepared.training_stream(context, config.train.seed, needed)?;
 
-        let (model, optimizer, progress) = match newest {
+        let (model, optimizer) = match newest {
             Some(step) => {
-                let (model, optimizer, progress) =
-                    state::load(&folder.checkpoint(step), &config, device)?;
-                if progress.data_hash != prepared.content_hash {
-                    return Err(TrainError::DataChanged {
-                        folder: root.clone(),
-                    });
-                }
+                let checkpoint = folder.checkpoint(step);
+                let loaded = state::load(&checkpoint, &progress, &config, device)?;
                 // A crash may have come between the checkpoint and its becoming the latest.
                 folder.name(LATEST, step)?;
                 tracing::info!("resuming after step {step} of {}", config.train.steps);
-                (model, optimizer, progress)
+                loaded
             }
-            None => {
-                let model = starting_model(&config, device)?;
-                let progress = Progress {
-                    data_hash: prepared.content_hash.clone(),
-                    ..Progress::default()
-                };
-                (model, AdamW::default(), progress)
-            }
+            None => (starting_model(&config, device)?, AdamW::default()),
         };
         let path = folder.metrics();
         let metrics = match newest {
@@ -294,7 +286,7 @@ impl Run {
 
     /// Evaluates on the held-out text; also tells whether it was never better.
     fn validate(&mut self, display: &ProgressDisplay) -> Result<(Evaluation, bool), TrainError> {
-        let evaluation = self.evaluation(display);
+        let evaluation = self.evaluation(display)?;
         let step = self.training.progress.step;
         display.validation(step, &evaluation);
         self.log(&Record::Validation(ValidationRecord {
@@ -317,13 +309,12 @@ impl Run {
         Ok((evaluation, improved))
     }
 
-    fn evaluation(&self, display: &ProgressDisplay) -> Evaluation {
-        let text = self
-            .prepared
-            .validation(self.config.train.validation_tokens);
+    fn evaluation(&self, display: &ProgressDisplay) -> Result<Evaluation, TrainError> {
+        let limit = self.config.train.validation_tokens;
+        let text = self.prepared.validation(limit)?;
         let context = self.config.model.context;
         let windows = text.windows(context);
-        evaluate(
+        Ok(evaluate(
             &self.training.model.valid(),
             windows.map(|window| Sequence::of_window(window, context)),
             text.bytes(),
@@ -331,7 +322,7 @@ impl Run {
             |tokens| {
                 display.validating(tokens, text.targets());
             },
-        )
+        ))
     }
 
     fn save(&mut self) -> Result<(), TrainError> {
@@ -410,8 +401,25 @@ impl Run {
     }
 }
 
+/// Checks that a run continues with the configuration it was started with.
+fn check_config(config: &RunConfig, folder: &RunFolder) -> Result<(), TrainError> {
+    let mut saved = load_saved(&folder.config()).map_err(TrainError::SavedConfig)?;
+    if saved.train.init.is_none() {
+        // Saved is the trained tokenizer's size; the configuration has the maximum.
+        saved.model.vocabulary = config.model.vocabulary;
+    }
+    let changes = state::differences(&saved, config);
+    if changes.is_empty() {
+        return Ok(());
+    }
+    Err(TrainError::ConfigChanged {
+        folder: folder.root().to_owned(),
+        changes,
+    })
+}
+
 /// Says what is about to be trained.
-fn describe(config: &RunConfig, accounting: &Accounting, available: u64, needed: u64) {
+fn describe(config: &RunConfig, accounting: &Accounting, available: Option<u64>, needed: u64) {
     let short = |count: u128| match count {
         0..100_000 => format!("{:.1} k", count as f64 / 1e3),
         _ => format!("{:.1} M", count as f64 / 1e6),
@@ -422,6 +430,7 @@ fn describe(config: &RunConfig, accounting: &Accounting, available: u64, needed:
         short(accounting.total),
         short(accounting.active)
     );
+    let available = available.map_or("unlimited".to_owned(), |count| count.to_string());
     tracing::info!(
         "run: {} steps, {} tokens in {needed} of {available} sequences",
         config.train.steps,

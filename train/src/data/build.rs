@@ -1,35 +1,23 @@
-//! From text to tokens on disk.
-//!
-//! A folder of prepared data holds `manifest.json`, `tokenizer.json`, `validation.jsonl` (the
-//! held-out text, for `infer eval`), and the shards of each source's training tokens and of all
-//! validation tokens. It is written under another name and renamed when it is complete.
+//! From text to tokens on disk: fills a [folder](super::folder) under another name, which is renamed
+//! when it is complete.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use firebox_text::Tokenizer;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
-use super::hash::{hash, unit_interval};
+use super::folder::{Manifest, TOKENIZER, VALIDATION_TEXT};
+use super::hash::{hash, hexadecimal, unit_interval};
 use super::progress::Progress;
-use super::shards::{SetManifest, SetWriter};
+use super::shards::SetWriter;
 use super::source;
 use super::split::split;
-use super::survey::Survey;
+use super::survey::{FORMAT, SourceSurvey, Survey};
 use crate::config::{RunConfig, TokenizerConfig};
-
-/// Name of the manifest in a folder of prepared data.
-pub(super) const MANIFEST: &str = "manifest.json";
-
-/// Name of the tokenizer in a folder of prepared data.
-pub(super) const TOKENIZER: &str = "tokenizer.json";
-
-/// Name of the held-out text in a folder of prepared data.
-pub(super) const VALIDATION_TEXT: &str = "validation.jsonl";
 
 /// A byte-pair encoding is trained on about this much text.
 const SAMPLE_BYTES: u64 = 10_000_000;
@@ -39,18 +27,6 @@ const SAMPLE_PIECE: usize = 64 << 10;
 
 /// Documents are encoded together until they have this many bytes.
 const BATCH_BYTES: usize = 4 << 20;
-
-/// What is in a folder of prepared data.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Manifest {
-    /// The key of the survey.
-    pub key: String,
-    pub end_of_text: u32,
-    /// A set for each source, in order.
-    pub training: Vec<SetManifest>,
-    pub validation: SetManifest,
-}
 
 /// Prepares all data of a run in an empty folder.
 pub(super) fn build(
@@ -107,18 +83,16 @@ pub(super) fn build(
         .and_then(|file| file.sync_all())
         .map_err(DataError::io("write", &validation_path))?;
 
+    let hash = |source: &SourceSurvey| source.hash.clone();
     let manifest = Manifest {
+        format: FORMAT,
         key: survey.key.clone(),
+        sources: survey.sources.iter().map(hash).collect(),
         end_of_text: tokenizer.end_of_text(),
         training,
         validation: validation.finish()?,
     };
-    let path = folder.join(MANIFEST);
-    let json =
-        serde_json::to_vec_pretty(&manifest).expect("numbers and strings can be written as JSON");
-    fs::write(&path, json)
-        .and_then(|()| File::open(&path)?.sync_all())
-        .map_err(DataError::io("write", &path))
+    manifest.write(folder)
 }
 
 /// Reads a source again and makes sure that it is the one that was surveyed.
@@ -135,7 +109,7 @@ fn for_each_document(
         hasher.update(hash(text.as_bytes()));
         use_text(text)?;
     }
-    let found: [u8; 32] = hasher.finalize().into();
+    let found = hexadecimal(&hasher.finalize().into());
     if found != survey.sources[index].hash {
         return Err(DataError::Changed {
             source_name: source.name.clone(),

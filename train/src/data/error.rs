@@ -118,12 +118,13 @@ pub enum DataError {
     },
     /// Not even one sequence is full.
     #[error(
-        "a sequence of {context} tokens is longer than the training data, all {tokens} tokens of it"
+        "a sequence of {context} tokens is longer than the training data: the largest source has \
+         {tokens} tokens, all epochs together"
     )]
     ContextTooLong {
         /// Tokens a sequence.
         context: usize,
-        /// Tokens of the data, all epochs together.
+        /// Tokens of the largest source, all epochs together.
         tokens: u64,
     },
     /// A prepared file is not as it was written.
@@ -195,7 +196,9 @@ impl DataError {
             Self::ContextTooLong { .. } => "lower model.context, or add text",
             Self::Damaged { path, .. } => {
                 let folder = path.parent()?.display();
-                return Some(format!("remove {folder}; it is made again"));
+                return Some(format!(
+                    "remove {folder}: the next start prepares it again, with --resume as well"
+                ));
             }
             Self::Io { source, .. } => match source.kind() {
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {

@@ -1,11 +1,9 @@
-//! Hashes of content and what is decided by them; random orders that never change between versions.
+//! Hashes of content and what is decided by them.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 use sha2::{Digest, Sha256};
 
 /// A SHA-256.
@@ -43,25 +41,6 @@ pub(super) fn unit_interval(hash: &Hash) -> f64 {
     (u64::from_be_bytes(first) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// A permutation of 0..count (Fisher–Yates), a pure function of the seed and of what it is for.
-pub(super) fn permutation(count: u32, seed: u64, purpose: [u64; 3]) -> Vec<u32> {
-    let mut key = [0; 32];
-    for (part, value) in key
-        .chunks_exact_mut(8)
-        .zip([seed].into_iter().chain(purpose))
-    {
-        part.copy_from_slice(&value.to_le_bytes());
-    }
-    let mut generator = ChaCha8Rng::from_seed(key);
-    let mut order: Vec<u32> = (0..count).collect();
-    for last in (1..order.len()).rev() {
-        // Fixed-point multiplication: off from uniform by less than 2⁻³².
-        let chosen = (u128::from(generator.next_u64()) * (last as u128 + 1)) >> 64;
-        order.swap(last, chosen as usize);
-    }
-    order
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,18 +54,5 @@ mod tests {
         let mean = values.iter().sum::<f64>() / 4000.0;
         assert!((mean - 0.5).abs() < 0.02, "{mean}");
         assert_eq!(unit_interval(&[0xFF; 32]), 1.0 - f64::EPSILON / 2.0);
-    }
-
-    #[test]
-    fn permutations_hold_every_number_once_and_depend_on_seed_and_purpose() {
-        let first = permutation(100, 7, [1, 2, 3]);
-        let mut sorted = first.clone();
-        sorted.sort_unstable();
-        assert_eq!(sorted, (0..100).collect::<Vec<u32>>());
-        assert_eq!(first, permutation(100, 7, [1, 2, 3]));
-        assert_ne!(first, permutation(100, 8, [1, 2, 3]));
-        assert_ne!(first, permutation(100, 7, [1, 2, 4]));
-        // Fixed for good: a resumed run must find the order that it began with.
-        assert_eq!(permutation(8, 0, [0, 0, 0]), [3, 2, 7, 5, 0, 1, 4, 6]);
     }
 }

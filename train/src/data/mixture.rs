@@ -1,189 +1,170 @@
-//! The order in which documents are seen: a pure function of their lengths, the shares and the
-//! seed.
+//! How sources interleave: a pure function of their rates, computed for any index without computing
+//! those before it.
 
-use super::hash::permutation;
-use crate::config::Share;
+/// Fractional bits of a time.
+const FRACTION: u32 = 64;
 
-/// Keeps these random orders apart from others of the same seed.
-const PURPOSE: u64 = 1;
+/// Largest rate, and upper bound of indices, so that the arithmetic below fits into 128 bits.
+pub(super) const MOST: u64 = 1 << 60;
 
-/// A document in its turn.
+/// Sources that take turns, each at its rate.
+///
+/// Turn j of a source with rate r has the time (2j + 1) / r, rounded down to a multiple of 2⁻⁶⁴. Turns
+/// are ordered by time; at equal times the source with the lower number comes first. At any time τ a
+/// source has had τ·r/2 turns, to within half a turn, and at τ = 2 exactly r turns. Sources with a limited
+/// number of turns therefore have that number as their rate, and end together.
+#[derive(Debug, Clone)]
+pub(super) struct Mixture {
+    rates: Vec<u64>,
+}
+
+/// Whose turn it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Turn {
-    pub source: u32,
-    pub document: u32,
+    /// The source.
+    pub source: usize,
+    /// How many turns it has had before.
+    pub number: u64,
 }
 
-/// One source as the mixture sees it.
-#[derive(Debug, Clone)]
-pub(super) struct MixtureSource {
-    /// Tokens of each document; none is 0.
-    pub lengths: Vec<u64>,
-    pub share: Share,
-}
-
-impl MixtureSource {
-    /// What the source's tokens are measured against: all it will give, or its weight.
-    fn target(&self) -> f64 {
-        match self.share {
-            Share::Epochs(epochs) => self.lengths.iter().sum::<u64>() as f64 * f64::from(epochs),
-            Share::Weight(weight) => weight,
-        }
+impl Mixture {
+    /// Sources of these rates.
+    ///
+    /// # Panics
+    ///
+    /// When there are no sources, or a rate is 0 or above [`MOST`].
+    pub fn new(rates: Vec<u64>) -> Self {
+        assert!(!rates.is_empty(), "a mixture of nothing");
+        assert!(
+            rates.iter().all(|rate| (1..=MOST).contains(rate)),
+            "rates {rates:?}"
+        );
+        Self { rates }
     }
 
-    fn is_done(&self, epoch: u64) -> bool {
-        self.lengths.is_empty()
-            || matches!(self.share, Share::Epochs(epochs) if epoch >= u64::from(epochs))
+    /// The turn at an index of the order.
+    ///
+    /// # Panics
+    ///
+    /// When `index` is not below [`MOST`].
+    pub fn turn(&self, index: u64) -> Turn {
+        assert!(index < MOST, "turn {index}");
+        // At time τ all sources together have had τ·(sum of rates)/2 turns, to within half a turn each.
+        let sources = self.rates.len() as u64;
+        let sum: u128 = self.rates.iter().map(|&rate| u128::from(rate)).sum();
+        let time = |turns: u64| (u128::from(turns) << (FRACTION + 1)) / sum;
+        let mut early = time(index.saturating_sub(sources));
+        let mut late = time(index + sources) + 2;
+        // Bisect for the time of the turn: the latest time with no more than `index` turns before it.
+        while late - early > 1 {
+            let middle = early.midpoint(late);
+            if self.turns_before(middle) <= index {
+                early = middle;
+            } else {
+                late = middle;
+            }
+        }
+        let mut rest = index - self.turns_before(early);
+        for (source, &rate) in self.rates.iter().enumerate() {
+            let number = turns_before(rate, early);
+            let now = turns_before(rate, early + 1) - number;
+            if rest < now {
+                return Turn {
+                    source,
+                    number: number + rest,
+                };
+            }
+            rest -= now;
+        }
+        unreachable!("more than {index} turns up to this time")
+    }
+
+    fn turns_before(&self, time: u128) -> u64 {
+        let turns = |&rate| turns_before(rate, time);
+        self.rates.iter().map(turns).sum()
     }
 }
 
-/// The order of documents. Sources with epochs end when each document has had its turns; those with
-/// weights go on without end, so take no more than needed.
-///
-/// - Each epoch of a source is a fresh permutation of its documents.
-/// - Every draw takes from the source that has given the smallest part of its target so far (all
-///   its epochs' tokens, or its weight), and of several from the first. So what each has given, as
-///   a part of its target, differs between two sources by at most one document at any time, and
-///   sources with epochs end together.
-pub(super) fn turns(sources: &[MixtureSource], seed: u64) -> impl Iterator<Item = Turn> + '_ {
-    let targets: Vec<f64> = sources.iter().map(MixtureSource::target).collect();
-    let mut given = vec![0u64; sources.len()];
-    let mut cursors: Vec<Cursor> = vec![Cursor::default(); sources.len()];
-    std::iter::from_fn(move || {
-        let part = |source: &usize| given[*source] as f64 / targets[*source];
-        let source = (0..sources.len())
-            .filter(|&source| !sources[source].is_done(cursors[source].epoch))
-            .min_by(|a, b| part(a).total_cmp(&part(b)))?;
-        let document = cursors[source].next(source as u64, sources[source].lengths.len(), seed);
-        given[source] += sources[source].lengths[document as usize];
-        Some(Turn {
-            source: source as u32,
-            document,
-        })
-    })
-}
-
-/// How far a source is: its epoch, and the place in that epoch's order.
-#[derive(Debug, Clone, Default)]
-struct Cursor {
-    epoch: u64,
-    place: usize,
-    order: Vec<u32>,
-}
-
-impl Cursor {
-    fn next(&mut self, source: u64, documents: usize, seed: u64) -> u32 {
-        if self.place == 0 {
-            self.order = permutation(documents as u32, seed, [PURPOSE, source, self.epoch]);
-        }
-        let document = self.order[self.place];
-        self.place += 1;
-        if self.place == documents {
-            self.place = 0;
-            self.epoch += 1;
-        }
-        document
-    }
+/// Number of turns of a source before a time: of all j with ⌊(2j + 1) · 2⁶⁴ / rate⌋ < time.
+fn turns_before(rate: u64, time: u128) -> u64 {
+    let odd = (time * u128::from(rate)).div_ceil(1 << FRACTION);
+    (odd / 2) as u64
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use proptest::prelude::*;
 
     use super::*;
 
-    fn with_epochs() -> impl Strategy<Value = Vec<MixtureSource>> {
-        let source =
-            (prop::collection::vec(1u64..200, 1..20), 1u32..5).prop_map(|(lengths, epochs)| {
-                MixtureSource {
-                    lengths,
-                    share: Share::Epochs(epochs),
-                }
-            });
-        prop::collection::vec(source, 1..5)
-    }
-
-    fn with_weights() -> impl Strategy<Value = Vec<MixtureSource>> {
-        let source =
-            (prop::collection::vec(1u64..200, 1..20), 0.1..10.0).prop_map(|(lengths, weight)| {
-                MixtureSource {
-                    lengths,
-                    share: Share::Weight(weight),
-                }
-            });
-        prop::collection::vec(source, 1..5)
-    }
-
-    /// At every prefix, no source is ahead of another by more than its longest document.
-    fn check_proportions(sources: &[MixtureSource], turns: &[Turn]) -> Result<(), TestCaseError> {
-        let mut given = vec![0; sources.len()];
-        let ahead = |source: usize, given: &[u64]| given[source] as f64 / sources[source].target();
-        for turn in turns {
-            given[turn.source as usize] +=
-                sources[turn.source as usize].lengths[turn.document as usize];
-            for a in 0..sources.len() {
-                let longest =
-                    *sources[a].lengths.iter().max().unwrap() as f64 / sources[a].target();
-                for b in 0..sources.len() {
-                    let (a, b) = (ahead(a, &given), ahead(b, &given));
-                    prop_assert!(a <= b + longest + 1e-9, "{} against {}", a, b);
-                }
-            }
-        }
-        Ok(())
+    fn turns(rates: &[u64]) -> impl Iterator<Item = Turn> {
+        let mixture = Mixture::new(rates.to_vec());
+        (0..).map(move |index| mixture.turn(index))
     }
 
     proptest! {
         #[test]
-        fn every_document_is_seen_once_an_epoch(sources in with_epochs(), seed: u64) {
-            let turns: Vec<Turn> = turns(&sources, seed).collect();
-            let mut counts: HashMap<Turn, u32> = HashMap::new();
-            let mut drawn: Vec<Vec<u32>> = vec![Vec::new(); sources.len()];
-            for turn in &turns {
-                *counts.entry(*turn).or_default() += 1;
-                drawn[turn.source as usize].push(turn.document);
+        fn each_source_has_its_turns_in_order_and_all_end_together(
+            rates in prop::collection::vec(1u64..200, 1..6),
+        ) {
+            let mut had = vec![0; rates.len()];
+            for turn in turns(&rates).take(rates.iter().sum::<u64>() as usize) {
+                prop_assert_eq!(turn.number, had[turn.source]);
+                had[turn.source] += 1;
             }
-            for (index, source) in sources.iter().enumerate() {
-                let Share::Epochs(epochs) = source.share else { unreachable!() };
-                prop_assert_eq!(drawn[index].len(), source.lengths.len() * epochs as usize);
-                for epoch in drawn[index].chunks_mut(source.lengths.len()) {
-                    epoch.sort_unstable();
-                    prop_assert!(epoch.iter().copied().eq(0..source.lengths.len() as u32));
-                }
-                for document in 0..source.lengths.len() as u32 {
-                    prop_assert_eq!(counts[&Turn { source: index as u32, document }], epochs);
-                }
-            }
-            check_proportions(&sources, &turns)?;
+            prop_assert_eq!(had, rates);
         }
 
         #[test]
-        fn weights_are_kept_at_every_prefix(sources in with_weights(), seed: u64) {
-            let turns: Vec<Turn> = turns(&sources, seed).take(300).collect();
-            prop_assert_eq!(turns.len(), 300);
-            check_proportions(&sources, &turns)?;
+        fn turns_come_by_time_and_then_by_source(rates in prop::collection::vec(1u64..40, 1..6)) {
+            // (2j + 1) / rate as a fraction of the product of all rates.
+            let product: u64 = rates.iter().product();
+            let mut expected: Vec<(u64, Turn)> = Vec::new();
+            for (source, rate) in rates.iter().enumerate() {
+                expected.extend((0..*rate).map(|number| ((2 * number + 1) * (product / rate), Turn { source, number })));
+            }
+            expected.sort_by_key(|(time, turn)| (*time, turn.source));
+            let found: Vec<Turn> = turns(&rates).take(expected.len()).collect();
+            prop_assert_eq!(found, expected.into_iter().map(|(_, turn)| turn).collect::<Vec<_>>());
         }
 
         #[test]
-        fn the_order_depends_on_the_seed_alone(sources in with_epochs(), seed: u64) {
-            let first: Vec<Turn> = turns(&sources, seed).collect();
-            prop_assert!(turns(&sources, seed).eq(first.iter().copied()));
-            let documents: usize = sources.iter().map(|source| source.lengths.len()).max().unwrap();
-            if documents > 12 {
-                prop_assert!(!turns(&sources, seed.wrapping_add(1)).eq(first));
+        fn rates_are_kept_at_every_prefix(rates in prop::collection::vec(1u64..1 << 48, 1..6)) {
+            let mut had = vec![0u64; rates.len()];
+            for turn in turns(&rates).take(300) {
+                had[turn.source] += 1;
+                // Turns divided by the rate differ between two sources by at most half a turn of each, and
+                // by the rounding of times.
+                for (&a, &rate_a) in had.iter().zip(&rates) {
+                    for (&b, &rate_b) in had.iter().zip(&rates) {
+                        let (a, b) = ((a as f64 - 0.5) / rate_a as f64, (b as f64 + 0.5) / rate_b as f64);
+                        prop_assert!(a <= b * (1.0 + 1e-12) + 0.5f64.powi(64), "{} against {}", a, b);
+                    }
+                }
             }
+        }
+
+        #[test]
+        fn far_away_turns_are_found_as_well(
+            rates in prop::collection::vec(1u64..1 << 40, 1..6),
+            (source, number) in (0usize..6, 0u64..1 << 40),
+        ) {
+            let source = source % rates.len();
+            let number = number % rates[source];
+            // Its index is the number of earlier turns, and of turns of lower sources at the same time.
+            let time = (u128::from(2 * number + 1) << FRACTION) / u128::from(rates[source]);
+            let before = |(other, &rate): (usize, &u64)| {
+                turns_before(rate, if other < source { time + 1 } else { time })
+            };
+            let index = rates.iter().enumerate().map(before).sum();
+            prop_assert_eq!(Mixture::new(rates).turn(index), Turn { source, number });
         }
     }
 
     #[test]
-    fn epochs_come_in_different_orders() {
-        let source = MixtureSource {
-            lengths: vec![1; 50],
-            share: Share::Epochs(2),
-        };
-        let documents: Vec<u32> = turns(&[source], 0).map(|turn| turn.document).collect();
-        assert_ne!(documents[..50], documents[50..]);
+    fn two_to_one() {
+        let sources: Vec<usize> = turns(&[1, 2]).take(9).map(|turn| turn.source).collect();
+        // Times 1, 3, 5 and ½, 1½, 2½, …
+        assert_eq!(sources, [1, 0, 1, 1, 0, 1, 1, 0, 1]);
     }
 }

@@ -1,20 +1,27 @@
 //! A run's text, from its sources to the sequences that the model sees.
 //!
 //! [`prepare`] reads the sources (`source`), holds out validation text (`split`), and writes tokens
-//! to disk (`build`, `shards`) unless the same text is there already (`survey`).
-//! [`Prepared::training_stream`] puts the documents in their order (`mixture`) and cuts them into
-//! sequences (`packing`).
+//! to disk (`build`, `shards`) unless tokens of the same text exist (`survey`, `folder`). Unchanged
+//! files are not read again (`record`, `stamp`), and [`resume`] reads no source text.
+//! [`Prepared::training_stream`] returns the sequences of a run (`packing`) in their order
+//! (`order`), in which sources interleave (`mixture`) and sequences are shuffled (`permutation`).
 
 mod build;
 mod cache;
 mod error;
+mod folder;
 mod hash;
 mod mixture;
+mod order;
 mod packing;
+mod permutation;
+mod pool;
 mod progress;
+mod record;
 mod shards;
 mod source;
 mod split;
+mod stamp;
 mod survey;
 #[cfg(test)]
 mod tests;
@@ -26,10 +33,13 @@ use std::sync::Arc;
 use firebox_text::Tokenizer;
 use firebox_text::packing::{PackedText, Packer};
 
-use self::build::{MANIFEST, Manifest, TOKENIZER, VALIDATION_TEXT, build};
+use self::build::build;
+use self::folder::{Manifest, TOKENIZER, VALIDATION_TEXT};
+use self::pool::FilePool;
 use self::progress::megabytes;
+use self::record::Records;
 use self::shards::{SetManifest, TokenSet};
-use self::survey::{Survey, survey};
+use self::survey::{Survey, file_tokenizer, survey};
 use crate::config::{RunConfig, Share};
 
 pub use error::DataError;
@@ -80,42 +90,123 @@ pub struct SourceSummary {
     pub part: f64,
 }
 
-/// Makes a run's tokenizer and tokens, or finds them as an earlier run left them.
+/// Makes a new run's tokenizer and tokens, or finds them as an earlier run left them.
 ///
 /// They are in a folder of `data.cache` (by default `prepared` in the user's cache folder) that is
-/// named after a hash of all that they depend on. All text is read and hashed once to know that
-/// hash; a folder that is there is checked byte by byte, and made again when it is damaged.
-/// Processes that prepare the same data at once wait for the first of them.
+/// named after a hash of all that they depend on. The text is read once to compute that hash, and
+/// again only when names, sizes or modification times of a source's files have changed. Prepared
+/// files whose size or modification time has changed are hashed, and made again when they are
+/// damaged. Processes that prepare the same data at once wait for the first of them.
 ///
 /// # Errors
 ///
 /// When a source cannot be read, is empty, or splits into nothing for training or validation; when
 /// the tokenizer cannot be made; when the folder cannot be written.
 pub fn prepare(config: &RunConfig, progress: bool) -> Result<Prepared, DataError> {
-    let survey = survey(&config.data, &config.tokenizer, progress)?;
-    let root = config
-        .data
-        .cache
-        .clone()
-        .unwrap_or_else(|| cache::folder().join("prepared"));
-    cache::create(&root)?;
-    let folder = root.join(&survey.key[..KEY_DIGITS]);
-    let _lock = cache::lock(&folder.with_extension("lock"))?;
+    let survey = take_survey(config, true, progress)?;
+    from_sources(config, survey, progress)
+}
 
-    let prepared = match open(config, &survey, &folder) {
-        Ok(prepared) => {
-            tracing::info!("data: using the tokens prepared in {}", folder.display());
-            prepared
+/// Opens the tokenizer and tokens of a run that was started with data of this
+/// [`content_hash`](Prepared::content_hash).
+///
+/// The sources are read only when the prepared tokens are missing or damaged; the result is `None`
+/// when they contain other text by then. Otherwise the run continues with the text it started with,
+/// even if the sources have changed or are gone. A warning says so when names, sizes or modification
+/// times of their files differ.
+///
+/// # Errors
+///
+/// Those of [`prepare`], when the sources are needed.
+pub fn resume(
+    config: &RunConfig,
+    content_hash: &str,
+    progress: bool,
+) -> Result<Option<Prepared>, DataError> {
+    if let Some(folder) = folder_of(config, content_hash).filter(|folder| folder.is_dir()) {
+        let _lock = cache::lock(&folder.with_extension("lock"))?;
+        let tokenizer = file_tokenizer(&config.tokenizer)?;
+        match open(config, content_hash, tokenizer, &folder) {
+            Ok((prepared, sources)) => {
+                warn_of_changes(config, &sources);
+                return Ok(Some(found(prepared)));
+            }
+            Err(reason) => tracing::warn!("data: the sources are needed: {reason}"),
         }
+    }
+    let survey = take_survey(config, true, progress)?;
+    if survey.key != content_hash {
+        return Ok(None);
+    }
+    let prepared = from_sources(config, survey, progress)?;
+    Ok(Some(prepared).filter(|prepared| prepared.content_hash == content_hash))
+}
+
+/// Where prepared data is kept.
+fn root(config: &RunConfig) -> PathBuf {
+    let customary = || cache::folder().join("prepared");
+    config.data.cache.clone().unwrap_or_else(customary)
+}
+
+/// The folder of the data with this key; `None` when `key` is not a hash.
+fn folder_of(config: &RunConfig, key: &str) -> Option<PathBuf> {
+    let name = key.get(..KEY_DIGITS)?;
+    let is_hash = name.bytes().all(|digit| digit.is_ascii_hexdigit());
+    is_hash.then(|| root(config).join(name))
+}
+
+fn take_survey(config: &RunConfig, trust: bool, progress: bool) -> Result<Survey, DataError> {
+    let records = Records::of(&root(config));
+    survey(&config.data, &config.tokenizer, &records, trust, progress)
+}
+
+/// Opens the data of a survey, or prepares it. Where a record turns out to be wrong, surveys again.
+fn from_sources(config: &RunConfig, survey: Survey, progress: bool) -> Result<Prepared, DataError> {
+    match find_or_build(config, &survey, progress) {
+        Err(DataError::Changed { source_name }) if survey.from_records => {
+            tracing::warn!(
+                "source {source_name:?} changed, although sizes and modification times of its files \
+                 did not: reading all text again"
+            );
+            find_or_build(config, &take_survey(config, false, progress)?, progress)
+        }
+        result => result,
+    }
+}
+
+fn find_or_build(
+    config: &RunConfig,
+    survey: &Survey,
+    progress: bool,
+) -> Result<Prepared, DataError> {
+    cache::create(&root(config))?;
+    let folder = folder_of(config, &survey.key).expect("the key is a hash");
+    let _lock = cache::lock(&folder.with_extension("lock"))?;
+    let open = || open(config, &survey.key, survey.tokenizer.clone(), &folder);
+    match open() {
+        Ok((prepared, _)) => Ok(found(prepared)),
         Err(reason) => {
             if folder.exists() {
-                tracing::warn!("data: preparing again, for {reason}");
+                tracing::warn!("data: preparing again: {reason}");
                 remove(&folder)?;
             }
-            build_in_place(config, &survey, &folder, progress)?;
-            open(config, &survey, &folder)?
+            build_in_place(config, survey, &folder, progress)?;
+            let (prepared, _) = open()?;
+            describe(&prepared);
+            Ok(prepared)
         }
-    };
+    }
+}
+
+fn found(prepared: Prepared) -> Prepared {
+    let folder = prepared.folder.display();
+    tracing::info!("data: using the tokens prepared in {folder}");
+    describe(&prepared);
+    prepared
+}
+
+/// Logs the amounts of text.
+fn describe(prepared: &Prepared) {
     for source in &prepared.sources {
         let TextSummary {
             documents,
@@ -137,7 +228,23 @@ pub fn prepare(config: &RunConfig, progress: bool) -> Result<Prepared, DataError
         "validation: {documents} document(s), {} MB, {tokens} tokens",
         megabytes(bytes)
     );
-    Ok(prepared)
+}
+
+/// Warns of sources that have changed since they had these hashes. Reads no text: only names, sizes
+/// and modification times are compared.
+fn warn_of_changes(config: &RunConfig, hashes: &[String]) {
+    let records = Records::of(&root(config));
+    for (source, hash) in config.data.source.iter().zip(hashes) {
+        let Some(record) = records.find(source, &config.data.validation) else {
+            continue;
+        };
+        let change = match record.is_current(source) {
+            Ok(true) if record.survey.hash == *hash => continue,
+            Ok(_) => format!("source {:?} has changed since it was prepared", source.name),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!("{change}; the run continues with the text it started with");
+    }
 }
 
 /// Builds under another name, so that a folder of the right name is complete.
@@ -168,37 +275,31 @@ fn remove(folder: &Path) -> Result<(), DataError> {
     fs::remove_dir_all(folder).map_err(DataError::io("remove", folder))
 }
 
-fn open(config: &RunConfig, survey: &Survey, folder: &Path) -> Result<Prepared, DataError> {
-    let path = folder.join(MANIFEST);
-    let json = fs::read(&path).map_err(DataError::io("read", &path))?;
-    let damaged = |reason: String| DataError::Damaged {
-        path: path.clone(),
-        reason,
-    };
-    let manifest: Manifest =
-        serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))?;
-    if manifest.key != survey.key || manifest.training.len() != config.data.source.len() {
-        return Err(damaged("it belongs to other data".to_owned()));
-    }
-    let tokenizer = match &survey.tokenizer {
-        Some(file) => file.clone(),
+/// Opens a folder of prepared data. `tokenizer` is the one of a file, if the run has one; otherwise
+/// the folder contains it. Also returns the hashes of the sources.
+fn open(
+    config: &RunConfig,
+    key: &str,
+    tokenizer: Option<Tokenizer>,
+    folder: &Path,
+) -> Result<(Prepared, Vec<String>), DataError> {
+    let manifest = Manifest::open(folder, key, config.data.source.len())?;
+    let tokenizer = match tokenizer {
+        Some(file) => file,
         None => Tokenizer::load(&folder.join(TOKENIZER), &[manifest.end_of_text])?,
     };
-    let open = |set: &SetManifest| TokenSet::open(folder, set);
-    let training = manifest
-        .training
-        .iter()
-        .map(open)
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Prepared {
+    let files = Arc::new(FilePool::default());
+    let set = |set: &SetManifest| TokenSet::new(folder, set, &files);
+    let prepared = Prepared {
         tokenizer,
         folder: folder.to_owned(),
         sources: summaries(config, &manifest.training),
         held_out: summary(&manifest.validation),
-        training: Arc::new(training),
-        validation: open(&manifest.validation)?,
+        training: Arc::new(manifest.training.iter().map(set).collect()),
+        validation: set(&manifest.validation),
         content_hash: manifest.key,
-    })
+    };
+    Ok((prepared, manifest.sources))
 }
 
 fn summary(set: &SetManifest) -> TextSummary {
@@ -239,28 +340,33 @@ impl Prepared {
         needed: u64,
     ) -> Result<TrainingStream, DataError> {
         let shares: Vec<Share> = self.sources.iter().map(|source| source.share).collect();
-        let stream = TrainingStream::new(self.training.clone(), &shares, context, seed, needed)?;
+        let stream = TrainingStream::new(self.training.clone(), &shares, context, seed)?;
         stream.require(needed)?;
         Ok(stream)
     }
 
     /// The validation text up to `limit` targets, packed as `infer eval` packs
     /// [`validation_text`](Self::validation_text).
-    pub fn validation(&self, limit: u64) -> PackedText {
+    ///
+    /// # Errors
+    ///
+    /// When the tokens cannot be read.
+    pub fn validation(&self, limit: u64) -> Result<PackedText, DataError> {
         let mut packer = Packer::new(&self.tokenizer, Some(limit));
         let mut tokens = Vec::new();
-        for document in 0..self.validation.documents() {
+        for number in 0..self.validation.documents() {
             if packer.is_full() {
                 break;
             }
-            tokens.clear();
-            let range = self.validation.range(document);
+            let document = self.validation.document(number)?;
             // The packer adds what begins and ends a document itself.
-            let text = range.start + self.tokenizer.beginning().len() as u64..range.end - 1;
-            self.validation.read(text, &mut tokens);
-            packer.push(&tokens, self.validation.bytes(document));
+            let beginning = self.tokenizer.beginning().len() as u64;
+            let text = document.tokens.start + beginning..document.tokens.end - 1;
+            tokens.clear();
+            self.validation.read(text, &mut tokens)?;
+            packer.push(&tokens, document.bytes);
         }
-        packer.finish()
+        Ok(packer.finish())
     }
 
     /// The held-out text: JSON lines with a field `text`, a document a line.

@@ -1,21 +1,23 @@
-//! Tokens on disk: shard files that are mapped into memory, and an index of the documents in them.
+//! Tokens on disk: shard files and an index of the documents in them, read on demand.
 //!
-//! A shard is a header of 16 bytes (magic, version, bytes a token) and little-endian token ids of 2
-//! bytes where the vocabulary allows it, otherwise 4. All shards of a set but the last hold the
-//! same number of tokens; a document may reach over several. The index has 16 bytes a document:
+//! A shard is a header of 16 bytes (magic, version, bytes per token) and little-endian token ids of
+//! 2 bytes where the vocabulary allows it, otherwise 4. All shards of a set but the last hold the
+//! same number of tokens; a document may reach over several. The index has 16 bytes per document:
 //! where it ends, in tokens from the start of the set, and its bytes of text.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
-use super::hash::{hash, hexadecimal};
+use super::hash::{hash_file, hexadecimal};
+use super::pool::FilePool;
+use super::stamp::Stamp;
 
 /// Bytes of tokens in a full shard.
 const SHARD_BYTES: u64 = 256 << 20;
@@ -30,13 +32,15 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SetManifest {
+    /// What its files are called after.
+    pub name: String,
     /// Documents in the set.
     pub documents: u64,
     /// Bytes of their text.
     pub bytes: u64,
     /// Tokens, those that begin and end documents included.
     pub tokens: u64,
-    /// Bytes a token: 2 or 4.
+    /// Bytes per token: 2 or 4.
     pub width: u32,
     /// Tokens of a full shard.
     pub shard_tokens: u64,
@@ -45,12 +49,85 @@ pub(super) struct SetManifest {
     pub index: FileManifest,
 }
 
-/// A file and the SHA-256 of all its bytes.
+/// A file's stamp and the SHA-256 of its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FileManifest {
-    pub file: String,
+    pub stamp: Stamp,
     pub sha256: String,
+}
+
+fn index_name(set: &str) -> String {
+    format!("{set}.index")
+}
+
+fn shard_name(set: &str, number: u64) -> String {
+    format!("{set}-{number:05}.tokens")
+}
+
+impl SetManifest {
+    /// Checks that the set's files are as they were written: by their stamps, and where the time
+    /// differs, by their content. If the content is the same, the recorded stamp is updated. Returns
+    /// whether any was.
+    ///
+    /// # Errors
+    ///
+    /// When a file is missing or damaged.
+    pub fn check(&mut self, folder: &Path) -> Result<bool, DataError> {
+        let Self {
+            name,
+            documents,
+            tokens,
+            width,
+            shard_tokens,
+            ..
+        } = self;
+        let index_bytes = *documents * INDEX_ENTRY_BYTES as u64;
+        let mut renewed = self
+            .index
+            .check(&folder.join(index_name(name)), index_bytes)?;
+        let mut rest = *tokens;
+        for (number, shard) in self.shards.iter_mut().enumerate() {
+            let held = rest.min(*shard_tokens);
+            rest -= held;
+            let path = folder.join(shard_name(name, number as u64));
+            renewed |= shard.check(&path, held * u64::from(*width))?;
+        }
+        if rest > 0 {
+            return Err(DataError::Damaged {
+                path: folder.join(shard_name(name, self.shards.len() as u64)),
+                reason: format!("the manifest lacks it and {rest} tokens"),
+            });
+        }
+        Ok(renewed)
+    }
+}
+
+impl FileManifest {
+    /// The same for one file with `bytes` bytes after its header.
+    fn check(&mut self, path: &Path, bytes: u64) -> Result<bool, DataError> {
+        let metadata = fs::metadata(path).map_err(DataError::io("read", path))?;
+        let stamp = Stamp::of(&metadata);
+        let damaged = |reason: String| DataError::Damaged {
+            path: path.to_owned(),
+            reason,
+        };
+        let length = HEADER_BYTES as u64 + bytes;
+        if stamp.length != length {
+            let found = stamp.length;
+            return Err(damaged(format!("it has {found} bytes, not {length}")));
+        }
+        if stamp == self.stamp {
+            return Ok(false);
+        }
+        let hash = hash_file(path, |_| ()).map_err(DataError::io("read", path))?;
+        if hexadecimal(&hash) != self.sha256 {
+            let reason = "its content has another hash than when it was written";
+            return Err(damaged(reason.to_owned()));
+        }
+        self.stamp = stamp;
+        Ok(true)
+    }
 }
 
 fn header(magic: &[u8; 8], width: u32) -> [u8; HEADER_BYTES] {
@@ -63,18 +140,15 @@ fn header(magic: &[u8; 8], width: u32) -> [u8; HEADER_BYTES] {
 
 /// A file that is hashed while it is written.
 struct HashedFile {
-    name: String,
     path: PathBuf,
     file: BufWriter<File>,
     hasher: Sha256,
 }
 
 impl HashedFile {
-    fn create(folder: &Path, name: String) -> Result<Self, DataError> {
-        let path = folder.join(&name);
+    fn create(path: PathBuf) -> Result<Self, DataError> {
         let file = File::create(&path).map_err(DataError::io("write", &path))?;
         Ok(Self {
-            name,
             path,
             file: BufWriter::with_capacity(1 << 20, file),
             hasher: Sha256::new(),
@@ -89,14 +163,17 @@ impl HashedFile {
     }
 
     fn finish(self) -> Result<FileManifest, DataError> {
-        let synced = self
+        let metadata = self
             .file
             .into_inner()
             .map_err(io::IntoInnerError::into_error)
-            .and_then(|file| file.sync_all());
-        synced.map_err(DataError::io("write", &self.path))?;
+            .and_then(|file| {
+                file.sync_all()?;
+                file.metadata()
+            });
+        let metadata = metadata.map_err(DataError::io("write", &self.path))?;
         Ok(FileManifest {
-            file: self.name,
+            stamp: Stamp::of(&metadata),
             sha256: hexadecimal(&self.hasher.finalize().into()),
         })
     }
@@ -105,7 +182,6 @@ impl HashedFile {
 /// Writes a set of shards document by document.
 pub(super) struct SetWriter {
     folder: PathBuf,
-    name: String,
     manifest: SetManifest,
     index: HashedFile,
     shard: Option<HashedFile>,
@@ -125,9 +201,10 @@ impl SetWriter {
         width: u32,
         shard_tokens: u64,
     ) -> Result<Self, DataError> {
-        let mut index = HashedFile::create(folder, format!("{name}.index"))?;
+        let mut index = HashedFile::create(folder.join(index_name(name)))?;
         index.write(&header(INDEX_MAGIC, INDEX_ENTRY_BYTES as u32))?;
         let manifest = SetManifest {
+            name: name.to_owned(),
             documents: 0,
             bytes: 0,
             tokens: 0,
@@ -135,13 +212,12 @@ impl SetWriter {
             shard_tokens,
             shards: Vec::new(),
             index: FileManifest {
-                file: String::new(),
+                stamp: Stamp::default(),
                 sha256: String::new(),
             },
         };
         Ok(Self {
             folder: folder.to_owned(),
-            name: name.to_owned(),
             manifest,
             index,
             shard: None,
@@ -174,8 +250,8 @@ impl SetWriter {
             .is_multiple_of(self.manifest.shard_tokens)
         {
             self.close_shard()?;
-            let name = format!("{}-{:05}.tokens", self.name, self.manifest.shards.len());
-            let mut shard = HashedFile::create(&self.folder, name)?;
+            let name = shard_name(&self.manifest.name, self.manifest.shards.len() as u64);
+            let mut shard = HashedFile::create(self.folder.join(name))?;
             shard.write(&header(TOKENS_MAGIC, self.manifest.width))?;
             self.shard = Some(shard);
         }
@@ -206,134 +282,137 @@ impl SetWriter {
     }
 }
 
-/// A set of shards, read at any place.
+/// A set of shards with random access. A file is opened when it is first read.
 #[derive(Debug)]
 pub(super) struct TokenSet {
-    width: usize,
+    folder: PathBuf,
+    name: String,
+    documents: u64,
+    tokens: u64,
+    width: u32,
     shard_tokens: u64,
-    shards: Vec<Mmap>,
-    /// Where each document ends.
-    ends: Vec<u64>,
-    /// Bytes of each document's text.
-    bytes: Vec<u64>,
+    files: Arc<FilePool>,
+}
+
+/// The place of a document in its set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct DocumentPlace {
+    /// The range of its tokens, those that begin and end it included.
+    pub tokens: Range<u64>,
+    /// Bytes of its text.
+    pub bytes: u64,
 }
 
 impl TokenSet {
-    /// Opens a set and checks every byte of it.
-    pub fn open(folder: &Path, manifest: &SetManifest) -> Result<Self, DataError> {
-        let index_path = folder.join(&manifest.index.file);
-        let index = open_checked(
-            folder,
-            &manifest.index,
-            &header(INDEX_MAGIC, INDEX_ENTRY_BYTES as u32),
-        )?;
-        let entries = index[HEADER_BYTES..].chunks_exact(INDEX_ENTRY_BYTES);
-        let number = |bytes: &[u8]| u64::from_le_bytes(std::array::from_fn(|index| bytes[index]));
-        let (ends, bytes): (Vec<u64>, Vec<u64>) = entries
-            .map(|entry| (number(entry), number(&entry[8..])))
-            .unzip();
-
-        let header = header(TOKENS_MAGIC, manifest.width);
-        let open = |file: &FileManifest| open_checked(folder, file, &header);
-        let shards = manifest
-            .shards
-            .iter()
-            .map(open)
-            .collect::<Result<Vec<Mmap>, DataError>>()?;
-        let width = manifest.width as usize;
-        let held: usize = shards
-            .iter()
-            .map(|shard| (shard.len() - HEADER_BYTES) / width)
-            .sum();
-        if held as u64 != manifest.tokens || ends.last().copied().unwrap_or(0) != manifest.tokens {
-            return Err(DataError::Damaged {
-                path: index_path,
-                reason: format!("it does not fit shards of {held} tokens"),
-            });
-        }
-        Ok(Self {
-            width,
+    /// The set in a folder, read through a pool of open files.
+    pub fn new(folder: &Path, manifest: &SetManifest, files: &Arc<FilePool>) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            name: manifest.name.clone(),
+            documents: manifest.documents,
+            tokens: manifest.tokens,
+            width: manifest.width,
             shard_tokens: manifest.shard_tokens,
-            shards,
-            ends,
-            bytes,
-        })
+            files: files.clone(),
+        }
     }
 
     /// Number of documents.
-    pub fn documents(&self) -> usize {
-        self.ends.len()
+    pub fn documents(&self) -> u64 {
+        self.documents
     }
 
-    /// Where a document's tokens are, those that begin and end it included.
-    pub fn range(&self, document: usize) -> Range<u64> {
-        let start = document
-            .checked_sub(1)
-            .map_or(0, |before| self.ends[before]);
-        start..self.ends[document]
+    /// Number of tokens.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
     }
 
-    /// Bytes of a document's text.
-    pub fn bytes(&self, document: usize) -> u64 {
-        self.bytes[document]
+    /// Looks up a document.
+    ///
+    /// # Errors
+    ///
+    /// When the index cannot be read.
+    pub fn document(&self, number: u64) -> Result<DocumentPlace, DataError> {
+        let header = header(INDEX_MAGIC, INDEX_ENTRY_BYTES as u32);
+        let path = self.folder.join(index_name(&self.name));
+        // The entry before contains the start of the document, which is 0 for the first document.
+        let mut entries = [[0; INDEX_ENTRY_BYTES]; 2];
+        let wanted = if number == 0 {
+            &mut entries[1..]
+        } else {
+            &mut entries[..]
+        };
+        let first = (number + 1) - wanted.len() as u64;
+        let offset = HEADER_BYTES as u64 + first * INDEX_ENTRY_BYTES as u64;
+        self.files
+            .read(&path, &header, offset, wanted.as_flattened_mut())?;
+        let number = |bytes: &[u8]| u64::from_le_bytes(std::array::from_fn(|index| bytes[index]));
+        let [before, entry] = &entries;
+        Ok(DocumentPlace {
+            tokens: number(before)..number(entry),
+            bytes: number(&entry[8..]),
+        })
     }
 
     /// Appends the tokens of a range to `tokens`.
-    pub fn read(&self, mut range: Range<u64>, tokens: &mut Vec<u32>) {
+    ///
+    /// # Errors
+    ///
+    /// When a shard cannot be read.
+    pub fn read(&self, mut range: Range<u64>, tokens: &mut Vec<u32>) -> Result<(), DataError> {
+        let header = header(TOKENS_MAGIC, self.width);
+        let width = u64::from(self.width);
+        let mut bytes = Vec::new();
         while range.start < range.end {
-            let shard = &self.shards[(range.start / self.shard_tokens) as usize];
+            let path = self
+                .folder
+                .join(shard_name(&self.name, range.start / self.shard_tokens));
             let first = range.start % self.shard_tokens;
             let count = (range.end - range.start).min(self.shard_tokens - first);
-            let from = HEADER_BYTES + first as usize * self.width;
-            let bytes = &shard[from..from + count as usize * self.width];
-            if self.width == 2 {
-                tokens.extend(
-                    bytes
-                        .chunks_exact(2)
-                        .map(|id| u32::from(u16::from_le_bytes([id[0], id[1]]))),
-                );
+            bytes.resize((count * width) as usize, 0);
+            let offset = HEADER_BYTES as u64 + first * width;
+            self.files.read(&path, &header, offset, &mut bytes)?;
+            if width == 2 {
+                let (ids, _) = bytes.as_chunks::<2>();
+                tokens.extend(ids.iter().map(|&id| u32::from(u16::from_le_bytes(id))));
             } else {
-                tokens.extend(
-                    bytes
-                        .chunks_exact(4)
-                        .map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]])),
-                );
+                let (ids, _) = bytes.as_chunks::<4>();
+                tokens.extend(ids.iter().map(|&id| u32::from_le_bytes(id)));
             }
             range.start += count;
         }
+        Ok(())
     }
 }
 
-fn open_checked(
-    folder: &Path,
-    manifest: &FileManifest,
-    header: &[u8; HEADER_BYTES],
-) -> Result<Mmap, DataError> {
-    let path = folder.join(&manifest.file);
-    let file = File::open(&path).map_err(DataError::io("read", &path))?;
-    // SAFETY: the files are written once, under a name that only complete folders get, and never
-    // changed; that no other program changes them either is what every mapped file rests on.
-    #[allow(unsafe_code)]
-    let map = unsafe { Mmap::map(&file) }.map_err(DataError::io("map", &path))?;
-    let reason = if !map.starts_with(header) {
-        "its header is not of this version"
-    } else if hexadecimal(&hash(&map)) != manifest.sha256 {
-        "its content has another hash than when it was written"
-    } else {
-        return Ok(map);
-    };
-    Err(DataError::Damaged {
-        path,
-        reason: reason.to_owned(),
-    })
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::time::{Duration, Instant, SystemTime};
+
     use proptest::prelude::*;
-    use std::fs;
 
     use super::*;
+
+    /// Sets of documents of these lengths, in a temporary folder. Tokens are 1, 2, 3, … throughout, with a
+    /// 0 at the end of each document.
+    pub fn sets(sources: &[Vec<usize>]) -> (tempfile::TempDir, Arc<Vec<TokenSet>>) {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Arc::default();
+        let mut next = 1;
+        let sets = sources.iter().enumerate().map(|(index, lengths)| {
+            let mut writer =
+                SetWriter::create(folder.path(), &format!("{index}"), 1 << 17).unwrap();
+            for &length in lengths {
+                let mut tokens: Vec<u32> = (next..next + length as u32).collect();
+                tokens.push(0);
+                next += length as u32;
+                writer.push(&tokens, length as u64).unwrap();
+            }
+            TokenSet::new(folder.path(), &writer.finish().unwrap(), &files)
+        });
+        let sets = Arc::new(sets.collect());
+        (folder, sets)
+    }
 
     fn write(folder: &Path, documents: &[Vec<u32>], width: u32, shard_tokens: u64) -> SetManifest {
         let mut writer = SetWriter::with_shard_tokens(folder, "set", width, shard_tokens).unwrap();
@@ -356,43 +435,108 @@ mod tests {
             let scale = if wide { 70_000 } else { 1 };
             let documents: Vec<Vec<u32>> =
                 documents.iter().map(|tokens| tokens.iter().map(|id| id * scale).collect()).collect();
-            let manifest = write(folder.path(), &documents, if wide { 4 } else { 2 }, shard_tokens);
-            let set = TokenSet::open(folder.path(), &manifest).unwrap();
-            prop_assert_eq!(set.documents(), documents.len());
+            let mut manifest = write(folder.path(), &documents, if wide { 4 } else { 2 }, shard_tokens);
+            prop_assert!(!manifest.check(folder.path()).unwrap());
+            let set = TokenSet::new(folder.path(), &manifest, &Arc::default());
+            prop_assert_eq!(set.documents(), documents.len() as u64);
             prop_assert_eq!(manifest.shards.len() as u64, manifest.tokens.div_ceil(shard_tokens));
             let mut whole = Vec::new();
-            for (index, document) in documents.iter().enumerate() {
+            for (number, document) in documents.iter().enumerate() {
                 let mut tokens = Vec::new();
-                set.read(set.range(index), &mut tokens);
+                let place = set.document(number as u64).unwrap();
+                set.read(place.tokens, &mut tokens).unwrap();
                 prop_assert_eq!(&tokens, document);
-                prop_assert_eq!(set.bytes(index), document.len() as u64 * 3);
+                prop_assert_eq!(place.bytes, document.len() as u64 * 3);
                 whole.extend(tokens);
             }
             let mut tokens = Vec::new();
-            set.read(0..manifest.tokens, &mut tokens);
+            set.read(0..set.tokens(), &mut tokens).unwrap();
             prop_assert_eq!(tokens, whole);
         }
     }
 
+    fn set_modified(path: &Path, time: SystemTime) {
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_modified(time).unwrap();
+    }
+
     #[test]
-    fn damage_is_found() {
+    fn damage_is_found_by_size_or_time_and_content() {
         let folder = tempfile::tempdir().unwrap();
-        let manifest = write(folder.path(), &[vec![1, 2, 3, 9], vec![4, 9]], 2, 4);
-        for file in [&manifest.shards[0], &manifest.shards[1], &manifest.index] {
-            let path = folder.path().join(&file.file);
+        let mut manifest = write(folder.path(), &[vec![1, 2, 3, 9], vec![4, 9]], 2, 4);
+        let now = SystemTime::now();
+        for file in [
+            shard_name("set", 0),
+            shard_name("set", 1),
+            index_name("set"),
+        ] {
+            let path = folder.path().join(&file);
             let content = fs::read(&path).unwrap();
             let mut flipped = content.clone();
             *flipped.last_mut().unwrap() ^= 1;
             for damaged in [&content[..content.len() - 1], &content[..5], &flipped, &[]] {
                 fs::write(&path, damaged).unwrap();
-                assert!(
-                    TokenSet::open(folder.path(), &manifest).is_err(),
-                    "{file:?}"
-                );
+                set_modified(&path, now + Duration::from_secs(5));
+                assert!(manifest.check(folder.path()).is_err(), "{file:?}");
             }
+            // The same content at another time is known from then on.
             fs::write(&path, content).unwrap();
+            set_modified(&path, now + Duration::from_secs(9));
+            assert!(manifest.check(folder.path()).unwrap());
+            assert!(!manifest.check(folder.path()).unwrap());
         }
-        assert!(TokenSet::open(folder.path(), &manifest).is_ok());
+        fs::remove_file(folder.path().join(shard_name("set", 1))).unwrap();
+        assert!(manifest.check(folder.path()).is_err());
+    }
+
+    /// With sparse files, which most file systems of Unix have.
+    #[cfg(unix)]
+    #[test]
+    fn a_large_set_is_opened_without_reading_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let shard_tokens = SHARD_BYTES / 4;
+        let file = |name: &str, magic, width, length| {
+            let path = folder.path().join(name);
+            let mut file = File::create(&path).unwrap();
+            file.write_all(&header(magic, width)).unwrap();
+            file.set_len(length).unwrap();
+            FileManifest {
+                stamp: Stamp::of(&file.metadata().unwrap()),
+                sha256: String::new(),
+            }
+        };
+        let shard = |number| {
+            let length = HEADER_BYTES as u64 + SHARD_BYTES;
+            file(&shard_name("set", number), TOKENS_MAGIC, 4, length)
+        };
+        let documents = 100 << 20;
+        let shards: Vec<FileManifest> = (0..1000).map(shard).collect();
+        let mut manifest = SetManifest {
+            name: "set".to_owned(),
+            documents,
+            bytes: 0,
+            tokens: 1000 * shard_tokens,
+            width: 4,
+            shard_tokens,
+            shards,
+            index: file("set.index", INDEX_MAGIC, 16, 16 + documents * 16),
+        };
+        // 268 GB, of which a hundredth could not be read in a second.
+        let start = Instant::now();
+        assert!(!manifest.check(folder.path()).unwrap());
+        let set = TokenSet::new(folder.path(), &manifest, &Arc::default());
+        let mut tokens = Vec::new();
+        for number in 0..1000 {
+            let end = (number + 1) * shard_tokens;
+            set.read(end - 3..end, &mut tokens).unwrap();
+        }
+        set.document(documents - 1).unwrap();
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            start.elapsed()
+        );
+        assert_eq!(tokens, [0; 3000]);
     }
 
     #[test]

@@ -4,13 +4,33 @@ mod cargo;
 mod files;
 mod url;
 
+use std::iter;
+use std::path::{Path, PathBuf};
+
 use firebox_text::documents::{self, Document, JsonLines, TextError};
 
+use self::cargo::Distinct;
 use super::error::DataError;
+use super::record::Footprint;
 use crate::config::{OnError, SourceConfig, SourceKind};
 
 /// Documents as they are read; an error in the place of one that cannot be.
 type Documents = Box<dyn Iterator<Item = Result<Document, TextError>>>;
+
+/// The files of a source, in the order in which they are read. None is opened.
+///
+/// # Errors
+///
+/// When nothing can be found.
+pub(super) fn files(source: &SourceConfig) -> Result<Box<dyn Iterator<Item = PathBuf>>, DataError> {
+    let name = &source.name;
+    Ok(match &source.kind {
+        SourceKind::Files { files } => Box::new(files::expand(name, files)?.into_iter()),
+        SourceKind::Cargo { cargo } => Box::new(cargo::files(name, cargo)?),
+        SourceKind::Jsonl { jsonl, .. } => Box::new(files::expand(name, jsonl)?.into_iter()),
+        SourceKind::Url { url, sha256 } => Box::new(iter::once(url::path(url, sha256))),
+    })
+}
 
 /// Opens a source.
 ///
@@ -20,48 +40,80 @@ type Documents = Box<dyn Iterator<Item = Result<Document, TextError>>>;
 /// # Errors
 ///
 /// When nothing can be found, downloaded or verified. Reading goes on in the iterator.
-pub(super) fn open(
-    source: &SourceConfig,
-    progress: bool,
-) -> Result<impl Iterator<Item = Result<Document, DataError>> + use<>, DataError> {
+pub(super) fn open(source: &SourceConfig, progress: bool) -> Result<Reader, DataError> {
     let name = &source.name;
-    let documents: Documents =
-        match &source.kind {
-            SourceKind::Files { files } => {
-                let paths = files::expand(name, files)?;
-                Box::new(paths.into_iter().map(|path| documents::read(&path)))
-            }
-            SourceKind::Cargo { cargo } => Box::new(cargo::documents(name, cargo)?),
-            SourceKind::Jsonl { jsonl, field } => {
-                let field = field.clone();
-                Box::new(files::expand(name, jsonl)?.into_iter().flat_map(
-                    move |path| -> Documents {
-                        match JsonLines::open(&path, &field) {
-                            Ok(lines) => Box::new(lines),
-                            Err(error) => Box::new(std::iter::once(Err(error))),
-                        }
-                    },
-                ))
-            }
-            SourceKind::Url { url, sha256 } => {
-                let path = url::fetch(name, url, sha256, progress)?;
-                Box::new(std::iter::once_with(move || documents::read(&path)))
-            }
-        };
+    let format = match &source.kind {
+        SourceKind::Files { .. } => Format::Text,
+        SourceKind::Cargo { .. } => Format::Code(Distinct::default()),
+        SourceKind::Jsonl { field, .. } => Format::Lines(field.clone()),
+        SourceKind::Url { url, sha256 } => {
+            url::fetch(name, url, sha256, progress)?;
+            Format::Text
+        }
+    };
     Ok(Reader {
-        documents,
+        files: files(source)?,
+        format,
+        documents: Box::new(iter::empty()),
         name: name.clone(),
         on_error: source.on_error,
         remaining: source.max_bytes.unwrap_or(u64::MAX),
+        footprint: Footprint::default(),
+        complete: false,
     })
 }
 
-/// What `on_error` and `max_bytes` make of a source's documents.
-struct Reader {
+/// How a file contains documents.
+enum Format {
+    /// The file is one document.
+    Text,
+    /// The file is one document, unless it is a copy or was generated.
+    Code(Distinct),
+    /// Each line is a JSON object with a document in this field.
+    Lines(String),
+}
+
+impl Format {
+    fn documents(&mut self, path: &Path) -> Documents {
+        let document = match self {
+            Self::Text => documents::read(path),
+            Self::Code(distinct) => match documents::read(path) {
+                Ok(document) if !distinct.is_new(&document.text) => return Box::new(iter::empty()),
+                document => document,
+            },
+            Self::Lines(field) => match JsonLines::open(path, field) {
+                Ok(lines) => return Box::new(lines),
+                Err(error) => Err(error),
+            },
+        };
+        Box::new(iter::once(document))
+    }
+}
+
+/// Reads the documents of a source, and keeps the footprint of the files that it has read.
+pub(super) struct Reader {
+    files: Box<dyn Iterator<Item = PathBuf>>,
+    format: Format,
+    /// The remaining documents of the current file.
     documents: Documents,
     name: String,
     on_error: OnError,
+    /// Bytes left until `max_bytes`.
     remaining: u64,
+    footprint: Footprint,
+    complete: bool,
+}
+
+impl Reader {
+    /// The files that have been read, each as it was when it was opened.
+    pub fn footprint(&self) -> &Footprint {
+        &self.footprint
+    }
+
+    /// Whether all files have been read.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
 }
 
 impl Iterator for Reader {
@@ -69,19 +121,27 @@ impl Iterator for Reader {
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.remaining > 0 {
-            match self.documents.next()? {
-                Ok(document) if document.text.is_empty() => {}
-                Ok(document) => {
+            match self.documents.next() {
+                None => {
+                    let Some(path) = self.files.next() else {
+                        self.complete = true;
+                        return None;
+                    };
+                    self.footprint.add(&path);
+                    self.documents = self.format.documents(&path);
+                }
+                Some(Ok(document)) if document.text.is_empty() => {}
+                Some(Ok(document)) => {
                     self.remaining = self.remaining.saturating_sub(document.text.len() as u64);
                     return Some(Ok(document));
                 }
                 // A disk that cannot be read is no property of the document.
-                Err(error)
+                Some(Err(error))
                     if self.on_error == OnError::Skip && !matches!(error, TextError::Io { .. }) =>
                 {
                     tracing::warn!("source {:?}: left out: {error}", self.name);
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     self.remaining = 0;
                     return Some(Err(DataError::Text {
                         source_name: self.name.clone(),

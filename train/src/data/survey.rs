@@ -2,20 +2,23 @@
 //! already.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use firebox_text::Tokenizer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
-use super::hash::{Hash, hash, hexadecimal};
+use super::hash::{hash, hexadecimal};
 use super::progress::megabytes;
+use super::record::{Record, Records};
 use super::source;
 use super::split::split;
 use crate::config::{DataConfig, SourceConfig, TokenizerConfig};
 
-/// Raised whenever the same text would be prepared differently.
-const FORMAT: u32 = 1;
+/// Raised whenever a change of the program makes the same files give other documents, tokens or
+/// sequences, so that no run continues with other data than it started with.
+pub(super) const FORMAT: u32 = 2;
 
 /// What a run's text amounts to.
 #[derive(Debug)]
@@ -25,13 +28,17 @@ pub(super) struct Survey {
     /// The tokenizer, where it is a file's: the one that the key is of, whatever becomes of the file.
     pub tokenizer: Option<Tokenizer>,
     pub sources: Vec<SourceSurvey>,
+    /// Whether any of this was taken from a record instead of the text.
+    pub from_records: bool,
 }
 
 /// What one source amounts to.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct SourceSurvey {
-    /// Over the hashes of its documents, in order.
-    pub hash: Hash,
+    /// SHA-256 over the hashes of its documents, in order, in hexadecimal.
+    pub hash: String,
+    pub documents: u64,
     pub bytes: u64,
     pub training_bytes: u64,
 }
@@ -51,7 +58,8 @@ impl Survey {
     }
 }
 
-/// Reads all text once, document by document.
+/// Reads all text once, document by document. With `trust`, sources whose records are current are
+/// not read.
 ///
 /// # Errors
 ///
@@ -60,28 +68,29 @@ impl Survey {
 pub(super) fn survey(
     data: &DataConfig,
     tokenizer: &TokenizerConfig,
+    records: &Records,
+    trust: bool,
     progress: bool,
 ) -> Result<Survey, DataError> {
-    let file = match tokenizer {
-        TokenizerConfig::File { path, end_of_text } => {
-            Some(Tokenizer::from_file(path, end_of_text)?)
-        }
-        TokenizerConfig::Bytes | TokenizerConfig::Bpe { .. } => None,
-    };
-    let mut documents = 0;
-    let mut validation_bytes = 0;
+    let file = file_tokenizer(tokenizer)?;
     let mut sources = Vec::with_capacity(data.source.len());
+    let mut from_records = false;
     for source in &data.source {
-        let found = survey_source(source, data, progress, &mut documents)?;
-        validation_bytes += found.bytes - found.training_bytes;
+        let known = known(source, data, records).filter(|_| trust);
+        from_records |= known.is_some();
+        let found = match known {
+            Some(found) => found,
+            None => read(source, data, records, progress)?,
+        };
+        check(source, data, &found)?;
         sources.push(found);
     }
-    if validation_bytes == 0 {
-        let fraction = data.validation.fraction;
+    let held_out = |source: &SourceSurvey| source.bytes - source.training_bytes;
+    if sources.iter().map(held_out).sum::<u64>() == 0 {
         return Err(DataError::OneSided {
             source_name: None,
-            documents,
-            fraction,
+            documents: sources.iter().map(|source| source.documents).sum(),
+            fraction: data.validation.fraction,
         });
     }
     let key = key(data, tokenizer, file.as_ref(), &sources);
@@ -89,18 +98,52 @@ pub(super) fn survey(
         key,
         tokenizer: file,
         sources,
+        from_records,
     })
 }
 
-fn survey_source(
+/// The tokenizer of a run, if it comes from a file.
+pub(super) fn file_tokenizer(config: &TokenizerConfig) -> Result<Option<Tokenizer>, DataError> {
+    match config {
+        TokenizerConfig::File { path, end_of_text } => {
+            Ok(Some(Tokenizer::from_file(path, end_of_text)?))
+        }
+        TokenizerConfig::Bytes | TokenizerConfig::Bpe { .. } => Ok(None),
+    }
+}
+
+/// What a trustworthy record says of a source.
+fn known(source: &SourceConfig, data: &DataConfig, records: &Records) -> Option<SourceSurvey> {
+    let record = records.find(source, &data.validation)?;
+    // If the files cannot be found, reading them reports why.
+    if !record.settled || !record.is_current(source).unwrap_or(false) {
+        return None;
+    }
+    let SourceSurvey {
+        documents, bytes, ..
+    } = record.survey;
+    tracing::info!(
+        "source {:?}: {documents} document(s), {} MB, not read again: sizes and modification times of \
+         {} file(s) are unchanged",
+        source.name,
+        megabytes(bytes),
+        record.files
+    );
+    Some(record.survey)
+}
+
+/// Reads a source, and writes its record.
+fn read(
     source: &SourceConfig,
     data: &DataConfig,
+    records: &Records,
     progress: bool,
-    all_documents: &mut u64,
 ) -> Result<SourceSurvey, DataError> {
+    let started = SystemTime::now();
+    let mut reader = source::open(source, progress)?;
     let mut hasher = Sha256::new();
     let (mut documents, mut bytes, mut training_bytes) = (0, 0, 0);
-    for document in source::open(source, progress)? {
+    for document in &mut reader {
         let text = document?.text;
         let hash = hash(text.as_bytes());
         hasher.update(hash);
@@ -108,31 +151,40 @@ fn survey_source(
         bytes += text.len() as u64;
         training_bytes += split(&text, &hash, &data.validation).training.len() as u64;
     }
-    let source_name = || source.name.clone();
-    if documents == 0 {
-        return Err(DataError::EmptySource {
-            source_name: source_name(),
-        });
-    }
-    if training_bytes == 0 {
-        let fraction = data.validation.fraction;
-        return Err(DataError::OneSided {
-            source_name: Some(source_name()),
-            documents,
-            fraction,
-        });
-    }
     tracing::info!(
         "source {:?}: {documents} document(s), {} MB",
         source.name,
         megabytes(bytes)
     );
-    *all_documents += documents;
-    Ok(SourceSurvey {
-        hash: hasher.finalize().into(),
+    let found = SourceSurvey {
+        hash: hexadecimal(&hasher.finalize().into()),
+        documents,
         bytes,
         training_bytes,
-    })
+    };
+    let record = Record::new(found, &reader, started);
+    // If a file was added, removed or modified in the meantime, it is unclear which version was read.
+    if record.is_current(source).unwrap_or(false) {
+        records.keep(source, &data.validation, &record);
+    }
+    Ok(record.survey)
+}
+
+/// Checks that a source has text to train on.
+fn check(source: &SourceConfig, data: &DataConfig, found: &SourceSurvey) -> Result<(), DataError> {
+    if found.documents == 0 {
+        return Err(DataError::EmptySource {
+            source_name: source.name.clone(),
+        });
+    }
+    if found.training_bytes == 0 {
+        return Err(DataError::OneSided {
+            source_name: Some(source.name.clone()),
+            documents: found.documents,
+            fraction: data.validation.fraction,
+        });
+    }
+    Ok(())
 }
 
 /// The content decides, not where it is: neither names nor paths, shares nor limits are part of it.
@@ -148,10 +200,9 @@ fn key(
         tokenizer: &'a TokenizerConfig,
         tokenizer_file: Option<String>,
         validation: &'a crate::config::ValidationConfig,
-        sources: Vec<String>,
-        /// Follows from the file; there was a time when documents did not begin with it.
-        #[serde(skip_serializing_if = "Vec::is_empty")]
-        beginning: Vec<u32>,
+        sources: Vec<&'a str>,
+        /// What begins each document.
+        beginning: &'a [u32],
     }
     let without_path = match tokenizer {
         TokenizerConfig::File { end_of_text, .. } => TokenizerConfig::File {
@@ -165,11 +216,8 @@ fn key(
         tokenizer: &without_path,
         tokenizer_file: file.map(|file| hexadecimal(&hash(file.to_json().as_bytes()))),
         validation: &data.validation,
-        sources: sources
-            .iter()
-            .map(|source| hexadecimal(&source.hash))
-            .collect(),
-        beginning: file.map_or_else(Vec::new, |file| file.beginning().to_vec()),
+        sources: sources.iter().map(|source| source.hash.as_str()).collect(),
+        beginning: file.map_or(&[], Tokenizer::beginning),
     };
     let json = serde_json::to_vec(&key).expect("numbers and strings can be written as JSON");
     hexadecimal(&hash(&json))

@@ -1,15 +1,17 @@
 use firebox_text::documents::TEXT_FIELD;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
+use super::folder::MANIFEST;
 use super::*;
 use crate::config::load;
 
-/// A folder with texts, a cache and a configuration that names them.
-struct Workplace(tempfile::TempDir);
+/// A folder with texts, a cache and a configuration that names them; and when it was made.
+struct Workplace(tempfile::TempDir, SystemTime);
 
 impl Workplace {
     fn new(documents: &[&str]) -> Self {
-        let workplace = Self(tempfile::tempdir().unwrap());
+        let workplace = Self(tempfile::tempdir().unwrap(), SystemTime::now());
         for (index, text) in documents.iter().enumerate() {
             workplace.write(&format!("{index:03}.txt"), text);
         }
@@ -22,6 +24,13 @@ impl Workplace {
 
     fn write(&self, name: &str, text: &str) {
         fs::write(self.path().join(name), text).unwrap();
+    }
+
+    /// Sets when a text was last changed, in seconds before now.
+    fn age(&self, name: &str, seconds: u64) {
+        let file = fs::File::options().write(true).open(self.path().join(name));
+        let time = self.1 - Duration::from_secs(seconds);
+        file.unwrap().set_modified(time).unwrap();
     }
 
     fn config(&self, set: &[&str]) -> RunConfig {
@@ -76,6 +85,204 @@ fn unchanged_text_is_prepared_once() {
     assert!((257..=270).contains(&bpe.tokenizer.vocabulary()));
 }
 
+/// An hour: files that were changed so long ago can be trusted.
+const LONG: u64 = 3600;
+
+/// Texts that were last changed long ago.
+fn settled() -> Workplace {
+    let workplace = Workplace::new(&TEXTS);
+    for index in 0..TEXTS.len() {
+        workplace.age(&format!("{index:03}.txt"), LONG);
+    }
+    workplace
+}
+
+/// Other text than `TEXTS[3]`, of the same size.
+const SWAPPED: &str = "to endure";
+
+#[test]
+fn text_is_read_again_only_when_size_or_time_or_names_change() {
+    assert_eq!(SWAPPED.len(), TEXTS[3].len());
+    let workplace = settled();
+    let hash = |set: &[&str]| prepare(&workplace.config(set), false).unwrap().content_hash;
+    let first = hash(&[]);
+    // Nobody can see this, so whoever finds the old text has not read the new one.
+    workplace.write("003.txt", SWAPPED);
+    workplace.age("003.txt", LONG);
+    assert_eq!(hash(&[]), first);
+    // What is read in another way is another matter.
+    assert_ne!(hash(&["data.source.0.max_bytes=1000"]), first);
+
+    workplace.age("003.txt", LONG - 1);
+    let swapped = hash(&[]);
+    assert_ne!(swapped, first);
+    workplace.write("003.txt", TEXTS[3]);
+    workplace.age("003.txt", LONG);
+    assert_eq!(hash(&[]), first);
+    workplace.write("004.txt", "shorter");
+    workplace.age("004.txt", LONG);
+    assert_ne!(hash(&[]), first);
+    workplace.write("004.txt", TEXTS[4]);
+    workplace.age("004.txt", LONG);
+
+    workplace.write("9.txt", "one more");
+    workplace.age("9.txt", LONG);
+    assert_ne!(hash(&[]), first);
+    fs::remove_file(workplace.path().join("9.txt")).unwrap();
+    assert_eq!(hash(&[]), first);
+    let [from, to] = ["003.txt", "9.txt"].map(|name| workplace.path().join(name));
+    fs::rename(from, to).unwrap();
+    assert_ne!(hash(&[]), first);
+}
+
+#[test]
+fn files_behind_the_limit_do_not_matter() {
+    let workplace = settled();
+    let limit = ["data.source.0.max_bytes=100", "data.validation.by=\"tail\""];
+    let hash = || {
+        prepare(&workplace.config(&limit), false)
+            .unwrap()
+            .content_hash
+    };
+    let first = hash();
+    workplace.write("003.txt", SWAPPED);
+    workplace.age("003.txt", LONG);
+    // 19 + 21 + 31 + 9 + 21 bytes.
+    workplace.write("005.txt", "It is not read any more.");
+    workplace.write("9.txt", "Nor is this.");
+    assert_eq!(hash(), first);
+    workplace.age("003.txt", LONG + 1);
+    assert_ne!(hash(), first);
+}
+
+#[test]
+fn recently_changed_files_and_damaged_records_are_not_trusted() {
+    let workplace = settled();
+    let config = workplace.config(&[]);
+    let hash = || prepare(&config, false).unwrap().content_hash;
+    // A clock that differs from the file system's: a change may come to have the time of the one before it.
+    let write = |text: &str| {
+        workplace.write("003.txt", text);
+        let file = fs::File::options()
+            .write(true)
+            .open(workplace.path().join("003.txt"));
+        let time = workplace.1 + Duration::from_secs(100);
+        file.unwrap().set_modified(time).unwrap();
+    };
+    write(TEXTS[3]);
+    let first = hash();
+    write(SWAPPED);
+    assert_ne!(hash(), first);
+
+    workplace.age("003.txt", LONG);
+    let swapped = hash();
+    let records = workplace.path().join("cache/sources");
+    let files = fs::read_dir(&records).unwrap().flatten();
+    let mut files = files.map(|entry| entry.path());
+    let record = files.find(|path| path.extension().is_some()).unwrap();
+    let whole = fs::read(&record).unwrap();
+    for damaged in ["", "{", "{\"files\": 8}"] {
+        fs::write(&record, damaged).unwrap();
+        assert_eq!(hash(), swapped);
+        assert_eq!(fs::read(&record).unwrap(), whole);
+    }
+}
+
+#[test]
+fn a_change_without_a_trace_is_found_when_the_text_is_needed() {
+    let workplace = settled();
+    let config = workplace.config(&[]);
+    let first = prepare(&config, false).unwrap();
+    workplace.write("003.txt", SWAPPED);
+    workplace.age("003.txt", LONG);
+    fs::remove_dir_all(&first.folder).unwrap();
+    let second = prepare(&config, false).unwrap();
+    assert_ne!(second.content_hash, first.content_hash);
+    assert_eq!(
+        prepare(&config, false).unwrap().content_hash,
+        second.content_hash
+    );
+}
+
+#[test]
+fn a_resume_reads_no_source() {
+    let workplace = settled();
+    let config = workplace.config(&[]);
+    let first = prepare(&config, false).unwrap();
+    let hash = first.content_hash.clone();
+    let resumed = || resume(&config, &hash, false).unwrap();
+    let sequence = |prepared: &Prepared| {
+        let stream = prepared.training_stream(8, 0, 1).unwrap();
+        stream.sequence(0).unwrap()
+    };
+    let expected = sequence(&first);
+    let is_the_same = |prepared: Option<Prepared>| {
+        let prepared = prepared.expect("the run's data");
+        assert_eq!(sequence(&prepared), expected);
+        assert_eq!(prepared.held_out, first.held_out);
+        assert_eq!(prepared.sources, first.sources);
+    };
+
+    // The run goes on with its own text, and a new one sees the change.
+    workplace.write("003.txt", SWAPPED);
+    is_the_same(resumed());
+    assert_ne!(prepare(&config, false).unwrap().content_hash, hash);
+    is_the_same(resumed());
+    for index in 0..TEXTS.len() {
+        fs::remove_file(workplace.path().join(format!("{index:03}.txt"))).unwrap();
+    }
+    is_the_same(resumed());
+
+    // Without the prepared tokens, the sources are needed, and have to be the same.
+    fs::remove_dir_all(&first.folder).unwrap();
+    assert!(matches!(
+        resume(&config, &hash, false),
+        Err(DataError::NoMatch { .. })
+    ));
+    for (index, text) in TEXTS.iter().enumerate() {
+        workplace.write(&format!("{index:03}.txt"), text);
+    }
+    is_the_same(resumed());
+    fs::write(first.folder.join("training-0-00000.tokens"), "damaged").unwrap();
+    is_the_same(resumed());
+    workplace.write("003.txt", SWAPPED);
+    is_the_same(resumed());
+    fs::remove_dir_all(&first.folder).unwrap();
+    assert!(resumed().is_none());
+    for no_hash in ["", "short", "../../../../../../tmp/x", "ørgrebørgrebørgreb"] {
+        assert!(resume(&config, no_hash, false).unwrap().is_none());
+    }
+}
+
+#[test]
+fn prepared_files_at_another_time_are_read_once() {
+    let workplace = settled();
+    let config = workplace.config(&[]);
+    let folder = prepare(&config, false).unwrap().folder;
+    let manifest = || fs::read(folder.join(MANIFEST)).unwrap();
+    let (path, before) = (folder.join("training-0-00000.tokens"), manifest());
+    let touch = |seconds| {
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(workplace.1 - Duration::from_secs(seconds))
+            .unwrap();
+    };
+    touch(LONG);
+    prepare(&config, false).unwrap();
+    let renewed = manifest();
+    assert_ne!(renewed, before);
+    prepare(&config, false).unwrap();
+    assert_eq!(manifest(), renewed);
+
+    // The same size at another time, with other content.
+    let content = fs::read(&path).unwrap();
+    let mut flipped = content.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    fs::write(&path, flipped).unwrap();
+    touch(LONG + 1);
+    prepare(&config, false).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), content);
+}
+
 /// A `tokenizer.json` of bytes whose documents begin with `<s>`, of id 257, if they begin with any.
 fn tokenizer_json(begins: bool) -> String {
     let mut json: serde_json::Value = serde_json::from_str(Tokenizer::bytes().to_json()).unwrap();
@@ -112,9 +319,10 @@ fn documents_begin_as_the_tokenizer_of_a_file_says() {
 
     let stream = |prepared: &Prepared| {
         let set = &prepared.training[0];
-        let documents = (0..set.documents()).map(|document| {
+        let documents = (0..set.documents()).map(|number| {
             let mut tokens = Vec::new();
-            set.read(set.range(document), &mut tokens);
+            let document = set.document(number).unwrap();
+            set.read(document.tokens, &mut tokens).unwrap();
             tokens
         });
         documents.collect::<Vec<_>>()
@@ -130,15 +338,16 @@ fn documents_begin_as_the_tokenizer_of_a_file_says() {
 
     // Evaluation reads the held-out text in the same way.
     for limit in [u64::MAX, 20, 1] {
-        let packed = begins.validation(limit);
+        let packed = begins.validation(limit).unwrap();
         let file = [begins.validation_text()];
         let read = PackedText::read(&begins.tokenizer, &file, TEXT_FIELD, Some(limit)).unwrap();
         assert_eq!(packed, read);
         assert_eq!(packed.tokens()[0], 257);
     }
-    assert_eq!(begins.validation(u64::MAX).bytes(), begins.held_out.bytes);
+    let whole = begins.validation(u64::MAX).unwrap();
+    assert_eq!(whole.bytes(), begins.held_out.bytes);
 
-    // Bytes of their own are prepared as they always were: the keys of old runs still hold.
+    // The key of bytes of our own, which runs go on by.
     let bytes = prepare(&workplace.config(&[]), false).unwrap();
     assert_eq!(stream(&bytes), stream(&plain));
     assert_eq!(&bytes.content_hash[..KEY_DIGITS], "8de21263e8996823");
@@ -150,7 +359,11 @@ fn damaged_and_unfinished_folders_are_made_again() {
     let config = workplace.config(&[]);
     let prepared = prepare(&config, false).unwrap();
     let folder = prepared.folder.clone();
-    let sequence = prepared.training_stream(8, 0, 1).unwrap().sequence(0);
+    let sequence = prepared
+        .training_stream(8, 0, 1)
+        .unwrap()
+        .sequence(0)
+        .unwrap();
     for file in [
         "training-0-00000.tokens",
         "validation.index",
@@ -161,7 +374,7 @@ fn damaged_and_unfinished_folders_are_made_again() {
         fs::create_dir_all(folder.with_extension("unfinished").join("left")).unwrap();
         let again = prepare(&config, false).unwrap();
         assert_eq!(
-            again.training_stream(8, 0, 1).unwrap().sequence(0),
+            again.training_stream(8, 0, 1).unwrap().sequence(0).unwrap(),
             sequence,
             "{file}"
         );
@@ -200,7 +413,7 @@ fn every_text_is_on_one_side_and_validation_is_what_evaluation_reads() {
             bytes as u64
         );
 
-        let packed = prepared.validation(u64::MAX);
+        let packed = prepared.validation(u64::MAX).unwrap();
         let file = prepared.validation_text();
         assert_eq!(
             packed,
@@ -213,7 +426,7 @@ fn every_text_is_on_one_side_and_validation_is_what_evaluation_reads() {
             .unwrap()
         );
         assert_eq!(packed.targets(), prepared.held_out.tokens - 1);
-        let cut = prepared.validation(5);
+        let cut = prepared.validation(5).unwrap();
         assert_eq!(cut.targets(), 5);
         assert_eq!(
             cut,
@@ -244,7 +457,7 @@ fn two_sources_are_seen_in_proportion_to_their_weights() {
             .collect::<Vec<_>>(),
         [0.75, 0.25]
     );
-    assert!(prepared.training_stream(8, 0, 10_000).unwrap().sequences() >= 10_000);
+    assert!(prepared.training_stream(8, 0, 10_000).is_ok());
 }
 
 #[test]

@@ -17,12 +17,11 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use firebox_text::documents::{self, Document, TextError};
 use serde::Deserialize;
 use walkdir::{DirEntry, WalkDir};
 
 use super::super::error::DataError;
-use super::super::hash::hash;
+use super::super::hash::{Hash, hash};
 
 /// Larger files are mostly bindings and tables.
 const FILE_BYTES: u64 = 256 << 10;
@@ -33,11 +32,12 @@ const PACKAGE_BYTES: u64 = 256 << 10;
 /// Where a generated file says so, in bytes from its start.
 const HEADER_BYTES: usize = 512;
 
-/// The documents of all packages of the nearest Cargo.lock, with one of these file extensions.
-pub(super) fn documents(
+/// The files of all packages of the nearest Cargo.lock with one of these extensions. [`Distinct`]
+/// decides which of them are read as documents.
+pub(super) fn files(
     source_name: &str,
     extensions: &[String],
-) -> Result<impl Iterator<Item = Result<Document, TextError>> + use<>, DataError> {
+) -> Result<impl Iterator<Item = PathBuf> + use<>, DataError> {
     let lock = nearest_lock();
     let packages = registry_packages(&lock)?;
     let registry = registry_folder();
@@ -57,18 +57,22 @@ pub(super) fn documents(
         lock.display()
     );
     let extensions = extensions.to_vec();
-    let mut seen = HashSet::new();
-    let files = folders
+    Ok(folders
         .into_iter()
-        .flat_map(move |folder| package_files(&folder, &extensions));
-    Ok(files
-        .map(|path| documents::read(&path))
-        .filter(move |document| match document {
-            Ok(document) => {
-                !is_generated(&document.text) && seen.insert(hash(document.text.as_bytes()))
-            }
-            Err(_) => true,
-        }))
+        .flat_map(move |folder| package_files(&folder, &extensions)))
+}
+
+/// Filters out copies and generated files.
+#[derive(Debug, Default)]
+pub(super) struct Distinct {
+    seen: HashSet<Hash>,
+}
+
+impl Distinct {
+    /// Whether `text` is neither generated nor equal to an earlier one.
+    pub fn is_new(&mut self, text: &str) -> bool {
+        !is_generated(text) && self.seen.insert(hash(text.as_bytes()))
+    }
 }
 
 /// Cargo.lock in the working directory or above; otherwise that of Firebox itself.

@@ -26,7 +26,7 @@ pub(super) fn fetch(
     progress: bool,
 ) -> Result<PathBuf, DataError> {
     let expected = sha256.to_ascii_lowercase();
-    if !url.starts_with("http://") && !url.starts_with("https://") {
+    if !is_remote(url) {
         let path = PathBuf::from(url);
         let found = file_hash(&path)?;
         check(source_name, url, &expected, found)?;
@@ -38,7 +38,24 @@ pub(super) fn fetch(
         expected: &expected,
         progress,
     }
-    .fetch(&cache::folder().join("downloads"))
+    .fetch(&downloads())
+}
+
+/// The file that [`fetch`] returns, whether or not it exists yet.
+pub(super) fn path(url: &str, sha256: &str) -> PathBuf {
+    if is_remote(url) {
+        downloads().join(sha256.to_ascii_lowercase())
+    } else {
+        PathBuf::from(url)
+    }
+}
+
+fn is_remote(url: &str) -> bool {
+    url.starts_with("http://") || url.starts_with("https://")
+}
+
+fn downloads() -> PathBuf {
+    cache::folder().join("downloads")
 }
 
 struct Remote<'a> {

@@ -1,0 +1,88 @@
+//! A folder of prepared data: `manifest.json`, `tokenizer.json`, `validation.jsonl` (the held-out
+//! text, for `infer eval`), and the shards of each source's training tokens and of all validation
+//! tokens.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::cache;
+use super::error::DataError;
+use super::shards::SetManifest;
+use super::survey::FORMAT;
+
+/// Name of the manifest in a folder of prepared data.
+pub(super) const MANIFEST: &str = "manifest.json";
+
+/// Name of the tokenizer in a folder of prepared data.
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+
+/// Name of the held-out text in a folder of prepared data.
+pub(super) const VALIDATION_TEXT: &str = "validation.jsonl";
+
+/// What is in a folder of prepared data.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Manifest {
+    /// The `FORMAT` of the program that wrote it.
+    pub format: u32,
+    /// The key of the survey.
+    pub key: String,
+    /// The hash of each source, in order.
+    pub sources: Vec<String>,
+    pub end_of_text: u32,
+    /// A set for each source, in order.
+    pub training: Vec<SetManifest>,
+    pub validation: SetManifest,
+}
+
+impl Manifest {
+    /// Reads the manifest of a folder and checks that all tokens are there (see
+    /// [`SetManifest::check`]). It must be of the data with this key, of this number of sources.
+    ///
+    /// # Errors
+    ///
+    /// When a file is missing, damaged, or of other data.
+    pub fn open(folder: &Path, key: &str, sources: usize) -> Result<Self, DataError> {
+        let path = folder.join(MANIFEST);
+        let json = fs::read(&path).map_err(DataError::io("read", &path))?;
+        let damaged = |reason: String| DataError::Damaged {
+            path: path.clone(),
+            reason,
+        };
+        let mut manifest: Self =
+            serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))?;
+        drop(json);
+        let found = [manifest.training.len(), manifest.sources.len()];
+        if manifest.key != key || manifest.format != FORMAT || found != [sources; 2] {
+            return Err(damaged("it belongs to other data".to_owned()));
+        }
+        let mut renewed = manifest.validation.check(folder)?;
+        for set in &mut manifest.training {
+            renewed |= set.check(folder)?;
+        }
+        if renewed {
+            tracing::info!(
+                "data: checked all bytes of files in {} whose modification time had changed",
+                folder.display()
+            );
+            // Nothing is lost: the next start hashes these files again.
+            if let Err(error) = manifest.write(folder) {
+                tracing::warn!("data: {error}");
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// Writes the manifest into a folder, completely or not at all.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<(), DataError> {
+        let path = folder.join(MANIFEST);
+        let json = serde_json::to_vec(self).expect("numbers and strings can be written as JSON");
+        cache::write(&path, &json)
+    }
+}
