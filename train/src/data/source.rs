@@ -6,6 +6,7 @@ mod url;
 
 use firebox_model::tokenizer::text::{self, Document, JsonLines, TextError};
 
+pub use self::url::DownloadError;
 use super::error::DataError;
 use crate::config::{OnError, SourceConfig, SourceKind};
 
