@@ -25,10 +25,22 @@ use crate::error::{LESS_MEMORY, TrainError};
 use crate::metrics::{MetricsLog, Record, TrainRecord, ValidationRecord};
 use crate::optimizer::AdamW;
 use crate::progress::ProgressDisplay;
-use crate::run_folder::{RunFolder, failed};
+use crate::run_folder::{self, RunFolder, failed};
 use crate::start::{starting_model, with_own_tokenizer};
 use crate::state::{self, Best, Progress};
 use crate::step::Training;
+
+/// Whether a run goes on from the newest checkpoint of its folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Resume {
+    /// It starts, and fails where there is a checkpoint; what happens without --resume.
+    Never,
+    /// It goes on, and fails where there is no checkpoint; what --resume alone means.
+    Required,
+    /// It goes on where there is a checkpoint, and starts where there is none: one command for a job that may be
+    /// restarted at any time, as by Slurm or Kubernetes. A finished run ends at once, with success.
+    Auto,
+}
 
 /// What a run came to.
 #[derive(Debug, Clone)]
@@ -60,9 +72,8 @@ pub fn run(config: &RunConfig, options: &RunOptions) -> Result<Outcome, TrainErr
 
 /// The newest checkpoint of a run and its step, where there is one.
 fn newest_checkpoint(root: &Path) -> Option<(PathBuf, u64)> {
-    let folder = RunFolder::create(root).ok()?;
-    let step = *folder.steps().ok()?.last()?;
-    Some((folder.checkpoint(step), step))
+    let step = run_folder::newest(root).ok()??;
+    Some((run_folder::checkpoint(root, step), step))
 }
 
 /// Trains; `at` tells which step is being computed, should the device fail.
@@ -140,17 +151,20 @@ impl Run {
         let root = &options.out;
         let folder = RunFolder::create(root)?;
         let newest = folder.steps()?.last().copied();
-        match newest {
-            Some(step) if !options.resume => {
+        match (newest, options.resume) {
+            (Some(step), Resume::Never) => {
                 return Err(TrainError::RunExists {
                     folder: root.clone(),
                     step,
                 });
             }
-            None if options.resume => {
+            (None, Resume::Required) => {
                 return Err(TrainError::NothingToResume {
                     folder: root.clone(),
                 });
+            }
+            (None, Resume::Auto) => {
+                tracing::info!("{} has no checkpoint: starting the run", root.display());
             }
             _ => {}
         }
@@ -163,7 +177,7 @@ impl Run {
             // A trained tokenizer may have found fewer tokens than it was allowed.
             config.model.vocabulary = prepared.tokenizer.vocabulary();
         }
-        if options.resume {
+        if newest.is_some() {
             let mut saved = load_saved(&folder.config()).map_err(TrainError::SavedConfig)?;
             if saved.train.init.is_none() {
                 saved.model.vocabulary = config.model.vocabulary;
