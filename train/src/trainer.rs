@@ -33,12 +33,12 @@ use crate::step::Training;
 /// Whether a run goes on from the newest checkpoint of its folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Resume {
-    /// It starts, and fails where there is a checkpoint; what happens without --resume.
+    /// Start, and fail where there is a checkpoint: what happens without --resume.
     Never,
-    /// It goes on, and fails where there is no checkpoint; what --resume alone means.
+    /// Go on, and fail where there is no checkpoint: what --resume alone means.
     Required,
-    /// It goes on where there is a checkpoint, and starts where there is none: one command for a job that may be
-    /// restarted at any time, as by Slurm or Kubernetes. A finished run ends at once, with success.
+    /// Go on where there is a checkpoint, and start where there is none, for a job that may be restarted at any time
+    /// (Slurm, Kubernetes). A finished run ends at once, with success.
     Auto,
 }
 
