@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use firebox_model::checkpoint::family::Family;
+use firebox_model::checkpoint::families::Family;
 use firebox_model::checkpoint::{CONFIG_FILE, CheckpointConfig, Precision, TOKENIZER_FILE};
 use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig};
 use firebox_model::tokenizer::{END_OF_TEXT, Tokenizer};
