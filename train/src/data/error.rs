@@ -83,7 +83,7 @@ pub enum DataError {
         /// The source's name.
         source_name: String,
         /// What went wrong.
-        error: DownloadError,
+        error: Box<DownloadError>,
     },
     /// A file is not the expected one.
     #[error("source {source_name:?}: {location} has SHA-256 {found}, not {expected}")]

@@ -161,14 +161,14 @@ impl Download<'_> {
             if !again || in_vain >= self.patience.tries {
                 return Err(DataError::Download {
                     source_name: self.source_name.to_owned(),
-                    error: DownloadError {
+                    error: Box::new(DownloadError {
                         url: self.url.to_owned(),
                         message,
                         tries,
                         part: self.part.to_owned(),
                         received,
                         total,
-                    },
+                    }),
                 });
             }
             let pause = self.patience.pause * 2u32.saturating_pow(in_vain - 1);
