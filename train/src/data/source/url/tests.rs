@@ -291,6 +291,27 @@ fn a_server_that_stalls_for_ever_is_given_up_and_the_next_run_goes_on() {
 }
 
 #[test]
+fn tries_that_get_on_are_not_counted() {
+    let content: &'static [u8] = vec![b'x'; 6 << 20].leak();
+    let piece = Answer {
+        content,
+        ..closed_after((1 << 20) + 1)
+    };
+    let rest = Answer {
+        length: usize::MAX,
+        ..piece
+    };
+    let folder = tempfile::tempdir().unwrap();
+    // One more than there are tries without headway.
+    let server = Server::start(vec![piece, piece, piece, piece, rest]);
+    let path = fetch_from(&server, &sha256(content), folder.path()).unwrap();
+    assert!(fs::read(path).unwrap() == content);
+    let starts = (1..5).map(|count| Some(count * ((1 << 20) + 1)));
+    let expected: Vec<Option<usize>> = std::iter::once(None).chain(starts).collect();
+    assert_eq!(server.ranges(), expected);
+}
+
+#[test]
 fn what_cannot_be_had_is_reported_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let expected = sha256(CONTENT);
