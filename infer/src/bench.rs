@@ -5,13 +5,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
+use firebox_kernels::bandwidth::read_bandwidth;
+use firebox_kernels::dtype::WeightDtype;
 use firebox_model::accounting::Accounting;
 use firebox_model::cache::KeyValueCache;
-use firebox_model::checkpoint::Precision;
-use firebox_model::device;
-use firebox_model::kernels::bandwidth::read_bandwidth;
-use firebox_model::kernels::host::is_host;
 use firebox_model::language_model::{LanguageModel, token_tensor};
+use firebox_runtime::device;
+use firebox_runtime::device::is_host;
 use serde::Serialize;
 
 use crate::InferError;
@@ -75,11 +75,11 @@ pub struct Bench {
 pub fn bench(
     checkpoint: &Path,
     device: &str,
-    precision: Precision,
+    dtype: WeightDtype,
     options: BenchOptions,
 ) -> Result<Bench, InferError> {
     let selected = device::select(device)?;
-    let model = open_model(checkpoint, &selected, precision)?.1.model;
+    let model = open_model(checkpoint, &selected, dtype)?.1.model;
     let BenchOptions {
         prompt,
         new,
@@ -102,7 +102,7 @@ pub fn bench(
     }
     let accounting = Accounting::of(model.config());
     let per_sequence = new as f64 / decode;
-    let held = Precision::of_tensor(model.embedding.val().dtype()).unwrap_or(precision);
+    let held = WeightDtype::of_tensor(model.embedding.val().dtype()).unwrap_or(dtype);
     let decode_bytes = held.bytes() as f64 * accounting.active as f64 * per_sequence;
     Ok(Bench {
         device: device.to_owned(),
@@ -217,13 +217,25 @@ mod tests {
             batch: 2,
             repeats: 2,
         };
-        let found = bench(tiny.path(), device::default_name(), Precision::F32, options).unwrap();
+        let found = bench(
+            tiny.path(),
+            device::default_name(),
+            WeightDtype::F32,
+            options,
+        )
+        .unwrap();
         assert_eq!(found.prompt_tokens * found.batch, 40);
         let seconds = found.seconds_to_first_token;
         assert_eq!(found.prefill_tokens_per_second, 40.0 / seconds);
         assert!(found.decode_tokens_per_second > 0.0);
         let longer = BenchOptions { new: 13, ..options };
-        let error = bench(tiny.path(), device::default_name(), Precision::F32, longer).unwrap_err();
+        let error = bench(
+            tiny.path(),
+            device::default_name(),
+            WeightDtype::F32,
+            longer,
+        )
+        .unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("33 tokens"), "{error}");
     }

@@ -10,17 +10,16 @@ mod trace;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use firebox_model::allocator;
-use firebox_model::checkpoint::Precision;
-use firebox_model::device;
-use firebox_model::failure::guard;
-use firebox_model::terminal::print;
+use firebox_console::terminal::print;
+use firebox_kernels::dtype::WeightDtype;
+use firebox_runtime::control::Control;
+use firebox_runtime::device;
+use firebox_runtime::failure::guard;
 use serde::Serialize;
 
 use crate::InferError;
 use crate::devices::Devices;
 use crate::engine::Engine;
-use crate::error::LESS_MEMORY;
 
 /// Evaluates, samples and traces checkpoints: those of `cargo train`, and Hugging Face's Mixtral, OLMoE,
 /// Qwen3-MoE, Qwen3 and Llama ones.
@@ -87,7 +86,7 @@ struct ModelArgs {
 
 /// What the weights are held in.
 #[derive(Debug, Clone, Copy, Args)]
-struct PrecisionArgs {
+struct DtypeArgs {
     /// What the weights are held in: f32, bf16 or f16.
     ///
     /// Whatever it is, everything is computed in f32, and the router's weights stay f32. bf16 and f16 halve the
@@ -95,11 +94,11 @@ struct PrecisionArgs {
     /// rounded, to 3 digits in bf16 and to 4 in f16, which has no number above 65504. On ndarray, which has f32
     /// alone, only the numbers are rounded.
     #[arg(long, value_name = "TYPE", default_value_t)]
-    dtype: Precision,
+    dtype: WeightDtype,
 }
 
 impl ModelArgs {
-    fn open(&self, held: PrecisionArgs) -> Result<Engine, InferError> {
+    fn open(&self, held: DtypeArgs) -> Result<Engine, InferError> {
         Engine::open(&self.checkpoint, &self.device, held.dtype)
     }
 }
@@ -117,13 +116,21 @@ impl Cli {
     /// # Errors
     ///
     /// What went wrong, with an exit code and often a hint.
-    pub fn execute(self) -> Result<(), InferError> {
-        device::set_threads(self.threads.map(usize::from));
-        let Some(device) = self.command.device().map(str::to_owned) else {
-            return self.command.execute(self.threads);
+    pub fn execute(self, control: &Control) -> Result<(), InferError> {
+        let Some(device) = self.device().map(str::to_owned) else {
+            return self.command.execute(self.threads, control);
         };
-        allocator::working(&device, LESS_MEMORY);
-        guard(&device, || self.command.execute(self.threads))?
+        guard(&device, || self.command.execute(self.threads, control))?
+    }
+
+    /// Threads of the CPU backends, where `--threads` gives them.
+    pub fn threads(&self) -> Option<usize> {
+        self.threads.map(usize::from)
+    }
+
+    /// The device that this process computes on; `None` for commands that compute nothing themselves.
+    pub fn device(&self) -> Option<&str> {
+        self.command.device()
     }
 }
 
@@ -141,10 +148,10 @@ impl Command {
         Some(&model.device)
     }
 
-    fn execute(self, threads: Option<u16>) -> Result<(), InferError> {
+    fn execute(self, threads: Option<u16>, control: &Control) -> Result<(), InferError> {
         match self {
             Command::Eval(args) => args.execute(),
-            Command::Generate(args) => args.execute(),
+            Command::Generate(args) => args.execute(control),
             Command::Trace(args) => args.execute(),
             Command::Export(args) => args.execute(),
             Command::Bench(args) => args.execute(),

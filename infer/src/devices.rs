@@ -3,8 +3,8 @@
 use std::fmt;
 
 use bytesize::ByteSize;
-use firebox_model::adapter::Adapter;
-use firebox_model::device::{self, Backend, DeviceError};
+use firebox_runtime::adapter::Adapter;
+use firebox_runtime::device::{self, Backend, DeviceError};
 use serde::Serialize;
 
 /// Every backend that Firebox knows.

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
+use firebox_checkpoint::{Checkpoint, checkpoint_folder, load};
+use firebox_kernels::dtype::WeightDtype;
 use firebox_model::accounting::Parameters;
-use firebox_model::checkpoint::{Checkpoint, Precision, TOKENIZER_FILE, checkpoint_folder, load};
-use firebox_model::device;
 use firebox_model::language_model::LanguageModel;
-use firebox_model::tokenizer::Tokenizer;
+use firebox_runtime::device;
+use firebox_text::TOKENIZER_FILE;
+use firebox_text::Tokenizer;
 
 use crate::InferError;
 
@@ -25,15 +27,15 @@ pub struct Engine {
 
 impl Engine {
     /// Opens a checkpoint, or the newest one of a run (see [`checkpoint_folder`]), on a device of
-    /// [`device::select`], with its weights held in `precision` (see [`load`]).
+    /// [`device::select`], with its weights held in `dtype` (see [`load`]).
     ///
     /// # Errors
     ///
     /// When the device is not there, the path leads to no checkpoint, or the checkpoint cannot be read.
-    pub fn open(checkpoint: &Path, device: &str, precision: Precision) -> Result<Self, InferError> {
+    pub fn open(checkpoint: &Path, device: &str, dtype: WeightDtype) -> Result<Self, InferError> {
         let started = Instant::now();
         let selected = device::select(device)?;
-        let (folder, opened) = open_model(checkpoint, &selected, precision)?;
+        let (folder, opened) = open_model(checkpoint, &selected, dtype)?;
         let Checkpoint {
             model, end_of_text, ..
         } = opened;
@@ -88,7 +90,7 @@ impl Engine {
     }
 }
 
-/// Reads a checkpoint, or the newest one of a run (see [`checkpoint_folder`]), its weights to be held in `precision`
+/// Reads a checkpoint, or the newest one of a run (see [`checkpoint_folder`]), its weights to be held in `dtype`
 /// (see [`load`]); also says where it is. No tokenizer is needed.
 ///
 /// # Errors
@@ -97,10 +99,10 @@ impl Engine {
 pub fn open_model(
     path: &Path,
     device: &Device,
-    precision: Precision,
+    dtype: WeightDtype,
 ) -> Result<(PathBuf, Checkpoint), InferError> {
     let folder = checkpoint_folder(path)?;
-    let checkpoint = load(&folder, device, precision)?;
+    let checkpoint = load(&folder, device, dtype)?;
     Ok((folder, checkpoint))
 }
 
@@ -117,7 +119,8 @@ mod tests {
         let mut config = tiny_config();
         config.vocabulary = 200;
         let tiny = TinyCheckpoint::new(&config, 1);
-        let error = Engine::open(tiny.path(), device::default_name(), Precision::F32).unwrap_err();
+        let error =
+            Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap_err();
         assert_eq!(
             error.to_string(),
             "token id 256 is beyond the model's vocabulary: tokenizer.json has 257 ids, config.json 200"
@@ -148,7 +151,7 @@ mod tests {
         config.vocabulary = 258;
         let tiny = TinyCheckpoint::new(&config, 1);
         begin_documents(tiny.path());
-        let engine = Engine::open(tiny.path(), device::default_name(), Precision::F32).unwrap();
+        let engine = Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap();
         assert_eq!(engine.prompt("ab").unwrap(), [257, 97, 98]);
         assert_eq!(engine.prompt("").unwrap(), [257]);
         let path = tiny.path().join("text.jsonl");
@@ -165,7 +168,8 @@ mod tests {
         // The same tokenizer with a model that has no embedding for it.
         let small = TinyCheckpoint::new(&tiny_config(), 1);
         begin_documents(small.path());
-        let error = Engine::open(small.path(), device::default_name(), Precision::F32).unwrap_err();
+        let error =
+            Engine::open(small.path(), device::default_name(), WeightDtype::F32).unwrap_err();
         assert!(error.to_string().contains("token id 257"), "{error}");
     }
 
@@ -173,7 +177,8 @@ mod tests {
     fn a_checkpoint_without_a_tokenizer_is_named() {
         let tiny = TinyCheckpoint::new(&tiny_config(), 1);
         fs::remove_file(tiny.path().join(TOKENIZER_FILE)).unwrap();
-        let error = Engine::open(tiny.path(), device::default_name(), Precision::F32).unwrap_err();
+        let error =
+            Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap_err();
         assert!(
             error.to_string().contains("has no tokenizer.json"),
             "{error}"

@@ -3,11 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
-use firebox_model::checkpoint::{CheckpointError, FolderError};
-use firebox_model::device::DeviceError;
-use firebox_model::failure::DeviceFailure;
-use firebox_model::tokenizer::TokenizerError;
-use firebox_model::tokenizer::packing::PackingError;
+use firebox_checkpoint::{CheckpointError, FolderError};
+use firebox_runtime::device::DeviceError;
+use firebox_runtime::failure::DeviceFailure;
+use firebox_text::TokenizerError;
+use firebox_text::packing::PackingError;
 
 use crate::devices;
 
@@ -157,7 +157,7 @@ impl From<CheckpointError> for InferError {
 }
 
 /// How a command needs less memory.
-pub(crate) const LESS_MEMORY: &str =
+pub const LESS_MEMORY: &str =
     "take fewer sequences at once (--batch) or shorter ones, or hold the weights in --dtype bf16";
 fn and_more(more: usize) -> String {
     match more {

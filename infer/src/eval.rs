@@ -4,9 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use firebox_model::batch::Sequence;
 use firebox_model::evaluate::{self, Evaluation};
 use firebox_model::moe::stats;
-use firebox_model::tokenizer::packing::PackedText;
+use firebox_text::packing::PackedText;
 use serde::Serialize;
 
 use crate::InferError;
@@ -138,7 +139,8 @@ pub fn evaluate(
         return Err(InferError::Context { context, largest });
     }
     let started = Instant::now();
-    let sequences = text.windows(context);
+    let windows = text.windows(context);
+    let sequences = windows.map(|window| Sequence::of_window(window, context));
     let evaluation = evaluate::evaluate(&engine.model, sequences, text.bytes(), rows, progress);
     let nats = evaluation.nats_per_token;
     if !nats.is_finite() {
@@ -193,9 +195,9 @@ impl fmt::Display for Report {
 mod tests {
     use std::fs;
 
-    use firebox_model::checkpoint::Precision;
-    use firebox_model::device;
+    use firebox_kernels::dtype::WeightDtype;
     use firebox_model::evaluate::ROWS;
+    use firebox_runtime::device;
 
     use std::path::Path;
 
@@ -208,7 +210,7 @@ mod tests {
         Engine::open(
             TinyCheckpoint::new(config, 3).path(),
             device::default_name(),
-            Precision::F32,
+            WeightDtype::F32,
         )
         .unwrap()
     }

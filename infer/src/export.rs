@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use firebox_model::checkpoint::{Checkpoint, Precision, SaveOptions, TOKENIZER_FILE, save};
-use firebox_model::device;
-use firebox_model::tokenizer::Tokenizer;
+use firebox_checkpoint::{Checkpoint, SaveOptions, save};
+use firebox_kernels::dtype::WeightDtype;
+use firebox_runtime::device;
+use firebox_text::TOKENIZER_FILE;
+use firebox_text::Tokenizer;
 
 use crate::InferError;
 use crate::engine::open_model;
@@ -14,7 +16,7 @@ use crate::engine::open_model;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Export {
     /// The type of the weights; that of the checkpoint where none is asked for, and f32 where it has several.
-    pub precision: Option<Precision>,
+    pub dtype: Option<WeightDtype>,
     /// The largest size of a file of weights, in bytes.
     pub shard_bytes: Option<u64>,
 }
@@ -32,7 +34,7 @@ impl Export {
         checkpoint: &Path,
         output: &Path,
         mut progress: impl FnMut(u64, u64),
-    ) -> Result<Precision, InferError> {
+    ) -> Result<WeightDtype, InferError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| InferError::Write { path, source }
@@ -44,26 +46,26 @@ impl Export {
             });
         }
         let device = device::select(device::default_name())?;
-        let (folder, opened) = open_model(checkpoint, &device, Precision::F32)?;
+        let (folder, opened) = open_model(checkpoint, &device, WeightDtype::F32)?;
         let Checkpoint {
             model,
             end_of_text,
             beginning_of_text,
-            precision,
+            dtype,
         } = opened;
         let path = folder.join(TOKENIZER_FILE);
         let tokenizer = match path.exists() {
             true => Some(Tokenizer::load(&path, &end_of_text)?),
             false => None,
         };
-        let precision = self.precision.or(precision).unwrap_or_default();
+        let dtype = self.dtype.or(dtype).unwrap_or_default();
         let options = SaveOptions {
-            precision,
+            dtype,
             shard_bytes: self.shard_bytes,
             end_of_text,
             beginning_of_text,
         };
-        let total = model.parameters() * precision.bytes() as u64;
+        let total = model.parameters() * dtype.bytes() as u64;
 
         let part = Unfinished::create(output)?;
         save(&model, &part.0, &options, |done| progress(done, total))?;
@@ -75,7 +77,7 @@ impl Export {
             fs::remove_dir(output).map_err(failed(output))?;
         }
         fs::rename(&part.0, output).map_err(failed(output))?;
-        Ok(precision)
+        Ok(dtype)
     }
 }
 

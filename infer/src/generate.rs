@@ -93,9 +93,10 @@ fn show(output: &mut impl Write, text: &str) -> io::Result<()> {
 mod tests {
     use std::cell::Cell;
 
-    use firebox_model::checkpoint::{Precision, TOKENIZER_FILE};
-    use firebox_model::device;
-    use firebox_model::tokenizer::Tokenizer;
+    use firebox_kernels::dtype::WeightDtype;
+    use firebox_runtime::device;
+    use firebox_text::TOKENIZER_FILE;
+    use firebox_text::Tokenizer;
 
     use super::*;
     use crate::testing::{TinyCheckpoint, tiny_config};
@@ -104,7 +105,7 @@ mod tests {
         Engine::open(
             TinyCheckpoint::new(&tiny_config(), 5).path(),
             device::default_name(),
-            Precision::F32,
+            WeightDtype::F32,
         )
         .unwrap()
     }
@@ -194,7 +195,8 @@ mod tests {
     #[test]
     fn any_of_several_ends_ends_the_text() {
         let tiny = TinyCheckpoint::new(&tiny_config(), 5);
-        let mut engine = Engine::open(tiny.path(), device::default_name(), Precision::F32).unwrap();
+        let mut engine =
+            Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap();
         let greedy = request(
             "fire",
             8,

@@ -19,4 +19,4 @@ mod testing;
 pub mod trace;
 mod trace_input;
 
-pub use error::InferError;
+pub use error::{InferError, LESS_MEMORY};

@@ -1,20 +1,29 @@
-//! The `firebox-infer` binary: allocator, log and exit code around [`firebox_infer::cli`].
+//! The `firebox-infer` binary: allocator, threads, Ctrl-C, log and exit code around [`firebox_infer::cli`].
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use firebox_infer::InferError;
+use firebox_console::terminal;
 use firebox_infer::cli::Cli;
-use firebox_model::allocator::{ALLOCATOR, Allocator};
-use firebox_model::terminal;
+use firebox_infer::{InferError, LESS_MEMORY};
+use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
+use firebox_runtime::control::Control;
+use firebox_runtime::device;
 
 #[global_allocator]
 static GLOBAL: Allocator = ALLOCATOR;
 
 fn main() -> ExitCode {
-    terminal::run(
-        || Cli::parse().execute(),
-        InferError::hint,
-        InferError::exit_code,
-    )
+    allocator::keep_freed();
+    let command = || {
+        let cli = Cli::parse();
+        let control = Control::default();
+        device::set_threads(cli.threads());
+        if let Some(device) = cli.device() {
+            allocator::describe(device, LESS_MEMORY, &control);
+        }
+        control.stop_on_interrupt(None);
+        cli.execute(&control)
+    };
+    terminal::run(command, InferError::hint, InferError::exit_code)
 }

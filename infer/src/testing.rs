@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use firebox_model::checkpoint::{SaveOptions, save};
+use firebox_checkpoint::{SaveOptions, save};
 use firebox_model::config::{
     BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
 };
-use firebox_model::device;
 use firebox_model::language_model::LanguageModel;
-use firebox_model::tokenizer::Tokenizer;
+use firebox_runtime::device;
+use firebox_text::Tokenizer;
 use tempfile::TempDir;
 
 /// Two layers of four experts, for one token a byte.
@@ -53,7 +53,11 @@ impl TinyCheckpoint {
         let device = device::select(device::default_name()).unwrap();
         let tokenizer = Tokenizer::bytes();
         let model = LanguageModel::random(config, seed, &device);
-        let options = SaveOptions::with_tokenizer(&tokenizer);
+        let options = SaveOptions {
+            end_of_text: tokenizer.stops().to_vec(),
+            beginning_of_text: tokenizer.beginning().first().copied(),
+            ..SaveOptions::default()
+        };
         save(&model, folder.path(), &options, |_| ()).unwrap();
         tokenizer.save_to(folder.path(), config.context).unwrap();
         Self(folder)

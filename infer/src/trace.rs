@@ -6,11 +6,12 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
-use firebox_model::checkpoint::{NamedTensor, Precision, named_gradients, write_tensors};
-use firebox_model::device;
+use firebox_checkpoint::{NamedTensor, named_gradients, write_tensors};
+use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::{LanguageModel, Trace};
 use firebox_model::loss::{auxiliary, cross_entropy_sum, load_balancing};
 use firebox_model::moe::balance::BatchLoad;
+use firebox_runtime::device;
 
 use crate::InferError;
 use crate::engine::open_model;
@@ -53,7 +54,7 @@ pub fn trace(
 ) -> Result<Losses, InferError> {
     let plain = device::select(device)?;
     let selected = if gradients { plain.autodiff() } else { plain };
-    let (_, opened) = open_model(checkpoint, &selected, Precision::F32)?;
+    let (_, opened) = open_model(checkpoint, &selected, WeightDtype::F32)?;
     let model = match gradients {
         true => opened.model.train(),
         false => opened.model,
@@ -183,7 +184,7 @@ fn write_whole(path: &Path, tensors: &[NamedTensor<'_>]) -> Result<(), InferErro
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
     let part = Path::new(&part);
-    let written = write_tensors(part, tensors, Precision::F32).map_err(InferError::from);
+    let written = write_tensors(part, tensors, WeightDtype::F32).map_err(InferError::from);
     let renamed = written.and_then(|()| {
         fs::rename(part, path).map_err(|source| InferError::Write {
             path: path.to_owned(),

@@ -169,14 +169,15 @@ fn integers(view: &TensorView<'_>) -> Option<Vec<i64>> {
 
 #[cfg(test)]
 mod tests {
-    use firebox_model::checkpoint::{NamedTensor, Precision, write_tensors};
+    use firebox_checkpoint::{NamedTensor, write_tensors};
+    use firebox_kernels::dtype::WeightDtype;
 
     use super::*;
 
     fn read(tensors: &[NamedTensor<'_>]) -> Result<TraceInput, InferError> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("in.safetensors");
-        write_tensors(&path, tensors, Precision::F32).unwrap();
+        write_tensors(&path, tensors, WeightDtype::F32).unwrap();
         TraceInput::read(&path)
     }
 

@@ -150,7 +150,7 @@ fn devices_are_listed() {
             assert!(dtypes.contains(&"f32".into()), "{adapter}");
         }
     }
-    let known = firebox_model::device::backends().len();
+    let known = firebox_runtime::device::backends().len();
     assert_eq!(json.as_array().unwrap().len(), known);
 }
 

@@ -325,7 +325,7 @@ mod tests {
             ..described()
         };
         for config in [described(), described().dense_twin(), normed] {
-            let shapes = crate::parameters::shapes(&config);
+            let shapes = crate::language_model::LanguageModel::shapes(&config);
             let elements = |shape: &[usize]| shape.iter().map(|&n| n as u128).product::<u128>();
             let built: u128 = shapes.iter().map(|(_, shape)| elements(shape)).sum();
             assert_eq!(Accounting::of(&config).total, built);

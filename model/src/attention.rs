@@ -5,12 +5,12 @@ use burn::tensor::{Bool, Tensor};
 
 use crate::cache::LayerCache;
 use crate::config::{ModelConfig, QkNorm};
-use crate::kernels::{
-    causal_attention, has_cached_attention, linear, masked_attention, split_heads,
-};
 use crate::norm::RmsNorm;
 use crate::parameters::{Initial, ParameterSource};
-use crate::rotary::Rotary;
+use firebox_kernels::rope::Rotary;
+use firebox_kernels::{
+    causal_attention, has_cached_attention, linear, masked_attention, split_heads,
+};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150). No biases.

@@ -13,6 +13,32 @@ pub struct Sequence {
     pub valid: usize,
 }
 
+impl Sequence {
+    /// A sequence of `context` inputs from up to `context + 1` successive tokens; what is missing is padding.
+    ///
+    /// # Panics
+    ///
+    /// When there are more tokens.
+    pub fn of_window(tokens: &[u32], context: usize) -> Self {
+        assert!(
+            tokens.len() <= context + 1,
+            "{} tokens for a window of {context}",
+            tokens.len()
+        );
+        let valid = tokens.len().saturating_sub(1);
+        let padded = |tokens: &[u32]| {
+            let mut tokens = tokens.to_vec();
+            tokens.resize(context, 0);
+            tokens
+        };
+        Self {
+            tokens: padded(&tokens[..valid]),
+            targets: padded(tokens.get(1..).unwrap_or_default()),
+            valid,
+        }
+    }
+}
+
 /// Some sequences on a device.
 #[derive(Debug, Clone)]
 pub struct Batch {
@@ -64,5 +90,26 @@ impl Batch {
             valid,
             counted,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_window_is_padded() {
+        let whole = Sequence {
+            tokens: vec![97, 98, 256],
+            targets: vec![98, 256, 99],
+            valid: 3,
+        };
+        assert_eq!(Sequence::of_window(&[97, 98, 256, 99], 3), whole);
+        let short = Sequence {
+            tokens: vec![99, 0, 0],
+            targets: vec![256, 0, 0],
+            valid: 1,
+        };
+        assert_eq!(Sequence::of_window(&[99, 256], 3), short);
     }
 }

@@ -10,7 +10,7 @@ use crate::feed_forward::FeedForward;
 use crate::moe::Routing;
 use crate::norm::RmsNorm;
 use crate::parameters::ParameterSource;
-use crate::rotary::Rotary;
+use firebox_kernels::rope::Rotary;
 
 /// A transformer block with its norms in front (pre-norm).
 #[derive(Module, Debug)]

@@ -3,8 +3,8 @@
 use burn::tensor::{Device, Tensor};
 
 use crate::config::ModelConfig;
-use crate::kernels::cached_attention;
-use crate::rotary::Rotary;
+use firebox_kernels::cached_attention;
+use firebox_kernels::rope::Rotary;
 
 /// Keys and values of one layer, allocated once for the longest sequence.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ impl LayerCache {
     /// # Panics
     ///
     /// When the capacity is exceeded, or there is no kernel for it; see
-    /// [`has_cached_attention`](crate::kernels::has_cached_attention).
+    /// [`has_cached_attention`](firebox_kernels::has_cached_attention).
     pub(crate) fn attend(
         &mut self,
         query: Tensor<2>,

@@ -4,9 +4,9 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::config::ModelConfig;
-use crate::kernels::swiglu;
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::parameters::{Initial, ParameterSource};
+use firebox_kernels::swiglu;
 
 /// SwiGLU: `(silu(x W_gate) ⊙ x W_up) W_down` (arXiv 2002.05202).
 #[derive(Module, Debug)]

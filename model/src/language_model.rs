@@ -9,14 +9,11 @@ use crate::block::Block;
 use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
-use crate::kernels::awake::awake;
-use crate::kernels::host::is_host;
-use crate::kernels::weights::FEW;
-use crate::kernels::{embedding, linear, linear_transposed};
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
-use crate::parameters::{Initial, ParameterSource, RandomParameters};
-use crate::rotary::Rotary;
+use crate::parameters::{Initial, ParameterSource, RandomParameters, Shapes};
+use firebox_kernels::rope::Rotary;
+use firebox_kernels::{embedding, latency_bound, linear, linear_transposed};
 
 /// A decoder-only mixture-of-experts language model.
 ///
@@ -84,6 +81,14 @@ impl LanguageModel {
             Self::new(config, &mut RandomParameters { seed, device });
         let Ok(model) = built;
         model
+    }
+
+    /// Path and shape of every parameter of a model, in the order in which it is built. Nothing is allocated,
+    /// however large the model is.
+    pub fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+        let mut shapes = Shapes::default();
+        let Ok(_) = Self::new(config, &mut shapes);
+        shapes.0
     }
 
     /// Its shape.
@@ -170,18 +175,14 @@ impl LanguageModel {
     /// When the cache has no room for them; see [`KeyValueCache::remaining`].
     pub fn decode(&self, tokens: Tensor<2, Int>, cache: &mut KeyValueCache) -> Tensor<2> {
         let [batch, new] = tokens.dims();
-        let few = batch * new <= FEW && is_host(&tokens.device());
-        let work = || {
+        let device = tokens.device();
+        latency_bound(batch * new, &device, || {
             let (hidden, _) = self.hidden(tokens, None, Some(cache), |_| ());
             let last = hidden
                 .reshape([batch, new, self.config.d_model])
                 .narrow(1, new - 1, 1);
             self.logits(last.squeeze_dim::<2>(1))
-        };
-        match few {
-            true => awake(work),
-            false => work(),
-        }
+        })
     }
 
     /// Sets the selection bias of every router, in the order of the layers that have one; see

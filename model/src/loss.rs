@@ -3,9 +3,9 @@
 use burn::tensor::Tensor;
 
 use crate::config::{BalanceKind, ModelConfig};
-pub use crate::kernels::cross_entropy_sum;
 use crate::moe::Routing;
 use crate::moe::balance::{self, BatchLoad};
+pub use firebox_kernels::cross_entropy_sum;
 
 /// The load-balancing loss of this kind over all layers; `None` for a dense model.
 ///

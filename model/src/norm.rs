@@ -4,8 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::config::ModelConfig;
-use crate::kernels::rms_norm;
 use crate::parameters::{Initial, ParameterSource};
+use firebox_kernels::rms_norm;
 
 /// `x / √(mean(x²) + ε) ⊙ γ` over the last dimension (arXiv 1910.07467, eq. 4).
 #[derive(Module, Debug)]

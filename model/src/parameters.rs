@@ -12,9 +12,6 @@ use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use sha2::{Digest, Sha256};
 
-use crate::config::ModelConfig;
-use crate::language_model::LanguageModel;
-
 /// How a parameter starts when nothing else is known of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Initial {
@@ -85,15 +82,9 @@ impl ParameterSource for RandomParameters<'_> {
     }
 }
 
-/// Path and shape of every parameter of a model, in the order in which it is built. Nothing is allocated,
-/// however large the model is.
-pub fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let mut source = Shapes(Vec::new());
-    let Ok(_) = LanguageModel::new(config, &mut source);
-    source.0
-}
-
-struct Shapes(Vec<(String, Vec<usize>)>);
+/// Collects the path and the shape of each parameter that a model asks for.
+#[derive(Default)]
+pub(crate) struct Shapes(pub Vec<(String, Vec<usize>)>);
 
 impl ParameterSource for Shapes {
     type Error = Infallible;
@@ -138,14 +129,6 @@ pub fn map<M: Module>(module: M, mapper: &mut impl MapParameter) -> M {
         path: Path::default(),
         inner: mapper,
     })
-}
-
-/// Replaces the parameters of a model as [`map`] does. The model gives them up for that time, so that nobody
-/// else holds what the mapper is given, which can then be changed in place.
-pub fn update(model: &mut LanguageModel, mapper: &mut impl MapParameter) {
-    let Ok(without_values) = LanguageModel::new(model.config(), &mut Shapes(Vec::new()));
-    let whole = std::mem::replace(model, without_values);
-    *model = map(whole, mapper);
 }
 
 /// The path of field names that leads to a parameter. An enum's variant is no part of it, so that a

@@ -9,8 +9,8 @@ use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
 use crate::language_model::LanguageModel;
 use crate::moe::MixtureOfExperts;
-use crate::moe::dispatch::DispatchPlan;
-use crate::rotary::Rotary;
+use firebox_kernels::dispatch::DispatchPlan;
+use firebox_kernels::rope::Rotary;
 
 /// What a part does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -47,7 +47,7 @@ fn folder() -> &'static PathBuf {
         };
         // A backend's name is its feature's. The default ones stay so, that what the test was built with serves the
         // binaries too.
-        let backends = firebox_model::device::backends().into_iter();
+        let backends = firebox_runtime::device::backends().into_iter();
         let features: Vec<&str> = backends
             .filter_map(|backend| backend.compiled.then_some(backend.name))
             .collect();

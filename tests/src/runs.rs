@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use firebox_train::cli::RunOptions;
 use firebox_train::config::{RunConfig, load};
-use firebox_train::trainer::Resume;
+use firebox_train::trainer::{Resume, RunOptions};
 
 /// A folder that is removed in the end, with a configuration of a run that takes seconds.
 #[derive(Debug)]

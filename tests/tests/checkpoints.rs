@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
+use firebox_checkpoint::{INDEX_FILE, SaveOptions, TensorStore};
 use firebox_infer::export::Export;
-use firebox_model::checkpoint::{self, INDEX_FILE, Precision, SaveOptions, TensorStore};
-use firebox_model::on_every_device;
+use firebox_kernels::dtype::WeightDtype;
+use firebox_runtime::on_every_device;
 use firebox_tests::fixtures;
 use firebox_tests::models::bits;
 use tempfile::TempDir;
@@ -15,28 +16,30 @@ use tempfile::TempDir;
 on_every_device!(a_round_trip_changes_no_bit);
 
 fn a_round_trip_changes_no_bit(device: Device) {
-    let load = |folder: &Path| checkpoint::load(folder, &device, Precision::F32);
+    let load = |folder: &Path| firebox_checkpoint::load(folder, &device, WeightDtype::F32);
     for (case, path) in fixtures::cases() {
         let first = load(&path).expect("fixture");
-        let own = first.precision.expect("one type");
-        for precision in Precision::ALL {
+        let own = first.dtype.expect("one type");
+        for dtype in WeightDtype::ALL {
             for shard_bytes in [None, Some(20_000)] {
-                let what = format!("{case} in {precision}, shards of {shard_bytes:?}");
+                let what = format!("{case} in {dtype}, shards of {shard_bytes:?}");
                 let options = SaveOptions {
-                    precision,
+                    dtype,
                     shard_bytes,
                     end_of_text: first.end_of_text.clone(),
                     beginning_of_text: first.beginning_of_text,
                 };
                 let (once, twice) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-                checkpoint::save(&first.model, once.path(), &options, |_| ()).expect("saved");
+                firebox_checkpoint::save(&first.model, once.path(), &options, |_| ())
+                    .expect("saved");
                 let second = load(once.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
-                checkpoint::save(&second.model, twice.path(), &options, |_| ()).expect("saved");
+                firebox_checkpoint::save(&second.model, twice.path(), &options, |_| ())
+                    .expect("saved");
 
-                if [own, Precision::F32].contains(&precision) {
+                if [own, WeightDtype::F32].contains(&dtype) {
                     assert_eq!(bits(&first.model), bits(&second.model), "{what}");
                 }
-                assert_eq!(second.precision, Some(precision), "{what}");
+                assert_eq!(second.dtype, Some(dtype), "{what}");
                 assert_eq!(second.end_of_text, first.end_of_text, "{what}");
                 assert_eq!(first.model.config(), second.model.config(), "{what}");
                 let (once, twice) = (fixtures::files(once.path()), fixtures::files(twice.path()));
@@ -62,7 +65,7 @@ fn what_transformers_wrote_is_written_again_bit_by_bit() {
         let path = fixtures::folder(case);
         let output = TempDir::new().unwrap();
         let export = Export {
-            precision: None,
+            dtype: None,
             shard_bytes: None,
         };
         let folder = output.path().join("exported");
@@ -72,7 +75,7 @@ fn what_transformers_wrote_is_written_again_bit_by_bit() {
             let tensors = store.tensors().map(|(name, info)| {
                 let values = store.read(name, 0..info.elements()).expect(name);
                 let bits: Vec<u32> = values.into_iter().map(f32::to_bits).collect();
-                (name.to_owned(), (info.precision, info.shape.clone(), bits))
+                (name.to_owned(), (info.dtype, info.shape.clone(), bits))
             });
             tensors.collect::<BTreeMap<_, _>>()
         });
@@ -90,7 +93,7 @@ fn an_export_never_overwrites() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("thesis.txt"), "dear").unwrap();
     let export = Export {
-        precision: Some(Precision::Bf16),
+        dtype: Some(WeightDtype::Bf16),
         shard_bytes: None,
     };
     let path = fixtures::folder("qwen3");

@@ -3,23 +3,23 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use firebox_model::checkpoint::{
-    self, CheckpointError, INDEX_FILE, MODEL_FILE, NamedTensor, Precision, TensorStore,
-    write_tensors,
+use firebox_checkpoint::{
+    CheckpointError, INDEX_FILE, MODEL_FILE, NamedTensor, TensorStore, write_tensors,
 };
-use firebox_model::device;
-use firebox_model::terminal::sentence;
+use firebox_console::terminal::sentence;
+use firebox_kernels::dtype::WeightDtype;
+use firebox_runtime::device;
 use firebox_tests::fixtures;
 use firebox_tests::models::bits;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-fn load(folder: &Path) -> Result<checkpoint::Checkpoint, CheckpointError> {
-    checkpoint::load(
+fn load(folder: &Path) -> Result<firebox_checkpoint::Checkpoint, CheckpointError> {
+    firebox_checkpoint::load(
         folder,
         &device::select("flex").expect("flex"),
-        Precision::F32,
+        WeightDtype::F32,
     )
 }
 
@@ -68,7 +68,7 @@ fn rewrite(
         .map(|(name, shape, values)| NamedTensor::float(name, shape, move || values.clone()))
         .collect();
     let new = folder.join("new");
-    write_tensors(&new, &tensors, Precision::F32).unwrap();
+    write_tensors(&new, &tensors, WeightDtype::F32).unwrap();
     fs::rename(new, path).unwrap();
 }
 

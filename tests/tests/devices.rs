@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use firebox_model::device::default_name;
 use firebox_model::language_model::LanguageModel;
-use firebox_model::on_every_device;
+use firebox_runtime::control::Control;
+use firebox_runtime::device::default_name;
+use firebox_runtime::on_every_device;
 use firebox_tests::models::{bits, tiny};
 use firebox_tests::runs::TestRun;
 use firebox_train::trainer::{self, Resume};
@@ -49,7 +50,7 @@ fn losses_are_those_of_the_cpu(device: &str) {
         let options = test.options(&format!("on-{device}"), device, Resume::Never);
         // Once, where the device is the default one itself.
         if !options.out.exists() {
-            trainer::run(&config, &options).expect("a run");
+            trainer::run(&config, &options, &Control::default()).expect("a run");
         }
         losses(&options.out)
     });

@@ -10,7 +10,7 @@ use std::fs;
 
 use burn::tensor::{Device, Int, Tensor};
 use firebox_infer::trace::trace;
-use firebox_model::checkpoint::{self, Precision};
+use firebox_kernels::dtype::WeightDtype;
 use firebox_model::generate::{Sampler, Sampling, generate};
 use firebox_model::language_model::token_tensor;
 use firebox_tests::binaries;
@@ -32,7 +32,7 @@ macro_rules! on_every_checkpoint {
                 super::greedy_tokens_are_those_of_transformers($folder, &device);
             }
 
-            firebox_model::on_every_device!(values_and_gradients, greedy_tokens);
+            firebox_runtime::on_every_device!(values_and_gradients, greedy_tokens);
         })+
 
         const TESTED: &[&str] = &[$($folder),+];
@@ -124,7 +124,7 @@ fn greedy_tokens_are_those_of_transformers(case: &str, device: &Device) {
     let expected = Tensors::read(&path.join("expected.safetensors")).integers("greedy");
     let expected: Vec<u32> = expected.into_iter().map(|id| id as u32).collect();
     let (prompt, rest) = expected.split_at(12);
-    let model = checkpoint::load(&path, device, Precision::F32)
+    let model = firebox_checkpoint::load(&path, device, WeightDtype::F32)
         .expect("fixture")
         .model;
     let mut cached = Vec::new();

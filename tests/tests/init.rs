@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use firebox_model::checkpoint::{TensorFile, checkpoint_folder, read_config};
+use firebox_checkpoint::{TensorFile, checkpoint_folder, read_config};
 use firebox_tests::binaries;
 use firebox_tests::runs::{TestRun, copy_at};
 use serde_json::{Value, json};

@@ -13,9 +13,9 @@ use firebox_model::feed_forward::{DenseFeedForward, FeedForward};
 use firebox_model::language_model::{LanguageModel, token_tensor};
 use firebox_model::moe::balance::{BatchLoad, per_layer, pooled};
 use firebox_model::moe::{MixtureOfExperts, Routing};
-use firebox_model::on_every_device;
 use firebox_model::parameters::{MapParameter, RandomParameters, map};
 use firebox_model::parts::{Observer, Part, Place, observed, places};
+use firebox_runtime::on_every_device;
 use firebox_tests::models::{model, sequences, tiny, with_experts};
 use firebox_tests::tensors::relative_error;
 use firebox_train::gradient::{BatchResult, forward_backward};
@@ -275,7 +275,7 @@ fn a_mixture_whose_router_is_indifferent_is_balanced_at_one_for_every_k(device: 
             layer: 0,
             logits: Tensor::zeros([8, 4], &device),
             probabilities: Tensor::full([8, 4], 0.25, &device),
-            plan: firebox_model::moe::dispatch::DispatchPlan::new(&chosen, 4, per_token, &device),
+            plan: firebox_kernels::dispatch::DispatchPlan::new(&chosen, 4, per_token, &device),
         }];
         let mut load = BatchLoad::default();
         load.add(&routing, None, 8);

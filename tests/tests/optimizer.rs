@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use firebox_model::language_model::LanguageModel;
-use firebox_model::on_every_device;
 use firebox_model::parameters::{VisitParameter, visit};
+use firebox_runtime::on_every_device;
 use firebox_tests::models::{model, sequences, tiny};
 use firebox_tests::tensors::relative_error;
 use firebox_train::config::OptimizerConfig;
@@ -55,7 +55,7 @@ fn three_steps_follow_the_formula(device: Device) {
             .iter()
             .map(|(path, gradient)| (path.clone(), gradient.to_data().iter::<f32>().collect()))
             .collect();
-        optimizer.step(&mut model, gradients, scale, rate, &CONFIG);
+        model = optimizer.step(model, gradients, scale, rate, &CONFIG);
 
         let steps = step as i32 + 1;
         let [first_correction, second_correction] =
@@ -126,7 +126,7 @@ fn weights_change_where_they_are() {
     let (start, values) = (addresses(&model), weights(&model));
     for _ in 0..2 {
         let gradients = forward_backward(&model, &text, 1, &device).gradients;
-        optimizer.step(&mut model, gradients, 1.0, 1e-2, &CONFIG);
+        model = optimizer.step(model, gradients, 1.0, 1e-2, &CONFIG);
     }
     assert_eq!(addresses(&model), start);
     assert_ne!(weights(&model), values);

@@ -2,13 +2,14 @@
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
+use firebox_checkpoint::{CheckpointError, SaveOptions, load, save};
+use firebox_kernels::dtype::WeightDtype;
 use firebox_model::cache::KeyValueCache;
-use firebox_model::checkpoint::{CheckpointError, Precision, SaveOptions, load, save};
 use firebox_model::config::ModelConfig;
 use firebox_model::evaluate::evaluate;
 use firebox_model::language_model::{LanguageModel, token_tensor};
-use firebox_model::on_every_device;
 use firebox_model::parameters::{VisitParameter, visit};
+use firebox_runtime::on_every_device;
 use firebox_tests::models::{model, sequences, tiny};
 use firebox_tests::tensors::relative_error;
 use tempfile::TempDir;
@@ -20,13 +21,13 @@ on_every_device!(
     a_model_that_trains_is_not_held_in_16_bits,
 );
 
-const HALVES: [Precision; 2] = [Precision::Bf16, Precision::F16];
+const HALVES: [WeightDtype; 2] = [WeightDtype::Bf16, WeightDtype::F16];
 
 /// A checkpoint whose weights are stored in this type.
-fn stored(config: &ModelConfig, precision: Precision, device: &Device) -> TempDir {
+fn stored(config: &ModelConfig, dtype: WeightDtype, device: &Device) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let options = SaveOptions {
-        precision,
+        dtype,
         ..SaveOptions::default()
     };
     save(&model(config, device), folder.path(), &options, |_| ()).unwrap();
@@ -59,14 +60,14 @@ fn configs() -> [ModelConfig; 3] {
 }
 
 fn weights_are_held_as_they_are_stored(device: Device) {
-    for precision in HALVES {
-        let folder = stored(&tiny(), precision, &device);
-        let whole = load(folder.path(), &device, Precision::F32).unwrap();
-        let held = match load(folder.path(), &device, precision) {
+    for dtype in HALVES {
+        let folder = stored(&tiny(), dtype, &device);
+        let whole = load(folder.path(), &device, WeightDtype::F32).unwrap();
+        let held = match load(folder.path(), &device, dtype) {
             Err(CheckpointError::Device { .. }) => continue, // a GPU without the type
             held => held.unwrap(),
         };
-        let native = device.supports_dtype(precision.tensor_type());
+        let native = device.supports_dtype(dtype.tensor_type());
         let expected = parameters(&whole.model).0;
         for (found, expected) in parameters(&held.model).0.into_iter().zip(expected) {
             let (path, bytes, numbers) = found;
@@ -79,19 +80,19 @@ fn weights_are_held_as_they_are_stored(device: Device) {
 
 fn text_is_as_likely_as_with_the_same_weights_in_f32(device: Device) {
     for config in configs() {
-        for precision in HALVES {
-            let folder = stored(&config, precision, &device);
+        for dtype in HALVES {
+            let folder = stored(&config, dtype, &device);
             let text = sequences(&config, 5, 12, &[0, 7, 0, 3, 11]);
             let nats = |held| {
                 let model = load(folder.path(), &device, held)?.model;
                 let evaluation = evaluate(&model, text.iter().cloned(), 50, 2, |_| ());
                 Ok::<f64, CheckpointError>(evaluation.nats_per_token)
             };
-            let expected = nats(Precision::F32).unwrap();
-            match nats(precision) {
+            let expected = nats(WeightDtype::F32).unwrap();
+            match nats(dtype) {
                 Ok(found) => assert!(
                     (found - expected).abs() < 1e-6,
-                    "{precision}: {found} against {expected}"
+                    "{dtype}: {found} against {expected}"
                 ),
                 Err(CheckpointError::Device { .. }) => (),
                 Err(error) => panic!("{error}"),
@@ -102,9 +103,9 @@ fn text_is_as_likely_as_with_the_same_weights_in_f32(device: Device) {
 
 fn decoding_with_the_cache_equals_one_forward_pass(device: Device) {
     for config in configs() {
-        let folder = stored(&config, Precision::Bf16, &device);
+        let folder = stored(&config, WeightDtype::Bf16, &device);
         let text = &sequences(&config, 2, 20, &[])[..];
-        let Ok(opened) = load(folder.path(), &device, Precision::Bf16) else {
+        let Ok(opened) = load(folder.path(), &device, WeightDtype::Bf16) else {
             return; // a GPU without the type
         };
         let rows = |from: usize, to: usize| {
@@ -124,8 +125,8 @@ fn decoding_with_the_cache_equals_one_forward_pass(device: Device) {
 }
 
 fn a_model_that_trains_is_not_held_in_16_bits(device: Device) {
-    let folder = stored(&tiny(), Precision::F32, &device);
-    let error = load(folder.path(), &device.autodiff(), Precision::Bf16).unwrap_err();
+    let folder = stored(&tiny(), WeightDtype::F32, &device);
+    let error = load(folder.path(), &device.autodiff(), WeightDtype::Bf16).unwrap_err();
     assert!(
         error.to_string().contains("bf16 cannot be trained"),
         "{error}"

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use firebox_model::checkpoint::TensorFile;
-use firebox_model::on_every_device;
+use firebox_checkpoint::TensorFile;
+use firebox_runtime::control::Control;
+use firebox_runtime::on_every_device;
 use firebox_tests::binaries;
 use firebox_tests::runs::{TestRun, copy_at};
 use firebox_tests::tensors::relative_error;
@@ -172,11 +173,21 @@ on_every_device!(a_resume_from_any_checkpoint_ends_the_same);
 fn a_resume_from_any_checkpoint_ends_the_same(device: &str) {
     let test = TestRun::new();
     let config = test.config(&[]);
-    trainer::run(&config, &test.options("whole", device, Resume::Never)).expect("a run");
+    trainer::run(
+        &config,
+        &test.options("whole", device, Resume::Never),
+        &Control::default(),
+    )
+    .expect("a run");
     for step in [2, 6, 10] {
         let cut = format!("cut-{step}");
         copy_at(&test.path("whole"), &test.path(&cut), step);
-        trainer::run(&config, &test.options(&cut, device, Resume::Required)).expect("a resume");
+        trainer::run(
+            &config,
+            &test.options(&cut, device, Resume::Required),
+            &Control::default(),
+        )
+        .expect("a resume");
         if matches!(device, "flex" | "ndarray") {
             let what = format!("from {step}");
             assert_same_end(&what, 12, &test.path(&cut), &test.path("whole"));
@@ -193,11 +204,17 @@ fn a_resume_may_take_smaller_micro_batches() {
     trainer::run(
         &test.config(&[]),
         &test.options("whole", "flex", Resume::Never),
+        &Control::default(),
     )
     .expect("a run");
     copy_at(&test.path("whole"), &test.path("cut"), 6);
     let smaller = test.config(&["train.micro_batch=1"]);
-    trainer::run(&smaller, &test.options("cut", "flex", Resume::Required)).expect("a resume");
+    trainer::run(
+        &smaller,
+        &test.options("cut", "flex", Resume::Required),
+        &Control::default(),
+    )
+    .expect("a resume");
     assert_close(&test.path("cut"), &test.path("whole"));
 }
 
@@ -220,10 +237,16 @@ fn validation_changes_no_weight() {
     trainer::run(
         &test.config(&[]),
         &test.options("whole", "flex", Resume::Never),
+        &Control::default(),
     )
     .expect("a run");
     let often = test.config(&["train.validate_every=1", "train.log_every=5"]);
-    trainer::run(&often, &test.options("often", "flex", Resume::Never)).expect("a run");
+    trainer::run(
+        &often,
+        &test.options("often", "flex", Resume::Never),
+        &Control::default(),
+    )
+    .expect("a run");
     for file in FILES {
         let [a, b] = ["whole", "often"].map(|run| {
             fs::read(test.path(run).join("checkpoints/step-0000012").join(file)).expect(file)

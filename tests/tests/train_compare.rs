@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Output;
 
-use firebox_model::device;
+use firebox_runtime::device;
 use firebox_tests::binaries;
 use firebox_tests::runs::TestRun;
 use serde_json::Value;

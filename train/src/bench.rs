@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::Device;
+use firebox_kernels::matrix_peak;
 use firebox_model::accounting::Accounting;
 use firebox_model::batch::Sequence;
 use firebox_model::config::{FeedForwardKind, ModelConfig};
-use firebox_model::device;
-use firebox_model::kernels::matrix_peak;
 use firebox_model::language_model::LanguageModel;
-use firebox_model::memory;
+use firebox_runtime::device;
+use firebox_runtime::memory;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
@@ -135,13 +135,7 @@ fn measure(config: &RunConfig, model: &ModelConfig, steps: usize, device: &Devic
         let result = forward_backward(&trained, &sequences, micro_batch, &autodiff);
         let scale = clip_scale(result.gradient_norm, config.optimizer.clip_norm);
         let rate = config.optimizer.learning_rate;
-        optimizer.step(
-            &mut trained,
-            result.gradients,
-            scale,
-            rate,
-            &config.optimizer,
-        );
+        trained = optimizer.step(trained, result.gradients, scale, rate, &config.optimizer);
         device::finish(trained.norm.gamma.val());
         if step >= WARM_UP {
             seconds.push(started.elapsed().as_secs_f64());

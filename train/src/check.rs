@@ -1,6 +1,5 @@
 //! `cargo train check`: what a run is, and what it costs, before anything is allocated.
 
-pub(crate) mod numbers;
 mod text;
 
 use firebox_model::accounting::Accounting;

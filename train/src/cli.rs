@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
-use firebox_model::allocator;
-use firebox_model::device;
-use firebox_model::failure::{DeviceFailure, guard};
-use firebox_model::terminal::print;
+use firebox_console::terminal::print;
+use firebox_runtime::control::Control;
+use firebox_runtime::device;
+use firebox_runtime::failure::{DeviceFailure, guard};
 
 use crate::bench::{BenchOptions, bench, vary};
 use crate::check::Report;
@@ -19,9 +19,9 @@ use crate::compare::{
 };
 use crate::config::{ConfigError, RunConfig, load, load_resumed};
 use crate::data::{self, DataError};
-use crate::error::{LESS_MEMORY, TrainError};
+use crate::error::TrainError;
 use crate::run_folder;
-use crate::trainer::{self, Outcome, Resume};
+use crate::trainer::{self, Outcome, Resume, RunOptions};
 
 /// Trains mixture-of-experts language models: a configuration file and text in, a checkpoint out.
 #[derive(Debug, Parser)]
@@ -128,17 +128,6 @@ struct RunArgs {
         hide_default_value = true
     )]
     resume: Resume,
-}
-
-/// What the command line adds to a run's configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunOptions {
-    /// The run folder.
-    pub out: PathBuf,
-    /// What computes.
-    pub device: String,
-    /// Whether to go on from the newest checkpoint of the run folder.
-    pub resume: Resume,
 }
 
 impl RunArgs {
@@ -249,7 +238,6 @@ impl CompareArgs {
     }
 }
 
-/// A number above zero.
 /// A key, and values for it.
 #[derive(Debug, Clone)]
 struct Variants {
@@ -273,6 +261,7 @@ fn variants(text: &str) -> Result<Variants, String> {
     })
 }
 
+/// A number above zero.
 fn share(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(share) if share > 0.0 && f64::is_finite(share) => Ok(share),
@@ -337,16 +326,30 @@ impl CliError {
 }
 
 impl Cli {
+    /// Threads of the CPU backends, where `--threads` gives them.
+    pub fn threads(&self) -> Option<usize> {
+        self.threads.map(usize::from)
+    }
+
+    /// The device that this process computes on; `None` for commands that compute nothing themselves.
+    pub fn device(&self) -> Option<&str> {
+        match &self.command {
+            Command::Run(args) => Some(&args.device),
+            Command::Bench(args) => Some(&args.device),
+            Command::CompareDevice(args) => Some(&args.device),
+            Command::Prepare(_) | Command::Check(_) | Command::Compare(_) => None,
+        }
+    }
+
     /// Does what the command line says.
     ///
     /// # Errors
     ///
     /// What went wrong, with an exit code and often a hint.
-    pub fn execute(self) -> Result<(), CliError> {
-        device::set_threads(self.threads.map(usize::from));
+    pub fn execute(self, control: &Control) -> Result<(), CliError> {
         match self.command {
             Command::Run(args) => {
-                let outcome = trainer::run(&args.load()?, &args.options())?;
+                let outcome = trainer::run(&args.load()?, &args.options(), control)?;
                 Ok(print(&summary(&outcome))?)
             }
             Command::Prepare(args) => {
@@ -374,14 +377,12 @@ impl Cli {
                         Ok((value, config))
                     });
                     let configs = configs.collect::<Result<_, ConfigError>>()?;
-                    allocator::working(&options.device, LESS_MEMORY);
                     let measured = guard(&options.device, || {
                         vary(&key, configs, &options.device, options.steps)
                     });
                     return present(&measured.map_err(failed)??, args.json);
                 }
                 let config = args.config.load()?;
-                allocator::working(&options.device, LESS_MEMORY);
                 let measured = guard(&options.device, || bench(&config, &options));
                 present(&measured.map_err(failed)??, args.json)
             }
@@ -393,6 +394,7 @@ impl Cli {
                     &args.device,
                     args.steps,
                     args.control,
+                    control,
                     print_line,
                 )?)
             }

@@ -3,9 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
-use firebox_model::checkpoint::{CheckpointError, FolderError};
-use firebox_model::device::DeviceError;
-use firebox_model::failure::DeviceFailure;
+use firebox_checkpoint::{CheckpointError, FolderError};
+use firebox_runtime::device::DeviceError;
+use firebox_runtime::failure::DeviceFailure;
+use firebox_text::TokenizerError;
 
 use crate::config::ConfigError;
 use crate::data::DataError;
@@ -22,6 +23,9 @@ pub enum TrainError {
     /// A file of the run cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The tokenizer's files cannot be written.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
     /// There is no checkpoint to start from.
     #[error(transparent)]
     Init(#[from] FolderError),
@@ -90,7 +94,7 @@ pub enum TrainError {
 }
 
 /// How a training needs less memory.
-pub(crate) const LESS_MEMORY: &str =
+pub const LESS_MEMORY: &str =
     "lower train.micro_batch, which takes less memory for the same result";
 
 impl TrainError {
@@ -100,6 +104,7 @@ impl TrainError {
             Self::Device(error) => Some(error.hint()),
             Self::Data(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),
+            Self::Tokenizer(error) => error.hint(),
             Self::Init(error) => error.hint(),
             Self::SavedConfig(error) => error.hint(),
             Self::RunExists { .. } => Some(

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Gradients, Tensor};
+use firebox_kernels::sum_of_squares;
 use firebox_model::batch::{Batch, Sequence};
 use firebox_model::config::{FeedForwardKind, ModelConfig};
-use firebox_model::kernels::sum_of_squares;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::loss::{auxiliary, cross_entropy_sum};
 use firebox_model::moe::balance::BatchLoad;

@@ -1,19 +1,32 @@
-//! The `firebox-train` binary: allocator, log and exit code around [`firebox_train::cli`].
+//! The `firebox-train` binary: allocator, threads, Ctrl-C, log and exit code around [`firebox_train::cli`].
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use firebox_model::allocator::{ALLOCATOR, Allocator};
-use firebox_model::terminal;
+use firebox_console::terminal;
+use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
+use firebox_runtime::control::Control;
+use firebox_runtime::device;
 use firebox_train::cli::{Cli, CliError};
+use firebox_train::error::LESS_MEMORY;
 
 #[global_allocator]
 static GLOBAL: Allocator = ALLOCATOR;
 
+const STOPPING: &str =
+    "finishing the step and writing a checkpoint; press Ctrl-C again to stop at once";
+
 fn main() -> ExitCode {
-    terminal::run(
-        || Cli::parse().execute(),
-        CliError::hint,
-        CliError::exit_code,
-    )
+    allocator::keep_freed();
+    let command = || {
+        let cli = Cli::parse();
+        let control = Control::default();
+        device::set_threads(cli.threads());
+        if let Some(device) = cli.device() {
+            allocator::describe(device, LESS_MEMORY, &control);
+        }
+        control.stop_on_interrupt(Some(STOPPING));
+        cli.execute(&control)
+    };
+    terminal::run(command, CliError::hint, CliError::exit_code)
 }

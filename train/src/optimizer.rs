@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use firebox_model::checkpoint::{CheckpointError, Mismatch, NamedTensor, TensorFile};
-use firebox_model::kernels::{AdamWUpdate, adamw};
+use firebox_checkpoint::{CheckpointError, Mismatch, NamedTensor, TensorFile};
+use firebox_kernels::{AdamWUpdate, adamw};
 use firebox_model::language_model::LanguageModel;
-use firebox_model::parameters::{MapParameter, shapes, update};
+use firebox_model::parameters::{MapParameter, map};
 
 use crate::config::OptimizerConfig;
 use crate::gradient::GradientSum;
@@ -39,15 +39,16 @@ fn decays(path: &str) -> bool {
 
 impl AdamW {
     /// Updates every parameter with its gradient times `gradient_scale` (that of clipping); in place, where
-    /// the model's tensors are its own.
+    /// the model's tensors are shared with nothing else.
+    #[must_use]
     pub fn step(
         &mut self,
-        model: &mut LanguageModel,
+        model: LanguageModel,
         gradients: GradientSum,
         gradient_scale: f64,
         learning_rate: f64,
         config: &OptimizerConfig,
-    ) {
+    ) -> LanguageModel {
         self.steps += 1;
         let betas = [config.beta1, config.beta2];
         let mut step = Step {
@@ -62,7 +63,7 @@ impl AdamW {
             moments: &mut self.moments,
             gradients,
         };
-        update(model, &mut step);
+        map(model, &mut step)
     }
 
     /// Number of updates so far.
@@ -109,7 +110,7 @@ impl AdamW {
         model: &LanguageModel,
         device: &Device,
     ) -> Result<Self, CheckpointError> {
-        let shapes = shapes(model.config());
+        let shapes = LanguageModel::shapes(model.config());
         let name = |kind: &str, path: &str| format!("{kind}.{path}");
         let mut mismatch = Mismatch::default();
         let mut expected = BTreeSet::new();

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use firebox_model::checkpoint::{CHECKPOINTS, CheckpointError, LATEST};
+use firebox_checkpoint::{CHECKPOINTS, CheckpointError, LATEST};
 
 /// A run's folder.
 #[derive(Debug, Clone)]
@@ -120,19 +120,21 @@ impl RunFolder {
     /// # Errors
     ///
     /// Those of `fill`, or when the folder cannot be made, renamed or synced.
-    pub fn save(
+    pub fn save<E: From<CheckpointError>>(
         &self,
         step: u64,
-        fill: impl FnOnce(&Path) -> Result<(), CheckpointError>,
-    ) -> Result<PathBuf, CheckpointError> {
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
         let (path, temporary) = (
             self.checkpoint(step),
             self.checkpoints().join(format!("{TEMPORARY}{step:07}")),
         );
         remove_folder(&temporary)?;
         fs::create_dir(&temporary).map_err(failed("create", &temporary))?;
-        let filled = fill(&temporary)
-            .and_then(|()| sync_folder(&temporary).map_err(failed("write", &temporary)));
+        let filled = fill(&temporary).and_then(|()| {
+            let synced = sync_folder(&temporary).map_err(failed("write", &temporary));
+            Ok(synced?)
+        });
         if let Err(error) = filled {
             // What is left behind is cleared by the next run; the error that matters is the first.
             let _ = fs::remove_dir_all(&temporary);

@@ -3,16 +3,15 @@
 use std::path::Path;
 
 use burn::tensor::Device;
+use firebox_checkpoint::{checkpoint_folder, load_weights, read_config, upcycle};
 use firebox_model::accounting::Parameters;
-use firebox_model::checkpoint::{
-    TOKENIZER_FILE, checkpoint_folder, load_weights, read_config, upcycle,
-};
 use firebox_model::config::FeedForwardKind;
 use firebox_model::language_model::LanguageModel;
+use firebox_text::TOKENIZER_FILE;
 
-use crate::check::numbers::scaled;
 use crate::config::{RunConfig, TokenizerConfig};
 use crate::error::TrainError;
+use firebox_console::numbers::scaled;
 
 /// Random weights, or those of the checkpoint `train.init`, in f32. A dense checkpoint becomes a mixture where the
 /// configuration has one.

@@ -5,14 +5,14 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use firebox_model::checkpoint::{
-    self, CheckpointError, Precision, SaveOptions, TensorFile, write_tensors,
-};
+use firebox_checkpoint::{CheckpointError, SaveOptions, TensorFile, write_tensors};
+use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::LanguageModel;
-use firebox_model::tokenizer::Tokenizer;
+use firebox_text::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
+use crate::error::TrainError;
 use crate::optimizer::AdamW;
 use crate::run_folder::failed;
 
@@ -59,17 +59,22 @@ pub fn save(
     tokenizer: &Tokenizer,
     optimizer: &AdamW,
     progress: &Progress,
-) -> Result<(), CheckpointError> {
-    let options = SaveOptions::with_tokenizer(tokenizer);
-    checkpoint::save(model, folder, &options, |_| ())?;
+) -> Result<(), TrainError> {
+    let options = SaveOptions {
+        end_of_text: tokenizer.stops().to_vec(),
+        beginning_of_text: tokenizer.beginning().first().copied(),
+        ..SaveOptions::default()
+    };
+    firebox_checkpoint::save(model, folder, &options, |_| ())?;
     let moments = folder.join(MOMENTS_FILE);
-    write_tensors(&moments, &optimizer.tensors(), Precision::F32)?;
+    write_tensors(&moments, &optimizer.tensors(), WeightDtype::F32)?;
     tokenizer.save_to(folder, model.config().context)?;
     let state = serde_json::to_string_pretty(progress).expect("numbers and strings") + "\n";
     let path = folder.join(STATE_FILE);
     fs::write(&path, state)
         .and_then(|()| fs::File::open(&path)?.sync_all())
-        .map_err(failed("write", &path))
+        .map_err(failed("write", &path))?;
+    Ok(())
 }
 
 /// Reads what [`save`] wrote. The model comes back without gradients.
@@ -89,7 +94,7 @@ pub fn load(
             path,
             reason: error.to_string(),
         })?;
-    let model = checkpoint::load_weights(folder, &config.model, device)?;
+    let model = firebox_checkpoint::load_weights(folder, &config.model, device)?;
     let moments = TensorFile::open(&folder.join(MOMENTS_FILE))?;
     let optimizer = AdamW::read(&moments, progress.step, &model, device)?;
     Ok((model, optimizer, progress))

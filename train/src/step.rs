@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use firebox_model::allocator;
 use firebox_model::batch::Sequence;
 use firebox_model::config::FeedForwardKind;
 use firebox_model::language_model::LanguageModel;
@@ -70,15 +69,14 @@ impl Training {
     ///
     /// # Errors
     ///
-    /// When the loss or the gradient is no finite number; the weights are then those before the step.
+    /// When the loss or the gradient is not finite.
     pub fn step(
-        &mut self,
+        mut self,
         config: &RunConfig,
         stream: &TrainingStream,
-    ) -> Result<Step, TrainError> {
+    ) -> Result<(Self, Step), TrainError> {
         let started = Instant::now();
         let step = self.progress.step;
-        allocator::at_step(step + 1);
         let count = config
             .schedule
             .batch_tokens
@@ -106,8 +104,8 @@ impl Training {
         let share = learning_rate_share(&config.schedule, step, config.train.steps);
         let learning_rate = config.optimizer.learning_rate * share;
         let scale = clip_scale(norm, config.optimizer.clip_norm);
-        self.optimizer.step(
-            &mut self.model,
+        self.model = self.optimizer.step(
+            self.model,
             result.gradients,
             scale,
             learning_rate,
@@ -128,7 +126,7 @@ impl Training {
         self.progress.sequences += count;
         self.progress.tokens += tokens;
         self.progress.seconds += seconds;
-        Ok(Step {
+        let taken = Step {
             loss: result.loss,
             total_loss: result.total_loss,
             learning_rate,
@@ -136,6 +134,7 @@ impl Training {
             tokens,
             seconds,
             layers: result.health.health(),
-        })
+        };
+        Ok((self, taken))
     }
 }

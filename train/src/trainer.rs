@@ -1,27 +1,24 @@
 //! The training loop, from top to bottom.
 
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::Device;
+use firebox_checkpoint::LATEST;
 use firebox_model::accounting::Accounting;
-use firebox_model::allocator;
-use firebox_model::checkpoint::LATEST;
+use firebox_model::batch::Sequence;
 use firebox_model::config::FeedForwardKind;
-use firebox_model::device;
 use firebox_model::evaluate::{self, Evaluation, evaluate};
-use firebox_model::failure::guard;
 use firebox_model::generate::{Sampler, Sampling, generate};
 use firebox_model::moe::stats::warning;
+use firebox_runtime::control::Control;
+use firebox_runtime::device;
+use firebox_runtime::failure::guard;
 
-use crate::cli::RunOptions;
 use crate::config::{RunConfig, load_saved};
 use crate::data::{Prepared, TrainingStream, prepare};
-use crate::error::{LESS_MEMORY, TrainError};
+use crate::error::TrainError;
 use crate::metrics::{MetricsLog, Record, TrainRecord, ValidationRecord};
 use crate::optimizer::AdamW;
 use crate::progress::ProgressDisplay;
@@ -42,6 +39,17 @@ pub enum Resume {
     Auto,
 }
 
+/// What the command line adds to a run's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOptions {
+    /// The run folder.
+    pub out: PathBuf,
+    /// What computes.
+    pub device: String,
+    /// Whether to go on from the newest checkpoint of the run folder.
+    pub resume: Resume,
+}
+
 /// What a run came to.
 #[derive(Debug, Clone)]
 pub struct Outcome {
@@ -53,18 +61,21 @@ pub struct Outcome {
     pub checkpoint: PathBuf,
 }
 
-/// Trains, from the start or from the newest checkpoint of the run folder.
+/// Trains, from the start or from the newest checkpoint of the run folder. `control` is told which step is being
+/// computed; a stop that it requests ends the run after the step, with a checkpoint.
 ///
 /// # Errors
 ///
 /// See [`TrainError`]. Whatever happens, checkpoints that were complete stay so.
-pub fn run(config: &RunConfig, options: &RunOptions) -> Result<Outcome, TrainError> {
+pub fn run(
+    config: &RunConfig,
+    options: &RunOptions,
+    control: &Control,
+) -> Result<Outcome, TrainError> {
     let device = device::select(&options.device)?;
-    allocator::working(&options.device, LESS_MEMORY);
-    let step = Cell::new(None);
-    let outcome = guard(&options.device, || train(config, options, &device, &step));
+    let outcome = guard(&options.device, || train(config, options, &device, control));
     outcome.map_err(|failure| TrainError::Computation {
-        step: step.get(),
+        step: control.step(),
         failure: failure.into(),
         checkpoint: newest_checkpoint(&options.out),
     })?
@@ -76,15 +87,14 @@ fn newest_checkpoint(root: &Path) -> Option<(PathBuf, u64)> {
     Some((run_folder::checkpoint(root, step), step))
 }
 
-/// Trains; `at` tells which step is being computed, should the device fail.
 fn train(
     config: &RunConfig,
     options: &RunOptions,
     device: &Device,
-    at: &Cell<Option<u64>>,
+    control: &Control,
 ) -> Result<Outcome, TrainError> {
     let mut run = Run::open(config, options, device)?;
-    let interrupted = stop_on_ctrl_c();
+    control.heed_stop();
     let steps = run.config.train.steps;
     let display = ProgressDisplay::new(steps, run.all_tokens(), run.training.progress.tokens);
 
@@ -93,8 +103,8 @@ fn train(
     }
     let mut validation = None;
     while run.training.progress.step < steps {
-        at.set(Some(run.training.progress.step + 1));
-        run.step(&display)?;
+        control.set_step(run.training.progress.step + 1);
+        run = run.step(&display)?;
         let step = run.training.progress.step;
         let last = step == steps;
         let mut improved = false;
@@ -103,7 +113,7 @@ fn train(
             validation = Some(evaluation);
             improved = best && run.config.checkpoint.keep_best;
         }
-        let stop = interrupted.load(Ordering::SeqCst) && !last;
+        let stop = control.stop_requested() && !last;
         if last || stop || improved || step.is_multiple_of(run.config.checkpoint.every) {
             run.save()?;
         }
@@ -252,8 +262,9 @@ impl Run {
     }
 
     /// One optimizer step, and what is said of it.
-    fn step(&mut self, display: &ProgressDisplay) -> Result<(), TrainError> {
-        let taken = self.training.step(&self.config, &self.stream)?;
+    fn step(mut self, display: &ProgressDisplay) -> Result<Self, TrainError> {
+        let taken;
+        (self.training, taken) = self.training.step(&self.config, &self.stream)?;
         let (config, progress) = (&self.config, &self.training.progress);
         let (step, tokens) = (progress.step, taken.tokens);
         display.step(step, taken.loss, progress.tokens, tokens);
@@ -292,7 +303,7 @@ impl Run {
             self.log(&Record::Train(record))?;
             self.restart_clock();
         }
-        Ok(())
+        Ok(self)
     }
 
     /// Evaluates on the held-out text; also tells whether it was never better.
@@ -324,10 +335,11 @@ impl Run {
         let text = self
             .prepared
             .validation(self.config.train.validation_tokens);
-        let windows = text.windows(self.config.model.context);
+        let context = self.config.model.context;
+        let windows = text.windows(context);
         evaluate(
             &self.training.model.valid(),
-            windows,
+            windows.map(|window| Sequence::of_window(window, context)),
             text.bytes(),
             evaluate::ROWS,
             |tokens| {
@@ -429,22 +441,4 @@ fn describe(config: &RunConfig, accounting: &Accounting, available: u64, needed:
         config.train.steps,
         short(tokens)
     );
-}
-
-/// A flag that Ctrl-C raises; a second Ctrl-C ends the process at once.
-fn stop_on_ctrl_c() -> Arc<AtomicBool> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let raised = flag.clone();
-    let handler = move || {
-        if raised.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-        eprintln!(
-            "\nfinishing the step and writing a checkpoint; press Ctrl-C again to stop at once"
-        );
-    };
-    if let Err(error) = ctrlc::set_handler(handler) {
-        tracing::warn!("Ctrl-C will end the run without a checkpoint: {error}");
-    }
-    flag
 }

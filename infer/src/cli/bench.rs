@@ -1,9 +1,9 @@
 //! `cargo infer bench`.
 
 use clap::Args;
-use firebox_model::terminal::print;
+use firebox_console::terminal::print;
 
-use super::{ModelArgs, PrecisionArgs, at_least_one, print_json};
+use super::{DtypeArgs, ModelArgs, at_least_one, print_json};
 use crate::InferError;
 use crate::bench::{BenchOptions, bench};
 
@@ -16,7 +16,7 @@ pub(super) struct BenchArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
     #[command(flatten)]
-    held: PrecisionArgs,
+    held: DtypeArgs,
     /// Tokens of a prompt.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
     prompt_tokens: usize,

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use firebox_model::checkpoint::Precision;
-use firebox_model::device;
-use firebox_model::terminal::print;
-use firebox_model::tokenizer::text::TEXT_FIELD;
+use firebox_console::terminal::print;
+use firebox_kernels::dtype::WeightDtype;
+use firebox_runtime::device;
+use firebox_text::documents::TEXT_FIELD;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{at_least_one, print_json};
@@ -40,7 +40,7 @@ pub(super) struct CompareArgs {
         value_delimiter = ',',
         default_value = "f32"
     )]
-    dtype: Vec<Precision>,
+    dtype: Vec<WeightDtype>,
     /// Text files; each is one document, and a .jsonl file has one a line [default: a page that ships inside].
     #[arg(long, value_name = "PATH", num_args = 1..)]
     data: Vec<PathBuf>,
@@ -71,7 +71,7 @@ pub(super) struct DeviceArgs {
     #[arg(long)]
     pub(super) device: String,
     #[arg(long)]
-    dtype: Precision,
+    dtype: WeightDtype,
     #[arg(long)]
     tokens: PathBuf,
     #[arg(long)]
@@ -97,9 +97,9 @@ impl CompareArgs {
                 .collect(),
             false => self.devices,
         };
-        let candidate = |device: &String, precision| Candidate {
+        let candidate = |device: &String, dtype| Candidate {
             device: device.clone(),
-            precision,
+            dtype,
         };
         let candidates = devices.iter().flat_map(|device| {
             self.dtype
@@ -146,7 +146,7 @@ impl DeviceArgs {
         let probe = Probe {
             checkpoint: self.checkpoint,
             device: self.device,
-            precision: self.dtype,
+            dtype: self.dtype,
             tokens: self.tokens,
             output: self.output,
             reference: self.reference,

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use firebox_console::terminal::print;
 use firebox_model::evaluate::ROWS;
-use firebox_model::terminal::print;
-use firebox_model::tokenizer::text::TEXT_FIELD;
+use firebox_text::documents::TEXT_FIELD;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{ModelArgs, PrecisionArgs, at_least_one, print_json};
+use super::{DtypeArgs, ModelArgs, at_least_one, print_json};
 use crate::InferError;
 use crate::eval::{Text, default_context, evaluate};
 
@@ -24,7 +24,7 @@ pub(super) struct EvalArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
     #[command(flatten)]
-    held: PrecisionArgs,
+    held: DtypeArgs,
     /// Text files; each is one document, and a .jsonl file has one a line.
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
     data: Vec<PathBuf>,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytesize::ByteSize;
 use clap::Args;
-use firebox_model::checkpoint::Precision;
+use firebox_kernels::dtype::WeightDtype;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::InferError;
@@ -24,7 +24,7 @@ pub(super) struct ExportArgs {
     output: PathBuf,
     /// f32, f16 or bf16 [default: as the checkpoint has it].
     #[arg(long, value_name = "TYPE")]
-    dtype: Option<Precision>,
+    dtype: Option<WeightDtype>,
     /// The largest size of one file of weights, such as 5GB or 500MiB [default: all in one].
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     shard_size: Option<ByteSize>,
@@ -34,14 +34,14 @@ impl ExportArgs {
     pub(super) fn execute(self) -> Result<(), InferError> {
         let started = Instant::now();
         let export = Export {
-            precision: self.dtype,
+            dtype: self.dtype,
             shard_bytes: self.shard_size.map(|size| size.as_u64()),
         };
         let bar = ProgressBar::new(0).with_style(
             ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left")
                 .expect("a well-formed template"),
         );
-        let precision = export.write(&self.checkpoint, &self.output, |done, total| {
+        let dtype = export.write(&self.checkpoint, &self.output, |done, total| {
             bar.set_length(total);
             bar.set_position(done);
         });
@@ -49,7 +49,7 @@ impl ExportArgs {
         tracing::info!(
             "{} in {}, after {:.2} s",
             self.output.display(),
-            precision?,
+            dtype?,
             started.elapsed().as_secs_f64()
         );
         Ok(())

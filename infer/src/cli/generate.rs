@@ -1,18 +1,14 @@
 //! `cargo infer generate`.
 
 use std::io::{self, Read};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use firebox_model::generate::Sampling;
+use firebox_runtime::control::Control;
 
-use super::{ModelArgs, PrecisionArgs, at_least_one};
+use super::{DtypeArgs, ModelArgs, at_least_one};
 use crate::InferError;
 use crate::generate::{Generated, Request, generate};
-
-/// The exit code of a process that an interrupt ended (128 + SIGINT).
-const INTERRUPTED: i32 = 130;
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer generate runs/quickstart --prompt \"fn main\"\n  \
@@ -25,7 +21,7 @@ pub(super) struct GenerateArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
     #[command(flatten)]
-    held: PrecisionArgs,
+    held: DtypeArgs,
     /// How the text begins; - reads it from standard input, as it is. Empty, the model begins a document.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) prompt: String,
@@ -49,7 +45,7 @@ pub(super) struct GenerateArgs {
 }
 
 impl GenerateArgs {
-    pub(super) fn execute(self) -> Result<(), InferError> {
+    pub(super) fn execute(self, control: &Control) -> Result<(), InferError> {
         let engine = self.model.open(self.held)?;
         let prompt = match self.prompt.as_str() {
             "-" => {
@@ -72,8 +68,8 @@ impl GenerateArgs {
             max_tokens: self.max_tokens,
             sampling,
         };
-        let stop = stop_on_interrupt();
-        let stopped = || stop.load(Ordering::Relaxed);
+        control.heed_stop();
+        let stopped = || control.stop_requested();
         let Generated { tokens, seconds } =
             generate(&engine, &request, &mut io::stdout().lock(), stopped)?;
         tracing::info!(
@@ -83,21 +79,6 @@ impl GenerateArgs {
         );
         Ok(())
     }
-}
-
-/// Becomes true at the first Ctrl-C; the second one ends the process.
-fn stop_on_interrupt() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&stop);
-    let installed = ctrlc::set_handler(move || {
-        if told.swap(true, Ordering::Relaxed) {
-            std::process::exit(INTERRUPTED);
-        }
-    });
-    if let Err(error) = installed {
-        tracing::debug!("Ctrl-C ends the process at once: {error}");
-    }
-    stop
 }
 
 fn temperature(text: &str) -> Result<f64, String> {

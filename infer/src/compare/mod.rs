@@ -24,9 +24,10 @@ mod tolerance;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use firebox_model::checkpoint::{Precision, checkpoint_folder, read_config};
-use firebox_model::device;
+use firebox_checkpoint::{checkpoint_folder, read_config};
+use firebox_kernels::dtype::WeightDtype;
 use firebox_model::parts::{self, Place};
+use firebox_runtime::device;
 use serde::Serialize;
 
 pub use compared::{
@@ -48,15 +49,15 @@ pub struct Candidate {
     /// A name for `--device`.
     pub device: String,
     /// The type of the weights.
-    pub precision: Precision,
+    pub dtype: WeightDtype,
 }
 
 impl fmt::Display for Candidate {
     /// The device alone where nothing is rounded: `flex`, `flex·bf16`.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.precision {
-            Precision::F32 => formatter.write_str(&self.device),
-            precision => write!(formatter, "{}·{precision}", self.device),
+        match self.dtype {
+            WeightDtype::F32 => formatter.write_str(&self.device),
+            dtype => write!(formatter, "{}·{dtype}", self.device),
         }
     }
 }
@@ -74,7 +75,7 @@ pub struct Options {
     pub tokens: usize,
     /// Also the gradient of the training loss for every parameter, of the candidates in f32.
     pub gradients: bool,
-    /// In place of the tolerances of each candidate's precision; see [`Tolerances::around`].
+    /// In place of the tolerances of each candidate's dtype; see [`Tolerances::around`].
     pub tolerance: Option<f64>,
     /// Threads of the CPU backends.
     pub threads: Option<u16>,
@@ -189,7 +190,7 @@ pub fn compare(
         rows.push(Row {
             name,
             device: candidate.device.clone(),
-            dtype: candidate.precision.to_string(),
+            dtype: candidate.dtype.to_string(),
             outcome,
         });
     }
@@ -240,14 +241,14 @@ impl Work<'_> {
         let probe = Probe {
             checkpoint: self.checkpoint.to_owned(),
             device: candidate.device.clone(),
-            precision: candidate.precision,
+            dtype: candidate.dtype,
             tokens: self.given.clone(),
             output: output.clone(),
             reference: self
                 .reference
                 .as_ref()
                 .map(|reference| reference.path.clone()),
-            gradients: self.options.gradients && candidate.precision == Precision::F32,
+            gradients: self.options.gradients && candidate.dtype == WeightDtype::F32,
         };
         if let Err(failure) = process::run(&probe, self.options.threads, &mut stage)? {
             return Ok(Outcome::Failed(failure));
@@ -265,7 +266,7 @@ impl Work<'_> {
             Some(reference) => {
                 let tolerances = match self.options.tolerance {
                     Some(part) => Tolerances::around(part),
-                    None => Tolerances::of(candidate.precision),
+                    None => Tolerances::of(candidate.dtype),
                 };
                 measured.differences = Some(compare_findings(
                     &reference.findings,

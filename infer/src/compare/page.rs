@@ -1,7 +1,8 @@
 //! A comparison as a page.
 
+use firebox_console::numbers::magnitude;
+use firebox_console::report::{Chart, Page, Scale, Series};
 use firebox_model::parts::Part;
-use firebox_model::report::{Chart, Page, Scale, Series, magnitude};
 
 use super::tables::{LAYERS, gradient_table, layer_table};
 use super::{Comparison, Differences, Through, Tolerances};

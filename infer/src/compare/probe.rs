@@ -5,15 +5,16 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
+use firebox_checkpoint::{NamedTensor, Values, named_gradients};
+use firebox_kernels::dtype::WeightDtype;
 use firebox_model::batch::Batch;
 use firebox_model::cache::KeyValueCache;
-use firebox_model::checkpoint::{NamedTensor, Precision, Values, named_gradients};
-use firebox_model::device::finish;
 use firebox_model::language_model::{LanguageModel, token_tensor};
 use firebox_model::loss::{auxiliary, cross_entropy_sum};
 use firebox_model::moe::balance::BatchLoad;
 use firebox_model::parts::{Observer, Part, Place, observed};
-use firebox_model::{device, memory};
+use firebox_runtime::device::finish;
+use firebox_runtime::{device, memory};
 
 use super::findings::{self, Facts, Findings, Matrix};
 use super::tokens::Tokens;
@@ -35,7 +36,7 @@ pub struct Probe {
     /// A name for `--device`.
     pub device: String,
     /// The type in which weights are held.
-    pub precision: Precision,
+    pub dtype: WeightDtype,
     /// A file of [`Tokens`].
     pub tokens: PathBuf,
     /// The file of [`Findings`] to write.
@@ -57,9 +58,7 @@ impl Probe {
         let tokens = Tokens::read(&self.tokens)?;
         let selected = device::select(&self.device)?;
         stage("loads the checkpoint");
-        let model = open_model(&self.checkpoint, &selected, self.precision)?
-            .1
-            .model;
+        let model = open_model(&self.checkpoint, &selected, self.dtype)?.1.model;
         let load_seconds = started.elapsed().as_secs_f64();
         stage("computes its first batch");
         forward(&model, &tokens, &selected);
@@ -84,7 +83,7 @@ impl Probe {
         drop(model);
         if self.gradients {
             stage("computes gradients");
-            let model = open_model(&self.checkpoint, &selected.autodiff(), Precision::F32)?
+            let model = open_model(&self.checkpoint, &selected.autodiff(), WeightDtype::F32)?
                 .1
                 .model;
             matrices.extend(gradients(&model.train(), &tokens));

@@ -57,7 +57,7 @@ fn command(probe: &Probe, threads: Option<u16>) -> Result<Command, InferError> {
         .arg(COMMAND)
         .arg(&probe.checkpoint)
         .args(["--device", &probe.device])
-        .args(["--dtype", &probe.precision.to_string()])
+        .args(["--dtype", &probe.dtype.to_string()])
         .arg("--tokens")
         .arg(&probe.tokens)
         .arg("--output")

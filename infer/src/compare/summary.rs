@@ -1,6 +1,7 @@
 //! A comparison in sentences: what a reader wants to know first.
 
-use firebox_model::report::{Verdict, grouped, magnitude};
+use firebox_console::numbers::{grouped, magnitude};
+use firebox_console::report::Verdict;
 
 use super::{Comparison, Differences, Outcome, Row};
 

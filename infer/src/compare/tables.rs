@@ -1,8 +1,9 @@
 //! The tables of a comparison, the same on a terminal and on a page.
 
 use bytesize::ByteSize;
+use firebox_console::numbers::{brief, grouped, magnitude};
+use firebox_console::report::{Cell, Table, Verdict};
 use firebox_model::parts::Part;
-use firebox_model::report::{Cell, Table, Verdict, brief, grouped, magnitude};
 
 use super::{Comparison, Differences, Outcome, PartDifference, Row};
 

@@ -2,15 +2,16 @@
 
 use burn::module::Param;
 use burn::tensor::Tensor;
-use firebox_model::checkpoint::{Precision, load, read_config};
+use firebox_checkpoint::{load, read_config};
+use firebox_console::report::Verdict;
+use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
-use firebox_model::device;
 use firebox_model::feed_forward::FeedForward;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::moe::MixtureOfExperts;
-use firebox_model::on_every_device;
 use firebox_model::parts::{Place, places};
-use firebox_model::report::Verdict;
+use firebox_runtime::device;
+use firebox_runtime::on_every_device;
 use tempfile::TempDir;
 
 use super::*;
@@ -50,7 +51,7 @@ impl Case {
 
     fn differences(&self, model: &LanguageModel) -> Differences {
         let found = found(&self.folder, model, &self.tokens, Some(&self.reference));
-        let tolerances = Tolerances::of(Precision::F32);
+        let tolerances = Tolerances::of(WeightDtype::F32);
         compare_findings(
             &self.reference,
             &found,
@@ -64,7 +65,7 @@ impl Case {
 
 fn open(checkpoint: &TinyCheckpoint, device: &str) -> LanguageModel {
     let device = device::select(device).unwrap();
-    load(checkpoint.path(), &device, Precision::F32)
+    load(checkpoint.path(), &device, WeightDtype::F32)
         .unwrap()
         .model
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use firebox_model::report::grouped;
+use firebox_console::numbers::grouped;
 
 use super::Comparison;
 use super::tables::{LAYERS, gradient_table, layer_table};

@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use firebox_checkpoint::{CheckpointConfig, read_config};
 use firebox_model::batch::Sequence;
-use firebox_model::checkpoint::{CheckpointConfig, TOKENIZER_FILE, read_config};
-use firebox_model::tokenizer::Tokenizer;
-use firebox_model::tokenizer::packing::{PackedText, Packer, windows};
+use firebox_text::TOKENIZER_FILE;
+use firebox_text::Tokenizer;
+use firebox_text::packing::{PackedText, Packer, windows};
 use serde::{Deserialize, Serialize};
 
 use crate::InferError;
@@ -112,7 +113,10 @@ impl Tokens {
 
     /// Whole sequences of the same length.
     pub fn sequences(&self) -> Vec<Sequence> {
-        windows(&self.stream, self.sequence).collect()
+        let windows = windows(&self.stream, self.sequence);
+        windows
+            .map(|window| Sequence::of_window(window, self.sequence))
+            .collect()
     }
 
     /// Tokens that are read, which are as many as are predicted.

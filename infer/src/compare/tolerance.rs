@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use firebox_model::checkpoint::Precision;
-use firebox_model::report::magnitude;
+use firebox_console::numbers::magnitude;
+use firebox_kernels::dtype::WeightDtype;
 use serde::Serialize;
 
 /// The largest differences that count as rounding.
@@ -32,11 +32,11 @@ impl Tolerances {
     /// Of weights that are held in a type, from a reference in f32.
     ///
     /// In bf16 a number is off by up to 2⁻⁹ of itself, in f16 by up to 2⁻¹².
-    pub fn of(precision: Precision) -> Self {
-        Self::around(match precision {
-            Precision::F32 => F32,
-            Precision::F16 => ROUNDINGS * 2f64.powi(-12),
-            Precision::Bf16 => ROUNDINGS * 2f64.powi(-9),
+    pub fn of(dtype: WeightDtype) -> Self {
+        Self::around(match dtype {
+            WeightDtype::F32 => F32,
+            WeightDtype::F16 => ROUNDINGS * 2f64.powi(-12),
+            WeightDtype::Bf16 => ROUNDINGS * 2f64.powi(-9),
         })
     }
 
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn narrower_types_are_allowed_more() {
         let [f32, f16, bf16] =
-            [Precision::F32, Precision::F16, Precision::Bf16].map(|p| Tolerances::of(p).part);
+            [WeightDtype::F32, WeightDtype::F16, WeightDtype::Bf16].map(|p| Tolerances::of(p).part);
         assert!(f32 < f16 && f16 < bf16);
         assert_eq!(bf16, 0.015625);
     }

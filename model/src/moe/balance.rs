@@ -145,9 +145,9 @@ mod tests {
     use burn::tensor::{Device, TensorData};
 
     use super::*;
-    use crate::kernels::testing::{assert_close, values, wave};
-    use crate::moe::dispatch::DispatchPlan;
-    use crate::on_every_device;
+    use firebox_kernels::dispatch::DispatchPlan;
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{assert_close, values, wave};
 
     on_every_device!(losses_of_many_tokens_and_their_gradients);
 

@@ -3,10 +3,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use super::dispatch::DispatchPlan;
 use crate::config::ModelConfig;
-use crate::kernels;
 use crate::parameters::{Initial, ParameterSource};
+use firebox_kernels::dispatch::DispatchPlan;
 
 /// E SwiGLUs (see [`DenseFeedForward`](crate::feed_forward::DenseFeedForward)), stacked.
 #[derive(Module, Debug)]
@@ -51,6 +50,6 @@ impl Experts {
     /// - `weights`: `[tokens, per_token]`
     pub fn forward(&self, x: Tensor<2>, weights: Tensor<2>, plan: &DispatchPlan) -> Tensor<2> {
         let (gate, up, down) = (self.gate.val(), self.up.val(), self.down.val());
-        kernels::experts(x, weights, gate, up, down, plan)
+        firebox_kernels::experts(x, weights, gate, up, down, plan)
     }
 }

@@ -1,7 +1,6 @@
 //! The mixture of experts: a router, a dispatch plan, and the experts, each a part by itself.
 
 pub mod balance;
-pub mod dispatch;
 pub mod experts;
 pub mod router;
 pub mod stats;
@@ -11,8 +10,8 @@ use burn::tensor::Tensor;
 
 use crate::config::ModelConfig;
 use crate::parameters::ParameterSource;
-use dispatch::DispatchPlan;
 use experts::Experts;
+use firebox_kernels::dispatch::DispatchPlan;
 use router::Router;
 
 /// Gives each token to `per_token` of the experts, and adds up what they answer by the router's weights.
@@ -82,9 +81,9 @@ impl MixtureOfExperts {
 mod tests {
     use super::*;
     use crate::config::{BalanceKind, ExpertsConfig, FeedForwardKind, QkNorm, RouterConfig};
-    use crate::kernels::host::is_host;
-    use crate::kernels::testing::{devices, reads_nothing, wave};
     use crate::parameters::RandomParameters;
+    use firebox_runtime::device::is_host;
+    use firebox_runtime::testing::{devices, reads_nothing, wave};
 
     fn config() -> ModelConfig {
         ModelConfig {

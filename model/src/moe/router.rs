@@ -4,10 +4,10 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 
-use super::dispatch::DispatchPlan;
 use crate::config::ModelConfig;
-use crate::kernels::linear;
 use crate::parameters::{Initial, ParameterSource};
+use firebox_kernels::dispatch::DispatchPlan;
+use firebox_kernels::linear;
 
 /// Softmax top-k router (Mixtral, arXiv 2401.04088, with the softmax over all experts first).
 ///

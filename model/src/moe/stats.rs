@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::Routing;
-use crate::kernels::sum_of_rows;
 use burn::tensor::Tensor;
+use firebox_kernels::sum_of_rows;
 
 /// The state of one layer's router over some tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -159,9 +159,9 @@ mod tests {
     use burn::tensor::activation::softmax;
 
     use super::*;
-    use crate::kernels::testing::{values, wave};
-    use crate::moe::dispatch::DispatchPlan;
-    use crate::on_every_device;
+    use firebox_kernels::dispatch::DispatchPlan;
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{values, wave};
 
     on_every_device!(terms_of_many_tokens);
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Bench, Speed};
-use crate::check::numbers::{bytes, flop, scaled};
+use firebox_console::numbers::{bytes, flop, scaled};
 
 impl fmt::Display for Bench {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,15 +2,15 @@
 
 use std::fmt;
 
+use firebox_kernels::matrix_peak;
 use firebox_model::accounting::Accounting;
-use firebox_model::device;
-use firebox_model::kernels::matrix_peak;
+use firebox_runtime::device;
 use serde::Serialize;
 
 use super::{Speed, measure};
-use crate::check::numbers::{flop, scaled};
 use crate::config::RunConfig;
 use crate::error::TrainError;
+use firebox_console::numbers::{flop, scaled};
 
 /// What was measured: as text through its `Display`, as JSON through serde.
 #[derive(Debug, Clone, PartialEq, Serialize)]

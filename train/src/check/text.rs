@@ -5,9 +5,11 @@ use std::fmt::{self, Display, Formatter};
 use firebox_model::config::{FeedForwardKind, ModelConfig, QkNorm};
 
 use super::Report;
-use super::numbers::{bytes, counted, flop, percent, percent_of, scaled, text_bytes, thousands};
 use crate::config::{
     DecayKind, RunConfig, Share, SourceConfig, SourceKind, SplitKind, TokenizerConfig,
+};
+use firebox_console::numbers::{
+    bytes, counted, flop, grouped, percent, percent_of, scaled, text_bytes,
 };
 
 impl Display for Report {
@@ -90,7 +92,7 @@ fn configuration(table: &mut Table, config: &RunConfig) -> fmt::Result {
         "schedule",
         format!(
             "{} steps of warm-up, {decay} down to {}",
-            thousands(schedule.warmup_steps.into()),
+            grouped(schedule.warmup_steps),
             percent(schedule.final_ratio)
         ),
     )?;
@@ -98,7 +100,7 @@ fn configuration(table: &mut Table, config: &RunConfig) -> fmt::Result {
         "steps",
         format!(
             "{}, micro-batches of {}, seed {}",
-            thousands(train.steps.into()),
+            grouped(train.steps),
             counted(train.micro_batch as u128, "sequence"),
             train.seed
         ),
@@ -108,7 +110,7 @@ fn configuration(table: &mut Table, config: &RunConfig) -> fmt::Result {
     } else {
         ""
     };
-    let every = thousands(config.checkpoint.every.into());
+    let every = grouped(config.checkpoint.every);
     table.text(
         "checkpoints",
         format!(
@@ -127,17 +129,17 @@ fn model_summary(model: &ModelConfig) -> String {
     format!(
         "{}, d_model {}, {} of {}, {}{qk_norm}, context {}",
         counted(model.layers as u128, "layer"),
-        thousands(model.d_model as u128),
+        grouped(model.d_model as u128),
         counted(model.heads as u128, "head"),
         model.head_dim,
         counted(model.kv_heads as u128, "key/value head"),
-        thousands(model.context as u128)
+        grouped(model.context as u128)
     )
 }
 
 fn feed_forward_summary(model: &ModelConfig) -> String {
     let experts = &model.experts;
-    let d_ff = thousands(experts.d_ff as u128);
+    let d_ff = grouped(experts.d_ff as u128);
     match model.feed_forward {
         FeedForwardKind::Moe => format!(
             "{} of d_ff {d_ff}, {} per token{}",
@@ -148,7 +150,7 @@ fn feed_forward_summary(model: &ModelConfig) -> String {
         FeedForwardKind::Dense if experts.per_token == 1 => format!("dense, d_ff {d_ff}"),
         FeedForwardKind::Dense => format!(
             "dense, d_ff {} = {} × {d_ff}, the twin of a mixture",
-            thousands(model.active_d_ff() as u128),
+            grouped(model.active_d_ff() as u128),
             experts.per_token
         ),
     }
@@ -160,7 +162,7 @@ fn dense_summary(model: &ModelConfig) -> String {
     };
     let layers: Vec<String> = dense.layers.iter().map(usize::to_string).collect();
     let noun = if layers.len() == 1 { "layer" } else { "layers" };
-    let d_ff = thousands(dense.d_ff as u128);
+    let d_ff = grouped(dense.d_ff as u128);
     format!("; {noun} {} dense, of d_ff {d_ff}", layers.join(", "))
 }
 
@@ -177,7 +179,7 @@ fn balance_summary(model: &ModelConfig) -> String {
 }
 
 fn tokenizer_summary(config: &RunConfig) -> String {
-    let ids = thousands(config.model.vocabulary as u128);
+    let ids = grouped(config.model.vocabulary as u128);
     match &config.tokenizer {
         TokenizerConfig::Bytes => format!("bytes, {ids} ids"),
         TokenizerConfig::Bpe { .. } => {
@@ -239,22 +241,22 @@ fn parameters(table: &mut Table, report: &Report) -> fmt::Result {
         table.number(
             label,
             scaled(count as f64),
-            format!("{:>24}  {share:>6}", thousands(count)),
+            format!("{:>24}  {share:>6}", grouped(count)),
         )?;
     }
     table.number(
         "total",
         scaled(model.total as f64),
-        format!("{:>24}", thousands(model.total)),
+        format!("{:>24}", grouped(model.total)),
     )?;
     let share = percent_of(model.active, model.total);
     table.number(
         "active per token",
         scaled(model.active as f64),
-        format!("{:>24}  {share:>6}", thousands(model.active)),
+        format!("{:>24}  {share:>6}", grouped(model.active)),
     )?;
     if !dense {
-        let expert = format!("{:>24}", thousands(model.one_expert));
+        let expert = format!("{:>24}", grouped(model.one_expert));
         table.number(
             "one expert, all layers",
             scaled(model.one_expert as f64),
@@ -285,7 +287,7 @@ fn operations(table: &mut Table, report: &Report) -> fmt::Result {
     }
     let remark = format!(
         "not in the others; causal, {} tokens",
-        thousands(report.config.model.context as u128)
+        grouped(report.config.model.context as u128)
     );
     table.number(
         "attention scores",
@@ -307,7 +309,7 @@ fn training(table: &mut Table, report: &Report) -> fmt::Result {
     table.number(
         "tokens",
         scaled(training.tokens as f64),
-        format!("{}, in {steps}", thousands(training.tokens)),
+        format!("{}, in {steps}", grouped(training.tokens)),
     )?;
     table.number(
         "tokens per step",
@@ -337,7 +339,7 @@ fn plan(table: &mut Table, report: &Report) -> fmt::Result {
     let [cheapest, dearest] = cost.dollars;
     table.heading(&format!(
         "on {} × {}",
-        thousands(plan.count.into()),
+        grouped(plan.count),
         plan.accelerator
     ))?;
     let peak = format!("of {}/s each", flop(plan.peak_flops));

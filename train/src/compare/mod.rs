@@ -18,7 +18,7 @@ mod text;
 
 use std::path::PathBuf;
 
-use firebox_model::device::DeviceError;
+use firebox_runtime::device::DeviceError;
 use serde::Serialize;
 
 use crate::data::DataError;

@@ -1,6 +1,7 @@
 //! A comparison as a page: curves laid over each other, and how far they are apart.
 
-use firebox_model::report::{Chart, Page, Scale, Series, Verdict, magnitude};
+use firebox_console::numbers::magnitude;
+use firebox_console::report::{Chart, Page, Scale, Series, Verdict};
 
 use super::text::{NORMAL, busiest};
 use super::{Comparison, DeviceRun, Limits, MARGIN, StepRecord};

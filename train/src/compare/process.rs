@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use firebox_model::device::{DeviceError, select};
+use firebox_runtime::device::{DeviceError, select};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{CompareError, CompareOptions, Comparison, DeviceRun, StepRecord};

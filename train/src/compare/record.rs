@@ -1,21 +1,20 @@
 //! What one device's process does: the first steps of a run, each written down as it is done.
 
-use std::cell::Cell;
 use std::io;
 
 use burn::tensor::{Tensor, TensorData};
-use firebox_model::allocator;
-use firebox_model::device;
-use firebox_model::failure::guard;
-use firebox_model::memory;
+use firebox_console::terminal::print;
 use firebox_model::moe::stats::LayerHealth;
 use firebox_model::parameters::{MapParameter, map};
-use firebox_model::terminal::print;
+use firebox_runtime::control::Control;
+use firebox_runtime::device;
+use firebox_runtime::failure::guard;
+use firebox_runtime::memory;
 use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
 use crate::data::prepare;
-use crate::error::{LESS_MEMORY, TrainError};
+use crate::error::TrainError;
 use crate::optimizer::AdamW;
 use crate::start::starting_model;
 use crate::state::Progress;
@@ -45,7 +44,8 @@ pub struct StepRecord {
 }
 
 /// Takes the first `steps` steps of a run on a device, without checkpoints and validations, and gives each to
-/// `done`. The learning rate is that of the whole run. The control begins with weights that are off by a rounding.
+/// `done`. The learning rate is that of the whole run. A perturbed run begins with weights that are
+/// off by a rounding; `control` is told which step is being computed.
 ///
 /// # Errors
 ///
@@ -55,11 +55,11 @@ pub fn record(
     config: &RunConfig,
     device: &str,
     steps: u64,
-    control: bool,
+    perturbed: bool,
+    control: &Control,
     mut done: impl FnMut(&StepRecord) -> io::Result<()>,
 ) -> Result<(), TrainError> {
     let selected = device::select(device)?;
-    allocator::working(device, LESS_MEMORY);
     let prepared = prepare(config, false)?;
     let mut config = config.clone();
     if config.train.init.is_none() {
@@ -67,18 +67,18 @@ pub fn record(
     }
     let stream =
         prepared.training_stream(config.model.context, config.train.seed, config.sequences())?;
-    let step = Cell::new(None);
     let work = || {
         let model = starting_model(&config, &selected)?;
-        let model = match control {
+        let model = match perturbed {
             true => map(model, &mut Rounding),
             false => model,
         };
         let progress = Progress::default();
         let mut training = Training::new(model, AdamW::default(), progress, &selected);
         for number in 1..=steps {
-            step.set(Some(number));
-            let taken = training.step(&config, &stream)?;
+            control.set_step(number);
+            let taken;
+            (training, taken) = training.step(&config, &stream)?;
             let record = StepRecord {
                 step: number,
                 loss: taken.loss,
@@ -95,7 +95,7 @@ pub fn record(
         Ok(())
     };
     guard(device, work).map_err(|failure| TrainError::Computation {
-        step: step.get(),
+        step: control.step(),
         failure: failure.into(),
         checkpoint: None,
     })?

@@ -2,11 +2,12 @@
 
 use std::fmt;
 
+use firebox_console::numbers::{brief, grouped, magnitude};
+use firebox_console::report::{Cell, Table, Verdict};
 use firebox_model::moe::stats::LayerHealth;
-use firebox_model::report::{Cell, Table, Verdict, brief, grouped, magnitude};
 
 use super::{Comparison, DeviceRun, Difference, StepRecord};
-use crate::check::numbers::bytes;
+use firebox_console::numbers::bytes;
 
 /// What to expect of devices that are all right.
 pub(super) const NORMAL: &str = "What is normal: the first step starts from the same weights on the same data, and \

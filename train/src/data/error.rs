@@ -3,8 +3,8 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use firebox_model::tokenizer::TokenizerError;
-use firebox_model::tokenizer::text::TextError;
+use firebox_text::TokenizerError;
+use firebox_text::documents::TextError;
 
 use super::source::DownloadError;
 

@@ -23,8 +23,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use firebox_model::tokenizer::Tokenizer;
-use firebox_model::tokenizer::packing::{PackedText, Packer};
+use firebox_text::Tokenizer;
+use firebox_text::packing::{PackedText, Packer};
 
 use self::build::{MANIFEST, Manifest, TOKENIZER, VALIDATION_TEXT, build};
 use self::progress::megabytes;

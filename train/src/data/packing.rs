@@ -8,7 +8,6 @@
 use std::sync::Arc;
 
 use firebox_model::batch::Sequence;
-use firebox_model::tokenizer::packing::window;
 
 use super::error::DataError;
 use super::hash::permutation;
@@ -134,7 +133,7 @@ impl TrainingStream {
         let order = permutation(size as u32, self.seed, [PURPOSE, block, 0]);
         let start = (first + u64::from(order[(index - first) as usize])) * self.context as u64;
         let end = self.tokens().min(start + self.context as u64 + 1);
-        window(&self.read(start, end), self.context)
+        Sequence::of_window(&self.read(start, end), self.context)
     }
 
     /// Tokens from one place in the stream to another.

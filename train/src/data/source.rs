@@ -4,7 +4,7 @@ mod cargo;
 mod files;
 mod url;
 
-use firebox_model::tokenizer::text::{self, Document, JsonLines, TextError};
+use firebox_text::documents::{self, Document, JsonLines, TextError};
 
 pub use self::url::DownloadError;
 use super::error::DataError;
@@ -30,7 +30,7 @@ pub(super) fn open(
         match &source.kind {
             SourceKind::Files { files } => {
                 let paths = files::expand(name, files)?;
-                Box::new(paths.into_iter().map(|path| text::read(&path)))
+                Box::new(paths.into_iter().map(|path| documents::read(&path)))
             }
             SourceKind::Cargo { cargo } => Box::new(cargo::documents(name, cargo)?),
             SourceKind::Jsonl { jsonl, field } => {
@@ -46,7 +46,7 @@ pub(super) fn open(
             }
             SourceKind::Url { url, sha256 } => {
                 let path = url::fetch(name, url, sha256, progress)?;
-                Box::new(std::iter::once_with(move || text::read(&path)))
+                Box::new(std::iter::once_with(move || documents::read(&path)))
             }
         };
     Ok(Reader {

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use firebox_model::tokenizer::Tokenizer;
+use firebox_text::Tokenizer;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 

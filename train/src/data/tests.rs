@@ -1,4 +1,4 @@
-use firebox_model::tokenizer::text::TEXT_FIELD;
+use firebox_text::documents::TEXT_FIELD;
 use std::path::Path;
 
 use super::*;

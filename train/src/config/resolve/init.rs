@@ -9,7 +9,7 @@ mod tokenizer;
 
 use std::path::{Path, PathBuf};
 
-use firebox_model::checkpoint::{CheckpointConfig, checkpoint_folder, read_config};
+use firebox_checkpoint::{CheckpointConfig, checkpoint_folder, read_config};
 use firebox_model::config::{FeedForwardKind, ModelConfig};
 use serde::Serialize;
 use toml::Value;

@@ -1,7 +1,7 @@
 //! `[tokenizer]`: which keys its kind takes, and how many ids it has.
 
 use firebox_model::config::LARGEST_SIZE;
-use firebox_model::tokenizer::Tokenizer;
+use firebox_text::Tokenizer;
 
 use super::{Checked, between, without_effect};
 use crate::config::error::Problem;

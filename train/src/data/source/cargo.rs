@@ -17,7 +17,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use firebox_model::tokenizer::text::{self, Document, TextError};
+use firebox_text::documents::{self, Document, TextError};
 use serde::Deserialize;
 use walkdir::{DirEntry, WalkDir};
 
@@ -62,7 +62,7 @@ pub(super) fn documents(
         .into_iter()
         .flat_map(move |folder| package_files(&folder, &extensions));
     Ok(files
-        .map(|path| text::read(&path))
+        .map(|path| documents::read(&path))
         .filter(move |document| match document {
             Ok(document) => {
                 !is_generated(&document.text) && seen.insert(hash(document.text.as_bytes()))

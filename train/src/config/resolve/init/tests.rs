@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use firebox_model::checkpoint::families::Family;
-use firebox_model::checkpoint::{CONFIG_FILE, CheckpointConfig, Precision, TOKENIZER_FILE};
+use firebox_checkpoint::families::Family;
+use firebox_checkpoint::{CONFIG_FILE, CheckpointConfig};
+use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig};
-use firebox_model::tokenizer::{END_OF_TEXT, Tokenizer};
+use firebox_text::TOKENIZER_FILE;
+use firebox_text::{END_OF_TEXT, Tokenizer};
 
 use crate::config::load::parse;
 use crate::config::tests::{SMALL, message, read};
@@ -40,7 +42,7 @@ impl Origin {
             end_of_text: vec![256],
             beginning_of_text: None,
         };
-        let text = config.to_json(Precision::F32);
+        let text = config.to_json(WeightDtype::F32);
         fs::write(folder.path().join(CONFIG_FILE), text).unwrap();
         let tokenizer = Tokenizer::bytes();
         tokenizer.save(&folder.path().join(TOKENIZER_FILE)).unwrap();

@@ -1,7 +1,7 @@
 //! The tokenizer of a run that starts from a checkpoint.
 
-use firebox_model::checkpoint::TOKENIZER_FILE;
-use firebox_model::tokenizer::Tokenizer;
+use firebox_text::TOKENIZER_FILE;
+use firebox_text::Tokenizer;
 
 use super::{KEY, Origin};
 use crate::config::TokenizerConfig;

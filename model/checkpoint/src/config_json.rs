@@ -1,0 +1,132 @@
+//! `config.json`: the way Hugging Face spells a [`ModelConfig`].
+//!
+//! Reading is in [`fields`](super::fields), which knows what every key means.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::dtype::StoredDtype as _;
+use super::families::{FIREBOX, Family};
+use super::fields::Fields;
+use super::{CONFIG_FILE, CheckpointError};
+use firebox_kernels::dtype::WeightDtype;
+use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig};
+
+/// What a `config.json` says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckpointConfig {
+    /// The network's shape.
+    pub model: ModelConfig,
+    /// Whose names the tensors have.
+    pub family: Family,
+    /// `eos_token_id`: the tokens that end a text; the first one ends a document.
+    pub end_of_text: Vec<u32>,
+    /// `bos_token_id`: the token that a document begins with.
+    pub beginning_of_text: Option<u32>,
+}
+
+/// Reads the `config.json` of a checkpoint folder.
+///
+/// # Errors
+///
+/// When it is absent or damaged, lacks a field, or has one that Firebox does not honour.
+pub fn read_config(folder: &Path) -> Result<CheckpointConfig, CheckpointError> {
+    let path = folder.join(CONFIG_FILE);
+    if !path.exists() {
+        return Err(CheckpointError::NotACheckpoint {
+            folder: folder.to_owned(),
+            missing: CONFIG_FILE,
+        });
+    }
+    let text = fs::read_to_string(&path).map_err(CheckpointError::io("read", &path))?;
+    let value: Map<String, Value> =
+        serde_json::from_str(&text).map_err(|error| CheckpointError::Damaged {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
+    Fields::new(&path, &value)?.config()
+}
+
+impl CheckpointConfig {
+    /// The file's text for weights of this type, in both the old and the new spelling of what transformers 5
+    /// renamed.
+    pub fn to_json(&self, dtype: WeightDtype) -> String {
+        let Self { model, family, .. } = self;
+        let mut value = json!({
+            "architectures": [family.architecture],
+            "model_type": family.model_type,
+            "bos_token_id": self.beginning_of_text,
+            "eos_token_id": match self.end_of_text.as_slice() {
+                [] => Value::Null,
+                [one] => json!(one),
+                several => json!(several),
+            },
+            "dtype": dtype.torch_name(),
+            "torch_dtype": dtype.torch_name(),
+        });
+        let specific = match *family == FIREBOX {
+            true => json!({ "model": model }),
+            false => hugging_face(model, family),
+        };
+        let fields = value.as_object_mut().expect("an object");
+        fields.extend(specific.as_object().expect("an object").clone());
+        serde_json::to_string_pretty(&value).expect("a value without odd keys") + "\n"
+    }
+}
+
+/// The shape in Hugging Face's spelling.
+fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
+    let ModelConfig {
+        experts, router, ..
+    } = model;
+    let mut value = json!({
+        "vocab_size": model.vocabulary,
+        "num_hidden_layers": model.layers,
+        "hidden_size": model.d_model,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "max_position_embeddings": model.context,
+        "rope_theta": model.rope_theta,
+        "rope_parameters": { "rope_theta": model.rope_theta, "rope_type": "default" },
+        "rms_norm_eps": model.norm_epsilon,
+        "tie_word_embeddings": model.tied_embeddings,
+        "initializer_range": model.initializer_range,
+        "hidden_act": "silu",
+        "attention_bias": false,
+        "attention_dropout": 0.0,
+    });
+    let fields = value.as_object_mut().expect("an object");
+    if model.feed_forward == FeedForwardKind::Dense {
+        fields.insert(family.d_ff.to_owned(), json!(model.active_d_ff()));
+        return value;
+    }
+    // Hugging Face's pooled loss is k when balanced, ours by layer 1; the product is to be the same.
+    let coefficient = match router.balance {
+        BalanceKind::Pooled => router.balance_coefficient,
+        BalanceKind::PerLayer => router.balance_coefficient / experts.per_token as f64,
+    };
+    let mut add = |key: &str, value: Value| fields.insert(key.to_owned(), value);
+    for key in family.experts {
+        add(key, json!(experts.count));
+    }
+    add(family.d_ff, json!(experts.d_ff));
+    add("num_experts_per_tok", json!(experts.per_token));
+    add("norm_topk_prob", json!(router.normalize));
+    add("router_aux_loss_coef", json!(coefficient));
+    add("output_router_logits", json!(false));
+    add("sliding_window", Value::Null);
+    if family.dense_layers {
+        let dense = model.dense.as_ref();
+        let (layers, d_ff) = match dense {
+            Some(dense) => (dense.layers.clone(), dense.d_ff),
+            None => (Vec::new(), model.active_d_ff()),
+        };
+        add("decoder_sparse_step", json!(1));
+        add("mlp_only_layers", json!(layers));
+        add("intermediate_size", json!(d_ff));
+    }
+    value
+}

@@ -1,0 +1,346 @@
+//! The fields of a `config.json`, each understood or refused; none is passed over.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::families::{FIREBOX, Family, Normalize, Usage};
+use super::{CheckpointConfig, CheckpointError};
+use firebox_model::config::{
+    BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, RouterConfig,
+};
+
+/// A file that is being read.
+pub(super) struct Fields<'a> {
+    path: &'a Path,
+    value: &'a Map<String, Value>,
+    family: Family,
+}
+
+/// Both spellings of the number of experts.
+const EXPERT_COUNTS: [&str; 2] = ["num_experts", "num_local_experts"];
+
+/// Whether a value comes to nothing, so that the option that it is of is not in use.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(true) | Value::String(_) => false,
+    }
+}
+
+type Read<T> = Result<T, CheckpointError>;
+
+impl<'a> Fields<'a> {
+    /// A file whose fields are all its family's, or come to nothing.
+    pub(super) fn new(path: &'a Path, value: &'a Map<String, Value>) -> Read<Self> {
+        let kind = value.get("model_type").unwrap_or(&Value::Null);
+        let known = Family::ALL
+            .into_iter()
+            .find(|family| kind == family.model_type);
+        let Some(family) = known else {
+            let names = Family::ALL.map(|family| family.model_type).join(", ");
+            let rule = format!("Firebox reads {names}");
+            return Err(refusal(path, "model_type", kind, &rule));
+        };
+        let fields = Self {
+            path,
+            value,
+            family,
+        };
+        fields.check()?;
+        Ok(fields)
+    }
+
+    /// What the file says.
+    pub(super) fn config(&self) -> Read<CheckpointConfig> {
+        let family = self.family;
+        let model = match family == FIREBOX {
+            true => {
+                let model = self.get("model").unwrap_or(&Value::Null);
+                serde_json::from_value::<ModelConfig>(model.clone())
+                    .map_err(|error| self.error("model", model, &error.to_string()))?
+            }
+            false => self.model()?,
+        };
+        model.validate().map_err(|error| CheckpointError::Config {
+            path: self.path.to_owned(),
+            key: error.key.to_owned(),
+            value: error.value,
+            rule: error.rule,
+        })?;
+        Ok(CheckpointConfig {
+            model,
+            family,
+            end_of_text: self.token_ids("eos_token_id")?,
+            beginning_of_text: self.token_ids("bos_token_id")?.first().copied(),
+        })
+    }
+
+    /// Refuses what the family does not have or Firebox does not compute: it may change what the network computes.
+    fn check(&self) -> Read<()> {
+        for (key, value) in self.value {
+            match self.family.usage(key) {
+                Some(Usage::Read | Usage::Neutral) => {}
+                Some(Usage::Only { value: only, rule }) => {
+                    if !value.is_null() && value.to_string() != only {
+                        return Err(self.error(key, value, rule));
+                    }
+                }
+                Some(Usage::Off { rule }) => {
+                    if !is_off(value) {
+                        return Err(self.error(key, value, rule));
+                    }
+                }
+                None if is_off(value) || key.starts_with('_') => {}
+                None => return Err(self.foreign(key, value)),
+            }
+        }
+        Ok(())
+    }
+
+    fn foreign(&self, key: &str, value: &Value) -> CheckpointError {
+        let others = Family::ALL
+            .into_iter()
+            .filter(|other| other.usage(key).is_some())
+            .map(|other| other.model_type);
+        CheckpointError::ForeignField {
+            path: self.path.to_owned(),
+            key: key.to_owned(),
+            value: value.to_string(),
+            family: self.family.model_type,
+            others: others.collect(),
+        }
+    }
+
+    fn model(&self) -> Read<ModelConfig> {
+        let family = &self.family;
+        let (d_model, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
+        let layers = self.size("num_hidden_layers")?;
+        let context = self.size("max_position_embeddings")?;
+        self.refuse_windows(context)?;
+        let sparse = family.feed_forward == FeedForwardKind::Moe;
+        Ok(ModelConfig {
+            vocabulary: self.size("vocab_size")?,
+            layers,
+            d_model,
+            heads,
+            kv_heads: self.size_or("num_key_value_heads", family.kv_heads.unwrap_or(heads))?,
+            head_dim: self.size_or(
+                "head_dim",
+                family.head_dim.unwrap_or(d_model / heads.max(1)),
+            )?,
+            context,
+            rope_theta: self.rope_theta()?,
+            norm_epsilon: self.number("rms_norm_eps")?,
+            tied_embeddings: self.flag("tie_word_embeddings")?,
+            initializer_range: self.number_or("initializer_range", 0.02)?,
+            qk_norm: family.qk_norm,
+            feed_forward: family.feed_forward,
+            dense: match family.dense_layers {
+                true => self.dense(layers)?,
+                false => None,
+            },
+            experts: ExpertsConfig {
+                count: if sparse { self.experts()? } else { 1 },
+                per_token: if sparse {
+                    self.size("num_experts_per_tok")?
+                } else {
+                    1
+                },
+                d_ff: self.size(family.d_ff)?,
+            },
+            router: RouterConfig {
+                normalize: match family.normalize {
+                    Normalize::Always => true,
+                    Normalize::AsConfigured => self.flag("norm_topk_prob")?,
+                },
+                balance: BalanceKind::Pooled,
+                balance_coefficient: match sparse {
+                    true => self.number_or("router_aux_loss_coef", 0.0)?,
+                    false => 0.0,
+                },
+                z_coefficient: 0.0,
+                bias_update_rate: 0.0,
+            },
+        })
+    }
+
+    fn experts(&self) -> Read<usize> {
+        let written = self.family.experts;
+        let all = written.iter().chain(&EXPERT_COUNTS);
+        let mut spellings = all.filter(|key| self.get(key).is_some());
+        let Some(first) = spellings.next() else {
+            return self.size(written[0]);
+        };
+        let count = self.size(first)?;
+        match spellings.find(|key| self.get(key) != self.get(first)) {
+            Some(other) => {
+                let rule = format!("must be {first} = {count}, which it is another name of");
+                Err(self.error(other, self.get(other).unwrap_or(&Value::Null), &rule))
+            }
+            None => Ok(count),
+        }
+    }
+
+    /// Layer i is a mixture where i + 1 is a multiple of `decoder_sparse_step` and i is not in
+    /// `mlp_only_layers`.
+    fn dense(&self, layers: usize) -> Read<Option<DenseConfig>> {
+        let step = self.size_or("decoder_sparse_step", 1)?.max(1);
+        let listed = match self.get("mlp_only_layers") {
+            None => Vec::new(),
+            Some(value) => self.numbers("mlp_only_layers", value)?,
+        };
+        let is_dense =
+            |layer: &usize| !(layer + 1).is_multiple_of(step) || listed.contains(&(*layer as u64));
+        let dense: Vec<usize> = (0..layers).filter(is_dense).collect();
+        if dense.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(DenseConfig {
+            layers: dense,
+            d_ff: self.size("intermediate_size")?,
+        }))
+    }
+
+    /// A sliding window hides nothing where it is as long as the context, or not in use.
+    fn refuse_windows(&self, context: usize) -> Read<()> {
+        let rule = "Firebox attends to the whole context";
+        let in_use = match self.get("use_sliding_window") {
+            None => true,
+            Some(_) => self.flag("use_sliding_window")?,
+        };
+        if let Some(window) = self.get("sliding_window").filter(|_| in_use)
+            && window.as_u64().is_none_or(|window| window < context as u64)
+        {
+            return Err(self.error("sliding_window", window, rule));
+        }
+        let Some(value) = self.get("layer_types") else {
+            return Ok(());
+        };
+        let kinds = value
+            .as_array()
+            .ok_or_else(|| self.error("layer_types", value, "must be a list"))?;
+        match kinds.iter().find(|kind| *kind != "full_attention") {
+            Some(kind) => Err(self.error("layer_types", kind, rule)),
+            None => Ok(()),
+        }
+    }
+
+    /// From `rope_parameters`, or as older files spell it, from `rope_theta`.
+    fn rope_theta(&self) -> Read<f64> {
+        for table in ["rope_parameters", "rope_scaling"] {
+            let Some(value) = self.get(table) else {
+                continue;
+            };
+            let Some(fields) = value.as_object() else {
+                return Err(self.error(table, value, "must be a table"));
+            };
+            for (key, value) in fields {
+                let allowed = match key.as_str() {
+                    "rope_theta" => value.is_number(),
+                    "rope_type" | "type" => value == "default",
+                    "partial_rotary_factor" => value.as_f64() == Some(1.0),
+                    _ => value.is_null(),
+                };
+                if !allowed {
+                    let key = format!("{table}.{key}");
+                    return Err(self.error(
+                        &key,
+                        value,
+                        "Firebox computes unscaled rotary positions",
+                    ));
+                }
+            }
+        }
+        let nested = self
+            .get("rope_parameters")
+            .and_then(|table| table.get("rope_theta")?.as_f64());
+        let old = self
+            .get("rope_theta")
+            .map(|_| self.number("rope_theta"))
+            .transpose()?;
+        match (nested, old) {
+            (Some(nested), Some(old)) if nested != old => {
+                let rule = format!(
+                    "must be rope_parameters.rope_theta = {nested}, which it is another name of"
+                );
+                Err(self.error("rope_theta", &self.value["rope_theta"], &rule))
+            }
+            (theta, other) => Ok(theta.or(other).unwrap_or(self.family.rope_theta)),
+        }
+    }
+
+    /// One token or a list of them; none where it is absent.
+    fn token_ids(&self, key: &str) -> Read<Vec<u32>> {
+        let Some(value) = self.get(key) else {
+            return Ok(Vec::new());
+        };
+        let ids = match value {
+            Value::Array(_) => self.numbers(key, value)?,
+            one => self.numbers(key, &Value::Array(vec![one.clone()]))?,
+        };
+        let small = |id: u64| u32::try_from(id).ok();
+        let ids: Option<Vec<u32>> = ids.into_iter().map(small).collect();
+        ids.ok_or_else(|| self.error(key, value, "must be a token's number"))
+    }
+
+    /// The value of a field that the family reads, unless it is absent or null.
+    fn get(&self, key: &str) -> Option<&Value> {
+        let read = self.family.usage(key) == Some(Usage::Read);
+        let value = self.value.get(key).filter(|_| read);
+        value.filter(|value| !value.is_null())
+    }
+
+    fn numbers(&self, key: &str, value: &Value) -> Read<Vec<u64>> {
+        let numbers = value
+            .as_array()
+            .and_then(|list| list.iter().map(Value::as_u64).collect());
+        numbers.ok_or_else(|| self.error(key, value, "must be a list of whole numbers"))
+    }
+
+    fn size(&self, key: &str) -> Read<usize> {
+        let value = self.get(key).unwrap_or(&Value::Null);
+        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+        size.ok_or_else(|| self.error(key, value, "must be a whole number"))
+    }
+
+    fn size_or(&self, key: &str, absent: usize) -> Read<usize> {
+        self.get(key).map_or(Ok(absent), |_| self.size(key))
+    }
+
+    fn number(&self, key: &str) -> Read<f64> {
+        let value = self.get(key).unwrap_or(&Value::Null);
+        value
+            .as_f64()
+            .ok_or_else(|| self.error(key, value, "must be a number"))
+    }
+
+    fn number_or(&self, key: &str, absent: f64) -> Read<f64> {
+        self.get(key).map_or(Ok(absent), |_| self.number(key))
+    }
+
+    fn flag(&self, key: &str) -> Read<bool> {
+        match self.get(key) {
+            None => Ok(false),
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| self.error(key, value, "must be true or false")),
+        }
+    }
+
+    fn error(&self, key: &str, value: &Value, rule: &str) -> CheckpointError {
+        refusal(self.path, key, value, rule)
+    }
+}
+
+fn refusal(path: &Path, key: &str, value: &Value, rule: &str) -> CheckpointError {
+    CheckpointError::Config {
+        path: path.to_owned(),
+        key: key.to_owned(),
+        value: value.to_string(),
+        rule: rule.to_owned(),
+    }
+}

@@ -1,0 +1,313 @@
+//! A checkpoint as a source of parameters.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::Param;
+use burn::tensor::{Device, Tensor, TensorData};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::CheckpointError;
+use super::families::{EMBEDDING, FIREBOX, Family, HEAD, ROUTER_BIAS};
+use super::layout::{Piece, Spelling, fill, transpose};
+use super::mismatch::Mismatch;
+use super::store::TensorStore;
+use firebox_kernels::dtype::StorageFloat;
+use firebox_kernels::dtype::WeightDtype;
+use firebox_model::config::ModelConfig;
+use firebox_model::language_model::LanguageModel;
+use firebox_model::parameters::{Initial, ParameterSource};
+use firebox_runtime::device::is_host;
+
+/// Reads parameters from a checkpoint folder, one after the other. When it is open, names and shapes of
+/// everything were compared: each parameter has its tensors, and each tensor its parameter.
+#[derive(Debug)]
+pub struct CheckpointParameters<'a> {
+    store: TensorStore,
+    plan: BTreeMap<String, Planned>,
+    /// Names of the routers' selection bias, by mixture; none where there is none.
+    biases: Vec<String>,
+    device: &'a Device,
+    held: Held,
+}
+
+/// What weights are held in.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    /// Rounded to this.
+    rounded: WeightDtype,
+    /// In tensors of this, which holds those numbers.
+    stored: WeightDtype,
+}
+
+/// Where a parameter comes from.
+#[derive(Debug)]
+struct Planned {
+    shape: Vec<usize>,
+    pieces: Vec<Piece>,
+}
+
+impl<'a> CheckpointParameters<'a> {
+    /// Opens the weights in a folder, matrices to be held in `dtype` and everything else in f32: the gains of
+    /// norms and the routers are few numbers, and a router's choice between experts turns on small differences.
+    ///
+    /// # Errors
+    ///
+    /// When a file is absent or damaged, the tensors are not exactly those of the model, or the device cannot hold
+    /// numbers of that type, or trains.
+    pub fn open(
+        folder: &Path,
+        config: &ModelConfig,
+        family: &Family,
+        device: &'a Device,
+        dtype: WeightDtype,
+    ) -> Result<Self, CheckpointError> {
+        let held = Held::on(device, dtype)?;
+        let store = TensorStore::open(folder)?;
+        // Sizes that these files cannot have would make a list without end.
+        let tensors = store.tensors().count();
+        if config.layers > tensors {
+            return Err(CheckpointError::Mismatch {
+                place: folder.to_owned(),
+                differences: format!(
+                    "config.json has {} layers, and the files {tensors} tensors",
+                    config.layers
+                ),
+            });
+        }
+        let mut mismatch = Mismatch::default();
+        let plan: BTreeMap<String, Planned> = LanguageModel::shapes(config)
+            .into_iter()
+            .filter_map(|(path, shape)| {
+                let Some((rule, layer)) = family.rule(&path) else {
+                    mismatch.expect(&path, &shape, None);
+                    return None;
+                };
+                let first = |spelling| rule.piece(spelling, layer, &shape, 0);
+                let (saved, fused) = (first(Spelling::Saved), first(Spelling::Fused));
+                let has = |piece: &Piece| store.info(&piece.name).is_some();
+                let (spelling, first) = match has(&fused) && !has(&saved) {
+                    true => (Spelling::Fused, fused),
+                    false => (Spelling::Saved, saved),
+                };
+                let count = rule.count(spelling, &shape);
+                let found = store.info(&first.name);
+                let absent = found
+                    .is_none_or(|info| spelling == Spelling::Fused && info.shape != first.shape);
+                if absent {
+                    mismatch.expect(&first.name, &first.shape, found);
+                    return None;
+                }
+                if spelling == Spelling::Saved && count > tensors {
+                    let last = rule.piece(spelling, layer, &shape, count - 1);
+                    mismatch.expect(&last.name, &last.shape, None);
+                    return None;
+                }
+                let pieces = (0..count).map(|index| rule.piece(spelling, layer, &shape, index));
+                let pieces = pieces.collect();
+                Some((path, Planned { shape, pieces }))
+            })
+            .collect();
+        let bias_names = config
+            .moe_layers()
+            .map(|layer| fill(ROUTER_BIAS, Some(layer), None));
+        let biases: Vec<String> = match family == &FIREBOX {
+            true => bias_names
+                .filter(|name| store.info(name).is_some())
+                .collect(),
+            false => Vec::new(),
+        };
+
+        let mut read: BTreeMap<&str, usize> = BTreeMap::new();
+        for piece in plan.values().flat_map(|planned| &planned.pieces) {
+            match read.get_mut(piece.name.as_str()) {
+                Some(length) => *length = length.saturating_add(piece.length),
+                None => {
+                    let found = store.info(&piece.name);
+                    let fits = mismatch.expect(&piece.name, &piece.shape, found);
+                    // One of another shape is not listed twice.
+                    read.insert(&piece.name, if fits { piece.length } else { usize::MAX });
+                }
+            }
+        }
+        for name in &biases {
+            read.insert(name, config.experts.count);
+            mismatch.expect(name, &[config.experts.count], store.info(name));
+        }
+        let redundant_head = config.tied_embeddings && store.info(HEAD).is_some();
+        if redundant_head {
+            read.insert(HEAD, config.vocabulary * config.d_model);
+            let shape = [config.vocabulary, config.d_model];
+            mismatch.expect(HEAD, &shape, store.info(HEAD));
+        }
+        for (name, info) in store.tensors() {
+            // A fused tensor of which only a part is asked for was not meant either.
+            if read
+                .get(name)
+                .is_none_or(|&length| length < info.elements())
+            {
+                mismatch.superfluous(name, &info.shape);
+            }
+        }
+        mismatch.check(folder)?;
+
+        let opened = Self {
+            store,
+            plan,
+            biases,
+            device,
+            held,
+        };
+        if redundant_head {
+            opened.check_tied_head(config.d_model)?;
+        }
+        Ok(opened)
+    }
+
+    /// The type of the stored weights, where they are all of one.
+    pub fn dtype(&self) -> Option<WeightDtype> {
+        let mut all = self.store.tensors().map(|(_, info)| info.dtype);
+        let first = all.next()?;
+        all.all(|dtype| dtype == first).then_some(first)
+    }
+
+    /// The selection bias of each router; empty where the checkpoint has none.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn router_bias(&self) -> Result<Vec<Vec<f32>>, CheckpointError> {
+        let values = |name: &String| {
+            let experts = self.store.info(name).map_or(0, |info| info.elements());
+            self.store.read(name, 0..experts)
+        };
+        self.biases.iter().map(values).collect()
+    }
+
+    /// Some files hold the head although it is the embedding; then it must be.
+    fn check_tied_head(&self, d_model: usize) -> Result<(), CheckpointError> {
+        let values = self.store.info(HEAD).map_or(0, |info| info.elements());
+        for start in (0..values).step_by(d_model) {
+            let row = start..start + d_model;
+            if self.store.read(HEAD, row.clone())? != self.store.read(EMBEDDING, row)? {
+                return Err(CheckpointError::HeadNotTied {
+                    folder: self.store.folder().to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ParameterSource for CheckpointParameters<'_> {
+    type Error = CheckpointError;
+
+    fn parameter<const D: usize>(
+        &mut self,
+        path: &str,
+        shape: [usize; D],
+        _: Initial,
+    ) -> Result<Param<Tensor<D>>, CheckpointError> {
+        let planned = self.plan.get(path).filter(|planned| planned.shape == shape);
+        let Some(Planned { pieces, .. }) = planned else {
+            let mut mismatch = Mismatch::default();
+            mismatch.expect(path, &shape, None);
+            return Err(mismatch
+                .check(self.store.folder())
+                .expect_err("a parameter is missing"));
+        };
+        let rounded = match D > 1 && !path.ends_with(ROUTER) {
+            true => self.held,
+            false => Held::F32,
+        };
+        let numbers = Numbers {
+            store: &self.store,
+            pieces,
+            shape: &shape,
+        };
+        let data = match rounded {
+            Held {
+                rounded: WeightDtype::F32,
+                ..
+            } => numbers.read::<f32>(),
+            Held {
+                rounded: WeightDtype::Bf16,
+                ..
+            } => numbers.read::<bf16>(),
+            Held {
+                rounded: WeightDtype::F16,
+                ..
+            } => numbers.read::<f16>(),
+        }?;
+        let stored = rounded.stored.tensor_type();
+        let value = Tensor::from_data(data.convert_dtype(stored), (self.device, stored));
+        let parameter = Param::from_tensor(value);
+        Ok(match rounded.rounded {
+            WeightDtype::F32 => parameter,
+            // Steps of training are too small for it.
+            WeightDtype::Bf16 | WeightDtype::F16 => parameter.set_require_grad(false),
+        })
+    }
+}
+
+/// The end of a router's path.
+const ROUTER: &str = ".router.weight";
+
+impl Held {
+    const F32: Self = Self {
+        rounded: WeightDtype::F32,
+        stored: WeightDtype::F32,
+    };
+
+    fn on(device: &Device, rounded: WeightDtype) -> Result<Self, CheckpointError> {
+        if rounded == WeightDtype::F32 {
+            return Ok(Self::F32);
+        }
+        if device.is_autodiff() {
+            return Err(CheckpointError::Training { dtype: rounded });
+        }
+        let stored = match device.supports_dtype(rounded.tensor_type()) {
+            true => rounded,
+            // It has f32 alone, and serves as a second opinion on the numbers.
+            false if is_host(device) => WeightDtype::F32,
+            false => return Err(CheckpointError::Device { dtype: rounded }),
+        };
+        Ok(Self { rounded, stored })
+    }
+}
+
+/// The numbers of one parameter in the files.
+struct Numbers<'a> {
+    store: &'a TensorStore,
+    pieces: &'a [Piece],
+    shape: &'a [usize],
+}
+
+impl Numbers<'_> {
+    fn read<T: StorageFloat>(&self) -> Result<TensorData, CheckpointError> {
+        let read = |piece: &Piece| {
+            let range = piece.start..piece.start + piece.length;
+            self.store.read_as::<T>(&piece.name, range)
+        };
+        let values = match self.pieces {
+            [whole] if whole.transposed.is_none() => read(whole)?,
+            pieces => {
+                // Experts side by side: most of the time goes into turning them and into fresh memory.
+                let mut values = vec![T::default(); self.shape.iter().product()];
+                let length = pieces[0].length.max(1);
+                let places = values.par_chunks_mut(length).zip(pieces);
+                places.try_for_each(|(place, piece)| {
+                    let stored = read(piece)?;
+                    match piece.transposed {
+                        Some((d_in, d_out)) => transpose(&stored, d_out, d_in, place),
+                        None => place.copy_from_slice(&stored),
+                    }
+                    Ok(())
+                })?;
+                values
+            }
+        };
+        Ok(TensorData::new(values, self.shape))
+    }
+}

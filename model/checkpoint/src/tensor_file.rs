@@ -1,0 +1,150 @@
+//! One safetensors file, read tensor by tensor.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+
+use super::CheckpointError;
+use super::dtype::StoredDtype as _;
+use firebox_kernels::dtype::StorageFloat;
+use firebox_kernels::dtype::WeightDtype;
+
+/// A safetensors file that is open for reading. Its header was checked; values are read when asked for, with
+/// ordinary reads, so that no more of the file is in memory than was asked for.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    file: Mutex<File>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+/// What the header says of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// The type of its values.
+    pub dtype: WeightDtype,
+    /// Where its values start in the file, in bytes.
+    offset: u64,
+}
+
+impl TensorInfo {
+    /// Number of its values.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+impl TensorFile {
+    /// Opens a file and checks its header: every tensor's type is one that is read, its bytes are as many as
+    /// its shape says, and the tensors fill the file without a gap or an overlap.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read or is not such a file.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let file = File::open(path).map_err(CheckpointError::io("open", path))?;
+        // SAFETY: only the header is read through the map, before anything else; a checkpoint's files are
+        // written once, under another name, and never changed after.
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::io("read", path))?;
+        let damaged = |reason: String| CheckpointError::Damaged {
+            path: path.to_owned(),
+            reason,
+        };
+        let (header, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|error| damaged(error.to_string()))?;
+        let start = size_of::<u64>() + header;
+        let tensors = metadata.tensors().into_iter().map(|(name, info)| {
+            let dtype = WeightDtype::of_safetensors(info.dtype).ok_or_else(|| {
+                CheckpointError::DataType {
+                    file: path.to_owned(),
+                    name: name.clone(),
+                    dtype: format!("{:?}", info.dtype),
+                }
+            })?;
+            let info = TensorInfo {
+                shape: info.shape.clone(),
+                dtype,
+                offset: (start + info.data_offsets.0) as u64,
+            };
+            Ok((name, info))
+        });
+        Ok(Self {
+            path: path.to_owned(),
+            tensors: tensors.collect::<Result<_, CheckpointError>>()?,
+            file: Mutex::new(file),
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All its tensors, by name.
+    pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    /// Values of a tensor, in row-major order.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or a value is not finite.
+    ///
+    /// # Panics
+    ///
+    /// When there is no tensor of this name.
+    pub fn read(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        self.read_as(name, 0..self.tensors[name].elements())
+    }
+
+    /// A run of a tensor's values, each rounded to the nearest of a type.
+    ///
+    /// # Errors
+    ///
+    /// See [`read`](Self::read); also when a value is beyond the range of the type.
+    ///
+    /// # Panics
+    ///
+    /// When there is no tensor of this name, or it has fewer values.
+    pub fn read_as<T: StorageFloat>(
+        &self,
+        name: &str,
+        range: Range<usize>,
+    ) -> Result<Vec<T>, CheckpointError> {
+        let info = &self.tensors[name];
+        assert!(range.end <= info.elements(), "{name} has fewer values");
+        let width = info.dtype.bytes();
+        let mut bytes = vec![0; range.len() * width];
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(info.offset + (range.start * width) as u64))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(CheckpointError::io("read", &self.path))?;
+        drop(file);
+        let values = info.dtype.decode(&bytes);
+        if values.iter().all(|value: &T| value.finite()) {
+            return Ok(values);
+        }
+        let stored: Vec<f32> = info.dtype.decode(&bytes);
+        let name = name.to_owned();
+        Err(match stored.iter().all(|value| value.is_finite()) {
+            true => CheckpointError::OutOfRange {
+                name,
+                dtype: T::DTYPE,
+            },
+            false => CheckpointError::NotFinite {
+                file: self.path.clone(),
+                name,
+            },
+        })
+    }
+}

@@ -1,0 +1,409 @@
+//! config.json in both directions. Weights are tested with real checkpoints, in the crate `firebox-tests`.
+
+use std::fs;
+
+use serde_json::{Map, Value, json};
+
+use super::dtype::StoredDtype as _;
+use super::families::{FIREBOX, Family, Field, LLAMA, MIXTRAL, OLMOE, QWEN3, QWEN3_MOE, Usage};
+use super::{CONFIG_FILE, CheckpointConfig, read_config};
+use firebox_kernels::dtype::WeightDtype;
+use firebox_model::config::{
+    BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
+};
+
+/// A mixture that Mixtral computes, with a value of its own in every field.
+fn mixture() -> ModelConfig {
+    ModelConfig {
+        vocabulary: 61,
+        layers: 4,
+        d_model: 32,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        context: 64,
+        rope_theta: 50_000.0,
+        norm_epsilon: 1e-6,
+        tied_embeddings: true,
+        initializer_range: 0.03,
+        qk_norm: QkNorm::None,
+        feed_forward: FeedForwardKind::Moe,
+        dense: None,
+        experts: ExpertsConfig {
+            count: 6,
+            per_token: 3,
+            d_ff: 20,
+        },
+        router: RouterConfig {
+            normalize: true,
+            balance: BalanceKind::Pooled,
+            balance_coefficient: 0.007,
+            z_coefficient: 0.0,
+            bias_update_rate: 0.0,
+        },
+    }
+}
+
+fn dense(qk_norm: QkNorm) -> ModelConfig {
+    ModelConfig {
+        qk_norm,
+        feed_forward: FeedForwardKind::Dense,
+        experts: ExpertsConfig {
+            count: 1,
+            per_token: 1,
+            d_ff: 60,
+        },
+        router: RouterConfig {
+            balance_coefficient: 0.0,
+            ..mixture().router
+        },
+        ..mixture()
+    }
+}
+
+/// What is read from a text, or the error in words.
+fn read(text: &str) -> Result<CheckpointConfig, String> {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(CONFIG_FILE), text).unwrap();
+    read_config(folder.path()).map_err(|error| error.to_string())
+}
+
+fn written(model: &ModelConfig) -> CheckpointConfig {
+    CheckpointConfig {
+        family: Family::of(model, false),
+        model: model.clone(),
+        end_of_text: vec![3, 5],
+        beginning_of_text: Some(1),
+    }
+}
+
+#[test]
+fn every_family_reads_what_it_writes() {
+    let normed = |qk_norm, normalize| ModelConfig {
+        qk_norm,
+        router: RouterConfig {
+            normalize,
+            ..mixture().router
+        },
+        ..mixture()
+    };
+    let some_dense = ModelConfig {
+        dense: Some(DenseConfig {
+            layers: vec![0, 3],
+            d_ff: 44,
+        }),
+        ..normed(QkNorm::Head, false)
+    };
+    let biased = ModelConfig {
+        router: RouterConfig {
+            bias_update_rate: 0.001,
+            balance: BalanceKind::PerLayer,
+            z_coefficient: 0.5,
+            ..mixture().router
+        },
+        ..mixture()
+    };
+    let cases = [
+        (dense(QkNorm::None), LLAMA),
+        (dense(QkNorm::Head), QWEN3),
+        (dense(QkNorm::Projection), FIREBOX),
+        (mixture(), MIXTRAL),
+        (normed(QkNorm::None, false), FIREBOX),
+        (normed(QkNorm::Projection, true), OLMOE),
+        (normed(QkNorm::Projection, false), OLMOE),
+        (normed(QkNorm::Head, true), QWEN3_MOE),
+        (some_dense, QWEN3_MOE),
+        (biased, FIREBOX),
+    ];
+    for (model, family) in cases {
+        let config = written(&model);
+        assert_eq!(config.family, family);
+        for dtype in WeightDtype::ALL {
+            let text = config.to_json(dtype);
+            assert_eq!(read(&text).unwrap(), config, "{text}");
+            assert!(text.contains(&format!("\"torch_dtype\": \"{}\"", dtype.torch_name())));
+        }
+    }
+}
+
+#[test]
+fn the_loss_by_layer_is_written_as_the_pooled_one_that_weighs_as_much() {
+    let mut model = mixture();
+    model.router.balance = BalanceKind::PerLayer;
+    let read = read(&written(&model).to_json(WeightDtype::F32)).unwrap();
+    assert_eq!(read.model.router.balance, BalanceKind::Pooled);
+    // Balanced, one is 1 and the other the number of experts that a token visits.
+    assert_eq!(read.model.router.balance_coefficient, 0.007 / 3.0);
+}
+
+/// The file of a model with some fields changed; null takes a field away.
+fn changed(model: &ModelConfig, changes: &Value) -> String {
+    let text = written(model).to_json(WeightDtype::F32);
+    let mut fields: Map<String, Value> = serde_json::from_str(&text).unwrap();
+    for (key, value) in changes.as_object().unwrap() {
+        match value {
+            Value::Null => fields.remove(key),
+            value => fields.insert(key.clone(), value.clone()),
+        };
+    }
+    serde_json::to_string(&fields).unwrap()
+}
+
+#[test]
+fn other_spellings_say_the_same() {
+    let mut qwen = mixture();
+    qwen.qk_norm = QkNorm::Head;
+    qwen.dense = Some(DenseConfig {
+        layers: vec![0, 1, 2],
+        d_ff: 44,
+    });
+    let llama = dense(QkNorm::None);
+    let cases = [
+        (mixture(), json!({ "rope_theta": null })),
+        (
+            mixture(),
+            json!({ "rope_parameters": null, "rope_scaling": null }),
+        ),
+        (mixture(), json!({ "head_dim": null })),
+        (mixture(), json!({ "sliding_window": 64 })),
+        (mixture(), json!({ "rope_scaling": { "type": "default" } })),
+        (
+            mixture(),
+            json!({ "transformers_version": "4.40.0", "_name_or_path": "there", "new_option": false }),
+        ),
+        (qwen.clone(), json!({ "num_experts": null })),
+        (qwen.clone(), json!({ "num_local_experts": null })),
+        (
+            qwen.clone(),
+            json!({ "use_sliding_window": false, "sliding_window": 8, "max_window_layers": 2 }),
+        ),
+        // Every other layer, of which one is dense all the same.
+        (
+            qwen,
+            json!({ "decoder_sparse_step": 2, "mlp_only_layers": [1] }),
+        ),
+        (
+            llama.clone(),
+            json!({ "pretraining_tp": 2, "mlp_bias": false }),
+        ),
+        (llama, json!({ "layer_types": ["full_attention"] })),
+    ];
+    for (model, changes) in cases {
+        let found = read(&changed(&model, &changes)).unwrap();
+        assert_eq!(found.model, model, "{changes}");
+    }
+}
+
+#[test]
+fn absent_fields_are_what_transformers_makes_of_them() {
+    let bare = json!({ "rope_theta": null, "rope_parameters": null, "num_key_value_heads": null, "eos_token_id": 9, "tie_word_embeddings": null });
+    let found = read(&changed(&dense(QkNorm::None), &bare)).unwrap();
+    assert_eq!(
+        (found.model.rope_theta, found.model.kv_heads),
+        (10_000.0, 4)
+    );
+    assert_eq!(
+        (found.end_of_text, found.model.tied_embeddings),
+        (vec![9], false)
+    );
+    let found = read(&changed(
+        &mixture(),
+        &json!({ "rope_theta": null, "rope_parameters": null }),
+    ))
+    .unwrap();
+    assert_eq!(found.model.rope_theta, 1e6);
+    let mut olmoe = mixture();
+    olmoe.qk_norm = QkNorm::Projection;
+    let found = read(&changed(&olmoe, &json!({ "norm_topk_prob": null }))).unwrap();
+    assert!(!found.model.router.normalize);
+}
+
+#[test]
+fn what_firebox_does_not_compute_is_refused_by_name() {
+    let cases = [
+        json!({ "model_type": "mamba" }),
+        json!({ "hidden_act": "gelu" }),
+        json!({ "sliding_window": 63 }),
+        json!({ "attention_bias": true }),
+        json!({ "attention_dropout": 0.1 }),
+        json!({ "router_jitter_noise": 0.01 }),
+        json!({ "clip_qkv": 8.0 }),
+        json!({ "rope_scaling": { "type": "linear", "factor": 2.0 } }),
+        json!({ "rope_parameters": { "rope_type": "yarn", "factor": 4.0 } }),
+        json!({ "rope_theta": 7.0 }),
+        json!({ "layer_types": ["full_attention", "sliding_attention"] }),
+        json!({ "quantization_config": { "bits": 4 } }),
+        json!({ "attn_logit_softcapping": 50.0 }),
+        json!({ "norm_topk_prob": false }),
+        json!({ "vocab_size": "61" }),
+        json!({ "num_hidden_layers": null }),
+        json!({ "num_attention_heads": 0 }),
+        json!({ "num_experts_per_tok": 7 }),
+        json!({ "eos_token_id": [1, "</s>"] }),
+        json!({ "tie_word_embeddings": "yes" }),
+        json!({ "hidden_size": 1e30 }),
+    ];
+    for changes in cases {
+        let error = read(&changed(&mixture(), &changes)).unwrap_err();
+        let key = changes.as_object().unwrap().keys().next().unwrap();
+        let ours = ["heads", "experts.per_token"]
+            .iter()
+            .any(|key| error.contains(key));
+        assert!(error.contains(key.as_str()) || ours, "{changes}: {error}");
+    }
+    let mut qwen = mixture();
+    qwen.qk_norm = QkNorm::Head;
+    let error = read(&changed(&qwen, &json!({ "num_local_experts": 5 }))).unwrap_err();
+    assert!(error.contains("must be num_experts = 6"), "{error}");
+}
+
+/// A model that each family computes; the mixture of Qwen3-MoE has a dense layer.
+fn models() -> [ModelConfig; 6] {
+    let normed = |qk_norm| ModelConfig {
+        qk_norm,
+        ..mixture()
+    };
+    let some_dense = ModelConfig {
+        dense: Some(DenseConfig {
+            layers: vec![0],
+            d_ff: 44,
+        }),
+        ..normed(QkNorm::Head)
+    };
+    let models = [
+        dense(QkNorm::None),
+        dense(QkNorm::Head),
+        mixture(),
+        normed(QkNorm::Projection),
+        some_dense,
+        dense(QkNorm::Projection),
+    ];
+    assert_eq!(
+        models.each_ref().map(|model| written(model).family),
+        Family::ALL
+    );
+    models
+}
+
+#[test]
+fn a_field_of_another_family_is_refused_unless_it_comes_to_nothing() {
+    let mut refused = Vec::new();
+    for model in models() {
+        let family = written(&model).family;
+        let others = Family::ALL.iter().flat_map(Family::fields);
+        let foreign = others.filter(|field| family.usage(field.name).is_none());
+        for Field { name, .. } in foreign {
+            for value in [
+                json!(2),
+                json!(true),
+                json!("some"),
+                json!([0]),
+                json!({ "a": 1 }),
+            ] {
+                let error = read(&changed(&model, &json!({ *name: value }))).unwrap_err();
+                let words = format!("{name} = {value}: {} has no such field", family.model_type);
+                assert!(error.contains(&words), "no {words:?} in {error}");
+            }
+            for value in [json!(false), json!(0), json!([]), json!({})] {
+                let found = read(&changed(&model, &json!({ *name: value }))).unwrap();
+                assert_eq!(found.model, model, "{name} = {value}");
+            }
+            refused.push((family.model_type, *name));
+        }
+    }
+    for pair in [
+        ("mixtral", "mlp_only_layers"),
+        ("mixtral", "moe_intermediate_size"),
+        ("mixtral", "use_sliding_window"),
+        ("llama", "moe_intermediate_size"),
+        ("llama", "num_experts_per_tok"),
+        ("qwen3", "norm_topk_prob"),
+        ("olmoe", "router_jitter_noise"),
+        ("qwen3_moe", "clip_qkv"),
+        ("firebox", "hidden_size"),
+    ] {
+        assert!(refused.contains(&pair), "{pair:?}");
+    }
+}
+
+#[test]
+fn every_field_is_used_as_its_family_says() {
+    for model in models() {
+        let family = written(&model).family;
+        for Field { name, usage } in family.fields().filter(|field| field.name != "model_type") {
+            let set = |value: &Value| read(&changed(&model, &json!({ *name: value })));
+            let odd = json!({ "odd": true });
+            match usage {
+                // What is read is looked at: nonsense does not pass.
+                Usage::Read => {
+                    let error = set(&odd).unwrap_err();
+                    assert!(error.contains(name), "{name}: {error}");
+                }
+                Usage::Neutral => assert_eq!(set(&odd).unwrap().model, model, "{name}"),
+                Usage::Only { value, rule } => {
+                    let value: Value = serde_json::from_str(value).unwrap();
+                    assert_eq!(set(&value).unwrap().model, model, "{name}");
+                    let error = set(&odd).unwrap_err();
+                    assert!(error.contains(name) && error.contains(rule), "{error}");
+                }
+                Usage::Off { rule } => {
+                    for off in [json!(false), json!(0.0)] {
+                        assert_eq!(set(&off).unwrap().model, model, "{name}");
+                    }
+                    let error = set(&json!(0.5)).unwrap_err();
+                    assert!(error.contains(name) && error.contains(rule), "{error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_field_has_one_place_in_a_family() {
+    for family in Family::ALL {
+        let mut names: Vec<&str> = family.fields().map(|field| field.name).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count, "{}", family.model_type);
+    }
+}
+
+/// Which layers are mixtures: Qwen3-MoE reads the field, and in Mixtral it can only say what is so anyway.
+#[test]
+fn a_step_between_mixtures_is_read_or_refused_but_never_passed_over() {
+    let step = |step: u64| json!({ "decoder_sparse_step": step });
+    assert_eq!(
+        read(&changed(&mixture(), &step(1))).unwrap().model,
+        mixture()
+    );
+    let error = read(&changed(&mixture(), &step(2))).unwrap_err();
+    assert!(error.contains("decoder_sparse_step = 2"), "{error}");
+    let mut qwen = mixture();
+    qwen.qk_norm = QkNorm::Head;
+    let found = read(&changed(&qwen, &step(2))).unwrap();
+    assert_eq!(found.model.dense.unwrap().layers, [0, 2]);
+}
+
+/// Mixtral has no switch for its window, so that the switch of another family does not turn it off.
+#[test]
+fn a_window_is_not_turned_off_by_the_switch_of_another_family() {
+    let window = json!({ "sliding_window": 8, "use_sliding_window": false });
+    let error = read(&changed(&mixture(), &window)).unwrap_err();
+    assert!(error.contains("sliding_window = 8"), "{error}");
+}
+
+#[test]
+fn either_spelling_of_the_number_of_experts_is_read() {
+    let mut olmoe = mixture();
+    olmoe.qk_norm = QkNorm::Projection;
+    for (model, own, other) in [
+        (mixture(), "num_local_experts", "num_experts"),
+        (olmoe, "num_experts", "num_local_experts"),
+    ] {
+        let renamed = json!({ own: null, other: 6 });
+        assert_eq!(read(&changed(&model, &renamed)).unwrap().model, model);
+        let error = read(&changed(&model, &json!({ other: 5 }))).unwrap_err();
+        assert!(error.contains(&format!("must be {own} = 6")), "{error}");
+    }
+}

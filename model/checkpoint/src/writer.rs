@@ -1,0 +1,165 @@
+//! A model as the tensors of its family.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::Param;
+use burn::tensor::{Gradients, Tensor};
+
+use super::families::{Family, ROUTER_BIAS};
+use super::layout::{Piece, Spelling, fill, transpose};
+use super::tensor_writer::{write_synced, write_weights};
+use super::{CONFIG_FILE, CheckpointConfig, CheckpointError, NamedTensor};
+use firebox_kernels::dtype::WeightDtype;
+use firebox_model::language_model::LanguageModel;
+use firebox_model::parameters::{VisitParameter, visit};
+
+/// How a checkpoint is written.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SaveOptions {
+    /// The type of the stored weights.
+    pub dtype: WeightDtype,
+    /// The largest size of a file of weights, in bytes; `None` puts them all into one.
+    pub shard_bytes: Option<u64>,
+    /// The tokens that end a text, the one that ends a document first.
+    pub end_of_text: Vec<u32>,
+    /// The token that a document begins with.
+    pub beginning_of_text: Option<u32>,
+}
+
+/// Writes config.json and the weights into a folder, and waits until they are on the disk. `progress` hears
+/// how many bytes of weights are done.
+///
+/// # Errors
+///
+/// When a file cannot be written, or a weight is beyond the range of the type.
+pub fn save(
+    model: &LanguageModel,
+    folder: &Path,
+    options: &SaveOptions,
+    progress: impl FnMut(u64),
+) -> Result<(), CheckpointError> {
+    let family = family(model);
+    let mut tensors = tensors(model, &family, Spelling::Saved, None);
+    let biases = model.config().moe_layers().zip(model.router_bias());
+    for (layer, bias) in biases.filter(|(_, bias)| !bias.is_empty()) {
+        let name = fill(ROUTER_BIAS, Some(layer), None);
+        tensors.push(NamedTensor::float(name, [bias.len()], move || bias.clone()));
+    }
+    write_weights(
+        folder,
+        &tensors,
+        options.dtype,
+        options.shard_bytes,
+        progress,
+    )?;
+    let config = CheckpointConfig {
+        model: model.config().clone(),
+        family,
+        end_of_text: options.end_of_text.clone(),
+        beginning_of_text: options.beginning_of_text,
+    };
+    write_synced(&folder.join(CONFIG_FILE), &config.to_json(options.dtype))
+}
+
+/// The gradient of every parameter under the name that `transformers` gives the parameter in memory, where
+/// experts are fused; zeros where the loss does not depend on it.
+pub fn named_gradients(model: &LanguageModel, gradients: &Gradients) -> Vec<NamedTensor<'static>> {
+    tensors(model, &family(model), Spelling::Fused, Some(gradients))
+}
+
+fn family(model: &LanguageModel) -> Family {
+    let biased = model.router_bias().iter().any(|bias| !bias.is_empty());
+    Family::of(model.config(), biased)
+}
+
+/// One tensor of a file, and the pieces of parameters that it is made of.
+struct Assembled {
+    shape: Vec<usize>,
+    /// By where they start.
+    pieces: BTreeMap<usize, Box<dyn Fn() -> Vec<f32>>>,
+}
+
+fn tensors(
+    model: &LanguageModel,
+    family: &Family,
+    spelling: Spelling,
+    gradients: Option<&Gradients>,
+) -> Vec<NamedTensor<'static>> {
+    let mut collect = Collect {
+        family,
+        spelling,
+        gradients,
+        order: Vec::new(),
+        tensors: BTreeMap::new(),
+    };
+    visit(model, &mut collect);
+    let Collect {
+        order, mut tensors, ..
+    } = collect;
+    let assembled = order.into_iter().map(|name| {
+        let Assembled { shape, pieces } = tensors.remove(&name).expect("collected once");
+        NamedTensor::float(name, shape, move || match pieces.len() {
+            1 => pieces[&0](),
+            _ => pieces.values().flat_map(|piece| piece()).collect(),
+        })
+    });
+    assembled.collect()
+}
+
+struct Collect<'a> {
+    family: &'a Family,
+    spelling: Spelling,
+    gradients: Option<&'a Gradients>,
+    order: Vec<String>,
+    tensors: BTreeMap<String, Assembled>,
+}
+
+impl VisitParameter for Collect<'_> {
+    fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
+        let (rule, layer) = self
+            .family
+            .rule(path)
+            .unwrap_or_else(|| panic!("{} has no {path}", self.family.architecture));
+        let value = match self.gradients {
+            None => parameter.val(),
+            Some(gradients) => parameter
+                .val()
+                .grad(gradients)
+                .unwrap_or_else(|| parameter.val().inner().zeros_like()),
+        };
+        let dims: Vec<usize> = value.dims().to_vec();
+        let count = rule.count(self.spelling, &dims);
+        for index in 0..count {
+            let Piece {
+                name,
+                shape,
+                start,
+                transposed: turned,
+                ..
+            } = rule.piece(self.spelling, layer, &dims, index);
+            let value = value.clone();
+            let values = move || {
+                let value = match count > 1 {
+                    true => value.clone().narrow(0, index, 1),
+                    false => value.clone(),
+                };
+                let values: Vec<f32> = value.into_data().iter::<f32>().collect();
+                let Some((d_in, d_out)) = turned else {
+                    return values;
+                };
+                let mut stored = vec![0.0; values.len()];
+                transpose(&values, d_in, d_out, &mut stored);
+                stored
+            };
+            let tensor = self.tensors.entry(name.clone()).or_insert_with(|| {
+                self.order.push(name);
+                Assembled {
+                    shape,
+                    pieces: BTreeMap::new(),
+                }
+            });
+            tensor.pieces.insert(start, Box::new(values));
+        }
+    }
+}

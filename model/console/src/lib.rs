@@ -1,0 +1,14 @@
+//! What Firebox's binaries show people: the log, errors as one sentence with a hint and an exit code, numbers,
+//! tables and HTML pages. Nothing here knows a model or a device.
+//!
+//! ```
+//! use firebox_console::numbers::{grouped, scaled};
+//!
+//! assert_eq!(grouped(1_831), "1,831");
+//! assert_eq!(scaled(1.83e12), "1.83 T");
+//! ```
+
+pub mod numbers;
+pub mod panics;
+pub mod report;
+pub mod terminal;

@@ -1,0 +1,23 @@
+//! Reports that are read by people: one [`Page`] with its style, tables and charts inside, which needs no
+//! network, follows the reader's light or dark setting, and prints.
+//!
+//! ```
+//! use firebox_console::report::{Chart, Page, Scale, Series, Table, Verdict};
+//!
+//! let table = Table::new("Speed").texts(["device"]).numbers(["tokens/s"]).row(["flex".into(), "1,831".into()]);
+//! let chart = Chart::new("Loss", "step", "nats per token", Scale::Linear)
+//!     .series(Series::new("flex", [(1.0, 6.2), (2.0, 5.9)]));
+//! let page = Page::new("Two devices").summary(Verdict::Good, "they agree").table(table.clone()).chart(chart);
+//! assert!(page.render().starts_with("<!DOCTYPE html>"));
+//! assert!(table.to_string().contains("tokens/s"));
+//! ```
+
+mod axis;
+mod chart;
+mod page;
+mod table;
+
+pub use axis::Scale;
+pub use chart::{Chart, Series};
+pub use page::{Page, Verdict};
+pub use table::{Cell, Table};

@@ -1,0 +1,87 @@
+//! Causal attention as one operation against the same in plain tensor operations, on every device of the build.
+//!
+//! `cargo bench --bench attention`
+
+mod common;
+
+use burn::tensor::{Device, Tensor};
+use common::{Case, cases, random};
+use divan::Bencher;
+use firebox_kernels::rope::Rotary;
+use firebox_kernels::{causal_attention, causal_attention_reference};
+use firebox_runtime::allocator::{ALLOCATOR, Allocator};
+use firebox_runtime::device::finish;
+
+// The allocator of the programs.
+#[global_allocator]
+static GLOBAL: Allocator = ALLOCATOR;
+
+fn main() {
+    divan::main();
+}
+
+/// Batch, length, heads, key/value heads, head_dim: those of the speed comparison in the README, then longer,
+/// with as many key/value heads as heads, and a large model's.
+const SHAPES: [[usize; 5]; 4] = [
+    [8, 256, 4, 1, 64],
+    [1, 2048, 4, 1, 64],
+    [4, 512, 8, 8, 24],
+    [1, 512, 16, 1, 128],
+];
+
+type Attention = fn(Tensor<2>, Tensor<2>, Tensor<2>, usize, &Rotary) -> Tensor<2>;
+
+fn inputs(shape: [usize; 5], device: &Device) -> ([Tensor<2>; 3], Rotary) {
+    let [batch, length, heads, kv_heads, head_dim] = shape;
+    let inputs =
+        [heads, kv_heads, kv_heads].map(|heads| random([batch * length, heads * head_dim], device));
+    (inputs, Rotary::new(0, length, head_dim, 1e4, device))
+}
+
+/// As after the projections' products: tensors that nobody else holds. Kernel and reference are charged with their
+/// making.
+fn fresh(inputs: [&Tensor<2>; 3]) -> [Tensor<2>; 3] {
+    inputs.map(|input| input.clone().mul_scalar(1.5))
+}
+
+fn forward(bencher: Bencher, case: &Case<5>, attention: Attention) {
+    let ([query, key, value], rotary) = inputs(case.sizes, &case.device());
+    let batch = case.sizes[0];
+    bencher.bench_local(|| {
+        let [query, key, value] = fresh([&query, &key, &value]);
+        finish(attention(query, key, value, batch, &rotary));
+    });
+}
+
+fn both_ways(bencher: Bencher, case: &Case<5>, attention: Attention) {
+    let (inputs, rotary) = inputs(case.sizes, &case.device().autodiff());
+    let [query, key, value] = inputs.map(Tensor::require_grad);
+    let batch = case.sizes[0];
+    bencher.bench_local(|| {
+        let [query, turned, value] = fresh([&query, &key, &value]);
+        let output = attention(query, turned, value, batch, &rotary);
+        let gradients = output.sum().backward();
+        finish(key.grad(&gradients).expect("it was asked for"));
+        gradients
+    });
+}
+
+#[divan::bench(args = cases(&SHAPES))]
+fn forward_kernel(bencher: Bencher, case: &Case<5>) {
+    forward(bencher, case, causal_attention);
+}
+
+#[divan::bench(args = cases(&SHAPES))]
+fn forward_reference(bencher: Bencher, case: &Case<5>) {
+    forward(bencher, case, causal_attention_reference);
+}
+
+#[divan::bench(args = cases(&SHAPES))]
+fn both_ways_kernel(bencher: Bencher, case: &Case<5>) {
+    both_ways(bencher, case, causal_attention);
+}
+
+#[divan::bench(args = cases(&SHAPES))]
+fn both_ways_reference(bencher: Bencher, case: &Case<5>) {
+    both_ways(bencher, case, causal_attention_reference);
+}

@@ -1,0 +1,81 @@
+//! The product of activations and weights against that of the backend, on every device of the build: few rows, as in
+//! writing a token, and many, as in training.
+//!
+//! `cargo bench --bench linear`
+
+mod common;
+#[path = "common/few.rs"]
+mod few;
+
+use burn::tensor::{DType, Tensor};
+use common::{Case, cases, random};
+use divan::Bencher;
+use few::bench_rows;
+use firebox_kernels::{linear, linear_reference};
+use firebox_runtime::allocator::{ALLOCATOR, Allocator};
+use firebox_runtime::device::finish;
+
+// The allocator of the programs.
+#[global_allocator]
+static GLOBAL: Allocator = ALLOCATOR;
+
+fn main() {
+    divan::main();
+}
+
+/// Rows, d_in, d_out. The first two read 32 MiB of weights, more than a cache holds.
+const SHAPES: [[usize; 3]; 4] = [
+    [1, 2048, 4096],
+    [8, 2048, 4096],
+    [2048, 256, 512],
+    [2048, 512, 4096],
+];
+
+/// Those of training.
+const STEP: [[usize; 3]; 2] = [[2048, 256, 512], [2048, 512, 4096]];
+
+type Linear = fn(Tensor<2>, Tensor<2>) -> Tensor<2>;
+
+fn forward(bencher: Bencher, case: &Case<3>, held: DType, linear: Linear) {
+    let ([rows, d_in, d_out], device) = (case.sizes, case.device());
+    let x = random([rows, d_in], &device);
+    let weight = random([d_in, d_out], &device).cast(held);
+    bench_rows(bencher, rows, || finish(linear(x.clone(), weight.clone())));
+}
+
+fn both_ways(bencher: Bencher, case: &Case<3>, linear: Linear) {
+    let ([rows, d_in, d_out], device) = (case.sizes, case.device().autodiff());
+    let x = random([rows, d_in], &device).require_grad();
+    let weight = random([d_in, d_out], &device).require_grad();
+    bencher.bench_local(|| {
+        let gradients = linear(x.clone(), weight.clone()).sum().backward();
+        finish(x.grad(&gradients).expect("it was asked for"));
+        gradients
+    });
+}
+
+#[divan::bench(args = cases(&SHAPES))]
+fn forward_kernel(bencher: Bencher, case: &Case<3>) {
+    forward(bencher, case, DType::F32, linear);
+}
+
+#[divan::bench(args = cases(&SHAPES))]
+fn forward_reference(bencher: Bencher, case: &Case<3>) {
+    forward(bencher, case, DType::F32, linear_reference);
+}
+
+/// On the devices that hold bf16 as it is: flex, and some GPUs.
+#[divan::bench(args = cases(&SHAPES).filter(|case| case.device().supports_dtype(DType::BF16)))]
+fn forward_kernel_of_bf16(bencher: Bencher, case: &Case<3>) {
+    forward(bencher, case, DType::BF16, linear);
+}
+
+#[divan::bench(args = cases(&STEP))]
+fn both_ways_kernel(bencher: Bencher, case: &Case<3>) {
+    both_ways(bencher, case, linear);
+}
+
+#[divan::bench(args = cases(&STEP))]
+fn both_ways_reference(bencher: Bencher, case: &Case<3>) {
+    both_ways(bencher, case, linear_reference);
+}

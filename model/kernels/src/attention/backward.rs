@@ -1,0 +1,384 @@
+//! Gradients of attention, with the weights computed again block by block (FlashAttention-2, arXiv 2307.08691,
+//! algorithm 2).
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use super::rows::{Angles, AttentionShape, KEYS, LANES, key_blocks, room, turned_keys, written};
+use crate::host::exp::exp;
+use crate::host::gemm::{Into, Matrix, product};
+use crate::host::simd::vectorized;
+
+/// Independent parts that the work is cut into, where there are heads enough.
+const PARTS: usize = 8;
+
+/// What the forward pass saw and made; shapes as there.
+pub(super) struct Saved<'a> {
+    pub query: &'a [f32],
+    pub key: &'a [f32],
+    pub value: &'a [f32],
+    pub output: &'a [f32],
+    pub log_sum_exp: &'a [f32],
+    pub angles: Angles<'a>,
+    pub shape: AttentionShape,
+}
+
+/// Gradients of query, key and value, those that are `wanted`.
+///
+/// A part of the work is some of the query heads that share a key/value head, in one sequence. It reads and writes
+/// what belongs to its queries once, in blocks, while its keys, values and their gradients stay in the cache; the
+/// gradients of keys and values are then summed over the parts, in order.
+///
+/// With weights P = exp(S − log_sum_exp), S the scores and dO the gradient of the output:
+/// dV = Pᵀ dO, dS = P ∘ (dO Vᵀ − rowsum(dO ∘ O)), dQ = dS K, dK = dSᵀ Q.
+pub(super) fn backward(
+    saved: &Saved<'_>,
+    gradient: &[f32],
+    wanted: [bool; 3],
+) -> [Option<Vec<f32>>; 3] {
+    if gradient.is_empty() {
+        return wanted.map(|wanted| wanted.then(Vec::new));
+    }
+    let shape = saved.shape;
+    let heads = heads_of_a_part(shape);
+    let keys = turned_keys(saved.key, saved.angles, shape);
+    let pass = Pass {
+        saved,
+        gradient,
+        keys: &keys,
+        heads,
+        wanted,
+    };
+    let [query_wanted, key_wanted, value_wanted] = wanted;
+    let mut parts = Vec::new();
+    // SAFETY: the strips of all parts cover all of it, and a part writes all of its strip.
+    #[allow(unsafe_code)]
+    let query = query_wanted.then(|| unsafe {
+        written(gradient.len(), |query| {
+            let strips = strips(query, shape, heads * shape.head_dim);
+            parts = strips
+                .into_par_iter()
+                .enumerate()
+                .map(|(index, strip)| pass.part(index, Some(strip)))
+                .collect();
+        })
+    });
+    if !query_wanted {
+        let count = shape.batch * (shape.heads / heads);
+        parts = (0..count)
+            .into_par_iter()
+            .map(|index| pass.part(index, None))
+            .collect();
+    }
+    let parts: Vec<Part> = parts;
+    let key = key_wanted.then(|| {
+        sum_of_parts(
+            &parts,
+            shape,
+            heads,
+            |part| &part.key,
+            |head, position| {
+                saved.angles.turn_back(head, position, 1.0);
+            },
+        )
+    });
+    let value =
+        value_wanted.then(|| sum_of_parts(&parts, shape, heads, |part| &part.value, |_, _| ()));
+    [query, key, value]
+}
+
+/// As many of a group's query heads as leave [`PARTS`] parts; it must not depend on the number of threads.
+fn heads_of_a_part(shape: AttentionShape) -> usize {
+    let group = shape.group();
+    let mut divisors = (1..=group)
+        .rev()
+        .filter(|heads| group.is_multiple_of(*heads));
+    let enough = |heads: &usize| shape.batch * (shape.heads / heads) >= PARTS;
+    divisors.find(enough).unwrap_or(1)
+}
+
+/// Every sequence's `[length, width]` cut into columns of `strip` values, row by row.
+fn strips(
+    values: &mut [MaybeUninit<f32>],
+    shape: AttentionShape,
+    strip: usize,
+) -> Vec<Vec<&mut [MaybeUninit<f32>]>> {
+    let width = shape.width();
+    let sequences = values.chunks_exact_mut(shape.length * width);
+    let strips = sequences.flat_map(|sequence| {
+        let mut strips: Vec<Vec<_>> = (0..width / strip)
+            .map(|_| Vec::with_capacity(shape.length))
+            .collect();
+        for row in sequence.chunks_exact_mut(width) {
+            for (strip, values) in strips.iter_mut().zip(row.chunks_exact_mut(strip)) {
+                strip.push(values);
+            }
+        }
+        strips
+    });
+    strips.collect()
+}
+
+/// Gradients that a part contributes, each `[length, head_dim]`; that of the keys is still turned.
+struct Part {
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
+/// The gradient of keys or values: that of each head summed over the parts that share it, then finished.
+fn sum_of_parts(
+    parts: &[Part],
+    shape: AttentionShape,
+    heads: usize,
+    of: impl Fn(&Part) -> &[f32] + Sync,
+    finish: impl Fn(&mut [f32], usize) + Sync,
+) -> Vec<f32> {
+    let AttentionShape {
+        length,
+        kv_heads,
+        head_dim,
+        ..
+    } = shape;
+    let sharing = shape.group() / heads;
+    let fill = |sum: &mut [MaybeUninit<f32>]| {
+        let rows = sum.par_chunks_mut(shape.kv_width()).enumerate();
+        rows.with_min_len(16).for_each(|(row, sum)| {
+            let (sequence, position) = (row / length, row % length);
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (kv_head, sum) in sum.chunks_exact_mut(head_dim).enumerate() {
+                        let first = (sequence * kv_heads + kv_head) * sharing;
+                        let place = position * head_dim..(position + 1) * head_dim;
+                        let sum = sum.write_copy_of_slice(&of(&parts[first])[place.clone()]);
+                        for part in &parts[first + 1..first + sharing] {
+                            for (sum, value) in sum.iter_mut().zip(&of(part)[place.clone()]) {
+                                *sum += value;
+                            }
+                        }
+                        finish(sum, position);
+                    }
+                },
+            );
+        });
+    };
+    // SAFETY: every value belongs to a head of a row, and each of those is written.
+    #[allow(unsafe_code)]
+    unsafe {
+        written(shape.batch * length * shape.kv_width(), fill)
+    }
+}
+
+struct Pass<'a> {
+    saved: &'a Saved<'a>,
+    gradient: &'a [f32],
+    keys: &'a [f32],
+    heads: usize,
+    wanted: [bool; 3],
+}
+
+impl Pass<'_> {
+    /// The part of that number: sequence by sequence, query heads in order. `strip` takes the gradient of its
+    /// queries.
+    fn part(&self, index: usize, mut strip: Option<Vec<&mut [MaybeUninit<f32>]>>) -> Part {
+        let shape = self.saved.shape;
+        let AttentionShape {
+            length, head_dim, ..
+        } = shape;
+        let heads = self.heads;
+        let kv_width = shape.kv_width();
+        let (sequence, first_head) = (
+            index / (shape.heads / heads),
+            index % (shape.heads / heads) * heads,
+        );
+        let kv_head = first_head / shape.group();
+        let keys = (sequence * shape.kv_heads + kv_head) * length * head_dim;
+        let keys = &self.keys[keys..keys + length * head_dim];
+        let values = &self.saved.value[sequence * length * kv_width + kv_head * head_dim..];
+        let [query_wanted, key_wanted, value_wanted] = self.wanted;
+        let sized = |wanted: bool| vec![0.0; if wanted { length * head_dim } else { 0 }];
+        let mut part = Part {
+            key: sized(key_wanted),
+            value: sized(value_wanted),
+        };
+
+        let mut block = Block::default();
+        let (mut weights, mut slopes, mut query_gradient) = Default::default();
+        let step = shape.positions(heads);
+        for start in (0..length).step_by(step) {
+            let positions = start..(start + step).min(length);
+            self.pack(&mut block, sequence, first_head, positions.clone());
+            let rows = positions.len() * heads;
+            let query_gradient = room(&mut query_gradient, rows * head_dim);
+            for (start, end) in key_blocks(positions.end) {
+                let first = start.max(positions.start);
+                let skipped = (first - positions.start) * heads;
+                let (rows, count) = (rows - skipped, end - start);
+                let weights = room(&mut weights, rows * KEYS);
+                let slopes = room(&mut slopes, rows * KEYS);
+                let queries = Matrix::new(&block.queries[skipped * head_dim..], rows, head_dim);
+                let gradients = Matrix::new(&block.gradients[skipped * head_dim..], rows, head_dim);
+                let place = start * head_dim..end * head_dim;
+                let keys = Matrix::new(&keys[place.clone()], count, head_dim);
+                let values = &values[start * kv_width..];
+                let values = Matrix::strided(values, count, head_dim, kv_width);
+
+                product(queries, keys.t(), 1.0, Into::Replace, weights, KEYS);
+                product(gradients, values.t(), 1.0, Into::Replace, slopes, KEYS);
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let all = weights.chunks_exact_mut(KEYS);
+                        let all = all.zip(slopes.chunks_exact_mut(KEYS)).enumerate();
+                        for (row, (weights, slopes)) in all {
+                            let visible = (first + row / heads + 1 - start).min(count);
+                            let row = skipped + row;
+                            finish_row(
+                                [weights, slopes],
+                                [block.log_sum_exp[row], block.shifts[row]],
+                                visible,
+                                count,
+                            );
+                        }
+                    },
+                );
+                let weights = Matrix::strided(weights, rows, count, KEYS);
+                let slopes = Matrix::strided(slopes, rows, count, KEYS);
+                if value_wanted {
+                    let value = &mut part.value[place.clone()];
+                    product(weights.t(), gradients, 1.0, Into::Add, value, head_dim);
+                }
+                if key_wanted {
+                    let key = &mut part.key[place];
+                    product(slopes.t(), queries, 1.0, Into::Add, key, head_dim);
+                }
+                if query_wanted {
+                    let into = if start == 0 { Into::Replace } else { Into::Add };
+                    let query = &mut query_gradient[skipped * head_dim..];
+                    product(slopes, keys, shape.scale(), into, query, head_dim);
+                }
+            }
+            if let Some(strip) = &mut strip {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let rows = query_gradient.chunks_exact_mut(heads * head_dim);
+                        let outputs = &mut strip[positions.clone()];
+                        for ((position, row), output) in positions.clone().zip(rows).zip(outputs) {
+                            for head in row.chunks_exact_mut(head_dim) {
+                                self.saved.angles.turn_back(head, position, 1.0);
+                            }
+                            output.write_copy_of_slice(row);
+                        }
+                    },
+                );
+            }
+        }
+        part
+    }
+
+    /// Lays out the rows of a block: position by position, head by head.
+    fn pack(
+        &self,
+        block: &mut Block,
+        sequence: usize,
+        first_head: usize,
+        positions: std::ops::Range<usize>,
+    ) {
+        let Saved {
+            query,
+            output,
+            log_sum_exp,
+            angles,
+            shape,
+            ..
+        } = *self.saved;
+        let (heads, head_dim, width) = (self.heads, shape.head_dim, shape.width());
+        block.clear();
+        vectorized(
+            #[inline(always)]
+            || {
+                for position in positions.clone() {
+                    let row = sequence * shape.length + position;
+                    let start = row * width + first_head * head_dim;
+                    let columns = start..start + heads * head_dim;
+                    let before = block.queries.len();
+                    block.queries.extend_from_slice(&query[columns.clone()]);
+                    for head in block.queries[before..].chunks_exact_mut(head_dim) {
+                        angles.turn(head, position, shape.scale());
+                    }
+                    let gradient = &self.gradient[columns.clone()];
+                    block.gradients.extend_from_slice(gradient);
+                    let answers = output[columns].chunks_exact(head_dim);
+                    let shifts = gradient.chunks_exact(head_dim).zip(answers);
+                    block.shifts.extend(shifts.map(|(a, b)| dot(a, b)));
+                    let place = row * shape.heads + first_head;
+                    block
+                        .log_sum_exp
+                        .extend_from_slice(&log_sum_exp[place..place + heads]);
+                }
+            },
+        );
+    }
+}
+
+/// The rows of a block.
+#[derive(Default)]
+struct Block {
+    /// Turned and scaled, `[rows, head_dim]`
+    queries: Vec<f32>,
+    /// Of the output, `[rows, head_dim]`
+    gradients: Vec<f32>,
+    /// ln Σ exp(score), `[rows]`
+    log_sum_exp: Vec<f32>,
+    /// Gradient · output, `[rows]`
+    shifts: Vec<f32>,
+}
+
+impl Block {
+    fn clear(&mut self) {
+        for values in [
+            &mut self.queries,
+            &mut self.gradients,
+            &mut self.log_sum_exp,
+            &mut self.shifts,
+        ] {
+            values.clear();
+        }
+    }
+}
+
+/// Scores become weights, and gradients of weights gradients of scores; zeros where nothing is seen, up to `count`.
+#[inline(always)]
+fn finish_row(
+    [weights, slopes]: [&mut [f32]; 2],
+    [log_sum_exp, shift]: [f32; 2],
+    visible: usize,
+    count: usize,
+) {
+    // Whole lanes: what is beyond the visible ones is overwritten below.
+    let lanes = visible.next_multiple_of(LANES);
+    for (weight, slope) in weights[..lanes].iter_mut().zip(&mut slopes[..lanes]) {
+        *weight = exp(*weight - log_sum_exp);
+        *slope = *weight * (*slope - shift);
+    }
+    let hidden = visible..lanes.max(count);
+    weights[hidden.clone()].fill(0.0);
+    slopes[hidden].fill(0.0);
+}
+
+/// Σ a b, in a fixed order that vectors can follow.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a_lanes, a_rest) = a.as_chunks::<LANES>();
+    let (b_lanes, b_rest) = b.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for (a, b) in a_lanes.iter().zip(b_lanes) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.into_iter().sum::<f32>() + rest
+}

@@ -1,0 +1,188 @@
+//! Attention of a few new positions over a cache.
+//!
+//! What it costs is reading the cache, so the positions of one head are divided among cubes, until there are enough to
+//! fill a device. Each answers for its own positions; the answers are then put together ([`merge_kernel`]).
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Cube, TensorMetadata};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::span::{ROWS, attend_kernel};
+use super::tile::TILE;
+use super::{CUBES, Tables, launch_of, strips, turn};
+use crate::attention::AttentionShape;
+use crate::attention::cached::CachedAttention;
+use crate::cube::{contiguous, empty_float, owned, units};
+
+/// The most answers that are put together.
+const SPANS: usize = 64;
+
+impl CachedAttention for Cube {
+    fn cached_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        cosines: FloatTensor<Self>,
+        sines: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        shape: AttentionShape,
+        past: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let tables = Tables {
+            cosines: contiguous(cosines),
+            sines: contiguous(sines),
+        };
+        let (key, value) = (contiguous(key), contiguous(value));
+        let (keys, values) = (owned(keys), owned(values));
+        let capacity = keys.shape()[2];
+        let (count, dim) = units(&key.client, key.shape().num_elements() / 2);
+        store_kernel::launch(
+            &key.client.clone(),
+            count,
+            dim,
+            key.into_buffer_arg(),
+            value.into_buffer_arg(),
+            tables.cosines.clone().into_buffer_arg(),
+            tables.sines.clone().into_buffer_arg(),
+            keys.clone().into_buffer_arg(),
+            values.clone().into_buffer_arg(),
+            shape.length,
+            shape.kv_heads,
+            shape.head_dim / 2,
+            capacity,
+            past,
+        );
+        let query = turn::turn(query, &tables, shape.scale());
+        let output = attend(&query, &keys, &values, shape, past);
+        (output, keys, values)
+    }
+}
+
+/// Answers of queries that are turned and scaled, over `past` positions and their own.
+fn attend(
+    query: &CubeTensor,
+    keys: &CubeTensor,
+    values: &CubeTensor,
+    shape: AttentionShape,
+    past: usize,
+) -> CubeTensor {
+    let AttentionShape {
+        batch,
+        length,
+        heads,
+        kv_heads,
+        head_dim,
+    } = shape;
+    let tasks = batch * kv_heads * (length * shape.group()).div_ceil(ROWS);
+    let blocks = (past + length).div_ceil(TILE);
+    let span = blocks.div_ceil(CUBES.div_ceil(tasks).min(SPANS));
+    let spans = blocks.div_ceil(span);
+    let rows = batch * length * heads;
+    let answers = empty_float(query, [spans, rows, head_dim]);
+    let [maxima, sums] = [(); 2].map(|()| empty_float(query, [spans, rows]));
+    let (count, dim) = launch_of(spans, tasks);
+    // SAFETY: positions, rows and values of heads are compared with their number before they are read or written.
+    #[allow(unsafe_code)]
+    unsafe {
+        attend_kernel::launch_unchecked(
+            &query.client,
+            count,
+            dim,
+            query.clone().into_buffer_arg(),
+            keys.clone().into_buffer_arg(),
+            values.clone().into_buffer_arg(),
+            answers.clone().into_buffer_arg(),
+            maxima.clone().into_buffer_arg(),
+            sums.clone().into_buffer_arg(),
+            batch,
+            length,
+            heads,
+            kv_heads,
+            head_dim / 2,
+            keys.shape()[2],
+            past,
+            span * TILE,
+            strips(head_dim),
+        );
+    }
+    let output = empty_float(query, query.shape());
+    let (count, dim) = units(&query.client, rows * head_dim);
+    merge_kernel::launch(
+        &query.client,
+        count,
+        dim,
+        answers.into_buffer_arg(),
+        maxima.into_buffer_arg(),
+        sums.into_buffer_arg(),
+        output.clone().into_buffer_arg(),
+        spans,
+        head_dim,
+    );
+    output
+}
+
+/// Puts new keys, turned, and values into the cache. A unit turns value i of a head with value i + head_dim/2.
+#[cube(launch)]
+fn store_kernel(
+    key: &[f32],
+    value: &[f32],
+    cosines: &[f32],
+    sines: &[f32],
+    keys: &mut [f32],
+    values: &mut [f32],
+    length: usize,
+    kv_heads: usize,
+    half: usize,
+    capacity: usize,
+    past: usize,
+) {
+    if ABSOLUTE_POS * 2 >= key.len() {
+        terminate!();
+    }
+    let head = ABSOLUTE_POS / half;
+    let i = ABSOLUTE_POS % half;
+    let token = head / kv_heads;
+    let position = token % length;
+    let cosine = cosines[position * half + i];
+    let sine = sines[position * half + i];
+    let from = head * 2 * half + i;
+    let a = key[from];
+    let b = key[from + half];
+    let place = (token / length * kv_heads + head % kv_heads) * capacity + past + position;
+    let to = place * 2 * half + i;
+    keys[to] = a * cosine - b * sine;
+    keys[to + half] = b * cosine + a * sine;
+    values[to] = value[from];
+    values[to + half] = value[from + half];
+}
+
+/// `Σ exp(maximum − largest) · answer / Σ exp(maximum − largest) · sum` over the spans; a unit a value.
+#[cube(launch)]
+fn merge_kernel(
+    answers: &[f32],
+    maxima: &[f32],
+    sums: &[f32],
+    output: &mut [f32],
+    spans: usize,
+    head_dim: usize,
+) {
+    if ABSOLUTE_POS >= output.len() {
+        terminate!();
+    }
+    let row = ABSOLUTE_POS / head_dim;
+    let rows = output.len() / head_dim;
+    let mut largest = f32::new(f32::MIN);
+    for span in 0..spans {
+        largest = max(largest, maxima[span * rows + row]);
+    }
+    let mut answer = 0.0f32;
+    let mut sum = 0.0f32;
+    for span in 0..spans {
+        let factor = (maxima[span * rows + row] - largest).exp();
+        answer += factor * answers[span * output.len() + ABSOLUTE_POS];
+        sum += factor * sums[span * rows + row];
+    }
+    output[ABSOLUTE_POS] = answer / sum;
+}

@@ -1,0 +1,194 @@
+//! Answers, block by block, with a running maximum and sum (FlashAttention-2, arXiv 2307.08691, algorithm 1).
+
+use burn::backend::TensorMetadata;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::tile::{
+    Head, LEFT, Pair, QUAD, Quad, RIGHT, SCORES, SIDE, TILE, accumulate, column_of_unit,
+    first_from_the_end, number_of_cube, row_of_unit, scores, write,
+};
+use super::{launch_of, strips};
+use crate::attention::AttentionShape;
+use crate::cube::empty_float;
+
+/// Answers, and of every row of scores ln Σ exp(score).
+///
+/// # Shapes
+///
+/// - `query`: `[batch, length, heads, head_dim]`, turned and scaled
+/// - `key`, `value`: `[batch, length, kv_heads, head_dim]`, keys turned
+/// - output: `[batch, length, heads, head_dim]` and `[batch, length, heads]`
+pub fn forward(
+    query: &CubeTensor,
+    key: &CubeTensor,
+    value: &CubeTensor,
+    shape: AttentionShape,
+) -> (CubeTensor, CubeTensor) {
+    let AttentionShape {
+        batch,
+        length,
+        heads,
+        kv_heads,
+        head_dim,
+    } = shape;
+    let output = empty_float(query, query.shape());
+    let log_sum_exp = empty_float(query, [batch, length, heads]);
+    let (count, dim) = launch_of(length.div_ceil(TILE), batch * heads);
+    // SAFETY: positions and values of heads are compared with their number before they are read or written.
+    #[allow(unsafe_code)]
+    unsafe {
+        forward_kernel::launch_unchecked(
+            &query.client,
+            count,
+            dim,
+            query.clone().into_buffer_arg(),
+            key.clone().into_buffer_arg(),
+            value.clone().into_buffer_arg(),
+            output.clone().into_buffer_arg(),
+            log_sum_exp.clone().into_buffer_arg(),
+            batch,
+            length,
+            heads,
+            kv_heads,
+            head_dim / 2,
+            strips(head_dim),
+        );
+    }
+    (output, log_sum_exp)
+}
+
+/// A cube a block of queries of one head. The last blocks, which see most keys, come first.
+#[cube(launch_unchecked)]
+fn forward_kernel(
+    query: &[Pair],
+    key: &[Pair],
+    value: &[Pair],
+    output: &mut [Pair],
+    log_sum_exp: &mut [f32],
+    batch: usize,
+    length: usize,
+    heads: usize,
+    kv_heads: usize,
+    pairs: usize,
+    #[comptime] strips: usize,
+) {
+    let number = number_of_cube();
+    if number >= batch * heads {
+        terminate!();
+    }
+    let queries = Head::new(number, length, heads, pairs);
+    let keys = Head::new(number / (heads / kv_heads), length, kv_heads, pairs);
+    let first = first_from_the_end(length);
+    let place = UNIT_POS as usize % SIDE;
+
+    let mut left = Shared::<[Quad]>::new_slice(LEFT);
+    let mut right = Shared::<[Quad]>::new_slice(RIGHT);
+    let mut shared = Shared::<[f32]>::new_slice(TILE * SIDE);
+    let mut weights = Array::<Quad>::new(QUAD * SCORES);
+    let mut answers = Array::<Quad>::new(comptime!(QUAD * strips));
+    #[unroll]
+    for answer in 0..QUAD * strips {
+        answers[answer] = Quad::new(0.0f32);
+    }
+    // Of each row the largest score so far, and Σ exp(score − largest) over the unit's own columns.
+    let mut maxima = Array::<f32>::new(QUAD);
+    let mut sums = Array::<f32>::new(QUAD);
+    #[unroll]
+    for i in 0..QUAD {
+        maxima[i] = f32::MIN;
+        sums[i] = 0.0f32;
+    }
+
+    let mut start = 0usize;
+    while start <= first {
+        scores(
+            query,
+            &queries,
+            first,
+            key,
+            &keys,
+            start,
+            &mut left,
+            &mut right,
+            &mut weights,
+        );
+        #[unroll]
+        for i in 0..QUAD {
+            let row = first + row_of_unit(i);
+            let mut maximum = maxima[i];
+            #[unroll]
+            for j in 0..SCORES {
+                let mut all = weights[i * SCORES + j];
+                #[unroll]
+                for c in 0..QUAD {
+                    let hidden = start + column_of_unit(j, c) > row;
+                    let score = select(hidden, f32::MIN, all.extract(c));
+                    maximum = max(maximum, score);
+                    all.insert(c, score);
+                }
+                weights[i * SCORES + j] = all;
+            }
+            shared[row_of_unit(i) * SIDE + place] = maximum;
+        }
+        sync_cube();
+        #[unroll]
+        for i in 0..QUAD {
+            let mut maximum = maxima[i];
+            #[unroll]
+            for other in 0..SIDE {
+                maximum = max(maximum, shared[row_of_unit(i) * SIDE + other]);
+            }
+            let factor = (maxima[i] - maximum).exp();
+            maxima[i] = maximum;
+            let mut sum = sums[i] * factor;
+            #[unroll]
+            for j in 0..SCORES {
+                let all = (weights[i * SCORES + j] - Quad::new(maximum)).exp();
+                #[unroll]
+                for c in 0..QUAD {
+                    sum += all.extract(c);
+                }
+                weights[i * SCORES + j] = all;
+            }
+            sums[i] = sum;
+            #[unroll]
+            for strip in 0..strips {
+                answers[i * strips + strip] *= Quad::new(factor);
+            }
+        }
+        accumulate(
+            &weights,
+            value,
+            &keys,
+            start,
+            &mut left,
+            &mut right,
+            &mut answers,
+            strips,
+        );
+        start += TILE;
+    }
+
+    #[unroll]
+    for i in 0..QUAD {
+        shared[row_of_unit(i) * SIDE + place] = sums[i];
+    }
+    sync_cube();
+    let mut factors = Array::<f32>::new(QUAD);
+    #[unroll]
+    for i in 0..QUAD {
+        let mut sum = 0.0f32;
+        #[unroll]
+        for other in 0..SIDE {
+            sum += shared[row_of_unit(i) * SIDE + other];
+        }
+        factors[i] = 1.0f32 / sum;
+        let position = first + row_of_unit(i);
+        if place == 0 && position < length {
+            let row = number / heads * length + position;
+            log_sum_exp[row * heads + number % heads] = maxima[i] + sum.ln();
+        }
+    }
+    write(&answers, &factors, output, &queries, first, strips);
+}

@@ -1,0 +1,104 @@
+//! The CubeCL backends' side: blocks of 64 queries and 64 keys of a head meet in a cube.
+//!
+//! Queries and keys are turned by their positions first, in place where nobody else holds them ([`turn`]), since every
+//! block would turn its keys anew otherwise. Every sum is taken in one order, without atomics, so that two runs give
+//! the same bits.
+
+mod backward;
+mod cached;
+mod forward;
+mod key_and_value;
+mod query;
+mod span;
+mod tile;
+mod turn;
+
+use burn::backend::Cube;
+use burn::backend::tensor::FloatTensor;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::{CubeCount, CubeDim};
+
+use super::{AttentionKernels, AttentionShape, Operands};
+use crate::cube::contiguous;
+
+/// What the forward pass took, turned, and what it made.
+#[derive(Debug, Clone)]
+pub struct Saved {
+    /// Turned and scaled.
+    query: CubeTensor,
+    /// Turned.
+    key: CubeTensor,
+    value: CubeTensor,
+    output: CubeTensor,
+    /// ln Σ exp(score), `[batch, length, heads]`.
+    log_sum_exp: CubeTensor,
+    tables: Tables,
+    shape: AttentionShape,
+}
+
+/// Cosines and sines of the rotary positions, each `[length, head_dim / 2]`.
+#[derive(Debug, Clone)]
+struct Tables {
+    cosines: CubeTensor,
+    sines: CubeTensor,
+}
+
+impl AttentionKernels for Cube {
+    type Saved = Saved;
+
+    fn forward(operands: Operands<Self>) -> FloatTensor<Self> {
+        Self::forward_saving(operands).0
+    }
+
+    fn forward_saving(operands: Operands<Self>) -> (FloatTensor<Self>, Saved) {
+        let Operands { tensors, shape } = operands;
+        let [query, key, value, cosines, sines] = tensors;
+        let tables = Tables {
+            cosines: contiguous(cosines),
+            sines: contiguous(sines),
+        };
+        let query = turn::turn(query, &tables, shape.scale());
+        let key = turn::turn(key, &tables, 1.0);
+        let value = contiguous(value);
+        let (output, log_sum_exp) = forward::forward(&query, &key, &value, shape);
+        let saved = Saved {
+            query,
+            key,
+            value,
+            output: output.clone(),
+            log_sum_exp,
+            tables,
+            shape,
+        };
+        (output, saved)
+    }
+
+    fn backward(
+        saved: Saved,
+        gradient: FloatTensor<Self>,
+        wanted: [bool; 3],
+    ) -> [Option<FloatTensor<Self>>; 3] {
+        let [query_wanted, key_wanted, value_wanted] = wanted;
+        let pass = backward::Pass::new(&saved, contiguous(gradient));
+        let query = query_wanted.then(|| query::gradient(&pass));
+        let query = query.map(|query| turn::turn_back(query, &saved.tables));
+        let (key, value) = key_and_value::gradients(&pass, key_wanted, value_wanted);
+        let key = key.map(|key| turn::turn_back(key, &saved.tables));
+        [query, key, value]
+    }
+}
+
+/// Cubes that keep a large device busy.
+const CUBES: usize = 512;
+
+/// A launch of a cube for each block, first dimension, of each of so many heads, the other two.
+fn launch_of(blocks: usize, heads: usize) -> (CubeCount, CubeDim) {
+    let deep = heads.div_ceil(usize::from(u16::MAX));
+    let count = CubeCount::new_3d(blocks as u32, heads.div_ceil(deep) as u32, deep as u32);
+    (count, CubeDim::new_1d(tile::UNITS as u32))
+}
+
+/// Strips that hold a head.
+fn strips(head_dim: usize) -> usize {
+    head_dim.div_ceil(tile::STRIP)
+}

@@ -1,0 +1,144 @@
+//! The gradient of queries.
+
+use burn::backend::TensorMetadata;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::backward::Pass;
+use super::tile::{
+    Head, LEFT, Pair, QUAD, Quad, RIGHT, SCORES, TILE, accumulate, column_of_unit,
+    first_from_the_end, number_of_cube, row_of_unit, scores, write,
+};
+use super::{launch_of, strips};
+use crate::attention::AttentionShape;
+use crate::cube::empty_float;
+
+/// The gradient of the queries, still turned, `[batch · length, heads · head_dim]`.
+pub fn gradient(pass: &Pass<'_>) -> CubeTensor {
+    let AttentionShape {
+        batch,
+        length,
+        heads,
+        kv_heads,
+        head_dim,
+    } = pass.saved.shape;
+    let output = empty_float(&pass.gradient, pass.gradient.shape());
+    let (count, dim) = launch_of(length.div_ceil(TILE), batch * heads);
+    let [query, key, value, gradient, rows] = pass.inputs();
+    // SAFETY: positions and values of heads are compared with their number before they are read or written.
+    #[allow(unsafe_code)]
+    unsafe {
+        query_kernel::launch_unchecked(
+            &output.client,
+            count,
+            dim,
+            query.into_buffer_arg(),
+            key.into_buffer_arg(),
+            value.into_buffer_arg(),
+            gradient.into_buffer_arg(),
+            rows.into_buffer_arg(),
+            output.clone().into_buffer_arg(),
+            batch,
+            length,
+            heads,
+            kv_heads,
+            head_dim / 2,
+            pass.saved.shape.scale(),
+            strips(head_dim),
+        );
+    }
+    output
+}
+
+/// A cube a block of queries of one head. The last blocks, which see most keys, come first.
+#[cube(launch_unchecked)]
+fn query_kernel(
+    query: &[Pair],
+    key: &[Pair],
+    value: &[Pair],
+    gradient: &[Pair],
+    rows: &[Pair],
+    output: &mut [Pair],
+    batch: usize,
+    length: usize,
+    heads: usize,
+    kv_heads: usize,
+    pairs: usize,
+    scale: f32,
+    #[comptime] strips: usize,
+) {
+    let number = number_of_cube();
+    if number >= batch * heads {
+        terminate!();
+    }
+    let queries = Head::new(number, length, heads, pairs);
+    let keys = Head::new(number / (heads / kv_heads), length, kv_heads, pairs);
+    let first = first_from_the_end(length);
+
+    let mut left = Shared::<[Quad]>::new_slice(LEFT);
+    let mut right = Shared::<[Quad]>::new_slice(RIGHT);
+    let mut weights = Array::<Quad>::new(QUAD * SCORES);
+    let mut slopes = Array::<Quad>::new(QUAD * SCORES);
+    let mut sums = Array::<Quad>::new(comptime!(QUAD * strips));
+    #[unroll]
+    for sum in 0..QUAD * strips {
+        sums[sum] = Quad::new(0.0f32);
+    }
+    let mut of_row = Array::<Pair>::new(QUAD);
+    let mut scales = Array::<f32>::new(QUAD);
+    #[unroll]
+    for i in 0..QUAD {
+        // Rows behind the last one are computed like that one, and not written.
+        let position = min(first + row_of_unit(i), length - 1);
+        of_row[i] = rows[(number / heads * length + position) * heads + number % heads];
+        scales[i] = scale;
+    }
+
+    let mut start = 0usize;
+    while start <= first {
+        scores(
+            query,
+            &queries,
+            first,
+            key,
+            &keys,
+            start,
+            &mut left,
+            &mut right,
+            &mut weights,
+        );
+        scores(
+            gradient,
+            &queries,
+            first,
+            value,
+            &keys,
+            start,
+            &mut left,
+            &mut right,
+            &mut slopes,
+        );
+        #[unroll]
+        for i in 0..QUAD {
+            let row = first + row_of_unit(i);
+            #[unroll]
+            for j in 0..SCORES {
+                let all = weights[i * SCORES + j];
+                let mut found = slopes[i * SCORES + j];
+                #[unroll]
+                for c in 0..QUAD {
+                    let hidden = start + column_of_unit(j, c) > row;
+                    let weight = (all.extract(c) - of_row[i].extract(0usize)).exp();
+                    let slope = weight * (found.extract(c) - of_row[i].extract(1usize));
+                    found.insert(c, select(hidden, 0.0f32, slope));
+                }
+                slopes[i * SCORES + j] = found;
+            }
+        }
+        accumulate(
+            &slopes, key, &keys, start, &mut left, &mut right, &mut sums, strips,
+        );
+        start += TILE;
+    }
+    write(&sums, &scales, output, &queries, first, strips);
+}

@@ -1,0 +1,241 @@
+//! Attention block by block, with a running maximum and sum (FlashAttention-2, arXiv 2307.08691, algorithm 1).
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use super::rows::{Angles, AttentionShape, KEYS, LANES, key_blocks, room, turned_keys, written};
+use crate::host::exp::exp;
+use crate::host::gemm::{Into, Matrix, product};
+use crate::host::simd::vectorized;
+
+/// Answers, and of every row of scores ln Σ exp(score), from which the backward pass finds the weights again.
+///
+/// A row is one query head at one position. The rows of the heads that share a key/value head stand together,
+/// position by position, so that one product serves all of them, and so that the rows that see anything of a block
+/// of keys are the last ones.
+///
+/// # Shapes
+///
+/// - `query`: `[batch, length, heads, head_dim]`
+/// - `key`, `value`: `[batch, length, kv_heads, head_dim]`
+/// - output: `[batch, length, heads, head_dim]` and `[batch, length, heads]`
+pub(super) fn forward(
+    query: &[f32],
+    key: &[f32],
+    value: &[f32],
+    angles: Angles<'_>,
+    shape: AttentionShape,
+) -> (Vec<f32>, Vec<f32>) {
+    if query.is_empty() {
+        return (Vec::new(), Vec::new());
+    }
+    let keys = turned_keys(key, angles, shape);
+    let pass = Pass {
+        query,
+        keys: &keys,
+        value,
+        angles,
+        shape,
+    };
+    let rows = query.len() / shape.head_dim;
+    let mut sums = Vec::new();
+    // SAFETY: the blocks of all sequences cover all rows, and a block writes all of its rows in both.
+    #[allow(unsafe_code)]
+    let output = unsafe {
+        written(query.len(), |output| {
+            sums = written(rows, |sums| pass.run(output, sums));
+        })
+    };
+    (output, sums)
+}
+
+struct Pass<'a> {
+    query: &'a [f32],
+    keys: &'a [f32],
+    value: &'a [f32],
+    angles: Angles<'a>,
+    shape: AttentionShape,
+}
+
+/// What a block needs; kept from block to block.
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<f32>,
+    scores: Vec<f32>,
+    answers: Vec<f32>,
+    maxima: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+impl Pass<'_> {
+    fn run(&self, output: &mut [MaybeUninit<f32>], sums: &mut [MaybeUninit<f32>]) {
+        let AttentionShape { length, heads, .. } = self.shape;
+        let width = self.shape.width();
+        let positions = self.shape.positions(self.shape.group());
+        output
+            .par_chunks_mut(length * width)
+            .zip(sums.par_chunks_mut(length * heads))
+            .enumerate()
+            .flat_map(|(sequence, (output, sums))| {
+                let output = output.par_chunks_mut(positions * width);
+                let blocks = output.zip(sums.par_chunks_mut(positions * heads));
+                let blocks = blocks.enumerate();
+                blocks.map(move |(block, rows)| (sequence, block * positions, rows))
+            })
+            .for_each_init(
+                Scratch::default,
+                |scratch, (sequence, start, (output, sums))| {
+                    let end = start + sums.len() / heads;
+                    for kv_head in 0..self.shape.kv_heads {
+                        self.block(scratch, sequence, kv_head, start..end, output, sums);
+                    }
+                },
+            );
+    }
+
+    /// The rows of one key/value head at some positions, of which `output` and `sums` hold all heads.
+    fn block(
+        &self,
+        scratch: &mut Scratch,
+        sequence: usize,
+        kv_head: usize,
+        positions: std::ops::Range<usize>,
+        output: &mut [MaybeUninit<f32>],
+        sums: &mut [MaybeUninit<f32>],
+    ) {
+        let shape = self.shape;
+        let AttentionShape {
+            length,
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = shape;
+        let (group, width, kv_width) = (shape.group(), shape.width(), shape.kv_width());
+        let rows = positions.len() * group;
+        let queries = room(&mut scratch.queries, rows * head_dim);
+        let answers = room(&mut scratch.answers, rows * head_dim);
+        let scores = room(&mut scratch.scores, rows * KEYS);
+        let softmax = &mut Softmax {
+            maxima: room(&mut scratch.maxima, rows),
+            sums: room(&mut scratch.sums, rows),
+        };
+        softmax.maxima.fill(f32::NEG_INFINITY);
+        softmax.sums.fill(0.0);
+
+        let first_row = sequence * length + positions.start;
+        let columns = kv_head * group * head_dim..(kv_head + 1) * group * head_dim;
+        vectorized(
+            #[inline(always)]
+            || {
+                let packed = queries.chunks_exact_mut(group * head_dim);
+                for ((packed, position), row) in packed.zip(positions.clone()).zip(first_row..) {
+                    packed.copy_from_slice(&self.query[row * width..][columns.clone()]);
+                    for head in packed.chunks_exact_mut(head_dim) {
+                        self.angles.turn(head, position, shape.scale());
+                    }
+                }
+            },
+        );
+
+        let keys = &self.keys[(sequence * kv_heads + kv_head) * length * head_dim..];
+        let values = &self.value[sequence * length * kv_width + kv_head * head_dim..];
+        for (start, end) in key_blocks(positions.end) {
+            let first = start.max(positions.start);
+            let skipped = (first - positions.start) * group;
+            let (rows, count) = (rows - skipped, end - start);
+            let scores = &mut scores[..rows * KEYS];
+            let answers = &mut answers[skipped * head_dim..];
+            product(
+                Matrix::new(&queries[skipped * head_dim..], rows, head_dim),
+                Matrix::new(&keys[start * head_dim..end * head_dim], count, head_dim).t(),
+                1.0,
+                Into::Replace,
+                scores,
+                KEYS,
+            );
+            vectorized(
+                #[inline(always)]
+                || {
+                    let scores = scores.chunks_exact_mut(KEYS);
+                    let rows = scores.zip(answers.chunks_exact_mut(head_dim)).enumerate();
+                    for (row, (scores, answer)) in rows {
+                        let visible = (first + row / group + 1 - start).min(count);
+                        let factor = softmax.add(skipped + row, scores, visible, count);
+                        if start > 0 {
+                            answer.iter_mut().for_each(|value| *value *= factor);
+                        }
+                    }
+                },
+            );
+            product(
+                Matrix::strided(scores, rows, count, KEYS),
+                Matrix::strided(&values[start * kv_width..], count, head_dim, kv_width),
+                1.0,
+                if start == 0 { Into::Replace } else { Into::Add },
+                answers,
+                head_dim,
+            );
+        }
+
+        vectorized(
+            #[inline(always)]
+            || {
+                for position in 0..positions.len() {
+                    let output = &mut output[position * width..][columns.clone()];
+                    let places = position * heads + kv_head * group..;
+                    for (head, output) in output.chunks_exact_mut(head_dim).enumerate() {
+                        let row = position * group + head;
+                        let factor = softmax.sums[row].recip();
+                        let answer = &answers[row * head_dim..(row + 1) * head_dim];
+                        for (output, value) in output.iter_mut().zip(answer) {
+                            output.write(value * factor);
+                        }
+                        sums[places.start + head]
+                            .write(softmax.maxima[row] + softmax.sums[row].ln());
+                    }
+                }
+            },
+        );
+    }
+}
+
+/// Of each row, the largest score so far and Σ exp(score − largest).
+struct Softmax<'a> {
+    maxima: &'a mut [f32],
+    sums: &'a mut [f32],
+}
+
+impl Softmax<'_> {
+    /// Turns the first `visible` scores of a row into weights relative to the largest so far and the others, up to
+    /// `count`, into zeros. Returns what the answers of the blocks before are to be multiplied by.
+    #[inline(always)]
+    fn add(&mut self, row: usize, scores: &mut [f32], visible: usize, count: usize) -> f32 {
+        let lanes = visible.next_multiple_of(LANES);
+        scores[visible..lanes].fill(f32::NEG_INFINITY);
+        scores[lanes.min(count)..count].fill(0.0);
+        let (chunks, _) = scores[..lanes].as_chunks_mut::<LANES>();
+        let mut maxima = [f32::NEG_INFINITY; LANES];
+        for chunk in chunks.iter() {
+            for (maximum, &score) in maxima.iter_mut().zip(chunk) {
+                *maximum = if score > *maximum { score } else { *maximum };
+            }
+        }
+        let before = self.maxima[row];
+        let maximum = maxima.into_iter().fold(before, f32::max);
+        for score in chunks.as_flattened_mut() {
+            *score = exp(*score - maximum);
+        }
+        let mut sums = [0.0; LANES];
+        for chunk in chunks.iter() {
+            for (sum, &weight) in sums.iter_mut().zip(chunk) {
+                *sum += weight;
+            }
+        }
+        let factor = exp(before - maximum);
+        self.maxima[row] = maximum;
+        self.sums[row] = self.sums[row] * factor + sums.into_iter().sum::<f32>();
+        factor
+    }
+}

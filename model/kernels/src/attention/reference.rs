@@ -1,0 +1,82 @@
+//! Attention in plain tensor operations, with whole matrices of scores.
+
+use burn::tensor::activation::softmax;
+use burn::tensor::{Bool, Tensor};
+
+use crate::rope::Rotary;
+
+/// [`causal_attention`](super::causal_attention) in plain tensor operations.
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn causal_attention_reference(
+    query: Tensor<2>,
+    key: Tensor<2>,
+    value: Tensor<2>,
+    batch: usize,
+    rotary: &Rotary,
+) -> Tensor<2> {
+    let head_dim = rotary.head_dim();
+    let query = rotary.apply(split_heads(query, batch, head_dim));
+    let key = rotary.apply(split_heads(key, batch, head_dim));
+    let value = split_heads(value, batch, head_dim);
+    masked_attention(query, key, value, None)
+}
+
+/// `[batch · new, heads · head_dim]` → `[batch, heads, new, head_dim]`
+pub fn split_heads(x: Tensor<2>, batch: usize, head_dim: usize) -> Tensor<4> {
+    let [tokens, width] = x.dims();
+    let heads = width / head_dim;
+    x.reshape([batch, tokens / batch.max(1), heads, head_dim])
+        .swap_dims(1, 2)
+}
+
+/// `softmax(q kᵀ / √head_dim) v`, of queries and keys that are turned already.
+///
+/// # Shapes
+///
+/// - `query`: `[batch, heads, new, head_dim]`
+/// - `key`, `value`: `[batch, kv_heads, all, head_dim]`, the new positions last
+/// - `hidden`: `[batch or 1, 1, new, all]`, true where a new position must not see; `None` hides what comes later
+/// - output: `[batch · new, heads · head_dim]`
+pub fn masked_attention(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    hidden: Option<&Tensor<4, Bool>>,
+) -> Tensor<2> {
+    let [batch, heads, new, head_dim] = query.dims();
+    let [_, kv_heads, all, _] = key.dims();
+    let group = heads / kv_heads;
+    // The query heads that share a key/value head stand under each other, so that the product reads each key
+    // once and nothing is repeated.
+    let query = query.mul_scalar((head_dim as f64).powf(-0.5)).reshape([
+        batch,
+        kv_heads,
+        group * new,
+        head_dim,
+    ]);
+    let mut scores = query
+        .matmul(key.swap_dims(2, 3))
+        .reshape([batch, heads, new, all]);
+    let later = || {
+        let past = (all - new) as i64;
+        Tensor::<2, Bool>::tril_mask([new, all], past, &scores.device()).unsqueeze()
+    };
+    let hidden = match hidden {
+        Some(hidden) => Some(hidden.clone()),
+        None => (new > 1).then(later),
+    };
+    if let Some(hidden) = hidden {
+        let hidden = hidden.expand([batch, heads, new, all]);
+        scores = scores.mask_fill(hidden, f32::NEG_INFINITY);
+    }
+    let attended = softmax(scores, 3)
+        .reshape([batch, kv_heads, group * new, all])
+        .matmul(value);
+    attended
+        .reshape([batch, heads, new, head_dim])
+        .swap_dims(1, 2)
+        .reshape([batch * new, heads * head_dim])
+}

@@ -1,0 +1,161 @@
+//! What the forward and the backward pass share: the shape of the work, and rows of queries and keys laid out for it.
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use crate::host::simd::vectorized;
+
+/// Widths of rows of scores are rounded up to whole groups of this many, which loops over them turn into vector
+/// instructions without a remainder.
+pub(super) const LANES: usize = 16;
+
+/// Keys of a block.
+pub(super) const KEYS: usize = 128;
+
+/// Rows of a block: (position, query head) pairs. A block's rows, scores and answers together stay in the second
+/// level of the cache.
+const ROWS: usize = 128;
+
+/// Sizes of an attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Sequences.
+    pub batch: usize,
+    /// Positions of each.
+    pub length: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; each serves `heads / kv_heads` query heads.
+    pub kv_heads: usize,
+    /// Values of a head; even.
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    /// Query heads that share a key/value head.
+    pub(super) fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Values of one position's queries.
+    pub(super) fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Values of one position's keys.
+    pub(super) fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Positions of a block in which `heads` query heads stand under each other.
+    pub(super) fn positions(&self, heads: usize) -> usize {
+        (ROWS / heads).clamp(1, self.length)
+    }
+
+    /// `1 / √head_dim`
+    pub(super) fn scale(&self) -> f32 {
+        (self.head_dim as f32).sqrt().recip()
+    }
+}
+
+/// Cosines and sines of the rotary positions, each `[positions, head_dim / 2]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Angles<'a> {
+    /// By position and frequency.
+    pub cosines: &'a [f32],
+    /// By position and frequency.
+    pub sines: &'a [f32],
+}
+
+impl Angles<'_> {
+    /// Turns a head by its position and scales it.
+    #[inline(always)]
+    pub(super) fn turn(&self, head: &mut [f32], position: usize, scale: f32) {
+        self.turn_by(head, position, scale, 1.0);
+    }
+
+    /// The transpose of [`turn`](Self::turn), which is what a gradient takes: the same by the negative angle.
+    #[inline(always)]
+    pub(super) fn turn_back(&self, head: &mut [f32], position: usize, scale: f32) {
+        self.turn_by(head, position, scale, -1.0);
+    }
+
+    #[inline(always)]
+    fn turn_by(&self, head: &mut [f32], position: usize, scale: f32, direction: f32) {
+        let half = head.len() / 2;
+        let place = position * half..(position + 1) * half;
+        let (first, second) = head.split_at_mut(half);
+        let angles = self.cosines[place.clone()].iter().zip(&self.sines[place]);
+        for ((a, b), (cosine, sine)) in first.iter_mut().zip(second).zip(angles) {
+            let sine = direction * sine;
+            (*a, *b) = (
+                scale * (*a * cosine - *b * sine),
+                scale * (*b * cosine + *a * sine),
+            );
+        }
+    }
+}
+
+/// All keys, turned by their positions: `[batch, kv_heads, length, head_dim]`.
+pub(super) fn turned_keys(key: &[f32], angles: Angles<'_>, shape: AttentionShape) -> Vec<f32> {
+    let AttentionShape {
+        length,
+        kv_heads,
+        head_dim,
+        ..
+    } = shape;
+    let fill = |turned: &mut [MaybeUninit<f32>]| {
+        let heads = turned.par_chunks_mut(length * head_dim).enumerate();
+        heads.for_each(|(index, turned)| {
+            let (sequence, kv_head) = (index / kv_heads, index % kv_heads);
+            let start = sequence * length * kv_heads + kv_head;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (position, turned) in turned.chunks_exact_mut(head_dim).enumerate() {
+                        let place = (start + position * kv_heads) * head_dim;
+                        let turned = turned.write_copy_of_slice(&key[place..place + head_dim]);
+                        angles.turn(turned, position, 1.0);
+                    }
+                },
+            );
+        });
+    };
+    // SAFETY: every value belongs to a head's position, and each of those is written.
+    #[allow(unsafe_code)]
+    unsafe {
+        written(key.len(), fill)
+    }
+}
+
+/// A vector of values that `fill` writes; what is overwritten anyway need not be zeros first.
+///
+/// # Safety
+///
+/// `fill` must write every value.
+#[allow(unsafe_code)]
+pub(super) unsafe fn written(
+    length: usize,
+    fill: impl FnOnce(&mut [MaybeUninit<f32>]),
+) -> Vec<f32> {
+    let mut values = Vec::with_capacity(length);
+    fill(&mut values.spare_capacity_mut()[..length]);
+    // SAFETY: there is room for `length` values, and the caller vouches that all of them are written.
+    unsafe { values.set_len(length) };
+    values
+}
+
+/// The blocks of keys that the positions before `end` see.
+pub(super) fn key_blocks(end: usize) -> impl Iterator<Item = (usize, usize)> {
+    let starts = (0..end).step_by(KEYS);
+    starts.map(move |start| (start, (start + KEYS).min(end)))
+}
+
+/// The first of `size` values of a buffer that grows where it is too small; what they are is left over from before.
+pub(super) fn room(buffer: &mut Vec<f32>, size: usize) -> &mut [f32] {
+    if buffer.len() < size {
+        buffer.resize(size, 0.0);
+    }
+    &mut buffer[..size]
+}

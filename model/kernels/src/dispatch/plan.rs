@@ -1,0 +1,177 @@
+//! The dispatch plan: assignments sorted by expert.
+
+use std::sync::Arc;
+
+use burn::backend::Dispatch;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::{DispatchBackend, HostPlan, Tables};
+use firebox_runtime::device::is_host;
+
+/// Which row of the experts' work belongs to which assignment.
+///
+/// Assignment `a` is the `a % k`-th choice of token `a / k`. Rows are the assignments sorted by expert,
+/// in the order of tokens within an expert. The plan lives where the tensors live: nothing but what says so
+/// reads it back to the host.
+#[derive(Debug, Clone)]
+pub struct DispatchPlan {
+    tokens: usize,
+    experts: usize,
+    per_token: usize,
+    device: Device,
+    tables: Tables<Dispatch>,
+}
+
+impl DispatchPlan {
+    /// Gives each token the `per_token` experts with the largest `score + bias`, largest first and of equal
+    /// ones the lower number, on every device.
+    ///
+    /// # Shapes
+    ///
+    /// - `scores`: `[tokens, experts]`; no gradient passes the choice
+    /// - `bias`: one value an expert, or none
+    ///
+    /// # Panics
+    ///
+    /// When there are fewer experts than `per_token`.
+    pub fn choose(scores: &Tensor<2>, bias: &[f32], per_token: usize) -> Self {
+        let [tokens, experts] = scores.dims();
+        assert!(
+            (1..=experts).contains(&per_token),
+            "{per_token} of {experts} experts"
+        );
+        let scores = scores.clone().inner();
+        let device = scores.device();
+        let bias = match bias {
+            [] => Tensor::<1>::zeros([experts], &device),
+            bias => Tensor::from_floats(bias, &device),
+        };
+        let tables = <Dispatch as DispatchBackend>::choose(
+            scores.into_dispatch(),
+            bias.into_dispatch(),
+            per_token,
+        );
+        Self {
+            tokens,
+            experts,
+            per_token,
+            device,
+            tables,
+        }
+    }
+
+    /// The plan of a choice that was made elsewhere: the experts of each token side by side, `per_token` a
+    /// token.
+    ///
+    /// # Panics
+    ///
+    /// When `chosen` is no whole number of tokens, or names an expert that there is not.
+    pub fn new(chosen: &[u32], experts: usize, per_token: usize, device: &Device) -> Self {
+        let host = HostPlan::new(chosen, experts, per_token);
+        let device = device.clone().inner();
+        let tokens = chosen.len() / per_token;
+        let tables = match is_host(&device) {
+            true => Tables::Host(Arc::new(host)),
+            false => upload(&host, &device),
+        };
+        Self {
+            tokens,
+            experts,
+            per_token,
+            device,
+            tables,
+        }
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Number of experts (E).
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// Experts that each token visits (k).
+    pub fn per_token(&self) -> usize {
+        self.per_token
+    }
+
+    /// The experts of each token, `[tokens, per_token]`.
+    pub fn chosen(&self) -> Tensor<2, Int> {
+        match &self.tables {
+            Tables::Host(plan) => indices(
+                plan.expert_of_assignment.iter().copied(),
+                [self.tokens, self.per_token],
+                &self.device,
+            ),
+            Tables::Device { chosen, .. } => Tensor::from_dispatch(chosen.clone()),
+        }
+    }
+
+    /// Assignments to each expert from the tokens that `valid` marks; from all when it is absent. Padding is
+    /// computed like any token but is no load. Exact up to 2²⁴ assignments of one expert.
+    ///
+    /// # Shapes
+    ///
+    /// - `valid`: `[tokens]`, 1 for a token and 0 for padding
+    /// - output: `[experts]`, without gradients
+    pub fn load(&self, valid: Option<&Tensor<1>>) -> Tensor<1> {
+        let valid = match valid {
+            Some(valid) => valid.clone().inner(),
+            None => Tensor::ones([self.tokens], &self.device),
+        };
+        let load = <Dispatch as DispatchBackend>::load(valid.into_dispatch(), self.tables.clone());
+        Tensor::from_dispatch(load)
+    }
+
+    /// For the kernels.
+    pub(crate) fn tables(&self) -> &Tables<Dispatch> {
+        &self.tables
+    }
+
+    /// The plan on the host; reads the choice back from another device.
+    pub(crate) fn to_host(&self) -> Arc<HostPlan> {
+        match &self.tables {
+            Tables::Host(plan) => plan.clone(),
+            Tables::Device { .. } => {
+                let chosen = self.chosen().into_data();
+                let chosen: Vec<u32> = chosen.iter::<i32>().map(|expert| expert as u32).collect();
+                Arc::new(HostPlan::new(&chosen, self.experts, self.per_token))
+            }
+        }
+    }
+}
+
+fn upload(plan: &HostPlan, device: &Device) -> Tables<Dispatch> {
+    let assignments = plan.expert_of_assignment.len();
+    let mut assignment_of_row = vec![0; assignments];
+    for (assignment, &row) in plan.row_of_assignment.iter().enumerate() {
+        assignment_of_row[row as usize] = assignment as u32;
+    }
+    let table = |values: Vec<u32>| {
+        let length = values.len();
+        indices(values.into_iter(), [length], device).into_dispatch()
+    };
+    Tables::Device {
+        chosen: indices(
+            plan.expert_of_assignment.iter().copied(),
+            [assignments / plan.per_token, plan.per_token],
+            device,
+        )
+        .into_dispatch(),
+        assignment_of_row: table(assignment_of_row),
+        row_of_assignment: table(plan.row_of_assignment.clone()),
+        offsets: table(plan.offsets.iter().map(|&offset| offset as u32).collect()),
+    }
+}
+
+fn indices<const D: usize>(
+    values: impl Iterator<Item = u32>,
+    shape: [usize; D],
+    device: &Device,
+) -> Tensor<D, Int> {
+    let values: Vec<i32> = values.map(|value| value as i32).collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}

@@ -1,0 +1,201 @@
+//! Backward over slices.
+
+use rayon::prelude::*;
+
+use super::activation::activate_backward;
+use super::forward::{Inputs, Saved};
+use super::rows::{BLOCK, Block, blocks, combine, even_parts, gather, pieces, room};
+use crate::dispatch::HostPlan;
+use crate::host::gemm::{Into, Matrix, product, product_into_new};
+
+/// The most rows of a weight matrix's gradient that are computed by one task.
+const GRADIENT_ROWS: usize = 128;
+
+/// One value for each input that has a gradient.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ByInput<T> {
+    /// `[tokens, d_model]`
+    pub x: T,
+    /// `[tokens, per_token]`
+    pub weights: T,
+    /// `[experts, d_model, d_ff]`
+    pub gate: T,
+    /// `[experts, d_model, d_ff]`
+    pub up: T,
+    /// `[experts, d_ff, d_model]`
+    pub down: T,
+}
+
+/// The gradients that are `wanted`, from that of the output, `[tokens, d_model]`.
+///
+/// Row by row, with `D` the gradients of the rows' tokens and `w` their router weights: first
+/// `P = D · W_downᵀ` and what follows from it elementwise, in the places of what was saved (see
+/// [`activate_backward`]); then each weight matrix's gradient, a product over all rows of its expert:
+/// `d(W_down) = (w h)ᵀ D`, `d(W_gate) = Xᵀ d(gate)`, `d(W_up) = Xᵀ d(up)`; then
+/// `d(X) = d(gate) · W_gateᵀ + d(up) · W_upᵀ`, in the place of `D`.
+pub fn backward(
+    inputs: &Inputs,
+    saved: Saved,
+    gradient: &[f32],
+    wanted: ByInput<bool>,
+) -> ByInput<Option<Vec<f32>>> {
+    let (plan, d_model, d_ff) = (inputs.plan, inputs.d_model, inputs.d_ff);
+    let blocks = blocks(plan, BLOCK);
+    let Saved { mut gate, mut up } = saved;
+    let mut factors = vec![0.0; plan.token_of_row.len()];
+    for (&row, &weight) in plan.row_of_assignment.iter().zip(inputs.weights) {
+        factors[row as usize] = weight;
+    }
+    let (mut by_row, hidden) = hidden_gradients(
+        inputs,
+        &blocks,
+        gradient,
+        [&mut gate, &mut up, &mut factors],
+    );
+
+    let down = wanted
+        .down
+        .then(|| stack_gradient(plan, (&hidden, d_ff), (&by_row, d_model)));
+    drop(hidden);
+    let rows = (wanted.gate || wanted.up).then(|| gather_all(inputs, &blocks));
+    let from_rows = |right: &[f32]| {
+        let rows = rows
+            .as_deref()
+            .expect("gathered, as one of the two is wanted");
+        stack_gradient(plan, (rows, d_model), (right, d_ff))
+    };
+    ByInput {
+        down,
+        gate: wanted.gate.then(|| from_rows(&gate)),
+        up: wanted.up.then(|| from_rows(&up)),
+        weights: wanted.weights.then(|| {
+            let rows = plan.row_of_assignment.iter();
+            rows.map(|&row| factors[row as usize]).collect()
+        }),
+        x: wanted.x.then(|| {
+            row_gradients(inputs, &blocks, [&gate, &up], &mut by_row);
+            combine(plan, &by_row, 1, None, d_model)
+        }),
+    }
+}
+
+/// Turns gate, up and router weights of each row, `[rows, d_ff]`, `[rows, d_ff]` and `[rows]`, into their
+/// gradients. Returns the output's gradient by row, `[rows, d_model]`, and the hidden activations times the
+/// router weight, `[rows, d_ff]`.
+fn hidden_gradients(
+    inputs: &Inputs,
+    blocks: &[Block],
+    gradient: &[f32],
+    [gate, up, factors]: [&mut [f32]; 3],
+) -> (Vec<f32>, Vec<f32>) {
+    let (rows, d_model, d_ff) = (factors.len(), inputs.d_model, inputs.d_ff);
+    let lengths = |width| blocks.iter().map(move |block| block.rows.len() * width);
+    let [mut by_row, mut hidden] = [const { Vec::new() }; 2];
+    blocks
+        .par_iter()
+        .zip(pieces(gate, lengths(d_ff)))
+        .zip(pieces(up, lengths(d_ff)))
+        .zip(pieces(factors, lengths(1)))
+        .zip(pieces(room(&mut by_row, rows * d_model), lengths(d_model)))
+        .zip(pieces(room(&mut hidden, rows * d_ff), lengths(d_ff)))
+        .with_max_len(1)
+        .for_each(|(((((block, gate), up), factors), by_row), hidden)| {
+            let tokens = &inputs.plan.token_of_row[block.rows.clone()];
+            let by_row = Matrix::new(
+                gather(gradient, tokens, d_model, by_row),
+                tokens.len(),
+                d_model,
+            );
+            let down = Matrix::new(inputs.matrix(inputs.down, block.expert), d_ff, d_model);
+            let products = product_into_new(by_row, down.t(), 1.0, hidden);
+            activate_backward(gate, up, products, factors, d_ff);
+        });
+    // SAFETY: the blocks' pieces fill both, and each was written.
+    #[allow(unsafe_code)]
+    unsafe {
+        by_row.set_len(rows * d_model);
+        hidden.set_len(rows * d_ff);
+    }
+    (by_row, hidden)
+}
+
+/// x by row, `[rows, d_model]`.
+fn gather_all(inputs: &Inputs, blocks: &[Block]) -> Vec<f32> {
+    let (plan, d_model) = (inputs.plan, inputs.d_model);
+    let length = plan.token_of_row.len() * d_model;
+    let mut rows = Vec::new();
+    let of_block = blocks.iter().map(|block| block.rows.len() * d_model);
+    let of_block = pieces(room(&mut rows, length), of_block);
+    blocks.par_iter().zip(of_block).for_each(|(block, rows)| {
+        let tokens = &plan.token_of_row[block.rows.clone()];
+        gather(inputs.x, tokens, d_model, rows);
+    });
+    // SAFETY: the blocks' pieces fill the rows, and each was written.
+    #[allow(unsafe_code)]
+    unsafe {
+        rows.set_len(length);
+    }
+    rows
+}
+
+/// `leftᵀ right` over the rows of each expert, `[experts, left, right]`, each value written once: zeros for an
+/// expert without rows.
+///
+/// A task computes some rows of one matrix from all rows of its expert, so that an expert with most of the load
+/// still occupies every core, and sums do not depend on how work is shared out.
+fn stack_gradient(
+    plan: &HostPlan,
+    (left, d_left): (&[f32], usize),
+    (right, d_right): (&[f32], usize),
+) -> Vec<f32> {
+    let length = plan.experts * d_left * d_right;
+    let tasks: Vec<_> = (0..plan.experts)
+        .flat_map(|expert| even_parts(d_left, GRADIENT_ROWS).map(move |part| (expert, part)))
+        .collect();
+    let mut gradient = Vec::new();
+    let of_task = tasks.iter().map(|(_, part)| part.len() * d_right);
+    let of_task = pieces(room(&mut gradient, length), of_task);
+    tasks
+        .par_iter()
+        .zip(of_task)
+        .with_max_len(1)
+        .for_each(|((expert, part), gradient)| {
+            let (start, end) = (plan.offsets[*expert], plan.offsets[expert + 1]);
+            if start == end {
+                gradient.fill(std::mem::MaybeUninit::new(0.0));
+                return;
+            }
+            let left = &left[start * d_left + part.start..];
+            let left = Matrix::strided(left, end - start, part.len(), d_left);
+            let right = &right[start * d_right..end * d_right];
+            let right = Matrix::new(right, end - start, d_right);
+            product_into_new(left.t(), right, 1.0, gradient);
+        });
+    // SAFETY: the tasks' pieces fill the gradient, and each was written.
+    #[allow(unsafe_code)]
+    unsafe {
+        gradient.set_len(length);
+    }
+    gradient
+}
+
+/// d(x) by row, `[rows, d_model]`, in place of what is there.
+fn row_gradients(inputs: &Inputs, blocks: &[Block], [gate, up]: [&[f32]; 2], by_row: &mut [f32]) {
+    let (d_model, d_ff) = (inputs.d_model, inputs.d_ff);
+    let of_block = blocks.iter().map(|block| block.rows.len() * d_model);
+    blocks
+        .par_iter()
+        .zip(pieces(by_row, of_block))
+        .with_max_len(1)
+        .for_each(|(block, by_row)| {
+            for (hidden, stack, into) in [
+                (gate, inputs.gate, Into::Replace),
+                (up, inputs.up, Into::Add),
+            ] {
+                let hidden = &hidden[block.rows.start * d_ff..block.rows.end * d_ff];
+                let hidden = Matrix::new(hidden, block.rows.len(), d_ff);
+                let weight = Matrix::new(inputs.matrix(stack, block.expert), d_model, d_ff);
+                product(hidden, weight.t(), 1.0, into, by_row, d_model);
+            }
+        });
+}

@@ -1,0 +1,168 @@
+//! Forward over slices.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::activation::activate;
+use super::rows::{BLOCK, Block, blocks, combine, even_parts, gather, pieces, room};
+use crate::dispatch::HostPlan;
+use crate::dtype::StorageFloat;
+use crate::host::gemv::{Layout, Weights};
+
+/// With fewer tasks than this, the hidden width is cut too, so that a few tokens occupy several cores.
+const TASKS: usize = 16;
+
+/// The least hidden width of a task: with a single token, narrower ones took up to 40 % more processor time.
+const WIDTH: usize = 512;
+
+/// What the experts are given; their weights are held in `T`.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a, T = f32> {
+    /// `[tokens, d_model]`
+    pub x: &'a [f32],
+    /// Router weights, `[tokens, per_token]`.
+    pub weights: &'a [f32],
+    /// `[experts, d_model, d_ff]`
+    pub gate: &'a [T],
+    /// `[experts, d_model, d_ff]`
+    pub up: &'a [T],
+    /// `[experts, d_ff, d_model]`
+    pub down: &'a [T],
+    /// Which row goes where.
+    pub plan: &'a HostPlan,
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Width of an expert's hidden activations.
+    pub d_ff: usize,
+}
+
+/// What the backward pass needs of the forward pass and would take two of three products to compute again:
+/// the rows' products with the gate and up matrices, each `[rows, d_ff]`.
+#[derive(Debug, Clone)]
+pub struct Saved {
+    /// `x W_gate`, before the activation.
+    pub gate: Vec<f32>,
+    /// `x W_up`
+    pub up: Vec<f32>,
+}
+
+/// Memory of one task, used again by the next.
+#[derive(Default)]
+struct Scratch {
+    rows: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    hidden: Vec<f32>,
+    panel: Vec<f32>,
+}
+
+impl<'a, T: StorageFloat> Inputs<'a, T> {
+    /// One expert's matrix of a stack, `[d_model, d_ff]` or `[d_ff, d_model]`.
+    pub fn matrix(&self, stack: &'a [T], expert: usize) -> &'a [T] {
+        let size = self.d_model * self.d_ff;
+        &stack[expert * size..][..size]
+    }
+
+    fn rows(&self) -> usize {
+        self.plan.token_of_row.len()
+    }
+
+    /// What one block of rows answers, of which `columns` of the hidden width do their part.
+    fn answer(
+        &self,
+        block: &Block,
+        columns: Range<usize>,
+        [scratch_rows, panel]: [&mut Vec<f32>; 2],
+        [gate, up, hidden, answers]: [&mut [MaybeUninit<f32>]; 4],
+    ) {
+        let (d_model, d_ff) = (self.d_model, self.d_ff);
+        let count = block.rows.len();
+        let tokens = &self.plan.token_of_row[block.rows.clone()];
+        let rows = gather(self.x, tokens, d_model, room(scratch_rows, count * d_model));
+        let into = |stack| {
+            let matrix = self.matrix(stack, block.expert);
+            Weights::new(matrix, d_model, d_ff, Layout::Inputs).outputs(columns.clone())
+        };
+        let gate = into(self.gate).product(rows, count, panel, gate);
+        let up = into(self.up).product(rows, count, panel, up);
+        let hidden = activate(gate, up, hidden);
+        let down = self.matrix(self.down, block.expert);
+        let down = Weights::new(down, d_ff, d_model, Layout::Inputs).inputs(columns);
+        down.product(hidden, count, panel, answers);
+    }
+}
+
+/// Each token's sum of what its experts answer, `[tokens, d_model]`.
+pub fn forward<T: StorageFloat>(inputs: &Inputs<T>) -> Vec<f32> {
+    let (rows, d_model) = (inputs.rows(), inputs.d_model);
+    let blocks = blocks(inputs.plan, BLOCK);
+    let slices = TASKS.div_ceil(blocks.len().max(1));
+    let columns: Vec<_> =
+        even_parts(inputs.d_ff, inputs.d_ff.div_ceil(slices).max(WIDTH)).collect();
+    let tasks: Vec<_> = columns
+        .iter()
+        .flat_map(|columns| blocks.iter().map(move |block| (block, columns.clone())))
+        .collect();
+
+    let length = columns.len() * rows * d_model;
+    let mut answers = Vec::new();
+    let of_task = tasks.iter().map(|(block, _)| block.rows.len() * d_model);
+    let of_task = pieces(room(&mut answers, length), of_task);
+    tasks.par_iter().zip(of_task).with_max_len(1).for_each_init(
+        Scratch::default,
+        |scratch, ((block, columns), answers)| {
+            let size = block.rows.len() * columns.len();
+            let [gate, up, hidden] =
+                [&mut scratch.gate, &mut scratch.up, &mut scratch.hidden].map(|v| room(v, size));
+            let places = [gate, up, hidden, answers];
+            let buffers = [&mut scratch.rows, &mut scratch.panel];
+            inputs.answer(block, columns.clone(), buffers, places);
+        },
+    );
+    // SAFETY: the tasks' pieces fill the answers, and each was written.
+    #[allow(unsafe_code)]
+    unsafe {
+        answers.set_len(length);
+    }
+    let factors = Some(inputs.weights);
+    combine(inputs.plan, &answers, columns.len(), factors, d_model)
+}
+
+/// [`forward`], and what [`backward`](super::backward::backward) needs of it.
+pub fn forward_saving(inputs: &Inputs) -> (Vec<f32>, Saved) {
+    let (rows, d_model, d_ff) = (inputs.rows(), inputs.d_model, inputs.d_ff);
+    let blocks = blocks(inputs.plan, BLOCK);
+    let [mut gate, mut up, mut answers] = [const { Vec::new() }; 3];
+    let of_block = |buffer, width| {
+        pieces(
+            room(buffer, rows * width),
+            blocks.iter().map(|block| block.rows.len() * width),
+        )
+    };
+    blocks
+        .par_iter()
+        .zip(of_block(&mut gate, d_ff))
+        .zip(of_block(&mut up, d_ff))
+        .zip(of_block(&mut answers, d_model))
+        .with_max_len(1)
+        .for_each_init(
+            Scratch::default,
+            |scratch, (((block, gate), up), answers)| {
+                let hidden = room(&mut scratch.hidden, block.rows.len() * d_ff);
+                let places = [gate, up, hidden, answers];
+                let buffers = [&mut scratch.rows, &mut scratch.panel];
+                inputs.answer(block, 0..d_ff, buffers, places);
+            },
+        );
+    // SAFETY: the blocks' pieces fill the three, and each was written.
+    #[allow(unsafe_code)]
+    unsafe {
+        gate.set_len(rows * d_ff);
+        up.set_len(rows * d_ff);
+        answers.set_len(rows * d_model);
+    }
+    let output = combine(inputs.plan, &answers, 1, Some(inputs.weights), d_model);
+    (output, Saved { gate, up })
+}

@@ -1,0 +1,297 @@
+//! Everything between router and residual stream as one operation: gather, the experts' SwiGLUs, weighted sum.
+//!
+//! On the CPU backends each expert's rows are taken in blocks whose activations stay in a core's cache from one
+//! product to the next ([`forward`]). On the CubeCL backends each product is one launch over all experts, whatever
+//! their load ([`cube`]). The backward pass is written by hand on both.
+
+// NdArray is deprecated upstream; it is kept as an independent second opinion.
+#![allow(deprecated)]
+
+mod activation;
+mod backward;
+#[cfg(feature = "cube")]
+mod cube;
+mod forward;
+mod host;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Debug;
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
+use burn::tensor::activation::silu;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use super::dispatch::Tables;
+use super::linear_reference;
+use crate::dispatch::DispatchPlan;
+use backward::ByInput;
+use firebox_runtime::device::is_host;
+
+/// Each token's sum of what its experts answer: `y[t] = Σ_j w[t, j] · SwiGLU_e(x[t])`, with e the j-th expert of
+/// token t and `SwiGLU_e(x) = (silu(x W_gate[e]) ⊙ x W_up[e]) W_down[e]` (arXiv 2002.05202).
+///
+/// # Shapes
+///
+/// - `x`, output: `[tokens, d_model]`
+/// - `weights`: `[tokens, per_token]`
+/// - `gate`, `up`: `[experts, d_model, d_ff]`
+/// - `down`: `[experts, d_ff, d_model]`
+///
+/// # Panics
+///
+/// When the shapes do not fit each other or the plan.
+pub fn experts(
+    x: Tensor<2>,
+    weights: Tensor<2>,
+    gate: Tensor<3>,
+    up: Tensor<3>,
+    down: Tensor<3>,
+    plan: &DispatchPlan,
+) -> Tensor<2> {
+    // Weights of other types than f32 have a kernel on the CPU alone, and no gradient.
+    let device = x.device();
+    if gate.dtype() != DType::F32 && (!is_host(&device) || device.is_autodiff()) {
+        let [gate, up, down] = [gate, up, down].map(|stack| stack.cast(DType::F32));
+        return experts(x, weights, gate, up, down, plan);
+    }
+    check(&x, &weights, [&gate, &up, &down], plan);
+    Tensor::from_dispatch(<Dispatch as ExpertsBackend>::experts(
+        x.into_dispatch(),
+        weights.into_dispatch(),
+        gate.into_dispatch(),
+        up.into_dispatch(),
+        down.into_dispatch(),
+        plan.tables().clone(),
+    ))
+}
+
+/// [`experts`] in plain tensor operations. Reads the plan back from the device.
+///
+/// # Panics
+///
+/// When the shapes do not fit each other or the plan.
+pub fn experts_reference(
+    x: Tensor<2>,
+    weights: Tensor<2>,
+    gate: Tensor<3>,
+    up: Tensor<3>,
+    down: Tensor<3>,
+    plan: &DispatchPlan,
+) -> Tensor<2> {
+    check(&x, &weights, [&gate, &up, &down], plan);
+    let [tokens, d_model] = x.dims();
+    let plan = plan.to_host();
+    let device = x.device();
+    let indices = |values: &[u32]| {
+        let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
+        let length = values.len();
+        Tensor::<1, Int>::from_data(TensorData::new(values, [length]), &device)
+    };
+    let of = |stack: &Tensor<3>, expert| stack.clone().narrow(0, expert, 1).squeeze_dim::<2>(0);
+    let occupied = (0..plan.experts).filter(|&e| plan.offsets[e] < plan.offsets[e + 1]);
+    let answers: Vec<Tensor<2>> = occupied
+        .map(|expert| {
+            let rows = &plan.token_of_row[plan.offsets[expert]..plan.offsets[expert + 1]];
+            swiglu_reference(
+                x.clone().select(0, indices(rows)),
+                of(&gate, expert),
+                of(&up, expert),
+                of(&down, expert),
+            )
+        })
+        .collect();
+    if answers.is_empty() {
+        return x;
+    }
+    let answers = Tensor::cat(answers, 0)
+        .select(0, indices(&plan.row_of_assignment)) // back in the order of tokens
+        .reshape([tokens, plan.per_token, d_model]);
+    (answers * weights.unsqueeze_dim(2))
+        .sum_dim(1)
+        .reshape([tokens, d_model])
+}
+
+/// `(silu(x W_gate) ⊙ x W_up) W_down` (arXiv 2002.05202): [`experts`] with one that every token visits.
+///
+/// # Shapes
+///
+/// - `x`, output: `[tokens, d_model]`
+/// - `gate`, `up`: `[d_model, d_ff]`
+/// - `down`: `[d_ff, d_model]`
+///
+/// # Panics
+///
+/// When the shapes do not fit each other.
+pub fn swiglu(x: Tensor<2>, gate: Tensor<2>, up: Tensor<2>, down: Tensor<2>) -> Tensor<2> {
+    let (device, [tokens, _]) = (x.device(), x.dims());
+    if !is_host(&device) {
+        return swiglu_reference(x, gate, up, down);
+    }
+    experts(
+        x,
+        Tensor::ones([tokens, 1], &device),
+        gate.unsqueeze(),
+        up.unsqueeze(),
+        down.unsqueeze(),
+        &DispatchPlan::new(&vec![0; tokens], 1, 1, &device),
+    )
+}
+
+/// [`swiglu`] in plain tensor operations.
+pub fn swiglu_reference(
+    x: Tensor<2>,
+    gate: Tensor<2>,
+    up: Tensor<2>,
+    down: Tensor<2>,
+) -> Tensor<2> {
+    linear_reference(
+        silu(linear_reference(x.clone(), gate)) * linear_reference(x, up),
+        down,
+    )
+}
+
+fn check(x: &Tensor<2>, weights: &Tensor<2>, stacks: [&Tensor<3>; 3], plan: &DispatchPlan) {
+    let [tokens, d_model] = x.dims();
+    let [gate, up, down] = stacks.map(|stack| stack.dims());
+    let d_ff = gate[2];
+    assert_eq!(plan.tokens(), tokens, "tokens of the plan");
+    let (experts, per_token) = (plan.experts(), plan.per_token());
+    assert_eq!(
+        weights.dims(),
+        [tokens, per_token],
+        "router weights of {tokens} tokens"
+    );
+    assert_eq!(gate, [experts, d_model, d_ff], "gate");
+    assert_eq!(up, [experts, d_model, d_ff], "up");
+    assert_eq!(down, [experts, d_ff, d_model], "down");
+    let types = stacks.map(|stack| stack.dtype());
+    assert!(
+        types.iter().all(|&held| held == types[0]),
+        "weights of one type, not {types:?}"
+    );
+}
+
+/// The backends' side of [`experts`].
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube"),
+    Autodiff
+)]
+pub trait ExpertsBackend: Backend {
+    /// See [`experts`](super::experts).
+    fn experts(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        #[extension_type] tables: Tables<Self>,
+    ) -> FloatTensor<Self>;
+}
+
+/// The tensors of the operation, and the tables of its plan.
+#[derive(Debug, Clone)]
+pub struct Operands<B: Backend> {
+    /// x, router weights, gate, up, down.
+    tensors: [FloatTensor<B>; 5],
+    tables: Tables<B>,
+}
+
+/// What a backend computes of [`experts`] and its gradients.
+pub trait ExpertsKernels: Backend {
+    /// What the backward pass needs of the forward pass.
+    type Saved: Clone + Debug + Send + 'static;
+
+    /// Each token's sum of what its experts answer, `[tokens, d_model]`.
+    fn forward(operands: &Operands<Self>) -> FloatTensor<Self>;
+
+    /// [`forward`](Self::forward), and what [`backward`](Self::backward) needs of it.
+    fn forward_saving(operands: &Operands<Self>) -> (FloatTensor<Self>, Self::Saved);
+
+    /// The gradients that are `wanted`, from that of the output.
+    fn backward(
+        operands: &Operands<Self>,
+        saved: Self::Saved,
+        gradient: FloatTensor<Self>,
+        wanted: ByInput<bool>,
+    ) -> ByInput<Option<FloatTensor<Self>>>;
+}
+
+impl<B: ExpertsKernels> ExpertsBackend for B {
+    fn experts(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        tables: Tables<Self>,
+    ) -> FloatTensor<Self> {
+        let tensors = [x, weights, gate, up, down];
+        B::forward(&Operands { tensors, tables })
+    }
+}
+
+impl<B: ExpertsKernels, C: CheckpointStrategy> ExpertsBackend for Autodiff<B, C> {
+    fn experts(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        tables: Tables<Self>,
+    ) -> FloatTensor<Self> {
+        let tensors = [x, weights, gate, up, down];
+        let parents = tensors.each_ref().map(|tensor| tensor.node());
+        let tensors = tensors.map(|tensor| tensor.into_primitive());
+        let operands = Operands::<B> {
+            tensors,
+            tables: tables.without_autodiff(),
+        };
+        match ExpertsBackward
+            .prepare::<C>(parents)
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => {
+                let (output, saved) = B::forward_saving(&operands);
+                prep.finish((operands, saved), output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::forward(&operands)),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ExpertsBackward;
+
+impl<B: ExpertsKernels> Backward<B, 5> for ExpertsBackward {
+    type State = (Operands<B>, B::Saved);
+
+    fn backward(self, ops: Ops<Self::State, 5>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = gradients.consume::<B>(&ops.node);
+        let (operands, saved) = ops.state;
+        let [x, weights, gate, up, down] = ops.parents.each_ref().map(|node| node.is_some());
+        let wanted = ByInput {
+            x,
+            weights,
+            gate,
+            up,
+            down,
+        };
+        let found = B::backward(&operands, saved, gradient, wanted);
+        let found = [found.x, found.weights, found.gate, found.up, found.down];
+        for (node, gradient) in ops.parents.into_iter().zip(found) {
+            if let (Some(node), Some(gradient)) = (node, gradient) {
+                gradients.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}

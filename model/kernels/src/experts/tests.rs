@@ -1,0 +1,339 @@
+use burn::tensor::Device;
+use proptest::prelude::*;
+
+use super::forward::Inputs;
+use super::*;
+use crate::dispatch::HostPlan;
+use firebox_runtime::on_every_device;
+use firebox_runtime::testing::{devices, noise as values};
+
+on_every_device!(
+    equals_the_reference,
+    one_token_one_expert_and_one_with_everything,
+    several_blocks_of_rows_and_slices_of_the_hidden_width,
+    no_tokens_at_all,
+    the_dense_twin_equals_its_reference,
+);
+
+/// `‖a − b‖ ≤ 2e-6 (‖b‖ + √n)` for n values. Both sides add the same f32 products in another order, and their
+/// exponentials differ by 2 units in the last place. The operands are such that all that is added is about 1 in size:
+/// what is left of a sum whose terms cancel is held to the size of these, which √n stands for.
+const TOLERANCE: f64 = 2e-6;
+
+/// Widths, and the experts of each token.
+#[derive(Debug, Clone)]
+struct Case {
+    d_model: usize,
+    d_ff: usize,
+    plan: HostPlan,
+}
+
+impl Case {
+    fn new(d_model: usize, d_ff: usize, chosen: &[u32], experts: usize, per_token: usize) -> Self {
+        Self {
+            d_model,
+            d_ff,
+            plan: HostPlan::new(chosen, experts, per_token),
+        }
+    }
+
+    fn plan_on(&self, device: &Device) -> DispatchPlan {
+        let plan = &self.plan;
+        let chosen = &plan.expert_of_assignment;
+        DispatchPlan::new(chosen, plan.experts, plan.per_token, device)
+    }
+
+    fn tokens(&self) -> usize {
+        self.plan.token_of_row.len() / self.plan.per_token
+    }
+
+    /// x, router weights, gate, up, down.
+    fn operands(&self) -> [Vec<f32>; 5] {
+        let stack = self.plan.experts * self.d_model * self.d_ff;
+        let [of_model, of_hidden] = [self.d_model, self.d_ff].map(|d_in| (d_in as f32).powf(-0.5));
+        [
+            values(self.tokens() * self.d_model, 0.1, 1.0),
+            values(self.plan.token_of_row.len(), 0.3, 1.0),
+            values(stack, 0.5, of_model),
+            values(stack, 0.7, of_model),
+            values(stack, 0.9, of_hidden),
+        ]
+    }
+
+    fn inputs<'a>(&'a self, operands: &'a [Vec<f32>; 5]) -> Inputs<'a> {
+        let [x, weights, gate, up, down] = operands;
+        Inputs {
+            x,
+            weights,
+            gate,
+            up,
+            down,
+            plan: &self.plan,
+            d_model: self.d_model,
+            d_ff: self.d_ff,
+        }
+    }
+}
+
+type Operation =
+    fn(Tensor<2>, Tensor<2>, Tensor<3>, Tensor<3>, Tensor<3>, &DispatchPlan) -> Tensor<2>;
+
+fn data<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+/// The output without gradients, the output with them, and the gradients of a weighted sum of it for x, router
+/// weights, gate, up and down. Of the last three, held in another type than f32, there are none.
+fn run(operation: Operation, case: &Case, held: DType, device: &Device) -> Vec<Vec<f32>> {
+    let (tokens, d_model, d_ff) = (case.tokens(), case.d_model, case.d_ff);
+    let (experts, per_token) = (case.plan.experts, case.plan.per_token);
+    let [x, weights, gate, up, down] = case.operands();
+    let tensors = |device: &Device| {
+        let matrix = |values: &Vec<f32>, shape: [usize; 2]| {
+            Tensor::<2>::from_data(TensorData::new(values.clone(), shape), device)
+        };
+        let stack = |values: &Vec<f32>, shape: [usize; 3]| {
+            Tensor::<3>::from_data(TensorData::new(values.clone(), shape), device).cast(held)
+        };
+        (
+            matrix(&x, [tokens, d_model]),
+            matrix(&weights, [tokens, per_token]),
+            stack(&gate, [experts, d_model, d_ff]),
+            stack(&up, [experts, d_model, d_ff]),
+            stack(&down, [experts, d_ff, d_model]),
+        )
+    };
+    let (x, weights, gate, up, down) = tensors(device);
+    let plain = operation(x, weights, gate, up, down, &case.plan_on(device));
+
+    let device = device.clone().autodiff();
+    let (x, weights, gate, up, down) = tensors(&device);
+    let (x, weights) = (x.require_grad(), weights.require_grad());
+    let stacks = match held {
+        DType::F32 => [gate, up, down].map(Tensor::require_grad),
+        _ => [gate, up, down],
+    };
+    let [gate, up, down] = stacks.clone();
+    let plan = case.plan_on(&device);
+    let output = operation(x.clone(), weights.clone(), gate, up, down, &plan);
+    let factors = TensorData::new(values(tokens * d_model, 0.2, 1.0), [tokens, d_model]);
+    let gradients = (output.clone() * Tensor::from_data(factors, &device))
+        .sum()
+        .backward();
+    let mut found = vec![
+        data(plain),
+        data(output),
+        data(x.grad(&gradients).unwrap()),
+        data(weights.grad(&gradients).unwrap()),
+    ];
+    found.extend(
+        stacks
+            .iter()
+            .filter_map(|stack| stack.grad(&gradients))
+            .map(data),
+    );
+    found
+}
+
+const KINDS: [&str; 7] = [
+    "output without gradients",
+    "output",
+    "d(x)",
+    "d(weights)",
+    "d(gate)",
+    "d(up)",
+    "d(down)",
+];
+
+fn assert_close(kind: &str, found: &[f32], expected: &[f32]) -> Result<(), TestCaseError> {
+    prop_assert_eq!(found.len(), expected.len());
+    let norm = |values: &mut dyn Iterator<Item = f32>| {
+        values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+    };
+    let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+    let size = norm(&mut expected.iter().copied());
+    let rounding = (expected.len() as f64).sqrt();
+    prop_assert!(
+        difference <= TOLERANCE * (size + rounding),
+        "{}: off by {:e} of {:e}",
+        kind,
+        difference,
+        size
+    );
+    Ok(())
+}
+
+fn assert_same(case: &Case, device: &Device) -> Result<(), TestCaseError> {
+    for held in TYPES
+        .into_iter()
+        .filter(|&held| device.supports_dtype(held))
+    {
+        let fast = run(experts, case, held, device);
+        let slow = run(experts_reference, case, held, device);
+        let gradients = if held == DType::F32 { 5 } else { 2 };
+        prop_assert_eq!((fast.len(), slow.len()), (2 + gradients, 2 + gradients));
+        for ((kind, fast), slow) in KINDS.iter().zip(&fast).zip(&slow) {
+            assert_close(&format!("{kind}, weights in {held:?}"), fast, slow)?;
+        }
+    }
+    Ok(())
+}
+
+/// Experts of each token: different ones, and sometimes one expert first for all of them.
+fn cases() -> impl Strategy<Value = Case> {
+    (1usize..7, 1usize..40, 1usize..40).prop_flat_map(|(experts, d_model, d_ff)| {
+        let token = Just((0..experts as u32).collect::<Vec<_>>()).prop_shuffle();
+        (1..=experts, prop::collection::vec(token, 1..30)).prop_map(move |(per_token, tokens)| {
+            let chosen: Vec<u32> = tokens
+                .iter()
+                .flat_map(|experts| experts[..per_token].iter().copied())
+                .collect();
+            Case::new(d_model, d_ff, &chosen, experts, per_token)
+        })
+    })
+}
+
+fn equals_the_reference(device: Device) {
+    proptest!(ProptestConfig::with_cases(32), |(case in cases())| {
+        assert_same(&case, &device)?;
+    });
+}
+
+fn one_token_one_expert_and_one_with_everything(device: Device) {
+    for case in [
+        Case::new(1, 1, &[0], 1, 1),
+        Case::new(24, 40, &[3, 1], 5, 2),
+        Case::new(17, 33, &[2; 300], 4, 1),
+        Case::new(8, 300, &[1, 0, 2, 1, 0, 2], 3, 3),
+    ] {
+        assert_same(&case, &device).unwrap();
+    }
+}
+
+fn several_blocks_of_rows_and_slices_of_the_hidden_width(device: Device) {
+    let chosen: Vec<u32> = (0..700).flat_map(|t| [t * t % 5, 5 + t % 2]).collect();
+    let few = [0, 1, 2, 0, 1, 2];
+    for case in [
+        Case::new(24, 1030, &chosen, 7, 2),
+        Case::new(40, 1030, &few, 3, 2),
+    ] {
+        assert_same(&case, &device).unwrap();
+    }
+}
+
+// NdArray's own product refuses matrices without rows, so that there is no reference to compare with.
+fn no_tokens_at_all(device: Device) {
+    let case = Case::new(6, 5, &[], 3, 2);
+    let stack = |shape: [usize; 3]| Tensor::<3>::ones(shape, &device);
+    let (x, weights) = (
+        Tensor::zeros([0, 6], &device),
+        Tensor::zeros([0, 2], &device),
+    );
+    let (gate, up, down) = (stack([3, 6, 5]), stack([3, 6, 5]), stack([3, 5, 6]));
+    let output = experts(x, weights, gate, up, down, &case.plan_on(&device));
+    assert_eq!(output.dims(), [0, 6]);
+}
+
+#[test]
+fn slices_of_no_tokens_at_all() {
+    let case = Case::new(6, 5, &[], 3, 2);
+    let operands = case.operands();
+    let inputs = case.inputs(&operands);
+    assert!(forward::forward(&inputs).is_empty());
+    let (output, saved) = forward::forward_saving(&inputs);
+    assert!(output.is_empty());
+    let gradients = backward::backward(&inputs, saved, &[], all());
+    assert!(gradients.x.unwrap().is_empty());
+    assert_eq!(gradients.gate.unwrap(), vec![0.0; 90]);
+}
+
+fn the_dense_twin_equals_its_reference(device: Device) {
+    let device = device.autodiff();
+    for tokens in [1, 2, 200] {
+        let matrix = |rows: usize, columns: usize, phase| {
+            let data = TensorData::new(values(rows * columns, phase, 1.0), [rows, columns]);
+            Tensor::<2>::from_data(data, &device).require_grad()
+        };
+        let operands = [
+            matrix(tokens, 24, 0.1),
+            matrix(24, 300, 0.2),
+            matrix(24, 300, 0.3),
+            matrix(300, 24, 0.4),
+        ];
+        let [fast, slow] = [swiglu, swiglu_reference].map(|operation| {
+            let [x, gate, up, down] = operands.clone();
+            let output = operation(x, gate, up, down);
+            let gradients = (output.clone() * output.clone()).sum().backward();
+            let mut found = vec![data(output)];
+            found.extend(operands.iter().map(|o| data(o.grad(&gradients).unwrap())));
+            found
+        });
+        for (fast, slow) in fast.iter().zip(&slow) {
+            assert_close("dense", fast, slow).unwrap();
+        }
+    }
+}
+
+const fn all() -> ByInput<bool> {
+    ByInput {
+        x: true,
+        weights: true,
+        gate: true,
+        up: true,
+        down: true,
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let chosen: Vec<u32> = (0..900).flat_map(|t| [t * t % 3, 3 + t % 2]).collect();
+    let case = Case::new(40, 136, &chosen, 6, 2);
+    let operands = case.operands();
+    let gradient = values(900 * 40, 0.2, 1.0);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.unwrap().install(|| {
+            let inputs = case.inputs(&operands);
+            let plain = forward::forward(&inputs);
+            let (output, saved) = forward::forward_saving(&inputs);
+            let gradients = backward::backward(&inputs, saved, &gradient, all());
+            (plain, output, gradients)
+        })
+    };
+    let one = run(1);
+    assert!(one == run(2) && one == run(8));
+}
+
+#[test]
+fn gradients_that_nobody_wants_are_not_computed() {
+    let case = Case::new(6, 5, &[0, 2, 2, 1], 3, 2);
+    let operands = case.operands();
+    let inputs = case.inputs(&operands);
+    let gradient = values(12, 0.2, 1.0);
+    let run = |wanted| {
+        let (_, saved) = forward::forward_saving(&inputs);
+        backward::backward(&inputs, saved, &gradient, wanted)
+    };
+    let whole = run(all());
+    let up = run(ByInput {
+        up: true,
+        ..ByInput::default()
+    });
+    assert_eq!(up.up, whole.up);
+    assert!(up.x.is_none() && up.weights.is_none() && up.gate.is_none() && up.down.is_none());
+}
+
+#[test]
+#[should_panic(expected = "router weights of 2 tokens")]
+fn shapes_that_do_not_fit_are_refused() {
+    let device = devices().remove(0);
+    let stack = || Tensor::zeros([3, 4, 4], &device);
+    let plan = DispatchPlan::new(&[0, 1, 2, 0], 3, 2, &device);
+    let (x, weights) = (
+        Tensor::zeros([2, 4], &device),
+        Tensor::zeros([2, 1], &device),
+    );
+    let _ = experts(x, weights, stack(), stack(), stack(), &plan);
+}

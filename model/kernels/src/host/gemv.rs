@@ -1,0 +1,321 @@
+//! Products of activations and weights over slices, whatever type the weights are held in.
+//!
+//! With few rows of activations, a product takes as long as its weights take to come from memory. So each weight is
+//! read once, in the order in which it lies there, and becomes f32 in a register, or for several rows in a few KiB that
+//! stay in the first level of cache. With many rows the arithmetic
+//! counts, and panels of the weights become f32 in memory that stays in a core's cache.
+
+use std::borrow::Cow;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::gemm::{Matrix, product_into_columns};
+use super::simd::{Fused, dot, prefetch, vectorized, vectorized_fused};
+use crate::dtype::StorageFloat;
+
+/// The most rows of activations for which the weights are streamed. Measured: at 8 rows, arithmetic and memory take
+/// about as long as each other.
+pub const FEW: usize = 8;
+
+/// Rows of weights that are streamed side by side: sums are loaded and stored once for all of them.
+const STREAMS: usize = 8;
+
+/// Columns of these that are worked on at a time: as f32 they stay in a core's first level of cache.
+const COLUMNS: usize = 512;
+
+/// The least columns of a panel.
+const LANES: usize = 16;
+
+/// Values of a panel of weights in f32: 256 KiB, a fourth of a core's second level of cache or less.
+const PANEL: usize = 1 << 16;
+
+/// How a matrix of weights lies in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// `[d_in, d_out]`
+    Inputs,
+    /// `[d_out, d_in]`: the transpose, as an embedding that serves as the head.
+    Outputs,
+}
+
+/// A matrix of weights in a slice, from `d_in` values to `d_out`.
+#[derive(Debug, Clone, Copy)]
+pub struct Weights<'a, T> {
+    values: &'a [T],
+    d_in: usize,
+    d_out: usize,
+    /// From one row to the next.
+    stride: usize,
+    layout: Layout,
+}
+
+impl<'a, T: StorageFloat> Weights<'a, T> {
+    /// A whole matrix in row-major order.
+    ///
+    /// # Panics
+    ///
+    /// When the slice has another length.
+    pub fn new(values: &'a [T], d_in: usize, d_out: usize, layout: Layout) -> Self {
+        assert_eq!(values.len(), d_in * d_out, "weights [{d_in}, {d_out}]");
+        let stride = match layout {
+            Layout::Inputs => d_out,
+            Layout::Outputs => d_in,
+        };
+        Self {
+            values,
+            d_in,
+            d_out,
+            stride,
+            layout,
+        }
+    }
+
+    /// The part that some of the outputs need.
+    pub fn outputs(self, range: Range<usize>) -> Self {
+        assert!(range.end <= self.d_out);
+        let start = match self.layout {
+            Layout::Inputs => range.start,
+            Layout::Outputs => range.start * self.stride,
+        };
+        // Without outputs there may be nothing at the start.
+        Self {
+            values: self.values.get(start..).unwrap_or_default(),
+            d_out: range.len(),
+            ..self
+        }
+    }
+
+    /// The part that some of the inputs meet.
+    pub fn inputs(self, range: Range<usize>) -> Self {
+        assert!(range.end <= self.d_in);
+        let start = match self.layout {
+            Layout::Inputs => range.start * self.stride,
+            Layout::Outputs => range.start,
+        };
+        Self {
+            values: self.values.get(start..).unwrap_or_default(),
+            d_in: range.len(),
+            ..self
+        }
+    }
+
+    /// Bytes of the weights.
+    pub fn bytes(&self) -> usize {
+        self.d_in * self.d_out * size_of::<T>()
+    }
+
+    /// `x · f32(weights)`, on this thread alone. Each value is a sum in an order that `d_in` alone decides, as long as
+    /// the rows are few.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`: `[rows, d_in]`
+    /// - `output`: `[rows, d_out]`; it is returned, now with values
+    ///
+    /// # Panics
+    ///
+    /// When the shapes do not fit.
+    pub fn product<'o>(
+        self,
+        x: &[f32],
+        rows: usize,
+        panel: &mut Vec<f32>,
+        output: &'o mut [MaybeUninit<f32>],
+    ) -> &'o mut [f32] {
+        assert!(
+            x.len() == rows * self.d_in && output.len() == rows * self.d_out,
+            "[{rows}, {}] times [{}, {}] into {} values",
+            self.d_in,
+            self.d_in,
+            self.d_out,
+            output.len()
+        );
+        if rows <= FEW {
+            output.iter_mut().for_each(|value| {
+                value.write(0.0);
+            });
+            // SAFETY: each value was written just now.
+            #[allow(unsafe_code)]
+            let output = unsafe { output.assume_init_mut() };
+            if output.is_empty() || x.is_empty() {
+                return output;
+            }
+            vectorized_fused(
+                #[inline(always)]
+                |fused| match self.layout {
+                    Layout::Inputs => self.stream(x, output, fused),
+                    Layout::Outputs => self.dots(x, output, fused),
+                },
+            );
+            return output;
+        }
+        self.panels(Matrix::new(x, rows, self.d_in), panel, output);
+        // SAFETY: the panels cover all columns, and each product writes its columns of every row.
+        #[allow(unsafe_code)]
+        unsafe {
+            output.assume_init_mut()
+        }
+    }
+
+    /// Adds the products to `output`, a few rows of weights at a time, each row from one end to the other.
+    #[inline(always)]
+    fn stream(self, x: &[f32], output: &mut [f32], fused: Fused) {
+        let mut widened = [[0.0; COLUMNS]; STREAMS];
+        let once = x.len() == self.d_in;
+        let whole = self.d_in / STREAMS * STREAMS;
+        for first in (0..self.d_in).step_by(STREAMS) {
+            let streams = if first < whole {
+                STREAMS
+            } else {
+                self.d_in - whole
+            };
+            for start in (0..self.d_out).step_by(COLUMNS) {
+                let columns = start..(start + COLUMNS).min(self.d_out);
+                let mut rows: [&[T]; STREAMS] = [&[]; STREAMS];
+                for (row, place) in rows.iter_mut().zip(first..first + streams) {
+                    *row = &self.values[place * self.stride..][columns.clone()];
+                    // What is read next, since a row's end tells the processor nothing of where the next one begins.
+                    prefetch(row, STREAMS * self.stride);
+                }
+                if once {
+                    // Each weight is used once, so that its wide form needs no place.
+                    add(&mut output[columns], &x[first..], rows, streams, fused);
+                    continue;
+                }
+                let mut wide: [&[f32]; STREAMS] = [&[]; STREAMS];
+                for ((wide, row), room) in wide.iter_mut().zip(rows).zip(&mut widened) {
+                    *wide = T::as_f32(row).unwrap_or_else(|| widen(row, room));
+                }
+                let activations = x.chunks_exact(self.d_in);
+                for (x, output) in activations.zip(output.chunks_exact_mut(self.d_out)) {
+                    let output = &mut output[columns.clone()];
+                    add(output, &x[first..], wide, streams, fused);
+                }
+            }
+        }
+    }
+
+    /// One scalar product after the other.
+    #[inline(always)]
+    fn dots(self, x: &[f32], output: &mut [f32], fused: Fused) {
+        let rows = self.values.chunks(self.stride.max(1)).take(self.d_out);
+        for (column, weights) in rows.enumerate() {
+            let weights = &weights[..self.d_in];
+            for (row, x) in x.chunks_exact(self.d_in).enumerate() {
+                output[row * self.d_out + column] = dot(x, weights, fused);
+            }
+        }
+    }
+
+    /// With panels of the weights as f32; at once, where they are that already.
+    fn panels(self, x: Matrix<'_>, panel: &mut Vec<f32>, output: &mut [MaybeUninit<f32>]) {
+        if let Some(values) = T::as_f32(self.values) {
+            let matrix = self.matrix(values, self.stride);
+            return product_into_columns(x, matrix, 1.0, output, self.d_out);
+        }
+        let width = (PANEL / self.d_in.max(1)).max(LANES);
+        for start in (0..self.d_out).step_by(width) {
+            let part = self.outputs(start..(start + width).min(self.d_out));
+            let row = part.row();
+            panel.clear();
+            vectorized(
+                #[inline(always)]
+                || {
+                    for weights in part.values.chunks(part.stride.max(1)).take(part.rows()) {
+                        panel.extend(weights[..row].iter().map(|weight| weight.widen()));
+                    }
+                },
+            );
+            let matrix = part.matrix(panel, row);
+            product_into_columns(x, matrix, 1.0, &mut output[start..], self.d_out);
+        }
+    }
+
+    /// Rows as they lie in memory.
+    fn rows(&self) -> usize {
+        match self.layout {
+            Layout::Inputs => self.d_in,
+            Layout::Outputs => self.d_out,
+        }
+    }
+
+    /// Values of such a row.
+    fn row(&self) -> usize {
+        match self.layout {
+            Layout::Inputs => self.d_out,
+            Layout::Outputs => self.d_in,
+        }
+    }
+
+    /// `[d_in, d_out]`, of values that lie as the weights do, with rows `stride` apart.
+    fn matrix<'v>(&self, values: &'v [f32], stride: usize) -> Matrix<'v> {
+        let matrix = Matrix::strided(values, self.rows(), self.row(), stride);
+        match self.layout {
+            Layout::Inputs => matrix,
+            Layout::Outputs => matrix.t(),
+        }
+    }
+}
+
+/// In f32, in place of what was there.
+#[inline(always)]
+fn widen<'r, T: StorageFloat>(weights: &[T], room: &'r mut [f32; COLUMNS]) -> &'r [f32] {
+    let room = &mut room[..weights.len()];
+    for (wide, weight) in room.iter_mut().zip(weights) {
+        *wide = weight.widen();
+    }
+    room
+}
+
+/// Adds the first values of `x` times the first rows.
+#[inline(always)]
+fn add<T: StorageFloat>(
+    sums: &mut [f32],
+    x: &[f32],
+    rows: [&[T]; STREAMS],
+    count: usize,
+    fused: Fused,
+) {
+    match x.first_chunk() {
+        Some(x) if count == STREAMS => add_streams(sums, x, rows, fused),
+        _ => {
+            for (&x, row) in x.iter().zip(rows) {
+                for (sum, weight) in sums.iter_mut().zip(row) {
+                    *sum = fused.add(x, weight.widen(), *sum);
+                }
+            }
+        }
+    }
+}
+
+/// Rows at once, by pairs: fewer sums follow each other than with one after the other, so that less is rounded away.
+#[inline(always)]
+fn add_streams<T: StorageFloat>(
+    sums: &mut [f32],
+    x: &[f32; STREAMS],
+    rows: [&[T]; STREAMS],
+    fused: Fused,
+) {
+    let [a, b, c, d, e, f, g, h] = rows;
+    let first = a.iter().zip(b).zip(c.iter().zip(d));
+    let second = e.iter().zip(f).zip(g.iter().zip(h));
+    for (sum, (((a, b), (c, d)), ((e, f), (g, h)))) in sums.iter_mut().zip(first.zip(second)) {
+        let pair = |i: usize, a: &T, b: &T| fused.add(x[i], a.widen(), x[i + 1] * b.widen());
+        let first = pair(0, a, b) + pair(2, c, d);
+        let second = pair(4, e, f) + pair(6, g, h);
+        *sum += first + second;
+    }
+}
+
+/// Values of weights in a tensor.
+#[derive(Debug)]
+pub enum Held<'a> {
+    /// As they are.
+    F32(Cow<'a, [f32]>),
+    /// To be widened.
+    Bf16(Cow<'a, [bf16]>),
+    /// To be widened.
+    F16(Cow<'a, [f16]>),
+}

@@ -1,0 +1,144 @@
+//! Tensors of the CPU backends as slices, and the products of matrices in them.
+//!
+//! `flex` and `ndarray` share the kernels of this folder: each is a function of slices, and this is the door
+//! through which tensors become slices and slices tensors.
+
+// NdArray is deprecated upstream; it is kept as an independent second opinion.
+#![allow(deprecated)]
+
+pub(crate) mod exp;
+pub(crate) mod gemm;
+pub(crate) mod gemv;
+pub(crate) mod simd;
+pub(crate) mod spin_pool;
+
+use std::borrow::Cow;
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, TensorMetadata};
+use burn::tensor::{Device, Shape, read_sync};
+#[cfg(feature = "flex")]
+use {
+    crate::dtype::StorageFloat, burn::backend::flex::FlexTensor, burn::tensor::DType, bytemuck::Pod,
+};
+
+use firebox_runtime::device::is_host;
+use gemv::{FEW, Held};
+
+/// Runs work on tensors of `rows` rows. On a CPU, few rows leave each thread so little between two barriers that
+/// threads must not fall asleep there: see [`spin_pool`].
+pub fn latency_bound<T: Send>(rows: usize, device: &Device, work: impl FnOnce() -> T + Send) -> T {
+    match rows <= FEW && is_host(device) {
+        true => spin_pool::awake(work),
+        false => work(),
+    }
+}
+
+/// A backend whose f32 tensors lie in this machine's memory.
+pub trait Host: Backend {
+    /// Values in row-major order; copied only where they do not lie so.
+    fn values(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]>;
+
+    /// Values of weights, in whatever type they are held; copied only where they do not lie in row-major order.
+    fn weights(tensor: &FloatTensor<Self>) -> Held<'_>;
+
+    /// Whole numbers in row-major order.
+    fn integers(tensor: IntTensor<Self>) -> Vec<i64> {
+        let data = read_sync(Self::int_into_data(tensor)).expect("this machine's own memory");
+        data.iter().collect()
+    }
+
+    /// Values to be changed in place; copied only where someone else holds the tensor too.
+    fn into_values(tensor: FloatTensor<Self>) -> Vec<f32>;
+
+    /// The tensor's own values, to be changed in place; copied first where someone else holds the tensor too,
+    /// or where they do not lie in row-major order.
+    fn values_mut(tensor: &mut FloatTensor<Self>) -> &mut [f32];
+
+    /// A tensor of these values, which are not copied.
+    fn tensor(values: Vec<f32>, shape: Shape) -> FloatTensor<Self>;
+}
+
+#[cfg(feature = "flex")]
+impl Host for burn::backend::Flex {
+    fn values(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]> {
+        match tensor.as_slice::<f32>() {
+            Some(values) => Cow::Borrowed(values),
+            None => Cow::Owned(tensor.to_contiguous().storage::<f32>().to_vec()),
+        }
+    }
+
+    fn weights(tensor: &FloatTensor<Self>) -> Held<'_> {
+        fn values<T: StorageFloat + Pod>(tensor: &FlexTensor) -> Cow<'_, [T]> {
+            match tensor.as_slice() {
+                Some(values) => Cow::Borrowed(values),
+                None => Cow::Owned(tensor.to_contiguous().storage().to_vec()),
+            }
+        }
+        match tensor.dtype() {
+            DType::BF16 => Held::Bf16(values(tensor)),
+            DType::F16 => Held::F16(values(tensor)),
+            _ => Held::F32(values(tensor)),
+        }
+    }
+
+    fn into_values(tensor: FloatTensor<Self>) -> Vec<f32> {
+        let data = tensor.into_data();
+        data.into_vec().expect("f32, as it was made")
+    }
+
+    fn values_mut(tensor: &mut FloatTensor<Self>) -> &mut [f32] {
+        let elements = tensor.layout().num_elements();
+        // A view of a part is no whole buffer, even where its values lie side by side.
+        if tensor.layout().contiguous_offsets() != Some((0, elements))
+            || tensor.bytes().len() != elements * size_of::<f32>()
+        {
+            *tensor = Self::tensor(Self::values(tensor).into_owned(), tensor.shape());
+        }
+        tensor.storage_mut::<f32>()
+    }
+
+    fn tensor(values: Vec<f32>, shape: Shape) -> FloatTensor<Self> {
+        FlexTensor::from_data(burn::tensor::TensorData::new(values, shape))
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl Host for burn::backend::NdArray {
+    fn values(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]> {
+        let burn::backend::ndarray::NdArrayTensor::F32(storage) = tensor else {
+            panic!("f32, as it was made");
+        };
+        let view = storage.view();
+        match view.to_slice() {
+            Some(values) => Cow::Borrowed(values),
+            None => Cow::Owned(view.iter().copied().collect()),
+        }
+    }
+
+    fn weights(tensor: &FloatTensor<Self>) -> Held<'_> {
+        Held::F32(Self::values(tensor))
+    }
+
+    fn into_values(tensor: FloatTensor<Self>) -> Vec<f32> {
+        Self::values(&tensor).into_owned()
+    }
+
+    fn values_mut(tensor: &mut FloatTensor<Self>) -> &mut [f32] {
+        let burn::backend::ndarray::NdArrayTensor::F32(storage) = tensor else {
+            panic!("f32, as it was made");
+        };
+        let array = storage.ensure_owned();
+        if !array.is_standard_layout() {
+            *array = array.as_standard_layout().into_owned().into_shared();
+        }
+        array
+            .as_slice_mut()
+            .expect("row-major order, as was seen to")
+    }
+
+    fn tensor(values: Vec<f32>, shape: Shape) -> FloatTensor<Self> {
+        let data = burn::tensor::TensorData::new(values, shape);
+        burn::backend::ndarray::NdArrayTensor::from_data(data)
+    }
+}

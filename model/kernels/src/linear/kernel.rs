@@ -1,0 +1,135 @@
+//! The product over slices and its gradients.
+//!
+//! Few rows, and weights that have to become f32, are shared out among threads by columns; else rows are.
+
+use rayon::prelude::*;
+
+use crate::dtype::StorageFloat;
+use crate::host::gemm::{Matrix, product_in_parallel};
+use crate::host::gemv::{FEW, Layout, Weights};
+
+/// The least bytes of weights that are worth another thread, where rows are few: handing them out takes as long as a
+/// tenth of them.
+const SHARE: usize = 1 << 17;
+
+/// Columns of a task with many rows.
+const COLUMNS: usize = 256;
+
+/// `x · f32(weights)`
+///
+/// # Shapes
+///
+/// - `x`: `[rows, d_in]`
+/// - `weights`: as the layout says
+/// - output: `[rows, d_out]`
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn linear<T: StorageFloat>(
+    x: &[f32],
+    rows: usize,
+    weights: &[T],
+    [d_in, d_out]: [usize; 2],
+    layout: Layout,
+) -> Vec<f32> {
+    if rows > FEW
+        && let Some(weights) = T::as_f32(weights)
+    {
+        let weights = matrix(weights, [d_in, d_out], layout);
+        return product_in_parallel(Matrix::new(x, rows, d_in), weights);
+    }
+    let weights = Weights::new(weights, d_in, d_out, layout);
+    let width = match rows <= FEW {
+        // The cut changes no bit: a column's sum is the same wherever it is taken.
+        true => {
+            let parts = (weights.bytes() / SHARE).clamp(1, rayon::current_num_threads());
+            d_out.div_ceil(parts).next_multiple_of(64)
+        }
+        false => COLUMNS,
+    };
+    let length = rows * d_out;
+    let mut output = Vec::with_capacity(length);
+    let places = &mut output.spare_capacity_mut()[..length];
+    if width >= d_out {
+        weights.product(x, rows, &mut Vec::new(), places);
+    } else {
+        // Each part writes its columns of every row side by side.
+        places
+            .par_chunks_mut((rows * width).max(1))
+            .with_max_len(1)
+            .enumerate()
+            .for_each_init(Vec::new, |panel, (part, places)| {
+                let columns = part * width..((part + 1) * width).min(d_out);
+                weights.outputs(columns).product(x, rows, panel, places);
+            });
+    }
+    // SAFETY: the parts cover the output, and each product writes all of its part.
+    #[allow(unsafe_code)]
+    unsafe {
+        output.set_len(length);
+    }
+    if rows > 1 && width < d_out {
+        return side_by_side(&output, rows, d_out, width);
+    }
+    output
+}
+
+/// `gradient · weightsᵀ`, `[rows, d_in]`
+///
+/// # Shapes
+///
+/// - `gradient`: that of the output, `[rows, d_out]`
+/// - `weights`: as the layout says
+pub fn x_gradient(
+    gradient: &[f32],
+    rows: usize,
+    weights: &[f32],
+    [d_in, d_out]: [usize; 2],
+    layout: Layout,
+) -> Vec<f32> {
+    let weights = matrix(weights, [d_in, d_out], layout);
+    product_in_parallel(Matrix::new(gradient, rows, d_out), weights.t())
+}
+
+/// `xᵀ · gradient`, or the transpose of it, as the layout says.
+///
+/// # Shapes
+///
+/// - `gradient`: that of the output, `[rows, d_out]`
+/// - `x`: `[rows, d_in]`
+pub fn weight_gradient(
+    gradient: &[f32],
+    rows: usize,
+    x: &[f32],
+    [d_in, d_out]: [usize; 2],
+    layout: Layout,
+) -> Vec<f32> {
+    let x = Matrix::new(x, rows, d_in);
+    let gradient = Matrix::new(gradient, rows, d_out);
+    match layout {
+        Layout::Inputs => product_in_parallel(x.t(), gradient),
+        Layout::Outputs => product_in_parallel(gradient.t(), x),
+    }
+}
+
+/// `[d_in, d_out]`, whatever the layout.
+fn matrix(weights: &[f32], [d_in, d_out]: [usize; 2], layout: Layout) -> Matrix<'_> {
+    match layout {
+        Layout::Inputs => Matrix::new(weights, d_in, d_out),
+        Layout::Outputs => Matrix::new(weights, d_out, d_in).t(),
+    }
+}
+
+/// Row-major order from parts of `width` columns, each of them `[rows, width]`, that stand one after the other.
+fn side_by_side(parts: &[f32], rows: usize, d_out: usize, width: usize) -> Vec<f32> {
+    let mut output = Vec::with_capacity(parts.len());
+    for row in 0..rows {
+        for part in parts.chunks(rows * width) {
+            let width = part.len() / rows;
+            output.extend_from_slice(&part[row * width..][..width]);
+        }
+    }
+    debug_assert_eq!(output.len(), rows * d_out);
+    output
+}

@@ -1,0 +1,151 @@
+use burn::tensor::{DType, Device, Tensor};
+use proptest::prelude::*;
+
+use super::{linear, linear_reference, linear_transposed};
+use firebox_runtime::on_every_device;
+use firebox_runtime::testing::{assert_close, devices, on_threads, values, wave};
+
+const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+on_every_device!(
+    equals_the_reference,
+    gradients_equal_those_of_the_reference,
+    gradients_of_many_rows_equal_those_of_the_reference,
+    large_enough_to_be_shared_out,
+    panels_of_a_tall_matrix,
+    a_transposed_view_is_read_as_what_it_shows,
+    any_number_of_threads_gives_the_same_bits,
+);
+
+/// Weights in a type, where the device has it.
+fn weights(shape: [usize; 2], held: DType, device: &Device) -> Option<Tensor<2>> {
+    let holds = device.supports_dtype(held);
+    holds.then(|| wave(shape, 0.5, device).cast(held))
+}
+
+/// Both add the same products, in an order that may differ.
+fn assert_same([rows, d_in, d_out]: [usize; 3], device: &Device) -> Result<(), TestCaseError> {
+    for held in TYPES {
+        let x = wave([rows, d_in], 0.1, device);
+        let Some(weight) = weights([d_in, d_out], held, device) else {
+            continue;
+        };
+        let expected = values(linear_reference(x.clone(), weight.clone()));
+        let what = format!("weights in {held:?}");
+        let found = linear(x.clone(), weight);
+        prop_assert_eq!(found.dims(), [rows, d_out]);
+        assert_close(&what, &values(found), &expected, 1e-6)?;
+
+        let weight = weights([d_out, d_in], held, device).expect("held before");
+        let expected = values(linear_reference(x.clone(), weight.clone().transpose()));
+        let found = values(linear_transposed(x, weight));
+        assert_close(&what, &found, &expected, 1e-6)?;
+    }
+    Ok(())
+}
+
+fn equals_the_reference(device: Device) {
+    let sizes = [1usize..12, 1usize..70, 1usize..150];
+    proptest!(ProptestConfig::with_cases(48), |(sizes in sizes)| {
+        assert_same(sizes, &device)?;
+    });
+}
+
+/// Gradients of a weighted sum of the product, for x and weights.
+fn gradients(
+    product: impl Fn(Tensor<2>, Tensor<2>) -> Tensor<2>,
+    x: [usize; 2],
+    weight: [usize; 2],
+    device: &Device,
+) -> [Vec<f32>; 2] {
+    let device = device.clone().autodiff();
+    let x = wave(x, 0.1, &device).require_grad();
+    let weight = wave(weight, 0.5, &device).require_grad();
+    let output = product(x.clone(), weight.clone());
+    let factors = wave(output.dims(), 0.9, &device);
+    let found = (output * factors).sum().backward();
+    [&x, &weight].map(|tensor| values(tensor.grad(&found).expect("a gradient of each")))
+}
+
+fn assert_same_gradients(
+    [rows, d_in, d_out]: [usize; 3],
+    device: &Device,
+) -> Result<(), TestCaseError> {
+    let of = |product: fn(Tensor<2>, Tensor<2>) -> Tensor<2>, weight| {
+        gradients(product, [rows, d_in], weight, device)
+    };
+    let transposed = |x, weight: Tensor<2>| linear_reference(x, weight.transpose());
+    for (found, expected) in [
+        (
+            of(linear, [d_in, d_out]),
+            of(linear_reference, [d_in, d_out]),
+        ),
+        (
+            of(linear_transposed, [d_out, d_in]),
+            of(transposed, [d_out, d_in]),
+        ),
+    ] {
+        for (what, (found, expected)) in ["d(x)", "d(weight)"]
+            .iter()
+            .zip(found.iter().zip(&expected))
+        {
+            assert_close(what, found, expected, 2e-6)?;
+        }
+    }
+    Ok(())
+}
+
+fn gradients_equal_those_of_the_reference(device: Device) {
+    let sizes = [1usize..40, 1usize..70, 1usize..90];
+    proptest!(ProptestConfig::with_cases(24), |(sizes in sizes)| {
+        assert_same_gradients(sizes, &device)?;
+    });
+}
+
+fn gradients_of_many_rows_equal_those_of_the_reference(device: Device) {
+    assert_same_gradients([1100, 65, 130], &device).unwrap();
+}
+
+fn large_enough_to_be_shared_out(device: Device) {
+    for rows in [1, 3, 8, 9, 40] {
+        assert_same([rows, 300, 1030], &device).unwrap();
+    }
+}
+
+fn panels_of_a_tall_matrix(device: Device) {
+    assert_same([9, 5000, 37], &device).unwrap();
+}
+
+fn a_transposed_view_is_read_as_what_it_shows(device: Device) {
+    for held in TYPES {
+        let Some(weight) = weights([40, 30], held, &device) else {
+            continue;
+        };
+        let x = wave([2, 30], 0.1, &device);
+        let expected = values(linear_transposed(x.clone(), weight.clone()));
+        let found = values(linear(x, weight.transpose()));
+        assert_close("transposed", &found, &expected, 1e-6).unwrap();
+    }
+}
+
+fn any_number_of_threads_gives_the_same_bits(device: Device) {
+    for held in TYPES {
+        for rows in [1, 7, 20] {
+            let Some(weight) = weights([257, 1500], held, &device) else {
+                continue;
+            };
+            let x = wave([rows, 257], 0.1, &device);
+            on_threads(move || values(linear(x.clone(), weight.clone())));
+            if held == DType::F32 {
+                on_threads(|| gradients(linear, [rows, 257], [257, 150], &device).concat());
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "against weights [3, …]")]
+fn widths_that_differ_are_refused() {
+    let device = devices().remove(0);
+    let _ = linear(wave([4, 2], 0.0, &device), wave([3, 2], 0.0, &device));
+}

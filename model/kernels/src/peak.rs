@@ -1,0 +1,47 @@
+//! How fast this machine multiplies: the yardstick that speeds are held against.
+
+use std::time::Instant;
+
+use burn::tensor::{Device, Distribution, Tensor};
+
+use crate::host::gemm::{Matrix, product_in_parallel};
+use firebox_runtime::device;
+use firebox_runtime::device::is_host;
+
+/// Sizes of the square matrices, large enough to occupy a device and small enough for a tenth of a second.
+const SIZES: [usize; 2] = [1024, 2048];
+
+/// How often each product is tried; the best time counts.
+const REPEATS: usize = 6;
+
+/// The best f32 product of square matrices that a device is known to reach, in FLOP/s: its backend's own, and on a
+/// CPU also that of the kernels here.
+pub fn matrix_peak(device: &Device) -> f64 {
+    let device = device.clone().inner();
+    let backend = SIZES.map(|size| {
+        let random = || Tensor::<2>::random([size, size], Distribution::Default, &device);
+        let (a, b) = (random(), random());
+        best(size, || {
+            device::finish(a.clone().matmul(b.clone()));
+        })
+    });
+    let own = SIZES.map(|size| {
+        if !is_host(&device) {
+            return 0.0;
+        }
+        let values: Vec<f32> = (0..size * size).map(|i| (i % 13) as f32).collect();
+        let matrix = Matrix::new(&values, size, size);
+        best(size, || drop(product_in_parallel(matrix, matrix)))
+    });
+    backend.into_iter().chain(own).fold(0.0, f64::max)
+}
+
+/// FLOP/s of the fastest of some products of square matrices.
+fn best(size: usize, product: impl Fn()) -> f64 {
+    let speeds = (0..REPEATS).map(|_| {
+        let started = Instant::now();
+        product();
+        2.0 * (size as f64).powi(3) / started.elapsed().as_secs_f64()
+    });
+    speeds.fold(0.0, f64::max)
+}

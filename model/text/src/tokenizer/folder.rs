@@ -1,0 +1,189 @@
+//! A tokenizer's files in a checkpoint folder.
+//!
+//! `tokenizer.json` alone is not enough for `transformers.AutoTokenizer`: without a
+//! `tokenizer_config.json` it takes the class from the model's type, whose ways of splitting text
+//! may be others (Qwen3's and OLMoE's are), and it does not know which token ends a text.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::TOKENIZER_FILE;
+use super::{Tokenizer, TokenizerError, read};
+
+/// Says which class opens the tokenizer, and which its special tokens are.
+const CONFIG: &str = "tokenizer_config.json";
+
+/// What Hugging Face keeps beside a `tokenizer.json`.
+const COMPANIONS: [&str; 9] = [
+    CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+];
+
+/// The files that stood beside a `tokenizer.json`, by name.
+///
+/// Kept in memory, since the folder may be gone when a checkpoint is written: a run takes hours.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Companions(Arc<[(&'static str, Vec<u8>)]>);
+
+impl Companions {
+    /// Reads what is beside a `tokenizer.json`.
+    pub fn beside(path: &Path) -> Result<Self, TokenizerError> {
+        let file = |name| (name, path.with_file_name(name));
+        let files = COMPANIONS
+            .into_iter()
+            .map(file)
+            .filter(|(_, path)| path.is_file())
+            .map(|(name, path)| Ok((name, read(&path)?)));
+        Ok(Self(files.collect::<Result<_, TokenizerError>>()?))
+    }
+}
+
+impl Tokenizer {
+    /// Writes the tokenizer into a checkpoint folder, in a form that `transformers.AutoTokenizer`
+    /// opens, and waits until it is on the disk: `tokenizer.json`, and unchanged what stood beside
+    /// it where it was read. Where no `tokenizer_config.json` did, one is made, for a model of
+    /// `context` tokens.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be written.
+    pub fn save_to(&self, folder: &Path, context: usize) -> Result<(), TokenizerError> {
+        let write = |name: &str, content: &[u8]| {
+            let path = folder.join(name);
+            fs::write(&path, content)
+                .and_then(|()| File::open(&path)?.sync_all())
+                .map_err(|source| TokenizerError::Write {
+                    path: path.clone(),
+                    source,
+                })
+        };
+        write(TOKENIZER_FILE, self.json.as_bytes())?;
+        for (name, content) in &*self.companions.0 {
+            write(name, content)?;
+        }
+        if self.companions.0.iter().all(|&(name, _)| name != CONFIG) {
+            write(CONFIG, self.config_json(context).as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// A `tokenizer_config.json` that leaves everything to `tokenizer.json` and names the tokens
+    /// that begin and end a text.
+    fn config_json(&self, context: usize) -> String {
+        let token = |id| self.inner.id_to_token(id);
+        let mut config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": token(self.end_of_text()),
+            "model_max_length": context,
+            "clean_up_tokenization_spaces": false,
+        });
+        // The configuration has room for one token; more are still put there by tokenizer.json.
+        if let [beginning] = self.beginning[..] {
+            config["bos_token"] = token(beginning).into();
+        }
+        serde_json::to_string_pretty(&config).expect("numbers and strings") + "\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use serde_json::Value;
+
+    use super::super::tests::{TEMPLATE_BEGIN, json_with};
+    use super::*;
+
+    fn saved(tokenizer: &Tokenizer) -> (tempfile::TempDir, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        tokenizer.save_to(folder.path(), 64).unwrap();
+        let mut names: Vec<String> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort_unstable();
+        (folder, names)
+    }
+
+    fn config(folder: &tempfile::TempDir) -> Value {
+        serde_json::from_slice(&fs::read(folder.path().join(CONFIG)).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_configuration_is_made_where_there_is_none() {
+        let (folder, names) = saved(&Tokenizer::bytes());
+        assert_eq!(names, [TOKENIZER_FILE, CONFIG]);
+        let expected = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>",
+            "model_max_length": 64, "clean_up_tokenization_spaces": false,
+        });
+        assert_eq!(config(&folder), expected);
+
+        let template: Value = serde_json::from_str(TEMPLATE_BEGIN).unwrap();
+        let json = json_with(&["<s>"], &template);
+        let tokenizer = Tokenizer::from_bytes(json.as_bytes(), "<|endoftext|>").unwrap();
+        assert_eq!(config(&saved(&tokenizer).0)["bos_token"], "<s>");
+    }
+
+    #[test]
+    fn companions_come_along_unchanged() {
+        let source = tempfile::tempdir().unwrap();
+        let path: PathBuf = source.path().join(TOKENIZER_FILE);
+        fs::write(&path, Tokenizer::bytes().to_json()).unwrap();
+        fs::write(source.path().join("merges.txt"), "#version: 0.2\r\n").unwrap();
+        fs::write(source.path().join("tokenizer.model"), [0, 255, 10]).unwrap();
+        fs::write(source.path().join("README.md"), "none of ours").unwrap();
+        fs::create_dir(source.path().join("vocab.json")).unwrap();
+        let (folder, names) = saved(&Tokenizer::load(&path, &[]).unwrap());
+        assert_eq!(
+            names,
+            ["merges.txt", TOKENIZER_FILE, "tokenizer.model", CONFIG]
+        );
+        assert_eq!(config(&folder)["eos_token"], "<|endoftext|>");
+
+        fs::write(
+            source.path().join(CONFIG),
+            "{ \"eos_token\": \"of theirs\"}",
+        )
+        .unwrap();
+        let tokenizer = Tokenizer::from_file(&path, "<|endoftext|>").unwrap();
+        // They need not be there any more.
+        let there = source
+            .path()
+            .read_dir()
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let content: Vec<_> = there
+            .filter_map(|path| Some((path.file_name()?.to_owned(), fs::read(&path).ok()?)))
+            .filter(|(name, _)| name != "README.md")
+            .collect();
+        source.close().unwrap();
+        let (folder, names) = saved(&tokenizer);
+        assert_eq!(names.len(), content.len());
+        for (name, content) in content {
+            assert_eq!(fs::read(folder.path().join(name)).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Tokenizer::bytes()
+            .save_to(&folder.path().join("absent"), 64)
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("absent/tokenizer.json"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,323 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+/// The post-processor of Llama and Mixtral, with the id that [`json_with`] gives to `<s>`.
+pub(crate) const TEMPLATE_BEGIN: &str = r#"{
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"<s>": {"id": "<s>", "ids": [257], "tokens": ["<s>"]}}
+}"#;
+
+/// The `tokenizer.json` of the bytes with further special tokens, from 257 on, and a post-processor.
+pub(super) fn json_with(tokens: &[&str], post_processor: &Value) -> String {
+    let mut json: Value = serde_json::from_str(Tokenizer::bytes().to_json()).unwrap();
+    let added = json["added_tokens"].as_array_mut().unwrap();
+    for (id, &token) in (257..).zip(tokens) {
+        let mut entry = added[0].clone();
+        entry["id"] = id.into();
+        entry["content"] = token.into();
+        added.push(entry);
+    }
+    json["post_processor"] = post_processor.clone();
+    json.to_string()
+}
+
+/// The tokenizer that [`json_with`] describes.
+pub(crate) fn with_post_processor(
+    tokens: &[&str],
+    post_processor: &Value,
+    end_of_text: &str,
+) -> Tokenizer {
+    Tokenizer::from_bytes(json_with(tokens, post_processor).as_bytes(), end_of_text).unwrap()
+}
+
+/// Some text with words, numbers, indentation and characters of every length.
+fn sample() -> Vec<String> {
+    let line = |n: usize| {
+        format!(
+            "fn función_{n}(größe: usize) -> String {{\n    // 日本語 🦀 {n}\n\tlet x = {};\n}}\n\n",
+            n * 37
+        )
+    };
+    (0..60).map(|n| line(n).repeat(1 + n % 3)).collect()
+}
+
+fn trained() -> Tokenizer {
+    Tokenizer::train_bpe(sample().into_iter(), 400).unwrap()
+}
+
+#[test]
+fn bytes_are_their_own_ids() {
+    let tokenizer = Tokenizer::bytes();
+    assert_eq!(tokenizer.vocabulary(), 257);
+    assert_eq!(tokenizer.end_of_text(), 256);
+    assert_eq!(tokenizer.encode("a é\n").unwrap(), [97, 32, 0xC3, 0xA9, 10]);
+    // The short cut and the encoding that tokenizer.json describes are the same.
+    let every: String = (0..0x250).filter_map(char::from_u32).collect();
+    let general = tokenizer.inner.encode_fast(every.as_str(), false).unwrap();
+    assert_eq!(tokenizer.encode(&every).unwrap(), general.get_ids());
+}
+
+#[test]
+fn the_same_text_trains_the_same_tokenizer() {
+    let first = trained();
+    assert_eq!(first.vocabulary(), 400);
+    for _ in 0..4 {
+        assert_eq!(trained().to_json(), first.to_json());
+    }
+    let reversed = Tokenizer::train_bpe(sample().into_iter().rev(), 400).unwrap();
+    assert_eq!(reversed.to_json(), first.to_json());
+    let other = Tokenizer::train_bpe(sample().into_iter().take(9), 400).unwrap();
+    assert_ne!(other.to_json(), first.to_json());
+}
+
+#[test]
+fn training_compresses() {
+    let text = sample().concat();
+    let tokens = trained().encode(&text).unwrap().len();
+    assert!(
+        tokens * 2 < text.len(),
+        "{tokens} tokens for {} bytes",
+        text.len()
+    );
+}
+
+#[test]
+fn a_vocabulary_without_room_for_all_bytes_is_refused() {
+    let error = Tokenizer::train_bpe(sample().into_iter(), 256).unwrap_err();
+    assert!(error.to_string().contains("257"), "{error}");
+}
+
+#[test]
+fn text_never_becomes_the_end_of_text() {
+    for tokenizer in [Tokenizer::bytes(), trained()] {
+        let text = format!("a{END_OF_TEXT}b");
+        let ids = tokenizer.encode(&text).unwrap();
+        assert!(!ids.contains(&tokenizer.end_of_text()));
+        assert_eq!(tokenizer.decode(&ids), text);
+    }
+}
+
+#[test]
+fn an_ordinary_token_that_ends_documents_becomes_special() {
+    let mut json: Value = serde_json::from_str(Tokenizer::bytes().to_json()).unwrap();
+    json["added_tokens"][0]["special"] = false.into();
+    json["truncation"] = json!({
+        "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0,
+    });
+    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes(), END_OF_TEXT).unwrap();
+    let text = format!("abc{END_OF_TEXT}");
+    let general = tokenizer.inner.encode_fast(text.as_str(), false).unwrap();
+    assert_eq!(
+        general.get_ids().len(),
+        text.len(),
+        "neither truncated nor matched"
+    );
+    assert_eq!(tokenizer.decode(&[97, 256]), "a");
+    assert_eq!(tokenizer.bytes_of(&[97, 256]), 1);
+}
+
+#[test]
+fn a_saved_tokenizer_is_found_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let tokenizer = trained();
+    tokenizer.save(&path).unwrap();
+    let id = tokenizer.end_of_text();
+    for loaded in [
+        Tokenizer::load(&path, &[id]).unwrap(),
+        Tokenizer::load(&path, &[]).unwrap(),
+        Tokenizer::from_file(&path, END_OF_TEXT).unwrap(),
+    ] {
+        assert_eq!(loaded.end_of_text(), id);
+        assert_eq!(loaded.to_json(), tokenizer.to_json());
+        assert!(loaded.splits_lines);
+    }
+    let error = Tokenizer::load(&path, &[400]).unwrap_err();
+    assert!(error.to_string().contains("no token of id 400"), "{error}");
+    let error = Tokenizer::from_file(&path, "</s>").unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("tokenizer.json has no token \"</s>\""),
+        "{error}"
+    );
+    std::fs::write(&path, "{}").unwrap();
+    assert!(matches!(
+        Tokenizer::load(&path, &[]),
+        Err(TokenizerError::Parse { path: Some(_), .. })
+    ));
+}
+
+#[test]
+fn what_is_read_is_written_back_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, copy) = (folder.path().join("a.json"), folder.path().join("b.json"));
+    let template: Value = serde_json::from_str(TEMPLATE_BEGIN).unwrap();
+    let mut full: Value = serde_json::from_str(&json_with(&["<s>", "<pad>"], &template)).unwrap();
+    full["padding"] = json!({
+        "strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": null,
+        "pad_id": 258, "pad_type_id": 0, "pad_token": "<pad>",
+    });
+    full["truncation"] = json!({
+        "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0,
+    });
+    // Tokens that are not special, ours among them, and one for which our copy is made special.
+    full["added_tokens"][0]["special"] = false.into();
+    full["added_tokens"][1]["lstrip"] = true.into();
+    let shapes = [
+        Tokenizer::bytes().to_json().to_owned(),
+        trained().to_json().to_owned(),
+        json_with(&[], &Value::Null),
+        json_with(&["<s>"], &template),
+        full.to_string(),
+        serde_json::to_string_pretty(&full).unwrap() + "\n",
+        // Line ends of another system, escapes, an odd order and a space too many.
+        serde_json::to_string_pretty(&full)
+            .unwrap()
+            .replace('\n', "\r\n")
+            .replace("<pad>", "<p\\u0061d>")
+            + " ",
+    ];
+    for json in shapes {
+        fs::write(&source, &json).unwrap();
+        for tokenizer in [
+            Tokenizer::from_file(&source, END_OF_TEXT).unwrap(),
+            Tokenizer::load(&source, &[]).unwrap(),
+            Tokenizer::from_bytes(json.as_bytes(), END_OF_TEXT).unwrap(),
+        ] {
+            assert_eq!(tokenizer.to_json(), json);
+            tokenizer.save(&copy).unwrap();
+            assert_eq!(fs::read(&copy).unwrap(), json.as_bytes());
+            // Neither cut, nor filled up, nor matched.
+            let ids = tokenizer.encode("abcdefgh<s>").unwrap();
+            assert_eq!(tokenizer.decode(&ids), "abcdefgh<s>");
+            assert!(!ids.iter().any(|id| tokenizer.beginning().contains(id)));
+        }
+    }
+}
+
+#[test]
+fn the_first_of_several_ends_is_that_of_documents() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    fs::write(&path, json_with(&["<s>", "</s>"], &Value::Null)).unwrap();
+    // The last is of a model that has more ids than its tokenizer.
+    let tokenizer = Tokenizer::load(&path, &[258, 256, 258, 300]).unwrap();
+    assert_eq!(tokenizer.stops(), [258, 256, 300]);
+    assert_eq!(tokenizer.end_of_text(), 258);
+    assert_eq!(tokenizer.document(&[97]).collect::<Vec<_>>(), [97, 258]);
+    assert_eq!(Tokenizer::load(&path, &[]).unwrap().stops(), [256]);
+    let error = Tokenizer::load(&path, &[300, 256]).unwrap_err();
+    assert!(error.to_string().contains("no token of id 300"), "{error}");
+}
+
+#[test]
+fn a_prompt_begins_as_documents_do_and_is_never_empty() {
+    let plain = Tokenizer::bytes();
+    assert_eq!(plain.prompt("a").unwrap(), [97]);
+    assert_eq!(plain.prompt("").unwrap(), [256]);
+    let template = serde_json::from_str(TEMPLATE_BEGIN).unwrap();
+    let begins = with_post_processor(&["<s>"], &template, END_OF_TEXT);
+    assert_eq!(begins.prompt("a").unwrap(), [257, 97]);
+    assert_eq!(begins.prompt("").unwrap(), [257]);
+    assert_eq!(begins.bytes_of(&[257, 97, 256]), 1);
+    assert_eq!(begins.decode(&[257, 97, 256]), "a");
+}
+
+#[test]
+fn a_beginning_that_is_no_token_is_an_error() {
+    let template: Value = serde_json::from_str(TEMPLATE_BEGIN).unwrap();
+    let json = json_with(&[], &template);
+    let error = Tokenizer::from_bytes(json.as_bytes(), END_OF_TEXT).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the tokenizer begins every text with id 257, of which it has no token"
+    );
+    assert!(error.hint().unwrap().contains("post_processor"));
+    let error = Tokenizer::from_bytes(b"{\xFF", END_OF_TEXT).unwrap_err();
+    assert!(error.to_string().contains("invalid utf-8"), "{error}");
+}
+
+#[test]
+fn bytes_of_a_sentencepiece_like_vocabulary() {
+    let json = r#"{
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+        "post_processor": null,
+        "added_tokens": [{"id": 0, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
+                          "normalized": false, "special": true}],
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {"type": "BPE", "byte_fallback": true, "merges": [],
+                  "vocab": {"</s>": 0, "<0xC3>": 1, "<0xA9>": 2, "▁": 3, "ü": 4}}
+    }"#;
+    let tokenizer = Tokenizer::from_bytes(json.as_bytes(), "</s>").unwrap();
+    assert_eq!(tokenizer.bytes_of(&[1, 2, 3, 4, 0]), 2 + 1 + 2);
+    assert_eq!(tokenizer.decode(&[1, 2, 3, 4, 0]), "é ü");
+    let mut stream = tokenizer.stream();
+    assert_eq!(
+        [1, 2, 3, 4].map(|id| stream.push(id)),
+        [None, Some("é".into()), Some(" ".into()), Some("ü".into())]
+    );
+    assert_eq!(stream.finish(), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_text_survives_and_its_bytes_are_counted(text in any::<String>()) {
+        thread_local!(static TOKENIZERS: [Tokenizer; 3] = [
+            Tokenizer::bytes(),
+            trained(),
+            with_post_processor(&["<s>"], &serde_json::from_str(TEMPLATE_BEGIN).unwrap(), END_OF_TEXT),
+        ]);
+        TOKENIZERS.with(|tokenizers| {
+            for tokenizer in tokenizers {
+                let ids = tokenizer.encode(&text).unwrap();
+                prop_assert_eq!(tokenizer.decode(&ids), &text[..]);
+                prop_assert_eq!(tokenizer.decode(&tokenizer.prompt(&text).unwrap()), &text[..]);
+                prop_assert_eq!(tokenizer.bytes_of(&ids), text.len() as u64);
+                prop_assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocabulary()));
+            }
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn pieces_change_no_token(text in "([ \\r\\n\\t\u{a0}]|[a-z]{1,4}|[0-9]|[!;é'🦀]){0,80}", size in 0usize..40) {
+        thread_local!(static TOKENIZER: Tokenizer = trained());
+        TOKENIZER.with(|tokenizer| {
+            let pieces: Vec<&str> = byte_level::pieces(&text, size).collect();
+            prop_assert_eq!(pieces.concat(), &text[..]);
+            let cut: Vec<u32> = pieces.iter().flat_map(|piece| tokenizer.encode(piece).unwrap()).collect();
+            prop_assert_eq!(cut, tokenizer.encode(&text).unwrap());
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn streaming_shows_what_decoding_shows(ids in prop::collection::vec(0u32..=256, 0..40)) {
+        let tokenizer = Tokenizer::bytes();
+        let mut stream = tokenizer.stream();
+        let mut text: String = ids.iter().filter_map(|&id| stream.push(id)).collect();
+        text.extend(stream.finish());
+        prop_assert_eq!(text, tokenizer.decode(&ids));
+    }
+
+    #[test]
+    fn streaming_never_breaks_a_character(text in any::<String>()) {
+        let tokenizer = Tokenizer::bytes();
+        let mut stream = tokenizer.stream();
+        let mut shown = String::new();
+        for id in tokenizer.encode(&text).unwrap() {
+            shown.extend(stream.push(id));
+            prop_assert!(text.starts_with(&shown));
+        }
+        shown.extend(stream.finish());
+        prop_assert_eq!(shown, text);
+    }
+}
