@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use firebox_train::config::{RunConfig, load};
-use firebox_train::trainer::RunOptions;
+use firebox_train::trainer::{Resume, RunOptions};
 
 /// A folder that is removed in the end, with a configuration of a run that takes seconds.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ impl TestRun {
     }
 
     /// Options of a run into a folder of this name.
-    pub fn options(&self, name: &str, device: &str, resume: bool) -> RunOptions {
+    pub fn options(&self, name: &str, device: &str, resume: Resume) -> RunOptions {
         RunOptions {
             out: self.path(name),
             device: device.to_owned(),

@@ -11,7 +11,7 @@ use firebox_runtime::device::default_name;
 use firebox_runtime::on_every_device;
 use firebox_tests::models::{bits, tiny};
 use firebox_tests::runs::TestRun;
-use firebox_train::trainer;
+use firebox_train::trainer::{self, Resume};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -47,7 +47,7 @@ fn losses_are_those_of_the_cpu(device: &str) {
     let test = TestRun::new();
     let config = test.config(&["train.steps=6"]);
     let [found, expected] = [device, default_name()].map(|device| {
-        let options = test.options(&format!("on-{device}"), device, false);
+        let options = test.options(&format!("on-{device}"), device, Resume::Never);
         // Once, where the device is the default one itself.
         if !options.out.exists() {
             trainer::run(&config, &options, &Control::default()).expect("a run");

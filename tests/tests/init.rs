@@ -185,6 +185,28 @@ fn a_resume_needs_nothing_of_where_the_run_started() {
     assert!(text.contains("does not exist"), "{text}");
 }
 
+/// What a run leaves out of its model is its origin's again where a start died before its first checkpoint, and not what
+/// that start wrote down.
+#[test]
+fn a_start_without_a_checkpoint_is_not_looked_at() {
+    let test = TestRun::new();
+    let dense = dense(&test);
+    let config = from(&test, &dense);
+    let (died, fresh) = (test.argument("died"), test.argument("fresh"));
+    finish(&config, &died, &["model.context=16"], false);
+    fs::remove_dir_all(test.path("died/checkpoints")).expect("it was there");
+    let output = command(&config, &died, &[], false)
+        .arg("--resume=auto")
+        .output()
+        .expect("the binary starts");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    finish(&config, &fresh, &[], false);
+    assert_eq!(validations(&died), validations(&fresh));
+    let [a, b] = [&died, &fresh].map(|run| fs::read_to_string(format!("{run}/config.toml")));
+    assert_eq!(a.expect("a file"), b.expect("a file"));
+}
+
 /// What a command says that is refused as wrong usage.
 fn refusal(command: &mut Command) -> String {
     let output: Output = command.output().expect("the binary starts");

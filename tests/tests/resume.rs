@@ -11,7 +11,7 @@ use firebox_runtime::on_every_device;
 use firebox_tests::binaries;
 use firebox_tests::runs::{TestRun, copy_at};
 use firebox_tests::tensors::relative_error;
-use firebox_train::trainer;
+use firebox_train::trainer::{self, Resume};
 
 const FILES: [&str; 2] = ["model.safetensors", "train_state.safetensors"];
 
@@ -42,10 +42,11 @@ fn assert_same_end(what: &str, step: u64, found: &Path, expected: &Path) {
 fn a_killed_run_ends_with_the_same_bytes() {
     let test = TestRun::new();
     let config = test.argument("run.toml");
-    // A checkpoint after every step, so that many kills fall into the writing of one.
-    let start = |name: &str, resume: bool| -> Child {
+    // A checkpoint after every step, so that many kills fall into the writing of one. One command for the first
+    // start and for all that follow: some of the kills come before the first checkpoint.
+    let start = |name: &str| -> Child {
         let out = test.argument(name);
-        let mut arguments = vec![
+        let arguments = [
             "run",
             &config,
             "--out",
@@ -56,10 +57,8 @@ fn a_killed_run_ends_with_the_same_bytes() {
             "checkpoint.every=1",
             "--set",
             "train.steps=150",
+            "--resume=auto",
         ];
-        if resume {
-            arguments.push("--resume");
-        }
         let mut command = binaries::train(&arguments);
         command
             .stdout(Stdio::null())
@@ -75,21 +74,12 @@ fn a_killed_run_ends_with_the_same_bytes() {
             String::from_utf8_lossy(&output.stderr)
         );
     };
-    finish(start("whole", false));
+    finish(start("whole"));
 
-    // A kill may have come between a checkpoint and its becoming `latest`.
-    let has_checkpoint = || {
-        let entries = fs::read_dir(test.path("killed/checkpoints"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        entries
-            .into_iter()
-            .any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
-    };
+    let last = test.path("killed/checkpoints/step-0000150");
     let mut kills = 0;
     for attempt in 0..60u64 {
-        let mut child = start("killed", has_checkpoint());
+        let mut child = start("killed");
         // Spread over the whole life of a process, from its first milliseconds on.
         std::thread::sleep(Duration::from_millis(20 + attempt * 37 % 150));
         if child.try_wait().expect("a state").is_none() {
@@ -97,7 +87,7 @@ fn a_killed_run_ends_with_the_same_bytes() {
             kills += 1;
         }
         finish_quietly(child);
-        if test.path("killed/checkpoints/step-0000150").exists() {
+        if last.exists() {
             break;
         }
     }
@@ -105,12 +95,65 @@ fn a_killed_run_ends_with_the_same_bytes() {
         kills >= 5,
         "only {kills} kills: the run is too short for this test"
     );
-    let done = test.path("killed/checkpoints/step-0000150").exists();
-    if !done {
-        finish(start("killed", has_checkpoint()));
-    }
+    // Where it is done already, this changes nothing.
+    finish(start("killed"));
     println!("{kills} kills");
     assert_same_end("killed", 150, &test.path("killed"), &test.path("whole"));
+}
+
+/// What a start leaves that dies before its first checkpoint is nothing to go on from, and nothing that a new start
+/// is held to.
+#[test]
+fn a_start_without_a_checkpoint_is_started_again() {
+    let test = TestRun::new();
+    let config = test.argument("run.toml");
+    let run = |name: &str, more: &[&str]| {
+        let out = test.argument(name);
+        let arguments = [&["run", &config, "--out", &out][..], more].concat();
+        let output = binaries::train(&arguments).output().expect("an end");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), text)
+    };
+    assert_eq!(run("died", &["--resume=auto"]).0, Some(0));
+    fs::remove_dir_all(test.path("died/checkpoints")).unwrap();
+    fs::create_dir_all(test.path("died/checkpoints/.writing-0000002")).unwrap();
+    let metrics = fs::read(test.path("died/metrics.jsonl")).unwrap();
+    fs::write(
+        test.path("died/metrics.jsonl"),
+        &metrics[..metrics.len() / 2],
+    )
+    .unwrap();
+
+    let (code, text) = run("died", &["--resume"]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(
+        text.contains("no checkpoint to resume from") && text.contains("--resume=auto"),
+        "{text}"
+    );
+
+    // The configuration may be another one by now.
+    let changed = ["--set", "optimizer.learning_rate=0.005"];
+    let (code, text) = run("died", &[&changed[..], &["--resume=auto"]].concat());
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(run("fresh", &changed).0, Some(0));
+    assert_same_end("again", 12, &test.path("died"), &test.path("fresh"));
+    assert!(!test.path("died/checkpoints/.writing-0000002").exists());
+
+    // A finished run ends at once, so that a loop of restarts ends too; and it is still not overwritten.
+    let before = fs::read(test.path("died/metrics.jsonl")).unwrap();
+    let (code, text) = run("died", &[&changed[..], &["--resume=auto"]].concat());
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("resuming after step 12 of 12"), "{text}");
+    assert_eq!(fs::read(test.path("died/metrics.jsonl")).unwrap(), before);
+    let (code, text) = run("died", &changed);
+    assert_eq!(code, Some(2), "{text}");
+    // With a checkpoint, another configuration is refused in either spelling.
+    let (code, text) = run("died", &["--resume=auto"]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(
+        text.contains("optimizer.learning_rate: 0.005 → 0.01"),
+        "{text}"
+    );
 }
 
 /// Waits for a process that may have been killed. One that ended by itself must have ended well: no kill
@@ -132,7 +175,7 @@ fn a_resume_from_any_checkpoint_ends_the_same(device: &str) {
     let config = test.config(&[]);
     trainer::run(
         &config,
-        &test.options("whole", device, false),
+        &test.options("whole", device, Resume::Never),
         &Control::default(),
     )
     .expect("a run");
@@ -141,7 +184,7 @@ fn a_resume_from_any_checkpoint_ends_the_same(device: &str) {
         copy_at(&test.path("whole"), &test.path(&cut), step);
         trainer::run(
             &config,
-            &test.options(&cut, device, true),
+            &test.options(&cut, device, Resume::Required),
             &Control::default(),
         )
         .expect("a resume");
@@ -160,7 +203,7 @@ fn a_resume_may_take_smaller_micro_batches() {
     let test = TestRun::new();
     trainer::run(
         &test.config(&[]),
-        &test.options("whole", "flex", false),
+        &test.options("whole", "flex", Resume::Never),
         &Control::default(),
     )
     .expect("a run");
@@ -168,7 +211,7 @@ fn a_resume_may_take_smaller_micro_batches() {
     let smaller = test.config(&["train.micro_batch=1"]);
     trainer::run(
         &smaller,
-        &test.options("cut", "flex", true),
+        &test.options("cut", "flex", Resume::Required),
         &Control::default(),
     )
     .expect("a resume");
@@ -222,14 +265,14 @@ fn validation_changes_no_weight() {
     let test = TestRun::new();
     trainer::run(
         &test.config(&[]),
-        &test.options("whole", "flex", false),
+        &test.options("whole", "flex", Resume::Never),
         &Control::default(),
     )
     .expect("a run");
     let often = test.config(&["train.validate_every=1", "train.log_every=5"]);
     trainer::run(
         &often,
-        &test.options("often", "flex", false),
+        &test.options("often", "flex", Resume::Never),
         &Control::default(),
     )
     .expect("a run");

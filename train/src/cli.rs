@@ -21,7 +21,7 @@ use crate::config::{ConfigError, RunConfig, load, load_resumed};
 use crate::data::{self, DataError};
 use crate::error::TrainError;
 use crate::run_folder;
-use crate::trainer::{self, Outcome, RunOptions};
+use crate::trainer::{self, Outcome, Resume, RunOptions};
 
 /// Trains mixture-of-experts language models: a configuration file and text in, a checkpoint out.
 #[derive(Debug, Parser)]
@@ -33,6 +33,7 @@ use crate::trainer::{self, Outcome, RunOptions};
         cargo train check configs/quickstart.toml           what the run is, and what it costs\n  \
         cargo train run configs/quickstart.toml             train, then sample\n  \
         cargo train run configs/quickstart.toml --resume    go on where it stopped\n  \
+        cargo train run configs/quickstart.toml --resume=auto    start or go on, as often as it is restarted\n  \
         cargo train check configs/gpt4.toml                 plan a 1.8-trillion-parameter run\n  \
         cargo train compare configs/quickstart.toml         the same steps on every backend of this build\n\n\
         Every key of a configuration is explained in configs/quickstart.toml."
@@ -120,17 +121,25 @@ struct RunArgs {
     #[arg(long, default_value = device::default_name())]
     device: String,
     /// Go on from the newest checkpoint of the run folder.
-    #[arg(long)]
-    resume: bool,
+    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true)]
+    #[arg(
+        default_value = "never",
+        default_missing_value = "required",
+        hide_default_value = true
+    )]
+    resume: Resume,
 }
 
 impl RunArgs {
-    fn load(&self) -> Result<RunConfig, ConfigError> {
-        if !self.resume {
-            return self.config.load();
+    fn load(&self) -> Result<RunConfig, CliError> {
+        let out = self.options().out;
+        // What a start wrote down that died before its first checkpoint binds nobody.
+        let newest = run_folder::newest(&out).map_err(TrainError::from)?;
+        if self.resume == Resume::Never || newest.is_none() {
+            return Ok(self.config.load()?);
         }
-        let saved = run_folder::config(&self.options().out);
-        load_resumed(&self.config.config, &self.config.set, &saved)
+        let saved = run_folder::config(&out);
+        Ok(load_resumed(&self.config.config, &self.config.set, &saved)?)
     }
 
     fn options(&self) -> RunOptions {

@@ -110,8 +110,16 @@ impl TrainError {
             Self::Tokenizer(error) => error.hint(),
             Self::Init(error) => error.hint(),
             Self::SavedConfig(error) => error.hint(),
-            Self::RunExists { .. } => Some("add --resume to go on with it, or --out DIR to start another".to_owned()),
-            Self::NothingToResume { .. } => Some("leave --resume out to start it".to_owned()),
+            Self::RunExists { .. } => Some(
+                "add --resume to go on with it, or --out DIR to start another; a job that may be restarted takes \
+                 --resume=auto"
+                    .to_owned(),
+            ),
+            Self::NothingToResume { .. } => Some(
+                "leave --resume out to start the run; --resume=auto starts it where there is no checkpoint, and goes \
+                 on with it where there is one"
+                    .to_owned(),
+            ),
             Self::ConfigChanged { .. } => {
                 Some("resume with the old values, or start another run with --out DIR".to_owned())
             }

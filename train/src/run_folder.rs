@@ -22,6 +22,39 @@ pub fn config(root: &Path) -> PathBuf {
     root.join("config.toml")
 }
 
+/// Where the run in a folder has the checkpoint of a step.
+pub fn checkpoint(root: &Path, step: u64) -> PathBuf {
+    root.join(CHECKPOINTS).join(format!("step-{step:07}"))
+}
+
+/// The step of the newest checkpoint of the run in a folder; `None` where there is no checkpoint, or no folder.
+///
+/// # Errors
+///
+/// When the folder cannot be read.
+pub fn newest(root: &Path) -> Result<Option<u64>, CheckpointError> {
+    let folder = root.join(CHECKPOINTS);
+    match steps(&folder) {
+        Ok(steps) => Ok(steps.last().copied()),
+        // A file in the place of the folder is reported when the folder is to be made.
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
+            _ => Err(failed("read", &folder)(error)),
+        },
+    }
+}
+
+/// Steps that have a checkpoint in the folder of all of them, rising.
+fn steps(checkpoints: &Path) -> io::Result<Vec<u64>> {
+    let entries = fs::read_dir(checkpoints)?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut steps: Vec<u64> = names
+        .filter_map(|name| name.strip_prefix("step-")?.parse().ok())
+        .collect();
+    steps.sort_unstable();
+    Ok(steps)
+}
+
 impl RunFolder {
     /// The folder at `root`, made when it does not exist.
     ///
@@ -59,7 +92,7 @@ impl RunFolder {
 
     /// The folder of the checkpoint of a step.
     pub fn checkpoint(&self, step: u64) -> PathBuf {
-        self.checkpoints().join(format!("step-{step:07}"))
+        checkpoint(&self.root, step)
     }
 
     /// Steps that have a checkpoint, rising.
@@ -69,13 +102,7 @@ impl RunFolder {
     /// When the folder cannot be read.
     pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
         let folder = self.checkpoints();
-        let entries = fs::read_dir(&folder).map_err(failed("read", &folder))?;
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let mut steps: Vec<u64> = names
-            .filter_map(|name| name.strip_prefix("step-")?.parse().ok())
-            .collect();
-        steps.sort_unstable();
-        Ok(steps)
+        steps(&folder).map_err(failed("read", &folder))
     }
 
     /// Writes a file whole or not at all.

@@ -22,10 +22,22 @@ use crate::error::TrainError;
 use crate::metrics::{MetricsLog, Record, TrainRecord, ValidationRecord};
 use crate::optimizer::AdamW;
 use crate::progress::ProgressDisplay;
-use crate::run_folder::{RunFolder, failed};
+use crate::run_folder::{self, RunFolder, failed};
 use crate::start::{starting_model, with_own_tokenizer};
 use crate::state::{self, Best, Progress};
 use crate::step::Training;
+
+/// Whether a run goes on from the newest checkpoint of its folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Resume {
+    /// Start, and fail where there is a checkpoint: what happens without --resume.
+    Never,
+    /// Go on, and fail where there is no checkpoint: what --resume alone means.
+    Required,
+    /// Go on where there is a checkpoint, and start where there is none, for a job that may be restarted at any time
+    /// (Slurm, Kubernetes). A finished run ends at once, with success.
+    Auto,
+}
 
 /// What the command line adds to a run's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +47,7 @@ pub struct RunOptions {
     /// What computes.
     pub device: String,
     /// Whether to go on from the newest checkpoint of the run folder.
-    pub resume: bool,
+    pub resume: Resume,
 }
 
 /// What a run came to.
@@ -71,9 +83,8 @@ pub fn run(
 
 /// The newest checkpoint of a run and its step, where there is one.
 fn newest_checkpoint(root: &Path) -> Option<(PathBuf, u64)> {
-    let folder = RunFolder::create(root).ok()?;
-    let step = *folder.steps().ok()?.last()?;
-    Some((folder.checkpoint(step), step))
+    let step = run_folder::newest(root).ok()??;
+    Some((run_folder::checkpoint(root, step), step))
 }
 
 fn train(
@@ -150,17 +161,20 @@ impl Run {
         let root = &options.out;
         let folder = RunFolder::create(root)?;
         let newest = folder.steps()?.last().copied();
-        match newest {
-            Some(step) if !options.resume => {
+        match (newest, options.resume) {
+            (Some(step), Resume::Never) => {
                 return Err(TrainError::RunExists {
                     folder: root.clone(),
                     step,
                 });
             }
-            None if options.resume => {
+            (None, Resume::Required) => {
                 return Err(TrainError::NothingToResume {
                     folder: root.clone(),
                 });
+            }
+            (None, Resume::Auto) => {
+                tracing::info!("{} has no checkpoint: starting the run", root.display());
             }
             _ => {}
         }

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::dtype::StoredDtype as _;
-use super::family::{FIREBOX, Family};
+use super::families::{FIREBOX, Family};
 use super::fields::Fields;
 use super::{CONFIG_FILE, CheckpointError};
 use firebox_kernels::dtype::WeightDtype;
@@ -46,7 +46,7 @@ pub fn read_config(folder: &Path) -> Result<CheckpointConfig, CheckpointError> {
             path: path.clone(),
             reason: error.to_string(),
         })?;
-    Fields::new(&path, &value).config()
+    Fields::new(&path, &value)?.config()
 }
 
 impl CheckpointConfig {

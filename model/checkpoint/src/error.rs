@@ -46,6 +46,20 @@ pub enum CheckpointError {
         /// What is allowed.
         rule: String,
     },
+    /// A field of config.json that its family does not have.
+    #[error("{}: {key} = {value}: {family} has no such field{}", path.display(), owners(others))]
+    ForeignField {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        key: String,
+        /// Its value.
+        value: String,
+        /// The file's `model_type`.
+        family: &'static str,
+        /// Families that have it.
+        others: Vec<&'static str>,
+    },
     /// The tensors are not those of the model.
     #[error("{}: the tensors are not those of the model: {differences}", place.display())]
     Mismatch {
@@ -114,6 +128,13 @@ pub enum CheckpointError {
     },
 }
 
+fn owners(others: &[&str]) -> String {
+    match others {
+        [] => ", as far as Firebox knows".to_owned(),
+        others => format!(", which is one of {}", others.join(", ")),
+    }
+}
+
 impl CheckpointError {
     /// What to do about it, where there is something.
     pub fn hint(&self) -> Option<String> {
@@ -124,6 +145,13 @@ impl CheckpointError {
             Self::Damaged { .. } => {
                 Some("the file may have been cut while it was copied; use another checkpoint".to_owned())
             }
+            Self::ForeignField { others, .. } => Some(match others.as_slice() {
+                [] => "if it says nothing of what the network computes, remove it".to_owned(),
+                others => format!(
+                    "remove it if the weights do not depend on it, or set model_type to {} if they are of that family",
+                    others.join(" or ")
+                ),
+            }),
             Self::Mismatch { .. } => {
                 Some("config.json and the weights are of different models, or of a family that Firebox does not read".to_owned())
             }

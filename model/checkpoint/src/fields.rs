@@ -4,98 +4,66 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::family::{FIREBOX, Family, Normalize};
+use super::families::{FIREBOX, Family, Normalize, Usage};
 use super::{CheckpointConfig, CheckpointError};
 use firebox_model::config::{
     BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, RouterConfig,
 };
 
-/// Keys that say nothing of how the network computes.
-const HARMLESS: &[&str] = &[
-    "architectures",
-    "auto_map",
-    "dtype",
-    "id2label",
-    "keys_to_ignore_at_inference",
-    "label2id",
-    "license",
-    "model_type",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "pad_token_id",
-    "pretraining_tp",
-    "return_dict",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-];
-
-/// Keys that are read, where the family has them.
-const READ: &[&str] = &[
-    "bos_token_id",
-    "decoder_sparse_step",
-    "eos_token_id",
-    "head_dim",
-    "hidden_size",
-    "initializer_range",
-    "intermediate_size",
-    "layer_types",
-    "max_position_embeddings",
-    "max_window_layers",
-    "mlp_only_layers",
-    "model",
-    "moe_intermediate_size",
-    "norm_topk_prob",
-    "num_attention_heads",
-    "num_experts",
-    "num_experts_per_tok",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "num_local_experts",
-    "rms_norm_eps",
-    "rope_parameters",
-    "rope_scaling",
-    "rope_theta",
-    "router_aux_loss_coef",
-    "sliding_window",
-    "tie_word_embeddings",
-    "use_sliding_window",
-    "vocab_size",
-];
-
-/// Options that must be off, and why.
-const OFF: &[(&str, &str)] = &[
-    ("attention_bias", "Firebox has no biases"),
-    ("attention_dropout", "Firebox has no dropout"),
-    ("clip_qkv", "Firebox does not clip queries, keys and values"),
-    ("mlp_bias", "Firebox has no biases"),
-    ("router_jitter_noise", "Firebox adds no noise"),
-];
-
 /// A file that is being read.
 pub(super) struct Fields<'a> {
     path: &'a Path,
     value: &'a Map<String, Value>,
+    family: Family,
+}
+
+/// Both spellings of the number of experts.
+const EXPERT_COUNTS: [&str; 2] = ["num_experts", "num_local_experts"];
+
+/// Whether a value comes to nothing, so that the option that it is of is not in use.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(true) | Value::String(_) => false,
+    }
 }
 
 type Read<T> = Result<T, CheckpointError>;
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(path: &'a Path, value: &'a Map<String, Value>) -> Self {
-        Self { path, value }
+    /// A file whose fields are all its family's, or come to nothing.
+    pub(super) fn new(path: &'a Path, value: &'a Map<String, Value>) -> Read<Self> {
+        let kind = value.get("model_type").unwrap_or(&Value::Null);
+        let known = Family::ALL
+            .into_iter()
+            .find(|family| kind == family.model_type);
+        let Some(family) = known else {
+            let names = Family::ALL.map(|family| family.model_type).join(", ");
+            let rule = format!("Firebox reads {names}");
+            return Err(refusal(path, "model_type", kind, &rule));
+        };
+        let fields = Self {
+            path,
+            value,
+            family,
+        };
+        fields.check()?;
+        Ok(fields)
     }
 
+    /// What the file says.
     pub(super) fn config(&self) -> Read<CheckpointConfig> {
-        let family = self.family()?;
-        self.refuse_unknown()?;
+        let family = self.family;
         let model = match family == FIREBOX {
             true => {
                 let model = self.get("model").unwrap_or(&Value::Null);
                 serde_json::from_value::<ModelConfig>(model.clone())
                     .map_err(|error| self.error("model", model, &error.to_string()))?
             }
-            false => self.model(&family)?,
+            false => self.model()?,
         };
         model.validate().map_err(|error| CheckpointError::Config {
             path: self.path.to_owned(),
@@ -111,43 +79,44 @@ impl<'a> Fields<'a> {
         })
     }
 
-    fn family(&self) -> Read<Family> {
-        let kind = self.get("model_type").unwrap_or(&Value::Null);
-        let known = Family::ALL
-            .into_iter()
-            .find(|family| kind == family.model_type);
-        known.ok_or_else(|| {
-            let names = Family::ALL.map(|family| family.model_type).join(", ");
-            self.error("model_type", kind, &format!("Firebox reads {names}"))
-        })
-    }
-
-    /// An option that nobody here knows may change what the network computes.
-    fn refuse_unknown(&self) -> Read<()> {
+    /// Refuses what the family does not have or Firebox does not compute: it may change what the network computes.
+    fn check(&self) -> Read<()> {
         for (key, value) in self.value {
-            let off = value.is_null() || value == false || value.as_f64() == Some(0.0);
-            if let Some((_, rule)) = OFF.iter().find(|(name, _)| name == key) {
-                if !off {
-                    return Err(self.error(key, value, rule));
+            match self.family.usage(key) {
+                Some(Usage::Read | Usage::Neutral) => {}
+                Some(Usage::Only { value: only, rule }) => {
+                    if !value.is_null() && value.to_string() != only {
+                        return Err(self.error(key, value, rule));
+                    }
                 }
-                continue;
-            }
-            if key == "hidden_act" {
-                if value != "silu" {
-                    return Err(self.error(key, value, "Firebox computes silu"));
+                Some(Usage::Off { rule }) => {
+                    if !is_off(value) {
+                        return Err(self.error(key, value, rule));
+                    }
                 }
-                continue;
-            }
-            let known = HARMLESS.contains(&key.as_str()) || READ.contains(&key.as_str());
-            if !known && !off && !key.starts_with('_') {
-                let rule = "Firebox does not know this option; if it says nothing of how the network computes, remove it";
-                return Err(self.error(key, value, rule));
+                None if is_off(value) || key.starts_with('_') => {}
+                None => return Err(self.foreign(key, value)),
             }
         }
         Ok(())
     }
 
-    fn model(&self, family: &Family) -> Read<ModelConfig> {
+    fn foreign(&self, key: &str, value: &Value) -> CheckpointError {
+        let others = Family::ALL
+            .into_iter()
+            .filter(|other| other.usage(key).is_some())
+            .map(|other| other.model_type);
+        CheckpointError::ForeignField {
+            path: self.path.to_owned(),
+            key: key.to_owned(),
+            value: value.to_string(),
+            family: self.family.model_type,
+            others: others.collect(),
+        }
+    }
+
+    fn model(&self) -> Read<ModelConfig> {
+        let family = &self.family;
         let (d_model, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
         let layers = self.size("num_hidden_layers")?;
         let context = self.size("max_position_embeddings")?;
@@ -164,7 +133,7 @@ impl<'a> Fields<'a> {
                 family.head_dim.unwrap_or(d_model / heads.max(1)),
             )?,
             context,
-            rope_theta: self.rope_theta(family)?,
+            rope_theta: self.rope_theta()?,
             norm_epsilon: self.number("rms_norm_eps")?,
             tied_embeddings: self.flag("tie_word_embeddings")?,
             initializer_range: self.number_or("initializer_range", 0.02)?,
@@ -175,7 +144,7 @@ impl<'a> Fields<'a> {
                 false => None,
             },
             experts: ExpertsConfig {
-                count: if sparse { self.experts(family)? } else { 1 },
+                count: if sparse { self.experts()? } else { 1 },
                 per_token: if sparse {
                     self.size("num_experts_per_tok")?
                 } else {
@@ -185,14 +154,7 @@ impl<'a> Fields<'a> {
             },
             router: RouterConfig {
                 normalize: match family.normalize {
-                    Normalize::Always => match self.get("norm_topk_prob") {
-                        Some(value) if value != true && sparse => {
-                            let rule =
-                                "transformers normalises in this family whatever the field says";
-                            return Err(self.error("norm_topk_prob", value, rule));
-                        }
-                        _ => true,
-                    },
+                    Normalize::Always => true,
                     Normalize::AsConfigured => self.flag("norm_topk_prob")?,
                 },
                 balance: BalanceKind::Pooled,
@@ -206,10 +168,12 @@ impl<'a> Fields<'a> {
         })
     }
 
-    fn experts(&self, family: &Family) -> Read<usize> {
-        let mut spellings = family.experts.iter().filter(|key| self.get(key).is_some());
+    fn experts(&self) -> Read<usize> {
+        let written = self.family.experts;
+        let all = written.iter().chain(&EXPERT_COUNTS);
+        let mut spellings = all.filter(|key| self.get(key).is_some());
         let Some(first) = spellings.next() else {
-            return self.size(family.experts[0]);
+            return self.size(written[0]);
         };
         let count = self.size(first)?;
         match spellings.find(|key| self.get(key) != self.get(first)) {
@@ -244,21 +208,29 @@ impl<'a> Fields<'a> {
     /// A sliding window hides nothing where it is as long as the context, or not in use.
     fn refuse_windows(&self, context: usize) -> Read<()> {
         let rule = "Firebox attends to the whole context";
-        let in_use = self
-            .get("use_sliding_window")
-            .is_none_or(|value| value != false);
+        let in_use = match self.get("use_sliding_window") {
+            None => true,
+            Some(_) => self.flag("use_sliding_window")?,
+        };
         if let Some(window) = self.get("sliding_window").filter(|_| in_use)
             && window.as_u64().is_none_or(|window| window < context as u64)
         {
             return Err(self.error("sliding_window", window, rule));
         }
-        let kinds = self.get("layer_types").and_then(Value::as_array);
-        let other = kinds.and_then(|kinds| kinds.iter().find(|kind| *kind != "full_attention"));
-        other.map_or(Ok(()), |kind| Err(self.error("layer_types", kind, rule)))
+        let Some(value) = self.get("layer_types") else {
+            return Ok(());
+        };
+        let kinds = value
+            .as_array()
+            .ok_or_else(|| self.error("layer_types", value, "must be a list"))?;
+        match kinds.iter().find(|kind| *kind != "full_attention") {
+            Some(kind) => Err(self.error("layer_types", kind, rule)),
+            None => Ok(()),
+        }
     }
 
     /// From `rope_parameters`, or as older files spell it, from `rope_theta`.
-    fn rope_theta(&self, family: &Family) -> Read<f64> {
+    fn rope_theta(&self) -> Read<f64> {
         for table in ["rope_parameters", "rope_scaling"] {
             let Some(value) = self.get(table) else {
                 continue;
@@ -297,7 +269,7 @@ impl<'a> Fields<'a> {
                 );
                 Err(self.error("rope_theta", &self.value["rope_theta"], &rule))
             }
-            (theta, other) => Ok(theta.or(other).unwrap_or(family.rope_theta)),
+            (theta, other) => Ok(theta.or(other).unwrap_or(self.family.rope_theta)),
         }
     }
 
@@ -315,9 +287,11 @@ impl<'a> Fields<'a> {
         ids.ok_or_else(|| self.error(key, value, "must be a token's number"))
     }
 
-    /// The field's value, unless it is absent or null.
+    /// The value of a field that the family reads, unless it is absent or null.
     fn get(&self, key: &str) -> Option<&Value> {
-        self.value.get(key).filter(|value| !value.is_null())
+        let read = self.family.usage(key) == Some(Usage::Read);
+        let value = self.value.get(key).filter(|_| read);
+        value.filter(|value| !value.is_null())
     }
 
     fn numbers(&self, key: &str, value: &Value) -> Read<Vec<u64>> {
@@ -358,11 +332,15 @@ impl<'a> Fields<'a> {
     }
 
     fn error(&self, key: &str, value: &Value, rule: &str) -> CheckpointError {
-        CheckpointError::Config {
-            path: self.path.to_owned(),
-            key: key.to_owned(),
-            value: value.to_string(),
-            rule: rule.to_owned(),
-        }
+        refusal(self.path, key, value, rule)
+    }
+}
+
+fn refusal(path: &Path, key: &str, value: &Value, rule: &str) -> CheckpointError {
+    CheckpointError::Config {
+        path: path.to_owned(),
+        key: key.to_owned(),
+        value: value.to_string(),
+        rule: rule.to_owned(),
     }
 }

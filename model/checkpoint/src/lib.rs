@@ -2,12 +2,12 @@
 //!
 //! A folder has `config.json`, the weights (`model.safetensors`, or shards and their index), and
 //! `tokenizer.json`, which is the business of whoever has the tokenizer. Which families there are and which
-//! tensor has which name is data: see [`family`] and [`layout`].
+//! tensor has which name is data: see [`families`] and [`layout`].
 
 mod config_json;
 mod dtype;
 mod error;
-pub mod family;
+pub mod families;
 mod fields;
 mod folder;
 pub mod layout;

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::CheckpointError;
-use super::family::{EMBEDDING, FIREBOX, Family, HEAD, ROUTER_BIAS};
+use super::families::{EMBEDDING, FIREBOX, Family, HEAD, ROUTER_BIAS};
 use super::layout::{Piece, Spelling, fill, transpose};
 use super::mismatch::Mismatch;
 use super::store::TensorStore;

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Map, Value, json};
 
 use super::dtype::StoredDtype as _;
-use super::family::{FIREBOX, Family, LLAMA, MIXTRAL, OLMOE, QWEN3, QWEN3_MOE};
+use super::families::{FIREBOX, Family, Field, LLAMA, MIXTRAL, OLMOE, QWEN3, QWEN3_MOE, Usage};
 use super::{CONFIG_FILE, CheckpointConfig, read_config};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
@@ -255,4 +255,155 @@ fn what_firebox_does_not_compute_is_refused_by_name() {
     qwen.qk_norm = QkNorm::Head;
     let error = read(&changed(&qwen, &json!({ "num_local_experts": 5 }))).unwrap_err();
     assert!(error.contains("must be num_experts = 6"), "{error}");
+}
+
+/// A model that each family computes; the mixture of Qwen3-MoE has a dense layer.
+fn models() -> [ModelConfig; 6] {
+    let normed = |qk_norm| ModelConfig {
+        qk_norm,
+        ..mixture()
+    };
+    let some_dense = ModelConfig {
+        dense: Some(DenseConfig {
+            layers: vec![0],
+            d_ff: 44,
+        }),
+        ..normed(QkNorm::Head)
+    };
+    let models = [
+        dense(QkNorm::None),
+        dense(QkNorm::Head),
+        mixture(),
+        normed(QkNorm::Projection),
+        some_dense,
+        dense(QkNorm::Projection),
+    ];
+    assert_eq!(
+        models.each_ref().map(|model| written(model).family),
+        Family::ALL
+    );
+    models
+}
+
+#[test]
+fn a_field_of_another_family_is_refused_unless_it_comes_to_nothing() {
+    let mut refused = Vec::new();
+    for model in models() {
+        let family = written(&model).family;
+        let others = Family::ALL.iter().flat_map(Family::fields);
+        let foreign = others.filter(|field| family.usage(field.name).is_none());
+        for Field { name, .. } in foreign {
+            for value in [
+                json!(2),
+                json!(true),
+                json!("some"),
+                json!([0]),
+                json!({ "a": 1 }),
+            ] {
+                let error = read(&changed(&model, &json!({ *name: value }))).unwrap_err();
+                let words = format!("{name} = {value}: {} has no such field", family.model_type);
+                assert!(error.contains(&words), "no {words:?} in {error}");
+            }
+            for value in [json!(false), json!(0), json!([]), json!({})] {
+                let found = read(&changed(&model, &json!({ *name: value }))).unwrap();
+                assert_eq!(found.model, model, "{name} = {value}");
+            }
+            refused.push((family.model_type, *name));
+        }
+    }
+    for pair in [
+        ("mixtral", "mlp_only_layers"),
+        ("mixtral", "moe_intermediate_size"),
+        ("mixtral", "use_sliding_window"),
+        ("llama", "moe_intermediate_size"),
+        ("llama", "num_experts_per_tok"),
+        ("qwen3", "norm_topk_prob"),
+        ("olmoe", "router_jitter_noise"),
+        ("qwen3_moe", "clip_qkv"),
+        ("firebox", "hidden_size"),
+    ] {
+        assert!(refused.contains(&pair), "{pair:?}");
+    }
+}
+
+#[test]
+fn every_field_is_used_as_its_family_says() {
+    for model in models() {
+        let family = written(&model).family;
+        for Field { name, usage } in family.fields().filter(|field| field.name != "model_type") {
+            let set = |value: &Value| read(&changed(&model, &json!({ *name: value })));
+            let odd = json!({ "odd": true });
+            match usage {
+                // What is read is looked at: nonsense does not pass.
+                Usage::Read => {
+                    let error = set(&odd).unwrap_err();
+                    assert!(error.contains(name), "{name}: {error}");
+                }
+                Usage::Neutral => assert_eq!(set(&odd).unwrap().model, model, "{name}"),
+                Usage::Only { value, rule } => {
+                    let value: Value = serde_json::from_str(value).unwrap();
+                    assert_eq!(set(&value).unwrap().model, model, "{name}");
+                    let error = set(&odd).unwrap_err();
+                    assert!(error.contains(name) && error.contains(rule), "{error}");
+                }
+                Usage::Off { rule } => {
+                    for off in [json!(false), json!(0.0)] {
+                        assert_eq!(set(&off).unwrap().model, model, "{name}");
+                    }
+                    let error = set(&json!(0.5)).unwrap_err();
+                    assert!(error.contains(name) && error.contains(rule), "{error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_field_has_one_place_in_a_family() {
+    for family in Family::ALL {
+        let mut names: Vec<&str> = family.fields().map(|field| field.name).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count, "{}", family.model_type);
+    }
+}
+
+/// Which layers are mixtures: Qwen3-MoE reads the field, and in Mixtral it can only say what is so anyway.
+#[test]
+fn a_step_between_mixtures_is_read_or_refused_but_never_passed_over() {
+    let step = |step: u64| json!({ "decoder_sparse_step": step });
+    assert_eq!(
+        read(&changed(&mixture(), &step(1))).unwrap().model,
+        mixture()
+    );
+    let error = read(&changed(&mixture(), &step(2))).unwrap_err();
+    assert!(error.contains("decoder_sparse_step = 2"), "{error}");
+    let mut qwen = mixture();
+    qwen.qk_norm = QkNorm::Head;
+    let found = read(&changed(&qwen, &step(2))).unwrap();
+    assert_eq!(found.model.dense.unwrap().layers, [0, 2]);
+}
+
+/// Mixtral has no switch for its window, so that the switch of another family does not turn it off.
+#[test]
+fn a_window_is_not_turned_off_by_the_switch_of_another_family() {
+    let window = json!({ "sliding_window": 8, "use_sliding_window": false });
+    let error = read(&changed(&mixture(), &window)).unwrap_err();
+    assert!(error.contains("sliding_window = 8"), "{error}");
+}
+
+#[test]
+fn either_spelling_of_the_number_of_experts_is_read() {
+    let mut olmoe = mixture();
+    olmoe.qk_norm = QkNorm::Projection;
+    for (model, own, other) in [
+        (mixture(), "num_local_experts", "num_experts"),
+        (olmoe, "num_experts", "num_local_experts"),
+    ] {
+        let renamed = json!({ own: null, other: 6 });
+        assert_eq!(read(&changed(&model, &renamed)).unwrap().model, model);
+        let error = read(&changed(&model, &json!({ other: 5 }))).unwrap_err();
+        assert!(error.contains(&format!("must be {own} = 6")), "{error}");
+    }
 }

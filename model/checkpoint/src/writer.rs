@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::module::Param;
 use burn::tensor::{Gradients, Tensor};
 
-use super::family::{Family, ROUTER_BIAS};
+use super::families::{Family, ROUTER_BIAS};
 use super::layout::{Piece, Spelling, fill, transpose};
 use super::tensor_writer::{write_synced, write_weights};
 use super::{CONFIG_FILE, CheckpointConfig, CheckpointError, NamedTensor};

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use firebox_text::TokenizerError;
 use firebox_text::documents::TextError;
 
+use super::source::DownloadError;
+
 /// Why a run's data cannot be prepared or read.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -76,14 +78,12 @@ pub enum DataError {
         error: TextError,
     },
     /// A download failed.
-    #[error("source {source_name:?}: cannot download {url}: {message}")]
+    #[error("source {source_name:?}: {error}")]
     Download {
         /// The source's name.
         source_name: String,
-        /// From where.
-        url: String,
         /// What went wrong.
-        message: String,
+        error: Box<DownloadError>,
     },
     /// A file is not the expected one.
     #[error("source {source_name:?}: {location} has SHA-256 {found}, not {expected}")]
@@ -180,10 +180,7 @@ impl DataError {
                     (_, None) => Some(skip.to_owned()),
                 };
             }
-            Self::Download { .. } => {
-                "what has arrived is kept, and the next run goes on from there; without a network, \
-                 give the path of a local copy: --set data.source.0.url=PATH (sources count from 0)"
-            }
+            Self::Download { error, .. } => return Some(error.hint()),
             Self::Checksum { .. } => {
                 "this is another file or another version of it; if it is the wanted one, set its \
                  hash as sha256"

@@ -44,6 +44,7 @@ use crate::config::{RunConfig, Share};
 
 pub use error::DataError;
 pub use packing::TrainingStream;
+pub use source::DownloadError;
 
 /// Digits of the key that name a folder.
 const KEY_DIGITS: usize = 16;

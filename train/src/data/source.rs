@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use firebox_text::documents::{self, Document, JsonLines, TextError};
 
 use self::cargo::Distinct;
+pub use self::url::DownloadError;
 use super::error::DataError;
 use super::record::Footprint;
 use crate::config::{OnError, SourceConfig, SourceKind};

@@ -1,6 +1,6 @@
 //! A mixture that stays what it is.
 
-use firebox_checkpoint::family::FIREBOX;
+use firebox_checkpoint::families::FIREBOX;
 use firebox_model::config::{BalanceKind, DenseConfig, ExpertsConfig, ModelConfig, RouterConfig};
 
 use super::Origin;

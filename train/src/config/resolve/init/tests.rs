@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use firebox_checkpoint::family::Family;
+use firebox_checkpoint::families::Family;
 use firebox_checkpoint::{CONFIG_FILE, CheckpointConfig};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig};

@@ -1,0 +1,187 @@
+//! What families have in common: names of tensors, and fields of config.json.
+
+use super::field::{Field, neutral, off, only, read};
+use crate::layout::{Rule, Stored};
+
+/// Name of the embedding, `[vocabulary, d_model]`, in every family.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// Name of the output head, `[vocabulary, d_model]`, in every family.
+pub const HEAD: &str = "lm_head.weight";
+
+/// Fields that every config.json may have: the tokens that begin and end a text, and notes.
+pub(super) const NOTES: &[Field] = &[
+    read("bos_token_id"),
+    read("eos_token_id"),
+    neutral("architectures"),
+    neutral("auto_map"),
+    neutral("dtype"),
+    neutral("id2label"),
+    neutral("keys_to_ignore_at_inference"),
+    neutral("label2id"),
+    neutral("license"),
+    neutral("model_type"),
+    neutral("output_attentions"),
+    neutral("output_hidden_states"),
+    neutral("pad_token_id"),
+    // Into how many slices a product is cut.
+    neutral("pretraining_tp"),
+    neutral("return_dict"),
+    neutral("torch_dtype"),
+    neutral("transformers_version"),
+    neutral("use_cache"),
+];
+
+/// Fields of what Llama and all that came from it have in common.
+pub(super) const BACKBONE_FIELDS: &[Field] = &[
+    read("head_dim"),
+    read("hidden_size"),
+    read("initializer_range"),
+    read("intermediate_size"),
+    read("layer_types"),
+    read("max_position_embeddings"),
+    read("num_attention_heads"),
+    read("num_hidden_layers"),
+    read("num_key_value_heads"),
+    read("rms_norm_eps"),
+    read("rope_parameters"),
+    read("rope_scaling"),
+    read("rope_theta"),
+    read("sliding_window"),
+    read("tie_word_embeddings"),
+    read("vocab_size"),
+    only("hidden_act", "\"silu\"", "Firebox computes silu"),
+    off("attention_bias", "Firebox has no biases"),
+    off("attention_dropout", "Firebox has no dropout"),
+];
+
+/// Fields of a mixture. `transformers` takes either spelling of the number of experts in each of these families.
+pub(super) const MIXTURE_FIELDS: &[Field] = &[
+    read("num_experts"),
+    read("num_experts_per_tok"),
+    read("num_local_experts"),
+    read("router_aux_loss_coef"),
+    neutral("output_router_logits"),
+];
+
+/// Fields of Qwen's sliding window, which is off unless `use_sliding_window` says otherwise.
+pub(super) const WINDOW_FIELDS: &[Field] = &[
+    read("use_sliding_window"),
+    // Where the windows begin that there are none of.
+    neutral("max_window_layers"),
+];
+
+/// What a mixture in every layer makes of a step between mixtures. `transformers` keeps a field that a family does not
+/// have and computes with none; one that says what is computed anyway does no harm.
+pub(super) const EVERY_LAYER: Field = only(
+    "decoder_sparse_step",
+    "1",
+    "in this family every layer is a mixture, whatever the field says",
+);
+
+/// A parameter that files and memory spell alike.
+pub(super) const fn rule(path: &'static str, stored: Stored) -> Rule {
+    Rule {
+        path,
+        saved: stored,
+        fused: stored,
+    }
+}
+
+/// One half of the fused gate and up projections.
+pub(super) const fn gate_up(part: usize) -> Stored {
+    Stored::Fused {
+        name: "model.layers.{layer}.mlp.experts.gate_up_proj",
+        part,
+        parts: 2,
+    }
+}
+
+/// The fused down projections.
+pub(super) const FUSED_DOWN: Stored = Stored::Fused {
+    name: "model.layers.{layer}.mlp.experts.down_proj",
+    part: 0,
+    parts: 1,
+};
+
+/// What Llama and all that came from it have in common.
+pub(super) const BACKBONE: &[Rule] = &[
+    rule("embedding", Stored::AsIs(EMBEDDING)),
+    rule(
+        "blocks.{layer}.attention_norm.gamma",
+        Stored::AsIs("model.layers.{layer}.input_layernorm.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.query",
+        Stored::Transposed("model.layers.{layer}.self_attn.q_proj.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.key",
+        Stored::Transposed("model.layers.{layer}.self_attn.k_proj.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.value",
+        Stored::Transposed("model.layers.{layer}.self_attn.v_proj.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.output",
+        Stored::Transposed("model.layers.{layer}.self_attn.o_proj.weight"),
+    ),
+    rule(
+        "blocks.{layer}.feed_forward_norm.gamma",
+        Stored::AsIs("model.layers.{layer}.post_attention_layernorm.weight"),
+    ),
+    rule("norm.gamma", Stored::AsIs("model.norm.weight")),
+    rule("head", Stored::Transposed(HEAD)),
+];
+
+/// The norms of queries and keys, by head or over all heads.
+pub(super) const QK_NORM: &[Rule] = &[
+    rule(
+        "blocks.{layer}.attention.query_norm.gamma",
+        Stored::AsIs("model.layers.{layer}.self_attn.q_norm.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.key_norm.gamma",
+        Stored::AsIs("model.layers.{layer}.self_attn.k_norm.weight"),
+    ),
+];
+
+/// A dense feed-forward.
+pub(super) const DENSE: &[Rule] = &[
+    rule(
+        "blocks.{layer}.feed_forward.gate",
+        Stored::Transposed("model.layers.{layer}.mlp.gate_proj.weight"),
+    ),
+    rule(
+        "blocks.{layer}.feed_forward.up",
+        Stored::Transposed("model.layers.{layer}.mlp.up_proj.weight"),
+    ),
+    rule(
+        "blocks.{layer}.feed_forward.down",
+        Stored::Transposed("model.layers.{layer}.mlp.down_proj.weight"),
+    ),
+];
+
+/// A mixture, as most families name it.
+pub(super) const EXPERTS: &[Rule] = &[
+    rule(
+        "blocks.{layer}.feed_forward.router.weight",
+        Stored::Transposed("model.layers.{layer}.mlp.gate.weight"),
+    ),
+    Rule {
+        path: "blocks.{layer}.feed_forward.experts.gate",
+        saved: Stored::PerExpert("model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight"),
+        fused: gate_up(0),
+    },
+    Rule {
+        path: "blocks.{layer}.feed_forward.experts.up",
+        saved: Stored::PerExpert("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"),
+        fused: gate_up(1),
+    },
+    Rule {
+        path: "blocks.{layer}.feed_forward.experts.down",
+        saved: Stored::PerExpert("model.layers.{layer}.mlp.experts.{expert}.down_proj.weight"),
+        fused: FUSED_DOWN,
+    },
+];

@@ -1,0 +1,64 @@
+//! What a family makes of a field of config.json.
+
+/// A field of config.json in one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field {
+    /// Its key.
+    pub name: &'static str,
+    /// What the family makes of it.
+    pub usage: Usage,
+}
+
+/// How a family uses a field of config.json. A field that it does not list is not its own, and is refused unless its
+/// value comes to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Usage {
+    /// Its value is part of what is computed.
+    Read,
+    /// It says nothing of what is computed.
+    Neutral,
+    /// It may have one value alone, which says what is computed anyway.
+    Only {
+        /// The value, as JSON.
+        value: &'static str,
+        /// Why there is no other.
+        rule: &'static str,
+    },
+    /// It stands for something that Firebox does not compute, and must be off: null, false, zero or empty.
+    Off {
+        /// What Firebox does not compute.
+        rule: &'static str,
+    },
+}
+
+/// A field that is read.
+pub(super) const fn read(name: &'static str) -> Field {
+    Field {
+        name,
+        usage: Usage::Read,
+    }
+}
+
+/// A field that says nothing of what is computed.
+pub(super) const fn neutral(name: &'static str) -> Field {
+    Field {
+        name,
+        usage: Usage::Neutral,
+    }
+}
+
+/// A field that may have one value alone, given as JSON.
+pub(super) const fn only(name: &'static str, value: &'static str, rule: &'static str) -> Field {
+    Field {
+        name,
+        usage: Usage::Only { value, rule },
+    }
+}
+
+/// A field that must be off.
+pub(super) const fn off(name: &'static str, rule: &'static str) -> Field {
+    Field {
+        name,
+        usage: Usage::Off { rule },
+    }
+}

@@ -1,0 +1,19 @@
+//! Our own: what no Hugging Face family computes, such as a mixture with a selection bias.
+
+use super::common::NOTES;
+use super::field::{Field, read};
+use super::{Family, QWEN3_MOE};
+
+/// Name of the selection bias of one layer's router, `[experts]`; in [`FIREBOX`] checkpoints only.
+pub const ROUTER_BIAS: &str = "model.layers.{layer}.mlp.gate.e_score_correction_bias";
+
+/// Qwen3-MoE's names, and a config.json with the whole [`ModelConfig`](firebox_model::config::ModelConfig) under one key. The
+/// name of its own keeps `transformers` from loading it as something that it is not.
+pub const FIREBOX: Family = Family {
+    architecture: "FireboxForCausalLM",
+    model_type: "firebox",
+    fields: &[NOTES, FIELDS],
+    ..QWEN3_MOE
+};
+
+const FIELDS: &[Field] = &[read("model")];

@@ -1,0 +1,25 @@
+//! Llama (arXiv 2302.13971): dense.
+
+use super::common::{BACKBONE, BACKBONE_FIELDS, DENSE, NOTES};
+use super::field::{Field, off};
+use super::{Family, Normalize};
+use firebox_model::config::{FeedForwardKind, QkNorm};
+
+/// Llama.
+pub const LLAMA: Family = Family {
+    architecture: "LlamaForCausalLM",
+    model_type: "llama",
+    qk_norm: QkNorm::None,
+    feed_forward: FeedForwardKind::Dense,
+    normalize: Normalize::Always,
+    dense_layers: false,
+    experts: &[],
+    d_ff: "intermediate_size",
+    head_dim: None,
+    rope_theta: 10_000.0,
+    kv_heads: None,
+    fields: &[NOTES, BACKBONE_FIELDS, FIELDS],
+    rules: &[BACKBONE, DENSE],
+};
+
+const FIELDS: &[Field] = &[off("mlp_bias", "Firebox has no biases")];

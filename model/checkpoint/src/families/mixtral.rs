@@ -1,0 +1,65 @@
+//! Mixtral (arXiv 2401.04088): experts in every layer, the weights of the chosen ones renormalised.
+
+use super::common::{
+    BACKBONE, BACKBONE_FIELDS, EVERY_LAYER, FUSED_DOWN, MIXTURE_FIELDS, NOTES, gate_up,
+};
+use super::field::{Field, off, only};
+use super::{Family, Normalize};
+use crate::layout::{Rule, Stored};
+use firebox_model::config::{FeedForwardKind, QkNorm};
+
+/// Mixtral.
+pub const MIXTRAL: Family = Family {
+    architecture: "MixtralForCausalLM",
+    model_type: "mixtral",
+    qk_norm: QkNorm::None,
+    feed_forward: FeedForwardKind::Moe,
+    normalize: Normalize::Always,
+    dense_layers: false,
+    experts: &["num_local_experts"],
+    d_ff: "intermediate_size",
+    head_dim: None,
+    rope_theta: 1e6,
+    kv_heads: Some(8),
+    fields: &[NOTES, BACKBONE_FIELDS, MIXTURE_FIELDS, FIELDS],
+    rules: &[BACKBONE, MIXTRAL_EXPERTS],
+};
+
+const FIELDS: &[Field] = &[
+    EVERY_LAYER,
+    only(
+        "norm_topk_prob",
+        "true",
+        "transformers normalises in this family whatever the field says",
+    ),
+    off("router_jitter_noise", "Firebox adds no noise"),
+];
+
+const MIXTRAL_EXPERTS: &[Rule] = &[
+    Rule {
+        path: "blocks.{layer}.feed_forward.router.weight",
+        saved: Stored::Transposed("model.layers.{layer}.block_sparse_moe.gate.weight"),
+        fused: Stored::Transposed("model.layers.{layer}.mlp.gate.weight"),
+    },
+    Rule {
+        path: "blocks.{layer}.feed_forward.experts.gate",
+        saved: Stored::PerExpert(
+            "model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight",
+        ),
+        fused: gate_up(0),
+    },
+    Rule {
+        path: "blocks.{layer}.feed_forward.experts.up",
+        saved: Stored::PerExpert(
+            "model.layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight",
+        ),
+        fused: gate_up(1),
+    },
+    Rule {
+        path: "blocks.{layer}.feed_forward.experts.down",
+        saved: Stored::PerExpert(
+            "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight",
+        ),
+        fused: FUSED_DOWN,
+    },
+];

@@ -1,0 +1,107 @@
+//! The families of checkpoints, as data: one file per family says what it computes, the names of its tensors, and how
+//! it uses each field of config.json.
+
+mod common;
+mod field;
+mod firebox;
+mod llama;
+mod mixtral;
+mod olmoe;
+mod qwen3;
+mod qwen3_moe;
+
+pub use common::{EMBEDDING, HEAD};
+pub use field::{Field, Usage};
+pub use firebox::{FIREBOX, ROUTER_BIAS};
+pub use llama::LLAMA;
+pub use mixtral::MIXTRAL;
+pub use olmoe::OLMOE;
+pub use qwen3::QWEN3;
+pub use qwen3_moe::QWEN3_MOE;
+
+use super::layout::{Rule, pattern};
+use firebox_model::config::{FeedForwardKind, ModelConfig, QkNorm};
+
+/// A family of checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Family {
+    /// `architectures` in config.json.
+    pub architecture: &'static str,
+    /// `model_type` in config.json.
+    pub model_type: &'static str,
+    /// Norm of queries and keys.
+    pub qk_norm: QkNorm,
+    /// What follows attention.
+    pub feed_forward: FeedForwardKind,
+    /// Whether the chosen experts' weights are divided by their sum.
+    pub normalize: Normalize,
+    /// Whether single layers of a mixture may be dense (`mlp_only_layers`, `decoder_sparse_step`).
+    pub dense_layers: bool,
+    /// The fields that the number of experts is written to: one, or both of its spellings. Either is read.
+    pub experts: &'static [&'static str],
+    /// The field with the width of an expert, or of the dense feed-forward of a dense family.
+    pub d_ff: &'static str,
+    /// `head_dim` where config.json names none; `None` stands for `hidden_size / num_attention_heads`.
+    pub head_dim: Option<usize>,
+    /// The base of the rotary frequencies where config.json names none.
+    pub rope_theta: f64,
+    /// Key/value heads where config.json names none; `None` stands for as many as query heads.
+    pub kv_heads: Option<usize>,
+    /// Every field of config.json that the family has, in groups that families share.
+    fields: &'static [&'static [Field]],
+    /// Where each parameter lies, in groups that families share.
+    rules: &'static [&'static [Rule]],
+}
+
+/// Whether the chosen experts' weights are divided by their sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Normalize {
+    /// They are.
+    Always,
+    /// As `norm_topk_prob` says, and not where it is absent.
+    AsConfigured,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Self; 6] = [LLAMA, QWEN3, MIXTRAL, OLMOE, QWEN3_MOE, FIREBOX];
+
+    /// The family that computes what this model computes; `biased` when a router has a selection bias.
+    pub fn of(config: &ModelConfig, biased: bool) -> Self {
+        let even = config.heads * config.head_dim == config.d_model;
+        let computes = |family: &Self| {
+            let dense = family.feed_forward == FeedForwardKind::Dense;
+            family.qk_norm == config.qk_norm
+                && family.feed_forward == config.feed_forward
+                && (dense || family.normalize == Normalize::AsConfigured || config.router.normalize)
+                && (family.dense_layers || config.dense.is_none())
+                // Its norm is as wide as the residual stream.
+                && (family.qk_norm != QkNorm::Projection || even)
+        };
+        let mixture = config.feed_forward == FeedForwardKind::Moe;
+        let biased = mixture && (biased || config.router.bias_update_rate > 0.0);
+        let known = Self::ALL.into_iter().find(computes);
+        known.filter(|_| !biased).unwrap_or(FIREBOX)
+    }
+
+    /// The fields of config.json that the family has.
+    pub fn fields(&self) -> impl Iterator<Item = &'static Field> + use<> {
+        self.fields.iter().copied().flatten()
+    }
+
+    /// How the family uses a field of config.json; `None` when it has no such field.
+    pub fn usage(&self, field: &str) -> Option<Usage> {
+        let mut fields = self.fields();
+        Some(fields.find(|known| known.name == field)?.usage)
+    }
+
+    /// The rule for a parameter's path, and its layer where it has one; `None` when the family has no such
+    /// parameter.
+    pub fn rule(&self, path: &str) -> Option<(Rule, Option<usize>)> {
+        let (layer, pattern) = pattern(path);
+        let mut rules = self.rules.iter().copied().flatten();
+        rules
+            .find(|rule| rule.path == pattern)
+            .map(|rule| (*rule, layer))
+    }
+}
