@@ -101,7 +101,8 @@ impl MetricsLog {
             line.clear();
             let length = reader.read_until(b'\n', &mut line)?;
             let complete = line.ends_with(b"\n")
-                && serde_json::from_slice::<LineStep>(&line).is_ok_and(|record| record.step <= step);
+                && serde_json::from_slice::<LineStep>(&line)
+                    .is_ok_and(|record| record.step <= step);
             if !complete {
                 break;
             }

@@ -23,7 +23,11 @@ impl fmt::Display for Bench {
             let line = format!("{name:<22}{:>14}{second:>16}", value(&self.model));
             writeln!(formatter, "{}", line.trim_end())
         };
-        let heading = if baseline.is_some() { "dense baseline" } else { "" };
+        let heading = if baseline.is_some() {
+            "dense baseline"
+        } else {
+            ""
+        };
         let line = format!("{:<22}{:>14}{heading:>16}", "", "model");
         writeln!(formatter, "{}", line.trim_end())?;
         row(formatter, "parameters", |speed| {

@@ -98,7 +98,13 @@ impl fmt::Display for Variation {
         writeln!(
             formatter,
             "{:>width$}  {:>10} {:>10} {:>15} {:>11} {:>10} {:>9}",
-            self.key, "parameters", "active", "tokens per step", "FLOP/token", "µs/token", "of peak"
+            self.key,
+            "parameters",
+            "active",
+            "tokens per step",
+            "FLOP/token",
+            "µs/token",
+            "of peak"
         )?;
         for row in &self.rows {
             writeln!(
