@@ -27,7 +27,7 @@ use crate::start::{starting_model, with_own_tokenizer};
 use crate::state::{self, Best, Progress};
 use crate::step::TrainingState;
 
-/// Options of a run that its configuration file does not contain.
+/// What the command line adds to a run's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunOptions {
     /// The run folder.
