@@ -213,7 +213,7 @@ fn a_run_that_is_there_is_neither_overwritten_nor_mixed_up() {
         &test,
         &[],
         2,
-        &["already holds a run, at step 12", "--resume", "--out"],
+        &["already contains a run, at step 12", "--resume", "--out"],
     );
     let changed = ["--resume", "--set", "optimizer.learning_rate=0.5"];
     rejects(

@@ -82,7 +82,7 @@ fn a_buffer_that_does_not_fit_is_a_sentence_and_the_checkpoint_stays() {
     for word in [
         "error: step 2: wgpu ran out of memory: ",
         "hint: lower train.micro_batch",
-        "--resume goes on after step 1",
+        "--resume continues after step 1",
     ] {
         assert!(text.contains(word), "no {word:?} in {text}");
     }

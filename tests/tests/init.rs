@@ -93,7 +93,7 @@ fn an_upcycled_model_begins_as_the_dense_one_and_its_experts_part() {
     assert!(said.contains("starting from "), "{said}");
     assert!(said.contains("llama, "), "{said}");
     assert!(
-        said.contains("upcycled into 4 experts, 2 a token"),
+        said.contains("upcycled to 4 experts, 2 per token"),
         "{said}"
     );
 
@@ -237,7 +237,7 @@ fn what_cannot_start_from_a_checkpoint_says_why() {
         ),
         (
             upcycled("model.router.normalize=false"),
-            vec!["normalize = false", "add up to 1", "hint: "],
+            vec!["normalize = false", "weights sum to 1", "hint: "],
         ),
         (
             upcycled("tokenizer={ kind = \"bpe\", vocabulary = 301 }"),

@@ -34,7 +34,7 @@ fn losses(device: &Value) -> Vec<f64> {
 }
 
 #[test]
-fn every_backend_of_the_build_takes_the_steps_of_a_run() {
+fn every_backend_of_the_build_trains_the_steps_of_a_run() {
     let test = TestRun::new();
     let page = test.argument("page.html");
     let output = compare(&test, &["--json", "--html", &page]);
@@ -50,20 +50,20 @@ fn every_backend_of_the_build_takes_the_steps_of_a_run() {
         .filter_map(|device| device["device"].as_str())
         .collect();
     assert_eq!(found, names);
-    for device in devices.iter().chain([&report["control"]]) {
+    for device in devices.iter().chain([&report["perturbed"]]) {
         assert_eq!(losses(device).len(), 5, "{device}");
         assert!(device["tokens_per_second"].as_f64() > Some(0.0), "{device}");
     }
 
-    // The control starts from other bits, and no more than that.
-    let [first, control] = [&devices[0], &report["control"]].map(losses);
-    assert_ne!(first, control);
+    // The perturbed run starts from weights that differ by a relative 1e-6 only.
+    let [first, perturbed] = [&devices[0], &report["perturbed"]].map(losses);
+    assert_ne!(first, perturbed);
     assert!(
-        (first[0] - control[0]).abs() < 1e-5 * first[0],
-        "{first:?} and {control:?}"
+        (first[0] - perturbed[0]).abs() < 1e-5 * first[0],
+        "{first:?} and {perturbed:?}"
     );
 
-    // To the last bit what `run` does, validations and checkpoints between the steps or not.
+    // The losses equal those of `run` bit for bit, which also validates and writes checkpoints between the steps.
     let (config, out) = (test.argument("run.toml"), test.argument("run"));
     let run = binaries::train(&["run", &config, "--out", &out, "--device", names[0]]).output();
     assert!(run.expect("the binary starts").status.success());
@@ -86,7 +86,7 @@ fn every_backend_of_the_build_takes_the_steps_of_a_run() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_a_row() {
+fn an_unavailable_device_is_reported_in_its_row() {
     let test = TestRun::new();
     let output = compare(&test, &["--devices", "flex,wgpu:99,ndarray"]);
     let (text, table) = (
@@ -103,13 +103,13 @@ fn a_device_that_is_not_there_is_a_row() {
 }
 
 #[test]
-fn what_makes_no_comparison_is_refused() {
+fn invalid_options_are_refused() {
     let test = TestRun::new();
     for (more, word) in [
-        (["--devices", "flex"], "flex alone"),
+        (["--devices", "flex"], "lists only flex"),
         (["--devices", "flex,flex"], "flex twice"),
         (["--devices", "flex,abacus"], "device = abacus: unknown"),
-        (["--steps", "13"], "more than the 12 of train.steps"),
+        (["--steps", "13"], "exceeds train.steps = 12"),
         (["--tolerance", "0"], "above 0"),
     ] {
         let mut arguments = vec!["compare"];
@@ -121,6 +121,6 @@ fn what_makes_no_comparison_is_refused() {
             .expect("the binary starts");
         let text = said(&output);
         assert_eq!(output.status.code(), Some(2), "{text}");
-        assert!(text.contains(word), "no {word:?} in {text}");
+        assert!(text.contains(word), "{word:?} is missing from {text}");
     }
 }

@@ -1,12 +1,13 @@
-"""The peer of `cargo train bench configs/reference.toml` and `cargo infer bench`: Hugging Face's Mixtral on PyTorch.
+"""Hugging Face's Mixtral on PyTorch: the counterpart of `cargo train bench configs/reference.toml` and `cargo infer bench`.
 
-Needs torch, transformers and safetensors (measured with 2.15, 5.23 and 0.8). Run it on the same machine in the same minutes:
+Needs torch, transformers and safetensors (measured with 2.15, 5.23 and 0.8). Run it on the same machine,
+alternating with Firebox:
 
     python train/benches/pytorch.py train [--large] [--dense] [--compile] [--experts eager|grouped_mm]
-    python train/benches/pytorch.py save FOLDER [--large]          # random weights, for the two below
+    python train/benches/pytorch.py save FOLDER [--large]          # random weights, for both generation benchmarks
     python train/benches/pytorch.py generate FOLDER [--prompt 128] [--new 64] [--experts eager|grouped_mm]
 
-Prints one JSON object a command.
+Each measurement prints one JSON object.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 
 def config(large, dense=False):
-    """The reference model, or the one about ten times as large; dense: its twin of equal active FLOPs."""
+    """The reference model, or one about 15 times as large; dense: its dense baseline of equal FLOPs per token."""
     width, layers, experts, d_ff = (512, 8, 16, 1024) if large else (256, 4, 8, 512)
     count, per_token, inner = (1, 1, 2 * d_ff) if dense else (experts, 2, d_ff)
     return MixtralConfig(
@@ -64,7 +65,7 @@ def generate(arguments):
     model = AutoModelForCausalLM.from_pretrained(
         arguments.folder, dtype=torch.float32, attn_implementation="sdpa", experts_implementation=arguments.experts
     ).eval()
-    prompt = [[place * 7919 % model.config.vocab_size for place in range(arguments.prompt)]]
+    prompt = [[index * 7919 % model.config.vocab_size for index in range(arguments.prompt)]]
     first, rest = float("inf"), float("inf")
     with torch.inference_mode():
         for _ in range(5):

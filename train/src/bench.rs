@@ -1,5 +1,5 @@
-//! `cargo train bench`: how fast a run's model trains on this machine, beside its dense twin of equal active
-//! FLOPs and beside the machine's own matrix product.
+//! `cargo train bench`: the training speed of a run's model on this machine, compared with its dense baseline of
+//! equal FLOPs per token (iso-FLOP) and with the device's matmul peak.
 
 mod text;
 mod vary;
@@ -25,64 +25,63 @@ use crate::gradient::forward_backward;
 use crate::optimizer::{AdamW, clip_scale};
 pub use vary::{Row, Variation, vary};
 
-/// How to measure.
+/// Options of a benchmark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BenchOptions {
-    /// What computes.
+    /// The device's name.
     pub device: String,
-    /// Steps that are measured, after three that are not.
+    /// Number of measured steps, after three warm-up steps.
     pub steps: usize,
-    /// Whether the dense twin is measured too.
-    pub twin: bool,
+    /// Whether to measure the dense baseline too.
+    pub baseline: bool,
 }
 
-/// What was measured: as text through its `Display`, as JSON through serde.
+/// The result of a benchmark: text through `Display`, JSON through serde.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Bench {
-    /// What computed.
+    /// The device's name.
     pub device: String,
-    /// Threads of the CPU backends.
+    /// Number of threads for CPU backends.
     pub threads: usize,
-    /// The best of several large f32 products on this device, in FLOP/s.
-    pub matrix_peak: f64,
-    /// The model of the configuration.
+    /// The fastest of several large f32 matrix products on this device, in FLOP/s.
+    pub matmul_peak: f64,
+    /// The configured model.
     pub model: Speed,
-    /// Its dense twin of equal active FLOPs.
+    /// The dense baseline of equal FLOPs per token.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub dense_twin: Option<Speed>,
-    /// Step time of the mixture over that of its twin: what it costs to be a mixture.
+    pub dense_baseline: Option<Speed>,
+    /// Step time of the MoE model over that of the dense baseline.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tax: Option<f64>,
+    pub moe_overhead: Option<f64>,
 }
 
-/// How fast one model trains.
+/// The training speed of one model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Speed {
-    /// Parameters.
+    /// Number of parameters.
     pub parameters: u128,
-    /// Parameters that one token meets.
+    /// Number of active parameters per token.
     pub active: u128,
-    /// Tokens of a step.
+    /// Tokens per step.
     pub tokens_per_step: usize,
-    /// Median time of a step: forward and backward pass, clipping and optimizer.
+    /// Median duration of a step: forward and backward pass, clipping and optimizer.
     pub step_seconds: f64,
-    /// Tokens a second.
+    /// Tokens per second.
     pub tokens_per_second: f64,
-    /// Floating-point operations a second: three times those of the forward pass, attention scores of the
-    /// causal half included.
+    /// FLOP/s: three times the FLOPs of the forward pass, including the causal half of the attention scores.
     pub flops_per_second: f64,
-    /// The same over the matrix peak.
-    pub share_of_peak: f64,
-    /// Largest resident memory of the process up to the end of this measurement, in bytes; where the
-    /// operating system tells.
+    /// `flops_per_second` over the matmul peak (MFU, relative to the measured peak).
+    pub fraction_of_matmul_peak: f64,
+    /// Peak resident memory of the process up to the end of this measurement, in bytes; `None` if the
+    /// operating system does not report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory: Option<u64>,
 }
 
-/// Steps that are not measured: caches, allocator and clock find their state.
+/// Number of steps before the measurement, in which caches, allocator and clock frequency settle.
 const WARM_UP: usize = 3;
 
-/// Trains on random tokens and measures.
+/// Trains on random tokens and measures speed and memory.
 ///
 /// # Errors
 ///
@@ -90,28 +89,28 @@ const WARM_UP: usize = 3;
 pub fn bench(config: &RunConfig, options: &BenchOptions) -> Result<Bench, TrainError> {
     let selected = device::select(&options.device)?;
     let model = measure(config, &config.model, options.steps, &selected);
-    let is_mixture = config.model.feed_forward == FeedForwardKind::Moe;
-    let dense_twin = (options.twin && is_mixture).then(|| {
-        let twin = config.model.dense_twin();
-        measure(config, &twin, options.steps, &selected)
+    let is_moe = config.model.feed_forward == FeedForwardKind::Moe;
+    let dense_baseline = (options.baseline && is_moe).then(|| {
+        let baseline = config.model.dense_twin();
+        measure(config, &baseline, options.steps, &selected)
     });
-    // Last, so that its matrices are in nobody's memory.
-    let matrix_peak = matrix_peak(&selected);
-    let model = model.beside(matrix_peak);
-    let dense_twin = dense_twin.map(|twin| twin.beside(matrix_peak));
+    // Measured last, so that its matrices do not count in the models' peak memory.
+    let matmul_peak = matrix_peak(&selected);
+    let model = model.speed(matmul_peak);
+    let dense_baseline = dense_baseline.map(|baseline| baseline.speed(matmul_peak));
     Ok(Bench {
         device: options.device.clone(),
         threads: device::threads(),
-        matrix_peak,
-        tax: dense_twin
+        matmul_peak,
+        moe_overhead: dense_baseline
             .as_ref()
-            .map(|twin| model.step_seconds / twin.step_seconds),
+            .map(|baseline| model.step_seconds / baseline.step_seconds),
         model,
-        dense_twin,
+        dense_baseline,
     })
 }
 
-/// How long the steps of a model took.
+/// The measured steps of one model.
 struct Measured {
     accounting: Accounting,
     tokens: usize,
@@ -150,8 +149,8 @@ fn measure(config: &RunConfig, model: &ModelConfig, steps: usize, device: &Devic
 }
 
 impl Measured {
-    /// What that is beside the machine's best product, in FLOP/s.
-    fn beside(self, matrix_peak: f64) -> Speed {
+    /// The speed of the model; `matmul_peak` is in FLOP/s.
+    fn speed(self, matmul_peak: f64) -> Speed {
         let operations = &self.accounting.operations;
         let per_token = operations.training + 3.0 * operations.attention_scores;
         let tokens_per_second = self.tokens as f64 / self.step_seconds;
@@ -162,7 +161,7 @@ impl Measured {
             step_seconds: self.step_seconds,
             tokens_per_second,
             flops_per_second: per_token * tokens_per_second,
-            share_of_peak: per_token * tokens_per_second / matrix_peak,
+            fraction_of_matmul_peak: per_token * tokens_per_second / matmul_peak,
             peak_memory: self.peak_memory,
         }
     }
@@ -192,7 +191,7 @@ mod tests {
     use crate::config::load;
 
     #[test]
-    fn the_reference_model_is_that_of_the_readme() {
+    fn the_reference_model_matches_the_readme() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/reference.toml");
         let config = load(path.as_ref(), &[]).unwrap();
         let accounting = Accounting::of(&config.model);
@@ -220,19 +219,19 @@ mod tests {
         let options = BenchOptions {
             device: device::default_name().to_owned(),
             steps: 2,
-            twin: true,
+            baseline: true,
         };
         let bench = bench(&config, &options).unwrap();
         assert_eq!(bench.model.tokens_per_step, 16);
-        let twin = bench.dense_twin.as_ref().unwrap();
+        let baseline = bench.dense_baseline.as_ref().unwrap();
         assert_eq!(
-            bench.tax,
-            Some(bench.model.step_seconds / twin.step_seconds)
+            bench.moe_overhead,
+            Some(bench.model.step_seconds / baseline.step_seconds)
         );
-        assert!(bench.matrix_peak > bench.model.flops_per_second);
+        assert!(bench.matmul_peak > bench.model.flops_per_second);
         let text = bench.to_string();
         assert!(
-            text.contains("tokens/s") && text.contains("mixture's tax"),
+            text.contains("tokens/s") && text.contains("MoE overhead"),
             "{text}"
         );
     }

@@ -1,4 +1,4 @@
-//! `cargo train check`: what a run is, and what it costs, before anything is allocated.
+//! `cargo train check`: size, memory, FLOPs and cost of a run, without allocating it.
 
 mod text;
 
@@ -11,49 +11,49 @@ use crate::config::{PlanConfig, RunConfig};
 const SECONDS_PER_DAY: f64 = 86_400.0;
 const HOURS_PER_DAY: f64 = 24.0;
 
-/// What `check` prints: as text through its `Display`, as JSON through serde.
+/// The report of `check`: text through `Display`, JSON through serde.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     /// The resolved configuration.
     pub config: RunConfig,
-    /// Parameters, operations a token, and bytes.
+    /// Parameters, FLOPs per token, and bytes.
     pub model: Accounting,
-    /// Tokens and operations of the whole run.
-    pub training: Training,
+    /// Tokens and FLOPs of the whole run.
+    pub training: TrainingTotals,
     /// Time and money on the accelerators of `[plan]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<Cost>,
 }
 
-/// Tokens and operations of a whole run.
+/// Tokens and FLOPs of a whole run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Training {
-    /// Tokens of all steps, in whole sequences.
+pub struct TrainingTotals {
+    /// Tokens of all steps. Every batch consists of whole sequences.
     pub tokens: u128,
-    /// Tokens of the first and of the last step.
+    /// Tokens of the first step and of the last.
     pub tokens_per_step: [u128; 2],
-    /// Tokens that each expert gets in the first and in the last step under an even load: batch · k / E.
-    /// None in a dense model.
+    /// Tokens per expert in the first step and in the last, under balanced routing: batch · top_k / experts.
+    /// `None` for a dense model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_expert_per_step: Option<[f64; 2]>,
-    /// Floating-point operations of all steps, three times the forward pass; attention scores are not in it.
+    /// FLOPs of all steps: three times the forward pass, without attention scores.
     pub operations: f64,
 }
 
-/// Time and money, each at the highest and at the lowest utilization.
+/// Time and price, each at the highest and at the lowest utilization.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Cost {
-    /// Days.
+    /// Duration in days.
     pub days: [f64; 2],
-    /// Dollars.
+    /// Price in dollars.
     pub dollars: [f64; 2],
 }
 
 impl Report {
-    /// Accounts for a run.
+    /// Computes the report of a run.
     pub fn of(config: &RunConfig) -> Self {
         let model = Accounting::of(&config.model);
-        let training = Training::of(config, &model);
+        let training = TrainingTotals::of(config, &model);
         let plan = config
             .plan
             .as_ref()
@@ -67,7 +67,7 @@ impl Report {
     }
 }
 
-impl Training {
+impl TrainingTotals {
     fn of(config: &RunConfig, model: &Accounting) -> Self {
         let (context, steps) = (config.model.context, config.train.steps);
         let ramp = config.schedule.batch_tokens;
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_described_run_takes_the_described_time_and_money() {
+    fn the_described_run_takes_the_described_time_and_price() {
         let report = report("gpt4.toml", &[]);
         assert_eq!(format!("{:.2e}", report.training.tokens as f64), "1.30e13");
         assert_eq!(format!("{:.1e}", report.training.operations), "2.2e25");
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dense_twin_has_no_experts_to_feed() {
+    fn a_dense_model_has_no_tokens_per_expert() {
         let report = report("quickstart.toml", &["model.feed_forward=dense"]);
         assert_eq!(report.training.tokens_per_expert_per_step, None);
         assert_eq!(report.model.parameters.router, 0);
@@ -156,14 +156,14 @@ mod tests {
     }
 
     #[test]
-    fn dense_layers_have_a_row_and_the_rows_add_up() {
+    fn dense_layers_have_a_row_and_the_rows_sum_to_the_total() {
         let text = report(
             "quickstart.toml",
             &["model.dense.layers=[0, 3]", "model.qk_norm=head"],
         )
         .to_string();
-        for part in ["layers 0, 3 dense, of d_ff 1,024", "normed by head"] {
-            assert!(text.contains(part), "{part} is missing in\n{text}");
+        for part in ["layers 0, 3 dense with d_ff 1,024", "per-head QK norm"] {
+            assert!(text.contains(part), "{part} is missing from\n{text}");
         }
         let table = text.split("\nparameters\n").nth(1).unwrap();
         let (parts, rest) = table.split_once("  total ").unwrap();
@@ -191,7 +191,7 @@ mod tests {
             "3.67 TFLOP",
             "25,000 × A100",
         ] {
-            assert!(text.contains(part), "{part} is missing in\n{text}");
+            assert!(text.contains(part), "{part} is missing from\n{text}");
         }
     }
 }

@@ -23,77 +23,81 @@ use crate::error::TrainError;
 use crate::run_folder;
 use crate::trainer::{self, Outcome, Resume, RunOptions};
 
-/// Trains mixture-of-experts language models: a configuration file and text in, a checkpoint out.
+/// Train mixture-of-experts (MoE) language models: reads a configuration file and text, writes checkpoints.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo train",
     bin_name = "cargo train",
     version,
     after_help = "Examples:\n  \
-        cargo train check configs/quickstart.toml           what the run is, and what it costs\n  \
-        cargo train run configs/quickstart.toml             train, then sample\n  \
+        cargo train check configs/quickstart.toml           show a run's size, memory and cost\n  \
+        cargo train run configs/quickstart.toml             train, then generate a sample\n  \
         cargo train run configs/quickstart.toml --resume    go on where it stopped\n  \
         cargo train run configs/quickstart.toml --resume=auto    start or go on, as often as it is restarted\n  \
         cargo train check configs/gpt4.toml                 plan a 1.8-trillion-parameter run\n  \
-        cargo train compare configs/quickstart.toml         the same steps on every backend of this build\n\n\
-        Every key of a configuration is explained in configs/quickstart.toml."
+        cargo train compare configs/quickstart.toml         check that all backends train alike\n\n\
+        configs/quickstart.toml explains every configuration key."
 )]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Threads of the CPU backends [default: one for each physical core].
+    /// Number of threads for CPU backends [default: one per physical core].
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Train a model, writing checkpoints and metrics to a run folder.
+    /// Train a model and write checkpoints and metrics to a run folder.
     #[command(after_help = "Examples:\n  \
         cargo train run configs/quickstart.toml\n  \
         cargo train run configs/quickstart.toml --set train.steps=500 --out runs/longer\n  \
         cargo train run configs/quickstart.toml --set model.feed_forward=dense --out runs/dense\n  \
-        cargo train run configs/upcycle.toml               makes a mixture of the dense model in runs/dense\n  \
+        cargo train run configs/upcycle.toml               upcycles the dense model in runs/dense to MoE\n  \
         cargo train run configs/quickstart.toml --device wgpu\n\n\
-        Ctrl-C finishes the step, writes a checkpoint, and says how to go on.")]
+        Ctrl-C finishes the current step, writes a checkpoint and exits; --resume continues from it.")]
     Run(RunArgs),
-    /// Make the tokenizer and the token shards of a run, and nothing more.
+    /// Prepare a run's tokenizer and token shards without training.
     #[command(after_help = "Example:\n  cargo train prepare configs/quickstart.toml")]
     Prepare(ConfigArgs),
-    /// Show the resolved configuration, its parameters, operations, memory and tokens; touches no device.
+    /// Show a run's resolved configuration, parameters, FLOPs, memory and tokens, without using a device.
     #[command(after_help = "Examples:\n  \
         cargo train check configs/gpt4.toml\n  \
         cargo train check configs/quickstart.toml --set model.experts.count=16\n  \
         cargo train check configs/gpt4.toml --json")]
     Check(CheckArgs),
-    /// Measure how fast a run's model trains on this machine, on random tokens: tokens/s, FLOP/s, the share of the
-    /// machine's matrix product, memory, and the same of the dense twin of equal active FLOPs.
+    /// Measure training speed on random tokens.
+    ///
+    /// Reports tokens per second, FLOP/s, the fraction of this device's matmul peak, and memory, for the run's model
+    /// and for a dense baseline with the same FLOPs per token (iso-FLOP). The MoE overhead is the ratio of their step
+    /// times.
     #[command(after_help = "Examples:\n  \
         cargo train bench configs/reference.toml\n  \
         cargo train bench configs/quickstart.toml --device wgpu --steps 3 --json\n  \
-        cargo train bench configs/reference.toml --vary model.experts.count=4,8,16,32    what a token costs")]
+        cargo train bench configs/reference.toml --vary model.experts.count=4,8,16,32    time per token by expert count")]
     Bench(BenchArgs),
-    /// Take the same steps on several devices, and show where they part: loss, gradient and router load by step,
-    /// speed, memory.
+    /// Train the same steps on several devices and check that they agree.
+    ///
+    /// Compares loss, gradient norm and expert load per step, and reports speed and memory.
     #[command(after_help = "Examples:\n  \
         cargo train compare configs/quickstart.toml --devices flex,ndarray --steps 20\n  \
         cargo train compare configs/quickstart.toml --devices flex,wgpu --html compare.html\n  \
         cargo train compare configs/quickstart.toml --set train.micro_batch=2 --json\n\n\
-        Weights and data are the same on every device, so that nothing but rounding may differ. The exit code is 1\n\
-        when a device fails, or parts from the first by more than rounding explains.")]
+        Initial weights and data are identical on every device, so results may differ by rounding only. The exit\n\
+        code is 1 if a device fails, or if it diverges from the first by more than rounding explains.")]
     Compare(CompareArgs),
-    /// One device of a comparison: a line of JSON for each step.
+    /// Train on one device of a comparison and print one line of JSON per step.
     #[command(name = COMPARE_DEVICE, hide = true)]
     CompareDevice(CompareDeviceArgs),
 }
 
-/// Which configuration.
+/// The configuration file and the values that override it.
 #[derive(Debug, Args)]
 struct ConfigArgs {
-    /// The run's TOML file.
+    /// Configuration file of the run (TOML).
     config: PathBuf,
-    /// Set one value over the file's: a dotted path and a TOML value, with list items by number, such as
-    /// train.steps=200 or data.source.0.epochs=2. May be given several times.
+    /// Override one value of the configuration, such as train.steps=200 or data.source.0.epochs=2. KEY is a dotted
+    /// path with list items by index, VALUE is TOML. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
@@ -103,7 +107,7 @@ impl ConfigArgs {
         load(&self.config, &self.set)
     }
 
-    /// With one more value over the file's.
+    /// Loads the configuration with one more override.
     fn load_with(&self, set: String) -> Result<RunConfig, ConfigError> {
         let sets: Vec<String> = self.set.iter().cloned().chain([set]).collect();
         load(&self.config, &sets)
@@ -114,10 +118,10 @@ impl ConfigArgs {
 struct RunArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Where the run is written [default: runs/ and the name of the configuration file].
+    /// Run folder to write [default: runs/ plus the configuration file's name].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// What computes, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
+    /// Device to run on, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
     #[arg(long, default_value = device::default_name())]
     device: String,
     /// Go on from the newest checkpoint of the run folder.
@@ -169,16 +173,16 @@ struct CheckArgs {
 struct BenchArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// What computes, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
+    /// Device to run on, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
     #[arg(long, default_value = device::default_name())]
     device: String,
-    /// Steps that are measured, after three that are not.
+    /// Number of steps to measure, after three warm-up steps.
     #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
-    /// Leave the dense twin out.
+    /// Do not measure the dense baseline.
     #[arg(long)]
-    no_twin: bool,
-    /// Measure once for each of several values of a key, without the twin.
+    no_baseline: bool,
+    /// Measure once per value of a configuration key, without the dense baseline.
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = variants)]
     vary: Option<Variants>,
     /// Print one JSON object instead of a table.
@@ -190,18 +194,19 @@ struct BenchArgs {
 struct CompareArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// What computes, such as flex,ndarray,wgpu; the others are compared with the first [default: every backend of
-    /// this build].
+    /// Devices to compare, such as flex,ndarray,wgpu; the first is the reference [default: every backend of this
+    /// build].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     devices: Vec<String>,
-    /// Steps to take; the learning rate follows the whole run.
+    /// Number of steps to train; the learning rate follows the schedule of the whole run.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
-    /// What a loss may be off, over the loss itself, and a tenth of what the gradient's norm may. Where rounding alone
-    /// does more, as the first device shows with its weights changed by 1e-6 of themselves, a hundred times that.
-    #[arg(long, value_name = "SHARE", default_value_t = TOLERANCE, value_parser = share)]
+    /// Allowed relative error of the loss; the gradient norm may have ten times as much. If rounding alone causes
+    /// more, which a rerun of the first device from weights perturbed by 1e-6 measures, a hundred times that rounding
+    /// error is allowed.
+    #[arg(long, value_name = "RATIO", default_value_t = TOLERANCE, value_parser = positive)]
     tolerance: f64,
-    /// Also write a page with curves, for a browser.
+    /// Also write an HTML page with charts.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Print one JSON object instead of tables.
@@ -212,13 +217,12 @@ struct CompareArgs {
 impl CompareArgs {
     fn execute(self, threads: Option<u16>) -> Result<(), CliError> {
         let config = self.config.load()?;
-        let devices = match self.devices.is_empty() {
-            true => {
-                let backends = device::backends().into_iter();
-                let compiled = backends.filter(|backend| backend.compiled);
-                compiled.map(|backend| backend.name.to_owned()).collect()
-            }
-            false => self.devices,
+        let devices = if self.devices.is_empty() {
+            let backends = device::backends().into_iter();
+            let compiled = backends.filter(|backend| backend.compiled);
+            compiled.map(|backend| backend.name.to_owned()).collect()
+        } else {
+            self.devices
         };
         let options = CompareOptions {
             config: self.config.config,
@@ -238,7 +242,7 @@ impl CompareArgs {
     }
 }
 
-/// A key, and values for it.
+/// A configuration key and the values to measure.
 #[derive(Debug, Clone)]
 struct Variants {
     key: String,
@@ -246,7 +250,7 @@ struct Variants {
 }
 
 fn variants(text: &str) -> Result<Variants, String> {
-    let example = "a key and values are needed, such as model.experts.count=4,8,16";
+    let example = "expected a key and a list of values, such as model.experts.count=4,8,16";
     let (key, values) = text.split_once('=').ok_or(example)?;
     let values: Vec<String> = values
         .split(',')
@@ -261,11 +265,11 @@ fn variants(text: &str) -> Result<Variants, String> {
     })
 }
 
-/// A number above zero.
-fn share(text: &str) -> Result<f64, String> {
+/// Parses a finite number above zero.
+fn positive(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(share) if share > 0.0 && f64::is_finite(share) => Ok(share),
-        _ => Err("it must be a number above 0, such as 1e-3".to_owned()),
+        Ok(number) if number > 0.0 && f64::is_finite(number) => Ok(number),
+        _ => Err("expected a finite number above 0, such as 1e-3".to_owned()),
     }
 }
 
@@ -278,31 +282,31 @@ struct CompareDeviceArgs {
     #[arg(long)]
     steps: u64,
     #[arg(long)]
-    control: bool,
+    perturbed: bool,
 }
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// The configuration cannot be used.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The text cannot be prepared.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// The run cannot start or go on.
+    /// The run cannot start or continue.
     #[error(transparent)]
     Train(#[from] TrainError),
-    /// Devices cannot be compared, or differ.
+    /// Devices cannot be compared, or they diverge.
     #[error(transparent)]
     Compare(#[from] CompareError),
     /// Standard output cannot be written.
-    #[error("standard output cannot be written")]
+    #[error("cannot write to standard output")]
     Output(#[from] io::Error),
 }
 
 impl CliError {
-    /// What to do about it.
+    /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Config(error) => error.hint(),
@@ -313,7 +317,7 @@ impl CliError {
         }
     }
 
-    /// The process's exit code: 2 for wrong usage or configuration, otherwise 1.
+    /// The process's exit code: 2 for a usage or configuration error, 130 after Ctrl-C, otherwise 1.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
@@ -326,12 +330,12 @@ impl CliError {
 }
 
 impl Cli {
-    /// Threads of the CPU backends, where `--threads` gives them.
+    /// Number of threads for CPU backends; `None` unless `--threads` is given.
     pub fn threads(&self) -> Option<usize> {
         self.threads.map(usize::from)
     }
 
-    /// The device that this process computes on; `None` for commands that compute nothing themselves.
+    /// The device that this process computes on; `None` for commands that do not compute in this process.
     pub fn device(&self) -> Option<&str> {
         match &self.command {
             Command::Run(args) => Some(&args.device),
@@ -341,11 +345,11 @@ impl Cli {
         }
     }
 
-    /// Does what the command line says.
+    /// Runs the command.
     ///
     /// # Errors
     ///
-    /// What went wrong, with an exit code and often a hint.
+    /// Returns the command's error, with an exit code and, for most errors, a hint.
     pub fn execute(self, control: &Control) -> Result<(), CliError> {
         match self.command {
             Command::Run(args) => {
@@ -364,7 +368,7 @@ impl Cli {
                 let options = BenchOptions {
                     device: args.device,
                     steps: args.steps as usize,
-                    twin: !args.no_twin,
+                    baseline: !args.no_baseline,
                 };
                 let failed = |failure: DeviceFailure| TrainError::Computation {
                     step: None,
@@ -393,7 +397,7 @@ impl Cli {
                     &config,
                     &args.device,
                     args.steps,
-                    args.control,
+                    args.perturbed,
                     control,
                     print_line,
                 )?)
@@ -407,12 +411,12 @@ fn present(report: &(impl Display + Serialize), json: bool) -> Result<(), CliErr
     if !json {
         return Ok(print(&report.to_string())?);
     }
-    // Numbers and strings alone: nothing in a report fails to be JSON.
+    // A report contains only numbers, strings, lists and maps, so this cannot fail.
     let json = serde_json::to_string_pretty(report).map_err(io::Error::from)?;
     Ok(print(&format!("{json}\n"))?)
 }
 
-/// What a run came to, for a person.
+/// The result of a run, as text for standard output.
 fn summary(outcome: &Outcome) -> String {
     let Outcome {
         validation,
@@ -427,7 +431,7 @@ fn summary(outcome: &Outcome) -> String {
     text + &format!(
         "validation: {:.6} nats per token, {:.6} bits per byte, on {} tokens\n\
          checkpoint: {checkpoint}\n\
-         sample it:  cargo infer generate {checkpoint} --prompt \"…\"\n",
+         try it:     cargo infer generate {checkpoint} --prompt \"…\"\n",
         validation.nats_per_token, validation.bits_per_byte, validation.tokens
     )
 }

@@ -1,4 +1,4 @@
-//! Why a run cannot go on.
+//! Errors of a training run.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use firebox_text::TokenizerError;
 use crate::config::ConfigError;
 use crate::data::DataError;
 
-/// Why a run cannot start or go on.
+/// Why a run cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// The device cannot be used.
@@ -30,31 +30,31 @@ pub enum TrainError {
     #[error(transparent)]
     Init(#[from] FolderError),
     /// The configuration that the run was started with cannot be read.
-    #[error("the run's own configuration cannot be used: {0}")]
+    #[error("the configuration saved with the run is invalid: {0}")]
     SavedConfig(#[source] ConfigError),
-    /// A fresh run would overwrite another.
-    #[error("{} already holds a run, at step {step}", folder.display())]
+    /// A new run would overwrite an existing one.
+    #[error("{} already contains a run, at step {step}", folder.display())]
     RunExists {
         /// The run folder.
         folder: PathBuf,
         /// Its newest checkpoint.
         step: u64,
     },
-    /// `--resume` without anything to resume.
-    #[error("{} holds no checkpoint to resume from", folder.display())]
+    /// `--resume` without a checkpoint to resume from.
+    #[error("{} contains no checkpoint to resume from", folder.display())]
     NothingToResume {
         /// The run folder.
         folder: PathBuf,
     },
     /// `--resume` with another configuration.
-    #[error("the configuration is not the one that {} was started with: {}", folder.display(), changes.join("; "))]
+    #[error("the configuration differs from the one that {} was started with: {}", folder.display(), changes.join("; "))]
     ConfigChanged {
         /// The run folder.
         folder: PathBuf,
-        /// Each as `key: old → new`.
+        /// One `key: old → new` per changed key.
         changes: Vec<String>,
     },
-    /// A resume that needs the source text, which is another one.
+    /// A resume has to prepare its tokens again, and the source text is no longer the same.
     #[error(
         "the text or the tokenizer changed since {} was started, and its prepared tokens are gone",
         folder.display()
@@ -63,12 +63,12 @@ pub enum TrainError {
         /// The run folder.
         folder: PathBuf,
     },
-    /// The loss or the gradient is no number any more.
-    #[error("step {step}: the {what} is {value}; nothing of this step was kept")]
+    /// The loss or the gradient norm is NaN or infinite.
+    #[error("step {step}: training diverged: the {what} is {value}; the step was discarded")]
     Diverged {
         /// The step that failed.
         step: u64,
-        /// Loss or gradient norm.
+        /// `loss` or `gradient norm`.
         what: &'static str,
         /// Its value.
         value: f64,
@@ -76,32 +76,32 @@ pub enum TrainError {
     /// The device failed.
     #[error("{}{failure}", step.map_or_else(String::new, |step| format!("step {step}: ")))]
     Computation {
-        /// The step that was being computed, from 1; none before the first.
+        /// The step that was being computed, from 1; `None` before the first.
         step: Option<u64>,
         /// What happened.
         failure: Box<DeviceFailure>,
-        /// The newest checkpoint, and the step after which it was written.
+        /// The newest checkpoint and its step.
         checkpoint: Option<(PathBuf, u64)>,
     },
     /// Standard output cannot be written.
-    #[error("standard output cannot be written")]
+    #[error("cannot write to standard output")]
     Output(#[source] io::Error),
-    /// Ctrl-C.
-    #[error("interrupted after step {step}; the checkpoint is {}", checkpoint.display())]
+    /// The user pressed Ctrl-C.
+    #[error("interrupted after step {step}; checkpoint: {}", checkpoint.display())]
     Interrupted {
-        /// Optimizer steps done.
+        /// Number of completed optimizer steps.
         step: u64,
-        /// Where they are kept.
+        /// The checkpoint of that step.
         checkpoint: PathBuf,
     },
 }
 
-/// How a training needs less memory.
+/// Advice for a training run that is out of memory.
 pub const LESS_MEMORY: &str =
-    "lower train.micro_batch, which takes less memory for the same result";
+    "lower train.micro_batch, which needs less memory for the same result";
 
 impl TrainError {
-    /// What to do about it, where there is something.
+    /// What the user can do about it, if anything.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Device(error) => Some(error.hint()),
@@ -111,17 +111,17 @@ impl TrainError {
             Self::Init(error) => error.hint(),
             Self::SavedConfig(error) => error.hint(),
             Self::RunExists { .. } => Some(
-                "add --resume to go on with it, or --out DIR to start another; a job that may be restarted takes \
-                 --resume=auto"
+                "add --resume to continue it, or use --out DIR to start another run; a job that may be restarted \
+                 takes --resume=auto"
                     .to_owned(),
             ),
             Self::NothingToResume { .. } => Some(
-                "leave --resume out to start the run; --resume=auto starts it where there is no checkpoint, and goes \
-                 on with it where there is one"
+                "omit --resume to start the run; --resume=auto starts it if there is no checkpoint, and continues it \
+                 if there is one"
                     .to_owned(),
             ),
             Self::ConfigChanged { .. } => {
-                Some("resume with the old values, or start another run with --out DIR".to_owned())
+                Some("resume with the old values, or use --out DIR to start another run".to_owned())
             }
             Self::DataChanged { .. } => {
                 Some("restore the old text or its prepared tokens (data.cache), or start another run with --out DIR".to_owned())
@@ -137,18 +137,18 @@ impl TrainError {
                 let hint = failure.hint(LESS_MEMORY);
                 Some(match checkpoint {
                     Some((folder, step)) => format!(
-                        "{hint}; {} is intact, and --resume goes on after step {step}",
+                        "{hint}; {} is intact, and --resume continues after step {step}",
                         folder.display()
                     ),
                     None => hint,
                 })
             }
             Self::Output(_) => None,
-            Self::Interrupted { .. } => Some("run the same command with --resume to go on".to_owned()),
+            Self::Interrupted { .. } => Some("run the same command with --resume to continue".to_owned()),
         }
     }
 
-    /// The process's exit code: 2 for wrong usage or configuration, 130 after Ctrl-C (as a shell has it),
+    /// The process's exit code: 2 for a usage or configuration error, 130 after Ctrl-C (as shells report SIGINT),
     /// otherwise 1.
     pub fn exit_code(&self) -> u8 {
         match self {

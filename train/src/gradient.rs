@@ -1,9 +1,8 @@
-//! The gradient of a batch, whatever the cut into micro-batches.
+//! The gradient of a batch, accumulated exactly over micro-batches.
 //!
-//! The host waits for the device once in a step: at the end of [`forward_backward`], for loss, router health and
-//! the gradient's norm together. The trainer needs all three before it can go on: it logs the first two, moves the
-//! routers' bias by the load, and clips by the norm. Nothing between the first product of the forward pass and the
-//! last of the backward pass is read.
+//! The host reads from the device once per step: at the end of [`forward_backward`], for the loss, router health and
+//! the gradient's norm together. The trainer needs all three before it can continue: it logs the first two, updates
+//! the routers' bias from the expert load, and clips by the norm. No read interrupts the forward and backward passes.
 
 use std::collections::BTreeMap;
 
@@ -18,29 +17,29 @@ use firebox_model::moe::balance::BatchLoad;
 use firebox_model::moe::stats::HealthSums;
 use firebox_model::parameters::{VisitParameter, visit};
 
-/// What one batch gave.
+/// Loss, router health and gradient of a batch.
 #[derive(Debug)]
 pub struct BatchResult {
     /// Cross-entropy, in nats per token.
     pub loss: f64,
-    /// The loss and the auxiliary terms: what the gradient is of.
+    /// The loss plus the auxiliary terms, which the gradient is taken of.
     pub total_loss: f64,
-    /// What the routers did.
+    /// Sums of router health per layer.
     pub health: HealthSums,
     /// The Euclidean norm of the gradient, over all parameters together.
     pub gradient_norm: f64,
-    /// Of `total_loss`.
+    /// The gradient of `total_loss`.
     pub gradients: GradientSum,
 }
 
-/// The loss of a batch and its gradient, computed `micro_batch` sequences at a time. Neither depends on that
-/// number, but for rounding: every mean is over the whole batch's tokens that count.
+/// Computes the loss of a batch and its gradient, `micro_batch` sequences at a time. Neither depends on `micro_batch`,
+/// except for rounding, because every mean is over the valid tokens of the whole batch.
 ///
-/// The balance loss needs the whole batch's load before the first gradient. A batch of one micro-batch has
-/// it at hand; for more, the routers run once before, without gradients, which adds about a third of a
-/// forward and backward pass.
+/// The balance loss needs the expert load of the whole batch before the first gradient. For a single micro-batch, the
+/// forward pass provides it; for several, an additional pass without gradients computes the routing first, which
+/// costs about a third of a forward and backward pass.
 ///
-/// `device` is the model's, with autodiff.
+/// `device` is the model's device, with autodiff.
 pub fn forward_backward(
     model: &LanguageModel,
     sequences: &[Sequence],
@@ -86,7 +85,7 @@ pub fn forward_backward(
         gradients.add(model, total.backward());
     }
 
-    // The one reading of a step: everything that the host wants to know.
+    // The only device-to-host read of a step.
     figures.extend(gradients.squares());
     let figures: Vec<f32> = Tensor::cat(figures, 0).into_data().iter().collect();
     let (figures, squares) = figures.split_at(figures.len() - gradients.by_path().len());
@@ -107,12 +106,12 @@ pub fn forward_backward(
     result
 }
 
-/// Whether the training loss depends on the load.
+/// Whether the training loss depends on the expert load.
 fn needs_load(config: &ModelConfig) -> bool {
     config.feed_forward == FeedForwardKind::Moe && config.router.balance_coefficient > 0.0
 }
 
-/// The gradient of each parameter, flattened, by path; sums over micro-batches.
+/// The gradient of each parameter, flattened, by path; a sum over micro-batches.
 #[derive(Debug, Default)]
 pub struct GradientSum(BTreeMap<String, Tensor<1>>);
 
@@ -145,17 +144,17 @@ impl GradientSum {
         );
     }
 
-    /// By path, flattened.
+    /// The flattened gradients, by parameter path.
     pub fn by_path(&self) -> &BTreeMap<String, Tensor<1>> {
         &self.0
     }
 
-    /// Takes the gradient of one parameter out; `None` when the loss does not depend on it.
+    /// Removes and returns the gradient of one parameter; `None` if the loss does not depend on it.
     pub(crate) fn take(&mut self, path: &str) -> Option<Tensor<1>> {
         self.0.remove(path)
     }
 
-    /// The sum of squares of each parameter's gradient, `[1]` each.
+    /// The sum of squares of each parameter's gradient, each of shape `[1]`.
     fn squares(&self) -> impl Iterator<Item = Tensor<1>> {
         let gradients = self.0.values().cloned();
         gradients.map(sum_of_squares)

@@ -1,4 +1,4 @@
-//! Trains Firebox models: text in, checkpoints out.
+//! Training of Firebox models: reads text, writes checkpoints.
 
 pub mod bench;
 pub mod check;

@@ -14,7 +14,7 @@ use firebox_train::error::LESS_MEMORY;
 static GLOBAL: Allocator = ALLOCATOR;
 
 const STOPPING: &str =
-    "finishing the step and writing a checkpoint; press Ctrl-C again to stop at once";
+    "finishing the step and writing a checkpoint; press Ctrl-C again to stop immediately";
 
 fn main() -> ExitCode {
     allocator::keep_freed();

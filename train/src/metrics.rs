@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object a logged step, without gaps or repeats over any number of resumes.
+//! `metrics.jsonl`: one JSON object per logged step or validation, without gaps or repeats across resumes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, Write};
@@ -12,66 +12,66 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Record {
-    /// What one training step did.
+    /// A training step.
     Train(TrainRecord),
-    /// What a validation found.
+    /// A validation.
     Validation(ValidationRecord),
 }
 
-/// What one training step did. The step's own batch alone; nothing is smoothed.
+/// A training step. The values are those of the step's own batch; nothing is smoothed.
 #[derive(Debug, Clone, Serialize)]
 pub struct TrainRecord {
     /// Optimizer steps done, this one included.
     pub step: u64,
-    /// Tokens trained on so far, repeats included.
+    /// Tokens trained on so far, including repetitions.
     pub tokens: u64,
     /// Cross-entropy of the batch in nats per token, without auxiliary terms.
     pub loss: f64,
-    /// What the gradient was taken of: the loss and the auxiliary terms.
+    /// The loss plus the auxiliary terms, which the gradient is taken of.
     pub total_loss: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
     /// Global norm of the gradient before clipping.
     pub gradient_norm: f64,
-    /// Tokens of the batch.
+    /// Number of tokens in the batch.
     pub batch_tokens: u64,
-    /// Tokens that each expert sees of it on average, batch · k / E.
+    /// Mean number of the batch's tokens per expert: batch · top_k / experts. `None` for a dense model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_expert: Option<f64>,
-    /// Since the last line.
+    /// Tokens per second since the last line.
     pub tokens_per_second: f64,
-    /// Model FLOP/s since the last line: six for each active weight and token.
+    /// Model FLOP/s since the last line: 6 per active weight and token.
     pub flops_per_second: f64,
-    /// Training time so far, in seconds, interruptions left out.
+    /// Training time so far, in seconds, excluding interruptions.
     pub seconds: f64,
-    /// Router health by layer; empty for a dense model.
+    /// Router health per layer; empty for a dense model.
     pub layers: Vec<LayerHealth>,
 }
 
-/// What a validation found.
+/// A validation.
 #[derive(Debug, Clone, Serialize)]
 pub struct ValidationRecord {
     /// Optimizer steps done.
     pub step: u64,
-    /// The figures.
+    /// Loss and router health.
     #[serde(flatten)]
     pub evaluation: Evaluation,
 }
 
-/// The part of a line by which a resume knows what to keep.
+/// The part of a line that decides whether a resume keeps it.
 #[derive(Deserialize)]
-struct Step {
+struct LineStep {
     step: u64,
 }
 
-/// The open file.
+/// An open metrics file.
 #[derive(Debug)]
 pub struct MetricsLog {
     file: File,
 }
 
 impl MetricsLog {
-    /// Starts an empty file.
+    /// Creates an empty file, or truncates an existing one.
     ///
     /// # Errors
     ///
@@ -82,8 +82,8 @@ impl MetricsLog {
         })
     }
 
-    /// Opens the file of a run that goes on after `step`: later lines, which will be written again, and a
-    /// line that was cut off are removed.
+    /// Opens the file of a run that resumes after `step`. Removes later lines, which will be written again, and an
+    /// incomplete last line.
     ///
     /// # Errors
     ///
@@ -100,9 +100,10 @@ impl MetricsLog {
         loop {
             line.clear();
             let length = reader.read_until(b'\n', &mut line)?;
-            let known = line.ends_with(b"\n")
-                && serde_json::from_slice::<Step>(&line).is_ok_and(|record| record.step <= step);
-            if !known {
+            let complete = line.ends_with(b"\n")
+                && serde_json::from_slice::<LineStep>(&line)
+                    .is_ok_and(|record| record.step <= step);
+            if !complete {
                 break;
             }
             keep += length as u64;
@@ -112,7 +113,7 @@ impl MetricsLog {
         Ok(Self { file })
     }
 
-    /// Adds a line.
+    /// Appends a line.
     ///
     /// # Errors
     ///
@@ -123,7 +124,7 @@ impl MetricsLog {
         self.file.write_all(line.as_bytes())
     }
 
-    /// Waits until all lines are on the disk.
+    /// Syncs all lines to disk.
     ///
     /// # Errors
     ///

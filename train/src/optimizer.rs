@@ -1,4 +1,4 @@
-//! AdamW with decoupled weight decay, and the clipping of the gradient's global norm.
+//! AdamW with decoupled weight decay, and gradient clipping by global norm.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,13 +11,13 @@ use firebox_model::parameters::{MapParameter, map};
 use crate::config::OptimizerConfig;
 use crate::gradient::GradientSum;
 
-/// How the moments are called in their file, before a parameter's path.
+/// Prefixes of the moments' names in their file; a parameter's path follows.
 const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
 
-/// AdamW with its state; [`adamw`] has the formula.
+/// AdamW with its state; [`adamw`] documents the formula.
 ///
-/// Norm gains and embeddings do not decay: shrinking them does not make the function simpler.
+/// Weight decay does not apply to norm gains and embeddings: shrinking them does not simplify the function.
 #[derive(Debug, Default)]
 pub struct AdamW {
     /// Updates so far (t).
@@ -32,14 +32,14 @@ struct Moments {
     second: Tensor<1>,
 }
 
-/// Whether a parameter decays.
+/// Whether weight decay applies to a parameter.
 fn decays(path: &str) -> bool {
     !(path.ends_with(".gamma") || path == "embedding")
 }
 
 impl AdamW {
-    /// Updates every parameter with its gradient times `gradient_scale` (that of clipping); in place, where
-    /// the model's tensors are shared with nothing else.
+    /// Updates every parameter with its gradient times `gradient_scale`, the clipping factor. The update is in place
+    /// for tensors that are not shared.
     #[must_use]
     pub fn step(
         &mut self,
@@ -51,7 +51,7 @@ impl AdamW {
     ) -> LanguageModel {
         self.steps += 1;
         let betas = [config.beta1, config.beta2];
-        let mut step = Step {
+        let mut visitor = UpdateVisitor {
             update: AdamWUpdate {
                 gradient_scale,
                 betas,
@@ -63,7 +63,7 @@ impl AdamW {
             moments: &mut self.moments,
             gradients,
         };
-        map(model, &mut step)
+        map(model, &mut visitor)
     }
 
     /// Number of updates so far.
@@ -71,7 +71,7 @@ impl AdamW {
         self.steps
     }
 
-    /// The moments, to be written.
+    /// The moments, as tensors to write.
     pub fn tensors(&self) -> Vec<NamedTensor<'_>> {
         let named = |kind: &str, path: &str, shape: &[usize], tensor: &Tensor<1>| {
             let tensor = tensor.clone();
@@ -99,11 +99,11 @@ impl AdamW {
             .collect()
     }
 
-    /// The optimizer as it was after `steps` updates of `model`, its moments read from a file.
+    /// Reads the moments of an optimizer after `steps` updates of `model`.
     ///
     /// # Errors
     ///
-    /// When a moment is missing, superfluous or of another shape.
+    /// When a moment is missing, unexpected, or of another shape than its parameter.
     pub fn read(
         file: &TensorFile,
         steps: u64,
@@ -147,14 +147,14 @@ impl AdamW {
     }
 }
 
-struct Step<'a> {
-    /// For parameters that decay.
+struct UpdateVisitor<'a> {
+    /// The update of parameters with weight decay.
     update: AdamWUpdate,
     moments: &'a mut BTreeMap<String, Moments>,
     gradients: GradientSum,
 }
 
-impl MapParameter for Step<'_> {
+impl MapParameter for UpdateVisitor<'_> {
     fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
         let shape = value.dims();
         let weights = value.inner();
@@ -181,7 +181,7 @@ impl MapParameter for Step<'_> {
     }
 }
 
-/// The factor that brings a gradient's norm down to `limit`; 1 when it is no longer, or when `limit` is 0.
+/// The factor that scales a gradient's norm down to `limit`; 1 if the norm does not exceed it, or if `limit` is 0.
 pub fn clip_scale(norm: f64, limit: f64) -> f64 {
     if limit > 0.0 && norm > limit {
         limit / norm

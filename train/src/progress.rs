@@ -1,4 +1,4 @@
-//! What a person sees of a run: a bar on a terminal, lines elsewhere.
+//! The progress of a run on stderr: a bar on a terminal, log lines otherwise.
 
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
@@ -7,22 +7,22 @@ use firebox_model::evaluate::Evaluation;
 use firebox_model::moe::stats::LayerHealth;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// The bar, and the lines above it.
+/// A progress bar with log lines above it.
 #[derive(Debug)]
 pub struct ProgressDisplay {
     bar: ProgressBar,
     steps: u64,
-    /// When this process began, and how many tokens were done then.
+    /// Start of this process, and the number of tokens done at that time.
     start: (Instant, u64),
 }
 
 impl ProgressDisplay {
-    /// A run of `steps` and `tokens`, of which `done` tokens are done. Time is told by tokens, for the
-    /// batch may grow.
+    /// The display of a run of `steps` steps and `tokens` tokens, `done` of them trained. The remaining time is
+    /// estimated from tokens, not from steps, because the batch may grow.
     ///
     /// # Panics
     ///
-    /// Never: the template is constant.
+    /// Never, because the template is a valid constant.
     pub fn new(steps: u64, tokens: u64, done: u64) -> Self {
         let target = if io::stderr().is_terminal() {
             ProgressDrawTarget::stderr()
@@ -42,7 +42,7 @@ impl ProgressDisplay {
         }
     }
 
-    /// A step is done; `tokens` of the run are, and `batch` were its own.
+    /// Reports a finished step: `tokens` are those of the run so far, `batch` those of the step.
     pub fn step(&self, step: u64, loss: f64, tokens: u64, batch: u64) {
         self.bar.set_position(tokens);
         let Self { steps, .. } = self;
@@ -52,7 +52,7 @@ impl ProgressDisplay {
         ));
     }
 
-    /// A logged step.
+    /// Logs a step.
     pub fn log(
         &self,
         step: u64,
@@ -73,18 +73,18 @@ impl ProgressDisplay {
             format!("  experts max/mean {largest:.2}, dead {dead}")
         };
         self.line(&format!(
-            "step {step:>6}  loss {loss:.4}  rate {learning_rate:.2e}  norm {norm:.2}  {tokens_per_second:.0} tokens/s{experts}{}",
+            "step {step:>6}  loss {loss:.4}  lr {learning_rate:.2e}  grad norm {norm:.2}  {tokens_per_second:.0} tokens/s{experts}{}",
             self.time_left()
         ));
     }
 
-    /// A validation is under way.
+    /// Reports a running validation: `tokens` of `all` are evaluated.
     pub fn validating(&self, tokens: u64, all: u64) {
         self.bar
             .set_message(format!("validating {}%", 100 * tokens / all.max(1)));
     }
 
-    /// A validation is done.
+    /// Logs a finished validation.
     pub fn validation(&self, step: u64, evaluation: &Evaluation) {
         let Evaluation {
             nats_per_token,
@@ -97,12 +97,12 @@ impl ProgressDisplay {
         ));
     }
 
-    /// Something that a person should look into.
+    /// Logs a warning.
     pub fn warn(&self, text: &str) {
         self.bar.suspend(|| tracing::warn!("{text}"));
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
@@ -111,7 +111,7 @@ impl ProgressDisplay {
         self.bar.suspend(|| tracing::info!("{text}"));
     }
 
-    /// At the mean speed of this process so far, validations and checkpoints included.
+    /// The remaining time at this process's mean speed so far, validations and checkpoints included.
     fn time_left(&self) -> String {
         let (start, done_before) = self.start;
         let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));

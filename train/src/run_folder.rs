@@ -1,7 +1,7 @@
 //! The folder of a run: its configuration, its metrics and its checkpoints.
 //!
-//! A checkpoint is written under a temporary name, synced, and renamed, so that whatever has a
-//! checkpoint's name is whole; a crash at any instant leaves the ones before.
+//! A checkpoint is written under a temporary name, synced, and renamed, so that a folder with a
+//! checkpoint's name is always complete; a crash at any time leaves the previous ones intact.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,7 +17,7 @@ pub struct RunFolder {
 
 const TEMPORARY: &str = ".writing-";
 
-/// Where the run in a folder, should there be one, has its resolved configuration.
+/// The path of the resolved configuration in a run folder.
 pub fn config(root: &Path) -> PathBuf {
     root.join("config.toml")
 }
@@ -56,11 +56,11 @@ fn steps(checkpoints: &Path) -> io::Result<Vec<u64>> {
 }
 
 impl RunFolder {
-    /// The folder at `root`, made when it does not exist.
+    /// Opens the run folder at `root`, and creates it if it does not exist.
     ///
     /// # Errors
     ///
-    /// When it cannot be made.
+    /// When it cannot be created.
     pub fn create(root: &Path) -> Result<Self, CheckpointError> {
         let folder = Self {
             root: root.to_owned(),
@@ -80,12 +80,12 @@ impl RunFolder {
         config(&self.root)
     }
 
-    /// One object a logged step.
+    /// The metrics file: one JSON object per logged step or validation.
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.jsonl")
     }
 
-    /// The checkpoints' folder.
+    /// The folder of the checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
         self.root.join(CHECKPOINTS)
     }
@@ -95,7 +95,7 @@ impl RunFolder {
         checkpoint(&self.root, step)
     }
 
-    /// Steps that have a checkpoint, rising.
+    /// Steps that have a checkpoint, in ascending order.
     ///
     /// # Errors
     ///
@@ -105,7 +105,7 @@ impl RunFolder {
         steps(&folder).map_err(failed("read", &folder))
     }
 
-    /// Writes a file whole or not at all.
+    /// Writes a file atomically.
     ///
     /// # Errors
     ///
@@ -119,12 +119,12 @@ impl RunFolder {
             .map_err(failed("write", path))
     }
 
-    /// Makes the checkpoint of a step: `fill` writes its files into a folder of a temporary name, which
-    /// then takes its own name and becomes `latest`. Nothing is left of one that fails.
+    /// Writes the checkpoint of a step: `fill` writes its files to a temporary folder, which is then renamed
+    /// and becomes `latest`. If this fails, the temporary folder is removed.
     ///
     /// # Errors
     ///
-    /// Those of `fill`, or when the folder cannot be made, renamed or synced.
+    /// The error of `fill`, or when the folder cannot be created, renamed or synced.
     pub fn save<E: From<CheckpointError>>(
         &self,
         step: u64,
@@ -141,11 +141,11 @@ impl RunFolder {
             Ok(synced?)
         });
         if let Err(error) = filled {
-            // What is left behind is cleared by the next run; the error that matters is the first.
+            // `prune` removes a folder that remains; the first error is the one to report.
             let _ = fs::remove_dir_all(&temporary);
             return Err(error);
         }
-        // After a resume from an older checkpoint the same step is written again, with the same content.
+        // After a resume from an older checkpoint, the same step is written again with the same content.
         remove_folder(&path)?;
         fs::rename(&temporary, &path)
             .and_then(|()| sync_folder(&self.checkpoints()))
@@ -154,7 +154,7 @@ impl RunFolder {
         Ok(path)
     }
 
-    /// Writes the name of a step's checkpoint into a file beside them, such as `latest` or `best`.
+    /// Writes the name of a step's checkpoint to a file in the checkpoints' folder, such as `latest` or `best`.
     ///
     /// # Errors
     ///
@@ -163,8 +163,8 @@ impl RunFolder {
         self.write(&self.checkpoints().join(name), &format!("step-{step:07}\n"))
     }
 
-    /// Removes all checkpoints but the newest `keep_last` and that of the `best` step, and what a crash
-    /// left of unfinished ones.
+    /// Removes all checkpoints except the newest `keep_last` and the one of the `best` step, and incomplete
+    /// ones that a crash left behind.
     ///
     /// # Errors
     ///
@@ -186,8 +186,8 @@ impl RunFolder {
     }
 }
 
-/// Removes a folder by way of a name that no reader takes for a checkpoint, so that a crash in between
-/// leaves no half of one.
+/// Removes a folder after renaming it to a name that is not a checkpoint's, so that a crash in between
+/// does not leave an incomplete checkpoint.
 fn remove_folder(path: &Path) -> Result<(), CheckpointError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let doomed = path.with_file_name(format!("{TEMPORARY}old-{name}"));
@@ -201,9 +201,9 @@ fn remove_folder(path: &Path) -> Result<(), CheckpointError> {
         .map_err(failed("remove", path))
 }
 
-/// A rename is on the disk once the folder around it is.
+/// Syncs a folder, which makes renames within it durable.
 fn sync_folder(path: &Path) -> io::Result<()> {
-    // Windows opens no folders as files, and needs no such sync.
+    // Windows cannot open folders as files and does not need this.
     if cfg!(windows) {
         Ok(())
     } else {

@@ -1,15 +1,15 @@
-//! The learning rate over the steps.
+//! The learning-rate schedule.
 
 use crate::config::{DecayKind, ScheduleConfig};
 
-/// The learning rate of a step, as a share of the highest.
+/// The learning rate of a step, as a fraction of the peak.
 ///
-/// Linear warm-up from 0, reached at the end of `warmup_steps`; then either half a cosine down to
-/// `final_ratio` at the last step (arXiv 1608.03983), or constant and, in the last `cooldown_fraction` of
-/// the steps, linear down to it (warm-up, stable, decay: arXiv 2404.06395).
+/// Linear warm-up from 0 to the peak over `warmup_steps`; then either a half cosine down to `final_ratio` at the
+/// last step (arXiv 1608.03983), or constant and, in the last `cooldown_fraction` of the steps, linear down to
+/// `final_ratio` (warm-up, stable, decay: arXiv 2404.06395).
 ///
 /// Steps count from 0.
-pub fn learning_rate_share(schedule: &ScheduleConfig, step: u64, steps: u64) -> f64 {
+pub fn learning_rate_fraction(schedule: &ScheduleConfig, step: u64, steps: u64) -> f64 {
     if step < schedule.warmup_steps {
         return (step + 1) as f64 / schedule.warmup_steps as f64;
     }
@@ -48,12 +48,12 @@ mod tests {
     #[test]
     fn warms_up_and_ends_at_the_final_ratio() {
         for decay in [DecayKind::Cosine, DecayKind::Wsd] {
-            let share = |step| learning_rate_share(&schedule(decay), step, 100);
-            assert_eq!(share(0), 0.1);
-            assert_eq!(share(9), 1.0);
-            assert!((share(99) - 0.1).abs() < 1e-12, "{decay:?}");
+            let fraction = |step| learning_rate_fraction(&schedule(decay), step, 100);
+            assert_eq!(fraction(0), 0.1);
+            assert_eq!(fraction(9), 1.0);
+            assert!((fraction(99) - 0.1).abs() < 1e-12, "{decay:?}");
             assert!(
-                (10..99).all(|step| share(step + 1) <= share(step)),
+                (10..99).all(|step| fraction(step + 1) <= fraction(step)),
                 "{decay:?}"
             );
         }
@@ -61,17 +61,17 @@ mod tests {
 
     #[test]
     fn wsd_is_stable_before_its_cooldown() {
-        let share = |step| learning_rate_share(&schedule(DecayKind::Wsd), step, 100);
-        assert!((10..=80).all(|step| share(step) == 1.0));
-        assert!(share(81) < 1.0);
+        let fraction = |step| learning_rate_fraction(&schedule(DecayKind::Wsd), step, 100);
+        assert!((10..=80).all(|step| fraction(step) == 1.0));
+        assert!(fraction(81) < 1.0);
     }
 
     #[test]
-    fn no_warmup_and_a_single_step() {
+    fn a_single_step_without_warm_up_has_the_peak_rate() {
         let schedule = ScheduleConfig {
             warmup_steps: 0,
             ..schedule(DecayKind::Cosine)
         };
-        assert_eq!(learning_rate_share(&schedule, 0, 1), 1.0);
+        assert_eq!(learning_rate_fraction(&schedule, 0, 1), 1.0);
     }
 }

@@ -1,4 +1,4 @@
-//! What a run starts with: random weights or a checkpoint's; and what it goes on with when that is gone.
+//! The initial weights of a run, random or from a checkpoint, and its tokenizer after a resume.
 
 use std::path::Path;
 
@@ -13,12 +13,12 @@ use crate::config::{RunConfig, TokenizerConfig};
 use crate::error::TrainError;
 use firebox_console::numbers::scaled;
 
-/// Random weights, or those of the checkpoint `train.init`, in f32. A dense checkpoint becomes a mixture where the
-/// configuration has one.
+/// Random weights, or those of the checkpoint `train.init`, in f32. A dense checkpoint is upcycled if the configuration
+/// asks for an MoE model.
 ///
 /// # Errors
 ///
-/// When the checkpoint is not there or cannot be read.
+/// When the checkpoint does not exist, cannot be read, or does not fit `config.model`.
 pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageModel, TrainError> {
     let seed = config.train.seed;
     let Some(init) = &config.train.init else {
@@ -39,15 +39,15 @@ pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageMod
     }
     let experts = &config.model.experts;
     tracing::info!(
-        "{source}; upcycled into {} experts, {} a token",
+        "{source}; upcycled to {} experts, {} per token",
         experts.count,
         experts.per_token
     );
     Ok(upcycle(&folder, &config.model, seed, device)?)
 }
 
-/// The configuration with a checkpoint's own tokenizer in place of the file that it was read from, which may
-/// have changed or be gone.
+/// The configuration with a checkpoint's own tokenizer in place of the original file, which may have changed or no
+/// longer exist.
 pub fn with_own_tokenizer(config: &RunConfig, checkpoint: &Path) -> RunConfig {
     let mut config = config.clone();
     if let TokenizerConfig::File { path, .. } = &mut config.tokenizer {

@@ -1,4 +1,4 @@
-//! What a resume needs besides the weights.
+//! The training state of a checkpoint: what a resume needs in addition to the weights.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,8 +19,7 @@ use crate::run_folder::failed;
 const STATE_FILE: &str = "train_state.json";
 const MOMENTS_FILE: &str = "train_state.safetensors";
 
-/// How far a run has come. The order of the data is a function of the seed, so that one number is all
-/// that there is to know of it.
+/// The progress of a run. The order of the data is a function of the seed, so `sequences` alone is the position in it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
@@ -34,11 +33,11 @@ pub struct Progress {
     pub seconds: f64,
     /// The lowest validation loss so far.
     pub best: Option<Best>,
-    /// What the prepared data hashed to.
+    /// Content hash of the prepared data.
     pub data_hash: String,
 }
 
-/// A validation that none was better than.
+/// The validation with the lowest loss so far.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Best {
@@ -48,7 +47,7 @@ pub struct Best {
     pub nats_per_token: f64,
 }
 
-/// Writes a whole checkpoint into a folder: the Hugging Face files, and what a resume needs beside them.
+/// Writes a complete checkpoint to a folder: the Hugging Face files and the training state.
 ///
 /// # Errors
 ///
@@ -96,7 +95,7 @@ pub fn progress(folder: &Path) -> Result<Progress, CheckpointError> {
 ///
 /// # Errors
 ///
-/// When a file is absent, damaged, or of another model.
+/// When a file is missing, damaged, or belongs to another model.
 pub fn load(
     folder: &Path,
     progress: &Progress,
@@ -109,9 +108,9 @@ pub fn load(
     Ok((model, optimizer))
 }
 
-/// Keys that may change between a run and its resume, for they change no weight, or by rounding alone: a smaller
-/// micro-batch is what a run needs whose device ran out of memory.
-const FREE: [&str; 8] = [
+/// Keys that may change between a run and its resume, because they do not change the weights, or change them by
+/// rounding only: a run that is out of memory resumes with a smaller micro-batch.
+const RESUMABLE_CHANGES: [&str; 8] = [
     "train.micro_batch",
     "train.log_every",
     "train.validate_every",
@@ -122,16 +121,16 @@ const FREE: [&str; 8] = [
     "data.cache",
 ];
 
-/// The keys by which two configurations would train differently, each as `key: old → new`.
+/// The keys with which two configurations would train different weights, as one `key: old → new` per key.
 pub fn differences(old: &RunConfig, new: &RunConfig) -> Vec<String> {
     let flat = |config: &RunConfig| {
         let mut keys = BTreeMap::new();
         let value = serde_json::to_value(config).expect("a configuration is plain data");
         flatten(String::new(), &value, &mut keys);
         keys.retain(|key, _| {
-            !FREE
+            !RESUMABLE_CHANGES
                 .iter()
-                .any(|free| key == free || key.starts_with(&format!("{free}.")))
+                .any(|allowed| key == allowed || key.starts_with(&format!("{allowed}.")))
         });
         keys
     };

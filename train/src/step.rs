@@ -1,4 +1,4 @@
-//! One optimizer step, whoever asks for it.
+//! One optimizer step.
 
 use std::time::Instant;
 
@@ -15,42 +15,42 @@ use crate::data::TrainingStream;
 use crate::error::TrainError;
 use crate::gradient::forward_backward;
 use crate::optimizer::{AdamW, clip_scale};
-use crate::schedule::learning_rate_share;
+use crate::schedule::learning_rate_fraction;
 use crate::state::Progress;
 
-/// What a step changes.
+/// The state that a step updates.
 #[derive(Debug)]
-pub struct Training {
-    /// The model, with gradients.
+pub struct TrainingState {
+    /// The model, on an autodiff device.
     pub model: LanguageModel,
-    /// Its moments.
+    /// The optimizer with its moments.
     pub optimizer: AdamW,
-    /// How far the run has come.
+    /// The progress of the run.
     pub progress: Progress,
     device: Device,
 }
 
-/// What a step came to.
+/// The figures of a step.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Step {
+pub struct StepResult {
     /// Cross-entropy of the batch in nats per token, without auxiliary terms.
     pub loss: f64,
-    /// What the gradient was taken of: the loss and the auxiliary terms.
+    /// The loss plus the auxiliary terms, which the gradient is taken of.
     pub total_loss: f64,
     /// Learning rate.
     pub learning_rate: f64,
     /// Global norm of the gradient before clipping.
     pub gradient_norm: f64,
-    /// Tokens of the batch.
+    /// Number of tokens in the batch.
     pub tokens: u64,
-    /// How long it took.
+    /// Duration of the step.
     pub seconds: f64,
-    /// Router health by layer; empty for a dense model.
+    /// Router health per layer; empty for a dense model.
     pub layers: Vec<LayerHealth>,
 }
 
-impl Training {
-    /// What a run starts or goes on with, on its device.
+impl TrainingState {
+    /// The state of a run at its start or after a resume.
     pub fn new(
         model: LanguageModel,
         optimizer: AdamW,
@@ -65,7 +65,8 @@ impl Training {
         }
     }
 
-    /// A batch in micro-batches, clipping, AdamW, the routers' bias.
+    /// Takes one step: accumulates the gradient over micro-batches, clips it, applies AdamW, and updates the routers'
+    /// selection bias.
     ///
     /// # Errors
     ///
@@ -74,7 +75,7 @@ impl Training {
         mut self,
         config: &RunConfig,
         stream: &TrainingStream,
-    ) -> Result<(Self, Step), TrainError> {
+    ) -> Result<(Self, StepResult), TrainError> {
         let started = Instant::now();
         let step = self.progress.step;
         let count = config
@@ -86,14 +87,14 @@ impl Training {
         let sequences: Vec<Sequence> = sequences.collect::<Result<_, _>>()?;
         let tokens: u64 = sequences.iter().map(|sequence| sequence.valid as u64).sum();
 
-        let result = forward_backward(
+        let batch = forward_backward(
             &self.model,
             &sequences,
             config.train.micro_batch,
             &self.device,
         );
-        let norm = result.gradient_norm;
-        for (what, value) in [("loss", result.total_loss), ("gradient norm", norm)] {
+        let norm = batch.gradient_norm;
+        for (what, value) in [("loss", batch.total_loss), ("gradient norm", norm)] {
             if !value.is_finite() {
                 return Err(TrainError::Diverged {
                     step: step + 1,
@@ -102,12 +103,12 @@ impl Training {
                 });
             }
         }
-        let share = learning_rate_share(&config.schedule, step, config.train.steps);
-        let learning_rate = config.optimizer.learning_rate * share;
+        let fraction = learning_rate_fraction(&config.schedule, step, config.train.steps);
+        let learning_rate = config.optimizer.learning_rate * fraction;
         let scale = clip_scale(norm, config.optimizer.clip_norm);
         self.model = self.optimizer.step(
             self.model,
-            result.gradients,
+            batch.gradients,
             scale,
             learning_rate,
             &config.optimizer,
@@ -116,7 +117,7 @@ impl Training {
             && config.model.feed_forward == FeedForwardKind::Moe
         {
             let mut biases = self.model.router_bias();
-            for (bias, counts) in biases.iter_mut().zip(result.health.load()) {
+            for (bias, counts) in biases.iter_mut().zip(batch.health.load()) {
                 update_bias(bias, counts, config.model.router.bias_update_rate);
             }
             self.model.set_router_bias(&biases);
@@ -127,15 +128,15 @@ impl Training {
         self.progress.sequences += count;
         self.progress.tokens += tokens;
         self.progress.seconds += seconds;
-        let taken = Step {
-            loss: result.loss,
-            total_loss: result.total_loss,
+        let result = StepResult {
+            loss: batch.loss,
+            total_loss: batch.total_loss,
             learning_rate,
             gradient_norm: norm,
             tokens,
             seconds,
-            layers: result.health.health(),
+            layers: batch.health.health(),
         };
-        Ok((self, taken))
+        Ok((self, result))
     }
 }

@@ -1,4 +1,4 @@
-//! The training loop, from top to bottom.
+//! The training loop.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -25,17 +25,17 @@ use crate::progress::ProgressDisplay;
 use crate::run_folder::{self, RunFolder, failed};
 use crate::start::{starting_model, with_own_tokenizer};
 use crate::state::{self, Best, Progress};
-use crate::step::Training;
+use crate::step::TrainingState;
 
-/// Whether a run goes on from the newest checkpoint of its folder.
+/// Whether a run continues from the newest checkpoint of its folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Resume {
-    /// Start, and fail where there is a checkpoint: what happens without --resume.
+    /// Start; fail if there is a checkpoint. This is the behaviour without --resume.
     Never,
-    /// Go on, and fail where there is no checkpoint: what --resume alone means.
+    /// Continue; fail if there is no checkpoint. This is what --resume alone means.
     Required,
-    /// Go on where there is a checkpoint, and start where there is none, for a job that may be restarted at any time
-    /// (Slurm, Kubernetes). A finished run ends at once, with success.
+    /// Continue if there is a checkpoint, else start: for a job that may be restarted at any time (Slurm,
+    /// Kubernetes). A finished run ends at once, with success.
     Auto,
 }
 
@@ -44,29 +44,29 @@ pub enum Resume {
 pub struct RunOptions {
     /// The run folder.
     pub out: PathBuf,
-    /// What computes.
+    /// The device's name.
     pub device: String,
-    /// Whether to go on from the newest checkpoint of the run folder.
+    /// Whether to continue from the newest checkpoint of the run folder.
     pub resume: Resume,
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     /// The last validation.
     pub validation: Evaluation,
-    /// The text that was asked for under `[train.sample]`, its prompt included.
+    /// The text generated for `[train.sample]`, including its prompt.
     pub sample: Option<String>,
-    /// Where the last checkpoint is.
+    /// The folder of the last checkpoint.
     pub checkpoint: PathBuf,
 }
 
-/// Trains, from the start or from the newest checkpoint of the run folder. `control` is told which step is being
-/// computed; a stop that it requests ends the run after the step, with a checkpoint.
+/// Trains from the start, or from the newest checkpoint of the run folder. Records the current step in `control`; if
+/// `control` requests a stop, the run writes a checkpoint after the current step and ends.
 ///
 /// # Errors
 ///
-/// See [`TrainError`]. Whatever happens, checkpoints that were complete stay so.
+/// See [`TrainError`]. No error damages an existing checkpoint.
 pub fn run(
     config: &RunConfig,
     options: &RunOptions,
@@ -81,7 +81,7 @@ pub fn run(
     })?
 }
 
-/// The newest checkpoint of a run and its step, where there is one.
+/// The newest checkpoint of a run and its step, if there is one.
 fn newest_checkpoint(root: &Path) -> Option<(PathBuf, u64)> {
     let step = run_folder::newest(root).ok()??;
     Some((run_folder::checkpoint(root, step), step))
@@ -128,7 +128,7 @@ fn train(
     display.finish();
     let validation = match validation {
         Some(validation) => validation,
-        // A finished run that is resumed has nothing left to do but to say what it came to.
+        // Resuming a finished run only reports its result.
         None => run.evaluation(&display)?,
     };
     Ok(Outcome {
@@ -144,9 +144,9 @@ struct Run {
     folder: RunFolder,
     prepared: Prepared,
     stream: TrainingStream,
-    training: Training,
+    training: TrainingState,
     metrics: MetricsLog,
-    /// Time and tokens since the last line of the log.
+    /// Time and token count at the last log line.
     since: Since,
     training_flops_per_token: f64,
 }
@@ -201,7 +201,7 @@ impl Run {
         };
         let mut config = config.clone();
         if config.train.init.is_none() {
-            // A trained tokenizer may have found fewer tokens than it was allowed.
+            // Training the tokenizer may yield fewer tokens than the configuration allows.
             config.model.vocabulary = prepared.tokenizer.vocabulary();
         }
         let context = config.model.context;
@@ -212,7 +212,7 @@ impl Run {
             Some(step) => {
                 let checkpoint = folder.checkpoint(step);
                 let loaded = state::load(&checkpoint, &progress, &config, device)?;
-                // A crash may have come between the checkpoint and its becoming the latest.
+                // A crash may have happened after the checkpoint was renamed but before `latest` was written.
                 folder.name(LATEST, step)?;
                 tracing::info!("resuming after step {step} of {}", config.train.steps);
                 loaded
@@ -240,35 +240,35 @@ impl Run {
                 start: Instant::now(),
                 tokens: progress.tokens,
             },
-            training: Training::new(model, optimizer, progress, device),
+            training: TrainingState::new(model, optimizer, progress, device),
             metrics,
             training_flops_per_token: accounting.operations.training,
             config,
         })
     }
 
-    /// Tokens of the whole run.
+    /// Number of tokens in the whole run.
     fn all_tokens(&self) -> u64 {
         let batches = &self.config.schedule.batch_tokens;
         batches.total_tokens(self.config.train.steps, self.config.model.context) as u64
     }
 
-    /// One optimizer step, and what is said of it.
+    /// Takes one optimizer step and logs it.
     fn step(mut self, display: &ProgressDisplay) -> Result<Self, TrainError> {
-        let taken;
-        (self.training, taken) = self.training.step(&self.config, &self.stream)?;
+        let result;
+        (self.training, result) = self.training.step(&self.config, &self.stream)?;
         let (config, progress) = (&self.config, &self.training.progress);
-        let (step, tokens) = (progress.step, taken.tokens);
-        display.step(step, taken.loss, progress.tokens, tokens);
+        let (step, tokens) = (progress.step, result.tokens);
+        display.step(step, result.loss, progress.tokens, tokens);
         if step == 1 || step.is_multiple_of(config.train.log_every) || step == config.train.steps {
             let seconds = self.since.start.elapsed().as_secs_f64();
             let tokens_per_second = (progress.tokens - self.since.tokens) as f64 / seconds;
-            let layers = taken.layers;
+            let layers = result.layers;
             display.log(
                 step,
-                taken.loss,
-                taken.learning_rate,
-                taken.gradient_norm,
+                result.loss,
+                result.learning_rate,
+                result.gradient_norm,
                 tokens_per_second,
                 &layers,
             );
@@ -280,10 +280,10 @@ impl Run {
             let record = TrainRecord {
                 step,
                 tokens: progress.tokens,
-                loss: taken.loss,
-                total_loss: taken.total_loss,
-                learning_rate: taken.learning_rate,
-                gradient_norm: taken.gradient_norm,
+                loss: result.loss,
+                total_loss: result.total_loss,
+                learning_rate: result.learning_rate,
+                gradient_norm: result.gradient_norm,
                 batch_tokens: tokens,
                 tokens_per_expert: (config.model.feed_forward == FeedForwardKind::Moe)
                     .then(|| tokens as f64 * experts.per_token as f64 / experts.count as f64),
@@ -298,7 +298,7 @@ impl Run {
         Ok(self)
     }
 
-    /// Evaluates on the held-out text; also tells whether it was never better.
+    /// Evaluates on the held-out text; also returns whether the loss is the lowest so far.
     fn validate(&mut self, display: &ProgressDisplay) -> Result<(Evaluation, bool), TrainError> {
         let evaluation = self.evaluation(display)?;
         let step = self.training.progress.step;
@@ -346,7 +346,7 @@ impl Run {
             config,
             ..
         } = self;
-        let Training {
+        let TrainingState {
             model,
             optimizer,
             progress,
@@ -406,7 +406,7 @@ impl Run {
         Ok(self.metrics.write(record).map_err(failed("write", &path))?)
     }
 
-    /// Leaves what is not training out of the log's tokens per second.
+    /// Restarts the clock, so that logged tokens per second exclude validation and checkpointing.
     fn restart_clock(&mut self) {
         self.since = Since {
             start: Instant::now(),
@@ -432,7 +432,7 @@ fn check_config(config: &RunConfig, folder: &RunFolder) -> Result<(), TrainError
     })
 }
 
-/// Says what is about to be trained.
+/// Logs the size of the model and of the run.
 fn describe(config: &RunConfig, accounting: &Accounting, available: Option<u64>, needed: u64) {
     let short = |count: u128| match count {
         0..100_000 => format!("{:.1} k", count as f64 / 1e3),
@@ -440,13 +440,13 @@ fn describe(config: &RunConfig, accounting: &Accounting, available: Option<u64>,
     };
     let tokens = u128::from(needed) * config.model.context as u128;
     tracing::info!(
-        "model: {} parameters, {} active for a token",
+        "model: {} parameters, {} active per token",
         short(accounting.total),
         short(accounting.active)
     );
     let available = available.map_or("unlimited".to_owned(), |count| count.to_string());
     tracing::info!(
-        "run: {} steps, {} tokens in {needed} of {available} sequences",
+        "run: {} steps, {} tokens ({needed} of {available} sequences)",
         config.train.steps,
         short(tokens)
     );

@@ -1,4 +1,4 @@
-//! A measurement in words.
+//! A benchmark's result as text.
 
 use std::fmt;
 
@@ -13,42 +13,46 @@ impl fmt::Display for Bench {
         };
         writeln!(
             formatter,
-            "{} with {threads}; its f32 matrix product reaches {}/s\n",
+            "{} with {threads}; f32 matmul peak {}/s\n",
             self.device,
-            flop(self.matrix_peak)
+            flop(self.matmul_peak)
         )?;
-        let twin = self.dense_twin.as_ref();
+        let baseline = self.dense_baseline.as_ref();
         let row = |formatter: &mut fmt::Formatter<'_>, name: &str, value: fn(&Speed) -> String| {
-            let second = twin.map(value).unwrap_or_default();
-            let line = format!("{name:<22}{:>14}{second:>14}", value(&self.model));
+            let second = baseline.map(value).unwrap_or_default();
+            let line = format!("{name:<22}{:>14}{second:>16}", value(&self.model));
             writeln!(formatter, "{}", line.trim_end())
         };
-        let heading = if twin.is_some() { "dense twin" } else { "" };
-        let line = format!("{:<22}{:>14}{heading:>14}", "", "model");
+        let heading = if baseline.is_some() {
+            "dense baseline"
+        } else {
+            ""
+        };
+        let line = format!("{:<22}{:>14}{heading:>16}", "", "model");
         writeln!(formatter, "{}", line.trim_end())?;
         row(formatter, "parameters", |speed| {
             scaled(speed.parameters as f64)
         })?;
-        row(formatter, "active for a token", |speed| {
+        row(formatter, "active per token", |speed| {
             scaled(speed.active as f64)
         })?;
-        row(formatter, "tokens a step", |speed| {
+        row(formatter, "tokens per step", |speed| {
             speed.tokens_per_step.to_string()
         })?;
-        row(formatter, "seconds a step", |speed| {
+        row(formatter, "seconds per step", |speed| {
             format!("{:.4}", speed.step_seconds)
         })?;
         row(formatter, "tokens/s", |speed| {
             format!("{:.0}", speed.tokens_per_second)
         })?;
-        row(formatter, "operations", |speed| {
+        row(formatter, "FLOP/s", |speed| {
             flop(speed.flops_per_second) + "/s"
         })?;
-        row(formatter, "share of the product", |speed| {
-            format!("{:.2}", speed.share_of_peak)
+        row(formatter, "of matmul peak", |speed| {
+            format!("{:.2}", speed.fraction_of_matmul_peak)
         })?;
         if self.model.peak_memory.is_some() {
-            // Of the process: the twin's would hold the model's.
+            // The baseline has no value here: the peak of the process would include the model's memory.
             let line = format!(
                 "{:<22}{:>14}",
                 "peak memory",
@@ -56,10 +60,10 @@ impl fmt::Display for Bench {
             );
             writeln!(formatter, "{line}")?;
         }
-        if let Some(tax) = self.tax {
+        if let Some(overhead) = self.moe_overhead {
             writeln!(
                 formatter,
-                "\nthe mixture's tax: {tax:.3} (step time over the twin's)"
+                "\nMoE overhead: {overhead:.3} (step time over that of the dense baseline)"
             )?;
         }
         Ok(())

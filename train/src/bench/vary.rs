@@ -1,4 +1,4 @@
-//! One key of a configuration in several values: what a token costs as the model, the batch or the context grows.
+//! Training speed over several values of one configuration key, such as the number of experts or the context.
 
 use std::fmt;
 
@@ -12,37 +12,37 @@ use crate::config::RunConfig;
 use crate::error::TrainError;
 use firebox_console::numbers::{flop, scaled};
 
-/// What was measured: as text through its `Display`, as JSON through serde.
+/// The results: text through `Display`, JSON through serde.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Variation {
-    /// What computed.
+    /// The device's name.
     pub device: String,
-    /// Threads of the CPU backends.
+    /// Number of threads for CPU backends.
     pub threads: usize,
-    /// The best of several large f32 products on this device, in FLOP/s.
-    pub matrix_peak: f64,
-    /// The key whose values the rows are.
+    /// The fastest of several large f32 matrix products on this device, in FLOP/s.
+    pub matmul_peak: f64,
+    /// The configuration key.
     pub key: String,
-    /// In the order of the values.
+    /// One row per value, in the order given.
     pub rows: Vec<Row>,
 }
 
-/// One value of the key.
+/// The speed with one value of the key.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
-    /// As it was given.
+    /// The value, as given.
     pub value: String,
     /// Step time over tokens, in microseconds.
     pub microseconds_per_token: f64,
-    /// Floating-point operations of training on one token, attention scores included.
+    /// FLOPs of training per token, including attention scores.
     pub operations_per_token: f64,
-    /// All else.
+    /// All other figures.
     #[serde(flatten)]
     pub speed: Speed,
 }
 
-/// Trains on random tokens with each of the configurations, and measures. The peak memory of a row is that of the
-/// process up to there.
+/// Trains on random tokens with each configuration and measures the speed. The peak memory of a row is that of the
+/// process up to the end of the row's measurement.
 ///
 /// # Errors
 ///
@@ -63,10 +63,10 @@ pub fn vary(
             measured
         })
         .collect();
-    let matrix_peak = matrix_peak(&selected);
+    let matmul_peak = matrix_peak(&selected);
     let rows = configs.into_iter().zip(measured);
     let rows = rows.map(|((value, config), measured)| {
-        let speed = measured.beside(matrix_peak);
+        let speed = measured.speed(matmul_peak);
         let operations = Accounting::of(&config.model).operations;
         Row {
             value,
@@ -78,7 +78,7 @@ pub fn vary(
     Ok(Variation {
         device: device.to_owned(),
         threads: device::threads(),
-        matrix_peak,
+        matmul_peak,
         key: key.to_owned(),
         rows: rows.collect(),
     })
@@ -88,29 +88,35 @@ impl fmt::Display for Variation {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             formatter,
-            "{} on {} threads; the f32 matrix product reaches {}/s\n",
+            "{} with {} threads; f32 matmul peak {}/s\n",
             self.device,
             self.threads,
-            flop(self.matrix_peak)
+            flop(self.matmul_peak)
         )?;
         let values = self.rows.iter().map(|row| row.value.chars().count());
         let width = values.chain([self.key.chars().count()]).max().unwrap_or(0);
         writeln!(
             formatter,
-            "{:>width$}  {:>10} {:>10} {:>13} {:>11} {:>10} {:>9}",
-            self.key, "parameters", "active", "tokens a step", "FLOP/token", "µs/token", "of peak"
+            "{:>width$}  {:>10} {:>10} {:>15} {:>11} {:>10} {:>9}",
+            self.key,
+            "parameters",
+            "active",
+            "tokens per step",
+            "FLOP/token",
+            "µs/token",
+            "of peak"
         )?;
         for row in &self.rows {
             writeln!(
                 formatter,
-                "{:>width$}  {:>10} {:>10} {:>13} {:>11} {:>10.1} {:>9.2}",
+                "{:>width$}  {:>10} {:>10} {:>15} {:>11} {:>10.1} {:>9.2}",
                 row.value,
                 scaled(row.speed.parameters as f64),
                 scaled(row.speed.active as f64),
                 row.speed.tokens_per_step,
                 scaled(row.operations_per_token),
                 row.microseconds_per_token,
-                row.speed.share_of_peak
+                row.speed.fraction_of_matmul_peak
             )?;
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! The report as an aligned table for people.
+//! The report as aligned text.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -64,7 +64,7 @@ fn configuration(table: &mut Table, config: &RunConfig) -> fmt::Result {
     let validation = &config.data.validation;
     let chosen = match validation.by {
         SplitKind::Hash => "of the documents, by hash",
-        SplitKind::Tail => "of every document, its tail",
+        SplitKind::Tail => "of every document, at its end",
     };
     table.text(
         "validation",
@@ -82,16 +82,16 @@ fn configuration(table: &mut Table, config: &RunConfig) -> fmt::Result {
         ),
     )?;
     let decay = match (schedule.decay, schedule.cooldown_fraction) {
-        (DecayKind::Cosine, _) => "then a cosine".to_owned(),
+        (DecayKind::Cosine, _) => "cosine decay".to_owned(),
         (DecayKind::Wsd, fraction) => format!(
-            "constant, over the last {} linear",
+            "constant, linear decay over the last {}",
             percent(fraction.unwrap_or(0.0))
         ),
     };
     table.text(
         "schedule",
         format!(
-            "{} steps of warm-up, {decay} down to {}",
+            "{} warm-up steps, {decay} to {} of the peak",
             grouped(schedule.warmup_steps),
             percent(schedule.final_ratio)
         ),
@@ -123,8 +123,8 @@ fn configuration(table: &mut Table, config: &RunConfig) -> fmt::Result {
 fn model_summary(model: &ModelConfig) -> String {
     let qk_norm = match model.qk_norm {
         QkNorm::None => "",
-        QkNorm::Projection => ", queries and keys normed over all heads",
-        QkNorm::Head => ", queries and keys normed by head",
+        QkNorm::Projection => ", QK norm over all heads",
+        QkNorm::Head => ", per-head QK norm",
     };
     format!(
         "{}, d_model {}, {} of {}, {}{qk_norm}, context {}",
@@ -149,7 +149,7 @@ fn feed_forward_summary(model: &ModelConfig) -> String {
         ),
         FeedForwardKind::Dense if experts.per_token == 1 => format!("dense, d_ff {d_ff}"),
         FeedForwardKind::Dense => format!(
-            "dense, d_ff {} = {} × {d_ff}, the twin of a mixture",
+            "dense, d_ff {} = {} × {d_ff} (iso-FLOP baseline of the MoE model)",
             grouped(model.active_d_ff() as u128),
             experts.per_token
         ),
@@ -163,17 +163,17 @@ fn dense_summary(model: &ModelConfig) -> String {
     let layers: Vec<String> = dense.layers.iter().map(usize::to_string).collect();
     let noun = if layers.len() == 1 { "layer" } else { "layers" };
     let d_ff = grouped(dense.d_ff as u128);
-    format!("; {noun} {} dense, of d_ff {d_ff}", layers.join(", "))
+    format!("; {noun} {} dense with d_ff {d_ff}", layers.join(", "))
 }
 
 fn balance_summary(model: &ModelConfig) -> String {
     let router = &model.router;
     let bias = match router.bias_update_rate {
         0.0 => "no selection bias".to_owned(),
-        rate => format!("selection bias moved by {rate}"),
+        rate => format!("selection bias with update rate {rate}"),
     };
     format!(
-        "loss × {}, router z-loss × {}, {bias}",
+        "balance loss × {}, router z-loss × {}, {bias}",
         router.balance_coefficient, router.z_coefficient
     )
 }
@@ -183,7 +183,7 @@ fn tokenizer_summary(config: &RunConfig) -> String {
     match &config.tokenizer {
         TokenizerConfig::Bytes => format!("bytes, {ids} ids"),
         TokenizerConfig::Bpe { .. } => {
-            format!("byte-pair encoding trained on this text, {ids} ids")
+            format!("byte-pair encoding trained on this run's text, {ids} ids")
         }
         TokenizerConfig::File { path, .. } => format!("{}, {ids} ids", path.display()),
     }
@@ -193,7 +193,7 @@ fn source_summary(source: &SourceConfig) -> String {
     let from = match &source.kind {
         SourceKind::Files { files } => format!("files {}", files.join(", ")),
         SourceKind::Cargo { cargo } => {
-            format!("the sources of Cargo.lock's packages, {}", cargo.join(", "))
+            format!("*.{} of the packages in Cargo.lock", cargo.join(", *."))
         }
         SourceKind::Jsonl { jsonl, field } => format!("field `{field}` of {}", jsonl.join(", ")),
         SourceKind::Url { url, .. } => url.clone(),
@@ -204,7 +204,7 @@ fn source_summary(source: &SourceConfig) -> String {
     };
     let limit = source
         .max_bytes
-        .map(|bytes| format!(", up to {} of text", text_bytes(bytes)));
+        .map(|bytes| format!(", at most {} of text", text_bytes(bytes)));
     format!(
         "{}: {from}, {share}{}",
         source.name,
@@ -215,9 +215,10 @@ fn source_summary(source: &SourceConfig) -> String {
 fn parameters(table: &mut Table, report: &Report) -> fmt::Result {
     let (model, parts) = (&report.model, &report.model.parameters);
     let dense = report.config.model.feed_forward == FeedForwardKind::Dense;
-    let experts = match dense {
-        true => 0,
-        false => report.config.model.experts.count as u128 * model.one_expert,
+    let experts = if dense {
+        0
+    } else {
+        report.config.model.experts.count as u128 * model.one_expert
     };
     let rows = [
         ("embedding", parts.embedding),
@@ -263,16 +264,16 @@ fn parameters(table: &mut Table, report: &Report) -> fmt::Result {
             expert,
         )?;
     }
-    table.heading("memory, f32, one device, without activations")?;
+    table.heading("memory (f32, one device, without activations)")?;
     table.number("weights", bytes(model.memory.weights), "")?;
     table.number("gradients", bytes(model.memory.gradients), "")?;
     table.number("AdamW moments", bytes(model.memory.moments), "")?;
-    table.number("together", bytes(model.memory.total()), "")
+    table.number("total", bytes(model.memory.total()), "")
 }
 
 fn operations(table: &mut Table, report: &Report) -> fmt::Result {
     let operations = &report.model.operations;
-    table.heading("operations per token")?;
+    table.heading("FLOPs per token")?;
     table.number(
         "forward",
         flop(operations.forward),
@@ -280,13 +281,13 @@ fn operations(table: &mut Table, report: &Report) -> fmt::Result {
     )?;
     if report.config.model.feed_forward == FeedForwardKind::Moe {
         table.number(
-            "  if every expert ran",
+            "  with all experts",
             flop(operations.forward_every_expert),
             "",
         )?;
     }
     let remark = format!(
-        "not in the others; causal, {} tokens",
+        "causal, {} tokens; not included in the other rows",
         grouped(report.config.model.context as u128)
     );
     table.number(
@@ -300,12 +301,15 @@ fn operations(table: &mut Table, report: &Report) -> fmt::Result {
 fn training(table: &mut Table, report: &Report) -> fmt::Result {
     let training = &report.training;
     let [first, last] = training.tokens_per_step;
-    let change = |[first, last]: [f64; 2]| match first == last {
-        true => String::new(),
-        false => format!("from {} in the first step", scaled(first)),
+    let change = |[first, last]: [f64; 2]| {
+        if first == last {
+            String::new()
+        } else {
+            format!("from {} in the first step", scaled(first))
+        }
     };
     let steps = counted(report.config.train.steps.into(), "step");
-    table.heading("the whole run")?;
+    table.heading("whole run")?;
     table.number(
         "tokens",
         scaled(training.tokens as f64),
@@ -324,7 +328,7 @@ fn training(table: &mut Table, report: &Report) -> fmt::Result {
         )?;
     }
     table.number(
-        "training operations",
+        "training FLOPs",
         flop(training.operations),
         format!("{:.2e}", training.operations),
     )
@@ -342,14 +346,14 @@ fn plan(table: &mut Table, report: &Report) -> fmt::Result {
         grouped(plan.count),
         plan.accelerator
     ))?;
-    let peak = format!("of {}/s each", flop(plan.peak_flops));
+    let peak = format!("of {}/s per accelerator", flop(plan.peak_flops));
     table.number(
         "utilization",
         format!("{}–{}", percent(lowest), percent(highest)),
         peak,
     )?;
     table.number("days", format!("{fewest:.1}–{most:.1}"), "")?;
-    let rate = format!("at ${} an hour each", plan.dollars_per_hour);
+    let rate = format!("at ${} per accelerator-hour", plan.dollars_per_hour);
     table.number(
         "dollars",
         format!("{}–{}", scaled(cheapest), scaled(dearest)),

@@ -1,13 +1,13 @@
-//! `cargo train compare`: the same steps on several devices, side by side.
+//! `cargo train compare`: trains the same steps on several devices and compares the results.
 //!
-//! Weights are drawn and data is ordered on the host, from the seed alone, so that every device computes the same
-//! thing and nothing but rounding may differ. Each device is a process of its own (`process`, `record`): one that
-//! fails is one row, memory is its own, and the time to the first step begins with nothing.
+//! The host draws the initial weights and orders the data, from the seed alone, so the devices' results may differ by
+//! rounding only. Each device runs in its own process (`process`, `record`): a failure affects one device only, peak
+//! memory is measured per device, and the time to the first step includes all initialisation.
 //!
-//! How far rounding may carry a run is no constant: a high learning rate makes 1e-2 of it in thirty steps, a low one
-//! 1e-6. So the first device runs once more, as a control, with its weights changed by a rounding, and a device is
-//! at fault when it is much further off than that. What came out is judged here, and said in words, tables (`text`)
-//! and a page (`page`).
+//! The error that rounding may cause depends on the run: after thirty steps it is 1e-2 with a high learning rate, and
+//! 1e-6 with a low one. So the first device runs a second time from perturbed weights, and a device diverges if its
+//! relative error is much larger than that of this perturbed run. This file decides; `text` renders sentences and
+//! tables, `page` an HTML page.
 
 mod page;
 mod process;
@@ -26,175 +26,174 @@ use crate::data::DataError;
 pub use self::process::{COMMAND as COMPARE_DEVICE, compare};
 pub use self::record::{StepRecord, print_line, record};
 
-/// What to compare.
+/// Options of a comparison.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompareOptions {
-    /// The run's TOML file.
+    /// Configuration file of the run (TOML).
     pub config: PathBuf,
-    /// Values set over the file's.
+    /// `--set` overrides of the configuration.
     pub set: Vec<String>,
-    /// Names of the devices; the others are compared with the first.
+    /// Names of the devices; the first is the reference.
     pub devices: Vec<String>,
-    /// Steps to take, of those of the run.
+    /// Number of steps to train, at most those of the run.
     pub steps: u64,
-    /// What a loss may be off in any case, over the loss of the first device.
+    /// Relative error of the loss that is always allowed.
     pub tolerance: f64,
-    /// Threads of the CPU backends.
+    /// Number of threads for CPU backends.
     pub threads: Option<u16>,
 }
 
-/// The tolerance where none is given. The same weights and data give losses 1e-7 apart by the order of additions
-/// (f32 rounds by 6e-8); this leaves room for a long sum.
+/// The default tolerance. With the same weights and data, the order of additions changes a loss by a relative 1e-7
+/// (f32 rounds by 6e-8); the tolerance leaves a margin for long sums.
 pub const TOLERANCE: f64 = 1e-5;
 
-/// How many times further off than the control a device may be. Both differences are chance. Of eleven comparisons of
-/// devices that are all right, ten were at most twice as far off as the control, and one, at a learning rate that sent
-/// all tokens to one expert, thirty times.
+/// Allowed ratio of a device's relative error to that of the perturbed run; both are random. In eleven comparisons of
+/// correct devices, the ratio was at most 2 in ten, and 30 in one, whose learning rate sent all tokens to one expert.
 const MARGIN: f64 = 100.0;
 
-/// How many times further off than a loss the norm of a gradient may be: it is twice as many operations away, and
-/// not a mean over the batch.
-const NORM: f64 = 10.0;
+/// Allowed ratio of the gradient norm's relative error to that of the loss: the norm depends on twice as many
+/// operations, and it is not a mean over the batch.
+const NORM_FACTOR: f64 = 10.0;
 
-/// What several devices came to.
+/// The results of several devices.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
-    /// The configuration's file.
+    /// The configuration file.
     pub config: PathBuf,
-    /// Steps that were asked for.
+    /// Number of requested steps.
     pub steps: u64,
-    /// Steps of the whole run, which its learning rate follows.
+    /// Number of steps of the whole run, which determine the learning rates.
     pub run_steps: u64,
-    /// Seed of weights and data.
+    /// Seed of the initial weights and the order of the data.
     pub seed: u64,
-    /// What a loss may be off in any case.
+    /// Relative error of the loss that is always allowed.
     pub tolerance: f64,
-    /// One for each device, in the order in which they were named; the first is what the others are compared with.
+    /// One entry per device, in the order given; the first is the reference.
     pub devices: Vec<DeviceRun>,
-    /// The first device once more, from weights that are changed by a rounding: what rounding alone does to this run.
+    /// A second run of the first device, from perturbed weights: it measures how much rounding alone changes this run.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub control: Option<DeviceRun>,
+    pub perturbed: Option<DeviceRun>,
 }
 
-/// What one device came to.
+/// The results of one device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DeviceRun {
-    /// Its name.
+    /// The device's name.
     pub device: String,
-    /// Its steps, as far as it came.
+    /// The completed steps.
     pub steps: Vec<StepRecord>,
-    /// Why it came no further.
+    /// Why it did not complete all steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
-    /// From the start of its process to the end of the first step, in seconds: reading, and compiling of shaders.
+    /// Seconds from the start of its process to the end of the first step, including reading and shader compilation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_step_seconds: Option<f64>,
-    /// Tokens per second of the steps after the first three, or after the first where there are no more.
+    /// Tokens per second after the first three steps, or after the first if there are at most three.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<f64>,
-    /// The largest memory of its process, in bytes; what a GPU holds is not in it.
+    /// Peak resident memory of its process, in bytes, without GPU memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory: Option<u64>,
-    /// How far it is from the first device; `None` for the first itself and where no step can be compared.
+    /// Its errors relative to the first device; `None` for the first, and if there is no step to compare.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub difference: Option<Difference>,
 }
 
-/// How far a device is from the first one.
+/// The errors of a device relative to the first one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Difference {
-    /// Of the loss by step, over the loss of the first device.
+    /// Relative error of the loss per step.
     pub loss: Vec<f64>,
-    /// Of the gradient's norm by step, over that of the first device.
+    /// Relative error of the gradient norm per step.
     pub gradient_norm: Vec<f64>,
-    /// Largest difference of an expert's share of the load by step, over all layers; 0 for a dense model.
+    /// Per step, the largest absolute difference of an expert's load fraction over all layers; 0 for a dense model.
     pub load: Vec<f64>,
-    /// The first step that is further off than it may be.
+    /// The first step with a larger error than allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub parting: Option<Parting>,
+    pub divergence: Option<Divergence>,
 }
 
-/// Where a device parts from the first one.
+/// The first step at which a device diverges from the first one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Parting {
+pub struct Divergence {
     /// The step, from 1.
     pub step: u64,
     /// `loss` or `gradient norm`.
     pub what: &'static str,
-    /// On the first device.
+    /// The value on the first device.
     pub expected: f64,
-    /// On this one.
+    /// The value on this device.
     pub found: f64,
-    /// The difference over `expected`.
-    pub difference: f64,
-    /// The most that it may be.
+    /// `|found − expected| / |expected|`.
+    pub relative_error: f64,
+    /// The largest relative error allowed.
     pub limit: f64,
 }
 
-/// Why devices cannot be compared, or that they differ.
+/// Why devices cannot be compared, or that they diverge.
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
     /// The text cannot be prepared.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// A name that no build knows.
+    /// An unknown device name.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// Nothing to compare.
-    #[error("--devices names {0} alone, and a comparison takes two")]
+    /// Only one device.
+    #[error("--devices lists only {0}; a comparison needs at least two devices")]
     One(String),
     /// A device twice.
-    #[error("--devices names {0} twice")]
+    #[error("--devices lists {0} twice")]
     Twice(String),
     /// More steps than the run has.
-    #[error("--steps {steps} is more than the {of} of train.steps")]
+    #[error("--steps {steps} exceeds train.steps = {of}")]
     Steps {
-        /// What was asked for.
+        /// The requested number of steps.
         steps: u64,
-        /// What the run has.
+        /// The run's number of steps.
         of: u64,
     },
-    /// This program cannot start itself.
-    #[error("{device} cannot be given a process of its own")]
+    /// The process of a device cannot be started.
+    #[error("cannot start a process for {device}")]
     Process {
         /// The device.
         device: String,
-        /// What the operating system says.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// The page cannot be written.
     #[error("cannot write {}", path.display())]
     Page {
-        /// Where.
+        /// The page's path.
         path: PathBuf,
-        /// What the operating system says.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A device did not come to the end, or parted from the first.
+    /// One sentence per device that failed or diverged from the first.
     #[error("{}", .0.join("; "))]
     Differ(Vec<String>),
 }
 
 impl CompareError {
-    /// What to do about it.
+    /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Data(error) => return error.hint(),
             Self::Device(error) => return Some(error.hint()),
-            Self::One(_) => "name another, such as --devices flex,ndarray",
-            Self::Twice(_) => "name each device once",
+            Self::One(_) => "add another, such as --devices flex,ndarray",
+            Self::Twice(_) => "list each device once",
             Self::Steps { .. } => {
-                "--set train.steps makes the run longer, and its learning rate another"
+                "lower --steps, or lengthen the run with --set train.steps=N, which also stretches its learning-rate schedule"
             }
             Self::Differ(_) => {
-                "`cargo infer compare CHECKPOINT` finds the layer where two devices part; --tolerance allows more"
+                "`cargo infer compare CHECKPOINT` finds the layer where two devices diverge; --tolerance allows larger errors"
             }
             Self::Process { .. } | Self::Page { .. } => return None,
         };
         Some(hint.to_owned())
     }
 
-    /// The process's exit code: 2 for wrong usage, otherwise 1.
+    /// The process's exit code: 2 for a usage error, otherwise 1.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Data(error) if error.is_usage() => 2,
@@ -205,29 +204,29 @@ impl CompareError {
 }
 
 impl Comparison {
-    /// Compares every device with the first.
+    /// Compares every device with the first, and finds where each diverges.
     fn judge(&mut self) {
         let Some((first, others)) = self.devices.split_first_mut() else {
             return;
         };
         let difference = |run: &DeviceRun| Difference::between(&run.steps, &first.steps);
-        if let Some(control) = &mut self.control {
-            control.difference = difference(control);
+        if let Some(perturbed) = &mut self.perturbed {
+            perturbed.difference = difference(perturbed);
         }
-        let limits = Limits::new(self.tolerance, self.control.as_ref());
+        let limits = Limits::new(self.tolerance, self.perturbed.as_ref());
         for other in others {
             other.difference = difference(other);
             if let Some(difference) = &mut other.difference {
-                difference.parting = limits.parting(&other.steps, &first.steps, difference);
+                difference.divergence = limits.divergence(&other.steps, &first.steps, difference);
             }
         }
     }
 
-    /// An error when a device did not come to the end or parted from the first one: one sentence about each.
+    /// Whether all devices completed their steps and agree with the first.
     ///
     /// # Errors
     ///
-    /// See above.
+    /// [`CompareError::Differ`], with one sentence per device that failed or diverged.
     pub fn verdict(&self) -> Result<(), CompareError> {
         let faults: Vec<String> = self
             .devices
@@ -235,15 +234,16 @@ impl Comparison {
             .filter(|run| run.is_at_fault())
             .map(|run| self.sentence(run))
             .collect();
-        match faults.is_empty() {
-            true => Ok(()),
-            false => Err(CompareError::Differ(faults)),
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(CompareError::Differ(faults))
         }
     }
 }
 
 impl DeviceRun {
-    /// A device and what it did.
+    /// The results of a device, from its step records.
     fn new(device: &str, steps: Vec<StepRecord>, failure: Option<String>) -> Self {
         let warm = match steps.len() {
             0 | 1 => &[],
@@ -265,52 +265,52 @@ impl DeviceRun {
         }
     }
 
-    fn parting(&self) -> Option<&Parting> {
-        self.difference.as_ref()?.parting.as_ref()
+    fn divergence(&self) -> Option<&Divergence> {
+        self.difference.as_ref()?.divergence.as_ref()
     }
 
     fn is_at_fault(&self) -> bool {
-        self.failure.is_some() || self.parting().is_some()
+        self.failure.is_some() || self.divergence().is_some()
     }
 }
 
-/// How far off a device may be.
+/// The largest relative errors allowed.
 struct Limits<'a> {
     tolerance: f64,
-    control: Option<&'a Difference>,
+    perturbed: Option<&'a Difference>,
 }
 
 impl<'a> Limits<'a> {
-    fn new(tolerance: f64, control: Option<&'a DeviceRun>) -> Self {
+    fn new(tolerance: f64, perturbed: Option<&'a DeviceRun>) -> Self {
         Self {
             tolerance,
-            control: control.and_then(|control| control.difference.as_ref()),
+            perturbed: perturbed.and_then(|run| run.difference.as_ref()),
         }
     }
 
-    /// Of the loss and of the gradient's norm at a step, from 0: the tolerance, or a multiple of the furthest that
-    /// the control has been by then.
+    /// The limits of the loss and of the gradient norm at a step, from 0: the tolerance, or a multiple of the largest
+    /// error of the perturbed run up to that step.
     fn at(&self, step: usize) -> (f64, f64) {
-        let by_then = |of: fn(&Difference) -> &[f64]| {
-            let control = self
-                .control
+        let so_far = |of: fn(&Difference) -> &[f64]| {
+            let errors = self
+                .perturbed
                 .iter()
-                .flat_map(|control| of(control).iter().take(step + 1));
-            MARGIN * control.copied().fold(0.0, f64::max)
+                .flat_map(|perturbed| of(perturbed).iter().take(step + 1));
+            MARGIN * errors.copied().fold(0.0, f64::max)
         };
         (
-            by_then(|control| &control.loss).max(self.tolerance),
-            by_then(|control| &control.gradient_norm).max(NORM * self.tolerance),
+            so_far(|perturbed| &perturbed.loss).max(self.tolerance),
+            so_far(|perturbed| &perturbed.gradient_norm).max(NORM_FACTOR * self.tolerance),
         )
     }
 
-    /// The first step that is further off.
-    fn parting(
+    /// The first step with a larger error than allowed.
+    fn divergence(
         &self,
         found: &[StepRecord],
         expected: &[StepRecord],
         difference: &Difference,
-    ) -> Option<Parting> {
+    ) -> Option<Divergence> {
         (0..difference.loss.len()).find_map(|step| {
             let (found, expected) = (&found[step], &expected[step]);
             let (loss, norm) = self.at(step);
@@ -330,24 +330,26 @@ impl<'a> Limits<'a> {
                     norm,
                 ),
             ];
-            // One that is no number is beyond any limit.
+            // A NaN exceeds any limit.
             let beyond = checks
                 .into_iter()
-                .find(|&(.., difference, limit)| difference.is_nan() || difference > limit);
-            beyond.map(|(what, found, expected, difference, limit)| Parting {
-                step: step as u64 + 1,
-                what,
-                expected,
-                found,
-                difference,
-                limit,
-            })
+                .find(|&(.., error, limit)| error.is_nan() || error > limit);
+            beyond.map(
+                |(what, found, expected, relative_error, limit)| Divergence {
+                    step: step as u64 + 1,
+                    what,
+                    expected,
+                    found,
+                    relative_error,
+                    limit,
+                },
+            )
         })
     }
 }
 
 impl Difference {
-    /// Over the steps that both have; `None` when there are none.
+    /// The errors over the steps that both have; `None` if there are none.
     fn between(found: &[StepRecord], expected: &[StepRecord]) -> Option<Self> {
         let steps: Vec<_> = found.iter().zip(expected).collect();
         let by_step = |of: fn(&StepRecord) -> f64| -> Vec<f64> {
@@ -355,7 +357,7 @@ impl Difference {
                 .iter()
                 .map(|(found, expected)| (of(found), of(expected)));
             pairs
-                .map(|(found, expected)| relative(found, expected))
+                .map(|(found, expected)| relative_error(found, expected))
                 .collect()
         };
         (!steps.is_empty()).then(|| Self {
@@ -365,27 +367,29 @@ impl Difference {
                 .iter()
                 .map(|(found, expected)| load_difference(found, expected))
                 .collect(),
-            parting: None,
+            divergence: None,
         })
     }
 
-    /// The largest difference of a loss, and its step, from 1.
+    /// The largest relative error of the loss, and its step, from 1.
     fn largest_loss(&self) -> (f64, u64) {
         let steps = self.loss.iter().zip(1..);
-        steps.fold((0.0, 1), |largest, (&difference, step)| {
-            match difference > largest.0 {
-                true => (difference, step),
-                false => largest,
+        steps.fold((0.0, 1), |largest, (&error, step)| {
+            if error > largest.0 {
+                (error, step)
+            } else {
+                largest
             }
         })
     }
 }
 
-/// `|found − expected| / |expected|`, 0 where both are equal.
-fn relative(found: f64, expected: f64) -> f64 {
-    match found == expected {
-        true => 0.0,
-        false => (found - expected).abs() / expected.abs(),
+/// `|found − expected| / |expected|`, or 0 if both are equal.
+fn relative_error(found: f64, expected: f64) -> f64 {
+    if found == expected {
+        0.0
+    } else {
+        (found - expected).abs() / expected.abs()
     }
 }
 

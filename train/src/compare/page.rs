@@ -1,12 +1,12 @@
-//! A comparison as a page: curves laid over each other, and how far they are apart.
+//! A comparison as an HTML page: the curves of all devices, and their relative errors.
 
 use firebox_console::numbers::magnitude;
 use firebox_console::report::{Chart, Page, Scale, Series, Verdict};
 
-use super::text::{NORMAL, busiest};
+use super::text::{NORMAL, largest_load};
 use super::{Comparison, DeviceRun, Limits, MARGIN, StepRecord};
 
-/// Where a difference of nothing is drawn: below what f32 can tell apart.
+/// Where an error of 0 is drawn on the logarithmic scale: below the resolution of f32.
 const FLOOR: f64 = 1e-9;
 
 impl Comparison {
@@ -21,14 +21,14 @@ impl Comparison {
         } = self;
         let names: Vec<&str> = self.devices.iter().map(|run| run.device.as_str()).collect();
         let mut page = Page::new(format!("Training on {}", names.join(", "))).about(format!(
-            "{}: the first {steps} of {run_steps} steps, seed {seed}; the same weights and the same data on each device",
+            "{}: the first {steps} of {run_steps} steps, seed {seed}; the same initial weights and data on every device",
             config.display()
         ));
         for run in &self.devices {
             page = page.summary(self.judgement(run), self.sentence(run));
         }
-        if let Some(control) = self.control_sentence() {
-            page = page.summary(Verdict::Good, control);
+        if let Some(sentence) = self.perturbed_sentence() {
+            page = page.summary(Verdict::Good, sentence);
         }
         page = page.table(self.devices_table());
         if self.longest() == 0 {
@@ -37,7 +37,7 @@ impl Comparison {
         page = page
             .section("Loss")
             .chart(self.curves("Training loss", "nats per token", |step| step.loss))
-            .chart(self.differences())
+            .chart(self.errors())
             .text(NORMAL)
             .section("Gradient and routers")
             .chart(
@@ -46,10 +46,8 @@ impl Comparison {
                 }),
             );
         if self.has_routers() {
-            let chart = self.curves("The busiest expert", "load over the mean", |step| {
-                busiest(&step.layers)
-            });
-            page = page.chart(chart.note("In the layer where it is largest; 1 is even."));
+            let chart = self.curves("Expert load", "max/mean", |step| largest_load(&step.layers));
+            page = page.chart(chart.note("Of the layer with the largest value; 1 is balanced."));
         }
         self.step_tables()
             .into_iter()
@@ -64,18 +62,18 @@ impl Comparison {
         })
     }
 
-    fn differences(&self) -> Chart {
-        let title = format!("How far the loss is from that of {}", self.first());
-        let chart = Chart::new(title, "step", "difference / loss", Scale::Log).note(format!(
-            "A device above the limit is at fault: the tolerance of {}, or {MARGIN} times the furthest that the control \
-             has come by then. Equal losses are drawn at {FLOOR:.0e}.",
+    fn errors(&self) -> Chart {
+        let title = format!("Relative error of the loss, compared with {}", self.first());
+        let chart = Chart::new(title, "step", "relative error", Scale::Log).note(format!(
+            "A device above the limit diverges. The limit is the tolerance of {}, or {MARGIN} times the largest error \
+             of the perturbed run so far. An error of 0 is drawn at {FLOOR:.0e}.",
             magnitude(self.tolerance)
         ));
-        // The first device has no points, and keeps its colour.
+        // The first device has no points here; its empty series keeps the colours of the others consistent.
         let chart = self.drawn().fold(chart, |chart, run| {
             chart.series(Series::new(&run.device, points(run)))
         });
-        let limits = Limits::new(self.tolerance, self.control.as_ref());
+        let limits = Limits::new(self.tolerance, self.perturbed.as_ref());
         let limit = (0..self.longest()).map(|step| (step as f64 + 1.0, limits.at(step).0));
         chart.series(Series::new("limit", limit))
     }

@@ -1,4 +1,4 @@
-//! A process for each device, one after the other, so that each has the machine to itself.
+//! Runs one process per device, one after the other, so that no two compete for the machine.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -14,26 +14,26 @@ use super::{CompareError, CompareOptions, Comparison, DeviceRun, StepRecord};
 use crate::config::RunConfig;
 use crate::data::prepare;
 
-/// The hidden command by which this program starts itself.
+/// The hidden command with which this program starts a device's process.
 pub const COMMAND: &str = "compare-device";
 
-/// Takes the same steps on each device, after the text is prepared once. `config` is that of the options. A device
-/// that fails has its reason in its row; the others stand.
+/// Prepares the text once, then trains the same steps on every device. `config` is the configuration that the options
+/// name. The failure of a device is part of the result and does not affect the other devices.
 ///
 /// # Errors
 ///
-/// When the options make no sense, or no process can be started.
+/// When the options are invalid, when the text cannot be prepared, or when a process cannot be started.
 pub fn compare(config: &RunConfig, options: &CompareOptions) -> Result<Comparison, CompareError> {
     check(config, options)?;
-    // Here and not in the first device's time.
+    // Done here, so that it does not count in the first device's time.
     prepare(config, true)?;
     let bar = progress_bar(options);
     let mut devices = Vec::new();
-    let run = |device: &String, control: bool| {
+    let run = |device: &String, perturbed: bool| {
         let process = Process {
             options,
             device,
-            control,
+            perturbed,
         };
         process.run(&bar).map_err(|source| CompareError::Process {
             device: device.clone(),
@@ -43,7 +43,7 @@ pub fn compare(config: &RunConfig, options: &CompareOptions) -> Result<Compariso
     for device in &options.devices {
         devices.push(run(device, false)?);
     }
-    let control = match (options.devices.first(), devices.first()) {
+    let perturbed = match (options.devices.first(), devices.first()) {
         (Some(device), Some(first)) if first.failure.is_none() => Some(run(device, true)?),
         _ => None,
     };
@@ -55,7 +55,7 @@ pub fn compare(config: &RunConfig, options: &CompareOptions) -> Result<Compariso
         seed: config.train.seed,
         tolerance: options.tolerance,
         devices,
-        control,
+        perturbed,
     };
     comparison.judge();
     Ok(comparison)
@@ -70,7 +70,7 @@ fn check(config: &RunConfig, options: &CompareOptions) -> Result<(), CompareErro
         if !names.insert(device) {
             return Err(CompareError::Twice(device.clone()));
         }
-        // One that this build or this machine lacks is a row that says so.
+        // A device that this build or this machine lacks is reported in its row.
         if let Err(error @ DeviceError::Unknown { .. }) = select(device) {
             return Err(error.into());
         }
@@ -84,12 +84,12 @@ fn check(config: &RunConfig, options: &CompareOptions) -> Result<(), CompareErro
     Ok(())
 }
 
-/// One device, or the control on it.
+/// The process of one device, or of the perturbed run.
 #[derive(Clone, Copy)]
 struct Process<'a> {
     options: &'a CompareOptions,
     device: &'a str,
-    control: bool,
+    perturbed: bool,
 }
 
 impl Process<'_> {
@@ -97,20 +97,21 @@ impl Process<'_> {
         let Self {
             options,
             device,
-            control,
+            perturbed,
         } = self;
-        let name = match control {
-            true => format!("{device} (control)"),
-            false => device.to_owned(),
+        let name = if perturbed {
+            format!("{device} (perturbed)")
+        } else {
+            device.to_owned()
         };
         bar.set_message(format!("{name}: first step"));
         let started = Instant::now();
         let mut child = self.start()?;
         let (output, mut errors) = (child.stdout.take(), child.stderr.take());
-        // Both are read at once, so that neither fills up.
-        let said = thread::spawn(move || {
+        // Both pipes are read concurrently, so that neither fills up and blocks the process.
+        let messages = thread::spawn(move || {
             let mut text = Vec::new();
-            // What cannot be read is missing in a message.
+            // Text that cannot be read is missing from the message.
             let _ = errors.as_mut().map(|errors| errors.read_to_end(&mut text));
             String::from_utf8_lossy(&text).into_owned()
         });
@@ -120,7 +121,7 @@ impl Process<'_> {
             .into_iter()
             .flat_map(BufRead::lines)
         {
-            // A process that is killed may leave half a line.
+            // A process that is killed may leave an incomplete line.
             let Ok(record) = serde_json::from_str::<StepRecord>(&line?) else {
                 continue;
             };
@@ -133,9 +134,9 @@ impl Process<'_> {
             steps.push(record);
         }
         let status = child.wait()?;
-        let said = said.join().unwrap_or_default();
+        let messages = messages.join().unwrap_or_default();
         bar.inc(options.steps - steps.len() as u64);
-        let failure = (!status.success()).then(|| reason(status, &said));
+        let failure = (!status.success()).then(|| reason(status, &messages));
         Ok(DeviceRun {
             first_step_seconds,
             ..DeviceRun::new(&name, steps, failure)
@@ -146,7 +147,7 @@ impl Process<'_> {
         let Self {
             options,
             device,
-            control,
+            perturbed,
         } = self;
         let mut command = Command::new(env::current_exe()?);
         command
@@ -154,8 +155,8 @@ impl Process<'_> {
             .arg(&options.config)
             .args(["--device", device]);
         command.args(["--steps", &options.steps.to_string()]);
-        if control {
-            command.arg("--control");
+        if perturbed {
+            command.arg("--perturbed");
         }
         for set in &options.set {
             command.args(["--set", set]);
@@ -171,18 +172,18 @@ impl Process<'_> {
     }
 }
 
-/// Why a process ended: the sentence that it said, or what the system knows of it.
-fn reason(status: ExitStatus, said: &str) -> String {
-    let sentence = said
+/// Why a process failed: its error message, or else its exit status.
+fn reason(status: ExitStatus, messages: &str) -> String {
+    let sentence = messages
         .lines()
         .rev()
         .find_map(|line| line.strip_prefix("error: "));
     match sentence {
         Some(sentence) => sentence.to_owned(),
         None if status.code().is_none() => {
-            format!("the process was ended ({status}); a system that is out of memory does so")
+            format!("the process was killed ({status}); the system may be out of memory")
         }
-        None => format!("the process ended with {status} and no word"),
+        None => format!("the process ended with {status} and without an error message"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What one device's process does: the first steps of a run, each written down as it is done.
+//! The process of one device: trains the first steps of a run and prints a record of each.
 
 use std::io;
 
@@ -18,39 +18,39 @@ use crate::error::TrainError;
 use crate::optimizer::AdamW;
 use crate::start::starting_model;
 use crate::state::Progress;
-use crate::step::Training;
+use crate::step::TrainingState;
 
-/// One step on one device; a line of JSON between its process and the one that compares.
+/// One step on one device; a device's process sends it as a line of JSON to the process that compares.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// The step, from 1.
     pub step: u64,
     /// Cross-entropy of the batch in nats per token.
     pub loss: f64,
-    /// The loss and the auxiliary terms.
+    /// The loss plus the auxiliary terms.
     pub total_loss: f64,
     /// Global norm of the gradient before clipping.
     pub gradient_norm: f64,
     /// Learning rate.
     pub learning_rate: f64,
-    /// Tokens of the batch.
+    /// Number of tokens in the batch.
     pub tokens: u64,
-    /// How long it took.
+    /// Duration of the step.
     pub seconds: f64,
-    /// The largest memory of the process so far, in bytes, where the system tells.
+    /// Peak resident memory of the process so far, in bytes; `None` if the operating system does not report it.
     pub peak_memory: Option<u64>,
-    /// Router health by layer; empty for a dense model.
+    /// Router health per layer; empty for a dense model.
     pub layers: Vec<LayerHealth>,
 }
 
-/// Takes the first `steps` steps of a run on a device, without checkpoints and validations, and gives each to
-/// `done`. The learning rate is that of the whole run. A perturbed run begins with weights that are
-/// off by a rounding; `control` is told which step is being computed.
+/// Trains the first `steps` steps of a run on a device, without checkpoints and validations, and calls `done` with a
+/// record of each. The learning rate follows the schedule of the whole run. A perturbed run starts from weights that
+/// are changed by a relative 1e-6. Records the current step in `control`.
 ///
 /// # Errors
 ///
-/// When the device or the text is not there, when the device fails, when a loss is no finite number, or when `done`
-/// fails.
+/// When the device or the text is not available, when the device fails, when the loss is not finite, or when `done`
+/// returns an error.
 pub fn record(
     config: &RunConfig,
     device: &str,
@@ -69,26 +69,27 @@ pub fn record(
         prepared.training_stream(config.model.context, config.train.seed, config.sequences())?;
     let work = || {
         let model = starting_model(&config, &selected)?;
-        let model = match perturbed {
-            true => map(model, &mut Rounding),
-            false => model,
+        let model = if perturbed {
+            map(model, &mut Perturb)
+        } else {
+            model
         };
         let progress = Progress::default();
-        let mut training = Training::new(model, AdamW::default(), progress, &selected);
+        let mut training = TrainingState::new(model, AdamW::default(), progress, &selected);
         for number in 1..=steps {
             control.set_step(number);
-            let taken;
-            (training, taken) = training.step(&config, &stream)?;
+            let result;
+            (training, result) = training.step(&config, &stream)?;
             let record = StepRecord {
                 step: number,
-                loss: taken.loss,
-                total_loss: taken.total_loss,
-                gradient_norm: taken.gradient_norm,
-                learning_rate: taken.learning_rate,
-                tokens: taken.tokens,
-                seconds: taken.seconds,
+                loss: result.loss,
+                total_loss: result.total_loss,
+                gradient_norm: result.gradient_norm,
+                learning_rate: result.learning_rate,
+                tokens: result.tokens,
+                seconds: result.seconds,
                 peak_memory: memory::peak(),
-                layers: taken.layers,
+                layers: result.layers,
             };
             done(&record).map_err(TrainError::Output)?;
         }
@@ -101,18 +102,18 @@ pub fn record(
     })?
 }
 
-/// Changes each weight, up or down, by what the roundings of a whole pass come to: 2⁻²⁰ of it, or 1e-6, which is how
-/// far a value or a gradient is off on any device (`tests/golden.rs`).
-struct Rounding;
+/// Changes each weight, up or down, by 2⁻²⁰ (about 1e-6) of itself. That is the relative error that rounding gives
+/// values and gradients in a whole forward and backward pass on any device (`tests/golden.rs`).
+struct Perturb;
 
-const ROUNDING: f32 = 8.0 * f32::EPSILON;
+const PERTURBATION: f32 = 8.0 * f32::EPSILON;
 
-impl MapParameter for Rounding {
+impl MapParameter for Perturb {
     fn map<const D: usize>(&mut self, _: &str, value: Tensor<D>) -> Tensor<D> {
-        // Fibonacci hashing: signs without a pattern that a sum over rows would cancel.
+        // Fibonacci hashing gives signs without a pattern that would cancel in a sum over rows.
         let change = |index: usize| match (index as u32).wrapping_mul(0x9e37_79b9) >> 31 {
-            0 => ROUNDING,
-            _ => -ROUNDING,
+            0 => PERTURBATION,
+            _ => -PERTURBATION,
         };
         let (shape, device) = (value.shape(), value.device());
         let changes: Vec<f32> = (0..shape.num_elements()).map(change).collect();
@@ -121,11 +122,11 @@ impl MapParameter for Rounding {
     }
 }
 
-/// Writes a record as a line of standard output.
+/// Writes a record as one line of JSON to standard output.
 ///
 /// # Errors
 ///
-/// When that cannot be written.
+/// When standard output cannot be written.
 pub fn print_line(record: &StepRecord) -> io::Result<()> {
     print(&format!("{}\n", serde_json::to_string(record)?))
 }

@@ -1,4 +1,4 @@
-//! What is judged and what is said, on made-up steps.
+//! Verdicts, sentences and tables for constructed steps.
 
 use super::*;
 
@@ -32,16 +32,16 @@ fn comparison(devices: Vec<DeviceRun>) -> Comparison {
         seed: 1,
         tolerance: 1e-5,
         devices,
-        control: None,
+        perturbed: None,
     };
     comparison.judge();
     comparison
 }
 
-/// The same with a control.
-fn controlled(devices: Vec<DeviceRun>, control: &[f64]) -> Comparison {
+/// The same with a perturbed run.
+fn with_perturbed(devices: Vec<DeviceRun>, losses: &[f64]) -> Comparison {
     let mut comparison = comparison(devices);
-    comparison.control = Some(run("flex (control)", control, None));
+    comparison.perturbed = Some(run("flex (perturbed)", losses, None));
     comparison.judge();
     comparison
 }
@@ -49,7 +49,7 @@ fn controlled(devices: Vec<DeviceRun>, control: &[f64]) -> Comparison {
 const LOSSES: [f64; 4] = [6.0, 5.0, 4.0, 3.0];
 
 #[test]
-fn rounding_is_no_difference() {
+fn rounding_is_not_a_divergence() {
     let rounded = LOSSES.map(|loss| loss * (1.0 + 1e-7));
     let comparison = comparison(vec![
         run("flex", &LOSSES, None),
@@ -58,7 +58,9 @@ fn rounding_is_no_difference() {
     assert!(comparison.verdict().is_ok());
     let text = comparison.to_string();
     assert!(
-        text.contains("wgpu agrees with flex: over 4 steps its loss is off by at most 1.0e-7"),
+        text.contains(
+            "wgpu agrees with flex: over 4 steps, the largest relative error of the loss is 1.0e-7"
+        ),
         "{text}"
     );
     assert_eq!(comparison.devices[0].difference, None);
@@ -66,7 +68,7 @@ fn rounding_is_no_difference() {
 }
 
 #[test]
-fn a_curve_that_parts_is_named_with_its_step() {
+fn a_divergence_is_reported_with_its_step() {
     let comparison = comparison(vec![
         run("flex", &LOSSES, None),
         run("ndarray", &LOSSES, None),
@@ -76,35 +78,34 @@ fn a_curve_that_parts_is_named_with_its_step() {
     assert_eq!(error.exit_code(), 1);
     assert_eq!(
         error.to_string(),
-        "wgpu parts from flex at step 3: the loss is 4.100000 where flex has 4.000000, 2.5e-2 of it, and rounding \
-         explains 1.0e-5"
+        "wgpu diverges from flex at step 3: loss 4.100000 vs 4.000000 (relative error 2.5e-2, allowed 1.0e-5)"
     );
 }
 
 #[test]
-fn a_device_may_be_as_far_off_as_rounding_carries_the_run() {
-    // The control has come to 1e-3 by step 3.
-    let control = [6.0, 5.0, 4.004, 3.0];
+fn the_perturbed_run_raises_the_allowed_error() {
+    // The error of the perturbed run is 1e-3 at step 3.
+    let perturbed = [6.0, 5.0, 4.004, 3.0];
     let with = |losses: [f64; 4]| {
-        controlled(
+        with_perturbed(
             vec![run("flex", &LOSSES, None), run("wgpu", &losses, None)],
-            &control,
+            &perturbed,
         )
     };
     let comparison = with([6.0, 5.0, 4.1, 3.05]);
     assert!(comparison.verdict().is_ok());
     let text = comparison.to_string();
     assert!(
-        text.contains("rounding alone explains 1.0e-3 of it (at step 3)"),
+        text.contains("rounding alone changes the loss of flex by up to 1.0e-3 (step 3)"),
         "{text}"
     );
-    // Before that it had not.
+    // Before step 3 its error is 0.
     let text = with([6.0, 5.001, 4.1, 3.05])
         .verdict()
         .unwrap_err()
         .to_string();
     assert!(
-        text.contains("at step 2") && text.contains("rounding explains 1.0e-5"),
+        text.contains("at step 2") && text.contains("allowed 1.0e-5"),
         "{text}"
     );
     let text = with([6.0, 5.0, 4.0, 4.0])
@@ -112,7 +113,7 @@ fn a_device_may_be_as_far_off_as_rounding_carries_the_run() {
         .unwrap_err()
         .to_string();
     assert!(
-        text.contains("at step 4") && text.contains("rounding explains 1.0e-1"),
+        text.contains("at step 4") && text.contains("allowed 1.0e-1"),
         "{text}"
     );
 }
@@ -126,25 +127,27 @@ fn a_wrong_gradient_shows_in_its_norm_before_it_shows_in_a_loss() {
         .unwrap_err()
         .to_string();
     assert!(
-        text.contains("at step 1: the gradient norm is 2.01"),
+        text.contains("at step 1: gradient norm 2.010000 vs 2.000000"),
         "{text}"
     );
 }
 
 #[test]
-fn a_loss_that_is_no_number_parts() {
+fn a_nan_loss_diverges() {
     let comparison = comparison(vec![
         run("flex", &LOSSES, None),
         run("wgpu", &[6.0, f64::NAN], None),
     ]);
     assert_eq!(
-        comparison.devices[1].parting().map(|parting| parting.step),
+        comparison.devices[1]
+            .divergence()
+            .map(|divergence| divergence.step),
         Some(2)
     );
 }
 
 #[test]
-fn a_device_that_fails_is_a_row_and_the_others_stand() {
+fn a_failed_device_does_not_affect_the_others() {
     let comparison = comparison(vec![
         run("flex", &LOSSES, None),
         run(
@@ -158,8 +161,8 @@ fn a_device_that_fails_is_a_row_and_the_others_stand() {
     let text = comparison.verdict().unwrap_err().to_string();
     assert_eq!(
         text,
-        "device = cuda:7: 0 cuda adapter(s) found on this machine (no step was done); \
-         step 3: wgpu was lost: reset (2 of 4 steps were done)"
+        "device = cuda:7: 0 cuda adapter(s) found on this machine (0 of 4 steps completed); \
+         step 3: wgpu was lost: reset (2 of 4 steps completed)"
     );
     let text = comparison.to_string();
     assert!(
@@ -168,12 +171,12 @@ fn a_device_that_fails_is_a_row_and_the_others_stand() {
     );
     let page = comparison.page().render();
     for word in ["wgpu was lost", "ndarray agrees", "Training loss", "limit"] {
-        assert!(page.contains(word), "no {word:?} in the page");
+        assert!(page.contains(word), "{word:?} is missing from the page");
     }
 }
 
 #[test]
-fn nothing_is_compared_with_a_first_device_that_did_nothing() {
+fn a_reference_without_steps_is_not_compared_with() {
     let comparison = comparison(vec![
         run("flex", &[], Some("no")),
         run("wgpu", &LOSSES, None),
@@ -181,14 +184,14 @@ fn nothing_is_compared_with_a_first_device_that_did_nothing() {
     assert_eq!(comparison.devices[1].difference, None);
     let text = comparison.to_string();
     assert!(
-        text.contains("wgpu did all 4 steps, and there is nothing to compare them with"),
+        text.contains("wgpu completed 4 steps, but flex has no step to compare with"),
         "{text}"
     );
     assert!(comparison.verdict().is_err());
 }
 
 #[test]
-fn a_moved_share_of_the_load_is_its_own_figure() {
+fn the_load_difference_is_reported_separately() {
     use firebox_model::moe::stats::LayerHealth;
     let with = |load: [f64; 2]| {
         let mut record = record(1, 6.0);
@@ -211,7 +214,7 @@ fn a_moved_share_of_the_load_is_its_own_figure() {
 }
 
 #[test]
-fn no_more_rows_than_fit_and_always_the_last_step() {
+fn tables_by_step_are_short_and_include_the_last_step() {
     let many: Vec<f64> = (0..500).map(|step| 6.0 - f64::from(step) * 1e-3).collect();
     let comparison = comparison(vec![run("flex", &many, None), run("ndarray", &many, None)]);
     let text = comparison.step_tables()[0].to_string();

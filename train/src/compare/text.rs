@@ -1,4 +1,4 @@
-//! A comparison in words and tables.
+//! A comparison as text: sentences and tables.
 
 use std::fmt;
 
@@ -9,15 +9,16 @@ use firebox_model::moe::stats::LayerHealth;
 use super::{Comparison, DeviceRun, Difference, StepRecord};
 use firebox_console::numbers::bytes;
 
-/// What to expect of devices that are all right.
-pub(super) const NORMAL: &str = "What is normal: the first step starts from the same weights on the same data, and \
-    differs by rounding alone, some 1e-7 of the loss. After it the curves part: the optimizer divides each gradient \
-    by its own size, so that one which is rounding and little else still moves its weight, and a token whose experts \
-    score alike may go to another. How fast depends on the run, most of all on its learning rate; the control shows \
-    it. A device that stays near the control is all right, however far both have come; one that is off at step 1, or \
-    leaps away from the control, is at fault.";
+/// What to expect of correct devices.
+pub(super) const NORMAL: &str = "What is normal: the first step uses the same weights and data on every device, so \
+    its loss differs by rounding only, by a relative error of about 1e-7. Later steps differ more: the optimizer \
+    divides each gradient by its own magnitude, so a gradient that is mostly rounding error still changes its weight, \
+    and a token whose experts have nearly equal scores may be routed to another expert. How fast the error grows \
+    depends on the run, mainly on its learning rate; the perturbed run measures it. A device whose error stays near \
+    that of the perturbed run is correct, however large both are. A device that already differs at step 1, or whose \
+    error suddenly exceeds that of the perturbed run, is faulty.";
 
-/// Most rows of a table by step; of more steps, some are left out.
+/// Maximum number of rows of a table by step; with more steps, some are omitted.
 const ROWS: usize = 16;
 
 impl Comparison {
@@ -25,44 +26,40 @@ impl Comparison {
         self.devices.first().map_or("", |run| &run.device)
     }
 
-    /// One sentence about a device.
+    /// One sentence about a device's result.
     pub(super) fn sentence(&self, run: &DeviceRun) -> String {
         let (device, first) = (&run.device, self.first());
         let done = run.steps.len();
         if let Some(failure) = &run.failure {
             let device_named = failure.contains(device.as_str());
-            let failure = match device_named {
-                true => failure.clone(),
-                false => format!("{device}: {failure}"),
+            let failure = if device_named {
+                failure.clone()
+            } else {
+                format!("{device}: {failure}")
             };
-            return match done {
-                0 => format!("{failure} (no step was done)"),
-                _ => format!("{failure} ({done} of {} steps were done)", self.steps),
-            };
+            return format!("{failure} ({done} of {} steps completed)", self.steps);
         }
         let Some(difference) = &run.difference else {
-            return match device == first {
-                true => format!("{device} is what the others are compared with"),
-                false => format!(
-                    "{device} did all {done} steps, and there is nothing to compare them with"
-                ),
+            return if device == first {
+                format!("{device} is the reference")
+            } else {
+                format!("{device} completed {done} steps, but {first} has no step to compare with")
             };
         };
-        match &difference.parting {
-            Some(parting) => format!(
-                "{device} parts from {first} at step {}: the {} is {:.6} where {first} has {:.6}, {} of it, and \
-                 rounding explains {}",
-                parting.step,
-                parting.what,
-                parting.found,
-                parting.expected,
-                magnitude(parting.difference),
-                magnitude(parting.limit)
+        match &difference.divergence {
+            Some(divergence) => format!(
+                "{device} diverges from {first} at step {}: {} {:.6} vs {:.6} (relative error {}, allowed {})",
+                divergence.step,
+                divergence.what,
+                divergence.found,
+                divergence.expected,
+                magnitude(divergence.relative_error),
+                magnitude(divergence.limit)
             ),
             None => {
                 let (largest, step) = difference.largest_loss();
                 format!(
-                    "{device} agrees with {first}: over {} steps its loss is off by at most {} of it (at step {step})",
+                    "{device} agrees with {first}: over {} steps, the largest relative error of the loss is {} (step {step})",
                     difference.loss.len(),
                     magnitude(largest),
                 )
@@ -70,42 +67,42 @@ impl Comparison {
         }
     }
 
-    /// What the control shows, where it ran.
-    pub(super) fn control_sentence(&self) -> Option<String> {
-        let (largest, step) = self.control.as_ref()?.difference.as_ref()?.largest_loss();
+    /// The result of the perturbed run, if there is one.
+    pub(super) fn perturbed_sentence(&self) -> Option<String> {
+        let (largest, step) = self.perturbed.as_ref()?.difference.as_ref()?.largest_loss();
         Some(format!(
-            "rounding alone explains {} of it (at step {step}): so far off is {} from itself when it starts from \
-             weights that are changed by 1e-6 of themselves",
-            magnitude(largest),
-            self.first()
+            "rounding alone changes the loss of {} by up to {} (step {step}), measured with weights perturbed by a \
+             relative 1e-6",
+            self.first(),
+            magnitude(largest)
         ))
     }
 
     pub(super) fn judgement(&self, run: &DeviceRun) -> Verdict {
-        match (run.failure.is_some(), run.parting().is_some()) {
+        match (run.failure.is_some(), run.divergence().is_some()) {
             (false, false) => Verdict::Good,
             _ => Verdict::Bad,
         }
     }
 
-    /// The devices, and the control as the last.
+    /// The devices, followed by the perturbed run.
     pub(super) fn runs(&self) -> impl Iterator<Item = &DeviceRun> + Clone {
-        self.devices.iter().chain(&self.control)
+        self.devices.iter().chain(&self.perturbed)
     }
 
-    /// Loss, difference, speed and memory: a row for each device.
+    /// Loss, error, speed and memory, one row per device.
     pub(super) fn devices_table(&self) -> Table {
         let table = Table::new("Devices").texts(["device"]).numbers([
             "steps",
             "last loss",
-            "furthest off",
+            "max error",
             "first step",
             "tokens/s",
             "memory",
         ]);
         let rows = self.runs().map(|run| {
             let verdict = self.judgement(run);
-            let furthest = match &run.difference {
+            let max_error = match &run.difference {
                 Some(difference) => {
                     let (largest, step) = difference.largest_loss();
                     format!("{} (step {step})", magnitude(largest))
@@ -123,7 +120,7 @@ impl Comparison {
                     .last()
                     .map_or_else(none, |step| format!("{:.6}", step.loss))
                     .into(),
-                Cell::judged(furthest, verdict),
+                Cell::judged(max_error, verdict),
                 run.first_step_seconds
                     .map_or_else(none, |seconds| format!("{} s", brief(seconds)))
                     .into(),
@@ -132,35 +129,39 @@ impl Comparison {
             ]
         });
         rows.fold(table, Table::row).note(
-            "Furthest off: the training loss's largest difference, over the first device's loss. First step: from the \
-             start of the process, with reading and the compiling of shaders. Tokens/s: after three steps. Memory: the \
-             process's largest; what a GPU holds is not in it.",
+            "Max error: the largest relative error of the training loss. First step: time from the start of the \
+             process, including reading and shader compilation. Tokens/s: after the first three steps. Memory: peak \
+             resident memory of the process, without GPU memory.",
         )
     }
 
-    /// Loss, gradient norm and router load of each device at each step, side by side.
+    /// Loss, gradient norm and expert load of every device per step.
     pub(super) fn step_tables(&self) -> Vec<Table> {
         let mut tables = vec![
             self.by_step(
                 "Training loss",
                 |step| format!("{:.6}", step.loss),
-                |off| &off.loss,
+                |difference| &difference.loss,
             )
-            .note("Off: the difference over the first device's loss."),
+            .note("Error: relative to the first device."),
             self.by_step(
                 "Gradient norm",
                 |step| format!("{:.4}", step.gradient_norm),
-                |off| &off.gradient_norm,
+                |difference| &difference.gradient_norm,
             )
-            .note("Before clipping. Off: the difference over the first device's norm."),
+            .note("Before clipping. Error: relative to the first device."),
         ];
         if self.has_routers() {
             tables.push(
-                self.by_step("Busiest expert", |step| format!("{:.3}", busiest(&step.layers)), |off| &off.load)
-                    .note(
-                        "Load over the mean, in the layer where it is largest. Off: the largest difference of any \
-                         expert's share of the tokens, in any layer.",
-                    ),
+                self.by_step(
+                    "Expert load, max/mean",
+                    |step| format!("{:.3}", largest_load(&step.layers)),
+                    |difference| &difference.load,
+                )
+                .note(
+                    "Of the layer with the largest value. Error: the largest absolute difference of an expert's \
+                     fraction of the tokens, in any layer.",
+                ),
             );
         }
         tables
@@ -176,27 +177,27 @@ impl Comparison {
         &self,
         title: &str,
         value: fn(&StepRecord) -> String,
-        off: fn(&Difference) -> &[f64],
+        errors: fn(&Difference) -> &[f64],
     ) -> Table {
         let runs = self.runs().filter(|run| !run.steps.is_empty());
         let others = runs.clone().filter(|run| run.difference.is_some());
         let table = Table::new(title)
             .numbers(["step"])
             .numbers(runs.clone().map(|run| run.device.as_str()))
-            .numbers(others.clone().map(|run| format!("{} off", run.device)));
+            .numbers(others.clone().map(|run| format!("{} error", run.device)));
         let rows = shown(self.longest()).into_iter().map(|index| {
             let step = Cell::from((index + 1).to_string());
             let values = runs
                 .clone()
                 .map(|run| run.steps.get(index).map_or_else(none, value).into());
-            let differences = others.clone().map(|run| {
-                let difference = run
+            let error_cells = others.clone().map(|run| {
+                let error = run
                     .difference
                     .as_ref()
-                    .and_then(|difference| off(difference).get(index));
-                let text = difference.copied().map_or_else(none, magnitude);
-                match run.parting() {
-                    Some(parting) if index as u64 + 1 >= parting.step => {
+                    .and_then(|difference| errors(difference).get(index));
+                let text = error.copied().map_or_else(none, magnitude);
+                match run.divergence() {
+                    Some(divergence) if index as u64 + 1 >= divergence.step => {
                         Cell::judged(text, Verdict::Bad)
                     }
                     _ => text.into(),
@@ -204,13 +205,13 @@ impl Comparison {
             });
             std::iter::once(step)
                 .chain(values)
-                .chain(differences)
+                .chain(error_cells)
                 .collect::<Vec<Cell>>()
         });
         rows.fold(table, Table::row)
     }
 
-    /// The most steps that a device did.
+    /// The largest number of steps that a device completed.
     pub(super) fn longest(&self) -> usize {
         self.devices
             .iter()
@@ -220,20 +221,20 @@ impl Comparison {
     }
 }
 
-/// In place of a number that there is not.
+/// The cell of a missing number.
 fn none() -> String {
     "–".to_owned()
 }
 
-/// The largest load over the mean, of all layers.
-pub(super) fn busiest(layers: &[LayerHealth]) -> f64 {
+/// The largest expert load over the mean, in any layer.
+pub(super) fn largest_load(layers: &[LayerHealth]) -> f64 {
     layers
         .iter()
         .map(|layer| layer.max_over_mean)
         .fold(0.0, f64::max)
 }
 
-/// Which of so many steps have a row: all, or the first, the last and some between.
+/// The indices of the steps that have a row: all, or the first, the last, and evenly spaced ones in between.
 fn shown(steps: usize) -> Vec<usize> {
     if steps <= ROWS {
         return (0..steps).collect();
@@ -250,8 +251,8 @@ impl fmt::Display for Comparison {
         for run in &self.devices {
             writeln!(formatter, "{}", self.sentence(run))?;
         }
-        if let Some(control) = self.control_sentence() {
-            writeln!(formatter, "{control}")?;
+        if let Some(sentence) = self.perturbed_sentence() {
+            writeln!(formatter, "{sentence}")?;
         }
         writeln!(formatter, "\n{}", self.devices_table())?;
         for table in self.step_tables().iter().filter(|table| !table.is_empty()) {

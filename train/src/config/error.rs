@@ -1,19 +1,19 @@
-//! What can be wrong with a configuration, as one sentence and a hint.
+//! Configuration errors, each one sentence and a hint.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// Why a configuration cannot be used.
+/// Why a configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{} cannot be read", file.display())]
+    #[error("cannot read {}", file.display())]
     Read {
         /// The configuration file.
         file: PathBuf,
-        /// What the operating system says.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The file is not TOML.
@@ -23,13 +23,13 @@ pub enum ConfigError {
         file: PathBuf,
         /// Counted from 1.
         line: usize,
-        /// What the parser says.
+        /// The parser's message.
         message: String,
     },
-    /// A `--set` argument has no place to go.
+    /// A `--set` argument cannot be applied.
     #[error("--set {argument}: {problem}")]
     Override {
-        /// The argument as it was given.
+        /// The argument, as given.
         argument: String,
         /// What is wrong with it.
         problem: String,
@@ -42,11 +42,11 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// What to do about it.
+    /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Some("the repository's configs folder has some to begin with, such as configs/quickstart.toml".into())
+                Some("the configs folder of the repository contains examples, such as configs/quickstart.toml".into())
             }
             Self::Read { .. } | Self::Syntax { .. } => None,
             Self::Override { hint, .. } => Some(hint.clone()),
@@ -55,42 +55,42 @@ impl ConfigError {
     }
 }
 
-/// A rule that one key breaks.
+/// A key that breaks a rule.
 #[derive(Debug)]
 pub struct KeyError {
     /// The configuration file.
     pub file: PathBuf,
-    /// Where the key stands in the file; none when it does not.
+    /// The line of the key in the file; `None` if the file does not contain it.
     pub line: Option<usize>,
-    /// The key's dotted path, with list items by number.
+    /// The key's dotted path, with list items by index.
     pub key: String,
-    /// Its value; none when it is missing or too long to show.
+    /// Its value; `None` if it is missing or too long to show.
     pub value: Option<String>,
-    /// Where the value came from.
-    pub origin: Origin,
-    /// What is wrong, and what is allowed; reads on from key and value.
+    /// Where the value was set.
+    pub origin: ValueOrigin,
+    /// What is wrong and what is allowed; the rest of a sentence that starts with key and value.
     pub rule: String,
-    /// What to do about it.
+    /// What the user can do about it.
     pub hint: Option<String>,
-    /// What caused it, for a value that names another file.
+    /// The underlying error, if the value names another file.
     pub source: Option<Box<dyn Error + Send + Sync>>,
 }
 
-/// Where a value came from.
+/// Where a value was set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// The file.
+pub enum ValueOrigin {
+    /// In the file.
     File,
-    /// A `--set` argument.
+    /// By a `--set` argument.
     Set,
-    /// The file leaves the key out.
+    /// Nowhere; the value is the default.
     Default,
 }
 
 impl fmt::Display for KeyError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}", self.file.display())?;
-        if let (Some(line), Origin::File) = (self.line, self.origin) {
+        if let (Some(line), ValueOrigin::File) = (self.line, self.origin) {
             write!(formatter, ":{line}")?;
         }
         write!(formatter, ": {}", self.key)?;
@@ -98,8 +98,8 @@ impl fmt::Display for KeyError {
             write!(formatter, " = {value}")?;
         }
         match (self.origin, &self.value) {
-            (Origin::Set, _) => write!(formatter, " (from --set)")?,
-            (Origin::Default, Some(_)) => write!(formatter, " (default)")?,
+            (ValueOrigin::Set, _) => write!(formatter, " (from --set)")?,
+            (ValueOrigin::Default, Some(_)) => write!(formatter, " (default)")?,
             _ => {}
         }
         write!(formatter, " {}", self.rule)
@@ -114,11 +114,11 @@ impl Error for KeyError {
     }
 }
 
-/// A broken rule before it is known where the key was written.
+/// A broken rule, before the key is located in the file.
 #[derive(Debug)]
 pub(super) struct Problem {
     pub key: String,
-    /// The value in use, for a key that nobody wrote.
+    /// The default value, if the key is not written.
     pub value: Option<String>,
     pub rule: String,
     pub hint: Option<String>,
@@ -136,16 +136,15 @@ impl Problem {
         }
     }
 
-    /// A key, or a whole section, that nobody wrote and that has no default.
+    /// A missing key or section that has no default.
     pub fn missing(key: impl Into<String>) -> Self {
         let key = key.into();
         let rule = if key.contains('.') {
             "is missing"
         } else {
-            "is missing, a section that every run needs"
+            "is missing; every run needs this section"
         };
-        Self::new(key, rule)
-            .hint("configs/quickstart.toml shows every key with its meaning and default")
+        Self::new(key, rule).hint("configs/quickstart.toml explains every key and its default")
     }
 
     pub fn value(mut self, value: impl ToString) -> Self {
@@ -158,7 +157,7 @@ impl Problem {
         self
     }
 
-    /// With the error of another place behind it, whose hint is this one's.
+    /// Adds the underlying error and its hint.
     pub fn caused_by(
         mut self,
         error: impl Error + Send + Sync + 'static,

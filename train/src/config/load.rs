@@ -1,4 +1,4 @@
-//! From a file and `--set` arguments to a resolved configuration.
+//! Loads a configuration: parses the file, applies `--set` overrides, and locates faults.
 
 use std::path::{Path, PathBuf};
 
@@ -6,21 +6,21 @@ use serde_path_to_error::Segment;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use super::error::{KeyError, Origin, Problem};
+use super::error::{KeyError, Problem, ValueOrigin};
 use super::raw::RawConfig;
 use super::{ConfigError, RunConfig, overrides, resolve, saved};
 
-/// Longest value that is repeated in a message, in bytes.
+/// Maximum length of a value shown in a message, in bytes.
 const LONGEST_SHOWN_VALUE: usize = 80;
 
-/// Reads a run's TOML file, lays the `--set` arguments (`dotted.path=value`) over it, and checks every rule.
+/// Reads a run's TOML file, applies the `--set` overrides (`dotted.path=value`), and checks every rule.
 ///
-/// No device is touched; a `file` tokenizer is opened to learn its vocabulary, and of the checkpoint that the run
-/// starts from its `config.json` and `tokenizer.json`.
+/// Does not use a device. Opens a `file` tokenizer to read its vocabulary size, and the `config.json` and
+/// `tokenizer.json` of the checkpoint that the run starts from.
 ///
 /// # Errors
 ///
-/// The first fault found, with the file, the line, the key, its value and what is allowed.
+/// The first fault, with the file, the line, the key, its value and what is allowed.
 pub fn load(path: &Path, overrides: &[String]) -> Result<RunConfig, ConfigError> {
     parse(path, &read_text(path)?, overrides, None)
 }
@@ -32,8 +32,8 @@ pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
     })
 }
 
-/// [`load`] on text that is already read. Where there is a `saved` configuration of the same run, what the text
-/// leaves out of its model and tokenizer is as saved; see [`saved::complete`].
+/// [`load`] for text that is already read. If the run has a `saved` configuration, it provides the model and tokenizer
+/// keys that the text omits; see [`saved::complete`].
 pub(super) fn parse(
     file: &Path,
     text: &str,
@@ -72,7 +72,7 @@ fn read(table: &Table) -> Result<RawConfig, Problem> {
             .is_some_and(Value::is_table);
         if lists_tables {
             return Err(Problem::new(key, "must be a table, not a list of tables")
-                .hint(format!("write [{key}], in single brackets")));
+                .hint(format!("write [{key}], with single brackets")));
         }
     }
     serde_path_to_error::deserialize(table.clone()).map_err(|error| {
@@ -90,7 +90,7 @@ fn read(table: &Table) -> Result<RawConfig, Problem> {
     })
 }
 
-/// Turns serde's message into a rule that reads on from the key, and finds the hint.
+/// Translates serde's message into a rule, which follows the key in the sentence, and a hint.
 fn translate(mut path: Vec<String>, message: &str, table: &Table) -> Problem {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     if message.starts_with("missing field") {
@@ -103,9 +103,9 @@ fn translate(mut path: Vec<String>, message: &str, table: &Table) -> Problem {
         }
         let parent = path[..path.len() - 1].join(".");
         let rule = match parent.as_str() {
-            "" => format!("is not a known section; allowed are {}", allowed.join(", ")),
+            "" => format!("is not a known section; allowed: {}", allowed.join(", ")),
             parent => format!(
-                "is not a known key of {parent}; allowed are {}",
+                "is not a known key of {parent}; allowed: {}",
                 allowed.join(", ")
             ),
         };
@@ -123,11 +123,11 @@ fn translate(mut path: Vec<String>, message: &str, table: &Table) -> Problem {
         .split_once(", expected ")
         .map(|(_, expected)| expected);
     let rule = match expected {
-        Some("usize" | "u64" | "u32") => "must be a whole number of 0 or more".to_owned(),
+        Some("usize" | "u64" | "u32") => "must be a non-negative integer".to_owned(),
         Some("f64") => "must be a number".to_owned(),
         Some("a boolean") => "must be true or false".to_owned(),
         Some("a sequence") => "must be a list".to_owned(),
-        Some("a string" | "path string" | "string or table") => "must be text in quotes".to_owned(),
+        Some("a string" | "path string" | "string or table") => "must be a string".to_owned(),
         Some("an array of length 2") => "must be a list of two numbers".to_owned(),
         Some(expected) => format!("must be {expected}"),
         None => format!("is not allowed: {message}"),
@@ -135,7 +135,7 @@ fn translate(mut path: Vec<String>, message: &str, table: &Table) -> Problem {
     let key = path.join(".");
     let hint = match (find(table, &key), expected) {
         (Some(Value::Table(_)), Some("a sequence")) => {
-            Some(format!("write [[{key}]], in double brackets"))
+            Some(format!("write [[{key}]], with double brackets"))
         }
         (
             Some(value @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_))),
@@ -168,7 +168,7 @@ fn with_suggestion(problem: Problem, written: &str, allowed: &[&str]) -> Problem
     }
 }
 
-/// Says where the key of a problem was written, and with what value.
+/// Adds to a problem where its key was set, and its value.
 fn locate(problem: Problem, file: PathBuf, text: &str, table: &Table, set: &[String]) -> KeyError {
     let found = find(table, &problem.key);
     let origin = match found {
@@ -177,11 +177,11 @@ fn locate(problem: Problem, file: PathBuf, text: &str, table: &Table, set: &[Str
                 .iter()
                 .any(|path| leads_to(path, &problem.key) || leads_to(&problem.key, path)) =>
         {
-            Origin::Set
+            ValueOrigin::Set
         }
-        Some(_) => Origin::File,
-        None if problem.value.is_some() => Origin::Default,
-        None => Origin::File,
+        Some(_) => ValueOrigin::File,
+        None if problem.value.is_some() => ValueOrigin::Default,
+        None => ValueOrigin::File,
     };
     let shown = found
         .filter(|value| !contains_table(value))
@@ -222,7 +222,7 @@ pub(super) fn find<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
     })
 }
 
-/// The line of a key, or of the deepest table above it that the file has.
+/// The line of a key, or of the innermost enclosing table that the file contains.
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let document = DeTable::parse(text).ok()?;
     let mut deepest = None;

@@ -1,9 +1,9 @@
-//! What a run does: the resolved configuration, every default filled in and every rule checked.
+//! The resolved configuration of a run, with every default filled in and every rule checked.
 //!
-//! [`load`] reads a TOML file (`raw`: what may be written), lays `--set` values over it (`overrides`), fills in
-//! defaults and checks every rule (`resolve`), and says in one sentence what is wrong (`error`). Where a run
-//! starts from a checkpoint (`train.init`), the checkpoint decides what the file leaves out of `[model]` and
-//! `[tokenizer]`. A run writes down what it resolved, so that its resume needs no checkpoint but its own:
+//! [`load`] reads a TOML file (`raw`: all keys that a file may contain), applies `--set` overrides (`overrides`),
+//! fills in defaults and checks every rule (`resolve`), and reports a fault in one sentence (`error`). If a run
+//! starts from a checkpoint (`train.init`), the checkpoint provides the keys of `[model]` and `[tokenizer]` that the
+//! file omits. A run saves its resolved configuration, so a resume does not need the checkpoint of `train.init`:
 //! [`load_saved`], [`load_resumed`].
 
 mod error;
@@ -24,13 +24,13 @@ pub use error::{ConfigError, KeyError};
 pub use load::load;
 pub use saved::{load_resumed, load_saved};
 
-/// Ids of the `bytes` tokenizer: one a byte, and end of text.
+/// Number of ids of the `bytes` tokenizer: one per byte, and end of text.
 pub const BYTES_VOCABULARY: usize = 257;
 
-/// A whole run.
+/// The configuration of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunConfig {
-    /// `[model]`; its `vocabulary` is that of the tokenizer (an upper bound until a `bpe` one is trained), or of
+    /// `[model]`; its `vocabulary` is the tokenizer's (an upper bound until a `bpe` tokenizer is trained), or that of
     /// the checkpoint that the run starts from.
     pub model: ModelConfig,
     /// `[tokenizer]`
@@ -45,13 +45,13 @@ pub struct RunConfig {
     pub schedule: ScheduleConfig,
     /// `[checkpoint]`
     pub checkpoint: CheckpointConfig,
-    /// `[plan]`: the accelerators that `check` costs the run on.
+    /// `[plan]`: the accelerators for which `check` estimates time and price.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanConfig>,
 }
 
 impl RunConfig {
-    /// Sequences that the whole run takes.
+    /// Number of sequences that the whole run trains on.
     pub fn sequences(&self) -> u64 {
         let context = self.model.context;
         let tokens = self
@@ -66,26 +66,26 @@ impl RunConfig {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum TokenizerConfig {
-    /// One token a byte, and one for end of text: 257 ids.
+    /// One token per byte, and one for end of text: 257 ids.
     Bytes,
     /// A byte-level byte-pair encoding trained on this run's training text.
     Bpe {
-        /// Number of ids, end of text included; at least 257.
+        /// Number of ids, including end of text; at least 257.
         vocabulary: usize,
     },
-    /// A `tokenizer.json` of the Hugging Face kind.
+    /// A Hugging Face `tokenizer.json`.
     File {
-        /// Where it is.
+        /// Path of the file.
         path: PathBuf,
         /// The token that ends a document, such as `<|endoftext|>`.
         end_of_text: String,
     },
 }
 
-/// `[data]`: which text, how often, and what is held out of it.
+/// `[data]`: the text, its repetitions, and the validation split.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DataConfig {
-    /// Where prepared tokens are kept; the user's cache folder when absent.
+    /// Folder of prepared tokens; the user's cache folder if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
     /// `[data.validation]`
@@ -94,12 +94,12 @@ pub struct DataConfig {
     pub source: Vec<SourceConfig>,
 }
 
-/// `[data.validation]`: what is held out.
+/// `[data.validation]`: the held-out text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ValidationConfig {
-    /// The share of documents (`hash`) or of each document's bytes (`tail`) that is held out; above 0, below 1.
+    /// The fraction of documents (`hash`) or of each document's bytes (`tail`) that is held out; above 0, below 1.
     pub fraction: f64,
-    /// How it is chosen.
+    /// How validation text is chosen.
     pub by: SplitKind,
 }
 
@@ -107,7 +107,7 @@ pub struct ValidationConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SplitKind {
-    /// By the hash of a document's text: the same text always falls on the same side.
+    /// By the hash of a document's text, so that equal documents are in the same split.
     Hash,
     /// The last part of every document, for corpora with a customary split.
     Tail,
@@ -116,91 +116,91 @@ pub enum SplitKind {
 /// `[[data.source]]`: one stream of documents.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SourceConfig {
-    /// What it is called in messages; unique within the run.
+    /// Its name in messages; unique within the run.
     pub name: String,
-    /// Where its documents come from (flattened: exactly one of the keys `files`, `cargo`, `jsonl`, `url`).
+    /// The origin of its documents (flattened: exactly one of the keys `files`, `cargo`, `jsonl`, `url`).
     #[serde(flatten)]
     pub kind: SourceKind,
-    /// How much of it is seen.
+    /// How often it is repeated, or its weight in the mixture.
     #[serde(flatten)]
     pub share: Share,
-    /// Stop reading after the document that reaches this many bytes of text.
+    /// Reading stops after the document that reaches this many bytes of text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,
-    /// What to do with a document that cannot be read as UTF-8.
+    /// What to do with a document that is not valid UTF-8.
     pub on_error: OnError,
 }
 
-/// Where documents come from. Relative paths are taken from the working directory.
+/// The origin of documents. Paths are relative to the working directory.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum SourceKind {
-    /// Globs of plain-text files, one document a file.
+    /// Globs of plain-text files, one document per file.
     Files {
         /// Such as `["texts/**/*.txt"]`.
         files: Vec<String>,
     },
-    /// The sources of the packages in this workspace's Cargo.lock, one document a file.
+    /// The source files of the packages in this workspace's Cargo.lock, one document per file.
     Cargo {
         /// File extensions to read, such as `["rs"]` or `["md"]`.
         cargo: Vec<String>,
     },
-    /// One document a line of JSON.
+    /// JSON Lines files, one document per line.
     Jsonl {
         /// Globs of the files.
         jsonl: Vec<String>,
-        /// Which field of the line's object holds the text.
+        /// The field of each line's object that contains the text.
         field: String,
     },
-    /// One document, downloaded once and verified; a local path is verified the same way.
+    /// One document, downloaded once and verified. A local path is verified too.
     Url {
         /// `http(s)://…` or a path.
         url: String,
-        /// The SHA-256 of its bytes, 64 hexadecimal digits.
+        /// The SHA-256 of the file, 64 hexadecimal digits.
         sha256: String,
     },
 }
 
-/// How much of a source is seen.
+/// How much of a source is used.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Share {
-    /// Every document exactly this many times.
+    /// Every document is used exactly this many times.
     Epochs(u32),
-    /// This part of the tokens, relative to the other sources' weights, repeating as needed.
+    /// Its part of the tokens, relative to the other sources' weights; documents repeat as needed.
     Weight(f64),
 }
 
-/// What to do with a document that cannot be read.
+/// What to do with a document that is not valid UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnError {
-    /// End with an error that names it.
+    /// Fail with an error that names the document.
     Fail,
-    /// Leave it out, and say so.
+    /// Skip the document and log a warning.
     Skip,
 }
 
 /// `[train]`
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TrainConfig {
-    /// The checkpoint that the run starts from, or a run whose newest one it is; random weights where there is
-    /// none.
+    /// The checkpoint that the run starts from, or a run folder, whose newest checkpoint is used; random weights if
+    /// absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
     /// Optimizer steps.
     pub steps: u64,
-    /// Decides the initial weights (after an upcycling, the routers') and the order of the data.
+    /// Seed of the initial weights (when upcycling, of the routers' weights) and of the order of the data.
     pub seed: u64,
-    /// Sequences of `model.context` tokens that go through the model at once.
+    /// Number of sequences of `model.context` tokens per forward and backward pass.
     pub micro_batch: usize,
     /// Steps between lines of `metrics.jsonl`.
     pub log_every: u64,
     /// Steps between validations; the last step is always validated.
     pub validate_every: u64,
-    /// Upper bound of the tokens of one validation.
+    /// Maximum number of tokens per validation.
     pub validation_tokens: u64,
-    /// `[train.sample]`: text to continue at the end.
+    /// `[train.sample]`: the sample to generate at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample: Option<SampleConfig>,
 }
@@ -208,74 +208,74 @@ pub struct TrainConfig {
 /// `[train.sample]`
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SampleConfig {
-    /// The text to continue.
+    /// The prompt.
     pub prompt: String,
-    /// How many tokens to add.
+    /// Number of tokens to generate.
     pub tokens: usize,
-    /// Temperature of the sampling; 0 takes the likeliest.
+    /// Softmax temperature; 0 is greedy.
     pub temperature: f64,
 }
 
-/// `[optimizer]`: AdamW (arXiv 1711.05101) without decay on norms and embeddings.
+/// `[optimizer]`: AdamW (arXiv 1711.05101), without weight decay on norms and embeddings.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OptimizerConfig {
-    /// The highest learning rate of the schedule.
+    /// Peak learning rate.
     pub learning_rate: f64,
-    /// Decay of the first moment.
+    /// Decay rate of the first moment.
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay rate of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub epsilon: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Largest global norm of the gradient; 0 clips nothing.
+    /// Maximum global norm of the gradient; 0 disables clipping.
     pub clip_norm: f64,
 }
 
-/// `[schedule]`: learning rate and batch over the steps.
+/// `[schedule]`: learning rate and batch size over the steps.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ScheduleConfig {
     /// Steps of linear warm-up from 0.
     pub warmup_steps: u64,
-    /// What follows.
+    /// The decay after the warm-up.
     pub decay: DecayKind,
-    /// The last learning rate, as a share of the highest.
+    /// The last learning rate, as a fraction of the peak.
     pub final_ratio: f64,
-    /// For `wsd`: the last share of the steps, in which the rate falls.
+    /// For `wsd`: the last fraction of the steps, in which the learning rate decays.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cooldown_fraction: Option<f64>,
-    /// Tokens a step.
+    /// Tokens per step.
     pub batch_tokens: BatchRamp,
 }
 
-/// How the learning rate falls after the warm-up.
+/// How the learning rate decays after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DecayKind {
-    /// Half a cosine down to the final ratio.
+    /// A half cosine down to the final ratio.
     Cosine,
     /// Warm-up, stable, decay: constant, then linear over the cooldown.
     Wsd,
 }
 
-/// Tokens a step: from `start` to `end` in `ramp_steps` steps, then `end`.
-/// Written in a file as one number where both are equal, otherwise as a table with these keys.
+/// Tokens per step: from `start` to `end` in `ramp_steps` steps, then `end`.
+/// In a file, this is one number if both are equal, otherwise a table with these keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchRamp {
     /// Tokens of the first step.
     pub start: u64,
     /// Tokens of the steps after the ramp.
     pub end: u64,
-    /// Length of the ramp; 0 exactly where `start` equals `end`.
+    /// Length of the ramp in steps; 0 if and only if `start` equals `end`.
     pub ramp_steps: u64,
 }
 
 impl BatchRamp {
-    /// Sequences of `context` tokens that make up the batch of `step`, counted from 0.
+    /// Number of sequences of `context` tokens in the batch of `step`, counted from 0.
     ///
     /// The tokens grow linearly, `start + (end − start) · step / ramp_steps`, and are rounded to the nearest
-    /// whole number of sequences, at least 1.
+    /// multiple of `context`, at least one sequence.
     pub fn sequences_at(&self, step: u64, context: usize) -> u64 {
         let context = context.max(1) as u128;
         let tokens = if step < self.ramp_steps {
@@ -284,11 +284,11 @@ impl BatchRamp {
         } else {
             self.end as u128
         };
-        // No larger than `tokens` rounded up, which came from 64-bit ends.
+        // The quotient is at most `tokens`, which fits in 64 bits.
         ((tokens + context / 2) / context).max(1) as u64
     }
 
-    /// Tokens of the first `steps` steps, in whole sequences of `context` tokens.
+    /// Number of tokens in the first `steps` steps, with batches of whole sequences of `context` tokens.
     pub fn total_tokens(&self, steps: u64, context: usize) -> u128 {
         let ramp = steps.min(self.ramp_steps);
         let growing: u128 = (0..ramp)
@@ -317,23 +317,23 @@ impl Serialize for BatchRamp {
 pub struct CheckpointConfig {
     /// Steps between checkpoints; the last step always has one.
     pub every: u64,
-    /// How many of the newest are kept; at least 1.
+    /// Number of newest checkpoints to keep; at least 1.
     pub keep_last: usize,
-    /// Whether the one with the lowest validation loss is kept as well.
+    /// Whether to keep the checkpoint with the lowest validation loss as well.
     pub keep_best: bool,
 }
 
-/// `[plan]`: what `cargo train check` costs the run on.
+/// `[plan]`: the accelerators for which `cargo train check` estimates time and price.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PlanConfig {
-    /// What the accelerator is called.
+    /// Name of the accelerator.
     pub accelerator: String,
-    /// How many.
+    /// Number of accelerators.
     pub count: u64,
-    /// Peak of one, in FLOP/s.
+    /// Peak of one accelerator, in FLOP/s.
     pub peak_flops: f64,
-    /// Lowest and highest model FLOPs utilisation to assume.
+    /// Lowest and highest model FLOPs utilization (MFU) to assume.
     pub utilization: [f64; 2],
-    /// Price of one for an hour, in dollars.
+    /// Price in dollars per accelerator-hour.
     pub dollars_per_hour: f64,
 }

@@ -1,18 +1,18 @@
-//! `--set dotted.path=value`: one value laid over a parsed file.
+//! `--set dotted.path=value`: overrides one value of a parsed file.
 
 use toml::{Table, Value};
 
 use super::ConfigError;
 
-/// Sets one value of `table` and gives back the dotted path that was set.
+/// Sets one value of `table` and returns its dotted path.
 ///
-/// The value is TOML; what is not TOML is taken as a string, so that `data.source.0.url=../text.txt` needs no
-/// quotes. Tables that are missing on the way are made; list items must exist.
+/// The value is TOML. A value that is not TOML is used as a string, so that `data.source.0.url=../text.txt` needs no
+/// quotes. Missing tables are created; list items must exist.
 ///
 /// # Errors
 ///
-/// An argument without `=`, with an empty path, with a value that begins like a TOML list, table or string and
-/// is none, or with a path that leads through something that is neither table nor list.
+/// When the argument has no `=` or no path, when the value starts like a TOML list, table or string but is not valid,
+/// or when the path leads through a single value or a missing list item.
 pub(super) fn apply(table: &mut Table, argument: &str) -> Result<String, ConfigError> {
     let error = |problem: String, hint: String| ConfigError::Override {
         argument: argument.into(),
@@ -21,7 +21,7 @@ pub(super) fn apply(table: &mut Table, argument: &str) -> Result<String, ConfigE
     };
     let example = || "write it as dotted.path=value, such as train.steps=200".to_owned();
     let Some((path, text)) = argument.split_once('=') else {
-        return Err(error("has no `=`".into(), example()));
+        return Err(error("`=` is missing".into(), example()));
     };
     let path = path.trim();
     let mut keys: Vec<&str> = path.split('.').collect();
@@ -38,9 +38,9 @@ pub(super) fn apply(table: &mut Table, argument: &str) -> Result<String, ConfigE
     };
 
     let mut walked = String::new();
-    let mut place = Place::Table(table);
+    let mut container = Container::Table(table);
     for key in keys {
-        let value = place
+        let value = container
             .enter(key)
             .map_err(|(problem, hint)| error(format!("{walked}{problem}"), hint))?;
         walked = if walked.is_empty() {
@@ -48,28 +48,31 @@ pub(super) fn apply(table: &mut Table, argument: &str) -> Result<String, ConfigE
         } else {
             format!("{walked}.{key}")
         };
-        place = match value {
-            Value::Table(table) => Place::Table(table),
-            Value::Array(items) => Place::List(items),
+        container = match value {
+            Value::Table(table) => Container::Table(table),
+            Value::Array(items) => Container::List(items),
             _ => {
-                let problem = format!("{walked} is a single value, neither a table nor a list");
-                return Err(error(problem, format!("set it whole: {walked}={{ … }}")));
+                let problem = format!("{walked} is neither a table nor a list");
+                return Err(error(
+                    problem,
+                    format!("set {walked} itself: {walked}=VALUE"),
+                ));
             }
         };
     }
-    *place
+    *container
         .enter(last)
         .map_err(|(problem, hint)| error(format!("{walked}{problem}"), hint))? = value;
     Ok(path.to_owned())
 }
 
-enum Place<'a> {
+enum Container<'a> {
     Table(&'a mut Table),
     List(&'a mut Vec<Value>),
 }
 
-impl<'a> Place<'a> {
-    /// The value below `key`; an empty table where a table has none.
+impl<'a> Container<'a> {
+    /// The value of `key`; a table without this key gets an empty table.
     fn enter(self, key: &str) -> Result<&'a mut Value, (String, String)> {
         match self {
             Self::Table(table) => Ok(table
@@ -84,12 +87,12 @@ impl<'a> Place<'a> {
                 item.ok_or_else(|| {
                     let plural = if count == 1 { "item" } else { "items" };
                     let allowed = match count {
-                        0 => "add one to the file first".to_owned(),
-                        1 => "0 is allowed".to_owned(),
-                        _ => format!("0 to {} are allowed", count - 1),
+                        0 => "add an item to the file first".to_owned(),
+                        1 => "the only valid index is 0".to_owned(),
+                        _ => format!("valid indices are 0 to {}", count - 1),
                     };
                     (
-                        format!(" is a list of {count} {plural} and `{key}` is none of them"),
+                        format!(" has {count} {plural}; `{key}` is not a valid index"),
                         allowed,
                     )
                 })
@@ -99,12 +102,12 @@ impl<'a> Place<'a> {
 }
 
 fn parse(text: &str) -> Result<Value, String> {
-    // A whole document of one key, so that the value ends where the text ends.
+    // Parsed as a document of one key, so that the value must end where the text ends.
     let parsed = format!("value = {text}").parse::<Table>();
     match parsed {
         Ok(mut table) if table.len() == 1 => table
             .remove("value")
-            .ok_or_else(|| "has no value".to_owned()),
+            .ok_or_else(|| "the value is missing".to_owned()),
         Err(error) if text.starts_with(['[', '{', '"', '\'']) => {
             Err(format!("`{text}` is not valid TOML: {}", error.message()))
         }

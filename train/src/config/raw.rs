@@ -1,6 +1,6 @@
-//! What may be written in a run's file: every key, optional where it has a default, and nothing else.
+//! The keys that a configuration file may contain; a key with a default is optional.
 //!
-//! The meaning of each key stands at its resolved twin in the parent module.
+//! The parent module documents each key at the resolved counterpart of its struct.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -183,7 +183,7 @@ pub(super) struct RawPlan {
     pub dollars_per_hour: f64,
 }
 
-/// A batch as it is written: one number, or a ramp.
+/// `batch_tokens` as written: one number, or a ramp.
 #[derive(Debug)]
 pub(super) enum RawBatch {
     Constant(u64),
@@ -198,7 +198,7 @@ pub(super) struct RawRamp {
     pub ramp_steps: u64,
 }
 
-/// By hand, because an untagged enum would only say that no variant fits.
+/// Implemented by hand, because the error of an untagged enum says only that no variant matches.
 impl<'de> Deserialize<'de> for RawBatch {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct BatchVisitor;
@@ -207,7 +207,7 @@ impl<'de> Deserialize<'de> for RawBatch {
             type Value = RawBatch;
 
             fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-                formatter.write_str("a whole number, or a table with start, end and ramp_steps")
+                formatter.write_str("an integer, or a table with start, end and ramp_steps")
             }
 
             fn visit_i64<E: Error>(self, value: i64) -> Result<RawBatch, E> {

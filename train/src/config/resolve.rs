@@ -1,4 +1,4 @@
-//! From what is written to what is run: defaults, and the rules across keys.
+//! Resolves a configuration: fills in defaults and checks rules, also across keys.
 
 mod data;
 mod init;
@@ -19,13 +19,13 @@ use super::{
     ScheduleConfig, TokenizerConfig, TrainConfig,
 };
 
-/// Most steps of a run: the sum over a batch ramp of this length still takes under a second.
+/// Maximum number of steps of a run: summing over a batch ramp of this length takes less than a second.
 const MOST_STEPS: u64 = 100_000_000;
 
 type Checked<T> = Result<T, Problem>;
 
-/// `complete` tells that the model and the tokenizer were resolved before, so that a checkpoint to start from has
-/// nothing to add.
+/// `complete` means that model and tokenizer are already resolved, so that the checkpoint of `train.init` is not
+/// needed.
 pub(super) fn resolve(raw: RawConfig, complete: bool) -> Checked<RunConfig> {
     let (tokenizer, model) = match &raw.train.init {
         Some(init) if !complete => {
@@ -35,7 +35,7 @@ pub(super) fn resolve(raw: RawConfig, complete: bool) -> Checked<RunConfig> {
                 origin.model(raw.model.unwrap_or_default())?,
             )
         }
-        init => spelled_out(raw.tokenizer, raw.model, init.is_some())?,
+        init => without_checkpoint(raw.tokenizer, raw.model, init.is_some())?,
     };
     let data = data::data(raw.data)?;
     let train = train(raw.train)?;
@@ -55,9 +55,9 @@ pub(super) fn resolve(raw: RawConfig, complete: bool) -> Checked<RunConfig> {
     })
 }
 
-/// The tokenizer and the model where the configuration alone says what they are. Where the run started from a
-/// checkpoint, it says the size of the vocabulary too, and the tokenizer's file is not needed for it.
-fn spelled_out(
+/// Resolves the tokenizer and the model from the configuration alone. If the run started from a checkpoint, the
+/// configuration contains the vocabulary size too, and the tokenizer's file is not opened.
+fn without_checkpoint(
     tokenizer: Option<RawTokenizer>,
     model: Option<RawModel>,
     from_checkpoint: bool,
@@ -71,7 +71,7 @@ fn spelled_out(
         (None, true) => return Err(Problem::missing(key)),
         (Some(_), false) => {
             return Err(without_effect(key, "without train.init")
-                .hint("remove it; the tokenizer says how many ids there are"));
+                .hint("remove it; the tokenizer determines the number of ids"));
         }
         (None, false) => tokenizer::vocabulary(&tokenizer)?,
     };
@@ -142,7 +142,7 @@ fn schedule(raw: RawSchedule, steps: u64, context: u64) -> Checked<ScheduleConfi
     if warmup_steps >= steps {
         let rule = format!("must be below train.steps = {steps}");
         let hint = format!(
-            "the learning rate would never reach its height; {} is 10 % of the steps",
+            "otherwise the learning rate never reaches its peak; {} is 10 % of the steps",
             steps / 10
         );
         return Err(Problem::new("schedule.warmup_steps", rule).hint(hint));
@@ -151,7 +151,7 @@ fn schedule(raw: RawSchedule, steps: u64, context: u64) -> Checked<ScheduleConfi
     if !(0.0..=1.0).contains(&final_ratio) {
         return Err(Problem::new(
             "schedule.final_ratio",
-            "must lie between 0 and 1",
+            "must be between 0 and 1",
         ));
     }
     let decay = raw.decay.unwrap_or(DecayKind::Cosine);
@@ -165,12 +165,12 @@ fn schedule(raw: RawSchedule, steps: u64, context: u64) -> Checked<ScheduleConfi
         (DecayKind::Wsd, fraction) => {
             let fraction = fraction.unwrap_or(0.2);
             if !(fraction > 0.0 && fraction <= 1.0) {
-                return Err(Problem::new(key, "must lie above 0, up to 1")
-                    .hint("0.2 cools down over the last fifth"));
+                return Err(Problem::new(key, "must be above 0 and at most 1")
+                    .hint("0.2 decays the learning rate over the last fifth of the steps"));
             }
             if warmup_steps as f64 + fraction * steps as f64 > steps as f64 {
                 let rule = format!(
-                    "must leave room for schedule.warmup_steps = {warmup_steps} of train.steps = {steps}"
+                    "overlaps with the warm-up: schedule.warmup_steps = {warmup_steps} of train.steps = {steps}"
                 );
                 return Err(Problem::new(key, rule).value(fraction));
             }
@@ -188,7 +188,7 @@ fn schedule(raw: RawSchedule, steps: u64, context: u64) -> Checked<ScheduleConfi
 }
 
 fn batch(raw: RawBatch, context: u64) -> Checked<BatchRamp> {
-    let holds_a_sequence = |key: &str, tokens: u64| {
+    let at_least_a_sequence = |key: &str, tokens: u64| {
         let rule = format!("must be at least model.context = {context}, one sequence");
         if tokens < context {
             Err(Problem::new(key, rule))
@@ -198,7 +198,7 @@ fn batch(raw: RawBatch, context: u64) -> Checked<BatchRamp> {
     };
     let ramp = match raw {
         RawBatch::Constant(tokens) => {
-            holds_a_sequence("schedule.batch_tokens", tokens)?;
+            at_least_a_sequence("schedule.batch_tokens", tokens)?;
             return Ok(BatchRamp {
                 start: tokens,
                 end: tokens,
@@ -207,20 +207,20 @@ fn batch(raw: RawBatch, context: u64) -> Checked<BatchRamp> {
         }
         RawBatch::Ramp(ramp) => ramp,
     };
-    holds_a_sequence("schedule.batch_tokens.start", ramp.start)?;
+    at_least_a_sequence("schedule.batch_tokens.start", ramp.start)?;
     if ramp.end < ramp.start {
         let rule = format!(
-            "must be at least start = {}, since a batch grows",
+            "must be at least start = {}, because the batch may only grow",
             ramp.start
         );
         return Err(Problem::new("schedule.batch_tokens.end", rule));
     }
     if ramp.start == ramp.end {
-        let problem = without_effect("schedule.batch_tokens.ramp_steps", "where start equals end");
+        let problem = without_effect("schedule.batch_tokens.ramp_steps", "when start equals end");
         return Err(problem.hint(format!("write batch_tokens = {}", ramp.end)));
     }
     if ramp.ramp_steps == 0 {
-        let problem = without_effect("schedule.batch_tokens.start", "where ramp_steps is 0");
+        let problem = without_effect("schedule.batch_tokens.start", "when ramp_steps is 0");
         return Err(problem.hint(format!("write batch_tokens = {}", ramp.end)));
     }
     Ok(BatchRamp {
@@ -254,7 +254,7 @@ fn plan(raw: RawPlan) -> Checked<PlanConfig> {
     above_zero("plan.peak_flops", peak_flops)?;
     let [lowest, highest] = utilization;
     if !(lowest > 0.0 && lowest <= highest && highest <= 1.0) {
-        let rule = "must be [lowest, highest], both above 0 and up to 1";
+        let rule = "must be [lowest, highest], both above 0 and at most 1";
         return Err(
             Problem::new("plan.utilization", rule).hint("[0.32, 0.36] is 32 to 36 % of the peak")
         );
@@ -287,7 +287,7 @@ fn between<T: PartialOrd + Display>(key: &str, value: T, least: T, most: T) -> C
     }
     Err(Problem::new(
         key,
-        format!("must lie between {least} and {most}"),
+        format!("must be between {least} and {most}"),
     ))
 }
 
@@ -303,6 +303,6 @@ fn zero_or_above(key: impl Into<String>, value: f64) -> Checked<()> {
     if value.is_finite() && value >= 0.0 {
         Ok(())
     } else {
-        Err(Problem::new(key, "must be 0 or above, and finite"))
+        Err(Problem::new(key, "must be at least 0 and finite"))
     }
 }

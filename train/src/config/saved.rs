@@ -1,4 +1,4 @@
-//! What a run writes down of its configuration, and reads back when it is resumed.
+//! The configuration that a run saves, and how a resume reads it.
 
 use std::path::Path;
 
@@ -7,38 +7,38 @@ use toml::{Table, Value};
 use super::load::{find, parse, read_text};
 use super::{ConfigError, RunConfig};
 
-/// Reads the configuration that a run has written down ([`RunConfig::to_toml`]). It is whole: the checkpoint that
-/// the run started from is not looked for, and may be gone.
+/// Reads the configuration that a run has saved ([`RunConfig::to_toml`]). It is complete: the checkpoint that the run
+/// started from is not opened and need not exist any more.
 ///
 /// # Errors
 ///
-/// Those of [`load`](super::load).
+/// When the file cannot be read, is not TOML, or breaks a rule, as for [`load`](super::load).
 pub fn load_saved(saved: &Path) -> Result<RunConfig, ConfigError> {
     load_resumed(saved, &[], saved)
 }
 
-/// Reads a run's file for a resume, when the run has written down its configuration in the file `saved`. What the
-/// run took from a checkpoint (`train.init`), it is not asked for again: where neither the file nor an argument
-/// says otherwise, it is as saved. Without such a file, the same as [`load`](super::load).
+/// Reads a configuration file for a resume of the run whose saved configuration is the file `saved`. Values that the
+/// run took from the checkpoint `train.init` are taken from `saved`, unless the file or an override sets them. If
+/// `saved` does not exist, this is the same as [`load`](super::load).
 ///
 /// # Errors
 ///
-/// Those of [`load`](super::load).
+/// The first fault of the configuration file or of an override, as for [`load`](super::load).
 pub fn load_resumed(
     path: &Path,
     overrides: &[String],
     saved: &Path,
 ) -> Result<RunConfig, ConfigError> {
     let text = read_text(path)?;
-    // A saved file that cannot be read is reported by whoever compares the two.
+    // The caller compares the two configurations, and reports a saved file that cannot be read.
     let saved = std::fs::read_to_string(saved)
         .ok()
         .and_then(|text| text.parse::<Table>().ok());
     parse(path, &text, overrides, saved.as_ref())
 }
 
-/// Fills what `table` leaves out of `[model]` and `[tokenizer]` from `saved`, where both start from a checkpoint;
-/// tells whether they do.
+/// Adds the keys of `[model]` and `[tokenizer]` that `table` omits from `saved`, if both start from a checkpoint.
+/// Returns whether they do.
 pub(super) fn complete(table: &mut Table, saved: &Table) -> bool {
     let starts_from_checkpoint = |table: &Table| find(table, "train.init").is_some();
     if !starts_from_checkpoint(table) || !starts_from_checkpoint(saved) {
@@ -46,8 +46,8 @@ pub(super) fn complete(table: &mut Table, saved: &Table) -> bool {
     }
     for (key, value) in saved {
         match key.as_str() {
-            "model" => lay_under(table.entry("model").or_insert(Table::new().into()), value),
-            // Its keys depend on its kind.
+            "model" => add_missing(table.entry("model").or_insert(Table::new().into()), value),
+            // Taken as a whole, because its keys depend on its kind.
             "tokenizer" => _ = table.entry("tokenizer").or_insert(value.clone()),
             _ => {}
         }
@@ -55,26 +55,25 @@ pub(super) fn complete(table: &mut Table, saved: &Table) -> bool {
     true
 }
 
-/// Adds what a value has and another of the same place has not, table by table.
-fn lay_under(upper: &mut Value, lower: &Value) {
-    if let (Value::Table(upper), Value::Table(lower)) = (upper, lower) {
-        for (key, value) in lower {
-            match upper.get_mut(key) {
-                Some(upper) => lay_under(upper, value),
-                None => _ = upper.insert(key.clone(), value.clone()),
+/// Adds the keys of `defaults` that `target` does not have, recursively.
+fn add_missing(target: &mut Value, defaults: &Value) {
+    if let (Value::Table(target), Value::Table(defaults)) = (target, defaults) {
+        for (key, value) in defaults {
+            match target.get_mut(key) {
+                Some(target) => add_missing(target, value),
+                None => _ = target.insert(key.clone(), value.clone()),
             }
         }
     }
 }
 
 impl RunConfig {
-    /// The file that [`load`](super::load) reads back to this configuration.
-    ///
-    /// It leaves out `model.vocabulary` where that is the tokenizer's, and no key of the file.
+    /// The text of a file that [`load`](super::load) resolves to this configuration. It contains every key, except
+    /// for `model.vocabulary` if that is the tokenizer's.
     ///
     /// # Errors
     ///
-    /// A value that TOML cannot hold: a number above `i64::MAX`, or a path that is not UTF-8.
+    /// When TOML cannot represent a value: a number above `i64::MAX`, or a path that is not UTF-8.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
         let mut table = Table::try_from(self)?;
         if let (None, Some(Value::Table(model))) = (&self.train.init, table.get_mut("model")) {

@@ -1,4 +1,4 @@
-//! What is accepted, what is refused, and in which words.
+//! Valid and invalid configurations, with their error messages.
 
 use std::path::Path;
 
@@ -163,45 +163,45 @@ fn overrides_reach_every_place() {
 #[test]
 fn unknown_keys_are_named_with_the_nearest_known_one() {
     insta::assert_snapshot!(replaced("d_model = 64", "d_modle = 64"), @r"
-    run.toml:4: model.d_modle = 64 is not a known key of model; allowed are vocabulary, layers, d_model, heads, kv_heads, head_dim, context, rope_theta, norm_epsilon, tied_embeddings, initializer_range, qk_norm, feed_forward, dense, experts, router
+    run.toml:4: model.d_modle = 64 is not a known key of model; allowed: vocabulary, layers, d_model, heads, kv_heads, head_dim, context, rope_theta, norm_epsilon, tied_embeddings, initializer_range, qk_norm, feed_forward, dense, experts, router
     hint: did you mean `d_model`?
     ");
     insta::assert_snapshot!(replaced("[optimizer]", "[optimiser]"), @r"
-    run.toml:23: optimiser is not a known section; allowed are model, tokenizer, data, train, optimizer, schedule, checkpoint, plan
+    run.toml:23: optimiser is not a known section; allowed: model, tokenizer, data, train, optimizer, schedule, checkpoint, plan
     hint: did you mean `optimizer`?
     ");
     insta::assert_snapshot!(set(&["train.stepz=5"]), @r"
-    run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed are init, steps, seed, micro_batch, log_every, validate_every, validation_tokens, sample
+    run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed: init, steps, seed, micro_batch, log_every, validate_every, validation_tokens, sample
     hint: did you mean `steps`?
     ");
-    insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed are count, per_token, d_ff");
+    insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed: count, per_token, d_ff");
     insta::assert_snapshot!(set(&["schedule.decay=linear"]), @r#"run.toml: schedule.decay = "linear" (from --set) must be "cosine" or "wsd""#);
 }
 
 #[test]
 fn wrong_types_say_what_is_allowed() {
     insta::assert_snapshot!(replaced("layers = 2", "layers = \"2\""), @r#"
-    run.toml:3: model.layers = "2" must be a whole number of 0 or more
+    run.toml:3: model.layers = "2" must be a non-negative integer
     hint: write it without quotes
     "#);
-    insta::assert_snapshot!(replaced("layers = 2", "layers = -2"), @"run.toml:3: model.layers = -2 must be a whole number of 0 or more");
-    insta::assert_snapshot!(replaced("steps = 100", "steps = 1e2"), @"run.toml:21: train.steps = 100.0 must be a whole number of 0 or more");
-    insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = true"), @"run.toml:27: schedule.batch_tokens = true must be a whole number, or a table with start, end and ramp_steps");
+    insta::assert_snapshot!(replaced("layers = 2", "layers = -2"), @"run.toml:3: model.layers = -2 must be a non-negative integer");
+    insta::assert_snapshot!(replaced("steps = 100", "steps = 1e2"), @"run.toml:21: train.steps = 100.0 must be a non-negative integer");
+    insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = true"), @"run.toml:27: schedule.batch_tokens = true must be an integer, or a table with start, end and ramp_steps");
     insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = { start = 64 }"), @r"
     run.toml:27: schedule.batch_tokens.end is missing
-    hint: configs/quickstart.toml shows every key with its meaning and default
+    hint: configs/quickstart.toml explains every key and its default
     ");
     insta::assert_snapshot!(replaced("[[data.source]]", "[data.source]"), @r"
     run.toml:16: data.source must be a list
-    hint: write [[data.source]], in double brackets
+    hint: write [[data.source]], with double brackets
     ");
     insta::assert_snapshot!(replaced("[train]", "[[train]]"), @r"
     run.toml:20: train must be a table, not a list of tables
-    hint: write [train], in single brackets
+    hint: write [train], with single brackets
     ");
     insta::assert_snapshot!(replaced("learning_rate = 0.001", "learning_rate = \"high\""), @r#"run.toml:24: optimizer.learning_rate = "high" must be a number"#);
     insta::assert_snapshot!(set(&["train.sample.prompt=5"]), @r#"
-    run.toml: train.sample.prompt = 5 (from --set) must be text in quotes
+    run.toml: train.sample.prompt = 5 (from --set) must be a string
     hint: write train.sample.prompt = "5"
     "#);
     insta::assert_snapshot!(set(&["model.tied_embeddings=yes"]), @r#"run.toml: model.tied_embeddings = "yes" (from --set) must be true or false"#);
@@ -210,8 +210,8 @@ fn wrong_types_say_what_is_allowed() {
 #[test]
 fn values_out_of_range_say_what_is_allowed() {
     insta::assert_snapshot!(set(&["model.heads=5"]), @r"
-    run.toml: model.heads = 5 (from --set) must divide model.d_model = 64, since model.head_dim is not given
-    hint: give model.head_dim, or change one of the two
+    run.toml: model.heads = 5 (from --set) must divide model.d_model = 64, because model.head_dim is not set
+    hint: set model.head_dim, or change one of the two
     ");
     insta::assert_snapshot!(replaced("heads = 4", "heads = 4\nkv_heads = 3"), @r"
     run.toml:6: model.kv_heads = 3 must divide heads = 4 (each key/value head serves as many query heads)
@@ -227,34 +227,34 @@ fn values_out_of_range_say_what_is_allowed() {
     ");
     insta::assert_snapshot!(replaced("learning_rate = 0.001", "learning_rate = nan"), @"run.toml:24: optimizer.learning_rate = nan must be above 0 and finite");
     insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = 31"), @"run.toml:27: schedule.batch_tokens = 31 must be at least model.context = 32, one sequence");
-    insta::assert_snapshot!(replaced("steps = 100", "steps = 0"), @"run.toml:21: train.steps = 0 must lie between 1 and 100000000");
+    insta::assert_snapshot!(replaced("steps = 100", "steps = 0"), @"run.toml:21: train.steps = 0 must be between 1 and 100000000");
     insta::assert_snapshot!(set(&["schedule.warmup_steps=100"]), @r"
     run.toml: schedule.warmup_steps = 100 (from --set) must be below train.steps = 100
-    hint: the learning rate would never reach its height; 10 is 10 % of the steps
+    hint: otherwise the learning rate never reaches its peak; 10 is 10 % of the steps
     ");
-    insta::assert_snapshot!(set(&["schedule.warmup_steps=90", "schedule.decay=wsd"]), @"run.toml: schedule.cooldown_fraction = 0.2 (default) must leave room for schedule.warmup_steps = 90 of train.steps = 100");
+    insta::assert_snapshot!(set(&["schedule.warmup_steps=90", "schedule.decay=wsd"]), @"run.toml: schedule.cooldown_fraction = 0.2 (default) overlaps with the warm-up: schedule.warmup_steps = 90 of train.steps = 100");
     insta::assert_snapshot!(set(&["tokenizer.kind=bpe", "tokenizer.vocabulary=256"]), @r"
-    run.toml: tokenizer.vocabulary = 256 (from --set) must lie between 257 and 16777216
-    hint: 256 bytes and end of text are always ids
+    run.toml: tokenizer.vocabulary = 256 (from --set) must be between 257 and 16777216
+    hint: the 256 bytes and end of text are always ids
     ");
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_keys_are_named() {
     insta::assert_snapshot!(replaced("[tokenizer]\nkind = \"bytes\"", ""), @r"
-    run.toml: tokenizer is missing, a section that every run needs
-    hint: configs/quickstart.toml shows every key with its meaning and default
+    run.toml: tokenizer is missing; every run needs this section
+    hint: configs/quickstart.toml explains every key and its default
     ");
     insta::assert_snapshot!(replaced("layers = 2", ""), @r"
     run.toml:2: model.layers is missing
-    hint: configs/quickstart.toml shows every key with its meaning and default
+    hint: configs/quickstart.toml explains every key and its default
     ");
     insta::assert_snapshot!(set(&["tokenizer.kind=file", "tokenizer.path=missing/tokenizer.json"]), @r#"
-    run.toml:13: tokenizer.end_of_text is missing, and tokenizer.kind = "file" needs it
-    hint: such as "<|endoftext|>" or "</s>": the token that ends a document
+    run.toml:13: tokenizer.end_of_text is missing, but tokenizer.kind = "file" requires it
+    hint: set it to the token that ends a document, such as "<|endoftext|>" or "</s>"
     "#);
     insta::assert_snapshot!(replaced("files = [\"*.txt\"]", "url = \"a.txt\""), @r"
-    run.toml:16: data.source.0.sha256 is missing, and url needs it
+    run.toml:16: data.source.0.sha256 is missing, but url requires it
     hint: `sha256sum FILE` prints it
     ");
 }
@@ -291,21 +291,21 @@ fn keys_without_effect_are_refused() {
     hint: remove it
     "#);
     insta::assert_snapshot!(set(&["data.source.0.epochs=1", "data.source.0.weight=1"]), @r"
-    run.toml: data.source.0.epochs = 1 (from --set) has no effect beside weight
-    hint: give every source epochs, or every source a weight
+    run.toml: data.source.0.epochs = 1 (from --set) has no effect together with weight
+    hint: set epochs for every source, or weight for every source
     ");
     insta::assert_snapshot!(set(&["schedule.batch_tokens={ start = 64, end = 64, ramp_steps = 5 }"]), @r"
-    run.toml: schedule.batch_tokens.ramp_steps = 5 (from --set) has no effect where start equals end
+    run.toml: schedule.batch_tokens.ramp_steps = 5 (from --set) has no effect when start equals end
     hint: write batch_tokens = 64
     ");
     insta::assert_snapshot!(set(&["schedule.batch_tokens={ start = 64, end = 96, ramp_steps = 0 }"]), @r"
-    run.toml: schedule.batch_tokens.start = 64 (from --set) has no effect where ramp_steps is 0
+    run.toml: schedule.batch_tokens.start = 64 (from --set) has no effect when ramp_steps is 0
     hint: write batch_tokens = 96
     ");
 }
 
 #[test]
-fn single_layers_of_a_mixture_may_be_dense() {
+fn single_layers_of_an_moe_model_may_be_dense() {
     let dense = |set: &[&str]| read(SMALL, set).unwrap().model.dense.unwrap();
     assert_eq!(dense(&["model.dense.layers=[1]"]).d_ff, 2 * 48);
     assert_eq!(dense(&["model.dense={ layers = [0], d_ff = 40 }"]).d_ff, 40);
@@ -319,7 +319,7 @@ fn single_layers_of_a_mixture_may_be_dense() {
     "#);
     insta::assert_snapshot!(set(&["model.dense.d_ff=40"]), @r"
     run.toml:2: model.dense.layers is missing
-    hint: configs/quickstart.toml shows every key with its meaning and default
+    hint: configs/quickstart.toml explains every key and its default
     ");
     insta::assert_snapshot!(set(&["model.dense.layers=[0]", "model.feed_forward=dense"]), @r#"
     run.toml: model.dense (from --set) has no effect with model.feed_forward = "dense"
@@ -331,36 +331,36 @@ fn single_layers_of_a_mixture_may_be_dense() {
     "#);
     insta::assert_snapshot!(set(&["model.vocabulary=257"]), @r"
     run.toml: model.vocabulary = 257 (from --set) has no effect without train.init
-    hint: remove it; the tokenizer says how many ids there are
+    hint: remove it; the tokenizer determines the number of ids
     ");
 }
 
 #[test]
 fn sources_are_checked_together() {
     insta::assert_snapshot!(replaced("files = [\"*.txt\"]", "files = [\"*.txt\"]\ncargo = [\"rs\"]"), @r"
-    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl and url, and has files and cargo
-    hint: make a [[data.source]] for each of them
+    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl and url, but has files and cargo
+    hint: write one [[data.source]] for each
     ");
     insta::assert_snapshot!(replaced("files = [\"*.txt\"]", ""), @r"
-    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl and url, and has none
-    hint: make a [[data.source]] for each of them
+    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl and url, but has none
+    hint: write one [[data.source]] for each
     ");
     let second = |keys: &str| replaced("[train]", &format!("[[data.source]]\n{keys}\n[train]"));
     insta::assert_snapshot!(second("name = \"more\"\ncargo = [\"rs\"]\nweight = 2"), @r"
-    run.toml:16: data.source.0.weight is missing, and other sources have one
-    hint: give every source epochs, or every source a weight
+    run.toml:16: data.source.0.weight is missing, but other sources have one
+    hint: set epochs for every source, or weight for every source
     ");
-    insta::assert_snapshot!(second("name = \"text\"\ncargo = [\"rs\"]"), @r#"run.toml:21: data.source.1.name = "text" must be unique, and data.source.0 has the same name"#);
+    insta::assert_snapshot!(second("name = \"text\"\ncargo = [\"rs\"]"), @r#"run.toml:21: data.source.1.name = "text" must be unique, but data.source.0 has the same name"#);
     insta::assert_snapshot!(second("name = \"more\"\ncargo = [\".rs\"]"), @r#"
-    run.toml:22: data.source.1.cargo = [".rs"] must be a list of one or more file extensions, without dots
-    hint: cargo = ["rs"] or cargo = ["md"]
+    run.toml:22: data.source.1.cargo = [".rs"] must be a list of one or more file extensions without dots
+    hint: for example cargo = ["rs"] or cargo = ["md"]
     "#);
 }
 
 #[test]
-fn arguments_that_lead_nowhere_are_refused() {
+fn set_arguments_that_cannot_be_applied_are_refused() {
     insta::assert_snapshot!(set(&["train.steps"]), @r"
-    --set train.steps: has no `=`
+    --set train.steps: `=` is missing
     hint: write it as dotted.path=value, such as train.steps=200
     ");
     insta::assert_snapshot!(set(&["train..steps=4"]), @r"
@@ -368,12 +368,12 @@ fn arguments_that_lead_nowhere_are_refused() {
     hint: write it as dotted.path=value, such as train.steps=200
     ");
     insta::assert_snapshot!(set(&["train.steps.first=4"]), @r"
-    --set train.steps.first=4: train.steps is a single value, neither a table nor a list
-    hint: set it whole: train.steps={ … }
+    --set train.steps.first=4: train.steps is neither a table nor a list
+    hint: set train.steps itself: train.steps=VALUE
     ");
     insta::assert_snapshot!(set(&["data.source.1.name=x"]), @r"
-    --set data.source.1.name=x: data.source is a list of 1 item and `1` is none of them
-    hint: 0 is allowed
+    --set data.source.1.name=x: data.source has 1 item; `1` is not a valid index
+    hint: the only valid index is 0
     ");
     insta::assert_snapshot!(set(&["data.source.0.files=[a.txt]"]), @r#"
     --set data.source.0.files=[a.txt]: `[a.txt]` is not valid TOML: string values must be quoted, expected literal string
@@ -382,17 +382,17 @@ fn arguments_that_lead_nowhere_are_refused() {
 }
 
 #[test]
-fn what_is_no_configuration_is_refused() {
+fn a_file_that_is_not_a_configuration_is_refused() {
     insta::assert_snapshot!(message(read("[model]\nlayers = 4\n\nNot a TOML file.\n", &[])), @"run.toml:4: not valid TOML: key with no value, expected `=`");
     insta::assert_snapshot!(message(load(Path::new("missing.toml"), &[])), @r"
-    missing.toml cannot be read: No such file or directory (os error 2)
-    hint: the repository's configs folder has some to begin with, such as configs/quickstart.toml
+    cannot read missing.toml: No such file or directory (os error 2)
+    hint: the configs folder of the repository contains examples, such as configs/quickstart.toml
     ");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("binary.toml");
     std::fs::write(&path, [0xff, 0x00, 0xfe]).unwrap();
     let text = message(load(&path, &[])).replace(&path.display().to_string(), "binary.toml");
-    insta::assert_snapshot!(text, @"binary.toml cannot be read: stream did not contain valid UTF-8");
+    insta::assert_snapshot!(text, @"cannot read binary.toml: stream did not contain valid UTF-8");
 }
 
 proptest! {
@@ -411,7 +411,7 @@ proptest! {
 
     #[test]
     fn no_argument_panics(path in "[a-z0-9._]{0,24}", value in ".{0,12}") {
-        // An error or a configuration, whatever is set.
+        // Any argument gives an error or a configuration.
         if let Err(error) = read(SMALL, &[&format!("{path}={value}")]) {
             prop_assert!(!error.to_string().is_empty());
         }

@@ -1,4 +1,4 @@
-//! `[data]`: its sources, what is held out, and how much of each is seen.
+//! Resolves `[data]`: sources, repetitions and the validation split.
 
 use super::{Checked, above_zero, without_effect};
 use crate::config::error::Problem;
@@ -14,12 +14,12 @@ pub(super) fn data(raw: RawData) -> Checked<DataConfig> {
         .is_some_and(|path| path.as_os_str().is_empty())
     {
         return Err(Problem::new("data.cache", "must not be empty")
-            .hint("leave it out for the user's cache folder"));
+            .hint("remove it to use the user's cache folder"));
     }
     let fraction = raw.validation.fraction.unwrap_or(0.01);
     if !(fraction > 0.0 && fraction < 1.0) {
         return Err(
-            Problem::new("data.validation.fraction", "must lie above 0 and below 1")
+            Problem::new("data.validation.fraction", "must be above 0 and below 1")
                 .hint("0.01 holds out 1 %"),
         );
     }
@@ -40,7 +40,7 @@ pub(super) fn data(raw: RawData) -> Checked<DataConfig> {
             .iter()
             .position(|earlier| earlier.name == source.name)
         {
-            let rule = format!("must be unique, and data.source.{first} has the same name");
+            let rule = format!("must be unique, but data.source.{first} has the same name");
             return Err(Problem::new(format!("data.source.{index}.name"), rule));
         }
         sources.push(source);
@@ -75,12 +75,12 @@ fn source(raw: RawSource, weighted: bool, key: &dyn Fn(&str) -> String) -> Check
         } else {
             given.join(" and ")
         };
-        let rule = format!("must have exactly one of files, cargo, jsonl and url, and has {has}");
-        return Err(Problem::new(item, rule).hint("make a [[data.source]] for each of them"));
+        let rule = format!("must have exactly one of files, cargo, jsonl and url, but has {has}");
+        return Err(Problem::new(item, rule).hint("write one [[data.source]] for each"));
     }
-    let unused = |given: bool, name: &str, wanted: &str| {
+    let unused = |given: bool, name: &str, condition: &str| {
         if given {
-            Err(without_effect(key(name), wanted).hint("remove it"))
+            Err(without_effect(key(name), condition).hint("remove it"))
         } else {
             Ok(())
         }
@@ -102,7 +102,7 @@ fn source(raw: RawSource, weighted: bool, key: &dyn Fn(&str) -> String) -> Check
     )?;
     if raw.max_bytes == Some(0) {
         return Err(
-            Problem::new(key("max_bytes"), "must be at least 1").hint("leave it out for no limit")
+            Problem::new(key("max_bytes"), "must be at least 1").hint("remove it for no limit")
         );
     }
     let share = share(raw.epochs, raw.weight, weighted, key)?;
@@ -142,19 +142,21 @@ fn share(
     weighted: bool,
     key: &dyn Fn(&str) -> String,
 ) -> Checked<Share> {
-    let mixed = "give every source epochs, or every source a weight";
+    let mixed = "set epochs for every source, or weight for every source";
     match (epochs, weight) {
-        (Some(_), Some(_)) => Err(without_effect(key("epochs"), "beside weight").hint(mixed)),
+        (Some(_), Some(_)) => {
+            Err(without_effect(key("epochs"), "together with weight").hint(mixed))
+        }
         (Some(_), None) if weighted => Err(Problem::new(
             key("epochs"),
-            "must not be mixed with the weight of other sources",
+            "must not be set, because other sources have a weight",
         )
         .hint(mixed)),
         (None, None) if weighted => {
-            Err(Problem::new(key("weight"), "is missing, and other sources have one").hint(mixed))
+            Err(Problem::new(key("weight"), "is missing, but other sources have one").hint(mixed))
         }
         (Some(0), None) => Err(Problem::new(key("epochs"), "must be at least 1")
-            .hint("remove the source to leave it out")),
+            .hint("to exclude the source, remove it")),
         (Some(epochs), None) => Ok(Share::Epochs(epochs)),
         (None, Some(weight)) => {
             above_zero(key("weight"), weight)?;
@@ -168,7 +170,7 @@ fn filled(key: String, values: Vec<String>) -> Checked<Vec<String>> {
     if values.is_empty() || values.iter().any(|value| value.trim().is_empty()) {
         return Err(Problem::new(
             key,
-            "must be a list of one or more patterns, none of them empty",
+            "must be a list of one or more non-empty patterns",
         ));
     }
     Ok(values)
@@ -178,8 +180,10 @@ fn extensions(key: String, values: Vec<String>) -> Checked<Vec<String>> {
     let plain =
         |value: &String| !value.is_empty() && value.chars().all(|letter| letter.is_alphanumeric());
     if values.is_empty() || !values.iter().all(plain) {
-        let rule = "must be a list of one or more file extensions, without dots";
-        return Err(Problem::new(key, rule).hint("cargo = [\"rs\"] or cargo = [\"md\"]"));
+        let rule = "must be a list of one or more file extensions without dots";
+        return Err(
+            Problem::new(key, rule).hint("for example cargo = [\"rs\"] or cargo = [\"md\"]")
+        );
     }
     Ok(values)
 }
@@ -187,7 +191,7 @@ fn extensions(key: String, values: Vec<String>) -> Checked<Vec<String>> {
 fn digest(key: String, value: Option<String>) -> Checked<String> {
     let hint = "`sha256sum FILE` prints it";
     let value =
-        value.ok_or_else(|| Problem::new(&key, "is missing, and url needs it").hint(hint))?;
+        value.ok_or_else(|| Problem::new(&key, "is missing, but url requires it").hint(hint))?;
     if value.len() != 64 || !value.chars().all(|digit| digit.is_ascii_hexdigit()) {
         return Err(Problem::new(key, "must be 64 hexadecimal digits").hint(hint));
     }

@@ -1,8 +1,8 @@
-//! A run that starts from a checkpoint: what the checkpoint decides, what may differ from it, and what follows
-//! when a dense one becomes a mixture (upcycling, arXiv 2212.05055).
+//! Resolves the model and tokenizer of a run that starts from a checkpoint. The checkpoint decides most keys; some may
+//! differ, and a dense checkpoint may be upcycled to MoE (arXiv 2212.05055).
 
 mod dense;
-mod mixture;
+mod moe;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
@@ -19,11 +19,10 @@ use super::model::{ROUTER, checked, refuse_dense_layers, router};
 use crate::config::error::Problem;
 use crate::config::raw::RawModel;
 
-/// The longest context that a run has without being asked to; checkpoints are often made for more than a
-/// training step has memory for.
+/// The maximum default context: many checkpoints allow longer contexts than a training step has memory for.
 const LONGEST_DEFAULT_CONTEXT: usize = 2048;
 
-/// Where `train.init` stands in a file.
+/// The key of the checkpoint.
 const KEY: &str = "train.init";
 
 /// The checkpoint that a run starts from.
@@ -33,16 +32,16 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// Reads the `config.json` of the checkpoint that `init` means.
+    /// Reads the `config.json` of the checkpoint `init`.
     pub fn open(init: &Path) -> Checked<Self> {
         if init.as_os_str().is_empty() {
             return Err(Problem::new(KEY, "must not be empty")
-                .hint("leave it out to start from random weights"));
+                .hint("remove it to start from random weights"));
         }
         let unusable = || Problem::new(KEY, "cannot be used");
         let folder = checkpoint_folder(init).map_err(|error| {
             let hint = error.hint().unwrap_or_else(|| {
-                "a checkpoint's folder or a run's, such as runs/NAME, seen from the working directory".into()
+                "it must be a checkpoint folder or a run folder, such as runs/NAME, relative to the working directory".into()
             });
             unusable().caused_by(error, Some(hint))
         })?;
@@ -53,7 +52,7 @@ impl Origin {
         Ok(Self { folder, config })
     }
 
-    /// The checkpoint's shape, with what the file says of that which may differ.
+    /// The model of the checkpoint, with the keys of the file that may differ.
     pub fn model(&self, raw: RawModel) -> Checked<ModelConfig> {
         let own = &self.config.model;
         let chosen = raw.feed_forward;
@@ -87,7 +86,7 @@ impl Origin {
             (FeedForwardKind::Moe, FeedForwardKind::Dense) => {
                 let rule = format!("must be \"moe\", as in {}", self.name());
                 return Err(Problem::new("model.feed_forward", rule)
-                    .hint("only a dense checkpoint can become the other kind"));
+                    .hint("an MoE checkpoint cannot become dense; only a dense one can become MoE (upcycling)"));
             }
             (FeedForwardKind::Moe, FeedForwardKind::Moe) => ModelConfig {
                 dense: self.dense_layers(raw.dense)?,
@@ -96,7 +95,7 @@ impl Origin {
                 ..shape
             },
             (FeedForwardKind::Dense, FeedForwardKind::Dense) => ModelConfig {
-                experts: self.twin(experts, chosen.is_some())?,
+                experts: self.dense_experts(experts, chosen.is_some())?,
                 router: router(raw.router, ROUTER),
                 ..shape
             },
@@ -121,14 +120,14 @@ impl Origin {
         }
     }
 
-    /// The checkpoint's value, unless another one is written.
+    /// The checkpoint's value, which a written value must equal.
     fn agreed<T: Serialize>(&self, key: &str, written: Option<T>, own: T) -> Checked<T> {
         let as_toml = |value: &T| Value::try_from(value).expect("numbers, words and lists");
         let shown = as_toml(&own);
         match written {
             Some(written) if !same(&as_toml(&written), &shown) => {
                 let rule = format!("must be {shown}, as in {}", self.name());
-                Err(Problem::new(key, rule).hint("leave it out: the checkpoint decides"))
+                Err(Problem::new(key, rule).hint("remove it; the checkpoint determines it"))
             }
             _ => Ok(own),
         }
@@ -139,7 +138,7 @@ impl Origin {
     }
 }
 
-/// Equal, or equal to the last digits: what was written in JSON may come back by one bit off.
+/// Whether two values are equal, up to rounding: a float may change by one bit when written to JSON and read back.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Float(a), Value::Float(b)) => (a - b).abs() <= 1e-12 * b.abs(),

@@ -1,4 +1,4 @@
-//! `[model]` of a run that starts from random weights, and what it has in common with one that does not.
+//! Resolves `[model]` of a run that starts from random weights; also helpers for other runs.
 
 use firebox_model::config::{
     BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, LARGEST_SIZE, ModelConfig, QkNorm,
@@ -9,7 +9,7 @@ use super::{Checked, between, without_effect};
 use crate::config::error::Problem;
 use crate::config::raw::{RawDense, RawExperts, RawModel, RawRouter};
 
-/// `[model.router]` where nothing else is said.
+/// Defaults of `[model.router]`.
 pub(super) const ROUTER: RouterConfig = RouterConfig {
     normalize: true,
     balance: BalanceKind::PerLayer,
@@ -44,9 +44,9 @@ pub(super) fn model(raw: RawModel, vocabulary: usize) -> Checked<ModelConfig> {
         None if d_model.is_multiple_of(heads) => d_model / heads,
         None => {
             let rule =
-                format!("must divide model.d_model = {d_model}, since model.head_dim is not given");
+                format!("must divide model.d_model = {d_model}, because model.head_dim is not set");
             return Err(Problem::new("model.heads", rule)
-                .hint("give model.head_dim, or change one of the two"));
+                .hint("set model.head_dim, or change one of the two"));
         }
     };
     let feed_forward = raw.feed_forward.unwrap_or(FeedForwardKind::Moe);
@@ -67,7 +67,7 @@ pub(super) fn model(raw: RawModel, vocabulary: usize) -> Checked<ModelConfig> {
         feed_forward,
         dense: raw.dense.map(|dense| DenseConfig {
             layers: dense.layers,
-            // Sizes are checked below; until then they may be of any size.
+            // `checked` limits the sizes below; here they may still overflow.
             d_ff: dense
                 .d_ff
                 .unwrap_or_else(|| experts.d_ff.saturating_mul(experts.per_token)),
@@ -77,20 +77,20 @@ pub(super) fn model(raw: RawModel, vocabulary: usize) -> Checked<ModelConfig> {
     })
 }
 
-/// What `[model.router]` says, and where it says nothing, `otherwise`.
-pub(super) fn router(raw: RawRouter, otherwise: RouterConfig) -> RouterConfig {
+/// Resolves `[model.router]` with the given defaults.
+pub(super) fn router(raw: RawRouter, defaults: RouterConfig) -> RouterConfig {
     RouterConfig {
-        normalize: raw.normalize.unwrap_or(otherwise.normalize),
-        balance: raw.balance.unwrap_or(otherwise.balance),
+        normalize: raw.normalize.unwrap_or(defaults.normalize),
+        balance: raw.balance.unwrap_or(defaults.balance),
         balance_coefficient: raw
             .balance_coefficient
-            .unwrap_or(otherwise.balance_coefficient),
-        z_coefficient: raw.z_coefficient.unwrap_or(otherwise.z_coefficient),
-        bias_update_rate: raw.bias_update_rate.unwrap_or(otherwise.bias_update_rate),
+            .unwrap_or(defaults.balance_coefficient),
+        z_coefficient: raw.z_coefficient.unwrap_or(defaults.z_coefficient),
+        bias_update_rate: raw.bias_update_rate.unwrap_or(defaults.bias_update_rate),
     }
 }
 
-/// Where all layers are dense, there is no use in naming some.
+/// Refuses `[model.dense]` in a model whose layers are all dense.
 pub(super) fn refuse_dense_layers(
     feed_forward: FeedForwardKind,
     dense: Option<&RawDense>,

@@ -1,4 +1,4 @@
-//! `[tokenizer]`: which keys its kind takes, and how many ids it has.
+//! Resolves `[tokenizer]`: the keys of each kind, and the number of ids.
 
 use firebox_model::config::LARGEST_SIZE;
 use firebox_text::Tokenizer;
@@ -15,10 +15,10 @@ pub(super) fn tokenizer(raw: RawTokenizer) -> Checked<TokenizerConfig> {
         path,
         end_of_text,
     } = raw;
-    let unused = |given: bool, key: &str, wanted: &str| {
-        let hint = format!("remove it, or set tokenizer.kind = \"{wanted}\"");
+    let unused = |given: bool, key: &str, required: &str| {
+        let hint = format!("remove it, or set tokenizer.kind = \"{required}\"");
         if given {
-            Err(without_effect(key, &format!("unless tokenizer.kind is \"{wanted}\"")).hint(hint))
+            Err(without_effect(key, &format!("unless tokenizer.kind is \"{required}\"")).hint(hint))
         } else {
             Ok(())
         }
@@ -33,7 +33,7 @@ pub(super) fn tokenizer(raw: RawTokenizer) -> Checked<TokenizerConfig> {
     let needed = |key: &str, kind: &str| {
         Problem::new(
             key,
-            format!("is missing, and tokenizer.kind = \"{kind}\" needs it"),
+            format!("is missing, but tokenizer.kind = \"{kind}\" requires it"),
         )
     };
     match kind {
@@ -43,14 +43,15 @@ pub(super) fn tokenizer(raw: RawTokenizer) -> Checked<TokenizerConfig> {
             let vocabulary =
                 vocabulary.ok_or_else(|| needed(key, "bpe").hint("2048 suits a small model"))?;
             between(key, vocabulary, BYTES_VOCABULARY, LARGEST_SIZE)
-                .map_err(|problem| problem.hint("256 bytes and end of text are always ids"))?;
+                .map_err(|problem| problem.hint("the 256 bytes and end of text are always ids"))?;
             Ok(TokenizerConfig::Bpe { vocabulary })
         }
         TokenizerKind::File => {
             let path = path.ok_or_else(|| {
-                needed("tokenizer.path", "file").hint("path = \"tokenizer.json\"")
+                needed("tokenizer.path", "file").hint("for example path = \"tokenizer.json\"")
             })?;
-            let hint = "such as \"<|endoftext|>\" or \"</s>\": the token that ends a document";
+            let hint =
+                "set it to the token that ends a document, such as \"<|endoftext|>\" or \"</s>\"";
             let end_of_text =
                 end_of_text.ok_or_else(|| needed("tokenizer.end_of_text", "file").hint(hint))?;
             Ok(TokenizerConfig::File { path, end_of_text })
@@ -58,7 +59,7 @@ pub(super) fn tokenizer(raw: RawTokenizer) -> Checked<TokenizerConfig> {
     }
 }
 
-/// Number of ids; opens the file of a `file` tokenizer. An upper bound for a `bpe` one.
+/// The number of ids; an upper bound for a `bpe` tokenizer. Opens the file of a `file` tokenizer.
 pub(super) fn vocabulary(tokenizer: &TokenizerConfig) -> Checked<usize> {
     match tokenizer {
         TokenizerConfig::Bytes => Ok(BYTES_VOCABULARY),

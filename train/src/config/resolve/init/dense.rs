@@ -1,4 +1,4 @@
-//! A dense model that stays dense, or becomes a mixture.
+//! Starting from a dense checkpoint: the model stays dense or is upcycled to MoE.
 
 use firebox_model::config::{DenseConfig, ExpertsConfig, RouterConfig};
 
@@ -9,22 +9,26 @@ use crate::config::resolve::model::{ROUTER, router};
 use crate::config::resolve::{Checked, without_effect};
 
 impl Origin {
-    /// The measure of a model that is dense and stays so. As in any dense run, `count` means nothing and the
-    /// width is `d_ff × per_token`, which a file that was made for the mixture spells in its own way.
-    pub(super) fn twin(&self, raw: RawExperts, dense_is_written: bool) -> Checked<ExpertsConfig> {
+    /// The `[model.experts]` of a model that stays dense. As in any dense run, `count` has no effect and the width is
+    /// `d_ff × per_token`, so that the file of the MoE model also describes its dense baseline.
+    pub(super) fn dense_experts(
+        &self,
+        raw: RawExperts,
+        dense_is_written: bool,
+    ) -> Checked<ExpertsConfig> {
         let own = &self.config.model.experts;
         let differs = |written: Option<usize>, own: usize| written.is_some_and(|w| w != own);
-        let mixture = [
+        let moe_keys = [
             ("model.experts.count", raw.count, own.count),
             ("model.experts.per_token", raw.per_token, own.per_token),
         ];
-        let written = mixture
+        let written = moe_keys
             .into_iter()
             .find(|&(_, written, own)| differs(written, own));
         if let Some((key, ..)) = written.filter(|_| !dense_is_written) {
-            let condition = format!("while {} is dense and stays so", self.name());
+            let condition = format!("because {} is dense", self.name());
             return Err(without_effect(key, &condition)
-                .hint("set model.feed_forward = \"moe\" to make it a mixture (upcycling)"));
+                .hint("set model.feed_forward = \"moe\" to upcycle it"));
         }
         let width = self.config.model.active_d_ff();
         let per_token = raw.per_token.unwrap_or(own.per_token);
@@ -44,18 +48,17 @@ impl Origin {
         Err(Problem::new("model.experts.d_ff", rule).value(experts.d_ff))
     }
 
-    /// Each expert is a copy of the one feed-forward; how many, and how many a token visits, is for the file to
-    /// say.
+    /// Each expert is a copy of the dense feed-forward. The file sets the number of experts and the experts per token.
     pub(super) fn upcycled_experts(&self, raw: RawExperts) -> Checked<ExpertsConfig> {
         let needed = |key: &str, value: Option<usize>, hint: &str| {
             value.ok_or_else(|| {
-                let rule = format!("is missing, and {} is dense", self.name());
+                let rule = format!("is missing, but {} is dense", self.name());
                 Problem::new(key, rule).hint(hint)
             })
         };
-        let hint = "how many experts its feed-forward becomes, such as 8";
+        let hint = "set it to the number of copies of its feed-forward, such as 8";
         let count = needed("model.experts.count", raw.count, hint)?;
-        let hint = "how many of the experts a token visits, such as 2";
+        let hint = "set it to the number of experts per token, such as 2";
         let per_token = needed("model.experts.per_token", raw.per_token, hint)?;
         Ok(ExpertsConfig {
             count,
@@ -64,7 +67,7 @@ impl Origin {
         })
     }
 
-    /// Layers that stay as they are.
+    /// Layers that stay dense.
     pub(super) fn upcycled_dense_layers(
         &self,
         raw: Option<RawDense>,
@@ -83,10 +86,10 @@ impl Origin {
         match written {
             Some(d_ff) if d_ff != width => {
                 let rule = format!(
-                    "must be {width}, since it is a copy of the feed-forward in {}",
+                    "must be {width}, the width of the feed-forward in {}",
                     self.name()
                 );
-                Err(Problem::new(key, rule).hint("leave it out"))
+                Err(Problem::new(key, rule).hint("remove it; the checkpoint determines it"))
             }
             _ => Ok(width),
         }
@@ -95,8 +98,8 @@ impl Origin {
 
 pub(super) fn upcycled_router(raw: RawRouter) -> Checked<RouterConfig> {
     if raw.normalize == Some(false) {
-        let rule = "cannot be had where a dense checkpoint becomes a mixture: its experts begin as copies of one \
-                    feed-forward, and say together what it says only if their weights add up to 1";
+        let rule = "must be true when upcycling: identical experts reproduce the dense feed-forward only if their \
+                    weights sum to 1";
         return Err(
             Problem::new("model.router.normalize", rule).hint("remove it, or set it to true")
         );

@@ -1,4 +1,4 @@
-//! What a checkpoint decides, and what it lets pass.
+//! Configurations of runs that start from a checkpoint.
 
 use std::fs;
 use std::path::Path;
@@ -30,10 +30,10 @@ learning_rate = 0.001
 batch_tokens = 4096
 "#;
 
-/// What of a checkpoint its configuration is resolved from.
-struct Origin(tempfile::TempDir);
+/// A checkpoint without weights.
+struct TestCheckpoint(tempfile::TempDir);
 
-impl Origin {
+impl TestCheckpoint {
     fn new(model: &ModelConfig) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = CheckpointConfig {
@@ -73,7 +73,7 @@ impl Origin {
 }
 
 #[test]
-fn a_mixture_is_taken_over() {
+fn an_moe_checkpoint_determines_the_model() {
     let [norm, dense] = ["model.qk_norm=head", "model.dense.layers=[0]"];
     let settings: [&[&str]; 3] = [
         &[],
@@ -86,9 +86,9 @@ fn a_mixture_is_taken_over() {
     ];
     for set in settings {
         let mut expected = read(SMALL, set).unwrap().model;
-        let origin = Origin::new(&expected);
+        let origin = TestCheckpoint::new(&expected);
         let config = origin.start(&[]).unwrap();
-        // As Hugging Face spells it: pooled, and half of the coefficient for two experts a token.
+        // As in a Hugging Face config.json: pooled, with half the coefficient for two experts per token.
         expected.router.balance = BalanceKind::Pooled;
         expected.router.balance_coefficient = 0.005;
         assert_eq!(config.model, expected);
@@ -100,7 +100,7 @@ fn a_mixture_is_taken_over() {
 
         let per_layer = origin.start(&["model.router.balance=per-layer"]).unwrap();
         assert_eq!(per_layer.model, read(SMALL, set).unwrap().model);
-        // A file that says it all says the same.
+        // A file that sets every key gives the same model.
         let more = [
             &format!("train.init={}", origin.path()),
             "model.router.balance=per-layer",
@@ -111,24 +111,24 @@ fn a_mixture_is_taken_over() {
 }
 
 #[test]
-fn a_dense_checkpoint_becomes_a_mixture_or_stays() {
-    let origin = Origin::dense();
+fn a_dense_checkpoint_is_upcycled_or_stays_dense() {
+    let origin = TestCheckpoint::dense();
     let kept = origin.start(&[]).unwrap().model;
     assert_eq!(kept.feed_forward, FeedForwardKind::Dense);
     assert_eq!(kept.active_d_ff(), 96);
-    // A file that was made for the mixture may measure its dense twin in its own way.
-    let twin = [
+    // The file of the MoE model describes its dense baseline too.
+    let baseline = [
         "model.feed_forward=dense",
         "model.experts={ count = 4, per_token = 2 }",
     ];
-    assert_eq!(origin.start(&twin).unwrap().model.experts.d_ff, 48);
+    assert_eq!(origin.start(&baseline).unwrap().model.experts.d_ff, 48);
 
-    let mixture = [
+    let moe = [
         "model.feed_forward=moe",
         "model.experts.count=8",
         "model.experts.per_token=2",
     ];
-    let upcycled = origin.start(&mixture).unwrap().model;
+    let upcycled = origin.start(&moe).unwrap().model;
     assert_eq!(
         (
             upcycled.experts.count,
@@ -139,13 +139,13 @@ fn a_dense_checkpoint_becomes_a_mixture_or_stays() {
     );
     assert_eq!(upcycled.router, super::ROUTER);
     let dense = "model.dense.layers=[1]";
-    let partly = origin.start(&[&mixture[..], &[dense]].concat()).unwrap();
+    let partly = origin.start(&[&moe[..], &[dense]].concat()).unwrap();
     assert_eq!(partly.model.dense.unwrap().d_ff, 96);
 }
 
 #[test]
 fn what_was_resolved_reads_back_with_and_without_the_checkpoint() {
-    let mixture: &[&str] = &["model.experts={ count = 4, per_token = 2 }"];
+    let moe: &[&str] = &["model.experts={ count = 4, per_token = 2 }"];
     let cases: [(&[&str], &[&str]); 3] = [
         (&["model.feed_forward=dense"], &[]),
         (
@@ -153,12 +153,12 @@ fn what_was_resolved_reads_back_with_and_without_the_checkpoint() {
                 "model.feed_forward=dense",
                 "model.initializer_range=0.0123456789012345",
             ],
-            &["model.feed_forward=moe", "model.context=16", mixture[0]],
+            &["model.feed_forward=moe", "model.context=16", moe[0]],
         ),
         (&["model.router.bias_update_rate=0.01"], &["train.seed=3"]),
     ];
     for (shape, set) in cases {
-        let origin = Origin::of(shape);
+        let origin = TestCheckpoint::of(shape);
         let config = origin.start(set).unwrap();
         let text = config.to_toml().unwrap();
         assert_eq!(read(&text, &[]).unwrap(), config, "{text}");
@@ -175,7 +175,7 @@ fn what_was_resolved_reads_back_with_and_without_the_checkpoint() {
                 (&config.model, &config.tokenizer)
             );
         }
-        // What is written is not overruled, so that a difference is seen.
+        // A value that the file or an override sets is not replaced, so that a change is detected.
         let longer = ["model.layers=3".to_owned()];
         let other = parse(Path::new("run.toml"), &file, &longer, Some(&saved)).unwrap();
         assert_eq!(other.model.layers, 3);
@@ -187,88 +187,88 @@ fn embeddings_may_be_padded_and_a_long_context_is_cut() {
     let mut model = read(SMALL, &[]).unwrap().model;
     model.context = 40_960;
     model.vocabulary = 320;
-    let config = Origin::new(&model).start(&[]).unwrap();
+    let config = TestCheckpoint::new(&model).start(&[]).unwrap();
     assert_eq!((config.model.vocabulary, config.model.context), (320, 2048));
     let bpe = "tokenizer={ kind = 'bpe', vocabulary = 300 }";
-    let config = Origin::new(&model).start(&[bpe]).unwrap();
+    let config = TestCheckpoint::new(&model).start(&[bpe]).unwrap();
     assert_eq!(config.model.vocabulary, 320);
     assert_eq!(config.tokenizer, TokenizerConfig::Bpe { vocabulary: 300 });
 }
 
 #[test]
 fn contradictions_name_both_values_and_the_checkpoint() {
-    let origin = Origin::of(&[]);
+    let origin = TestCheckpoint::of(&[]);
     insta::assert_snapshot!(origin.refusal(&["model.layers=3"]), @r"
     run.toml: model.layers = 3 (from --set) must be 2, as in the checkpoint FOLDER
-    hint: leave it out: the checkpoint decides
+    hint: remove it; the checkpoint determines it
     ");
     insta::assert_snapshot!(origin.refusal(&["model.rope_theta=1e6"]), @r"
     run.toml: model.rope_theta = 1000000.0 (from --set) must be 10000.0, as in the checkpoint FOLDER
-    hint: leave it out: the checkpoint decides
+    hint: remove it; the checkpoint determines it
     ");
     insta::assert_snapshot!(origin.refusal(&["model.qk_norm=head"]), @r#"
     run.toml: model.qk_norm = "head" (from --set) must be "none", as in the checkpoint FOLDER
-    hint: leave it out: the checkpoint decides
+    hint: remove it; the checkpoint determines it
     "#);
     insta::assert_snapshot!(origin.refusal(&["model.context=64"]), @"run.toml: model.context = 64 (from --set) must be at most 32, the context of the checkpoint FOLDER");
     insta::assert_snapshot!(origin.refusal(&["model.experts.count=8"]), @r"
     run.toml: model.experts.count = 8 (from --set) must be 4, as in the checkpoint FOLDER
-    hint: leave it out: the checkpoint decides
+    hint: remove it; the checkpoint determines it
     ");
     insta::assert_snapshot!(origin.refusal(&["model.dense.layers=[0]"]), @r"
-    run.toml: model.dense (from --set) has no place, since the checkpoint FOLDER has a mixture in every layer
+    run.toml: model.dense (from --set) is not allowed, because all layers of the checkpoint FOLDER are MoE
     hint: remove [model.dense]
     ");
     insta::assert_snapshot!(origin.refusal(&["model.router.normalize=false"]), @r"
     run.toml: model.router.normalize = false (from --set) must be true, as in the checkpoint FOLDER
-    hint: leave it out: the checkpoint decides
+    hint: remove it; the checkpoint determines it
     ");
     insta::assert_snapshot!(origin.refusal(&["model.feed_forward=dense"]), @r#"
     run.toml: model.feed_forward = "dense" (from --set) must be "moe", as in the checkpoint FOLDER
-    hint: only a dense checkpoint can become the other kind
+    hint: an MoE checkpoint cannot become dense; only a dense one can become MoE (upcycling)
     "#);
     insta::assert_snapshot!(origin.refusal(&["tokenizer={ kind = 'bpe', vocabulary = 300 }"]), @r"
-    run.toml: tokenizer.vocabulary = 300 (from --set) makes 300 ids, and the checkpoint FOLDER has 257 embeddings
-    hint: leave [tokenizer] out for the checkpoint's own
+    run.toml: tokenizer.vocabulary = 300 (from --set) gives 300 ids, but the checkpoint FOLDER has 257 embeddings
+    hint: remove [tokenizer] to use the checkpoint's
     ");
 
-    let origin = Origin::dense();
-    let mixture = [
+    let origin = TestCheckpoint::dense();
+    let moe = [
         "model.feed_forward=moe",
         "model.experts={ count = 4, per_token = 2 }",
     ];
-    let upcycled = |more| origin.refusal(&[&mixture[..], &[more]].concat());
+    let upcycled = |more| origin.refusal(&[&moe[..], &[more]].concat());
     insta::assert_snapshot!(upcycled("model.router.normalize=false"), @r"
-    run.toml: model.router.normalize = false (from --set) cannot be had where a dense checkpoint becomes a mixture: its experts begin as copies of one feed-forward, and say together what it says only if their weights add up to 1
+    run.toml: model.router.normalize = false (from --set) must be true when upcycling: identical experts reproduce the dense feed-forward only if their weights sum to 1
     hint: remove it, or set it to true
     ");
     insta::assert_snapshot!(upcycled("model.experts.d_ff=48"), @r"
-    run.toml: model.experts.d_ff = 48 (from --set) must be 96, since it is a copy of the feed-forward in the checkpoint FOLDER
-    hint: leave it out
+    run.toml: model.experts.d_ff = 48 (from --set) must be 96, the width of the feed-forward in the checkpoint FOLDER
+    hint: remove it; the checkpoint determines it
     ");
     insta::assert_snapshot!(upcycled("model.experts.per_token=5"), @r"
     run.toml: model.experts.per_token = 5 (from --set) must lie between 1 and experts.count = 4
     hint: 2 of 8 or 2 of 16 are common; per_token = count visits them all
     ");
-    insta::assert_snapshot!(origin.refusal(&mixture[..1]), @r"
-    run.toml: model.experts.count is missing, and the checkpoint FOLDER is dense
-    hint: how many experts its feed-forward becomes, such as 8
+    insta::assert_snapshot!(origin.refusal(&moe[..1]), @r"
+    run.toml: model.experts.count is missing, but the checkpoint FOLDER is dense
+    hint: set it to the number of copies of its feed-forward, such as 8
     ");
-    insta::assert_snapshot!(origin.refusal(&mixture[1..]), @r#"
-    run.toml: model.experts.count = 4 (from --set) has no effect while the checkpoint FOLDER is dense and stays so
-    hint: set model.feed_forward = "moe" to make it a mixture (upcycling)
+    insta::assert_snapshot!(origin.refusal(&moe[1..]), @r#"
+    run.toml: model.experts.count = 4 (from --set) has no effect because the checkpoint FOLDER is dense
+    hint: set model.feed_forward = "moe" to upcycle it
     "#);
-    let twin = "model.experts={ count = 4, per_token = 2, d_ff = 40 }";
-    insta::assert_snapshot!(origin.refusal(&["model.feed_forward=dense", twin]), @"run.toml: model.experts.d_ff = 40 (from --set) times experts.per_token = 2 must be 96, the width of the feed-forward in the checkpoint FOLDER");
+    let baseline = "model.experts={ count = 4, per_token = 2, d_ff = 40 }";
+    insta::assert_snapshot!(origin.refusal(&["model.feed_forward=dense", baseline]), @"run.toml: model.experts.d_ff = 40 (from --set) times experts.per_token = 2 must be 96, the width of the feed-forward in the checkpoint FOLDER");
 }
 
 #[test]
 fn a_checkpoint_that_cannot_be_used_is_named() {
-    let origin = Origin::dense();
+    let origin = TestCheckpoint::dense();
     fs::remove_file(origin.0.path().join(TOKENIZER_FILE)).unwrap();
     insta::assert_snapshot!(origin.refusal(&[]), @r"
     run.toml: tokenizer is missing, and the checkpoint FOLDER has no tokenizer.json
-    hint: write [tokenizer], or copy the file that the model was trained with into the folder
+    hint: add a [tokenizer] section, or copy the model's tokenizer.json to the folder
     ");
     assert!(origin.start(&["tokenizer.kind=bytes"]).is_ok());
     fs::write(origin.0.path().join(CONFIG_FILE), "{}").unwrap();
@@ -280,17 +280,17 @@ fn a_checkpoint_that_cannot_be_used_is_named() {
     "#);
     insta::assert_snapshot!(origin.refusal(&["train.init="]), @r#"
     run.toml: train.init = "" (from --set) must not be empty
-    hint: leave it out to start from random weights
+    hint: remove it to start from random weights
     "#);
     insta::assert_snapshot!(origin.refusal(&["train.init=nowhere/at/all"]), @r#"
     run.toml: train.init = "nowhere/at/all" (from --set) cannot be used: nowhere/at/all does not exist
-    hint: a checkpoint's folder or a run's, such as runs/NAME, seen from the working directory
+    hint: it must be a checkpoint folder or a run folder, such as runs/NAME, relative to the working directory
     "#);
 
     let mut model = read(SMALL, &[]).unwrap().model;
     model.vocabulary = 200;
-    insta::assert_snapshot!(Origin::new(&model).refusal(&[]), @r#"
-    run.toml:7: train.init = "FOLDER" has a tokenizer.json of 257 ids and a model of 200 embeddings
-    hint: the two are of different models; name another tokenizer under [tokenizer]
+    insta::assert_snapshot!(TestCheckpoint::new(&model).refusal(&[]), @r#"
+    run.toml:7: train.init = "FOLDER" has a tokenizer.json with 257 ids, but a model with 200 embeddings
+    hint: they do not belong to the same model; configure another tokenizer under [tokenizer]
     "#);
 }

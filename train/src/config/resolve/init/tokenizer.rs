@@ -10,7 +10,7 @@ use crate::config::raw::RawTokenizer;
 use crate::config::resolve::{Checked, tokenizer};
 
 impl Origin {
-    /// The tokenizer that is written, or the checkpoint's own.
+    /// The configured tokenizer, or else the checkpoint's.
     pub(in crate::config::resolve) fn tokenizer(
         &self,
         raw: Option<RawTokenizer>,
@@ -38,16 +38,16 @@ impl Origin {
         let (rule, hint) = match key {
             KEY => (
                 format!(
-                    "has a {TOKENIZER_FILE} of {ids} ids and a model of {embeddings} embeddings"
+                    "has a {TOKENIZER_FILE} with {ids} ids, but a model with {embeddings} embeddings"
                 ),
-                "the two are of different models; name another tokenizer under [tokenizer]",
+                "they do not belong to the same model; configure another tokenizer under [tokenizer]",
             ),
             _ => (
                 format!(
-                    "makes {ids} ids, and {} has {embeddings} embeddings",
+                    "gives {ids} ids, but {} has {embeddings} embeddings",
                     self.name()
                 ),
-                "leave [tokenizer] out for the checkpoint's own",
+                "remove [tokenizer] to use the checkpoint's",
             ),
         };
         Err(Problem::new(key, rule).hint(hint))
@@ -58,7 +58,7 @@ impl Origin {
         if !path.exists() {
             let rule = format!("is missing, and {} has no {TOKENIZER_FILE}", self.name());
             return Err(Problem::new("tokenizer", rule).hint(
-                "write [tokenizer], or copy the file that the model was trained with into the folder",
+                "add a [tokenizer] section, or copy the model's tokenizer.json to the folder",
             ));
         }
         let opened = Tokenizer::load(&path, &self.config.end_of_text).map_err(|error| {

@@ -1,4 +1,4 @@
-//! A mixture that stays what it is.
+//! Starting an MoE run from an MoE checkpoint.
 
 use firebox_checkpoint::families::FIREBOX;
 use firebox_model::config::{BalanceKind, DenseConfig, ExpertsConfig, ModelConfig, RouterConfig};
@@ -10,7 +10,7 @@ use crate::config::resolve::Checked;
 use crate::config::resolve::model::{ROUTER, router};
 
 impl Origin {
-    /// A mixture's own experts.
+    /// The checkpoint's experts.
     pub(super) fn experts(&self, raw: RawExperts) -> Checked<ExpertsConfig> {
         let own = &self.config.model.experts;
         Ok(ExpertsConfig {
@@ -20,13 +20,13 @@ impl Origin {
         })
     }
 
-    /// A mixture's own dense layers.
+    /// The checkpoint's dense layers.
     pub(super) fn dense_layers(&self, raw: Option<RawDense>) -> Checked<Option<DenseConfig>> {
         match (raw, &self.config.model.dense) {
             (None, own) => Ok(own.clone()),
             (Some(_), None) => {
                 let rule = format!(
-                    "has no place, since {} has a mixture in every layer",
+                    "is not allowed, because all layers of {} are MoE",
                     self.name()
                 );
                 Err(Problem::new("model.dense", rule).hint("remove [model.dense]"))
@@ -38,7 +38,7 @@ impl Origin {
         }
     }
 
-    /// A mixture's own router, but for the losses, which leave no trace in a checkpoint's weights.
+    /// The checkpoint's router; the auxiliary losses may differ, because the weights do not depend on them.
     pub(super) fn router(&self, raw: RawRouter) -> Checked<RouterConfig> {
         let ModelConfig {
             router: own,
@@ -47,7 +47,7 @@ impl Origin {
         } = &self.config.model;
         let key = "model.router.normalize";
         let normalize = self.agreed(key, raw.normalize, own.normalize)?;
-        // One is `per_token` when balanced, the other 1; the product is to be the same.
+        // A balanced pooled loss is `per_token`, a balanced per-layer loss 1; the product with the coefficient is kept.
         let per_token = experts.per_token as f64;
         let balance = raw.balance.unwrap_or(own.balance);
         let balance_coefficient = match (own.balance, balance) {
@@ -55,18 +55,19 @@ impl Origin {
             (BalanceKind::PerLayer, BalanceKind::Pooled) => own.balance_coefficient / per_token,
             _ => own.balance_coefficient,
         };
-        // Hugging Face's config.json has no word for it.
-        let z_coefficient = match self.config.family == FIREBOX {
-            true => own.z_coefficient,
-            false => ROUTER.z_coefficient,
+        // A Hugging Face config.json has no such field.
+        let z_coefficient = if self.config.family == FIREBOX {
+            own.z_coefficient
+        } else {
+            ROUTER.z_coefficient
         };
-        let otherwise = RouterConfig {
+        let defaults = RouterConfig {
             normalize,
             balance,
             balance_coefficient,
             z_coefficient,
             bias_update_rate: own.bias_update_rate,
         };
-        Ok(router(raw, otherwise))
+        Ok(router(raw, defaults))
     }
 }
