@@ -92,7 +92,7 @@ pub fn bench(config: &RunConfig, options: &BenchOptions) -> Result<Bench, TrainE
     let model = measure(config, &config.model, options.steps, &selected);
     let is_mixture = config.model.feed_forward == FeedForwardKind::Moe;
     let dense_twin = (options.twin && is_mixture).then(|| {
-        let twin = config.model.dense_twin();
+        let twin = config.model.dense_baseline();
         measure(config, &twin, options.steps, &selected)
     });
     // Last, so that its matrices are in nobody's memory.
@@ -197,7 +197,7 @@ mod tests {
         let config = load(path.as_ref(), &[]).unwrap();
         let accounting = Accounting::of(&config.model);
         assert_eq!(accounting.total, 13_510_912);
-        let dense = Accounting::of(&config.model.dense_twin());
+        let dense = Accounting::of(&config.model.dense_baseline());
         assert_eq!(
             accounting.active - accounting.parameters.router,
             dense.active

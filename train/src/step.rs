@@ -115,7 +115,7 @@ impl Training {
             && config.model.feed_forward == FeedForwardKind::Moe
         {
             let mut biases = self.model.router_bias();
-            for (bias, counts) in biases.iter_mut().zip(result.health.load()) {
+            for (bias, counts) in biases.iter_mut().zip(result.health.tokens_per_expert()) {
                 update_bias(bias, counts, config.model.router.bias_update_rate);
             }
             self.model.set_router_bias(&biases);

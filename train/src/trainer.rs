@@ -386,7 +386,7 @@ impl Run {
             &model,
             &prompt,
             sample.tokens,
-            tokenizer.stops(),
+            tokenizer.eos_ids(),
             &mut Sampler::new(sampling),
             |id| {
                 text.push(id);

@@ -109,7 +109,7 @@ pub(super) fn build(
 
     let manifest = Manifest {
         key: survey.key.clone(),
-        end_of_text: tokenizer.end_of_text(),
+        end_of_text: tokenizer.eos_id(),
         training,
         validation: validation.finish()?,
     };

@@ -256,7 +256,7 @@ impl Prepared {
             tokens.clear();
             let range = self.validation.range(document);
             // The packer adds what begins and ends a document itself.
-            let text = range.start + self.tokenizer.beginning().len() as u64..range.end - 1;
+            let text = range.start + self.tokenizer.bos_ids().len() as u64..range.end - 1;
             self.validation.read(text, &mut tokens);
             packer.push(&tokens, self.validation.bytes(document));
         }

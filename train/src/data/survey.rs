@@ -169,7 +169,7 @@ fn key(
             .iter()
             .map(|source| hexadecimal(&source.hash))
             .collect(),
-        beginning: file.map_or_else(Vec::new, |file| file.beginning().to_vec()),
+        beginning: file.map_or_else(Vec::new, |file| file.bos_ids().to_vec()),
     };
     let json = serde_json::to_vec(&key).expect("numbers and strings can be written as JSON");
     hexadecimal(&hash(&json))
