@@ -1,4 +1,4 @@
-//! `cargo infer bench`: how fast a checkpoint reads a prompt and writes what follows, on this machine.
+//! `cargo infer bench`: prefill and decode speed of a checkpoint on this machine.
 
 use std::fmt;
 use std::path::Path;
@@ -20,58 +20,58 @@ use crate::engine::open_model;
 /// What to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BenchOptions {
-    /// Tokens of each prompt.
+    /// Length of each prompt, in tokens.
     pub prompt: usize,
-    /// Tokens that are written after it.
+    /// Number of tokens to decode after the prompt.
     pub new: usize,
-    /// Sequences at once.
+    /// Number of sequences per batch.
     pub batch: usize,
-    /// How often; the best time of each part counts.
+    /// Number of repetitions; the best time of each phase is reported.
     pub repeats: usize,
 }
 
-/// What was measured: as text through its `Display`, as JSON through serde.
+/// The measurement: as text through its `Display`, as JSON through serde.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Bench {
-    /// What computed.
+    /// The device's name.
     pub device: String,
-    /// Threads of the CPU backends.
+    /// Number of threads of the CPU backends.
     pub threads: usize,
-    /// What the weights are held in on this device: `f32`, `bf16` or `f16`.
+    /// The type of the weights on this device: `f32`, `bf16` or `f16`.
     pub dtype: String,
-    /// What all threads together read from memory, in bytes a second; of the CPU backends.
+    /// Memory read bandwidth of all threads together, in bytes per second; CPU backends only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes_per_second: Option<f64>,
-    /// Parameters.
+    /// Number of parameters.
     pub parameters: u128,
-    /// Parameters that one token meets.
+    /// Number of active parameters per token.
     pub active: u128,
-    /// Tokens of each prompt.
+    /// Length of each prompt, in tokens.
     pub prompt_tokens: usize,
-    /// Tokens that were written after it.
+    /// Number of tokens that were decoded after the prompt.
     pub new_tokens: usize,
-    /// Sequences at once.
+    /// Number of sequences per batch.
     pub batch: usize,
-    /// Seconds from the prompt to the scores of the first new token.
+    /// Seconds from the prompt to the logits of the first new token.
     pub seconds_to_first_token: f64,
-    /// Tokens of prompts read in a second.
+    /// Prompt tokens per second.
     pub prefill_tokens_per_second: f64,
-    /// Tokens written in a second, all sequences together.
+    /// Decoded tokens per second, all sequences together.
     pub decode_tokens_per_second: f64,
-    /// Bytes of weights that a sequence's token needs, times its tokens a second: with one sequence, what the
-    /// memory has to deliver.
+    /// Bytes of active weights per token, times the tokens per second of one sequence: with one sequence, the bandwidth
+    /// that decoding needs.
     pub decode_bytes_per_second: f64,
-    /// The same over what the memory delivers: of one sequence, how near its tokens are to the fastest possible. It can
-    /// be above 1 where a part of the weights stays in cache.
+    /// `decode_bytes_per_second` divided by the memory bandwidth: for one sequence, the fraction of the fastest possible
+    /// decode speed. It can exceed 1 if some of the weights stay in cache.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub share_of_memory: Option<f64>,
+    pub memory_bandwidth_fraction: Option<f64>,
 }
 
-/// Opens a checkpoint, or the newest one of a run, and measures it on token ids that only have to exist.
+/// Opens a checkpoint, or the newest one of a run, and measures its speed on synthetic token ids.
 ///
 /// # Errors
 ///
-/// When the checkpoint or the device cannot be used, or prompt and new tokens exceed the context.
+/// If the checkpoint or the device cannot be used, or prompt plus new tokens exceed the context.
 pub fn bench(
     checkpoint: &Path,
     device: &str,
@@ -102,12 +102,12 @@ pub fn bench(
     }
     let accounting = Accounting::of(model.config());
     let per_sequence = new as f64 / decode;
-    let held = WeightDtype::of_tensor(model.embedding.val().dtype()).unwrap_or(dtype);
-    let decode_bytes = held.bytes() as f64 * accounting.active as f64 * per_sequence;
+    let stored = WeightDtype::of_tensor(model.embedding.val().dtype()).unwrap_or(dtype);
+    let decode_bytes = stored.bytes() as f64 * accounting.active as f64 * per_sequence;
     Ok(Bench {
         device: device.to_owned(),
         threads: device::threads(),
-        dtype: held.to_string(),
+        dtype: stored.to_string(),
         memory_bytes_per_second: memory,
         parameters: accounting.total,
         active: accounting.active,
@@ -118,19 +118,19 @@ pub fn bench(
         prefill_tokens_per_second: (batch * prompt) as f64 / prefill,
         decode_tokens_per_second: batch as f64 * per_sequence,
         decode_bytes_per_second: decode_bytes,
-        share_of_memory: memory.map(|memory| decode_bytes / memory),
+        memory_bandwidth_fraction: memory.map(|memory| decode_bytes / memory),
     })
 }
 
-/// Seconds for the prompt, and for the tokens after it, each fed back greedily.
+/// Seconds for the prefill, and for decoding the new tokens greedily.
 fn once(model: &LanguageModel, prompt: usize, new: usize, batch: usize) -> (f64, f64) {
     let config = model.config();
     let device = model.embedding.lazy_device();
     let mut cache = KeyValueCache::new(config, batch, prompt + new, &device);
-    // Different rows and neighbours, so that tokens spread over experts as in a text.
+    // Rows and neighbouring tokens differ, so that tokens spread over experts as in real text.
     let ids: Vec<Vec<u32>> = (0..batch)
         .map(|row| {
-            let id = |place: usize| ((place * 7919 + row * 104_729) % config.vocabulary) as u32;
+            let id = |index: usize| ((index * 7919 + row * 104_729) % config.vocabulary) as u32;
             (0..prompt).map(id).collect()
         })
         .collect();
@@ -156,9 +156,12 @@ fn greedy(logits: Tensor<2>) -> Vec<u32> {
 
 impl fmt::Display for Bench {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let share = match (self.share_of_memory, self.memory_bytes_per_second) {
-            (Some(share), Some(memory)) => {
-                format!(", {share:.2} of the memory's {:.1}", memory / 1e9)
+        let bandwidth = match (self.memory_bandwidth_fraction, self.memory_bytes_per_second) {
+            (Some(fraction), Some(memory)) => {
+                format!(
+                    ", {fraction:.2} of the memory bandwidth of {:.1} GB/s",
+                    memory / 1e9
+                )
             }
             _ => String::new(),
         };
@@ -175,7 +178,7 @@ impl fmt::Display for Bench {
                 ),
             ),
             (
-                "read",
+                "prefill",
                 format!(
                     "{:.0} tokens/s ({} × {} tokens in {:.4} s)",
                     self.prefill_tokens_per_second,
@@ -185,14 +188,14 @@ impl fmt::Display for Bench {
                 ),
             ),
             (
-                "write",
+                "decode",
                 format!(
                     "{:.1} tokens/s ({} × {} tokens; weights at {:.1} GB/s{})",
                     self.decode_tokens_per_second,
                     self.batch,
                     self.new_tokens,
                     self.decode_bytes_per_second / 1e9,
-                    share
+                    bandwidth
                 ),
             ),
         ];
@@ -217,17 +220,17 @@ mod tests {
             batch: 2,
             repeats: 2,
         };
-        let found = bench(
+        let measured = bench(
             tiny.path(),
             device::default_name(),
             WeightDtype::F32,
             options,
         )
         .unwrap();
-        assert_eq!(found.prompt_tokens * found.batch, 40);
-        let seconds = found.seconds_to_first_token;
-        assert_eq!(found.prefill_tokens_per_second, 40.0 / seconds);
-        assert!(found.decode_tokens_per_second > 0.0);
+        assert_eq!(measured.prompt_tokens * measured.batch, 40);
+        let seconds = measured.seconds_to_first_token;
+        assert_eq!(measured.prefill_tokens_per_second, 40.0 / seconds);
+        assert!(measured.decode_tokens_per_second > 0.0);
         let longer = BenchOptions { new: 13, ..options };
         let error = bench(
             tiny.path(),

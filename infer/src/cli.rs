@@ -21,85 +21,86 @@ use crate::InferError;
 use crate::devices::Devices;
 use crate::engine::Engine;
 
-/// Evaluates, samples and traces checkpoints: those of `cargo train`, and Hugging Face's Mixtral, OLMoE,
-/// Qwen3-MoE, Qwen3 and Llama ones.
+/// Evaluate, sample, benchmark and compare language-model checkpoints.
+///
+/// Reads checkpoints written by `cargo train` and Hugging Face checkpoints of Mixtral, OLMoE, Qwen3-MoE, Qwen3 and
+/// Llama.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo infer",
     bin_name = "cargo infer",
     version,
     after_help = "Examples:\n  \
-        cargo infer eval runs/quickstart --data notes.txt         how well the newest checkpoint predicts a text\n  \
-        cargo infer generate runs/quickstart --prompt \"fn main\"   let it write\n  \
-        cargo infer compare runs/quickstart                       what changes from device to device\n  \
-        cargo infer devices                                       what can compute here\n\n\
-        CHECKPOINT is a folder with config.json, model.safetensors and tokenizer.json, or a run such as\n\
-        runs/NAME, which stands for its newest checkpoint. Results go to standard output, all else to standard\n\
-        error. The exit code is 0 when done, 1 when that failed, and 2 when the command line is at fault."
+        cargo infer eval runs/quickstart --data notes.txt         loss on a text, newest checkpoint of the run\n  \
+        cargo infer generate runs/quickstart --prompt \"fn main\"   continue a prompt\n  \
+        cargo infer compare runs/quickstart                       differences between devices\n  \
+        cargo infer devices                                       available devices\n\n\
+        CHECKPOINT is a folder with config.json, model.safetensors and tokenizer.json, or a run folder such as\n\
+        runs/NAME, which selects its newest checkpoint. Results go to standard output; logs and progress go to\n\
+        standard error. Exit codes: 0 success, 1 failure, 2 wrong usage or configuration."
 )]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Threads of the CPU backends [default: one for each physical core].
+    /// Number of threads for the CPU backends [default: one per physical core].
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measure a checkpoint on text: loss, perplexity, bits per byte, and the health of its routers.
+    /// Measure loss, perplexity, bits per byte and router health on text.
     #[command(after_help = eval::HELP)]
     Eval(eval::EvalArgs),
-    /// Continue a text; it is shown while it is written.
+    /// Generate a continuation of a prompt.
     #[command(after_help = generate::HELP)]
     Generate(generate::GenerateArgs),
-    /// Write down all that a checkpoint computes for given tokens: hidden states, router scores, logits, losses,
-    /// gradients.
+    /// Write hidden states, router logits, logits, losses and gradients to a safetensors file.
     #[command(after_help = trace::HELP)]
     Trace(trace::TraceArgs),
-    /// Store a checkpoint anew: in another type, in shards, under the names that transformers writes.
+    /// Convert a checkpoint to another dtype, or split it into shards.
     #[command(after_help = export::HELP)]
     Export(export::ExportArgs),
-    /// Measure how fast a checkpoint reads a prompt and writes what follows.
+    /// Measure prefill and decode speed.
     #[command(after_help = bench::HELP)]
     Bench(bench::BenchArgs),
-    /// Run the same tokens on several devices, and show what differs: by layer and part, in routing, in speed.
+    /// Run the same tokens on several devices and report how results, routing and speed differ.
     #[command(after_help = compare::HELP)]
     Compare(compare::CompareArgs),
-    /// What one device does for `compare`.
+    /// The worker process of `compare`, one per device.
     #[command(name = crate::compare::process::COMMAND, hide = true)]
     CompareDevice(compare::DeviceArgs),
-    /// List what can compute: the backends of this build, their devices, and how to get the others.
+    /// List the backends and devices of this build, and how to get the others.
     #[command(after_help = "Example:\n  cargo infer devices --json")]
     Devices(DevicesArgs),
 }
 
-/// Which model, and where.
+/// The checkpoint and the device that it runs on.
 #[derive(Debug, Args)]
 struct ModelArgs {
-    /// A checkpoint's folder, or a run's folder for its newest checkpoint.
+    /// Checkpoint folder, or run folder for its newest checkpoint.
     checkpoint: PathBuf,
-    /// What computes, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
+    /// Device to run on, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
     #[arg(long, default_value = device::default_name())]
     device: String,
 }
 
-/// What the weights are held in.
+/// The storage type of the weights.
 #[derive(Debug, Clone, Copy, Args)]
 struct DtypeArgs {
-    /// What the weights are held in: f32, bf16 or f16.
+    /// Type to keep the weights in: f32, bf16 or f16.
     ///
-    /// Whatever it is, everything is computed in f32, and the router's weights stay f32. bf16 and f16 halve the
-    /// memory, and so the time that writing a token takes. Weights that are stored in the type stay the same; others are
-    /// rounded, to 3 digits in bf16 and to 4 in f16, which has no number above 65504. On ndarray, which has f32
-    /// alone, only the numbers are rounded.
+    /// All computation is in f32, and router weights stay in f32. bf16 and f16 halve the memory and thereby the decode
+    /// time. Weights that the checkpoint stores in this type are unchanged; others are rounded, to 3 significant digits in
+    /// bf16 and 4 in f16, whose largest value is 65504. ndarray supports f32 only: there, weights are rounded to the type
+    /// but kept in f32.
     #[arg(long, value_name = "TYPE", default_value_t)]
     dtype: WeightDtype,
 }
 
 impl ModelArgs {
-    fn open(&self, held: DtypeArgs) -> Result<Engine, InferError> {
-        Engine::open(&self.checkpoint, &self.device, held.dtype)
+    fn open(&self, weights: DtypeArgs) -> Result<Engine, InferError> {
+        Engine::open(&self.checkpoint, &self.device, weights.dtype)
     }
 }
 
@@ -111,11 +112,11 @@ struct DevicesArgs {
 }
 
 impl Cli {
-    /// Does what the command line says.
+    /// Runs the command.
     ///
     /// # Errors
     ///
-    /// What went wrong, with an exit code and often a hint.
+    /// The command's error, with an exit code and often a hint.
     pub fn execute(self, control: &Control) -> Result<(), InferError> {
         let Some(device) = self.device().map(str::to_owned) else {
             return self.command.execute(self.threads, control);
@@ -123,19 +124,19 @@ impl Cli {
         guard(&device, || self.command.execute(self.threads, control))?
     }
 
-    /// Threads of the CPU backends, where `--threads` gives them.
+    /// Number of threads for the CPU backends, if `--threads` is given.
     pub fn threads(&self) -> Option<usize> {
         self.threads.map(usize::from)
     }
 
-    /// The device that this process computes on; `None` for commands that compute nothing themselves.
+    /// The device that this process runs on; `None` for commands that run no model themselves.
     pub fn device(&self) -> Option<&str> {
         self.command.device()
     }
 }
 
 impl Command {
-    /// The device on which this computes.
+    /// The device that this command runs on.
     fn device(&self) -> Option<&str> {
         let model = match self {
             Self::Eval(args) => &args.model,
@@ -168,7 +169,7 @@ impl Command {
 fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if number >= 1 => Ok(number),
-        _ => Err("must be a whole number of at least 1".to_owned()),
+        _ => Err("must be an integer of at least 1".to_owned()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What this build and this machine can compute on.
+//! `cargo infer devices`: the backends of this build and the devices of this machine.
 
 use std::fmt;
 
@@ -12,23 +12,23 @@ use serde::Serialize;
 #[serde(transparent)]
 pub struct Devices(Vec<Offer>);
 
-/// A backend, and how to get at it where it is missing.
+/// A backend, its devices, and how to get it if it has none.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Offer {
     #[serde(flatten)]
     backend: Backend,
-    /// What is known of each device.
+    /// Properties of each device.
     adapters: Vec<Adapter>,
-    /// How to get it; none where it has a device.
+    /// How to get a device; `None` if there is one.
     hint: Option<String>,
 }
 
 impl Devices {
-    /// Looks at the build and at the machine; GPUs are opened.
+    /// Lists the backends of this build and the devices of this machine; GPUs are opened.
     ///
     /// # Errors
     ///
-    /// When a device that was just there is gone.
+    /// When a listed device can no longer be opened.
     pub fn find() -> Result<Self, DeviceError> {
         let offer = |backend: Backend| {
             let adapters = backend.devices.iter().map(|name| Adapter::of(name));
@@ -93,17 +93,17 @@ impl fmt::Display for Devices {
                 writeln!(formatter, "          {hint}")?;
             }
         }
-        writeln!(formatter, "\nWithout --device: {}", device::default_name())
+        writeln!(formatter, "\nDefault device: {}", device::default_name())
     }
 }
 
-/// What is known of a device, line by line.
+/// Properties of a device, one per line.
 fn facts(adapter: &Adapter) -> Vec<(&'static str, String)> {
     let called = [adapter.name.as_deref(), adapter.kind];
     let called: Vec<&str> = called.into_iter().flatten().collect();
     let size = |bytes: u64| ByteSize(bytes).to_string();
     let lines = [
-        ("is", (!called.is_empty()).then(|| called.join(", "))),
+        ("name", (!called.is_empty()).then(|| called.join(", "))),
         ("driver", adapter.driver.clone()),
         ("memory", adapter.memory.map(size)),
         ("largest tensor", adapter.largest_buffer.map(size)),
@@ -111,7 +111,7 @@ fn facts(adapter: &Adapter) -> Vec<(&'static str, String)> {
             "threads",
             adapter.threads.map(|threads| threads.to_string()),
         ),
-        ("computes in", Some(adapter.dtypes.join(", "))),
+        ("dtypes", Some(adapter.dtypes.join(", "))),
     ];
     let known = lines.into_iter();
     known
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_says_how_to_get_it() {
+    fn a_missing_backend_or_device_has_a_hint() {
         let text = offer(false, &[]);
         assert!(
             text.contains("not in this build") && text.contains("--features wgpu"),
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_told_with_what_is_known_of_it() {
+    fn a_device_is_listed_with_its_known_properties() {
         let text = offer(true, &["wgpu:0", "wgpu:1"]);
         for part in [
             "ready",

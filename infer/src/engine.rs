@@ -1,4 +1,4 @@
-//! A checkpoint that is ready to be used: the model on its device, and its tokenizer.
+//! An opened checkpoint: the model on its device, and its tokenizer.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -27,11 +27,11 @@ pub struct Engine {
 
 impl Engine {
     /// Opens a checkpoint, or the newest one of a run (see [`checkpoint_folder`]), on a device of
-    /// [`device::select`], with its weights held in `dtype` (see [`load`]).
+    /// [`device::select`], with its weights in `dtype` (see [`load`]).
     ///
     /// # Errors
     ///
-    /// When the device is not there, the path leads to no checkpoint, or the checkpoint cannot be read.
+    /// When the device is not available, the path does not lead to a checkpoint, or the checkpoint cannot be read.
     pub fn open(checkpoint: &Path, device: &str, dtype: WeightDtype) -> Result<Self, InferError> {
         let started = Instant::now();
         let selected = device::select(device)?;
@@ -51,7 +51,7 @@ impl Engine {
         let empty: Vec<u32> = engine.tokenizer.document(&[]).collect();
         engine.check(&empty)?;
         tracing::info!(
-            "{}: {} parameters, on {device} after {:.2} s",
+            "loaded {} ({} parameters) on {device} in {:.2} s",
             folder.display(),
             Parameters::of(engine.model.config()).total(),
             started.elapsed().as_secs_f64(),
@@ -59,8 +59,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Token ids of a text to continue (see [`Tokenizer::prompt`]), each of which the model has an embedding
-    /// for.
+    /// Token ids of a text to continue (see [`Tokenizer::prompt`]), all within the model's vocabulary.
     ///
     /// # Errors
     ///
@@ -71,12 +70,12 @@ impl Engine {
         Ok(ids)
     }
 
-    /// Checks token ids against the model's vocabulary. A tokenizer may be larger than the model, as long as
-    /// nothing beyond is used.
+    /// Checks token ids against the model's vocabulary. A tokenizer may have more ids than the model, as long as none of
+    /// those occurs.
     ///
     /// # Errors
     ///
-    /// The first id that the model has no embedding for.
+    /// The first id that is not in the model's vocabulary.
     pub fn check(&self, ids: &[u32]) -> Result<(), InferError> {
         let model = self.model.config().vocabulary;
         match ids.iter().find(|&&id| id as usize >= model) {
@@ -90,12 +89,12 @@ impl Engine {
     }
 }
 
-/// Reads a checkpoint, or the newest one of a run (see [`checkpoint_folder`]), its weights to be held in `dtype`
-/// (see [`load`]); also says where it is. No tokenizer is needed.
+/// Reads a checkpoint, or the newest one of a run (see [`checkpoint_folder`]), with its weights in `dtype` (see
+/// [`load`]), and returns its folder too. No tokenizer is needed.
 ///
 /// # Errors
 ///
-/// When the path leads to no checkpoint, or the checkpoint cannot be read.
+/// When the path does not lead to a checkpoint, or the checkpoint cannot be read.
 pub fn open_model(
     path: &Path,
     device: &Device,
@@ -115,7 +114,7 @@ mod tests {
     use crate::testing::{TinyCheckpoint, tiny_config};
 
     #[test]
-    fn an_id_beyond_the_vocabulary_names_both_sizes() {
+    fn an_id_beyond_the_vocabulary_is_an_error_with_both_sizes() {
         let mut config = tiny_config();
         config.vocabulary = 200;
         let tiny = TinyCheckpoint::new(&config, 1);
@@ -123,12 +122,12 @@ mod tests {
             Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "token id 256 is beyond the model's vocabulary: tokenizer.json has 257 ids, config.json 200"
+            "token id 256 is not in the model's vocabulary: tokenizer.json has 257 ids, config.json 200"
         );
     }
 
-    /// Makes the checkpoint's documents begin with `<s>`, of id 257.
-    fn begin_documents(checkpoint: &Path) {
+    /// Adds `<s>` with id 257 as the BOS token of the checkpoint's tokenizer.
+    fn add_bos(checkpoint: &Path) {
         let path = checkpoint.join(TOKENIZER_FILE);
         let text = fs::read_to_string(&path).unwrap();
         let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -146,11 +145,11 @@ mod tests {
     }
 
     #[test]
-    fn what_begins_a_document_begins_prompts_and_evaluated_text() {
+    fn prompts_and_evaluated_text_begin_with_the_bos_token() {
         let mut config = tiny_config();
         config.vocabulary = 258;
         let tiny = TinyCheckpoint::new(&config, 1);
-        begin_documents(tiny.path());
+        add_bos(tiny.path());
         let engine = Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap();
         assert_eq!(engine.prompt("ab").unwrap(), [257, 97, 98]);
         assert_eq!(engine.prompt("").unwrap(), [257]);
@@ -165,16 +164,16 @@ mod tests {
         assert_eq!(packed.tokens(), [257, 97, 98, 256, 257, 99, 256]);
         assert_eq!((packed.targets(), packed.bytes()), (6, 3));
 
-        // The same tokenizer with a model that has no embedding for it.
+        // The same tokenizer with a model whose vocabulary lacks the id.
         let small = TinyCheckpoint::new(&tiny_config(), 1);
-        begin_documents(small.path());
+        add_bos(small.path());
         let error =
             Engine::open(small.path(), device::default_name(), WeightDtype::F32).unwrap_err();
         assert!(error.to_string().contains("token id 257"), "{error}");
     }
 
     #[test]
-    fn a_checkpoint_without_a_tokenizer_is_named() {
+    fn an_error_names_the_checkpoint_without_a_tokenizer() {
         let tiny = TinyCheckpoint::new(&tiny_config(), 1);
         fs::remove_file(tiny.path().join(TOKENIZER_FILE)).unwrap();
         let error =

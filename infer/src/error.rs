@@ -1,4 +1,4 @@
-//! What can go wrong between a command line and its answer.
+//! The errors of `cargo infer`, their hints and exit codes.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,17 +17,17 @@ pub enum InferError {
     /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// A path that was given leads nowhere.
+    /// A given path does not exist.
     #[error("{} does not exist", path.display())]
     Missing {
         /// The path.
         path: PathBuf,
     },
-    /// A path leads to no checkpoint.
+    /// A path does not lead to a checkpoint.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// A folder where text is wanted.
-    #[error("{} is a folder, and --data takes files", path.display())]
+    /// A folder where a text file is required.
+    #[error("{} is a folder; --data takes files", path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,
@@ -35,8 +35,8 @@ pub enum InferError {
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Checkpoint(Box<CheckpointError>),
-    /// The checkpoint does not say what its token ids mean.
-    #[error("{} has no tokenizer.json, so text cannot be turned into tokens", folder.display())]
+    /// The checkpoint has no tokenizer.
+    #[error("{} has no tokenizer.json, so text cannot be tokenized", folder.display())]
     NoTokenizer {
         /// The checkpoint.
         folder: PathBuf,
@@ -44,9 +44,9 @@ pub enum InferError {
     /// The tokenizer cannot be read or used.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// The tokenizer gave an id that the model has no embedding for.
+    /// The tokenizer produced an id beyond the model's vocabulary.
     #[error(
-        "token id {id} is beyond the model's vocabulary: tokenizer.json has {tokenizer} ids, config.json {model}"
+        "token id {id} is not in the model's vocabulary: tokenizer.json has {tokenizer} ids, config.json {model}"
     )]
     Vocabulary {
         /// The id.
@@ -56,10 +56,10 @@ pub enum InferError {
         /// Ids of the model.
         model: usize,
     },
-    /// The text cannot be read or encoded, or there is none.
+    /// The text cannot be read or encoded, or is empty.
     #[error(transparent)]
     Text(#[from] PackingError),
-    /// What a trace should be made of is no input.
+    /// The input file of a trace is not valid.
     #[error("{}: {reason}", file.display())]
     TraceInput {
         /// The file.
@@ -72,7 +72,7 @@ pub enum InferError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The I/O error.
         source: io::Error,
     },
     /// A file or folder cannot be written.
@@ -80,26 +80,28 @@ pub enum InferError {
     Write {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system says.
+        /// The I/O error.
         source: io::Error,
     },
-    /// A sequence that the model cannot take.
-    #[error("--context {context} is more than the {largest} tokens of the model's context")]
+    /// `--context` exceeds the model's context.
+    #[error("--context {context} exceeds the model's context of {largest} tokens")]
     Context {
-        /// Tokens of the sequence.
+        /// The requested sequence length, in tokens.
         context: usize,
-        /// The most that the model takes.
+        /// The model's context, in tokens.
         largest: usize,
     },
-    /// More tokens than the model can hold in mind.
-    #[error("prompt and new tokens are {tokens} tokens, and the model's context has {largest}")]
+    /// Prompt plus new tokens exceed the context length.
+    #[error(
+        "prompt and new tokens together are {tokens} tokens, which exceeds the model's context of {largest}"
+    )]
     BenchTooLong {
-        /// Of both.
+        /// Prompt plus new tokens.
         tokens: usize,
-        /// The most that the model takes.
+        /// The model's context, in tokens.
         largest: usize,
     },
-    /// A folder that should be written is not empty.
+    /// The output folder is not empty.
     #[error("{} exists and is not empty", folder.display())]
     NotEmpty {
         /// The folder.
@@ -108,44 +110,44 @@ pub enum InferError {
     /// The device failed.
     #[error(transparent)]
     Computation(#[from] DeviceFailure),
-    /// The arithmetic broke down.
-    #[error("the loss on {device} is {nats}, which is no finite number")]
+    /// The loss is infinite or NaN.
+    #[error("the loss on {device} is not finite ({nats})")]
     NotFinite {
         /// The device's name.
         device: String,
-        /// The mean loss of a token.
+        /// The mean loss in nats per token.
         nats: f64,
     },
-    /// A device of a comparison could not be measured.
+    /// A device of a comparison failed.
     #[error("{name} failed: {reason}")]
     DeviceFailed {
-        /// The device, and the type of its weights.
+        /// The device and the type of its weights.
         name: String,
-        /// Why, in a sentence.
+        /// The reason, in one sentence.
         reason: String,
         /// What to do about it.
         hint: Option<String>,
     },
-    /// A device of a comparison computes something else.
+    /// A device of a comparison differs by more than its tolerance.
     #[error("{name} differs from {reference} in {fault}{}", and_more(*more))]
     Differs {
-        /// The device, and the type of its weights.
+        /// The device and the type of its weights.
         name: String,
-        /// What it is compared with.
+        /// The reference device.
         reference: String,
-        /// Where, by how much, and how much is allowed.
+        /// The first fault: where, by how much, and the tolerance.
         fault: String,
-        /// Places beside that one that exceed their tolerance, of all devices.
+        /// Number of further faults, over all devices.
         more: usize,
     },
-    /// A process cannot be started or heard.
-    #[error("a process for a device cannot be run: {0}")]
+    /// A worker process cannot be started or read.
+    #[error("cannot run a worker process: {0}")]
     Process(io::Error),
     /// Standard input cannot be read as text.
-    #[error("the prompt cannot be read from standard input: {0}")]
+    #[error("cannot read the prompt from standard input: {0}")]
     Input(io::Error),
     /// Standard output cannot be written.
-    #[error("standard output cannot be written: {0}")]
+    #[error("cannot write to standard output: {0}")]
     Output(io::Error),
 }
 
@@ -156,19 +158,19 @@ impl From<CheckpointError> for InferError {
     }
 }
 
-/// How a command needs less memory.
+/// How to reduce the memory of a command.
 pub const LESS_MEMORY: &str =
-    "take fewer sequences at once (--batch) or shorter ones, or hold the weights in --dtype bf16";
+    "use fewer (--batch) or shorter sequences, or keep the weights in bf16 (--dtype bf16)";
 fn and_more(more: usize) -> String {
     match more {
         0 => String::new(),
-        1 => " (and in one more place)".to_owned(),
-        more => format!(" (and in {more} more places)"),
+        1 => ", and in 1 more place".to_owned(),
+        more => format!(", and in {more} more places"),
     }
 }
 
 impl InferError {
-    /// What to do about it, where there is something.
+    /// What to do about it, if anything can be done.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Device(DeviceError::NotCompiled { backend, .. }) => {
@@ -181,26 +183,26 @@ impl InferError {
             Self::Tokenizer(error) => return error.hint(),
             Self::Text(error) => return error.hint(),
             Self::NotAFile { .. } => {
-                "name the files, such as --data FOLDER/*.txt; each is a document, and a .jsonl file has one a line"
+                "name the files, such as --data FOLDER/*.txt; each file is one document, a .jsonl file has one per line"
             }
             Self::NoTokenizer { .. } => {
                 "copy the tokenizer.json that the model was trained with into the folder"
             }
             Self::Vocabulary { .. } => {
-                "tokenizer.json is of another model; use the one that this model was trained with"
+                "tokenizer.json belongs to another model; use the one that this model was trained with"
             }
             Self::NotFinite { .. } => {
-                "evaluate on another device, such as --device flex, to see whether the weights or the device are at fault"
+                "evaluate on another device, such as --device flex, to find out whether the weights or the device cause it"
             }
             Self::TraceInput { .. } => {
-                "a trace reads input_ids [batch, sequence] and, for padding, attention_mask of the same shape from a safetensors file"
+                "the input is a safetensors file with input_ids [batch, sequence] and, for padding, attention_mask of the same shape"
             }
-            Self::Context { .. } => "leave --context out for the model's own, up to 2048",
+            Self::Context { .. } => "omit --context to use the model's own, up to 2048",
             Self::BenchTooLong { .. } => "lower --prompt-tokens or --new-tokens",
-            Self::NotEmpty { .. } => "give another folder, or empty this one",
+            Self::NotEmpty { .. } => "choose another folder, or empty this one",
             Self::DeviceFailed { hint, .. } => return hint.clone(),
             Self::Differs { .. } => {
-                "the first part that differs by itself is the one to look at; what comes later may follow from it; --html FILE shows all layers, and --tolerance allows more"
+                "look at the first part that differs; later differences may follow from it. --html FILE shows all layers; --tolerance allows more"
             }
             Self::Missing { .. }
             | Self::Process(_)
@@ -214,7 +216,7 @@ impl InferError {
         Some(hint.to_owned())
     }
 
-    /// The process's exit code: 2 when the command line names what is not there, otherwise 1.
+    /// The process's exit code: 2 for wrong usage, such as a path that does not exist, otherwise 1.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Device(_)

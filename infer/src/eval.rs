@@ -1,4 +1,4 @@
-//! Measures a model on text: loss, bits per byte, and the health of its routers.
+//! `cargo infer eval`: loss, bits per byte and router health on text.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,19 +13,19 @@ use serde::Serialize;
 use crate::InferError;
 use crate::engine::Engine;
 
-/// Which text, and how much of it.
+/// The text to evaluate on, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Text {
-    /// A file is one document; a `.jsonl` file has one a line.
+    /// Each file is one document; a `.jsonl` file has one document per line.
     pub files: Vec<PathBuf>,
-    /// The field of a JSON line that holds the text.
+    /// The field of a JSON line that contains the text.
     pub field: String,
-    /// Stop after so many predicted tokens.
+    /// Stop after this many predicted tokens.
     pub max_tokens: Option<u64>,
 }
 
 impl Text {
-    /// Checks that the files are there, before a model is loaded for them.
+    /// Checks that the files exist, before a model is loaded.
     ///
     /// # Errors
     ///
@@ -42,7 +42,7 @@ impl Text {
         Ok(())
     }
 
-    /// Reads, encodes and packs the documents exactly as training does its held-out ones.
+    /// Reads, encodes and packs the documents exactly as training does with validation text.
     ///
     /// # Errors
     ///
@@ -55,40 +55,40 @@ impl Text {
     }
 }
 
-/// What `cargo infer eval` has to say; the fields are those of its `--json`.
+/// The result of `cargo infer eval`; the fields are those of its `--json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// Tokens that were predicted.
+    /// Number of predicted tokens.
     pub tokens: u64,
-    /// UTF-8 bytes that those tokens stand for.
+    /// Number of UTF-8 bytes of the predicted tokens.
     pub bytes: u64,
-    /// Mean cross-entropy of a token, in nats.
+    /// Mean cross-entropy in nats per token.
     pub nats_per_token: f64,
-    /// `exp(nats_per_token)`; null in JSON where that overflows.
+    /// `exp(nats_per_token)`; null in JSON if that overflows.
     pub perplexity: f64,
     /// Comparable between tokenizers; see [`Evaluation::bits_per_byte`].
     pub bits_per_byte: f64,
-    /// Load-balancing loss of each layer, balanced at 1; empty for a dense model, like all that follows by layer.
+    /// Load-balancing loss of each MoE layer, 1 when balanced; empty for a dense model, like all per-layer fields below.
     pub balance: Vec<f64>,
-    /// Its mean over the layers; none for a dense model.
+    /// Mean of `balance` over the layers; `None` for a dense model.
     pub balance_mean: Option<f64>,
-    /// Share of the assignments, layer × expert.
+    /// Fraction of the assignments that each expert receives, layer × expert.
     pub expert_load: Vec<Vec<f64>>,
-    /// Mean entropy of a token's router probabilities by layer, in nats.
+    /// Mean entropy of a token's router probabilities per layer, in nats.
     pub router_entropy: Vec<f64>,
-    /// Router z-loss by layer.
+    /// Router z-loss per layer.
     pub router_z: Vec<f64>,
-    /// Predicted tokens a second, without the time to load the model and encode the text.
+    /// Predicted tokens per second, without loading the model and encoding the text.
     pub tokens_per_second: f64,
     /// The device's name.
     pub device: String,
-    /// The numbers as the model crate gives them.
+    /// The result of the model crate.
     #[serde(skip)]
     evaluation: Evaluation,
 }
 
 impl Report {
-    /// A warning in words where experts collapse.
+    /// A warning if experts collapse.
     pub fn warning(&self) -> Option<String> {
         stats::warning(&self.evaluation.layers)
     }
@@ -115,14 +115,14 @@ impl Report {
     }
 }
 
-/// Tokens of a sequence where nothing else is said: those of the model's context, but not so many that the
-/// attention scores of a long one fill the memory.
+/// The default sequence length in tokens: the model's context, capped so that the attention scores of long sequences do
+/// not exhaust memory.
 pub fn default_context(engine: &Engine) -> usize {
     engine.model.config().context.min(2048)
 }
 
-/// Evaluates packed text in sequences of `context` tokens, `rows` at a time; `progress` hears how
-/// many tokens are done.
+/// Evaluates packed text in sequences of `context` tokens, `rows` at a time; `progress` is called with the
+/// number of tokens done.
 ///
 /// # Errors
 ///
@@ -177,7 +177,7 @@ impl fmt::Display for Report {
         }
         writeln!(
             formatter,
-            "\nlayer  max/mean load  dead experts  entropy  balance        z"
+            "\nlayer  max/mean load  dead experts  entropy  balance   z-loss"
         )?;
         for layer in &self.evaluation.layers {
             let dead = format!("{} of {}", layer.dead_experts, layer.load.len());
@@ -243,7 +243,7 @@ mod tests {
         let (files, lines) = (files.pack(&engine).unwrap(), lines.pack(&engine).unwrap());
         assert_eq!(files, lines);
         let bytes = DOCUMENTS.concat().len() as u64;
-        // An end of text follows each document, and the first byte is not predicted.
+        // An EOS token follows each document, and the first byte is not predicted.
         assert_eq!((files.targets(), files.bytes()), (bytes + 1, bytes - 1));
 
         let report = evaluate(&engine, &files, default_context(&engine), ROWS, |_| ()).unwrap();
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_holds() {
+    fn the_token_limit_is_respected() {
         let engine = engine(&tiny_config());
         let folder = tempfile::tempdir().unwrap();
         let text = Text {
@@ -273,12 +273,12 @@ mod tests {
         let text = text(folder.path(), &[("a.txt", DOCUMENTS.concat())])
             .pack(&engine)
             .unwrap();
-        let mut heard = 0;
+        let mut reported = 0;
         let report = evaluate(&engine, &text, default_context(&engine), 1, |tokens| {
-            heard = tokens
+            reported = tokens
         })
         .unwrap();
-        assert_eq!(heard, report.tokens);
+        assert_eq!(reported, report.tokens);
         let shape: Vec<usize> = report.expert_load.iter().map(Vec::len).collect();
         assert_eq!(shape, [4, 4]);
         for load in &report.expert_load {
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_dense_model_has_no_router_rows() {
-        let engine = engine(&tiny_config().dense_twin());
+        let engine = engine(&tiny_config().dense_baseline());
         let folder = tempfile::tempdir().unwrap();
         let text = text(folder.path(), &[("a.txt", DOCUMENTS.concat())])
             .pack(&engine)

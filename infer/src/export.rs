@@ -1,4 +1,4 @@
-//! Stores a checkpoint anew: in another type, in shards, under the names that `transformers` writes.
+//! Converts a checkpoint: to another dtype, into shards, under the tensor names of `transformers`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,19 +12,19 @@ use firebox_text::Tokenizer;
 use crate::InferError;
 use crate::engine::open_model;
 
-/// How to store it.
+/// How to write the checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Export {
-    /// The type of the weights; that of the checkpoint where none is asked for, and f32 where it has several.
+    /// The type of the weights; `None` for that of the checkpoint, or f32 if the checkpoint has several.
     pub dtype: Option<WeightDtype>,
-    /// The largest size of a file of weights, in bytes.
+    /// The maximum size of a weights file, in bytes.
     pub shard_bytes: Option<u64>,
 }
 
 impl Export {
     /// Reads a checkpoint, or the newest one of a run, and writes it into the folder `output`, which must be
-    /// empty or absent and appears only when it is complete. `progress` hears how many bytes of weights of how
-    /// many are done. Returns the type of the weights.
+    /// empty or absent and appears only when it is complete. `progress` is called with the number of bytes of weights
+    /// written and their total. Returns the type of the weights.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl Export {
     }
 }
 
-/// A folder beside the one that is wanted, which goes unless it was renamed.
+/// Temporary output folder, removed on drop unless renamed.
 struct Unfinished(PathBuf);
 
 impl Unfinished {
@@ -100,7 +100,7 @@ impl Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // After the rename there is nothing left of this name.
+        // After the rename, this path no longer exists.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -1,4 +1,4 @@
-//! Lets a model write, and shows the text while it comes.
+//! `cargo infer generate`: continues a prompt and streams the text.
 
 use std::io::{self, ErrorKind, Write};
 use std::time::Instant;
@@ -8,33 +8,32 @@ use firebox_model::generate::{self, Sampler, Sampling};
 use crate::InferError;
 use crate::engine::Engine;
 
-/// What to write.
+/// What to generate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    /// How the text begins; where it is empty, the model begins a document.
+    /// The text to continue; if empty, the model starts a new document.
     pub prompt: String,
-    /// Most tokens to add.
+    /// Maximum number of tokens to generate.
     pub max_tokens: usize,
-    /// How they are drawn.
+    /// How tokens are sampled.
     pub sampling: Sampling,
 }
 
-/// What was written.
+/// Statistics of a generation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Generated {
-    /// Tokens that were added.
+    /// Number of generated tokens.
     pub tokens: usize,
-    /// Seconds that it took, those to read the prompt included.
+    /// Elapsed seconds, prefill included.
     pub seconds: f64,
 }
 
-/// Writes the prompt and its continuation to `output`: whole characters, flushed one token after the other,
-/// and a line end after the last. Ends early when the model ends the text, when `stopped` says so, and when
-/// nobody reads the output any more.
+/// Writes the prompt and its continuation to `output`: whole characters, flushed after every token, and a final newline.
+/// Stops early at an EOS token, when `stopped` returns true, and when the reader closes the output.
 ///
 /// # Errors
 ///
-/// When the prompt cannot be encoded, or the output fails in another way than by its reader going away.
+/// When the prompt cannot be encoded, or the output fails for another reason than a closed pipe.
 pub fn generate(
     engine: &Engine,
     request: &Request,
@@ -46,11 +45,11 @@ pub fn generate(
     let context = engine.model.config().context;
     if prompt.len() > context {
         tracing::warn!(
-            "the prompt has {} tokens; the model reads the last {context}, which is its context",
+            "the prompt has {} tokens; only the last {context}, the model's context, are used",
             prompt.len()
         );
     }
-    // The decoder has to know what stands before the first new token: some write no space at a text's start.
+    // The decoder needs the tokens before the first new one: some decoders drop a space at the start of a text.
     let mut decoder = engine.tokenizer.stream();
     for &id in &prompt {
         decoder.push(id);
@@ -71,7 +70,7 @@ pub fn generate(
             &engine.model,
             &prompt,
             request.max_tokens,
-            engine.tokenizer.stops(),
+            engine.tokenizer.eos_ids(),
             &mut sampler,
             emit,
         );
@@ -125,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_repeats_itself_and_another_differs() {
+    fn the_same_seed_gives_the_same_text_and_another_seed_differs() {
         let engine = engine();
         let with = |seed| {
             let sampling = Sampling {
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_or_long_prompt_will_do() {
+    fn empty_and_long_prompts_work() {
         let engine = engine();
         // Longer than the context of 32, and continued past it again.
         for prompt in [String::new(), "coal ".repeat(20)] {
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_ends_the_text_after_the_token_at_hand() {
+    fn a_stop_ends_the_text_after_the_current_token() {
         let asked = Cell::new(0);
         let stopped = || {
             asked.set(asked.get() + 1);
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn any_of_several_ends_ends_the_text() {
+    fn any_of_several_eos_ids_ends_the_text() {
         let tiny = TinyCheckpoint::new(&tiny_config(), 5);
         let mut engine =
             Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap();
@@ -239,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_leaves_is_no_error_and_a_full_disk_is() {
+    fn a_closed_pipe_is_not_an_error_but_a_full_disk_is() {
         let engine = engine();
         let request = request(
             "a",

@@ -1,9 +1,9 @@
-//! Evaluates and samples Firebox checkpoints on any Burn backend.
+//! Evaluates, samples, benchmarks and compares Firebox checkpoints on any Burn backend.
 //!
-//! [`engine`] opens a checkpoint on a device; [`eval`] measures it on text, [`generate`] lets it write, [`trace`]
-//! writes down everything that it computes, [`compare`] finds what differs between devices, and [`export`] stores it in
-//! another type or in shards.
-//! [`cli`] is the command line around them.
+//! [`engine`] opens a checkpoint on a device; [`eval`] measures its loss on text, [`generate`] continues a prompt,
+//! [`bench`] measures prefill and decode speed, [`trace`] writes intermediate values to a file, [`compare`] reports the
+//! differences between devices, and [`export`] converts it to another dtype or into shards.
+//! [`cli`] is the command line on top of them.
 
 pub mod bench;
 pub mod cli;

@@ -11,7 +11,7 @@ use firebox_runtime::device;
 use firebox_text::Tokenizer;
 use tempfile::TempDir;
 
-/// Two layers of four experts, for one token a byte.
+/// Two layers of four experts, for the byte tokenizer.
 pub fn tiny_config() -> ModelConfig {
     ModelConfig {
         vocabulary: 257,
@@ -24,7 +24,7 @@ pub fn tiny_config() -> ModelConfig {
         rope_theta: 10_000.0,
         norm_epsilon: 1e-5,
         tied_embeddings: false,
-        // Large enough for a fresh model to have preferences.
+        // Large enough for the outputs of a fresh model to be far from uniform.
         initializer_range: 0.3,
         qk_norm: QkNorm::None,
         feed_forward: FeedForwardKind::Moe,
@@ -44,7 +44,7 @@ pub fn tiny_config() -> ModelConfig {
     }
 }
 
-/// A fresh model with the byte tokenizer in a folder, which goes when this is dropped.
+/// A fresh model with the byte tokenizer, in a temporary folder that is removed on drop.
 pub struct TinyCheckpoint(TempDir);
 
 impl TinyCheckpoint {
@@ -54,8 +54,8 @@ impl TinyCheckpoint {
         let tokenizer = Tokenizer::bytes();
         let model = LanguageModel::random(config, seed, &device);
         let options = SaveOptions {
-            end_of_text: tokenizer.stops().to_vec(),
-            beginning_of_text: tokenizer.beginning().first().copied(),
+            end_of_text: tokenizer.eos_ids().to_vec(),
+            beginning_of_text: tokenizer.bos_ids().first().copied(),
             ..SaveOptions::default()
         };
         save(&model, folder.path(), &options, |_| ()).unwrap();

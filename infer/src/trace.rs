@@ -1,5 +1,4 @@
-//! Everything that a model computes on the way from tokens to a loss, for comparison with another
-//! implementation.
+//! Writes the intermediate values of a forward pass, for comparison with another implementation.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +9,7 @@ use firebox_checkpoint::{NamedTensor, named_gradients, write_tensors};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::{LanguageModel, Trace};
 use firebox_model::loss::{auxiliary, cross_entropy_sum, load_balancing};
-use firebox_model::moe::balance::BatchLoad;
+use firebox_model::moe::balance::TokensPerExpert;
 use firebox_runtime::device;
 
 use crate::InferError;
@@ -20,27 +19,27 @@ use crate::trace_input::TraceInput;
 /// The losses of a trace.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Losses {
-    /// Mean over pairs of neighbours that are both tokens, not padding; in nats.
+    /// Mean cross-entropy in nats, over the positions where neither the token nor its successor is padding.
     pub cross_entropy: f64,
-    /// With the auxiliary losses that the checkpoint's configuration names.
+    /// Cross-entropy plus the auxiliary losses of the checkpoint's configuration.
     pub total: f64,
-    /// Tensors that were written.
+    /// Number of tensors written.
     pub tensors: usize,
 }
 
-/// Runs the tokens in the file `input` through a checkpoint on a device, and writes what was computed to the file
-/// `output`, which appears only when it is complete:
+/// Runs the tokens in the file `input` through a checkpoint on a device, and writes the results to the file `output`,
+/// which appears only when it is complete:
 ///
 /// | tensor | shape | |
 /// |---|---|---|
-/// | `input_ids`, `attention_mask` | `[batch, sequence]` | as they were read; without a mask, all ones |
-/// | `hidden.0` … `hidden.L` | `[batch, sequence, d_model]` | embeddings, then after each block; the last one after the final norm |
-/// | `router_logits.N` | `[batch · sequence, experts]` | before the softmax, of each layer with experts |
+/// | `input_ids`, `attention_mask` | `[batch, sequence]` | as read; all ones if the input has no mask |
+/// | `hidden.0` … `hidden.L` | `[batch, sequence, d_model]` | the embeddings, then the residual stream after each block; the last one after the final norm |
+/// | `router_logits.N` | `[batch · sequence, experts]` | before the softmax, one tensor per MoE layer |
 /// | `logits` | `[batch, sequence, vocabulary]` | |
-/// | `loss.cross_entropy` | `[1]` | mean over neighbours that are both tokens |
-/// | `loss.load_balancing` | `[1]` | over tokens; Hugging Face's pooled one unless the checkpoint names another |
-/// | `loss.total` | `[1]` | with the coefficients of the checkpoint |
-/// | `grad.NAME` | as the parameter | of the total, with `gradients`; names as in the memory of transformers, experts fused |
+/// | `loss.cross_entropy` | `[1]` | mean over the positions where neither the token nor its successor is padding |
+/// | `loss.load_balancing` | `[1]` | over valid tokens; Hugging Face's pooled loss unless the checkpoint names another |
+/// | `loss.total` | `[1]` | cross-entropy plus auxiliary losses, with the coefficients of the checkpoint |
+/// | `grad.NAME` | as the parameter | of the total loss, with `gradients`; named as in transformers 5, experts fused |
 ///
 /// # Errors
 ///
@@ -66,7 +65,7 @@ pub fn trace(
     if pairs == 0 {
         return Err(InferError::TraceInput {
             file: input.to_owned(),
-            reason: "no two neighbours are both tokens, so there is no loss".to_owned(),
+            reason: "no two adjacent positions are both tokens, so there is no loss".to_owned(),
         });
     }
 
@@ -118,7 +117,7 @@ pub fn trace(
     })
 }
 
-/// What the model makes of the tokens, still on the device.
+/// The results of the forward pass, still on the device.
 struct Computed {
     trace: Trace,
     cross_entropy: Tensor<1>,
@@ -144,22 +143,27 @@ impl Computed {
         let shape = [tokens.batch, tokens.sequence];
         let trace = model.trace(ids(tokens.ids.clone(), shape), Some(&tokens.valid));
 
-        let (targets, counted) = tokens.targets();
+        let (targets, loss_mask) = tokens.targets();
         let cross_entropy = cross_entropy_sum(
             trace.output.logits.clone().flatten::<2>(0, 1),
             ids(targets, shape).flatten::<1>(0, 1),
-            Some(&flags(counted)),
+            Some(&flags(loss_mask)),
         )
         .div_scalar(tokens.pairs().max(1) as f64);
 
         let routing = &trace.output.routing;
         let valid = flags(tokens.valid.clone());
         let count = tokens.valid.iter().filter(|valid| **valid).count() as u64;
-        let mut load = BatchLoad::default();
-        load.add(routing, Some(&valid), count);
+        let mut tokens_per_expert = TokensPerExpert::default();
+        tokens_per_expert.add(routing, Some(&valid), count);
         let config = model.config();
-        let load_balancing = load_balancing(config.router.balance, routing, Some(&valid), &load);
-        let total = match auxiliary(config, routing, Some(&valid), &load) {
+        let load_balancing = load_balancing(
+            config.router.balance,
+            routing,
+            Some(&valid),
+            &tokens_per_expert,
+        );
+        let total = match auxiliary(config, routing, Some(&valid), &tokens_per_expert) {
             Some(auxiliary) => cross_entropy.clone() + auxiliary,
             None => cross_entropy.clone(),
         };
@@ -179,7 +183,7 @@ fn named<const D: usize>(name: impl Into<String>, tensor: Tensor<D>) -> NamedTen
     })
 }
 
-/// Writes beside the file and renames, so that there is never half a file of this name.
+/// Writes to a temporary file and renames it, so that `path` is never a partial file.
 fn write_whole(path: &Path, tensors: &[NamedTensor<'_>]) -> Result<(), InferError> {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");

@@ -1,4 +1,4 @@
-//! The tokens of a trace, from a safetensors file.
+//! The input of a trace: token ids and padding mask from a safetensors file.
 
 use std::fs;
 use std::path::Path;
@@ -9,12 +9,12 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::InferError;
 
-/// Rows of tokens, and which of them are padding.
+/// Token ids and padding mask.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceInput {
-    /// Rows.
+    /// Number of rows.
     pub batch: usize,
-    /// Tokens of a row, padding included.
+    /// Length of a row in tokens, padding included.
     pub sequence: usize,
     /// `batch · sequence` token ids.
     pub ids: Vec<u32>,
@@ -23,13 +23,13 @@ pub struct TraceInput {
 }
 
 impl TraceInput {
-    /// Reads `input_ids`, `[batch, sequence]` whole numbers, and `attention_mask` of the same shape, 0 for
-    /// padding and 1 otherwise (all 1 where it is absent). Other tensors are left alone, so that the output of
-    /// a trace is an input too.
+    /// Reads `input_ids`, integers of shape `[batch, sequence]`, and `attention_mask` of the same shape, 0 for padding
+    /// and 1 otherwise (all 1 if absent). Other tensors are ignored, so that the output of a trace is a valid input.
     ///
     /// # Errors
     ///
-    /// When the file is damaged or lacks them.
+    /// When the file cannot be read, is not a safetensors file, lacks `input_ids`, or contains a tensor of another shape,
+    /// type or range.
     pub fn read(path: &Path) -> Result<Self, InferError> {
         let error = |reason: String| InferError::TraceInput {
             file: path.to_owned(),
@@ -40,13 +40,13 @@ impl TraceInput {
             source,
         })?;
         let file = SafeTensors::deserialize(&bytes)
-            .map_err(|source| error(format!("it is no safetensors file: {source}")))?;
+            .map_err(|source| error(format!("not a safetensors file: {source}")))?;
         let ids = file
             .tensor("input_ids")
-            .map_err(|_| error("it has no tensor input_ids".to_owned()))?;
+            .map_err(|_| error("tensor input_ids is missing".to_owned()))?;
         let &[batch, sequence] = ids.shape() else {
             let reason = format!(
-                "input_ids has shape {:?}; [batch, sequence] is needed",
+                "input_ids has shape {:?}; expected [batch, sequence]",
                 ids.shape()
             );
             return Err(error(reason));
@@ -55,12 +55,16 @@ impl TraceInput {
             integers(view).ok_or_else(|| {
                 let dtype = view.dtype();
                 error(format!(
-                    "{name} is {dtype:?}; whole numbers are needed, such as I64"
+                    "{name} has type {dtype:?}; expected integers, such as I64"
                 ))
             })
         };
         let read = values("input_ids", &ids)?;
-        let negative = |id: &i64| error(format!("input_ids has {id}, which is no token's number"));
+        let negative = |id: &i64| {
+            error(format!(
+                "input_ids contains {id}; token ids are 0 to 4294967295"
+            ))
+        };
         let ids: Result<Vec<u32>, InferError> = read
             .iter()
             .map(|id| u32::try_from(*id).map_err(|_| negative(id)))
@@ -69,7 +73,7 @@ impl TraceInput {
             Err(_) => vec![true; batch * sequence],
             Ok(mask) if mask.shape() != [batch, sequence] => {
                 let reason = format!(
-                    "attention_mask has shape {:?}, and input_ids {:?}",
+                    "attention_mask has shape {:?}, but input_ids has {:?}",
                     mask.shape(),
                     [batch, sequence]
                 );
@@ -79,7 +83,7 @@ impl TraceInput {
                 let read = values("attention_mask", &mask)?;
                 if let Some(other) = read.iter().find(|flag| ![0, 1].contains(*flag)) {
                     return Err(error(format!(
-                        "attention_mask has {other}; 0 and 1 are allowed"
+                        "attention_mask contains {other}; expected 0 or 1"
                     )));
                 }
                 read.into_iter().map(|flag| flag == 1).collect()
@@ -97,18 +101,18 @@ impl TraceInput {
     ///
     /// # Errors
     ///
-    /// When there are none, a row is longer than the context, or an id is beyond the vocabulary.
+    /// When there are no tokens, a row is longer than the context, or an id is not in the vocabulary.
     pub fn check(&self, path: &Path, model: &ModelConfig) -> Result<(), InferError> {
         let reason = if self.ids.is_empty() {
             "input_ids is empty".to_owned()
         } else if self.sequence > model.context {
             format!(
-                "its rows have {} tokens, and the model's context {}",
+                "rows of {} tokens exceed the model's context of {}",
                 self.sequence, model.context
             )
         } else if let Some(id) = self.ids.iter().find(|id| **id as usize >= model.vocabulary) {
             format!(
-                "token {id} is beyond the model's vocabulary of {}",
+                "token id {id} is not in the model's vocabulary of {} ids",
                 model.vocabulary
             )
         } else {
@@ -120,28 +124,29 @@ impl TraceInput {
         })
     }
 
-    /// The token after each one, and whether both are tokens; the last of a row predicts nothing.
+    /// The successor of each token, and the loss mask: true where neither of the two is padding. The last position of a
+    /// row has no target.
     pub fn targets(&self) -> (Vec<u32>, Vec<bool>) {
         let following = |index: usize| {
             let inner = !(index + 1).is_multiple_of(self.sequence);
             let next = if inner { index + 1 } else { index };
-            let counted = inner && self.valid[index] && self.valid[next];
-            (self.ids[next], counted)
+            let in_loss = inner && self.valid[index] && self.valid[next];
+            (self.ids[next], in_loss)
         };
         (0..self.ids.len()).map(following).unzip()
     }
 
-    /// How many tokens are predicted.
+    /// Number of predicted tokens.
     pub fn pairs(&self) -> usize {
         self.targets()
             .1
             .into_iter()
-            .filter(|counted| *counted)
+            .filter(|in_loss| *in_loss)
             .count()
     }
 }
 
-/// Values of a tensor of whole numbers or flags.
+/// Values of a tensor of integers or flags; `None` for other types.
 fn integers(view: &TensorView<'_>) -> Option<Vec<i64>> {
     macro_rules! words {
         ($kind:ty) => {
@@ -182,34 +187,34 @@ mod tests {
     }
 
     #[test]
-    fn only_pairs_of_tokens_count() {
+    fn padding_is_not_predicted() {
         let ids = NamedTensor::int("input_ids", [2, 3], vec![4, 5, 6, 7, 8, 9]);
         let mask = NamedTensor::int("attention_mask", [2, 3], vec![0, 1, 1, 1, 1, 0]);
         let input = read(&[ids, mask]).unwrap();
-        let (targets, counted) = input.targets();
+        let (targets, loss_mask) = input.targets();
         assert_eq!(targets, [5, 6, 6, 8, 9, 9]);
-        assert_eq!(counted, [false, true, false, true, false, false]);
+        assert_eq!(loss_mask, [false, true, false, true, false, false]);
         assert_eq!(input.pairs(), 2);
     }
 
     #[test]
-    fn what_is_no_input_is_refused() {
+    fn invalid_inputs_are_rejected() {
         let ids =
             |shape: &[usize], values: &[i64]| NamedTensor::int("input_ids", shape, values.to_vec());
         let mask = |values: &[i64]| NamedTensor::int("attention_mask", [1, 2], values.to_vec());
         let floats = || NamedTensor::float("input_ids", [1, 1], || vec![1.0]);
         let cases = [
-            (vec![mask(&[1, 1])], "has no tensor input_ids"),
+            (vec![mask(&[1, 1])], "tensor input_ids is missing"),
             (vec![ids(&[2], &[1, 2])], "has shape [2]"),
-            (vec![ids(&[1, 1], &[-1])], "has -1"),
-            (vec![floats()], "is F32"),
+            (vec![ids(&[1, 1], &[-1])], "contains -1"),
+            (vec![floats()], "has type F32"),
             (
                 vec![ids(&[2, 1], &[1, 2]), mask(&[1, 1])],
-                "[1, 2], and input_ids [2, 1]",
+                "[1, 2], but input_ids has [2, 1]",
             ),
             (
                 vec![ids(&[1, 2], &[1, 2]), mask(&[1, 2])],
-                "attention_mask has 2",
+                "attention_mask contains 2",
             ),
         ];
         for (tensors, reason) in cases {

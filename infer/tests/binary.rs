@@ -1,4 +1,4 @@
-//! The binary as its users meet it: exit codes, and what goes to which stream.
+//! The binary as a user runs it: exit codes, standard output and standard error.
 
 #[path = "../src/testing.rs"]
 mod testing;
@@ -36,7 +36,7 @@ fn succeed<'a>(arguments: impl IntoIterator<Item = &'a str>) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The text on standard error of a command that fails with this code, and says nothing on standard output.
+/// The text on standard error of a command that fails with this code and prints nothing on standard output.
 fn fail<'a>(code: i32, arguments: impl IntoIterator<Item = &'a str>) -> String {
     let output = output(arguments);
     let errors = String::from_utf8(output.stderr).unwrap();
@@ -155,7 +155,7 @@ fn devices_are_listed() {
 }
 
 #[test]
-fn a_command_line_at_fault_ends_with_2() {
+fn wrong_usage_exits_with_2() {
     let tiny = TinyCheckpoint::new(&tiny_config(), 1);
     let checkpoint = words(tiny.path());
     let with = |arguments: &[&'static str]| {
@@ -170,7 +170,7 @@ fn a_command_line_at_fault_ends_with_2() {
         "{errors}"
     );
     assert!(errors.contains("\nhint: `cargo infer devices`"), "{errors}");
-    assert!(with(&["--top-p", "2"]).contains("above 0 and up to 1"));
+    assert!(with(&["--top-p", "2"]).contains("greater than 0 and at most 1"));
 
     let absent = tiny.path().join("absent");
     let errors = fail(2, ["generate", words(&absent), "--prompt", "a"]);
@@ -179,20 +179,20 @@ fn a_command_line_at_fault_ends_with_2() {
     assert!(errors.contains("absent does not exist"), "{errors}");
     let errors = fail(2, ["eval", checkpoint, "--data", checkpoint]);
     assert!(
-        errors.contains("is a folder, and --data takes files"),
+        errors.contains("is a folder; --data takes files"),
         "{errors}"
     );
 
     let foreign = tempfile::tempdir().unwrap();
     let errors = fail(2, ["generate", words(foreign.path()), "--prompt", "a"]);
     assert!(
-        errors.contains("is no checkpoint: it has no config.json"),
+        errors.contains("is not a checkpoint: config.json is missing"),
         "{errors}"
     );
 }
 
 #[test]
-fn a_checkpoint_at_fault_ends_with_1() {
+fn a_damaged_checkpoint_exits_with_1() {
     let tiny = TinyCheckpoint::new(&tiny_config(), 1);
     let generate = ["generate", words(tiny.path()), "--prompt", "a"];
 

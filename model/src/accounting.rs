@@ -1,7 +1,7 @@
-//! What a model costs, from its configuration alone: parameters, floating-point operations and bytes.
+//! The cost of a model, from its configuration alone: parameters, floating-point operations and bytes.
 //!
-//! Nothing is allocated. Counts are `u128`: products of four sizes of up to 2²⁴ each, which is what a run's
-//! configuration allows, fit. Operations are `f64`, exact up to 2⁵³ and right to 15 digits beyond.
+//! Nothing is allocated. Counts are `u128`, which holds products of four sizes of up to 2²⁴ each, the largest that a
+//! configuration allows. Operations are `f64`: exact up to 2⁵³, and to 15 digits beyond.
 
 use serde::Serialize;
 
@@ -14,15 +14,15 @@ const BYTES_PER_F32: u128 = 4;
 pub struct Parameters {
     /// The embedding table, `[vocabulary, d_model]`.
     pub embedding: u128,
-    /// Query, key, value and output projections of all layers; shared by all tokens.
+    /// Query, key, value and output projections of all layers.
     pub attention: u128,
-    /// Router weights `[experts, d_model]` of all layers that have experts.
+    /// Router weights `[experts, d_model]` of all MoE layers.
     pub router: u128,
-    /// Gate, up and down projections of all layers: of every expert, or of a dense layer's one SwiGLU.
+    /// Gate, up and down projections of all layers: those of every expert, or those of a dense layer's SwiGLU.
     pub feed_forward: u128,
-    /// Norm weights: two `[d_model]` a layer and the last one, and those of queries and keys.
+    /// Norm gains: two `[d_model]` per layer, the final norm, and the norms of queries and keys.
     pub norms: u128,
-    /// The output head, `[vocabulary, d_model]`; none where it is the embedding.
+    /// The output head, `[vocabulary, d_model]`; 0 if it is tied to the embedding.
     pub head: u128,
 }
 
@@ -36,10 +36,13 @@ impl Parameters {
         let experts = config.experts.count as u128;
         let (router, feed_forward) = match config.feed_forward {
             FeedForwardKind::Moe => (
-                alike(config) * experts * d_model,
-                experts * one_expert(config),
+                moe_layers(config) * experts * d_model,
+                experts * expert_parameters_all_layers(config),
             ),
-            FeedForwardKind::Dense => (0, config.experts.per_token as u128 * one_expert(config)),
+            FeedForwardKind::Dense => (
+                0,
+                config.experts.per_token as u128 * expert_parameters_all_layers(config),
+            ),
         };
         let qk_norms = match config.qk_norm {
             QkNorm::None => 0,
@@ -48,7 +51,7 @@ impl Parameters {
         };
         Self {
             embedding: vocabulary * d_model,
-            // Queries and output are as wide as all heads, keys and values as the key/value heads.
+            // Query and output projections have the width of all heads, key and value projections that of the key/value heads.
             attention: layers * 2 * d_model * (heads + kv_heads),
             router,
             feed_forward: feed_forward + dense_layers(config),
@@ -67,19 +70,18 @@ impl Parameters {
     }
 }
 
-/// Parameters of one expert, in all layers together: gate, up and down, `3 · d_model · d_ff` each layer that
-/// has experts.
-pub fn one_expert(config: &ModelConfig) -> u128 {
-    alike(config) * swiglu(config, config.experts.d_ff)
+/// Parameters of one expert, summed over all layers: gate, up and down, `3 · d_model · d_ff` per MoE layer.
+pub fn expert_parameters_all_layers(config: &ModelConfig) -> u128 {
+    moe_layers(config) * swiglu(config, config.experts.d_ff)
 }
 
-/// Layers whose feed-forward is as the model says, not of a width of their own.
-fn alike(config: &ModelConfig) -> u128 {
+/// Number of layers that `[model.dense]` does not name; the MoE layers, unless the whole model is dense.
+fn moe_layers(config: &ModelConfig) -> u128 {
     let dense = config.dense.as_ref().map_or(0, |dense| dense.layers.len());
     config.layers.saturating_sub(dense) as u128
 }
 
-/// Parameters of the feed-forwards of the layers that `[model.dense]` names.
+/// Feed-forward parameters of the layers that `[model.dense]` names.
 fn dense_layers(config: &ModelConfig) -> u128 {
     config.dense.as_ref().map_or(0, |dense| {
         dense.layers.len() as u128 * swiglu(config, dense.d_ff)
@@ -93,16 +95,16 @@ fn swiglu(config: &ModelConfig, d_ff: usize) -> u128 {
 /// Floating-point operations for one token; a multiplication and an addition count as two.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Operations {
-    /// Forward pass, products with weights: 2 for each active weight. The embedding is a lookup and costs
-    /// nothing, the head is a product; attention scores are not in it.
+    /// Forward pass, products with weights: 2 per active weight. Includes the head; the embedding is a lookup and costs
+    /// nothing. Excludes attention scores.
     pub forward: f64,
-    /// Forward pass, if every expert ran for every token; equal to `forward` in a dense model.
+    /// Forward pass, if every expert processed every token; equal to `forward` for a dense model.
     pub forward_every_expert: f64,
-    /// Forward pass, attention scores and their product with the values, at full context: causal, so that a
-    /// token sees half the context on average, `2 · 2 · heads · head_dim · context / 2` a layer.
+    /// Forward pass, attention scores and their product with the values, at full context: with causal attention a token
+    /// attends to half the context on average, `2 · 2 · heads · head_dim · context / 2` per layer.
     pub attention_scores: f64,
-    /// Training, three times `forward`: the backward pass multiplies once for the inputs and once for the
-    /// weights (arXiv 2001.08361, section 2.1). Attention scores are not in it.
+    /// Training, three times `forward`: the backward pass has one product for the gradients of the inputs and one for
+    /// those of the weights (arXiv 2001.08361, section 2.1). Excludes attention scores.
     pub training: f64,
 }
 
@@ -111,31 +113,30 @@ pub struct Operations {
 pub struct Memory {
     /// The weights.
     pub weights: u128,
-    /// One gradient a weight.
+    /// One gradient per weight.
     pub gradients: u128,
-    /// AdamW's two moments a weight.
+    /// AdamW's two moments per weight.
     pub moments: u128,
 }
 
 impl Memory {
-    /// All of them together.
+    /// Their sum.
     pub fn total(&self) -> u128 {
         self.weights + self.gradients + self.moments
     }
 }
 
-/// What a model costs.
+/// The cost of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Accounting {
     /// Parameters by part.
     pub parameters: Parameters,
-    /// Parameters in total.
+    /// Total number of parameters.
     pub total: u128,
-    /// Parameters that one token meets: all but the experts it does not visit and the rows of the embedding
-    /// table that are not its own.
+    /// Active parameters per token: all but the experts that are not selected and the other rows of the embedding table.
     pub active: u128,
-    /// Parameters of one expert, in all layers together.
-    pub one_expert: u128,
+    /// Parameters of one expert, summed over all layers.
+    pub expert_parameters_all_layers: u128,
     /// Floating-point operations for one token.
     pub operations: Operations,
     /// Bytes of weights, gradients and moments in `f32`.
@@ -143,12 +144,13 @@ pub struct Accounting {
 }
 
 impl Accounting {
-    /// Accounts for a model. The configuration is taken as valid ([`ModelConfig::validate`]).
+    /// Computes the cost of a model. The configuration must be valid ([`ModelConfig::validate`]).
     pub fn of(config: &ModelConfig) -> Self {
         let parameters = Parameters::of(config);
         let total = parameters.total();
-        let visited = config.experts.per_token as u128 * one_expert(config) + dense_layers(config);
-        // A tied head multiplies with the embedding table, whoever it is counted for.
+        let selected = config.experts.per_token as u128 * expert_parameters_all_layers(config)
+            + dense_layers(config);
+        // A tied head multiplies with the embedding table, so its operations count although its parameters do not.
         let head = config.vocabulary as u128 * config.d_model as u128;
         let shared = parameters.attention + parameters.router + head;
         let lookup = if config.tied_embeddings {
@@ -158,13 +160,13 @@ impl Accounting {
         };
         let scores =
             2.0 * 2.0 * (config.heads * config.head_dim) as f64 * config.context as f64 / 2.0;
-        let forward = 2.0 * (shared + visited) as f64;
+        let forward = 2.0 * (shared + selected) as f64;
         let weights = BYTES_PER_F32 * total;
         Self {
             parameters,
             total,
-            active: shared + visited + parameters.norms + lookup,
-            one_expert: one_expert(config),
+            active: shared + selected + parameters.norms + lookup,
+            expert_parameters_all_layers: expert_parameters_all_layers(config),
             operations: Operations {
                 forward,
                 forward_every_expert: 2.0 * (shared + parameters.feed_forward) as f64,
@@ -225,7 +227,10 @@ mod tests {
     fn the_described_model_has_the_described_numbers() {
         let accounting = Accounting::of(&described());
         let operations = accounting.operations;
-        assert_eq!(three_digits(accounting.one_expert as f64), "1.11e11");
+        assert_eq!(
+            three_digits(accounting.expert_parameters_all_layers as f64),
+            "1.11e11"
+        );
         assert_eq!(
             three_digits(accounting.parameters.attention as f64),
             "5.58e10"
@@ -266,7 +271,7 @@ mod tests {
         };
         assert_eq!(accounting.parameters, expected);
         assert_eq!(accounting.total, 40 + 288 + 24 + 360 + 20 + 40);
-        // One row of the embedding, and two experts of three.
+        // One row of the embedding, and two of three experts.
         assert_eq!(accounting.active, 4 + 288 + 24 + 240 + 20 + 40);
         assert_eq!(
             accounting.operations.forward,
@@ -307,14 +312,14 @@ mod tests {
         };
         let one = 2 * 3 * 8 * 28_672;
         let mixed = count(&mixed);
-        assert_eq!(mixed.one_expert, one);
+        assert_eq!(mixed.expert_parameters_all_layers, one);
         assert_eq!(mixed.parameters.feed_forward, 16 * one + 3 * 8 * 10);
         assert_eq!(mixed.parameters.router, 2 * 16 * 8);
         assert_eq!(mixed.total - mixed.active, 14 * one + (100_277 - 1) * 8);
     }
 
     #[test]
-    fn as_many_parameters_as_a_model_is_built_from() {
+    fn the_count_equals_the_parameters_of_a_built_model() {
         let normed = ModelConfig {
             qk_norm: QkNorm::Head,
             tied_embeddings: true,
@@ -324,7 +329,7 @@ mod tests {
             }),
             ..described()
         };
-        for config in [described(), described().dense_twin(), normed] {
+        for config in [described(), described().dense_baseline(), normed] {
             let shapes = crate::language_model::LanguageModel::shapes(&config);
             let elements = |shape: &[usize]| shape.iter().map(|&n| n as u128).product::<u128>();
             let built: u128 = shapes.iter().map(|(_, shape)| elements(shape)).sum();
@@ -333,21 +338,24 @@ mod tests {
     }
 
     #[test]
-    fn the_dense_twin_costs_what_the_visited_experts_cost() {
+    fn the_dense_baseline_costs_as_much_as_the_selected_experts() {
         let (sparse, dense) = (
             Accounting::of(&described()),
-            Accounting::of(&described().dense_twin()),
+            Accounting::of(&described().dense_baseline()),
         );
         assert_eq!(sparse.active - sparse.parameters.router, dense.active);
         assert_eq!(
             dense.operations.forward,
             dense.operations.forward_every_expert
         );
-        assert_eq!(dense.parameters.feed_forward, 2 * dense.one_expert);
+        assert_eq!(
+            dense.parameters.feed_forward,
+            2 * dense.expert_parameters_all_layers
+        );
     }
 
     #[test]
-    fn a_tied_head_is_counted_once_and_multiplied_all_the_same() {
+    fn a_tied_head_has_no_parameters_but_the_same_operations() {
         let (untied, tied) = (
             described(),
             ModelConfig {

@@ -1,4 +1,4 @@
-//! Causal attention with shared key/value heads.
+//! Causal grouped-query attention.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Tensor};
@@ -6,7 +6,7 @@ use burn::tensor::{Bool, Tensor};
 use crate::cache::LayerCache;
 use crate::config::{ModelConfig, QkNorm};
 use crate::norm::RmsNorm;
-use crate::parameters::{Initial, ParameterSource};
+use crate::parameters::{Initializer, ParameterSource};
 use firebox_kernels::rope::Rotary;
 use firebox_kernels::{
     causal_attention, has_cached_attention, linear, masked_attention, split_heads,
@@ -15,7 +15,7 @@ use firebox_kernels::{
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150). No biases.
 ///
-/// `softmax(q kᵀ / √head_dim) v`, where position i sees positions 0 … i.
+/// `softmax(q kᵀ / √head_dim) v`, where position i attends to positions 0 … i.
 #[derive(Module, Debug)]
 pub struct Attention {
     /// `[d_model, heads · head_dim]`
@@ -26,9 +26,9 @@ pub struct Attention {
     pub value: Param<Tensor<2>>,
     /// `[heads · head_dim, d_model]`
     pub output: Param<Tensor<2>>,
-    /// Of queries, before the rotary positions; over what, [`QkNorm`] tells.
+    /// Norm of the queries, before the rotary embedding; see [`QkNorm`].
     pub query_norm: Option<RmsNorm>,
-    /// The same of keys.
+    /// Norm of the keys.
     pub key_norm: Option<RmsNorm>,
     #[module(skip)]
     qk_norm: QkNorm,
@@ -42,7 +42,7 @@ impl Attention {
     ///
     /// # Errors
     ///
-    /// Those of the source.
+    /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
         path: &str,
@@ -54,7 +54,7 @@ impl Attention {
             config.kv_heads,
             config.head_dim,
         );
-        let initial = Initial::Normal(config.initializer_range);
+        let initializer = Initializer::Normal(config.initializer_range);
         let qk_norm = |name: &str, heads: usize, source: &mut S| {
             let width = match config.qk_norm {
                 QkNorm::None => return Ok(None),
@@ -67,22 +67,22 @@ impl Attention {
             query: source.parameter(
                 &format!("{path}.query"),
                 [d_model, heads * head_dim],
-                initial,
+                initializer,
             )?,
             key: source.parameter(
                 &format!("{path}.key"),
                 [d_model, kv_heads * head_dim],
-                initial,
+                initializer,
             )?,
             value: source.parameter(
                 &format!("{path}.value"),
                 [d_model, kv_heads * head_dim],
-                initial,
+                initializer,
             )?,
             output: source.parameter(
                 &format!("{path}.output"),
                 [heads * head_dim, d_model],
-                Initial::Normal(config.residual_initializer_range()),
+                Initializer::Normal(config.residual_initializer_range()),
             )?,
             query_norm: qk_norm("query_norm", heads, source)?,
             key_norm: qk_norm("key_norm", kv_heads, source)?,
@@ -97,9 +97,8 @@ impl Attention {
     ///
     /// # Shapes
     ///
-    /// - `x`, output: `[batch · new, d_model]`, the new positions of a sequence side by side
-    /// - `mask`: `[batch or 1, 1, new, all]`, true where a new position must not see; `None` hides what comes
-    ///   later
+    /// - `x`, output: `[batch · new, d_model]`, with the new positions of a sequence in consecutive rows
+    /// - `mask`: `[batch or 1, 1, new, all]`, true where a new position must not attend; `None` for a causal mask
     pub fn forward(
         &self,
         x: Tensor<2>,
@@ -115,26 +114,26 @@ impl Attention {
         let value = linear(x, self.value.val());
 
         let split = |x: Tensor<2>| split_heads(x, batch, self.head_dim);
-        let turned = |x: Tensor<2>| rotary.apply(split(x));
+        let rotated = |x: Tensor<2>| rotary.apply(split(x));
         let attended = match (mask, cache) {
             (None, None) => causal_attention(query, key, value, batch, rotary),
             (None, Some(cache)) if cache.is_empty() => {
-                cache.append(turned(key.clone()), split(value.clone()));
+                cache.append(rotated(key.clone()), split(value.clone()));
                 causal_attention(query, key, value, batch, rotary)
             }
             (None, Some(cache)) if has_cached_attention(&query, rotary.positions()) => {
                 cache.attend(query, key, value, rotary)
             }
             (mask, Some(cache)) => {
-                let (keys, values) = cache.append(turned(key), split(value));
-                masked_attention(turned(query), keys, values, mask)
+                let (keys, values) = cache.append(rotated(key), split(value));
+                masked_attention(rotated(query), keys, values, mask)
             }
-            (mask, None) => masked_attention(turned(query), turned(key), split(value), mask),
+            (mask, None) => masked_attention(rotated(query), rotated(key), split(value), mask),
         };
         linear(attended, self.output.val())
     }
 
-    /// Queries or keys after their norm, where there is one.
+    /// Queries or keys after their norm, if there is one.
     fn normed(&self, x: Tensor<2>, heads: usize, norm: &Option<RmsNorm>) -> Tensor<2> {
         let [tokens, width] = x.dims();
         match norm {

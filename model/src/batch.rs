@@ -1,24 +1,24 @@
-//! Sequences as the model takes them: rows of equal length with shifted targets.
+//! Batches of sequences: rows of equal length with shifted targets.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-/// A window of text: inputs and the tokens that follow them.
+/// A window of text: input tokens and their targets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sequence {
     /// Token ids.
     pub tokens: Vec<u32>,
     /// The token after each of `tokens`.
     pub targets: Vec<u32>,
-    /// How many positions count; those from here on are padding.
+    /// Number of valid positions; the positions from here on are padding.
     pub valid: usize,
 }
 
 impl Sequence {
-    /// A sequence of `context` inputs from up to `context + 1` successive tokens; what is missing is padding.
+    /// A sequence of `context` inputs from up to `context + 1` successive tokens, padded at the end.
     ///
     /// # Panics
     ///
-    /// When there are more tokens.
+    /// When there are more than `context + 1` tokens.
     pub fn of_window(tokens: &[u32], context: usize) -> Self {
         assert!(
             tokens.len() <= context + 1,
@@ -39,17 +39,17 @@ impl Sequence {
     }
 }
 
-/// Some sequences on a device.
+/// A batch of sequences on a device.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// `[rows, length]`
     pub tokens: Tensor<2, Int>,
     /// `[rows · length]`
     pub targets: Tensor<1, Int>,
-    /// 1 for a position that counts and 0 for padding, `[rows · length]`; `None` without padding.
+    /// The loss mask, `[rows · length]`: 1 for a valid position and 0 for padding; `None` without padding.
     pub valid: Option<Tensor<1>>,
-    /// Positions that count.
-    pub counted: u64,
+    /// Number of valid positions.
+    pub valid_tokens: u64,
 }
 
 impl Batch {
@@ -57,7 +57,7 @@ impl Batch {
     ///
     /// # Panics
     ///
-    /// When there are none, or their lengths differ.
+    /// When there are no sequences, or their lengths differ.
     pub fn new(sequences: &[Sequence], device: &Device) -> Self {
         let rows = sequences.len();
         let length = sequences
@@ -73,8 +73,8 @@ impl Batch {
             let values: Vec<i32> = sequences.iter().flat_map(of).map(|&id| id as i32).collect();
             values
         };
-        let counted = sequences.iter().map(|sequence| sequence.valid as u64).sum();
-        let valid = (counted < (rows * length) as u64).then(|| {
+        let valid_tokens = sequences.iter().map(|sequence| sequence.valid as u64).sum();
+        let valid = (valid_tokens < (rows * length) as u64).then(|| {
             let flags = sequences.iter().flat_map(|sequence| {
                 (0..length).map(|position| f32::from(position < sequence.valid))
             });
@@ -88,7 +88,7 @@ impl Batch {
                 device,
             ),
             valid,
-            counted,
+            valid_tokens,
         }
     }
 }

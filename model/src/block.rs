@@ -17,11 +17,11 @@ use firebox_kernels::rope::Rotary;
 pub struct Block {
     /// Before attention.
     pub attention_norm: RmsNorm,
-    /// Mixes positions.
+    /// Attention.
     pub attention: Attention,
     /// Before the feed-forward.
     pub feed_forward_norm: RmsNorm,
-    /// Works on each position by itself.
+    /// The feed-forward.
     pub feed_forward: FeedForward,
 }
 
@@ -30,7 +30,7 @@ impl Block {
     ///
     /// # Errors
     ///
-    /// Those of the source.
+    /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
         layer: usize,

@@ -1,4 +1,4 @@
-//! The key/value cache: what attention remembers of the tokens before.
+//! The key/value cache: keys and values of the earlier tokens, for attention.
 
 use burn::tensor::{Device, Tensor};
 
@@ -6,7 +6,7 @@ use crate::config::ModelConfig;
 use firebox_kernels::cached_attention;
 use firebox_kernels::rope::Rotary;
 
-/// Keys and values of one layer, allocated once for the longest sequence.
+/// Keys and values of one layer, allocated once at full capacity.
 #[derive(Debug, Clone)]
 pub struct LayerCache {
     keys: Tensor<4>,   // [batch, kv_heads, capacity, head_dim]
@@ -15,21 +15,21 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    /// Whether it holds no position yet.
+    /// Whether the cache is empty.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Adds a few new positions, and attends over all so far.
+    /// Appends a few new positions, and attends over all positions so far.
     ///
     /// # Shapes
     ///
     /// - `query`, output: `[batch · new, heads · head_dim]`
-    /// - `key`, `value`: `[batch · new, kv_heads · head_dim]`; queries and keys are not turned yet
+    /// - `key`, `value`: `[batch · new, kv_heads · head_dim]`; queries and keys before the rotary embedding
     ///
     /// # Panics
     ///
-    /// When the capacity is exceeded, or there is no kernel for it; see
+    /// When the capacity is exceeded, or the device has no kernel for this; see
     /// [`has_cached_attention`](firebox_kernels::has_cached_attention).
     pub(crate) fn attend(
         &mut self,
@@ -44,7 +44,7 @@ impl LayerCache {
         attended
     }
 
-    /// Adds the keys and values of new positions, and returns those of all positions so far.
+    /// Appends the keys and values of new positions, and returns those of all positions so far.
     ///
     /// # Shapes
     ///
@@ -60,19 +60,19 @@ impl LayerCache {
         let end = self.length + new;
         assert!(
             end <= capacity,
-            "key/value cache of {capacity} positions cannot hold {end}"
+            "{end} positions exceed the key/value cache's capacity of {capacity}"
         );
-        let place = [0..batch, 0..kv_heads, self.length..end, 0..head_dim];
+        let range = [0..batch, 0..kv_heads, self.length..end, 0..head_dim];
         self.keys
-            .inplace(|all| all.slice_assign(place.clone(), keys));
-        self.values.inplace(|all| all.slice_assign(place, values));
+            .inplace(|all| all.slice_assign(range.clone(), keys));
+        self.values.inplace(|all| all.slice_assign(range, values));
         self.length = end;
         let so_far = |all: &Tensor<4>| all.clone().narrow(2, 0, end);
         (so_far(&self.keys), so_far(&self.values))
     }
 }
 
-/// One [`LayerCache`] a layer.
+/// One [`LayerCache`] per layer.
 #[derive(Debug, Clone)]
 pub struct KeyValueCache {
     /// By layer.
@@ -95,12 +95,12 @@ impl KeyValueCache {
         }
     }
 
-    /// Tokens that it holds.
+    /// Number of cached tokens.
     pub fn length(&self) -> usize {
         self.layers.first().map_or(0, |layer| layer.length)
     }
 
-    /// Tokens that it still has room for.
+    /// Number of tokens that can still be appended.
     pub fn remaining(&self) -> usize {
         self.capacity - self.length()
     }

@@ -1,4 +1,4 @@
-//! What a model is made of: shapes and constants, checked before a device is touched.
+//! The model's configuration: shapes and constants, validated before a device is used.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,46 +18,46 @@ pub struct ModelConfig {
     pub heads: usize,
     /// Key/value heads; 1 is multi-query attention, `heads` is multi-head attention.
     pub kv_heads: usize,
-    /// Width of one head; even, for rotary positions turn pairs.
+    /// Width of one head; even, because the rotary embedding rotates pairs of values.
     pub head_dim: usize,
     /// Longest sequence, in tokens.
     pub context: usize,
-    /// Base of the rotary position frequencies.
+    /// Base of the rotary embedding's frequencies.
     pub rope_theta: f64,
-    /// Added to the mean square before the root in RMSNorm.
+    /// Added to the mean square before the square root in RMSNorm.
     pub norm_epsilon: f64,
     /// Whether the output head is the transposed embedding.
     pub tied_embeddings: bool,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
-    /// Whether queries and keys pass a norm of their own.
+    /// Norms of queries and keys.
     #[serde(default)]
     pub qk_norm: QkNorm,
-    /// What follows attention in every block.
+    /// The kind of feed-forward of all layers.
     pub feed_forward: FeedForwardKind,
-    /// Layers whose feed-forward is dense all the same, and has a width of its own.
+    /// Layers that are dense nevertheless, with their own width.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dense: Option<DenseConfig>,
-    /// The experts of a mixture, and the measure of its dense twin.
+    /// The experts of the MoE layers; also determines the width of the dense baseline.
     pub experts: ExpertsConfig,
-    /// How tokens are given to experts, and what keeps the load even.
+    /// Routing and load balancing.
     pub router: RouterConfig,
 }
 
-/// The largest size that a configuration may ask for; it keeps products of sizes within their types.
+/// The largest allowed size; it keeps products of sizes within the range of their types.
 pub const LARGEST_SIZE: usize = 1 << 24;
 
-/// RMSNorm of queries and keys before the rotary positions turn them, which keeps attention scores in
-/// bounds (arXiv 2302.05442, section 2.1, there with LayerNorm).
+/// RMSNorm of queries and keys before the rotary embedding, which bounds the attention scores (arXiv 2302.05442,
+/// section 2.1, there with LayerNorm).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum QkNorm {
-    /// There is none (Llama, Mixtral).
+    /// No norm (Llama, Mixtral).
     #[default]
     None,
-    /// Over all heads together, with a gain for each value of the projection (OLMoE).
+    /// Over all heads together, with one gain per value of the projection (OLMoE).
     Projection,
-    /// Over each head by itself, with one gain for all heads (Qwen3).
+    /// Over each head separately, with gains that all heads share (Qwen3).
     Head,
 }
 
@@ -65,20 +65,20 @@ pub enum QkNorm {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DenseConfig {
-    /// Their numbers, from 0, in ascending order.
+    /// Indices of the dense layers, from 0, in ascending order.
     pub layers: Vec<usize>,
-    /// Inner width of their SwiGLU.
+    /// Hidden width of their SwiGLU.
     pub d_ff: usize,
 }
 
-/// What follows attention in every block.
+/// The kind of feed-forward of all layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedForwardKind {
     /// Mixture of experts.
     Moe,
-    /// The dense twin: one SwiGLU of width `experts.d_ff × experts.per_token`, which costs a token
-    /// as many FLOPs as the experts that it would visit.
+    /// The iso-FLOP dense baseline: one SwiGLU of width `experts.d_ff × experts.per_token`, which needs as many FLOPs
+    /// per token as the selected experts of an MoE layer.
     Dense,
 }
 
@@ -86,11 +86,11 @@ pub enum FeedForwardKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertsConfig {
-    /// Experts in each layer (E).
+    /// Number of experts per layer (E).
     pub count: usize,
-    /// Experts that each token visits (k).
+    /// Number of experts per token (k).
     pub per_token: usize,
-    /// Inner width of one expert's SwiGLU.
+    /// Hidden width of one expert's SwiGLU.
     pub d_ff: usize,
 }
 
@@ -98,48 +98,48 @@ pub struct ExpertsConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouterConfig {
-    /// Divide the chosen experts' weights by their sum (Mixtral does).
+    /// Divide the selected experts' weights by their sum (Mixtral does).
     pub normalize: bool,
-    /// Which load-balancing loss is reported, and trained on when its coefficient is not zero.
+    /// Which load-balancing loss is reported, and added to the training loss if its coefficient is not zero.
     pub balance: BalanceKind,
-    /// Factor of the load-balancing loss in the training loss.
+    /// Coefficient of the load-balancing loss in the training loss.
     pub balance_coefficient: f64,
-    /// Factor of the router z-loss in the training loss.
+    /// Coefficient of the router z-loss in the training loss.
     pub z_coefficient: f64,
     /// Step of the selection bias after each optimizer step; 0 turns bias balancing off.
     pub bias_update_rate: f64,
 }
 
-/// Which load-balancing loss.
+/// A kind of load-balancing loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BalanceKind {
-    /// One loss a layer, balanced at 1.0 for every k; the training loss takes their mean.
+    /// One loss per layer, 1 when balanced for every k; the training loss uses their mean.
     PerLayer,
-    /// Hugging Face's `load_balancing_loss_func`: all layers' tokens pooled, balanced at k.
+    /// Hugging Face's `load_balancing_loss_func`: the tokens of all layers pooled, k when balanced.
     Pooled,
 }
 
-/// A rule that a [`ModelConfig`] breaks.
+/// A rule that a [`ModelConfig`] violates.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key} = {value}: {rule}")]
 pub struct ConfigError {
     /// The key's path below `[model]`, such as `experts.per_token`.
     pub key: &'static str,
-    /// The value that it has.
+    /// Its value.
     pub value: String,
-    /// What is wrong with it, and what is allowed.
+    /// What is allowed.
     pub rule: String,
     /// What to do about it.
     pub hint: String,
 }
 
 impl ModelConfig {
-    /// Checks every rule within and across the fields.
+    /// Checks every rule, within and across fields.
     ///
     /// # Errors
     ///
-    /// The first broken rule, with the key, its value, what is allowed, and a hint.
+    /// The first violated rule, with the key, its value, what is allowed, and a hint.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let sizes: [(&'static str, usize); 9] = [
             ("vocabulary", self.vocabulary),
@@ -158,7 +158,7 @@ impl ModelConfig {
                 key,
                 value,
                 format!("must lie between 1 and {LARGEST_SIZE}"),
-                "no model that was ever trained is near the upper end",
+                "sizes above 2²⁴ are not supported",
             )?;
         }
         require(
@@ -166,18 +166,18 @@ impl ModelConfig {
             "kv_heads",
             self.kv_heads,
             format!(
-                "must divide heads = {} (each key/value head serves as many query heads)",
+                "must divide heads = {} (all key/value heads serve the same number of query heads)",
                 self.heads
             ),
-            format!("allowed here: {}", divisors(self.heads)),
+            format!("allowed values: {}", divisors(self.heads)),
         )?;
         require(
             self.head_dim.is_multiple_of(2),
             "head_dim",
             self.head_dim,
-            "must be even, since rotary positions turn pairs of values",
+            "must be even, because the rotary embedding rotates pairs of values",
             format!(
-                "{} or {}",
+                "use {} or {}",
                 self.head_dim.saturating_sub(1).max(2),
                 self.head_dim + 1
             ),
@@ -190,7 +190,7 @@ impl ModelConfig {
                 "must lie between 1 and experts.count = {}",
                 self.experts.count
             ),
-            "2 of 8 or 2 of 16 are common; per_token = count visits them all",
+            "2 of 8 and 2 of 16 are common; per_token = count selects all experts",
         )?;
         if let Some(dense) = &self.dense {
             let listed = format!("{:?}", dense.layers);
@@ -200,7 +200,7 @@ impl ModelConfig {
                 "dense.layers",
                 &listed,
                 format!(
-                    "must be ascending numbers of layers, from 0 to {}",
+                    "must be layer indices from 0 to {} in ascending order",
                     self.layers - 1
                 ),
                 "[0] makes the first layer dense",
@@ -209,15 +209,15 @@ impl ModelConfig {
                 (1..self.layers).contains(&dense.layers.len()),
                 "dense.layers",
                 &listed,
-                "must name some of the layers and not all",
-                "leave [model.dense] out for a mixture in every layer, or set feed_forward = \"dense\" for none",
+                "must name at least one layer, but not all",
+                "omit [model.dense] to make every layer MoE, or set feed_forward = \"dense\" to make every layer dense",
             )?;
             require(
                 (1..=LARGEST_SIZE).contains(&dense.d_ff),
                 "dense.d_ff",
                 dense.d_ff,
                 format!("must lie between 1 and {LARGEST_SIZE}"),
-                "experts.d_ff × experts.per_token costs as much as the experts that a token visits",
+                "experts.d_ff × experts.per_token needs as many FLOPs as the selected experts",
             )?;
         }
         let finite: [(&'static str, f64, bool); 6] = [
@@ -243,23 +243,17 @@ impl ModelConfig {
             } else {
                 "must be 0 or above, and finite"
             };
-            require(
-                allowed,
-                key,
-                value,
-                rule,
-                "leave the key out for its default",
-            )?;
+            require(allowed, key, value, rule, "omit the key to use its default")?;
         }
         Ok(())
     }
 
-    /// Inner width of the experts that a token visits, together: `d_ff × per_token`.
+    /// Total hidden width of the experts of a token: `d_ff × per_token`.
     pub fn active_d_ff(&self) -> usize {
         self.experts.d_ff * self.experts.per_token
     }
 
-    /// Inner width of a layer's dense feed-forward; `None` where the layer has a mixture.
+    /// Hidden width of a layer's dense feed-forward; `None` for an MoE layer.
     pub fn dense_d_ff(&self, layer: usize) -> Option<usize> {
         match &self.dense {
             Some(dense) if dense.layers.contains(&layer) => Some(dense.d_ff),
@@ -267,19 +261,19 @@ impl ModelConfig {
         }
     }
 
-    /// The layers that have a mixture of experts, in order.
+    /// The indices of the MoE layers, in order.
     pub fn moe_layers(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.layers).filter(|&layer| self.dense_d_ff(layer).is_none())
     }
 
-    /// Standard deviation of the initial weights that write to the residual stream, which `2 · layers`
-    /// of them add up in (GPT-2).
+    /// Initial standard deviation of the `2 · layers` projections whose outputs are added to the residual stream
+    /// (GPT-2).
     pub fn residual_initializer_range(&self) -> f64 {
         self.initializer_range / ((2 * self.layers) as f64).sqrt()
     }
 
-    /// The same model with a dense feed-forward of equal active FLOPs.
-    pub fn dense_twin(&self) -> Self {
+    /// The iso-FLOP dense baseline: the same model with dense feed-forwards of equal active FLOPs.
+    pub fn dense_baseline(&self) -> Self {
         Self {
             feed_forward: FeedForwardKind::Dense,
             ..self.clone()

@@ -8,32 +8,32 @@ use crate::language_model::LanguageModel;
 use crate::loss::cross_entropy_sum;
 use crate::moe::stats::{HealthSums, LayerHealth};
 
-/// Sequences of a batch where nothing else is said: the same in training and evaluation, so that the sums are
-/// taken in the same order.
+/// Default number of sequences per batch: the same in training and evaluation, so that sums are taken in the same
+/// order.
 pub const ROWS: usize = 16;
 
-/// What a model makes of some text. No auxiliary term is part of the loss.
+/// The quality of a model on some text. The loss contains no auxiliary term.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// Tokens that were predicted.
+    /// Number of predicted tokens.
     pub tokens: u64,
-    /// UTF-8 bytes that those tokens stand for.
+    /// Number of UTF-8 bytes of the predicted tokens.
     pub bytes: u64,
-    /// Mean cross-entropy of a token, in nats.
+    /// Mean cross-entropy in nats per token.
     pub nats_per_token: f64,
     /// `exp(nats_per_token)`
     pub perplexity: f64,
-    /// `nats / ln 2 / bytes`: what an ideal compressor that uses this model needs for a byte. Unlike the
-    /// loss of a token it can be compared between tokenizers.
+    /// `nats / ln 2 / bytes`: the bits per byte of an ideal compressor that uses this model. Unlike the loss per
+    /// token, it can be compared between tokenizers.
     pub bits_per_byte: f64,
-    /// Router health of each layer; empty for a dense model.
+    /// Router health of each MoE layer; empty for a dense model.
     pub layers: Vec<LayerHealth>,
 }
 
-/// Evaluates on sequences, `rows` of them at a time; `progress` hears how many tokens are done.
+/// Evaluates on sequences, `rows` of them at a time; `progress` is called with the number of tokens done.
 ///
-/// Sums are kept in f64 and in the order of the sequences, so that the same sequences and `rows` give the
-/// same number to the last digit wherever this is called from.
+/// Sums are accumulated in f64 in the order of the sequences, so that the same sequences and `rows` give bit-identical
+/// results for every caller.
 ///
 /// # Panics
 ///
@@ -59,9 +59,9 @@ pub fn evaluate(
         let read = Tensor::cat(std::iter::once(loss).chain(terms).collect(), 0);
         let values: Vec<f32> = read.into_data().iter::<f32>().collect();
         nats += f64::from(values[0]);
-        tokens += batch.counted;
+        tokens += batch.valid_tokens;
         let layers: Vec<usize> = output.routing.iter().map(|routing| routing.layer).collect();
-        sums.add(&layers, batch.counted, &values[1..]);
+        sums.add(&layers, batch.valid_tokens, &values[1..]);
         progress(tokens);
     }
     let nats_per_token = nats / tokens.max(1) as f64;

@@ -1,11 +1,11 @@
-//! What follows attention: the dense twin, or a mixture of experts.
+//! The feed-forward of a layer: dense, or a mixture of experts.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::config::ModelConfig;
 use crate::moe::{MixtureOfExperts, Routing};
-use crate::parameters::{Initial, ParameterSource};
+use crate::parameters::{Initializer, ParameterSource};
 use firebox_kernels::swiglu;
 
 /// SwiGLU: `(silu(x W_gate) ⊙ x W_up) W_down` (arXiv 2002.05202).
@@ -24,7 +24,7 @@ impl DenseFeedForward {
     ///
     /// # Errors
     ///
-    /// Those of the source.
+    /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
         d_ff: usize,
@@ -32,14 +32,14 @@ impl DenseFeedForward {
         source: &mut S,
     ) -> Result<Self, S::Error> {
         let d_model = config.d_model;
-        let initial = Initial::Normal(config.initializer_range);
+        let initializer = Initializer::Normal(config.initializer_range);
         Ok(Self {
-            gate: source.parameter(&format!("{path}.gate"), [d_model, d_ff], initial)?,
-            up: source.parameter(&format!("{path}.up"), [d_model, d_ff], initial)?,
+            gate: source.parameter(&format!("{path}.gate"), [d_model, d_ff], initializer)?,
+            up: source.parameter(&format!("{path}.up"), [d_model, d_ff], initializer)?,
             down: source.parameter(
                 &format!("{path}.down"),
                 [d_ff, d_model],
-                Initial::Normal(config.residual_initializer_range()),
+                Initializer::Normal(config.residual_initializer_range()),
             )?,
         })
     }
@@ -52,12 +52,12 @@ impl DenseFeedForward {
     }
 }
 
-/// One of the two, as the configuration says of the layer.
+/// The feed-forward of a layer, as configured.
 #[derive(Module, Debug)]
 pub enum FeedForward {
-    /// Every token visits its own experts.
+    /// Each token is routed to its top-k experts.
     Moe(MixtureOfExperts),
-    /// Every token visits the same weights.
+    /// One SwiGLU for all tokens.
     Dense(DenseFeedForward),
 }
 
@@ -66,7 +66,7 @@ impl FeedForward {
     ///
     /// # Errors
     ///
-    /// Those of the source.
+    /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
         layer: usize,
@@ -79,15 +79,15 @@ impl FeedForward {
         })
     }
 
-    /// Also returns what the router did, where there is one.
+    /// Returns the output, and the routing of an MoE layer.
     ///
     /// # Shapes
     ///
     /// - `x`, output: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Option<Routing>) {
         match self {
-            Self::Moe(mixture) => {
-                let (output, routing) = mixture.forward(x);
+            Self::Moe(moe) => {
+                let (output, routing) = moe.forward(x);
                 (output, Some(routing))
             }
             Self::Dense(dense) => (dense.forward(x), None),

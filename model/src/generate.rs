@@ -1,4 +1,4 @@
-//! Continues a text token by token.
+//! Sampling and autoregressive generation.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -6,17 +6,17 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use crate::cache::KeyValueCache;
 use crate::language_model::{LanguageModel, token_tensor};
 
-/// How the next token is drawn.
+/// How the next token is sampled.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by it; 0 takes the likeliest token.
+    /// Divisor of the logits; 0 is greedy decoding.
     pub temperature: f64,
-    /// Only this many of the likeliest tokens are drawn from; 0 means all.
+    /// Number of most probable tokens to sample from; 0 means all.
     pub top_k: usize,
-    /// Only the likeliest tokens that together reach this probability are drawn from
-    /// (nucleus sampling, arXiv 1904.09751); 1 means all.
+    /// Samples from the smallest set of most probable tokens whose total probability reaches this value (nucleus
+    /// sampling, arXiv 1904.09751); 1 means all.
     pub top_p: f64,
-    /// Decides the draws.
+    /// Seed of the random generator.
     pub seed: u64,
 }
 
@@ -31,7 +31,7 @@ impl Default for Sampling {
     }
 }
 
-/// Draws tokens from logits; the same seed and logits give the same tokens on every device.
+/// Samples tokens from logits; the same seed and logits give the same tokens on every device.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     sampling: Sampling,
@@ -47,7 +47,7 @@ impl Sampler {
         }
     }
 
-    /// The next token, given the logits of each.
+    /// Samples the next token.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         let Sampling {
             temperature,
@@ -86,19 +86,19 @@ impl Sampler {
 
         let uniform = (self.generator.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
         let mut point = uniform * weights.iter().sum::<f64>();
-        let drawn = weights.iter().position(|weight| {
+        let sampled = weights.iter().position(|weight| {
             point -= weight;
             point < 0.0
         });
-        order[drawn.unwrap_or(weights.len() - 1)]
+        order[sampled.unwrap_or(weights.len() - 1)]
     }
 }
 
-/// Continues `prompt` by up to `count` tokens, and hands each to `emit`, which ends the text by
-/// returning false. Ends by itself at each of `stops`, which are not handed on.
+/// Continues `prompt` by up to `count` tokens, and calls `emit` with each, which stops the generation by returning
+/// false. Generation also stops at any of `eos_ids`, which are not emitted.
 ///
-/// Past the context's length, the oldest half of the text is forgotten: the cache is refilled with the
-/// newest half, since rotary positions are counted from its start.
+/// When the text exceeds the context, its oldest half is dropped and the cache is refilled with the newest half, since
+/// rotary positions are relative to the start of the cache.
 ///
 /// # Panics
 ///
@@ -107,7 +107,7 @@ pub fn generate(
     model: &LanguageModel,
     prompt: &[u32],
     count: usize,
-    stops: &[u32],
+    eos_ids: &[u32],
     sampler: &mut Sampler,
     mut emit: impl FnMut(u32) -> bool,
 ) {
@@ -117,22 +117,22 @@ pub fn generate(
     let device = model.embedding.lazy_device();
     let mut text = prompt[prompt.len().saturating_sub(context)..].to_vec();
     let mut cache = KeyValueCache::new(config, 1, context, &device);
-    let mut unread = 0; // tokens of `text` from here on are not in the cache
+    let mut cached = 0; // number of tokens of `text` in the cache
     for _ in 0..count {
-        if text.len() - unread > cache.remaining() {
+        if text.len() - cached > cache.remaining() {
             text.drain(..text.len() - (context / 2).max(1));
             cache = KeyValueCache::new(config, 1, context, &device);
-            unread = 0;
+            cached = 0;
         }
-        let new = token_tensor([&text[unread..]].into_iter(), &device);
+        let new = token_tensor([&text[cached..]].into_iter(), &device);
         let logits: Vec<f32> = model
             .decode(new, &mut cache)
             .into_data()
             .iter::<f32>()
             .collect();
-        unread = text.len();
+        cached = text.len();
         let next = sampler.sample(&logits);
-        if stops.contains(&next) || !emit(next) {
+        if eos_ids.contains(&next) || !emit(next) {
             return;
         }
         text.push(next);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn temperature_zero_takes_the_likeliest_and_of_equals_the_first() {
+    fn temperature_zero_is_greedy_and_ties_go_to_the_first() {
         let greedy = Sampling {
             temperature: 0.0,
             ..Sampling::default()
@@ -172,7 +172,7 @@ mod tests {
             let share = drawn.iter().filter(|&&drawn| drawn == id as u32).count() as f64 / 20_000.0;
             assert!(
                 (share - probability).abs() < 0.015,
-                "token {id}: {share} against {probability}"
+                "token {id}: {share}, expected {probability}"
             );
         }
     }
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_repeats_itself() {
+    fn the_same_seed_gives_the_same_tokens() {
         let logits: Vec<f32> = (0..50).map(|i| (i as f32 * 0.7).sin()).collect();
         let with = |seed| {
             draws(

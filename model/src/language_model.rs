@@ -11,7 +11,7 @@ use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
-use crate::parameters::{Initial, ParameterSource, RandomParameters, Shapes};
+use crate::parameters::{Initializer, ParameterSource, RandomParameters, Shapes};
 use firebox_kernels::rope::Rotary;
 use firebox_kernels::{embedding, latency_bound, linear, linear_transposed};
 
@@ -22,32 +22,32 @@ use firebox_kernels::{embedding, latency_bound, linear, linear_transposed};
 pub struct LanguageModel {
     /// `[vocabulary, d_model]`
     pub embedding: Param<Tensor<2>>,
-    /// In the order in which they run.
+    /// The blocks, in execution order.
     pub blocks: Vec<Block>,
-    /// Before the head.
+    /// The final norm, before the head.
     pub norm: RmsNorm,
-    /// `[d_model, vocabulary]`; `None` when the embedding serves as the head.
+    /// `[d_model, vocabulary]`; `None` if the head is tied to the embedding.
     pub head: Option<Param<Tensor<2>>>,
     #[module(skip)]
     config: ModelConfig,
 }
 
-/// What a model says of some tokens.
+/// The output of a forward pass.
 #[derive(Debug, Clone)]
 pub struct ModelOutput {
-    /// Scores of the next token, `[batch, sequence, vocabulary]`.
+    /// `[batch, sequence, vocabulary]`
     pub logits: Tensor<3>,
-    /// What each layer's router did; empty for a dense model.
+    /// The routing of each MoE layer; empty for a dense model.
     pub routing: Vec<Routing>,
 }
 
-/// A [`ModelOutput`] and what led to it.
+/// A [`ModelOutput`] and the residual stream.
 #[derive(Debug, Clone)]
 pub struct Trace {
-    /// The residual stream, each `[batch, sequence, d_model]`: the embeddings, then after each block but the
-    /// last, then after the last block and the norm that follows it.
+    /// The residual stream, each `[batch, sequence, d_model]`: the embeddings, then the stream after each block but the
+    /// last, then after the last block and the final norm.
     pub hidden: Vec<Tensor<3>>,
-    /// What `forward` gives.
+    /// The output of `forward`.
     pub output: ModelOutput,
 }
 
@@ -56,26 +56,27 @@ impl LanguageModel {
     ///
     /// # Errors
     ///
-    /// Those of the source.
+    /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(config: &ModelConfig, source: &mut S) -> Result<Self, S::Error> {
-        let initial = Initial::Normal(config.initializer_range);
+        let initializer = Initializer::Normal(config.initializer_range);
         let (vocabulary, d_model) = (config.vocabulary, config.d_model);
         let blocks = 0..config.layers;
         Ok(Self {
-            embedding: source.parameter("embedding", [vocabulary, d_model], initial)?,
+            embedding: source.parameter("embedding", [vocabulary, d_model], initializer)?,
             blocks: blocks
                 .map(|layer| Block::new(config, layer, source))
                 .collect::<Result<_, _>>()?,
             norm: RmsNorm::new(config, d_model, "norm", source)?,
-            head: match config.tied_embeddings {
-                true => None,
-                false => Some(source.parameter("head", [d_model, vocabulary], initial)?),
+            head: if config.tied_embeddings {
+                None
+            } else {
+                Some(source.parameter("head", [d_model, vocabulary], initializer)?)
             },
             config: config.clone(),
         })
     }
 
-    /// A fresh model whose weights depend on the seed alone, not on the device.
+    /// A model with random weights, which depend on the seed only, not on the device.
     pub fn random(config: &ModelConfig, seed: u64, device: &Device) -> Self {
         let built: Result<Self, Infallible> =
             Self::new(config, &mut RandomParameters { seed, device });
@@ -83,28 +84,27 @@ impl LanguageModel {
         model
     }
 
-    /// Path and shape of every parameter of a model, in the order in which it is built. Nothing is allocated,
-    /// however large the model is.
+    /// Path and shape of every parameter of a model, in the order of construction. Nothing is allocated.
     pub fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         let mut shapes = Shapes::default();
         let Ok(_) = Self::new(config, &mut shapes);
         shapes.0
     }
 
-    /// Its shape.
+    /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Number of its parameters.
+    /// Number of parameters.
     pub fn parameters(&self) -> u64 {
         self.num_params() as u64
     }
 
-    /// Scores of the next token at every position, and what the routers did.
+    /// The logits at every position, and the routing.
     ///
-    /// Padding stands at the end of a row, where causality hides it from the tokens; what is computed for
-    /// it means nothing.
+    /// Padding must be at the end of a row, where the causal mask hides it from the tokens; the outputs at padding are
+    /// meaningless.
     ///
     /// # Shapes
     ///
@@ -122,18 +122,18 @@ impl LanguageModel {
         ModelOutput { logits, routing }
     }
 
-    /// The same with everything on the way, for comparison with another implementation. With `valid`, padding may
-    /// stand anywhere in a row: no token sees it, and what is computed for it means nothing. Without, the arithmetic
-    /// is that of [`forward`](Self::forward) to the last bit.
+    /// A forward pass that also returns the residual stream, for comparison with another implementation. With `valid`,
+    /// padding may be anywhere in a row: no token attends to it, and the outputs at padding are meaningless. Without
+    /// `valid`, the results are bit-identical to those of [`forward`](Self::forward).
     ///
     /// # Shapes
     ///
     /// - `tokens`: `[batch, sequence]`, each below `vocabulary`
-    /// - `valid`: `batch · sequence` values, false for padding; `None` where there is none
+    /// - `valid`: `batch · sequence` values, false for padding; `None` without padding
     ///
     /// # Panics
     ///
-    /// When a sequence is longer than the context, or `valid` of another length.
+    /// When a sequence is longer than the context, or `valid` does not have `batch · sequence` values.
     pub fn trace(&self, tokens: Tensor<2, Int>, valid: Option<&[bool]>) -> Trace {
         let [batch, sequence] = tokens.dims();
         let whole = |hidden: Tensor<2>| hidden.reshape([batch, sequence, self.config.d_model]);
@@ -141,7 +141,7 @@ impl LanguageModel {
         let (hidden, routing) = self.hidden(tokens, valid, None, |x| {
             stream.push(whole(x.clone()));
         });
-        // The last norm belongs to the last state.
+        // The last hidden state is the one after the final norm.
         stream.pop();
         stream.push(whole(hidden.clone()));
         let logits = self
@@ -153,7 +153,7 @@ impl LanguageModel {
         }
     }
 
-    /// What the routers do with these tokens; the head is not computed.
+    /// The routing of these tokens, without computing the head.
     ///
     /// # Shapes
     ///
@@ -162,8 +162,7 @@ impl LanguageModel {
         self.hidden(tokens, None, None, |_| ()).1
     }
 
-    /// Scores of the token after the last of each row, given those already in the cache, to which
-    /// these are added.
+    /// The logits at the last position of each row, given the tokens already in the cache, to which these are appended.
     ///
     /// # Shapes
     ///
@@ -172,7 +171,7 @@ impl LanguageModel {
     ///
     /// # Panics
     ///
-    /// When the cache has no room for them; see [`KeyValueCache::remaining`].
+    /// When the cache's capacity or the context is exceeded; see [`KeyValueCache::remaining`].
     pub fn decode(&self, tokens: Tensor<2, Int>, cache: &mut KeyValueCache) -> Tensor<2> {
         let [batch, new] = tokens.dims();
         let device = tokens.device();
@@ -185,39 +184,39 @@ impl LanguageModel {
         })
     }
 
-    /// Sets the selection bias of every router, in the order of the layers that have one; see
+    /// Sets the selection bias of every router, in the order of the MoE layers; see
     /// [`balance::update_bias`](crate::moe::balance::update_bias).
     pub fn set_router_bias(&mut self, biases: &[Vec<f32>]) {
-        let mixtures = self
+        let moe_layers = self
             .blocks
             .iter_mut()
             .filter_map(|block| match &mut block.feed_forward {
-                FeedForward::Moe(mixture) => Some(mixture),
+                FeedForward::Moe(moe) => Some(moe),
                 FeedForward::Dense(_) => None,
             });
-        for (mixture, bias) in mixtures.zip(biases) {
-            mixture.router.bias.clone_from(bias);
+        for (moe, bias) in moe_layers.zip(biases) {
+            moe.router.bias.clone_from(bias);
         }
     }
 
-    /// The selection bias of every router, in the order of the layers that have one; empty ones where it
-    /// was never on.
+    /// The selection bias of every router, in the order of the MoE layers; empty where bias balancing was never
+    /// on.
     pub fn router_bias(&self) -> Vec<Vec<f32>> {
-        let biases = self.mixtures().map(|mixture| mixture.router.bias.clone());
+        let biases = self.moe_layers().map(|moe| moe.router.bias.clone());
         biases.collect()
     }
 
-    fn mixtures(&self) -> impl Iterator<Item = &MixtureOfExperts> {
+    fn moe_layers(&self) -> impl Iterator<Item = &MixtureOfExperts> {
         self.blocks
             .iter()
             .filter_map(|block| match &block.feed_forward {
-                FeedForward::Moe(mixture) => Some(mixture),
+                FeedForward::Moe(moe) => Some(moe),
                 FeedForward::Dense(_) => None,
             })
     }
 
-    /// The residual stream after the last norm, `[batch · sequence, d_model]`. `observe` sees it before the
-    /// first block and after each.
+    /// The residual stream after the final norm, `[batch · sequence, d_model]`. `observe` is called with the stream
+    /// before the first block and after each block.
     fn hidden(
         &self,
         tokens: Tensor<2, Int>,
@@ -264,15 +263,15 @@ impl LanguageModel {
     }
 }
 
-/// What a position must not see: later ones, and padding. A padded one sees itself alone, since softmax
-/// over nothing is no number.
+/// Mask of the positions that each position must not attend to: later ones, and padding. A padded position attends to
+/// itself only, because a softmax over an empty set is NaN.
 ///
 /// # Shapes
 ///
 /// - `valid`: `batch · length` values
-/// - output: `[batch, 1, length, length]`, true where it must not
+/// - output: `[batch, 1, length, length]`, true where attention is not allowed
 fn padding_mask(valid: &[bool], batch: usize, length: usize, device: &Device) -> Tensor<4, Bool> {
-    assert_eq!(valid.len(), batch * length, "one flag a token");
+    assert_eq!(valid.len(), batch * length, "one flag per token");
     let mut hidden = Vec::with_capacity(batch * length * length);
     for row in valid.chunks(length) {
         for query in 0..length {

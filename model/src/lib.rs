@@ -1,8 +1,8 @@
 //! The Firebox network: a decoder-only mixture-of-experts transformer, written once against Burn's
 //! backend-independent tensors.
 //!
-//! Start at [`language_model`]; the router and its experts are in [`moe`]. [`accounting`] says what a configuration
-//! costs without allocating it.
+//! Start at [`language_model`]; the router and its experts are in [`moe`]. [`accounting`] computes the cost of a
+//! configuration without allocating the model.
 
 pub mod accounting;
 pub mod attention;

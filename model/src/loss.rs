@@ -4,20 +4,20 @@ use burn::tensor::Tensor;
 
 use crate::config::{BalanceKind, ModelConfig};
 use crate::moe::Routing;
-use crate::moe::balance::{self, BatchLoad};
+use crate::moe::balance::{self, TokensPerExpert};
 pub use firebox_kernels::cross_entropy_sum;
 
-/// The load-balancing loss of this kind over all layers; `None` for a dense model.
+/// The load-balancing loss of this kind over all MoE layers; `None` for a dense model.
 ///
 /// # Shapes
 ///
-/// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` when all are tokens
+/// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` without padding
 /// - output: `[1]`
 pub fn load_balancing(
     kind: BalanceKind,
     routing: &[Routing],
     valid: Option<&Tensor<1>>,
-    batch: &BatchLoad,
+    batch: &TokensPerExpert,
 ) -> Option<Tensor<1>> {
     match kind {
         BalanceKind::PerLayer => mean(balance::per_layer(routing, valid, batch)),
@@ -32,18 +32,18 @@ fn mean(terms: Vec<Tensor<1>>) -> Option<Tensor<1>> {
 }
 
 /// The auxiliary part of the training loss:
-/// `balance_coefficient · balance + z_coefficient · mean over layers of z`. `None` when there is none, for
-/// a dense model or with both coefficients 0.
+/// `balance_coefficient · balance + z_coefficient · mean over layers of z`. `None` for a dense model, or if both
+/// coefficients are 0.
 ///
 /// # Shapes
 ///
-/// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` when all are tokens
+/// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` without padding
 /// - output: `[1]`
 pub fn auxiliary(
     config: &ModelConfig,
     routing: &[Routing],
     valid: Option<&Tensor<1>>,
-    batch: &BatchLoad,
+    batch: &TokensPerExpert,
 ) -> Option<Tensor<1>> {
     let router = &config.router;
     let balance = (router.balance_coefficient > 0.0)

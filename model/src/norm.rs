@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::config::ModelConfig;
-use crate::parameters::{Initial, ParameterSource};
+use crate::parameters::{Initializer, ParameterSource};
 use firebox_kernels::rms_norm;
 
 /// `x / √(mean(x²) + ε) ⊙ γ` over the last dimension (arXiv 1910.07467, eq. 4).
@@ -21,7 +21,7 @@ impl RmsNorm {
     ///
     /// # Errors
     ///
-    /// Those of the source.
+    /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
         width: usize,
@@ -29,7 +29,7 @@ impl RmsNorm {
         source: &mut S,
     ) -> Result<Self, S::Error> {
         Ok(Self {
-            gamma: source.parameter(&format!("{path}.gamma"), [width], Initial::Ones)?,
+            gamma: source.parameter(&format!("{path}.gamma"), [width], Initializer::Ones)?,
             epsilon: config.norm_epsilon,
         })
     }

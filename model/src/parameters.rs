@@ -1,7 +1,7 @@
-//! Where parameters come from, and how they are walked through by name.
+//! Sources of parameters, and traversal of parameters by path.
 //!
-//! A model is built from a [`ParameterSource`], so that there is no half-built model: random weights,
-//! a checkpoint and an upcycled checkpoint all enter by the same door, and every parameter is filled.
+//! A model is built from a [`ParameterSource`], be it random weights, a checkpoint or an upcycled checkpoint, so that
+//! a model never has parameters without values.
 
 use std::convert::Infallible;
 
@@ -12,18 +12,18 @@ use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use sha2::{Digest, Sha256};
 
-/// How a parameter starts when nothing else is known of it.
+/// The initial value of a parameter that is not loaded from a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Initial {
+pub enum Initializer {
     /// All ones: the gain of a norm.
     Ones,
-    /// Normal with this standard deviation.
+    /// Normally distributed with mean 0 and this standard deviation.
     Normal(f64),
 }
 
-/// Gives each parameter of a model that is being built.
+/// Provides the parameters of a model under construction.
 pub trait ParameterSource {
-    /// Why a parameter cannot be given.
+    /// Why a parameter cannot be provided.
     type Error;
 
     /// The parameter at `path`, such as `blocks.0.attention.query`, trainable.
@@ -35,18 +35,17 @@ pub trait ParameterSource {
         &mut self,
         path: &str,
         shape: [usize; D],
-        initial: Initial,
+        initializer: Initializer,
     ) -> Result<Param<Tensor<D>>, Self::Error>;
 }
 
-/// Fresh weights, drawn on the host by a counter-based generator (ChaCha8) whose stream is the hash of
-/// the parameter's path: they depend on the seed and the shape, never on the device or on the order of
-/// construction.
+/// Random weights, sampled on the host by a counter-based generator (ChaCha8) whose stream is the hash of the
+/// parameter's path: they depend on the seed and the shape, not on the device or the order of construction.
 #[derive(Debug)]
 pub struct RandomParameters<'a> {
-    /// Seed of all the weights.
+    /// Seed of all weights.
     pub seed: u64,
-    /// Where the tensors are put.
+    /// Device of the tensors.
     pub device: &'a Device,
 }
 
@@ -57,11 +56,11 @@ impl ParameterSource for RandomParameters<'_> {
         &mut self,
         path: &str,
         shape: [usize; D],
-        initial: Initial,
+        initializer: Initializer,
     ) -> Result<Param<Tensor<D>>, Infallible> {
-        let value = match initial {
-            Initial::Ones => Tensor::ones(shape, self.device),
-            Initial::Normal(deviation) => {
+        let value = match initializer {
+            Initializer::Ones => Tensor::ones(shape, self.device),
+            Initializer::Normal(deviation) => {
                 let digest = Sha256::digest(path.as_bytes());
                 let stream = digest[..8]
                     .iter()
@@ -82,7 +81,7 @@ impl ParameterSource for RandomParameters<'_> {
     }
 }
 
-/// Collects the path and the shape of each parameter that a model asks for.
+/// Collects the path and shape of each parameter that a model requests.
 #[derive(Default)]
 pub(crate) struct Shapes(pub Vec<(String, Vec<usize>)>);
 
@@ -93,29 +92,29 @@ impl ParameterSource for Shapes {
         &mut self,
         path: &str,
         shape: [usize; D],
-        _: Initial,
+        _: Initializer,
     ) -> Result<Param<Tensor<D>>, Infallible> {
         self.0.push((path.to_owned(), shape.to_vec()));
-        // Made when it is first read, which never happens.
+        // Allocated on first read, which never happens.
         let value = move |device: &Device, _| Tensor::zeros(shape, device);
         let (id, device) = (ParamId::new(), Device::default());
         Ok(Param::uninitialized(id, value, device, true, shape.into()))
     }
 }
 
-/// What is done with each parameter of a module, in the order of its fields.
+/// Visits each parameter of a module, in the order of its fields.
 pub trait VisitParameter {
-    /// Called once a parameter.
+    /// Called once per parameter.
     fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>);
 }
 
-/// Gives each parameter of a module its next value, in the order of its fields.
+/// Replaces each parameter of a module, in the order of its fields.
 pub trait MapParameter {
-    /// Called once a parameter; the result takes its place.
+    /// Called once per parameter; returns its new value.
     fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D>;
 }
 
-/// Walks through the parameters of a module with their paths.
+/// Visits the parameters of a module with their paths.
 pub fn visit<M: Module>(module: &M, visitor: &mut impl VisitParameter) {
     module.visit(&mut Walk {
         path: Path::default(),
@@ -123,7 +122,7 @@ pub fn visit<M: Module>(module: &M, visitor: &mut impl VisitParameter) {
     });
 }
 
-/// Replaces the parameters of a module; the results are trainable leaves again where the old ones were.
+/// Replaces the parameters of a module; a new value is a trainable leaf if the old one was.
 pub fn map<M: Module>(module: M, mapper: &mut impl MapParameter) -> M {
     module.map(&mut Walk {
         path: Path::default(),
@@ -131,8 +130,8 @@ pub fn map<M: Module>(module: M, mapper: &mut impl MapParameter) -> M {
     })
 }
 
-/// The path of field names that leads to a parameter. An enum's variant is no part of it, so that a
-/// parameter is called the same whatever kind of feed-forward it belongs to.
+/// The path of field names that leads to a parameter. It does not contain enum variants, so that the path does not
+/// depend on the kind of feed-forward.
 #[derive(Default)]
 struct Path(Vec<Option<String>>);
 

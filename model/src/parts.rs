@@ -1,5 +1,5 @@
-//! A forward pass in its parts, each of which can be given what another device computed before it, so that its
-//! own error shows, and not what it was handed.
+//! A forward pass part by part. Each part can be given another device's inputs, so that its output shows its own error
+//! and not that of its inputs.
 
 use std::fmt;
 
@@ -12,39 +12,39 @@ use crate::moe::MixtureOfExperts;
 use firebox_kernels::dispatch::DispatchPlan;
 use firebox_kernels::rope::Rotary;
 
-/// What a part does.
+/// A kind of part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Part {
-    /// Token ids to vectors.
+    /// The embedding.
     Embedding,
     /// The norm before attention.
     AttentionNorm,
-    /// Attention, of what that norm gave; before it is added to the residual stream.
+    /// Attention, before its output is added to the residual stream.
     Attention,
     /// The norm before the feed-forward.
     FeedForwardNorm,
-    /// The router's scores before the softmax.
+    /// The router's logits.
     Router,
-    /// Which experts a token goes to.
-    Choice,
-    /// The factors of the chosen experts' answers.
-    Weights,
-    /// The chosen experts' answers by the router's weights; before they are added to the residual stream.
+    /// The experts that each token is routed to.
+    Selection,
+    /// The weights of the selected experts' outputs.
+    RoutingWeights,
+    /// The weighted sum of the selected experts' outputs, before it is added to the residual stream.
     Experts,
-    /// The dense feed-forward; before it is added to the residual stream.
+    /// The dense feed-forward, before its output is added to the residual stream.
     FeedForward,
-    /// The norm before the head.
+    /// The final norm, before the head.
     Norm,
-    /// Scores of the next token.
+    /// The logits.
     Head,
 }
 
-/// A part of a network.
+/// A part of a network: its kind and its layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Place {
-    /// Number of the layer, from 0; `None` for what stands before and after the layers.
+pub struct LayerPart {
+    /// Index of the layer, from 0; `None` for the parts before and after the layers.
     pub layer: Option<usize>,
-    /// What it does there.
+    /// Its kind.
     pub part: Part,
 }
 
@@ -56,17 +56,17 @@ impl fmt::Display for Part {
             Self::Attention => "attention",
             Self::FeedForwardNorm => "norm before the feed-forward",
             Self::Router => "router",
-            Self::Choice => "choice of experts",
-            Self::Weights => "weights of experts",
+            Self::Selection => "expert selection",
+            Self::RoutingWeights => "routing weights",
             Self::Experts => "experts",
             Self::FeedForward => "feed-forward",
-            Self::Norm => "last norm",
+            Self::Norm => "final norm",
             Self::Head => "head",
         })
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for LayerPart {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.layer {
             Some(layer) => write!(formatter, "layer {layer}, {}", self.part),
@@ -75,14 +75,14 @@ impl fmt::Display for Place {
     }
 }
 
-/// Sees what every part computes, and says what the parts after it are given.
+/// Observes the output of every part, and decides what the later parts are given.
 pub trait Observer {
-    /// What a part computed, `[tokens, width]`; returns what goes on from here, of the same shape.
-    fn values(&mut self, place: Place, computed: Tensor<2>) -> Tensor<2>;
+    /// Called with the output of a part, `[tokens, width]`; returns the input of the later parts, of the same shape.
+    fn values(&mut self, layer_part: LayerPart, computed: Tensor<2>) -> Tensor<2>;
 
-    /// The experts that a layer's router chose, `tokens · per_token` of them, and their weights,
-    /// `[tokens, per_token]`; returns those that the tokens go to.
-    fn choice(
+    /// Called with the `tokens · per_token` experts that a layer's router selected, and their weights,
+    /// `[tokens, per_token]`; returns the experts and weights to use.
+    fn selection(
         &mut self,
         layer: usize,
         experts: Vec<u32>,
@@ -90,17 +90,22 @@ pub trait Observer {
     ) -> (Vec<u32>, Tensor<2>);
 }
 
-/// All parts of a network in the order in which they run.
-pub fn places(config: &ModelConfig) -> Vec<Place> {
-    let outside = |part| Place { layer: None, part };
+/// All parts of a network, in execution order.
+pub fn layer_parts(config: &ModelConfig) -> Vec<LayerPart> {
+    let outside = |part| LayerPart { layer: None, part };
     let layers = (0..config.layers).flat_map(|layer| {
         let attention = [Part::AttentionNorm, Part::Attention, Part::FeedForwardNorm];
         let feed_forward: &[Part] = match config.dense_d_ff(layer) {
             Some(_) => &[Part::FeedForward],
-            None => &[Part::Router, Part::Choice, Part::Weights, Part::Experts],
+            None => &[
+                Part::Router,
+                Part::Selection,
+                Part::RoutingWeights,
+                Part::Experts,
+            ],
         };
         let parts = attention.into_iter().chain(feed_forward.iter().copied());
-        parts.map(move |part| Place {
+        parts.map(move |part| LayerPart {
             layer: Some(layer),
             part,
         })
@@ -112,18 +117,18 @@ pub fn places(config: &ModelConfig) -> Vec<Place> {
         .collect()
 }
 
-/// Runs the network part by part over whole sequences without padding. With an observer that returns what it is
-/// given, the arithmetic is that of [`LanguageModel::forward`].
+/// Runs the network part by part over sequences without padding. With an observer that returns its arguments
+/// unchanged, the arithmetic is that of [`LanguageModel::forward`].
 ///
 /// # Shapes
 ///
 /// - `tokens`: `[batch, sequence]`, each below `vocabulary`
-/// - output: `[batch · sequence, vocabulary]`, the scores of the next token
+/// - output: `[batch · sequence, vocabulary]`, the logits
 ///
 /// # Panics
 ///
 /// When a sequence is longer than the context.
-pub fn observed(
+pub fn forward_observed(
     model: &LanguageModel,
     tokens: Tensor<2, Int>,
     observer: &mut impl Observer,
@@ -142,11 +147,11 @@ pub fn observed(
         config.rope_theta,
         &tokens.device(),
     );
-    let outside = |part| Place { layer: None, part };
+    let outside = |part| LayerPart { layer: None, part };
 
     let mut x = observer.values(outside(Part::Embedding), model.embedded(tokens));
     for (layer, block) in model.blocks.iter().enumerate() {
-        let inside = |part| Place {
+        let inside = |part| LayerPart {
             layer: Some(layer),
             part,
         };
@@ -160,32 +165,32 @@ pub fn observed(
             FeedForward::Dense(dense) => {
                 observer.values(inside(Part::FeedForward), dense.forward(normed))
             }
-            FeedForward::Moe(mixture) => routed(mixture, layer, normed, observer),
+            FeedForward::Moe(moe) => routed(moe, layer, normed, observer),
         };
     }
     let normed = observer.values(outside(Part::Norm), model.norm.forward(x));
     observer.values(outside(Part::Head), model.logits(normed))
 }
 
-/// Router and experts of a layer.
+/// Runs the router and the experts of a layer.
 fn routed(
-    mixture: &MixtureOfExperts,
+    moe: &MixtureOfExperts,
     layer: usize,
     normed: Tensor<2>,
     observer: &mut impl Observer,
 ) -> Tensor<2> {
-    let inside = |part| Place {
+    let inside = |part| LayerPart {
         layer: Some(layer),
         part,
     };
-    let choice = mixture.router.forward(normed.clone());
-    // What the choice was made from cannot be replaced after it.
-    let _ = observer.values(inside(Part::Router), choice.logits);
-    let (count, per_token) = (choice.plan.experts(), choice.plan.per_token());
-    let chosen = choice.plan.chosen().into_data();
+    let routed = moe.router.forward(normed.clone());
+    // The selection has already been made from these logits, so replacing them has no effect.
+    let _ = observer.values(inside(Part::Router), routed.logits);
+    let (count, per_token) = (routed.plan.experts(), routed.plan.per_token());
+    let chosen = routed.plan.chosen().into_data();
     let chosen = chosen.iter::<i32>().map(|expert| expert as u32).collect();
-    let (experts, weights) = observer.choice(layer, chosen, choice.weights);
+    let (experts, weights) = observer.selection(layer, chosen, routed.weights);
     let plan = DispatchPlan::new(&experts, count, per_token, &weights.device());
-    let answer = mixture.experts.forward(normed, weights, &plan);
-    observer.values(inside(Part::Experts), answer)
+    let output = moe.experts.forward(normed, weights, &plan);
+    observer.values(inside(Part::Experts), output)
 }

@@ -311,12 +311,12 @@ fn a_checkpoint_that_cannot_be_used() {
         (
             "\"num_hidden_layers\": 2",
             "\"num_hidden_layers\": 1",
-            "without a place in the model (model.layers.1.",
+            "not part of the model (model.layers.1.",
         ),
         (
             "\"hidden_size\": 32",
             "\"hidden_size\": 30",
-            "[16, 32] where [16, 30] is needed",
+            "[16, 32], expected [16, 30]",
         ),
         (
             "\"hidden_act\": \"silu\"",

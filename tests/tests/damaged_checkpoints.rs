@@ -91,11 +91,11 @@ fn names_and_shapes_of_both_sides_are_listed() {
             "2 missing",
             &format!("{GATE} [8, 32]"),
             &format!("{EXPERT} [32, 24]"),
-            "1 of another shape (model.norm.weight [4, 8] where [32] is needed)",
-            &format!("1 without a place in the model ({GATE}_old [8, 32])"),
+            "1 with another shape (model.norm.weight [4, 8], expected [32])",
+            &format!("1 not part of the model ({GATE}_old [8, 32])"),
         ],
     );
-    // A tensor that stands in another spelling's place is no help.
+    // A tensor under the other spelling's name does not replace it.
     let text = error("mixtral-tied-fused", |folder| {
         rewrite(folder, |name, shape, values| {
             let half = name.ends_with("layers.0.mlp.experts.down_proj");
@@ -122,13 +122,16 @@ fn names_and_shapes_of_both_sides_are_listed() {
     let text = error("mixtral-tied-fused", |folder| {
         edit_config(folder, "num_local_experts", json!(5))
     });
-    assert_says(&text, &["of another shape", "down_proj [4, ", "where [5, "]);
+    assert_says(
+        &text,
+        &["with another shape", "down_proj [4, ", "expected [5, "],
+    );
     let text = error("mixtral-mqa", |folder| {
         edit_config(folder, "num_hidden_layers", json!(1))
     });
     assert_says(
         &text,
-        &["without a place in the model", "model.layers.1.", "more)"],
+        &["not part of the model", "model.layers.1.", "more)"],
     );
 }
 
@@ -245,7 +248,7 @@ fn hostile_headers_are_refused() {
     let text = error("mixtral-mqa", |folder| {
         fs::write(folder.join(MODEL_FILE), integers).unwrap();
     });
-    assert_says(&text, &["tensor a is I32", "F32, F16 and BF16"]);
+    assert_says(&text, &["tensor a has type I32", "F32, F16 and BF16"]);
 }
 
 #[test]
@@ -291,30 +294,30 @@ fn an_index_that_lies_is_refused() {
         "C:model.safetensors",
     ] {
         let text = index_error(|index, _| index["weight_map"][NORM] = json!(name));
-        assert_says(&text, &["is no file's name", &format!("{name:?}")]);
+        assert_says(&text, &["is not a file name", &format!("{name:?}")]);
     }
     let text = index_error(|index, _| index["weight_map"][NORM] = json!("absent.safetensors"));
-    assert_says(&text, &["the shard absent.safetensors is not there"]);
+    assert_says(&text, &["the shard absent.safetensors is missing"]);
     let text = index_error(|_, folder| {
         fs::remove_file(folder.join("model-00002-of-00003.safetensors")).unwrap();
     });
     assert_says(
         &text,
-        &["the shard model-00002-of-00003.safetensors is not there"],
+        &["the shard model-00002-of-00003.safetensors is missing"],
     );
     let text = index_error(|index, _| {
         let there = index["weight_map"][NORM] == json!("model-00003-of-00003.safetensors");
         let other = if there { 1 } else { 3 };
         index["weight_map"][NORM] = json!(format!("model-0000{other}-of-00003.safetensors"));
     });
-    assert_says(&text, &[NORM, "is not in model-0000"]);
+    assert_says(&text, &[NORM, "is listed in model-0000"]);
     let text = index_error(|index, _| {
         index["weight_map"]
             .as_object_mut()
             .unwrap()
             .shift_remove(NORM);
     });
-    assert_says(&text, &[NORM, "which is not listed there"]);
+    assert_says(&text, &[NORM, "which the index does not list for it"]);
     let text = index_error(|index, _| index["weight_map"] = json!(["a"]));
     assert_says(&text, &["model.safetensors.index.json is damaged"]);
     let text = index_error(|_, folder| {
@@ -326,7 +329,7 @@ fn an_index_that_lies_is_refused() {
     });
     assert_says(
         &text,
-        &["has both model.safetensors and model.safetensors.index.json"],
+        &["contains both model.safetensors and model.safetensors.index.json"],
     );
 }
 

@@ -11,10 +11,10 @@ use firebox_model::config::{FeedForwardKind, ModelConfig};
 use firebox_model::evaluate::evaluate;
 use firebox_model::feed_forward::{DenseFeedForward, FeedForward};
 use firebox_model::language_model::{LanguageModel, token_tensor};
-use firebox_model::moe::balance::{BatchLoad, per_layer, pooled};
+use firebox_model::moe::balance::{TokensPerExpert, per_layer, pooled};
 use firebox_model::moe::{MixtureOfExperts, Routing};
 use firebox_model::parameters::{MapParameter, RandomParameters, map};
-use firebox_model::parts::{Observer, Part, Place, observed, places};
+use firebox_model::parts::{LayerPart, Observer, Part, forward_observed, layer_parts};
 use firebox_runtime::on_every_device;
 use firebox_tests::models::{model, sequences, tiny, with_experts};
 use firebox_tests::tensors::relative_error;
@@ -73,7 +73,12 @@ fn same_result(what: &str, cut: &BatchResult, whole: &BatchResult) {
             "{what}: {kind} {found} against {expected}"
         );
     }
-    assert!(cut.health.load().eq(whole.health.load()), "{what}: load");
+    assert!(
+        cut.health
+            .tokens_per_expert()
+            .eq(whole.health.tokens_per_expert()),
+        "{what}: tokens per expert"
+    );
     let (cut, whole) = (cut.gradients.by_path(), whole.gradients.by_path());
     assert_eq!(
         cut.keys().collect::<Vec<_>>(),
@@ -130,7 +135,7 @@ fn a_token_does_not_depend_on_its_neighbours_in_the_batch(device: Device) {
 }
 
 fn decoding_with_the_cache_equals_one_forward_pass(device: Device) {
-    for config in [tiny(), with_experts(8, 8), tiny().dense_twin()] {
+    for config in [tiny(), with_experts(8, 8), tiny().dense_baseline()] {
         let model = model(&config, &device);
         let text = &sequences(&config, 2, 20, &[])[..];
         let whole = logits(&model, text, &device);
@@ -231,11 +236,11 @@ fn one_expert_is_the_dense_feed_forward_with_the_same_weights(device: Device) {
 }
 
 #[test]
-fn the_dense_twin_has_the_active_shape() {
-    let twin = tiny().dense_twin();
-    assert_eq!(twin.feed_forward, FeedForwardKind::Dense);
+fn the_dense_baseline_has_the_active_shape() {
+    let baseline = tiny().dense_baseline();
+    assert_eq!(baseline.feed_forward, FeedForwardKind::Dense);
     let [moe, dense] =
-        [tiny(), twin].map(|config| firebox_model::accounting::Accounting::of(&config));
+        [tiny(), baseline].map(|config| firebox_model::accounting::Accounting::of(&config));
     // But for the router's own product, of 2 · d_model · experts a layer.
     let router = 2.0 * 24.0 * 8.0 * 2.0;
     assert_eq!(moe.operations.forward - router, dense.operations.forward);
@@ -267,7 +272,7 @@ fn the_order_of_experts_changes_nothing(device: Device) {
 
 fn a_mixture_whose_router_is_indifferent_is_balanced_at_one_for_every_k(device: Device) {
     for per_token in 1..=4 {
-        // Token t chooses experts t, t + 1 …: an even load with even probabilities.
+        // Token t chooses experts t, t + 1 …: evenly many tokens per expert, with even probabilities.
         let chosen: Vec<u32> = (0..8u32)
             .flat_map(|t| (0..per_token as u32).map(move |choice| (t + choice) % 4))
             .collect();
@@ -277,11 +282,11 @@ fn a_mixture_whose_router_is_indifferent_is_balanced_at_one_for_every_k(device: 
             probabilities: Tensor::full([8, 4], 0.25, &device),
             plan: firebox_kernels::dispatch::DispatchPlan::new(&chosen, 4, per_token, &device),
         }];
-        let mut load = BatchLoad::default();
-        load.add(&routing, None, 8);
-        let balance = values(&per_layer(&routing, None, &load)[0])[0];
+        let mut tokens_per_expert = TokensPerExpert::default();
+        tokens_per_expert.add(&routing, None, 8);
+        let balance = values(&per_layer(&routing, None, &tokens_per_expert)[0])[0];
         assert!((balance - 1.0).abs() < 1e-6, "k = {per_token}: {balance}");
-        let balance = values(&pooled(&routing, None, &load).unwrap())[0];
+        let balance = values(&pooled(&routing, None, &tokens_per_expert).unwrap())[0];
         assert!(
             (balance - per_token as f32).abs() < 1e-5,
             "pooled, k = {per_token}: {balance}"
@@ -304,16 +309,16 @@ fn evaluation_is_repeatable_and_leaves_the_model_as_it_was(device: Device) {
     assert_eq!(model.router_bias()[1][0], 0.1);
 }
 
-/// Notes the places that it sees, and changes nothing.
-struct Places(Vec<Place>);
+/// Records the parts that it observes, and changes nothing.
+struct Recorder(Vec<LayerPart>);
 
-impl Observer for Places {
-    fn values(&mut self, place: Place, computed: Tensor<2>) -> Tensor<2> {
-        self.0.push(place);
+impl Observer for Recorder {
+    fn values(&mut self, layer_part: LayerPart, computed: Tensor<2>) -> Tensor<2> {
+        self.0.push(layer_part);
         computed
     }
 
-    fn choice(
+    fn selection(
         &mut self,
         layer: usize,
         experts: Vec<u32>,
@@ -321,18 +326,18 @@ impl Observer for Places {
     ) -> (Vec<u32>, Tensor<2>) {
         let layer = Some(layer);
         self.0
-            .extend([Part::Choice, Part::Weights].map(|part| Place { layer, part }));
+            .extend([Part::Selection, Part::RoutingWeights].map(|part| LayerPart { layer, part }));
         (experts, weights)
     }
 }
 
 fn the_parts_one_by_one_are_the_whole(device: Device) {
-    for config in [tiny(), tiny().dense_twin()] {
+    for config in [tiny(), tiny().dense_baseline()] {
         let model = model(&config, &device);
         let tokens = Batch::new(&sequences(&config, 3, 12, &[]), &device).tokens;
-        let mut seen = Places(Vec::new());
-        let parts = observed(&model, tokens.clone(), &mut seen);
-        assert_eq!(seen.0, places(&config));
+        let mut seen = Recorder(Vec::new());
+        let parts = forward_observed(&model, tokens.clone(), &mut seen);
+        assert_eq!(seen.0, layer_parts(&config));
         let whole = model.forward(tokens.clone()).logits.flatten::<2>(0, 1);
         close("parts", &parts, &whole);
         let trace = model.trace(tokens, None).output.logits.flatten::<2>(0, 1);

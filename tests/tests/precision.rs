@@ -56,7 +56,7 @@ fn parameters(model: &LanguageModel) -> Parameters {
 fn configs() -> [ModelConfig; 3] {
     let mut tied = tiny();
     tied.tied_embeddings = true;
-    [tiny(), tiny().dense_twin(), tied]
+    [tiny(), tiny().dense_baseline(), tied]
 }
 
 fn weights_are_held_as_they_are_stored(device: Device) {

@@ -91,7 +91,7 @@ pub fn bench(config: &RunConfig, options: &BenchOptions) -> Result<Bench, TrainE
     let model = measure(config, &config.model, options.steps, &selected);
     let is_moe = config.model.feed_forward == FeedForwardKind::Moe;
     let dense_baseline = (options.baseline && is_moe).then(|| {
-        let baseline = config.model.dense_twin();
+        let baseline = config.model.dense_baseline();
         measure(config, &baseline, options.steps, &selected)
     });
     // Measured last, so that its matrices do not count in the models' peak memory.
@@ -196,7 +196,7 @@ mod tests {
         let config = load(path.as_ref(), &[]).unwrap();
         let accounting = Accounting::of(&config.model);
         assert_eq!(accounting.total, 13_510_912);
-        let dense = Accounting::of(&config.model.dense_twin());
+        let dense = Accounting::of(&config.model.dense_baseline());
         assert_eq!(
             accounting.active - accounting.parameters.router,
             dense.active

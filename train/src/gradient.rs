@@ -13,7 +13,7 @@ use firebox_model::batch::{Batch, Sequence};
 use firebox_model::config::{FeedForwardKind, ModelConfig};
 use firebox_model::language_model::LanguageModel;
 use firebox_model::loss::{auxiliary, cross_entropy_sum};
-use firebox_model::moe::balance::BatchLoad;
+use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::moe::stats::HealthSums;
 use firebox_model::parameters::{VisitParameter, visit};
 
@@ -50,11 +50,11 @@ pub fn forward_backward(
     let targets: u64 = sequences.iter().map(|sequence| sequence.valid as u64).sum();
     let load = (sequences.len() > micro_batch && needs_load(config)).then(|| {
         let (plain, plain_device) = (model.valid(), device.clone().inner());
-        let mut load = BatchLoad::default();
+        let mut load = TokensPerExpert::default();
         for chunk in sequences.chunks(micro_batch) {
             let batch = Batch::new(chunk, &plain_device);
             let routing = plain.route(batch.tokens);
-            load.add(&routing, batch.valid.as_ref(), batch.counted);
+            load.add(&routing, batch.valid.as_ref(), batch.valid_tokens);
         }
         load
     });
@@ -68,7 +68,7 @@ pub fn forward_backward(
         let valid = batch.valid.as_ref();
         let output = model.forward(batch.tokens);
         let load = load.clone().unwrap_or_else(|| {
-            let mut load = BatchLoad::default();
+            let mut load = TokensPerExpert::default();
             load.add(&output.routing, valid, targets);
             load
         });
@@ -81,7 +81,7 @@ pub fn forward_backward(
         layers = output.routing.iter().map(|routing| routing.layer).collect();
         figures.extend([loss.inner(), total.clone().inner()]);
         figures.extend(HealthSums::terms(&output.routing, valid));
-        counted.push(batch.counted);
+        counted.push(batch.valid_tokens);
         gradients.add(model, total.backward());
     }
 

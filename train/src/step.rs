@@ -117,7 +117,7 @@ impl TrainingState {
             && config.model.feed_forward == FeedForwardKind::Moe
         {
             let mut biases = self.model.router_bias();
-            for (bias, counts) in biases.iter_mut().zip(batch.health.load()) {
+            for (bias, counts) in biases.iter_mut().zip(batch.health.tokens_per_expert()) {
                 update_bias(bias, counts, config.model.router.bias_update_rate);
             }
             self.model.set_router_bias(&biases);

@@ -391,7 +391,7 @@ impl Run {
             &model,
             &prompt,
             sample.tokens,
-            tokenizer.stops(),
+            tokenizer.eos_ids(),
             &mut Sampler::new(sampling),
             |id| {
                 text.push(id);

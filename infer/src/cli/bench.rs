@@ -16,17 +16,17 @@ pub(super) struct BenchArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
     #[command(flatten)]
-    held: DtypeArgs,
-    /// Tokens of a prompt.
+    weights: DtypeArgs,
+    /// Length of each prompt, in tokens.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
     prompt_tokens: usize,
-    /// Tokens that are written after it.
+    /// Number of tokens to decode after the prompt.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     new_tokens: usize,
-    /// Sequences at once.
+    /// Number of sequences per batch.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     batch: usize,
-    /// How often; the best time counts.
+    /// Number of repetitions; the best time is reported.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
     repeats: usize,
     /// Print one JSON object instead of a table.
@@ -42,15 +42,15 @@ impl BenchArgs {
             batch: self.batch,
             repeats: self.repeats,
         };
-        let found = bench(
+        let measured = bench(
             &self.model.checkpoint,
             &self.model.device,
-            self.held.dtype,
+            self.weights.dtype,
             options,
         )?;
         if self.json {
-            return print_json(&found);
+            return print_json(&measured);
         }
-        print(&found.to_string()).map_err(InferError::Output)
+        print(&measured.to_string()).map_err(InferError::Output)
     }
 }

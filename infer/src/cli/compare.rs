@@ -1,4 +1,4 @@
-//! `cargo infer compare`, and the hidden command that each of its devices runs.
+//! `cargo infer compare`, and the hidden command of its worker processes.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,27 +13,27 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{at_least_one, print_json};
 use crate::InferError;
-use crate::compare::{Candidate, Options, Probe, compare};
+use crate::compare::{Candidate, Options, Worker, compare};
 use crate::eval::Text;
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer compare runs/quickstart\n  \
     cargo infer compare runs/quickstart --devices flex,wgpu --gradients --html compared.html\n  \
     cargo infer compare runs/quickstart --devices flex --dtype f32,bf16 --data notes.txt\n\n\
-    The first device is the reference. Each part of each layer is also computed from what the reference computed\n\
-    before it, so that a fault is named where it arises. A relative difference of 2e-5 of a part is taken for\n\
-    rounding in f32 (devices agree to 1e-6), 2e-3 in f16 and 1.6e-2 in bf16 (eight roundings), and five times that\n\
-    of the whole network and of gradients.\n\n\
-    The exit code is 1 where a device fails or differs by more, so that this can stand among the checks of a change.";
+    The first device is the reference. Each part of each layer is also computed from the reference's inputs, so\n\
+    that an error is reported where it originates. The allowed relative difference of a part is 2e-5 in f32\n\
+    (devices agree to 1e-6), 2e-3 in f16 and 1.6e-2 in bf16 (eight roundings), and five times that for the whole\n\
+    network and for gradients.\n\n\
+    The exit code is 1 if a device fails or exceeds a tolerance, so the command can run in CI.";
 
 #[derive(Debug, Args)]
 pub(super) struct CompareArgs {
-    /// A checkpoint's folder, or a run's folder for its newest checkpoint.
+    /// Checkpoint folder, or run folder for its newest checkpoint.
     checkpoint: PathBuf,
-    /// Names as for --device, the reference first [default: all that this build and this machine have].
+    /// Devices to compare, the reference first [default: every device of this build and machine].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     devices: Vec<String>,
-    /// What the weights are held in: f32, bf16 or f16; with several, each device runs with each.
+    /// Types to keep the weights in: f32, bf16 or f16; each device runs with each type.
     #[arg(
         long,
         value_name = "TYPES",
@@ -41,23 +41,24 @@ pub(super) struct CompareArgs {
         default_value = "f32"
     )]
     dtype: Vec<WeightDtype>,
-    /// Text files; each is one document, and a .jsonl file has one a line [default: a page that ships inside].
+    /// Text files; each file is one document, a .jsonl file has one document per line [default: the built-in sample
+    /// text].
     #[arg(long, value_name = "PATH", num_args = 1..)]
     data: Vec<PathBuf>,
-    /// The field of a .jsonl line that holds the text.
+    /// Field of each .jsonl line that contains the text.
     #[arg(long, value_name = "NAME", default_value = TEXT_FIELD)]
     field: String,
-    /// Read so many tokens at most.
+    /// Maximum number of tokens.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
     tokens: usize,
-    /// Also compare the gradient of every parameter; only where weights are held in f32.
+    /// Also compare the gradient of every parameter (f32 weights only).
     #[arg(long)]
     gradients: bool,
-    /// The relative difference of a part that is allowed, and five times that of the whole network and of gradients
-    /// [default: 2e-5 in f32, 2e-3 in f16, 1.6e-2 in bf16].
+    /// Allowed relative difference of a part; five times that for the whole network and for gradients [default: 2e-5 in
+    /// f32, 2e-3 in f16, 1.6e-2 in bf16].
     #[arg(long, value_name = "T", value_parser = positive)]
     tolerance: Option<f64>,
-    /// Also write all of it on a page.
+    /// Also write an HTML report.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Print one JSON object instead of tables.
@@ -121,7 +122,7 @@ impl CompareArgs {
         );
         bar.enable_steady_tick(Duration::from_millis(100));
         let compared = compare(&options, |name, stage| {
-            bar.set_message(format!("{name} {stage}"))
+            bar.set_message(format!("{name}: {stage}"))
         });
         bar.finish_and_clear();
         let compared = compared?;
@@ -131,7 +132,7 @@ impl CompareArgs {
                 path: path.clone(),
                 source,
             })?;
-            tracing::info!("{} shows all of it", path.display());
+            tracing::info!("wrote the report to {}", path.display());
         }
         match self.json {
             true => print_json(&compared)?,
@@ -143,7 +144,7 @@ impl CompareArgs {
 
 impl DeviceArgs {
     pub(super) fn execute(self) -> Result<(), InferError> {
-        let probe = Probe {
+        let worker = Worker {
             checkpoint: self.checkpoint,
             device: self.device,
             dtype: self.dtype,
@@ -153,8 +154,8 @@ impl DeviceArgs {
             gradients: self.gradients,
         };
         let mut output = std::io::stdout().lock();
-        probe.run(|stage| {
-            // Whoever listens no more has no use for it.
+        worker.run(|stage| {
+            // Ignore a closed pipe.
             let _ = writeln!(output, "{stage}").and_then(|()| output.flush());
         })
     }
@@ -163,6 +164,6 @@ impl DeviceArgs {
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
-        _ => Err("must be a number above 0, such as 1e-4".to_owned()),
+        _ => Err("must be a number greater than 0, such as 1e-4".to_owned()),
     }
 }

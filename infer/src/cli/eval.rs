@@ -16,28 +16,28 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer eval runs/quickstart --data notes.txt\n  \
     cargo infer eval runs/quickstart --data held-out.jsonl --field content --json\n  \
     cargo infer eval runs/quickstart/checkpoints/step-0000100 --data a.txt b.txt --max-tokens 10000\n\n\
-    The same text gives the same number as the validation of `cargo train`, as long as --batch and\n\
-    --context are left alone and the model's context is not above 2048.";
+    The loss equals the validation loss of `cargo train` on the same text, unless --batch or --context\n\
+    is given or the model's context exceeds 2048.";
 
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
     #[command(flatten)]
-    held: DtypeArgs,
-    /// Text files; each is one document, and a .jsonl file has one a line.
+    weights: DtypeArgs,
+    /// Text files; each file is one document, a .jsonl file has one document per line.
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
-    /// The field of a .jsonl line that holds the text.
+    /// Field of each .jsonl line that contains the text.
     #[arg(long, value_name = "NAME", default_value = TEXT_FIELD)]
     field: String,
-    /// Tokens of a sequence [default: the model's context, but at most 2048].
+    /// Sequence length in tokens [default: the model's context, at most 2048].
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
     context: Option<usize>,
-    /// Sequences that are computed at once; fewer take less memory.
+    /// Number of sequences per batch; fewer need less memory.
     #[arg(long, value_name = "ROWS", default_value_t = ROWS, value_parser = at_least_one)]
     batch: usize,
-    /// Stop after so many predicted tokens.
+    /// Stop after this many predicted tokens.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_tokens: Option<u64>,
     /// Print one JSON object instead of a table.
@@ -53,7 +53,7 @@ impl EvalArgs {
             max_tokens: self.max_tokens,
         };
         text.check()?;
-        let engine = self.model.open(self.held)?;
+        let engine = self.model.open(self.weights)?;
         let packed = text.pack(&engine)?;
         let context = self.context.unwrap_or_else(|| default_context(&engine));
         let bar = progress_bar(packed.targets());

@@ -17,15 +17,15 @@ pub(super) const HELP: &str = "Examples:\n  \
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
-    /// A checkpoint's folder, or a run's folder for its newest checkpoint.
+    /// Checkpoint folder, or run folder for its newest checkpoint.
     checkpoint: PathBuf,
-    /// The folder to write; it must be empty or absent.
+    /// Folder to write; must be empty or absent.
     #[arg(long, value_name = "FOLDER")]
     output: PathBuf,
-    /// f32, f16 or bf16 [default: as the checkpoint has it].
+    /// Type to store the weights in: f32, f16 or bf16 [default: the checkpoint's].
     #[arg(long, value_name = "TYPE")]
     dtype: Option<WeightDtype>,
-    /// The largest size of one file of weights, such as 5GB or 500MiB [default: all in one].
+    /// Maximum size of one weights file, such as 5GB or 500MiB [default: a single file].
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     shard_size: Option<ByteSize>,
 }
@@ -47,7 +47,7 @@ impl ExportArgs {
         });
         bar.finish_and_clear();
         tracing::info!(
-            "{} in {}, after {:.2} s",
+            "wrote {} in {}, {:.2} s",
             self.output.display(),
             dtype?,
             started.elapsed().as_secs_f64()
@@ -59,6 +59,6 @@ impl ExportArgs {
 fn shard_size(text: &str) -> Result<ByteSize, String> {
     match text.parse::<ByteSize>() {
         Ok(size) if size.as_u64() > 0 => Ok(size),
-        _ => Err("must be a size above 0, such as 5GB or 500MiB".to_owned()),
+        _ => Err("must be a size greater than 0, such as 5GB or 500MiB".to_owned()),
     }
 }

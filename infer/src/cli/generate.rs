@@ -13,40 +13,40 @@ use crate::generate::{Generated, Request, generate};
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer generate runs/quickstart --prompt \"fn main\"\n  \
     cargo infer generate runs/quickstart --prompt \"\" --temperature 0\n  \
-    cargo infer generate runs/quickstart --prompt - --max-tokens 50 < beginning.txt > whole.txt\n\n\
-    The same seed gives the same text. Ctrl-C ends it early; twice, at once.";
+    cargo infer generate runs/quickstart --prompt - --max-tokens 50 < prompt.txt > output.txt\n\n\
+    The same seed gives the same text. Ctrl-C stops after the current token; a second Ctrl-C aborts.";
 
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
     #[command(flatten)]
-    held: DtypeArgs,
-    /// How the text begins; - reads it from standard input, as it is. Empty, the model begins a document.
+    weights: DtypeArgs,
+    /// Text to continue; `-` reads it from standard input. An empty prompt starts a new document.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) prompt: String,
-    /// Most tokens to add.
+    /// Maximum number of tokens to generate.
     #[arg(long, value_name = "N", default_value_t = 200)]
     max_tokens: usize,
-    /// Below 1 the likelier tokens gain, above 1 the others; 0 always takes the likeliest.
+    /// Softmax temperature; 0 is greedy decoding.
     #[arg(long, value_name = "T", default_value_t = Sampling::default().temperature,
         value_parser = temperature, allow_negative_numbers = true)]
     temperature: f64,
-    /// Draw from the K likeliest tokens only [default: all].
+    /// Sample from the K most probable tokens only [default: all].
     #[arg(long, value_name = "K", value_parser = at_least_one)]
     top_k: Option<usize>,
-    /// Draw only from the likeliest tokens that together have this probability, above 0 and up to 1.
+    /// Sample from the smallest set of most probable tokens whose total probability reaches P (0 < P ≤ 1).
     #[arg(long, value_name = "P", default_value_t = Sampling::default().top_p,
         value_parser = probability, allow_negative_numbers = true)]
     top_p: f64,
-    /// Decides what is drawn.
+    /// Sampling seed.
     #[arg(long, value_name = "S", default_value_t = Sampling::default().seed, allow_negative_numbers = true)]
     seed: u64,
 }
 
 impl GenerateArgs {
     pub(super) fn execute(self, control: &Control) -> Result<(), InferError> {
-        let engine = self.model.open(self.held)?;
+        let engine = self.model.open(self.weights)?;
         let prompt = match self.prompt.as_str() {
             "-" => {
                 let mut text = String::new();
@@ -84,13 +84,13 @@ impl GenerateArgs {
 fn temperature(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
-        _ => Err("must be a number of 0 or above".to_owned()),
+        _ => Err("must be a number of at least 0".to_owned()),
     }
 }
 
 fn probability(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
-        _ => Err("must be a number above 0 and up to 1".to_owned()),
+        _ => Err("must be a number greater than 0 and at most 1".to_owned()),
     }
 }

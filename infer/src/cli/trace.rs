@@ -12,20 +12,20 @@ use crate::trace::trace;
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer trace runs/quickstart --input tokens.safetensors --output trace.safetensors\n  \
     cargo infer trace OLMoE-1B-7B --input tokens.safetensors --output trace.safetensors --gradients --device wgpu\n\n\
-    tokens.safetensors holds input_ids [batch, sequence] and, where there is padding, attention_mask of the\n\
-    same shape. tests/fixtures/compare.py compares a trace with what transformers computes for the same folder.";
+    tokens.safetensors contains input_ids [batch, sequence] and, if there is padding, attention_mask of the\n\
+    same shape. tests/fixtures/compare.py compares a trace with the results of transformers for the same folder.";
 
 #[derive(Debug, Args)]
 pub(super) struct TraceArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
-    /// A safetensors file with input_ids and attention_mask.
+    /// Safetensors file with input_ids and, optionally, attention_mask.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// The safetensors file to write.
+    /// Safetensors file to write.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// Also the gradient of the total loss for every parameter.
+    /// Also write the gradient of the total loss for every parameter.
     #[arg(long)]
     gradients: bool,
 }
@@ -42,7 +42,7 @@ impl TraceArgs {
             self.gradients,
         )?;
         tracing::info!(
-            "{} tensors in {}: cross-entropy {:.6}, total loss {:.6}, on {device} after {:.2} s",
+            "wrote {} tensors to {}: cross-entropy {:.6}, total loss {:.6}, on {device} in {:.2} s",
             losses.tensors,
             self.output.display(),
             losses.cross_entropy,

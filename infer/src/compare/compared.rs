@@ -1,150 +1,152 @@
-//! What differs between what two devices found.
+//! The differences between the traces of two devices.
 
-use firebox_model::parts::{Part, Place};
+use firebox_model::parts::{LayerPart, Part};
 use serde::Serialize;
 
 use super::difference::{Difference, divergence, greedy, nats};
-use super::findings::{self, Findings, Matrix};
 use super::flips::{Flips, Touched, flipped, gaps};
 use super::tokens::Tokens;
 use super::tolerance::{Fault, Tolerances};
+use super::trace_file::{self, Matrix, TraceFile};
 use crate::InferError;
 
 /// How a device differs from the reference.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Differences {
-    /// Every part by itself, in the order in which they run.
+    /// Each part alone, in execution order.
     pub parts: Vec<PartDifference>,
-    /// Within the whole network, by layer.
+    /// The layers within the whole network.
     pub layers: Vec<LayerDifference>,
-    /// Scores of the next token, from the whole network.
-    pub logits: Through,
-    /// The same of the last tokens of the first sequence, one at a time with the cache; none where it is too short.
+    /// Logits of the whole network.
+    pub logits: NetworkDifference,
+    /// Logits of the last tokens of the first sequence, decoded one at a time with the cache; `None` if it is too short.
     pub decoded: Option<Difference>,
-    /// Mean over the tokens of the Kullback–Leibler divergence of the next token's distribution, in nats.
+    /// Kullback–Leibler divergence of the next token's distribution, mean over the tokens, in nats.
     pub divergence_mean: f64,
-    /// Its maximum.
+    /// The same, maximum over the tokens.
     pub divergence_max: f64,
-    /// The likeliest next token.
+    /// The greedy next token.
     pub greedy: Greedy,
-    /// By parameter, in the order of their names; none where they were not asked for.
+    /// By parameter, sorted by layer and name; `None` if not requested.
     pub gradients: Option<Vec<Gradient>>,
-    /// What was allowed.
+    /// The tolerances.
     pub tolerances: Tolerances,
-    /// What exceeds it: first the parts by themselves, in the order in which they run, then the whole.
+    /// What exceeds the tolerances: first the parts alone, in execution order, then the whole network.
     pub faults: Vec<Fault>,
 }
 
-/// How a part differs that was given what the reference computed before it.
+/// The difference of a part that was given the reference's inputs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PartDifference {
-    /// Number of the layer, from 0; none for what stands before and after the layers.
+    /// Index of the layer, from 0; `None` for the parts before and after the layers.
     pub layer: Option<usize>,
     /// Such as `attention` or `experts`.
     pub part: String,
-    /// By how much; of the choice of experts, the largest gap across which it chose otherwise.
+    /// By how much; for the expert selection, the largest probability gap of a flip.
     #[serde(flatten)]
     pub difference: Difference,
 }
 
-/// How what the whole network computes differs.
+/// The difference of a value that the whole network up to there computes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Through {
+pub struct NetworkDifference {
     /// Over all tokens.
     pub all: Difference,
-    /// Over those that no flip of experts has touched: neither they nor a token before them in their sequence went
-    /// to other experts in an earlier layer.
+    /// Over the tokens that no flip has touched: neither they nor an earlier token of their sequence were routed to
+    /// different experts in an earlier layer.
     pub untouched: Difference,
-    /// How many those are.
+    /// Number of untouched tokens.
     pub untouched_tokens: usize,
 }
 
-/// How a layer differs within the whole network.
+/// The difference of a layer within the whole network.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerDifference {
-    /// Its number, from 0.
+    /// Its index, from 0.
     pub layer: usize,
-    /// The residual stream after it; after the last layer, behind the last norm.
-    pub hidden: Through,
-    /// The router's scores; none for a dense layer.
-    pub router: Option<Through>,
-    /// The router's choices; none for a dense layer.
+    /// The residual stream after it; for the last layer, after the final norm.
+    pub hidden: NetworkDifference,
+    /// The router's logits; `None` for a dense layer.
+    pub router: Option<NetworkDifference>,
+    /// The router's flips; `None` for a dense layer.
     pub flips: Option<Flips>,
 }
 
-/// Where the likeliest next token is another.
+/// How often the greedy next token differs.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Greedy {
-    /// Tokens that were predicted.
+    /// Number of predicted tokens.
     pub tokens: usize,
-    /// Where the likeliest is another one.
+    /// Number of tokens for which the greedy choice differs.
     pub differing: usize,
-    /// Among those, the largest lead in probability that the reference's likeliest had over its second. 0 without one.
+    /// Among those, the largest lead in probability of the reference's first choice over its second; 0 without one.
     pub largest_lead: f64,
 }
 
-/// How a parameter's gradient differs.
+/// The difference of a parameter's gradient.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Gradient {
-    /// The parameter, as transformers calls it.
+    /// The parameter's name in transformers.
     pub name: String,
-    /// Its layer, if it is in one.
+    /// Its layer; `None` outside the layers.
     pub layer: Option<usize>,
     /// By how much.
     #[serde(flatten)]
     pub difference: Difference,
 }
 
-/// A relative difference, in the words of a [`Fault`].
-const RELATIVE: &str = "a relative difference";
+/// What a [`Fault`] calls a relative difference.
+const RELATIVE: &str = "relative difference";
+/// What a [`Fault`] calls the probability gap of a flip.
+const FLIP: &str = "flip across a probability gap of";
 
-/// Compares what a device found with what the reference found for the same tokens.
+/// Compares a device's trace with the reference's trace of the same tokens.
 ///
-/// `places` are all parts of the network ([`parts::places`](firebox_model::parts::places)).
+/// `layer_parts` are all parts of the network ([`parts::layer_parts`](firebox_model::parts::layer_parts)).
 ///
 /// # Errors
 ///
-/// When one of them lacks what it should have.
-pub fn compare_findings(
-    reference: &Findings,
-    found: &Findings,
+/// When one of them lacks a matrix.
+pub fn compare_traces(
+    reference: &TraceFile,
+    traced: &TraceFile,
     tokens: &Tokens,
-    places: &[Place],
+    layer_parts: &[LayerPart],
     tolerances: &Tolerances,
 ) -> Result<Differences, InferError> {
-    let both = |name: &str| Ok::<_, InferError>((found.matrix(name)?, reference.matrix(name)?));
-    let router_bias = |mixture: usize| {
+    let both = |name: &str| Ok::<_, InferError>((traced.matrix(name)?, reference.matrix(name)?));
+    let router_bias = |moe_layer: usize| {
         reference
-            .facts()
+            .timings()
             .router_bias
-            .get(mixture)
+            .get(moe_layer)
             .map_or(&[][..], Vec::as_slice)
     };
 
-    let mut parts = Vec::with_capacity(places.len() + 1);
+    let mut parts = Vec::with_capacity(layer_parts.len() + 1);
     let mut faults = Vec::new();
-    let mut mixtures = 0;
-    for &place in places {
-        let name = findings::alone(place);
+    let mut moe_layers = 0;
+    for &layer_part in layer_parts {
+        let name = trace_file::alone(layer_part);
         let mut allowed = (RELATIVE, tolerances.part);
-        let difference = match place.part {
-            Part::Choice => {
-                allowed = ("another choice across a gap", tolerances.gap);
+        let difference = match layer_part.part {
+            Part::Selection => {
+                allowed = (FLIP, tolerances.gap);
                 let (chosen, expected) = both(&name)?;
-                let scores = reference.matrix(&findings::alone(Place {
+                let logits = reference.matrix(&trace_file::alone(LayerPart {
                     part: Part::Router,
-                    ..place
+                    ..layer_part
                 }))?;
-                let gaps = gaps(&scores, router_bias(mixtures), expected.columns());
-                mixtures += 1;
+                let gaps = gaps(&logits, router_bias(moe_layers), expected.columns());
+                moe_layers += 1;
                 widest_flip(&flipped(&chosen, &expected), &gaps)
             }
-            Part::Weights => {
-                let choice = findings::alone(Place {
-                    part: Part::Choice,
-                    ..place
+            Part::RoutingWeights => {
+                let selection = trace_file::alone(LayerPart {
+                    part: Part::Selection,
+                    ..layer_part
                 });
-                difference_of_weights(both(&choice)?, both(&name)?)
+                difference_of_weights(both(&selection)?, both(&name)?)
             }
             _ => {
                 let (a, b) = both(&name)?;
@@ -152,24 +154,24 @@ pub fn compare_findings(
             }
         };
         faults.extend(Fault::check(
-            place.to_string(),
+            layer_part.to_string(),
             allowed.0,
             difference.relative,
             allowed.1,
         ));
         parts.push(PartDifference {
-            layer: place.layer,
-            part: place.part.to_string(),
+            layer: layer_part.layer,
+            part: layer_part.part.to_string(),
             difference,
         });
     }
-    let scores = reference.matrix(&findings::alone(Place {
+    let logits = reference.matrix(&trace_file::alone(LayerPart {
         layer: None,
         part: Part::Head,
     }))?;
-    let expected = nats(&scores, tokens.targets());
-    let loss = found
-        .matrix(findings::LOSS)?
+    let expected = nats(&logits, tokens.targets());
+    let loss = traced
+        .matrix(trace_file::LOSS)?
         .values
         .iter()
         .map(|&loss| f64::from(loss))
@@ -192,42 +194,42 @@ pub fn compare_findings(
 
     let mut touched = Touched::none(tokens.count(), tokens.sequence());
     let mut layers = Vec::new();
-    let count = places
+    let count = layer_parts
         .iter()
-        .filter_map(|place| place.layer)
+        .filter_map(|layer_part| layer_part.layer)
         .max()
         .map_or(0, |last| last + 1);
-    let mut mixtures = 0;
+    let mut moe_layers = 0;
     for layer in 0..count {
-        // Attention comes first.
+        // Attention runs before the router.
         touched.spread();
         let (mut router, mut flips) = (None, None);
-        if let Some(scores) = found.find(&findings::router(layer)) {
-            let expected = reference.matrix(&findings::router(layer))?;
-            let difference = Through::of(&scores, &expected, &touched);
-            let place = format!("through layer {layer}, router");
+        if let Some(logits) = traced.find(&trace_file::router(layer)) {
+            let expected = reference.matrix(&trace_file::router(layer))?;
+            let difference = NetworkDifference::of(&logits, &expected, &touched);
+            let place = format!("network up to layer {layer}, router");
             faults.extend(Fault::check(
                 place,
                 RELATIVE,
                 difference.untouched.relative,
                 tolerances.whole,
             ));
-            let (chosen, before) = both(&findings::chosen(layer))?;
-            let gaps = gaps(&expected, router_bias(mixtures), before.columns());
-            mixtures += 1;
-            let found = touched.flip(&flipped(&chosen, &before), &gaps);
-            let place = format!("through layer {layer}, choice of experts");
+            let (chosen, before) = both(&trace_file::chosen(layer))?;
+            let gaps = gaps(&expected, router_bias(moe_layers), before.columns());
+            moe_layers += 1;
+            let layer_flips = touched.flip(&flipped(&chosen, &before), &gaps);
+            let place = format!("network up to layer {layer}, expert selection");
             faults.extend(Fault::check(
                 place,
-                "another choice across a gap",
-                found.largest_gap,
+                FLIP,
+                layer_flips.largest_gap,
                 tolerances.gap,
             ));
-            (router, flips) = (Some(difference), Some(found));
+            (router, flips) = (Some(difference), Some(layer_flips));
         }
-        let (a, b) = both(&findings::hidden(layer + 1))?;
-        let hidden = Through::of(&a, &b, &touched);
-        let place = format!("through layer {layer}, hidden state");
+        let (a, b) = both(&trace_file::hidden(layer + 1))?;
+        let hidden = NetworkDifference::of(&a, &b, &touched);
+        let place = format!("network up to layer {layer}, hidden state");
         faults.extend(Fault::check(
             place,
             RELATIVE,
@@ -241,10 +243,10 @@ pub fn compare_findings(
             flips,
         });
     }
-    let (a, b) = both(findings::LOGITS)?;
-    let logits = Through::of(&a, &b, &touched);
+    let (a, b) = both(trace_file::LOGITS)?;
+    let logits = NetworkDifference::of(&a, &b, &touched);
     faults.extend(Fault::check(
-        "scores of the next token",
+        "logits",
         RELATIVE,
         logits.untouched.relative,
         tolerances.whole,
@@ -254,17 +256,17 @@ pub fn compare_findings(
     let unflipped = layers
         .iter()
         .all(|layer| layer.flips.as_ref().is_none_or(|flips| flips.flipped == 0));
-    let decoded = match found.find(findings::DECODED) {
-        Some(scores) => Some(Difference::of(
-            &scores,
-            &reference.matrix(findings::DECODED)?,
+    let decoded = match traced.find(trace_file::DECODED) {
+        Some(logits) => Some(Difference::of(
+            &logits,
+            &reference.matrix(trace_file::DECODED)?,
         )),
         None => None,
     };
-    let gradients = gradients(reference, found)?;
-    // A flip changes both for a good reason.
+    let gradients = gradients(reference, traced)?;
+    // A flip legitimately changes both.
     if unflipped {
-        let place = "scores of the next token, one token at a time with the cache";
+        let place = "logits, decoded one token at a time with the cache";
         let difference = decoded.iter().map(|difference| (place, difference));
         faults.extend(
             difference.filter_map(|(place, d)| {
@@ -296,7 +298,7 @@ pub fn compare_findings(
 }
 
 impl Differences {
-    /// Tokens times layers whose experts are others, and how many of them there are.
+    /// Number of flipped selections over all layers and tokens, and number of all selections.
     pub fn flips(&self) -> (usize, usize) {
         let flips = self.layers.iter().filter_map(|layer| layer.flips.as_ref());
         flips.fold((0, 0), |(flipped, all), flips| {
@@ -304,10 +306,10 @@ impl Differences {
         })
     }
 
-    /// The part that differs most by itself, of those that are no choice.
+    /// The part that differs most alone, the expert selection aside.
     pub fn worst_part(&self) -> Option<&PartDifference> {
-        let choice = Part::Choice.to_string();
-        let parts = self.parts.iter().filter(|part| part.part != choice);
+        let selection = Part::Selection.to_string();
+        let parts = self.parts.iter().filter(|part| part.part != selection);
         parts.max_by(|a, b| a.difference.relative.total_cmp(&b.difference.relative))
     }
 
@@ -319,7 +321,7 @@ impl Differences {
 }
 
 impl PartDifference {
-    /// Where it is, in words.
+    /// The part's name, with its layer.
     pub fn place(&self) -> String {
         match self.layer {
             Some(layer) => format!("layer {layer}, {}", self.part),
@@ -328,20 +330,20 @@ impl PartDifference {
     }
 }
 
-impl Through {
-    fn of(found: &Matrix, reference: &Matrix, touched: &Touched) -> Self {
+impl NetworkDifference {
+    fn of(traced: &Matrix, reference: &Matrix, touched: &Touched) -> Self {
         Self {
-            all: Difference::of(found, reference),
-            untouched: Difference::over(found, reference, |token| !touched.is(token)),
+            all: Difference::of(traced, reference),
+            untouched: Difference::over(traced, reference, |token| !touched.contains(token)),
             untouched_tokens: touched.untouched(),
         }
     }
 }
 
 impl Greedy {
-    fn of(found: &Matrix, reference: &Matrix) -> Self {
+    fn of(traced: &Matrix, reference: &Matrix) -> Self {
         let mut all = Self::default();
-        for (a, b) in found.rows().zip(reference.rows()) {
+        for (a, b) in traced.rows().zip(reference.rows()) {
             let (expected, lead) = greedy(b);
             all.tokens += 1;
             if greedy(a).0 != expected {
@@ -353,7 +355,7 @@ impl Greedy {
     }
 }
 
-/// The largest gap across which a token chose otherwise.
+/// The largest probability gap of a flipped token.
 fn widest_flip(flipped: &[bool], gaps: &[f64]) -> Difference {
     let gaps = flipped
         .iter()
@@ -366,7 +368,7 @@ fn widest_flip(flipped: &[bool], gaps: &[f64]) -> Difference {
     }
 }
 
-/// Of the weights of the same experts, of those tokens that chose the same ones.
+/// The difference of the routing weights, expert by expert, over the tokens with the same experts.
 fn difference_of_weights(chosen: (Matrix, Matrix), weights: (Matrix, Matrix)) -> Difference {
     let other = flipped(&chosen.0, &chosen.1);
     let in_order = |experts: &Matrix, weights: &Matrix| {
@@ -391,17 +393,20 @@ fn difference_of_weights(chosen: (Matrix, Matrix), weights: (Matrix, Matrix)) ->
     Difference::over(&a, &b, |token| !other[token])
 }
 
-fn gradients(reference: &Findings, found: &Findings) -> Result<Option<Vec<Gradient>>, InferError> {
+fn gradients(
+    reference: &TraceFile,
+    traced: &TraceFile,
+) -> Result<Option<Vec<Gradient>>, InferError> {
     let mut gradients = Vec::new();
-    for name in found.names(findings::GRADIENT) {
+    for name in traced.names(trace_file::GRADIENT) {
         let Some(expected) = reference.find(name) else {
             continue;
         };
-        let parameter = name.trim_start_matches(findings::GRADIENT);
+        let parameter = name.trim_start_matches(trace_file::GRADIENT);
         gradients.push(Gradient {
             layer: layer_of(parameter),
             name: parameter.to_owned(),
-            difference: Difference::of(&found.matrix(name)?, &expected),
+            difference: Difference::of(&traced.matrix(name)?, &expected),
         });
     }
     gradients.sort_by(|a, b| a.layer.cmp(&b.layer).then_with(|| a.name.cmp(&b.name)));
@@ -419,7 +424,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_parameters_name_tells_its_layer() {
+    fn the_layer_is_parsed_from_a_parameters_name() {
         assert_eq!(
             layer_of("model.layers.12.self_attn.q_proj.weight"),
             Some(12)
@@ -437,7 +442,7 @@ mod tests {
             Matrix::new(2, vec![0.3, 0.7, 0.5, 0.5]),
             Matrix::new(2, vec![0.7, 0.3, 0.9, 0.1]),
         );
-        // The first token lists the same experts in another order; the second one chose others.
+        // The first token lists the same experts in another order; the second one has different experts.
         assert_eq!(
             difference_of_weights(experts, weights),
             Difference::default()

@@ -1,19 +1,19 @@
-//! How far two devices' numbers are apart: pure functions, in f64 on the host.
+//! Differences between two devices' values: pure functions, in f64 on the host.
 
 use serde::Serialize;
 
-use super::findings::Matrix;
+use super::trace_file::Matrix;
 
-/// How far numbers are from their reference.
+/// The difference of some values from their reference.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Difference {
-    /// The largest |a − b|; infinite where one of them is no finite number.
+    /// The largest |a − b|; infinite if a value is not finite.
     pub absolute: f64,
-    /// ‖a − b‖ / ‖b‖; infinite where one of them is no finite number.
+    /// ‖a − b‖ / ‖b‖; infinite if a value is not finite.
     pub relative: f64,
 }
 
-/// Adds up differences.
+/// Accumulates differences.
 #[derive(Debug, Clone, Copy, Default)]
 struct Sums {
     largest: f64,
@@ -22,15 +22,16 @@ struct Sums {
 }
 
 impl Sums {
-    fn add(&mut self, found: &[f32], reference: &[f32]) {
-        for (&a, &b) in found.iter().zip(reference) {
+    fn add(&mut self, values: &[f32], reference: &[f32]) {
+        for (&a, &b) in values.iter().zip(reference) {
             let (a, b) = (f64::from(a), f64::from(b));
-            let apart = match a.is_finite() && b.is_finite() {
-                true => (a - b).abs(),
-                false => f64::INFINITY,
+            let difference = if a.is_finite() && b.is_finite() {
+                (a - b).abs()
+            } else {
+                f64::INFINITY
             };
-            self.largest = self.largest.max(apart);
-            self.squares += apart * apart;
+            self.largest = self.largest.max(difference);
+            self.squares += difference * difference;
             self.reference += b * b;
         }
     }
@@ -50,21 +51,25 @@ impl Sums {
 
 impl Difference {
     /// Over all rows.
-    pub(super) fn of(found: &Matrix, reference: &Matrix) -> Self {
-        Self::over(found, reference, |_| true)
+    pub(super) fn of(values: &Matrix, reference: &Matrix) -> Self {
+        Self::over(values, reference, |_| true)
     }
 
-    /// Over the rows that `counts`.
+    /// Over the rows for which `included` is true.
     ///
     /// # Panics
     ///
     /// When the shapes differ.
-    pub(super) fn over(found: &Matrix, reference: &Matrix, counts: impl Fn(usize) -> bool) -> Self {
-        assert_eq!(found.columns(), reference.columns(), "numbers of a row");
-        assert_eq!(found.values.len(), reference.values.len(), "numbers");
+    pub(super) fn over(
+        values: &Matrix,
+        reference: &Matrix,
+        included: impl Fn(usize) -> bool,
+    ) -> Self {
+        assert_eq!(values.columns(), reference.columns(), "columns");
+        assert_eq!(values.values.len(), reference.values.len(), "values");
         let mut sums = Sums::default();
-        for (row, (a, b)) in found.rows().zip(reference.rows()).enumerate() {
-            if counts(row) {
+        for (row, (a, b)) in values.rows().zip(reference.rows()).enumerate() {
+            if included(row) {
                 sums.add(a, b);
             }
         }
@@ -72,7 +77,7 @@ impl Difference {
     }
 }
 
-/// Natural logarithm of the softmax.
+/// Natural logarithm of the softmax of logits.
 fn log_softmax(scores: &[f32]) -> Vec<f64> {
     let largest = scores
         .iter()
@@ -82,7 +87,7 @@ fn log_softmax(scores: &[f32]) -> Vec<f64> {
     scores.iter().map(|&x| f64::from(x) - normalizer).collect()
 }
 
-/// Probabilities of scores.
+/// Softmax of logits.
 pub(super) fn softmax(scores: &[f32]) -> Vec<f64> {
     log_softmax(scores).into_iter().map(f64::exp).collect()
 }
@@ -96,17 +101,17 @@ pub(super) fn nats(logits: &Matrix, targets: &[u32]) -> f64 {
     losses.sum::<f64>() / targets.len() as f64
 }
 
-/// Mean and maximum over the rows of the Kullback–Leibler divergence Σ p (ln p − ln q) of the scores' softmaxes, p
-/// being the reference's; in nats.
-pub(super) fn divergence(found: &Matrix, reference: &Matrix) -> (f64, f64) {
+/// Mean and maximum over the rows of the Kullback–Leibler divergence Σ p (ln p − ln q) of the softmaxes, where p is
+/// the reference's; in nats.
+pub(super) fn divergence(values: &Matrix, reference: &Matrix) -> (f64, f64) {
     let mut sum = 0.0;
     let mut largest = 0.0f64;
     let mut rows = 0;
-    for (found, reference) in found.rows().zip(reference.rows()) {
-        let (q, p) = (log_softmax(found), log_softmax(reference));
+    for (row, reference) in values.rows().zip(reference.rows()) {
+        let (q, p) = (log_softmax(row), log_softmax(reference));
         let terms = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q));
         let row = terms.sum::<f64>();
-        // Rounding can leave it just below its least value; what is no number is as far as can be.
+        // Rounding can make the divergence slightly negative. NaN counts as infinitely far.
         let row = if row.is_nan() {
             f64::INFINITY
         } else {
@@ -119,15 +124,15 @@ pub(super) fn divergence(found: &Matrix, reference: &Matrix) -> (f64, f64) {
     (sum / f64::from(rows.max(1)), largest)
 }
 
-/// The largest score's place, and how much less likely the second is.
+/// The index of the largest logit, and its lead in probability over the second.
 pub(super) fn greedy(scores: &[f32]) -> (usize, f64) {
     let probabilities = softmax(scores);
     let mut best = (0, f64::NEG_INFINITY);
     let mut second = f64::NEG_INFINITY;
-    for (place, &probability) in probabilities.iter().enumerate() {
+    for (index, &probability) in probabilities.iter().enumerate() {
         if probability > best.1 {
             second = best.1;
-            best = (place, probability);
+            best = (index, probability);
         } else {
             second = second.max(probability);
         }
@@ -155,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_infinitely_far() {
+    fn nan_is_infinitely_far() {
         let reference = Matrix::new(1, vec![1.0, 2.0]);
         let broken = Matrix::new(1, vec![1.0, f32::NAN]);
         assert_eq!(Difference::of(&broken, &reference).relative, f64::INFINITY);
@@ -166,15 +171,15 @@ mod tests {
 
     #[test]
     fn the_greedy_token_and_its_lead() {
-        let (place, lead) = greedy(&[0.0, 2f32.ln(), 0.0]);
-        assert_eq!(place, 1);
+        let (index, lead) = greedy(&[0.0, 2f32.ln(), 0.0]);
+        assert_eq!(index, 1);
         assert!((lead - 0.25).abs() < 1e-7);
-        // Of equal ones the first, as the devices' own choice has it.
+        // Ties go to the first, as in the devices' own argmax.
         assert_eq!(greedy(&[1.0, 1.0]), (0, 0.0));
     }
 
     #[test]
-    fn even_scores_cost_the_logarithm_of_their_number() {
+    fn uniform_logits_cost_the_logarithm_of_the_vocabulary() {
         let logits = Matrix::new(8, vec![0.5; 16]);
         assert!((nats(&logits, &[0, 7]) - 8f64.ln()).abs() < 1e-12);
     }

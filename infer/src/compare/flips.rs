@@ -1,30 +1,30 @@
-//! Tokens that go to other experts than on the reference, and what that does to the tokens after them.
+//! Tokens that are routed to different experts than on the reference, and the tokens that this affects.
 
 use serde::Serialize;
 
 use super::difference::softmax;
-use super::findings::Matrix;
+use super::trace_file::Matrix;
 
-/// What a layer's router chose otherwise than the reference's.
+/// The flips of a layer: tokens for which its router selects other experts than the reference's router.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Flips {
-    /// Tokens that chose.
+    /// Number of tokens.
     pub tokens: usize,
-    /// Those whose set of experts is another.
+    /// Number of tokens whose set of experts differs.
     pub flipped: usize,
-    /// Those among them that no earlier flip had touched: their own scores decided.
+    /// Number of those that no earlier flip had touched, so that they differ by rounding or a fault of their own.
     pub first: usize,
-    /// Of the first ones, the largest gap: by how much the worst of the reference's chosen experts beat the best of
-    /// the others, in probability and, where there is one, with the bias. 0 without a flip.
+    /// Largest gap of the `first` ones: the lead of the reference's lowest selected expert over its highest other expert,
+    /// in probability plus selection bias. 0 without a flip.
     pub largest_gap: f64,
 }
 
-/// By token, how much the worst chosen expert leads the best of the others on the reference: in what the choice is
-/// made by, the softmax of the scores plus the bias.
+/// For each token, the lead of the lowest selected expert over the highest other expert on the reference, in softmax
+/// probability plus selection bias.
 ///
 /// # Panics
 ///
-/// When a token has fewer scores than experts to visit.
+/// When `per_token` is 0 or greater than the number of experts.
 pub(super) fn gaps(logits: &Matrix, bias: &[f32], per_token: usize) -> Vec<f64> {
     let gap = |scores: &[f32]| {
         let mut scores = softmax(scores);
@@ -34,14 +34,14 @@ pub(super) fn gaps(logits: &Matrix, bias: &[f32], per_token: usize) -> Vec<f64> 
         scores.sort_by(|a, b| b.total_cmp(a));
         match scores.get(per_token) {
             Some(next) => scores[per_token - 1] - next,
-            // All are chosen.
+            // All experts are selected.
             None => f64::INFINITY,
         }
     };
     logits.rows().map(gap).collect()
 }
 
-/// Whether each token's set of experts is another one.
+/// For each token, whether its set of experts differs.
 pub(super) fn flipped(found: &Matrix, reference: &Matrix) -> Vec<bool> {
     let set = |row: &[f32]| {
         let mut set: Vec<u32> = row.iter().map(|&expert| expert as u32).collect();
@@ -55,8 +55,8 @@ pub(super) fn flipped(found: &Matrix, reference: &Matrix) -> Vec<bool> {
         .collect()
 }
 
-/// Which tokens differ from the reference for the good reason that they, or one before them in their sequence, went
-/// to other experts.
+/// The tokens that legitimately differ from the reference, because they or an earlier token of their sequence were
+/// routed to other experts.
 #[derive(Debug, Clone)]
 pub(super) struct Touched {
     tokens: Vec<bool>,
@@ -64,7 +64,7 @@ pub(super) struct Touched {
 }
 
 impl Touched {
-    /// None yet, of `tokens` tokens in sequences of `sequence`.
+    /// No touched tokens among `tokens` tokens, in sequences of length `sequence`.
     pub(super) fn none(tokens: usize, sequence: usize) -> Self {
         Self {
             tokens: vec![false; tokens],
@@ -72,7 +72,7 @@ impl Touched {
         }
     }
 
-    /// Attention carries it to all that come later in a sequence.
+    /// Attention: touches all later tokens of the sequences.
     pub(super) fn spread(&mut self) {
         for sequence in self.tokens.chunks_mut(self.sequence) {
             if let Some(first) = sequence.iter().position(|&touched| touched) {
@@ -81,7 +81,7 @@ impl Touched {
         }
     }
 
-    /// Notes the flips of a layer, and returns what there is to say of them.
+    /// Records the flips of a layer and returns their statistics.
     pub(super) fn flip(&mut self, flipped: &[bool], gaps: &[f64]) -> Flips {
         let mut flips = Flips {
             tokens: flipped.len(),
@@ -98,12 +98,12 @@ impl Touched {
         flips
     }
 
-    /// Whether a token is among them.
-    pub(super) fn is(&self, token: usize) -> bool {
+    /// Whether a token is touched.
+    pub(super) fn contains(&self, token: usize) -> bool {
         self.tokens[token]
     }
 
-    /// How many are not.
+    /// Number of tokens that are not touched.
     pub(super) fn untouched(&self) -> usize {
         self.tokens.iter().filter(|&&touched| !touched).count()
     }
@@ -114,14 +114,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_order_of_experts_is_no_flip() {
+    fn the_order_of_experts_is_not_a_flip() {
         let reference = Matrix::new(2, vec![0.0, 3.0, 1.0, 2.0]);
         let found = Matrix::new(2, vec![3.0, 0.0, 1.0, 3.0]);
         assert_eq!(flipped(&found, &reference), [false, true]);
     }
 
     #[test]
-    fn a_gap_is_between_the_last_chosen_and_the_next() {
+    fn a_gap_lies_between_the_last_selected_expert_and_the_next() {
         // Probabilities 0.5, 0.25, 0.125, 0.125.
         let logits = Matrix::new(4, [4f32, 2.0, 1.0, 1.0].map(f32::ln).to_vec());
         let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-7, "{found}");
@@ -133,14 +133,14 @@ mod tests {
     }
 
     #[test]
-    fn a_flip_touches_what_comes_after_it_in_its_sequence() {
+    fn a_flip_touches_the_later_tokens_of_its_sequence() {
         let mut touched = Touched::none(6, 3);
         let flips = touched.flip(&[false, true, false, false, false, false], &[0.1; 6]);
         assert_eq!((flips.flipped, flips.first, flips.largest_gap), (1, 1, 0.1));
         assert_eq!(touched.untouched(), 5);
         touched.spread();
-        assert!(touched.is(2) && !touched.is(0) && !touched.is(3));
-        // The third token follows the second; only the fourth one flips for a reason of its own.
+        assert!(touched.contains(2) && !touched.contains(0) && !touched.contains(3));
+        // The third token follows the second; only the fourth one is a first flip.
         let flips = touched.flip(
             &[false, false, true, true, false, false],
             &[0.5, 0.5, 0.5, 1e-7, 0.5, 0.5],

@@ -1,17 +1,15 @@
-//! `cargo infer compare`: the same tokens through a checkpoint on several devices, and what differs.
+//! `cargo infer compare`: runs the same tokens through a checkpoint on several devices and reports the differences.
 //!
-//! The first device that works is the reference. Each device runs in a process of its own (`process`), where
-//! `probe` writes down what it computes (`findings`); here two such files are compared (`difference`,
-//! `flips`) and judged (`tolerance`). Every part of the network is computed twice: within the whole, where an
-//! error grows from layer to layer, and alone, from what the reference computed before it, so that a fault is named
-//! where it arises.
+//! The first device that works is the reference. Each device runs in its own process (`process`), where `worker` writes
+//! its results to a file (`trace_file`). This process compares two such files (`difference`, `flips`) and checks the
+//! differences against tolerances (`tolerance`). Every part of the network is computed twice: within the whole network,
+//! where errors accumulate from layer to layer, and alone, from the reference's inputs, so that a fault is reported
+//! where it originates.
 
 mod compared;
 mod difference;
-mod findings;
 mod flips;
 mod page;
-mod probe;
 pub(crate) mod process;
 mod summary;
 mod tables;
@@ -20,30 +18,33 @@ mod tests;
 mod text;
 mod tokens;
 mod tolerance;
+mod trace_file;
+mod worker;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use firebox_checkpoint::{checkpoint_folder, read_config};
 use firebox_kernels::dtype::WeightDtype;
-use firebox_model::parts::{self, Place};
+use firebox_model::parts::{self, LayerPart};
 use firebox_runtime::device;
 use serde::Serialize;
 
 pub use compared::{
-    Differences, Gradient, Greedy, LayerDifference, PartDifference, Through, compare_findings,
+    Differences, Gradient, Greedy, LayerDifference, NetworkDifference, PartDifference,
+    compare_traces,
 };
 pub use difference::Difference;
-pub use findings::{Facts, Findings};
 pub use flips::Flips;
-pub use probe::{Probe, examine};
 pub use tokens::Tokens;
 pub use tolerance::{Fault, Tolerances};
+pub use trace_file::{Timings, TraceFile};
+pub use worker::{Worker, trace_parts};
 
 use crate::InferError;
 use crate::eval::Text;
 
-/// A device, and what weights are held in there.
+/// A device and the type of its weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// A name for `--device`.
@@ -53,7 +54,7 @@ pub struct Candidate {
 }
 
 impl fmt::Display for Candidate {
-    /// The device alone where nothing is rounded: `flex`, `flex·bf16`.
+    /// `flex` for f32 weights, `flex·bf16` for others.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.dtype {
             WeightDtype::F32 => formatter.write_str(&self.device),
@@ -65,44 +66,44 @@ impl fmt::Display for Candidate {
 /// What to compare.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// A checkpoint's folder, or a run's.
+    /// A checkpoint folder or a run folder.
     pub checkpoint: PathBuf,
-    /// The first that works is the reference.
+    /// The devices to compare; the first that works is the reference.
     pub candidates: Vec<Candidate>,
-    /// What to read; without, the text that ships inside.
+    /// The text to run; `None` for the built-in sample text.
     pub text: Option<Text>,
-    /// Most tokens.
+    /// Maximum number of tokens.
     pub tokens: usize,
-    /// Also the gradient of the training loss for every parameter, of the candidates in f32.
+    /// Also compare the gradient of the training loss for every parameter, for the candidates in f32.
     pub gradients: bool,
-    /// In place of the tolerances of each candidate's dtype; see [`Tolerances::around`].
+    /// Replaces the tolerances of each candidate's dtype; see [`Tolerances::around`].
     pub tolerance: Option<f64>,
-    /// Threads of the CPU backends.
+    /// Number of threads of the CPU backends.
     pub threads: Option<u16>,
 }
 
-/// What was found; the fields are those of `--json`. A number that is not finite is null there.
+/// The result; the fields are those of `--json`, where a value that is not finite is null.
 #[derive(Debug, Clone, Serialize)]
 pub struct Comparison {
     /// The checkpoint's folder.
     pub checkpoint: PathBuf,
-    /// Layers of the network.
+    /// Number of layers.
     pub layers: usize,
-    /// Layers with experts.
-    pub mixtures: usize,
-    /// Whose text was read.
+    /// Number of MoE layers.
+    pub moe_layers: usize,
+    /// Where the text comes from.
     pub text: String,
-    /// Tokens that were read.
+    /// Number of tokens.
     pub tokens: usize,
-    /// Sequences that they make.
+    /// Number of sequences.
     pub sequences: usize,
-    /// The candidate that the others are compared with; none where all failed.
+    /// The candidate that the others are compared with; `None` if all failed.
     pub reference: Option<String>,
-    /// One a candidate, in the order in which they were named.
+    /// One per candidate, in the order in which they were named.
     pub rows: Vec<Row>,
 }
 
-/// A candidate's part in a [`Comparison`].
+/// A candidate's result in a [`Comparison`].
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
     /// Such as `flex` or `wgpu·bf16`.
@@ -111,47 +112,47 @@ pub struct Row {
     pub device: String,
     /// The type of the weights.
     pub dtype: String,
-    /// How it went.
+    /// Its measurements, or why it failed.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
 
-/// How a candidate fared.
+/// The outcome of a candidate.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It computed.
+    /// It completed.
     Measured(Box<Measured>),
-    /// It did not.
+    /// It failed.
     Failed(Failure),
 }
 
-/// What was measured of a candidate.
+/// The measurements of a candidate.
 #[derive(Debug, Clone, Serialize)]
 pub struct Measured {
     /// Speed and memory.
     #[serde(flatten)]
-    pub facts: Facts,
-    /// Mean cross-entropy of a token, in nats.
+    pub timings: Timings,
+    /// Mean cross-entropy in nats per token.
     pub nats_per_token: f64,
-    /// Where it is known what bytes the tokens stand for.
+    /// `None` if the tokens do not come from text.
     pub bits_per_byte: Option<f64>,
-    /// From the reference; none for the reference itself.
+    /// The differences from the reference; `None` for the reference itself.
     pub differences: Option<Differences>,
 }
 
-/// Why there are no numbers of a candidate.
+/// Why a candidate failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Failure {
-    /// In a sentence.
+    /// The reason, in one sentence.
     pub reason: String,
-    /// What to do about it.
+    /// What to do about it, if anything can be done.
     pub hint: Option<String>,
-    /// All that it wrote on standard error.
+    /// Its standard error.
     pub log: String,
 }
 
-/// Compares candidates; `progress` hears who is at what.
+/// Compares candidates; `progress` is called with a candidate's name and its current stage.
 ///
 /// # Errors
 ///
@@ -171,22 +172,22 @@ pub fn compare(
         path: std::env::temp_dir(),
         source,
     })?;
-    let given = folder.path().join("tokens.json");
-    tokens.write(&given)?;
+    let token_file = folder.path().join("tokens.json");
+    tokens.write(&token_file)?;
 
-    let mut work = Work {
+    let mut runner = Runner {
         options,
         checkpoint: &checkpoint,
         folder: folder.path(),
-        given,
-        places: parts::places(&model),
+        token_file,
+        layer_parts: parts::layer_parts(&model),
         tokens,
         reference: None,
     };
     let mut rows = Vec::with_capacity(options.candidates.len());
-    for (number, candidate) in options.candidates.iter().enumerate() {
+    for (index, candidate) in options.candidates.iter().enumerate() {
         let name = candidate.to_string();
-        let outcome = work.outcome(number, candidate, |stage| progress(&name, stage))?;
+        let outcome = runner.outcome(index, candidate, |stage| progress(&name, stage))?;
         rows.push(Row {
             name,
             device: candidate.device.clone(),
@@ -194,55 +195,55 @@ pub fn compare(
             outcome,
         });
     }
-    let tokens = &work.tokens;
+    let tokens = &runner.tokens;
     Ok(Comparison {
         layers: model.layers,
-        mixtures: (0..model.layers)
+        moe_layers: (0..model.layers)
             .filter(|&layer| model.dense_d_ff(layer).is_none())
             .count(),
         text: tokens.source().to_owned(),
         tokens: tokens.count(),
         sequences: tokens.sequences().len(),
-        reference: work.reference.map(|reference| reference.name),
+        reference: runner.reference.map(|reference| reference.name),
         rows,
         checkpoint,
     })
 }
 
-/// A comparison at work.
-struct Work<'a> {
+/// A running comparison.
+struct Runner<'a> {
     options: &'a Options,
     checkpoint: &'a Path,
-    /// For the files between processes.
+    /// Temporary folder for the files that processes exchange.
     folder: &'a Path,
-    /// The file of `tokens`.
-    given: PathBuf,
+    /// The file with `tokens`.
+    token_file: PathBuf,
     tokens: Tokens,
-    places: Vec<Place>,
+    layer_parts: Vec<LayerPart>,
     reference: Option<Reference>,
 }
 
-/// What the others are compared with.
+/// The candidate that the others are compared with.
 struct Reference {
     name: String,
     path: PathBuf,
-    findings: Findings,
+    trace: TraceFile,
 }
 
-impl Work<'_> {
-    /// Measures a candidate, and compares it with the reference or makes it that.
+impl Runner<'_> {
+    /// Measures a candidate, and compares it with the reference or makes it the reference.
     fn outcome(
         &mut self,
-        number: usize,
+        index: usize,
         candidate: &Candidate,
         mut stage: impl FnMut(&str),
     ) -> Result<Outcome, InferError> {
-        let output = self.folder.join(format!("{number}.safetensors"));
-        let probe = Probe {
+        let output = self.folder.join(format!("{index}.safetensors"));
+        let worker = Worker {
             checkpoint: self.checkpoint.to_owned(),
             device: candidate.device.clone(),
             dtype: candidate.dtype,
-            tokens: self.given.clone(),
+            tokens: self.token_file.clone(),
             output: output.clone(),
             reference: self
                 .reference
@@ -250,14 +251,14 @@ impl Work<'_> {
                 .map(|reference| reference.path.clone()),
             gradients: self.options.gradients && candidate.dtype == WeightDtype::F32,
         };
-        if let Err(failure) = process::run(&probe, self.options.threads, &mut stage)? {
+        if let Err(failure) = process::run(&worker, self.options.threads, &mut stage)? {
             return Ok(Outcome::Failed(failure));
         }
-        stage("is compared");
-        let findings = Findings::open(&output)?;
-        let nats = difference::nats(&findings.matrix(findings::LOGITS)?, self.tokens.targets());
+        stage("comparing");
+        let trace = TraceFile::open(&output)?;
+        let nats = difference::nats(&trace.matrix(trace_file::LOGITS)?, self.tokens.targets());
         let mut measured = Measured {
-            facts: findings.facts().clone(),
+            timings: trace.timings().clone(),
             nats_per_token: nats,
             bits_per_byte: self.tokens.bits_per_byte(nats),
             differences: None,
@@ -268,18 +269,18 @@ impl Work<'_> {
                     Some(part) => Tolerances::around(part),
                     None => Tolerances::of(candidate.dtype),
                 };
-                measured.differences = Some(compare_findings(
-                    &reference.findings,
-                    &findings,
+                measured.differences = Some(compare_traces(
+                    &reference.trace,
+                    &trace,
                     &self.tokens,
-                    &self.places,
+                    &self.layer_parts,
                     &tolerances,
                 )?);
-                // As large as the model where there are gradients.
-                drop(findings);
+                // With gradients, the file is as large as the model.
+                drop(trace);
                 remove(&output)?;
             }
-            // With nothing can be compared that is no number.
+            // A device whose loss is NaN cannot be the reference.
             None if !nats.is_finite() => {
                 let device = candidate.to_string();
                 let error = InferError::NotFinite { device, nats };
@@ -293,7 +294,7 @@ impl Work<'_> {
                 self.reference = Some(Reference {
                     name: candidate.to_string(),
                     path: output,
-                    findings,
+                    trace,
                 });
             }
         }
@@ -309,7 +310,7 @@ fn remove(path: &Path) -> Result<(), InferError> {
 }
 
 impl Row {
-    /// What was measured, where it did not fail.
+    /// The measurements; `None` if the candidate failed.
     pub fn measured(&self) -> Option<&Measured> {
         match &self.outcome {
             Outcome::Measured(measured) => Some(measured),
@@ -317,18 +318,18 @@ impl Row {
         }
     }
 
-    /// How it differs from the reference, where it is not the reference and did not fail.
+    /// The differences from the reference; `None` for the reference and for a candidate that failed.
     pub fn differences(&self) -> Option<&Differences> {
         self.measured()?.differences.as_ref()
     }
 }
 
 impl Comparison {
-    /// That every candidate computed, and agrees with the reference.
+    /// Checks that every candidate completed and agrees with the reference.
     ///
     /// # Errors
     ///
-    /// The first that did not, or does not.
+    /// The first candidate that failed, or else the first fault.
     pub fn verdict(&self) -> Result<(), InferError> {
         for row in &self.rows {
             if let Outcome::Failed(failure) = &row.outcome {

@@ -1,35 +1,35 @@
-//! A comparison as a page.
+//! A comparison as an HTML report.
 
 use firebox_console::numbers::magnitude;
 use firebox_console::report::{Chart, Page, Scale, Series};
 use firebox_model::parts::Part;
 
 use super::tables::{LAYERS, gradient_table, layer_table};
-use super::{Comparison, Differences, Through, Tolerances};
+use super::{Comparison, Differences, NetworkDifference, Tolerances};
 
-/// Devices that a title names, at most.
+/// Maximum number of devices in a title.
 const NAMED: usize = 4;
 
 impl Comparison {
-    /// The whole comparison on one page, the most important first.
+    /// The whole comparison on one page, the most important results first.
     pub fn page(&self) -> Page {
         let names: Vec<&str> = self.rows.iter().map(|row| row.name.as_str()).collect();
         let title = match names.as_slice() {
             [name] => format!("{name}, measured"),
             names if names.len() > NAMED => format!("{} devices and types compared", names.len()),
             [others @ .., last] => format!("{} and {last} compared", others.join(", ")),
-            [] => "Nothing compared".to_owned(),
+            [] => "No devices compared".to_owned(),
         };
         let mut page = Page::new(title).about(self.about());
         if let Some(reference) = &self.reference {
-            page = page.about(format!("The others are compared with {reference}."));
+            page = page.about(format!("{reference} is the reference."));
         }
         for (verdict, sentence) in self.summary() {
             page = page.summary(verdict, sentence);
         }
         page = page.section("Speed and memory").table(self.speed_table());
         if self.compared().next().is_some() {
-            page = page.section("What comes out").table(self.agreement_table());
+            page = page.section("Results").table(self.agreement_table());
             page = self.layers(page);
             page = self.gradients(page);
         }
@@ -40,26 +40,26 @@ impl Comparison {
             if let Some(hint) = &failure.hint {
                 page = page.text(&format!("Hint: {hint}"));
             }
-            page = page.folded("All that it wrote", &failure.log);
+            page = page.folded("Standard error", &failure.log);
         }
         page
     }
 
     fn layers(&self, page: Page) -> Page {
         let parts = Chart::new(
-            "Each part by itself",
+            "Each part alone",
             "layer",
             "relative difference",
             Scale::Log,
         )
-        .note("Each part is given what the reference computed before it, so that a fault shows where it arises and nowhere else. At the bottom: not a bit differs.");
+        .note("Each part is given the reference's inputs, so that a fault shows only where it originates. Points at the bottom: bit-identical.");
         let whole = Chart::new(
             "Within the whole network",
-            "layers so far",
+            "layers",
             "relative difference",
             Scale::Log,
         )
-        .note("The state between the layers, over the tokens that no flip has touched. Rounding grows slowly from layer to layer; a jump is a fault in the layer before it.");
+        .note("The residual stream between the layers, over the tokens that no flip has touched. Rounding errors grow slowly from layer to layer; a jump indicates a fault in the layer before it.");
         let kinds = [Part::Attention, Part::Experts, Part::FeedForward];
         let parts =
             self.compared()
@@ -80,7 +80,7 @@ impl Comparison {
             self.compared()
                 .enumerate()
                 .fold(whole, |chart, (color, (row, differences))| {
-                    let series = |name: String, of: fn(&Through) -> f64| {
+                    let series = |name: String, of: fn(&NetworkDifference) -> f64| {
                         let points = differences
                             .layers
                             .iter()
@@ -100,7 +100,7 @@ impl Comparison {
                     }
                 });
         let page = page
-            .section("Where it arises")
+            .section("By layer")
             .text(LAYERS)
             .chart(self.limited(parts, |_| true, |tolerances| tolerances.part))
             .chart(self.limited(whole, |_| true, |tolerances| tolerances.whole));
@@ -111,7 +111,7 @@ impl Comparison {
 
     fn gradients(&self, page: Page) -> Page {
         let chart = Chart::new("Gradients", "layer", "relative difference", Scale::Log)
-            .note("The parameter of each layer whose gradient differs most.");
+            .note("The largest relative difference of a parameter's gradient in each layer.");
         let compared = self.compared().enumerate();
         let chart = compared.fold(chart, |chart, (color, (row, differences))| {
             let layers = 0..differences.layers.len();
@@ -125,9 +125,10 @@ impl Comparison {
                     Some((layer as f64, largest))
                 })
                 .collect();
-            match points.is_empty() {
-                true => chart,
-                false => chart.series(Series::new(row.name.clone(), points).color(color)),
+            if points.is_empty() {
+                chart
+            } else {
+                chart.series(Series::new(row.name.clone(), points).color(color))
             }
         });
         let mut tables = self
@@ -145,16 +146,16 @@ impl Comparison {
         tables.fold(page, Page::table)
     }
 
-    /// The tolerances of the devices that a chart concerns, as lines of it.
+    /// Adds the tolerances of the devices in a chart as lines.
     fn limited(
         &self,
         chart: Chart,
-        concerns: fn(&Differences) -> bool,
+        included: fn(&Differences) -> bool,
         of: fn(&Tolerances) -> f64,
     ) -> Chart {
         let tolerances = self
             .compared()
-            .filter(|(_, differences)| concerns(differences));
+            .filter(|(_, differences)| included(differences));
         let mut limits: Vec<f64> = tolerances
             .map(|(_, differences)| of(&differences.tolerances))
             .collect();
@@ -166,7 +167,7 @@ impl Comparison {
     }
 }
 
-/// Relative differences of a part, by layer.
+/// Relative differences of a part, one point per layer.
 fn of_part(differences: &Differences, part: Part) -> Vec<(f64, f64)> {
     let name = part.to_string();
     let parts = differences.parts.iter().filter(|part| part.part == name);

@@ -1,28 +1,28 @@
-//! A device's work in a process of its own: it may crash, and what it uses is its own.
+//! Runs a worker in its own process, so that a crash stays there and its memory is measured alone.
 
 use std::env;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 
-use super::{Failure, Probe};
+use super::{Failure, Worker};
 use crate::InferError;
 
-/// The hidden command that runs a [`Probe`].
+/// The hidden command that runs a [`Worker`].
 pub(crate) const COMMAND: &str = "compare-device";
 
-/// Runs a probe in a process; `stage` hears what it is at.
+/// Runs a worker in its own process; `stage` is called with the name of each stage.
 ///
 /// # Errors
 ///
-/// When there can be no process. That it fails is no error here.
+/// When the process cannot be started or read. A worker that fails is the inner `Err`.
 pub(super) fn run(
-    probe: &Probe,
+    worker: &Worker,
     threads: Option<u16>,
     mut stage: impl FnMut(&str),
 ) -> Result<Result<(), Failure>, InferError> {
-    stage("starts");
-    let mut child = command(probe, threads)?
+    stage("starting");
+    let mut child = command(worker, threads)?
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -32,7 +32,7 @@ pub(super) fn run(
     let log = thread::spawn(move || {
         let mut log = Vec::new();
         if let Some(mut errors) = errors {
-            // What cannot be read any more is not there.
+            // Keep what was read before an error.
             let _ = errors.read_to_end(&mut log);
         }
         String::from_utf8_lossy(&log).into_owned()
@@ -51,23 +51,23 @@ pub(super) fn run(
     })
 }
 
-fn command(probe: &Probe, threads: Option<u16>) -> Result<Command, InferError> {
+fn command(worker: &Worker, threads: Option<u16>) -> Result<Command, InferError> {
     let mut command = Command::new(env::current_exe().map_err(InferError::Process)?);
     command
         .arg(COMMAND)
-        .arg(&probe.checkpoint)
-        .args(["--device", &probe.device])
-        .args(["--dtype", &probe.dtype.to_string()])
+        .arg(&worker.checkpoint)
+        .args(["--device", &worker.device])
+        .args(["--dtype", &worker.dtype.to_string()])
         .arg("--tokens")
-        .arg(&probe.tokens)
+        .arg(&worker.tokens)
         .arg("--output")
-        .arg(&probe.output)
-        // What a device says in colour would not read well in a report.
+        .arg(&worker.output)
+        // Colour codes are unreadable in a report.
         .env("NO_COLOR", "1");
-    if let Some(reference) = &probe.reference {
+    if let Some(reference) = &worker.reference {
         command.arg("--reference").arg(reference);
     }
-    if probe.gradients {
+    if worker.gradients {
         command.arg("--gradients");
     }
     if let Some(threads) = threads {
@@ -76,7 +76,7 @@ fn command(probe: &Probe, threads: Option<u16>) -> Result<Command, InferError> {
     Ok(command)
 }
 
-/// Why a process failed, from what it said last.
+/// Why a process failed, from the last lines of its standard error.
 fn failure(status: ExitStatus, log: String) -> Failure {
     let after = |mark: &str| {
         let line = log.lines().rev().find(|line| line.starts_with(mark))?;
@@ -84,10 +84,10 @@ fn failure(status: ExitStatus, log: String) -> Failure {
     };
     let reason = after("error: ")
         .or_else(|| panic_message(&log))
-        .unwrap_or_else(|| format!("it ended by {status}"));
-    // The kernel ends what takes too much.
+        .unwrap_or_else(|| format!("the process ended with {status}"));
+    // The kernel's OOM killer sends a signal.
     let killed = status.code().is_none().then(|| {
-        "a process that ends by a signal has often run out of memory; --tokens takes less, and so does --dtype bf16".to_owned()
+        "a process killed by a signal has often run out of memory; fewer --tokens or --dtype bf16 need less".to_owned()
     });
     Failure {
         reason,
@@ -96,15 +96,13 @@ fn failure(status: ExitStatus, log: String) -> Failure {
     }
 }
 
-/// What stands below `thread … panicked at …:`.
+/// The line after `thread … panicked at …:`.
 fn panic_message(log: &str) -> Option<String> {
     let mut lines = log
         .lines()
         .skip_while(|line| !line.contains("panicked at "));
     lines.next()?;
-    lines
-        .next()
-        .map(|message| format!("it panicked: {message}"))
+    lines.next().map(|message| format!("panicked: {message}"))
 }
 
 #[cfg(all(test, unix))]
@@ -114,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sentence_and_its_hint_are_found_among_other_lines() {
+    fn an_error_and_its_hint_are_found_among_other_lines() {
         let log = "loads\nerror: no adapter\nhint: install one\n".to_owned();
         let failure = failure(ExitStatus::from_raw(2 << 8), log.clone());
         let expected = Failure {
@@ -126,13 +124,13 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_and_a_signal_are_put_in_words() {
+    fn a_panic_and_a_signal_are_described() {
         let log = "thread 'main' (7) panicked at a/b.rs:3:4:\nout of memory\nstack backtrace:\n"
             .to_owned();
         let panicked = failure(ExitStatus::from_raw(101 << 8), log);
         assert_eq!(
             (panicked.reason.as_str(), panicked.hint),
-            ("it panicked: out of memory", None)
+            ("panicked: out of memory", None)
         );
         let killed = failure(ExitStatus::from_raw(9), String::new());
         assert!(killed.reason.contains("signal: 9"), "{}", killed.reason);

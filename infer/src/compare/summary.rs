@@ -1,15 +1,15 @@
-//! A comparison in sentences: what a reader wants to know first.
+//! A comparison in sentences, the most important results first.
 
 use firebox_console::numbers::{grouped, magnitude};
 use firebox_console::report::Verdict;
 
 use super::{Comparison, Differences, Outcome, Row};
 
-/// Faults of a device that are told; the tables have all of them.
-const TOLD: usize = 3;
+/// Maximum number of faults per device in the summary.
+const LISTED_FAULTS: usize = 3;
 
 impl Comparison {
-    /// Sentences, and what to think of them.
+    /// The sentences with their verdicts.
     pub fn summary(&self) -> Vec<(Verdict, String)> {
         let Some(reference) = &self.reference else {
             let failed = (Verdict::Bad, "no device could be measured".to_owned());
@@ -32,32 +32,32 @@ impl Comparison {
         sentences
     }
 
-    /// Which is fastest, where there is a choice.
+    /// Which device is fastest, if there are several.
     fn speed(&self) -> Option<(Verdict, String)> {
         let measured = self
             .rows
             .iter()
-            .filter_map(|row| Some((row, &row.measured()?.facts)));
-        let fastest = |speed: fn(&super::Facts) -> f64| {
+            .filter_map(|row| Some((row, &row.measured()?.timings)));
+        let fastest = |speed: fn(&super::Timings) -> f64| {
             measured
                 .clone()
                 .max_by(|a, b| speed(a.1).total_cmp(&speed(b.1)))
-                .map(|(row, facts)| {
+                .map(|(row, timings)| {
                     format!(
                         "{} ({} tokens/s)",
                         row.name,
-                        grouped(speed(facts).round() as u64)
+                        grouped(speed(timings).round() as u64)
                     )
                 })
         };
         if measured.clone().count() < 2 {
             return None;
         }
-        let reads = fastest(|facts| facts.prefill_tokens_per_second)?;
-        let writes = fastest(|facts| facts.decode_tokens_per_second.unwrap_or_default())?;
+        let prefill = fastest(|timings| timings.prefill_tokens_per_second)?;
+        let decode = fastest(|timings| timings.decode_tokens_per_second.unwrap_or_default())?;
         Some((
             Verdict::Notable,
-            format!("fastest at reading: {reads}; at writing: {writes}"),
+            format!("fastest prefill: {prefill}; fastest decode: {decode}"),
         ))
     }
 }
@@ -72,12 +72,12 @@ fn failed_row(row: &Row) -> Option<(Verdict, String)> {
     }
 }
 
-/// That a device does the same, or where it does not.
+/// Whether a device agrees with the reference, and where it does not.
 fn agreement(name: &str, reference: &str, differences: &Differences) -> Vec<(Verdict, String)> {
     let faults = &differences.faults;
     if faults.is_empty() {
         let same = [
-            numbers(differences),
+            largest_differences(differences),
             best_token(differences),
             unflipped(differences),
             gradients(differences),
@@ -86,31 +86,31 @@ fn agreement(name: &str, reference: &str, differences: &Differences) -> Vec<(Ver
         let text = format!("{name} agrees with {reference}: {}", same.join("; "));
         return vec![(Verdict::Good, text)];
     }
-    let told = faults.iter().take(TOLD).map(|fault| {
+    let listed = faults.iter().take(LISTED_FAULTS).map(|fault| {
         let text = format!("{name} differs from {reference} in {fault}");
         (Verdict::Bad, text)
     });
-    let more = faults.len().saturating_sub(TOLD);
+    let more = faults.len().saturating_sub(LISTED_FAULTS);
     let more = (more > 0).then(|| {
         let text = format!(
-            "{name} exceeds the tolerance in {} more places, of which what comes later may follow from what comes first",
+            "{name} exceeds the tolerance in {} more places, which may follow from the first",
             grouped(more as u64)
         );
         (Verdict::Bad, text)
     });
-    told.chain(more).collect()
+    listed.chain(more).collect()
 }
 
-fn numbers(differences: &Differences) -> Option<String> {
+fn largest_differences(differences: &Differences) -> Option<String> {
     let worst = differences
         .worst_part()
         .map_or(0.0, |part| part.difference.relative);
-    let scores = differences.logits.untouched.relative;
-    Some(match scores.max(worst) {
-        0.0 => "not a bit differs".to_owned(),
+    let logits = differences.logits.untouched.relative;
+    Some(match logits.max(worst) {
+        0.0 => "bit-identical".to_owned(),
         _ => format!(
-            "the scores of the next token differ by {}, and no part by itself by more than {}",
-            magnitude(scores),
+            "relative difference {} of the logits, at most {} of any part alone",
+            magnitude(logits),
             magnitude(worst)
         ),
     })
@@ -119,9 +119,9 @@ fn numbers(differences: &Differences) -> Option<String> {
 fn best_token(differences: &Differences) -> Option<String> {
     let greedy = &differences.greedy;
     Some(match greedy.differing {
-        0 => "the likeliest next token is always the same".to_owned(),
+        0 => "the greedy next token is always the same".to_owned(),
         differing => format!(
-            "the likeliest next token differs for {} of {}, where it led by {} at most",
+            "the greedy next token differs for {} of {} tokens, where it led by at most {} in probability",
             grouped(differing as u64),
             grouped(greedy.tokens as u64),
             magnitude(greedy.largest_lead)
@@ -132,7 +132,7 @@ fn best_token(differences: &Differences) -> Option<String> {
 fn unflipped(differences: &Differences) -> Option<String> {
     match differences.flips() {
         (0, choices) if choices > 0 => Some(format!(
-            "none of {} choices of experts flipped",
+            "none of {} expert selections flipped",
             grouped(choices as u64)
         )),
         _ => None,
@@ -142,12 +142,12 @@ fn unflipped(differences: &Differences) -> Option<String> {
 fn gradients(differences: &Differences) -> Option<String> {
     let worst = differences.worst_gradient()?;
     Some(format!(
-        "gradients differ by {} at most",
+        "gradients differ by at most {}",
         magnitude(worst.difference.relative)
     ))
 }
 
-/// What a user should think of tokens that went to other experts.
+/// How to judge the tokens that were routed to other experts.
 fn flips(name: &str, differences: &Differences) -> Option<(Verdict, String)> {
     let (flipped, choices) = differences.flips();
     if flipped == 0 {
@@ -162,16 +162,17 @@ fn flips(name: &str, differences: &Differences) -> Option<(Verdict, String)> {
         .map(|flips| flips.largest_gap)
         .fold(0.0, f64::max);
     let first: usize = all.map(|flips| flips.first).sum();
-    let (verdict, meaning) = match gap <= differences.tolerances.gap {
-        true => (
+    let (verdict, meaning) = if gap <= differences.tolerances.gap {
+        (
             Verdict::Notable,
-            "those were too close to call, which is rounding and no fault",
-        ),
-        false => (Verdict::Bad, "no rounding explains that"),
+            "these were near-ties, which rounding explains",
+        )
+    } else {
+        (Verdict::Bad, "rounding does not explain this")
     };
     let text = format!(
-        "{name}: {} of {} choices of experts flipped. {} of them follow from none before, across a gap of {} in \
-         probability at most: {meaning}. The others follow from those",
+        "{name}: {} of {} expert selections flipped. {} of them do not follow from earlier flips, across a probability \
+        gap of at most {}: {meaning}. The others follow from those",
         grouped(flipped as u64),
         grouped(choices as u64),
         grouped(first as u64),

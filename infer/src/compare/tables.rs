@@ -1,4 +1,4 @@
-//! The tables of a comparison, the same on a terminal and on a page.
+//! The tables of a comparison, for the terminal and the HTML report.
 
 use bytesize::ByteSize;
 use firebox_console::numbers::{brief, grouped, magnitude};
@@ -7,18 +7,17 @@ use firebox_model::parts::Part;
 
 use super::{Comparison, Differences, Outcome, PartDifference, Row};
 
-/// Gradients that are listed, the worst ones.
+/// Maximum number of gradients in the table.
 const GRADIENTS: usize = 10;
 
-/// What the tables by layer mean.
-pub(super) const LAYERS: &str = "Norms, attention, router, experts and dense feed-forwards are each given what the \
-    reference computed before them, so that a difference is their own. The state after a layer and the router's \
-    scores are those of the whole network so far, over the tokens that no flip has touched: a token that goes to \
-    other experts differs from then on for a good reason, and so do those after it in its sequence. All are \
-    ‖a − b‖ / ‖b‖.";
+/// The meaning of the tables by layer.
+pub(super) const LAYERS: &str = "Norms, attention, router, experts and dense feed-forwards are each given the \
+reference's inputs, so that a difference is their own. The hidden state and the router logits are those of the \
+whole network up to the layer, over the tokens that no flip has touched: a token that is routed to other experts \
+legitimately differs from then on, and so do the later tokens of its sequence. All values are ‖a − b‖ / ‖b‖.";
 
 impl Comparison {
-    /// Each device by itself.
+    /// Speed and memory of each device.
     pub(super) fn speed_table(&self) -> Table {
         let bits = self.rows.iter().any(|row| {
             row.measured()
@@ -32,9 +31,9 @@ impl Comparison {
         let table = Table::new("Each device").texts(["device"]).numbers([
             loss,
             "first result",
-            "of it loading",
-            "reads, tokens/s",
-            "writes, tokens/s",
+            "of which loading",
+            "prefill, tokens/s",
+            "decode, tokens/s",
             "peak memory",
         ]);
         self.rows
@@ -43,34 +42,34 @@ impl Comparison {
                 let Some(measured) = row.measured() else {
                     return table.row([row.name.clone().into(), Cell::judged("failed", Verdict::Bad)]);
                 };
-                let facts = &measured.facts;
+                let timings = &measured.timings;
                 table.row([
                     row.name.clone().into(),
                     format!("{:.6}", measured.bits_per_byte.unwrap_or(measured.nats_per_token)).into(),
-                    format!("{} s", brief(facts.first_result_seconds)).into(),
-                    format!("{} s", brief(facts.load_seconds)).into(),
-                    speed(Some(facts.prefill_tokens_per_second)),
-                    speed(facts.decode_tokens_per_second),
-                    facts.peak_memory.map_or("unknown".to_owned(), |bytes| ByteSize(bytes).to_string()).into(),
+                    format!("{} s", brief(timings.first_result_seconds)).into(),
+                    format!("{} s", brief(timings.load_seconds)).into(),
+                    speed(Some(timings.prefill_tokens_per_second)),
+                    speed(timings.decode_tokens_per_second),
+                    timings.peak_memory.map_or("unknown".to_owned(), |bytes| ByteSize(bytes).to_string()).into(),
                 ])
             })
             .note(
-                "The first result comes from a cold start: loading and, on a GPU, compiling kernels. Reading is a warm \
-                 forward pass over all tokens, writing is one sequence token by token.",
+                "The first result includes loading and, on a GPU, kernel compilation. Prefill is a warm forward pass over \
+                all tokens; decode is one sequence, token by token.",
             )
     }
 
-    /// Each device beside the reference.
+    /// The differences of each device from the reference.
     pub(super) fn agreement_table(&self) -> Table {
         let title = format!(
             "Differences from {}",
-            self.reference.as_deref().unwrap_or("nothing")
+            self.reference.as_deref().unwrap_or("the reference")
         );
         let table = Table::new(title).texts(["device"]).numbers([
-            "scores",
+            "logits",
             "KL mean",
             "KL max",
-            "other best token",
+            "greedy token differs",
             "flips",
             "largest gap",
             "with the cache",
@@ -85,8 +84,8 @@ impl Comparison {
                     judged(differences.logits.untouched.relative, tolerances.whole),
                     magnitude(differences.divergence_mean).into(),
                     magnitude(differences.divergence_max).into(),
-                    share(differences.greedy.differing, differences.greedy.tokens),
-                    if choices == 0 { "".into() } else { share(flipped, choices) },
+                    fraction(differences.greedy.differing, differences.greedy.tokens),
+                    if choices == 0 { "".into() } else { fraction(flipped, choices) },
                     if flipped == 0 { "".into() } else { judged(gap.fold(0.0, f64::max), tolerances.gap) },
                     differences.decoded.map_or(Cell::from(""), |decoded| match flipped {
                         0 => judged(decoded.relative, tolerances.whole),
@@ -95,20 +94,20 @@ impl Comparison {
                 ])
             })
             .note(
-                "Scores of the next token: ‖a − b‖ / ‖b‖. KL: divergence of the next token's distribution, in nats. \
-                 Flips: tokens that a layer sent to other experts; the gap is how far apart, in probability, the \
-                 experts were that it chose between.",
+                "Logits: ‖a − b‖ / ‖b‖. KL: divergence of the next token's distribution, in nats. Flips: tokens that a \
+                layer routed to other experts; the gap is the probability lead of the experts selected on the \
+                reference. With the cache: logits of tokens that were decoded one at a time.",
             )
     }
 
-    /// The devices that were compared with the reference.
+    /// The candidates that were compared with the reference.
     pub(super) fn compared(&self) -> impl Iterator<Item = (&Row, &Differences)> {
         self.rows
             .iter()
             .filter_map(|row| Some((row, row.differences()?)))
     }
 
-    /// Devices that failed, and what they wrote.
+    /// The candidates that failed.
     pub(super) fn failed(&self) -> impl Iterator<Item = (&Row, &super::Failure)> {
         self.rows.iter().filter_map(|row| match &row.outcome {
             Outcome::Failed(failure) => Some((row, failure)),
@@ -117,9 +116,9 @@ impl Comparison {
     }
 }
 
-/// A device's layers: each part by itself, and the whole so far.
+/// A device's layers: each part alone, and the whole network up to the layer.
 pub(super) fn layer_table(name: &str, differences: &Differences) -> Table {
-    let mixtures = differences
+    let moe_layers = differences
         .layers
         .iter()
         .any(|layer| layer.router.is_some());
@@ -131,8 +130,8 @@ pub(super) fn layer_table(name: &str, differences: &Differences) -> Table {
         ("norms", vec![Part::AttentionNorm, Part::FeedForwardNorm]),
         ("attention", vec![Part::Attention]),
     ];
-    if mixtures {
-        parts.push(("router", vec![Part::Router, Part::Weights]));
+    if moe_layers {
+        parts.push(("router", vec![Part::Router, Part::RoutingWeights]));
         parts.push(("experts", vec![Part::Experts]));
     }
     if dense {
@@ -141,14 +140,9 @@ pub(super) fn layer_table(name: &str, differences: &Differences) -> Table {
     let mut table = Table::new(format!("{name}, by layer"))
         .numbers(["layer"])
         .numbers(parts.iter().map(|part| part.0))
-        .numbers(["state after it"]);
-    if mixtures {
-        table = table.numbers([
-            "router's scores",
-            "flips",
-            "largest gap",
-            "untouched tokens",
-        ]);
+        .numbers(["hidden state"]);
+    if moe_layers {
+        table = table.numbers(["router logits", "flips", "largest gap", "untouched tokens"]);
     }
     let tolerances = &differences.tolerances;
     let part_cell = |layer, names: &[Part]| {
@@ -187,13 +181,13 @@ pub(super) fn layer_table(name: &str, differences: &Differences) -> Table {
     table.note(format!("Outside the layers: {}.", outside.join(", ")))
 }
 
-/// The parameters whose gradients differ most; none where there are no gradients.
+/// The parameters whose gradients differ most; `None` without gradients.
 pub(super) fn gradient_table(name: &str, differences: &Differences) -> Option<Table> {
     let mut gradients: Vec<_> = differences.gradients.as_ref()?.iter().collect();
     gradients.sort_by(|a, b| b.difference.relative.total_cmp(&a.difference.relative));
-    let table = Table::new(format!("{name}, the gradients that differ most"))
+    let table = Table::new(format!("{name}, largest gradient differences"))
         .texts(["parameter"])
-        .numbers(["relative", "largest"]);
+        .numbers(["relative", "absolute"]);
     let unflipped = differences.flips().0 == 0;
     let table = gradients
         .iter()
@@ -224,6 +218,6 @@ fn speed(tokens_per_second: Option<f64>) -> Cell {
     tokens_per_second.map_or(String::new(), brief).into()
 }
 
-fn share(some: usize, all: usize) -> Cell {
+fn fraction(some: usize, all: usize) -> Cell {
     format!("{} of {}", grouped(some as u64), grouped(all as u64)).into()
 }

@@ -1,4 +1,4 @@
-//! Two models' findings compared: what is rounding, and who is named where it is none.
+//! Compares the traces of two models: rounding is accepted, and a fault is reported by layer and part.
 
 use burn::module::Param;
 use burn::tensor::Tensor;
@@ -9,7 +9,7 @@ use firebox_model::config::ModelConfig;
 use firebox_model::feed_forward::FeedForward;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::moe::MixtureOfExperts;
-use firebox_model::parts::{Place, places};
+use firebox_model::parts::{LayerPart, layer_parts};
 use firebox_runtime::device;
 use firebox_runtime::on_every_device;
 use tempfile::TempDir;
@@ -19,12 +19,12 @@ use crate::testing::{TinyCheckpoint, tiny_config};
 
 on_every_device!(devices_agree);
 
-/// A checkpoint, tokens for it, and what the default device finds with it.
+/// A checkpoint, tokens for it, and its trace on the default device.
 struct Case {
     checkpoint: TinyCheckpoint,
     tokens: Tokens,
-    places: Vec<Place>,
-    reference: Findings,
+    layer_parts: Vec<LayerPart>,
+    reference: TraceFile,
     folder: TempDir,
 }
 
@@ -35,11 +35,11 @@ impl Case {
         let config = read_config(checkpoint.path()).unwrap().model;
         let folder = tempfile::tempdir().unwrap();
         let model = open(&checkpoint, device::default_name());
-        let reference = found(&folder, &model, &tokens, None);
+        let reference = traced(&folder, &model, &tokens, None);
         Self {
             checkpoint,
             tokens,
-            places: places(&config),
+            layer_parts: layer_parts(&config),
             reference,
             folder,
         }
@@ -50,13 +50,13 @@ impl Case {
     }
 
     fn differences(&self, model: &LanguageModel) -> Differences {
-        let found = found(&self.folder, model, &self.tokens, Some(&self.reference));
+        let traced = traced(&self.folder, model, &self.tokens, Some(&self.reference));
         let tolerances = Tolerances::of(WeightDtype::F32);
-        compare_findings(
+        compare_traces(
             &self.reference,
-            &found,
+            &traced,
             &self.tokens,
-            &self.places,
+            &self.layer_parts,
             &tolerances,
         )
         .unwrap()
@@ -70,25 +70,25 @@ fn open(checkpoint: &TinyCheckpoint, device: &str) -> LanguageModel {
         .model
 }
 
-fn found(
+fn traced(
     folder: &TempDir,
     model: &LanguageModel,
     tokens: &Tokens,
-    reference: Option<&Findings>,
-) -> Findings {
-    let matrices = examine(model, tokens, reference).unwrap();
+    reference: Option<&TraceFile>,
+) -> TraceFile {
+    let matrices = trace_parts(model, tokens, reference).unwrap();
     let name = if reference.is_some() {
-        "found"
+        "traced"
     } else {
         "reference"
     };
     let path = folder.path().join(name);
-    Findings::write(&path, &facts(model), &matrices).unwrap();
-    Findings::open(&path).unwrap()
+    TraceFile::write(&path, &timings(model), &matrices).unwrap();
+    TraceFile::open(&path).unwrap()
 }
 
-fn facts(model: &LanguageModel) -> Facts {
-    Facts {
+fn timings(model: &LanguageModel) -> Timings {
+    Timings {
         threads: 1,
         load_seconds: 0.5,
         first_result_seconds: 1.0,
@@ -100,11 +100,11 @@ fn facts(model: &LanguageModel) -> Facts {
 }
 
 fn devices_agree(device: &'static str) {
-    for config in [tiny_config(), tiny_config().dense_twin()] {
+    for config in [tiny_config(), tiny_config().dense_baseline()] {
         let case = Case::new(&config);
         let differences = case.differences(&case.model(device));
         assert_eq!(differences.faults, []);
-        assert_eq!(differences.parts.len(), case.places.len() + 1);
+        assert_eq!(differences.parts.len(), case.layer_parts.len() + 1);
         assert!(
             differences.divergence_max < 1e-9,
             "{}",
@@ -124,25 +124,25 @@ fn scaled<const D: usize>(parameter: &mut Param<Tensor<D>>, factor: f32) {
     *parameter = parameter.clone().map(|weight| weight.mul_scalar(factor));
 }
 
-fn mixture(model: &mut LanguageModel, layer: usize) -> &mut MixtureOfExperts {
+fn moe(model: &mut LanguageModel, layer: usize) -> &mut MixtureOfExperts {
     match &mut model.blocks[layer].feed_forward {
-        FeedForward::Moe(mixture) => mixture,
+        FeedForward::Moe(moe) => moe,
         FeedForward::Dense(_) => panic!("layer {layer} is dense"),
     }
 }
 
-/// One expert's rows of a stack, a little larger.
-fn one_expert(experts: &mut Param<Tensor<3>>, number: usize, factor: f32) {
+/// Scales the weights of one expert in a stack.
+fn scale_expert(experts: &mut Param<Tensor<3>>, index: usize, factor: f32) {
     *experts = experts.clone().map(|stack| {
         let [_, rows, columns] = stack.dims();
-        let place = [number..number + 1, 0..rows, 0..columns];
-        let expert = stack.clone().slice(place.clone()).mul_scalar(factor);
-        stack.slice_assign(place, expert)
+        let range = [index..index + 1, 0..rows, 0..columns];
+        let expert = stack.clone().slice(range.clone()).mul_scalar(factor);
+        stack.slice_assign(range, expert)
     });
 }
 
 #[test]
-fn a_fault_is_named_by_layer_and_part() {
+fn a_fault_is_reported_by_layer_and_part() {
     type Break = fn(&mut LanguageModel);
     let cases: [(&str, Break); 8] = [
         ("embedding", |model| scaled(&mut model.embedding, 1.001)),
@@ -159,9 +159,9 @@ fn a_fault_is_named_by_layer_and_part() {
             scaled(&mut model.blocks[1].feed_forward_norm.gamma, 1.001);
         }),
         ("layer 1, experts", |model| {
-            one_expert(&mut mixture(model, 1).experts.down, 2, 1.001)
+            scale_expert(&mut moe(model, 1).experts.down, 2, 1.001)
         }),
-        ("last norm", |model| scaled(&mut model.norm.gamma, 1.001)),
+        ("final norm", |model| scaled(&mut model.norm.gamma, 1.001)),
         ("head", |model| scaled(model.head.as_mut().unwrap(), 1.001)),
     ];
     let case = Case::new(&tiny_config());
@@ -171,7 +171,7 @@ fn a_fault_is_named_by_layer_and_part() {
         let differences = case.differences(&model);
         let first = differences.faults.first().expect(place);
         assert_eq!(first.place, place);
-        // By itself, no other part is at fault: what follows is what it handed on.
+        // Computed alone, no other part differs: the later differences follow from this one.
         let parts = &differences.parts;
         let faulty = parts
             .iter()
@@ -184,11 +184,11 @@ fn a_fault_is_named_by_layer_and_part() {
 }
 
 #[test]
-fn a_router_that_chooses_otherwise_is_no_rounding() {
+fn a_router_with_other_selections_is_a_fault() {
     let case = Case::new(&tiny_config());
     let mut model = case.model(device::default_name());
-    // Every token's scores the other way round.
-    scaled(&mut mixture(&mut model, 1).router.weight, -1.0);
+    // Reverses the order of every token's logits.
+    scaled(&mut moe(&mut model, 1).router.weight, -1.0);
     let differences = case.differences(&model);
     let places: Vec<&str> = differences
         .faults
@@ -196,7 +196,7 @@ fn a_router_that_chooses_otherwise_is_no_rounding() {
         .map(|fault| fault.place.as_str())
         .take(2)
         .collect();
-    assert_eq!(places, ["layer 1, router", "layer 1, choice of experts"]);
+    assert_eq!(places, ["layer 1, router", "layer 1, expert selection"]);
     let flips = differences.layers[1].flips.as_ref().unwrap();
     assert!(flips.first > 48 && flips.largest_gap > 0.1, "{flips:?}");
     assert_eq!(differences.layers[0].flips.as_ref().unwrap().flipped, 0);
@@ -205,7 +205,7 @@ fn a_router_that_chooses_otherwise_is_no_rounding() {
 }
 
 #[test]
-fn numbers_that_are_none_are_a_fault() {
+fn nan_is_a_fault() {
     let case = Case::new(&tiny_config());
     let mut model = case.model(device::default_name());
     scaled(&mut model.blocks[1].attention.output, f32::NAN);
@@ -218,10 +218,10 @@ fn numbers_that_are_none_are_a_fault() {
 fn comparison() -> Comparison {
     let case = Case::new(&tiny_config());
     let mut model = case.model(device::default_name());
-    one_expert(&mut mixture(&mut model, 1).experts.gate, 1, 1.1);
+    scale_expert(&mut moe(&mut model, 1).experts.gate, 1, 1.1);
     let measured = |differences| {
         Outcome::Measured(Box::new(Measured {
-            facts: facts(&model),
+            timings: timings(&model),
             nats_per_token: 5.5,
             bits_per_byte: Some(7.9),
             differences,
@@ -246,7 +246,7 @@ fn comparison() -> Comparison {
     Comparison {
         checkpoint: "checkpoint".into(),
         layers: 2,
-        mixtures: 2,
+        moe_layers: 2,
         text: case.tokens.source().to_owned(),
         tokens: 96,
         sequences: 3,
@@ -256,7 +256,7 @@ fn comparison() -> Comparison {
 }
 
 #[test]
-fn what_is_wrong_stands_at_the_top_of_text_and_page() {
+fn faults_and_failures_are_at_the_top_of_text_and_page() {
     let comparison = comparison();
     let summary = comparison.summary();
     let bad: Vec<&str> = summary
@@ -265,7 +265,7 @@ fn what_is_wrong_stands_at_the_top_of_text_and_page() {
         .map(|line| line.1.as_str())
         .collect();
     assert!(
-        bad[0].starts_with("wgpu differs from flex in layer 1, experts: a relative difference of"),
+        bad[0].starts_with("wgpu differs from flex in layer 1, experts: relative difference "),
         "{bad:?}"
     );
     assert!(bad.contains(&"cuda failed: the device was lost"), "{bad:?}");
@@ -280,7 +280,7 @@ fn what_is_wrong_stands_at_the_top_of_text_and_page() {
 }
 
 #[test]
-fn a_device_that_failed_decides_before_one_that_differs() {
+fn a_failed_device_takes_precedence_over_one_that_differs() {
     let mut comparison = comparison();
     let error = comparison.verdict().unwrap_err();
     assert_eq!(error.to_string(), "cuda failed: the device was lost");

@@ -1,4 +1,4 @@
-//! A comparison on a terminal.
+//! A comparison as text for the terminal.
 
 use std::fmt;
 
@@ -8,14 +8,14 @@ use super::Comparison;
 use super::tables::{LAYERS, gradient_table, layer_table};
 
 impl Comparison {
-    /// What was compared, in a line.
+    /// What was compared, in one line.
     pub(super) fn about(&self) -> String {
-        let experts = match self.mixtures {
-            0 => "all of them dense".to_owned(),
-            mixtures => format!("{mixtures} of them with experts"),
+        let experts = match self.moe_layers {
+            0 => "all dense".to_owned(),
+            moe_layers => format!("{moe_layers} with experts"),
         };
         format!(
-            "{}: {} layers, {experts}; {} tokens in {} sequences of {}",
+            "{}: {} layers, {experts}; {} tokens in {} sequences from {}",
             self.checkpoint.display(),
             self.layers,
             grouped(self.tokens as u64),

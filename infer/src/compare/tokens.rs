@@ -1,4 +1,4 @@
-//! The tokens that every device is given.
+//! The tokens that every device runs.
 
 use std::fs;
 use std::path::Path;
@@ -13,27 +13,27 @@ use serde::{Deserialize, Serialize};
 use crate::InferError;
 use crate::eval::Text;
 
-/// A page of prose, verse and code in several alphabets, all of it free or written for this.
+/// The built-in sample text: prose, verse and code in several alphabets, in the public domain or written for this.
 const PAGE: &str = include_str!("page.txt");
-/// Tokens of a sequence at most: several sequences show what one would not.
+/// Maximum sequence length in tokens, so that there are several sequences.
 const SEQUENCE: usize = 128;
 
-/// Whole sequences without padding, and what they stand for.
+/// Full sequences without padding, and the size and source of their text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tokens {
-    /// Inputs of all sequences one after the other, and one more: what follows the last.
+    /// The inputs of all sequences one after the other, and the target of the last.
     stream: Vec<u32>,
-    /// Inputs of a sequence.
+    /// Sequence length in tokens.
     sequence: usize,
-    /// UTF-8 bytes of what is predicted, where the tokens are of a text.
+    /// UTF-8 bytes of the predicted tokens; `None` if the tokens do not come from text.
     bytes: Option<u64>,
-    /// Whose they are, for people.
+    /// Where the tokens come from, for display.
     source: String,
 }
 
 impl Tokens {
-    /// Takes up to `limit` tokens of a text, by default of the one inside; token ids by a counter where the
-    /// checkpoint has no tokenizer to make tokens of it.
+    /// Up to `limit` tokens of a text, by default of the built-in sample text; synthetic token ids if the checkpoint has
+    /// no tokenizer.
     ///
     /// # Errors
     ///
@@ -50,7 +50,7 @@ impl Tokens {
                 Some(_) => Err(InferError::NoTokenizer {
                     folder: checkpoint.to_owned(),
                 }),
-                None => Ok(Self::counted(&config, limit)),
+                None => Ok(Self::synthetic(&config, limit)),
             };
         }
         let tokenizer = Tokenizer::load(&path, &config.end_of_text)?;
@@ -70,7 +70,7 @@ impl Tokens {
         };
         let targets = read(limit)?.targets() as usize;
         let sequence = targets.min(SEQUENCE).min(config.model.context);
-        // Read again, so that the bytes are those of whole sequences.
+        // Read again, so that the bytes are those of full sequences.
         let packed = read(targets / sequence * sequence)?;
         let beyond = packed
             .tokens()
@@ -84,7 +84,7 @@ impl Tokens {
             });
         }
         let source = match text.map(|text| text.files.as_slice()) {
-            None => "the page inside".to_owned(),
+            None => "the built-in sample text".to_owned(),
             Some([file]) => file.display().to_string(),
             Some(files) => format!("{} files", files.len()),
         };
@@ -96,22 +96,22 @@ impl Tokens {
         })
     }
 
-    /// Ids that are all over the vocabulary, and never the same beside the same for long.
-    fn counted(config: &CheckpointConfig, limit: usize) -> Self {
+    /// Ids spread over the whole vocabulary, with varying neighbours.
+    fn synthetic(config: &CheckpointConfig, limit: usize) -> Self {
         let vocabulary = config.model.vocabulary;
         let sequence = limit.min(SEQUENCE).min(config.model.context);
         let count = limit / sequence * sequence;
         Self {
             stream: (0..=count)
-                .map(|place| (place * 7919 % vocabulary) as u32)
+                .map(|index| (index * 7919 % vocabulary) as u32)
                 .collect(),
             sequence,
             bytes: None,
-            source: "token ids by a counter, since the checkpoint has no tokenizer".to_owned(),
+            source: "synthetic token ids, since the checkpoint has no tokenizer".to_owned(),
         }
     }
 
-    /// Whole sequences of the same length.
+    /// The sequences, all of the same length.
     pub fn sequences(&self) -> Vec<Sequence> {
         let windows = windows(&self.stream, self.sequence);
         windows
@@ -119,27 +119,27 @@ impl Tokens {
             .collect()
     }
 
-    /// Tokens that are read, which are as many as are predicted.
+    /// Number of input tokens, which equals the number of predicted tokens.
     pub fn count(&self) -> usize {
         self.stream.len() - 1
     }
 
-    /// Tokens of a sequence.
+    /// Sequence length in tokens.
     pub fn sequence(&self) -> usize {
         self.sequence
     }
 
-    /// The token that follows each.
+    /// The target of each input token.
     pub fn targets(&self) -> &[u32] {
         &self.stream[1..]
     }
 
-    /// Whose they are, for people.
+    /// Where the tokens come from, for display.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// Of a mean loss; none where nobody knows what bytes the tokens stand for.
+    /// Converts a mean loss to bits per byte; `None` if the tokens do not come from text.
     pub fn bits_per_byte(&self, nats_per_token: f64) -> Option<f64> {
         let bits = nats_per_token * self.count() as f64 / std::f64::consts::LN_2;
         self.bytes.map(|bytes| bits / bytes.max(1) as f64)
@@ -158,7 +158,7 @@ impl Tokens {
 
     /// # Errors
     ///
-    /// When the file cannot be read, or is none of [`write`](Self::write).
+    /// When the file cannot be read, or was not written by [`write`](Self::write).
     pub fn read(path: &Path) -> Result<Self, InferError> {
         let error = |source| InferError::Read {
             path: path.to_owned(),
@@ -175,10 +175,10 @@ mod tests {
     use crate::testing::{TinyCheckpoint, tiny_config};
 
     #[test]
-    fn the_page_is_cut_into_whole_sequences_that_know_their_bytes() {
+    fn the_sample_text_is_cut_into_full_sequences_with_their_bytes() {
         let tiny = TinyCheckpoint::new(&tiny_config(), 1);
         let tokens = Tokens::choose(tiny.path(), None, 70).unwrap();
-        // The context is 32, and a token a byte.
+        // The context is 32, and a token is a byte.
         assert_eq!(
             (tokens.count(), tokens.sequence(), tokens.bytes),
             (64, 32, Some(64))
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_tokenizer_a_counter_serves() {
+    fn without_a_tokenizer_the_ids_are_synthetic() {
         let tiny = TinyCheckpoint::new(&tiny_config(), 1);
         fs::remove_file(tiny.path().join(TOKENIZER_FILE)).unwrap();
         let tokens = Tokens::choose(tiny.path(), None, 64).unwrap();

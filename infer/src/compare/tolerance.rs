@@ -1,4 +1,4 @@
-//! How much difference is rounding, and what is a fault.
+//! Which differences count as rounding and which as faults.
 
 use std::fmt;
 
@@ -9,29 +9,30 @@ use serde::Serialize;
 /// The largest differences that count as rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Tolerances {
-    /// Relative, of a part that is given what the reference computed before it.
+    /// Relative difference of a part that was given the reference's inputs.
     pub part: f64,
-    /// Relative, of what the whole network computes, where every part adds to the difference.
+    /// Relative difference of values of the whole network, to which every part contributes.
     pub whole: f64,
-    /// Relative, of a parameter's gradient.
+    /// Relative difference of a parameter's gradient.
     pub gradient: f64,
-    /// Of probabilities that a router chose between: a flip across a larger gap is no rounding.
+    /// Probability gap of a flip; rounding does not explain a flip across a larger gap.
     pub gap: f64,
 }
 
-/// Of f32. Devices agree with PyTorch to 1e-6 in values and 5e-6 in gradients (README); this is twenty times as much,
-/// for models that are larger than those of the tests.
+/// Tolerance of a part in f32. Devices agree with PyTorch to 1e-6 in values and 5e-6 in gradients; this is twenty times
+/// as much, for models larger than those of the tests.
 const F32: f64 = 2e-5;
-/// Errors add up over the layers, and the gradients' ones over both directions.
+/// Tolerance of the whole network relative to that of a part: errors accumulate over the layers, and those of gradients
+/// over the forward and the backward pass.
 const WHOLE: f64 = 5.0;
-/// Roundings to a narrow type that are allowed for. A product of a rounded weight is off by up to one; a sum of many by
-/// less, as they are of both signs.
+/// Number of roundings to a narrow type that are allowed. A product with a rounded weight has an error of up to one; a
+/// sum of many products has less, because the errors have both signs.
 const ROUNDINGS: f64 = 8.0;
 
 impl Tolerances {
-    /// Of weights that are held in a type, from a reference in f32.
+    /// The tolerances for weights of this type, with a reference in f32.
     ///
-    /// In bf16 a number is off by up to 2⁻⁹ of itself, in f16 by up to 2⁻¹².
+    /// The relative rounding error is up to 2⁻⁹ in bf16 and up to 2⁻¹² in f16.
     pub fn of(dtype: WeightDtype) -> Self {
         Self::around(match dtype {
             WeightDtype::F32 => F32,
@@ -40,7 +41,7 @@ impl Tolerances {
         })
     }
 
-    /// So much of a part, and five times that of all else.
+    /// Tolerance `part` for a part, and five times that for everything else.
     pub fn around(part: f64) -> Self {
         let whole = WHOLE * part;
         Self {
@@ -52,21 +53,21 @@ impl Tolerances {
     }
 }
 
-/// A difference that is no rounding.
+/// A difference above its tolerance.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Fault {
-    /// Where it shows.
+    /// Where it occurs.
     pub place: String,
-    /// What differs there.
+    /// What differs, such as `relative difference`.
     pub what: &'static str,
     /// By how much.
     pub figure: f64,
-    /// How much is allowed.
+    /// The tolerance.
     pub tolerance: f64,
 }
 
 impl Fault {
-    /// A fault if the figure is above the tolerance, or no number.
+    /// A fault if `figure` is above the tolerance or NaN.
     pub(super) fn check(
         place: impl Into<String>,
         what: &'static str,
@@ -87,7 +88,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "{}: {} of {}, and {} is allowed",
+            "{}: {} {} (allowed: {})",
             self.place,
             self.what,
             magnitude(self.figure),
@@ -101,19 +102,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_says_where_and_how_much() {
-        let fault =
-            Fault::check("layer 3, experts", "a relative difference", 2.1e-3, 2e-5).unwrap();
+    fn a_fault_names_place_difference_and_tolerance() {
+        let fault = Fault::check("layer 3, experts", "relative difference", 2.1e-3, 2e-5).unwrap();
         assert_eq!(
             fault.to_string(),
-            "layer 3, experts: a relative difference of 2.1e-3, and 2.0e-5 is allowed"
+            "layer 3, experts: relative difference 2.1e-3 (allowed: 2.0e-5)"
         );
         assert!(Fault::check("", "", 2e-5, 2e-5).is_none());
         assert!(Fault::check("", "", f64::NAN, 2e-5).is_some());
     }
 
     #[test]
-    fn narrower_types_are_allowed_more() {
+    fn narrower_types_have_larger_tolerances() {
         let [f32, f16, bf16] =
             [WeightDtype::F32, WeightDtype::F16, WeightDtype::Bf16].map(|p| Tolerances::of(p).part);
         assert!(f32 < f16 && f16 < bf16);

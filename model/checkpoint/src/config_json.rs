@@ -1,6 +1,6 @@
-//! `config.json`: the way Hugging Face spells a [`ModelConfig`].
+//! `config.json`: a [`ModelConfig`] in the format of Hugging Face.
 //!
-//! Reading is in [`fields`](super::fields), which knows what every key means.
+//! Reading is in [`fields`](super::fields).
 
 use std::fs;
 use std::path::Path;
@@ -14,16 +14,16 @@ use super::{CONFIG_FILE, CheckpointError};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig};
 
-/// What a `config.json` says.
+/// The content of a `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CheckpointConfig {
-    /// The network's shape.
+    /// The model's configuration.
     pub model: ModelConfig,
-    /// Whose names the tensors have.
+    /// The family, which determines the names of the tensors.
     pub family: Family,
-    /// `eos_token_id`: the tokens that end a text; the first one ends a document.
+    /// `eos_token_id`: the ids that end a text; the first one ends a document.
     pub end_of_text: Vec<u32>,
-    /// `bos_token_id`: the token that a document begins with.
+    /// `bos_token_id`: the id that begins a document.
     pub beginning_of_text: Option<u32>,
 }
 
@@ -31,7 +31,7 @@ pub struct CheckpointConfig {
 ///
 /// # Errors
 ///
-/// When it is absent or damaged, lacks a field, or has one that Firebox does not honour.
+/// When it is missing or damaged, lacks a field, or has a field that Firebox does not support.
 pub fn read_config(folder: &Path) -> Result<CheckpointConfig, CheckpointError> {
     let path = folder.join(CONFIG_FILE);
     if !path.exists() {
@@ -50,8 +50,7 @@ pub fn read_config(folder: &Path) -> Result<CheckpointConfig, CheckpointError> {
 }
 
 impl CheckpointConfig {
-    /// The file's text for weights of this type, in both the old and the new spelling of what transformers 5
-    /// renamed.
+    /// The file's text for weights of this type, with both the old and the new names of keys that transformers 5 renamed.
     pub fn to_json(&self, dtype: WeightDtype) -> String {
         let Self { model, family, .. } = self;
         let mut value = json!({
@@ -66,17 +65,20 @@ impl CheckpointConfig {
             "dtype": dtype.torch_name(),
             "torch_dtype": dtype.torch_name(),
         });
-        let specific = match *family == FIREBOX {
-            true => json!({ "model": model }),
-            false => hugging_face(model, family),
+        let specific = if *family == FIREBOX {
+            json!({ "model": model })
+        } else {
+            hugging_face(model, family)
         };
         let fields = value.as_object_mut().expect("an object");
         fields.extend(specific.as_object().expect("an object").clone());
-        serde_json::to_string_pretty(&value).expect("a value without odd keys") + "\n"
+        serde_json::to_string_pretty(&value)
+            .expect("a value with string keys can be written as JSON")
+            + "\n"
     }
 }
 
-/// The shape in Hugging Face's spelling.
+/// The configuration under Hugging Face's keys.
 fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
     let ModelConfig {
         experts, router, ..
@@ -103,7 +105,8 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
         fields.insert(family.d_ff.to_owned(), json!(model.active_d_ff()));
         return value;
     }
-    // Hugging Face's pooled loss is k when balanced, ours by layer 1; the product is to be the same.
+    // When balanced, Hugging Face's pooled loss is k and our per-layer loss is 1; the product with the coefficient must
+    // be the same.
     let coefficient = match router.balance {
         BalanceKind::Pooled => router.balance_coefficient,
         BalanceKind::PerLayer => router.balance_coefficient / experts.per_token as f64,

@@ -1,10 +1,10 @@
-//! Stored weights as bytes, and what `safetensors` and `torch` call their types.
+//! Encodes and decodes stored weights, and maps dtypes to their names in `safetensors` and `torch`.
 
 use firebox_kernels::dtype::{StorageFloat, WeightDtype};
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
 
-/// What a checkpoint's files say of the type of weights.
+/// The representation of a dtype in a checkpoint's files.
 pub(crate) trait StoredDtype: Sized {
     /// The name of the type in `dtype` and `torch_dtype` of config.json.
     fn torch_name(self) -> &'static str;
@@ -12,15 +12,14 @@ pub(crate) trait StoredDtype: Sized {
     /// The name of the type in the header of a safetensors file.
     fn safetensors_dtype(self) -> Dtype;
 
-    /// `None` for a type that Firebox does not read.
+    /// `None` for a type that Firebox does not support.
     fn of_safetensors(dtype: Dtype) -> Option<Self>;
 
-    /// Numbers from their little-endian bytes, each rounded to the nearest of another type, which is the same
-    /// number where that type holds it.
+    /// Decodes little-endian bytes, and rounds each value to the nearest value of another type.
     fn decode<T: StorageFloat>(self, bytes: &[u8]) -> Vec<T>;
 
-    /// Little-endian bytes of numbers, each rounded to the nearest that the type has, ties to even; `None`
-    /// when one is beyond the type's range.
+    /// Encodes values as little-endian bytes, rounded to nearest, ties to even; `None` if a value is beyond the type's
+    /// range.
     fn encode(self, values: &[f32]) -> Option<Vec<u8>>;
 }
 
@@ -47,7 +46,6 @@ impl StoredDtype for WeightDtype {
             .find(|weights| weights.safetensors_dtype() == dtype)
     }
 
-    /// Numbers from their little-endian bytes, as the nearest of another type, which are the same where it holds
     fn decode<T: StorageFloat>(self, bytes: &[u8]) -> Vec<T> {
         let nearest = T::nearest;
         match self {
@@ -104,7 +102,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_stored_number_survives_a_round_trip(bits in any::<u32>()) {
+        fn every_stored_value_survives_a_round_trip(bits in any::<u32>()) {
             let bytes = bits.to_le_bytes();
             for dtype in WeightDtype::ALL {
                 let bytes = &bytes[..dtype.bytes()];
@@ -117,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_range_is_not_written() {
+    fn values_out_of_range_are_not_encoded() {
         assert_eq!(WeightDtype::F16.encode(&[1.0, 65_520.0]), None);
         assert!(WeightDtype::F16.encode(&[65_519.0]).is_some());
         assert_eq!(WeightDtype::Bf16.encode(&[f32::MAX]), None);

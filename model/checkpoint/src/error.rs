@@ -1,4 +1,4 @@
-//! What can be wrong with a checkpoint.
+//! Errors of checkpoints.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,25 +8,25 @@ use firebox_kernels::dtype::WeightDtype;
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The operating system said no.
+    /// I/O error.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// Read, write, create …
+        /// The action, such as `read` or `write`.
         action: &'static str,
-        /// Which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// What it said.
+        /// The I/O error.
         source: io::Error,
     },
-    /// The folder holds no checkpoint.
-    #[error("{} is no checkpoint: it has no {missing}", folder.display())]
+    /// The folder is not a checkpoint.
+    #[error("{} is not a checkpoint: {missing} is missing", folder.display())]
     NotACheckpoint {
         /// The folder.
         folder: PathBuf,
-        /// The file that it lacks.
+        /// The missing file.
         missing: &'static str,
     },
-    /// The file is not of its format, or was cut off.
+    /// The file is not in its format, or is truncated.
     #[error("{} is damaged: {reason}", path.display())]
     Damaged {
         /// The file.
@@ -34,7 +34,7 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
-    /// A field of config.json that Firebox cannot honour.
+    /// A field of config.json that Firebox does not support.
     #[error("{}: {key} = {value}: {rule}", path.display())]
     Config {
         /// The file.
@@ -61,14 +61,14 @@ pub enum CheckpointError {
         others: Vec<&'static str>,
     },
     /// The tensors are not those of the model.
-    #[error("{}: the tensors are not those of the model: {differences}", place.display())]
+    #[error("{}: the tensors do not match the model: {differences}", place.display())]
     Mismatch {
         /// The file or folder.
         place: PathBuf,
-        /// Names and shapes of what is missing, superfluous or of another shape.
+        /// Names and shapes of the tensors that are missing, superfluous or have another shape.
         differences: String,
     },
-    /// The index of a sharded checkpoint does not agree with what is there.
+    /// The index of a sharded checkpoint does not match its files.
     #[error("{}: {reason}", path.display())]
     Index {
         /// The index.
@@ -76,20 +76,20 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
-    /// Weights twice.
-    #[error("{} has both model.safetensors and model.safetensors.index.json, and which of them counts is not said", folder.display())]
+    /// There are two sets of weights.
+    #[error("{} contains both model.safetensors and model.safetensors.index.json", folder.display())]
     TwoSets {
         /// The folder.
         folder: PathBuf,
     },
-    /// An output head that is not the embedding, where the configuration says so.
-    #[error("{}: config.json has tie_word_embeddings = true, but lm_head.weight is not model.embed_tokens.weight", folder.display())]
+    /// The embeddings are tied, but the stored head differs from the embedding.
+    #[error("{}: config.json has tie_word_embeddings = true, but lm_head.weight differs from model.embed_tokens.weight", folder.display())]
     HeadNotTied {
         /// The folder.
         folder: PathBuf,
     },
-    /// A tensor of a type that Firebox does not read.
-    #[error("{}: tensor {name} is {dtype}; F32, F16 and BF16 are read", file.display())]
+    /// A tensor of an unsupported type.
+    #[error("{}: tensor {name} has type {dtype}; supported are F32, F16 and BF16", file.display())]
     DataType {
         /// The file.
         file: PathBuf,
@@ -98,30 +98,32 @@ pub enum CheckpointError {
         /// Its type.
         dtype: String,
     },
-    /// A weight that is infinite or no number.
-    #[error("{}: tensor {name} holds a value that is not finite", file.display())]
+    /// A weight that is infinite or NaN.
+    #[error("{}: tensor {name} contains a value that is not finite", file.display())]
     NotFinite {
         /// The file.
         file: PathBuf,
         /// The tensor's name.
         name: String,
     },
-    /// A weight that a type has no number for.
-    #[error("tensor {name} has a value beyond the range of {dtype}")]
+    /// A weight beyond the range of a type.
+    #[error("tensor {name} contains a value beyond the range of {dtype}")]
     OutOfRange {
         /// The tensor's name.
         name: String,
         /// The type.
         dtype: WeightDtype,
     },
-    /// A device that has no numbers of a type.
-    #[error("--dtype {dtype}: this device cannot hold numbers of that type")]
+    /// A device that does not support a type.
+    #[error("--dtype {dtype}: this device does not support {dtype}")]
     Device {
         /// The type.
         dtype: WeightDtype,
     },
-    /// Weights that are to be trained, in a type that is too coarse for that.
-    #[error("weights in {dtype} cannot be trained: steps are smaller than what it rounds away")]
+    /// A type that is too coarse for training.
+    #[error(
+        "weights in {dtype} cannot be trained: its rounding is coarser than the optimizer's updates"
+    )]
     Training {
         /// The type.
         dtype: WeightDtype,
@@ -136,14 +138,14 @@ fn owners(others: &[&str]) -> String {
 }
 
 impl CheckpointError {
-    /// What to do about it, where there is something.
+    /// What to do about it, if anything can be done.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NotACheckpoint { .. } => Some(
                 "a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100".to_owned(),
             ),
             Self::Damaged { .. } => {
-                Some("the file may have been cut while it was copied; use another checkpoint".to_owned())
+                Some("the file may have been truncated while it was copied; copy it again or use another checkpoint".to_owned())
             }
             Self::ForeignField { others, .. } => Some(match others.as_slice() {
                 [] => "if it says nothing of what the network computes, remove it".to_owned(),
@@ -153,28 +155,28 @@ impl CheckpointError {
                 ),
             }),
             Self::Mismatch { .. } => {
-                Some("config.json and the weights are of different models, or of a family that Firebox does not read".to_owned())
+                Some("config.json and the weights belong to different models, or to a family that Firebox does not support".to_owned())
             }
             Self::Index { .. } => {
-                Some("copy all shards and their index anew, from the same place".to_owned())
+                Some("copy all shards and their index again, from the same source".to_owned())
             }
-            Self::TwoSets { .. } => Some("move one of the two away".to_owned()),
+            Self::TwoSets { .. } => Some("keep only one of the two".to_owned()),
             Self::HeadNotTied { .. } => {
-                Some("set tie_word_embeddings = false if the two were trained apart".to_owned())
+                Some("set tie_word_embeddings = false if the two were trained separately".to_owned())
             }
             Self::OutOfRange { .. } => Some("bf16 has the range of f32".to_owned()),
             Self::Device { .. } => {
-                Some("leave --dtype out for f32, which every device has, or try the other of bf16 and f16".to_owned())
+                Some("omit --dtype to use f32, which every device supports, or try the other of bf16 and f16".to_owned())
             }
-            Self::Training { .. } => Some("load them in f32".to_owned()),
+            Self::Training { .. } => Some("load the weights in f32".to_owned()),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Some("free some space; the checkpoints before this one are intact".to_owned())
+                Some("free some disk space; earlier checkpoints are intact".to_owned())
             }
             _ => None,
         }
     }
 
-    /// An [`Io`](Self::Io) error of some action on some path.
+    /// An [`Io`](Self::Io) error of an action on a path.
     pub(crate) fn io(
         action: &'static str,
         path: &std::path::Path,

@@ -1,4 +1,4 @@
-//! Which checkpoint a path means.
+//! Finds the checkpoint folder that a path refers to.
 
 use std::fs;
 use std::io;
@@ -6,87 +6,85 @@ use std::path::{Path, PathBuf};
 
 use super::{CONFIG_FILE, MODEL_FILE};
 
-/// Name of the folder in which a run keeps its checkpoints.
+/// Name of the folder with the checkpoints of a run.
 pub const CHECKPOINTS: &str = "checkpoints";
-/// Name of the file among a run's checkpoints that names the newest one.
+/// Name of the file in it that contains the name of the newest checkpoint.
 pub const LATEST: &str = "latest";
 
-/// Why a path leads to no checkpoint.
+/// Why a path does not lead to a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// There is nothing.
+    /// The path does not exist.
     #[error("{} does not exist", path.display())]
     Missing {
         /// The path.
         path: PathBuf,
     },
-    /// There is a file.
-    #[error("{} is a file, and a checkpoint is a folder", path.display())]
+    /// The path is a file.
+    #[error("{} is a file; a checkpoint is a folder", path.display())]
     NotAFolder {
         /// The path.
         path: PathBuf,
     },
-    /// There is neither a checkpoint nor a run.
-    #[error("{} is no checkpoint: it has no {CONFIG_FILE}", folder.display())]
+    /// The folder is neither a checkpoint nor a run.
+    #[error("{} is not a checkpoint: {CONFIG_FILE} is missing", folder.display())]
     NotACheckpoint {
         /// The folder.
         folder: PathBuf,
     },
-    /// There is a run that has not come to its first checkpoint.
-    #[error("the run in {} has no finished checkpoint", run.display())]
+    /// The run has not written its first checkpoint yet.
+    #[error("the run in {} has no complete checkpoint", run.display())]
     NoCheckpointYet {
         /// The run's folder, or its folder of checkpoints.
         run: PathBuf,
     },
-    /// The newest checkpoint of a run is gone.
-    #[error("{} names the checkpoint {name:?}, which is not beside it", file.display())]
+    /// The newest checkpoint of a run does not exist.
+    #[error("{} refers to the checkpoint {name:?}, which does not exist", file.display())]
     Latest {
         /// The file `latest`.
         file: PathBuf,
-        /// What it says.
+        /// Its content.
         name: String,
     },
-    /// The operating system said no.
+    /// I/O error.
     #[error("cannot read {}: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What it said.
+        /// The I/O error.
         source: io::Error,
     },
 }
 
 impl FolderError {
-    /// What to do about it, where there is something.
+    /// What to do about it, if anything can be done.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NotAFolder { .. } => {
-                "give the folder that holds config.json and model.safetensors, or a run such as runs/NAME"
+                "use the folder with config.json and model.safetensors, or a run folder such as runs/NAME"
             }
             Self::NotACheckpoint { .. } => {
                 "a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100"
             }
-            Self::NoCheckpointYet { .. } => {
-                "`cargo train run CONFIG --resume` goes on until there is one"
-            }
-            Self::Latest { .. } => "give the folder of another checkpoint of this run",
+            Self::NoCheckpointYet { .. } => "`cargo train run CONFIG --resume` continues the run",
+            Self::Latest { .. } => "use the folder of another checkpoint of this run",
             Self::Missing { .. } | Self::Read { .. } => return None,
         };
         Some(hint.to_owned())
     }
 
-    /// Whether another path would do, rather than another state of the disk.
+    /// Whether the error is one of usage: another path is needed, and not another state of the disk.
     pub fn is_usage(&self) -> bool {
         !matches!(self, Self::Latest { .. } | Self::Read { .. })
     }
 }
 
-/// The checkpoint that a path means: a checkpoint's own folder, or a run's folder or its `checkpoints`, which
-/// stand for the newest complete one.
+/// The checkpoint folder that a path refers to: the path itself, or the newest complete checkpoint of a run folder or
+/// of its `checkpoints` folder.
 ///
 /// # Errors
 ///
-/// When there is no such folder, or neither a checkpoint nor a run in it.
+/// When the folder does not exist, or is neither a checkpoint nor a run with a complete checkpoint.
 pub fn checkpoint_folder(path: &Path) -> Result<PathBuf, FolderError> {
     let path = path.to_owned();
     if path.is_file() {
@@ -104,9 +102,10 @@ pub fn checkpoint_folder(path: &Path) -> Result<PathBuf, FolderError> {
     let file = checkpoints.join(LATEST);
     if !file.exists() {
         return Err(
-            match is_run || path.file_name().is_some_and(|name| name == CHECKPOINTS) {
-                true => FolderError::NoCheckpointYet { run: path },
-                false => FolderError::NotACheckpoint { folder: path },
+            if is_run || path.file_name().is_some_and(|name| name == CHECKPOINTS) {
+                FolderError::NoCheckpointYet { run: path }
+            } else {
+                FolderError::NotACheckpoint { folder: path }
             },
         );
     }
@@ -130,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_stands_for_its_newest_checkpoint() {
+    fn a_run_refers_to_its_newest_checkpoint() {
         let run = tempfile::tempdir().unwrap();
         let checkpoints = run.path().join(CHECKPOINTS);
         fs::create_dir(&checkpoints).unwrap();
@@ -156,21 +155,21 @@ mod tests {
     }
 
     #[test]
-    fn other_paths_are_refused() {
+    fn other_paths_are_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
-        let refused = |path: &Path| checkpoint_folder(path).unwrap_err();
-        assert!(matches!(refused(&file), FolderError::NotAFolder { .. }));
+        let rejected = |path: &Path| checkpoint_folder(path).unwrap_err();
+        assert!(matches!(rejected(&file), FolderError::NotAFolder { .. }));
         assert!(matches!(
-            refused(&folder.path().join("absent")),
+            rejected(&folder.path().join("absent")),
             FolderError::Missing { .. }
         ));
-        let foreign = refused(folder.path());
+        let foreign = rejected(folder.path());
         assert!(
             foreign
                 .to_string()
-                .ends_with("is no checkpoint: it has no config.json"),
+                .ends_with("is not a checkpoint: config.json is missing"),
             "{foreign}"
         );
         assert!(foreign.is_usage());

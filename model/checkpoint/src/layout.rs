@@ -1,39 +1,38 @@
-//! Where each parameter lies in a checkpoint's tensors, as data.
+//! The mapping from parameters to a checkpoint's tensors, as data.
 
-/// How one parameter is stored.
+/// How a parameter is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
     /// One tensor of the parameter's own shape.
     AsIs(&'static str),
-    /// One tensor; `[d_in, d_out]` here, `[d_out, d_in]` there.
+    /// One tensor; `[d_in, d_out]` in the model, `[d_out, d_in]` in the file.
     Transposed(&'static str),
-    /// `[experts, d_in, d_out]` here; there, one `[d_out, d_in]` an expert.
+    /// `[experts, d_in, d_out]` in the model; one `[d_out, d_in]` per expert in the file.
     PerExpert(&'static str),
-    /// `[experts, d_in, d_out]` here; there `[experts, parts · d_out, d_in]`, of which these are the rows
-    /// `part · d_out ..` of each expert.
+    /// `[experts, d_in, d_out]` in the model; in the file, the rows `part · d_out ..` of each expert in
+    /// `[experts, parts · d_out, d_in]`.
     Fused {
         /// The tensor's name.
         name: &'static str,
-        /// Which of the matrices that lie under each other.
+        /// Index of the matrix among those that are stacked in the tensor.
         part: usize,
-        /// How many do.
+        /// Number of stacked matrices.
         parts: usize,
     },
 }
 
-/// Where one parameter is found. In names, `{layer}` and `{expert}` stand for numbers.
+/// How one parameter is named and stored. In names, `{layer}` and `{expert}` are placeholders for indices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
     /// The parameter's path in the model.
     pub path: &'static str,
-    /// In files, as `transformers` writes them.
+    /// In files that `transformers` writes.
     pub saved: Stored,
-    /// In the memory of `transformers` 5, where experts are fused; also met in files, and the name of the
-    /// parameter's gradient.
+    /// In memory of `transformers` 5, with fused experts; some files use it too, and gradients are named after it.
     pub fused: Stored,
 }
 
-/// Which of the two spellings.
+/// One of the two ways of storing a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spelling {
     /// [`Rule::saved`]
@@ -42,18 +41,18 @@ pub enum Spelling {
     Fused,
 }
 
-/// One matrix of a parameter (or the whole of it, where it is stored as it is), in a tensor of a file.
+/// One matrix of a parameter (or the whole parameter, if it is stored as is) in a tensor of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
     /// The tensor's name.
     pub name: String,
     /// The tensor's shape.
     pub shape: Vec<usize>,
-    /// Where the piece starts in the tensor, in values.
+    /// Offset of the piece in the tensor, in values.
     pub start: usize,
-    /// How many values it has.
+    /// Number of values.
     pub length: usize,
-    /// `(d_in, d_out)` of a matrix that is `[d_in, d_out]` here and `[d_out, d_in]` there.
+    /// `(d_in, d_out)` of a matrix that is `[d_in, d_out]` in the model and `[d_out, d_in]` in the file.
     pub transposed: Option<(usize, usize)>,
 }
 
@@ -65,7 +64,7 @@ impl Rule {
         }
     }
 
-    /// How many pieces a parameter of this shape has.
+    /// Number of pieces of a parameter of this shape.
     pub fn count(&self, spelling: Spelling, shape: &[usize]) -> usize {
         match self.stored(spelling) {
             Stored::AsIs(_) | Stored::Transposed(_) => 1,
@@ -73,7 +72,11 @@ impl Rule {
         }
     }
 
-    /// One of the pieces of a parameter of this shape, which follow each other in its own order.
+    /// Piece `index` of a parameter of this shape; the pieces are consecutive in the parameter.
+    ///
+    /// # Panics
+    ///
+    /// When the rule cannot store a parameter of this rank.
     pub fn piece(
         &self,
         spelling: Spelling,
@@ -110,7 +113,7 @@ impl Rule {
     }
 }
 
-/// The layer that a path leads into, and the path with `{layer}` in its place.
+/// The layer in a path, and the path with `{layer}` in place of its index.
 pub fn pattern(path: &str) -> (Option<usize>, String) {
     let inner = path
         .strip_prefix("blocks.")
@@ -121,20 +124,24 @@ pub fn pattern(path: &str) -> (Option<usize>, String) {
     }
 }
 
-/// A name with its numbers put in.
+/// A name with its placeholders filled in.
 pub fn fill(name: &str, layer: Option<usize>, expert: Option<usize>) -> String {
     let mut filled = name.to_owned();
-    for (place, number) in [("{layer}", layer), ("{expert}", expert)] {
-        if let Some(number) = number {
-            filled = filled.replace(place, &number.to_string());
+    for (placeholder, index) in [("{layer}", layer), ("{expert}", expert)] {
+        if let Some(index) = index {
+            filled = filled.replace(placeholder, &index.to_string());
         }
     }
     filled
 }
 
-/// The transpose of a matrix of `rows × columns` in row-major order, into a slice of the same length.
+/// Writes the transpose of a `rows × columns` matrix in row-major order to `output`.
+///
+/// # Panics
+///
+/// When `values` or `output` does not have `rows · columns` values.
 pub fn transpose<T: Copy>(values: &[T], rows: usize, columns: usize, output: &mut [T]) {
-    // Blocks keep both sides in cache; a plain loop misses on every write of a large matrix.
+    // Blocks keep both sides in cache; a plain loop has a cache miss for every write to a large matrix.
     const BLOCK: usize = 32;
     assert_eq!(values.len(), rows * columns);
     assert_eq!(output.len(), values.len());
@@ -157,10 +164,10 @@ mod tests {
     fn a_transpose_larger_than_a_block() {
         let (rows, columns) = (37, 70);
         let values: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
-        let (mut turned, mut back) = (vec![0.0; values.len()], vec![0.0; values.len()]);
-        transpose(&values, rows, columns, &mut turned);
-        assert_eq!(turned[5 * rows + 36], values[36 * columns + 5]);
-        transpose(&turned, columns, rows, &mut back);
+        let (mut transposed, mut back) = (vec![0.0; values.len()], vec![0.0; values.len()]);
+        transpose(&values, rows, columns, &mut transposed);
+        assert_eq!(transposed[5 * rows + 36], values[36 * columns + 5]);
+        transpose(&transposed, columns, rows, &mut back);
         assert_eq!(back, values);
     }
 }

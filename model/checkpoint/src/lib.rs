@@ -1,8 +1,8 @@
-//! Checkpoints: folders that Hugging Face's `transformers` loads as they stand, and folders of its own.
+//! Reads and writes checkpoint folders in the format of Hugging Face's `transformers`.
 //!
-//! A folder has `config.json`, the weights (`model.safetensors`, or shards and their index), and
-//! `tokenizer.json`, which is the business of whoever has the tokenizer. Which families there are and which
-//! tensor has which name is data: see [`families`] and [`layout`].
+//! A folder contains `config.json`, the weights (`model.safetensors`, or shards and their index), and
+//! `tokenizer.json`, which the crate `firebox-text` reads and writes. The families and their tensor names are data: see
+//! [`families`] and [`layout`].
 
 mod config_json;
 mod dtype;
@@ -40,32 +40,33 @@ use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 
-/// Name of the weights' file in a checkpoint folder.
+/// File name of the weights in a checkpoint folder.
 pub const MODEL_FILE: &str = "model.safetensors";
-/// Name of the index of a checkpoint whose weights are in several files.
+/// File name of the index of a sharded checkpoint.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
-/// Name of the configuration's file in a checkpoint folder.
+/// File name of the configuration in a checkpoint folder.
 pub const CONFIG_FILE: &str = "config.json";
 
-/// A model as it was read.
+/// A checkpoint that was read.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     /// The network on its device, without gradients.
     pub model: LanguageModel,
-    /// The tokens that end a text, where the configuration names them; the first ends a document.
+    /// `eos_token_id` of the configuration, empty if absent; the first id ends a document, each of them ends generated
+    /// text.
     pub end_of_text: Vec<u32>,
-    /// The token that a document begins with, where the configuration names one.
+    /// `bos_token_id` of the configuration: the id that begins a document.
     pub beginning_of_text: Option<u32>,
-    /// The type of the stored weights, where they are all of one.
+    /// The type of the stored weights; `None` if there are several.
     pub dtype: Option<WeightDtype>,
 }
 
-/// Reads the checkpoint in a folder; what `dtype` means is said at [`CheckpointParameters::open`].
+/// Reads the checkpoint in a folder; see [`CheckpointParameters::open`] for `dtype`.
 ///
 /// # Errors
 ///
-/// When a file is absent or damaged, the configuration asks for what Firebox does not compute, the tensors
-/// are not exactly those of the model, or the device cannot hold weights of that type.
+/// When a file is missing or damaged, Firebox does not support the configuration, the tensors are not exactly those of
+/// the model, or the device does not support the dtype.
 pub fn load(
     folder: &Path,
     device: &Device,
@@ -75,8 +76,8 @@ pub fn load(
     load_as(folder, &config, &config.model, device, dtype)
 }
 
-/// Reads the weights in a folder, in f32, into a model of a known shape, which may differ from the one that the folder
-/// names in what no tensor depends on, such as the context or the losses' coefficients.
+/// Reads the weights in a folder, in f32, into a model with another configuration, which may differ from the folder's
+/// in fields that no tensor depends on, such as the context or the coefficients of the losses.
 ///
 /// # Errors
 ///

@@ -1,10 +1,10 @@
-//! Names and shapes on both sides: what a model has and what a file has.
+//! Compares the tensors of a model with those of a checkpoint.
 
 use std::path::Path;
 
 use super::{CheckpointError, TensorInfo};
 
-/// Every difference between the tensors that a model needs and those that are there.
+/// The differences between the tensors that a model needs and those of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Mismatch {
     missing: Vec<String>,
@@ -12,40 +12,40 @@ pub struct Mismatch {
     reshaped: Vec<String>,
 }
 
-/// Names of a kind that an error lists.
+/// Maximum number of names of each kind in an error.
 const LISTED: usize = 6;
 
 impl Mismatch {
-    /// Compares a tensor that is needed with what was found under its name; says whether they agree.
+    /// Compares a needed tensor with the one that was found under its name; returns whether they agree.
     pub fn expect(&mut self, name: &str, shape: &[usize], found: Option<&TensorInfo>) -> bool {
         match found {
             None => self.missing.push(format!("{name} {shape:?}")),
             Some(info) if info.shape != shape => self
                 .reshaped
-                .push(format!("{name} {:?} where {shape:?} is needed", info.shape)),
+                .push(format!("{name} {:?}, expected {shape:?}", info.shape)),
             Some(_) => return true,
         }
         false
     }
 
-    /// Notes a tensor that nothing needs.
+    /// Records a tensor that the model does not need.
     pub fn superfluous(&mut self, name: &str, shape: &[usize]) {
         self.superfluous.push(format!("{name} {shape:?}"));
     }
 
-    /// An error, unless both sides agree.
+    /// Checks that both sides agree.
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::Mismatch`], naming `place` (a file or folder), with names and shapes.
+    /// [`CheckpointError::Mismatch`] for `place` (a file or folder), with names and shapes.
     pub fn check(self, place: &Path) -> Result<(), CheckpointError> {
         if self == Self::default() {
             return Ok(());
         }
         let kinds = [
             ("missing", &self.missing),
-            ("of another shape", &self.reshaped),
-            ("without a place in the model", &self.superfluous),
+            ("with another shape", &self.reshaped),
+            ("not part of the model", &self.superfluous),
         ];
         let differences: Vec<String> = kinds
             .into_iter()

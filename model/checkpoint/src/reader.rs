@@ -1,4 +1,4 @@
-//! A checkpoint as a source of parameters.
+//! A [`ParameterSource`] that reads a checkpoint.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,31 +17,31 @@ use firebox_kernels::dtype::StorageFloat;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
-use firebox_model::parameters::{Initial, ParameterSource};
+use firebox_model::parameters::{Initializer, ParameterSource};
 use firebox_runtime::device::is_host;
 
-/// Reads parameters from a checkpoint folder, one after the other. When it is open, names and shapes of
-/// everything were compared: each parameter has its tensors, and each tensor its parameter.
+/// Reads parameters from a checkpoint folder, one after the other. Opening it compares all names and shapes: each
+/// parameter has its tensors, and each tensor its parameter.
 #[derive(Debug)]
 pub struct CheckpointParameters<'a> {
     store: TensorStore,
     plan: BTreeMap<String, Planned>,
-    /// Names of the routers' selection bias, by mixture; none where there is none.
+    /// Tensor names of the routers' selection bias, one per MoE layer; empty if there is none.
     biases: Vec<String>,
     device: &'a Device,
-    held: Held,
+    weight_storage: WeightStorage,
 }
 
-/// What weights are held in.
+/// How weights are rounded and stored on the device.
 #[derive(Debug, Clone, Copy)]
-struct Held {
-    /// Rounded to this.
+struct WeightStorage {
+    /// The type that values are rounded to.
     rounded: WeightDtype,
-    /// In tensors of this, which holds those numbers.
+    /// The type of the tensors, which represents the rounded values exactly.
     stored: WeightDtype,
 }
 
-/// Where a parameter comes from.
+/// The tensors of a parameter.
 #[derive(Debug)]
 struct Planned {
     shape: Vec<usize>,
@@ -49,13 +49,13 @@ struct Planned {
 }
 
 impl<'a> CheckpointParameters<'a> {
-    /// Opens the weights in a folder, matrices to be held in `dtype` and everything else in f32: the gains of
-    /// norms and the routers are few numbers, and a router's choice between experts turns on small differences.
+    /// Opens the weights in a folder. Matrices are stored in `dtype`, everything else in f32: gains of norms and router
+    /// weights are small, and a router's selection depends on small differences.
     ///
     /// # Errors
     ///
-    /// When a file is absent or damaged, the tensors are not exactly those of the model, or the device cannot hold
-    /// numbers of that type, or trains.
+    /// When a file is missing or damaged, the tensors are not exactly those of the model, the device does not support
+    /// `dtype`, or the device trains and `dtype` is not f32.
     pub fn open(
         folder: &Path,
         config: &ModelConfig,
@@ -63,15 +63,15 @@ impl<'a> CheckpointParameters<'a> {
         device: &'a Device,
         dtype: WeightDtype,
     ) -> Result<Self, CheckpointError> {
-        let held = Held::on(device, dtype)?;
+        let weight_storage = WeightStorage::on(device, dtype)?;
         let store = TensorStore::open(folder)?;
-        // Sizes that these files cannot have would make a list without end.
+        // A size beyond what these files can contain would make the list of parameters unboundedly long.
         let tensors = store.tensors().count();
         if config.layers > tensors {
             return Err(CheckpointError::Mismatch {
                 place: folder.to_owned(),
                 differences: format!(
-                    "config.json has {} layers, and the files {tensors} tensors",
+                    "config.json has {} layers, but the files contain only {tensors} tensors",
                     config.layers
                 ),
             });
@@ -87,9 +87,10 @@ impl<'a> CheckpointParameters<'a> {
                 let first = |spelling| rule.piece(spelling, layer, &shape, 0);
                 let (saved, fused) = (first(Spelling::Saved), first(Spelling::Fused));
                 let has = |piece: &Piece| store.info(&piece.name).is_some();
-                let (spelling, first) = match has(&fused) && !has(&saved) {
-                    true => (Spelling::Fused, fused),
-                    false => (Spelling::Saved, saved),
+                let (spelling, first) = if has(&fused) && !has(&saved) {
+                    (Spelling::Fused, fused)
+                } else {
+                    (Spelling::Saved, saved)
                 };
                 let count = rule.count(spelling, &shape);
                 let found = store.info(&first.name);
@@ -112,11 +113,12 @@ impl<'a> CheckpointParameters<'a> {
         let bias_names = config
             .moe_layers()
             .map(|layer| fill(ROUTER_BIAS, Some(layer), None));
-        let biases: Vec<String> = match family == &FIREBOX {
-            true => bias_names
+        let biases: Vec<String> = if family == &FIREBOX {
+            bias_names
                 .filter(|name| store.info(name).is_some())
-                .collect(),
-            false => Vec::new(),
+                .collect()
+        } else {
+            Vec::new()
         };
 
         let mut read: BTreeMap<&str, usize> = BTreeMap::new();
@@ -126,7 +128,7 @@ impl<'a> CheckpointParameters<'a> {
                 None => {
                     let found = store.info(&piece.name);
                     let fits = mismatch.expect(&piece.name, &piece.shape, found);
-                    // One of another shape is not listed twice.
+                    // A tensor with another shape is not listed twice.
                     read.insert(&piece.name, if fits { piece.length } else { usize::MAX });
                 }
             }
@@ -142,7 +144,7 @@ impl<'a> CheckpointParameters<'a> {
             mismatch.expect(HEAD, &shape, store.info(HEAD));
         }
         for (name, info) in store.tensors() {
-            // A fused tensor of which only a part is asked for was not meant either.
+            // A fused tensor of which the model needs only a part does not match either.
             if read
                 .get(name)
                 .is_none_or(|&length| length < info.elements())
@@ -157,7 +159,7 @@ impl<'a> CheckpointParameters<'a> {
             plan,
             biases,
             device,
-            held,
+            weight_storage,
         };
         if redundant_head {
             opened.check_tied_head(config.d_model)?;
@@ -165,14 +167,14 @@ impl<'a> CheckpointParameters<'a> {
         Ok(opened)
     }
 
-    /// The type of the stored weights, where they are all of one.
+    /// The type of the stored weights; `None` if there are several.
     pub fn dtype(&self) -> Option<WeightDtype> {
         let mut all = self.store.tensors().map(|(_, info)| info.dtype);
         let first = all.next()?;
         all.all(|dtype| dtype == first).then_some(first)
     }
 
-    /// The selection bias of each router; empty where the checkpoint has none.
+    /// The selection bias of each router; empty if the checkpoint has none.
     ///
     /// # Errors
     ///
@@ -185,7 +187,7 @@ impl<'a> CheckpointParameters<'a> {
         self.biases.iter().map(values).collect()
     }
 
-    /// Some files hold the head although it is the embedding; then it must be.
+    /// Some files contain a head although it is tied to the embedding; then the two must be equal.
     fn check_tied_head(&self, d_model: usize) -> Result<(), CheckpointError> {
         let values = self.store.info(HEAD).map_or(0, |info| info.elements());
         for start in (0..values).step_by(d_model) {
@@ -207,7 +209,7 @@ impl ParameterSource for CheckpointParameters<'_> {
         &mut self,
         path: &str,
         shape: [usize; D],
-        _: Initial,
+        _: Initializer,
     ) -> Result<Param<Tensor<D>>, CheckpointError> {
         let planned = self.plan.get(path).filter(|planned| planned.shape == shape);
         let Some(Planned { pieces, .. }) = planned else {
@@ -217,44 +219,45 @@ impl ParameterSource for CheckpointParameters<'_> {
                 .check(self.store.folder())
                 .expect_err("a parameter is missing"));
         };
-        let rounded = match D > 1 && !path.ends_with(ROUTER) {
-            true => self.held,
-            false => Held::F32,
+        let storage = if D > 1 && !path.ends_with(ROUTER) {
+            self.weight_storage
+        } else {
+            WeightStorage::F32
         };
-        let numbers = Numbers {
+        let values = StoredValues {
             store: &self.store,
             pieces,
             shape: &shape,
         };
-        let data = match rounded {
-            Held {
+        let data = match storage {
+            WeightStorage {
                 rounded: WeightDtype::F32,
                 ..
-            } => numbers.read::<f32>(),
-            Held {
+            } => values.read::<f32>(),
+            WeightStorage {
                 rounded: WeightDtype::Bf16,
                 ..
-            } => numbers.read::<bf16>(),
-            Held {
+            } => values.read::<bf16>(),
+            WeightStorage {
                 rounded: WeightDtype::F16,
                 ..
-            } => numbers.read::<f16>(),
+            } => values.read::<f16>(),
         }?;
-        let stored = rounded.stored.tensor_type();
+        let stored = storage.stored.tensor_type();
         let value = Tensor::from_data(data.convert_dtype(stored), (self.device, stored));
         let parameter = Param::from_tensor(value);
-        Ok(match rounded.rounded {
+        Ok(match storage.rounded {
             WeightDtype::F32 => parameter,
-            // Steps of training are too small for it.
+            // The optimizer's updates are too small for these types.
             WeightDtype::Bf16 | WeightDtype::F16 => parameter.set_require_grad(false),
         })
     }
 }
 
-/// The end of a router's path.
+/// Suffix of a router's path.
 const ROUTER: &str = ".router.weight";
 
-impl Held {
+impl WeightStorage {
     const F32: Self = Self {
         rounded: WeightDtype::F32,
         stored: WeightDtype::F32,
@@ -269,7 +272,7 @@ impl Held {
         }
         let stored = match device.supports_dtype(rounded.tensor_type()) {
             true => rounded,
-            // It has f32 alone, and serves as a second opinion on the numbers.
+            // ndarray supports f32 only: round the values, but store them in f32.
             false if is_host(device) => WeightDtype::F32,
             false => return Err(CheckpointError::Device { dtype: rounded }),
         };
@@ -277,14 +280,14 @@ impl Held {
     }
 }
 
-/// The numbers of one parameter in the files.
-struct Numbers<'a> {
+/// The values of one parameter in the files.
+struct StoredValues<'a> {
     store: &'a TensorStore,
     pieces: &'a [Piece],
     shape: &'a [usize],
 }
 
-impl Numbers<'_> {
+impl StoredValues<'_> {
     fn read<T: StorageFloat>(&self) -> Result<TensorData, CheckpointError> {
         let read = |piece: &Piece| {
             let range = piece.start..piece.start + piece.length;
@@ -293,15 +296,15 @@ impl Numbers<'_> {
         let values = match self.pieces {
             [whole] if whole.transposed.is_none() => read(whole)?,
             pieces => {
-                // Experts side by side: most of the time goes into turning them and into fresh memory.
+                // In parallel over experts: most of the time is spent transposing and touching fresh memory.
                 let mut values = vec![T::default(); self.shape.iter().product()];
                 let length = pieces[0].length.max(1);
-                let places = values.par_chunks_mut(length).zip(pieces);
-                places.try_for_each(|(place, piece)| {
+                let outputs = values.par_chunks_mut(length).zip(pieces);
+                outputs.try_for_each(|(output, piece)| {
                     let stored = read(piece)?;
                     match piece.transposed {
-                        Some((d_in, d_out)) => transpose(&stored, d_out, d_in, place),
-                        None => place.copy_from_slice(&stored),
+                        Some((d_in, d_out)) => transpose(&stored, d_out, d_in, output),
+                        None => output.copy_from_slice(&stored),
                     }
                     Ok(())
                 })?;

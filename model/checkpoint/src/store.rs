@@ -1,4 +1,4 @@
-//! The weights of a checkpoint folder: one safetensors file, or shards with an index.
+//! The weights of a checkpoint folder: a single safetensors file, or shards with an index.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,13 +10,13 @@ use serde::Deserialize;
 use super::{CheckpointError, INDEX_FILE, MODEL_FILE, TensorFile, TensorInfo};
 use firebox_kernels::dtype::StorageFloat;
 
-/// All tensors of a checkpoint, in however many files.
+/// All tensors of a checkpoint, in one or several files.
 #[derive(Debug)]
 pub struct TensorStore {
     folder: PathBuf,
     files: Vec<TensorFile>,
-    /// Which file each tensor is in.
-    place: BTreeMap<String, usize>,
+    /// Index of the file of each tensor.
+    file_of: BTreeMap<String, usize>,
 }
 
 /// `model.safetensors.index.json`
@@ -30,7 +30,7 @@ impl TensorStore {
     ///
     /// # Errors
     ///
-    /// When there are none, a file is damaged, or the index and the shards do not agree.
+    /// When there are no weights, a file is damaged, or the index and the shards do not agree.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         let (single, index) = (folder.join(MODEL_FILE), folder.join(INDEX_FILE));
         match (single.exists(), index.exists()) {
@@ -41,7 +41,7 @@ impl TensorStore {
                 let file = TensorFile::open(&single)?;
                 Ok(Self {
                     folder: folder.to_owned(),
-                    place: file
+                    file_of: file
                         .tensors()
                         .keys()
                         .map(|name| (name.clone(), 0))
@@ -76,19 +76,21 @@ impl TensorStore {
             }
             if !is_file_name(name) {
                 return Err(error(format!(
-                    "{name:?} is no file's name; shards lie beside the index"
+                    "{name:?} is not a file name; shards must be in the folder of the index"
                 )));
             }
             let shard = folder.join(name);
             if !shard.is_file() {
-                return Err(error(format!("the shard {name} is not there")));
+                return Err(error(format!("the shard {name} is missing")));
             }
             numbers.insert(name, files.len());
             files.push(TensorFile::open(&shard)?);
         }
         for (name, shard) in &index.weight_map {
             if !files[numbers[shard.as_str()]].tensors().contains_key(name) {
-                return Err(error(format!("{name} is not in {shard}")));
+                return Err(error(format!(
+                    "{name} is listed in {shard}, which does not contain it"
+                )));
             }
         }
         for (shard, &number) in &numbers {
@@ -96,39 +98,39 @@ impl TensorStore {
             let stray = |name: &&String| index.weight_map.get(*name).is_none_or(|s| s != shard);
             if let Some(name) = tensors.clone().find(stray) {
                 return Err(error(format!(
-                    "{shard} has {name}, which is not listed there"
+                    "{shard} contains {name}, which the index does not list for it"
                 )));
             }
         }
-        let place = index.weight_map.iter();
+        let entries = index.weight_map.iter();
         Ok(Self {
             folder: folder.to_owned(),
-            place: place
+            file_of: entries
                 .map(|(name, shard)| (name.clone(), numbers[shard.as_str()]))
                 .collect(),
             files,
         })
     }
 
-    /// Where it is.
+    /// The folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// All tensors, by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
-        self.place
+        self.file_of
             .iter()
             .map(|(name, &file)| (name.as_str(), &self.files[file].tensors()[name]))
     }
 
-    /// What is known of a tensor; `None` when there is none of this name.
+    /// Shape and type of a tensor; `None` if there is no tensor of this name.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        let file = *self.place.get(name)?;
+        let file = *self.file_of.get(name)?;
         self.files[file].tensors().get(name)
     }
 
-    /// A run of a tensor's values.
+    /// A range of a tensor's values.
     ///
     /// # Errors
     ///
@@ -136,12 +138,12 @@ impl TensorStore {
     ///
     /// # Panics
     ///
-    /// When there is no tensor of this name, or it has fewer values.
+    /// When there is no tensor of this name, or `range` exceeds its values.
     pub fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
         self.read_as(name, range)
     }
 
-    /// A run of a tensor's values, each rounded to the nearest of a type.
+    /// A range of a tensor's values, rounded to the nearest values of a type.
     ///
     /// # Errors
     ///
@@ -155,11 +157,11 @@ impl TensorStore {
         name: &str,
         range: Range<usize>,
     ) -> Result<Vec<T>, CheckpointError> {
-        self.files[self.place[name]].read_as(name, range)
+        self.files[self.file_of[name]].read_as(name, range)
     }
 }
 
-/// Whether it names a file in the folder itself: an index must not lead out of it.
+/// Whether `name` is a plain file name: an index must not lead out of its folder.
 fn is_file_name(name: &str) -> bool {
     !name.is_empty() && !["..", "."].contains(&name) && !name.contains(['/', '\\', ':', '\0'])
 }

@@ -1,4 +1,4 @@
-//! One safetensors file, read tensor by tensor.
+//! Reads a safetensors file tensor by tensor.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,8 +15,8 @@ use super::dtype::StoredDtype as _;
 use firebox_kernels::dtype::StorageFloat;
 use firebox_kernels::dtype::WeightDtype;
 
-/// A safetensors file that is open for reading. Its header was checked; values are read when asked for, with
-/// ordinary reads, so that no more of the file is in memory than was asked for.
+/// A safetensors file that is open for reading, with a checked header. Values are read on demand, with ordinary reads,
+/// so that only the requested values are in memory.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
@@ -24,14 +24,14 @@ pub struct TensorFile {
     tensors: BTreeMap<String, TensorInfo>,
 }
 
-/// What the header says of a tensor.
+/// The header's entry of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Its shape.
     pub shape: Vec<usize>,
     /// The type of its values.
     pub dtype: WeightDtype,
-    /// Where its values start in the file, in bytes.
+    /// Byte offset of its values in the file.
     offset: u64,
 }
 
@@ -43,12 +43,12 @@ impl TensorInfo {
 }
 
 impl TensorFile {
-    /// Opens a file and checks its header: every tensor's type is one that is read, its bytes are as many as
-    /// its shape says, and the tensors fill the file without a gap or an overlap.
+    /// Opens a file and checks its header: every tensor has a supported type, its byte count matches its shape, and the
+    /// tensors fill the file without gaps or overlaps.
     ///
     /// # Errors
     ///
-    /// When it cannot be read or is not such a file.
+    /// When it cannot be read, is not a valid safetensors file, or contains a tensor of an unsupported type.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let file = File::open(path).map_err(CheckpointError::io("open", path))?;
         // SAFETY: only the header is read through the map, before anything else; a checkpoint's files are
@@ -84,12 +84,12 @@ impl TensorFile {
         })
     }
 
-    /// Where it is.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// All its tensors, by name.
+    /// All tensors, by name.
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
     }
@@ -107,7 +107,7 @@ impl TensorFile {
         self.read_as(name, 0..self.tensors[name].elements())
     }
 
-    /// A run of a tensor's values, each rounded to the nearest of a type.
+    /// A range of a tensor's values, rounded to the nearest values of a type.
     ///
     /// # Errors
     ///
@@ -115,14 +115,14 @@ impl TensorFile {
     ///
     /// # Panics
     ///
-    /// When there is no tensor of this name, or it has fewer values.
+    /// When there is no tensor of this name, or `range` exceeds its values.
     pub fn read_as<T: StorageFloat>(
         &self,
         name: &str,
         range: Range<usize>,
     ) -> Result<Vec<T>, CheckpointError> {
         let info = &self.tensors[name];
-        assert!(range.end <= info.elements(), "{name} has fewer values");
+        assert!(range.end <= info.elements(), "{name} has too few values");
         let width = info.dtype.bytes();
         let mut bytes = vec![0; range.len() * width];
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,15 +136,16 @@ impl TensorFile {
         }
         let stored: Vec<f32> = info.dtype.decode(&bytes);
         let name = name.to_owned();
-        Err(match stored.iter().all(|value| value.is_finite()) {
-            true => CheckpointError::OutOfRange {
+        Err(if stored.iter().all(|value| value.is_finite()) {
+            CheckpointError::OutOfRange {
                 name,
                 dtype: T::DTYPE,
-            },
-            false => CheckpointError::NotFinite {
+            }
+        } else {
+            CheckpointError::NotFinite {
                 file: self.path.clone(),
                 name,
-            },
+            }
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Writes safetensors files: one, or shards with an index.
+//! Writes safetensors files: a single file, or shards with an index.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -13,27 +13,27 @@ use super::dtype::StoredDtype as _;
 use super::{CheckpointError, INDEX_FILE, MODEL_FILE};
 use firebox_kernels::dtype::WeightDtype;
 
-/// A tensor that is about to be written.
+/// A tensor to write.
 pub struct NamedTensor<'a> {
     /// Its name in the file.
     pub name: String,
     /// Its shape in the file.
     pub shape: Vec<usize>,
-    /// What it holds.
+    /// Its values.
     pub values: Values<'a>,
 }
 
-/// What a tensor holds.
+/// The values of a tensor.
 pub enum Values<'a> {
-    /// Numbers that are made when their turn comes, so that no more than one tensor is in memory; stored in
-    /// the dtype that is asked for.
+    /// Floats, computed when the tensor is written, so that only one tensor at a time is in memory; stored in the
+    /// requested dtype.
     Float(Box<dyn Fn() -> Vec<f32> + 'a>),
-    /// Whole numbers, stored in 64 bits.
+    /// Integers, stored in 64 bits.
     Int(Vec<i64>),
 }
 
 impl<'a> NamedTensor<'a> {
-    /// A tensor of numbers; see [`Values::Float`].
+    /// A tensor of floats; see [`Values::Float`].
     pub fn float(
         name: impl Into<String>,
         shape: impl Into<Vec<usize>>,
@@ -46,7 +46,7 @@ impl<'a> NamedTensor<'a> {
         }
     }
 
-    /// A tensor of whole numbers.
+    /// A tensor of integers.
     pub fn int(name: impl Into<String>, shape: impl Into<Vec<usize>>, values: Vec<i64>) -> Self {
         Self {
             name: name.into(),
@@ -64,7 +64,7 @@ impl<'a> NamedTensor<'a> {
     }
 }
 
-/// A tensor on its way through the library, which has no place for an error of ours.
+/// A tensor while it is serialized. [`View`] cannot return an error, so it is recorded in `out_of_range`.
 struct Outgoing<'a> {
     tensor: &'a NamedTensor<'a>,
     dtype: WeightDtype,
@@ -109,17 +109,17 @@ impl View for Outgoing<'_> {
     }
 }
 
-/// Writes a safetensors file and waits until it is on the disk.
+/// Writes a safetensors file and waits until it is on disk.
 ///
 /// # Errors
 ///
-/// When the file cannot be written, or a value is beyond the range of `dtype`; then nothing of it stays.
+/// When the file cannot be written, or a value is beyond the range of `dtype`; in the latter case the file is removed.
 pub fn write_tensors(
     path: &Path,
     tensors: &[NamedTensor<'_>],
     dtype: WeightDtype,
 ) -> Result<(), CheckpointError> {
-    // The library's file is for its owner alone; a checkpoint is as readable as any file made here.
+    // The library creates files that only their owner can read; a checkpoint has the usual permissions.
     let permissions = File::create(path)
         .and_then(|file| file.metadata())
         .map_err(CheckpointError::io("write", path))?
@@ -151,8 +151,8 @@ pub fn write_tensors(
 }
 
 /// Writes a model's weights into a folder: as model.safetensors, or, where they exceed `shard_bytes`, as
-/// shards of at most that size (a larger tensor has a shard of its own) and their index. `progress` hears how
-/// many bytes are done.
+/// shards of at most that size (a larger tensor has a shard of its own) and their index. `progress` is called with the
+/// number of bytes written.
 ///
 /// # Errors
 ///
@@ -195,11 +195,13 @@ pub fn write_weights(
         },
         "weight_map": weight_map,
     });
-    let text = serde_json::to_string_pretty(&index).expect("names and numbers") + "\n";
+    let text = serde_json::to_string_pretty(&index)
+        .expect("strings and integers can be written as JSON")
+        + "\n";
     write_synced(&folder.join(INDEX_FILE), &text)
 }
 
-/// Writes a text file and waits until it is on the disk.
+/// Writes a text file and waits until it is on disk.
 pub(super) fn write_synced(path: &Path, text: &str) -> Result<(), CheckpointError> {
     fs::write(path, text)
         .and_then(|()| File::open(path)?.sync_all())
@@ -210,7 +212,7 @@ fn total(tensors: &[NamedTensor<'_>], dtype: WeightDtype) -> u64 {
     tensors.iter().map(|tensor| tensor.bytes(dtype)).sum()
 }
 
-/// Runs of tensors, each as long as its limit allows.
+/// Splits tensors into consecutive shards, each as large as the limit allows.
 fn shards<'t, 'a>(
     mut tensors: &'t [NamedTensor<'a>],
     dtype: WeightDtype,
@@ -245,7 +247,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn shards_are_full_and_hold_everything_once(
+        fn shards_are_full_and_contain_every_tensor_once(
             sizes in proptest::collection::vec(0usize..50, 1..20),
             limit in 1u64..300,
         ) {
@@ -269,7 +271,7 @@ mod tests {
         let error = write_tensors(&path, &[tensor(0, 1), large], WeightDtype::F16).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "tensor tensor.3 has a value beyond the range of f16"
+            "tensor tensor.3 contains a value beyond the range of f16"
         );
         assert!(!path.exists());
     }

@@ -12,8 +12,8 @@ use firebox_model::config::{
     BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
 };
 
-/// A mixture that Mixtral computes, with a value of its own in every field.
-fn mixture() -> ModelConfig {
+/// An MoE model in Mixtral's family, with a distinct value in every field.
+fn moe() -> ModelConfig {
     ModelConfig {
         vocabulary: 61,
         layers: 4,
@@ -55,13 +55,13 @@ fn dense(qk_norm: QkNorm) -> ModelConfig {
         },
         router: RouterConfig {
             balance_coefficient: 0.0,
-            ..mixture().router
+            ..moe().router
         },
-        ..mixture()
+        ..moe()
     }
 }
 
-/// What is read from a text, or the error in words.
+/// The configuration read from a text, or the error message.
 fn read(text: &str) -> Result<CheckpointConfig, String> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join(CONFIG_FILE), text).unwrap();
@@ -83,9 +83,9 @@ fn every_family_reads_what_it_writes() {
         qk_norm,
         router: RouterConfig {
             normalize,
-            ..mixture().router
+            ..moe().router
         },
-        ..mixture()
+        ..moe()
     };
     let some_dense = ModelConfig {
         dense: Some(DenseConfig {
@@ -99,15 +99,15 @@ fn every_family_reads_what_it_writes() {
             bias_update_rate: 0.001,
             balance: BalanceKind::PerLayer,
             z_coefficient: 0.5,
-            ..mixture().router
+            ..moe().router
         },
-        ..mixture()
+        ..moe()
     };
     let cases = [
         (dense(QkNorm::None), LLAMA),
         (dense(QkNorm::Head), QWEN3),
         (dense(QkNorm::Projection), FIREBOX),
-        (mixture(), MIXTRAL),
+        (moe(), MIXTRAL),
         (normed(QkNorm::None, false), FIREBOX),
         (normed(QkNorm::Projection, true), OLMOE),
         (normed(QkNorm::Projection, false), OLMOE),
@@ -127,16 +127,16 @@ fn every_family_reads_what_it_writes() {
 }
 
 #[test]
-fn the_loss_by_layer_is_written_as_the_pooled_one_that_weighs_as_much() {
-    let mut model = mixture();
+fn the_per_layer_loss_is_written_as_an_equivalent_pooled_loss() {
+    let mut model = moe();
     model.router.balance = BalanceKind::PerLayer;
     let read = read(&written(&model).to_json(WeightDtype::F32)).unwrap();
     assert_eq!(read.model.router.balance, BalanceKind::Pooled);
-    // Balanced, one is 1 and the other the number of experts that a token visits.
+    // When balanced, one is 1 and the other is k.
     assert_eq!(read.model.router.balance_coefficient, 0.007 / 3.0);
 }
 
-/// The file of a model with some fields changed; null takes a field away.
+/// The file of a model with some fields changed; null removes a field.
 fn changed(model: &ModelConfig, changes: &Value) -> String {
     let text = written(model).to_json(WeightDtype::F32);
     let mut fields: Map<String, Value> = serde_json::from_str(&text).unwrap();
@@ -150,8 +150,8 @@ fn changed(model: &ModelConfig, changes: &Value) -> String {
 }
 
 #[test]
-fn other_spellings_say_the_same() {
-    let mut qwen = mixture();
+fn equivalent_spellings_give_the_same_configuration() {
+    let mut qwen = moe();
     qwen.qk_norm = QkNorm::Head;
     qwen.dense = Some(DenseConfig {
         layers: vec![0, 1, 2],
@@ -159,16 +159,16 @@ fn other_spellings_say_the_same() {
     });
     let llama = dense(QkNorm::None);
     let cases = [
-        (mixture(), json!({ "rope_theta": null })),
+        (moe(), json!({ "rope_theta": null })),
         (
-            mixture(),
+            moe(),
             json!({ "rope_parameters": null, "rope_scaling": null }),
         ),
-        (mixture(), json!({ "head_dim": null })),
-        (mixture(), json!({ "sliding_window": 64 })),
-        (mixture(), json!({ "rope_scaling": { "type": "default" } })),
+        (moe(), json!({ "head_dim": null })),
+        (moe(), json!({ "sliding_window": 64 })),
+        (moe(), json!({ "rope_scaling": { "type": "default" } })),
         (
-            mixture(),
+            moe(),
             json!({ "transformers_version": "4.40.0", "_name_or_path": "there", "new_option": false }),
         ),
         (qwen.clone(), json!({ "num_experts": null })),
@@ -177,7 +177,7 @@ fn other_spellings_say_the_same() {
             qwen.clone(),
             json!({ "use_sliding_window": false, "sliding_window": 8, "max_window_layers": 2 }),
         ),
-        // Every other layer, of which one is dense all the same.
+        // Every other layer is MoE, and one of those is dense.
         (
             qwen,
             json!({ "decoder_sparse_step": 2, "mlp_only_layers": [1] }),
@@ -195,7 +195,7 @@ fn other_spellings_say_the_same() {
 }
 
 #[test]
-fn absent_fields_are_what_transformers_makes_of_them() {
+fn absent_fields_have_the_defaults_of_transformers() {
     let bare = json!({ "rope_theta": null, "rope_parameters": null, "num_key_value_heads": null, "eos_token_id": 9, "tie_word_embeddings": null });
     let found = read(&changed(&dense(QkNorm::None), &bare)).unwrap();
     assert_eq!(
@@ -207,19 +207,19 @@ fn absent_fields_are_what_transformers_makes_of_them() {
         (vec![9], false)
     );
     let found = read(&changed(
-        &mixture(),
+        &moe(),
         &json!({ "rope_theta": null, "rope_parameters": null }),
     ))
     .unwrap();
     assert_eq!(found.model.rope_theta, 1e6);
-    let mut olmoe = mixture();
+    let mut olmoe = moe();
     olmoe.qk_norm = QkNorm::Projection;
     let found = read(&changed(&olmoe, &json!({ "norm_topk_prob": null }))).unwrap();
     assert!(!found.model.router.normalize);
 }
 
 #[test]
-fn what_firebox_does_not_compute_is_refused_by_name() {
+fn unsupported_fields_are_rejected_by_name() {
     let cases = [
         json!({ "model_type": "mamba" }),
         json!({ "hidden_act": "gelu" }),
@@ -244,14 +244,14 @@ fn what_firebox_does_not_compute_is_refused_by_name() {
         json!({ "hidden_size": 1e30 }),
     ];
     for changes in cases {
-        let error = read(&changed(&mixture(), &changes)).unwrap_err();
+        let error = read(&changed(&moe(), &changes)).unwrap_err();
         let key = changes.as_object().unwrap().keys().next().unwrap();
         let ours = ["heads", "experts.per_token"]
             .iter()
             .any(|key| error.contains(key));
         assert!(error.contains(key.as_str()) || ours, "{changes}: {error}");
     }
-    let mut qwen = mixture();
+    let mut qwen = moe();
     qwen.qk_norm = QkNorm::Head;
     let error = read(&changed(&qwen, &json!({ "num_local_experts": 5 }))).unwrap_err();
     assert!(error.contains("must be num_experts = 6"), "{error}");

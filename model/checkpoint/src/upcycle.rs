@@ -1,4 +1,4 @@
-//! Upcycling: a mixture of experts that starts as copies of a dense model (arXiv 2212.05055).
+//! Upcycling: an MoE model whose experts start as copies of a dense model's feed-forward (arXiv 2212.05055).
 
 use std::path::Path;
 
@@ -9,22 +9,22 @@ use super::{CheckpointError, CheckpointParameters, read_config};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
-use firebox_model::parameters::{Initial, ParameterSource, RandomParameters};
+use firebox_model::parameters::{Initializer, ParameterSource, RandomParameters};
 
-/// Reads a dense checkpoint into a mixture: each expert is a copy of the dense feed-forward, the routers are
-/// fresh, everything else is taken over. The chosen experts' weights add up to 1 (`router.normalize`), so that
-/// the mixture says what the dense model says until training makes the experts differ.
+/// Reads a dense checkpoint into an MoE model: each expert is a copy of the dense feed-forward, the routers are random,
+/// everything else is loaded unchanged. If the selected experts' weights sum to 1 (`router.normalize`), the MoE model
+/// initially computes the same function as the dense model.
 ///
 /// # Errors
 ///
-/// See [`load`](super::load); also where the shapes of the mixture are not those of the checkpoint.
+/// See [`load`](super::load); also when the shapes of the MoE model do not match the checkpoint.
 ///
 /// # Panics
 ///
-/// When a checkpoint of a mixture is given; see [`CheckpointConfig`](super::CheckpointConfig).
+/// When the checkpoint is not dense.
 pub fn upcycle(
     folder: &Path,
-    mixture: &ModelConfig,
+    moe: &ModelConfig,
     seed: u64,
     device: &Device,
 ) -> Result<LanguageModel, CheckpointError> {
@@ -32,7 +32,7 @@ pub fn upcycle(
     assert_eq!(
         config.model.moe_layers().count(),
         0,
-        "only a dense checkpoint is upcycled"
+        "only a dense checkpoint can be upcycled"
     );
     let mut source = Upcycled {
         dense: CheckpointParameters::open(
@@ -44,7 +44,7 @@ pub fn upcycle(
         )?,
         fresh: RandomParameters { seed, device },
     };
-    LanguageModel::new(mixture, &mut source)
+    LanguageModel::new(moe, &mut source)
 }
 
 struct Upcycled<'a> {
@@ -59,20 +59,20 @@ impl ParameterSource for Upcycled<'_> {
         &mut self,
         path: &str,
         shape: [usize; D],
-        initial: Initial,
+        initializer: Initializer,
     ) -> Result<Param<Tensor<D>>, CheckpointError> {
         if path.ends_with(".router.weight") {
-            let Ok(router) = self.fresh.parameter(path, shape, initial);
+            let Ok(router) = self.fresh.parameter(path, shape, initializer);
             return Ok(router);
         }
         if !path.contains(".experts.") {
-            return self.dense.parameter(path, shape, initial);
+            return self.dense.parameter(path, shape, initializer);
         }
-        // The same parameter of the dense feed-forward, once for each expert.
+        // The same parameter of the dense feed-forward, once per expert.
         let path = path.replace(".experts.", ".");
         let one = self
             .dense
-            .parameter(&path, [shape[1], shape[2]], initial)?
+            .parameter(&path, [shape[1], shape[2]], initializer)?
             .into_value();
         let copies = one.unsqueeze::<D>().repeat_dim(0, shape[0]);
         Ok(Param::from_tensor(copies))

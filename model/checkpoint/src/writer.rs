@@ -1,4 +1,4 @@
-//! A model as the tensors of its family.
+//! Writes a model as the tensors of its family.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,16 +19,16 @@ use firebox_model::parameters::{VisitParameter, visit};
 pub struct SaveOptions {
     /// The type of the stored weights.
     pub dtype: WeightDtype,
-    /// The largest size of a file of weights, in bytes; `None` puts them all into one.
+    /// The maximum size of a weights file, in bytes; `None` for a single file.
     pub shard_bytes: Option<u64>,
-    /// The tokens that end a text, the one that ends a document first.
+    /// `eos_token_id`: the ids that end a text; the first one ends a document.
     pub end_of_text: Vec<u32>,
-    /// The token that a document begins with.
+    /// `bos_token_id`: the id that begins a document.
     pub beginning_of_text: Option<u32>,
 }
 
-/// Writes config.json and the weights into a folder, and waits until they are on the disk. `progress` hears
-/// how many bytes of weights are done.
+/// Writes config.json and the weights into a folder, and waits until they are on disk. `progress` is called with the
+/// number of bytes of weights written.
 ///
 /// # Errors
 ///
@@ -62,8 +62,8 @@ pub fn save(
     write_synced(&folder.join(CONFIG_FILE), &config.to_json(options.dtype))
 }
 
-/// The gradient of every parameter under the name that `transformers` gives the parameter in memory, where
-/// experts are fused; zeros where the loss does not depend on it.
+/// The gradient of every parameter, under the parameter's name in memory of `transformers` 5, with fused experts; zeros
+/// if the loss does not depend on the parameter.
 pub fn named_gradients(model: &LanguageModel, gradients: &Gradients) -> Vec<NamedTensor<'static>> {
     tensors(model, &family(model), Spelling::Fused, Some(gradients))
 }
@@ -73,10 +73,10 @@ fn family(model: &LanguageModel) -> Family {
     Family::of(model.config(), biased)
 }
 
-/// One tensor of a file, and the pieces of parameters that it is made of.
+/// One tensor of a file, and its pieces of parameters.
 struct Assembled {
     shape: Vec<usize>,
-    /// By where they start.
+    /// By their offset in the tensor.
     pieces: BTreeMap<usize, Box<dyn Fn() -> Vec<f32>>>,
 }
 
@@ -135,17 +135,18 @@ impl VisitParameter for Collect<'_> {
                 name,
                 shape,
                 start,
-                transposed: turned,
+                transposed,
                 ..
             } = rule.piece(self.spelling, layer, &dims, index);
             let value = value.clone();
             let values = move || {
-                let value = match count > 1 {
-                    true => value.clone().narrow(0, index, 1),
-                    false => value.clone(),
+                let value = if count > 1 {
+                    value.clone().narrow(0, index, 1)
+                } else {
+                    value.clone()
                 };
                 let values: Vec<f32> = value.into_data().iter::<f32>().collect();
-                let Some((d_in, d_out)) = turned else {
+                let Some((d_in, d_out)) = transposed else {
                     return values;
                 };
                 let mut stored = vec![0.0; values.len()];

@@ -1,29 +1,29 @@
-//! What keeps the load even: auxiliary losses and the bias update, as pure functions.
+//! Load balancing: auxiliary losses and the bias update, as pure functions.
 //!
-//! A batch may be cut into micro-batches. Each loss here is the micro-batch's part of the loss of the
-//! whole batch: the parts add up to it, and so do their gradients, whatever the cut. That is why the
-//! load fractions, which no gradient passes, are those of the whole batch and come from outside.
+//! A batch may be split into micro-batches. Each loss here is the micro-batch's contribution to the loss of the whole
+//! batch: contributions and their gradients add up to those of the whole batch, for every split. The fractions of
+//! tokens per expert, which carry no gradient, are therefore those of the whole batch and are passed in.
 
 use burn::tensor::Tensor;
 
 use super::Routing;
 
-/// The whole batch's load, on the device.
+/// The tokens per expert of the whole batch, on the device.
 #[derive(Debug, Clone, Default)]
-pub struct BatchLoad {
-    /// Assignments of valid tokens to each expert, `[experts]`, one a layer, without gradients. Exact up to 2²⁴
-    /// assignments of one expert; the described GPT-4 has half of that.
+pub struct TokensPerExpert {
+    /// Number of valid tokens per expert, one `[experts]` per layer, without gradients. Exact up to 2²⁴ tokens per
+    /// expert; the described GPT-4 has half of that.
     pub counts: Vec<Tensor<1>>,
     /// Valid tokens (T).
     pub tokens: u64,
 }
 
-impl BatchLoad {
-    /// Adds what some of the batch's tokens did.
+impl TokensPerExpert {
+    /// Adds a micro-batch of `tokens` valid tokens.
     ///
     /// # Shapes
     ///
-    /// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` when all are tokens
+    /// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` without padding
     pub fn add(&mut self, routing: &[Routing], valid: Option<&Tensor<1>>, tokens: u64) {
         self.tokens += tokens;
         let mut before = std::mem::take(&mut self.counts).into_iter();
@@ -43,12 +43,12 @@ impl BatchLoad {
 ///
 /// # Shapes
 ///
-/// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` when all are tokens
-/// - output: one `[1]` a layer
+/// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` without padding
+/// - output: one `[1]` per layer
 pub fn per_layer(
     routing: &[Routing],
     valid: Option<&Tensor<1>>,
-    batch: &BatchLoad,
+    batch: &TokensPerExpert,
 ) -> Vec<Tensor<1>> {
     let tokens = batch.tokens as f64;
     let layers = routing.iter().zip(&batch.counts);
@@ -67,11 +67,11 @@ pub fn per_layer(
 /// # Shapes
 ///
 /// - `valid`: as for [`per_layer`]
-/// - output: `[1]`; `None` for a model without routers
+/// - output: `[1]`; `None` for a dense model
 pub fn pooled(
     routing: &[Routing],
     valid: Option<&Tensor<1>>,
-    batch: &BatchLoad,
+    batch: &TokensPerExpert,
 ) -> Option<Tensor<1>> {
     let experts = routing.first()?.plan.experts();
     let rows = batch.tokens as f64 * routing.len() as f64;
@@ -90,8 +90,12 @@ pub fn pooled(
 /// # Shapes
 ///
 /// - `valid`: as for [`per_layer`]
-/// - output: one `[1]` a layer
-pub fn z_loss(routing: &[Routing], valid: Option<&Tensor<1>>, batch: &BatchLoad) -> Vec<Tensor<1>> {
+/// - output: one `[1]` per layer
+pub fn z_loss(
+    routing: &[Routing],
+    valid: Option<&Tensor<1>>,
+    batch: &TokensPerExpert,
+) -> Vec<Tensor<1>> {
     let layers = routing.iter();
     layers
         .map(|layer| {
@@ -104,7 +108,7 @@ pub fn z_loss(routing: &[Routing], valid: Option<&Tensor<1>>, batch: &BatchLoad)
 }
 
 /// One step of bias balancing (DeepSeek, arXiv 2408.15664): `b_e += u · sign(mean count − count_e)`,
-/// then recentred to a mean of zero, which changes no choice and keeps the numbers small.
+/// then recentred to a mean of zero, which changes no selection and keeps the values small.
 pub fn update_bias(bias: &mut Vec<f32>, counts: &[u64], rate: f64) {
     bias.resize(counts.len(), 0.0);
     let mean = counts.iter().sum::<u64>() as f64 / counts.len() as f64;
@@ -165,7 +169,7 @@ mod tests {
         }];
         let counts = [0.75, 0.25].map(|share| share * tokens as f32);
         let counts = Tensor::from_data(TensorData::from(counts), &device);
-        let batch = BatchLoad {
+        let batch = TokensPerExpert {
             counts: vec![counts],
             tokens: tokens as u64,
         };
@@ -174,7 +178,7 @@ mod tests {
         let loss = balance.clone() + z.clone();
         let gradient = values(logits.grad(&loss.backward()).unwrap());
 
-        let (mut sums, mut slopes) = ([0.0; 2], Vec::with_capacity(2 * tokens));
+        let (mut sums, mut gradients) = ([0.0; 2], Vec::with_capacity(2 * tokens));
         for token in values(logits).chunks(2) {
             let logits = [0, 1].map(|expert| f64::from(token[expert]));
             let logsumexp = logits.map(f64::exp).iter().sum::<f64>().ln();
@@ -183,18 +187,18 @@ mod tests {
             sums[0] += by_load;
             sums[1] += logsumexp.powi(2);
             for (p, share) in [(p, 0.75), (q, 0.25)] {
-                let slope = p * (2.0 * share - by_load) + 2.0 * logsumexp * p;
-                slopes.push((slope / tokens as f64) as f32);
+                let gradient = p * (2.0 * share - by_load) + 2.0 * logsumexp * p;
+                gradients.push((gradient / tokens as f64) as f32);
             }
         }
         let sums = sums.map(|sum| (sum / tokens as f64) as f32);
         let losses = [balance, z].map(|loss| values(loss)[0]);
         assert_close("losses", &losses, &sums, 1e-6).unwrap();
-        assert_close("d(logits)", &gradient, &slopes, 1e-6).unwrap();
+        assert_close("d(logits)", &gradient, &gradients, 1e-6).unwrap();
     }
 
     #[test]
-    fn the_bias_moves_towards_the_starved_and_stays_centred() {
+    fn the_bias_moves_towards_underused_experts_and_stays_centred() {
         let mut bias = Vec::new();
         update_bias(&mut bias, &[10, 2, 0, 0], 0.001);
         assert!(bias[0] < bias[1] && bias[1] < 0.0015 && bias[2] == bias[3] && bias[3] > bias[0]);

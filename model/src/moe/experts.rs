@@ -1,13 +1,13 @@
-//! The experts: stacked SwiGLUs.
+//! The experts: SwiGLUs with stacked weights.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::config::ModelConfig;
-use crate::parameters::{Initial, ParameterSource};
+use crate::parameters::{Initializer, ParameterSource};
 use firebox_kernels::dispatch::DispatchPlan;
 
-/// E SwiGLUs (see [`DenseFeedForward`](crate::feed_forward::DenseFeedForward)), stacked.
+/// E SwiGLUs (see [`DenseFeedForward`](crate::feed_forward::DenseFeedForward)) with stacked weights.
 #[derive(Module, Debug)]
 pub struct Experts {
     /// `[experts, d_model, d_ff]`
@@ -23,26 +23,30 @@ impl Experts {
     ///
     /// # Errors
     ///
-    /// Those of the source.
+    /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
         let (experts, d_model, d_ff) = (config.experts.count, config.d_model, config.experts.d_ff);
-        let initial = Initial::Normal(config.initializer_range);
+        let initializer = Initializer::Normal(config.initializer_range);
         Ok(Self {
-            gate: source.parameter(&format!("{path}.gate"), [experts, d_model, d_ff], initial)?,
-            up: source.parameter(&format!("{path}.up"), [experts, d_model, d_ff], initial)?,
+            gate: source.parameter(
+                &format!("{path}.gate"),
+                [experts, d_model, d_ff],
+                initializer,
+            )?,
+            up: source.parameter(&format!("{path}.up"), [experts, d_model, d_ff], initializer)?,
             down: source.parameter(
                 &format!("{path}.down"),
                 [experts, d_ff, d_model],
-                Initial::Normal(config.residual_initializer_range()),
+                Initializer::Normal(config.residual_initializer_range()),
             )?,
         })
     }
 
-    /// Each token's sum of what its experts answer, by the router's weights.
+    /// The weighted sum of the outputs of each token's experts.
     ///
     /// # Shapes
     ///

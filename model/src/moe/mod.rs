@@ -1,4 +1,4 @@
-//! The mixture of experts: a router, a dispatch plan, and the experts, each a part by itself.
+//! The mixture of experts: router, dispatch plan and experts, each in a module of its own.
 
 pub mod balance;
 pub mod experts;
@@ -14,36 +14,36 @@ use experts::Experts;
 use firebox_kernels::dispatch::DispatchPlan;
 use router::Router;
 
-/// Gives each token to `per_token` of the experts, and adds up what they answer by the router's weights.
+/// Routes each token to its top-k experts and returns the weighted sum of their outputs.
 #[derive(Module, Debug)]
 pub struct MixtureOfExperts {
-    /// Chooses.
+    /// Scores and selects experts.
     pub router: Router,
-    /// Work.
+    /// Stacked expert weights.
     pub experts: Experts,
     layer: usize,
 }
 
-/// What the router did with some tokens in one layer. Auxiliary losses and statistics are functions of
-/// this; nothing is kept in the model.
+/// The routing of some tokens in one layer. Auxiliary losses and statistics are functions of this; the model keeps no
+/// state.
 #[derive(Debug, Clone)]
 pub struct Routing {
-    /// Number of the layer, from 0; dense layers count too.
+    /// Index of the layer, from 0; dense layers count too.
     pub layer: usize,
-    /// Scores before the softmax, `[tokens, experts]`.
+    /// Router logits, `[tokens, experts]`.
     pub logits: Tensor<2>,
-    /// Softmax over all experts, `[tokens, experts]`, without any bias.
+    /// Softmax of the logits, without the bias, `[tokens, experts]`.
     pub probabilities: Tensor<2>,
-    /// Which row goes to which expert.
+    /// The assignment of tokens to experts.
     pub plan: DispatchPlan,
 }
 
 impl MixtureOfExperts {
-    /// Takes the parameters of a layer's mixture from `source`, under `path`.
+    /// Takes its parameters from `source`, under `path`.
     ///
     /// # Errors
     ///
-    /// Those of the source.
+    /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
         layer: usize,
@@ -57,21 +57,21 @@ impl MixtureOfExperts {
         })
     }
 
-    /// Dropless: each of the `tokens · per_token` assignments is computed, whatever the load.
+    /// Dropless: all `tokens · per_token` assignments are computed, however unevenly they are distributed.
     ///
     /// # Shapes
     ///
     /// - `x`, output: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Routing) {
-        let choice = self.router.forward(x.clone());
-        let output = self.experts.forward(x, choice.weights, &choice.plan);
+        let routed = self.router.forward(x.clone());
+        let output = self.experts.forward(x, routed.weights, &routed.plan);
         (
             output,
             Routing {
                 layer: self.layer,
-                logits: choice.logits,
-                probabilities: choice.probabilities,
-                plan: choice.plan,
+                logits: routed.logits,
+                probabilities: routed.probabilities,
+                plan: routed.plan,
             },
         )
     }
@@ -125,11 +125,11 @@ mod tests {
                 seed: 3,
                 device: &autodiff,
             };
-            let Ok(mixture) = MixtureOfExperts::new(&config, 0, "mixture", &mut source);
-            let mixture = mixture.train();
+            let Ok(moe) = MixtureOfExperts::new(&config, 0, "moe", &mut source);
+            let moe = moe.train();
             let x = wave([40, 8], 0.1, &autodiff).require_grad();
             let pass = || {
-                let (output, routing) = mixture.forward(x.clone());
+                let (output, routing) = moe.forward(x.clone());
                 let load = routing.plan.load(None);
                 drop((output.sum() + load.sum()).backward());
             };
@@ -138,7 +138,7 @@ mod tests {
                 let data = x.clone().inner().sum().into_data();
                 assert_eq!(data.iter::<f32>().count(), 1);
             };
-            assert!(!reads_nothing(&device, reading), "a reading is refused");
+            assert!(!reads_nothing(&device, reading), "a read is detected");
         }
     }
 }

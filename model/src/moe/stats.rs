@@ -1,4 +1,4 @@
-//! Router health, in numbers and in words.
+//! Router health: statistics and warnings.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,18 +6,18 @@ use super::Routing;
 use burn::tensor::Tensor;
 use firebox_kernels::sum_of_rows;
 
-/// The state of one layer's router over some tokens.
+/// Statistics of one layer's router over some tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerHealth {
-    /// Number of the layer, from 0; dense layers count too.
+    /// Index of the layer, from 0; dense layers count too.
     pub layer: usize,
-    /// Share of the assignments that each expert got; they sum to 1.
+    /// Fraction of the assignments that each expert receives; the fractions sum to 1.
     pub load: Vec<f64>,
-    /// Largest load over the mean load: 1 when even, E when one expert gets everything.
+    /// Most tokens per expert divided by the mean: 1 when even, E when one expert receives everything.
     pub max_over_mean: f64,
-    /// Experts that got less than a twentieth of the mean load.
+    /// Number of experts that receive less than a twentieth of the mean.
     pub dead_experts: usize,
-    /// Mean entropy of a token's probabilities, in nats; ln E when undecided.
+    /// Mean entropy of a token's router probabilities, in nats; ln E when uniform.
     pub entropy: f64,
     /// Load-balancing loss (per layer, balanced at 1).
     pub balance: f64,
@@ -25,11 +25,11 @@ pub struct LayerHealth {
     pub z: f64,
 }
 
-/// Below this share of the mean load an expert counts as dead.
+/// An expert that receives less than this fraction of the mean counts as dead.
 const DEAD_BELOW: f64 = 0.05;
 
-/// Sums over tokens from which [`LayerHealth`] is made; filled micro-batch by micro-batch, so that the
-/// health of a batch does not depend on how it was cut.
+/// Sums over tokens, from which [`LayerHealth`] is computed; accumulated over micro-batches, so that the health of a
+/// batch does not depend on its split into micro-batches.
 #[derive(Debug, Clone, Default)]
 pub struct HealthSums {
     tokens: u64,
@@ -39,20 +39,20 @@ pub struct HealthSums {
 #[derive(Debug, Clone, Default)]
 struct LayerSums {
     layer: usize,
-    load: Vec<u64>,
+    tokens_per_expert: Vec<u64>,
     probabilities: Vec<f64>,
     entropy: f64,
     z: f64,
 }
 
 impl HealthSums {
-    /// This micro-batch's part of the sums, as one tensor to be read back together: of every layer the
-    /// load and the probabilities by expert, the entropy and the z-loss, `[layers · (2 · experts + 2)]`.
-    /// `None` for a model without routers.
+    /// This micro-batch's contribution to the sums, as one tensor, so that it is read back at once: for every layer the
+    /// tokens and probabilities per expert, the entropy and the z-loss, `[layers · (2 · experts + 2)]`. `None` for a
+    /// dense model.
     ///
     /// # Shapes
     ///
-    /// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` when all are tokens
+    /// - `valid`: `[tokens]`, 1 for a token and 0 for padding; `None` without padding
     pub fn terms(routing: &[Routing], valid: Option<&Tensor<1>>) -> Option<Tensor<1>> {
         let terms = routing.iter().flat_map(|layer| {
             let (logits, probabilities) = (
@@ -74,8 +74,8 @@ impl HealthSums {
         (!terms.is_empty()).then(|| Tensor::cat(terms, 0))
     }
 
-    /// Adds a micro-batch: the numbers of its routers' layers, how many of its tokens count, and the values of
-    /// its [`terms`](Self::terms).
+    /// Adds a micro-batch: the indices of its MoE layers, its number of valid tokens, and the values of its
+    /// [`terms`](Self::terms).
     pub fn add(&mut self, layers: &[usize], tokens: u64, terms: &[f32]) {
         self.tokens += tokens;
         if layers.is_empty() {
@@ -86,9 +86,9 @@ impl HealthSums {
         for ((sums, &layer), terms) in self.layers.iter_mut().zip(layers).zip(terms) {
             sums.layer = layer;
             let (by_expert, rest) = terms.split_at(terms.len() - 2);
-            let (load, probabilities) = by_expert.split_at(by_expert.len() / 2);
-            sums.load.resize(load.len(), 0);
-            let pairs = sums.load.iter_mut().zip(load);
+            let (tokens_per_expert, probabilities) = by_expert.split_at(by_expert.len() / 2);
+            sums.tokens_per_expert.resize(tokens_per_expert.len(), 0);
+            let pairs = sums.tokens_per_expert.iter_mut().zip(tokens_per_expert);
             pairs.for_each(|(sum, &count)| *sum += count as u64);
             sums.probabilities.resize(probabilities.len(), 0.0);
             let pairs = sums.probabilities.iter_mut().zip(probabilities);
@@ -98,25 +98,27 @@ impl HealthSums {
         }
     }
 
-    /// Assignments of valid tokens to each expert so far, layer by layer.
-    pub fn load(&self) -> impl Iterator<Item = &[u64]> {
-        self.layers.iter().map(|layer| layer.load.as_slice())
+    /// Number of valid tokens per expert so far, layer by layer.
+    pub fn tokens_per_expert(&self) -> impl Iterator<Item = &[u64]> {
+        self.layers
+            .iter()
+            .map(|layer| layer.tokens_per_expert.as_slice())
     }
 
-    /// The health of every layer over all that was added.
+    /// The health of every layer over everything that was added.
     pub fn health(&self) -> Vec<LayerHealth> {
         let tokens = self.tokens.max(1) as f64;
         self.layers
             .iter()
             .map(|sums| {
-                let experts = sums.load.len() as f64;
-                let total = sums.load.iter().sum::<u64>().max(1) as f64;
+                let experts = sums.tokens_per_expert.len() as f64;
+                let total = sums.tokens_per_expert.iter().sum::<u64>().max(1) as f64;
                 let load: Vec<f64> = sums
-                    .load
+                    .tokens_per_expert
                     .iter()
                     .map(|&count| count as f64 / total)
                     .collect();
-                let shares = load.iter().zip(&sums.probabilities);
+                let pairs = load.iter().zip(&sums.probabilities);
                 LayerHealth {
                     layer: sums.layer,
                     max_over_mean: load.iter().copied().fold(0.0, f64::max) * experts,
@@ -125,7 +127,7 @@ impl HealthSums {
                         .filter(|&&share| share * experts < DEAD_BELOW)
                         .count(),
                     entropy: sums.entropy / tokens,
-                    balance: experts * shares.map(|(share, sum)| share * sum / tokens).sum::<f64>(),
+                    balance: experts * pairs.map(|(share, sum)| share * sum / tokens).sum::<f64>(),
                     z: sums.z / tokens,
                     load,
                 }
@@ -134,8 +136,8 @@ impl HealthSums {
     }
 }
 
-/// A warning in words when experts collapse: when some are dead, or one gets more than three times its
-/// share (of few experts: more than half of the way to getting everything).
+/// A warning if experts collapse: if some are dead, or one receives more than three times the mean (for fewer than
+/// five experts, more than halfway between the mean and everything).
 pub fn warning(health: &[LayerHealth]) -> Option<String> {
     let sick: Vec<String> = health
         .iter()
@@ -144,7 +146,7 @@ pub fn warning(health: &[LayerHealth]) -> Option<String> {
             let overloaded = experts > 1 && health.max_over_mean > 3.0_f64.min(0.5 * experts as f64 + 0.5);
             (health.dead_experts > 0 || overloaded).then(|| {
                 format!(
-                    "layer {}: {} of {experts} experts get less than 5 % of their share, the busiest {:.1} times its share",
+                    "layer {}: {} of {experts} experts receive less than 5 % of the mean tokens per expert, the busiest {:.1} times the mean",
                     health.layer, health.dead_experts, health.max_over_mean
                 )
             })
@@ -180,7 +182,7 @@ mod tests {
         };
         let found = values(HealthSums::terms(&[routing], Some(&valid)).unwrap());
 
-        // Loads, probabilities, entropy and z.
+        // Tokens per expert, probabilities, entropy and z-loss.
         let mut expected = [0.0f64; 6];
         for (token, flag) in values(logits).chunks(2).zip(flags) {
             let logits = [0, 1].map(|expert| f64::from(token[expert]));
@@ -195,7 +197,7 @@ mod tests {
         assert_eq!(found[..2], expected.map(|sum| sum as f32)[..2]);
         for (&found, expected) in found[2..].iter().zip(&expected[2..]) {
             let error = (f64::from(found) / expected - 1.0).abs();
-            assert!(error < 1e-6, "{found} for {expected}");
+            assert!(error < 1e-6, "{found}, expected {expected}");
         }
     }
 
@@ -208,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn even_load_is_healthy() {
+    fn an_even_distribution_is_healthy() {
         let health = health(&[5, 5, 5, 5]);
         assert_eq!(
             (
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_expert_is_named() {
+    fn a_dead_expert_is_reported() {
         let health = health(&[50, 48, 1, 60]);
         assert_eq!(health[0].dead_experts, 1);
         assert!(
@@ -233,9 +235,9 @@ mod tests {
     }
 
     #[test]
-    fn an_expert_that_takes_all_is_named() {
+    fn an_overloaded_expert_is_reported() {
         let health = health(&[10, 10, 10, 10, 10, 10, 10, 100]);
         assert_eq!(health[0].dead_experts, 0);
-        assert!(warning(&health).unwrap().contains("4.7 times its share"));
+        assert!(warning(&health).unwrap().contains("4.7 times the mean"));
     }
 }

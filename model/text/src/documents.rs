@@ -1,4 +1,4 @@
-//! Documents in files: plain text, one a file, and JSON lines, one a line.
+//! Reads documents from files: one per plain-text file, one per line of a JSON Lines file.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
@@ -6,43 +6,43 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// The field of a JSON line that holds the text, where nothing else is said.
+/// Default name of the field of a JSON line that contains the text.
 pub const TEXT_FIELD: &str = "text";
 
-/// A text that is read on its own: one file, or one line of JSON.
+/// A document: one file, or one line of JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
-    /// For messages: the path, with `:LINE` for a line of JSON.
+    /// Name for messages: the path, with `:LINE` for a line of JSON.
     pub name: String,
-    /// What it says.
+    /// Its text.
     pub text: String,
 }
 
 /// Why a document cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
-    /// The operating system said no.
+    /// I/O error.
     #[error("cannot read {}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What it said.
+        /// The I/O error.
         source: io::Error,
     },
-    /// The file is no text.
-    #[error("{} is not UTF-8: byte {offset} begins no character", path.display())]
+    /// The file is not UTF-8.
+    #[error("{}: invalid UTF-8 at byte {offset}", path.display())]
     NotUtf8 {
         /// The file.
         path: PathBuf,
-        /// Where, counted from 0.
+        /// Offset of the first invalid byte, from 0.
         offset: u64,
     },
-    /// A line is no JSON object with a text.
+    /// A line is not a JSON object with a text.
     #[error("{}:{line}: {problem}", path.display())]
     Line {
         /// The file.
         path: PathBuf,
-        /// Counted from 1.
+        /// Line number, from 1.
         line: u64,
         /// What is wrong.
         problem: String,
@@ -50,24 +50,24 @@ pub enum TextError {
 }
 
 impl TextError {
-    /// What to do about it, where there is something.
+    /// What to do about it, if anything can be done.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NotUtf8 { .. } => {
-                Some("convert it, such as with `iconv -f latin1 -t utf-8`".to_owned())
-            }
+            Self::NotUtf8 { .. } => Some(
+                "convert the file to UTF-8, for example with `iconv -f latin1 -t utf-8`".to_owned(),
+            ),
             _ => None,
         }
     }
 }
 
-/// Reads the documents of a file: a `.jsonl` file has one a line, in this field; any other file
-/// is one.
+/// Reads the documents of a file: one per line of a `.jsonl` file, in this field; any other file is one
+/// document.
 ///
 /// # Errors
 ///
-/// When the file cannot be opened. The iterator gives an error in place of a document that cannot
-/// be read.
+/// When the file cannot be opened. For a document that cannot be read, the iterator returns an
+/// error.
 pub fn documents(
     path: &Path,
     field: &str,
@@ -101,13 +101,13 @@ pub fn read(path: &Path) -> Result<Document, TextError> {
     })
 }
 
-/// The documents of a file of JSON lines; empty lines are passed over.
+/// The documents of a JSON Lines file; empty lines are skipped.
 #[derive(Debug)]
 pub struct JsonLines {
     path: PathBuf,
     field: String,
     reader: BufReader<File>,
-    /// Lines and bytes before the next line.
+    /// Number of lines and bytes before the next line.
     line: u64,
     offset: u64,
 }
@@ -144,14 +144,16 @@ impl JsonLines {
         };
         let field = &self.field;
         let mut value: Value = serde_json::from_str(text)
-            .map_err(|error| problem(format!("not JSON, at column {}", error.column())))?;
+            .map_err(|error| problem(format!("invalid JSON at column {}", error.column())))?;
         match value.get_mut(field).map(Value::take) {
             Some(Value::String(text)) => Ok(Document {
                 name: format!("{}:{}", self.path.display(), self.line),
                 text,
             }),
-            Some(_) => Err(problem(format!("field {field:?} is no string"))),
-            None => Err(problem(format!("no object with a field {field:?}"))),
+            Some(_) => Err(problem(format!("field {field:?} is not a string"))),
+            None => Err(problem(format!(
+                "expected an object with a field {field:?}"
+            ))),
         }
     }
 }
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn json_lines_are_documents_and_other_files_are_one() {
+    fn each_json_line_is_a_document_and_any_other_file_is_one_document() {
         let content = "{\"text\": \"one\"}\n\n{\"id\": 2, \"text\": \"tw\\u00f6\\n\"}";
         let (_folder, path) = file("a.jsonl", content.as_bytes());
         let read: Vec<_> = documents(&path, TEXT_FIELD)
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_line_or_the_byte() {
+    fn errors_contain_the_line_or_the_byte() {
         let (_folder, path) = file(
             "a.jsonl",
             b"{\"text\": \"one\"}\n{\"text\": 1}\n{}\nnot\n{\"text\": \"\xFF\"}\n",
@@ -228,19 +230,19 @@ mod tests {
             .map(|error| error.to_string())
             .collect();
         assert!(
-            messages[0].ends_with("a.jsonl:2: field \"text\" is no string"),
+            messages[0].ends_with("a.jsonl:2: field \"text\" is not a string"),
             "{messages:?}"
         );
         assert!(
-            messages[1].ends_with("a.jsonl:3: no object with a field \"text\""),
+            messages[1].ends_with("a.jsonl:3: expected an object with a field \"text\""),
             "{messages:?}"
         );
         assert!(
-            messages[2].ends_with("a.jsonl:4: not JSON, at column 2"),
+            messages[2].ends_with("a.jsonl:4: invalid JSON at column 2"),
             "{messages:?}"
         );
         assert!(
-            messages[3].ends_with("a.jsonl is not UTF-8: byte 45 begins no character"),
+            messages[3].ends_with("a.jsonl: invalid UTF-8 at byte 45"),
             "{messages:?}"
         );
 
@@ -249,7 +251,7 @@ mod tests {
             read(&path)
                 .unwrap_err()
                 .to_string()
-                .ends_with("byte 3 begins no character")
+                .ends_with("invalid UTF-8 at byte 3")
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Text in and out: documents in files, tokenizers, and the sequences that evaluation cuts text into.
+//! Text: documents in files, tokenizers, and packing into sequences for evaluation.
 //!
 //! ```
 //! use firebox_text::Tokenizer;

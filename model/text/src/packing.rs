@@ -1,18 +1,18 @@
-//! Held-out text as sequences. Training and evaluation both come through here, so that the same
-//! text gives the same number in both.
+//! Packs validation text into sequences. Training and evaluation both use this, so that the same text
+//! gives the same loss in both.
 //!
-//! Documents stand one after the other, each followed by end of text and, where the tokenizer says
-//! so, preceded by what begins a document, such as `<s>`. The stream is cut into windows of `context`
-//! inputs whose targets are the tokens one further on; the last target of a window is the first input
-//! of the next, so every token but the very first is predicted exactly once. A token that begins a
-//! document is predicted from the end of the one before, like any other, and stands for no bytes.
+//! Documents are concatenated, each followed by EOS and preceded by the tokenizer's BOS ids, if it has any.
+//! The stream is cut into windows of `context` inputs whose targets are the next tokens; the last target of
+//! a window is the first input of the next window, so every token but the very first is predicted exactly
+//! once. A BOS token is predicted from the end of the previous document, like any other token, and counts
+//! no bytes.
 
 use std::path::PathBuf;
 
 use crate::documents::{Document, TextError, documents};
 use crate::{Tokenizer, TokenizerError};
 
-/// Documents are encoded together until they have this many bytes.
+/// Documents are encoded in batches of about this many bytes.
 const BATCH_BYTES: usize = 1 << 20;
 
 /// Why text cannot be packed.
@@ -33,7 +33,7 @@ pub enum PackingError {
 }
 
 impl PackingError {
-    /// What to do about it, where there is something.
+    /// What to do about it, if anything can be done.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Text(error) => error.hint(),
@@ -43,7 +43,7 @@ impl PackingError {
     }
 }
 
-/// A stream of tokens and the bytes that stand behind its targets.
+/// A stream of tokens and the number of bytes of its targets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackedText {
     tokens: Vec<u32>,
@@ -101,12 +101,12 @@ impl PackedText {
         &self.tokens
     }
 
-    /// Tokens that are predicted.
+    /// Number of predicted tokens.
     pub fn targets(&self) -> u64 {
         self.tokens.len().saturating_sub(1) as u64
     }
 
-    /// UTF-8 bytes that the targets stand for; what begins and ends documents counts nothing.
+    /// Number of UTF-8 bytes of the targets; BOS and EOS count no bytes.
     ///
     /// Bits per byte = nats / ln 2 · targets / bytes.
     pub fn bytes(&self) -> u64 {
@@ -119,11 +119,11 @@ impl PackedText {
     }
 }
 
-/// Adds document after document to a [`PackedText`].
+/// Builds a [`PackedText`] document by document.
 #[derive(Debug)]
 pub struct Packer<'a> {
     tokenizer: &'a Tokenizer,
-    /// Most tokens of the stream: one more than targets.
+    /// Maximum length of the stream: one more than the targets.
     capacity: usize,
     packed: PackedText,
 }
@@ -146,16 +146,15 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// Whether the limit is reached, so that further documents change nothing.
+    /// Whether the limit is reached, so that further documents are ignored.
     pub fn is_full(&self) -> bool {
         self.packed.tokens.len() >= self.capacity
     }
 
-    /// Adds a document of `bytes` bytes of text as the tokens of its text (without what begins and
-    /// ends it, which is added here).
+    /// Adds a document of `bytes` bytes, given the tokens of its text (BOS and EOS are added here).
     ///
-    /// A document that fits counts all its bytes, whatever the tokenizer makes of spaces; one that
-    /// is cut counts those of its tokens.
+    /// A document that fits counts all its bytes, even if the tokenizer adds or drops spaces; a truncated
+    /// document counts the bytes of its tokens.
     pub fn push(&mut self, tokens: &[u32], bytes: u64) {
         if self.is_full() {
             return;
@@ -164,26 +163,26 @@ impl<'a> Packer<'a> {
             tokens: stream,
             bytes: total,
         } = &mut self.packed;
-        let beginning = self.tokenizer.beginning().len();
+        let bos_count = self.tokenizer.bos_ids().len();
         let bytes_of = |count: usize| self.tokenizer.bytes_of(&tokens[..count]).min(bytes);
-        // The first token of the stream is no target.
-        let uncounted = if stream.is_empty() && beginning == 0 {
+        // The first token of the stream is not a target.
+        let first_bytes = if stream.is_empty() && bos_count == 0 {
             bytes_of(tokens.len().min(1))
         } else {
             0
         };
-        let room = self.capacity - stream.len();
-        let kept = tokens.len().min(room.saturating_sub(beginning));
-        let counted = if kept == tokens.len() {
+        let remaining = self.capacity - stream.len();
+        let kept = tokens.len().min(remaining.saturating_sub(bos_count));
+        let kept_bytes = if kept == tokens.len() {
             bytes
         } else {
             bytes_of(kept)
         };
-        *total += counted - uncounted;
-        stream.extend(self.tokenizer.document(tokens).take(room));
+        *total += kept_bytes - first_bytes;
+        stream.extend(self.tokenizer.document(tokens).take(remaining));
     }
 
-    /// What has been added.
+    /// The packed text.
     pub fn finish(self) -> PackedText {
         self.packed
     }
@@ -200,8 +199,8 @@ impl<'a> Packer<'a> {
     }
 }
 
-/// Cuts a stream into windows of `context` inputs and the token that follows them: `context + 1` tokens each, of
-/// which the next window begins with the last one. The last window may be shorter.
+/// Cuts a stream into windows of `context + 1` tokens: `context` inputs and the last target, which is the first token of
+/// the next window. The last window may be shorter.
 pub fn windows(tokens: &[u32], context: usize) -> impl ExactSizeIterator<Item = &[u32]> {
     let context = context.max(1);
     let count = tokens.len().saturating_sub(1).div_ceil(context);
@@ -229,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn end_of_text_follows_each_document_and_the_first_token_is_no_target() {
+    fn eos_follows_each_document_and_the_first_token_is_not_a_target() {
         let packed = pack(&["ab", "c"], None);
         assert_eq!(packed.tokens, [97, 98, 256, 99, 256]);
         assert_eq!(packed.targets(), 4);
@@ -276,10 +275,7 @@ mod tests {
             begins: bool,
         ) {
             let template = serde_json::from_str(TEMPLATE_BEGIN).unwrap();
-            let tokenizer = match begins {
-                true => with_post_processor(&["<s>"], &template, "<|endoftext|>"),
-                false => Tokenizer::bytes(),
-            };
+            let tokenizer = if begins { with_post_processor(&["<s>"], &template, "<|endoftext|>") } else { Tokenizer::bytes() };
             let mut packer = Packer::new(&tokenizer, limit);
             let mut all = Vec::new();
             for text in &texts {

@@ -1,12 +1,12 @@
-//! Text to token ids and back: byte-level tokenizers of our own, and any Hugging Face
+//! Encodes text as token ids and decodes it: byte-level tokenizers made here, and any Hugging Face
 //! `tokenizer.json`.
 //!
-//! A thin wrapper over the `tokenizers` crate. What it adds: the tokens that begin and end a
-//! document are known, text can never produce them, and the UTF-8 bytes behind a sequence of tokens
-//! can be counted (for bits per byte). What was read is written back byte for byte. [`documents`](crate::documents) reads
-//! text from files and [`packing`](crate::packing) lays it out as sequences for evaluation.
+//! A thin wrapper over the `tokenizers` crate. It adds BOS and EOS ids that text can never produce, and the number of
+//! UTF-8 bytes of a sequence of tokens (for bits per byte). A `tokenizer.json` that was read is written back byte for
+//! byte. [`documents`](crate::documents) reads text from files and [`packing`](crate::packing) packs it into sequences
+//! for evaluation.
 
-mod beginning;
+mod bos;
 mod byte_level;
 mod error;
 mod folder;
@@ -29,46 +29,46 @@ use folder::Companions;
 pub use error::TokenizerError;
 pub use stream::StreamDecoder;
 
-/// The token that ends a document in the tokenizers that are made here.
+/// The EOS token of the tokenizers that are made here.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// Name of the tokenizer's file in a checkpoint folder.
+/// File name of the tokenizer in a checkpoint folder.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// Fewest ids of a byte-level tokenizer: one a byte, and end of text.
+/// Smallest vocabulary of a byte-level tokenizer: one id per byte, and EOS.
 pub const SMALLEST_VOCABULARY: usize = 257;
 
-/// End-of-text tokens that [`Tokenizer::load`] looks for when nobody names one.
-const CUSTOMARY_END_OF_TEXT: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"];
+/// EOS tokens that [`Tokenizer::load`] tries if none is given.
+const USUAL_EOS_TOKENS: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"];
 
-/// Longer texts are encoded in parallel pieces of about this many bytes, where that changes
-/// nothing.
+/// Longer texts are encoded in parallel pieces of about this many bytes, if that does not change the
+/// tokens.
 const PIECE: usize = 128 << 10;
 
 /// Encodes text as token ids and decodes it again.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// The text of the `tokenizer.json`. `inner` is another: see [`new`](Self::new).
+    /// The text of the `tokenizer.json`, from which `inner` differs: see [`new`](Self::new).
     json: Arc<str>,
     companions: Companions,
     vocabulary: usize,
-    beginning: Vec<u32>,
-    /// The first ends a document.
-    stops: Vec<u32>,
-    /// UTF-8 bytes that each id stands for.
+    bos_ids: Vec<u32>,
+    /// The first one ends a document; each of them ends generated text.
+    eos_ids: Vec<u32>,
+    /// Number of UTF-8 bytes of each id.
     bytes: Vec<u32>,
-    /// Ids 0–255 are the bytes themselves and nothing else occurs in text.
+    /// Whether ids 0–255 are the bytes themselves and no other id occurs in text.
     identity: bool,
-    /// The pre-tokenizer always splits between a line feed and a character that is no white space.
+    /// Whether the pre-tokenizer always splits between a line feed and a non-whitespace character.
     splits_lines: bool,
 }
 
 impl Tokenizer {
-    /// One token a byte, and [`END_OF_TEXT`] = 256.
+    /// A tokenizer with one token per byte, and [`END_OF_TEXT`] = 256.
     ///
-    /// It is a byte-level byte-pair encoding without merges, so that its `tokenizer.json` is an
-    /// ordinary one.
+    /// It is a byte-level byte-pair encoding without merges, so that other programs can read its
+    /// `tokenizer.json`.
     pub fn bytes() -> Self {
         parse(&byte_level::identity_json())
             .and_then(Self::made_here)
@@ -76,16 +76,16 @@ impl Tokenizer {
     }
 
     /// Trains a byte-level byte-pair encoding (arXiv 1508.07909, on bytes as in GPT-2) of at most
-    /// `vocabulary` ids, [`END_OF_TEXT`] included; fewer come out only of text with too few
-    /// distinct words.
+    /// `vocabulary` ids, [`END_OF_TEXT`] included; there are fewer only if the text has too few distinct
+    /// words.
     ///
     /// Text is first split as GPT-4's tokenizer does (words with their leading space, up to three
-    /// digits, runs of punctuation, line ends). The same texts give the same tokenizer, in whatever
-    /// order they come.
+    /// digits, runs of punctuation, line ends). The result does not depend on the order of the
+    /// texts.
     ///
     /// # Errors
     ///
-    /// When `vocabulary` is below [`SMALLEST_VOCABULARY`].
+    /// When `vocabulary` is below [`SMALLEST_VOCABULARY`], or training fails.
     pub fn train_bpe(
         texts: impl Iterator<Item = String> + Send,
         vocabulary: usize,
@@ -111,42 +111,42 @@ impl Tokenizer {
         Self::made_here(inner)
     }
 
-    /// Reads a `tokenizer.json` and what stands beside it for [`save_to`](Self::save_to);
-    /// `end_of_text` is the token that ends a document, as text.
+    /// Reads a `tokenizer.json` and its companion files for [`save_to`](Self::save_to);
+    /// `eos_token` is the token that ends a document, as text.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, is no tokenizer, or has no such token.
-    pub fn from_file(path: &Path, end_of_text: &str) -> Result<Self, TokenizerError> {
-        let read = Self::from_bytes(&read(path)?, end_of_text).map_err(|error| error.at(path))?;
+    /// When the file cannot be read, is not a tokenizer, or has no such token.
+    pub fn from_file(path: &Path, eos_token: &str) -> Result<Self, TokenizerError> {
+        let read = Self::from_bytes(&read(path)?, eos_token).map_err(|error| error.at(path))?;
         read.with_companions_of(path)
     }
 
-    /// The same from the bytes of a `tokenizer.json`, which stands alone.
+    /// Parses the bytes of a `tokenizer.json`, without companion files.
     ///
     /// # Errors
     ///
-    /// When they are no tokenizer, or it has no such token.
-    pub fn from_bytes(json: &[u8], end_of_text: &str) -> Result<Self, TokenizerError> {
+    /// When they are not a tokenizer, or it has no such token.
+    pub fn from_bytes(json: &[u8], eos_token: &str) -> Result<Self, TokenizerError> {
         let json = utf8(json)?;
         let inner = parse(json)?;
-        let end_of_text = id_of(&inner, end_of_text)?;
-        Self::new(inner, Some(json), end_of_text)
+        let eos_id = id_of(&inner, eos_token)?;
+        Self::new(inner, Some(json), eos_id)
     }
 
-    /// Reads the `tokenizer.json` of a checkpoint; `end_of_text` is `eos_token_id` of its
-    /// `config.json`, which may be several ids: the first ends a document, and text that is
-    /// generated ends at each. Without one, a customary token such as [`END_OF_TEXT`] is looked for.
+    /// Reads the `tokenizer.json` of a checkpoint; `eos_ids` is `eos_token_id` of its `config.json`,
+    /// which may contain several ids: the first ends a document, and each of them ends generated text.
+    /// If empty, usual tokens such as [`END_OF_TEXT`] are tried.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, is no tokenizer, or has no such token.
-    pub fn load(path: &Path, end_of_text: &[u32]) -> Result<Self, TokenizerError> {
+    /// When the file cannot be read, is not a tokenizer, or has no such token.
+    pub fn load(path: &Path, eos_ids: &[u32]) -> Result<Self, TokenizerError> {
         let bytes = read(path)?;
         let loaded = || {
             let json = utf8(&bytes)?;
             let inner = parse(json)?;
-            let first = match end_of_text {
+            let first = match eos_ids {
                 [id, ..] if inner.id_to_token(*id).is_none() => {
                     return Err(TokenizerError::UnknownId {
                         path: path.to_owned(),
@@ -154,52 +154,52 @@ impl Tokenizer {
                     });
                 }
                 [id, ..] => *id,
-                [] => CUSTOMARY_END_OF_TEXT
+                [] => USUAL_EOS_TOKENS
                     .into_iter()
                     .find_map(|token| inner.token_to_id(token))
-                    .ok_or_else(|| TokenizerError::NoCustomaryEnd {
+                    .ok_or_else(|| TokenizerError::NoUsualEos {
                         path: path.to_owned(),
                     })?,
             };
             Self::new(inner, Some(json), first)
         };
         let mut tokenizer = loaded().map_err(|error| error.at(path))?;
-        // A model may have ids for which its tokenizer has no token. It can end a text with them
-        // all the same.
-        for id in end_of_text {
-            if !tokenizer.stops.contains(id) {
-                tokenizer.stops.push(*id);
+        // A model may have ids for which its tokenizer has no token. They can still end generated
+        // text.
+        for id in eos_ids {
+            if !tokenizer.eos_ids.contains(id) {
+                tokenizer.eos_ids.push(*id);
             }
         }
         tokenizer.with_companions_of(path)
     }
 
     fn made_here(inner: tokenizers::Tokenizer) -> Result<Self, TokenizerError> {
-        let end_of_text = id_of(&inner, END_OF_TEXT)?;
-        Self::new(inner, None, end_of_text)
+        let eos_id = id_of(&inner, END_OF_TEXT)?;
+        Self::new(inner, None, eos_id)
     }
 
-    /// `json` is the text that `inner` was read from, where it was: what is done to `inner` here is
-    /// for our own use of it and must not be written.
+    /// `json` is the text that `inner` was parsed from, if any: the changes to `inner` below must not be
+    /// written back.
     fn new(
         mut inner: tokenizers::Tokenizer,
         json: Option<&str>,
-        end_of_text: u32,
+        eos_id: u32,
     ) -> Result<Self, TokenizerError> {
         let message = |error: tokenizers::Error| TokenizerError::Parse {
             path: None,
             message: error.to_string(),
         };
-        // A file may ask for both; a training text must be neither cut nor filled up.
+        // A file may ask for padding and truncation, but text is packed whole.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(message)?;
 
-        let beginning = beginning::beginning(&inner).map_err(message)?;
-        // Only special tokens are kept from being matched in text and left out of what is decoded.
-        for &id in beginning.iter().chain([&end_of_text]) {
+        let bos_ids = bos::bos_ids(&inner).map_err(message)?;
+        // Only special tokens are never matched in text and are omitted from decoded text.
+        for &id in bos_ids.iter().chain([&eos_id]) {
             let token = inner
                 .id_to_token(id)
-                .ok_or(TokenizerError::UnknownBeginning { path: None, id })?;
+                .ok_or(TokenizerError::UnknownBos { path: None, id })?;
             inner.add_special_tokens(&[AddedToken::from(token, true)]);
         }
         inner.set_encode_special_tokens(true);
@@ -208,7 +208,7 @@ impl Tokenizer {
             || {
                 inner
                     .to_string(true)
-                    .expect("what was made from JSON can be written as JSON")
+                    .expect("a tokenizer parsed from JSON can be written as JSON")
             },
             str::to_owned,
         );
@@ -220,8 +220,8 @@ impl Tokenizer {
             bytes: byte_counts(&inner, vocabulary),
             identity: byte_level::is_identity(&inner),
             splits_lines: byte_level::splits_lines(&inner),
-            stops: vec![end_of_text],
-            beginning,
+            eos_ids: vec![eos_id],
+            bos_ids,
             vocabulary,
             inner,
         })
@@ -244,68 +244,67 @@ impl Tokenizer {
         })
     }
 
-    /// The text of a `tokenizer.json`: byte for byte the one that was read, where it was.
+    /// The text of the `tokenizer.json`: byte for byte the one that was read, if any.
     pub fn to_json(&self) -> &str {
         &self.json
     }
 
-    /// Number of ids: one more than the largest.
+    /// Size of the vocabulary: the largest id plus one.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
     }
 
-    /// The ids that begin a document, as the post-processor says: `<s>` for Llama and Mixtral, none
+    /// The ids that begin a document, as the post-processor adds them: `<s>` for Llama and Mixtral, none
     /// for most others.
-    pub fn beginning(&self) -> &[u32] {
-        &self.beginning
+    pub fn bos_ids(&self) -> &[u32] {
+        &self.bos_ids
     }
 
     /// The id that ends a document.
-    pub fn end_of_text(&self) -> u32 {
-        self.stops[0]
+    pub fn eos_id(&self) -> u32 {
+        self.eos_ids[0]
     }
 
-    /// The ids at which a text that is generated ends; the first is
-    /// [`end_of_text`](Self::end_of_text).
-    pub fn stops(&self) -> &[u32] {
-        &self.stops
+    /// The ids that end generated text; the first is [`eos_id`](Self::eos_id).
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.eos_ids
     }
 
-    /// The ids of a document, given those of its text: what begins it, the text, end of text.
+    /// The ids of a document, given those of its text: BOS, text, EOS.
     pub fn document<'a>(&'a self, text: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
-        let end = [self.end_of_text()];
-        self.beginning.iter().chain(text).copied().chain(end)
+        let end = [self.eos_id()];
+        self.bos_ids.iter().chain(text).copied().chain(end)
     }
 
-    /// The ids of a text that is to be continued: a document's without its end. There is always
-    /// one: an empty text where nothing begins a document stands behind the end of another.
+    /// The ids of a text to continue: BOS and text. They are never empty: if the text is empty and there
+    /// are no BOS ids, the prompt is the EOS id, which precedes the next document in training.
     ///
     /// # Errors
     ///
-    /// Those of [`encode`](Self::encode).
+    /// When the text cannot be encoded; see [`encode`](Self::encode).
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let mut ids = self.beginning.clone();
+        let mut ids = self.bos_ids.clone();
         ids.extend(self.encode(text)?);
         if ids.is_empty() {
-            ids.push(self.end_of_text());
+            ids.push(self.eos_id());
         }
         Ok(ids)
     }
 
-    /// The same as the text of the token, such as [`END_OF_TEXT`].
-    pub fn end_of_text_token(&self) -> String {
+    /// The token of [`eos_id`](Self::eos_id), such as [`END_OF_TEXT`].
+    pub fn eos_token(&self) -> String {
         self.inner
-            .id_to_token(self.end_of_text())
-            .expect("a token was found for it")
+            .id_to_token(self.eos_id())
+            .expect("the constructor looked the token up")
     }
 
-    /// Token ids of a text. No special token is added, and none is found in the text: the
-    /// characters of [`END_OF_TEXT`] are encoded like any others.
+    /// Token ids of a text. Special tokens are neither added nor recognised in the text: the characters
+    /// of [`END_OF_TEXT`] are encoded like any others.
     ///
     /// # Errors
     ///
-    /// When the tokenizer has no token for a part of the text; the byte-level ones have one for
-    /// every text.
+    /// When the tokenizer has no token for a part of the text; byte-level tokenizers can encode every
+    /// text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         Ok(self.encode_batch(&[text])?.pop().unwrap_or_default())
     }
@@ -314,7 +313,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// Those of [`encode`](Self::encode).
+    /// When a text cannot be encoded; see [`encode`](Self::encode).
     pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, TokenizerError> {
         if self.identity {
             return Ok(texts
@@ -350,19 +349,18 @@ impl Tokenizer {
         Ok(counts.iter().map(join).collect())
     }
 
-    /// Text of token ids, special tokens left out; what is not UTF-8 becomes U+FFFD, and ids beyond
-    /// the vocabulary stand for nothing.
+    /// Text of token ids. Special tokens and ids that are not in the vocabulary are omitted; invalid
+    /// UTF-8 becomes U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         self.inner.decode(ids, true).unwrap_or_else(|_| {
-            // A decoder that does not accept these tokens: their own text is the best that can be
-            // shown.
+            // The decoder does not accept these tokens: show their own text.
             ids.iter()
                 .filter_map(|&id| self.inner.id_to_token(id))
                 .collect()
         })
     }
 
-    /// UTF-8 bytes that the ids stand for; end of text and other special tokens count nothing.
+    /// Number of UTF-8 bytes of the ids; EOS and other special tokens have none.
     ///
     /// Exact for byte-level tokenizers. Others may add or drop a space at the start of a text.
     pub fn bytes_of(&self, ids: &[u32]) -> u64 {
@@ -375,7 +373,7 @@ impl Tokenizer {
             .sum()
     }
 
-    /// Decodes one token after the other, for text that is shown while it is generated.
+    /// A decoder that takes one token after the other, for streaming.
     pub fn stream(&self) -> StreamDecoder<'_> {
         StreamDecoder::new(self)
     }
@@ -386,8 +384,8 @@ impl fmt::Debug for Tokenizer {
         formatter
             .debug_struct("Tokenizer")
             .field("vocabulary", &self.vocabulary)
-            .field("beginning", &self.beginning)
-            .field("stops", &self.stops)
+            .field("bos_ids", &self.bos_ids)
+            .field("eos_ids", &self.eos_ids)
             .finish_non_exhaustive()
     }
 }
@@ -414,16 +412,16 @@ fn parse(json: &str) -> Result<tokenizers::Tokenizer, TokenizerError> {
         })
 }
 
-fn id_of(inner: &tokenizers::Tokenizer, end_of_text: &str) -> Result<u32, TokenizerError> {
+fn id_of(inner: &tokenizers::Tokenizer, token: &str) -> Result<u32, TokenizerError> {
     inner
-        .token_to_id(end_of_text)
-        .ok_or_else(|| TokenizerError::NoEndOfText {
+        .token_to_id(token)
+        .ok_or_else(|| TokenizerError::NoEosToken {
             path: None,
-            token: end_of_text.to_owned(),
+            token: token.to_owned(),
         })
 }
 
-/// UTF-8 bytes of every id's text.
+/// Number of UTF-8 bytes of every id's text.
 fn byte_counts(inner: &tokenizers::Tokenizer, vocabulary: usize) -> Vec<u32> {
     let added = inner.get_added_tokens_decoder();
     let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
@@ -439,7 +437,7 @@ fn byte_counts(inner: &tokenizers::Tokenizer, vocabulary: usize) -> Vec<u32> {
             return 0;
         };
         if byte_level {
-            // One character a byte.
+            // One character per byte.
             return token.chars().count();
         }
         if token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') {

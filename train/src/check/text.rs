@@ -218,7 +218,7 @@ fn parameters(table: &mut Table, report: &Report) -> fmt::Result {
     let experts = if dense {
         0
     } else {
-        report.config.model.experts.count as u128 * model.one_expert
+        report.config.model.experts.count as u128 * model.expert_parameters_all_layers
     };
     let rows = [
         ("embedding", parts.embedding),
@@ -257,10 +257,10 @@ fn parameters(table: &mut Table, report: &Report) -> fmt::Result {
         format!("{:>24}  {share:>6}", grouped(model.active)),
     )?;
     if !dense {
-        let expert = format!("{:>24}", grouped(model.one_expert));
+        let expert = format!("{:>24}", grouped(model.expert_parameters_all_layers));
         table.number(
             "one expert, all layers",
-            scaled(model.one_expert as f64),
+            scaled(model.expert_parameters_all_layers as f64),
             expert,
         )?;
     }

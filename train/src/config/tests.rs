@@ -214,16 +214,16 @@ fn values_out_of_range_say_what_is_allowed() {
     hint: set model.head_dim, or change one of the two
     ");
     insta::assert_snapshot!(replaced("heads = 4", "heads = 4\nkv_heads = 3"), @r"
-    run.toml:6: model.kv_heads = 3 must divide heads = 4 (each key/value head serves as many query heads)
-    hint: allowed here: 1, 2, 4
+    run.toml:6: model.kv_heads = 3 must divide heads = 4 (all key/value heads serve the same number of query heads)
+    hint: allowed values: 1, 2, 4
     ");
     insta::assert_snapshot!(replaced("per_token = 2", "per_token = 5"), @r"
     run.toml:10: model.experts.per_token = 5 must lie between 1 and experts.count = 4
-    hint: 2 of 8 or 2 of 16 are common; per_token = count visits them all
+    hint: 2 of 8 and 2 of 16 are common; per_token = count selects all experts
     ");
     insta::assert_snapshot!(replaced("layers = 2", "layers = 9_000_000_000_000"), @r"
     run.toml:3: model.layers = 9000000000000 must lie between 1 and 16777216
-    hint: no model that was ever trained is near the upper end
+    hint: sizes above 2²⁴ are not supported
     ");
     insta::assert_snapshot!(replaced("learning_rate = 0.001", "learning_rate = nan"), @"run.toml:24: optimizer.learning_rate = nan must be above 0 and finite");
     insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = 31"), @"run.toml:27: schedule.batch_tokens = 31 must be at least model.context = 32, one sequence");
@@ -310,12 +310,12 @@ fn single_layers_of_an_moe_model_may_be_dense() {
     assert_eq!(dense(&["model.dense.layers=[1]"]).d_ff, 2 * 48);
     assert_eq!(dense(&["model.dense={ layers = [0], d_ff = 40 }"]).d_ff, 40);
     insta::assert_snapshot!(set(&["model.dense.layers=[2]"]), @r"
-    run.toml: model.dense.layers = [2] (from --set) must be ascending numbers of layers, from 0 to 1
+    run.toml: model.dense.layers = [2] (from --set) must be layer indices from 0 to 1 in ascending order
     hint: [0] makes the first layer dense
     ");
     insta::assert_snapshot!(set(&["model.dense={ layers = [0, 1] }"]), @r#"
-    run.toml: model.dense.layers = [0, 1] (from --set) must name some of the layers and not all
-    hint: leave [model.dense] out for a mixture in every layer, or set feed_forward = "dense" for none
+    run.toml: model.dense.layers = [0, 1] (from --set) must name at least one layer, but not all
+    hint: omit [model.dense] to make every layer MoE, or set feed_forward = "dense" to make every layer dense
     "#);
     insta::assert_snapshot!(set(&["model.dense.d_ff=40"]), @r"
     run.toml:2: model.dense.layers is missing

@@ -88,7 +88,7 @@ pub(super) fn build(
         format: FORMAT,
         key: survey.key.clone(),
         sources: survey.sources.iter().map(hash).collect(),
-        end_of_text: tokenizer.end_of_text(),
+        end_of_text: tokenizer.eos_id(),
         training,
         validation: validation.finish()?,
     };

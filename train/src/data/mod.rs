@@ -361,7 +361,7 @@ impl Prepared {
             }
             let document = self.validation.document(number)?;
             // The packer adds what begins and ends a document itself.
-            let beginning = self.tokenizer.beginning().len() as u64;
+            let beginning = self.tokenizer.bos_ids().len() as u64;
             let text = document.tokens.start + beginning..document.tokens.end - 1;
             tokens.clear();
             self.validation.read(text, &mut tokens)?;

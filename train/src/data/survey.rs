@@ -217,7 +217,7 @@ fn key(
         tokenizer_file: file.map(|file| hexadecimal(&hash(file.to_json().as_bytes()))),
         validation: &data.validation,
         sources: sources.iter().map(|source| source.hash.as_str()).collect(),
-        beginning: file.map_or(&[], Tokenizer::beginning),
+        beginning: file.map_or(&[], Tokenizer::bos_ids),
     };
     let json = serde_json::to_vec(&key).expect("numbers and strings can be written as JSON");
     hexadecimal(&hash(&json))

@@ -1,29 +1,29 @@
-//! From values to places on an axis, and the ticks along it.
+//! Axes of charts: positions of values, and ticks.
 
-/// How values are spread over an axis.
+/// The scale of an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
-    /// Equal differences are equally far apart.
+    /// Equal differences have equal lengths.
     Linear,
-    /// Equal ratios are; zero, which has no place, stands on the edge below all others.
+    /// Equal ratios have equal lengths; zero is placed at the lower edge, below all other values.
     Log,
 }
 
-/// An axis that holds some values.
+/// An axis.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Axis {
     scale: Scale,
     /// In units of the scale: values, or their decimal logarithms.
     low: f64,
     high: f64,
-    /// Distance of ticks in the same units.
+    /// Distance between ticks, in the same units.
     step: f64,
-    /// A zero is among the values of a logarithmic axis.
+    /// Whether the values of a logarithmic axis include zero.
     pub(super) has_zero: bool,
 }
 
 impl Axis {
-    /// An axis from tick to tick that holds all finite values, with about `ticks` ticks.
+    /// An axis from tick to tick that contains all finite values, with about `ticks` ticks.
     pub(super) fn new(
         scale: Scale,
         values: impl Iterator<Item = f64> + Clone,
@@ -35,11 +35,8 @@ impl Axis {
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
                 (low.min(value), high.max(value))
             });
-        let (low, high) = match low <= high {
-            true => (low, high),
-            false => (0.0, 1.0),
-        };
-        // One value, or several that are the same to rounding, still want an axis around them.
+        let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
+        // A single value, or several that are equal up to rounding, need an axis around them.
         let least = f64::EPSILON * 16.0 * low.abs().max(high.abs());
         let (low, high) = match high - low > least {
             true => (low, high),
@@ -48,7 +45,7 @@ impl Axis {
             false => (low - low.abs() / 2.0, high + high.abs() / 2.0),
         };
         let step = match scale {
-            Scale::Linear => pleasant((high - low) / ticks as f64),
+            Scale::Linear => nice_step((high - low) / ticks as f64),
             Scale::Log => ((high - low) / ticks as f64).ceil().max(1.0),
         };
         let mut low = (low / step + 1e-9).floor() * step;
@@ -65,7 +62,7 @@ impl Axis {
         }
     }
 
-    /// An axis that ends where the finite values do, for one that is read by its curves and not by its ends.
+    /// An axis that ends exactly at the smallest and the largest finite value.
     pub(super) fn tight(values: impl Iterator<Item = f64> + Clone, ticks: usize) -> Self {
         let (first, last) = values
             .clone()
@@ -73,19 +70,19 @@ impl Axis {
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
                 (low.min(value), high.max(value))
             });
-        let whole = values.clone().all(|value| value.fract() == 0.0);
+        let integers = values.clone().all(|value| value.fract() == 0.0);
         let mut axis = Self::new(Scale::Linear, values, ticks);
         if first < last {
             (axis.low, axis.high) = (first, last);
         }
-        if whole {
+        if integers {
             axis.step = axis.step.max(1.0);
         }
         axis
     }
 
-    /// Where a value stands, from 0 to 1; none where it has no place.
-    pub(super) fn place(&self, value: f64) -> Option<f64> {
+    /// Position of a value on the axis, from 0 to 1; `None` if it cannot be placed.
+    pub(super) fn position(&self, value: f64) -> Option<f64> {
         if self.has_zero && value <= 0.0 {
             return Some(0.0);
         }
@@ -93,26 +90,26 @@ impl Axis {
         Some((value - self.low) / (self.high - self.low))
     }
 
-    /// Places and labels of the ticks, in rising order.
+    /// Positions and labels of the ticks, in ascending order.
     pub(super) fn ticks(&self) -> Vec<(f64, String)> {
         let first = (self.low / self.step - 1e-9).ceil() as i64;
         let last = (self.high / self.step + 1e-9).floor() as i64;
-        let place = |tick: f64| (tick - self.low) / (self.high - self.low);
+        let position = |tick: f64| (tick - self.low) / (self.high - self.low);
         (first..=last)
-            .map(|number| {
-                let tick = number as f64 * self.step;
+            .map(|index| {
+                let tick = index as f64 * self.step;
                 let label = match self.scale {
-                    Scale::Log if self.has_zero && number == first => "0".to_owned(),
+                    Scale::Log if self.has_zero && index == first => "0".to_owned(),
                     Scale::Log => format!("1e{tick:.0}"),
                     Scale::Linear => decimal(tick, self.step),
                 };
-                (place(tick), label)
+                (position(tick), label)
             })
             .collect()
     }
 }
 
-/// In units of the scale.
+/// A value in units of the scale; `None` if it cannot be placed.
 fn scaled(scale: Scale, value: f64) -> Option<f64> {
     match scale {
         Scale::Linear => value.is_finite().then_some(value),
@@ -120,8 +117,8 @@ fn scaled(scale: Scale, value: f64) -> Option<f64> {
     }
 }
 
-/// The least of 1, 2 and 5 times a power of ten that is no less.
-fn pleasant(step: f64) -> f64 {
+/// The smallest of 1, 2 and 5 times a power of ten that is at least `step`.
+fn nice_step(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
     [1.0, 2.0, 5.0, 10.0]
         .into_iter()
@@ -136,7 +133,7 @@ fn decimal(tick: f64, step: f64) -> String {
         return format!("{tick:.1e}");
     }
     let decimals = (-step.log10().floor()).max(0.0) as usize;
-    // No minus before a zero.
+    // Avoids "-0".
     format!("{:.decimals$}", tick + 0.0)
 }
 
@@ -164,23 +161,23 @@ mod tests {
     }
 
     #[test]
-    fn zero_stands_below_all_else_on_a_logarithmic_axis() {
+    fn zero_is_below_all_other_values_on_a_logarithmic_axis() {
         let axis = Axis::new(Scale::Log, [0.0, 1e-7, 1e-5].into_iter(), 5);
-        assert_eq!(axis.place(0.0), Some(0.0));
-        assert!(axis.place(1e-7).unwrap() > 0.0);
+        assert_eq!(axis.position(0.0), Some(0.0));
+        assert!(axis.position(1e-7).unwrap() > 0.0);
         assert_eq!(labels(&axis)[0], "0");
         let none = Axis::new(Scale::Log, [1e-7].into_iter(), 5);
-        assert_eq!(none.place(0.0), None);
+        assert_eq!(none.position(0.0), None);
     }
 
     proptest! {
         #[test]
-        fn every_value_has_a_place(values in prop::collection::vec(-1e6f64..1e6, 0..9), log: bool) {
+        fn every_value_has_a_position(values in prop::collection::vec(-1e6f64..1e6, 0..9), log: bool) {
             let scale = if log { Scale::Log } else { Scale::Linear };
             let axis = Axis::new(scale, values.iter().copied(), 5);
             for &value in &values {
-                let place = axis.place(value).unwrap();
-                prop_assert!((-1e-9..=1.0 + 1e-9).contains(&place), "{value} at {place}");
+                let position = axis.position(value).unwrap();
+                prop_assert!((-1e-9..=1.0 + 1e-9).contains(&position), "{value} at {position}");
             }
             let ticks = axis.ticks();
             prop_assert!((2..=12).contains(&ticks.len()), "{ticks:?}");

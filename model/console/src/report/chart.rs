@@ -7,29 +7,29 @@ use crate::numbers::brief;
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 300.0;
-/// Room for the labels of the axes.
+/// Margins for the labels of the axes.
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 44.0;
-/// Colours of the style sheet; more series begin again, dashed.
+/// Number of colours in the style sheet; further series reuse them, dashed.
 const COLORS: usize = 6;
-/// Each point of a series is marked where there are no more than these.
+/// The points of a series are marked if there are at most this many.
 const MARKED: usize = 40;
 
 /// A named line.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series {
-    /// In the legend.
+    /// Name in the legend.
     pub name: String,
-    /// x and y; a y that is no finite number leaves a gap.
+    /// x and y; a y that is not finite leaves a gap.
     pub points: Vec<(f64, f64)>,
     color: Option<usize>,
     dashed: bool,
 }
 
 impl Series {
-    /// A line through points, from left to right.
+    /// A line through points with ascending x.
     pub fn new(name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
         Self {
             name: name.into(),
@@ -39,33 +39,32 @@ impl Series {
         }
     }
 
-    /// The colour of this number in place of that of its place among the lines, so that several lines of one thing
-    /// share one.
-    pub fn color(mut self, number: usize) -> Self {
-        self.color = Some(number);
+    /// Sets the colour's index, so that related lines share a colour; by default it is the index of the line.
+    pub fn color(mut self, index: usize) -> Self {
+        self.color = Some(index);
         self
     }
 
-    /// Broken, to be told from another line of the same colour.
+    /// Draws the line dashed, to distinguish it from another line of the same colour.
     pub fn dashed(mut self) -> Self {
         self.dashed = true;
         self
     }
 
-    /// Its classes in the style sheet: of the line, and of its points.
-    fn classes(&self, place: usize) -> (String, String) {
-        let number = self.color.unwrap_or(place);
-        let color = format!("color{}", number % COLORS);
-        let broken = if self.dashed || number >= COLORS {
+    /// The CSS classes of the line and of its points.
+    fn classes(&self, position: usize) -> (String, String) {
+        let index = self.color.unwrap_or(position);
+        let color = format!("color{}", index % COLORS);
+        let dashed = if self.dashed || index >= COLORS {
             " dashed"
         } else {
             ""
         };
-        (format!("line {color}{broken}"), color)
+        (format!("line {color}{dashed}"), color)
     }
 }
 
-/// Lines over a common horizontal axis.
+/// A line chart.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chart {
     title: String,
@@ -78,7 +77,7 @@ pub struct Chart {
 }
 
 impl Chart {
-    /// A chart without lines; `scale` is that of the vertical axis.
+    /// A chart without lines; `scale` is the scale of the vertical axis.
     pub fn new(
         title: impl Into<String>,
         x_label: impl Into<String>,
@@ -96,19 +95,19 @@ impl Chart {
         }
     }
 
-    /// Adds a line. Its colour is that of its place among the lines.
+    /// Adds a line.
     pub fn series(mut self, series: Series) -> Self {
         self.series.push(series);
         self
     }
 
-    /// A level to look at, such as a tolerance, as a dashed line.
+    /// Adds a level, such as a tolerance, as a dashed line.
     pub fn limit(mut self, name: impl Into<String>, value: f64) -> Self {
         self.limits.push((name.into(), value));
         self
     }
 
-    /// A sentence below the chart.
+    /// Sets the sentence below the chart.
     pub fn note(mut self, note: impl Into<String>) -> Self {
         self.note = Some(note.into());
         self
@@ -123,44 +122,45 @@ impl Chart {
             heights.chain(self.limits.iter().map(|limit| limit.1)),
             5,
         );
-        let across = |place: f64| LEFT + place * (WIDTH - LEFT - RIGHT);
-        let up = |place: f64| HEIGHT - BOTTOM - place * (HEIGHT - TOP - BOTTOM);
+        let across = |position: f64| LEFT + position * (WIDTH - LEFT - RIGHT);
+        let up = |position: f64| HEIGHT - BOTTOM - position * (HEIGHT - TOP - BOTTOM);
         let (floor, right) = (up(0.0), across(1.0));
-        let at =
-            |&(left, height): &(f64, f64)| Some((across(x.place(left)?), up(y.place(height)?)));
+        let at = |&(left, height): &(f64, f64)| {
+            Some((across(x.position(left)?), up(y.position(height)?)))
+        };
         html! {
             figure {
                 h3 { (self.title) }
                 p.legend {
-                    @for (number, series) in self.series.iter().enumerate() {
-                        span { svg.swatch viewBox="0 0 24 8" { path class=(series.classes(number).0) d="M0 4H24" {} } (series.name) }
+                    @for (index, series) in self.series.iter().enumerate() {
+                        span { svg.swatch viewBox="0 0 24 8" { path class=(series.classes(index).0) d="M0 4H24" {} } (series.name) }
                     }
                     @for (name, _) in &self.limits {
                         span { svg.swatch viewBox="0 0 24 8" { path.limit d="M0 4H24" {} } (name) }
                     }
                 }
                 svg.chart viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(self.title) {
-                    @for (place, label) in y.ticks() {
-                        path.grid d=(format!("M{LEFT} {:.1}H{right}", up(place))) {}
-                        text.end x=(LEFT - 8.0) y=(format!("{:.1}", up(place) + 4.0)) { (label) }
+                    @for (position, label) in y.ticks() {
+                        path.grid d=(format!("M{LEFT} {:.1}H{right}", up(position))) {}
+                        text.end x=(LEFT - 8.0) y=(format!("{:.1}", up(position) + 4.0)) { (label) }
                     }
-                    @for (place, label) in x.ticks() {
-                        path.tick d=(format!("M{:.1} {floor}v4", across(place))) {}
-                        text.middle x=(format!("{:.1}", across(place))) y=(floor + 18.0) { (label) }
+                    @for (position, label) in x.ticks() {
+                        path.tick d=(format!("M{:.1} {floor}v4", across(position))) {}
+                        text.middle x=(format!("{:.1}", across(position))) y=(floor + 18.0) { (label) }
                     }
                     path.axis d=(format!("M{LEFT} {floor}H{right}")) {}
                     text.middle x=(across(0.5)) y=(HEIGHT - 6.0) { (self.x_label) }
                     text.middle transform=(format!("translate(13 {}) rotate(-90)", up(0.5))) { (self.y_label) }
                     @for (_, value) in &self.limits {
-                        @if let Some(place) = y.place(*value) {
-                            path.limit d=(format!("M{LEFT} {:.1}H{right}", up(place))) {}
+                        @if let Some(position) = y.position(*value) {
+                            path.limit d=(format!("M{LEFT} {:.1}H{right}", up(position))) {}
                         }
                     }
-                    @for (number, series) in self.series.iter().enumerate() {
-                        path class=(series.classes(number).0) d=(line(series.points.iter().map(at))) {}
+                    @for (index, series) in self.series.iter().enumerate() {
+                        path class=(series.classes(index).0) d=(line(series.points.iter().map(at))) {}
                         @if series.points.len() <= MARKED {
                             @for (point, (left, top)) in series.points.iter().filter_map(|point| Some((point, at(point)?))) {
-                                circle class=(series.classes(number).1) cx=(format!("{left:.1}")) cy=(format!("{top:.1}")) r="3" {
+                                circle class=(series.classes(index).1) cx=(format!("{left:.1}")) cy=(format!("{top:.1}")) r="3" {
                                     title { (series.name) ": " (self.x_label) " " (point.0) ", " (brief(point.1)) }
                                 }
                             }
@@ -173,7 +173,7 @@ impl Chart {
     }
 }
 
-/// The path through the points that have a place, begun anew after each that has none.
+/// The SVG path through the points, with a gap at each point that has no position.
 fn line(points: impl Iterator<Item = Option<(f64, f64)>>) -> String {
     let mut path = String::new();
     let mut begins = true;

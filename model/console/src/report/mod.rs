@@ -1,5 +1,5 @@
-//! Reports that are read by people: one [`Page`] with its style, tables and charts inside, which needs no
-//! network, follows the reader's light or dark setting, and prints.
+//! HTML reports: a self-contained [`Page`] with tables and charts, which follows the reader's light or dark setting and
+//! can be printed.
 //!
 //! ```
 //! use firebox_console::report::{Chart, Page, Scale, Series, Table, Verdict};

@@ -1,4 +1,4 @@
-//! The page around tables and charts.
+//! An HTML page with tables and charts.
 
 use std::fs;
 use std::io;
@@ -8,19 +8,19 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{Chart, Table};
 
-/// What to think of a result.
+/// The assessment of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// As it should be.
+    /// As expected.
     Good,
-    /// Worth a look.
+    /// Worth attention.
     Notable,
     /// A fault.
     Bad,
 }
 
 impl Verdict {
-    /// Its class in the style sheet.
+    /// The CSS class.
     pub(super) fn class(self) -> &'static str {
         match self {
             Self::Good => "good",
@@ -29,7 +29,7 @@ impl Verdict {
         }
     }
 
-    /// The same as a character, so that no colour is needed.
+    /// The verdict as a character, readable without colour.
     pub fn mark(self) -> &'static str {
         match self {
             Self::Good => "✓",
@@ -39,8 +39,7 @@ impl Verdict {
     }
 }
 
-/// A page of HTML with everything that it needs inside. Parts stand in the order in which they are added; all
-/// text is escaped.
+/// A self-contained HTML page. Parts appear in the order in which they are added; all text is escaped.
 #[derive(Debug, Clone)]
 pub struct Page {
     title: String,
@@ -50,7 +49,7 @@ pub struct Page {
 }
 
 impl Page {
-    /// A page without parts.
+    /// An empty page.
     pub fn new(title: impl Into<String>) -> Self {
         Self {
             title: title.into(),
@@ -60,39 +59,39 @@ impl Page {
         }
     }
 
-    /// A line below the title: what was done, to what, when.
+    /// Adds a line below the title: what was done, with what, when.
     pub fn about(mut self, text: impl Into<String>) -> Self {
         self.about.push(text.into());
         self
     }
 
-    /// A sentence of the summary at the top: what a reader wants to know first.
+    /// Adds a sentence to the summary at the top.
     pub fn summary(mut self, verdict: Verdict, text: impl Into<String>) -> Self {
         self.summary.push((verdict, text.into()));
         self
     }
 
-    /// A heading; what is added next belongs to it.
+    /// Adds a heading.
     pub fn section(self, heading: &str) -> Self {
         self.part(html! { h2 { (heading) } })
     }
 
-    /// A paragraph.
+    /// Adds a paragraph.
     pub fn text(self, text: &str) -> Self {
         self.part(html! { p { (text) } })
     }
 
-    /// A table.
+    /// Adds a table.
     pub fn table(self, table: Table) -> Self {
         self.part(table.render())
     }
 
-    /// A chart.
+    /// Adds a chart.
     pub fn chart(self, chart: Chart) -> Self {
         self.part(chart.render())
     }
 
-    /// Long text in the letters of a typewriter, folded away behind its heading.
+    /// Adds preformatted text in a collapsed section.
     pub fn folded(self, heading: &str, text: &str) -> Self {
         self.part(html! { details { summary { (heading) } pre { (text) } } })
     }
@@ -150,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_needs_nothing_from_outside() {
+    fn a_page_is_self_contained() {
         let page = Page::new("A & B")
             .about("two devices")
             .summary(Verdict::Bad, "they <differ>")

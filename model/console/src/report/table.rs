@@ -1,4 +1,4 @@
-//! A table, as text for a terminal through its `Display`, and as part of a [`Page`](super::Page).
+//! Tables, as text for a terminal through `Display`, and as part of a [`Page`](super::Page).
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use maud::{Markup, html};
 
 use super::Verdict;
 
-/// Columns with their headings, rows of cells, and what there is to say about them.
+/// A table with a title, column headings, rows of cells and a note.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Table {
     title: String,
@@ -21,7 +21,7 @@ struct Column {
     number: bool,
 }
 
-/// One value, as it is printed, and what to think of it.
+/// The text of a cell, and its verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cell {
     text: String,
@@ -29,7 +29,7 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// A value that a reader should see as good or bad.
+    /// A cell that is marked as good, notable or bad.
     pub fn judged(text: impl Into<String>, verdict: Verdict) -> Self {
         Self {
             text: text.into(),
@@ -56,12 +56,12 @@ impl Table {
         }
     }
 
-    /// Adds columns of text, which begin at the left.
+    /// Adds columns of text, which are left-aligned.
     pub fn texts<H: Into<String>>(self, headings: impl IntoIterator<Item = H>) -> Self {
         self.columns(headings, false)
     }
 
-    /// Adds columns of numbers, which end at the right.
+    /// Adds columns of numbers, which are right-aligned.
     pub fn numbers<H: Into<String>>(self, headings: impl IntoIterator<Item = H>) -> Self {
         self.columns(headings, true)
     }
@@ -79,7 +79,7 @@ impl Table {
         self
     }
 
-    /// Adds a row; what it lacks stays empty.
+    /// Adds a row; missing cells are empty.
     ///
     /// # Panics
     ///
@@ -97,13 +97,13 @@ impl Table {
         self
     }
 
-    /// A sentence below the table.
+    /// Sets the sentence below the table.
     pub fn note(mut self, note: impl Into<String>) -> Self {
         self.note = Some(note.into());
         self
     }
 
-    /// Whether there are no rows.
+    /// Whether the table has no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
@@ -158,9 +158,10 @@ impl fmt::Display for Table {
             let mut line = String::new();
             for ((text, &width), column) in texts.zip(&widths).zip(&self.columns) {
                 let gap = if line.is_empty() { "" } else { "  " };
-                line += &match column.number {
-                    true => format!("{gap}{text:>width$}"),
-                    false => format!("{gap}{text:<width$}"),
+                line += &if column.number {
+                    format!("{gap}{text:>width$}")
+                } else {
+                    format!("{gap}{text:<width$}")
                 };
             }
             line.trim_end().to_owned()

@@ -1,16 +1,16 @@
-//! The byte-level tokenizers that are made here, as the `tokenizer.json` that describes them.
+//! The `tokenizer.json` of the byte-level tokenizers that are made here.
 
 use serde_json::{Map, Value, json};
 use tokenizers::DecoderWrapper;
 
 use super::END_OF_TEXT;
 
-/// How GPT-4's tokenizer splits text before pairs are merged. Digits stand in threes, and a line
-/// end never joins what follows it.
+/// How GPT-4's tokenizer splits text before pairs are merged. Digits are grouped in threes, and a
+/// line end is never in one piece with the text after it.
 const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The character that stands for each byte in a byte-level vocabulary (GPT-2): printable ones for
-/// themselves, the others from U+0100 on.
+/// The character that represents each byte in a byte-level vocabulary (GPT-2): a printable character
+/// represents itself, the other bytes are mapped to U+0100 and up.
 pub(super) fn characters() -> [char; 256] {
     let mut next = 256;
     std::array::from_fn(|byte| {
@@ -22,21 +22,21 @@ pub(super) fn characters() -> [char; 256] {
     })
 }
 
-/// No merges and no splitting: id = byte, and end of text after them.
+/// No merges and no splitting: id = byte, and EOS is 256.
 pub(super) fn identity_json() -> String {
     let vocabulary: Map<String, Value> = characters()
         .iter()
         .enumerate()
         .map(|(byte, c)| (c.to_string(), json!(byte)))
         .collect();
-    let end_of_text = json!([{
+    let eos_token = json!([{
         "id": 256, "content": END_OF_TEXT, "single_word": false, "lstrip": false, "rstrip": false,
         "normalized": false, "special": true,
     }]);
-    tokenizer_json(end_of_text, byte_level(false), vocabulary)
+    tokenizer_json(eos_token, byte_level(false), vocabulary)
 }
 
-/// Splits as [`SPLIT`] says and has no vocabulary yet: what training starts from.
+/// Splits by [`SPLIT`] and has an empty vocabulary: the start of training.
 pub(super) fn splitting_json() -> String {
     tokenizer_json(json!([]), splitting(), Map::new())
 }
@@ -60,8 +60,8 @@ fn tokenizer_json(added: Value, pre_tokenizer: Value, vocabulary: Map<String, Va
     .to_string()
 }
 
-/// `ByteLevel` as the format writes it; `regex` makes it split as GPT-2 does, and means nothing in
-/// a decoder.
+/// A `ByteLevel` entry; `regex` makes a pre-tokenizer split as GPT-2 does, and has no effect in a
+/// decoder.
 fn byte_level(regex: bool) -> Value {
     json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex })
 }
@@ -73,7 +73,7 @@ fn splitting() -> Value {
     json!({ "type": "Sequence", "pretokenizers": [split, byte_level(false)] })
 }
 
-/// Whether every id below 256 is its byte, and nothing but end of text follows.
+/// Whether every id below 256 is its byte, and the only other id is EOS.
 pub(super) fn is_identity(inner: &tokenizers::Tokenizer) -> bool {
     let is_byte =
         |(byte, c): (usize, &char)| inner.token_to_id(&c.to_string()) == Some(byte as u32);
@@ -84,8 +84,8 @@ pub(super) fn is_identity(inner: &tokenizers::Tokenizer) -> bool {
         && characters().iter().enumerate().all(is_byte)
 }
 
-/// Whether text is split by [`SPLIT`], which always cuts between a line feed and a character that
-/// is no white space: no alternative that can match a line feed goes on with such a character.
+/// Whether text is split by [`SPLIT`], which always splits between a line feed and a non-whitespace
+/// character: no alternative that matches a line feed can match such a character after it.
 pub(super) fn splits_lines(inner: &tokenizers::Tokenizer) -> bool {
     inner.get_normalizer().is_none() && pre_tokenizer_is(inner, splitting())
 }
@@ -97,7 +97,7 @@ fn pre_tokenizer_is(inner: &tokenizers::Tokenizer, expected: Value) -> bool {
         == Some(expected)
 }
 
-/// Pieces of about `size` bytes, cut where [`splits_lines`] says that a cut changes no token.
+/// Pieces of about `size` bytes, cut where a cut does not change the tokens; see [`splits_lines`].
 pub(super) fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {

@@ -1,4 +1,4 @@
-//! What can be wrong with a tokenizer.
+//! Errors of tokenizers.
 
 use std::fmt;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::SMALLEST_VOCABULARY;
 
-/// Why a tokenizer cannot be made, read, written or used.
+/// Why a tokenizer cannot be trained, read, written or used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// The file cannot be read.
@@ -14,7 +14,7 @@ pub enum TokenizerError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The I/O error.
         source: io::Error,
     },
     /// The file cannot be written.
@@ -22,100 +22,101 @@ pub enum TokenizerError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The I/O error.
         source: io::Error,
     },
-    /// The text is not that of a `tokenizer.json`.
-    #[error("{} is no tokenizer.json: {message}", Name(path))]
+    /// The text is not a `tokenizer.json`.
+    #[error("{} is not a tokenizer.json: {message}", Name(path))]
     Parse {
-        /// The file, where there is one.
+        /// The file, if there is one.
         path: Option<PathBuf>,
-        /// What the parser says.
+        /// The parser's message.
         message: String,
     },
-    /// There is no token of the name that should end a document.
-    #[error("{} has no token {token:?} to end a document with", Name(path))]
-    NoEndOfText {
-        /// The file, where there is one.
+    /// The given EOS token does not exist.
+    #[error(
+        "{} has no token {token:?}, which is configured as the end-of-text token",
+        Name(path)
+    )]
+    NoEosToken {
+        /// The file, if there is one.
         path: Option<PathBuf>,
         /// The token.
         token: String,
     },
-    /// `eos_token_id` is no token's id.
-    #[error("{} has no token of id {id}, which config.json gives as eos_token_id", path.display())]
+    /// `eos_token_id` does not exist.
+    #[error("{} has no token with id {id}, which is eos_token_id in config.json", path.display())]
     UnknownId {
         /// The file.
         path: PathBuf,
         /// The id.
         id: u32,
     },
-    /// The post-processor begins texts with what is no token.
+    /// The post-processor adds an id that does not exist.
     #[error(
-        "{} begins every text with id {id}, of which it has no token",
+        "{}: post_processor adds id {id}, which is not in the vocabulary",
         Name(path)
     )]
-    UnknownBeginning {
-        /// The file, where there is one.
+    UnknownBos {
+        /// The file, if there is one.
         path: Option<PathBuf>,
         /// The id.
         id: u32,
     },
-    /// Nobody says which token ends a document, and none of the customary ones exists.
-    #[error("{} has none of the customary end-of-text tokens", path.display())]
-    NoCustomaryEnd {
+    /// The EOS token is not configured, and none of the usual ones exists.
+    #[error("{} has none of the usual end-of-text tokens, and config.json has no eos_token_id", path.display())]
+    NoUsualEos {
         /// The file.
         path: PathBuf,
     },
-    /// Not every byte would have an id.
+    /// The vocabulary is too small to give every byte an id.
     #[error(
-        "a byte-level vocabulary of {vocabulary} ids is too small; the smallest is {SMALLEST_VOCABULARY}, one a byte and end of text"
+        "a byte-level vocabulary needs at least {SMALLEST_VOCABULARY} ids, one per byte and end of text, not {vocabulary}"
     )]
     VocabularyTooSmall {
-        /// The number of ids asked for.
+        /// The requested number of ids.
         vocabulary: usize,
     },
     /// The byte-pair encoding could not be trained.
-    #[error("the byte-pair encoding could not be trained: {message}")]
+    #[error("cannot train the byte-pair encoding: {message}")]
     Train {
-        /// What the trainer says.
+        /// The trainer's message.
         message: String,
     },
     /// The tokenizer has no token for a part of the text.
     #[error("the tokenizer cannot encode this text: {message}")]
     Encode {
-        /// What the tokenizer says.
+        /// The tokenizer's message.
         message: String,
     },
 }
 
 impl TokenizerError {
-    /// What to do about it, where there is something.
+    /// What to do about it, if anything can be done.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::NoEndOfText { .. } => {
-                "name a token that the file has, such as \"<|endoftext|>\" or \"</s>\"; its \
-                 added_tokens list them"
+            Self::NoEosToken { .. } => {
+                "use a token from the file's added_tokens, such as \"<|endoftext|>\" or \
+                \"</s>\""
             }
-            Self::UnknownId { .. } | Self::NoCustomaryEnd { .. } => {
+            Self::UnknownId { .. } | Self::NoUsualEos { .. } => {
                 "set eos_token_id in config.json to the id of the token that ends a document"
             }
-            Self::UnknownBeginning { .. } => {
-                "the ids under post_processor must be those of added_tokens or of the vocabulary"
+            Self::UnknownBos { .. } => {
+                "every id under post_processor must be in added_tokens or in the model's vocabulary"
             }
-            Self::Parse { .. } => {
-                "it should be the tokenizer.json of a Hugging Face fast tokenizer"
-            }
-            Self::Encode { .. } => "a byte-level tokenizer has a token for every text",
+            Self::Parse { .. } => "use the tokenizer.json of a Hugging Face fast tokenizer",
+            Self::Encode { .. } => "a byte-level tokenizer can encode every text",
             _ => return None,
         };
         Some(hint.to_owned())
     }
 
-    /// The same error, naming the file that it is about.
+    /// The same error, with the file that it is about.
     pub(super) fn at(mut self, file: &Path) -> Self {
         if let Self::Parse { path, .. }
-        | Self::NoEndOfText { path, .. }
-        | Self::UnknownBeginning { path, .. } = &mut self
+        | Self::NoEosToken { path, .. }
+        | Self::UnknownBos { path, .. } = &mut self
         {
             *path = Some(file.to_owned());
         }
@@ -123,7 +124,7 @@ impl TokenizerError {
     }
 }
 
-/// A file's path, or words for text that came from none.
+/// A file's path, or "the tokenizer" for text that is not from a file.
 struct Name<'a>(&'a Option<PathBuf>);
 
 impl fmt::Display for Name<'_> {

@@ -1,8 +1,8 @@
-//! A tokenizer's files in a checkpoint folder.
+//! The files of a tokenizer in a checkpoint folder.
 //!
 //! `tokenizer.json` alone is not enough for `transformers.AutoTokenizer`: without a
-//! `tokenizer_config.json` it takes the class from the model's type, whose ways of splitting text
-//! may be others (Qwen3's and OLMoE's are), and it does not know which token ends a text.
+//! `tokenizer_config.json` it takes the class from the model's type, which may split text in another way
+//! (Qwen3's and OLMoE's do), and it does not know the EOS token.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -13,10 +13,10 @@ use serde_json::json;
 use super::TOKENIZER_FILE;
 use super::{Tokenizer, TokenizerError, read};
 
-/// Says which class opens the tokenizer, and which its special tokens are.
+/// Names the tokenizer's class and its special tokens.
 const CONFIG: &str = "tokenizer_config.json";
 
-/// What Hugging Face keeps beside a `tokenizer.json`.
+/// The files that Hugging Face stores next to a `tokenizer.json`.
 const COMPANIONS: [&str; 9] = [
     CONFIG,
     "special_tokens_map.json",
@@ -29,14 +29,14 @@ const COMPANIONS: [&str; 9] = [
     "tokenizer.model",
 ];
 
-/// The files that stood beside a `tokenizer.json`, by name.
+/// The companion files of a `tokenizer.json`, by name.
 ///
-/// Kept in memory, since the folder may be gone when a checkpoint is written: a run takes hours.
+/// Kept in memory, since the folder may have been deleted by the time a checkpoint is written.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Companions(Arc<[(&'static str, Vec<u8>)]>);
 
 impl Companions {
-    /// Reads what is beside a `tokenizer.json`.
+    /// Reads the companion files of a `tokenizer.json`.
     pub fn beside(path: &Path) -> Result<Self, TokenizerError> {
         let file = |name| (name, path.with_file_name(name));
         let files = COMPANIONS
@@ -50,9 +50,9 @@ impl Companions {
 
 impl Tokenizer {
     /// Writes the tokenizer into a checkpoint folder, in a form that `transformers.AutoTokenizer`
-    /// opens, and waits until it is on the disk: `tokenizer.json`, and unchanged what stood beside
-    /// it where it was read. Where no `tokenizer_config.json` did, one is made, for a model of
-    /// `context` tokens.
+    /// opens, and waits until it is on disk: `tokenizer.json` and its companion files, unchanged. If there
+    /// is no `tokenizer_config.json`, one is generated, for a model with a context of `context`
+    /// tokens.
     ///
     /// # Errors
     ///
@@ -77,21 +77,22 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// A `tokenizer_config.json` that leaves everything to `tokenizer.json` and names the tokens
-    /// that begin and end a text.
+    /// A `tokenizer_config.json` that names the BOS and EOS tokens and leaves everything else to
+    /// `tokenizer.json`.
     fn config_json(&self, context: usize) -> String {
         let token = |id| self.inner.id_to_token(id);
         let mut config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": token(self.end_of_text()),
+            "eos_token": token(self.eos_id()),
             "model_max_length": context,
             "clean_up_tokenization_spaces": false,
         });
-        // The configuration has room for one token; more are still put there by tokenizer.json.
-        if let [beginning] = self.beginning[..] {
-            config["bos_token"] = token(beginning).into();
+        // The configuration names a single token; tokenizer.json adds them all in any case.
+        if let [bos_id] = self.bos_ids[..] {
+            config["bos_token"] = token(bos_id).into();
         }
-        serde_json::to_string_pretty(&config).expect("numbers and strings") + "\n"
+        serde_json::to_string_pretty(&config).expect("integers and strings can be written as JSON")
+            + "\n"
     }
 }
 
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_is_made_where_there_is_none() {
+    fn a_missing_configuration_is_generated() {
         let (folder, names) = saved(&Tokenizer::bytes());
         assert_eq!(names, [TOKENIZER_FILE, CONFIG]);
         let expected = json!({
@@ -136,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn companions_come_along_unchanged() {
+    fn companions_are_written_unchanged() {
         let source = tempfile::tempdir().unwrap();
         let path: PathBuf = source.path().join(TOKENIZER_FILE);
         fs::write(&path, Tokenizer::bytes().to_json()).unwrap();
         fs::write(source.path().join("merges.txt"), "#version: 0.2\r\n").unwrap();
         fs::write(source.path().join("tokenizer.model"), [0, 255, 10]).unwrap();
-        fs::write(source.path().join("README.md"), "none of ours").unwrap();
+        fs::write(source.path().join("README.md"), "unrelated").unwrap();
         fs::create_dir(source.path().join("vocab.json")).unwrap();
         let (folder, names) = saved(&Tokenizer::load(&path, &[]).unwrap());
         assert_eq!(
@@ -151,13 +152,9 @@ mod tests {
         );
         assert_eq!(config(&folder)["eos_token"], "<|endoftext|>");
 
-        fs::write(
-            source.path().join(CONFIG),
-            "{ \"eos_token\": \"of theirs\"}",
-        )
-        .unwrap();
+        fs::write(source.path().join(CONFIG), "{ \"eos_token\": \"theirs\"}").unwrap();
         let tokenizer = Tokenizer::from_file(&path, "<|endoftext|>").unwrap();
-        // They need not be there any more.
+        // The source folder is no longer needed.
         let there = source
             .path()
             .read_dir()
@@ -176,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_not_there_is_named() {
+    fn an_error_names_the_missing_folder() {
         let folder = tempfile::tempdir().unwrap();
         let error = Tokenizer::bytes()
             .save_to(&folder.path().join("absent"), 64)

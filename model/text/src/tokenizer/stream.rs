@@ -1,21 +1,22 @@
-//! Decoding while tokens arrive.
+//! Streaming decoding.
 
 use super::Tokenizer;
 
-/// What text shows in place of bytes that are not UTF-8 (yet).
+/// Replaces bytes that are not valid UTF-8 (yet).
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 
-/// Most replacement characters that the missing end of one character leaves: byte-level decoders
-/// write one for the whole beginning, byte-fallback ones write one for each of at most three bytes.
+/// Maximum number of replacement characters for one incomplete character: byte-level decoders write one
+/// for all its bytes, byte-fallback decoders write one for each of at most three bytes.
 const UNFINISHED: usize = 3;
 
-/// Turns tokens into text as they come, and only ever whole characters.
+/// Decodes tokens one at a time, and returns only whole characters.
 #[derive(Debug)]
 pub struct StreamDecoder<'a> {
     tokenizer: &'a Tokenizer,
-    /// The newest ids. The first is already shown: decoders treat the start of a text specially.
+    /// The newest ids. The text of the first is already returned: it is context, because decoders treat the
+    /// start of a text specially.
     ids: Vec<u32>,
-    /// How many bytes of the text of `ids` are shown already.
+    /// Number of bytes of the text of `ids` that were already returned.
     shown: usize,
 }
 
@@ -28,7 +29,7 @@ impl<'a> StreamDecoder<'a> {
         }
     }
 
-    /// Takes the next token; gives the text that it completes, if any.
+    /// Adds a token; returns the text that it completes, if any.
     pub fn push(&mut self, id: u32) -> Option<String> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids);
@@ -41,14 +42,14 @@ impl<'a> StreamDecoder<'a> {
         let new = text.get(self.shown..end).unwrap_or_default().to_owned();
         self.shown = self.shown.max(end);
         if end == text.len() && self.ids.len() > 1 {
-            // Nothing is open: one token of context is enough from here on.
+            // No character is incomplete: one token of context is enough from here on.
             self.ids = vec![id];
             self.shown = self.tokenizer.decode(&self.ids).len();
         }
         (!new.is_empty()).then_some(new)
     }
 
-    /// The rest: characters that were never completed, as U+FFFD.
+    /// The remaining text: incomplete characters, as U+FFFD.
     pub fn finish(self) -> Option<String> {
         let text = self.tokenizer.decode(&self.ids);
         text.get(self.shown..)

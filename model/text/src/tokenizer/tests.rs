@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// The post-processor of Llama and Mixtral, with the id that [`json_with`] gives to `<s>`.
+/// The post-processor of Llama and Mixtral, with the id that [`json_with`] assigns to `<s>`.
 pub(crate) const TEMPLATE_BEGIN: &str = r#"{
     "type": "TemplateProcessing",
     "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
@@ -11,7 +11,7 @@ pub(crate) const TEMPLATE_BEGIN: &str = r#"{
     "special_tokens": {"<s>": {"id": "<s>", "ids": [257], "tokens": ["<s>"]}}
 }"#;
 
-/// The `tokenizer.json` of the bytes with further special tokens, from 257 on, and a post-processor.
+/// The `tokenizer.json` of the byte tokenizer with further special tokens, from 257 on, and a post-processor.
 pub(super) fn json_with(tokens: &[&str], post_processor: &Value) -> String {
     let mut json: Value = serde_json::from_str(Tokenizer::bytes().to_json()).unwrap();
     let added = json["added_tokens"].as_array_mut().unwrap();
@@ -29,9 +29,9 @@ pub(super) fn json_with(tokens: &[&str], post_processor: &Value) -> String {
 pub(crate) fn with_post_processor(
     tokens: &[&str],
     post_processor: &Value,
-    end_of_text: &str,
+    eos_token: &str,
 ) -> Tokenizer {
-    Tokenizer::from_bytes(json_with(tokens, post_processor).as_bytes(), end_of_text).unwrap()
+    Tokenizer::from_bytes(json_with(tokens, post_processor).as_bytes(), eos_token).unwrap()
 }
 
 /// Some text with words, numbers, indentation and characters of every length.
@@ -53,9 +53,9 @@ fn trained() -> Tokenizer {
 fn bytes_are_their_own_ids() {
     let tokenizer = Tokenizer::bytes();
     assert_eq!(tokenizer.vocabulary(), 257);
-    assert_eq!(tokenizer.end_of_text(), 256);
+    assert_eq!(tokenizer.eos_id(), 256);
     assert_eq!(tokenizer.encode("a é\n").unwrap(), [97, 32, 0xC3, 0xA9, 10]);
-    // The short cut and the encoding that tokenizer.json describes are the same.
+    // The shortcut gives the same ids as the encoding that tokenizer.json describes.
     let every: String = (0..0x250).filter_map(char::from_u32).collect();
     let general = tokenizer.inner.encode_fast(every.as_str(), false).unwrap();
     assert_eq!(tokenizer.encode(&every).unwrap(), general.get_ids());
@@ -86,7 +86,7 @@ fn training_compresses() {
 }
 
 #[test]
-fn a_vocabulary_without_room_for_all_bytes_is_refused() {
+fn a_vocabulary_too_small_for_all_bytes_is_rejected() {
     let error = Tokenizer::train_bpe(sample().into_iter(), 256).unwrap_err();
     assert!(error.to_string().contains("257"), "{error}");
 }
@@ -96,7 +96,7 @@ fn text_never_becomes_the_end_of_text() {
     for tokenizer in [Tokenizer::bytes(), trained()] {
         let text = format!("a{END_OF_TEXT}b");
         let ids = tokenizer.encode(&text).unwrap();
-        assert!(!ids.contains(&tokenizer.end_of_text()));
+        assert!(!ids.contains(&tokenizer.eos_id()));
         assert_eq!(tokenizer.decode(&ids), text);
     }
 }
@@ -126,18 +126,21 @@ fn a_saved_tokenizer_is_found_again() {
     let path = folder.path().join("tokenizer.json");
     let tokenizer = trained();
     tokenizer.save(&path).unwrap();
-    let id = tokenizer.end_of_text();
+    let id = tokenizer.eos_id();
     for loaded in [
         Tokenizer::load(&path, &[id]).unwrap(),
         Tokenizer::load(&path, &[]).unwrap(),
         Tokenizer::from_file(&path, END_OF_TEXT).unwrap(),
     ] {
-        assert_eq!(loaded.end_of_text(), id);
+        assert_eq!(loaded.eos_id(), id);
         assert_eq!(loaded.to_json(), tokenizer.to_json());
         assert!(loaded.splits_lines);
     }
     let error = Tokenizer::load(&path, &[400]).unwrap_err();
-    assert!(error.to_string().contains("no token of id 400"), "{error}");
+    assert!(
+        error.to_string().contains("no token with id 400"),
+        "{error}"
+    );
     let error = Tokenizer::from_file(&path, "</s>").unwrap_err();
     assert!(
         error
@@ -165,7 +168,7 @@ fn what_is_read_is_written_back_byte_for_byte() {
     full["truncation"] = json!({
         "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0,
     });
-    // Tokens that are not special, ours among them, and one for which our copy is made special.
+    // Tokens that are not special, the EOS token among them, which becomes special in memory only.
     full["added_tokens"][0]["special"] = false.into();
     full["added_tokens"][1]["lstrip"] = true.into();
     let shapes = [
@@ -175,7 +178,7 @@ fn what_is_read_is_written_back_byte_for_byte() {
         json_with(&["<s>"], &template),
         full.to_string(),
         serde_json::to_string_pretty(&full).unwrap() + "\n",
-        // Line ends of another system, escapes, an odd order and a space too many.
+        // CRLF line ends, escapes, another order and trailing whitespace.
         serde_json::to_string_pretty(&full)
             .unwrap()
             .replace('\n', "\r\n")
@@ -192,31 +195,34 @@ fn what_is_read_is_written_back_byte_for_byte() {
             assert_eq!(tokenizer.to_json(), json);
             tokenizer.save(&copy).unwrap();
             assert_eq!(fs::read(&copy).unwrap(), json.as_bytes());
-            // Neither cut, nor filled up, nor matched.
+            // Neither truncated, nor padded, nor matched.
             let ids = tokenizer.encode("abcdefgh<s>").unwrap();
             assert_eq!(tokenizer.decode(&ids), "abcdefgh<s>");
-            assert!(!ids.iter().any(|id| tokenizer.beginning().contains(id)));
+            assert!(!ids.iter().any(|id| tokenizer.bos_ids().contains(id)));
         }
     }
 }
 
 #[test]
-fn the_first_of_several_ends_is_that_of_documents() {
+fn the_first_of_several_eos_ids_ends_documents() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     fs::write(&path, json_with(&["<s>", "</s>"], &Value::Null)).unwrap();
-    // The last is of a model that has more ids than its tokenizer.
+    // The last id is of a model that has more ids than its tokenizer.
     let tokenizer = Tokenizer::load(&path, &[258, 256, 258, 300]).unwrap();
-    assert_eq!(tokenizer.stops(), [258, 256, 300]);
-    assert_eq!(tokenizer.end_of_text(), 258);
+    assert_eq!(tokenizer.eos_ids(), [258, 256, 300]);
+    assert_eq!(tokenizer.eos_id(), 258);
     assert_eq!(tokenizer.document(&[97]).collect::<Vec<_>>(), [97, 258]);
-    assert_eq!(Tokenizer::load(&path, &[]).unwrap().stops(), [256]);
+    assert_eq!(Tokenizer::load(&path, &[]).unwrap().eos_ids(), [256]);
     let error = Tokenizer::load(&path, &[300, 256]).unwrap_err();
-    assert!(error.to_string().contains("no token of id 300"), "{error}");
+    assert!(
+        error.to_string().contains("no token with id 300"),
+        "{error}"
+    );
 }
 
 #[test]
-fn a_prompt_begins_as_documents_do_and_is_never_empty() {
+fn a_prompt_begins_with_bos_and_is_never_empty() {
     let plain = Tokenizer::bytes();
     assert_eq!(plain.prompt("a").unwrap(), [97]);
     assert_eq!(plain.prompt("").unwrap(), [256]);
@@ -229,13 +235,13 @@ fn a_prompt_begins_as_documents_do_and_is_never_empty() {
 }
 
 #[test]
-fn a_beginning_that_is_no_token_is_an_error() {
+fn a_bos_id_without_a_token_is_an_error() {
     let template: Value = serde_json::from_str(TEMPLATE_BEGIN).unwrap();
     let json = json_with(&[], &template);
     let error = Tokenizer::from_bytes(json.as_bytes(), END_OF_TEXT).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the tokenizer begins every text with id 257, of which it has no token"
+        "the tokenizer: post_processor adds id 257, which is not in the vocabulary"
     );
     assert!(error.hint().unwrap().contains("post_processor"));
     let error = Tokenizer::from_bytes(b"{\xFF", END_OF_TEXT).unwrap_err();

@@ -248,7 +248,7 @@ fn contradictions_name_both_values_and_the_checkpoint() {
     ");
     insta::assert_snapshot!(upcycled("model.experts.per_token=5"), @r"
     run.toml: model.experts.per_token = 5 (from --set) must lie between 1 and experts.count = 4
-    hint: 2 of 8 or 2 of 16 are common; per_token = count visits them all
+    hint: 2 of 8 and 2 of 16 are common; per_token = count selects all experts
     ");
     insta::assert_snapshot!(origin.refusal(&moe[..1]), @r"
     run.toml: model.experts.count is missing, but the checkpoint FOLDER is dense
@@ -275,7 +275,7 @@ fn a_checkpoint_that_cannot_be_used_is_named() {
     insta::assert_snapshot!(origin.refusal(&[]), @r#"run.toml:7: train.init = "FOLDER" cannot be used: FOLDER/config.json: model_type = null: Firebox reads llama, qwen3, mixtral, olmoe, qwen3_moe, firebox"#);
     fs::remove_file(origin.0.path().join(CONFIG_FILE)).unwrap();
     insta::assert_snapshot!(origin.refusal(&[]), @r#"
-    run.toml:7: train.init = "FOLDER" cannot be used: FOLDER is no checkpoint: it has no config.json
+    run.toml:7: train.init = "FOLDER" cannot be used: FOLDER is not a checkpoint: config.json is missing
     hint: a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100
     "#);
     insta::assert_snapshot!(origin.refusal(&["train.init="]), @r#"

@@ -65,7 +65,7 @@ impl Origin {
             let hint = error.hint();
             Problem::new(KEY, "has a tokenizer that cannot be used").caused_by(error, hint)
         })?;
-        let end_of_text = opened.end_of_text_token();
+        let end_of_text = opened.eos_token();
         Ok((
             TokenizerConfig::File { path, end_of_text },
             opened.vocabulary(),

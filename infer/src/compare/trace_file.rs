@@ -1,4 +1,4 @@
-//! What a device computed, in a file: matrices of f32, and facts about how it went.
+//! A device's trace in a file: f32 matrices, and the timings of the run.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
-use firebox_model::parts::Place;
+use firebox_model::parts::LayerPart;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, View};
@@ -16,54 +16,54 @@ use serde::{Deserialize, Serialize};
 
 use crate::InferError;
 
-/// Scores of the next token from the whole network, `[tokens, vocabulary]`.
+/// Logits of the whole network, `[tokens, vocabulary]`.
 pub(super) const LOGITS: &str = "logits";
-/// The same of the last tokens of the first sequence, one at a time with the cache.
+/// Logits of the last tokens of the first sequence, decoded one at a time with the cache.
 pub(super) const DECODED: &str = "decoded";
-/// The mean loss that the device makes of the reference's scores, `[1, 1]`.
+/// The mean loss that the device computes from the reference's logits, `[1, 1]`.
 pub(super) const LOSS: &str = "alone: cross-entropy";
-/// Before the name of a parameter.
+/// Prefix of the gradients' names; the parameter's name follows.
 pub(super) const GRADIENT: &str = "gradient: ";
-/// In the file's header.
-const FACTS: &str = "facts";
+/// Key of the timings in the file's header.
+const TIMINGS: &str = "timings";
 
-/// What a place computes from what the reference computed before it.
-pub(super) fn alone(place: Place) -> String {
-    format!("alone: {place}")
+/// Name of the output of a part that was given the reference's inputs.
+pub(super) fn alone(layer_part: LayerPart) -> String {
+    format!("alone: {layer_part}")
 }
 
-/// The residual stream before a layer in the whole network, `[tokens, d_model]`; after the last one, behind the
-/// last norm.
-pub(super) fn hidden(number: usize) -> String {
-    format!("hidden {number}")
+/// Name of the residual stream before a layer in the whole network, `[tokens, d_model]`; for `index` = number of
+/// layers, after the final norm.
+pub(super) fn hidden(index: usize) -> String {
+    format!("hidden {index}")
 }
 
-/// A layer's router scores in the whole network, `[tokens, experts]`.
+/// Name of a layer's router logits in the whole network, `[tokens, experts]`.
 pub(super) fn router(layer: usize) -> String {
     format!("router {layer}")
 }
 
-/// The experts that a layer's router chose in the whole network, `[tokens, per_token]`.
+/// Name of the experts that a layer's router selected in the whole network, `[tokens, per_token]`.
 pub(super) fn chosen(layer: usize) -> String {
     format!("chosen {layer}")
 }
 
-/// Rows of numbers.
+/// A matrix in row-major order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Matrix {
-    /// Rows, and numbers in each.
+    /// `[rows, columns]`
     shape: [usize; 2],
-    /// Row by row.
+    /// `rows · columns` values.
     pub values: Vec<f32>,
 }
 
 impl Matrix {
     /// # Panics
     ///
-    /// When the values are no whole number of rows.
+    /// When the number of values is not a multiple of `columns`.
     pub fn new(columns: usize, values: Vec<f32>) -> Self {
         let rows = values.len() / columns.max(1);
-        assert_eq!(rows * columns, values.len(), "rows of {columns} numbers");
+        assert_eq!(rows * columns, values.len(), "rows of {columns} values");
         Self {
             shape: [rows, columns],
             values,
@@ -83,45 +83,46 @@ impl Matrix {
         self.values.chunks_exact(self.shape[1].max(1))
     }
 
-    /// Numbers of a row.
+    /// Number of columns.
     pub fn columns(&self) -> usize {
         self.shape[1]
     }
 }
 
-/// How it went.
+/// Speed and memory of a device, and the model's router bias.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Facts {
-    /// Threads of the CPU backends.
+pub struct Timings {
+    /// Number of threads of the CPU backends.
     pub threads: usize,
     /// Seconds to load the checkpoint.
     pub load_seconds: f64,
-    /// Seconds from the start to the scores of the first batch: loading, and on a GPU the compilation of kernels.
+    /// Seconds from the start to the logits of the first batch; includes loading and, on a GPU, kernel compilation.
     pub first_result_seconds: f64,
-    /// Tokens that a warm forward pass over the batch reads in a second.
+    /// Tokens per second of a warm forward pass over the batch.
     pub prefill_tokens_per_second: f64,
-    /// Tokens that one sequence grows by in a second, warm; none where a sequence is too short to grow.
+    /// Tokens per second of warm decoding of one sequence; `None` if the sequence is too short.
     pub decode_tokens_per_second: Option<f64>,
-    /// Of the process in bytes, without what the comparison itself takes; none where the system does not tell.
+    /// Peak memory of the process in bytes, before parts and gradients are computed; `None` if the system does not report
+    /// it.
     pub peak_memory: Option<u64>,
-    /// By layer with experts, what is added to the scores for the choice alone; empty ones where nothing is.
+    /// Selection bias of each MoE layer; empty for a layer without one.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub router_bias: Vec<Vec<f32>>,
 }
 
-/// A file of them, read matrix by matrix.
+/// A trace file that is open for reading, matrix by matrix.
 #[derive(Debug)]
-pub struct Findings {
+pub struct TraceFile {
     path: PathBuf,
     map: Mmap,
-    facts: Facts,
+    timings: Timings,
     tensors: BTreeMap<String, Stored>,
 }
 
 #[derive(Debug)]
 struct Stored {
     columns: usize,
-    /// Where in the file.
+    /// Byte range in the file.
     bytes: Range<usize>,
 }
 
@@ -144,52 +145,52 @@ impl View for &Matrix {
     }
 }
 
-impl Findings {
-    /// Writes a file of them.
+impl TraceFile {
+    /// Writes a trace file.
     ///
     /// # Errors
     ///
     /// When it cannot be written.
     pub fn write(
         path: &Path,
-        facts: &Facts,
+        timings: &Timings,
         matrices: &[(String, Matrix)],
     ) -> Result<(), InferError> {
         let failed = |source| InferError::Write {
             path: path.to_owned(),
             source,
         };
-        let facts = serde_json::to_string(facts).map_err(|error| failed(error.into()))?;
-        let header = HashMap::from([(FACTS.to_owned(), facts)]);
+        let timings = serde_json::to_string(timings).map_err(|error| failed(error.into()))?;
+        let header = HashMap::from([(TIMINGS.to_owned(), timings)]);
         let matrices = matrices.iter().map(|(name, matrix)| (name, matrix));
         safetensors::serialize_to_file(matrices, Some(header), path)
             .map_err(|error| failed(io::Error::other(error)))
     }
 
-    /// Opens a file of them.
+    /// Opens a trace file.
     ///
     /// # Errors
     ///
-    /// When it cannot be read, or is none.
+    /// When it cannot be read, or is not a trace file.
     pub fn open(path: &Path) -> Result<Self, InferError> {
         let failed = |source| InferError::Read {
             path: path.to_owned(),
             source,
         };
         let file = File::open(path).map_err(failed)?;
-        // SAFETY: the process that wrote the file has ended, and nobody else knows of it.
+        // SAFETY: the process that wrote the file has ended, and no other process has its path.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
         let (header, metadata) =
             SafeTensors::read_metadata(&map).map_err(|error| failed(io::Error::other(error)))?;
         let start = size_of::<u64>() + header;
-        let facts = metadata
+        let timings = metadata
             .metadata()
             .as_ref()
-            .and_then(|entries| entries.get(FACTS))
+            .and_then(|entries| entries.get(TIMINGS))
             .map(String::as_str)
             .unwrap_or_default();
-        let facts = serde_json::from_str(facts).map_err(|error| failed(error.into()))?;
+        let timings = serde_json::from_str(timings).map_err(|error| failed(error.into()))?;
         let tensors = metadata.tensors().into_iter().map(|(name, info)| {
             let stored = Stored {
                 columns: info.shape.last().copied().unwrap_or(1),
@@ -199,24 +200,24 @@ impl Findings {
         });
         Ok(Self {
             path: path.to_owned(),
-            facts,
+            timings,
             tensors: tensors.collect(),
             map,
         })
     }
 
-    /// How it went.
-    pub fn facts(&self) -> &Facts {
-        &self.facts
+    /// Speed and memory of the device.
+    pub fn timings(&self) -> &Timings {
+        &self.timings
     }
 
-    /// The names that begin so, in alphabetical order.
-    pub fn names<'a>(&'a self, beginning: &'a str) -> impl Iterator<Item = &'a str> {
+    /// The names with this prefix, in alphabetical order.
+    pub fn names<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
         let names = self.tensors.keys().map(String::as_str);
-        names.filter(move |name| name.starts_with(beginning))
+        names.filter(move |name| name.starts_with(prefix))
     }
 
-    /// A matrix, if it is there.
+    /// The matrix of this name, if it exists.
     pub fn find(&self, name: &str) -> Option<Matrix> {
         let stored = self.tensors.get(name)?;
         let bytes = &self.map[stored.bytes.clone()];
@@ -225,15 +226,15 @@ impl Findings {
         Some(Matrix::new(stored.columns, values))
     }
 
-    /// A matrix that has to be there.
+    /// The matrix of this name.
     ///
     /// # Errors
     ///
-    /// When there is none of this name.
+    /// When the file has no such matrix.
     pub fn matrix(&self, name: &str) -> Result<Matrix, InferError> {
         self.find(name).ok_or_else(|| InferError::Read {
             path: self.path.clone(),
-            source: io::Error::other(format!("it has no matrix `{name}`")),
+            source: io::Error::other(format!("matrix `{name}` is missing")),
         })
     }
 }
@@ -243,10 +244,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_trace_file_is_read_as_it_was_written() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("findings");
-        let facts = Facts {
+        let path = folder.path().join("trace");
+        let timings = Timings {
             threads: 2,
             load_seconds: 0.1,
             first_result_seconds: 0.2,
@@ -255,22 +256,22 @@ mod tests {
             peak_memory: Some(1 << 20),
             router_bias: vec![vec![0.5, -0.5], vec![]],
         };
-        // A broken device writes what no checkpoint may hold.
+        // A broken device may write values that are not finite.
         let odd = Matrix::new(3, vec![1.0, f32::INFINITY, f32::NAN, -0.0, 1e-40, 2.0]);
         let matrices = [
             (LOGITS.to_owned(), odd.clone()),
             (LOSS.to_owned(), Matrix::new(1, vec![4.0])),
         ];
-        Findings::write(&path, &facts, &matrices).unwrap();
-        let read = Findings::open(&path).unwrap();
-        assert_eq!(read.facts(), &facts);
+        TraceFile::write(&path, &timings, &matrices).unwrap();
+        let read = TraceFile::open(&path).unwrap();
+        assert_eq!(read.timings(), &timings);
         let bits =
             |matrix: &Matrix| -> Vec<u32> { matrix.values.iter().map(|x| x.to_bits()).collect() };
         let found = read.matrix(LOGITS).unwrap();
         assert_eq!((bits(&found), found.columns()), (bits(&odd), 3));
         assert_eq!(read.names("alone").collect::<Vec<_>>(), [LOSS]);
         assert_eq!(read.find("other"), None);
-        std::fs::write(&path, b"not a file of findings").unwrap();
-        assert!(Findings::open(&path).is_err());
+        std::fs::write(&path, b"not a trace file").unwrap();
+        assert!(TraceFile::open(&path).is_err());
     }
 }

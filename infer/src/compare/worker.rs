@@ -1,4 +1,4 @@
-//! What one device does for a comparison, in a process of its own: it is timed, and writes down what it computes.
+//! The worker of one device: measures speed and memory, and writes the results of the computation to a trace file.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -11,44 +11,44 @@ use firebox_model::batch::Batch;
 use firebox_model::cache::KeyValueCache;
 use firebox_model::language_model::{LanguageModel, token_tensor};
 use firebox_model::loss::{auxiliary, cross_entropy_sum};
-use firebox_model::moe::balance::BatchLoad;
-use firebox_model::parts::{Observer, Part, Place, observed};
+use firebox_model::moe::balance::TokensPerExpert;
+use firebox_model::parts::{LayerPart, Observer, Part, forward_observed};
 use firebox_runtime::device::finish;
 use firebox_runtime::{device, memory};
 
-use super::findings::{self, Facts, Findings, Matrix};
 use super::tokens::Tokens;
+use super::trace_file::{self, Matrix, Timings, TraceFile};
 use crate::InferError;
 use crate::engine::open_model;
 
-/// Warm forward passes that are timed, the best of which counts.
+/// Number of timed warm forward passes, of which the best counts.
 const REPEATS: usize = 3;
-/// But no more of them once they took so many seconds.
-const PATIENCE: f64 = 5.0;
-/// Tokens that are fed one at a time, at most.
+/// No further pass is timed after this many seconds.
+const TIMING_SECONDS: f64 = 5.0;
+/// Maximum number of tokens to decode one at a time.
 const DECODED: usize = 16;
 
-/// One device's work.
+/// The task of one worker process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Probe {
-    /// A checkpoint's folder.
+pub struct Worker {
+    /// A checkpoint folder.
     pub checkpoint: PathBuf,
     /// A name for `--device`.
     pub device: String,
-    /// The type in which weights are held.
+    /// The type of the weights.
     pub dtype: WeightDtype,
     /// A file of [`Tokens`].
     pub tokens: PathBuf,
-    /// The file of [`Findings`] to write.
+    /// The [`TraceFile`] to write.
     pub output: PathBuf,
-    /// The reference's findings; none for the reference itself.
+    /// The reference's trace file; `None` for the reference itself.
     pub reference: Option<PathBuf>,
-    /// Also the gradient of every parameter.
+    /// Also compute the gradient of every parameter.
     pub gradients: bool,
 }
 
-impl Probe {
-    /// Does it; `stage` hears what is at hand.
+impl Worker {
+    /// Runs the task; `stage` is called with the name of each stage.
     ///
     /// # Errors
     ///
@@ -57,17 +57,17 @@ impl Probe {
         let started = Instant::now();
         let tokens = Tokens::read(&self.tokens)?;
         let selected = device::select(&self.device)?;
-        stage("loads the checkpoint");
+        stage("loading the checkpoint");
         let model = open_model(&self.checkpoint, &selected, self.dtype)?.1.model;
         let load_seconds = started.elapsed().as_secs_f64();
-        stage("computes its first batch");
+        stage("first batch");
         forward(&model, &tokens, &selected);
         let first_result_seconds = started.elapsed().as_secs_f64();
-        stage("computes it again, warm");
+        stage("prefill");
         let prefill = best_forward(&model, &tokens, &selected);
-        stage("writes token by token");
+        stage("decode");
         let decoded = decode(&model, &tokens, &selected);
-        let facts = Facts {
+        let timings = Timings {
             threads: device::threads(),
             load_seconds,
             first_result_seconds,
@@ -76,53 +76,56 @@ impl Probe {
             peak_memory: memory::peak(),
             router_bias: model.router_bias(),
         };
-        stage("computes part by part");
-        let reference = self.reference.as_deref().map(Findings::open).transpose()?;
-        let mut matrices = examine(&model, &tokens, reference.as_ref())?;
-        matrices.extend(decoded.map(|decoded| (findings::DECODED.to_owned(), decoded.scores)));
+        stage("part by part");
+        let reference = self.reference.as_deref().map(TraceFile::open).transpose()?;
+        let mut matrices = trace_parts(&model, &tokens, reference.as_ref())?;
+        matrices.extend(decoded.map(|decoded| (trace_file::DECODED.to_owned(), decoded.logits)));
         drop(model);
         if self.gradients {
-            stage("computes gradients");
+            stage("gradients");
             let model = open_model(&self.checkpoint, &selected.autodiff(), WeightDtype::F32)?
                 .1
                 .model;
             matrices.extend(gradients(&model.train(), &tokens));
         }
-        Findings::write(&self.output, &facts, &matrices)
+        TraceFile::write(&self.output, &timings, &matrices)
     }
 }
 
-/// What a model computes for the tokens, in the whole and part by part; each part from what the reference computed
-/// before it, or from its own where there is none.
+/// The outputs of a model for the tokens, of the whole network and of each part alone; each part is given the
+/// reference's inputs, or the model's own without a reference.
 ///
 /// # Errors
 ///
 /// When the reference cannot be read.
-pub fn examine(
+pub fn trace_parts(
     model: &LanguageModel,
     tokens: &Tokens,
-    reference: Option<&Findings>,
+    reference: Option<&TraceFile>,
 ) -> Result<Vec<(String, Matrix)>, InferError> {
     let device = model.embedding.lazy_device();
     let batch = Batch::new(&tokens.sequences(), &device);
     let mut matrices = Vec::new();
     let trace = model.trace(batch.tokens.clone(), None);
-    for (number, hidden) in trace.hidden.into_iter().enumerate() {
+    for (index, hidden) in trace.hidden.into_iter().enumerate() {
         matrices.push((
-            findings::hidden(number),
+            trace_file::hidden(index),
             Matrix::of(hidden.flatten::<2>(0, 1)),
         ));
     }
     for routing in trace.output.routing {
         let plan = routing.plan;
-        matrices.push((findings::router(routing.layer), Matrix::of(routing.logits)));
+        matrices.push((
+            trace_file::router(routing.layer),
+            Matrix::of(routing.logits),
+        ));
         let chosen = plan.chosen().into_data();
         let chosen = chosen.iter::<i32>().map(|expert| expert as f32).collect();
         let chosen = Matrix::new(plan.per_token(), chosen);
-        matrices.push((findings::chosen(routing.layer), chosen));
+        matrices.push((trace_file::chosen(routing.layer), chosen));
     }
     matrices.push((
-        findings::LOGITS.to_owned(),
+        trace_file::LOGITS.to_owned(),
         Matrix::of(trace.output.logits.flatten::<2>(0, 1)),
     ));
 
@@ -132,26 +135,26 @@ pub fn examine(
         device,
         error: None,
     };
-    let scores = observed(model, batch.tokens, &mut recorder);
-    let loss = cross_entropy_sum(scores, batch.targets, None).div_scalar(tokens.count() as f64);
+    let logits = forward_observed(model, batch.tokens, &mut recorder);
+    let loss = cross_entropy_sum(logits, batch.targets, None).div_scalar(tokens.count() as f64);
     let Recorder {
         mut matrices,
         error,
         ..
     } = recorder;
-    matrices.push((findings::LOSS.to_owned(), Matrix::of(loss.unsqueeze())));
+    matrices.push((trace_file::LOSS.to_owned(), Matrix::of(loss.unsqueeze())));
     match error {
         Some(error) => Err(error),
         None => Ok(matrices),
     }
 }
 
-/// Writes down what each part computes, and goes on with what the reference computed.
+/// Records the output of each part, and replaces it with the reference's output.
 struct Recorder<'a> {
     matrices: Vec<(String, Matrix)>,
-    reference: Option<&'a Findings>,
+    reference: Option<&'a TraceFile>,
     device: Device,
-    /// The first one; an observer cannot return it.
+    /// The first error; an observer cannot return one.
     error: Option<InferError>,
 }
 
@@ -177,8 +180,8 @@ impl Recorder<'_> {
 }
 
 impl Observer for Recorder<'_> {
-    fn values(&mut self, place: Place, computed: Tensor<2>) -> Tensor<2> {
-        let name = findings::alone(place);
+    fn values(&mut self, layer_part: LayerPart, computed: Tensor<2>) -> Tensor<2> {
+        let name = trace_file::alone(layer_part);
         let reference = self.reference(&name);
         self.matrices.push((name, Matrix::of(computed.clone())));
         match reference {
@@ -187,7 +190,7 @@ impl Observer for Recorder<'_> {
         }
     }
 
-    fn choice(
+    fn selection(
         &mut self,
         layer: usize,
         chosen: Vec<u32>,
@@ -195,41 +198,49 @@ impl Observer for Recorder<'_> {
     ) -> (Vec<u32>, Tensor<2>) {
         let [_, per_token] = weights.dims();
         let name = |part| {
-            findings::alone(Place {
+            trace_file::alone(LayerPart {
                 layer: Some(layer),
                 part,
             })
         };
-        let (choice, factors) = (name(Part::Choice), name(Part::Weights));
-        let reference = self.reference(&choice).zip(self.reference(&factors));
-        self.matrices.push((choice, experts(&chosen, per_token)));
-        self.matrices.push((factors, Matrix::of(weights.clone())));
+        let (selection, routing_weights) = (name(Part::Selection), name(Part::RoutingWeights));
+        let reference = self
+            .reference(&selection)
+            .zip(self.reference(&routing_weights));
+        self.matrices
+            .push((selection, expert_matrix(&chosen, per_token)));
+        self.matrices
+            .push((routing_weights, Matrix::of(weights.clone())));
         match reference {
-            Some((choice, factors)) => {
-                let chosen = choice.values.iter().map(|&expert| expert as u32).collect();
-                (chosen, self.tensor(factors))
+            Some((selection, weights)) => {
+                let chosen = selection
+                    .values
+                    .iter()
+                    .map(|&expert| expert as u32)
+                    .collect();
+                (chosen, self.tensor(weights))
             }
             None => (chosen, weights),
         }
     }
 }
 
-/// Numbers of experts, each of which f32 holds exactly.
-fn experts(chosen: &[u32], per_token: usize) -> Matrix {
+/// Indices of experts as f32, which represents them exactly.
+fn expert_matrix(chosen: &[u32], per_token: usize) -> Matrix {
     Matrix::new(
         per_token,
         chosen.iter().map(|&expert| expert as f32).collect(),
     )
 }
 
-/// One forward pass, until its result can be read.
+/// One forward pass, including the wait for its result.
 fn forward(model: &LanguageModel, tokens: &Tokens, device: &Device) {
     let batch = Batch::new(&tokens.sequences(), device);
     let logits = model.forward(batch.tokens).logits;
     finish(logits);
 }
 
-/// Seconds of the fastest of some forward passes.
+/// Seconds of the fastest of up to [`REPEATS`] forward passes.
 fn best_forward(model: &LanguageModel, tokens: &Tokens, device: &Device) -> f64 {
     let mut best = f64::INFINITY;
     let all = Instant::now();
@@ -237,21 +248,21 @@ fn best_forward(model: &LanguageModel, tokens: &Tokens, device: &Device) -> f64 
         let started = Instant::now();
         forward(model, tokens, device);
         best = best.min(started.elapsed().as_secs_f64());
-        if all.elapsed().as_secs_f64() > PATIENCE {
+        if all.elapsed().as_secs_f64() > TIMING_SECONDS {
             break;
         }
     }
     best
 }
 
-/// The last tokens of a sequence, fed one at a time.
+/// The result of decoding tokens one at a time.
 struct Decoded {
-    scores: Matrix,
+    logits: Matrix,
     tokens_per_second: f64,
 }
 
-/// Reads the first half of the first sequence into a cache, and then up to [`DECODED`] of its tokens one at a time:
-/// once for the scores, and once for the time.
+/// Prefills a cache with the first half of the first sequence, then decodes up to [`DECODED`] of its tokens one at a
+/// time: once for the logits, and once for the time. `None` if the sequence is too short.
 fn decode(model: &LanguageModel, tokens: &Tokens, device: &Device) -> Option<Decoded> {
     let sequence = tokens.sequences().into_iter().next()?.tokens;
     let half = sequence.len() / 2;
@@ -272,28 +283,28 @@ fn decode(model: &LanguageModel, tokens: &Tokens, device: &Device) -> Option<Dec
         }
         started.elapsed().as_secs_f64()
     };
-    let mut scores = Vec::new();
-    pass(&mut |logits| scores.extend(logits.into_data().iter::<f32>()));
+    let mut values = Vec::new();
+    pass(&mut |logits| values.extend(logits.into_data().iter::<f32>()));
     let seconds = pass(&mut |logits| {
-        // What is read comes when it is looked at.
+        // Reading the result waits for the device.
         let greedy = logits.argmax(1).into_data();
         std::hint::black_box(greedy.iter::<i32>().sum::<i32>());
     });
     Some(Decoded {
-        scores: Matrix::new(model.config().vocabulary, scores),
+        logits: Matrix::new(model.config().vocabulary, values),
         tokens_per_second: rest.len() as f64 / seconds,
     })
 }
 
-/// Gradients of the training loss: the mean cross-entropy, and the auxiliary losses that the checkpoint names.
+/// Gradients of the training loss: mean cross-entropy plus the auxiliary losses of the checkpoint's configuration.
 fn gradients(model: &LanguageModel, tokens: &Tokens) -> Vec<(String, Matrix)> {
     let batch = Batch::new(&tokens.sequences(), &model.embedding.lazy_device());
     let output = model.forward(batch.tokens);
-    let mut load = BatchLoad::default();
-    load.add(&output.routing, None, tokens.count() as u64);
+    let mut tokens_per_expert = TokensPerExpert::default();
+    tokens_per_expert.add(&output.routing, None, tokens.count() as u64);
     let logits = output.logits.flatten::<2>(0, 1);
     let loss = cross_entropy_sum(logits, batch.targets, None).div_scalar(tokens.count() as f64);
-    let loss = match auxiliary(model.config(), &output.routing, None, &load) {
+    let loss = match auxiliary(model.config(), &output.routing, None, &tokens_per_expert) {
         Some(auxiliary) => loss + auxiliary,
         None => loss,
     };
@@ -309,7 +320,7 @@ fn gradients(model: &LanguageModel, tokens: &Tokens) -> Vec<(String, Matrix)> {
         };
         let columns = shape.last().copied().unwrap_or(1);
         Some((
-            format!("{}{name}", findings::GRADIENT),
+            format!("{}{name}", trace_file::GRADIENT),
             Matrix::new(columns, values()),
         ))
     };
