@@ -266,7 +266,7 @@ mod tests {
                 .unwrap_err()
                 .hint()
                 .unwrap()
-                .contains("free some space")
+                .contains("free some disk space")
         );
         assert_eq!(folder.steps().unwrap(), [10]);
         assert_eq!(

@@ -261,7 +261,7 @@ fn unsupported_fields_are_rejected_by_name() {
 fn models() -> [ModelConfig; 6] {
     let normed = |qk_norm| ModelConfig {
         qk_norm,
-        ..mixture()
+        ..moe()
     };
     let some_dense = ModelConfig {
         dense: Some(DenseConfig {
@@ -273,7 +273,7 @@ fn models() -> [ModelConfig; 6] {
     let models = [
         dense(QkNorm::None),
         dense(QkNorm::Head),
-        mixture(),
+        moe(),
         normed(QkNorm::Projection),
         some_dense,
         dense(QkNorm::Projection),
@@ -374,12 +374,12 @@ fn a_field_has_one_place_in_a_family() {
 fn a_step_between_mixtures_is_read_or_refused_but_never_passed_over() {
     let step = |step: u64| json!({ "decoder_sparse_step": step });
     assert_eq!(
-        read(&changed(&mixture(), &step(1))).unwrap().model,
-        mixture()
+        read(&changed(&moe(), &step(1))).unwrap().model,
+        moe()
     );
-    let error = read(&changed(&mixture(), &step(2))).unwrap_err();
+    let error = read(&changed(&moe(), &step(2))).unwrap_err();
     assert!(error.contains("decoder_sparse_step = 2"), "{error}");
-    let mut qwen = mixture();
+    let mut qwen = moe();
     qwen.qk_norm = QkNorm::Head;
     let found = read(&changed(&qwen, &step(2))).unwrap();
     assert_eq!(found.model.dense.unwrap().layers, [0, 2]);
@@ -389,16 +389,16 @@ fn a_step_between_mixtures_is_read_or_refused_but_never_passed_over() {
 #[test]
 fn a_window_is_not_turned_off_by_the_switch_of_another_family() {
     let window = json!({ "sliding_window": 8, "use_sliding_window": false });
-    let error = read(&changed(&mixture(), &window)).unwrap_err();
+    let error = read(&changed(&moe(), &window)).unwrap_err();
     assert!(error.contains("sliding_window = 8"), "{error}");
 }
 
 #[test]
 fn either_spelling_of_the_number_of_experts_is_read() {
-    let mut olmoe = mixture();
+    let mut olmoe = moe();
     olmoe.qk_norm = QkNorm::Projection;
     for (model, own, other) in [
-        (mixture(), "num_local_experts", "num_experts"),
+        (moe(), "num_local_experts", "num_experts"),
         (olmoe, "num_experts", "num_local_experts"),
     ] {
         let renamed = json!({ own: null, other: 6 });

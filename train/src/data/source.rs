@@ -206,7 +206,7 @@ mod tests {
             fail[1]
                 .as_ref()
                 .unwrap_err()
-                .contains("b.txt is not UTF-8: byte 0"),
+                .contains("b.txt: invalid UTF-8 at byte 0"),
             "{fail:?}"
         );
     }
