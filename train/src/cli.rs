@@ -23,7 +23,7 @@ use crate::error::TrainError;
 use crate::run_folder;
 use crate::trainer::{self, Outcome, Resume, RunOptions};
 
-/// Train mixture-of-experts (MoE) language models: reads a configuration file and text, writes checkpoints.
+/// Train mixture-of-experts (MoE) language models from a configuration file and text.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo train",
@@ -74,7 +74,7 @@ enum Command {
     #[command(after_help = "Examples:\n  \
         cargo train bench configs/reference.toml\n  \
         cargo train bench configs/quickstart.toml --device wgpu --steps 3 --json\n  \
-        cargo train bench configs/reference.toml --vary model.experts.count=4,8,16,32    time per token by expert count")]
+        cargo train bench configs/reference.toml --vary model.experts.count=4,8,16,32")]
     Bench(BenchArgs),
     /// Train the same steps on several devices and check that they agree.
     ///
@@ -83,8 +83,8 @@ enum Command {
         cargo train compare configs/quickstart.toml --devices flex,ndarray --steps 20\n  \
         cargo train compare configs/quickstart.toml --devices flex,wgpu --html compare.html\n  \
         cargo train compare configs/quickstart.toml --set train.micro_batch=2 --json\n\n\
-        Initial weights and data are identical on every device, so results may differ by rounding only. The exit\n\
-        code is 1 if a device fails, or if it diverges from the first by more than rounding explains.")]
+        Initial weights and data are identical on every device, so results may differ by rounding only. \
+        The exit code is 1 if a device fails, or if it diverges from the first by more than rounding explains.")]
     Compare(CompareArgs),
     /// Train on one device of a comparison and print one line of JSON per step.
     #[command(name = COMPARE_DEVICE, hide = true)]
@@ -201,9 +201,8 @@ struct CompareArgs {
     /// Number of steps to train; the learning rate follows the schedule of the whole run.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
-    /// Allowed relative error of the loss; the gradient norm may have ten times as much. If rounding alone causes
-    /// more, which a rerun of the first device from weights perturbed by 1e-6 measures, a hundred times that rounding
-    /// error is allowed.
+    /// Allowed relative error of the loss; ten times as much is allowed for the gradient norm. The limit rises to a
+    /// hundred times the error of a second run of the first device from weights perturbed by 1e-6, if that is larger.
     #[arg(long, value_name = "RATIO", default_value_t = TOLERANCE, value_parser = positive)]
     tolerance: f64,
     /// Also write an HTML page with charts.

@@ -183,10 +183,10 @@ impl CompareError {
             Self::One(_) => "add another, such as --devices flex,ndarray",
             Self::Twice(_) => "list each device once",
             Self::Steps { .. } => {
-                "lower --steps, or lengthen the run with --set train.steps=N, which also stretches its learning-rate schedule"
+                "lower --steps, or raise train.steps, which also stretches the learning-rate schedule"
             }
             Self::Differ(_) => {
-                "`cargo infer compare CHECKPOINT` finds the layer where two devices diverge; --tolerance allows larger errors"
+                "`cargo infer compare CHECKPOINT` finds the layer that diverges; --tolerance allows larger errors"
             }
             Self::Process { .. } | Self::Page { .. } => return None,
         };

@@ -21,7 +21,7 @@ impl Comparison {
         } = self;
         let names: Vec<&str> = self.devices.iter().map(|run| run.device.as_str()).collect();
         let mut page = Page::new(format!("Training on {}", names.join(", "))).about(format!(
-            "{}: the first {steps} of {run_steps} steps, seed {seed}; the same initial weights and data on every device",
+            "{}: the first {steps} of {run_steps} steps, seed {seed}; the same weights and data on every device",
             config.display()
         ));
         for run in &self.devices {

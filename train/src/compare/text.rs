@@ -59,7 +59,8 @@ impl Comparison {
             None => {
                 let (largest, step) = difference.largest_loss();
                 format!(
-                    "{device} agrees with {first}: over {} steps, the largest relative error of the loss is {} (step {step})",
+                    "{device} agrees with {first}: over {} steps, the largest relative error of the loss is {} \
+                     (step {step})",
                     difference.loss.len(),
                     magnitude(largest),
                 )

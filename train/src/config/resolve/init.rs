@@ -41,7 +41,7 @@ impl Origin {
         let unusable = || Problem::new(KEY, "cannot be used");
         let folder = checkpoint_folder(init).map_err(|error| {
             let hint = error.hint().unwrap_or_else(|| {
-                "it must be a checkpoint folder or a run folder, such as runs/NAME, relative to the working directory".into()
+                "it must be a checkpoint or run folder, such as runs/NAME, relative to the working directory".into()
             });
             unusable().caused_by(error, Some(hint))
         })?;

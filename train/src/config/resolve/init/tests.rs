@@ -284,7 +284,7 @@ fn a_checkpoint_that_cannot_be_used_is_named() {
     "#);
     insta::assert_snapshot!(origin.refusal(&["train.init=nowhere/at/all"]), @r#"
     run.toml: train.init = "nowhere/at/all" (from --set) cannot be used: nowhere/at/all does not exist
-    hint: it must be a checkpoint folder or a run folder, such as runs/NAME, relative to the working directory
+    hint: it must be a checkpoint or run folder, such as runs/NAME, relative to the working directory
     "#);
 
     let mut model = read(SMALL, &[]).unwrap().model;
