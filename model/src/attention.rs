@@ -8,9 +8,7 @@ use crate::config::{ModelConfig, QkNorm};
 use crate::norm::RmsNorm;
 use crate::parameters::{Initializer, ParameterSource};
 use firebox_kernels::rope::Rotary;
-use firebox_kernels::{
-    causal_attention, has_cached_attention, linear, masked_attention, split_heads,
-};
+use firebox_kernels::{causal_attention, linear, masked_attention, split_heads};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150). No biases.
@@ -121,14 +119,14 @@ impl Attention {
                 cache.append(rotated(key.clone()), split(value.clone()));
                 causal_attention(query, key, value, batch, rotary)
             }
-            (None, Some(cache)) if has_cached_attention(&query, rotary.positions()) => {
-                cache.attend(query, key, value, rotary)
-            }
-            (mask, Some(cache)) => {
+            (None, Some(cache)) => cache.attend(query, key, value, rotary),
+            (Some(mask), Some(cache)) => {
                 let (keys, values) = cache.append(rotated(key), split(value));
-                masked_attention(rotated(query), keys, values, mask)
+                masked_attention(rotated(query), keys, values, Some(mask))
             }
-            (mask, None) => masked_attention(rotated(query), rotated(key), split(value), mask),
+            (Some(mask), None) => {
+                masked_attention(rotated(query), rotated(key), split(value), Some(mask))
+            }
         };
         linear(attended, self.output.val())
     }

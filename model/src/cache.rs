@@ -20,7 +20,7 @@ impl LayerCache {
         self.length == 0
     }
 
-    /// Appends a few new positions, and attends over all positions so far.
+    /// Adds new positions, and attends over all so far.
     ///
     /// # Shapes
     ///
@@ -29,8 +29,7 @@ impl LayerCache {
     ///
     /// # Panics
     ///
-    /// When the capacity is exceeded, or the device has no kernel for this; see
-    /// [`has_cached_attention`](firebox_kernels::has_cached_attention).
+    /// When the capacity is exceeded; callers check [`KeyValueCache::remaining`].
     pub(crate) fn attend(
         &mut self,
         query: Tensor<2>,

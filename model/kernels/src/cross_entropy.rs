@@ -1,29 +1,25 @@
 //! Cross-entropy as one operation: the logits are the only matrix, and become their own gradient.
 
-// NdArray is deprecated upstream; it is kept as an independent second opinion.
-#![allow(deprecated)]
-
 #[cfg(feature = "cube")]
 mod cube;
 mod host;
 mod kernel;
 
-use std::fmt::Debug;
-
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor};
+use firebox_runtime::device::{Kernels, kernels};
+
+use crate::operation::{Operation, differentiable};
+use crate::sum_of_rows::sum_in_blocks;
 
 /// Sum over the targets that count of `−ln p(target)`, in nats.
 ///
-/// The same values as [`cross_entropy_sum_reference`], but that a token which does not count is not looked at. No
+/// The same values as [`cross_entropy_sum_reference`]; a token that does not count is not looked at. No
 /// probabilities are kept: the backward pass computes them once more, over the logits, in place where nobody else
-/// holds those. Logits of other types than f32 take the reference itself.
+/// holds those. Logits of other types than f32, and devices without kernels, take the reference itself.
 ///
 /// # Shapes
 ///
@@ -43,19 +39,19 @@ pub fn cross_entropy_sum(
     counted: Option<&Tensor<1>>,
 ) -> Tensor<1> {
     check(&logits, &targets, counted);
-    if logits.dtype() != DType::F32 {
+    if kernels(&logits.device()) == Kernels::None || logits.dtype() != DType::F32 {
         return cross_entropy_sum_reference(logits, targets, counted);
     }
     let all = || Tensor::ones(targets.dims(), &logits.device());
     let counted = counted.cloned().unwrap_or_else(all);
-    Tensor::from_dispatch(<Dispatch as CrossEntropy>::cross_entropy(
+    Tensor::from_dispatch(<Dispatch as CrossEntropyBackend>::cross_entropy(
         logits.into_dispatch(),
         targets.into_dispatch(),
         counted.into_dispatch(),
     ))
 }
 
-/// [`cross_entropy_sum`] in plain tensor operations.
+/// [`cross_entropy_sum`] in plain tensor operations, in f32.
 ///
 /// # Panics
 ///
@@ -66,6 +62,13 @@ pub fn cross_entropy_sum_reference(
     counted: Option<&Tensor<1>>,
 ) -> Tensor<1> {
     check(&logits, &targets, counted);
+    let shape = logits.dims();
+    let mut logits = logits.cast(DType::F32);
+    if let Some(counted) = counted {
+        // Whatever they are: NaN times 0 is NaN.
+        let skipped = counted.clone().equal_scalar(0.0).unsqueeze_dim::<2>(1);
+        logits = logits.mask_fill(skipped.expand(shape), 0.0);
+    }
     let log_probabilities = log_softmax(logits, 1)
         .gather(1, targets.unsqueeze_dim(1))
         .squeeze_dim::<1>(1);
@@ -73,7 +76,7 @@ pub fn cross_entropy_sum_reference(
         Some(counted) => log_probabilities * counted.clone(),
         None => log_probabilities,
     };
-    -nats.sum()
+    -sum_in_blocks(nats)
 }
 
 fn check(logits: &Tensor<2>, targets: &Tensor<1, Int>, counted: Option<&Tensor<1>>) {
@@ -86,14 +89,23 @@ fn check(logits: &Tensor<2>, targets: &Tensor<1, Int>, counted: Option<&Tensor<1
     );
 }
 
+/// The operation, of the logits: the sum over rows of `−counted · ln softmax(logits)[target]`, `[1]`. A row that counts 0
+/// is not looked at.
+///
+/// The gradient of the logits is `gradient · counted · (softmax − onehot(target))`.
+#[derive(Debug, Clone)]
+pub struct CrossEntropy<B: Backend> {
+    targets: IntTensor<B>,
+    counted: FloatTensor<B>,
+}
+
 /// The backends' side of [`cross_entropy_sum`].
 #[backend_extension(
     Flex: cfg(feature = "flex"),
-    NdArray: cfg(feature = "ndarray"),
     Cube: cfg(feature = "cube"),
     Autodiff
 )]
-pub trait CrossEntropy: Backend {
+pub trait CrossEntropyBackend: Backend {
     /// See [`cross_entropy_sum`].
     fn cross_entropy(
         logits: FloatTensor<Self>,
@@ -102,70 +114,31 @@ pub trait CrossEntropy: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// What a backend computes of [`cross_entropy_sum`] and its gradient.
-pub trait CrossEntropyKernels: Backend {
-    /// What the backward pass needs beside the logits: the targets, and what each row's softmax is normalized by.
-    type Saved: Clone + Debug + Send + 'static;
-
-    /// The sum over rows of `−counted · ln softmax(logits)[target]`, `[1]`, and what
-    /// [`backward`](Self::backward) needs. A row that counts 0 is not looked at.
-    fn forward(
-        logits: &FloatTensor<Self>,
-        targets: IntTensor<Self>,
-        counted: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, Self::Saved);
-
-    /// The gradient of the logits, `gradient · counted · (softmax − onehot(target))`, from that of the sum.
-    fn backward(
-        logits: FloatTensor<Self>,
-        saved: Self::Saved,
-        gradient: FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
-}
-
-impl<B: CrossEntropyKernels> CrossEntropy for B {
+impl<B: Backend> CrossEntropyBackend for B
+where
+    CrossEntropy<B>: Operation<B, 1>,
+{
     fn cross_entropy(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
         counted: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        B::forward(&logits, targets, counted).0
+        CrossEntropy::<B> { targets, counted }.forward([logits])
     }
 }
 
-impl<B: CrossEntropyKernels, C: CheckpointStrategy> CrossEntropy for Autodiff<B, C> {
+impl<B: Backend, C: CheckpointStrategy> CrossEntropyBackend for Autodiff<B, C>
+where
+    CrossEntropy<B>: Operation<B, 1>,
+{
     fn cross_entropy(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
         counted: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let parents = [logits.node()];
-        let logits = logits.into_primitive();
-        let (output, saved) = B::forward(&logits, targets, counted.into_primitive());
-        match CrossEntropyBackward
-            .prepare::<C>(parents)
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => prep.finish((logits, saved), output),
-            OpsKind::UnTracked(prep) => prep.finish(output),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct CrossEntropyBackward;
-
-impl<B: CrossEntropyKernels> Backward<B, 1> for CrossEntropyBackward {
-    type State = (FloatTensor<B>, B::Saved);
-
-    fn backward(self, ops: Ops<Self::State, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let gradient = gradients.consume::<B>(&ops.node);
-        let [logits_node] = ops.parents;
-        let (logits, saved) = ops.state;
-        if let Some(node) = logits_node {
-            gradients.register::<B>(node.id, B::backward(logits, saved, gradient));
-        }
+        let counted = counted.into_primitive();
+        let operation = CrossEntropy::<B> { targets, counted };
+        differentiable::<_, B, C, 1>(operation, [logits])
     }
 }
 
@@ -212,6 +185,7 @@ mod tests {
     }
 
     on_every_device!(
+        odds_of_three_to_one,
         equals_the_reference,
         more_rows_than_a_block_and_rows_longer_than_one,
         no_tokens_and_none_that_counts,
@@ -235,6 +209,17 @@ mod tests {
         assert_close("loss", &fast[0], &slow[0], 7e-7)?;
         assert_close("d(logits)", &fast[1], &slow[1], 3e-7)?;
         Ok(())
+    }
+
+    // Probabilities of 3/4 and 1/4: ln 4/3 and ln 4 nats.
+    fn odds_of_three_to_one(device: Device) {
+        let logits = Tensor::<2>::from_floats([[3f32.ln(), 0.0]; 2], &device);
+        let targets = Tensor::<1, Int>::from_ints([0, 1], &device);
+        let first = Tensor::<1>::from_floats([1.0, 0.0], &device);
+        for (counted, nats) in [(None, 1.673_976_4), (Some(&first), 0.287_682_07)] {
+            let found = cross_entropy_sum(logits.clone(), targets.clone(), counted);
+            assert_close("nats", &values(found), &[nats], 3e-7).unwrap();
+        }
     }
 
     fn equals_the_reference(device: Device) {

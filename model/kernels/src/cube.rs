@@ -1,4 +1,19 @@
 //! What the CubeCL kernels share: buffers in row-major order, how many units to launch, and sums in one order.
+//!
+//! # How long a loop may be
+//!
+//! No unit goes round its loops more than [`ROUNDS`] times in a launch: Mesa's software Vulkan ends every loop of a
+//! shader when all of them together have had so many rounds, and says nothing (`LP_MAX_TGSI_LOOP_ITERATIONS` in its
+//! `lp_limits.h`). Kernels unroll what is short, and share out what is long. Some of Burn's operations need a round
+//! for each row: sums and means over rows, cumulative sums, and the gradient of `select`. Where rows are as many as
+//! tokens, `sum_of_rows` and `embedding` stand in for them.
+//!
+//! # Precision
+//!
+//! Kernels have no atomics, whose sums would change from run to run, and no compensated sums, which Mesa's compiler
+//! simplifies away. It does not fuse a product with a sum, and its `log` near 1 and `tanh` near 0 have only an absolute
+//! accuracy: the surprise of a token that is all but certain is known to about 1e-7 nats, not to as many digits. Naga
+//! makes `x != x` false for NaN, so a kernel that looks for NaN has to look at the bits.
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
@@ -25,7 +40,7 @@ pub fn owned(tensor: CubeTensor) -> CubeTensor {
     }
 }
 
-/// The most rounds that all loops of a unit may go in a launch; see [`kernels`](crate).
+/// The most rounds that all loops of a unit may go in a launch; see the top of this file.
 pub const ROUNDS: usize = 65_535;
 
 /// Room for f32 values on the device of `like`.

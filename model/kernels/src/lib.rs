@@ -1,10 +1,43 @@
-//! Operations that the tensor interface lacks or does slowly, each beside its plain reference.
+//! Fused operations of mixture-of-experts transformers on Burn, each beside a reference in plain tensor operations.
 //!
-//! On a GPU no unit goes round its loops more than 65,535 times in a launch: Mesa's software Vulkan ends every loop of a
-//! shader when all of them together have had so many rounds, and says nothing (`LP_MAX_TGSI_LOOP_ITERATIONS` in its
-//! `lp_limits.h`). Kernels here unroll what is short, and share out what is long. Some of Burn's
-//! operations need a round for each row: sums and means over rows, cumulative sums, and the gradient of `select`. Where
-//! rows are as many as tokens, `sum_of_rows` and `embedding` stand in for them.
+//! ```
+//! use burn::tensor::Tensor;
+//! use firebox_kernels::{rms_norm, rms_norm_reference};
+//! use firebox_runtime::device;
+//!
+//! let device = device::select(device::default_name())?;
+//! let x = Tensor::<2>::from_floats([[3.0, 4.0], [1.0, -1.0]], &device);
+//! let gamma = Tensor::<1>::from_floats([1.0, 2.0], &device);
+//! let fused = rms_norm(x.clone(), gamma.clone(), 1e-6);
+//! let plain = rms_norm_reference(x, gamma, 1e-6);
+//! let difference: f32 = (fused - plain).abs().max().into_scalar();
+//! assert!(difference < 1e-6);
+//! # Ok::<(), device::DeviceError>(())
+//! ```
+//!
+//! # Anatomy of an operation
+//!
+//! An operation is a folder, or a file where it is small. [`rms_norm()`] is the one to read first.
+//!
+//! - `mod.rs`: the public function with formula, shapes and panics; the reference beside it, or in `reference.rs`; the
+//!   operation as a struct; the trait by which Burn finds the backend of a tensor.
+//! - `kernel.rs`, or `forward.rs` and `backward.rs`: Rust over slices, which knows no tensors.
+//! - `host.rs`: tensors to slices and back, for `flex`.
+//! - `cube.rs`: CubeCL, for GPUs and `cpu`.
+//! - `tests.rs`: a number to check by hand; values and gradients against the reference, on every device.
+//!
+//! What they share: `operation` (the bridge to autodiff), `host` (products of matrices, vector instructions, memory) and
+//! `cube` (launches and sums).
+//!
+//! Which of them runs, [`device::kernels`](firebox_runtime::device::kernels) decides by the device. `ndarray` has no
+//! kernels: there every operation is its reference, so that a comparison with `ndarray` is one with independent numbers.
+//!
+//! # Sums
+//!
+//! Sums are taken in an order that depends on shapes alone, never on the number of threads or on atomics, so that two
+//! runs give the same bits. Some sums of Burn are not like that: on `flex`, 4 Mi values and more are added up in the
+//! order in which threads steal work, and a view that is not contiguous by a single f32. So [`sum_of_rows()`],
+//! [`sum_of_squares()`] and [`cross_entropy_sum()`] serve wherever a sum runs over tokens or parameters.
 
 mod adamw;
 mod attention;
@@ -18,6 +51,7 @@ mod embedding;
 mod experts;
 mod host;
 mod linear;
+mod operation;
 mod peak;
 mod rms_norm;
 pub mod rope;
@@ -26,7 +60,7 @@ mod sum_of_squares;
 
 pub use adamw::{AdamWUpdate, adamw, adamw_reference};
 pub use attention::{
-    cached_attention, causal_attention, causal_attention_reference, has_cached_attention,
+    cached_attention, cached_attention_reference, causal_attention, causal_attention_reference,
     masked_attention, split_heads,
 };
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};

@@ -74,3 +74,35 @@ impl Rotary {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{assert_close, values};
+
+    on_every_device!(
+        tables_of_a_position,
+        a_right_angle_exchanges_the_halves_of_a_head
+    );
+
+    // 100^(−2/4) is 1/10.
+    fn tables_of_a_position(device: Device) {
+        let rotary = Rotary::new(2, 1, 4, 100.0, &device);
+        assert_eq!((rotary.positions(), rotary.head_dim()), (1, 4));
+        let (cosines, sines) = rotary.tables();
+        let expected = [2f32.cos(), 0.2f32.cos()];
+        assert_close("cosines", &values(cosines), &expected, 1e-6).unwrap();
+        let expected = [2f32.sin(), 0.2f32.sin()];
+        assert_close("sines", &values(sines), &expected, 1e-6).unwrap();
+    }
+
+    fn a_right_angle_exchanges_the_halves_of_a_head(device: Device) {
+        let rotary = Rotary {
+            cosines: Tensor::zeros([1, 2], &device),
+            sines: Tensor::ones([1, 2], &device),
+        };
+        let x = Tensor::<4>::from_floats([[[[1.0, 2.0, 3.0, 4.0]]]], &device);
+        assert_eq!(values(rotary.apply(x)), [-3.0, -4.0, 1.0, 2.0]);
+    }
+}

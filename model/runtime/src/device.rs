@@ -78,13 +78,13 @@ struct Known {
 const BACKENDS: [Known; 8] = [
     Known {
         name: "flex",
-        description: "Burn's CPU backend; recommended on a CPU",
+        description: "Burn's flex CPU backend, with Firebox's own kernels; recommended on a CPU",
         compiled: cfg!(feature = "flex"),
         numbered: false,
     },
     Known {
         name: "ndarray",
-        description: "the ndarray CPU backend; an independent second opinion",
+        description: "plain tensor operations on the ndarray CPU backend: the reference that others are compared with",
         compiled: cfg!(feature = "ndarray"),
         numbered: false,
     },
@@ -163,15 +163,31 @@ pub fn finish<const D: usize>(tensor: Tensor<D>) {
     std::hint::black_box(first.iter::<f32>().sum::<f32>());
 }
 
-/// Whether tensors of a device lie in this machine's memory, where kernels work on them as slices.
-pub fn is_host(device: &Device) -> bool {
+/// Which kernels run the operations of `firebox-kernels` on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernels {
+    /// Those over slices of this machine's memory: `flex`.
+    Slices,
+    /// Those in CubeCL: GPUs, and `cpu`.
+    Cube,
+    /// None. Plain tensor operations run instead, so that the numbers are independent of every kernel: `ndarray`.
+    None,
+}
+
+/// Which kernels a device has, with autodiff or without.
+pub fn kernels(device: &Device) -> Kernels {
     match device.clone().inner().as_dispatch() {
         #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => true,
+        DispatchDevice::Flex(_) => Kernels::Slices,
         #[cfg(feature = "ndarray")]
-        DispatchDevice::NdArray(_) => true,
-        _ => false,
+        DispatchDevice::NdArray(_) => Kernels::None,
+        _ => Kernels::Cube,
     }
+}
+
+/// Whether tensors of a device lie in this machine's memory.
+pub fn is_host(device: &Device) -> bool {
+    kernels(device) != Kernels::Cube
 }
 
 /// Threads that the CPU backends use.
@@ -253,7 +269,7 @@ fn adapters(backend: &str) -> Vec<Device> {
         #[cfg(feature = "flex")]
         "flex" => vec![Device::flex()],
         #[cfg(feature = "ndarray")]
-        #[allow(deprecated)] // deprecated upstream; kept as an independent second opinion
+        #[allow(deprecated)] // deprecated upstream; kept as the reference
         "ndarray" => vec![Device::ndarray()],
         #[cfg(feature = "wgpu")]
         "wgpu" => listed(DeviceType::Wgpu),

@@ -5,10 +5,11 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::rows::{Angles, AttentionShape, KEYS, LANES, key_blocks, room, turned_keys, written};
+use super::rows::{Angles, AttentionShape, KEYS, LANES, key_blocks, scratch_slice, turned_keys};
 use crate::host::exp::exp;
 use crate::host::gemm::{Into, Matrix, product};
 use crate::host::simd::vectorized;
+use crate::host::uninit::vec_uninit_with;
 
 /// Independent parts that the work is cut into, where there are heads enough.
 const PARTS: usize = 8;
@@ -55,7 +56,7 @@ pub(super) fn backward(
     // SAFETY: the strips of all parts cover all of it, and a part writes all of its strip.
     #[allow(unsafe_code)]
     let query = query_wanted.then(|| unsafe {
-        written(gradient.len(), |query| {
+        vec_uninit_with(gradient.len(), |query| {
             let strips = strips(query, shape, heads * shape.head_dim);
             parts = strips
                 .into_par_iter()
@@ -166,7 +167,7 @@ fn sum_of_parts(
     // SAFETY: every value belongs to a head of a row, and each of those is written.
     #[allow(unsafe_code)]
     unsafe {
-        written(shape.batch * length * shape.kv_width(), fill)
+        vec_uninit_with(shape.batch * length * shape.kv_width(), fill)
     }
 }
 
@@ -210,13 +211,13 @@ impl Pass<'_> {
             let positions = start..(start + step).min(length);
             self.pack(&mut block, sequence, first_head, positions.clone());
             let rows = positions.len() * heads;
-            let query_gradient = room(&mut query_gradient, rows * head_dim);
+            let query_gradient = scratch_slice(&mut query_gradient, rows * head_dim);
             for (start, end) in key_blocks(positions.end) {
                 let first = start.max(positions.start);
                 let skipped = (first - positions.start) * heads;
                 let (rows, count) = (rows - skipped, end - start);
-                let weights = room(&mut weights, rows * KEYS);
-                let slopes = room(&mut slopes, rows * KEYS);
+                let weights = scratch_slice(&mut weights, rows * KEYS);
+                let slopes = scratch_slice(&mut slopes, rows * KEYS);
                 let queries = Matrix::new(&block.queries[skipped * head_dim..], rows, head_dim);
                 let gradients = Matrix::new(&block.gradients[skipped * head_dim..], rows, head_dim);
                 let place = start * head_dim..end * head_dim;

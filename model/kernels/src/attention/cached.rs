@@ -1,17 +1,15 @@
 //! Attention of a few new positions over a cache, to which they are added in place.
 
-// NdArray is deprecated upstream; it is kept as an independent second opinion.
-#![allow(deprecated)]
-
 use std::mem;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Tensor};
+use firebox_runtime::device::{Kernels, kernels};
 use rayon::prelude::*;
 
-use super::rows::{Angles, AttentionShape, room};
-use super::shape_of;
+use super::rows::{Angles, AttentionShape, scratch_slice};
+use super::{masked_attention, shape_of, split_heads};
 use crate::host::Host;
 use crate::host::exp::exp;
 use crate::host::gemm::{Into, Matrix, product};
@@ -22,15 +20,12 @@ use crate::rope::Rotary;
 /// The least bytes of keys and values that are worth another thread.
 const SHARE: usize = 1 << 17;
 
-/// Whether [`cached_attention`] has a kernel for so many new positions of a sequence.
-pub fn has_cached_attention(query: &Tensor<2>, new: usize) -> bool {
-    let device = query.device();
-    let plain = query.dtype() == DType::F32 && !device.is_autodiff();
-    (1..=FEW).contains(&new) && plain
-}
-
-/// Turns new queries and keys by their positions, puts the keys and values into the cache, and attends over all
-/// that it holds then. Neither the cache nor a part of it is copied.
+/// Rotates new queries and keys by their positions, writes the keys and values into the cache, and attends over all
+/// that it holds then.
+///
+/// The same values as [`cached_attention_reference`], which runs where there is no kernel: on devices without any, under
+/// autodiff, for other types than f32, and for more new positions of a sequence than a decode step has. The kernel
+/// copies neither the cache nor a part of it.
 ///
 /// # Shapes
 ///
@@ -41,7 +36,7 @@ pub fn has_cached_attention(query: &Tensor<2>, new: usize) -> bool {
 ///
 /// # Panics
 ///
-/// When the shapes do not fit, or there is no such kernel; see [`has_cached_attention`].
+/// When the shapes do not fit.
 pub fn cached_attention(
     query: Tensor<2>,
     key: Tensor<2>,
@@ -63,8 +58,12 @@ pub fn cached_attention(
     if query.dims()[0] == 0 {
         return query; // as empty as the answer, which some backends refuse to compute
     }
-    // Taken out, since what nobody else holds is changed in place.
     let device = query.device();
+    let kernel = kernels(&device) != Kernels::None && !device.is_autodiff();
+    if !kernel || query.dtype() != DType::F32 || shape.length > FEW {
+        return cached_attention_reference(query, key, value, rotary, cache, past);
+    }
+    // Taken out, since what nobody else holds is changed in place.
     let [keys, values] = cache;
     let take = |tensor: &mut Tensor<4>| mem::replace(tensor, Tensor::empty([0; 4], &device));
     let (cosines, sines) = rotary.tables();
@@ -84,10 +83,34 @@ pub fn cached_attention(
     Tensor::from_dispatch(output)
 }
 
+/// [`cached_attention`] in plain tensor operations.
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn cached_attention_reference(
+    query: Tensor<2>,
+    key: Tensor<2>,
+    value: Tensor<2>,
+    rotary: &Rotary,
+    [keys, values]: [&mut Tensor<4>; 2],
+    past: usize,
+) -> Tensor<2> {
+    let [batch, kv_heads, _, head_dim] = keys.dims();
+    let all = past + rotary.positions();
+    let split = |x: Tensor<2>| split_heads(x, batch, head_dim);
+    let place = [0..batch, 0..kv_heads, past..all, 0..head_dim];
+    let new = rotary.apply(split(key));
+    keys.inplace(|keys| keys.slice_assign(place.clone(), new));
+    values.inplace(|values| values.slice_assign(place, split(value)));
+    let so_far = |cache: &Tensor<4>| cache.clone().narrow(2, 0, all);
+    let query = rotary.apply(split(query));
+    masked_attention(query, so_far(keys), so_far(values), None)
+}
+
 /// The backends' side of [`cached_attention`](self::cached_attention); it has no gradient.
 #[backend_extension(
     Flex: cfg(feature = "flex"),
-    NdArray: cfg(feature = "ndarray"),
     Cube: cfg(feature = "cube")
 )]
 pub trait CachedAttention: Backend {
@@ -209,7 +232,7 @@ impl New<'_> {
         let (group, width, kv_width) = (shape.group(), shape.width(), shape.kv_width());
         let (rows, all) = (length * group, self.past + length);
         let (queries, scores) =
-            room(scratch, rows * (head_dim + all)).split_at_mut(rows * head_dim);
+            scratch_slice(scratch, rows * (head_dim + all)).split_at_mut(rows * head_dim);
 
         vectorized(
             #[inline(always)]
@@ -279,13 +302,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::attention::{masked_attention, split_heads};
-    use firebox_runtime::device::is_host;
     use firebox_runtime::on_every_device;
-    use firebox_runtime::testing::{assert_close, devices, on_threads, values, wave};
+    use firebox_runtime::testing::{assert_close, on_threads, values, wave};
 
-    /// Answers for new positions, and the cache after them.
-    fn run(kernel: bool, shape: AttentionShape, past: usize, device: &Device) -> [Vec<f32>; 3] {
+    type Attention =
+        fn(Tensor<2>, Tensor<2>, Tensor<2>, &Rotary, [&mut Tensor<4>; 2], usize) -> Tensor<2>;
+
+    /// Outputs for new positions, and the cache after them.
+    fn run(
+        attention: Attention,
+        shape: AttentionShape,
+        past: usize,
+        device: &Device,
+    ) -> [Vec<f32>; 3] {
         let AttentionShape {
             batch,
             length,
@@ -301,27 +330,43 @@ mod tests {
         let rotary = Rotary::new(past, length, head_dim, 1e4, device);
         let cache = [batch, kv_heads, all + 2, head_dim];
         let (mut keys, mut values_) = (wave(cache, 0.2, device), wave(cache, 0.9, device));
-        let output = if kernel {
-            let cache = [&mut keys, &mut values_];
-            cached_attention(query, key, value, &rotary, cache, past)
-        } else {
-            let split = |x: Tensor<2>| split_heads(x, batch, head_dim);
-            let place = [0..batch, 0..kv_heads, past..all, 0..head_dim];
-            keys = keys.slice_assign(place.clone(), rotary.apply(split(key)));
-            values_ = values_.slice_assign(place, split(value));
-            let so_far = |cache: &Tensor<4>| cache.clone().narrow(2, 0, all);
-            let query = rotary.apply(split(query));
-            masked_attention(query, so_far(&keys), so_far(&values_), None)
-        };
+        let cache = [&mut keys, &mut values_];
+        let output = attention(query, key, value, &rotary, cache, past);
         [values(output), values(keys), values(values_)]
     }
 
-    on_every_device!(equals_the_reference, long_pasts_and_wide_heads);
+    on_every_device!(
+        a_second_position,
+        equals_the_reference,
+        long_pasts_and_wide_heads,
+        any_number_of_threads_gives_the_same_bits,
+    );
+
+    // Its scores are 0 and ln 3, its weights 1/4 and 3/4.
+    fn a_second_position(device: Device) {
+        let row = |row: [f32; 2]| Tensor::<2>::from_floats([row], &device);
+        let cache = |rows: [[f32; 2]; 3]| Tensor::<4>::from_floats([[rows]], &device);
+        let mut keys = cache([[0.0, 0.0], [9.0, 9.0], [9.0, 9.0]]);
+        let mut so_far = cache([[4.0, 0.0], [9.0, 9.0], [9.0, 9.0]]);
+        let output = cached_attention(
+            row([2f32.sqrt(), 0.0]),
+            row([3f32.ln(), 0.0]),
+            row([0.0, 8.0]),
+            &Rotary::new(1, 1, 2, 1e4, &device),
+            [&mut keys, &mut so_far],
+            1,
+        );
+        assert_close("output", &values(output), &[1.0, 6.0], 5e-7).unwrap();
+        assert_eq!(values(so_far), [4.0, 0.0, 0.0, 8.0, 9.0, 9.0]);
+        // ln 3 · (cos 1, sin 1)
+        let expected = [0.0, 0.0, 0.593_582_8, 0.924_450_4, 9.0, 9.0];
+        assert_close("keys", &values(keys), &expected, 3e-7).unwrap();
+    }
 
     fn check(shape: AttentionShape, past: usize, device: &Device) -> Result<(), TestCaseError> {
         let (fast, slow) = (
-            run(true, shape, past, device),
-            run(false, shape, past, device),
+            run(cached_attention, shape, past, device),
+            run(cached_attention_reference, shape, past, device),
         );
         for (name, (fast, slow)) in ["output", "keys", "values"]
             .iter()
@@ -334,7 +379,7 @@ mod tests {
 
     fn equals_the_reference(device: Device) {
         proptest!(ProptestConfig::with_cases(24), |(
-            (batch, length, past) in (1usize..4, 1usize..9, 0usize..40),
+            (batch, length, past) in (1usize..4, 1usize..11, 0usize..40),
             (kv_heads, group, half) in (1usize..3, 1usize..4, 1usize..9),
         )| {
             let heads = kv_heads * group;
@@ -356,8 +401,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn any_number_of_threads_gives_the_same_bits() {
+    fn any_number_of_threads_gives_the_same_bits(device: Device) {
         let shape = AttentionShape {
             batch: 3,
             length: 2,
@@ -365,9 +409,6 @@ mod tests {
             kv_heads: 2,
             head_dim: 32,
         };
-        for device in devices().into_iter().filter(is_host) {
-            let device = &device;
-            on_threads(move || run(true, shape, 700, device).concat());
-        }
+        on_threads(|| run(cached_attention, shape, 700, &device).concat());
     }
 }

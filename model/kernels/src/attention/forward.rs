@@ -4,10 +4,11 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::rows::{Angles, AttentionShape, KEYS, LANES, key_blocks, room, turned_keys, written};
+use super::rows::{Angles, AttentionShape, KEYS, LANES, key_blocks, scratch_slice, turned_keys};
 use crate::host::exp::exp;
 use crate::host::gemm::{Into, Matrix, product};
 use crate::host::simd::vectorized;
+use crate::host::uninit::vecs_uninit_with;
 
 /// Answers, and of every row of scores ln Σ exp(score), from which the backward pass finds the weights again.
 ///
@@ -39,14 +40,10 @@ pub(super) fn forward(
         shape,
     };
     let rows = query.len() / shape.head_dim;
-    let mut sums = Vec::new();
     // SAFETY: the blocks of all sequences cover all rows, and a block writes all of its rows in both.
     #[allow(unsafe_code)]
-    let output = unsafe {
-        written(query.len(), |output| {
-            sums = written(rows, |sums| pass.run(output, sums));
-        })
-    };
+    let [output, sums] =
+        unsafe { vecs_uninit_with([query.len(), rows], |[output, sums]| pass.run(output, sums)) };
     (output, sums)
 }
 
@@ -114,12 +111,12 @@ impl Pass<'_> {
         } = shape;
         let (group, width, kv_width) = (shape.group(), shape.width(), shape.kv_width());
         let rows = positions.len() * group;
-        let queries = room(&mut scratch.queries, rows * head_dim);
-        let answers = room(&mut scratch.answers, rows * head_dim);
-        let scores = room(&mut scratch.scores, rows * KEYS);
+        let queries = scratch_slice(&mut scratch.queries, rows * head_dim);
+        let answers = scratch_slice(&mut scratch.answers, rows * head_dim);
+        let scores = scratch_slice(&mut scratch.scores, rows * KEYS);
         let softmax = &mut Softmax {
-            maxima: room(&mut scratch.maxima, rows),
-            sums: room(&mut scratch.sums, rows),
+            maxima: scratch_slice(&mut scratch.maxima, rows),
+            sums: scratch_slice(&mut scratch.sums, rows),
         };
         softmax.maxima.fill(f32::NEG_INFINITY);
         softmax.sums.fill(0.0);

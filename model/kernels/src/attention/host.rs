@@ -1,4 +1,4 @@
-//! The CPU backends' side: tensors to slices and back.
+//! The CPU kernels' side: tensors to slices and back.
 
 use std::sync::Arc;
 
@@ -6,28 +6,45 @@ use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 
 use super::rows::Angles;
-use super::{AttentionKernels, Operands, backward, forward};
+use super::{CausalAttention, backward, forward};
 use crate::host::Host;
+use crate::operation::Operation;
 
 /// What the forward pass took and made.
 #[derive(Debug, Clone)]
 pub struct Saved<B: Host> {
-    operands: Operands<B>,
+    operation: CausalAttention<B>,
+    /// Query, key, value.
+    inputs: [FloatTensor<B>; 3],
     output: FloatTensor<B>,
     log_sum_exp: Arc<Vec<f32>>,
 }
 
-impl<B: Host> AttentionKernels for B {
+impl<B: Host> CausalAttention<B> {
+    /// The output, and the logarithm of each row's sum of exponentials.
+    fn attend(&self, inputs: &[FloatTensor<B>; 3]) -> (FloatTensor<B>, Vec<f32>) {
+        let [query, key, value] = inputs.each_ref().map(|t| B::values(t));
+        let angles = Angles {
+            cosines: &B::values(&self.cosines),
+            sines: &B::values(&self.sines),
+        };
+        let (output, log_sum_exp) = forward::forward(&query, &key, &value, angles, self.shape);
+        (B::tensor(output, inputs[0].shape()), log_sum_exp)
+    }
+}
+
+impl<B: Host> Operation<B, 3> for CausalAttention<B> {
     type Saved = Saved<B>;
 
-    fn forward(operands: Operands<Self>) -> FloatTensor<Self> {
-        attend(&operands).0
+    fn forward(self, inputs: [FloatTensor<B>; 3]) -> FloatTensor<B> {
+        self.attend(&inputs).0
     }
 
-    fn forward_saving(operands: Operands<Self>) -> (FloatTensor<Self>, Saved<B>) {
-        let (output, log_sum_exp) = attend(&operands);
+    fn forward_saving(self, inputs: [FloatTensor<B>; 3]) -> (FloatTensor<B>, Saved<B>) {
+        let (output, log_sum_exp) = self.attend(&inputs);
         let saved = Saved {
-            operands,
+            operation: self,
+            inputs,
             output: output.clone(),
             log_sum_exp: Arc::new(log_sum_exp),
         };
@@ -36,11 +53,15 @@ impl<B: Host> AttentionKernels for B {
 
     fn backward(
         saved: Saved<B>,
-        gradient: FloatTensor<Self>,
-        wanted: [bool; 3],
-    ) -> [Option<FloatTensor<Self>>; 3] {
-        let Operands { tensors, shape } = &saved.operands;
-        let [query, key, value, cosines, sines] = tensors.each_ref().map(|t| B::values(t));
+        gradient: FloatTensor<B>,
+        needs_grad: [bool; 3],
+    ) -> [Option<FloatTensor<B>>; 3] {
+        let CausalAttention {
+            cosines,
+            sines,
+            shape,
+        } = &saved.operation;
+        let [query, key, value] = saved.inputs.each_ref().map(|t| B::values(t));
         let slices = backward::Saved {
             query: &query,
             key: &key,
@@ -48,27 +69,16 @@ impl<B: Host> AttentionKernels for B {
             output: &B::values(&saved.output),
             log_sum_exp: &saved.log_sum_exp,
             angles: Angles {
-                cosines: &cosines,
-                sines: &sines,
+                cosines: &B::values(cosines),
+                sines: &B::values(sines),
             },
             shape: *shape,
         };
-        let found = backward::backward(&slices, &B::values(&gradient), wanted);
-        let mut shapes = tensors.iter().map(|tensor| tensor.shape());
+        let found = backward::backward(&slices, &B::values(&gradient), needs_grad);
+        let mut shapes = saved.inputs.iter().map(|tensor| tensor.shape());
         found.map(|values| {
             let shape = shapes.next().expect("a shape for each input");
             values.map(|values| B::tensor(values, shape))
         })
     }
-}
-
-/// The output, and the logarithm of each row's sum of exponentials.
-fn attend<B: Host>(operands: &Operands<B>) -> (FloatTensor<B>, Vec<f32>) {
-    let [query, key, value, cosines, sines] = operands.tensors.each_ref().map(|t| B::values(t));
-    let angles = Angles {
-        cosines: &cosines,
-        sines: &sines,
-    };
-    let (output, log_sum_exp) = forward::forward(&query, &key, &value, angles, operands.shape);
-    (B::tensor(output, operands.tensors[0].shape()), log_sum_exp)
 }

@@ -3,9 +3,6 @@
 //! On the CPU backends blocks of queries and keys meet in a core's cache ([`forward`], [`backward`]), on the CubeCL
 //! backends in a cube's registers and shared memory ([`cube`]). The backward pass is written by hand on both.
 
-// NdArray is deprecated upstream; it is kept as an independent second opinion.
-#![allow(deprecated)]
-
 mod backward;
 mod cached;
 #[cfg(feature = "cube")]
@@ -17,29 +14,26 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Debug;
-
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Tensor};
+use firebox_runtime::device::{Kernels, kernels};
 
-pub use cached::{cached_attention, has_cached_attention};
+pub use cached::{cached_attention, cached_attention_reference};
 pub use reference::causal_attention_reference;
 pub use reference::{masked_attention, split_heads};
 pub use rows::AttentionShape;
 
+use crate::operation::{Operation, differentiable};
 use crate::rope::Rotary;
 
 /// `softmax(q kᵀ / √head_dim) v` within each of `batch` sequences, where position i sees positions 0 … i; queries
 /// and keys are turned by their positions first.
 ///
 /// Grouped-query attention (arXiv 2305.13245): `heads / kv_heads` query heads in a row share a key/value head.
-/// The same values as [`causal_attention_reference`], which is what runs for other types than f32. Blocks of queries
-/// meet blocks of keys (FlashAttention-2, arXiv 2307.08691): no matrix of scores comes to memory, queries and values
+/// The same values as [`causal_attention_reference`], which is what runs for other types than f32 and on a
+/// device without kernels. Blocks of queries meet blocks of keys (FlashAttention-2, arXiv 2307.08691): no matrix of scores comes to memory, queries and values
 /// are read where the projections left them, and blocks that causality hides are not computed.
 ///
 /// # Shapes
@@ -62,11 +56,11 @@ pub fn causal_attention(
     if query.dims()[0] == 0 {
         return query; // as empty as the answer, which some backends refuse to compute
     }
-    if query.dtype() != DType::F32 {
+    if kernels(&query.device()) == Kernels::None || query.dtype() != DType::F32 {
         return causal_attention_reference(query, key, value, batch, rotary);
     }
     let (cosines, sines) = rotary.tables();
-    let output = <Dispatch as CausalAttention>::causal_attention(
+    let output = <Dispatch as CausalAttentionBackend>::causal_attention(
         query.into_dispatch(),
         key.into_dispatch(),
         value.into_dispatch(),
@@ -110,14 +104,23 @@ fn shape_of(
     }
 }
 
+/// The operation, of `[query, key, value]`.
+#[derive(Debug, Clone)]
+pub struct CausalAttention<B: Backend> {
+    /// Of the rotary positions, `[length, head_dim / 2]`.
+    cosines: FloatTensor<B>,
+    /// Of the rotary positions, `[length, head_dim / 2]`.
+    sines: FloatTensor<B>,
+    shape: AttentionShape,
+}
+
 /// The backends' side of [`causal_attention`](self::causal_attention).
 #[backend_extension(
     Flex: cfg(feature = "flex"),
-    NdArray: cfg(feature = "ndarray"),
     Cube: cfg(feature = "cube"),
     Autodiff
 )]
-pub trait CausalAttention: Backend {
+pub trait CausalAttentionBackend: Backend {
     /// See [`causal_attention`](self::causal_attention); `cosines` and `sines` are the tables of its rotary
     /// positions, `[length, head_dim / 2]`, and take no gradient.
     fn causal_attention(
@@ -130,34 +133,10 @@ pub trait CausalAttention: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// The tensors of the operation, and their sizes.
-#[derive(Debug, Clone)]
-pub struct Operands<B: Backend> {
-    /// Query, key, value, cosines, sines.
-    tensors: [FloatTensor<B>; 5],
-    shape: AttentionShape,
-}
-
-/// What a backend computes of [`causal_attention`](self::causal_attention) and its gradients.
-pub trait AttentionKernels: Backend {
-    /// What the backward pass needs of the forward pass.
-    type Saved: Clone + Debug + Send + 'static;
-
-    /// The answers, `[batch · length, heads · head_dim]`.
-    fn forward(operands: Operands<Self>) -> FloatTensor<Self>;
-
-    /// [`forward`](Self::forward), and what [`backward`](Self::backward) needs of it.
-    fn forward_saving(operands: Operands<Self>) -> (FloatTensor<Self>, Self::Saved);
-
-    /// The gradients of query, key and value that are `wanted`, from that of the output.
-    fn backward(
-        saved: Self::Saved,
-        gradient: FloatTensor<Self>,
-        wanted: [bool; 3],
-    ) -> [Option<FloatTensor<Self>>; 3];
-}
-
-impl<B: AttentionKernels> CausalAttention for B {
+impl<B: Backend> CausalAttentionBackend for B
+where
+    CausalAttention<B>: Operation<B, 3>,
+{
     fn causal_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -166,12 +145,19 @@ impl<B: AttentionKernels> CausalAttention for B {
         sines: FloatTensor<Self>,
         shape: AttentionShape,
     ) -> FloatTensor<Self> {
-        let tensors = [query, key, value, cosines, sines];
-        B::forward(Operands { tensors, shape })
+        let operation = CausalAttention::<B> {
+            cosines,
+            sines,
+            shape,
+        };
+        operation.forward([query, key, value])
     }
 }
 
-impl<B: AttentionKernels, C: CheckpointStrategy> CausalAttention for Autodiff<B, C> {
+impl<B: Backend, C: CheckpointStrategy> CausalAttentionBackend for Autodiff<B, C>
+where
+    CausalAttention<B>: Operation<B, 3>,
+{
     fn causal_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -180,37 +166,11 @@ impl<B: AttentionKernels, C: CheckpointStrategy> CausalAttention for Autodiff<B,
         sines: FloatTensor<Self>,
         shape: AttentionShape,
     ) -> FloatTensor<Self> {
-        let parents = [query.node(), key.node(), value.node()];
-        let tensors = [query, key, value, cosines, sines].map(|tensor| tensor.into_primitive());
-        let operands = Operands::<B> { tensors, shape };
-        match CausalAttentionBackward
-            .prepare::<C>(parents)
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => {
-                let (output, saved) = B::forward_saving(operands);
-                prep.finish(saved, output)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::forward(operands)),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct CausalAttentionBackward;
-
-impl<B: AttentionKernels> Backward<B, 3> for CausalAttentionBackward {
-    type State = B::Saved;
-
-    fn backward(self, ops: Ops<Self::State, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let gradient = gradients.consume::<B>(&ops.node);
-        let wanted = ops.parents.each_ref().map(Option::is_some);
-        let found = B::backward(ops.state, gradient, wanted);
-        for (node, gradient) in ops.parents.into_iter().zip(found) {
-            if let (Some(node), Some(gradient)) = (node, gradient) {
-                gradients.register::<B>(node.id, gradient);
-            }
-        }
+        let operation = CausalAttention::<B> {
+            cosines: cosines.into_primitive(),
+            sines: sines.into_primitive(),
+            shape,
+        };
+        differentiable::<_, B, C, 3>(operation, [query, key, value])
     }
 }

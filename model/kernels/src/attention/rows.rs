@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use crate::host::simd::vectorized;
+use crate::host::uninit::vec_uninit_with;
 
 /// Widths of rows of scores are rounded up to whole groups of this many, which loops over them turn into vector
 /// instructions without a remainder.
@@ -125,25 +126,8 @@ pub(super) fn turned_keys(key: &[f32], angles: Angles<'_>, shape: AttentionShape
     // SAFETY: every value belongs to a head's position, and each of those is written.
     #[allow(unsafe_code)]
     unsafe {
-        written(key.len(), fill)
+        vec_uninit_with(key.len(), fill)
     }
-}
-
-/// A vector of values that `fill` writes; what is overwritten anyway need not be zeros first.
-///
-/// # Safety
-///
-/// `fill` must write every value.
-#[allow(unsafe_code)]
-pub(super) unsafe fn written(
-    length: usize,
-    fill: impl FnOnce(&mut [MaybeUninit<f32>]),
-) -> Vec<f32> {
-    let mut values = Vec::with_capacity(length);
-    fill(&mut values.spare_capacity_mut()[..length]);
-    // SAFETY: there is room for `length` values, and the caller vouches that all of them are written.
-    unsafe { values.set_len(length) };
-    values
 }
 
 /// The blocks of keys that the positions before `end` see.
@@ -153,7 +137,7 @@ pub(super) fn key_blocks(end: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// The first of `size` values of a buffer that grows where it is too small; what they are is left over from before.
-pub(super) fn room(buffer: &mut Vec<f32>, size: usize) -> &mut [f32] {
+pub(super) fn scratch_slice(buffer: &mut Vec<f32>, size: usize) -> &mut [f32] {
     if buffer.len() < size {
         buffer.resize(size, 0.0);
     }

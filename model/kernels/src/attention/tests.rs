@@ -4,9 +4,10 @@ use proptest::prelude::*;
 use super::*;
 use firebox_runtime::device::is_host;
 use firebox_runtime::on_every_device;
-use firebox_runtime::testing::{devices, reads_nothing};
+use firebox_runtime::testing::{assert_close, devices, reads_nothing, values};
 
 on_every_device!(
+    two_positions,
     equals_the_reference,
     one_position_and_lengths_around_those_of_blocks,
     heads_that_share_keys_in_parts,
@@ -104,6 +105,18 @@ fn assert_same(shape: AttentionShape, size: f32, device: &Device) -> Result<(), 
         );
     }
     Ok(())
+}
+
+// The second position's scores are 0 and ln 3, its weights 1/4 and 3/4. Rotary positions leave a query and a key of the
+// same position as they are to each other.
+fn two_positions(device: Device) {
+    let matrix = |rows: [[f32; 2]; 2]| Tensor::<2>::from_floats(rows, &device);
+    let query = matrix([[5.0, 7.0], [2f32.sqrt(), 0.0]]);
+    let key = matrix([[0.0, 0.0], [3f32.ln(), 0.0]]);
+    let value = matrix([[4.0, 0.0], [0.0, 8.0]]);
+    let rotary = Rotary::new(0, 2, 2, 1e4, &device);
+    let output = causal_attention(query, key, value, 1, &rotary);
+    assert_close("output", &values(output), &[4.0, 0.0, 1.0, 6.0], 5e-7).unwrap();
 }
 
 fn equals_the_reference(device: Device) {

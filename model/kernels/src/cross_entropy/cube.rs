@@ -1,17 +1,17 @@
 //! Cross-entropy in CubeCL: nothing is read back, targets and gradient least of all.
 
 use burn::backend::ops::IntTensorOps;
-use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, TensorMetadata};
 use burn::tensor::{DType, IntDType};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-use super::CrossEntropyKernels;
+use super::CrossEntropy;
 use crate::cube::{
     UNITS, contiguous, empty_float, owned, sum, sum_of_group, units, vector_size, zeros,
 };
+use crate::operation::Operation;
 
 /// The largest vocabulary of which a cube takes several rows.
 const NARROW: usize = 2048;
@@ -22,6 +22,7 @@ const FEW: usize = 32;
 /// lose the last bits of the sum.
 #[derive(Debug, Clone)]
 pub struct Saved {
+    logits: CubeTensor,
     targets: CubeTensor,
     counted: CubeTensor,
     /// `[tokens]`
@@ -30,22 +31,20 @@ pub struct Saved {
     sums: CubeTensor,
 }
 
-impl CrossEntropyKernels for Cube {
+impl Operation<Cube, 1> for CrossEntropy<Cube> {
     type Saved = Saved;
 
-    fn forward(
-        logits: &FloatTensor<Self>,
-        targets: IntTensor<Self>,
-        counted: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, Saved) {
+    fn forward_saving(self, [logits]: [CubeTensor; 1]) -> (CubeTensor, Saved) {
         let [tokens, vocabulary] = logits.shape().dims();
-        let [maxima, sums, nats] = [(); 3].map(|()| empty_float(logits, [tokens]));
+        let [maxima, sums, nats] = [(); 3].map(|()| empty_float(&logits, [tokens]));
         let saved = Saved {
-            targets: contiguous(Self::int_cast(targets, IntDType::I32)),
-            counted: contiguous(counted),
+            logits,
+            targets: contiguous(Cube::int_cast(self.targets, IntDType::I32)),
+            counted: contiguous(self.counted),
             maxima,
             sums,
         };
+        let logits = &saved.logits;
         if tokens == 0 {
             return (zeros(logits, [1], DType::F32), saved);
         }
@@ -70,16 +69,12 @@ impl CrossEntropyKernels for Cube {
         (sum(nats), saved)
     }
 
-    fn backward(
-        logits: FloatTensor<Self>,
-        saved: Saved,
-        gradient: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        let [tokens, vocabulary] = logits.shape().dims();
+    fn backward(saved: Saved, gradient: CubeTensor, _: [bool; 1]) -> [Option<CubeTensor>; 1] {
+        let [tokens, vocabulary] = saved.logits.shape().dims();
         if tokens == 0 {
-            return logits;
+            return [Some(saved.logits)];
         }
-        let logits = owned(logits);
+        let logits = owned(saved.logits);
         let client = logits.client.clone();
         let size = vector_size(vocabulary);
         let (count, dim) = units(&client, tokens * vocabulary / size);
@@ -96,7 +91,7 @@ impl CrossEntropyKernels for Cube {
             contiguous(gradient).into_buffer_arg(),
             vocabulary / size,
         );
-        logits
+        [Some(logits)]
     }
 }
 

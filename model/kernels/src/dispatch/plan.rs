@@ -5,8 +5,8 @@ use std::sync::Arc;
 use burn::backend::Dispatch;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use super::{DispatchBackend, HostPlan, Tables};
-use firebox_runtime::device::is_host;
+use super::{DispatchBackend, HostPlan, Tables, reference};
+use firebox_runtime::device::{Kernels, is_host, kernels};
 
 /// Which row of the experts' work belongs to which assignment.
 ///
@@ -46,6 +46,10 @@ impl DispatchPlan {
             [] => Tensor::<1>::zeros([experts], &device),
             bias => Tensor::from_floats(bias, &device),
         };
+        if kernels(&device) == Kernels::None {
+            let chosen = integers(&reference::choose(scores, bias, per_token));
+            return Self::new(&chosen, experts, per_token, &device);
+        }
         let tables = <Dispatch as DispatchBackend>::choose(
             scores.into_dispatch(),
             bias.into_dispatch(),
@@ -122,6 +126,9 @@ impl DispatchPlan {
             Some(valid) => valid.clone().inner(),
             None => Tensor::ones([self.tokens], &self.device),
         };
+        if kernels(&self.device) == Kernels::None {
+            return reference::load(&self.chosen(), self.experts, valid);
+        }
         let load = <Dispatch as DispatchBackend>::load(valid.into_dispatch(), self.tables.clone());
         Tensor::from_dispatch(load)
     }
@@ -136,12 +143,17 @@ impl DispatchPlan {
         match &self.tables {
             Tables::Host(plan) => plan.clone(),
             Tables::Device { .. } => {
-                let chosen = self.chosen().into_data();
-                let chosen: Vec<u32> = chosen.iter::<i32>().map(|expert| expert as u32).collect();
+                let chosen = integers(&self.chosen());
                 Arc::new(HostPlan::new(&chosen, self.experts, self.per_token))
             }
         }
     }
+}
+
+/// Indices on the host.
+fn integers(indices: &Tensor<2, Int>) -> Vec<u32> {
+    let data = indices.to_data();
+    data.iter::<i64>().map(|index| index as u32).collect()
 }
 
 fn upload(plan: &HostPlan, device: &Device) -> Tables<Dispatch> {

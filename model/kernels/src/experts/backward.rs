@@ -1,12 +1,15 @@
 //! Backward over slices.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::activation::activate_backward;
 use super::forward::{Inputs, Saved};
-use super::rows::{BLOCK, Block, blocks, combine, even_parts, gather, pieces, room};
+use super::rows::{BLOCK, Block, blocks, combine, even_parts, gather, pieces};
 use crate::dispatch::HostPlan;
 use crate::host::gemm::{Into, Matrix, product, product_into_new};
+use crate::host::uninit::{vec_uninit_with, vecs_uninit_with};
 
 /// The most rows of a weight matrix's gradient that are computed by one task.
 const GRADIENT_ROWS: usize = 128;
@@ -24,6 +27,31 @@ pub struct ByInput<T> {
     pub up: T,
     /// `[experts, d_ff, d_model]`
     pub down: T,
+}
+
+impl<T> From<[T; 5]> for ByInput<T> {
+    fn from([x, weights, gate, up, down]: [T; 5]) -> Self {
+        Self {
+            x,
+            weights,
+            gate,
+            up,
+            down,
+        }
+    }
+}
+
+impl<T> From<ByInput<T>> for [T; 5] {
+    fn from(by_input: ByInput<T>) -> Self {
+        let ByInput {
+            x,
+            weights,
+            gate,
+            up,
+            down,
+        } = by_input;
+        [x, weights, gate, up, down]
+    }
 }
 
 /// The gradients that are `wanted`, from that of the output, `[tokens, d_model]`.
@@ -90,32 +118,30 @@ fn hidden_gradients(
 ) -> (Vec<f32>, Vec<f32>) {
     let (rows, d_model, d_ff) = (factors.len(), inputs.d_model, inputs.d_ff);
     let lengths = |width| blocks.iter().map(move |block| block.rows.len() * width);
-    let [mut by_row, mut hidden] = [const { Vec::new() }; 2];
-    blocks
-        .par_iter()
-        .zip(pieces(gate, lengths(d_ff)))
-        .zip(pieces(up, lengths(d_ff)))
-        .zip(pieces(factors, lengths(1)))
-        .zip(pieces(room(&mut by_row, rows * d_model), lengths(d_model)))
-        .zip(pieces(room(&mut hidden, rows * d_ff), lengths(d_ff)))
-        .with_max_len(1)
-        .for_each(|(((((block, gate), up), factors), by_row), hidden)| {
-            let tokens = &inputs.plan.token_of_row[block.rows.clone()];
-            let by_row = Matrix::new(
-                gather(gradient, tokens, d_model, by_row),
-                tokens.len(),
-                d_model,
-            );
-            let down = Matrix::new(inputs.matrix(inputs.down, block.expert), d_ff, d_model);
-            let products = product_into_new(by_row, down.t(), 1.0, hidden);
-            activate_backward(gate, up, products, factors, d_ff);
-        });
-    // SAFETY: the blocks' pieces fill both, and each was written.
+    let fill = |[by_row, hidden]: [&mut [MaybeUninit<f32>]; 2]| {
+        blocks
+            .par_iter()
+            .zip(pieces(gate, lengths(d_ff)))
+            .zip(pieces(up, lengths(d_ff)))
+            .zip(pieces(factors, lengths(1)))
+            .zip(pieces(by_row, lengths(d_model)))
+            .zip(pieces(hidden, lengths(d_ff)))
+            .with_max_len(1)
+            .for_each(|(((((block, gate), up), factors), by_row), hidden)| {
+                let tokens = &inputs.plan.token_of_row[block.rows.clone()];
+                let by_row = Matrix::new(
+                    gather(gradient, tokens, d_model, by_row),
+                    tokens.len(),
+                    d_model,
+                );
+                let down = Matrix::new(inputs.matrix(inputs.down, block.expert), d_ff, d_model);
+                let products = product_into_new(by_row, down.t(), 1.0, hidden);
+                activate_backward(gate, up, products, factors, d_ff);
+            });
+    };
+    // SAFETY: the blocks' pieces fill both, and each is written.
     #[allow(unsafe_code)]
-    unsafe {
-        by_row.set_len(rows * d_model);
-        hidden.set_len(rows * d_ff);
-    }
+    let [by_row, hidden] = unsafe { vecs_uninit_with([rows * d_model, rows * d_ff], fill) };
     (by_row, hidden)
 }
 
@@ -123,19 +149,19 @@ fn hidden_gradients(
 fn gather_all(inputs: &Inputs, blocks: &[Block]) -> Vec<f32> {
     let (plan, d_model) = (inputs.plan, inputs.d_model);
     let length = plan.token_of_row.len() * d_model;
-    let mut rows = Vec::new();
-    let of_block = blocks.iter().map(|block| block.rows.len() * d_model);
-    let of_block = pieces(room(&mut rows, length), of_block);
-    blocks.par_iter().zip(of_block).for_each(|(block, rows)| {
-        let tokens = &plan.token_of_row[block.rows.clone()];
-        gather(inputs.x, tokens, d_model, rows);
-    });
-    // SAFETY: the blocks' pieces fill the rows, and each was written.
+    let fill = |rows: &mut [MaybeUninit<f32>]| {
+        let of_block = blocks.iter().map(|block| block.rows.len() * d_model);
+        let of_block = pieces(rows, of_block);
+        blocks.par_iter().zip(of_block).for_each(|(block, rows)| {
+            let tokens = &plan.token_of_row[block.rows.clone()];
+            gather(inputs.x, tokens, d_model, rows);
+        });
+    };
+    // SAFETY: the blocks' pieces fill the rows, and each is written.
     #[allow(unsafe_code)]
     unsafe {
-        rows.set_len(length);
+        vec_uninit_with(length, fill)
     }
-    rows
 }
 
 /// `leftᵀ right` over the rows of each expert, `[experts, left, right]`, each value written once: zeros for an
@@ -152,31 +178,31 @@ fn stack_gradient(
     let tasks: Vec<_> = (0..plan.experts)
         .flat_map(|expert| even_parts(d_left, GRADIENT_ROWS).map(move |part| (expert, part)))
         .collect();
-    let mut gradient = Vec::new();
-    let of_task = tasks.iter().map(|(_, part)| part.len() * d_right);
-    let of_task = pieces(room(&mut gradient, length), of_task);
-    tasks
-        .par_iter()
-        .zip(of_task)
-        .with_max_len(1)
-        .for_each(|((expert, part), gradient)| {
-            let (start, end) = (plan.offsets[*expert], plan.offsets[expert + 1]);
-            if start == end {
-                gradient.fill(std::mem::MaybeUninit::new(0.0));
-                return;
-            }
-            let left = &left[start * d_left + part.start..];
-            let left = Matrix::strided(left, end - start, part.len(), d_left);
-            let right = &right[start * d_right..end * d_right];
-            let right = Matrix::new(right, end - start, d_right);
-            product_into_new(left.t(), right, 1.0, gradient);
-        });
-    // SAFETY: the tasks' pieces fill the gradient, and each was written.
+    let fill = |gradient: &mut [MaybeUninit<f32>]| {
+        let of_task = tasks.iter().map(|(_, part)| part.len() * d_right);
+        let of_task = pieces(gradient, of_task);
+        tasks
+            .par_iter()
+            .zip(of_task)
+            .with_max_len(1)
+            .for_each(|((expert, part), gradient)| {
+                let (start, end) = (plan.offsets[*expert], plan.offsets[expert + 1]);
+                if start == end {
+                    gradient.fill(MaybeUninit::new(0.0));
+                    return;
+                }
+                let left = &left[start * d_left + part.start..];
+                let left = Matrix::strided(left, end - start, part.len(), d_left);
+                let right = &right[start * d_right..end * d_right];
+                let right = Matrix::new(right, end - start, d_right);
+                product_into_new(left.t(), right, 1.0, gradient);
+            });
+    };
+    // SAFETY: the tasks' pieces fill the gradient, and each is written.
     #[allow(unsafe_code)]
     unsafe {
-        gradient.set_len(length);
+        vec_uninit_with(length, fill)
     }
-    gradient
 }
 
 /// d(x) by row, `[rows, d_model]`, in place of what is there.

@@ -6,10 +6,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::activation::activate;
-use super::rows::{BLOCK, Block, blocks, combine, even_parts, gather, pieces, room};
+use super::rows::{BLOCK, Block, blocks, combine, even_parts, gather, pieces};
 use crate::dispatch::HostPlan;
 use crate::dtype::StorageFloat;
 use crate::host::gemv::{Layout, Weights};
+use crate::host::uninit::{uninit, vec_uninit_with, vecs_uninit_with};
 
 /// With fewer tasks than this, the hidden width is cut too, so that a few tokens occupy several cores.
 const TASKS: usize = 16;
@@ -80,7 +81,12 @@ impl<'a, T: StorageFloat> Inputs<'a, T> {
         let (d_model, d_ff) = (self.d_model, self.d_ff);
         let count = block.rows.len();
         let tokens = &self.plan.token_of_row[block.rows.clone()];
-        let rows = gather(self.x, tokens, d_model, room(scratch_rows, count * d_model));
+        let rows = gather(
+            self.x,
+            tokens,
+            d_model,
+            uninit(scratch_rows, count * d_model),
+        );
         let into = |stack| {
             let matrix = self.matrix(stack, block.expert);
             Weights::new(matrix, d_model, d_ff, Layout::Inputs).outputs(columns.clone())
@@ -107,25 +113,24 @@ pub fn forward<T: StorageFloat>(inputs: &Inputs<T>) -> Vec<f32> {
         .collect();
 
     let length = columns.len() * rows * d_model;
-    let mut answers = Vec::new();
-    let of_task = tasks.iter().map(|(block, _)| block.rows.len() * d_model);
-    let of_task = pieces(room(&mut answers, length), of_task);
-    tasks.par_iter().zip(of_task).with_max_len(1).for_each_init(
-        Scratch::default,
-        |scratch, ((block, columns), answers)| {
-            let size = block.rows.len() * columns.len();
-            let [gate, up, hidden] =
-                [&mut scratch.gate, &mut scratch.up, &mut scratch.hidden].map(|v| room(v, size));
-            let places = [gate, up, hidden, answers];
-            let buffers = [&mut scratch.rows, &mut scratch.panel];
-            inputs.answer(block, columns.clone(), buffers, places);
-        },
-    );
-    // SAFETY: the tasks' pieces fill the answers, and each was written.
+    let fill = |answers: &mut [MaybeUninit<f32>]| {
+        let of_task = tasks.iter().map(|(block, _)| block.rows.len() * d_model);
+        let of_task = pieces(answers, of_task);
+        tasks.par_iter().zip(of_task).with_max_len(1).for_each_init(
+            Scratch::default,
+            |scratch, ((block, columns), answers)| {
+                let size = block.rows.len() * columns.len();
+                let [gate, up, hidden] = [&mut scratch.gate, &mut scratch.up, &mut scratch.hidden]
+                    .map(|v| uninit(v, size));
+                let places = [gate, up, hidden, answers];
+                let buffers = [&mut scratch.rows, &mut scratch.panel];
+                inputs.answer(block, columns.clone(), buffers, places);
+            },
+        );
+    };
+    // SAFETY: the tasks' pieces fill the answers, and each is written.
     #[allow(unsafe_code)]
-    unsafe {
-        answers.set_len(length);
-    }
+    let answers = unsafe { vec_uninit_with(length, fill) };
     let factors = Some(inputs.weights);
     combine(inputs.plan, &answers, columns.len(), factors, d_model)
 }
@@ -134,35 +139,28 @@ pub fn forward<T: StorageFloat>(inputs: &Inputs<T>) -> Vec<f32> {
 pub fn forward_saving(inputs: &Inputs) -> (Vec<f32>, Saved) {
     let (rows, d_model, d_ff) = (inputs.rows(), inputs.d_model, inputs.d_ff);
     let blocks = blocks(inputs.plan, BLOCK);
-    let [mut gate, mut up, mut answers] = [const { Vec::new() }; 3];
-    let of_block = |buffer, width| {
-        pieces(
-            room(buffer, rows * width),
-            blocks.iter().map(|block| block.rows.len() * width),
-        )
+    let lengths = |width| blocks.iter().map(move |block| block.rows.len() * width);
+    let fill = |[gate, up, answers]: [&mut [MaybeUninit<f32>]; 3]| {
+        blocks
+            .par_iter()
+            .zip(pieces(gate, lengths(d_ff)))
+            .zip(pieces(up, lengths(d_ff)))
+            .zip(pieces(answers, lengths(d_model)))
+            .with_max_len(1)
+            .for_each_init(
+                Scratch::default,
+                |scratch, (((block, gate), up), answers)| {
+                    let hidden = uninit(&mut scratch.hidden, block.rows.len() * d_ff);
+                    let places = [gate, up, hidden, answers];
+                    let buffers = [&mut scratch.rows, &mut scratch.panel];
+                    inputs.answer(block, 0..d_ff, buffers, places);
+                },
+            );
     };
-    blocks
-        .par_iter()
-        .zip(of_block(&mut gate, d_ff))
-        .zip(of_block(&mut up, d_ff))
-        .zip(of_block(&mut answers, d_model))
-        .with_max_len(1)
-        .for_each_init(
-            Scratch::default,
-            |scratch, (((block, gate), up), answers)| {
-                let hidden = room(&mut scratch.hidden, block.rows.len() * d_ff);
-                let places = [gate, up, hidden, answers];
-                let buffers = [&mut scratch.rows, &mut scratch.panel];
-                inputs.answer(block, 0..d_ff, buffers, places);
-            },
-        );
-    // SAFETY: the blocks' pieces fill the three, and each was written.
+    let lengths = [rows * d_ff, rows * d_ff, rows * d_model];
+    // SAFETY: the blocks' pieces fill the three, and each is written.
     #[allow(unsafe_code)]
-    unsafe {
-        gate.set_len(rows * d_ff);
-        up.set_len(rows * d_ff);
-        answers.set_len(rows * d_model);
-    }
+    let [gate, up, answers] = unsafe { vecs_uninit_with(lengths, fill) };
     let output = combine(inputs.plan, &answers, 1, Some(inputs.weights), d_model);
     (output, Saved { gate, up })
 }

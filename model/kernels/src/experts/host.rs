@@ -1,37 +1,43 @@
-//! The CPU backends' side: tensors to slices and back.
+//! The CPU kernels' side: tensors to slices and back.
 
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 
+use super::Experts;
 use super::backward::{self, ByInput};
-use super::forward::{self, Inputs, Saved};
-use super::{ExpertsKernels, Operands};
+use super::forward::{self, Inputs};
 use crate::dispatch::Tables;
 use crate::dtype::StorageFloat;
 use crate::host::Host;
 use crate::host::gemv::Held;
+use crate::operation::Operation;
 
-impl<B: Host> Operands<B> {
-    /// What `work` makes of the operands' values, whose weights are f32. It runs inside the thread pool as a whole:
-    /// entering the pool anew for each of its steps takes about as long as the steps of a single token.
-    fn with_values<R: Send>(&self, work: impl FnOnce(&Inputs) -> R + Send) -> R {
-        let [_, _, gate, up, down] = self.tensors.each_ref().map(|tensor| B::values(tensor));
-        self.with([&gate, &up, &down], work)
+impl<B: Host> Experts<B> {
+    /// What `work` makes of the inputs' values, whose weights are f32.
+    fn with_values<R: Send>(
+        &self,
+        inputs: &[FloatTensor<B>; 5],
+        work: impl FnOnce(&Inputs) -> R + Send,
+    ) -> R {
+        let [_, _, gate, up, down] = inputs.each_ref().map(|tensor| B::values(tensor));
+        self.with(inputs, [&gate, &up, &down], work)
     }
 
+    /// It runs inside the thread pool as a whole: entering the pool anew for each of its steps takes about as long as
+    /// the steps of a single token.
     fn with<T: StorageFloat, R: Send>(
         &self,
+        inputs: &[FloatTensor<B>; 5],
         [gate, up, down]: [&[T]; 3],
         work: impl FnOnce(&Inputs<T>) -> R + Send,
     ) -> R {
         let Tables::Host(plan) = &self.tables else {
             unreachable!("a CPU backend makes no other");
         };
-        let [x, weights] = [0, 1].map(|operand: usize| B::values(&self.tensors[operand]));
-        let [_, d_model, d_ff] = self.tensors[2].shape().dims();
+        let [_, d_model, d_ff] = inputs[2].shape().dims();
         let inputs = Inputs {
-            x: &x,
-            weights: &weights,
+            x: &B::values(&inputs[0]),
+            weights: &B::values(&inputs[1]),
             gate,
             up,
             down,
@@ -43,47 +49,46 @@ impl<B: Host> Operands<B> {
     }
 }
 
-impl<B: Host> ExpertsKernels for B {
-    type Saved = Saved;
+impl<B: Host> Operation<B, 5> for Experts<B> {
+    type Saved = (Self, [FloatTensor<B>; 5], forward::Saved);
 
-    fn forward(operands: &Operands<Self>) -> FloatTensor<Self> {
-        let [_, _, gate, up, down] = operands.tensors.each_ref().map(|t| B::weights(t));
+    fn forward(self, inputs: [FloatTensor<B>; 5]) -> FloatTensor<B> {
+        let [_, _, gate, up, down] = inputs.each_ref().map(|t| B::weights(t));
         let output = match (&gate, &up, &down) {
             (Held::F32(gate), Held::F32(up), Held::F32(down)) => {
-                operands.with([gate, up, down], forward::forward)
+                self.with(&inputs, [gate, up, down], forward::forward)
             }
             (Held::Bf16(gate), Held::Bf16(up), Held::Bf16(down)) => {
-                operands.with([gate, up, down], forward::forward)
+                self.with(&inputs, [gate, up, down], forward::forward)
             }
             (Held::F16(gate), Held::F16(up), Held::F16(down)) => {
-                operands.with([gate, up, down], forward::forward)
+                self.with(&inputs, [gate, up, down], forward::forward)
             }
             _ => unreachable!("weights of one type, as was checked"),
         };
-        B::tensor(output, operands.tensors[0].shape())
+        B::tensor(output, inputs[0].shape())
     }
 
-    fn forward_saving(operands: &Operands<Self>) -> (FloatTensor<Self>, Saved) {
-        let (output, saved) = operands.with_values(forward::forward_saving);
-        (B::tensor(output, operands.tensors[0].shape()), saved)
+    fn forward_saving(self, inputs: [FloatTensor<B>; 5]) -> (FloatTensor<B>, Self::Saved) {
+        let (output, saved) = self.with_values(&inputs, forward::forward_saving);
+        let output = B::tensor(output, inputs[0].shape());
+        (output, (self, inputs, saved))
     }
 
     fn backward(
-        operands: &Operands<Self>,
-        saved: Saved,
-        gradient: FloatTensor<Self>,
-        wanted: ByInput<bool>,
-    ) -> ByInput<Option<FloatTensor<Self>>> {
+        (operation, inputs, saved): Self::Saved,
+        gradient: FloatTensor<B>,
+        needs_grad: [bool; 5],
+    ) -> [Option<FloatTensor<B>>; 5] {
         let gradient = B::values(&gradient);
-        let found =
-            operands.with_values(|inputs| backward::backward(inputs, saved, &gradient, wanted));
-        let [x, weights, gate, up, down] = operands.tensors.each_ref().map(|t| t.shape());
-        ByInput {
-            x: found.x.map(|values| B::tensor(values, x)),
-            weights: found.weights.map(|values| B::tensor(values, weights)),
-            gate: found.gate.map(|values| B::tensor(values, gate)),
-            up: found.up.map(|values| B::tensor(values, up)),
-            down: found.down.map(|values| B::tensor(values, down)),
-        }
+        let needs_grad = ByInput::from(needs_grad);
+        let found = operation.with_values(&inputs, |inputs| {
+            backward::backward(inputs, saved, &gradient, needs_grad)
+        });
+        let mut shapes = inputs.iter().map(|tensor| tensor.shape());
+        <[_; 5]>::from(found).map(|values| {
+            let shape = shapes.next().expect("a shape for each input");
+            values.map(|values| B::tensor(values, shape))
+        })
     }
 }

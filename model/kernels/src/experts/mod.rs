@@ -4,9 +4,6 @@
 //! product to the next ([`forward`]). On the CubeCL backends each product is one launch over all experts, whatever
 //! their load ([`cube`]). The backward pass is written by hand on both.
 
-// NdArray is deprecated upstream; it is kept as an independent second opinion.
-#![allow(deprecated)]
-
 mod activation;
 mod backward;
 #[cfg(feature = "cube")]
@@ -17,12 +14,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Debug;
-
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::activation::silu;
@@ -31,8 +23,8 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use super::dispatch::Tables;
 use super::linear_reference;
 use crate::dispatch::DispatchPlan;
-use backward::ByInput;
-use firebox_runtime::device::is_host;
+use crate::operation::{Operation, differentiable};
+use firebox_runtime::device::{Kernels, kernels};
 
 /// Each token's sum of what its experts answer: `y[t] = Σ_j w[t, j] · SwiGLU_e(x[t])`, with e the j-th expert of
 /// token t and `SwiGLU_e(x) = (silu(x W_gate[e]) ⊙ x W_up[e]) W_down[e]` (arXiv 2002.05202).
@@ -55,13 +47,17 @@ pub fn experts(
     down: Tensor<3>,
     plan: &DispatchPlan,
 ) -> Tensor<2> {
-    // Weights of other types than f32 have a kernel on the CPU alone, and no gradient.
+    check(&x, &weights, [&gate, &up, &down], plan);
     let device = x.device();
-    if gate.dtype() != DType::F32 && (!is_host(&device) || device.is_autodiff()) {
+    let kernels = kernels(&device);
+    if kernels == Kernels::None {
+        return experts_reference(x, weights, gate, up, down, plan);
+    }
+    // Weights of other types than f32 have a kernel over slices alone, and no gradient.
+    if gate.dtype() != DType::F32 && (kernels == Kernels::Cube || device.is_autodiff()) {
         let [gate, up, down] = [gate, up, down].map(|stack| stack.cast(DType::F32));
         return experts(x, weights, gate, up, down, plan);
     }
-    check(&x, &weights, [&gate, &up, &down], plan);
     Tensor::from_dispatch(<Dispatch as ExpertsBackend>::experts(
         x.into_dispatch(),
         weights.into_dispatch(),
@@ -131,7 +127,7 @@ pub fn experts_reference(
 /// When the shapes do not fit each other.
 pub fn swiglu(x: Tensor<2>, gate: Tensor<2>, up: Tensor<2>, down: Tensor<2>) -> Tensor<2> {
     let (device, [tokens, _]) = (x.device(), x.dims());
-    if !is_host(&device) {
+    if kernels(&device) != Kernels::Slices {
         return swiglu_reference(x, gate, up, down);
     }
     experts(
@@ -178,10 +174,15 @@ fn check(x: &Tensor<2>, weights: &Tensor<2>, stacks: [&Tensor<3>; 3], plan: &Dis
     );
 }
 
+/// The operation, of `[x, weights, gate, up, down]`.
+#[derive(Debug, Clone)]
+pub struct Experts<B: Backend> {
+    tables: Tables<B>,
+}
+
 /// The backends' side of [`experts`].
 #[backend_extension(
     Flex: cfg(feature = "flex"),
-    NdArray: cfg(feature = "ndarray"),
     Cube: cfg(feature = "cube"),
     Autodiff
 )]
@@ -197,35 +198,10 @@ pub trait ExpertsBackend: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// The tensors of the operation, and the tables of its plan.
-#[derive(Debug, Clone)]
-pub struct Operands<B: Backend> {
-    /// x, router weights, gate, up, down.
-    tensors: [FloatTensor<B>; 5],
-    tables: Tables<B>,
-}
-
-/// What a backend computes of [`experts`] and its gradients.
-pub trait ExpertsKernels: Backend {
-    /// What the backward pass needs of the forward pass.
-    type Saved: Clone + Debug + Send + 'static;
-
-    /// Each token's sum of what its experts answer, `[tokens, d_model]`.
-    fn forward(operands: &Operands<Self>) -> FloatTensor<Self>;
-
-    /// [`forward`](Self::forward), and what [`backward`](Self::backward) needs of it.
-    fn forward_saving(operands: &Operands<Self>) -> (FloatTensor<Self>, Self::Saved);
-
-    /// The gradients that are `wanted`, from that of the output.
-    fn backward(
-        operands: &Operands<Self>,
-        saved: Self::Saved,
-        gradient: FloatTensor<Self>,
-        wanted: ByInput<bool>,
-    ) -> ByInput<Option<FloatTensor<Self>>>;
-}
-
-impl<B: ExpertsKernels> ExpertsBackend for B {
+impl<B: Backend> ExpertsBackend for B
+where
+    Experts<B>: Operation<B, 5>,
+{
     fn experts(
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
@@ -234,12 +210,14 @@ impl<B: ExpertsKernels> ExpertsBackend for B {
         down: FloatTensor<Self>,
         tables: Tables<Self>,
     ) -> FloatTensor<Self> {
-        let tensors = [x, weights, gate, up, down];
-        B::forward(&Operands { tensors, tables })
+        Experts::<B> { tables }.forward([x, weights, gate, up, down])
     }
 }
 
-impl<B: ExpertsKernels, C: CheckpointStrategy> ExpertsBackend for Autodiff<B, C> {
+impl<B: Backend, C: CheckpointStrategy> ExpertsBackend for Autodiff<B, C>
+where
+    Experts<B>: Operation<B, 5>,
+{
     fn experts(
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
@@ -248,50 +226,8 @@ impl<B: ExpertsKernels, C: CheckpointStrategy> ExpertsBackend for Autodiff<B, C>
         down: FloatTensor<Self>,
         tables: Tables<Self>,
     ) -> FloatTensor<Self> {
-        let tensors = [x, weights, gate, up, down];
-        let parents = tensors.each_ref().map(|tensor| tensor.node());
-        let tensors = tensors.map(|tensor| tensor.into_primitive());
-        let operands = Operands::<B> {
-            tensors,
-            tables: tables.without_autodiff(),
-        };
-        match ExpertsBackward
-            .prepare::<C>(parents)
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => {
-                let (output, saved) = B::forward_saving(&operands);
-                prep.finish((operands, saved), output)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::forward(&operands)),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct ExpertsBackward;
-
-impl<B: ExpertsKernels> Backward<B, 5> for ExpertsBackward {
-    type State = (Operands<B>, B::Saved);
-
-    fn backward(self, ops: Ops<Self::State, 5>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let gradient = gradients.consume::<B>(&ops.node);
-        let (operands, saved) = ops.state;
-        let [x, weights, gate, up, down] = ops.parents.each_ref().map(|node| node.is_some());
-        let wanted = ByInput {
-            x,
-            weights,
-            gate,
-            up,
-            down,
-        };
-        let found = B::backward(&operands, saved, gradient, wanted);
-        let found = [found.x, found.weights, found.gate, found.up, found.down];
-        for (node, gradient) in ops.parents.into_iter().zip(found) {
-            if let (Some(node), Some(gradient)) = (node, gradient) {
-                gradients.register::<B>(node.id, gradient);
-            }
-        }
+        let tables = tables.without_autodiff();
+        let operation = Experts::<B> { tables };
+        differentiable::<_, B, C, 5>(operation, [x, weights, gate, up, down])
     }
 }

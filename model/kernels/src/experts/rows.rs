@@ -6,6 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::dispatch::HostPlan;
+use crate::host::uninit::vec_uninit_with;
 
 /// The most rows that are worked on at a time. Measured with d_model 256 and 512 and experts of 512 and 1024:
 /// below, the backward pass packs transposed weight matrices too often (128 rows: 10 % slower); above, little is
@@ -57,13 +58,6 @@ pub fn pieces<T>(mut buffer: &mut [T], lengths: impl Iterator<Item = usize>) -> 
     pieces
 }
 
-/// Room for `length` values at the end of a vector. An empty vector keeps the room for the next time, so that
-/// scratch memory is neither filled with zeros nor taken anew.
-pub fn room(vector: &mut Vec<f32>, length: usize) -> &mut [MaybeUninit<f32>] {
-    vector.reserve(length);
-    &mut vector.spare_capacity_mut()[..length]
-}
-
 /// Copies the rows of `tokens` one after the other.
 ///
 /// # Shapes
@@ -104,40 +98,41 @@ pub fn combine(
     let (assignments, per_token) = (plan.row_of_assignment.len(), plan.per_token);
     let length = assignments / per_token * width;
     assert_eq!(rows.len(), slices * assignments * width);
-    let mut output = Vec::new();
-    room(&mut output, length)
-        .par_chunks_mut(TOKENS * width)
-        .enumerate()
-        .for_each(|(chunk, outputs)| {
-            for (within, output) in outputs.chunks_exact_mut(width).enumerate() {
-                let first = (chunk * TOKENS + within) * per_token;
-                let mut terms = (0..slices).flat_map(|slice| {
-                    (first..first + per_token).map(move |assignment| {
-                        let row = slice * assignments + plan.row_of_assignment[assignment] as usize;
-                        let factor = factors.map_or(1.0, |factors| factors[assignment]);
-                        (&rows[row * width..][..width], factor)
-                    })
-                });
-                let (row, factor) = terms.next().expect("a token visits at least one expert");
-                for (output, value) in output.iter_mut().zip(row) {
-                    output.write(factor * value);
-                }
-                // SAFETY: a row has the length of the output, so that each value was written above.
-                #[allow(unsafe_code)]
-                let output = unsafe { output.assume_init_mut() };
-                for (row, factor) in terms {
+    let fill = |output: &mut [MaybeUninit<f32>]| {
+        output
+            .par_chunks_mut(TOKENS * width)
+            .enumerate()
+            .for_each(|(chunk, outputs)| {
+                for (within, output) in outputs.chunks_exact_mut(width).enumerate() {
+                    let first = (chunk * TOKENS + within) * per_token;
+                    let mut terms = (0..slices).flat_map(|slice| {
+                        (first..first + per_token).map(move |assignment| {
+                            let row =
+                                slice * assignments + plan.row_of_assignment[assignment] as usize;
+                            let factor = factors.map_or(1.0, |factors| factors[assignment]);
+                            (&rows[row * width..][..width], factor)
+                        })
+                    });
+                    let (row, factor) = terms.next().expect("a token visits at least one expert");
                     for (output, value) in output.iter_mut().zip(row) {
-                        *output += factor * value;
+                        output.write(factor * value);
+                    }
+                    // SAFETY: a row has the length of the output, so that each value was written above.
+                    #[allow(unsafe_code)]
+                    let output = unsafe { output.assume_init_mut() };
+                    for (row, factor) in terms {
+                        for (output, value) in output.iter_mut().zip(row) {
+                            *output += factor * value;
+                        }
                     }
                 }
-            }
-        });
-    // SAFETY: the chunks cover the output, which is a whole number of tokens, and each token was written.
+            });
+    };
+    // SAFETY: the chunks cover the output, which is a whole number of tokens, and each token is written.
     #[allow(unsafe_code)]
     unsafe {
-        output.set_len(length);
+        vec_uninit_with(length, fill)
     }
-    output
 }
 
 #[cfg(test)]

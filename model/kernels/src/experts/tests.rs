@@ -1,6 +1,7 @@
 use burn::tensor::Device;
 use proptest::prelude::*;
 
+use super::backward::ByInput;
 use super::forward::Inputs;
 use super::*;
 use crate::dispatch::HostPlan;
@@ -8,6 +9,7 @@ use firebox_runtime::on_every_device;
 use firebox_runtime::testing::{devices, noise as values};
 
 on_every_device!(
+    one_value_through_one_expert_and_through_two,
     equals_the_reference,
     one_token_one_expert_and_one_with_everything,
     several_blocks_of_rows_and_slices_of_the_hidden_width,
@@ -73,6 +75,25 @@ impl Case {
             d_ff: self.d_ff,
         }
     }
+}
+
+// σ(ln 3) is 3/4, and σ(−ln 3) is 1/4.
+fn one_value_through_one_expert_and_through_two(device: Device) {
+    let ln3 = 3f32.ln();
+    let one = |value: f32| Tensor::<2>::from_floats([[value]], &device);
+    let stack = |values: [f32; 2]| Tensor::<3>::from_floats(values.map(|v| [[v]]), &device);
+    let output = swiglu(one(1.0), one(ln3), one(2.0), one(10.0));
+    assert_close("dense", &data(output), &[15.0 * ln3]).unwrap();
+    let output = experts(
+        one(1.0),
+        Tensor::from_floats([[0.75, 0.25]], &device),
+        stack([ln3, -ln3]),
+        stack([2.0, 4.0]),
+        stack([1.0, 1.0]),
+        &DispatchPlan::new(&[1, 0], 2, 2, &device),
+    );
+    // The second expert comes first: 3/4 · (−ln 3) + 1/4 · 3/2 ln 3
+    assert_close("experts", &data(output), &[-0.375 * ln3]).unwrap();
 }
 
 type Operation =

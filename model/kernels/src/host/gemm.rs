@@ -20,6 +20,8 @@ use std::ops::Range;
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
+use super::uninit::vec_uninit_with;
+
 /// A matrix in a slice; value (i, j) stands at `i · row + j · column`.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
@@ -211,24 +213,19 @@ const LARGEST_PART: usize = 256;
 pub fn product_in_parallel(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
     let (m, n) = (a.rows, b.columns);
     let part = m.div_ceil(PARTS).clamp(SMALLEST_PART, LARGEST_PART);
-    let mut output = Vec::with_capacity(m * n);
-    if n > 0 {
-        output.spare_capacity_mut()[..m * n]
-            .par_chunks_mut(part * n)
-            .enumerate()
-            .with_max_len(1)
-            .for_each(|(index, output)| {
-                let start = index * part;
-                let rows = a.part(start..start + output.len() / n);
-                product_into_new(rows, b, 1.0, output);
-            });
-    }
-    // SAFETY: the parts cover the output, and each was written.
+    let fill = |output: &mut [MaybeUninit<f32>]| {
+        let parts = output.par_chunks_mut((part * n).max(1)).enumerate();
+        parts.with_max_len(1).for_each(|(index, output)| {
+            let start = index * part;
+            let rows = a.part(start..start + output.len() / n);
+            product_into_new(rows, b, 1.0, output);
+        });
+    };
+    // SAFETY: the parts cover the output, and each is written.
     #[allow(unsafe_code)]
     unsafe {
-        output.set_len(m * n);
+        vec_uninit_with(m * n, fill)
     }
-    output
 }
 
 /// # Safety

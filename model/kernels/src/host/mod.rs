@@ -1,16 +1,14 @@
-//! Tensors of the CPU backends as slices, and the products of matrices in them.
+//! Tensors as slices, and the products of matrices in them.
 //!
-//! `flex` and `ndarray` share the kernels of this folder: each is a function of slices, and this is the door
-//! through which tensors become slices and slices tensors.
-
-// NdArray is deprecated upstream; it is kept as an independent second opinion.
-#![allow(deprecated)]
+//! Every CPU kernel is a function of slices. [`Host`] is how tensors of `flex` become slices and slices tensors;
+//! `ndarray` stays without kernels, as the reference.
 
 pub(crate) mod exp;
 pub(crate) mod gemm;
 pub(crate) mod gemv;
 pub(crate) mod simd;
 pub(crate) mod spin_pool;
+pub(crate) mod uninit;
 
 use std::borrow::Cow;
 
@@ -22,19 +20,19 @@ use {
     crate::dtype::StorageFloat, burn::backend::flex::FlexTensor, burn::tensor::DType, bytemuck::Pod,
 };
 
-use firebox_runtime::device::is_host;
+use firebox_runtime::device::{Kernels, kernels};
 use gemv::{FEW, Held};
 
 /// Runs work on tensors of `rows` rows. On a CPU, few rows leave each thread so little between two barriers that
 /// threads must not fall asleep there: see [`spin_pool`].
 pub fn latency_bound<T: Send>(rows: usize, device: &Device, work: impl FnOnce() -> T + Send) -> T {
-    match rows <= FEW && is_host(device) {
+    match rows <= FEW && kernels(device) == Kernels::Slices {
         true => spin_pool::awake(work),
         false => work(),
     }
 }
 
-/// A backend whose f32 tensors lie in this machine's memory.
+/// A backend whose tensors lie in this machine's memory, as slices that kernels work on.
 pub trait Host: Backend {
     /// Values in row-major order; copied only where they do not lie so.
     fn values(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]>;
@@ -84,7 +82,7 @@ impl Host for burn::backend::Flex {
 
     fn into_values(tensor: FloatTensor<Self>) -> Vec<f32> {
         let data = tensor.into_data();
-        data.into_vec().expect("f32, as it was made")
+        data.try_into_vec().expect("f32, as it was made")
     }
 
     fn values_mut(tensor: &mut FloatTensor<Self>) -> &mut [f32] {
@@ -100,45 +98,5 @@ impl Host for burn::backend::Flex {
 
     fn tensor(values: Vec<f32>, shape: Shape) -> FloatTensor<Self> {
         FlexTensor::from_data(burn::tensor::TensorData::new(values, shape))
-    }
-}
-
-#[cfg(feature = "ndarray")]
-impl Host for burn::backend::NdArray {
-    fn values(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]> {
-        let burn::backend::ndarray::NdArrayTensor::F32(storage) = tensor else {
-            panic!("f32, as it was made");
-        };
-        let view = storage.view();
-        match view.to_slice() {
-            Some(values) => Cow::Borrowed(values),
-            None => Cow::Owned(view.iter().copied().collect()),
-        }
-    }
-
-    fn weights(tensor: &FloatTensor<Self>) -> Held<'_> {
-        Held::F32(Self::values(tensor))
-    }
-
-    fn into_values(tensor: FloatTensor<Self>) -> Vec<f32> {
-        Self::values(&tensor).into_owned()
-    }
-
-    fn values_mut(tensor: &mut FloatTensor<Self>) -> &mut [f32] {
-        let burn::backend::ndarray::NdArrayTensor::F32(storage) = tensor else {
-            panic!("f32, as it was made");
-        };
-        let array = storage.ensure_owned();
-        if !array.is_standard_layout() {
-            *array = array.as_standard_layout().into_owned().into_shared();
-        }
-        array
-            .as_slice_mut()
-            .expect("row-major order, as was seen to")
-    }
-
-    fn tensor(values: Vec<f32>, shape: Shape) -> FloatTensor<Self> {
-        let data = burn::tensor::TensorData::new(values, shape);
-        burn::backend::ndarray::NdArrayTensor::from_data(data)
     }
 }

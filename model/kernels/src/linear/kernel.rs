@@ -2,11 +2,14 @@
 //!
 //! Few rows, and weights that have to become f32, are shared out among threads by columns; else rows are.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use crate::dtype::StorageFloat;
 use crate::host::gemm::{Matrix, product_in_parallel};
 use crate::host::gemv::{FEW, Layout, Weights};
+use crate::host::uninit::vec_uninit_with;
 
 /// The least bytes of weights that are worth another thread, where rows are few: handing them out takes as long as a
 /// tenth of them.
@@ -48,27 +51,24 @@ pub fn linear<T: StorageFloat>(
         }
         false => COLUMNS,
     };
-    let length = rows * d_out;
-    let mut output = Vec::with_capacity(length);
-    let places = &mut output.spare_capacity_mut()[..length];
-    if width >= d_out {
-        weights.product(x, rows, &mut Vec::new(), places);
-    } else {
-        // Each part writes its columns of every row side by side.
-        places
-            .par_chunks_mut((rows * width).max(1))
-            .with_max_len(1)
-            .enumerate()
-            .for_each_init(Vec::new, |panel, (part, places)| {
-                let columns = part * width..((part + 1) * width).min(d_out);
-                weights.outputs(columns).product(x, rows, panel, places);
-            });
-    }
+    let fill = |places: &mut [MaybeUninit<f32>]| {
+        if width >= d_out {
+            weights.product(x, rows, &mut Vec::new(), places);
+        } else {
+            // Each part writes its columns of every row side by side.
+            places
+                .par_chunks_mut((rows * width).max(1))
+                .with_max_len(1)
+                .enumerate()
+                .for_each_init(Vec::new, |panel, (part, places)| {
+                    let columns = part * width..((part + 1) * width).min(d_out);
+                    weights.outputs(columns).product(x, rows, panel, places);
+                });
+        }
+    };
     // SAFETY: the parts cover the output, and each product writes all of its part.
     #[allow(unsafe_code)]
-    unsafe {
-        output.set_len(length);
-    }
+    let output = unsafe { vec_uninit_with(rows * d_out, fill) };
     if rows > 1 && width < d_out {
         return side_by_side(&output, rows, d_out, width);
     }

@@ -8,14 +8,23 @@ use firebox_runtime::testing::{assert_close, devices, on_threads, values, wave};
 const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
 on_every_device!(
+    a_row_by_a_matrix,
     equals_the_reference,
     gradients_equal_those_of_the_reference,
     gradients_of_many_rows_equal_those_of_the_reference,
     large_enough_to_be_shared_out,
     panels_of_a_tall_matrix,
     a_transposed_view_is_read_as_what_it_shows,
+    a_single_row_equals_the_same_row_among_others,
     any_number_of_threads_gives_the_same_bits,
 );
+
+fn a_row_by_a_matrix(device: Device) {
+    let x = Tensor::from_floats([[1.0, 2.0]], &device);
+    let weight = Tensor::from_floats([[3.0, 4.0], [5.0, 6.0]], &device);
+    assert_eq!(values(linear(x.clone(), weight.clone())), [13.0, 16.0]);
+    assert_eq!(values(linear_transposed(x, weight)), [11.0, 17.0]);
+}
 
 /// Weights in a type, where the device has it.
 fn weights(shape: [usize; 2], held: DType, device: &Device) -> Option<Tensor<2>> {
@@ -125,6 +134,22 @@ fn a_transposed_view_is_read_as_what_it_shows(device: Device) {
         let expected = values(linear_transposed(x.clone(), weight.clone()));
         let found = values(linear(x, weight.transpose()));
         assert_close("transposed", &found, &expected, 1e-6).unwrap();
+    }
+}
+
+// Burn's own product of a single f16 row adds up in f16 on `flex`; no path here may end there.
+fn a_single_row_equals_the_same_row_among_others(device: Device) {
+    for held in TYPES {
+        let Some(weight) = weights([3000, 7], held, &device) else {
+            continue;
+        };
+        let x = wave([12, 3000], 0.1, &device);
+        let alone = x.clone().narrow(0, 3, 1);
+        for product in [linear, linear_reference] {
+            let among = product(x.clone(), weight.clone()).narrow(0, 3, 1);
+            let alone = values(product(alone.clone(), weight.clone()));
+            assert_close(&format!("{held:?}"), &alone, &values(among), 4e-6).unwrap();
+        }
     }
 }
 

@@ -3,15 +3,15 @@
 //! Forward is one launch. Backward is two: each cube of the first turns the gradients of a block of rows into those
 //! of `x` and adds up what they give to γ's; the second adds up the blocks, in their order.
 
-use burn::backend::tensor::FloatTensor;
 use burn::backend::{Cube, TensorMetadata};
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-use super::RmsNormKernels;
+use super::RmsNorm;
 use crate::cube::{UNITS, contiguous, empty_float, owned, sum_of_group, vector_size, zeros};
+use crate::operation::Operation;
 
 /// Rows that a cube works on at a time.
 const ROWS: usize = 8;
@@ -21,20 +21,17 @@ const LANES: usize = UNITS / ROWS;
 /// Blocks of rows at most: enough for any device, and few enough for their sums to be quickly added up.
 const BLOCKS: usize = 1024;
 
-impl RmsNormKernels for Cube {
-    type Saved = CubeTensor;
+impl Operation<Cube, 2> for RmsNorm {
+    /// `x`, `gamma`, and `1 / √(mean(x²) + ε)` of each row.
+    type Saved = [CubeTensor; 3];
 
-    fn forward(
-        x: &FloatTensor<Self>,
-        gamma: &FloatTensor<Self>,
-        epsilon: f32,
-    ) -> (FloatTensor<Self>, CubeTensor) {
+    fn forward_saving(self, [x, gamma]: [CubeTensor; 2]) -> (CubeTensor, Self::Saved) {
         let width = gamma.shape().num_elements();
         let rows = x.shape().num_elements() / width;
-        let inverse = empty_float(x, [rows]);
-        let output = empty_float(x, x.shape());
+        let inverse = empty_float(&x, [rows]);
+        let output = empty_float(&x, x.shape());
         if rows == 0 {
-            return (output, inverse);
+            return (output, [x, gamma, inverse]);
         }
         let size = vector_size(width);
         let dim = CubeDim::new_1d(UNITS as u32);
@@ -48,26 +45,26 @@ impl RmsNormKernels for Cube {
             inverse.clone().into_buffer_arg(),
             output.clone().into_buffer_arg(),
             width / size,
-            epsilon,
+            self.epsilon,
         );
-        (output, inverse)
+        (output, [x, gamma, inverse])
     }
 
     fn backward(
-        gradient: FloatTensor<Self>,
-        x: &FloatTensor<Self>,
-        gamma: &FloatTensor<Self>,
-        inverse: CubeTensor,
-    ) -> [FloatTensor<Self>; 2] {
+        [x, gamma, inverse]: Self::Saved,
+        gradient: CubeTensor,
+        _: [bool; 2],
+    ) -> [Option<CubeTensor>; 2] {
         let width = gamma.shape().num_elements();
         let rows = inverse.shape().num_elements();
         if rows == 0 {
-            return [gradient, zeros(gamma, gamma.shape(), DType::F32)];
+            let none = zeros(&gamma, gamma.shape(), DType::F32);
+            return [Some(gradient), Some(none)];
         }
         let gradient = owned(gradient);
         let turns = rows.div_ceil(ROWS * BLOCKS);
         let blocks = rows.div_ceil(ROWS * turns);
-        let parts = empty_float(x, [blocks, width]);
+        let parts = empty_float(&x, [blocks, width]);
         let size = vector_size(width);
         let dim = CubeDim::new_1d(UNITS as u32);
         backward_kernel::launch(
@@ -83,7 +80,7 @@ impl RmsNormKernels for Cube {
             width / size,
             turns,
         );
-        let gamma_gradient = empty_float(gamma, [width]);
+        let gamma_gradient = empty_float(&gamma, [width]);
         columns_kernel::launch(
             &x.client,
             calculate_cube_count_elemwise(&x.client, width * ROWS, dim),
@@ -92,7 +89,7 @@ impl RmsNormKernels for Cube {
             gamma_gradient.clone().into_buffer_arg(),
             blocks,
         );
-        [gradient, gamma_gradient]
+        [Some(gradient), Some(gamma_gradient)]
     }
 }
 

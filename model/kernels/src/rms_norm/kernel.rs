@@ -1,8 +1,11 @@
 //! RMSNorm over slices; rows stand one after the other, each as wide as the gain.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use crate::host::simd::{sum, sum_of_products, vectorized};
+use crate::host::uninit::vec_uninit_with;
 
 /// Rows of this width that a thread takes at once: some 64 KiB, which stay in a core's cache.
 fn block_rows(width: usize) -> usize {
@@ -23,38 +26,37 @@ pub fn forward(x: &[f32], gamma: &[f32], epsilon: f32) -> (Vec<f32>, Vec<f32>) {
     );
     let (rows, block) = (x.len() / width, block_rows(width));
     let mut inverse = vec![0.0; rows];
-    let mut output = Vec::with_capacity(x.len());
-    let blocks = output.spare_capacity_mut()[..x.len()]
-        .par_chunks_mut(block * width)
-        .zip(x.par_chunks(block * width))
-        .zip(inverse.par_chunks_mut(block));
-    blocks.for_each(|((output, x), inverse)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                let rows = output.chunks_exact_mut(width).zip(x.chunks_exact(width));
-                for ((output, x), inverse) in rows.zip(inverse.iter_mut()) {
-                    let mean = sum(x, |x| x * x) / width as f32;
-                    *inverse = 1.0 / (mean + epsilon).sqrt();
-                    for ((output, x), gamma) in output.iter_mut().zip(x).zip(gamma) {
-                        output.write(x * *inverse * gamma);
+    let fill = |output: &mut [MaybeUninit<f32>]| {
+        let blocks = output
+            .par_chunks_mut(block * width)
+            .zip(x.par_chunks(block * width))
+            .zip(inverse.par_chunks_mut(block));
+        blocks.for_each(|((output, x), inverse)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    let rows = output.chunks_exact_mut(width).zip(x.chunks_exact(width));
+                    for ((output, x), inverse) in rows.zip(inverse.iter_mut()) {
+                        let mean = sum(x, |x| x * x) / width as f32;
+                        *inverse = 1.0 / (mean + epsilon).sqrt();
+                        for ((output, x), gamma) in output.iter_mut().zip(x).zip(gamma) {
+                            output.write(x * *inverse * gamma);
+                        }
                     }
-                }
-            },
-        );
-    });
+                },
+            );
+        });
+    };
     // SAFETY: the blocks cover `x.len()` values, their rows all of a block, and each value of a row is written:
     // an output row, a row of `x` and `gamma` have the same length.
     #[allow(unsafe_code)]
-    unsafe {
-        output.set_len(x.len());
-    }
+    let output = unsafe { vec_uninit_with(x.len(), fill) };
     (output, inverse)
 }
 
 /// Turns the gradient of the output into that of `x`, in place, and returns that of γ.
 ///
-/// The formulas are those of [`RmsNormKernels::backward`](super::RmsNormKernels::backward). Rows are added up block
+/// The formulas are those of [`RmsNorm`](super::RmsNorm). Rows are added up block
 /// by block, in their order.
 ///
 /// # Panics

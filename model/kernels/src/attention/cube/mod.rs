@@ -14,12 +14,12 @@ mod tile;
 mod turn;
 
 use burn::backend::Cube;
-use burn::backend::tensor::FloatTensor;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::{CubeCount, CubeDim};
 
-use super::{AttentionKernels, AttentionShape, Operands};
+use super::{AttentionShape, CausalAttention};
 use crate::cube::contiguous;
+use crate::operation::Operation;
 
 /// What the forward pass took, turned, and what it made.
 #[derive(Debug, Clone)]
@@ -43,19 +43,14 @@ struct Tables {
     sines: CubeTensor,
 }
 
-impl AttentionKernels for Cube {
+impl Operation<Cube, 3> for CausalAttention<Cube> {
     type Saved = Saved;
 
-    fn forward(operands: Operands<Self>) -> FloatTensor<Self> {
-        Self::forward_saving(operands).0
-    }
-
-    fn forward_saving(operands: Operands<Self>) -> (FloatTensor<Self>, Saved) {
-        let Operands { tensors, shape } = operands;
-        let [query, key, value, cosines, sines] = tensors;
+    fn forward_saving(self, [query, key, value]: [CubeTensor; 3]) -> (CubeTensor, Saved) {
+        let shape = self.shape;
         let tables = Tables {
-            cosines: contiguous(cosines),
-            sines: contiguous(sines),
+            cosines: contiguous(self.cosines),
+            sines: contiguous(self.sines),
         };
         let query = turn::turn(query, &tables, shape.scale());
         let key = turn::turn(key, &tables, 1.0);
@@ -75,10 +70,9 @@ impl AttentionKernels for Cube {
 
     fn backward(
         saved: Saved,
-        gradient: FloatTensor<Self>,
-        wanted: [bool; 3],
-    ) -> [Option<FloatTensor<Self>>; 3] {
-        let [query_wanted, key_wanted, value_wanted] = wanted;
+        gradient: CubeTensor,
+        [query_wanted, key_wanted, value_wanted]: [bool; 3],
+    ) -> [Option<CubeTensor>; 3] {
         let pass = backward::Pass::new(&saved, contiguous(gradient));
         let query = query_wanted.then(|| query::gradient(&pass));
         let query = query.map(|query| turn::turn_back(query, &saved.tables));

@@ -7,15 +7,14 @@ mod product;
 mod rows;
 mod tile;
 
-use burn::backend::tensor::FloatTensor;
 use burn::backend::{Cube, TensorMetadata};
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::backward::ByInput;
-use super::{ExpertsKernels, Operands};
+use super::Experts;
 use crate::cube::{contiguous, owned, zeros};
 use crate::dispatch::Tables;
+use crate::operation::Operation;
 
 /// The rows' products with the gate and up matrices, each `[rows, d_ff]`.
 #[derive(Debug, Clone)]
@@ -72,15 +71,15 @@ impl Plan {
 }
 
 impl Work {
-    fn new(operands: &Operands<Cube>) -> Self {
-        let [x, weights, gate, up, down] = operands.tensors.clone().map(contiguous);
+    fn new(operation: &Experts<Cube>, inputs: [CubeTensor; 5]) -> Self {
+        let [x, weights, gate, up, down] = inputs.map(contiguous);
         Self {
             x,
             weights,
             gate,
             up,
             down,
-            plan: Plan::new(&operands.tables),
+            plan: Plan::new(&operation.tables),
         }
     }
 
@@ -101,65 +100,44 @@ impl Work {
     }
 }
 
-impl ExpertsKernels for Cube {
-    /// `None` without rows.
-    type Saved = Option<Saved>;
+impl Operation<Cube, 5> for Experts<Cube> {
+    /// The products are `None` without rows.
+    type Saved = (Self, [CubeTensor; 5], Option<Saved>);
 
-    fn forward(operands: &Operands<Self>) -> FloatTensor<Self> {
-        Self::forward_saving(operands).0
-    }
-
-    fn forward_saving(operands: &Operands<Self>) -> (FloatTensor<Self>, Option<Saved>) {
-        match Work::new(operands).forward() {
+    fn forward_saving(self, inputs: [CubeTensor; 5]) -> (CubeTensor, Self::Saved) {
+        let (output, saved) = match Work::new(&self, inputs.clone()).forward() {
             Some((output, saved)) => (output, Some(saved)),
-            None => (operands.tensors[0].clone(), None),
-        }
+            None => (inputs[0].clone(), None),
+        };
+        (output, (self, inputs, saved))
     }
 
     /// The formulas are those of [`backward`](super::backward::backward) over slices.
     fn backward(
-        operands: &Operands<Self>,
-        saved: Option<Saved>,
-        gradient: FloatTensor<Self>,
-        wanted: ByInput<bool>,
-    ) -> ByInput<Option<FloatTensor<Self>>> {
+        (operation, inputs, saved): Self::Saved,
+        gradient: CubeTensor,
+        [x, weights, gate, up, down]: [bool; 5],
+    ) -> [Option<CubeTensor>; 5] {
         use product::Operand::{Rows, Tokens};
 
         let Some(saved) = saved else {
-            let [x, weights, gate, up, down] = operands
-                .tensors
-                .each_ref()
-                .map(|tensor| Some(zeros(tensor, tensor.shape(), DType::F32)));
-            return ByInput {
-                x,
-                weights,
-                gate,
-                up,
-                down,
-            };
+            return inputs.map(|tensor| Some(zeros(&tensor, tensor.shape(), DType::F32)));
         };
-        let work = Work::new(operands);
+        let work = Work::new(&operation, inputs);
         let plan = &work.plan;
         let gradient = contiguous(gradient);
-        let (gate, up) = (owned(saved.gate), owned(saved.up));
+        let (of_gate, of_up) = (owned(saved.gate), owned(saved.up));
         let hidden = product::rows_by_transposed(plan, Tokens(&gradient), &work.down, None);
-        let weights = rows::activate_backward(plan, &gate, &up, &hidden, &work.weights);
-        ByInput {
-            down: wanted
-                .down
-                .then(|| product::stack_gradient(plan, Rows(&hidden), Tokens(&gradient))),
-            gate: wanted
-                .gate
-                .then(|| product::stack_gradient(plan, Tokens(&work.x), Rows(&gate))),
-            up: wanted
-                .up
-                .then(|| product::stack_gradient(plan, Tokens(&work.x), Rows(&up))),
-            weights: wanted.weights.then_some(weights),
-            x: wanted.x.then(|| {
-                let by_row = product::rows_by_transposed(plan, Rows(&gate), &work.gate, None);
-                let by_row = product::rows_by_transposed(plan, Rows(&up), &work.up, Some(by_row));
-                rows::combine(plan, &by_row, None)
-            }),
-        }
+        let of_weights = rows::activate_backward(plan, &of_gate, &of_up, &hidden, &work.weights);
+        let of_stack = |left, right| product::stack_gradient(plan, left, right);
+        let down = down.then(|| of_stack(Rows(&hidden), Tokens(&gradient)));
+        let gate = gate.then(|| of_stack(Tokens(&work.x), Rows(&of_gate)));
+        let up = up.then(|| of_stack(Tokens(&work.x), Rows(&of_up)));
+        let x = x.then(|| {
+            let by_row = product::rows_by_transposed(plan, Rows(&of_gate), &work.gate, None);
+            let by_row = product::rows_by_transposed(plan, Rows(&of_up), &work.up, Some(by_row));
+            rows::combine(plan, &by_row, None)
+        });
+        [x, weights.then_some(of_weights), gate, up, down]
     }
 }

@@ -1,0 +1,57 @@
+//! The CPU kernels' side: tensors to slices and back.
+
+use burn::backend::TensorMetadata;
+use burn::backend::tensor::FloatTensor;
+
+use super::{Linear, kernel};
+use crate::host::Host;
+use crate::host::gemv::{Held, Layout};
+use crate::operation::Operation;
+
+impl<B: Host> Operation<B, 2> for Linear {
+    type Saved = (Self, [FloatTensor<B>; 2]);
+
+    fn forward_saving(self, inputs: [FloatTensor<B>; 2]) -> (FloatTensor<B>, Self::Saved) {
+        let [x, weight] = &inputs;
+        let (rows, sizes, layout) = (x.shape()[0], self.sizes(weight), self.layout);
+        let x = B::values(x);
+        let values = match &B::weights(weight) {
+            Held::F32(weights) => kernel::linear(&x, rows, weights, sizes, layout),
+            Held::Bf16(weights) => kernel::linear(&x, rows, weights, sizes, layout),
+            Held::F16(weights) => kernel::linear(&x, rows, weights, sizes, layout),
+        };
+        let output = B::tensor(values, [rows, sizes[1]].into());
+        drop(x);
+        (output, (self, inputs))
+    }
+
+    fn backward(
+        (operation, [x, weight]): Self::Saved,
+        gradient: FloatTensor<B>,
+        [x_needs_grad, weight_needs_grad]: [bool; 2],
+    ) -> [Option<FloatTensor<B>>; 2] {
+        let (rows, sizes) = (x.shape()[0], operation.sizes(&weight));
+        let layout = operation.layout;
+        let gradient = B::values(&gradient);
+        let of_x = x_needs_grad.then(|| {
+            let values = kernel::x_gradient(&gradient, rows, &B::values(&weight), sizes, layout);
+            B::tensor(values, x.shape())
+        });
+        let of_weight = weight_needs_grad.then(|| {
+            let values = kernel::weight_gradient(&gradient, rows, &B::values(&x), sizes, layout);
+            B::tensor(values, weight.shape())
+        });
+        [of_x, of_weight]
+    }
+}
+
+impl Linear {
+    /// `[d_in, d_out]` of a weight.
+    fn sizes(self, weight: &impl TensorMetadata) -> [usize; 2] {
+        let [rows, columns] = weight.shape().dims();
+        match self.layout {
+            Layout::Inputs => [rows, columns],
+            Layout::Outputs => [columns, rows],
+        }
+    }
+}
