@@ -32,8 +32,8 @@ use crate::trainer::{self, Outcome, Resume, RunOptions};
     after_help = "Examples:\n  \
         cargo train check configs/quickstart.toml           show a run's size, memory and cost\n  \
         cargo train run configs/quickstart.toml             train, then generate a sample\n  \
-        cargo train run configs/quickstart.toml --resume    go on where it stopped\n  \
-        cargo train run configs/quickstart.toml --resume=auto    start or go on, as often as it is restarted\n  \
+        cargo train run configs/quickstart.toml --resume    continue an interrupted run\n  \
+        cargo train run configs/quickstart.toml --resume=auto    start or continue, for jobs that restart\n  \
         cargo train check configs/gpt4.toml                 plan a 1.8-trillion-parameter run\n  \
         cargo train compare configs/quickstart.toml         check that all backends train alike\n\n\
         configs/quickstart.toml explains every configuration key."
@@ -124,7 +124,7 @@ struct RunArgs {
     /// Device to run on, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
     #[arg(long, default_value = device::default_name())]
     device: String,
-    /// Go on from the newest checkpoint of the run folder.
+    /// Continue from the newest checkpoint of the run folder.
     #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true)]
     #[arg(
         default_value = "never",
@@ -137,7 +137,7 @@ struct RunArgs {
 impl RunArgs {
     fn load(&self) -> Result<RunConfig, CliError> {
         let out = self.options().out;
-        // What a start wrote down that died before its first checkpoint binds nobody.
+        // The configuration of a run without a checkpoint does not restrict a new start.
         let newest = run_folder::newest(&out).map_err(TrainError::from)?;
         if self.resume == Resume::Never || newest.is_none() {
             return Ok(self.config.load()?);

@@ -56,7 +56,7 @@ pub enum TrainError {
     },
     /// A resume has to prepare its tokens again, and the source text is no longer the same.
     #[error(
-        "the text or the tokenizer changed since {} was started, and its prepared tokens are gone",
+        "the text or the tokenizer has changed since {} was started, and its prepared tokens no longer exist",
         folder.display()
     )]
     DataChanged {
@@ -124,7 +124,7 @@ impl TrainError {
                 Some("resume with the old values, or use --out DIR to start another run".to_owned())
             }
             Self::DataChanged { .. } => {
-                Some("restore the old text or its prepared tokens (data.cache), or start another run with --out DIR".to_owned())
+                Some("restore the old text or its prepared tokens (data.cache), or use --out DIR to start another run".to_owned())
             }
             Self::Diverged { .. } => Some(
                 "lower optimizer.learning_rate or lengthen schedule.warmup_steps; the last checkpoint is intact".to_owned(),

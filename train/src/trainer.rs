@@ -39,7 +39,7 @@ pub enum Resume {
     Auto,
 }
 
-/// What the command line adds to a run's configuration.
+/// Options of a run that its configuration file does not contain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunOptions {
     /// The run folder.

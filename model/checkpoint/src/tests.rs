@@ -259,10 +259,7 @@ fn unsupported_fields_are_rejected_by_name() {
 
 /// A model that each family computes; the mixture of Qwen3-MoE has a dense layer.
 fn models() -> [ModelConfig; 6] {
-    let normed = |qk_norm| ModelConfig {
-        qk_norm,
-        ..moe()
-    };
+    let normed = |qk_norm| ModelConfig { qk_norm, ..moe() };
     let some_dense = ModelConfig {
         dense: Some(DenseConfig {
             layers: vec![0],
@@ -373,10 +370,7 @@ fn a_field_has_one_place_in_a_family() {
 #[test]
 fn a_step_between_mixtures_is_read_or_refused_but_never_passed_over() {
     let step = |step: u64| json!({ "decoder_sparse_step": step });
-    assert_eq!(
-        read(&changed(&moe(), &step(1))).unwrap().model,
-        moe()
-    );
+    assert_eq!(read(&changed(&moe(), &step(1))).unwrap().model, moe());
     let error = read(&changed(&moe(), &step(2))).unwrap_err();
     assert!(error.contains("decoder_sparse_step = 2"), "{error}");
     let mut qwen = moe();
