@@ -191,7 +191,7 @@ mod tests {
         no_tokens_and_none_that_counts,
         what_does_not_count_is_not_looked_at,
         large_logits_do_not_overflow,
-        what_is_no_number_shows,
+        nan_shows,
         logits_that_others_hold_are_left_alone,
         any_number_of_threads_gives_the_same_bits,
     );
@@ -264,7 +264,7 @@ mod tests {
         assert!(loss[0].is_finite() && gradient.iter().all(|value| value.is_finite()));
     }
 
-    fn what_is_no_number_shows(device: Device) {
+    fn nan_shows(device: Device) {
         let logits = Tensor::<2>::from_floats([[0.0, f32::NAN, 1.0]], &device);
         let loss = cross_entropy_sum(logits, targets(1, 3, &device), None);
         assert!(values(loss)[0].is_nan());

@@ -79,7 +79,7 @@ pub trait StorageFloat: Element + Copy + Default + PartialEq + Send + Sync {
     /// The same number in f32; of one that is not finite, anything.
     fn widen(self) -> f32;
 
-    /// Whether it is neither infinite nor no number.
+    /// Whether it is finite: neither ±∞ nor NaN.
     fn finite(self) -> bool;
 
     /// These numbers as they stand, where they are f32 already.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Distribution, Tensor};
 
-use crate::host::gemm::{Matrix, product_in_parallel};
+use crate::host::gemm::{Matrix, gemm_parallel};
 use firebox_runtime::device::{self, Kernels, kernels};
 
 /// Sizes of the square matrices, large enough to occupy a device and small enough for a tenth of a second.
@@ -30,7 +30,7 @@ pub fn matrix_peak(device: &Device) -> f64 {
         }
         let values: Vec<f32> = (0..size * size).map(|i| (i % 13) as f32).collect();
         let matrix = Matrix::new(&values, size, size);
-        best(size, || drop(product_in_parallel(matrix, matrix)))
+        best(size, || drop(gemm_parallel(matrix, matrix)))
     });
     backend.into_iter().chain(own).fold(0.0, f64::max)
 }

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 /// Rows that are added up one after the other.
-const BLOCK: usize = 256;
+const BLOCK_ROWS: usize = 256;
 
 /// `Σ_row x`: blocks of rows are added up each by itself, then their sums in the same way.
 ///
@@ -16,13 +16,13 @@ const BLOCK: usize = 256;
 /// - output: `[width]`
 pub fn sum_of_rows(x: Tensor<2>) -> Tensor<1> {
     let [rows, width] = x.dims();
-    if rows <= BLOCK {
+    if rows <= BLOCK_ROWS {
         return x.sum_dim(0).squeeze_dim(0);
     }
-    let blocks = rows / BLOCK;
-    let whole = blocks * BLOCK;
+    let blocks = rows / BLOCK_ROWS;
+    let whole = blocks * BLOCK_ROWS;
     let by_block = x.clone().narrow(0, 0, whole);
-    let by_block = by_block.reshape([blocks, BLOCK, width]).sum_dim(1);
+    let by_block = by_block.reshape([blocks, BLOCK_ROWS, width]).sum_dim(1);
     let mut sums = vec![by_block.squeeze_dim(1)];
     if whole < rows {
         sums.push(x.narrow(0, whole, rows - whole).sum_dim(0));

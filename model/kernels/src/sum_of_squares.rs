@@ -53,11 +53,11 @@ impl<B: Host> SumOfSquares for B {
 }
 
 /// Values that a thread adds at once.
-const BLOCK: usize = 1 << 14;
+const BLOCK_VALUES: usize = 1 << 14;
 
 /// Blocks add up in f64, in their order.
 fn kernel(values: &[f32]) -> f32 {
-    let blocks = values.par_chunks(BLOCK).map(|block| {
+    let blocks = values.par_chunks(BLOCK_VALUES).map(|block| {
         f64::from(vectorized(
             #[inline(always)]
             || sum(block, |value| value * value),
@@ -82,7 +82,7 @@ mod tests {
         many_blocks,
         a_view_of_many_values_and_its_reference,
         any_number_of_threads_gives_the_same_bits,
-        what_is_no_number_shows,
+        nan_shows,
     );
 
     /// Sums of positive numbers, taken in another order: twice the 3.6e-7 that 4,000 random shapes showed at most.
@@ -133,7 +133,7 @@ mod tests {
         on_threads(|| values(sum_of_squares(wave([100_000], 0.1, &device))));
     }
 
-    fn what_is_no_number_shows(device: Device) {
+    fn nan_shows(device: Device) {
         for bad in [f32::NAN, f32::INFINITY] {
             let input = Tensor::<1>::from_floats([1.0, bad, 2.0], &device);
             assert!(!values(sum_of_squares(input))[0].is_finite());

@@ -56,7 +56,7 @@ impl AdamWUpdate {
 }
 
 /// Values that a thread takes at once; the four slices of them fit into a core's second cache.
-const BLOCK: usize = 1 << 14;
+const BLOCK_VALUES: usize = 1 << 14;
 
 /// One update of `weights` and of both moments, in place: each number is read once and written once.
 ///
@@ -80,10 +80,10 @@ pub fn update(
     );
     let factors = update.factors();
     let blocks = weights
-        .par_chunks_mut(BLOCK)
-        .zip(gradient.par_chunks(BLOCK))
-        .zip(first.par_chunks_mut(BLOCK))
-        .zip(second.par_chunks_mut(BLOCK));
+        .par_chunks_mut(BLOCK_VALUES)
+        .zip(gradient.par_chunks(BLOCK_VALUES))
+        .zip(first.par_chunks_mut(BLOCK_VALUES))
+        .zip(second.par_chunks_mut(BLOCK_VALUES));
     blocks.for_each(|(((weights, gradient), first), second)| {
         vectorized(
             #[inline(always)]

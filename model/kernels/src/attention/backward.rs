@@ -5,9 +5,11 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::rows::{Angles, AttentionShape, KEYS, LANES, key_blocks, scratch_slice, turned_keys};
+use super::rows::{
+    AttentionShape, KEYS, LANES, RopeTables, key_blocks, rotated_keys, scratch_slice,
+};
 use crate::host::exp::exp;
-use crate::host::gemm::{Into, Matrix, product};
+use crate::host::gemm::{Accumulate, Matrix, gemm};
 use crate::host::simd::vectorized;
 use crate::host::uninit::vec_uninit_with;
 
@@ -21,11 +23,11 @@ pub(super) struct Saved<'a> {
     pub value: &'a [f32],
     pub output: &'a [f32],
     pub log_sum_exp: &'a [f32],
-    pub angles: Angles<'a>,
+    pub tables: RopeTables<'a>,
     pub shape: AttentionShape,
 }
 
-/// Gradients of query, key and value, those that are `wanted`.
+/// The gradients of those of query, key and value that need one.
 ///
 /// A part of the work is some of the query heads that share a key/value head, in one sequence. It reads and writes
 /// what belongs to its queries once, in blocks, while its keys, values and their gradients stay in the cache; the
@@ -36,36 +38,36 @@ pub(super) struct Saved<'a> {
 pub(super) fn backward(
     saved: &Saved<'_>,
     gradient: &[f32],
-    wanted: [bool; 3],
+    needs_grad: [bool; 3],
 ) -> [Option<Vec<f32>>; 3] {
     if gradient.is_empty() {
-        return wanted.map(|wanted| wanted.then(Vec::new));
+        return needs_grad.map(|needs_grad| needs_grad.then(Vec::new));
     }
     let shape = saved.shape;
     let heads = heads_of_a_part(shape);
-    let keys = turned_keys(saved.key, saved.angles, shape);
+    let keys = rotated_keys(saved.key, saved.tables, shape);
     let pass = Pass {
         saved,
         gradient,
         keys: &keys,
         heads,
-        wanted,
+        needs_grad,
     };
-    let [query_wanted, key_wanted, value_wanted] = wanted;
+    let [query_needs_grad, key_needs_grad, value_needs_grad] = needs_grad;
     let mut parts = Vec::new();
-    // SAFETY: the strips of all parts cover all of it, and a part writes all of its strip.
+    // SAFETY: the column blocks of all parts cover all of it, and a part writes all of its own.
     #[allow(unsafe_code)]
-    let query = query_wanted.then(|| unsafe {
+    let query = query_needs_grad.then(|| unsafe {
         vec_uninit_with(gradient.len(), |query| {
-            let strips = strips(query, shape, heads * shape.head_dim);
-            parts = strips
+            let column_blocks = column_blocks(query, shape, heads * shape.head_dim);
+            parts = column_blocks
                 .into_par_iter()
                 .enumerate()
-                .map(|(index, strip)| pass.part(index, Some(strip)))
+                .map(|(index, column_block)| pass.part(index, Some(column_block)))
                 .collect();
         })
     });
-    if !query_wanted {
+    if !query_needs_grad {
         let count = shape.batch * (shape.heads / heads);
         parts = (0..count)
             .into_par_iter()
@@ -73,19 +75,19 @@ pub(super) fn backward(
             .collect();
     }
     let parts: Vec<Part> = parts;
-    let key = key_wanted.then(|| {
+    let key = key_needs_grad.then(|| {
         sum_of_parts(
             &parts,
             shape,
             heads,
             |part| &part.key,
             |head, position| {
-                saved.angles.turn_back(head, position, 1.0);
+                saved.tables.rotate_inverse(head, position, 1.0);
             },
         )
     });
     let value =
-        value_wanted.then(|| sum_of_parts(&parts, shape, heads, |part| &part.value, |_, _| ()));
+        value_needs_grad.then(|| sum_of_parts(&parts, shape, heads, |part| &part.value, |_, _| ()));
     [query, key, value]
 }
 
@@ -99,29 +101,32 @@ fn heads_of_a_part(shape: AttentionShape) -> usize {
     divisors.find(enough).unwrap_or(1)
 }
 
-/// Every sequence's `[length, width]` cut into columns of `strip` values, row by row.
-fn strips(
+/// Every sequence's `[length, width]` cut into columns of `column_block` values, row by row.
+fn column_blocks(
     values: &mut [MaybeUninit<f32>],
     shape: AttentionShape,
-    strip: usize,
+    column_block: usize,
 ) -> Vec<Vec<&mut [MaybeUninit<f32>]>> {
     let width = shape.width();
     let sequences = values.chunks_exact_mut(shape.length * width);
-    let strips = sequences.flat_map(|sequence| {
-        let mut strips: Vec<Vec<_>> = (0..width / strip)
+    let column_blocks = sequences.flat_map(|sequence| {
+        let mut column_blocks: Vec<Vec<_>> = (0..width / column_block)
             .map(|_| Vec::with_capacity(shape.length))
             .collect();
         for row in sequence.chunks_exact_mut(width) {
-            for (strip, values) in strips.iter_mut().zip(row.chunks_exact_mut(strip)) {
-                strip.push(values);
+            for (column_block, values) in column_blocks
+                .iter_mut()
+                .zip(row.chunks_exact_mut(column_block))
+            {
+                column_block.push(values);
             }
         }
-        strips
+        column_blocks
     });
-    strips.collect()
+    column_blocks.collect()
 }
 
-/// Gradients that a part contributes, each `[length, head_dim]`; that of the keys is still turned.
+/// Gradients that a part contributes, each `[length, head_dim]`; that of the keys is still rotated.
 struct Part {
     key: Vec<f32>,
     value: Vec<f32>,
@@ -176,13 +181,13 @@ struct Pass<'a> {
     gradient: &'a [f32],
     keys: &'a [f32],
     heads: usize,
-    wanted: [bool; 3],
+    needs_grad: [bool; 3],
 }
 
 impl Pass<'_> {
-    /// The part of that number: sequence by sequence, query heads in order. `strip` takes the gradient of its
+    /// The part of that number: sequence by sequence, query heads in order. `column_block` takes the gradient of its
     /// queries.
-    fn part(&self, index: usize, mut strip: Option<Vec<&mut [MaybeUninit<f32>]>>) -> Part {
+    fn part(&self, index: usize, mut column_block: Option<Vec<&mut [MaybeUninit<f32>]>>) -> Part {
         let shape = self.saved.shape;
         let AttentionShape {
             length, head_dim, ..
@@ -197,15 +202,15 @@ impl Pass<'_> {
         let keys = (sequence * shape.kv_heads + kv_head) * length * head_dim;
         let keys = &self.keys[keys..keys + length * head_dim];
         let values = &self.saved.value[sequence * length * kv_width + kv_head * head_dim..];
-        let [query_wanted, key_wanted, value_wanted] = self.wanted;
-        let sized = |wanted: bool| vec![0.0; if wanted { length * head_dim } else { 0 }];
+        let [query_needs_grad, key_needs_grad, value_needs_grad] = self.needs_grad;
+        let sized = |needs_grad: bool| vec![0.0; if needs_grad { length * head_dim } else { 0 }];
         let mut part = Part {
-            key: sized(key_wanted),
-            value: sized(value_wanted),
+            key: sized(key_needs_grad),
+            value: sized(value_needs_grad),
         };
 
         let mut block = Block::default();
-        let (mut weights, mut slopes, mut query_gradient) = Default::default();
+        let (mut weights, mut d_scores, mut query_gradient) = Default::default();
         let step = shape.positions(heads);
         for start in (0..length).step_by(step) {
             let positions = start..(start + step).min(length);
@@ -217,7 +222,7 @@ impl Pass<'_> {
                 let skipped = (first - positions.start) * heads;
                 let (rows, count) = (rows - skipped, end - start);
                 let weights = scratch_slice(&mut weights, rows * KEYS);
-                let slopes = scratch_slice(&mut slopes, rows * KEYS);
+                let d_scores = scratch_slice(&mut d_scores, rows * KEYS);
                 let queries = Matrix::new(&block.queries[skipped * head_dim..], rows, head_dim);
                 let gradients = Matrix::new(&block.gradients[skipped * head_dim..], rows, head_dim);
                 let place = start * head_dim..end * head_dim;
@@ -225,19 +230,26 @@ impl Pass<'_> {
                 let values = &values[start * kv_width..];
                 let values = Matrix::strided(values, count, head_dim, kv_width);
 
-                product(queries, keys.t(), 1.0, Into::Replace, weights, KEYS);
-                product(gradients, values.t(), 1.0, Into::Replace, slopes, KEYS);
+                gemm(queries, keys.t(), 1.0, Accumulate::Replace, weights, KEYS);
+                gemm(
+                    gradients,
+                    values.t(),
+                    1.0,
+                    Accumulate::Replace,
+                    d_scores,
+                    KEYS,
+                );
                 vectorized(
                     #[inline(always)]
                     || {
                         let all = weights.chunks_exact_mut(KEYS);
-                        let all = all.zip(slopes.chunks_exact_mut(KEYS)).enumerate();
-                        for (row, (weights, slopes)) in all {
+                        let all = all.zip(d_scores.chunks_exact_mut(KEYS)).enumerate();
+                        for (row, (weights, d_scores)) in all {
                             let visible = (first + row / heads + 1 - start).min(count);
                             let row = skipped + row;
                             finish_row(
-                                [weights, slopes],
-                                [block.log_sum_exp[row], block.shifts[row]],
+                                [weights, d_scores],
+                                [block.log_sum_exp[row], block.deltas[row]],
                                 visible,
                                 count,
                             );
@@ -245,30 +257,41 @@ impl Pass<'_> {
                     },
                 );
                 let weights = Matrix::strided(weights, rows, count, KEYS);
-                let slopes = Matrix::strided(slopes, rows, count, KEYS);
-                if value_wanted {
+                let d_scores = Matrix::strided(d_scores, rows, count, KEYS);
+                if value_needs_grad {
                     let value = &mut part.value[place.clone()];
-                    product(weights.t(), gradients, 1.0, Into::Add, value, head_dim);
+                    gemm(
+                        weights.t(),
+                        gradients,
+                        1.0,
+                        Accumulate::Add,
+                        value,
+                        head_dim,
+                    );
                 }
-                if key_wanted {
+                if key_needs_grad {
                     let key = &mut part.key[place];
-                    product(slopes.t(), queries, 1.0, Into::Add, key, head_dim);
+                    gemm(d_scores.t(), queries, 1.0, Accumulate::Add, key, head_dim);
                 }
-                if query_wanted {
-                    let into = if start == 0 { Into::Replace } else { Into::Add };
+                if query_needs_grad {
+                    let into = if start == 0 {
+                        Accumulate::Replace
+                    } else {
+                        Accumulate::Add
+                    };
                     let query = &mut query_gradient[skipped * head_dim..];
-                    product(slopes, keys, shape.scale(), into, query, head_dim);
+                    gemm(d_scores, keys, shape.scale(), into, query, head_dim);
                 }
             }
-            if let Some(strip) = &mut strip {
+            if let Some(column_block) = &mut column_block {
                 vectorized(
                     #[inline(always)]
                     || {
                         let rows = query_gradient.chunks_exact_mut(heads * head_dim);
-                        let outputs = &mut strip[positions.clone()];
+                        let outputs = &mut column_block[positions.clone()];
                         for ((position, row), output) in positions.clone().zip(rows).zip(outputs) {
                             for head in row.chunks_exact_mut(head_dim) {
-                                self.saved.angles.turn_back(head, position, 1.0);
+                                self.saved.tables.rotate_inverse(head, position, 1.0);
                             }
                             output.write_copy_of_slice(row);
                         }
@@ -291,7 +314,7 @@ impl Pass<'_> {
             query,
             output,
             log_sum_exp,
-            angles,
+            tables,
             shape,
             ..
         } = *self.saved;
@@ -307,13 +330,13 @@ impl Pass<'_> {
                     let before = block.queries.len();
                     block.queries.extend_from_slice(&query[columns.clone()]);
                     for head in block.queries[before..].chunks_exact_mut(head_dim) {
-                        angles.turn(head, position, shape.scale());
+                        tables.rotate(head, position, shape.scale());
                     }
                     let gradient = &self.gradient[columns.clone()];
                     block.gradients.extend_from_slice(gradient);
                     let answers = output[columns].chunks_exact(head_dim);
-                    let shifts = gradient.chunks_exact(head_dim).zip(answers);
-                    block.shifts.extend(shifts.map(|(a, b)| dot(a, b)));
+                    let deltas = gradient.chunks_exact(head_dim).zip(answers);
+                    block.deltas.extend(deltas.map(|(a, b)| dot(a, b)));
                     let place = row * shape.heads + first_head;
                     block
                         .log_sum_exp
@@ -334,7 +357,7 @@ struct Block {
     /// ln Σ exp(score), `[rows]`
     log_sum_exp: Vec<f32>,
     /// Gradient · output, `[rows]`
-    shifts: Vec<f32>,
+    deltas: Vec<f32>,
 }
 
 impl Block {
@@ -343,7 +366,7 @@ impl Block {
             &mut self.queries,
             &mut self.gradients,
             &mut self.log_sum_exp,
-            &mut self.shifts,
+            &mut self.deltas,
         ] {
             values.clear();
         }
@@ -353,20 +376,20 @@ impl Block {
 /// Scores become weights, and gradients of weights gradients of scores; zeros where nothing is seen, up to `count`.
 #[inline(always)]
 fn finish_row(
-    [weights, slopes]: [&mut [f32]; 2],
-    [log_sum_exp, shift]: [f32; 2],
+    [weights, d_scores]: [&mut [f32]; 2],
+    [log_sum_exp, delta]: [f32; 2],
     visible: usize,
     count: usize,
 ) {
     // Whole lanes: what is beyond the visible ones is overwritten below.
     let lanes = visible.next_multiple_of(LANES);
-    for (weight, slope) in weights[..lanes].iter_mut().zip(&mut slopes[..lanes]) {
+    for (weight, d_score) in weights[..lanes].iter_mut().zip(&mut d_scores[..lanes]) {
         *weight = exp(*weight - log_sum_exp);
-        *slope = *weight * (*slope - shift);
+        *d_score = *weight * (*d_score - delta);
     }
     let hidden = visible..lanes.max(count);
     weights[hidden.clone()].fill(0.0);
-    slopes[hidden].fill(0.0);
+    d_scores[hidden].fill(0.0);
 }
 
 /// Σ a b, in a fixed order that vectors can follow.

@@ -8,17 +8,17 @@ use burn::tensor::{DType, Tensor};
 use firebox_runtime::device::{Kernels, kernels};
 use rayon::prelude::*;
 
-use super::rows::{Angles, AttentionShape, scratch_slice};
+use super::rows::{AttentionShape, RopeTables, scratch_slice};
 use super::{masked_attention, shape_of, split_heads};
 use crate::host::Host;
 use crate::host::exp::exp;
-use crate::host::gemm::{Into, Matrix, product};
-use crate::host::gemv::FEW;
+use crate::host::gemm::{Accumulate, Matrix, gemm};
+use crate::host::gemv::GEMV_MAX_ROWS;
 use crate::host::simd::{maximum, sum, vectorized};
 use crate::rope::Rotary;
 
-/// The least bytes of keys and values that are worth another thread.
-const SHARE: usize = 1 << 17;
+/// Minimum bytes of keys and values per thread.
+const MIN_BYTES_PER_THREAD: usize = 1 << 17;
 
 /// Rotates new queries and keys by their positions, writes the keys and values into the cache, and attends over all
 /// that it holds then.
@@ -60,7 +60,7 @@ pub fn cached_attention(
     }
     let device = query.device();
     let kernel = kernels(&device) != Kernels::None && !device.is_autodiff();
-    if !kernel || query.dtype() != DType::F32 || shape.length > FEW {
+    if !kernel || query.dtype() != DType::F32 || shape.length > GEMV_MAX_ROWS {
         return cached_attention_reference(query, key, value, rotary, cache, past);
     }
     // Taken out, since what nobody else holds is changed in place.
@@ -146,7 +146,7 @@ impl<B: Host> CachedAttention for B {
             query: &B::values(&query),
             key: &B::values(&key),
             value: &B::values(&value),
-            angles: Angles {
+            tables: RopeTables {
                 cosines: &B::values(&cosines),
                 sines: &B::values(&sines),
             },
@@ -167,7 +167,7 @@ struct New<'a> {
     query: &'a [f32],
     key: &'a [f32],
     value: &'a [f32],
-    angles: Angles<'a>,
+    tables: RopeTables<'a>,
     shape: AttentionShape,
     /// Positions of the cache that are taken.
     past: usize,
@@ -191,7 +191,7 @@ impl New<'_> {
             .zip(keys.par_chunks_mut(of_head))
             .zip(values.par_chunks_mut(of_head))
             .enumerate()
-            .with_min_len((SHARE / bytes).max(1))
+            .with_min_len((MIN_BYTES_PER_THREAD / bytes).max(1))
             .for_each_init(Vec::new, |scratch, (index, ((answers, keys), values))| {
                 let (sequence, kv_head) = (index / kv_heads, index % kv_heads);
                 self.head(sequence, kv_head, [keys, values], scratch, answers);
@@ -243,23 +243,23 @@ impl New<'_> {
                     let from = row * width + kv_head * group * head_dim;
                     packed.copy_from_slice(&self.query[from..][..group * head_dim]);
                     for head in packed.chunks_exact_mut(head_dim) {
-                        self.angles.turn(head, position, shape.scale());
+                        self.tables.rotate(head, position, shape.scale());
                     }
                     let from = row * kv_width + kv_head * head_dim;
                     let place = (self.past + position) * head_dim;
                     let key = &mut keys[place..place + head_dim];
                     key.copy_from_slice(&self.key[from..][..head_dim]);
-                    self.angles.turn(key, position, 1.0);
+                    self.tables.rotate(key, position, 1.0);
                     values[place..place + head_dim]
                         .copy_from_slice(&self.value[from..][..head_dim]);
                 }
             },
         );
-        product(
+        gemm(
             Matrix::new(queries, rows, head_dim),
             Matrix::new(&keys[..all * head_dim], all, head_dim).t(),
             1.0,
-            Into::Replace,
+            Accumulate::Replace,
             scores,
             all,
         );
@@ -273,11 +273,11 @@ impl New<'_> {
                 }
             },
         );
-        product(
+        gemm(
             Matrix::new(scores, rows, all),
             Matrix::new(&values[..all * head_dim], all, head_dim),
             1.0,
-            Into::Replace,
+            Accumulate::Replace,
             answers,
             head_dim,
         );

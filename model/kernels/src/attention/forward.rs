@@ -4,9 +4,11 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::rows::{Angles, AttentionShape, KEYS, LANES, key_blocks, scratch_slice, turned_keys};
+use super::rows::{
+    AttentionShape, KEYS, LANES, RopeTables, key_blocks, rotated_keys, scratch_slice,
+};
 use crate::host::exp::exp;
-use crate::host::gemm::{Into, Matrix, product};
+use crate::host::gemm::{Accumulate, Matrix, gemm};
 use crate::host::simd::vectorized;
 use crate::host::uninit::vecs_uninit_with;
 
@@ -25,18 +27,18 @@ pub(super) fn forward(
     query: &[f32],
     key: &[f32],
     value: &[f32],
-    angles: Angles<'_>,
+    tables: RopeTables<'_>,
     shape: AttentionShape,
 ) -> (Vec<f32>, Vec<f32>) {
     if query.is_empty() {
         return (Vec::new(), Vec::new());
     }
-    let keys = turned_keys(key, angles, shape);
+    let keys = rotated_keys(key, tables, shape);
     let pass = Pass {
         query,
         keys: &keys,
         value,
-        angles,
+        tables,
         shape,
     };
     let rows = query.len() / shape.head_dim;
@@ -51,7 +53,7 @@ struct Pass<'a> {
     query: &'a [f32],
     keys: &'a [f32],
     value: &'a [f32],
-    angles: Angles<'a>,
+    tables: RopeTables<'a>,
     shape: AttentionShape,
 }
 
@@ -130,7 +132,7 @@ impl Pass<'_> {
                 for ((packed, position), row) in packed.zip(positions.clone()).zip(first_row..) {
                     packed.copy_from_slice(&self.query[row * width..][columns.clone()]);
                     for head in packed.chunks_exact_mut(head_dim) {
-                        self.angles.turn(head, position, shape.scale());
+                        self.tables.rotate(head, position, shape.scale());
                     }
                 }
             },
@@ -144,11 +146,11 @@ impl Pass<'_> {
             let (rows, count) = (rows - skipped, end - start);
             let scores = &mut scores[..rows * KEYS];
             let answers = &mut answers[skipped * head_dim..];
-            product(
+            gemm(
                 Matrix::new(&queries[skipped * head_dim..], rows, head_dim),
                 Matrix::new(&keys[start * head_dim..end * head_dim], count, head_dim).t(),
                 1.0,
-                Into::Replace,
+                Accumulate::Replace,
                 scores,
                 KEYS,
             );
@@ -166,11 +168,15 @@ impl Pass<'_> {
                     }
                 },
             );
-            product(
+            gemm(
                 Matrix::strided(scores, rows, count, KEYS),
                 Matrix::strided(&values[start * kv_width..], count, head_dim, kv_width),
                 1.0,
-                if start == 0 { Into::Replace } else { Into::Add },
+                if start == 0 {
+                    Accumulate::Replace
+                } else {
+                    Accumulate::Add
+                },
                 answers,
                 head_dim,
             );

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 
-use super::rows::Angles;
+use super::rows::RopeTables;
 use super::{CausalAttention, backward, forward};
 use crate::host::Host;
 use crate::operation::Operation;
@@ -24,11 +24,11 @@ impl<B: Host> CausalAttention<B> {
     /// The output, and the logarithm of each row's sum of exponentials.
     fn attend(&self, inputs: &[FloatTensor<B>; 3]) -> (FloatTensor<B>, Vec<f32>) {
         let [query, key, value] = inputs.each_ref().map(|t| B::values(t));
-        let angles = Angles {
+        let tables = RopeTables {
             cosines: &B::values(&self.cosines),
             sines: &B::values(&self.sines),
         };
-        let (output, log_sum_exp) = forward::forward(&query, &key, &value, angles, self.shape);
+        let (output, log_sum_exp) = forward::forward(&query, &key, &value, tables, self.shape);
         (B::tensor(output, inputs[0].shape()), log_sum_exp)
     }
 }
@@ -68,7 +68,7 @@ impl<B: Host> Operation<B, 3> for CausalAttention<B> {
             value: &value,
             output: &B::values(&saved.output),
             log_sum_exp: &saved.log_sum_exp,
-            angles: Angles {
+            tables: RopeTables {
                 cosines: &B::values(cosines),
                 sines: &B::values(sines),
             },

@@ -29,7 +29,7 @@ use crate::operation::{Operation, differentiable};
 use crate::rope::Rotary;
 
 /// `softmax(q kᵀ / √head_dim) v` within each of `batch` sequences, where position i sees positions 0 … i; queries
-/// and keys are turned by their positions first.
+/// and keys are rotated by their positions first.
 ///
 /// Grouped-query attention (arXiv 2305.13245): `heads / kv_heads` query heads in a row share a key/value head.
 /// The same values as [`causal_attention_reference`], which is what runs for other types than f32 and on a

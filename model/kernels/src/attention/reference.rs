@@ -32,7 +32,7 @@ pub fn split_heads(x: Tensor<2>, batch: usize, head_dim: usize) -> Tensor<4> {
         .swap_dims(1, 2)
 }
 
-/// `softmax(q kᵀ / √head_dim) v`, of queries and keys that are turned already.
+/// `softmax(q kᵀ / √head_dim) v`, of queries and keys that are rotated already.
 ///
 /// # Shapes
 ///

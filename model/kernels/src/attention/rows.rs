@@ -62,33 +62,33 @@ impl AttentionShape {
 
 /// Cosines and sines of the rotary positions, each `[positions, head_dim / 2]`.
 #[derive(Debug, Clone, Copy)]
-pub struct Angles<'a> {
+pub struct RopeTables<'a> {
     /// By position and frequency.
     pub cosines: &'a [f32],
     /// By position and frequency.
     pub sines: &'a [f32],
 }
 
-impl Angles<'_> {
+impl RopeTables<'_> {
     /// Turns a head by its position and scales it.
     #[inline(always)]
-    pub(super) fn turn(&self, head: &mut [f32], position: usize, scale: f32) {
-        self.turn_by(head, position, scale, 1.0);
+    pub(super) fn rotate(&self, head: &mut [f32], position: usize, scale: f32) {
+        self.rotate_by(head, position, scale, 1.0);
     }
 
-    /// The transpose of [`turn`](Self::turn), which is what a gradient takes: the same by the negative angle.
+    /// The transpose of [`rotate`](Self::rotate), which is what a gradient takes: the same by the negative angle.
     #[inline(always)]
-    pub(super) fn turn_back(&self, head: &mut [f32], position: usize, scale: f32) {
-        self.turn_by(head, position, scale, -1.0);
+    pub(super) fn rotate_inverse(&self, head: &mut [f32], position: usize, scale: f32) {
+        self.rotate_by(head, position, scale, -1.0);
     }
 
     #[inline(always)]
-    fn turn_by(&self, head: &mut [f32], position: usize, scale: f32, direction: f32) {
+    fn rotate_by(&self, head: &mut [f32], position: usize, scale: f32, direction: f32) {
         let half = head.len() / 2;
         let place = position * half..(position + 1) * half;
         let (first, second) = head.split_at_mut(half);
-        let angles = self.cosines[place.clone()].iter().zip(&self.sines[place]);
-        for ((a, b), (cosine, sine)) in first.iter_mut().zip(second).zip(angles) {
+        let tables = self.cosines[place.clone()].iter().zip(&self.sines[place]);
+        for ((a, b), (cosine, sine)) in first.iter_mut().zip(second).zip(tables) {
             let sine = direction * sine;
             (*a, *b) = (
                 scale * (*a * cosine - *b * sine),
@@ -98,26 +98,26 @@ impl Angles<'_> {
     }
 }
 
-/// All keys, turned by their positions: `[batch, kv_heads, length, head_dim]`.
-pub(super) fn turned_keys(key: &[f32], angles: Angles<'_>, shape: AttentionShape) -> Vec<f32> {
+/// All keys, rotated by their positions: `[batch, kv_heads, length, head_dim]`.
+pub(super) fn rotated_keys(key: &[f32], tables: RopeTables<'_>, shape: AttentionShape) -> Vec<f32> {
     let AttentionShape {
         length,
         kv_heads,
         head_dim,
         ..
     } = shape;
-    let fill = |turned: &mut [MaybeUninit<f32>]| {
-        let heads = turned.par_chunks_mut(length * head_dim).enumerate();
-        heads.for_each(|(index, turned)| {
+    let fill = |rotated: &mut [MaybeUninit<f32>]| {
+        let heads = rotated.par_chunks_mut(length * head_dim).enumerate();
+        heads.for_each(|(index, rotated)| {
             let (sequence, kv_head) = (index / kv_heads, index % kv_heads);
             let start = sequence * length * kv_heads + kv_head;
             vectorized(
                 #[inline(always)]
                 || {
-                    for (position, turned) in turned.chunks_exact_mut(head_dim).enumerate() {
+                    for (position, rotated) in rotated.chunks_exact_mut(head_dim).enumerate() {
                         let place = (start + position * kv_heads) * head_dim;
-                        let turned = turned.write_copy_of_slice(&key[place..place + head_dim]);
-                        angles.turn(turned, position, 1.0);
+                        let rotated = rotated.write_copy_of_slice(&key[place..place + head_dim]);
+                        tables.rotate(rotated, position, 1.0);
                     }
                 },
             );

@@ -46,12 +46,12 @@ type Attention = fn(Tensor<2>, Tensor<2>, Tensor<2>, usize, &Rotary) -> Tensor<2
 
 const NAMES: [&str; 4] = ["output", "d(query)", "d(key)", "d(value)"];
 
-/// The output, and the gradients of a weighted sum of it for those inputs that are `wanted`.
+/// The output, and the gradients of a weighted sum of it for the inputs that need a gradient.
 fn run(
     attention: Attention,
     shape: AttentionShape,
     size: f32,
-    wanted: [bool; 3],
+    needs_grad: [bool; 3],
     device: &Device,
 ) -> [Option<Vec<f32>>; 4] {
     let device = device.clone().autodiff();
@@ -68,7 +68,7 @@ fn run(
     let [query, key, value] = [0, 1, 2].map(|input| {
         let (heads, phase) = inputs[input];
         let tensor = wave(tokens, heads * head_dim, phase, size, &device);
-        tensor.set_require_grad(wanted[input])
+        tensor.set_require_grad(needs_grad[input])
     });
     let output = attention(query.clone(), key.clone(), value.clone(), batch, &rotary);
     let weights = wave(tokens, heads * head_dim, 1.3, 1.0, &device);
@@ -175,11 +175,11 @@ fn each_gradient_by_itself_is_the_same_and_others_are_not_computed(device: Devic
     let shape = shape(2, 40, 2, 3, 10);
     let all = run(causal_attention, shape, 1.0, [true; 3], &device);
     for input in 0..3 {
-        let mut wanted = [false; 3];
-        wanted[input] = true;
-        let one = run(causal_attention, shape, 1.0, wanted, &device);
+        let mut needs_grad = [false; 3];
+        needs_grad[input] = true;
+        let one = run(causal_attention, shape, 1.0, needs_grad, &device);
         for other in 0..3 {
-            let expected = if wanted[other] {
+            let expected = if needs_grad[other] {
                 &all[other + 1]
             } else {
                 &None

@@ -16,7 +16,7 @@ use crate::operation::Operation;
 /// The largest vocabulary of which a cube takes several rows.
 const NARROW: usize = 2048;
 /// Units for each of those rows.
-const FEW: usize = 32;
+const NARROW_UNITS: usize = 32;
 
 /// The softmax of a row is `exp(logit − maximum) / sum`. The two are kept apart because their logarithmic sum would
 /// lose the last bits of the sum.
@@ -50,7 +50,11 @@ impl Operation<Cube, 1> for CrossEntropy<Cube> {
         }
         let client = logits.client.clone();
         let size = vector_size(vocabulary);
-        let lanes = if vocabulary > NARROW { UNITS } else { FEW };
+        let lanes = if vocabulary > NARROW {
+            UNITS
+        } else {
+            NARROW_UNITS
+        };
         let dim = CubeDim::new_1d(UNITS as u32);
         forward_kernel::launch(
             &client,

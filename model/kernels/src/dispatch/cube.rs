@@ -14,7 +14,7 @@ use super::{DispatchBackend, Tables};
 use crate::cube::{UNITS, contiguous, empty_float, empty_int, sum_of_group, units, zeros};
 
 /// Assignments that one unit counts. Counting reads every assignment once for each expert, in parallel.
-const BLOCK: usize = 256;
+const BLOCK_ASSIGNMENTS: usize = 256;
 
 impl DispatchBackend for Cube {
     fn choose(
@@ -47,7 +47,7 @@ impl DispatchBackend for Cube {
             per_token,
         );
 
-        let blocks = assignments.div_ceil(BLOCK);
+        let blocks = assignments.div_ceil(BLOCK_ASSIGNMENTS);
         let starts = empty_int(&like, [experts, blocks]);
         let (count, dim) = units(&client, experts * blocks);
         count_kernel::launch(
@@ -57,7 +57,7 @@ impl DispatchBackend for Cube {
             chosen.clone().into_buffer_arg(),
             starts.clone().into_buffer_arg(),
             blocks,
-            BLOCK,
+            BLOCK_ASSIGNMENTS,
         );
         let totals = empty_int(&like, [experts]);
         let (expert_count, expert_dim) = units(&client, experts);
@@ -83,7 +83,7 @@ impl DispatchBackend for Cube {
             row_of_assignment.clone().into_buffer_arg(),
             offsets.clone().into_buffer_arg(),
             blocks,
-            BLOCK,
+            BLOCK_ASSIGNMENTS,
         );
         Tables::Device {
             chosen,

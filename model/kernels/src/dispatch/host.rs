@@ -23,7 +23,7 @@ impl HostPlan {
     ///
     /// # Panics
     ///
-    /// When `chosen` is no whole number of tokens, or names an expert that there is not.
+    /// When the length of `chosen` is not a multiple of `per_token`, or an index is not below `experts`.
     pub fn new(chosen: &[u32], experts: usize, per_token: usize) -> Self {
         assert!(
             chosen.len().is_multiple_of(per_token),
@@ -130,7 +130,7 @@ mod tests {
                 prop_oneof![Just(vec![]), proptest::collection::vec(-1i8..2, experts)],
             ))
         ) {
-            // Small whole numbers, so that ties are common.
+            // Small integers, so that ties are common.
             let scores: Vec<f32> = scores.into_iter().map(f32::from).collect();
             let bias: Vec<f32> = bias.into_iter().map(f32::from).collect();
             let chosen = choose(&scores, &bias, experts, per_token);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_is_no_load() {
+    fn padding_is_not_counted() {
         let plan = HostPlan::new(&[0, 1, 1, 2, 0, 2], 3, 2);
         assert_eq!(plan.load(&[1.0, 1.0, 1.0]), [2.0, 2.0, 2.0]);
         assert_eq!(plan.load(&[1.0, 1.0, 0.0]), [1.0, 2.0, 1.0]);

@@ -42,7 +42,7 @@ pub enum Tables<B: Backend> {
 }
 
 impl<B: Backend, C: CheckpointStrategy> Tables<Autodiff<B, C>> {
-    /// The same without autodiff, which has no part in whole numbers.
+    /// The same without autodiff, which has no part in integers.
     pub fn without_autodiff(self) -> Tables<B> {
         match self {
             Self::Host(plan) => Tables::Host(plan),
@@ -171,7 +171,7 @@ mod tests {
         }
     }
 
-    /// Small whole numbers, so that ties are common.
+    /// Small integers, so that ties are common.
     fn cases() -> impl Strategy<Value = Case> {
         (1usize..12, 0usize..40).prop_flat_map(|(experts, tokens)| {
             let scores = prop::collection::vec((0u8..4).prop_map(f32::from), tokens * experts);

@@ -69,7 +69,7 @@ impl DispatchPlan {
     ///
     /// # Panics
     ///
-    /// When `chosen` is no whole number of tokens, or names an expert that there is not.
+    /// When the length of `chosen` is not a multiple of `per_token`, or an index is not below `experts`.
     pub fn new(chosen: &[u32], experts: usize, per_token: usize, device: &Device) -> Self {
         let host = HostPlan::new(chosen, experts, per_token);
         let device = device.clone().inner();

@@ -6,9 +6,9 @@ use rayon::prelude::*;
 
 use super::activation::activate_backward;
 use super::forward::{Inputs, Saved};
-use super::rows::{BLOCK, Block, blocks, combine, even_parts, gather, pieces};
+use super::rows::{BLOCK_ROWS, Block, blocks, combine, even_parts, gather, pieces};
 use crate::dispatch::HostPlan;
-use crate::host::gemm::{Into, Matrix, product, product_into_new};
+use crate::host::gemm::{Accumulate, Matrix, gemm, gemm_uninit};
 use crate::host::uninit::{vec_uninit_with, vecs_uninit_with};
 
 /// The most rows of a weight matrix's gradient that are computed by one task.
@@ -54,7 +54,7 @@ impl<T> From<ByInput<T>> for [T; 5] {
     }
 }
 
-/// The gradients that are `wanted`, from that of the output, `[tokens, d_model]`.
+/// The gradients of the inputs that need one, from that of the output, `[tokens, d_model]`.
 ///
 /// Row by row, with `D` the gradients of the rows' tokens and `w` their router weights: first
 /// `P = D · W_downᵀ` and what follows from it elementwise, in the places of what was saved (see
@@ -65,10 +65,10 @@ pub fn backward(
     inputs: &Inputs,
     saved: Saved,
     gradient: &[f32],
-    wanted: ByInput<bool>,
+    needs_grad: ByInput<bool>,
 ) -> ByInput<Option<Vec<f32>>> {
     let (plan, d_model, d_ff) = (inputs.plan, inputs.d_model, inputs.d_ff);
-    let blocks = blocks(plan, BLOCK);
+    let blocks = blocks(plan, BLOCK_ROWS);
     let Saved { mut gate, mut up } = saved;
     let mut factors = vec![0.0; plan.token_of_row.len()];
     for (&row, &weight) in plan.row_of_assignment.iter().zip(inputs.weights) {
@@ -81,26 +81,26 @@ pub fn backward(
         [&mut gate, &mut up, &mut factors],
     );
 
-    let down = wanted
+    let down = needs_grad
         .down
         .then(|| stack_gradient(plan, (&hidden, d_ff), (&by_row, d_model)));
     drop(hidden);
-    let rows = (wanted.gate || wanted.up).then(|| gather_all(inputs, &blocks));
+    let rows = (needs_grad.gate || needs_grad.up).then(|| gather_all(inputs, &blocks));
     let from_rows = |right: &[f32]| {
         let rows = rows
             .as_deref()
-            .expect("gathered, as one of the two is wanted");
+            .expect("gathered, as one of the two is needs_grad");
         stack_gradient(plan, (rows, d_model), (right, d_ff))
     };
     ByInput {
         down,
-        gate: wanted.gate.then(|| from_rows(&gate)),
-        up: wanted.up.then(|| from_rows(&up)),
-        weights: wanted.weights.then(|| {
+        gate: needs_grad.gate.then(|| from_rows(&gate)),
+        up: needs_grad.up.then(|| from_rows(&up)),
+        weights: needs_grad.weights.then(|| {
             let rows = plan.row_of_assignment.iter();
             rows.map(|&row| factors[row as usize]).collect()
         }),
-        x: wanted.x.then(|| {
+        x: needs_grad.x.then(|| {
             row_gradients(inputs, &blocks, [&gate, &up], &mut by_row);
             combine(plan, &by_row, 1, None, d_model)
         }),
@@ -135,7 +135,7 @@ fn hidden_gradients(
                     d_model,
                 );
                 let down = Matrix::new(inputs.matrix(inputs.down, block.expert), d_ff, d_model);
-                let products = product_into_new(by_row, down.t(), 1.0, hidden);
+                let products = gemm_uninit(by_row, down.t(), 1.0, hidden);
                 activate_backward(gate, up, products, factors, d_ff);
             });
     };
@@ -195,7 +195,7 @@ fn stack_gradient(
                 let left = Matrix::strided(left, end - start, part.len(), d_left);
                 let right = &right[start * d_right..end * d_right];
                 let right = Matrix::new(right, end - start, d_right);
-                product_into_new(left.t(), right, 1.0, gradient);
+                gemm_uninit(left.t(), right, 1.0, gradient);
             });
     };
     // SAFETY: the tasks' pieces fill the gradient, and each is written.
@@ -215,13 +215,13 @@ fn row_gradients(inputs: &Inputs, blocks: &[Block], [gate, up]: [&[f32]; 2], by_
         .with_max_len(1)
         .for_each(|(block, by_row)| {
             for (hidden, stack, into) in [
-                (gate, inputs.gate, Into::Replace),
-                (up, inputs.up, Into::Add),
+                (gate, inputs.gate, Accumulate::Replace),
+                (up, inputs.up, Accumulate::Add),
             ] {
                 let hidden = &hidden[block.rows.start * d_ff..block.rows.end * d_ff];
                 let hidden = Matrix::new(hidden, block.rows.len(), d_ff);
                 let weight = Matrix::new(inputs.matrix(stack, block.expert), d_model, d_ff);
-                product(hidden, weight.t(), 1.0, into, by_row, d_model);
+                gemm(hidden, weight.t(), 1.0, into, by_row, d_model);
             }
         });
 }

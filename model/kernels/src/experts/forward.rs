@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::activation::activate;
-use super::rows::{BLOCK, Block, blocks, combine, even_parts, gather, pieces};
+use super::rows::{BLOCK_ROWS, Block, blocks, combine, even_parts, gather, pieces};
 use crate::dispatch::HostPlan;
 use crate::dtype::StorageFloat;
 use crate::host::gemv::{Layout, Weights};
@@ -70,13 +70,13 @@ impl<'a, T: StorageFloat> Inputs<'a, T> {
         self.plan.token_of_row.len()
     }
 
-    /// What one block of rows answers, of which `columns` of the hidden width do their part.
-    fn answer(
+    /// The outputs of one block of rows, of which `columns` of the hidden width do their part.
+    fn block_output(
         &self,
         block: &Block,
         columns: Range<usize>,
         [scratch_rows, panel]: [&mut Vec<f32>; 2],
-        [gate, up, hidden, answers]: [&mut [MaybeUninit<f32>]; 4],
+        [gate, up, hidden, outputs]: [&mut [MaybeUninit<f32>]; 4],
     ) {
         let (d_model, d_ff) = (self.d_model, self.d_ff);
         let count = block.rows.len();
@@ -96,14 +96,14 @@ impl<'a, T: StorageFloat> Inputs<'a, T> {
         let hidden = activate(gate, up, hidden);
         let down = self.matrix(self.down, block.expert);
         let down = Weights::new(down, d_ff, d_model, Layout::Inputs).inputs(columns);
-        down.product(hidden, count, panel, answers);
+        down.product(hidden, count, panel, outputs);
     }
 }
 
 /// Each token's sum of what its experts answer, `[tokens, d_model]`.
 pub fn forward<T: StorageFloat>(inputs: &Inputs<T>) -> Vec<f32> {
     let (rows, d_model) = (inputs.rows(), inputs.d_model);
-    let blocks = blocks(inputs.plan, BLOCK);
+    let blocks = blocks(inputs.plan, BLOCK_ROWS);
     let slices = TASKS.div_ceil(blocks.len().max(1));
     let columns: Vec<_> =
         even_parts(inputs.d_ff, inputs.d_ff.div_ceil(slices).max(WIDTH)).collect();
@@ -113,54 +113,54 @@ pub fn forward<T: StorageFloat>(inputs: &Inputs<T>) -> Vec<f32> {
         .collect();
 
     let length = columns.len() * rows * d_model;
-    let fill = |answers: &mut [MaybeUninit<f32>]| {
+    let fill = |outputs: &mut [MaybeUninit<f32>]| {
         let of_task = tasks.iter().map(|(block, _)| block.rows.len() * d_model);
-        let of_task = pieces(answers, of_task);
+        let of_task = pieces(outputs, of_task);
         tasks.par_iter().zip(of_task).with_max_len(1).for_each_init(
             Scratch::default,
-            |scratch, ((block, columns), answers)| {
+            |scratch, ((block, columns), outputs)| {
                 let size = block.rows.len() * columns.len();
                 let [gate, up, hidden] = [&mut scratch.gate, &mut scratch.up, &mut scratch.hidden]
                     .map(|v| uninit(v, size));
-                let places = [gate, up, hidden, answers];
+                let places = [gate, up, hidden, outputs];
                 let buffers = [&mut scratch.rows, &mut scratch.panel];
-                inputs.answer(block, columns.clone(), buffers, places);
+                inputs.block_output(block, columns.clone(), buffers, places);
             },
         );
     };
-    // SAFETY: the tasks' pieces fill the answers, and each is written.
+    // SAFETY: the tasks' pieces fill the outputs, and each is written.
     #[allow(unsafe_code)]
-    let answers = unsafe { vec_uninit_with(length, fill) };
+    let outputs = unsafe { vec_uninit_with(length, fill) };
     let factors = Some(inputs.weights);
-    combine(inputs.plan, &answers, columns.len(), factors, d_model)
+    combine(inputs.plan, &outputs, columns.len(), factors, d_model)
 }
 
 /// [`forward`], and what [`backward`](super::backward::backward) needs of it.
 pub fn forward_saving(inputs: &Inputs) -> (Vec<f32>, Saved) {
     let (rows, d_model, d_ff) = (inputs.rows(), inputs.d_model, inputs.d_ff);
-    let blocks = blocks(inputs.plan, BLOCK);
+    let blocks = blocks(inputs.plan, BLOCK_ROWS);
     let lengths = |width| blocks.iter().map(move |block| block.rows.len() * width);
-    let fill = |[gate, up, answers]: [&mut [MaybeUninit<f32>]; 3]| {
+    let fill = |[gate, up, outputs]: [&mut [MaybeUninit<f32>]; 3]| {
         blocks
             .par_iter()
             .zip(pieces(gate, lengths(d_ff)))
             .zip(pieces(up, lengths(d_ff)))
-            .zip(pieces(answers, lengths(d_model)))
+            .zip(pieces(outputs, lengths(d_model)))
             .with_max_len(1)
             .for_each_init(
                 Scratch::default,
-                |scratch, (((block, gate), up), answers)| {
+                |scratch, (((block, gate), up), outputs)| {
                     let hidden = uninit(&mut scratch.hidden, block.rows.len() * d_ff);
-                    let places = [gate, up, hidden, answers];
+                    let places = [gate, up, hidden, outputs];
                     let buffers = [&mut scratch.rows, &mut scratch.panel];
-                    inputs.answer(block, 0..d_ff, buffers, places);
+                    inputs.block_output(block, 0..d_ff, buffers, places);
                 },
             );
     };
     let lengths = [rows * d_ff, rows * d_ff, rows * d_model];
     // SAFETY: the blocks' pieces fill the three, and each is written.
     #[allow(unsafe_code)]
-    let [gate, up, answers] = unsafe { vecs_uninit_with(lengths, fill) };
-    let output = combine(inputs.plan, &answers, 1, Some(inputs.weights), d_model);
+    let [gate, up, outputs] = unsafe { vecs_uninit_with(lengths, fill) };
+    let output = combine(inputs.plan, &outputs, 1, Some(inputs.weights), d_model);
     (output, Saved { gate, up })
 }

@@ -9,7 +9,7 @@ use super::forward::{self, Inputs};
 use crate::dispatch::Tables;
 use crate::dtype::StorageFloat;
 use crate::host::Host;
-use crate::host::gemv::Held;
+use crate::host::gemv::WeightStorage;
 use crate::operation::Operation;
 
 impl<B: Host> Experts<B> {
@@ -55,13 +55,13 @@ impl<B: Host> Operation<B, 5> for Experts<B> {
     fn forward(self, inputs: [FloatTensor<B>; 5]) -> FloatTensor<B> {
         let [_, _, gate, up, down] = inputs.each_ref().map(|t| B::weights(t));
         let output = match (&gate, &up, &down) {
-            (Held::F32(gate), Held::F32(up), Held::F32(down)) => {
+            (WeightStorage::F32(gate), WeightStorage::F32(up), WeightStorage::F32(down)) => {
                 self.with(&inputs, [gate, up, down], forward::forward)
             }
-            (Held::Bf16(gate), Held::Bf16(up), Held::Bf16(down)) => {
+            (WeightStorage::Bf16(gate), WeightStorage::Bf16(up), WeightStorage::Bf16(down)) => {
                 self.with(&inputs, [gate, up, down], forward::forward)
             }
-            (Held::F16(gate), Held::F16(up), Held::F16(down)) => {
+            (WeightStorage::F16(gate), WeightStorage::F16(up), WeightStorage::F16(down)) => {
                 self.with(&inputs, [gate, up, down], forward::forward)
             }
             _ => unreachable!("weights of one type, as was checked"),

@@ -92,7 +92,7 @@ pub fn experts_reference(
     };
     let of = |stack: &Tensor<3>, expert| stack.clone().narrow(0, expert, 1).squeeze_dim::<2>(0);
     let occupied = (0..plan.experts).filter(|&e| plan.offsets[e] < plan.offsets[e + 1]);
-    let answers: Vec<Tensor<2>> = occupied
+    let outputs: Vec<Tensor<2>> = occupied
         .map(|expert| {
             let rows = &plan.token_of_row[plan.offsets[expert]..plan.offsets[expert + 1]];
             swiglu_reference(
@@ -103,13 +103,13 @@ pub fn experts_reference(
             )
         })
         .collect();
-    if answers.is_empty() {
+    if outputs.is_empty() {
         return x;
     }
-    let answers = Tensor::cat(answers, 0)
+    let outputs = Tensor::cat(outputs, 0)
         .select(0, indices(&plan.row_of_assignment)) // back in the order of tokens
         .reshape([tokens, plan.per_token, d_model]);
-    (answers * weights.unsqueeze_dim(2))
+    (outputs * weights.unsqueeze_dim(2))
         .sum_dim(1)
         .reshape([tokens, d_model])
 }

@@ -11,7 +11,7 @@ use crate::host::uninit::vec_uninit_with;
 /// The most rows that are worked on at a time. Measured with d_model 256 and 512 and experts of 512 and 1024:
 /// below, the backward pass packs transposed weight matrices too often (128 rows: 10 % slower); above, little is
 /// gained (512 rows: 3–5 %), and too few blocks are left to occupy all cores evenly.
-pub const BLOCK: usize = 256;
+pub const BLOCK_ROWS: usize = 256;
 
 /// Tokens whose rows are combined by one task.
 const TOKENS: usize = 64;

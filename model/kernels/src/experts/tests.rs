@@ -333,9 +333,9 @@ fn gradients_that_nobody_wants_are_not_computed() {
     let operands = case.operands();
     let inputs = case.inputs(&operands);
     let gradient = values(12, 0.2, 1.0);
-    let run = |wanted| {
+    let run = |needs_grad| {
         let (_, saved) = forward::forward_saving(&inputs);
-        backward::backward(&inputs, saved, &gradient, wanted)
+        backward::backward(&inputs, saved, &gradient, needs_grad)
     };
     let whole = run(all());
     let up = run(ByInput {

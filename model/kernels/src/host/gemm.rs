@@ -17,7 +17,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use gemm::{Parallelism, gemm};
+use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::uninit::vec_uninit_with;
@@ -103,7 +103,7 @@ impl<'a> Matrix<'a> {
 
 /// Where a product goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Into {
+pub enum Accumulate {
     /// In place of what is there.
     Replace,
     /// Added to what is there.
@@ -119,11 +119,11 @@ pub enum Into {
 /// # Panics
 ///
 /// When the shapes do not fit.
-pub fn product(
+pub fn gemm(
     a: Matrix<'_>,
     b: Matrix<'_>,
     scale: f32,
-    into: Into,
+    into: Accumulate,
     output: &mut [f32],
     stride: usize,
 ) {
@@ -144,12 +144,12 @@ pub fn product(
 }
 
 /// `output ← scale · a b` into memory without values yet, where the rows stand `stride` values apart. Else as
-/// [`product`].
+/// [`gemm`].
 ///
 /// # Panics
 ///
 /// When the shapes do not fit.
-pub fn product_into_columns(
+pub fn gemm_uninit_strided(
     a: Matrix<'_>,
     b: Matrix<'_>,
     scale: f32,
@@ -170,19 +170,19 @@ pub fn product_into_columns(
     #[allow(unsafe_code)]
     unsafe {
         let output = output.as_mut_ptr().cast();
-        multiply(a, b, scale, Into::Replace, output, stride);
+        multiply(a, b, scale, Accumulate::Replace, output, stride);
     }
 }
 
 /// `output ← scale · a b` into memory without values yet, which saves filling it with zeros first. Else as
-/// [`product`].
+/// [`gemm`].
 ///
 /// `output` is row-major, without gaps; it is returned, now with values.
 ///
 /// # Panics
 ///
 /// When the shapes do not fit.
-pub fn product_into_new<'a>(
+pub fn gemm_uninit<'a>(
     a: Matrix<'_>,
     b: Matrix<'_>,
     scale: f32,
@@ -190,7 +190,7 @@ pub fn product_into_new<'a>(
 ) -> &'a mut [f32] {
     let (m, n) = (a.rows, b.columns);
     assert_eq!(output.len(), m * n, "[{m}, {n}]");
-    product_into_columns(a, b, scale, output, n);
+    gemm_uninit_strided(a, b, scale, output, n);
     // SAFETY: the output has the size of the product, as was asserted, so that all of it was written.
     #[allow(unsafe_code)]
     unsafe {
@@ -210,7 +210,7 @@ const LARGEST_PART: usize = 256;
 /// # Panics
 ///
 /// When the shapes do not fit.
-pub fn product_in_parallel(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
+pub fn gemm_parallel(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
     let (m, n) = (a.rows, b.columns);
     let part = m.div_ceil(PARTS).clamp(SMALLEST_PART, LARGEST_PART);
     let fill = |output: &mut [MaybeUninit<f32>]| {
@@ -218,7 +218,7 @@ pub fn product_in_parallel(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
         parts.with_max_len(1).for_each(|(index, output)| {
             let start = index * part;
             let rows = a.part(start..start + output.len() / n);
-            product_into_new(rows, b, 1.0, output);
+            gemm_uninit(rows, b, 1.0, output);
         });
     };
     // SAFETY: the parts cover the output, and each is written.
@@ -237,7 +237,7 @@ unsafe fn multiply(
     a: Matrix<'_>,
     b: Matrix<'_>,
     scale: f32,
-    into: Into,
+    into: Accumulate,
     output: *mut f32,
     stride: usize,
 ) {
@@ -252,14 +252,14 @@ unsafe fn multiply(
     // SAFETY: both matrices lie within their slices, as was asserted when they were made; the output is the
     // caller's promise.
     unsafe {
-        gemm(
+        gemm::gemm(
             m,
             n,
             k,
             output,
             1,
             stride as isize,
-            into == Into::Add,
+            into == Accumulate::Add,
             a.values.as_ptr(),
             a.column as isize,
             a.row as isize,
@@ -284,7 +284,7 @@ mod x86 {
 
     use private_gemm_x86::{Accum, DType, DstKind, IType, InstrSet};
 
-    use super::{Into, Matrix};
+    use super::{Accumulate, Matrix};
 
     /// The widest vectors of this machine that there are kernels for.
     pub fn instructions() -> Option<InstrSet> {
@@ -307,7 +307,7 @@ mod x86 {
         a: Matrix<'_>,
         b: Matrix<'_>,
         scale: f32,
-        into: Into,
+        into: Accumulate,
         output: *mut f32,
         stride: usize,
     ) {
@@ -329,8 +329,8 @@ mod x86 {
                 null(),
                 DstKind::Full,
                 match into {
-                    Into::Replace => Accum::Replace,
-                    Into::Add => Accum::Add,
+                    Accumulate::Replace => Accum::Replace,
+                    Accumulate::Add => Accum::Add,
                 },
                 a.values.as_ptr().cast(),
                 a.row as isize,
@@ -374,15 +374,15 @@ mod tests {
                 (Matrix::new(&left, k, m).t(), Matrix::new(&right, n, k).t()),
             ] {
                 let mut whole = vec![f32::NAN; m * n];
-                product(a, b, 1.0, Into::Replace, &mut whole, n);
-                let parts = product_in_parallel(a, b);
+                gemm(a, b, 1.0, Accumulate::Replace, &mut whole, n);
+                let parts = gemm_parallel(a, b);
                 assert_eq!(parts.len(), whole.len());
                 let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * k as f32;
                 assert!(
                     parts.iter().zip(&whole).all(close),
                     "[{m}, {k}] × [{k}, {n}]"
                 );
-                on_threads(|| product_in_parallel(a, b));
+                on_threads(|| gemm_parallel(a, b));
             }
         }
     }
@@ -403,11 +403,11 @@ mod tests {
             let stride = n + gap;
             let before = wave(m * stride, 0.9);
             let mut output = before.clone();
-            let into = if add { Into::Add } else { Into::Replace };
-            product(a, b, 0.5, into, &mut output, stride);
+            let into = if add { Accumulate::Add } else { Accumulate::Replace };
+            gemm(a, b, 0.5, into, &mut output, stride);
             if !add && gap == 0 {
                 let mut new = Vec::with_capacity(m * n);
-                let new = product_into_new(a, b, 0.5, &mut new.spare_capacity_mut()[..m * n]);
+                let new = gemm_uninit(a, b, 0.5, &mut new.spare_capacity_mut()[..m * n]);
                 prop_assert_eq!(&*new, &output[..]);
             }
             for i in 0..m {

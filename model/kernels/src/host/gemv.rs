@@ -11,25 +11,25 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::gemm::{Matrix, product_into_columns};
+use super::gemm::{Matrix, gemm_uninit_strided};
 use super::simd::{Fused, dot, prefetch, vectorized, vectorized_fused};
 use crate::dtype::StorageFloat;
 
 /// The most rows of activations for which the weights are streamed. Measured: at 8 rows, arithmetic and memory take
 /// about as long as each other.
-pub const FEW: usize = 8;
+pub const GEMV_MAX_ROWS: usize = 8;
 
 /// Rows of weights that are streamed side by side: sums are loaded and stored once for all of them.
 const STREAMS: usize = 8;
 
 /// Columns of these that are worked on at a time: as f32 they stay in a core's first level of cache.
-const COLUMNS: usize = 512;
+const STREAM_COLUMNS: usize = 512;
 
 /// The least columns of a panel.
-const LANES: usize = 16;
+const MIN_PANEL_COLUMNS: usize = 16;
 
 /// Values of a panel of weights in f32: 256 KiB, a fourth of a core's second level of cache or less.
-const PANEL: usize = 1 << 16;
+const PANEL_VALUES: usize = 1 << 16;
 
 /// How a matrix of weights lies in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +132,7 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
             self.d_out,
             output.len()
         );
-        if rows <= FEW {
+        if rows <= GEMV_MAX_ROWS {
             output.iter_mut().for_each(|value| {
                 value.write(0.0);
             });
@@ -162,7 +162,7 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
     /// Adds the products to `output`, a few rows of weights at a time, each row from one end to the other.
     #[inline(always)]
     fn stream(self, x: &[f32], output: &mut [f32], fused: Fused) {
-        let mut widened = [[0.0; COLUMNS]; STREAMS];
+        let mut widened = [[0.0; STREAM_COLUMNS]; STREAMS];
         let once = x.len() == self.d_in;
         let whole = self.d_in / STREAMS * STREAMS;
         for first in (0..self.d_in).step_by(STREAMS) {
@@ -171,8 +171,8 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
             } else {
                 self.d_in - whole
             };
-            for start in (0..self.d_out).step_by(COLUMNS) {
-                let columns = start..(start + COLUMNS).min(self.d_out);
+            for start in (0..self.d_out).step_by(STREAM_COLUMNS) {
+                let columns = start..(start + STREAM_COLUMNS).min(self.d_out);
                 let mut rows: [&[T]; STREAMS] = [&[]; STREAMS];
                 for (row, place) in rows.iter_mut().zip(first..first + streams) {
                     *row = &self.values[place * self.stride..][columns.clone()];
@@ -213,9 +213,9 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
     fn panels(self, x: Matrix<'_>, panel: &mut Vec<f32>, output: &mut [MaybeUninit<f32>]) {
         if let Some(values) = T::as_f32(self.values) {
             let matrix = self.matrix(values, self.stride);
-            return product_into_columns(x, matrix, 1.0, output, self.d_out);
+            return gemm_uninit_strided(x, matrix, 1.0, output, self.d_out);
         }
-        let width = (PANEL / self.d_in.max(1)).max(LANES);
+        let width = (PANEL_VALUES / self.d_in.max(1)).max(MIN_PANEL_COLUMNS);
         for start in (0..self.d_out).step_by(width) {
             let part = self.outputs(start..(start + width).min(self.d_out));
             let row = part.row();
@@ -229,7 +229,7 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
                 },
             );
             let matrix = part.matrix(panel, row);
-            product_into_columns(x, matrix, 1.0, &mut output[start..], self.d_out);
+            gemm_uninit_strided(x, matrix, 1.0, &mut output[start..], self.d_out);
         }
     }
 
@@ -261,7 +261,7 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
 
 /// In f32, in place of what was there.
 #[inline(always)]
-fn widen<'r, T: StorageFloat>(weights: &[T], room: &'r mut [f32; COLUMNS]) -> &'r [f32] {
+fn widen<'r, T: StorageFloat>(weights: &[T], room: &'r mut [f32; STREAM_COLUMNS]) -> &'r [f32] {
     let room = &mut room[..weights.len()];
     for (wide, weight) in room.iter_mut().zip(weights) {
         *wide = weight.widen();
@@ -311,7 +311,7 @@ fn add_streams<T: StorageFloat>(
 
 /// Values of weights in a tensor.
 #[derive(Debug)]
-pub enum Held<'a> {
+pub enum WeightStorage<'a> {
     /// As they are.
     F32(Cow<'a, [f32]>),
     /// To be widened.

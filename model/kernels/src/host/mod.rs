@@ -21,13 +21,13 @@ use {
 };
 
 use firebox_runtime::device::{Kernels, kernels};
-use gemv::{FEW, Held};
+use gemv::{GEMV_MAX_ROWS, WeightStorage};
 
 /// Runs work on tensors of `rows` rows. On a CPU, few rows leave each thread so little between two barriers that
 /// threads must not fall asleep there: see [`spin_pool`].
 pub fn latency_bound<T: Send>(rows: usize, device: &Device, work: impl FnOnce() -> T + Send) -> T {
-    match rows <= FEW && kernels(device) == Kernels::Slices {
-        true => spin_pool::awake(work),
+    match rows <= GEMV_MAX_ROWS && kernels(device) == Kernels::Slices {
+        true => spin_pool::spin(work),
         false => work(),
     }
 }
@@ -38,9 +38,9 @@ pub trait Host: Backend {
     fn values(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]>;
 
     /// Values of weights, in whatever type they are held; copied only where they do not lie in row-major order.
-    fn weights(tensor: &FloatTensor<Self>) -> Held<'_>;
+    fn weights(tensor: &FloatTensor<Self>) -> WeightStorage<'_>;
 
-    /// Whole numbers in row-major order.
+    /// Integers in row-major order.
     fn integers(tensor: IntTensor<Self>) -> Vec<i64> {
         let data = read_sync(Self::int_into_data(tensor)).expect("this machine's own memory");
         data.iter().collect()
@@ -66,7 +66,7 @@ impl Host for burn::backend::Flex {
         }
     }
 
-    fn weights(tensor: &FloatTensor<Self>) -> Held<'_> {
+    fn weights(tensor: &FloatTensor<Self>) -> WeightStorage<'_> {
         fn values<T: StorageFloat + Pod>(tensor: &FlexTensor) -> Cow<'_, [T]> {
             match tensor.as_slice() {
                 Some(values) => Cow::Borrowed(values),
@@ -74,9 +74,9 @@ impl Host for burn::backend::Flex {
             }
         }
         match tensor.dtype() {
-            DType::BF16 => Held::Bf16(values(tensor)),
-            DType::F16 => Held::F16(values(tensor)),
-            _ => Held::F32(values(tensor)),
+            DType::BF16 => WeightStorage::Bf16(values(tensor)),
+            DType::F16 => WeightStorage::F16(values(tensor)),
+            _ => WeightStorage::F32(values(tensor)),
         }
     }
 
@@ -87,7 +87,7 @@ impl Host for burn::backend::Flex {
 
     fn values_mut(tensor: &mut FloatTensor<Self>) -> &mut [f32] {
         let elements = tensor.layout().num_elements();
-        // A view of a part is no whole buffer, even where its values lie side by side.
+        // A view may be a part of its buffer, even where its values lie side by side.
         if tensor.layout().contiguous_offsets() != Some((0, elements))
             || tensor.bytes().len() != elements * size_of::<f32>()
         {

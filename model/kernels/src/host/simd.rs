@@ -56,7 +56,7 @@ impl Fused {
     }
 }
 
-/// Tells the memory that what lies `ahead` values after these will be read soon; there may be nothing.
+/// Prefetches the cache lines `ahead` elements after `values`; addresses out of bounds are harmless.
 #[inline(always)]
 pub fn prefetch<T>(values: &[T], ahead: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -79,12 +79,12 @@ pub fn prefetch<T>(values: &[T], ahead: usize) {
 const LINE: usize = 64;
 
 /// Partial sums that are kept side by side; two of the widest vectors, since an addition takes its time.
-const LANES: usize = 32;
+const SUM_LANES: usize = 32;
 
 /// Combines lanes by halves: the same order for each length.
 #[inline(always)]
-fn fold(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = LANES / 2;
+fn fold(mut lanes: [f32; SUM_LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = SUM_LANES / 2;
     while width > 0 {
         for lane in 0..width {
             lanes[lane] = combine(lanes[lane], lanes[lane + width]);
@@ -97,8 +97,8 @@ fn fold(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
 /// `Σ term(values[i])`
 #[inline(always)]
 pub fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [0.0; SUM_LANES];
+    let (chunks, rest) = values.as_chunks::<SUM_LANES>();
     for chunk in chunks {
         for (lane, &value) in lanes.iter_mut().zip(chunk) {
             *lane += term(value);
@@ -113,11 +113,11 @@ pub fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 /// `Σ a[i] b[i]`
 #[inline(always)]
 pub fn dot<T: StorageFloat>(a: &[f32], b: &[T], fused: Fused) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
-    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    let mut lanes = [0.0; SUM_LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<SUM_LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<SUM_LANES>();
     for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for lane in 0..LANES {
+        for lane in 0..SUM_LANES {
             lanes[lane] = fused.add(a[lane], b[lane].widen(), lanes[lane]);
         }
     }
@@ -130,12 +130,12 @@ pub fn dot<T: StorageFloat>(a: &[f32], b: &[T], fused: Fused) -> f32 {
 /// `Σ a[i] b[i] c[i]`
 #[inline(always)]
 pub fn sum_of_products(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
-    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
-    let (c_chunks, c_rest) = c.as_chunks::<LANES>();
+    let mut lanes = [0.0; SUM_LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<SUM_LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<SUM_LANES>();
+    let (c_chunks, c_rest) = c.as_chunks::<SUM_LANES>();
     for ((a, b), c) in a_chunks.iter().zip(b_chunks).zip(c_chunks) {
-        for lane in 0..LANES {
+        for lane in 0..SUM_LANES {
             lanes[lane] += a[lane] * b[lane] * c[lane];
         }
     }
@@ -150,8 +150,8 @@ pub fn sum_of_products(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
 #[inline(always)]
 pub fn maximum(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; SUM_LANES];
+    let (chunks, rest) = values.as_chunks::<SUM_LANES>();
     for chunk in chunks {
         for (lane, &value) in lanes.iter_mut().zip(chunk) {
             *lane = larger(*lane, value);

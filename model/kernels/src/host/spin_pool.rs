@@ -1,4 +1,4 @@
-//! A thread pool that stays awake.
+//! A thread pool that spins instead of falling asleep.
 
 use std::hint;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,18 +6,18 @@ use std::thread;
 
 use rayon::{Yield, yield_now};
 
-/// Looks for something to do, in vain, between two at which the operating system may let others run.
+/// Failed steal attempts between two calls of `std::thread::yield_now`.
 const PATIENCE: u32 = 64;
 
-/// Looks in vain after which a thread sleeps after all: some hundred microseconds. Whatever is beneath it on its
-/// stack, another's work included, goes on then.
+/// Failed steal attempts after which a thread stops spinning: some hundred microseconds. Whatever is beneath it on its
+/// stack, other work included, then goes on.
 const LIMIT: u32 = 4096;
 
 /// Does `work` inside the thread pool, whose other threads look for parts of it to do all the while.
 ///
-/// A thread that sleeps needs tens of microseconds to begin, as long as a matrix of a small model takes. Staying awake
-/// is worth its processor time for some milliseconds that are made of many small steps, such as those of a token.
-pub fn awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+/// A thread that sleeps needs tens of microseconds to begin, as long as a matrix of a small model takes. Spinning is
+/// worth its processor time for some milliseconds that are made of many small steps, such as those of a token.
+pub fn spin<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     let done = AtomicBool::new(false);
     let done = &done;
     rayon::scope(|scope| {
@@ -73,7 +73,7 @@ mod tests {
                                         .with_max_len(1)
                                         .sum::<usize>()
                                 };
-                                (0..50).map(|_| awake(|| awake(sum) + sum())).sum::<usize>()
+                                (0..50).map(|_| spin(|| spin(sum) + sum())).sum::<usize>()
                             })
                         })
                     })

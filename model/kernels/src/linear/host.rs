@@ -5,7 +5,7 @@ use burn::backend::tensor::FloatTensor;
 
 use super::{Linear, kernel};
 use crate::host::Host;
-use crate::host::gemv::{Held, Layout};
+use crate::host::gemv::{Layout, WeightStorage};
 use crate::operation::Operation;
 
 impl<B: Host> Operation<B, 2> for Linear {
@@ -16,9 +16,9 @@ impl<B: Host> Operation<B, 2> for Linear {
         let (rows, sizes, layout) = (x.shape()[0], self.sizes(weight), self.layout);
         let x = B::values(x);
         let values = match &B::weights(weight) {
-            Held::F32(weights) => kernel::linear(&x, rows, weights, sizes, layout),
-            Held::Bf16(weights) => kernel::linear(&x, rows, weights, sizes, layout),
-            Held::F16(weights) => kernel::linear(&x, rows, weights, sizes, layout),
+            WeightStorage::F32(weights) => kernel::linear(&x, rows, weights, sizes, layout),
+            WeightStorage::Bf16(weights) => kernel::linear(&x, rows, weights, sizes, layout),
+            WeightStorage::F16(weights) => kernel::linear(&x, rows, weights, sizes, layout),
         };
         let output = B::tensor(values, [rows, sizes[1]].into());
         drop(x);

@@ -7,13 +7,12 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use crate::dtype::StorageFloat;
-use crate::host::gemm::{Matrix, product_in_parallel};
-use crate::host::gemv::{FEW, Layout, Weights};
+use crate::host::gemm::{Matrix, gemm_parallel};
+use crate::host::gemv::{GEMV_MAX_ROWS, Layout, Weights};
 use crate::host::uninit::vec_uninit_with;
 
-/// The least bytes of weights that are worth another thread, where rows are few: handing them out takes as long as a
-/// tenth of them.
-const SHARE: usize = 1 << 17;
+/// Minimum bytes of weights per thread, where rows are few: handing out a task takes a tenth of the time of as many.
+const MIN_BYTES_PER_THREAD: usize = 1 << 17;
 
 /// Columns of a task with many rows.
 const COLUMNS: usize = 256;
@@ -36,17 +35,18 @@ pub fn linear<T: StorageFloat>(
     [d_in, d_out]: [usize; 2],
     layout: Layout,
 ) -> Vec<f32> {
-    if rows > FEW
+    if rows > GEMV_MAX_ROWS
         && let Some(weights) = T::as_f32(weights)
     {
         let weights = matrix(weights, [d_in, d_out], layout);
-        return product_in_parallel(Matrix::new(x, rows, d_in), weights);
+        return gemm_parallel(Matrix::new(x, rows, d_in), weights);
     }
     let weights = Weights::new(weights, d_in, d_out, layout);
-    let width = match rows <= FEW {
+    let width = match rows <= GEMV_MAX_ROWS {
         // The cut changes no bit: a column's sum is the same wherever it is taken.
         true => {
-            let parts = (weights.bytes() / SHARE).clamp(1, rayon::current_num_threads());
+            let parts =
+                (weights.bytes() / MIN_BYTES_PER_THREAD).clamp(1, rayon::current_num_threads());
             d_out.div_ceil(parts).next_multiple_of(64)
         }
         false => COLUMNS,
@@ -89,7 +89,7 @@ pub fn x_gradient(
     layout: Layout,
 ) -> Vec<f32> {
     let weights = matrix(weights, [d_in, d_out], layout);
-    product_in_parallel(Matrix::new(gradient, rows, d_out), weights.t())
+    gemm_parallel(Matrix::new(gradient, rows, d_out), weights.t())
 }
 
 /// `xᵀ · gradient`, or the transpose of it, as the layout says.
@@ -108,8 +108,8 @@ pub fn weight_gradient(
     let x = Matrix::new(x, rows, d_in);
     let gradient = Matrix::new(gradient, rows, d_out);
     match layout {
-        Layout::Inputs => product_in_parallel(x.t(), gradient),
-        Layout::Outputs => product_in_parallel(gradient.t(), x),
+        Layout::Inputs => gemm_parallel(x.t(), gradient),
+        Layout::Outputs => gemm_parallel(gradient.t(), x),
     }
 }
 

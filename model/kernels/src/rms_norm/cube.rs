@@ -16,7 +16,7 @@ use crate::operation::Operation;
 /// Rows that a cube works on at a time.
 const ROWS: usize = 8;
 /// Units that work on one row, or on one column of the blocks' sums.
-const LANES: usize = UNITS / ROWS;
+const UNITS_PER_ROW: usize = UNITS / ROWS;
 
 /// Blocks of rows at most: enough for any device, and few enough for their sums to be quickly added up.
 const BLOCKS: usize = 1024;
@@ -37,7 +37,7 @@ impl Operation<Cube, 2> for RmsNorm {
         let dim = CubeDim::new_1d(UNITS as u32);
         forward_kernel::launch(
             &x.client,
-            calculate_cube_count_elemwise(&x.client, rows * LANES, dim),
+            calculate_cube_count_elemwise(&x.client, rows * UNITS_PER_ROW, dim),
             dim,
             size,
             contiguous(x.clone()).into_buffer_arg(),
@@ -103,8 +103,8 @@ fn forward_kernel<N: Size>(
     width: usize,
     epsilon: f32,
 ) {
-    let row = ABSOLUTE_POS / LANES;
-    let lane = ABSOLUTE_POS % LANES;
+    let row = ABSOLUTE_POS / UNITS_PER_ROW;
+    let lane = ABSOLUTE_POS % UNITS_PER_ROW;
     let start = row * width;
     let mut end = start;
     if row < inverse.len() {
@@ -115,9 +115,9 @@ fn forward_kernel<N: Size>(
     while place < end {
         let vector = x[place];
         squares += vector * vector;
-        place += LANES;
+        place += UNITS_PER_ROW;
     }
-    let sum = sum_of_group(squares.vector_sum(), LANES);
+    let sum = sum_of_group(squares.vector_sum(), UNITS_PER_ROW);
     let scale = 1.0f32 / (sum / (width * N::value()) as f32 + epsilon).sqrt();
     if row < inverse.len() && lane == 0 {
         inverse[row] = scale;
@@ -125,7 +125,7 @@ fn forward_kernel<N: Size>(
     let mut place = start + lane;
     while place < end {
         output[place] = x[place] * Vector::new(scale) * gamma[place - start];
-        place += LANES;
+        place += UNITS_PER_ROW;
     }
 }
 
@@ -145,22 +145,23 @@ fn backward_kernel<N: Size>(
     let mut along = Shared::<[f32]>::new_slice(ROWS);
     for turn in 0..turns {
         let first = (CUBE_POS * turns + turn) * ROWS;
-        let row = first + unit / LANES;
+        let row = first + unit / UNITS_PER_ROW;
         let start = row * width;
         let mut end = start;
         if row < inverse.len() {
             end += width;
         }
-        let mut place = start + unit % LANES;
+        let mut place = start + unit % UNITS_PER_ROW;
         let mut products = Vector::<f32, N>::new(0.0f32);
         while place < end {
             products += gradient[place] * gamma[place - start] * x[place];
-            place += LANES;
+            place += UNITS_PER_ROW;
         }
-        let sum = sum_of_group(products.vector_sum(), LANES);
-        if row < inverse.len() && unit.is_multiple_of(LANES) {
+        let sum = sum_of_group(products.vector_sum(), UNITS_PER_ROW);
+        if row < inverse.len() && unit.is_multiple_of(UNITS_PER_ROW) {
             let scale = inverse[row];
-            along[unit / LANES] = scale * scale * scale * (sum / (width * N::value()) as f32);
+            along[unit / UNITS_PER_ROW] =
+                scale * scale * scale * (sum / (width * N::value()) as f32);
         }
         sync_cube();
 
@@ -192,10 +193,10 @@ fn backward_kernel<N: Size>(
 fn columns_kernel(parts: &[f32], output: &mut [f32], blocks: usize) {
     let unit = UNIT_POS as usize;
     let width = output.len();
-    let column = CUBE_POS * LANES + unit % LANES;
+    let column = CUBE_POS * UNITS_PER_ROW + unit % UNITS_PER_ROW;
     let mut sum = 0.0f32;
     if column < width {
-        let mut block = unit / LANES;
+        let mut block = unit / UNITS_PER_ROW;
         while block < blocks {
             sum += parts[block * width + column];
             block += ROWS;
@@ -204,10 +205,10 @@ fn columns_kernel(parts: &[f32], output: &mut [f32], blocks: usize) {
     let mut sums = Shared::<[f32]>::new_slice(UNITS);
     sums[unit] = sum;
     sync_cube();
-    if unit < LANES && column < width {
+    if unit < UNITS_PER_ROW && column < width {
         let mut total = 0.0f32;
         for line in 0..ROWS {
-            total += sums[line * LANES + unit];
+            total += sums[line * UNITS_PER_ROW + unit];
         }
         output[column] = total;
     }
