@@ -17,7 +17,7 @@ name = "finding"
 version = "0.1.0"
 edition = "2024"
 [dependencies]
-burn-core = { version = "=0.22.1", default-features = false, features = ["std", "flex"] }
+burn-core = { version = "=0.22.1", default-features = false, features = ["std", "flex", "rayon", "simd"] }
 TOML
 cat > "$folder/src/main.rs" <<'RUST'
 use burn_core::tensor::{DType, Device, Tensor};
@@ -27,8 +27,8 @@ fn main() {
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         for rows in [2, 1] {
             let x = Tensor::<2>::ones([rows, 4096], &device).cast(dtype);
-            let w = Tensor::<2>::ones([4096, 1], &device).cast(dtype);
-            let y: Vec<f32> = x.matmul(w).cast(DType::F32).into_data().iter().collect();
+            let w = Tensor::<2>::ones([4096, 64], &device).cast(dtype);
+            let y: Vec<f32> = x.matmul(w).narrow(1, 0, 1).cast(DType::F32).into_data().iter().collect();
             println!("{dtype:?} {rows} {y:?}");
         }
     }

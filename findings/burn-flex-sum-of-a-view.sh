@@ -17,7 +17,7 @@ name = "finding"
 version = "0.1.0"
 edition = "2024"
 [dependencies]
-burn-core = { version = "=0.22.1", default-features = false, features = ["std", "flex"] }
+burn-core = { version = "=0.22.1", default-features = false, features = ["std", "flex", "rayon", "simd"] }
 TOML
 cat > "$folder/src/main.rs" <<'RUST'
 use burn_core::tensor::{Device, Tensor};

@@ -70,5 +70,5 @@ pub use host::latency_bound;
 pub use linear::{linear, linear_reference, linear_transposed};
 pub use peak::matrix_peak;
 pub use rms_norm::{rms_norm, rms_norm_reference};
-pub use sum_of_rows::sum_of_rows;
+pub use sum_of_rows::{sum_in_blocks, sum_of_rows};
 pub use sum_of_squares::{sum_of_squares, sum_of_squares_reference};

@@ -36,7 +36,7 @@ pub fn sum_of_rows(x: Tensor<2>) -> Tensor<1> {
 /// # Shapes
 ///
 /// - `x`: `[values]`
-pub(crate) fn sum_in_blocks(x: Tensor<1>) -> Tensor<1> {
+pub fn sum_in_blocks(x: Tensor<1>) -> Tensor<1> {
     sum_of_rows(x.unsqueeze_dim(1))
 }
 

@@ -7,6 +7,7 @@
 use burn::tensor::Tensor;
 
 use super::Routing;
+use firebox_kernels::sum_in_blocks;
 
 /// The tokens per expert of the whole batch, on the device.
 #[derive(Debug, Clone, Default)]
@@ -102,7 +103,7 @@ pub fn z_loss(
             let largest = layer.logits.clone().detach().max_dim(1);
             let sum = (layer.logits.clone() - largest.clone()).exp().sum_dim(1);
             let squares = (sum.log() + largest).square().squeeze_dim::<1>(1);
-            masked(squares, valid).sum().div_scalar(batch.tokens as f64)
+            sum_in_blocks(masked(squares, valid)).div_scalar(batch.tokens as f64)
         })
         .collect()
 }
@@ -133,7 +134,7 @@ fn weighted_probabilities(
         .clone()
         .matmul(factors.unsqueeze_dim(1))
         .squeeze_dim::<1>(1);
-    masked(by_token, valid).sum()
+    sum_in_blocks(masked(by_token, valid))
 }
 
 fn masked(by_token: Tensor<1>, valid: Option<&Tensor<1>>) -> Tensor<1> {
