@@ -1,6 +1,6 @@
 //! Causal attention as one operation.
 //!
-//! On the CPU backends blocks of queries and keys meet in a core's cache ([`forward`], [`backward`]), on the CubeCL
+//! On `flex` blocks of queries and keys meet in a core's cache ([`forward`], [`backward`]), on the CubeCL
 //! backends in a cube's registers and shared memory ([`cube`]). The backward pass is written by hand on both.
 
 mod backward;

@@ -1,8 +1,8 @@
 //! The choice of experts and the tables of the dispatch plan, computed where the tensors live.
 //!
-//! `flex` chooses and sorts on the host ([`host`]). The CubeCL backends do both on the device ([`cube`]), so that a
+//! `flex` chooses and sorts on the host (`host.rs`). The CubeCL backends do both on the device (`cube.rs`), so that a
 //! training step there never waits for a choice to be read back. Devices without kernels choose by plain tensor
-//! operations ([`reference`]), and only sort on the host.
+//! operations (`reference.rs`), and only sort on the host.
 
 #[cfg(feature = "cube")]
 mod cube;
@@ -61,7 +61,7 @@ impl<B: Backend, C: CheckpointStrategy> Tables<Autodiff<B, C>> {
     }
 }
 
-/// The backends' side of [`DispatchPlan`](crate::dispatch::DispatchPlan).
+/// The backends' side of [`DispatchPlan`].
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     Cube: cfg(feature = "cube")

@@ -1,6 +1,6 @@
 //! Everything between router and residual stream as one operation: gather, the experts' SwiGLUs, weighted sum.
 //!
-//! On the CPU backends each expert's rows are taken in blocks whose activations stay in a core's cache from one
+//! On `flex` each expert's rows are taken in blocks whose activations stay in a core's cache from one
 //! product to the next ([`forward`]). On the CubeCL backends each product is one launch over all experts, whatever
 //! their load ([`cube`]). The backward pass is written by hand on both.
 

@@ -24,7 +24,7 @@ use firebox_runtime::device::{Kernels, kernels};
 use gemv::{GEMV_MAX_ROWS, WeightStorage};
 
 /// Runs work on tensors of `rows` rows. On a CPU, few rows leave each thread so little between two barriers that
-/// threads must not fall asleep there: see [`spin_pool`].
+/// threads must not fall asleep there: see `spin_pool.rs`.
 pub fn latency_bound<T: Send>(rows: usize, device: &Device, work: impl FnOnce() -> T + Send) -> T {
     match rows <= GEMV_MAX_ROWS && kernels(device) == Kernels::Slices {
         true => spin_pool::spin(work),
