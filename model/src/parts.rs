@@ -189,3 +189,100 @@ fn routed(
     let answer = mixture.experts.forward(normed, weights, &plan);
     observer.values(inside(Part::Experts), answer)
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::language_model::token_tensor;
+    use crate::testing::{text, tiny};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{assert_close, values};
+
+    on_every_device!(
+        the_parts_one_by_one_are_the_whole,
+        what_an_observer_returns_goes_on,
+    );
+
+    /// Notes the places that it sees, and changes nothing.
+    struct Places(Vec<Place>);
+
+    impl Observer for Places {
+        fn values(&mut self, place: Place, computed: Tensor<2>) -> Tensor<2> {
+            self.0.push(place);
+            computed
+        }
+
+        fn choice(
+            &mut self,
+            layer: usize,
+            experts: Vec<u32>,
+            weights: Tensor<2>,
+        ) -> (Vec<u32>, Tensor<2>) {
+            let layer = Some(layer);
+            self.0
+                .extend([Part::Choice, Part::Weights].map(|part| Place { layer, part }));
+            (experts, weights)
+        }
+    }
+
+    fn the_parts_one_by_one_are_the_whole(device: Device) {
+        for config in [tiny(), tiny().dense_twin()] {
+            let model = LanguageModel::random(&config, 7, &device);
+            let rows = text(3, 12, config.vocabulary);
+            let tokens = token_tensor(rows.iter().map(Vec::as_slice), &device);
+            let mut seen = Places(Vec::new());
+            let parts = observed(&model, tokens.clone(), &mut seen);
+            assert_eq!(seen.0, places(&config));
+            let whole = values(model.forward(tokens.clone()).logits);
+            assert_close("parts", &values(parts), &whole, 5e-6).unwrap();
+            let trace = values(model.trace(tokens, None).output.logits);
+            assert_eq!(trace, whole, "a trace without padding");
+        }
+    }
+
+    /// Puts zeros in the place of one part.
+    struct Without(Place);
+
+    impl Observer for Without {
+        fn values(&mut self, place: Place, computed: Tensor<2>) -> Tensor<2> {
+            if place == self.0 {
+                computed.zeros_like()
+            } else {
+                computed
+            }
+        }
+
+        fn choice(
+            &mut self,
+            _: usize,
+            experts: Vec<u32>,
+            weights: Tensor<2>,
+        ) -> (Vec<u32>, Tensor<2>) {
+            (experts, weights)
+        }
+    }
+
+    fn what_an_observer_returns_goes_on(device: Device) {
+        let config = tiny();
+        let model = LanguageModel::random(&config, 7, &device);
+        let tokens = || token_tensor([[1, 2, 3, 4].as_slice()].into_iter(), &device);
+        let whole = values(model.forward(tokens()).logits);
+        for place in places(&config) {
+            let replaceable = !matches!(place.part, Part::Router | Part::Choice | Part::Weights);
+            let found = values(observed(&model, tokens(), &mut Without(place)));
+            assert_eq!(
+                assert_close("logits", &found, &whole, 1e-3).is_err(),
+                replaceable,
+                "{place}"
+            );
+        }
+        let no_norm = Place {
+            layer: None,
+            part: Part::Norm,
+        };
+        let found = values(observed(&model, tokens(), &mut Without(no_norm)));
+        assert!(found.iter().all(|&logit| logit == 0.0), "the head of zeros");
+    }
+}
