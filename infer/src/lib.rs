@@ -4,6 +4,23 @@
 //! writes down everything that it computes, [`compare`] finds what differs between devices, and [`export`] stores it in
 //! another type or in shards.
 //! [`cli`] is the command line around them.
+//!
+//! ```no_run
+//! use firebox_infer::engine::Engine;
+//! use firebox_infer::generate::{Request, generate};
+//! use firebox_kernels::dtype::WeightDtype;
+//! use firebox_model::generate::Sampling;
+//!
+//! let engine = Engine::open("runs/quickstart".as_ref(), "flex", WeightDtype::F32)?;
+//! let request = Request {
+//!     prompt: "pub fn ".to_owned(),
+//!     max_tokens: 100,
+//!     sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+//! };
+//! let generated = generate(&engine, &request, &mut std::io::stdout(), || false)?;
+//! println!("{} tokens", generated.tokens);
+//! # Ok::<(), firebox_infer::InferError>(())
+//! ```
 
 pub mod bench;
 pub mod cli;
