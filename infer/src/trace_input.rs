@@ -120,6 +120,15 @@ impl TraceInput {
         })
     }
 
+    /// [`valid`](Self::valid), where attention has to be told of padding; `None` where none stands before a token of
+    /// its row. Causality hides what stands after all tokens, so that they are computed as in training: by the fused
+    /// attention, which takes no mask.
+    pub fn mask(&self) -> Option<&[bool]> {
+        let precedes_a_token = |row: &[bool]| row.windows(2).any(|pair| pair == [false, true]);
+        let mut rows = self.valid.chunks(self.sequence);
+        rows.any(precedes_a_token).then_some(&self.valid)
+    }
+
     /// The token after each one, and whether both are tokens; the last of a row predicts nothing.
     pub fn targets(&self) -> (Vec<u32>, Vec<bool>) {
         let following = |index: usize| {
@@ -190,6 +199,27 @@ mod tests {
         assert_eq!(targets, [5, 6, 6, 8, 9, 9]);
         assert_eq!(counted, [false, true, false, true, false, false]);
         assert_eq!(input.pairs(), 2);
+    }
+
+    #[test]
+    fn attention_is_told_of_padding_that_stands_before_a_token() {
+        let mask = |valid: [bool; 6]| {
+            let input = TraceInput {
+                batch: 2,
+                sequence: 3,
+                ids: vec![0; 6],
+                valid: valid.to_vec(),
+            };
+            input.mask().map(<[bool]>::to_vec)
+        };
+        const T: bool = true;
+        const F: bool = false;
+        for hidden_by_causality in [[T; 6], [T, T, F, T, F, F], [F, F, F, T, T, T]] {
+            assert_eq!(mask(hidden_by_causality), None, "{hidden_by_causality:?}");
+        }
+        for seen in [[F, T, T, T, T, T], [T, T, T, T, F, T]] {
+            assert_eq!(mask(seen), Some(seen.to_vec()));
+        }
     }
 
     #[test]
