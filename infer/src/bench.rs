@@ -220,17 +220,20 @@ mod tests {
             batch: 2,
             repeats: 2,
         };
-        let measured = bench(
+        let started = Instant::now();
+        let found = bench(
             tiny.path(),
             device::default_name(),
             WeightDtype::F32,
             options,
         )
         .unwrap();
-        assert_eq!(measured.prompt_tokens * measured.batch, 40);
-        let seconds = measured.seconds_to_first_token;
-        assert_eq!(measured.prefill_tokens_per_second, 40.0 / seconds);
-        assert!(measured.decode_tokens_per_second > 0.0);
+        let elapsed = started.elapsed().as_secs_f64();
+        // Of two rows: prompts of 20 tokens, and 5 that follow.
+        let prefill = 40.0 / found.prefill_tokens_per_second;
+        let decode = 10.0 / found.decode_tokens_per_second;
+        assert!(prefill > 0.0 && decode > 0.0, "{found:?}");
+        assert!(prefill + decode < elapsed, "{found:?} in {elapsed} s");
         let longer = BenchOptions { new: 13, ..options };
         let error = bench(
             tiny.path(),

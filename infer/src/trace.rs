@@ -141,7 +141,7 @@ impl Computed {
             Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device)
         };
         let shape = [tokens.batch, tokens.sequence];
-        let trace = model.trace(ids(tokens.ids.clone(), shape), Some(&tokens.valid));
+        let trace = model.trace(ids(tokens.ids.clone(), shape), tokens.mask());
 
         let (targets, loss_mask) = tokens.targets();
         let cross_entropy = cross_entropy_sum(

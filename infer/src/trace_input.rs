@@ -124,6 +124,15 @@ impl TraceInput {
         })
     }
 
+    /// [`valid`](Self::valid), if attention needs a mask; `None` if no padding precedes a token of its row. Causality
+    /// hides padding that follows all tokens, so these rows are computed as in training: by the fused attention, which
+    /// takes no mask.
+    pub fn mask(&self) -> Option<&[bool]> {
+        let precedes_a_token = |row: &[bool]| row.windows(2).any(|pair| pair == [false, true]);
+        let mut rows = self.valid.chunks(self.sequence);
+        rows.any(precedes_a_token).then_some(&self.valid)
+    }
+
     /// The successor of each token, and the loss mask: true where neither of the two is padding. The last position of a
     /// row has no target.
     pub fn targets(&self) -> (Vec<u32>, Vec<bool>) {
@@ -195,6 +204,27 @@ mod tests {
         assert_eq!(targets, [5, 6, 6, 8, 9, 9]);
         assert_eq!(loss_mask, [false, true, false, true, false, false]);
         assert_eq!(input.pairs(), 2);
+    }
+
+    #[test]
+    fn padding_before_a_token_needs_a_mask() {
+        let mask = |valid: [bool; 6]| {
+            let input = TraceInput {
+                batch: 2,
+                sequence: 3,
+                ids: vec![0; 6],
+                valid: valid.to_vec(),
+            };
+            input.mask().map(<[bool]>::to_vec)
+        };
+        const T: bool = true;
+        const F: bool = false;
+        for hidden_by_causality in [[T; 6], [T, T, F, T, F, F], [F, F, F, T, T, T]] {
+            assert_eq!(mask(hidden_by_causality), None, "{hidden_by_causality:?}");
+        }
+        for seen in [[F, T, T, T, T, T], [T, T, T, T, F, T]] {
+            assert_eq!(mask(seen), Some(seen.to_vec()));
+        }
     }
 
     #[test]

@@ -144,3 +144,100 @@ impl Attention {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+    use crate::testing::{ByHand, rows, smallest};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{assert_close, values};
+
+    on_every_device!(
+        indifferent_queries_take_the_mean_of_what_they_see,
+        neighbours_are_one_radian_apart,
+        heads_share_keys_and_values,
+    );
+
+    const IDENTITY: &[f32] = &[1.0, 0.0, 0.0, 1.0];
+
+    fn attention(config: &ModelConfig, device: &Device, values: &[(&str, &[f32])]) -> Attention {
+        let Ok(attention) = Attention::new(config, "it", &mut ByHand { device, values });
+        attention
+    }
+
+    fn rotary(positions: usize, device: &Device) -> Rotary {
+        Rotary::new(0, positions, 2, 10_000.0, device)
+    }
+
+    /// True where a mask of one row hides: everything but the position itself.
+    fn each_itself(length: usize, device: &Device) -> Tensor<4, Bool> {
+        let hidden = (0..length * length).map(|place| place / length != place % length);
+        let hidden: Vec<bool> = hidden.collect();
+        Tensor::from_data(TensorData::new(hidden, [1, 1, length, length]), device)
+    }
+
+    fn indifferent_queries_take_the_mean_of_what_they_see(device: Device) {
+        let parameters = [("it.value", IDENTITY), ("it.output", IDENTITY)];
+        let attention = attention(&smallest(), &device, &parameters);
+        // Two sequences of three positions.
+        let x = || {
+            let first = [[2.0, 0.0], [0.0, 4.0], [4.0, 8.0]];
+            let second = [[1.0, 1.0], [5.0, -1.0], [0.0, 3.0]];
+            rows(&[first, second].concat(), &device)
+        };
+        let rotary = rotary(3, &device);
+        let found = values(attention.forward(x(), 2, &rotary, None, None));
+        let expected = [
+            2.0, 0.0, 1.0, 2.0, 2.0, 4.0, //
+            1.0, 1.0, 3.0, 0.0, 2.0, 1.0,
+        ];
+        assert_close("causal", &found, &expected, 1e-6).unwrap();
+        let mask = each_itself(3, &device);
+        let found = values(attention.forward(x(), 2, &rotary, Some(&mask), None));
+        assert_close("masked", &found, &values(x()), 1e-6).unwrap();
+    }
+
+    fn neighbours_are_one_radian_apart(device: Device) {
+        // Queries and keys are the first two numbers, values the third.
+        let mut config = smallest();
+        config.d_model = 3;
+        let first_two: &[f32] = &[1.0, 0.0, 0.0, 1.0, 0.0, 0.0];
+        let third: &[f32] = &[0.0, 0.0, 0.0, 0.0, 1.0, 0.0];
+        let back: &[f32] = &[0.0, 0.0, 1.0, 0.0, 0.0, 0.0];
+        let parameters = [
+            ("it.query", first_two),
+            ("it.key", first_two),
+            ("it.value", third),
+            ("it.output", back),
+        ];
+        let attention = attention(&config, &device, &parameters);
+        let x = rows(&[[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]], &device);
+        let found = values(attention.forward(x, 1, &rotary(2, &device), None, None));
+        // Scores of the second query: cos 1 / √2 and cos 0 / √2, so a weight of 1 / (1 + e^((cos 1 − 1) / √2)).
+        let expected = [0.0, 0.0, 0.0, 0.0, 0.0, 0.580_555_7];
+        assert_close("weights", &found, &expected, 1e-6).unwrap();
+    }
+
+    fn heads_share_keys_and_values(device: Device) {
+        // Two query heads on one key/value head; the second asks for the opposite of what the first does.
+        let mut config = smallest();
+        config.heads = 2;
+        let parameters: [(&str, &[f32]); 4] = [
+            ("it.query", &[1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+            ("it.key", IDENTITY),
+            ("it.value", IDENTITY),
+            ("it.output", &[1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]),
+        ];
+        let attention = attention(&config, &device, &parameters);
+        assert_eq!(attention.key.dims(), [2, 2]);
+        // At position 0 both heads see its own value alone.
+        let x = rows(&[[2.0, 0.0], [2.0, 1.0]], &device);
+        let found = values(attention.forward(x, 1, &rotary(2, &device), None, None));
+        assert_close("position 0", &found[..2], &[4.0, 0.0], 1e-6).unwrap();
+        // Scores of head one are s and t, those of head two −s and −t: with w the weight of the second value in
+        // head one it is 1 − w in head two, and the sum of both is the sum of both values.
+        assert_close("position 1", &found[2..], &[4.0, 1.0], 1e-6).unwrap();
+    }
+}

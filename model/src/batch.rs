@@ -67,7 +67,8 @@ impl Batch {
             rows > 0
                 && sequences
                     .iter()
-                    .all(|s| s.tokens.len() == length && s.targets.len() == length)
+                    .all(|s| s.tokens.len() == length && s.targets.len() == length),
+            "a batch is one or more sequences of one length"
         );
         let ids = |of: fn(&Sequence) -> &[u32]| {
             let values: Vec<i32> = sequences.iter().flat_map(of).map(|&id| id as i32).collect();
@@ -96,6 +97,38 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use firebox_runtime::device::{default_name, select};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::values;
+
+    on_every_device!(rows_stand_side_by_side);
+
+    fn rows_stand_side_by_side(device: Device) {
+        let rows = [[5, 6, 7, 8].as_slice(), &[9, 10]].map(|tokens| Sequence::of_window(tokens, 3));
+        let batch = Batch::new(&rows, &device);
+        let ids = |tensor: Tensor<1, Int>| tensor.into_data().iter::<i64>().collect::<Vec<i64>>();
+        assert_eq!(batch.tokens.dims(), [2, 3]);
+        assert_eq!(ids(batch.tokens.flatten(0, 1)), [5, 6, 7, 9, 0, 0]);
+        assert_eq!(ids(batch.targets), [6, 7, 8, 10, 0, 0]);
+        assert_eq!(values(batch.valid.unwrap()), [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]);
+        assert_eq!(batch.valid_tokens, 4);
+        let whole = Batch::new(&rows[..1], &device);
+        assert!(whole.valid.is_none(), "there is no padding");
+        assert_eq!(whole.valid_tokens, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "5 tokens for a window of 3")]
+    fn a_window_takes_one_token_more_than_the_context() {
+        let _ = Sequence::of_window(&[1, 2, 3, 4, 5], 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "one or more sequences of one length")]
+    fn rows_are_of_one_length() {
+        let rows = [3, 4].map(|context| Sequence::of_window(&[1, 2], context));
+        let _ = Batch::new(&rows, &select(default_name()).unwrap());
+    }
 
     #[test]
     fn a_short_window_is_padded() {

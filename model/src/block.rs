@@ -67,3 +67,55 @@ impl Block {
         (x + output, routing)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::testing::{ByHand, rows, smallest};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{assert_close, values};
+
+    on_every_device!(each_part_adds_to_the_stream);
+
+    fn each_part_adds_to_the_stream(device: Device) {
+        let identity: &[f32] = &[1.0, 0.0, 0.0, 1.0];
+        let attention = [
+            ("attention.value", identity),
+            ("attention.output", identity),
+        ];
+        let three = 3f32.ln();
+        // Of the norm [0.6, 0.8]: silu(ln 3) · 1 · [4, 8] / ln 3 = [3, 6].
+        let (gate, up, down) = ([three / 0.6, 0.0], [0.0, 1.25], [4.0 / three, 8.0 / three]);
+        let feed_forward: [(&str, &[f32]); 3] = [
+            ("feed_forward.gate", &gate),
+            ("feed_forward.up", &up),
+            ("feed_forward.down", &down),
+        ];
+        let output = |config: &ModelConfig, parameters: &[(&str, &[f32])]| {
+            let mut source = ByHand {
+                device: &device,
+                values: parameters,
+            };
+            let Ok(block) = Block::new(config, 0, &mut source);
+            let rotary = Rotary::new(0, 1, 2, 1e4, &device);
+            let (output, routing) =
+                block.forward(rows(&[[3.0, 4.0]], &device), 1, &rotary, None, None);
+            assert_eq!(routing.is_some(), config.dense_d_ff(0).is_none());
+            values(output)
+        };
+        let dense = smallest().dense_baseline();
+        let check = |what: &str, found: Vec<f32>, expected: [f32; 2]| {
+            assert_close(what, &found, &expected, 1e-6).unwrap();
+        };
+        check("zeros", output(&smallest(), &[]), [3.0, 4.0]);
+        check("zeros of a dense layer", output(&dense, &[]), [3.0, 4.0]);
+        check("attention", output(&dense, &attention), [3.6, 4.8]);
+        check(
+            "the feed-forward",
+            output(&dense, &feed_forward),
+            [6.0, 10.0],
+        );
+    }
+}

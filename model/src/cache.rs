@@ -104,3 +104,50 @@ impl KeyValueCache {
         self.capacity - self.length()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+    use crate::testing::smallest;
+    use firebox_runtime::device::{default_name, select};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::values;
+
+    on_every_device!(positions_are_kept_in_their_order);
+
+    /// One sequence, one head of width 2: positions that hold `n` and `n + 0.5`.
+    fn positions(numbers: &[f32], device: &Device) -> Tensor<4> {
+        let values: Vec<f32> = numbers.iter().flat_map(|&n| [n, n + 0.5]).collect();
+        Tensor::from_data(TensorData::new(values, [1, 1, numbers.len(), 2]), device)
+    }
+
+    fn positions_are_kept_in_their_order(device: Device) {
+        let mut cache = KeyValueCache::new(&smallest(), 1, 3, &device);
+        assert_eq!((cache.length(), cache.remaining()), (0, 3));
+        assert!(cache.layers[0].is_empty());
+        let mut append = |keys: &[f32], after: &[f32]| {
+            let opposite: Vec<f32> = keys.iter().map(|key| -key).collect();
+            let (keys, opposite) = (positions(keys, &device), positions(&opposite, &device));
+            let (keys, opposite) = cache.layers[0].append(keys, opposite);
+            assert_eq!(keys.dims(), [1, 1, after.len(), 2]);
+            assert_eq!(values(keys), values(positions(after, &device)));
+            let after: Vec<f32> = after.iter().map(|key| -key).collect();
+            assert_eq!(values(opposite), values(positions(&after, &device)));
+        };
+        append(&[1.0, 2.0], &[1.0, 2.0]);
+        append(&[3.0], &[1.0, 2.0, 3.0]);
+        assert_eq!((cache.length(), cache.remaining()), (3, 0));
+        assert!(!cache.layers[0].is_empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "key/value cache of 3 positions cannot hold 4")]
+    fn a_full_cache_takes_no_more() {
+        let device = select(default_name()).unwrap();
+        let mut cache = KeyValueCache::new(&smallest(), 1, 3, &device);
+        let four = || positions(&[1.0, 2.0, 3.0, 4.0], &device);
+        let _ = cache.layers[0].append(four(), four());
+    }
+}

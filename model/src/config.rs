@@ -306,3 +306,155 @@ fn divisors(n: usize) -> String {
         .collect();
     all.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::tiny;
+
+    fn broken(change: impl FnOnce(&mut ModelConfig)) -> ConfigError {
+        let mut config = tiny();
+        change(&mut config);
+        config.validate().unwrap_err()
+    }
+
+    #[test]
+    fn every_size_has_both_ends() {
+        type Size = fn(&mut ModelConfig) -> &mut usize;
+        let sizes: [(&str, Size); 9] = [
+            ("vocabulary", |config| &mut config.vocabulary),
+            ("layers", |config| &mut config.layers),
+            ("d_model", |config| &mut config.d_model),
+            ("heads", |config| &mut config.heads),
+            ("kv_heads", |config| &mut config.kv_heads),
+            ("head_dim", |config| &mut config.head_dim),
+            ("context", |config| &mut config.context),
+            ("experts.count", |config| &mut config.experts.count),
+            ("experts.d_ff", |config| &mut config.experts.d_ff),
+        ];
+        for (key, size) in sizes {
+            for value in [0, LARGEST_SIZE + 1] {
+                let error = broken(|config| *size(config) = value);
+                assert_eq!((error.key, error.value), (key, value.to_string()));
+                assert_eq!(error.rule, "must lie between 1 and 16777216");
+            }
+        }
+        for (key, size) in [sizes[0], sizes[2], sizes[6], sizes[8]] {
+            for value in [1, LARGEST_SIZE] {
+                let mut config = tiny();
+                *size(&mut config) = value;
+                assert_eq!(config.validate(), Ok(()), "{key} = {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn heads_experts_and_dense_layers_fit_together() {
+        let error = broken(|config| config.kv_heads = 3);
+        assert_eq!((error.key, error.value.as_str()), ("kv_heads", "3"));
+        assert!(error.rule.starts_with("must divide heads = 4"), "{error}");
+        assert_eq!(error.hint, "allowed here: 1, 2, 4");
+
+        let error = broken(|config| config.head_dim = 7);
+        assert_eq!((error.key, error.hint.as_str()), ("head_dim", "6 or 8"));
+
+        for per_token in [0, 9] {
+            let error = broken(|config| config.experts.per_token = per_token);
+            assert_eq!(error.key, "experts.per_token");
+            assert_eq!(error.rule, "must lie between 1 and experts.count = 8");
+        }
+
+        let dense = |layers: &[usize], d_ff: usize| {
+            let dense = DenseConfig {
+                layers: layers.to_vec(),
+                d_ff,
+            };
+            move |config: &mut ModelConfig| config.dense = Some(dense)
+        };
+        for layers in [&[2][..], &[1, 0], &[0, 0]] {
+            let error = broken(dense(layers, 5));
+            assert_eq!(error.key, "dense.layers");
+            assert!(error.rule.ends_with("from 0 to 1"), "{error}");
+        }
+        for layers in [&[][..], &[0, 1]] {
+            let error = broken(dense(layers, 5));
+            assert_eq!(error.rule, "must name some of the layers and not all");
+        }
+        assert_eq!(broken(dense(&[0], 0)).key, "dense.d_ff");
+    }
+
+    #[test]
+    fn numbers_are_finite_and_not_negative() {
+        type Number = fn(&mut ModelConfig) -> &mut f64;
+        let numbers: [(&str, Number, bool); 6] = [
+            ("rope_theta", |config| &mut config.rope_theta, true),
+            ("norm_epsilon", |config| &mut config.norm_epsilon, true),
+            (
+                "initializer_range",
+                |config| &mut config.initializer_range,
+                true,
+            ),
+            (
+                "router.balance_coefficient",
+                |config| &mut config.router.balance_coefficient,
+                false,
+            ),
+            (
+                "router.z_coefficient",
+                |config| &mut config.router.z_coefficient,
+                false,
+            ),
+            (
+                "router.bias_update_rate",
+                |config| &mut config.router.bias_update_rate,
+                false,
+            ),
+        ];
+        for (key, number, above_zero) in numbers {
+            for value in [-1e-9, f64::NAN, f64::INFINITY] {
+                assert_eq!(broken(|config| *number(config) = value).key, key, "{value}");
+            }
+            let mut config = tiny();
+            *number(&mut config) = 0.0;
+            assert_eq!(config.validate().is_err(), above_zero, "{key} = 0");
+        }
+    }
+
+    #[test]
+    fn what_follows_from_the_fields() {
+        let mut config = tiny();
+        assert_eq!(config.validate(), Ok(()));
+        assert_eq!(config.active_d_ff(), 40);
+        // 0.3 / √(2 · 2)
+        assert!((config.residual_initializer_range() - 0.15).abs() < 1e-12);
+        assert!(config.moe_layers().eq([0, 1]));
+        assert_eq!(config.dense_d_ff(0), None);
+        config.dense = Some(DenseConfig {
+            layers: vec![1],
+            d_ff: 7,
+        });
+        assert_eq!(config.validate(), Ok(()));
+        assert!(config.moe_layers().eq([0]));
+        assert_eq!(
+            [0, 1].map(|layer| config.dense_d_ff(layer)),
+            [None, Some(7)]
+        );
+        let baseline = config.dense_baseline();
+        assert_eq!(baseline.moe_layers().count(), 0);
+        assert_eq!(
+            [0, 1].map(|layer| baseline.dense_d_ff(layer)),
+            [Some(40), Some(7)]
+        );
+    }
+
+    #[test]
+    fn the_dense_baseline_has_the_active_shape() {
+        let [moe, dense] = [tiny(), tiny().dense_baseline()].map(|config| {
+            crate::accounting::Accounting::of(&config)
+                .operations
+                .forward
+        });
+        // But for the router's own product, of 2 · d_model · experts a layer.
+        assert_eq!(moe - 2.0 * 24.0 * 8.0 * 2.0, dense);
+    }
+}

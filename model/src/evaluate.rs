@@ -74,3 +74,62 @@ pub fn evaluate(
         layers: sums.health(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::module::Module;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::testing::{ByHand, smallest, text, tiny};
+    use firebox_runtime::on_every_device;
+
+    on_every_device!(
+        a_model_without_preferences,
+        evaluation_is_repeatable_and_leaves_the_model_as_it_was,
+    );
+
+    fn a_model_without_preferences(device: Device) {
+        let mut source = ByHand {
+            device: &device,
+            values: &[],
+        };
+        let Ok(model) = LanguageModel::new(&smallest(), &mut source);
+        let windows = [[0, 1, 2, 3].as_slice(), &[3, 2], &[1, 1, 1]];
+        let sequences = windows.map(|tokens| Sequence::of_window(tokens, 3));
+        let mut heard = Vec::new();
+        let found = evaluate(&model, sequences.into_iter(), 3, 2, |tokens| {
+            heard.push(tokens);
+        });
+        // 3 + 1 and 2 tokens of two bits each, which stand for three bytes.
+        assert_eq!(heard, [4, 6]);
+        assert_eq!((found.tokens, found.bytes), (6, 3));
+        let near = |found: f64, expected: f64| (found / expected - 1.0).abs() < 1e-6;
+        assert!(near(found.nats_per_token, 4f64.ln()), "{found:?}");
+        assert!(near(found.perplexity, 4.0), "{found:?}");
+        assert!(near(found.bits_per_byte, 4.0), "{found:?}");
+        // Equal scores go to the first of two experts.
+        let [layer] = found.layers.as_slice() else {
+            panic!("{found:?}");
+        };
+        assert_eq!(layer.load, [1.0, 0.0]);
+        assert!(near(layer.entropy, 2f64.ln()), "{layer:?}");
+    }
+
+    fn evaluation_is_repeatable_and_leaves_the_model_as_it_was(device: Device) {
+        let mut config = tiny();
+        config.router.bias_update_rate = 0.01;
+        let mut model = LanguageModel::random(&config, 7, &device.autodiff()).train();
+        model.set_router_bias(&vec![vec![0.1, 0.0, -0.1, 0.0, 0.0, 0.0, 0.0, 0.0]; 2]);
+        let mut windows = text(5, 13, config.vocabulary);
+        windows[4].truncate(7);
+        let sequences = windows.iter().map(|tokens| Sequence::of_window(tokens, 12));
+        let evaluate = |rows| evaluate(&model.valid(), sequences.clone(), 50, rows, |_| {});
+        let first = evaluate(2);
+        assert_eq!(first, evaluate(2));
+        assert_eq!(first.tokens, 54);
+        let all_at_once = evaluate(5);
+        assert!((first.nats_per_token - all_at_once.nats_per_token).abs() < 1e-6);
+        assert_eq!(model.router_bias()[1][0], 0.1);
+    }
+}

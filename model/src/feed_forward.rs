@@ -94,3 +94,63 @@ impl FeedForward {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::config::DenseConfig;
+    use crate::testing::{ByHand, rows, smallest, tiny};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{assert_close, values};
+
+    on_every_device!(a_swiglu_by_hand, the_kind_and_width_of_each_layer);
+
+    fn a_swiglu_by_hand(device: Device) {
+        let three = 3f32.ln();
+        let mut source = ByHand {
+            device: &device,
+            values: &[
+                ("gate", &[three, 0.0]),
+                ("up", &[0.0, 2.0]),
+                ("down", &[4.0 / three, 8.0 / three]),
+            ],
+        };
+        let Ok(dense) = DenseFeedForward::new(&smallest(), 1, "dense", &mut source);
+        // silu(ln 3) = ln 3 · 3/4 and silu(−ln 3) = −ln 3 · 1/4; times 2 y; times [4, 8] / ln 3.
+        let x = rows(&[[1.0, 1.0], [1.0, -3.0], [-1.0, 1.0]], &device);
+        let expected = [6.0, 12.0, -18.0, -36.0, -2.0, -4.0];
+        assert_close("SwiGLU", &values(dense.forward(x)), &expected, 1e-6).unwrap();
+    }
+
+    fn the_kind_and_width_of_each_layer(device: Device) {
+        let mut config = tiny();
+        config.dense = Some(DenseConfig {
+            layers: vec![0],
+            d_ff: 3,
+        });
+        let kinds = |config: &ModelConfig| {
+            [0, 1].map(|layer| {
+                let mut source = ByHand {
+                    device: &device,
+                    values: &[],
+                };
+                let Ok(made) = FeedForward::new(config, layer, "it", &mut source);
+                let (_, routing) = made.forward(Tensor::ones([5, 24], &device));
+                match (&made, routing) {
+                    (FeedForward::Dense(dense), None) => Some(dense.gate.dims()),
+                    (FeedForward::Moe(_), Some(routing)) => {
+                        assert_eq!(routing.layer, layer);
+                        None
+                    }
+                    other => panic!("{other:?}"),
+                }
+            })
+        };
+        assert_eq!(kinds(&config), [Some([24, 3]), None]);
+        assert_eq!(kinds(&tiny()), [None, None]);
+        // Two experts of 20.
+        assert_eq!(kinds(&tiny().dense_baseline()), [Some([24, 40]); 2]);
+    }
+}

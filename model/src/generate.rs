@@ -141,11 +141,112 @@ pub fn generate(
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
+    use crate::testing::tiny;
+    use firebox_runtime::device::{default_name, select};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::values;
 
     fn draws(sampling: Sampling, logits: &[f32], count: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(sampling);
         (0..count).map(|_| sampler.sample(logits)).collect()
+    }
+
+    on_every_device!(
+        past_the_context_the_newest_half_is_read_again,
+        a_prompt_beyond_the_context_loses_its_beginning,
+    );
+
+    fn greedy() -> Sampler {
+        Sampler::new(Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        })
+    }
+
+    /// Of a context of 8.
+    fn model(device: &Device) -> LanguageModel {
+        let mut config = tiny();
+        config.context = 8;
+        LanguageModel::random(&config, 3, device)
+    }
+
+    fn continued(model: &LanguageModel, prompt: &[u32], count: usize) -> Vec<u32> {
+        let mut text = Vec::new();
+        generate(model, prompt, count, &[], &mut greedy(), |id| {
+            text.push(id);
+            true
+        });
+        text
+    }
+
+    /// The likeliest token after a window.
+    fn following(model: &LanguageModel, window: &[u32], device: &Device) -> u32 {
+        let tokens = token_tensor([window].into_iter(), device);
+        let logits = model.forward(tokens).logits.narrow(1, window.len() - 1, 1);
+        greedy().sample(&values(logits))
+    }
+
+    /// Of each of `windows`, the likeliest token after that many of the newest ones, to which it is added.
+    fn expected(
+        model: &LanguageModel,
+        prompt: &[u32],
+        windows: &[usize],
+        device: &Device,
+    ) -> Vec<u32> {
+        let mut text = prompt.to_vec();
+        for &window in windows {
+            text.push(following(model, &text[text.len() - window..], device));
+        }
+        text[prompt.len()..].to_vec()
+    }
+
+    fn past_the_context_the_newest_half_is_read_again(device: Device) {
+        let model = model(&device);
+        let prompt = [1, 2, 3];
+        // The cache is full at 8; then the newest four of nine tokens are the text.
+        let windows = [3, 4, 5, 6, 7, 8, 4, 5, 6, 7, 8, 4, 5, 6, 7, 8, 4, 5, 6, 7];
+        let found = continued(&model, &prompt, windows.len());
+        assert_eq!(found, expected(&model, &prompt, &windows, &device));
+        // Another window gives another text.
+        let sliding = [&windows[..6], &[8; 14]].concat();
+        assert_ne!(found, expected(&model, &prompt, &sliding, &device));
+    }
+
+    fn a_prompt_beyond_the_context_loses_its_beginning(device: Device) {
+        let model = model(&device);
+        let prompt: Vec<u32> = (0..20).map(|place| place * 7 % 37).collect();
+        let windows = [8, 4, 5, 6, 7, 8, 4];
+        let found = continued(&model, &prompt, windows.len());
+        assert_eq!(found, expected(&model, &prompt, &windows, &device));
+        assert_eq!(found, continued(&model, &prompt[12..], windows.len()));
+    }
+
+    #[test]
+    fn a_stop_is_not_handed_on_and_emit_may_end_the_text() {
+        let device = select(default_name()).unwrap();
+        let model = model(&device);
+        let text = continued(&model, &[1, 2, 3], 5);
+        let stop = text.iter().position(|id| *id == text[3]).unwrap();
+        let with = |stops: &[u32], most: usize| {
+            let mut found = Vec::new();
+            generate(&model, &[1, 2, 3], 5, stops, &mut greedy(), |id| {
+                found.push(id);
+                found.len() < most
+            });
+            found
+        };
+        assert_eq!(with(&text[3..4], 99), text[..stop]);
+        assert_eq!(with(&[], 2), text[..2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a prompt has at least one token")]
+    fn a_prompt_is_not_empty() {
+        let model = model(&select(default_name()).unwrap());
+        let _ = continued(&model, &[], 1);
     }
 
     #[test]

@@ -60,3 +60,78 @@ pub fn auxiliary(
         .flatten()
         .reduce(|sum, term| sum + term)
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Int};
+
+    use super::*;
+    use crate::testing::tiny;
+    use firebox_kernels::dispatch::DispatchPlan;
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{assert_close, values};
+
+    on_every_device!(
+        indifferent_logits_cost_the_logarithm_of_the_vocabulary,
+        auxiliary_terms_by_hand,
+    );
+
+    fn indifferent_logits_cost_the_logarithm_of_the_vocabulary(device: Device) {
+        let targets = || Tensor::<1, Int>::from_ints([0, 3, 1], &device);
+        let logits = || Tensor::full([3, 4], 2.5, &device);
+        let ln_4 = 4f32.ln();
+        let all = values(cross_entropy_sum(logits(), targets(), None));
+        assert_close("all", &all, &[3.0 * ln_4], 1e-6).unwrap();
+        let valid = Tensor::from_floats([1.0, 0.0, 1.0], &device);
+        let two = values(cross_entropy_sum(logits(), targets(), Some(&valid)));
+        assert_close("without padding", &two, &[2.0 * ln_4], 1e-6).unwrap();
+        // ln(1 + e^−20), 20 and 20 more than that
+        let sure = Tensor::from_floats([[20.0, 0.0], [20.0, 0.0]], &device);
+        let targets = Tensor::<1, Int>::from_ints([0, 1], &device);
+        let found = values(cross_entropy_sum(sure, targets, None));
+        assert_close("one right, one wrong", &found, &[20.0], 1e-6).unwrap();
+    }
+
+    /// Two layers of two experts, one a token, over two tokens: the first layer's load is even, in the second one
+    /// expert gets both. All probabilities are even, and so are the logits, which are zeros.
+    fn routing(device: &Device) -> [Routing; 2] {
+        [[0, 1], [0, 0]].map(|chosen| Routing {
+            layer: 0,
+            logits: Tensor::zeros([2, 2], device),
+            probabilities: Tensor::from_floats([[0.75, 0.25], [0.5, 0.5]], device),
+            plan: DispatchPlan::new(&chosen, 2, 1, device),
+        })
+    }
+
+    fn auxiliary_terms_by_hand(device: Device) {
+        let routing = routing(&device);
+        let mut load = TokensPerExpert::default();
+        load.add(&routing, None, 2);
+        let found = |config: &ModelConfig| auxiliary(config, &routing, None, &load).map(values);
+        // Mean probabilities 5/8 and 3/8. Layer 0: 2 · (1/2 · 5/8 + 1/2 · 3/8) = 1, layer 1: 2 · 5/8 = 5/4.
+        let balance = (1.0 + 1.25) / 2.0;
+        // Over both: loads 3/4 and 1/4, 2 · (3/4 · 5/8 + 1/4 · 3/8).
+        let pooled = 1.125;
+        let z = 2f32.ln().powi(2);
+        let mut config = tiny();
+        let cases = [
+            (BalanceKind::PerLayer, 0.5, 0.25, 0.5 * balance + 0.25 * z),
+            (BalanceKind::Pooled, 0.5, 0.25, 0.5 * pooled + 0.25 * z),
+            (BalanceKind::PerLayer, 2.0, 0.0, 2.0 * balance),
+            (BalanceKind::PerLayer, 0.0, 2.0, 2.0 * z),
+        ];
+        for (kind, balance, z, expected) in cases {
+            config.router.balance = kind;
+            config.router.balance_coefficient = balance;
+            config.router.z_coefficient = z;
+            let found = found(&config).expect("a term");
+            assert_close(&format!("{kind:?}"), &found, &[expected], 1e-6).unwrap();
+        }
+        config.router.z_coefficient = 0.0;
+        assert_eq!(found(&config), None, "both coefficients are 0");
+        for kind in [BalanceKind::PerLayer, BalanceKind::Pooled] {
+            let dense = load_balancing(kind, &[], None, &TokensPerExpert::default());
+            assert!(dense.is_none(), "a dense model");
+        }
+    }
+}

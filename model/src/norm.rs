@@ -41,3 +41,49 @@ impl RmsNorm {
         rms_norm(x, self.gamma.val(), self.epsilon)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::testing::{ByHand, rows, smallest};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{assert_close, values};
+
+    on_every_device!(three_and_four);
+
+    fn three_and_four(device: Device) {
+        let norm = |gamma: &[f32], epsilon: f64| {
+            let mut source = ByHand {
+                device: &device,
+                values: &[("norm.gamma", gamma)],
+            };
+            let mut config = smallest();
+            config.norm_epsilon = epsilon;
+            let Ok(norm) = RmsNorm::new(&config, 2, "norm", &mut source);
+            values(norm.forward(rows(&[[3.0, 4.0], [0.0, 0.0], [-3.0, 4.0]], &device)))
+        };
+        // √(12.5 + 12.5) = 5
+        let expected = [0.6, 0.8, 0.0, 0.0, -0.6, 0.8];
+        assert_close("ones", &norm(&[1.0, 1.0], 12.5), &expected, 1e-6).unwrap();
+        let expected = [6.0, 4.0, 0.0, 0.0, -6.0, 4.0];
+        assert_close("a gain", &norm(&[10.0, 5.0], 12.5), &expected, 1e-6).unwrap();
+        // 3 / √12.5 and 4 / √12.5
+        let expected = [
+            0.848_528_1,
+            1.131_370_9,
+            0.0,
+            0.0,
+            -0.848_528_1,
+            1.131_370_9,
+        ];
+        assert_close(
+            "a small epsilon",
+            &norm(&[1.0, 1.0], 1e-12),
+            &expected,
+            1e-6,
+        )
+        .unwrap();
+    }
+}

@@ -110,7 +110,8 @@ pub trait VisitParameter {
 
 /// Replaces each parameter of a module, in the order of its fields.
 pub trait MapParameter {
-    /// Called once per parameter; returns its new value.
+    /// Called once per parameter; returns its new value, which must be a leaf on an autodiff device, such as what
+    /// `Tensor::from_inner` gives.
     fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D>;
 }
 
@@ -189,5 +190,142 @@ impl<M: MapParameter> ModuleMapper for Walk<'_, M> {
         let trainable = value.is_require_grad();
         let value = self.inner.map(&path, value).set_require_grad(trainable);
         Param::from_mapped_value(id, value, mapper)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::language_model::LanguageModel;
+    use crate::testing::{smallest, tiny};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::values;
+
+    on_every_device!(
+        values_depend_on_seed_and_path_alone,
+        parameters_are_visited_in_the_order_of_fields,
+        a_map_changes_values_and_nothing_else,
+    );
+
+    fn drawn(seed: u64, path: &str, length: usize, device: &Device) -> Vec<f32> {
+        let mut source = RandomParameters { seed, device };
+        let Ok(parameter) = source.parameter(path, [length], Initializer::Normal(2.0));
+        values(parameter.val())
+    }
+
+    fn values_depend_on_seed_and_path_alone(device: Device) {
+        let first = drawn(7, "blocks.0.attention.query", 10_000, &device);
+        assert_eq!(drawn(7, "blocks.0.attention.query", 10_000, &device), first);
+        // The stream does not know how much is asked of it.
+        let shorter = drawn(7, "blocks.0.attention.query", 10, &device);
+        assert_eq!(shorter, first[..10]);
+        for (seed, path) in [
+            (8, "blocks.0.attention.query"),
+            (7, "blocks.1.attention.query"),
+        ] {
+            assert_ne!(drawn(seed, path, 10, &device), shorter, "{seed}, {path}");
+        }
+        // The mean of n such numbers is 2 / √n = 0.02 off, their variance 4 · √(2/n) = 0.057.
+        let n = first.len() as f64;
+        let mean = first.iter().copied().map(f64::from).sum::<f64>() / n;
+        let variance = first.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n;
+        assert!(
+            mean.abs() < 0.08 && (variance - 4.0).abs() < 0.23,
+            "{mean}, {variance}"
+        );
+        let mut source = RandomParameters {
+            seed: 7,
+            device: &device,
+        };
+        let Ok(ones) = source.parameter("norm.gamma", [3], Initializer::Ones);
+        assert_eq!(values(ones.val()), [1.0; 3]);
+    }
+
+    #[derive(Default)]
+    struct Seen(Vec<(String, Vec<usize>, f32)>);
+
+    impl VisitParameter for Seen {
+        fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
+            let value = parameter.val();
+            assert!(value.is_require_grad() || !value.device().is_autodiff());
+            let dimensions = value.dims().to_vec();
+            self.0.push((path.to_owned(), dimensions, values(value)[0]));
+        }
+    }
+
+    fn seen(model: &LanguageModel) -> Vec<(String, Vec<usize>, f32)> {
+        let mut seen = Seen::default();
+        visit(model, &mut seen);
+        seen.0
+    }
+
+    fn parameters_are_visited_in_the_order_of_fields(device: Device) {
+        let model = LanguageModel::random(&smallest(), 1, &device);
+        let seen: Vec<(String, Vec<usize>)> = seen(&model)
+            .into_iter()
+            .map(|(path, dimensions, _)| (path, dimensions))
+            .collect();
+        let expected: [(&str, &[usize]); 12] = [
+            ("embedding", &[4, 2]),
+            ("blocks.0.attention_norm.gamma", &[2]),
+            ("blocks.0.attention.query", &[2, 2]),
+            ("blocks.0.attention.key", &[2, 2]),
+            ("blocks.0.attention.value", &[2, 2]),
+            ("blocks.0.attention.output", &[2, 2]),
+            ("blocks.0.feed_forward_norm.gamma", &[2]),
+            ("blocks.0.feed_forward.router.weight", &[2, 2]),
+            ("blocks.0.feed_forward.experts.gate", &[2, 2, 1]),
+            ("blocks.0.feed_forward.experts.up", &[2, 2, 1]),
+            ("blocks.0.feed_forward.experts.down", &[2, 1, 2]),
+            ("norm.gamma", &[2]),
+        ];
+        let mut expected = expected
+            .map(|(path, shape)| (path.to_owned(), shape.to_vec()))
+            .to_vec();
+        expected.push(("head".to_owned(), vec![2, 4]));
+        assert_eq!(seen, expected);
+
+        // What is asked for is what is there, of every kind of layer.
+        let mut mixed = tiny();
+        mixed.qk_norm = crate::config::QkNorm::Head;
+        mixed.dense = Some(crate::config::DenseConfig {
+            layers: vec![1],
+            d_ff: 3,
+        });
+        for config in [smallest(), mixed, tiny().dense_baseline()] {
+            let model = LanguageModel::random(&config, 1, &device);
+            let mut seen = self::seen(&model);
+            let mut asked = LanguageModel::shapes(&config);
+            let size = |shape: &[usize]| shape.iter().product::<usize>() as u64;
+            let total: u64 = asked.iter().map(|(_, shape)| size(shape)).sum();
+            assert_eq!(model.parameters(), total);
+            seen.sort_by(|a, b| a.0.cmp(&b.0));
+            asked.sort();
+            let seen: Vec<_> = seen
+                .into_iter()
+                .map(|(path, shape, _)| (path, shape))
+                .collect();
+            assert_eq!(seen, asked);
+        }
+    }
+
+    fn a_map_changes_values_and_nothing_else(device: Device) {
+        struct Halve;
+        impl MapParameter for Halve {
+            fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
+                match path {
+                    "norm.gamma" => value,
+                    _ => Tensor::from_inner(value.inner().mul_scalar(0.5)),
+                }
+            }
+        }
+        let model = LanguageModel::random(&smallest(), 1, &device.autodiff()).train();
+        let before = seen(&model);
+        let after = seen(&map(model, &mut Halve));
+        assert_eq!(before.len(), after.len());
+        for (before, after) in before.into_iter().zip(after) {
+            let factor = if before.0 == "norm.gamma" { 1.0 } else { 0.5 };
+            assert_eq!((before.0, before.1, before.2 * factor), after);
+        }
     }
 }

@@ -194,3 +194,104 @@ fn routed(
     let output = moe.experts.forward(normed, weights, &plan);
     observer.values(inside(Part::Experts), output)
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::language_model::token_tensor;
+    use crate::testing::{text, tiny};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{assert_close, values};
+
+    on_every_device!(
+        the_parts_one_by_one_are_the_whole,
+        later_parts_get_what_the_observer_returns,
+    );
+
+    /// Records the parts that it sees, and changes nothing.
+    struct Seen(Vec<LayerPart>);
+
+    impl Observer for Seen {
+        fn values(&mut self, layer_part: LayerPart, computed: Tensor<2>) -> Tensor<2> {
+            self.0.push(layer_part);
+            computed
+        }
+
+        fn selection(
+            &mut self,
+            layer: usize,
+            experts: Vec<u32>,
+            weights: Tensor<2>,
+        ) -> (Vec<u32>, Tensor<2>) {
+            let layer = Some(layer);
+            self.0.extend(
+                [Part::Selection, Part::RoutingWeights].map(|part| LayerPart { layer, part }),
+            );
+            (experts, weights)
+        }
+    }
+
+    fn the_parts_one_by_one_are_the_whole(device: Device) {
+        for config in [tiny(), tiny().dense_baseline()] {
+            let model = LanguageModel::random(&config, 7, &device);
+            let rows = text(3, 12, config.vocabulary);
+            let tokens = token_tensor(rows.iter().map(Vec::as_slice), &device);
+            let mut seen = Seen(Vec::new());
+            let parts = forward_observed(&model, tokens.clone(), &mut seen);
+            assert_eq!(seen.0, layer_parts(&config));
+            let whole = values(model.forward(tokens.clone()).logits);
+            assert_close("parts", &values(parts), &whole, 5e-6).unwrap();
+            let trace = values(model.trace(tokens, None).output.logits);
+            assert_eq!(trace, whole, "a trace without padding");
+        }
+    }
+
+    /// Replaces the values of one part by zeros.
+    struct Without(LayerPart);
+
+    impl Observer for Without {
+        fn values(&mut self, layer_part: LayerPart, computed: Tensor<2>) -> Tensor<2> {
+            if layer_part == self.0 {
+                computed.zeros_like()
+            } else {
+                computed
+            }
+        }
+
+        fn selection(
+            &mut self,
+            _: usize,
+            experts: Vec<u32>,
+            weights: Tensor<2>,
+        ) -> (Vec<u32>, Tensor<2>) {
+            (experts, weights)
+        }
+    }
+
+    fn later_parts_get_what_the_observer_returns(device: Device) {
+        let config = tiny();
+        let model = LanguageModel::random(&config, 7, &device);
+        let tokens = || token_tensor([[1, 2, 3, 4].as_slice()].into_iter(), &device);
+        let whole = values(model.forward(tokens()).logits);
+        for layer_part in layer_parts(&config) {
+            let replaceable = !matches!(
+                layer_part.part,
+                Part::Router | Part::Selection | Part::RoutingWeights
+            );
+            let found = values(forward_observed(&model, tokens(), &mut Without(layer_part)));
+            assert_eq!(
+                assert_close("logits", &found, &whole, 1e-3).is_err(),
+                replaceable,
+                "{layer_part}"
+            );
+        }
+        let no_norm = LayerPart {
+            layer: None,
+            part: Part::Norm,
+        };
+        let found = values(forward_observed(&model, tokens(), &mut Without(no_norm)));
+        assert!(found.iter().all(|&logit| logit == 0.0), "the head of zeros");
+    }
+}

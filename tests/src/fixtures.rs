@@ -24,7 +24,7 @@ pub fn cases() -> Vec<(String, PathBuf)> {
         .filter_map(|path| Some((path.file_name()?.to_str()?.to_owned(), path)))
         .collect();
     cases.sort();
-    assert!(cases.len() >= 6, "fixtures are missing: {cases:?}");
+    assert!(cases.len() >= 7, "fixtures are missing: {cases:?}");
     cases
 }
 

@@ -44,14 +44,6 @@ pub fn tiny() -> ModelConfig {
     }
 }
 
-/// The configuration with some experts.
-pub fn with_experts(count: usize, per_token: usize) -> ModelConfig {
-    let mut config = tiny();
-    config.experts.count = count;
-    config.experts.per_token = per_token;
-    config
-}
-
 /// A model whose parameters, the norms' gains too, are random.
 pub fn model(config: &ModelConfig, device: &Device) -> LanguageModel {
     LanguageModel::random(config, 7, device)

@@ -160,3 +160,72 @@ impl GradientSum {
         gradients.map(sum_of_squares)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use firebox_model::parameters::{MapParameter, map};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{assert_close, values};
+
+    use super::*;
+    use crate::testing::SmallRun;
+
+    on_every_device!(the_gradient_of_a_head_of_zeros);
+
+    /// With a head of zeros every token is as likely as any other, and nothing before the head has a gradient: that of
+    /// the head is `hᵀ (1/V − target) / T`, with h what the head is given.
+    fn the_gradient_of_a_head_of_zeros(device: Device) {
+        struct NoHead;
+        impl MapParameter for NoHead {
+            fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
+                if path == "head" {
+                    value.zeros_like()
+                } else {
+                    value
+                }
+            }
+        }
+        let off = "model.router={ balance_coefficient = 0.0, z_coefficient = 0.0 }";
+        let mut config = SmallRun::new().config(&[off]).model;
+        config.vocabulary = 5;
+        let device = device.autodiff();
+        let model = map(
+            LanguageModel::random(&config, 7, &device).train(),
+            &mut NoHead,
+        );
+        let tokens = [[0, 1, 2, 3].as_slice(), &[4, 4]];
+        let sequences = tokens.map(|tokens| Sequence::of_window(tokens, 3));
+        let hidden = {
+            let batch = Batch::new(&sequences, &device);
+            let trace = model.trace(batch.tokens, None);
+            values(trace.hidden.into_iter().next_back().unwrap())
+        };
+        let mut expected = vec![0.0f32; 8 * 5];
+        for (row, target) in [(0, 1), (1, 2), (2, 3), (3, 4)] {
+            for (feature, value) in hidden[row * 8..][..8].iter().enumerate() {
+                for token in 0..5 {
+                    let difference = 0.2 - f32::from(u8::from(token == target));
+                    expected[feature * 5 + token] += value * difference / 4.0;
+                }
+            }
+        }
+        let square: f32 = expected.iter().map(|value| value * value).sum();
+        for micro_batch in [1, 2] {
+            let result = forward_backward(&model, &sequences, micro_batch, &device);
+            assert!((result.loss - 5f64.ln()).abs() < 1e-6, "{}", result.loss);
+            assert_eq!(result.loss, result.total_loss);
+            let norm = [result.gradient_norm as f32];
+            assert_close("norm", &norm, &[square.sqrt()], 1e-5).unwrap();
+            for (path, gradient) in result.gradients.by_path() {
+                let found = values(gradient.clone());
+                match path.as_str() {
+                    "head" => assert_close("head", &found, &expected, 1e-5).unwrap(),
+                    _ => assert!(found.iter().all(|&value| value == 0.0), "{path}"),
+                }
+            }
+            let load: Vec<&[u64]> = result.health.tokens_per_expert().collect();
+            assert_eq!(load.len(), 1);
+            assert_eq!(load[0].iter().sum::<u64>(), 4, "padding is no load");
+        }
+    }
+}

@@ -1,4 +1,47 @@
-//! Training of Firebox models: reads text, writes checkpoints.
+//! Trains Firebox models: text in, checkpoints out.
+//!
+//! [`config`] reads and checks a run's configuration, [`data`] prepares its text, [`trainer`] is the loop: a [`step`] is
+//! a [`gradient`] and an update by the [`optimizer`], and [`run_folder`] and [`state`] are what is left of it on the disk.
+//! [`check`] says what a run costs before it starts, [`bench`] measures the machine, [`compare`] the devices. [`cli`] is
+//! the command line around them.
+//!
+//! ```
+//! use firebox_train::check::Report;
+//! use firebox_train::config::load;
+//!
+//! let folder = tempfile::tempdir()?;
+//! let file = folder.path().join("run.toml");
+//! std::fs::write(&file, r#"
+//!     [model]
+//!     layers = 2
+//!     d_model = 64
+//!     heads = 4
+//!     context = 32
+//!     [model.experts]
+//!     count = 8
+//!     per_token = 2
+//!     d_ff = 48
+//!     [tokenizer]
+//!     kind = "bytes"
+//!     [[data.source]]
+//!     name = "notes"
+//!     files = ["notes/*.md"]
+//!     [train]
+//!     steps = 100
+//!     [optimizer]
+//!     learning_rate = 1e-3
+//!     [schedule]
+//!     batch_tokens = 256
+//! "#)?;
+//! let config = load(&file, &["train.steps=200".to_owned()])?; // as with --set
+//! let report = Report::of(&config);
+//! assert_eq!(report.training.tokens, 200 * 256);
+//! assert!(report.model.active < report.model.total);
+//!
+//! let error = load(&file, &["model.experts.per_token=9".to_owned()]).unwrap_err();
+//! assert!(error.to_string().contains("must lie between 1 and experts.count = 8"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod bench;
 pub mod check;
@@ -16,4 +59,6 @@ pub mod schedule;
 pub mod start;
 pub mod state;
 pub mod step;
+#[cfg(test)]
+mod testing;
 pub mod trainer;

@@ -55,3 +55,41 @@ pub fn with_own_tokenizer(config: &RunConfig, checkpoint: &Path) -> RunConfig {
     }
     config
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::testing::{SmallRun, bits, default_device};
+
+    #[test]
+    fn without_a_checkpoint_the_weights_follow_from_the_seed() {
+        let run = SmallRun::new();
+        let device = default_device();
+        let model = |set: &str| bits(&starting_model(&run.config(&[set]), &device).unwrap());
+        let config = run.config(&[]);
+        let expected = LanguageModel::random(&config.model, 9, &device);
+        assert_eq!(model("train.seed=9"), bits(&expected));
+        assert_ne!(model("train.seed=8"), bits(&expected));
+    }
+
+    #[test]
+    fn a_tokenizer_that_is_gone_is_found_in_the_checkpoint() {
+        let run = SmallRun::new();
+        let path = run.path("tokenizer.json");
+        let mut config = run.config(&[]);
+        assert_eq!(with_own_tokenizer(&config, &run.path("checkpoint")), config);
+        config.tokenizer = TokenizerConfig::File {
+            path: path.clone(),
+            end_of_text: "<|end|>".to_owned(),
+        };
+        let found = || with_own_tokenizer(&config, &run.path("checkpoint")).tokenizer;
+        let TokenizerConfig::File { path: own, .. } = found() else {
+            panic!("another kind");
+        };
+        assert_eq!(own, run.path("checkpoint").join("tokenizer.json"));
+        fs::write(&path, "{}").unwrap();
+        assert_eq!(found(), config.tokenizer, "it is there");
+    }
+}

@@ -171,3 +171,80 @@ fn flatten(path: String, value: &serde_json::Value, keys: &mut BTreeMap<String, 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::prepare;
+    use crate::step::TrainingState;
+    use crate::testing::{SmallRun, bits, default_device};
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let run = SmallRun::new();
+        let config = run.config(&["model.router.bias_update_rate=0.25"]);
+        let device = default_device();
+        let prepared = prepare(&config, false).unwrap();
+        let stream = prepared.training_stream(8, 1, config.sequences()).unwrap();
+        let model = LanguageModel::random(&config.model, 1, &device);
+        let training = TrainingState::new(model, AdamW::default(), Progress::default(), &device);
+        let (mut training, _) = training.step(&config, &stream).unwrap();
+        training.progress.data_hash = "5eed".to_owned();
+        training.progress.best = Some(Best {
+            step: 1,
+            nats_per_token: 5.25,
+        });
+        let folder = run.path("checkpoint");
+        fs::create_dir(&folder).unwrap();
+        let TrainingState {
+            model,
+            optimizer,
+            progress,
+            ..
+        } = &training;
+        let tokenizer = &prepared.tokenizer;
+        save(&folder, model, tokenizer, optimizer, progress).unwrap();
+
+        let found = super::progress(&folder).unwrap();
+        assert_eq!(&found, progress);
+        let (loaded, moments) = load(&folder, &found, &config, &device).unwrap();
+        assert_eq!(bits(&loaded), bits(model));
+        assert_eq!(loaded.router_bias(), model.router_bias());
+        assert_ne!(loaded.router_bias(), [[0.0, 0.0]]);
+        assert_eq!(moments.steps(), 1);
+        // The next step is the same one.
+        let resumed = TrainingState::new(loaded, moments, found, &device);
+        let [expected, found] = [training, resumed].map(|training| {
+            let (training, step) = training.step(&config, &stream).unwrap();
+            (bits(&training.model), step.loss.to_bits())
+        });
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_changes_a_weight_is_a_difference() {
+        let run = SmallRun::new();
+        let old = run.config(&[]);
+        let differences = |set: &[&str]| differences(&old, &run.config(set));
+        assert_eq!(differences(&[]), [""; 0]);
+        let free = [
+            "train.micro_batch=1",
+            "train.log_every=3",
+            "train.validate_every=2",
+            "train.validation_tokens=64",
+            "checkpoint.every=3",
+            "data.cache='elsewhere'",
+        ];
+        assert_eq!(differences(&free), [""; 0]);
+        let changed = [
+            "optimizer.learning_rate=0.5",
+            "train.seed=9",
+            "model.context=4",
+        ];
+        let found = differences(&changed);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert_eq!(found[0], "model.context: 8 → 4");
+        assert_eq!(found[1], "optimizer.learning_rate: 0.01 → 0.5");
+        assert!(found[2].starts_with("train.seed: ") && found[2].ends_with(" → 9"));
+    }
+}

@@ -140,3 +140,82 @@ impl TrainingState {
         Ok((self, result))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Tensor;
+    use firebox_model::parameters::{MapParameter, map};
+
+    use super::*;
+    use crate::data::prepare;
+    use crate::testing::{SmallRun, bits, default_device};
+
+    fn start(config: &RunConfig) -> (TrainingState, TrainingStream) {
+        let device = default_device();
+        let prepared = prepare(config, false).unwrap();
+        let (context, seed) = (config.model.context, config.train.seed);
+        let stream = prepared.training_stream(context, seed, config.sequences());
+        let model = LanguageModel::random(&config.model, seed, &device);
+        let training = TrainingState::new(model, AdamW::default(), Progress::default(), &device);
+        (training, stream.unwrap())
+    }
+
+    #[test]
+    fn a_step_moves_weights_bias_and_progress() {
+        let config = SmallRun::new();
+        let config = config.config(&["model.router.bias_update_rate=0.25"]);
+        let (training, stream) = start(&config);
+        let before = bits(&training.model);
+        let (training, first) = training.step(&config, &stream).unwrap();
+        // Three sequences of eight tokens; the first of two steps of the warm-up.
+        assert_eq!((first.tokens, first.learning_rate), (24, 0.005));
+        assert!((first.loss - 257f64.ln()).abs() < 0.1, "{first:?}");
+        assert!(first.total_loss > first.loss && first.gradient_norm > 0.0);
+        let moved = bits(&training.model);
+        for (before, after) in before.iter().zip(&moved) {
+            assert_ne!(before, after);
+        }
+        // The expert with fewer tokens is raised and the other one lowered, by 0.25 each.
+        let load = &first.layers[0].load;
+        let expected = match load[0].total_cmp(&load[1]) {
+            std::cmp::Ordering::Less => [0.25, -0.25],
+            std::cmp::Ordering::Equal => [0.0, 0.0],
+            std::cmp::Ordering::Greater => [-0.25, 0.25],
+        };
+        assert_eq!(training.model.router_bias(), [expected]);
+        let (training, second) = training.step(&config, &stream).unwrap();
+        assert_eq!((second.tokens, second.learning_rate), (24, 0.01));
+        let Progress {
+            step,
+            sequences,
+            tokens,
+            seconds,
+            ..
+        } = training.progress;
+        assert_eq!((step, sequences, tokens), (2, 6, 48));
+        assert_eq!(seconds, first.seconds + second.seconds);
+        assert_eq!(training.optimizer.steps(), 2);
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_end_the_run() {
+        struct Infinite;
+        impl MapParameter for Infinite {
+            fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
+                match path {
+                    "head" => value.full_like(f32::INFINITY),
+                    _ => value,
+                }
+            }
+        }
+        let run = SmallRun::new();
+        let config = run.config(&[]);
+        let (mut training, stream) = start(&config);
+        training.model = map(training.model, &mut Infinite);
+        let error = training.step(&config, &stream).unwrap_err();
+        assert!(
+            matches!(error, TrainError::Diverged { step: 1, what: "loss", value } if value.is_nan()),
+            "{error:?}"
+        );
+    }
+}

@@ -38,6 +38,20 @@ macro_rules! on_every_device {
     };
 }
 
+/// Those of [`on_every_device`](crate::on_every_device) whose backend is not the CPU, for what can only go wrong
+/// where the host waits for a device. A build without such a backend has none.
+#[macro_export]
+macro_rules! on_every_gpu {
+    ($($test:ident),+ $(,)?) => {
+        $(mod $test {
+            $crate::on_every_device! {
+                @of $test
+                wgpu "wgpu", vulkan "vulkan", metal "metal", cuda "cuda", rocm "rocm", cpu "cpu"
+            }
+        })+
+    };
+}
+
 /// What the body of a test takes.
 pub trait TestDevice {
     /// The device of this name, as `--device` has it.

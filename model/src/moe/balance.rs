@@ -154,7 +154,57 @@ mod tests {
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values, wave};
 
-    on_every_device!(losses_of_many_tokens_and_their_gradients);
+    on_every_device!(
+        a_mixture_whose_router_is_indifferent_is_balanced_at_one_for_every_k,
+        padding_is_no_load,
+        losses_of_many_tokens_and_their_gradients,
+    );
+
+    fn a_mixture_whose_router_is_indifferent_is_balanced_at_one_for_every_k(device: Device) {
+        for per_token in 1..=4 {
+            // Token t chooses experts t, t + 1 …: an even load with even probabilities.
+            let chosen: Vec<u32> = (0..8u32)
+                .flat_map(|t| (0..per_token as u32).map(move |choice| (t + choice) % 4))
+                .collect();
+            let routing = [Routing {
+                layer: 0,
+                logits: Tensor::zeros([8, 4], &device),
+                probabilities: Tensor::full([8, 4], 0.25, &device),
+                plan: DispatchPlan::new(&chosen, 4, per_token, &device),
+            }];
+            let mut load = TokensPerExpert::default();
+            load.add(&routing, None, 8);
+            let balance = values(per_layer(&routing, None, &load).remove(0))[0];
+            assert!((balance - 1.0).abs() < 1e-6, "k = {per_token}: {balance}");
+            let balance = values(pooled(&routing, None, &load).unwrap())[0];
+            assert!(
+                (balance - per_token as f32).abs() < 1e-5,
+                "pooled, k = {per_token}: {balance}"
+            );
+        }
+    }
+
+    fn padding_is_no_load(device: Device) {
+        // Both tokens that count go to expert 0, with probabilities of 3/4 and 1/4; padding goes to expert 1.
+        let logits = Tensor::from_floats([[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]], &device);
+        let probabilities = [[0.75, 0.25], [0.0, 1.0], [0.25, 0.75]];
+        let routing = [Routing {
+            layer: 0,
+            logits,
+            probabilities: Tensor::from_floats(probabilities, &device),
+            plan: DispatchPlan::new(&[0, 1, 0], 2, 1, &device),
+        }];
+        let valid = Tensor::from_floats([1.0, 0.0, 1.0], &device);
+        let mut load = TokensPerExpert::default();
+        load.add(&routing, Some(&valid), 2);
+        assert_eq!(load.tokens, 2);
+        assert_eq!(values(load.counts[0].clone()), [2.0, 0.0]);
+        // 2 · (1 · (3/4 + 1/4) / 2)
+        let balance = values(per_layer(&routing, Some(&valid), &load).remove(0));
+        assert_close("balance", &balance, &[1.0], 1e-6).unwrap();
+        let z = values(z_loss(&routing, Some(&valid), &load).remove(0));
+        assert_close("z", &z, &[2f32.ln().powi(2)], 1e-6).unwrap();
+    }
 
     fn losses_of_many_tokens_and_their_gradients(device: Device) {
         let device = device.autodiff();

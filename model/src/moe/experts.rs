@@ -57,3 +57,38 @@ impl Experts {
         firebox_kernels::experts(x, weights, gate, up, down, plan)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::testing::{ByHand, rows, with_experts};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{assert_close, values};
+
+    on_every_device!(answers_by_hand);
+
+    fn answers_by_hand(device: Device) {
+        let mut config = with_experts(3, 2);
+        (config.d_model, config.experts.d_ff) = (1, 1);
+        let three = 3f32.ln();
+        let mut source = ByHand {
+            device: &device,
+            values: &[
+                ("gate", &[three; 3]),
+                ("up", &[1.0, 2.0, 3.0]),
+                ("down", &[4.0 / three; 3]),
+            ],
+        };
+        let Ok(experts) = Experts::new(&config, "experts", &mut source);
+        // silu(ln 3) = ln 3 · 3/4, so that the experts answer 3, 6 and 9 to a token of 1.
+        let answer = |chosen: &[u32], weights: &[[f32; 2]]| {
+            let plan = DispatchPlan::new(chosen, 3, 2, &device);
+            let x = Tensor::ones([weights.len(), 1], &device);
+            values(experts.forward(x, rows(weights, &device), &plan))
+        };
+        let found = answer(&[2, 0, 0, 1], &[[0.5, 1.0], [2.0, 1.0]]);
+        assert_close("two tokens", &found, &[7.5, 12.0], 1e-6).unwrap();
+    }
+}

@@ -79,55 +79,101 @@ impl MixtureOfExperts {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::config::{BalanceKind, ExpertsConfig, FeedForwardKind, QkNorm, RouterConfig};
-    use crate::parameters::RandomParameters;
-    use firebox_runtime::device::is_host;
-    use firebox_runtime::testing::{devices, reads_nothing, wave};
+    use burn::module::Param;
+    use burn::tensor::Device;
 
-    fn config() -> ModelConfig {
-        ModelConfig {
-            vocabulary: 16,
-            layers: 1,
-            d_model: 8,
-            heads: 1,
-            kv_heads: 1,
-            head_dim: 8,
-            context: 64,
-            rope_theta: 10_000.0,
-            norm_epsilon: 1e-5,
-            tied_embeddings: false,
-            initializer_range: 0.3,
-            qk_norm: QkNorm::None,
-            feed_forward: FeedForwardKind::Moe,
-            dense: None,
-            experts: ExpertsConfig {
-                count: 4,
-                per_token: 2,
-                d_ff: 8,
-            },
-            router: RouterConfig {
-                normalize: true,
-                balance: BalanceKind::PerLayer,
-                balance_coefficient: 0.01,
-                z_coefficient: 0.0,
-                bias_update_rate: 0.0,
-            },
+    use super::*;
+    use crate::feed_forward::{DenseFeedForward, FeedForward};
+    use crate::parameters::RandomParameters;
+    use crate::testing::with_experts;
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{assert_close, values, wave};
+
+    on_every_device!(
+        every_k_is_the_weighted_sum_of_the_chosen_experts_and_k_equal_e_the_dense_sum,
+        one_expert_is_the_dense_feed_forward_with_the_same_weights,
+    );
+
+    fn mixture(config: &ModelConfig, device: &Device) -> MixtureOfExperts {
+        let mut source = RandomParameters { seed: 3, device };
+        let Ok(mixture) = MixtureOfExperts::new(config, 0, "mixture", &mut source);
+        mixture
+    }
+
+    /// Expert `e` of a mixture as a feed-forward by itself.
+    fn expert(mixture: &MixtureOfExperts, e: usize) -> DenseFeedForward {
+        let of = |stack: &Param<Tensor<3>>| {
+            Param::from_tensor(stack.val().narrow(0, e, 1).squeeze_dim::<2>(0))
+        };
+        let experts = &mixture.experts;
+        DenseFeedForward {
+            gate: of(&experts.gate),
+            up: of(&experts.up),
+            down: of(&experts.down),
         }
     }
 
-    #[test]
-    fn nothing_is_read_back_in_the_forward_and_backward_pass() {
-        let config = config();
-        for device in devices().into_iter().filter(|device| !is_host(device)) {
+    fn every_k_is_the_weighted_sum_of_the_chosen_experts_and_k_equal_e_the_dense_sum(
+        device: Device,
+    ) {
+        for (experts, per_token) in [(1, 1), (5, 1), (5, 2), (5, 4), (5, 5), (8, 8)] {
+            for normalize in [true, false] {
+                let mut config = with_experts(experts, per_token);
+                config.router.normalize = normalize;
+                let mixture = mixture(&config, &device);
+                let x = wave([13, config.d_model], 0.1, &device);
+                let (output, routing) = mixture.forward(x.clone());
+                let probabilities = values(routing.probabilities);
+                let chosen = routing.plan.chosen().into_data();
+                let chosen: Vec<usize> = chosen.iter::<i32>().map(|e| e as usize).collect();
+                let answers: Vec<Vec<f32>> = (0..experts)
+                    .map(|e| values(expert(&mixture, e).forward(x.clone())))
+                    .collect();
+                let mut expected = vec![0.0f32; 13 * config.d_model];
+                for token in 0..13 {
+                    let chosen = &chosen[token * per_token..][..per_token];
+                    let probability = |e: usize| probabilities[token * experts + e];
+                    let sum: f32 = if normalize {
+                        chosen.iter().map(|&e| probability(e)).sum()
+                    } else {
+                        1.0
+                    };
+                    for &e in chosen {
+                        for i in token * config.d_model..(token + 1) * config.d_model {
+                            expected[i] += probability(e) / sum * answers[e][i];
+                        }
+                    }
+                }
+                let what = format!("{per_token} of {experts}");
+                assert_close(&what, &values(output), &expected, 5e-6).unwrap();
+            }
+        }
+    }
+
+    fn one_expert_is_the_dense_feed_forward_with_the_same_weights(device: Device) {
+        let config = with_experts(1, 1);
+        let mixture = mixture(&config, &device);
+        let x = wave([9, config.d_model], 0.2, &device);
+        let (output, _) = FeedForward::Moe(mixture.clone()).forward(x.clone());
+        let (expected, none) = FeedForward::Dense(expert(&mixture, 0)).forward(x);
+        assert!(none.is_none());
+        assert_close("output", &values(output), &values(expected), 5e-6).unwrap();
+    }
+
+    /// The CPU waits for nothing: its tensors are where it is.
+    #[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu"))]
+    mod on_a_gpu {
+        use super::*;
+        use firebox_runtime::on_every_gpu;
+        use firebox_runtime::testing::reads_nothing;
+
+        on_every_gpu!(nothing_is_read_back_in_the_forward_and_backward_pass);
+
+        fn nothing_is_read_back_in_the_forward_and_backward_pass(device: Device) {
+            let config = with_experts(4, 2);
             let autodiff = device.clone().autodiff();
-            let mut source = RandomParameters {
-                seed: 3,
-                device: &autodiff,
-            };
-            let Ok(moe) = MixtureOfExperts::new(&config, 0, "moe", &mut source);
-            let moe = moe.train();
-            let x = wave([40, 8], 0.1, &autodiff).require_grad();
+            let mixture = mixture(&config, &autodiff).train();
+            let x = wave([40, config.d_model], 0.1, &autodiff).require_grad();
             let pass = || {
                 let (output, routing) = moe.forward(x.clone());
                 let load = routing.plan.load(None);

@@ -88,3 +88,61 @@ impl Router {
         weights / sum
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::testing::{ByHand, with_experts};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{assert_close, values};
+
+    on_every_device!(
+        one_of_eight_two_of_eight_and_five_of_eight,
+        equal_scores_go_to_the_first
+    );
+
+    /// Three experts, two a token, of a d_model of 1.
+    fn router(scores: &[f32], normalize: bool, device: &Device) -> Router {
+        let mut config = with_experts(3, 2);
+        config.d_model = 1;
+        config.router.normalize = normalize;
+        let values: &[(&str, &[f32])] = &[("weight", scores)];
+        let Ok(router) = Router::new(&config, "router", &mut ByHand { device, values });
+        router
+    }
+
+    fn chosen(choice: &RouterOutput) -> Vec<i64> {
+        choice.plan.chosen().into_data().iter::<i64>().collect()
+    }
+
+    fn one_of_eight_two_of_eight_and_five_of_eight(device: Device) {
+        let scores = [0.0, 2f32.ln(), 5f32.ln()];
+        let x = || Tensor::<2>::ones([1, 1], &device);
+        let choice = router(&scores, true, &device).forward(x());
+        assert_close("logits", &values(choice.logits.clone()), &scores, 1e-6).unwrap();
+        let probabilities = values(choice.probabilities.clone());
+        assert_close("probabilities", &probabilities, &[0.125, 0.25, 0.625], 1e-6).unwrap();
+        assert_eq!(chosen(&choice), [2, 1]);
+        let weights = [5.0 / 7.0, 2.0 / 7.0];
+        assert_close("weights", &values(choice.weights), &weights, 1e-6).unwrap();
+
+        let choice = router(&scores, false, &device).forward(x());
+        assert_close("as they are", &values(choice.weights), &[0.625, 0.25], 1e-6).unwrap();
+
+        // The bias has a say in the choice, 1.125 before 0.625, and none in the weights.
+        let mut biased = router(&scores, true, &device);
+        biased.bias = vec![1.0, 0.0, 0.0];
+        let choice = biased.forward(x());
+        assert_eq!(chosen(&choice), [0, 2]);
+        let weights = [1.0 / 6.0, 5.0 / 6.0];
+        assert_close("biased", &values(choice.weights), &weights, 1e-6).unwrap();
+    }
+
+    fn equal_scores_go_to_the_first(device: Device) {
+        let choice = router(&[0.0; 3], true, &device).forward(Tensor::ones([2, 1], &device));
+        assert_eq!(chosen(&choice), [0, 1, 0, 1]);
+        assert_close("weights", &values(choice.weights), &[0.5; 4], 1e-6).unwrap();
+    }
+}

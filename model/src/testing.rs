@@ -1,0 +1,116 @@
+//! Small models whose numbers can be worked out by hand.
+
+use std::convert::Infallible;
+
+use burn::module::Param;
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::config::{
+    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
+};
+use crate::parameters::{Initializer, ParameterSource};
+
+/// A model of two layers with eight experts, two a token. Its random weights are wide, so that what the experts say
+/// matters.
+pub fn tiny() -> ModelConfig {
+    ModelConfig {
+        vocabulary: 37,
+        layers: 2,
+        d_model: 24,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 6,
+        context: 32,
+        rope_theta: 10_000.0,
+        norm_epsilon: 1e-5,
+        tied_embeddings: false,
+        initializer_range: 0.3,
+        qk_norm: QkNorm::None,
+        feed_forward: FeedForwardKind::Moe,
+        dense: None,
+        experts: ExpertsConfig {
+            count: 8,
+            per_token: 2,
+            d_ff: 20,
+        },
+        router: RouterConfig {
+            normalize: true,
+            balance: BalanceKind::PerLayer,
+            balance_coefficient: 0.05,
+            z_coefficient: 0.01,
+            bias_update_rate: 0.0,
+        },
+    }
+}
+
+/// [`tiny`] with some experts.
+pub fn with_experts(count: usize, per_token: usize) -> ModelConfig {
+    let mut config = tiny();
+    config.experts.count = count;
+    config.experts.per_token = per_token;
+    config
+}
+
+/// One layer of one head, d_model 2, a vocabulary of 4, two experts of d_ff 1, one a token. A norm's epsilon of 12.5
+/// makes `[3, 4]` into `[0.6, 0.8]`: the mean of 9 and 16 is 12.5, and √25 = 5.
+pub fn smallest() -> ModelConfig {
+    ModelConfig {
+        vocabulary: 4,
+        layers: 1,
+        d_model: 2,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 2,
+        context: 8,
+        norm_epsilon: 12.5,
+        experts: ExpertsConfig {
+            count: 2,
+            per_token: 1,
+            d_ff: 1,
+        },
+        ..tiny()
+    }
+}
+
+/// Parameters by hand: the values of those that are named, in row-major order, under the end of their path. All
+/// others are zeros, but the gains of norms, which are ones.
+pub struct ByHand<'a> {
+    pub device: &'a Device,
+    pub values: &'a [(&'a str, &'a [f32])],
+}
+
+impl ParameterSource for ByHand<'_> {
+    type Error = Infallible;
+
+    fn parameter<const D: usize>(
+        &mut self,
+        path: &str,
+        shape: [usize; D],
+        initializer: Initializer,
+    ) -> Result<Param<Tensor<D>>, Infallible> {
+        let named = self.values.iter().find(|(name, _)| path.ends_with(name));
+        let value = match (named, initializer) {
+            (Some((_, values)), _) => {
+                Tensor::from_data(TensorData::new(values.to_vec(), shape), self.device)
+            }
+            (None, Initializer::Ones) => Tensor::ones(shape, self.device),
+            (None, Initializer::Normal(_)) => Tensor::zeros(shape, self.device),
+        };
+        Ok(Param::from_tensor(value))
+    }
+}
+
+/// A tensor of these rows.
+pub fn rows<const N: usize>(rows: &[[f32; N]], device: &Device) -> Tensor<2> {
+    let values: Vec<f32> = rows.iter().flatten().copied().collect();
+    Tensor::from_data(TensorData::new(values, [rows.len(), N]), device)
+}
+
+/// Arbitrary tokens of a vocabulary: `rows` of `length`.
+pub fn text(rows: usize, length: usize, vocabulary: usize) -> Vec<Vec<u32>> {
+    let token =
+        |row: usize, place: usize| ((row * 17 + place * place * 5 + place * 3) % vocabulary) as u32;
+    (0..rows)
+        .map(|row| (0..length).map(|place| token(row, place)).collect())
+        .collect()
+}
