@@ -10,6 +10,7 @@ mod trace;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use firebox_console::process::COMPARE_DEVICE;
 use firebox_console::terminal::print;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::control::Control;
@@ -67,7 +68,7 @@ enum Command {
     #[command(after_help = compare::HELP)]
     Compare(compare::CompareArgs),
     /// What one device does for `compare`.
-    #[command(name = crate::compare::process::COMMAND, hide = true)]
+    #[command(name = COMPARE_DEVICE, hide = true)]
     CompareDevice(compare::DeviceArgs),
     /// List what can compute: the backends of this build, their devices, and how to get the others.
     #[command(after_help = "Example:\n  cargo infer devices --json")]

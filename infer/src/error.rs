@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use firebox_checkpoint::{CheckpointError, FolderError};
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 use firebox_runtime::device::DeviceError;
 use firebox_runtime::failure::DeviceFailure;
 use firebox_text::TokenizerError;
@@ -67,22 +69,12 @@ pub enum InferError {
         /// What is wrong.
         reason: String,
     },
-    /// A file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system says.
-        source: io::Error,
-    },
+    /// A file that the command line names cannot be read.
+    #[error(transparent)]
+    Read(FileError),
     /// A file or folder cannot be written.
-    #[error("cannot write {}: {source}", path.display())]
-    Write {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the operating system says.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Write(#[from] FileError),
     /// A sequence that the model cannot take.
     #[error("--context {context} is more than the {largest} tokens of the model's context")]
     Context {
@@ -91,7 +83,7 @@ pub enum InferError {
         /// The most that the model takes.
         largest: usize,
     },
-    /// More tokens than the model can hold in mind.
+    /// Prompt and new tokens exceed the model's context.
     #[error("prompt and new tokens are {tokens} tokens, and the model's context has {largest}")]
     BenchTooLong {
         /// Of both.
@@ -109,7 +101,7 @@ pub enum InferError {
     #[error(transparent)]
     Computation(#[from] DeviceFailure),
     /// The arithmetic broke down.
-    #[error("the loss on {device} is {nats}, which is no finite number")]
+    #[error("the loss on {device} is not finite ({nats})")]
     NotFinite {
         /// The device's name.
         device: String,
@@ -138,8 +130,8 @@ pub enum InferError {
         /// Places beside that one that exceed their tolerance, of all devices.
         more: usize,
     },
-    /// A process cannot be started or heard.
-    #[error("a process for a device cannot be run: {0}")]
+    /// A process cannot be started or read.
+    #[error("cannot run a process for a device: {0}")]
     Process(io::Error),
     /// Standard input cannot be read as text.
     #[error("the prompt cannot be read from standard input: {0}")]
@@ -167,75 +159,47 @@ fn and_more(more: usize) -> String {
     }
 }
 
-impl InferError {
-    /// What to do about it, where there is something.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
-            Self::Device(DeviceError::NotCompiled { backend, .. }) => {
-                return Some(devices::build_hint(backend));
-            }
-            Self::Device(error) => return Some(error.hint()),
-            Self::Computation(failure) => return Some(failure.hint(LESS_MEMORY)),
-            Self::Checkpoint(error) => return error.hint(),
-            Self::Folder(error) => return error.hint(),
-            Self::Tokenizer(error) => return error.hint(),
-            Self::Text(error) => return error.hint(),
-            Self::NotAFile { .. } => {
-                "name the files, such as --data FOLDER/*.txt; each is a document, and a .jsonl file has one a line"
-            }
-            Self::NoTokenizer { .. } => {
-                "copy the tokenizer.json that the model was trained with into the folder"
-            }
-            Self::Vocabulary { .. } => {
-                "tokenizer.json is of another model; use the one that this model was trained with"
-            }
-            Self::NotFinite { .. } => {
-                "evaluate on another device, such as --device flex, to see whether the weights or the device are at fault"
-            }
-            Self::TraceInput { .. } => {
-                "a trace reads input_ids [batch, sequence] and, for padding, attention_mask of the same shape from a safetensors file"
-            }
-            Self::Context { .. } => "leave --context out for the model's own, up to 2048",
-            Self::BenchTooLong { .. } => "lower --prompt-tokens or --new-tokens",
-            Self::NotEmpty { .. } => "give another folder, or empty this one",
-            Self::DeviceFailed { hint, .. } => return hint.clone(),
-            Self::Differs { .. } => {
-                "the first part that differs by itself is the one to look at; what comes later may follow from it; --html FILE shows all layers, and --tolerance allows more"
-            }
-            Self::Missing { .. }
-            | Self::Process(_)
-            | Self::Read { .. }
-            | Self::Write { .. }
-            | Self::Input(_)
-            | Self::Output(_) => {
-                return None;
-            }
-        };
-        Some(hint.to_owned())
-    }
-
-    /// The process's exit code: 2 when the command line names what is not there, otherwise 1.
-    pub fn exit_code(&self) -> u8 {
+impl Advise for InferError {
+    fn advice(&self) -> Advice {
+        let usage = |hint: &str| Advice::USAGE.hint(hint);
+        let failure = |hint: &str| Advice::FAILURE.hint(hint);
         match self {
-            Self::Device(_)
-            | Self::Missing { .. }
-            | Self::NotAFile { .. }
-            | Self::Context { .. }
-            | Self::BenchTooLong { .. }
-            | Self::NotEmpty { .. }
-            | Self::TraceInput { .. }
-            | Self::Read { .. }
-            | Self::Text(PackingError::Empty { .. }) => 2,
-            Self::Folder(error) if error.is_usage() => 2,
-            Self::Checkpoint(error)
-                if matches!(
-                    **error,
-                    CheckpointError::NotACheckpoint { .. } | CheckpointError::Device { .. }
-                ) =>
-            {
-                2
+            Self::Device(DeviceError::NotCompiled { backend, .. }) => {
+                Advice::USAGE.hint(devices::build_hint(backend))
             }
-            _ => 1,
+            Self::Device(error) => error.advice(),
+            Self::Computation(failure) => failure.advice(LESS_MEMORY),
+            Self::Checkpoint(error) => error.advice(),
+            Self::Folder(error) => error.advice(),
+            Self::Tokenizer(error) => error.advice(),
+            Self::Text(error) => error.advice(),
+            Self::NotAFile { .. } => usage(
+                "name the files, such as --data FOLDER/*.txt; each is a document, and a .jsonl file has one a line",
+            ),
+            Self::NoTokenizer { .. } => {
+                failure("copy the tokenizer.json that the model was trained with into the folder")
+            }
+            Self::Vocabulary { .. } => failure(
+                "tokenizer.json is of another model; use the one that this model was trained with",
+            ),
+            Self::NotFinite { .. } => failure(
+                "evaluate on another device, such as --device flex, to see whether the weights or the device are at fault",
+            ),
+            Self::TraceInput { .. } => usage(
+                "a trace reads input_ids [batch, sequence] and, for padding, attention_mask of the same shape from a safetensors file",
+            ),
+            Self::Context { .. } => usage("leave --context out for the model's own, up to 2048"),
+            Self::BenchTooLong { .. } => usage("lower --prompt-tokens or --new-tokens"),
+            Self::NotEmpty { .. } => usage("give another folder, or empty this one"),
+            Self::DeviceFailed { hint, .. } => Advice {
+                hint: hint.clone(),
+                ..Advice::FAILURE
+            },
+            Self::Differs { .. } => failure(
+                "the first part that differs by itself is the one to look at; what comes later may follow from it; --html FILE shows all layers, and --tolerance allows more",
+            ),
+            Self::Missing { .. } | Self::Read(_) => Advice::USAGE,
+            Self::Process(_) | Self::Write(_) | Self::Input(_) | Self::Output(_) => Advice::FAILURE,
         }
     }
 }

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use firebox_checkpoint::{CheckpointError, FolderError};
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 use firebox_runtime::device::DeviceError;
 use firebox_runtime::failure::DeviceFailure;
 use firebox_text::TokenizerError;
@@ -60,8 +62,8 @@ pub enum TrainError {
         /// The run folder.
         folder: PathBuf,
     },
-    /// The loss or the gradient is no number any more.
-    #[error("step {step}: the {what} is {value}; nothing of this step was kept")]
+    /// The loss or the gradient is not finite.
+    #[error("step {step}: training diverged: the {what} is {value}; the step was discarded")]
     Diverged {
         /// The step that failed.
         step: u64,
@@ -93,63 +95,58 @@ pub enum TrainError {
     },
 }
 
+// Files of the run, whose hint is that of its checkpoints.
+impl From<FileError> for TrainError {
+    fn from(error: FileError) -> Self {
+        Self::Checkpoint(error.into())
+    }
+}
+
 /// How a training needs less memory.
 pub const LESS_MEMORY: &str =
     "lower train.micro_batch, which takes less memory for the same result";
 
-impl TrainError {
-    /// What to do about it, where there is something.
-    pub fn hint(&self) -> Option<String> {
+impl Advise for TrainError {
+    fn advice(&self) -> Advice {
         match self {
-            Self::Device(error) => Some(error.hint()),
-            Self::Data(error) => error.hint(),
-            Self::Checkpoint(error) => error.hint(),
-            Self::Tokenizer(error) => error.hint(),
-            Self::Init(error) => error.hint(),
-            Self::SavedConfig(error) => error.hint(),
-            Self::RunExists { .. } => Some("add --resume to go on with it, or --out DIR to start another".to_owned()),
-            Self::NothingToResume { .. } => Some("leave --resume out to start it".to_owned()),
-            Self::ConfigChanged { .. } => {
-                Some("resume with the old values, or start another run with --out DIR".to_owned())
+            Self::Device(error) => error.advice(),
+            Self::Data(error) => error.advice(),
+            Self::Tokenizer(error) => error.advice(),
+            Self::Init(error) => error.advice(),
+            // Of the run itself: nothing on the command line is at fault.
+            Self::Checkpoint(error) => error.advice().exit_code(1),
+            Self::SavedConfig(error) => error.advice().exit_code(1),
+            Self::RunExists { .. } => {
+                Advice::USAGE.hint("add --resume to go on with it, or --out DIR to start another")
             }
-            Self::DataChanged { .. } => {
-                Some("resume where the old text is, or start another run with --out DIR".to_owned())
-            }
-            Self::Diverged { .. } => Some(
-                "lower optimizer.learning_rate or lengthen schedule.warmup_steps; the last checkpoint is intact".to_owned(),
+            Self::NothingToResume { .. } => Advice::USAGE.hint("leave --resume out to start it"),
+            Self::ConfigChanged { .. } => Advice::USAGE
+                .hint("resume with the old values, or start another run with --out DIR"),
+            Self::DataChanged { .. } => Advice::USAGE
+                .hint("resume where the old text is, or start another run with --out DIR"),
+            Self::Diverged { .. } => Advice::FAILURE.hint(
+                "lower optimizer.learning_rate or lengthen schedule.warmup_steps; the last checkpoint is intact",
             ),
             Self::Computation {
                 failure,
                 checkpoint,
                 ..
             } => {
-                let hint = failure.hint(LESS_MEMORY);
-                Some(match checkpoint {
-                    Some((folder, step)) => format!(
-                        "{hint}; {} is intact, and --resume goes on after step {step}",
-                        folder.display()
-                    ),
-                    None => hint,
-                })
+                let advice = failure.advice(LESS_MEMORY);
+                match (checkpoint, &advice.hint) {
+                    (Some((folder, step)), Some(hint)) => {
+                        let folder = folder.display();
+                        let resume = format!("{folder} is intact, and --resume goes on after step {step}");
+                        Advice::FAILURE.hint(format!("{hint}; {resume}"))
+                    }
+                    _ => advice,
+                }
             }
-            Self::Output(_) => None,
-            Self::Interrupted { .. } => Some("run the same command with --resume to go on".to_owned()),
-        }
-    }
-
-    /// The process's exit code: 2 for wrong usage or configuration, 130 after Ctrl-C (as a shell has it),
-    /// otherwise 1.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Data(error) if error.is_usage() => 2,
-            Self::Init(error) if error.is_usage() => 2,
-            Self::Device(_)
-            | Self::RunExists { .. }
-            | Self::NothingToResume { .. }
-            | Self::ConfigChanged { .. }
-            | Self::DataChanged { .. } => 2,
-            Self::Interrupted { .. } => 130,
-            _ => 1,
+            Self::Output(_) => Advice::FAILURE,
+            // As a shell has it for Ctrl-C.
+            Self::Interrupted { .. } => Advice::FAILURE
+                .exit_code(130)
+                .hint("run the same command with --resume to go on"),
         }
     }
 }

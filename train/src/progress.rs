@@ -1,55 +1,33 @@
 //! What a person sees of a run: a bar on a terminal, lines elsewhere.
 
-use std::io::{self, IsTerminal};
-use std::time::{Duration, Instant};
-
+use firebox_console::progress::Progress;
 use firebox_model::evaluate::Evaluation;
 use firebox_model::moe::stats::LayerHealth;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// The bar, and the lines above it.
 #[derive(Debug)]
 pub struct ProgressDisplay {
-    bar: ProgressBar,
+    /// Of tokens, for the batch may grow.
+    progress: Progress,
     steps: u64,
-    /// When this process began, and how many tokens were done then.
-    start: (Instant, u64),
 }
 
 impl ProgressDisplay {
-    /// A run of `steps` and `tokens`, of which `done` tokens are done. Time is told by tokens, for the
-    /// batch may grow.
-    ///
-    /// # Panics
-    ///
-    /// Never: the template is constant.
+    /// A run of `steps` and `tokens`, of which `done` tokens are done.
     pub fn new(steps: u64, tokens: u64, done: u64) -> Self {
-        let target = if io::stderr().is_terminal() {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
-        let style = ProgressStyle::with_template("{bar:30} {percent}%  {msg}")
-            .expect("a constant template");
-        let bar = ProgressBar::with_draw_target(Some(tokens), target)
-            .with_style(style)
-            .with_position(done);
-        bar.enable_steady_tick(Duration::from_millis(500));
         Self {
-            bar,
+            progress: Progress::new("first step", tokens).starting_at(done),
             steps,
-            start: (Instant::now(), done),
         }
     }
 
     /// A step is done; `tokens` of the run are, and `batch` were its own.
     pub fn step(&self, step: u64, loss: f64, tokens: u64, batch: u64) {
-        self.bar.set_position(tokens);
-        let Self { steps, .. } = self;
-        let left = self.time_left();
-        self.bar.set_message(format!(
-            "step {step}/{steps}  loss {loss:.3}  batch {batch} tokens{left}"
-        ));
+        let steps = self.steps;
+        self.progress.update(
+            tokens,
+            format!("step {step}/{steps}  loss {loss:.3}  batch {batch} tokens"),
+        );
     }
 
     /// A logged step.
@@ -74,14 +52,14 @@ impl ProgressDisplay {
         };
         self.line(&format!(
             "step {step:>6}  loss {loss:.4}  rate {learning_rate:.2e}  norm {norm:.2}  {tokens_per_second:.0} tokens/s{experts}{}",
-            self.time_left()
+            self.progress.left()
         ));
     }
 
     /// A validation is under way.
     pub fn validating(&self, tokens: u64, all: u64) {
-        self.bar
-            .set_message(format!("validating {}%", 100 * tokens / all.max(1)));
+        self.progress
+            .tell(format!("validating {} %", 100 * tokens / all.max(1)));
     }
 
     /// A validation is done.
@@ -99,32 +77,10 @@ impl ProgressDisplay {
 
     /// Something that a person should look into.
     pub fn warn(&self, text: &str) {
-        self.bar.suspend(|| tracing::warn!("{text}"));
-    }
-
-    /// Takes the bar away.
-    pub fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.progress.log(|| tracing::warn!("{text}"));
     }
 
     fn line(&self, text: &str) {
-        self.bar.suspend(|| tracing::info!("{text}"));
-    }
-
-    /// At the mean speed of this process so far, validations and checkpoints included.
-    fn time_left(&self) -> String {
-        let (start, done_before) = self.start;
-        let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
-        if done <= done_before || done >= all {
-            return String::new();
-        }
-        let seconds =
-            start.elapsed().as_secs_f64() * (all - done) as f64 / (done - done_before) as f64;
-        let seconds = seconds.round() as u64;
-        let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-        match hours {
-            0 => format!("  {minutes}:{seconds:02} left"),
-            _ => format!("  {hours}:{minutes:02}:{seconds:02} left"),
-        }
+        self.progress.log(|| tracing::info!("{text}"));
     }
 }

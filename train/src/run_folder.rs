@@ -1,21 +1,19 @@
 //! The folder of a run: its configuration, its metrics and its checkpoints.
 //!
-//! A checkpoint is written under a temporary name, synced, and renamed, so that whatever has a
-//! checkpoint's name is whole; a crash at any instant leaves the ones before.
+//! A checkpoint gets its name when it is complete (see [`durable`]), so that whatever has a checkpoint's
+//! name is whole; a crash at any instant leaves the ones before.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use firebox_checkpoint::{CHECKPOINTS, CheckpointError, LATEST};
+use firebox_checkpoint::{CHECKPOINTS, LATEST};
+use firebox_console::durable::{self, FileError, Unfinished};
 
 /// A run's folder.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     root: PathBuf,
 }
-
-const TEMPORARY: &str = ".writing-";
 
 /// Where the run in a folder, should there be one, has its resolved configuration.
 pub fn config(root: &Path) -> PathBuf {
@@ -28,12 +26,12 @@ impl RunFolder {
     /// # Errors
     ///
     /// When it cannot be made.
-    pub fn create(root: &Path) -> Result<Self, CheckpointError> {
+    pub fn create(root: &Path) -> Result<Self, FileError> {
         let folder = Self {
             root: root.to_owned(),
         };
         fs::create_dir_all(folder.checkpoints())
-            .map_err(failed("create", &folder.checkpoints()))?;
+            .map_err(FileError::of("create", &folder.checkpoints()))?;
         Ok(folder)
     }
 
@@ -62,9 +60,9 @@ impl RunFolder {
     /// # Errors
     ///
     /// When the folder cannot be read.
-    pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+    pub fn steps(&self) -> Result<Vec<u64>, FileError> {
         let folder = self.checkpoints();
-        let entries = fs::read_dir(&folder).map_err(failed("read", &folder))?;
+        let entries = fs::read_dir(&folder).map_err(FileError::of("read", &folder))?;
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let mut steps: Vec<u64> = names
             .filter_map(|name| name.strip_prefix("step-")?.parse().ok())
@@ -73,51 +71,23 @@ impl RunFolder {
         Ok(steps)
     }
 
-    /// Writes a file whole or not at all.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be written.
-    pub fn write(&self, path: &Path, text: &str) -> Result<(), CheckpointError> {
-        let temporary = path.with_extension("writing");
-        fs::write(&temporary, text)
-            .and_then(|()| File::open(&temporary)?.sync_all())
-            .and_then(|()| fs::rename(&temporary, path))
-            .and_then(|()| sync_folder(path.parent().unwrap_or(&self.root)))
-            .map_err(failed("write", path))
-    }
-
     /// Makes the checkpoint of a step: `fill` writes its files into a folder of a temporary name, which
     /// then takes its own name and becomes `latest`. Nothing is left of one that fails.
     ///
     /// # Errors
     ///
     /// Those of `fill`, or when the folder cannot be made, renamed or synced.
-    pub fn save<E: From<CheckpointError>>(
+    pub fn save<E: From<FileError>>(
         &self,
         step: u64,
         fill: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<PathBuf, E> {
-        let (path, temporary) = (
-            self.checkpoint(step),
-            self.checkpoints().join(format!("{TEMPORARY}{step:07}")),
-        );
-        remove_folder(&temporary)?;
-        fs::create_dir(&temporary).map_err(failed("create", &temporary))?;
-        let filled = fill(&temporary).and_then(|()| {
-            let synced = sync_folder(&temporary).map_err(failed("write", &temporary));
-            Ok(synced?)
-        });
-        if let Err(error) = filled {
-            // What is left behind is cleared by the next run; the error that matters is the first.
-            let _ = fs::remove_dir_all(&temporary);
-            return Err(error);
-        }
+        let path = self.checkpoint(step);
+        let unfinished = Unfinished::create(&path)?;
+        fill(unfinished.path())?;
         // After a resume from an older checkpoint the same step is written again, with the same content.
-        remove_folder(&path)?;
-        fs::rename(&temporary, &path)
-            .and_then(|()| sync_folder(&self.checkpoints()))
-            .map_err(failed("write", &path))?;
+        durable::remove_folder(&path)?;
+        unfinished.finish()?;
         self.name(LATEST, step)?;
         Ok(path)
     }
@@ -127,8 +97,9 @@ impl RunFolder {
     /// # Errors
     ///
     /// When it cannot be written.
-    pub fn name(&self, name: &str, step: u64) -> Result<(), CheckpointError> {
-        self.write(&self.checkpoints().join(name), &format!("step-{step:07}\n"))
+    pub fn name(&self, name: &str, step: u64) -> Result<(), FileError> {
+        let file = self.checkpoints().join(name);
+        durable::write(&file, format!("step-{step:07}\n"))
     }
 
     /// Removes all checkpoints but the newest `keep_last` and that of the `best` step, and what a crash
@@ -137,63 +108,22 @@ impl RunFolder {
     /// # Errors
     ///
     /// When one cannot be removed.
-    pub fn prune(&self, keep_last: usize, best: Option<u64>) -> Result<(), CheckpointError> {
+    pub fn prune(&self, keep_last: usize, best: Option<u64>) -> Result<(), FileError> {
         let mut steps = self.steps()?;
         steps.truncate(steps.len().saturating_sub(keep_last.max(1)));
         for step in steps.into_iter().filter(|&step| Some(step) != best) {
-            remove_folder(&self.checkpoint(step))?;
+            durable::remove_folder(&self.checkpoint(step))?;
         }
-        let folder = self.checkpoints();
-        let entries = fs::read_dir(&folder).map_err(failed("read", &folder))?;
-        for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-                remove_folder(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Removes a folder by way of a name that no reader takes for a checkpoint, so that a crash in between
-/// leaves no half of one.
-fn remove_folder(path: &Path) -> Result<(), CheckpointError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let doomed = path.with_file_name(format!("{TEMPORARY}old-{name}"));
-    let gone = |result: io::Result<()>| match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
-    gone(fs::remove_dir_all(&doomed))
-        .and_then(|()| gone(fs::rename(path, &doomed)))
-        .and_then(|()| gone(fs::remove_dir_all(&doomed)))
-        .map_err(failed("remove", path))
-}
-
-/// A rename is on the disk once the folder around it is.
-fn sync_folder(path: &Path) -> io::Result<()> {
-    // Windows opens no folders as files, and needs no such sync.
-    if cfg!(windows) {
-        Ok(())
-    } else {
-        File::open(path)?.sync_all()
-    }
-}
-
-pub(crate) fn failed(
-    action: &'static str,
-    path: &Path,
-) -> impl FnOnce(io::Error) -> CheckpointError {
-    let path = path.to_owned();
-    move |source| CheckpointError::Io {
-        action,
-        path,
-        source,
+        durable::clear(&self.checkpoints())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use firebox_console::advice::Advise as _;
+
     use super::*;
+    use crate::error::TrainError;
 
     fn folder() -> (tempfile::TempDir, RunFolder) {
         let temporary = tempfile::tempdir().unwrap();
@@ -204,7 +134,7 @@ mod tests {
     fn save(folder: &RunFolder, step: u64) {
         folder
             .save(step, |path| {
-                fs::write(path.join("file"), "content").map_err(failed("write", path))
+                fs::write(path.join("file"), "content").map_err(FileError::of("write", path))
             })
             .unwrap();
     }
@@ -227,7 +157,8 @@ mod tests {
         save(&folder, 10);
         let failure = folder.save(20, |path| {
             fs::write(path.join("half"), "…").unwrap();
-            Err(failed("write", path)(io::ErrorKind::StorageFull.into()))
+            let full = std::io::ErrorKind::StorageFull.into();
+            Err(TrainError::from(FileError::of("write", path)(full)))
         });
         assert!(
             failure
@@ -247,9 +178,15 @@ mod tests {
     #[test]
     fn what_a_crash_left_is_cleared() {
         let (_guard, folder) = folder();
-        fs::create_dir(folder.checkpoints().join(".writing-0000030")).unwrap();
+        let crash = |step| {
+            let unfinished = Unfinished::create(&folder.checkpoint(step)).unwrap();
+            fs::write(unfinished.path().join("half"), "…").unwrap();
+            std::mem::forget(unfinished);
+        };
+        crash(30);
         save(&folder, 30);
-        fs::create_dir(folder.checkpoints().join(".writing-0000040")).unwrap();
+        crash(40);
+        assert_eq!(folder.steps().unwrap(), [30]);
         folder.prune(1, None).unwrap();
         assert_eq!(fs::read_dir(folder.checkpoints()).unwrap().count(), 2);
     }

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
+use firebox_console::durable::FileError;
 use firebox_model::parts::Place;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
@@ -155,15 +156,12 @@ impl Findings {
         facts: &Facts,
         matrices: &[(String, Matrix)],
     ) -> Result<(), InferError> {
-        let failed = |source| InferError::Write {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |error: io::Error| FileError::of("write", path)(error);
         let facts = serde_json::to_string(facts).map_err(|error| failed(error.into()))?;
         let header = HashMap::from([(FACTS.to_owned(), facts)]);
         let matrices = matrices.iter().map(|(name, matrix)| (name, matrix));
-        safetensors::serialize_to_file(matrices, Some(header), path)
-            .map_err(|error| failed(io::Error::other(error)))
+        let written = safetensors::serialize_to_file(matrices, Some(header), path);
+        Ok(written.map_err(|error| failed(io::Error::other(error)))?)
     }
 
     /// Opens a file of them.
@@ -172,10 +170,7 @@ impl Findings {
     ///
     /// When it cannot be read, or is none.
     pub fn open(path: &Path) -> Result<Self, InferError> {
-        let failed = |source| InferError::Read {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |error: io::Error| InferError::Read(FileError::of("read", path)(error));
         let file = File::open(path).map_err(failed)?;
         // SAFETY: the process that wrote the file has ended, and nobody else knows of it.
         #[allow(unsafe_code)]
@@ -231,9 +226,9 @@ impl Findings {
     ///
     /// When there is none of this name.
     pub fn matrix(&self, name: &str) -> Result<Matrix, InferError> {
-        self.find(name).ok_or_else(|| InferError::Read {
-            path: self.path.clone(),
-            source: io::Error::other(format!("it has no matrix `{name}`")),
+        self.find(name).ok_or_else(|| {
+            let error = io::Error::other(format!("it has no matrix `{name}`"));
+            InferError::Read(FileError::of("read", &self.path)(error))
         })
     }
 }

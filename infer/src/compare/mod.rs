@@ -1,6 +1,6 @@
 //! `cargo infer compare`: the same tokens through a checkpoint on several devices, and what differs.
 //!
-//! The first device that works is the reference. Each device runs in a process of its own (`process`), where
+//! The first device that works is the reference. Each device runs in a process of its own, where
 //! `probe` writes down what it computes (`findings`); here two such files are compared (`difference`,
 //! `flips`) and judged (`tolerance`). Every part of the network is computed twice: within the whole, where an
 //! error grows from layer to layer, and alone, from what the reference computed before it, so that a fault is named
@@ -12,7 +12,6 @@ mod findings;
 mod flips;
 mod page;
 mod probe;
-pub(crate) mod process;
 mod summary;
 mod tables;
 #[cfg(test)]
@@ -25,6 +24,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use firebox_checkpoint::{checkpoint_folder, read_config};
+use firebox_console::advice::Advise as _;
+use firebox_console::durable::FileError;
+use firebox_console::process::{self, COMPARE_DEVICE, hidden_command};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::parts::{self, Place};
 use firebox_runtime::device;
@@ -35,6 +37,7 @@ pub use compared::{
 };
 pub use difference::Difference;
 pub use findings::{Facts, Findings};
+pub use firebox_console::process::Failure;
 pub use flips::Flips;
 pub use probe::{Probe, examine};
 pub use tokens::Tokens;
@@ -42,6 +45,9 @@ pub use tolerance::{Fault, Tolerances};
 
 use crate::InferError;
 use crate::eval::Text;
+
+/// How a device needs less memory.
+const LESS_MEMORY: &str = "lower --tokens, or hold the weights in --dtype bf16";
 
 /// A device, and what weights are held in there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,18 +146,7 @@ pub struct Measured {
     pub differences: Option<Differences>,
 }
 
-/// Why there are no numbers of a candidate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Failure {
-    /// In a sentence.
-    pub reason: String,
-    /// What to do about it.
-    pub hint: Option<String>,
-    /// All that it wrote on standard error.
-    pub log: String,
-}
-
-/// Compares candidates; `progress` hears who is at what.
+/// Compares candidates; `progress` is called with the candidate's name and what it is doing.
 ///
 /// # Errors
 ///
@@ -167,10 +162,7 @@ pub fn compare(
     let checkpoint = checkpoint_folder(&options.checkpoint)?;
     let model = read_config(&checkpoint)?.model;
     let tokens = Tokens::choose(&checkpoint, options.text.as_ref(), options.tokens)?;
-    let folder = tempfile::tempdir().map_err(|source| InferError::Write {
-        path: std::env::temp_dir(),
-        source,
-    })?;
+    let folder = tempfile::tempdir().map_err(FileError::of("write", &std::env::temp_dir()))?;
     let given = folder.path().join("tokens.json");
     tokens.write(&given)?;
 
@@ -230,6 +222,34 @@ struct Reference {
 }
 
 impl Work<'_> {
+    /// Runs a probe in a process; `stage` is called with what it is doing.
+    fn measure(
+        &self,
+        probe: &Probe,
+        mut stage: impl FnMut(&str),
+    ) -> Result<Result<(), Failure>, InferError> {
+        stage("starts");
+        let mut command = hidden_command(COMPARE_DEVICE).map_err(InferError::Process)?;
+        command
+            .arg(&probe.checkpoint)
+            .args(["--device", &probe.device])
+            .args(["--dtype", &probe.dtype.to_string()])
+            .arg("--tokens")
+            .arg(&probe.tokens)
+            .arg("--output")
+            .arg(&probe.output);
+        if let Some(reference) = &probe.reference {
+            command.arg("--reference").arg(reference);
+        }
+        if probe.gradients {
+            command.arg("--gradients");
+        }
+        if let Some(threads) = self.options.threads {
+            command.args(["--threads", &threads.to_string()]);
+        }
+        process::run(command, LESS_MEMORY, stage).map_err(InferError::Process)
+    }
+
     /// Measures a candidate, and compares it with the reference or makes it that.
     fn outcome(
         &mut self,
@@ -250,7 +270,7 @@ impl Work<'_> {
                 .map(|reference| reference.path.clone()),
             gradients: self.options.gradients && candidate.dtype == WeightDtype::F32,
         };
-        if let Err(failure) = process::run(&probe, self.options.threads, &mut stage)? {
+        if let Err(failure) = self.measure(&probe, &mut stage)? {
             return Ok(Outcome::Failed(failure));
         }
         stage("is compared");
@@ -279,7 +299,7 @@ impl Work<'_> {
                 drop(findings);
                 remove(&output)?;
             }
-            // With nothing can be compared that is no number.
+            // A NaN loss cannot be the reference.
             None if !nats.is_finite() => {
                 let device = candidate.to_string();
                 let error = InferError::NotFinite { device, nats };
@@ -302,10 +322,7 @@ impl Work<'_> {
 }
 
 fn remove(path: &Path) -> Result<(), InferError> {
-    std::fs::remove_file(path).map_err(|source| InferError::Write {
-        path: path.to_owned(),
-        source,
-    })
+    Ok(std::fs::remove_file(path).map_err(FileError::of("remove", path))?)
 }
 
 impl Row {

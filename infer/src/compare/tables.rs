@@ -1,7 +1,6 @@
 //! The tables of a comparison, the same on a terminal and on a page.
 
-use bytesize::ByteSize;
-use firebox_console::numbers::{brief, grouped, magnitude};
+use firebox_console::numbers::{brief, bytes, grouped, magnitude};
 use firebox_console::report::{Cell, Table, Verdict};
 use firebox_model::parts::Part;
 
@@ -51,7 +50,7 @@ impl Comparison {
                     format!("{} s", brief(facts.load_seconds)).into(),
                     speed(Some(facts.prefill_tokens_per_second)),
                     speed(facts.decode_tokens_per_second),
-                    facts.peak_memory.map_or("unknown".to_owned(), |bytes| ByteSize(bytes).to_string()).into(),
+                    facts.peak_memory.map_or("unknown".to_owned(), |memory| bytes(memory.into())).into(),
                 ])
             })
             .note(

@@ -1,23 +1,18 @@
 //! What can be wrong with a checkpoint.
 
-use std::io;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 use firebox_kernels::dtype::WeightDtype;
 
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The operating system said no.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// Read, write, create …
-        action: &'static str,
-        /// Which file or folder.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
+    /// A file or folder cannot be read, written, created or removed.
+    #[error(transparent)]
+    Io(#[from] FileError),
     /// The folder holds no checkpoint.
     #[error("{} is no checkpoint: it has no {missing}", folder.display())]
     NotACheckpoint {
@@ -63,7 +58,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// Weights twice.
-    #[error("{} has both model.safetensors and model.safetensors.index.json, and which of them counts is not said", folder.display())]
+    #[error("{} has both model.safetensors and model.safetensors.index.json; keep only one of them", folder.display())]
     TwoSets {
         /// The folder.
         folder: PathBuf,
@@ -114,48 +109,33 @@ pub enum CheckpointError {
     },
 }
 
-impl CheckpointError {
-    /// What to do about it, where there is something.
-    pub fn hint(&self) -> Option<String> {
+impl Advise for CheckpointError {
+    fn advice(&self) -> Advice {
         match self {
-            Self::NotACheckpoint { .. } => Some(
-                "a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100".to_owned(),
+            Self::NotACheckpoint { .. } => Advice::USAGE.hint(
+                "a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100",
             ),
-            Self::Damaged { .. } => {
-                Some("the file may have been cut while it was copied; use another checkpoint".to_owned())
-            }
-            Self::Mismatch { .. } => {
-                Some("config.json and the weights are of different models, or of a family that Firebox does not read".to_owned())
-            }
-            Self::Index { .. } => {
-                Some("copy all shards and their index anew, from the same place".to_owned())
-            }
-            Self::TwoSets { .. } => Some("move one of the two away".to_owned()),
-            Self::HeadNotTied { .. } => {
-                Some("set tie_word_embeddings = false if the two were trained apart".to_owned())
-            }
-            Self::OutOfRange { .. } => Some("bf16 has the range of f32".to_owned()),
-            Self::Device { .. } => {
-                Some("leave --dtype out for f32, which every device has, or try the other of bf16 and f16".to_owned())
-            }
-            Self::Training { .. } => Some("load them in f32".to_owned()),
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Some("free some space; the checkpoints before this one are intact".to_owned())
-            }
-            _ => None,
-        }
-    }
-
-    /// An [`Io`](Self::Io) error of some action on some path.
-    pub(crate) fn io(
-        action: &'static str,
-        path: &std::path::Path,
-    ) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
+            Self::Device { .. } => Advice::USAGE.hint(
+                "leave --dtype out for f32, which every device has, or try the other of bf16 and f16",
+            ),
+            Self::Damaged { .. } => Advice::FAILURE
+                .hint("the file may have been cut while it was copied; use another checkpoint"),
+            Self::Mismatch { .. } => Advice::FAILURE.hint(
+                "config.json and the weights are of different models, or of a family that Firebox does not read",
+            ),
+            Self::Index { .. } => Advice::FAILURE
+                .hint("copy all shards and their index anew, from the same place"),
+            Self::TwoSets { .. } => Advice::FAILURE.hint("move one of the two away"),
+            Self::HeadNotTied { .. } => Advice::FAILURE
+                .hint("set tie_word_embeddings = false if the two were trained apart"),
+            Self::OutOfRange { .. } => Advice::FAILURE.hint("bf16 has the range of f32"),
+            Self::Training { .. } => Advice::FAILURE.hint("load them in f32"),
+            Self::Io(error) if error.source.kind() == ErrorKind::StorageFull => Advice::FAILURE
+                .hint("free some space; the checkpoints before this one are intact"),
+            Self::Io(_)
+            | Self::Config { .. }
+            | Self::DataType { .. }
+            | Self::NotFinite { .. } => Advice::FAILURE,
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Which checkpoint a path means.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 
 use super::{CONFIG_FILE, MODEL_FILE};
 
@@ -46,38 +48,29 @@ pub enum FolderError {
         /// What it says.
         name: String,
     },
-    /// The operating system said no.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
+    /// The file `latest` cannot be read.
+    #[error(transparent)]
+    Read(#[from] FileError),
 }
 
-impl FolderError {
-    /// What to do about it, where there is something.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
-            Self::NotAFolder { .. } => {
-                "give the folder that holds config.json and model.safetensors, or a run such as runs/NAME"
-            }
-            Self::NotACheckpoint { .. } => {
-                "a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100"
-            }
+impl Advise for FolderError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Missing { .. } => Advice::USAGE,
+            Self::NotAFolder { .. } => Advice::USAGE.hint(
+                "give the folder that holds config.json and model.safetensors, or a run such as runs/NAME",
+            ),
+            Self::NotACheckpoint { .. } => Advice::USAGE.hint(
+                "a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100",
+            ),
             Self::NoCheckpointYet { .. } => {
-                "`cargo train run CONFIG --resume` goes on until there is one"
+                Advice::USAGE.hint("`cargo train run CONFIG --resume` goes on until there is one")
             }
-            Self::Latest { .. } => "give the folder of another checkpoint of this run",
-            Self::Missing { .. } | Self::Read { .. } => return None,
-        };
-        Some(hint.to_owned())
-    }
-
-    /// Whether another path would do, rather than another state of the disk.
-    pub fn is_usage(&self) -> bool {
-        !matches!(self, Self::Latest { .. } | Self::Read { .. })
+            Self::Latest { .. } => {
+                Advice::FAILURE.hint("give the folder of another checkpoint of this run")
+            }
+            Self::Read(_) => Advice::FAILURE,
+        }
     }
 }
 
@@ -110,10 +103,7 @@ pub fn checkpoint_folder(path: &Path) -> Result<PathBuf, FolderError> {
             },
         );
     }
-    let text = fs::read_to_string(&file).map_err(|source| FolderError::Read {
-        path: file.clone(),
-        source,
-    })?;
+    let text = fs::read_to_string(&file).map_err(FileError::of("read", &file))?;
     let name = text.trim();
     let folder = checkpoints.join(name);
     if name.is_empty() || !folder.is_dir() {
@@ -145,7 +135,7 @@ mod tests {
         fs::write(checkpoints.join(LATEST), "step-0000020\n").unwrap();
         let error = checkpoint_folder(run.path()).unwrap_err();
         assert!(error.to_string().contains("\"step-0000020\""), "{error}");
-        assert!(!error.is_usage());
+        assert_eq!(error.exit_code(), 1);
 
         let newest = checkpoints.join("step-0000020");
         fs::create_dir(&newest).unwrap();
@@ -173,6 +163,6 @@ mod tests {
                 .ends_with("is no checkpoint: it has no config.json"),
             "{foreign}"
         );
-        assert!(foreign.is_usage());
+        assert_eq!(foreign.exit_code(), 2);
     }
 }

@@ -297,7 +297,7 @@ impl Numbers<'_> {
                 let mut values = vec![T::default(); self.shape.iter().product()];
                 let length = pieces[0].length.max(1);
                 let places = values.par_chunks_mut(length).zip(pieces);
-                places.try_for_each(|(place, piece)| {
+                places.try_for_each(|(place, piece)| -> Result<(), CheckpointError> {
                     let stored = read(piece)?;
                     match piece.transposed {
                         Some((d_in, d_out)) => transpose(&stored, d_out, d_in, place),

@@ -1,9 +1,11 @@
 //! Documents in files: plain text, one a file, and JSON lines, one a line.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 use serde_json::Value;
 
 /// The field of a JSON line that holds the text, where nothing else is said.
@@ -21,14 +23,9 @@ pub struct Document {
 /// Why a document cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
-    /// The operating system said no.
-    #[error("cannot read {}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
+    /// The file cannot be read.
+    #[error(transparent)]
+    Io(#[from] FileError),
     /// The file is no text.
     #[error("{} is not UTF-8: byte {offset} begins no character", path.display())]
     NotUtf8 {
@@ -49,14 +46,13 @@ pub enum TextError {
     },
 }
 
-impl TextError {
-    /// What to do about it, where there is something.
-    pub fn hint(&self) -> Option<String> {
+impl Advise for TextError {
+    fn advice(&self) -> Advice {
         match self {
             Self::NotUtf8 { .. } => {
-                Some("convert it, such as with `iconv -f latin1 -t utf-8`".to_owned())
+                Advice::FAILURE.hint("convert it, such as with `iconv -f latin1 -t utf-8`")
             }
-            _ => None,
+            Self::Io(_) | Self::Line { .. } => Advice::FAILURE,
         }
     }
 }
@@ -87,10 +83,7 @@ pub fn documents(
 ///
 /// When it cannot be read, or is not UTF-8.
 pub fn read(path: &Path) -> Result<Document, TextError> {
-    let bytes = fs::read(path).map_err(|source| TextError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
+    let bytes = fs::read(path).map_err(FileError::of("read", path))?;
     let text = String::from_utf8(bytes).map_err(|error| TextError::NotUtf8 {
         path: path.to_owned(),
         offset: error.utf8_error().valid_up_to() as u64,
@@ -119,10 +112,7 @@ impl JsonLines {
     ///
     /// When it cannot be opened.
     pub fn open(path: &Path, field: &str) -> Result<Self, TextError> {
-        let file = File::open(path).map_err(|source| TextError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
+        let file = File::open(path).map_err(FileError::of("read", path))?;
         Ok(Self {
             path: path.to_owned(),
             field: field.to_owned(),
@@ -167,12 +157,7 @@ impl Iterator for JsonLines {
             match self.reader.read_until(b'\n', &mut line) {
                 Ok(0) => return None,
                 Ok(read) => self.offset += read as u64,
-                Err(source) => {
-                    return Some(Err(TextError::Io {
-                        path: self.path.clone(),
-                        source,
-                    }));
-                }
+                Err(error) => return Some(Err(FileError::of("read", &self.path)(error).into())),
             }
             self.line += 1;
             if !line.iter().all(u8::is_ascii_whitespace) {

@@ -3,59 +3,49 @@
 use std::fmt;
 
 use super::{Bench, Speed};
-use firebox_console::numbers::{bytes, flop, scaled};
+use firebox_console::numbers::{bytes, counted, flop, scaled};
+use firebox_console::report::{Cell, Table};
 
 impl fmt::Display for Bench {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let threads = match self.threads {
-            1 => "1 thread".to_owned(),
-            several => format!("{several} threads"),
-        };
         writeln!(
             formatter,
-            "{} with {threads}; its f32 matrix product reaches {}/s\n",
+            "{} with {}; its f32 matrix product reaches {}/s\n",
             self.device,
+            counted(self.threads as u128, "thread"),
             flop(self.matrix_peak)
         )?;
         let twin = self.dense_twin.as_ref();
-        let row = |formatter: &mut fmt::Formatter<'_>, name: &str, value: fn(&Speed) -> String| {
-            let second = twin.map(value).unwrap_or_default();
-            let line = format!("{name:<22}{:>14}{second:>14}", value(&self.model));
-            writeln!(formatter, "{}", line.trim_end())
+        let table = Table::new("").texts([""]).numbers(["model"]);
+        let table = match twin {
+            Some(_) => table.numbers(["dense twin"]),
+            None => table,
         };
-        let heading = if twin.is_some() { "dense twin" } else { "" };
-        let line = format!("{:<22}{:>14}{heading:>14}", "", "model");
-        writeln!(formatter, "{}", line.trim_end())?;
-        row(formatter, "parameters", |speed| {
-            scaled(speed.parameters as f64)
-        })?;
-        row(formatter, "active for a token", |speed| {
-            scaled(speed.active as f64)
-        })?;
-        row(formatter, "tokens a step", |speed| {
-            speed.tokens_per_step.to_string()
-        })?;
-        row(formatter, "seconds a step", |speed| {
-            format!("{:.4}", speed.step_seconds)
-        })?;
-        row(formatter, "tokens/s", |speed| {
-            format!("{:.0}", speed.tokens_per_second)
-        })?;
-        row(formatter, "operations", |speed| {
-            flop(speed.flops_per_second) + "/s"
-        })?;
-        row(formatter, "share of the product", |speed| {
-            format!("{:.2}", speed.share_of_peak)
-        })?;
-        if self.model.peak_memory.is_some() {
-            // Of the process: the twin's would hold the model's.
-            let line = format!(
-                "{:<22}{:>14}",
-                "peak memory",
-                bytes(u128::from(self.model.peak_memory.unwrap_or_default()))
-            );
-            writeln!(formatter, "{line}")?;
-        }
+        let rows: [(&str, fn(&Speed) -> String); 7] = [
+            ("parameters", |speed| scaled(speed.parameters as f64)),
+            ("active per token", |speed| scaled(speed.active as f64)),
+            ("tokens per step", |speed| speed.tokens_per_step.to_string()),
+            ("seconds per step", |speed| {
+                format!("{:.4}", speed.step_seconds)
+            }),
+            ("tokens/s", |speed| {
+                format!("{:.0}", speed.tokens_per_second)
+            }),
+            ("operations", |speed| flop(speed.flops_per_second) + "/s"),
+            ("share of the product", |speed| {
+                format!("{:.2}", speed.share_of_peak)
+            }),
+        ];
+        let table = rows.into_iter().fold(table, |table, (label, value)| {
+            let values = [Some(&self.model), twin].into_iter().flatten().map(value);
+            table.row([label.into()].into_iter().chain(values.map(Cell::from)))
+        });
+        // Of the process: the twin's would hold the model's.
+        let table = match self.model.peak_memory {
+            Some(memory) => table.row(["peak memory".into(), bytes(memory.into()).into()]),
+            None => table,
+        };
+        write!(formatter, "{table}")?;
         if let Some(tax) = self.tax {
             writeln!(
                 formatter,

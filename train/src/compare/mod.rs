@@ -18,12 +18,14 @@ mod text;
 
 use std::path::PathBuf;
 
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 use firebox_runtime::device::DeviceError;
 use serde::Serialize;
 
 use crate::data::DataError;
 
-pub use self::process::{COMMAND as COMPARE_DEVICE, compare};
+pub use self::process::compare;
 pub use self::record::{StepRecord, print_line, record};
 
 /// What to compare.
@@ -155,7 +157,7 @@ pub enum CompareError {
         of: u64,
     },
     /// This program cannot start itself.
-    #[error("{device} cannot be given a process of its own")]
+    #[error("cannot start a process for {device}")]
     Process {
         /// The device.
         device: String,
@@ -163,43 +165,26 @@ pub enum CompareError {
         source: std::io::Error,
     },
     /// The page cannot be written.
-    #[error("cannot write {}", path.display())]
-    Page {
-        /// Where.
-        path: PathBuf,
-        /// What the operating system says.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Page(#[from] FileError),
     /// A device did not come to the end, or parted from the first.
     #[error("{}", .0.join("; "))]
     Differ(Vec<String>),
 }
 
-impl CompareError {
-    /// What to do about it.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
-            Self::Data(error) => return error.hint(),
-            Self::Device(error) => return Some(error.hint()),
-            Self::One(_) => "name another, such as --devices flex,ndarray",
-            Self::Twice(_) => "name each device once",
-            Self::Steps { .. } => {
-                "--set train.steps makes the run longer, and its learning rate another"
-            }
-            Self::Differ(_) => {
-                "`cargo infer compare CHECKPOINT` finds the layer where two devices part; --tolerance allows more"
-            }
-            Self::Process { .. } | Self::Page { .. } => return None,
-        };
-        Some(hint.to_owned())
-    }
-
-    /// The process's exit code: 2 for wrong usage, otherwise 1.
-    pub fn exit_code(&self) -> u8 {
+impl Advise for CompareError {
+    fn advice(&self) -> Advice {
         match self {
-            Self::Data(error) if error.is_usage() => 2,
-            Self::Device(_) | Self::One(_) | Self::Twice(_) | Self::Steps { .. } => 2,
-            Self::Data(_) | Self::Process { .. } | Self::Page { .. } | Self::Differ(_) => 1,
+            Self::Data(error) => error.advice(),
+            Self::Device(error) => error.advice(),
+            Self::One(_) => Advice::USAGE.hint("name another, such as --devices flex,ndarray"),
+            Self::Twice(_) => Advice::USAGE.hint("name each device once"),
+            Self::Steps { .. } => Advice::USAGE
+                .hint("--set train.steps makes the run longer, and its learning rate another"),
+            Self::Differ(_) => Advice::FAILURE.hint(
+                "`cargo infer compare CHECKPOINT` finds the layer where two devices part; --tolerance allows more",
+            ),
+            Self::Process { .. } | Self::Page(_) => Advice::FAILURE,
         }
     }
 }

@@ -5,6 +5,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use firebox_console::advice::{Advice, Advise};
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -41,16 +43,18 @@ pub enum ConfigError {
     Key(Box<KeyError>),
 }
 
-impl ConfigError {
-    /// What to do about it.
-    pub fn hint(&self) -> Option<String> {
+impl Advise for ConfigError {
+    fn advice(&self) -> Advice {
         match self {
-            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Some("the repository's configs folder has some to begin with, such as configs/quickstart.toml".into())
-            }
-            Self::Read { .. } | Self::Syntax { .. } => None,
-            Self::Override { hint, .. } => Some(hint.clone()),
-            Self::Key(error) => error.hint.clone(),
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => Advice::USAGE.hint(
+                "the repository's configs folder has some to begin with, such as configs/quickstart.toml",
+            ),
+            Self::Read { .. } | Self::Syntax { .. } => Advice::USAGE,
+            Self::Override { hint, .. } => Advice::USAGE.hint(hint),
+            Self::Key(error) => Advice {
+                hint: error.hint.clone(),
+                ..Advice::USAGE
+            },
         }
     }
 }
@@ -158,13 +162,9 @@ impl Problem {
         self
     }
 
-    /// With the error of another place behind it, whose hint is this one's.
-    pub fn caused_by(
-        mut self,
-        error: impl Error + Send + Sync + 'static,
-        hint: Option<String>,
-    ) -> Self {
-        self.hint = hint;
+    /// With the error of another place behind it, whose hint, where it has one, is this one's.
+    pub fn caused_by(mut self, error: impl Advise + Send + Sync + 'static) -> Self {
+        self.hint = error.hint().or(self.hint);
         self.source = Some(Box::new(error));
         self
     }

@@ -4,10 +4,13 @@
 //! held-out text, for `infer eval`), and the shards of each source's training tokens and of all
 //! validation tokens. It is written under another name and renamed when it is complete.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use firebox_console::durable;
+use firebox_console::numbers::text_bytes;
+use firebox_console::progress::Progress;
 use firebox_text::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -15,7 +18,6 @@ use sha2::{Digest, Sha256};
 
 use super::error::DataError;
 use super::hash::{hash, unit_interval};
-use super::progress::Progress;
 use super::shards::{SetManifest, SetWriter};
 use super::source;
 use super::split::split;
@@ -72,7 +74,7 @@ pub(super) fn build(
     let mut validation_text = BufWriter::new(created);
     let mut validation = SetWriter::create(folder, "validation", vocabulary)?;
     let mut training = Vec::with_capacity(config.data.source.len());
-    let mut progress = Progress::new("tokenizing", survey.bytes(), progress);
+    let progress = counted("tokenizing", survey, progress);
 
     for index in 0..config.data.source.len() {
         let mut writer = SetWriter::create(folder, &format!("training-{index}"), vocabulary)?;
@@ -116,9 +118,17 @@ pub(super) fn build(
     let path = folder.join(MANIFEST);
     let json =
         serde_json::to_vec_pretty(&manifest).expect("numbers and strings can be written as JSON");
-    fs::write(&path, json)
-        .and_then(|()| File::open(&path)?.sync_all())
-        .map_err(DataError::io("write", &path))
+    Ok(durable::write(&path, json)?)
+}
+
+/// Counts the bytes of all text.
+fn counted(what: &str, survey: &Survey, visible: bool) -> Progress {
+    let bytes = survey.bytes();
+    Progress::shown_if(
+        visible,
+        format!("data: {what} {}", text_bytes(bytes)),
+        bytes,
+    )
 }
 
 /// Reads a source again and makes sure that it is the one that was surveyed.
@@ -166,7 +176,7 @@ fn tokenizer_sample(
 ) -> Result<Vec<String>, DataError> {
     let share = SAMPLE_BYTES as f64 / survey.training_bytes() as f64;
     let mut sample = Vec::new();
-    let mut progress = Progress::new("sampling", survey.bytes(), progress);
+    let progress = counted("sampling", survey, progress);
     for index in 0..config.data.source.len() {
         for_each_document(config, survey, index, |text| {
             let document_hash = hash(text.as_bytes());

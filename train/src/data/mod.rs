@@ -11,7 +11,6 @@ mod error;
 mod hash;
 mod mixture;
 mod packing;
-mod progress;
 mod shards;
 mod source;
 mod split;
@@ -23,11 +22,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use firebox_console::durable::{self, Unfinished};
+use firebox_console::numbers::text_bytes;
 use firebox_text::Tokenizer;
 use firebox_text::packing::{PackedText, Packer};
 
 use self::build::{MANIFEST, Manifest, TOKENIZER, VALIDATION_TEXT, build};
-use self::progress::megabytes;
 use self::shards::{SetManifest, TokenSet};
 use self::survey::{Survey, survey};
 use crate::config::{RunConfig, Share};
@@ -110,7 +110,7 @@ pub fn prepare(config: &RunConfig, progress: bool) -> Result<Prepared, DataError
         Err(reason) => {
             if folder.exists() {
                 tracing::warn!("data: preparing again, for {reason}");
-                remove(&folder)?;
+                durable::remove_folder(&folder)?;
             }
             build_in_place(config, &survey, &folder, progress)?;
             open(config, &survey, &folder)?
@@ -122,9 +122,9 @@ pub fn prepare(config: &RunConfig, progress: bool) -> Result<Prepared, DataError
             bytes,
             tokens,
         } = source.text;
-        let bytes = megabytes(bytes);
+        let bytes = text_bytes(bytes);
         tracing::info!(
-            "source {:?}: {documents} training document(s), {bytes} MB, {tokens} tokens",
+            "source {:?}: {documents} training document(s), {bytes}, {tokens} tokens",
             source.name
         );
     }
@@ -134,8 +134,8 @@ pub fn prepare(config: &RunConfig, progress: bool) -> Result<Prepared, DataError
         tokens,
     } = prepared.held_out;
     tracing::info!(
-        "validation: {documents} document(s), {} MB, {tokens} tokens",
-        megabytes(bytes)
+        "validation: {documents} document(s), {}, {tokens} tokens",
+        text_bytes(bytes)
     );
     Ok(prepared)
 }
@@ -148,24 +148,10 @@ fn build_in_place(
     progress: bool,
 ) -> Result<(), DataError> {
     tracing::info!("data: preparing tokens in {}", folder.display());
-    let unfinished = folder.with_extension("unfinished");
-    if unfinished.exists() {
-        // We hold the lock: whoever began it is gone.
-        remove(&unfinished)?;
-    }
-    cache::create(&unfinished)?;
-    let built = build(config, survey, &unfinished, progress).and_then(|()| {
-        fs::rename(&unfinished, folder).map_err(DataError::io("rename", &unfinished))
-    });
-    if built.is_err() {
-        // The error at hand says more than one about what it left behind.
-        _ = fs::remove_dir_all(&unfinished);
-    }
-    built
-}
-
-fn remove(folder: &Path) -> Result<(), DataError> {
-    fs::remove_dir_all(folder).map_err(DataError::io("remove", folder))
+    // We hold the lock: whoever began an earlier one is gone.
+    let unfinished = Unfinished::create(folder)?;
+    build(config, survey, unfinished.path(), progress)?;
+    Ok(unfinished.finish()?)
 }
 
 fn open(config: &RunConfig, survey: &Survey, folder: &Path) -> Result<Prepared, DataError> {

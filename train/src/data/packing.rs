@@ -173,6 +173,7 @@ fn length(ends: &[u64], piece: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use firebox_console::advice::Advise as _;
     use proptest::prelude::*;
 
     use super::super::shards::SetWriter;
@@ -297,7 +298,7 @@ mod tests {
         );
         let error = TrainingStream::new(sets, &[Share::Epochs(2)], 1240, 0, 0).unwrap_err();
         assert!(
-            error.to_string().contains("1240") && error.is_usage(),
+            error.to_string().contains("1240") && error.exit_code() == 2,
             "{error}"
         );
     }

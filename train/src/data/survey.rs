@@ -3,13 +3,13 @@
 
 use std::path::PathBuf;
 
+use firebox_console::numbers::text_bytes;
 use firebox_text::Tokenizer;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
 use super::hash::{Hash, hash, hexadecimal};
-use super::progress::megabytes;
 use super::source;
 use super::split::split;
 use crate::config::{DataConfig, SourceConfig, TokenizerConfig};
@@ -123,9 +123,9 @@ fn survey_source(
         });
     }
     tracing::info!(
-        "source {:?}: {documents} document(s), {} MB",
+        "source {:?}: {documents} document(s), {}",
         source.name,
-        megabytes(bytes)
+        text_bytes(bytes)
     );
     *all_documents += documents;
     Ok(SourceSurvey {

@@ -1,8 +1,10 @@
 //! What can be wrong with a tokenizer.
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
+
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 
 use super::SMALLEST_VOCABULARY;
 
@@ -10,21 +12,11 @@ use super::SMALLEST_VOCABULARY;
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// The file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system says.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Read(FileError),
     /// The file cannot be written.
-    #[error("cannot write {}: {source}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system says.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Write(FileError),
     /// The text is not that of a `tokenizer.json`.
     #[error("{} is no tokenizer.json: {message}", Name(path))]
     Parse {
@@ -88,10 +80,9 @@ pub enum TokenizerError {
     },
 }
 
-impl TokenizerError {
-    /// What to do about it, where there is something.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
+impl Advise for TokenizerError {
+    fn advice(&self) -> Advice {
+        Advice::FAILURE.hint(match self {
             Self::NoEndOfText { .. } => {
                 "name a token that the file has, such as \"<|endoftext|>\" or \"</s>\"; its \
                  added_tokens list them"
@@ -106,11 +97,15 @@ impl TokenizerError {
                 "it should be the tokenizer.json of a Hugging Face fast tokenizer"
             }
             Self::Encode { .. } => "a byte-level tokenizer has a token for every text",
-            _ => return None,
-        };
-        Some(hint.to_owned())
+            Self::Read(_)
+            | Self::Write(_)
+            | Self::VocabularyTooSmall { .. }
+            | Self::Train { .. } => return Advice::FAILURE,
+        })
     }
+}
 
+impl TokenizerError {
     /// The same error, naming the file that it is about.
     pub(super) fn at(mut self, file: &Path) -> Self {
         if let Self::Parse { path, .. }

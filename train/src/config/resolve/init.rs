@@ -40,16 +40,11 @@ impl Origin {
                 .hint("leave it out to start from random weights"));
         }
         let unusable = || Problem::new(KEY, "cannot be used");
-        let folder = checkpoint_folder(init).map_err(|error| {
-            let hint = error.hint().unwrap_or_else(|| {
-                "a checkpoint's folder or a run's, such as runs/NAME, seen from the working directory".into()
-            });
-            unusable().caused_by(error, Some(hint))
-        })?;
-        let config = read_config(&folder).map_err(|error| {
-            let hint = error.hint();
-            unusable().caused_by(error, hint)
-        })?;
+        let hint =
+            "a checkpoint's folder or a run's, such as runs/NAME, seen from the working directory";
+        let folder =
+            checkpoint_folder(init).map_err(|error| unusable().hint(hint).caused_by(error))?;
+        let config = read_config(&folder).map_err(|error| unusable().caused_by(error))?;
         Ok(Self { folder, config })
     }
 

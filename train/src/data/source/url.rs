@@ -5,13 +5,14 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use firebox_console::numbers::text_bytes;
+use firebox_console::progress::Progress;
 use ureq::http::StatusCode;
 use ureq::http::header::{CONTENT_LENGTH, RANGE};
 
 use super::super::cache;
 use super::super::error::DataError;
 use super::super::hash::{hash_file, hexadecimal};
-use super::super::progress::{Progress, megabytes};
 
 /// How long a server may take to answer at all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -107,13 +108,13 @@ impl Remote<'_> {
             .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         let total = start + length.unwrap_or(0);
         tracing::info!(
-            "source {:?}: downloading {} ({} MB)",
+            "source {:?}: downloading {} ({})",
             self.source_name,
             self.url,
-            megabytes(total)
+            text_bytes(total)
         );
-        let mut progress = Progress::new("downloading", total, self.progress);
-        progress.advance(start);
+        let progress =
+            Progress::shown_if(self.progress, "data: downloading", total).starting_at(start);
 
         let mut file = OpenOptions::new()
             .create(true)
@@ -174,6 +175,8 @@ mod tests {
     use std::io::{BufRead, BufReader};
     use std::net::TcpListener;
     use std::thread::{self, JoinHandle};
+
+    use firebox_console::advice::Advise as _;
 
     use super::super::super::hash::hash;
     use super::*;
