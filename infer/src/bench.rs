@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
+use firebox_console::report::Table;
 use firebox_kernels::bandwidth::read_bandwidth;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::accounting::Accounting;
@@ -199,15 +200,19 @@ impl fmt::Display for Bench {
                 ),
             ),
         ];
-        for (name, value) in rows {
-            writeln!(formatter, "{name:<12}{value}")?;
-        }
-        Ok(())
+        let list = rows
+            .into_iter()
+            .fold(Table::new("").texts(["", ""]), |list, (name, value)| {
+                list.row([name.into(), value.into()])
+            });
+        write!(formatter, "{list}")
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use firebox_console::advice::Advise as _;
+
     use super::*;
     use crate::testing::{TinyCheckpoint, tiny_config};
 

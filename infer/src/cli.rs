@@ -10,6 +10,7 @@ mod trace;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use firebox_console::process::COMPARE_DEVICE;
 use firebox_console::terminal::print;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::control::Control;
@@ -68,7 +69,7 @@ enum Command {
     #[command(after_help = compare::HELP)]
     Compare(compare::CompareArgs),
     /// The worker process of `compare`, one per device.
-    #[command(name = crate::compare::process::COMMAND, hide = true)]
+    #[command(name = COMPARE_DEVICE, hide = true)]
     CompareDevice(compare::DeviceArgs),
     /// List the backends and devices of this build, and how to get the others.
     #[command(after_help = "Example:\n  cargo infer devices --json")]

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use bytesize::ByteSize;
+use firebox_console::advice::Advise as _;
+use firebox_console::numbers;
 use firebox_runtime::adapter::Adapter;
 use firebox_runtime::device::{self, Backend, DeviceError};
 use serde::Serialize;
@@ -51,7 +52,7 @@ impl Offer {
                     backend: name,
                     found: 0,
                 };
-                Some(error.hint())
+                error.hint()
             }
             (true, false) => None,
         };
@@ -101,7 +102,7 @@ impl fmt::Display for Devices {
 fn facts(adapter: &Adapter) -> Vec<(&'static str, String)> {
     let called = [adapter.name.as_deref(), adapter.kind];
     let called: Vec<&str> = called.into_iter().flatten().collect();
-    let size = |bytes: u64| ByteSize(bytes).to_string();
+    let size = |bytes: u64| numbers::bytes(bytes.into());
     let lines = [
         ("name", (!called.is_empty()).then(|| called.join(", "))),
         ("driver", adapter.driver.clone()),
@@ -168,7 +169,7 @@ mod tests {
             "--device wgpu:1\n",
             "Tender 4, discrete GPU",
             "steam 1829",
-            "8.0 GiB",
+            "8.00 GiB",
             "f32, f16",
         ] {
             assert!(text.contains(part), "{part}: {text}");

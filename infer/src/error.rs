@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use firebox_checkpoint::{CheckpointError, FolderError};
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 use firebox_runtime::device::DeviceError;
 use firebox_runtime::failure::DeviceFailure;
 use firebox_text::TokenizerError;
@@ -67,22 +69,12 @@ pub enum InferError {
         /// What is wrong.
         reason: String,
     },
-    /// A file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The I/O error.
-        source: io::Error,
-    },
+    /// A file that the command line names cannot be read.
+    #[error(transparent)]
+    Read(FileError),
     /// A file or folder cannot be written.
-    #[error("cannot write {}: {source}", path.display())]
-    Write {
-        /// The file or folder.
-        path: PathBuf,
-        /// The I/O error.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Write(#[from] FileError),
     /// `--context` exceeds the model's context.
     #[error("--context {context} exceeds the model's context of {largest} tokens")]
     Context {
@@ -169,75 +161,47 @@ fn and_more(more: usize) -> String {
     }
 }
 
-impl InferError {
-    /// What to do about it, if anything can be done.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
-            Self::Device(DeviceError::NotCompiled { backend, .. }) => {
-                return Some(devices::build_hint(backend));
-            }
-            Self::Device(error) => return Some(error.hint()),
-            Self::Computation(failure) => return Some(failure.hint(LESS_MEMORY)),
-            Self::Checkpoint(error) => return error.hint(),
-            Self::Folder(error) => return error.hint(),
-            Self::Tokenizer(error) => return error.hint(),
-            Self::Text(error) => return error.hint(),
-            Self::NotAFile { .. } => {
-                "name the files, such as --data FOLDER/*.txt; each file is one document, a .jsonl file has one per line"
-            }
-            Self::NoTokenizer { .. } => {
-                "copy the tokenizer.json that the model was trained with into the folder"
-            }
-            Self::Vocabulary { .. } => {
-                "tokenizer.json belongs to another model; use the one that this model was trained with"
-            }
-            Self::NotFinite { .. } => {
-                "evaluate on another device, such as --device flex, to find out whether the weights or the device cause it"
-            }
-            Self::TraceInput { .. } => {
-                "the input is a safetensors file with input_ids [batch, sequence] and, for padding, attention_mask of the same shape"
-            }
-            Self::Context { .. } => "omit --context to use the model's own, up to 2048",
-            Self::BenchTooLong { .. } => "lower --prompt-tokens or --new-tokens",
-            Self::NotEmpty { .. } => "choose another folder, or empty this one",
-            Self::DeviceFailed { hint, .. } => return hint.clone(),
-            Self::Differs { .. } => {
-                "look at the first part that differs; later differences may follow from it. --html FILE shows all layers; --tolerance allows more"
-            }
-            Self::Missing { .. }
-            | Self::Process(_)
-            | Self::Read { .. }
-            | Self::Write { .. }
-            | Self::Input(_)
-            | Self::Output(_) => {
-                return None;
-            }
-        };
-        Some(hint.to_owned())
-    }
-
-    /// The process's exit code: 2 for wrong usage, such as a path that does not exist, otherwise 1.
-    pub fn exit_code(&self) -> u8 {
+impl Advise for InferError {
+    fn advice(&self) -> Advice {
+        let usage = |hint: &str| Advice::USAGE.hint(hint);
+        let failure = |hint: &str| Advice::FAILURE.hint(hint);
         match self {
-            Self::Device(_)
-            | Self::Missing { .. }
-            | Self::NotAFile { .. }
-            | Self::Context { .. }
-            | Self::BenchTooLong { .. }
-            | Self::NotEmpty { .. }
-            | Self::TraceInput { .. }
-            | Self::Read { .. }
-            | Self::Text(PackingError::Empty { .. }) => 2,
-            Self::Folder(error) if error.is_usage() => 2,
-            Self::Checkpoint(error)
-                if matches!(
-                    **error,
-                    CheckpointError::NotACheckpoint { .. } | CheckpointError::Device { .. }
-                ) =>
-            {
-                2
+            Self::Device(DeviceError::NotCompiled { backend, .. }) => {
+                Advice::USAGE.hint(devices::build_hint(backend))
             }
-            _ => 1,
+            Self::Device(error) => error.advice(),
+            Self::Computation(failure) => failure.advice(LESS_MEMORY),
+            Self::Checkpoint(error) => error.advice(),
+            Self::Folder(error) => error.advice(),
+            Self::Tokenizer(error) => error.advice(),
+            Self::Text(error) => error.advice(),
+            Self::NotAFile { .. } => usage(
+                "name the files, such as --data FOLDER/*.txt; each file is one document, a .jsonl file has one per line",
+            ),
+            Self::NoTokenizer { .. } => {
+                failure("copy the tokenizer.json that the model was trained with into the folder")
+            }
+            Self::Vocabulary { .. } => failure(
+                "tokenizer.json belongs to another model; use the one that this model was trained with",
+            ),
+            Self::NotFinite { .. } => failure(
+                "evaluate on another device, such as --device flex, to find out whether the weights or the device cause it",
+            ),
+            Self::TraceInput { .. } => usage(
+                "the input is a safetensors file with input_ids [batch, sequence] and, for padding, attention_mask of the same shape",
+            ),
+            Self::Context { .. } => usage("omit --context to use the model's own, up to 2048"),
+            Self::BenchTooLong { .. } => usage("lower --prompt-tokens or --new-tokens"),
+            Self::NotEmpty { .. } => usage("choose another folder, or empty this one"),
+            Self::DeviceFailed { hint, .. } => Advice {
+                hint: hint.clone(),
+                ..Advice::FAILURE
+            },
+            Self::Differs { .. } => failure(
+                "look at the first part that differs; later differences may follow from it. --html FILE shows all layers; --tolerance allows more",
+            ),
+            Self::Missing { .. } | Self::Read(_) => Advice::USAGE,
+            Self::Process(_) | Self::Write(_) | Self::Input(_) | Self::Output(_) => Advice::FAILURE,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use firebox_console::report::Table;
 use firebox_model::batch::Sequence;
 use firebox_model::evaluate::{self, Evaluation};
 use firebox_model::moe::stats;
@@ -169,25 +170,34 @@ impl fmt::Display for Report {
                 format!("{:.0} on {}", self.tokens_per_second, self.device),
             ),
         ];
-        for (name, value) in rows {
-            writeln!(formatter, "{name:<14}  {value}")?;
-        }
+        let list = rows
+            .into_iter()
+            .fold(Table::new("").texts(["", ""]), |list, (name, value)| {
+                list.row([name.into(), value.into()])
+            });
+        write!(formatter, "{list}")?;
         if self.evaluation.layers.is_empty() {
             return Ok(());
         }
-        writeln!(
-            formatter,
-            "\nlayer  max/mean load  dead experts  entropy  balance   z-loss"
-        )?;
-        for layer in &self.evaluation.layers {
-            let dead = format!("{} of {}", layer.dead_experts, layer.load.len());
-            writeln!(
-                formatter,
-                "{:>5}  {:>13.3}  {dead:>12}  {:>7.4}  {:>7.4}  {:>7.4}",
-                layer.layer, layer.max_over_mean, layer.entropy, layer.balance, layer.z
-            )?;
-        }
-        Ok(())
+        let layers = Table::new("").numbers([
+            "layer",
+            "max/mean load",
+            "dead experts",
+            "entropy",
+            "balance",
+            "z-loss",
+        ]);
+        let layers = self.evaluation.layers.iter().fold(layers, |table, layer| {
+            table.row([
+                layer.layer.to_string().into(),
+                format!("{:.3}", layer.max_over_mean).into(),
+                format!("{} of {}", layer.dead_experts, layer.load.len()).into(),
+                format!("{:.4}", layer.entropy).into(),
+                format!("{:.4}", layer.balance).into(),
+                format!("{:.4}", layer.z).into(),
+            ])
+        });
+        write!(formatter, "\n{layers}")
     }
 }
 

@@ -1,9 +1,10 @@
 //! Converts a checkpoint: to another dtype, into shards, under the tensor names of `transformers`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use firebox_checkpoint::{Checkpoint, SaveOptions, save};
+use firebox_console::durable::Unfinished;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::device;
 use firebox_text::TOKENIZER_FILE;
@@ -35,10 +36,6 @@ impl Export {
         output: &Path,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<WeightDtype, InferError> {
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| InferError::Write { path, source }
-        };
         let occupied = fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some());
         if occupied || output.is_file() {
             return Err(InferError::NotEmpty {
@@ -67,40 +64,14 @@ impl Export {
         };
         let total = model.parameters() * dtype.bytes() as u64;
 
-        let part = Unfinished::create(output)?;
-        save(&model, &part.0, &options, |done| progress(done, total))?;
+        let unfinished = Unfinished::create(output)?;
+        let part = unfinished.path();
+        save(&model, part, &options, |done| progress(done, total))?;
         match &tokenizer {
-            Some(tokenizer) => tokenizer.save_to(&part.0, model.config().context)?,
+            Some(tokenizer) => tokenizer.save_to(part, model.config().context)?,
             None => tracing::warn!("{} has no {TOKENIZER_FILE}", folder.display()),
         }
-        if output.exists() {
-            fs::remove_dir(output).map_err(failed(output))?;
-        }
-        fs::rename(&part.0, output).map_err(failed(output))?;
+        unfinished.finish()?;
         Ok(dtype)
-    }
-}
-
-/// Temporary output folder, removed on drop unless renamed.
-struct Unfinished(PathBuf);
-
-impl Unfinished {
-    fn create(output: &Path) -> Result<Self, InferError> {
-        let mut name = output.as_os_str().to_owned();
-        name.push(".part");
-        let path = PathBuf::from(name);
-        let created = fs::create_dir_all(&path);
-        created.map_err(|source| InferError::Write {
-            path: path.clone(),
-            source,
-        })?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        // After the rename, this path no longer exists.
-        let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use firebox_console::terminal;
+use firebox_infer::LESS_MEMORY;
 use firebox_infer::cli::Cli;
-use firebox_infer::{InferError, LESS_MEMORY};
 use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::control::Control;
 use firebox_runtime::device;
@@ -25,5 +25,5 @@ fn main() -> ExitCode {
         control.stop_on_interrupt(None);
         cli.execute(&control)
     };
-    terminal::run(command, InferError::hint, InferError::exit_code)
+    terminal::run(command)
 }

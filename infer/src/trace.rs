@@ -1,6 +1,5 @@
 //! Writes the intermediate values of a forward pass, for comparison with another implementation.
 
-use std::fs;
 use std::path::Path;
 
 use burn::module::Module;
@@ -109,7 +108,7 @@ pub fn trace(
             ..tensor
         }));
     }
-    write_whole(output, &tensors)?;
+    write_tensors(output, &tensors, WeightDtype::F32)?;
     Ok(Losses {
         cross_entropy,
         total,
@@ -181,22 +180,4 @@ fn named<const D: usize>(name: impl Into<String>, tensor: Tensor<D>) -> NamedTen
     NamedTensor::float(name, tensor.dims(), move || {
         tensor.to_data().iter::<f32>().collect()
     })
-}
-
-/// Writes to a temporary file and renames it, so that `path` is never a partial file.
-fn write_whole(path: &Path, tensors: &[NamedTensor<'_>]) -> Result<(), InferError> {
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    let part = Path::new(&part);
-    let written = write_tensors(part, tensors, WeightDtype::F32).map_err(InferError::from);
-    let renamed = written.and_then(|()| {
-        fs::rename(part, path).map_err(|source| InferError::Write {
-            path: path.to_owned(),
-            source,
-        })
-    });
-    if renamed.is_err() {
-        let _ = fs::remove_file(part);
-    }
-    renamed
 }

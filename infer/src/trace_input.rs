@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use firebox_console::durable::FileError;
 use firebox_model::config::ModelConfig;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -35,10 +36,9 @@ impl TraceInput {
             file: path.to_owned(),
             reason,
         };
-        let bytes = fs::read(path).map_err(|source| InferError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let bytes = fs::read(path)
+            .map_err(FileError::of("read", path))
+            .map_err(InferError::Read)?;
         let file = SafeTensors::deserialize(&bytes)
             .map_err(|source| error(format!("not a safetensors file: {source}")))?;
         let ids = file

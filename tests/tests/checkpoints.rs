@@ -6,6 +6,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use firebox_checkpoint::{INDEX_FILE, SaveOptions, TensorStore};
+use firebox_console::advice::Advise as _;
 use firebox_infer::export::Export;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::on_every_device;

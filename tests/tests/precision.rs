@@ -3,6 +3,7 @@
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use firebox_checkpoint::{CheckpointError, SaveOptions, load, save};
+use firebox_console::advice::Advise as _;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::cache::KeyValueCache;
 use firebox_model::config::ModelConfig;

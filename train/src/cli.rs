@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::process::COMPARE_DEVICE;
 use firebox_console::terminal::print;
 use firebox_runtime::control::Control;
 use firebox_runtime::device;
@@ -14,9 +16,7 @@ use firebox_runtime::failure::{DeviceFailure, guard};
 
 use crate::bench::{BenchOptions, bench, vary};
 use crate::check::Report;
-use crate::compare::{
-    COMPARE_DEVICE, CompareError, CompareOptions, TOLERANCE, compare, print_line, record,
-};
+use crate::compare::{CompareError, CompareOptions, TOLERANCE, compare, print_line, record};
 use crate::config::{ConfigError, RunConfig, load, load_resumed};
 use crate::data::{self, DataError};
 use crate::error::TrainError;
@@ -233,8 +233,7 @@ impl CompareArgs {
         };
         let comparison = compare(&config, &options)?;
         if let Some(path) = self.html {
-            let written = comparison.page().write(&path);
-            written.map_err(|source| CompareError::Page { path, source })?;
+            comparison.page().write(&path).map_err(CompareError::from)?;
         }
         present(&comparison, self.json)?;
         Ok(comparison.verdict()?)
@@ -304,26 +303,14 @@ pub enum CliError {
     Output(#[from] io::Error),
 }
 
-impl CliError {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
+impl Advise for CliError {
+    fn advice(&self) -> Advice {
         match self {
-            Self::Config(error) => error.hint(),
-            Self::Data(error) => error.hint(),
-            Self::Train(error) => error.hint(),
-            Self::Compare(error) => error.hint(),
-            Self::Output(_) => None,
-        }
-    }
-
-    /// The process's exit code: 2 for a usage or configuration error, 130 after Ctrl-C, otherwise 1.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Config(_) => 2,
-            Self::Data(error) if error.is_usage() => 2,
-            Self::Train(error) => error.exit_code(),
-            Self::Compare(error) => error.exit_code(),
-            Self::Data(_) | Self::Output(_) => 1,
+            Self::Config(error) => error.advice(),
+            Self::Data(error) => error.advice(),
+            Self::Train(error) => error.advice(),
+            Self::Compare(error) => error.advice(),
+            Self::Output(_) => Advice::FAILURE,
         }
     }
 }

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use firebox_checkpoint::{CheckpointError, FolderError};
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 use firebox_runtime::device::DeviceError;
 use firebox_runtime::failure::DeviceFailure;
 use firebox_text::TokenizerError;
@@ -96,71 +98,62 @@ pub enum TrainError {
     },
 }
 
+// Files of the run, whose hint is that of its checkpoints.
+impl From<FileError> for TrainError {
+    fn from(error: FileError) -> Self {
+        Self::Checkpoint(error.into())
+    }
+}
+
 /// Advice for a training run that is out of memory.
 pub const LESS_MEMORY: &str =
     "lower train.micro_batch, which needs less memory for the same result";
 
-impl TrainError {
-    /// What the user can do about it, if anything.
-    pub fn hint(&self) -> Option<String> {
+impl Advise for TrainError {
+    fn advice(&self) -> Advice {
         match self {
-            Self::Device(error) => Some(error.hint()),
-            Self::Data(error) => error.hint(),
-            Self::Checkpoint(error) => error.hint(),
-            Self::Tokenizer(error) => error.hint(),
-            Self::Init(error) => error.hint(),
-            Self::SavedConfig(error) => error.hint(),
-            Self::RunExists { .. } => Some(
+            Self::Device(error) => error.advice(),
+            Self::Data(error) => error.advice(),
+            Self::Tokenizer(error) => error.advice(),
+            Self::Init(error) => error.advice(),
+            // Of the run itself: nothing on the command line is at fault.
+            Self::Checkpoint(error) => error.advice().exit_code(1),
+            Self::SavedConfig(error) => error.advice().exit_code(1),
+            Self::RunExists { .. } => Advice::USAGE.hint(
                 "add --resume to continue it, or use --out DIR to start another run; a job that may be restarted \
-                 takes --resume=auto"
-                    .to_owned(),
+                 takes --resume=auto",
             ),
-            Self::NothingToResume { .. } => Some(
+            Self::NothingToResume { .. } => Advice::USAGE.hint(
                 "omit --resume to start the run; --resume=auto starts it if there is no checkpoint, and continues it \
-                 if there is one"
-                    .to_owned(),
+                 if there is one",
             ),
-            Self::ConfigChanged { .. } => {
-                Some("resume with the old values, or use --out DIR to start another run".to_owned())
-            }
-            Self::DataChanged { .. } => {
-                Some("restore the old text or its prepared tokens (data.cache), or use --out DIR to start another run".to_owned())
-            }
-            Self::Diverged { .. } => Some(
-                "lower optimizer.learning_rate or lengthen schedule.warmup_steps; the last checkpoint is intact".to_owned(),
+            Self::ConfigChanged { .. } => Advice::USAGE
+                .hint("resume with the old values, or use --out DIR to start another run"),
+            Self::DataChanged { .. } => Advice::USAGE.hint(
+                "restore the old text or its prepared tokens (data.cache), or use --out DIR to start another run",
+            ),
+            Self::Diverged { .. } => Advice::FAILURE.hint(
+                "lower optimizer.learning_rate or lengthen schedule.warmup_steps; the last checkpoint is intact",
             ),
             Self::Computation {
                 failure,
                 checkpoint,
                 ..
             } => {
-                let hint = failure.hint(LESS_MEMORY);
-                Some(match checkpoint {
-                    Some((folder, step)) => format!(
+                let advice = failure.advice(LESS_MEMORY);
+                match (checkpoint, &advice.hint) {
+                    (Some((folder, step)), Some(hint)) => Advice::FAILURE.hint(format!(
                         "{hint}; {} is intact, and --resume continues after step {step}",
                         folder.display()
-                    ),
-                    None => hint,
-                })
+                    )),
+                    _ => advice,
+                }
             }
-            Self::Output(_) => None,
-            Self::Interrupted { .. } => Some("run the same command with --resume to continue".to_owned()),
-        }
-    }
-
-    /// The process's exit code: 2 for a usage or configuration error, 130 after Ctrl-C (as shells report SIGINT),
-    /// otherwise 1.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Data(error) if error.is_usage() => 2,
-            Self::Init(error) if error.is_usage() => 2,
-            Self::Device(_)
-            | Self::RunExists { .. }
-            | Self::NothingToResume { .. }
-            | Self::ConfigChanged { .. }
-            | Self::DataChanged { .. } => 2,
-            Self::Interrupted { .. } => 130,
-            _ => 1,
+            Self::Output(_) => Advice::FAILURE,
+            // As shells report SIGINT.
+            Self::Interrupted { .. } => Advice::FAILURE
+                .exit_code(130)
+                .hint("run the same command with --resume to continue"),
         }
     }
 }

@@ -7,7 +7,7 @@ use firebox_console::terminal;
 use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::control::Control;
 use firebox_runtime::device;
-use firebox_train::cli::{Cli, CliError};
+use firebox_train::cli::Cli;
 use firebox_train::error::LESS_MEMORY;
 
 #[global_allocator]
@@ -28,5 +28,5 @@ fn main() -> ExitCode {
         control.stop_on_interrupt(Some(STOPPING));
         cli.execute(&control)
     };
-    terminal::run(command, CliError::hint, CliError::exit_code)
+    terminal::run(command)
 }

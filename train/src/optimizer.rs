@@ -128,7 +128,7 @@ impl AdamW {
         }
         mismatch.check(file.path())?;
 
-        let moment = |kind: &str, path: &str| {
+        let moment = |kind: &str, path: &str| -> Result<Tensor<1>, CheckpointError> {
             let values = file.read(&name(kind, path))?;
             let length = values.len();
             Ok(Tensor::from_data(TensorData::new(values, [length]), device))

@@ -1,21 +1,20 @@
 //! The folder of a run: its configuration, its metrics and its checkpoints.
 //!
-//! A checkpoint is written under a temporary name, synced, and renamed, so that a folder with a
-//! checkpoint's name is always complete; a crash at any time leaves the previous ones intact.
+//! A checkpoint gets its name when it is complete (see [`durable`]), so that a folder with a checkpoint's
+//! name is always complete; a crash at any time leaves the previous ones intact.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use firebox_checkpoint::{CHECKPOINTS, CheckpointError, LATEST};
+use firebox_checkpoint::{CHECKPOINTS, LATEST};
+use firebox_console::durable::{self, FileError, Unfinished};
 
 /// A run's folder.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     root: PathBuf,
 }
-
-const TEMPORARY: &str = ".writing-";
 
 /// The path of the resolved configuration in a run folder.
 pub fn config(root: &Path) -> PathBuf {
@@ -32,14 +31,14 @@ pub fn checkpoint(root: &Path, step: u64) -> PathBuf {
 /// # Errors
 ///
 /// When the folder cannot be read.
-pub fn newest(root: &Path) -> Result<Option<u64>, CheckpointError> {
+pub fn newest(root: &Path) -> Result<Option<u64>, FileError> {
     let folder = root.join(CHECKPOINTS);
     match steps(&folder) {
         Ok(steps) => Ok(steps.last().copied()),
         // A file in the place of the folder is reported when the folder is to be made.
         Err(error) => match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
-            _ => Err(failed("read", &folder)(error)),
+            _ => Err(FileError::of("read", &folder)(error)),
         },
     }
 }
@@ -61,12 +60,12 @@ impl RunFolder {
     /// # Errors
     ///
     /// When it cannot be created.
-    pub fn create(root: &Path) -> Result<Self, CheckpointError> {
+    pub fn create(root: &Path) -> Result<Self, FileError> {
         let folder = Self {
             root: root.to_owned(),
         };
         fs::create_dir_all(folder.checkpoints())
-            .map_err(failed("create", &folder.checkpoints()))?;
+            .map_err(FileError::of("create", &folder.checkpoints()))?;
         Ok(folder)
     }
 
@@ -100,23 +99,9 @@ impl RunFolder {
     /// # Errors
     ///
     /// When the folder cannot be read.
-    pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+    pub fn steps(&self) -> Result<Vec<u64>, FileError> {
         let folder = self.checkpoints();
-        steps(&folder).map_err(failed("read", &folder))
-    }
-
-    /// Writes a file atomically.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be written.
-    pub fn write(&self, path: &Path, text: &str) -> Result<(), CheckpointError> {
-        let temporary = path.with_extension("writing");
-        fs::write(&temporary, text)
-            .and_then(|()| File::open(&temporary)?.sync_all())
-            .and_then(|()| fs::rename(&temporary, path))
-            .and_then(|()| sync_folder(path.parent().unwrap_or(&self.root)))
-            .map_err(failed("write", path))
+        steps(&folder).map_err(FileError::of("read", &folder))
     }
 
     /// Writes the checkpoint of a step: `fill` writes its files to a temporary folder, which is then renamed
@@ -125,31 +110,17 @@ impl RunFolder {
     /// # Errors
     ///
     /// The error of `fill`, or when the folder cannot be created, renamed or synced.
-    pub fn save<E: From<CheckpointError>>(
+    pub fn save<E: From<FileError>>(
         &self,
         step: u64,
         fill: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<PathBuf, E> {
-        let (path, temporary) = (
-            self.checkpoint(step),
-            self.checkpoints().join(format!("{TEMPORARY}{step:07}")),
-        );
-        remove_folder(&temporary)?;
-        fs::create_dir(&temporary).map_err(failed("create", &temporary))?;
-        let filled = fill(&temporary).and_then(|()| {
-            let synced = sync_folder(&temporary).map_err(failed("write", &temporary));
-            Ok(synced?)
-        });
-        if let Err(error) = filled {
-            // `prune` removes a folder that remains; the first error is the one to report.
-            let _ = fs::remove_dir_all(&temporary);
-            return Err(error);
-        }
+        let path = self.checkpoint(step);
+        let unfinished = Unfinished::create(&path)?;
+        fill(unfinished.path())?;
         // After a resume from an older checkpoint, the same step is written again with the same content.
-        remove_folder(&path)?;
-        fs::rename(&temporary, &path)
-            .and_then(|()| sync_folder(&self.checkpoints()))
-            .map_err(failed("write", &path))?;
+        durable::remove_folder(&path)?;
+        unfinished.finish()?;
         self.name(LATEST, step)?;
         Ok(path)
     }
@@ -159,8 +130,9 @@ impl RunFolder {
     /// # Errors
     ///
     /// When it cannot be written.
-    pub fn name(&self, name: &str, step: u64) -> Result<(), CheckpointError> {
-        self.write(&self.checkpoints().join(name), &format!("step-{step:07}\n"))
+    pub fn name(&self, name: &str, step: u64) -> Result<(), FileError> {
+        let file = self.checkpoints().join(name);
+        durable::write(&file, format!("step-{step:07}\n"))
     }
 
     /// Removes all checkpoints except the newest `keep_last` and the one of the `best` step, and incomplete
@@ -169,63 +141,22 @@ impl RunFolder {
     /// # Errors
     ///
     /// When one cannot be removed.
-    pub fn prune(&self, keep_last: usize, best: Option<u64>) -> Result<(), CheckpointError> {
+    pub fn prune(&self, keep_last: usize, best: Option<u64>) -> Result<(), FileError> {
         let mut steps = self.steps()?;
         steps.truncate(steps.len().saturating_sub(keep_last.max(1)));
         for step in steps.into_iter().filter(|&step| Some(step) != best) {
-            remove_folder(&self.checkpoint(step))?;
+            durable::remove_folder(&self.checkpoint(step))?;
         }
-        let folder = self.checkpoints();
-        let entries = fs::read_dir(&folder).map_err(failed("read", &folder))?;
-        for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-                remove_folder(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Removes a folder after renaming it to a name that is not a checkpoint's, so that a crash in between
-/// does not leave an incomplete checkpoint.
-fn remove_folder(path: &Path) -> Result<(), CheckpointError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let doomed = path.with_file_name(format!("{TEMPORARY}old-{name}"));
-    let gone = |result: io::Result<()>| match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
-    gone(fs::remove_dir_all(&doomed))
-        .and_then(|()| gone(fs::rename(path, &doomed)))
-        .and_then(|()| gone(fs::remove_dir_all(&doomed)))
-        .map_err(failed("remove", path))
-}
-
-/// Syncs a folder, which makes renames within it durable.
-fn sync_folder(path: &Path) -> io::Result<()> {
-    // Windows cannot open folders as files and does not need this.
-    if cfg!(windows) {
-        Ok(())
-    } else {
-        File::open(path)?.sync_all()
-    }
-}
-
-pub(crate) fn failed(
-    action: &'static str,
-    path: &Path,
-) -> impl FnOnce(io::Error) -> CheckpointError {
-    let path = path.to_owned();
-    move |source| CheckpointError::Io {
-        action,
-        path,
-        source,
+        durable::clear(&self.checkpoints())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use firebox_console::advice::Advise as _;
+
     use super::*;
+    use crate::error::TrainError;
 
     fn folder() -> (tempfile::TempDir, RunFolder) {
         let temporary = tempfile::tempdir().unwrap();
@@ -236,7 +167,7 @@ mod tests {
     fn save(folder: &RunFolder, step: u64) {
         folder
             .save(step, |path| {
-                fs::write(path.join("file"), "content").map_err(failed("write", path))
+                fs::write(path.join("file"), "content").map_err(FileError::of("write", path))
             })
             .unwrap();
     }
@@ -259,7 +190,8 @@ mod tests {
         save(&folder, 10);
         let failure = folder.save(20, |path| {
             fs::write(path.join("half"), "…").unwrap();
-            Err(failed("write", path)(io::ErrorKind::StorageFull.into()))
+            let full = std::io::ErrorKind::StorageFull.into();
+            Err(TrainError::from(FileError::of("write", path)(full)))
         });
         assert!(
             failure
@@ -279,9 +211,15 @@ mod tests {
     #[test]
     fn what_a_crash_left_is_cleared() {
         let (_guard, folder) = folder();
-        fs::create_dir(folder.checkpoints().join(".writing-0000030")).unwrap();
+        let crash = |step| {
+            let unfinished = Unfinished::create(&folder.checkpoint(step)).unwrap();
+            fs::write(unfinished.path().join("half"), "…").unwrap();
+            std::mem::forget(unfinished);
+        };
+        crash(30);
         save(&folder, 30);
-        fs::create_dir(folder.checkpoints().join(".writing-0000040")).unwrap();
+        crash(40);
+        assert_eq!(folder.steps().unwrap(), [30]);
         folder.prune(1, None).unwrap();
         assert_eq!(fs::read_dir(folder.checkpoints()).unwrap().count(), 2);
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use firebox_checkpoint::{CheckpointError, SaveOptions, TensorFile, write_tensors};
+use firebox_console::durable::{self, FileError};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::LanguageModel;
 use firebox_text::Tokenizer;
@@ -14,7 +15,6 @@ use serde::{Deserialize, Serialize};
 use crate::config::RunConfig;
 use crate::error::TrainError;
 use crate::optimizer::AdamW;
-use crate::run_folder::failed;
 
 const STATE_FILE: &str = "train_state.json";
 const MOMENTS_FILE: &str = "train_state.safetensors";
@@ -70,10 +70,7 @@ pub fn save(
     tokenizer.save_to(folder, model.config().context)?;
     let state = serde_json::to_string_pretty(progress).expect("numbers and strings") + "\n";
     let path = folder.join(STATE_FILE);
-    fs::write(&path, state)
-        .and_then(|()| fs::File::open(&path)?.sync_all())
-        .map_err(failed("write", &path))?;
-    Ok(())
+    Ok(durable::write(&path, state)?)
 }
 
 /// Reads the progress of a run from a checkpoint that [`save`] wrote.
@@ -83,7 +80,7 @@ pub fn save(
 /// When `train_state.json` is missing or damaged.
 pub fn progress(folder: &Path) -> Result<Progress, CheckpointError> {
     let path = folder.join(STATE_FILE);
-    let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
+    let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
     serde_json::from_str(&text).map_err(|error| CheckpointError::Damaged {
         path,
         reason: error.to_string(),

@@ -6,6 +6,8 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::tensor::Device;
 use firebox_checkpoint::LATEST;
+use firebox_console::durable::{self, FileError};
+use firebox_console::numbers::scaled;
 use firebox_model::accounting::Accounting;
 use firebox_model::batch::Sequence;
 use firebox_model::config::FeedForwardKind;
@@ -22,7 +24,7 @@ use crate::error::TrainError;
 use crate::metrics::{MetricsLog, Record, TrainRecord, ValidationRecord};
 use crate::optimizer::AdamW;
 use crate::progress::ProgressDisplay;
-use crate::run_folder::{self, RunFolder, failed};
+use crate::run_folder::{self, RunFolder};
 use crate::start::{starting_model, with_own_tokenizer};
 use crate::state::{self, Best, Progress};
 use crate::step::TrainingState;
@@ -118,19 +120,18 @@ fn train(
             run.save()?;
         }
         if stop {
-            display.finish();
             return Err(TrainError::Interrupted {
                 step,
                 checkpoint: run.folder.checkpoint(step),
             });
         }
     }
-    display.finish();
     let validation = match validation {
         Some(validation) => validation,
         // Resuming a finished run only reports its result.
         None => run.evaluation(&display)?,
     };
+    drop(display);
     Ok(Outcome {
         validation,
         sample: run.sample()?,
@@ -224,11 +225,9 @@ impl Run {
             Some(step) => MetricsLog::resume(&path, step),
             None => MetricsLog::create(&path),
         };
-        let metrics = metrics.map_err(failed("write", &path))?;
-        folder.write(
-            &folder.config(),
-            &config.to_toml().expect("a loaded configuration is TOML"),
-        )?;
+        let metrics = metrics.map_err(FileError::of("write", &path))?;
+        let toml = config.to_toml().expect("a loaded configuration is TOML");
+        durable::write(&folder.config(), toml)?;
 
         let accounting = Accounting::of(&config.model);
         describe(&config, &accounting, stream.sequences(), needed);
@@ -355,7 +354,7 @@ impl Run {
         let model = model.valid();
         self.metrics
             .sync()
-            .map_err(failed("write", &self.folder.metrics()))?;
+            .map_err(FileError::of("write", &self.folder.metrics()))?;
         self.folder.save(progress.step, |folder| {
             state::save(folder, &model, &prepared.tokenizer, optimizer, progress)
         })?;
@@ -403,7 +402,10 @@ impl Run {
 
     fn log(&mut self, record: &Record) -> Result<(), TrainError> {
         let path = self.folder.metrics();
-        Ok(self.metrics.write(record).map_err(failed("write", &path))?)
+        Ok(self
+            .metrics
+            .write(record)
+            .map_err(FileError::of("write", &path))?)
     }
 
     /// Restarts the clock, so that logged tokens per second exclude validation and checkpointing.
@@ -434,20 +436,16 @@ fn check_config(config: &RunConfig, folder: &RunFolder) -> Result<(), TrainError
 
 /// Logs the size of the model and of the run.
 fn describe(config: &RunConfig, accounting: &Accounting, available: Option<u64>, needed: u64) {
-    let short = |count: u128| match count {
-        0..100_000 => format!("{:.1} k", count as f64 / 1e3),
-        _ => format!("{:.1} M", count as f64 / 1e6),
-    };
     let tokens = u128::from(needed) * config.model.context as u128;
     tracing::info!(
         "model: {} parameters, {} active per token",
-        short(accounting.total),
-        short(accounting.active)
+        scaled(accounting.total as f64),
+        scaled(accounting.active as f64)
     );
     let available = available.map_or("unlimited".to_owned(), |count| count.to_string());
     tracing::info!(
         "run: {} steps, {} tokens ({needed} of {available} sequences)",
         config.train.steps,
-        short(tokens)
+        scaled(tokens as f64)
     );
 }

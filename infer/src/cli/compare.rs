@@ -2,14 +2,13 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
+use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::device;
 use firebox_text::documents::TEXT_FIELD;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{at_least_one, print_json};
 use crate::InferError;
@@ -116,22 +115,14 @@ impl CompareArgs {
             tolerance: self.tolerance,
             threads,
         };
-        let bar = ProgressBar::new_spinner().with_style(
-            ProgressStyle::with_template("{spinner} {elapsed:>4} {msg}")
-                .expect("a well-formed template"),
-        );
-        bar.enable_steady_tick(Duration::from_millis(100));
+        let progress = Progress::new("comparing", 0);
         let compared = compare(&options, |name, stage| {
-            bar.set_message(format!("{name}: {stage}"))
+            progress.tell(format!("{name}: {stage}"))
         });
-        bar.finish_and_clear();
+        drop(progress);
         let compared = compared?;
         if let Some(path) = self.html {
-            let written = compared.page().write(&path);
-            written.map_err(|source| InferError::Write {
-                path: path.clone(),
-                source,
-            })?;
+            compared.page().write(&path)?;
             tracing::info!("wrote the report to {}", path.display());
         }
         match self.json {

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use firebox_console::numbers::grouped;
+use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
 use firebox_model::evaluate::ROWS;
 use firebox_text::documents::TEXT_FIELD;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{DtypeArgs, ModelArgs, at_least_one, print_json};
 use crate::InferError;
@@ -56,11 +57,12 @@ impl EvalArgs {
         let engine = self.model.open(self.weights)?;
         let packed = text.pack(&engine)?;
         let context = self.context.unwrap_or_else(|| default_context(&engine));
-        let bar = progress_bar(packed.targets());
+        let tokens = packed.targets();
+        let progress = Progress::new(format!("evaluating {} tokens", grouped(tokens)), tokens);
         let report = evaluate(&engine, &packed, context, self.batch, |tokens| {
-            bar.set_position(tokens)
+            progress.set(tokens)
         });
-        bar.finish_and_clear();
+        drop(progress);
         let report = report?;
         if let Some(warning) = report.warning() {
             tracing::warn!("{warning}");
@@ -70,11 +72,4 @@ impl EvalArgs {
         }
         print(&report.to_string()).map_err(InferError::Output)
     }
-}
-
-/// On standard error, and only where that is a terminal.
-fn progress_bar(tokens: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {percent}% of {len} tokens, {eta} left")
-        .expect("a well-formed template");
-    ProgressBar::new(tokens).with_style(style)
 }

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use bytesize::ByteSize;
 use clap::Args;
+use firebox_console::numbers::{bytes, parse_bytes};
+use firebox_console::progress::Progress;
 use firebox_kernels::dtype::WeightDtype;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::InferError;
 use crate::export::Export;
@@ -27,7 +27,7 @@ pub(super) struct ExportArgs {
     dtype: Option<WeightDtype>,
     /// Maximum size of one weights file, such as 5GB or 500MiB [default: a single file].
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
-    shard_size: Option<ByteSize>,
+    shard_size: Option<u64>,
 }
 
 impl ExportArgs {
@@ -35,17 +35,14 @@ impl ExportArgs {
         let started = Instant::now();
         let export = Export {
             dtype: self.dtype,
-            shard_bytes: self.shard_size.map(|size| size.as_u64()),
+            shard_bytes: self.shard_size,
         };
-        let bar = ProgressBar::new(0).with_style(
-            ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left")
-                .expect("a well-formed template"),
-        );
+        let progress = Progress::new("reading the checkpoint", 0);
         let dtype = export.write(&self.checkpoint, &self.output, |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
+            progress.set_total(total);
+            progress.update(done, format!("writing {} of weights", bytes(total.into())));
         });
-        bar.finish_and_clear();
+        drop(progress);
         tracing::info!(
             "wrote {} in {}, {:.2} s",
             self.output.display(),
@@ -56,9 +53,9 @@ impl ExportArgs {
     }
 }
 
-fn shard_size(text: &str) -> Result<ByteSize, String> {
-    match text.parse::<ByteSize>() {
-        Ok(size) if size.as_u64() > 0 => Ok(size),
+fn shard_size(text: &str) -> Result<u64, String> {
+    match parse_bytes(text) {
+        Some(size @ 1..) => Ok(size),
         _ => Err("must be a size greater than 0, such as 5GB or 500MiB".to_owned()),
     }
 }

@@ -1,16 +1,15 @@
 //! `cargo infer compare`: runs the same tokens through a checkpoint on several devices and reports the differences.
 //!
-//! The first device that works is the reference. Each device runs in its own process (`process`), where `worker` writes
-//! its results to a file (`trace_file`). This process compares two such files (`difference`, `flips`) and checks the
-//! differences against tolerances (`tolerance`). Every part of the network is computed twice: within the whole network,
-//! where errors accumulate from layer to layer, and alone, from the reference's inputs, so that a fault is reported
-//! where it originates.
+//! The first device that works is the reference. Each device runs in its own process, where `worker` writes its results
+//! to a file (`trace_file`). This process compares two such files (`difference`, `flips`) and checks the differences
+//! against tolerances (`tolerance`). Every part of the network is computed twice: within the whole network, where errors
+//! accumulate from layer to layer, and alone, from the reference's inputs, so that a fault is reported where it
+//! originates.
 
 mod compared;
 mod difference;
 mod flips;
 mod page;
-pub(crate) mod process;
 mod summary;
 mod tables;
 #[cfg(test)]
@@ -25,6 +24,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use firebox_checkpoint::{checkpoint_folder, read_config};
+use firebox_console::advice::Advise as _;
+use firebox_console::durable::FileError;
+use firebox_console::process::{self, COMPARE_DEVICE, hidden_command};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::parts::{self, LayerPart};
 use firebox_runtime::device;
@@ -35,6 +37,7 @@ pub use compared::{
     compare_traces,
 };
 pub use difference::Difference;
+pub use firebox_console::process::Failure;
 pub use flips::Flips;
 pub use tokens::Tokens;
 pub use tolerance::{Fault, Tolerances};
@@ -43,6 +46,9 @@ pub use worker::{Worker, trace_parts};
 
 use crate::InferError;
 use crate::eval::Text;
+
+/// How a device needs less memory.
+const LESS_MEMORY: &str = "lower --tokens, or keep the weights in --dtype bf16";
 
 /// A device and the type of its weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,17 +147,6 @@ pub struct Measured {
     pub differences: Option<Differences>,
 }
 
-/// Why a candidate failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Failure {
-    /// The reason, in one sentence.
-    pub reason: String,
-    /// What to do about it, if anything can be done.
-    pub hint: Option<String>,
-    /// Its standard error.
-    pub log: String,
-}
-
 /// Compares candidates; `progress` is called with a candidate's name and its current stage.
 ///
 /// # Errors
@@ -168,10 +163,7 @@ pub fn compare(
     let checkpoint = checkpoint_folder(&options.checkpoint)?;
     let model = read_config(&checkpoint)?.model;
     let tokens = Tokens::choose(&checkpoint, options.text.as_ref(), options.tokens)?;
-    let folder = tempfile::tempdir().map_err(|source| InferError::Write {
-        path: std::env::temp_dir(),
-        source,
-    })?;
+    let folder = tempfile::tempdir().map_err(FileError::of("write", &std::env::temp_dir()))?;
     let token_file = folder.path().join("tokens.json");
     tokens.write(&token_file)?;
 
@@ -231,6 +223,34 @@ struct Reference {
 }
 
 impl Runner<'_> {
+    /// Runs a worker in its own process; `stage` is called with the name of each stage.
+    fn measure(
+        &self,
+        worker: &Worker,
+        mut stage: impl FnMut(&str),
+    ) -> Result<Result<(), Failure>, InferError> {
+        stage("starting");
+        let mut command = hidden_command(COMPARE_DEVICE).map_err(InferError::Process)?;
+        command
+            .arg(&worker.checkpoint)
+            .args(["--device", &worker.device])
+            .args(["--dtype", &worker.dtype.to_string()])
+            .arg("--tokens")
+            .arg(&worker.tokens)
+            .arg("--output")
+            .arg(&worker.output);
+        if let Some(reference) = &worker.reference {
+            command.arg("--reference").arg(reference);
+        }
+        if worker.gradients {
+            command.arg("--gradients");
+        }
+        if let Some(threads) = self.options.threads {
+            command.args(["--threads", &threads.to_string()]);
+        }
+        process::run(command, LESS_MEMORY, stage).map_err(InferError::Process)
+    }
+
     /// Measures a candidate, and compares it with the reference or makes it the reference.
     fn outcome(
         &mut self,
@@ -251,7 +271,7 @@ impl Runner<'_> {
                 .map(|reference| reference.path.clone()),
             gradients: self.options.gradients && candidate.dtype == WeightDtype::F32,
         };
-        if let Err(failure) = process::run(&worker, self.options.threads, &mut stage)? {
+        if let Err(failure) = self.measure(&worker, &mut stage)? {
             return Ok(Outcome::Failed(failure));
         }
         stage("comparing");
@@ -303,10 +323,7 @@ impl Runner<'_> {
 }
 
 fn remove(path: &Path) -> Result<(), InferError> {
-    std::fs::remove_file(path).map_err(|source| InferError::Write {
-        path: path.to_owned(),
-        source,
-    })
+    Ok(std::fs::remove_file(path).map_err(FileError::of("remove", path))?)
 }
 
 impl Row {

@@ -1,7 +1,6 @@
 //! The tables of a comparison, for the terminal and the HTML report.
 
-use bytesize::ByteSize;
-use firebox_console::numbers::{brief, grouped, magnitude};
+use firebox_console::numbers::{brief, bytes, grouped, magnitude};
 use firebox_console::report::{Cell, Table, Verdict};
 use firebox_model::parts::Part;
 
@@ -50,7 +49,7 @@ impl Comparison {
                     format!("{} s", brief(timings.load_seconds)).into(),
                     speed(Some(timings.prefill_tokens_per_second)),
                     speed(timings.decode_tokens_per_second),
-                    timings.peak_memory.map_or("unknown".to_owned(), |bytes| ByteSize(bytes).to_string()).into(),
+                    timings.peak_memory.map_or("unknown".to_owned(), |memory| bytes(memory.into())).into(),
                 ])
             })
             .note(

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use firebox_checkpoint::{CheckpointConfig, read_config};
+use firebox_console::durable::FileError;
 use firebox_model::batch::Sequence;
 use firebox_text::TOKENIZER_FILE;
 use firebox_text::Tokenizer;
@@ -150,20 +151,14 @@ impl Tokens {
     /// When the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), InferError> {
         let json = serde_json::to_vec(self).map_err(|error| InferError::Output(error.into()))?;
-        fs::write(path, json).map_err(|source| InferError::Write {
-            path: path.to_owned(),
-            source,
-        })
+        Ok(fs::write(path, json).map_err(FileError::of("write", path))?)
     }
 
     /// # Errors
     ///
     /// When the file cannot be read, or was not written by [`write`](Self::write).
     pub fn read(path: &Path) -> Result<Self, InferError> {
-        let error = |source| InferError::Read {
-            path: path.to_owned(),
-            source,
-        };
+        let error = |error: std::io::Error| InferError::Read(FileError::of("read", path)(error));
         let json = fs::read(path).map_err(error)?;
         serde_json::from_slice(&json).map_err(|source| error(source.into()))
     }

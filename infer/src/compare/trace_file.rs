@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
+use firebox_console::durable::FileError;
 use firebox_model::parts::LayerPart;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
@@ -156,15 +157,12 @@ impl TraceFile {
         timings: &Timings,
         matrices: &[(String, Matrix)],
     ) -> Result<(), InferError> {
-        let failed = |source| InferError::Write {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |error: io::Error| FileError::of("write", path)(error);
         let timings = serde_json::to_string(timings).map_err(|error| failed(error.into()))?;
         let header = HashMap::from([(TIMINGS.to_owned(), timings)]);
         let matrices = matrices.iter().map(|(name, matrix)| (name, matrix));
-        safetensors::serialize_to_file(matrices, Some(header), path)
-            .map_err(|error| failed(io::Error::other(error)))
+        let written = safetensors::serialize_to_file(matrices, Some(header), path);
+        Ok(written.map_err(|error| failed(io::Error::other(error)))?)
     }
 
     /// Opens a trace file.
@@ -173,10 +171,7 @@ impl TraceFile {
     ///
     /// When it cannot be read, or is not a trace file.
     pub fn open(path: &Path) -> Result<Self, InferError> {
-        let failed = |source| InferError::Read {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |error: io::Error| InferError::Read(FileError::of("read", path)(error));
         let file = File::open(path).map_err(failed)?;
         // SAFETY: the process that wrote the file has ended, and no other process has its path.
         #[allow(unsafe_code)]
@@ -232,9 +227,9 @@ impl TraceFile {
     ///
     /// When the file has no such matrix.
     pub fn matrix(&self, name: &str) -> Result<Matrix, InferError> {
-        self.find(name).ok_or_else(|| InferError::Read {
-            path: self.path.clone(),
-            source: io::Error::other(format!("matrix `{name}` is missing")),
+        self.find(name).ok_or_else(|| {
+            let error = io::Error::other(format!("matrix `{name}` is missing"));
+            InferError::Read(FileError::of("read", &self.path)(error))
         })
     }
 }

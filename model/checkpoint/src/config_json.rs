@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 
+use firebox_console::durable::FileError;
 use serde_json::{Map, Value, json};
 
 use super::dtype::StoredDtype as _;
@@ -40,7 +41,7 @@ pub fn read_config(folder: &Path) -> Result<CheckpointConfig, CheckpointError> {
             missing: CONFIG_FILE,
         });
     }
-    let text = fs::read_to_string(&path).map_err(CheckpointError::io("read", &path))?;
+    let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
     let value: Map<String, Value> =
         serde_json::from_str(&text).map_err(|error| CheckpointError::Damaged {
             path: path.clone(),

@@ -1,23 +1,18 @@
 //! Errors of checkpoints.
 
-use std::io;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 use firebox_kernels::dtype::WeightDtype;
 
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// I/O error.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// The action, such as `read` or `write`.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// The I/O error.
-        source: io::Error,
-    },
+    /// A file or folder cannot be read, written, created or removed.
+    #[error(transparent)]
+    Io(#[from] FileError),
     /// The folder is not a checkpoint.
     #[error("{} is not a checkpoint: {missing} is missing", folder.display())]
     NotACheckpoint {
@@ -137,55 +132,42 @@ fn owners(others: &[&str]) -> String {
     }
 }
 
-impl CheckpointError {
-    /// What to do about it, if anything can be done.
-    pub fn hint(&self) -> Option<String> {
+impl Advise for CheckpointError {
+    fn advice(&self) -> Advice {
         match self {
-            Self::NotACheckpoint { .. } => Some(
-                "a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100".to_owned(),
+            Self::NotACheckpoint { .. } => Advice::USAGE.hint(
+                "a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100",
             ),
-            Self::Damaged { .. } => {
-                Some("the file may have been truncated while it was copied; copy it again or use another checkpoint".to_owned())
-            }
-            Self::ForeignField { others, .. } => Some(match others.as_slice() {
+            Self::Device { .. } => Advice::USAGE.hint(
+                "omit --dtype to use f32, which every device supports, or try the other of bf16 and f16",
+            ),
+            Self::Damaged { .. } => Advice::FAILURE.hint(
+                "the file may have been truncated while it was copied; copy it again or use another checkpoint",
+            ),
+            Self::ForeignField { others, .. } => Advice::FAILURE.hint(match others.as_slice() {
                 [] => "if it says nothing of what the network computes, remove it".to_owned(),
                 others => format!(
                     "remove it if the weights do not depend on it, or set model_type to {} if they are of that family",
                     others.join(" or ")
                 ),
             }),
-            Self::Mismatch { .. } => {
-                Some("config.json and the weights belong to different models, or to a family that Firebox does not support".to_owned())
+            Self::Mismatch { .. } => Advice::FAILURE.hint(
+                "config.json and the weights belong to different models, or to a family that Firebox does not support",
+            ),
+            Self::Index { .. } => Advice::FAILURE
+                .hint("copy all shards and their index again, from the same source"),
+            Self::TwoSets { .. } => Advice::FAILURE.hint("keep only one of the two"),
+            Self::HeadNotTied { .. } => Advice::FAILURE
+                .hint("set tie_word_embeddings = false if the two were trained separately"),
+            Self::OutOfRange { .. } => Advice::FAILURE.hint("bf16 has the range of f32"),
+            Self::Training { .. } => Advice::FAILURE.hint("load the weights in f32"),
+            Self::Io(error) if error.source.kind() == ErrorKind::StorageFull => {
+                Advice::FAILURE.hint("free some disk space; earlier checkpoints are intact")
             }
-            Self::Index { .. } => {
-                Some("copy all shards and their index again, from the same source".to_owned())
-            }
-            Self::TwoSets { .. } => Some("keep only one of the two".to_owned()),
-            Self::HeadNotTied { .. } => {
-                Some("set tie_word_embeddings = false if the two were trained separately".to_owned())
-            }
-            Self::OutOfRange { .. } => Some("bf16 has the range of f32".to_owned()),
-            Self::Device { .. } => {
-                Some("omit --dtype to use f32, which every device supports, or try the other of bf16 and f16".to_owned())
-            }
-            Self::Training { .. } => Some("load the weights in f32".to_owned()),
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Some("free some disk space; earlier checkpoints are intact".to_owned())
-            }
-            _ => None,
-        }
-    }
-
-    /// An [`Io`](Self::Io) error of an action on a path.
-    pub(crate) fn io(
-        action: &'static str,
-        path: &std::path::Path,
-    ) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
+            Self::Io(_)
+            | Self::Config { .. }
+            | Self::DataType { .. }
+            | Self::NotFinite { .. } => Advice::FAILURE,
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Finds the checkpoint folder that a path refers to.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 
 use super::{CONFIG_FILE, MODEL_FILE};
 
@@ -46,36 +48,29 @@ pub enum FolderError {
         /// Its content.
         name: String,
     },
-    /// I/O error.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The I/O error.
-        source: io::Error,
-    },
+    /// The file `latest` cannot be read.
+    #[error(transparent)]
+    Read(#[from] FileError),
 }
 
-impl FolderError {
-    /// What to do about it, if anything can be done.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
-            Self::NotAFolder { .. } => {
-                "use the folder with config.json and model.safetensors, or a run folder such as runs/NAME"
+impl Advise for FolderError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Missing { .. } => Advice::USAGE,
+            Self::NotAFolder { .. } => Advice::USAGE.hint(
+                "use the folder with config.json and model.safetensors, or a run folder such as runs/NAME",
+            ),
+            Self::NotACheckpoint { .. } => Advice::USAGE.hint(
+                "a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100",
+            ),
+            Self::NoCheckpointYet { .. } => {
+                Advice::USAGE.hint("`cargo train run CONFIG --resume` continues the run")
             }
-            Self::NotACheckpoint { .. } => {
-                "a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100"
+            Self::Latest { .. } => {
+                Advice::FAILURE.hint("use the folder of another checkpoint of this run")
             }
-            Self::NoCheckpointYet { .. } => "`cargo train run CONFIG --resume` continues the run",
-            Self::Latest { .. } => "use the folder of another checkpoint of this run",
-            Self::Missing { .. } | Self::Read { .. } => return None,
-        };
-        Some(hint.to_owned())
-    }
-
-    /// Whether the error is one of usage: another path is needed, and not another state of the disk.
-    pub fn is_usage(&self) -> bool {
-        !matches!(self, Self::Latest { .. } | Self::Read { .. })
+            Self::Read(_) => Advice::FAILURE,
+        }
     }
 }
 
@@ -109,10 +104,7 @@ pub fn checkpoint_folder(path: &Path) -> Result<PathBuf, FolderError> {
             },
         );
     }
-    let text = fs::read_to_string(&file).map_err(|source| FolderError::Read {
-        path: file.clone(),
-        source,
-    })?;
+    let text = fs::read_to_string(&file).map_err(FileError::of("read", &file))?;
     let name = text.trim();
     let folder = checkpoints.join(name);
     if name.is_empty() || !folder.is_dir() {
@@ -144,7 +136,7 @@ mod tests {
         fs::write(checkpoints.join(LATEST), "step-0000020\n").unwrap();
         let error = checkpoint_folder(run.path()).unwrap_err();
         assert!(error.to_string().contains("\"step-0000020\""), "{error}");
-        assert!(!error.is_usage());
+        assert_eq!(error.exit_code(), 1);
 
         let newest = checkpoints.join("step-0000020");
         fs::create_dir(&newest).unwrap();
@@ -172,6 +164,6 @@ mod tests {
                 .ends_with("is not a checkpoint: config.json is missing"),
             "{foreign}"
         );
-        assert!(foreign.is_usage());
+        assert_eq!(foreign.exit_code(), 2);
     }
 }

@@ -300,7 +300,7 @@ impl StoredValues<'_> {
                 let mut values = vec![T::default(); self.shape.iter().product()];
                 let length = pieces[0].length.max(1);
                 let outputs = values.par_chunks_mut(length).zip(pieces);
-                outputs.try_for_each(|(output, piece)| {
+                outputs.try_for_each(|(output, piece)| -> Result<(), CheckpointError> {
                     let stored = read(piece)?;
                     match piece.transposed {
                         Some((d_in, d_out)) => transpose(&stored, d_out, d_in, output),

@@ -5,6 +5,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use firebox_console::durable::FileError;
 use serde::Deserialize;
 
 use super::{CheckpointError, INDEX_FILE, MODEL_FILE, TensorFile, TensorInfo};
@@ -58,7 +59,7 @@ impl TensorStore {
     }
 
     fn sharded(folder: &Path, path: &Path) -> Result<Self, CheckpointError> {
-        let text = fs::read_to_string(path).map_err(CheckpointError::io("read", path))?;
+        let text = fs::read_to_string(path).map_err(FileError::of("read", path))?;
         let index: Index =
             serde_json::from_str(&text).map_err(|error| CheckpointError::Damaged {
                 path: path.to_owned(),

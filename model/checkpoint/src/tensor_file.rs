@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use firebox_console::durable::FileError;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 
@@ -50,11 +51,11 @@ impl TensorFile {
     ///
     /// When it cannot be read, is not a valid safetensors file, or contains a tensor of an unsupported type.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let file = File::open(path).map_err(CheckpointError::io("open", path))?;
+        let file = File::open(path).map_err(FileError::of("open", path))?;
         // SAFETY: only the header is read through the map, before anything else; a checkpoint's files are
         // written once, under another name, and never changed after.
         #[allow(unsafe_code)]
-        let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::io("read", path))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(FileError::of("read", path))?;
         let damaged = |reason: String| CheckpointError::Damaged {
             path: path.to_owned(),
             reason,
@@ -128,7 +129,7 @@ impl TensorFile {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(info.offset + (range.start * width) as u64))
             .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(CheckpointError::io("read", &self.path))?;
+            .map_err(FileError::of("read", &self.path))?;
         drop(file);
         let values = info.dtype.decode(&bytes);
         if values.iter().all(|value: &T| value.finite()) {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::path::Path;
 
+use firebox_console::durable::{self, FileError};
 use safetensors::tensor::{Dtype, SafeTensorError, View};
 use serde_json::json;
 
@@ -109,20 +110,30 @@ impl View for Outgoing<'_> {
     }
 }
 
-/// Writes a safetensors file and waits until it is on disk.
+/// Writes a safetensors file whole or not at all, and waits until it is on disk.
 ///
 /// # Errors
 ///
-/// When the file cannot be written, or a value is beyond the range of `dtype`; in the latter case the file is removed.
+/// When the file cannot be written, or a value is beyond the range of `dtype`; an earlier file at `path` is then kept.
 pub fn write_tensors(
     path: &Path,
     tensors: &[NamedTensor<'_>],
     dtype: WeightDtype,
 ) -> Result<(), CheckpointError> {
+    durable::write_with(path, |unfinished| fill(unfinished, path, tensors, dtype))
+}
+
+/// Writes a safetensors file to `unfinished`, which will be renamed to `path`.
+fn fill(
+    unfinished: &Path,
+    path: &Path,
+    tensors: &[NamedTensor<'_>],
+    dtype: WeightDtype,
+) -> Result<(), CheckpointError> {
     // The library creates files that only their owner can read; a checkpoint has the usual permissions.
-    let permissions = File::create(path)
+    let permissions = File::create(unfinished)
         .and_then(|file| file.metadata())
-        .map_err(CheckpointError::io("write", path))?
+        .map_err(FileError::of("write", path))?
         .permissions();
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let out_of_range = OnceCell::new();
@@ -134,20 +145,19 @@ pub fn write_tensors(
         };
         (tensor.name.as_str(), outgoing)
     });
-    safetensors::serialize_to_file(named, Some(metadata), path).map_err(|error| match error {
-        SafeTensorError::IoError(source) => CheckpointError::io("write", path)(source),
-        other => CheckpointError::Damaged {
-            path: path.to_owned(),
-            reason: other.to_string(),
+    safetensors::serialize_to_file(named, Some(metadata), unfinished).map_err(
+        |error| match error {
+            SafeTensorError::IoError(source) => FileError::of("write", path)(source).into(),
+            other => CheckpointError::Damaged {
+                path: path.to_owned(),
+                reason: other.to_string(),
+            },
         },
-    })?;
+    )?;
     if let Some(name) = out_of_range.into_inner() {
-        fs::remove_file(path).map_err(CheckpointError::io("remove", path))?;
         return Err(CheckpointError::OutOfRange { name, dtype });
     }
-    fs::set_permissions(path, permissions)
-        .and_then(|()| File::open(path)?.sync_all())
-        .map_err(CheckpointError::io("write", path))
+    Ok(fs::set_permissions(unfinished, permissions).map_err(FileError::of("write", path))?)
 }
 
 /// Writes a model's weights into a folder: as model.safetensors, or, where they exceed `shard_bytes`, as
@@ -198,14 +208,7 @@ pub fn write_weights(
     let text = serde_json::to_string_pretty(&index)
         .expect("strings and integers can be written as JSON")
         + "\n";
-    write_synced(&folder.join(INDEX_FILE), &text)
-}
-
-/// Writes a text file and waits until it is on disk.
-pub(super) fn write_synced(path: &Path, text: &str) -> Result<(), CheckpointError> {
-    fs::write(path, text)
-        .and_then(|()| File::open(path)?.sync_all())
-        .map_err(CheckpointError::io("write", path))
+    Ok(durable::write(&folder.join(INDEX_FILE), text)?)
 }
 
 fn total(tensors: &[NamedTensor<'_>], dtype: WeightDtype) -> u64 {

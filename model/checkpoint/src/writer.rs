@@ -6,9 +6,11 @@ use std::path::Path;
 use burn::module::Param;
 use burn::tensor::{Gradients, Tensor};
 
+use firebox_console::durable;
+
 use super::families::{Family, ROUTER_BIAS};
 use super::layout::{Piece, Spelling, fill, transpose};
-use super::tensor_writer::{write_synced, write_weights};
+use super::tensor_writer::write_weights;
 use super::{CONFIG_FILE, CheckpointConfig, CheckpointError, NamedTensor};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::LanguageModel;
@@ -59,7 +61,8 @@ pub fn save(
         end_of_text: options.end_of_text.clone(),
         beginning_of_text: options.beginning_of_text,
     };
-    write_synced(&folder.join(CONFIG_FILE), &config.to_json(options.dtype))
+    let json = config.to_json(options.dtype);
+    Ok(durable::write(&folder.join(CONFIG_FILE), json)?)
 }
 
 /// The gradient of every parameter, under the parameter's name in memory of `transformers` 5, with fused experts; zeros

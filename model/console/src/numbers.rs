@@ -71,6 +71,25 @@ pub fn bytes(value: u128) -> String {
     )
 }
 
+/// Bytes as a person writes them, such as `5GB` (powers of a thousand), `500 MiB` (powers of 1024) or `1024`; `None`
+/// for anything else.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim().to_ascii_lowercase();
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let number: f64 = text[..text.len() - unit.len()].parse().ok()?;
+    let unit = unit.trim_start();
+    let (prefix, base) = match unit.strip_suffix("ib") {
+        Some(prefix) if !prefix.is_empty() => (prefix, 1024u64),
+        _ => (unit.strip_suffix('b').unwrap_or(unit), 1000),
+    };
+    let power = ["", "k", "m", "g", "t", "p"]
+        .iter()
+        .position(|&known| known == prefix)?;
+    // An `f64` below 2⁵³ is exact; what is above is rounded, as far as it fits.
+    let bytes = number * base.pow(power as u32) as f64;
+    (bytes < 2f64.powi(64)).then_some(bytes as u64)
+}
+
 fn prefixed(value: f64, base: f64, prefixes: &[&str]) -> String {
     let (mut rest, mut index) = (value, 0);
     // 999.5 would be shown as 1000.
@@ -139,6 +158,33 @@ mod tests {
             (1e-6, "1.0e-6"),
         ] {
             assert_eq!(brief(number), text);
+        }
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, bytes) in [
+            ("1024", 1024),
+            ("5GB", 5_000_000_000),
+            ("500 MiB", 500 << 20),
+            ("1.5k", 1500),
+            ("2kib", 2048),
+            ("0B", 0),
+        ] {
+            assert_eq!(parse_bytes(text), Some(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "GB",
+            "-1",
+            "1e3",
+            "5 apples",
+            "1..2MB",
+            "99999999999PB",
+            "5 GiBs",
+            "1 iB",
+        ] {
+            assert_eq!(parse_bytes(text), None, "{text}");
         }
     }
 

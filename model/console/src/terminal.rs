@@ -12,6 +12,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::advice::Advise;
 use crate::panics;
 
 /// Sends the log to standard error, in colour on a terminal. `RUST_LOG` chooses what is in it; by default
@@ -36,18 +37,15 @@ fn start_log() {
 /// # Panics
 ///
 /// When there is a log already.
-pub fn run<E: Error>(
-    command: impl FnOnce() -> Result<(), E>,
-    hint: impl Fn(&E) -> Option<String>,
-    exit_code: impl Fn(&E) -> u8,
-) -> ExitCode {
+pub fn run<E: Advise>(command: impl FnOnce() -> Result<(), E>) -> ExitCode {
     start_log();
     panics::install_hook();
     match panics::caught(command) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
-            report(&error, hint(&error).as_deref());
-            ExitCode::from(exit_code(&error))
+            let advice = error.advice();
+            report(&error, advice.hint.as_deref());
+            ExitCode::from(advice.exit_code)
         }
         Err(message) => {
             report(

@@ -4,6 +4,7 @@ use burn::backend::DispatchDevice;
 #[cfg(feature = "cube")]
 use burn::tensor::DeviceType;
 use burn::tensor::{Device, Tensor};
+use firebox_console::advice::{Advice, Advise};
 use serde::Serialize;
 
 /// Why a device cannot be used.
@@ -35,10 +36,9 @@ pub enum DeviceError {
     },
 }
 
-impl DeviceError {
-    /// What to do about it.
-    pub fn hint(&self) -> String {
-        match self {
+impl Advise for DeviceError {
+    fn advice(&self) -> Advice {
+        Advice::USAGE.hint(match self {
             Self::Unknown { .. } => "`cargo infer devices` lists those of this machine".to_owned(),
             Self::NotCompiled { backend, .. } => format!(
                 "build with it: put `--features {backend}` before the `--` of the alias, for example `cargo run --release --bin firebox-train --features {backend} -- run …`"
@@ -49,7 +49,7 @@ impl DeviceError {
             Self::NoAdapter { backend, .. } => {
                 format!("`cargo infer devices` lists the {backend} adapters; count from 0")
             }
-        }
+        })
     }
 }
 
@@ -326,7 +326,7 @@ mod tests {
             error.to_string(),
             "device = cuda:0: this build has no `cuda` backend"
         );
-        assert!(error.hint().contains("--features cuda"));
+        assert!(error.hint().unwrap().contains("--features cuda"));
     }
 
     #[test]

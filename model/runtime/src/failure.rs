@@ -4,6 +4,7 @@
 //! [`guard`] stands around a whole computation and turns that panic into a [`DeviceFailure`]. Memory of the host
 //! ends otherwise: see [`crate::allocator`].
 
+use firebox_console::advice::Advice;
 use firebox_console::panics::caught;
 
 /// A computation that did not come to its end.
@@ -64,17 +65,17 @@ impl DeviceFailure {
         }
     }
 
-    /// What to do about it; `less` says how this computation needs less memory.
-    pub fn hint(&self, less: &str) -> String {
-        match self.kind {
-            FailureKind::OutOfMemory => format!("{less}, or choose another --device"),
+    /// What to do about it; `less_memory` says how this computation needs less, which only its caller knows.
+    pub fn advice(&self, less_memory: &str) -> Advice {
+        Advice::FAILURE.hint(match self.kind {
+            FailureKind::OutOfMemory => format!("{less_memory}, or choose another --device"),
             FailureKind::Lost => {
                 "try again, or choose another --device; the system's log may say why the driver gave up".to_owned()
             }
             FailureKind::Other => {
                 "see whether another --device does it; RUST_LOG=debug RUST_BACKTRACE=1 show where it happened".to_owned()
             }
-        }
+        })
     }
 }
 
@@ -141,7 +142,13 @@ Asked at:
             "wgpu ran out of memory: can't allocate buffer of size: 576716800"
         );
         assert_eq!(failure.message, TOO_BIG);
-        assert!(failure.hint("take less").starts_with("take less, or "));
+        assert!(
+            failure
+                .advice("take less")
+                .hint
+                .unwrap()
+                .starts_with("take less, or ")
+        );
     }
 
     #[test]

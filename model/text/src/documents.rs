@@ -1,9 +1,11 @@
 //! Reads documents from files: one per plain-text file, one per line of a JSON Lines file.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 use serde_json::Value;
 
 /// Default name of the field of a JSON line that contains the text.
@@ -21,14 +23,9 @@ pub struct Document {
 /// Why a document cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
-    /// I/O error.
-    #[error("cannot read {}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The I/O error.
-        source: io::Error,
-    },
+    /// The file cannot be read.
+    #[error(transparent)]
+    Io(#[from] FileError),
     /// The file is not UTF-8.
     #[error("{}: invalid UTF-8 at byte {offset}", path.display())]
     NotUtf8 {
@@ -49,14 +46,12 @@ pub enum TextError {
     },
 }
 
-impl TextError {
-    /// What to do about it, if anything can be done.
-    pub fn hint(&self) -> Option<String> {
+impl Advise for TextError {
+    fn advice(&self) -> Advice {
         match self {
-            Self::NotUtf8 { .. } => Some(
-                "convert the file to UTF-8, for example with `iconv -f latin1 -t utf-8`".to_owned(),
-            ),
-            _ => None,
+            Self::NotUtf8 { .. } => Advice::FAILURE
+                .hint("convert the file to UTF-8, for example with `iconv -f latin1 -t utf-8`"),
+            Self::Io(_) | Self::Line { .. } => Advice::FAILURE,
         }
     }
 }
@@ -87,10 +82,7 @@ pub fn documents(
 ///
 /// When it cannot be read, or is not UTF-8.
 pub fn read(path: &Path) -> Result<Document, TextError> {
-    let bytes = fs::read(path).map_err(|source| TextError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
+    let bytes = fs::read(path).map_err(FileError::of("read", path))?;
     let text = String::from_utf8(bytes).map_err(|error| TextError::NotUtf8 {
         path: path.to_owned(),
         offset: error.utf8_error().valid_up_to() as u64,
@@ -119,10 +111,7 @@ impl JsonLines {
     ///
     /// When it cannot be opened.
     pub fn open(path: &Path, field: &str) -> Result<Self, TextError> {
-        let file = File::open(path).map_err(|source| TextError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
+        let file = File::open(path).map_err(FileError::of("read", path))?;
         Ok(Self {
             path: path.to_owned(),
             field: field.to_owned(),
@@ -169,12 +158,7 @@ impl Iterator for JsonLines {
             match self.reader.read_until(b'\n', &mut line) {
                 Ok(0) => return None,
                 Ok(read) => self.offset += read as u64,
-                Err(source) => {
-                    return Some(Err(TextError::Io {
-                        path: self.path.clone(),
-                        source,
-                    }));
-                }
+                Err(error) => return Some(Err(FileError::of("read", &self.path)(error).into())),
             }
             self.line += 1;
             if !line.iter().all(u8::is_ascii_whitespace) {

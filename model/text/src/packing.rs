@@ -9,6 +9,8 @@
 
 use std::path::PathBuf;
 
+use firebox_console::advice::{Advice, Advise};
+
 use crate::documents::{Document, TextError, documents};
 use crate::{Tokenizer, TokenizerError};
 
@@ -32,13 +34,12 @@ pub enum PackingError {
     },
 }
 
-impl PackingError {
-    /// What to do about it, if anything can be done.
-    pub fn hint(&self) -> Option<String> {
+impl Advise for PackingError {
+    fn advice(&self) -> Advice {
         match self {
-            Self::Text(error) => error.hint(),
-            Self::Tokenizer(error) => error.hint(),
-            Self::Empty { .. } => None,
+            Self::Text(error) => error.advice(),
+            Self::Tokenizer(error) => error.advice(),
+            Self::Empty { .. } => Advice::USAGE,
         }
     }
 }

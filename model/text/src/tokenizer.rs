@@ -19,6 +19,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use firebox_console::durable::{self, FileError};
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::BpeTrainer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -232,16 +233,13 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// Writes a `tokenizer.json`.
+    /// Writes a `tokenizer.json`, and waits until it is on the disk.
     ///
     /// # Errors
     ///
     /// When the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), TokenizerError> {
-        fs::write(path, &*self.json).map_err(|source| TokenizerError::Write {
-            path: path.to_owned(),
-            source,
-        })
+        durable::write(path, &*self.json).map_err(TokenizerError::Write)
     }
 
     /// The text of the `tokenizer.json`: byte for byte the one that was read, if any.
@@ -391,10 +389,9 @@ impl fmt::Debug for Tokenizer {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
-    fs::read(path).map_err(|source| TokenizerError::Read {
-        path: path.to_owned(),
-        source,
-    })
+    fs::read(path)
+        .map_err(FileError::of("read", path))
+        .map_err(TokenizerError::Read)
 }
 
 fn utf8(json: &[u8]) -> Result<&str, TokenizerError> {

@@ -10,7 +10,8 @@ use serde::Serialize;
 use super::{Speed, measure};
 use crate::config::RunConfig;
 use crate::error::TrainError;
-use firebox_console::numbers::{flop, scaled};
+use firebox_console::numbers::{counted, flop, scaled};
+use firebox_console::report::Table;
 
 /// The results: text through `Display`, JSON through serde.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -88,37 +89,31 @@ impl fmt::Display for Variation {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             formatter,
-            "{} with {} threads; f32 matmul peak {}/s\n",
+            "{} with {}; f32 matmul peak {}/s\n",
             self.device,
-            self.threads,
+            counted(self.threads as u128, "thread"),
             flop(self.matmul_peak)
         )?;
-        let values = self.rows.iter().map(|row| row.value.chars().count());
-        let width = values.chain([self.key.chars().count()]).max().unwrap_or(0);
-        writeln!(
-            formatter,
-            "{:>width$}  {:>10} {:>10} {:>15} {:>11} {:>10} {:>9}",
-            self.key,
+        let table = Table::new("").numbers([
+            self.key.as_str(),
             "parameters",
             "active",
             "tokens per step",
             "FLOP/token",
             "µs/token",
-            "of peak"
-        )?;
-        for row in &self.rows {
-            writeln!(
-                formatter,
-                "{:>width$}  {:>10} {:>10} {:>15} {:>11} {:>10.1} {:>9.2}",
-                row.value,
-                scaled(row.speed.parameters as f64),
-                scaled(row.speed.active as f64),
-                row.speed.tokens_per_step,
-                scaled(row.operations_per_token),
-                row.microseconds_per_token,
-                row.speed.fraction_of_matmul_peak
-            )?;
-        }
-        Ok(())
+            "of peak",
+        ]);
+        let table = self.rows.iter().fold(table, |table, row| {
+            table.row([
+                row.value.clone().into(),
+                scaled(row.speed.parameters as f64).into(),
+                scaled(row.speed.active as f64).into(),
+                row.speed.tokens_per_step.to_string().into(),
+                scaled(row.operations_per_token).into(),
+                format!("{:.1}", row.microseconds_per_token).into(),
+                format!("{:.2}", row.speed.fraction_of_matmul_peak).into(),
+            ])
+        });
+        write!(formatter, "{table}")
     }
 }

@@ -1,7 +1,9 @@
-//! The report as aligned text.
+//! The report as tables.
 
 use std::fmt::{self, Display, Formatter};
 
+use firebox_console::report::Table;
+use firebox_model::accounting::Memory;
 use firebox_model::config::{FeedForwardKind, ModelConfig, QkNorm};
 
 use super::Report;
@@ -14,73 +16,98 @@ use firebox_console::numbers::{
 
 impl Display for Report {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
-        let mut table = Table(formatter);
-        configuration(&mut table, &self.config)?;
-        parameters(&mut table, self)?;
-        operations(&mut table, self)?;
-        training(&mut table, self)?;
-        plan(&mut table, self)
+        let tables = [
+            Some(configuration(&self.config)),
+            Some(parameters(self)),
+            Some(memory(&self.model.memory)),
+            Some(operations(self)),
+            Some(training(self)),
+            plan(self),
+        ];
+        let tables: Vec<String> = tables.iter().flatten().map(Table::to_string).collect();
+        formatter.write_str(&tables.join("\n"))
     }
 }
 
-/// Rows of label, value and remark below headings.
-struct Table<'a, 'b>(&'a mut Formatter<'b>);
-
-impl Table<'_, '_> {
-    fn heading(&mut self, text: &str) -> fmt::Result {
-        writeln!(self.0, "\n{text}")
-    }
-
-    fn text(&mut self, label: &str, text: impl Display) -> fmt::Result {
-        writeln!(self.0, "  {label:<16}{text}")
-    }
-
-    fn number(&mut self, label: &str, value: impl AsRef<str>, remark: impl Display) -> fmt::Result {
-        let line = format!("  {label:<28}{:>14}  {remark}", value.as_ref());
-        writeln!(self.0, "{}", line.trim_end())
-    }
+/// Rows of a label, a number, and a remark.
+fn figures<const N: usize>(title: &str, rows: [(&str, String, String); N]) -> Table {
+    let table = Table::new(title).texts([""]).numbers([""]).texts([""]);
+    rows.into_iter()
+        .fold(table, |table, (label, number, remark)| {
+            table.row([label.into(), number.into(), remark.into()])
+        })
 }
 
-fn configuration(table: &mut Table, config: &RunConfig) -> fmt::Result {
-    let (model, train, optimizer, schedule) = (
-        &config.model,
-        &config.train,
-        &config.optimizer,
-        &config.schedule,
-    );
-    writeln!(table.0, "configuration")?;
-    table.text("model", model_summary(model))?;
-    table.text("feed-forward", feed_forward_summary(model))?;
+fn configuration(config: &RunConfig) -> Table {
+    let (model, train) = (&config.model, &config.train);
+    let mut rows = vec![
+        ("model", model_summary(model)),
+        ("feed-forward", feed_forward_summary(model)),
+    ];
     if model.feed_forward == FeedForwardKind::Moe {
-        table.text("balance", balance_summary(model))?;
+        rows.push(("balance", balance_summary(model)));
     }
     if let Some(init) = &train.init {
-        table.text("starts from", init.display())?;
+        rows.push(("starts from", init.display().to_string()));
     }
-    table.text("tokenizer", tokenizer_summary(config))?;
-    for source in &config.data.source {
-        table.text("source", source_summary(source))?;
-    }
+    rows.push(("tokenizer", tokenizer_summary(config)));
+    let sources = config.data.source.iter();
+    rows.extend(sources.map(|source| ("source", source_summary(source))));
     let validation = &config.data.validation;
     let chosen = match validation.by {
         SplitKind::Hash => "of the documents, by hash",
         SplitKind::Tail => "of every document, at its end",
     };
-    table.text(
-        "validation",
-        format!("{} {chosen}", percent(validation.fraction)),
-    )?;
-    table.text(
-        "optimizer",
-        format!(
-            "AdamW, learning rate {}, betas {} and {}, weight decay {}, clip norm {}",
-            optimizer.learning_rate,
-            optimizer.beta1,
-            optimizer.beta2,
-            optimizer.weight_decay,
-            optimizer.clip_norm
+    let best = if config.checkpoint.keep_best {
+        " and the best"
+    } else {
+        ""
+    };
+    rows.extend([
+        (
+            "validation",
+            format!("{} {chosen}", percent(validation.fraction)),
         ),
-    )?;
+        ("optimizer", optimizer_summary(config)),
+        ("schedule", schedule_summary(config)),
+        (
+            "steps",
+            format!(
+                "{}, micro-batches of {}, seed {}",
+                grouped(train.steps),
+                counted(train.micro_batch as u128, "sequence"),
+                train.seed
+            ),
+        ),
+        (
+            "checkpoints",
+            format!(
+                "every {} steps, keeping the newest {}{best}",
+                grouped(config.checkpoint.every),
+                config.checkpoint.keep_last
+            ),
+        ),
+    ]);
+    let table = Table::new("configuration").texts(["", ""]);
+    rows.into_iter().fold(table, |table, (label, text)| {
+        table.row([label.into(), text.into()])
+    })
+}
+
+fn optimizer_summary(config: &RunConfig) -> String {
+    let optimizer = &config.optimizer;
+    format!(
+        "AdamW, learning rate {}, betas {} and {}, weight decay {}, clip norm {}",
+        optimizer.learning_rate,
+        optimizer.beta1,
+        optimizer.beta2,
+        optimizer.weight_decay,
+        optimizer.clip_norm
+    )
+}
+
+fn schedule_summary(config: &RunConfig) -> String {
+    let schedule = &config.schedule;
     let decay = match (schedule.decay, schedule.cooldown_fraction) {
         (DecayKind::Cosine, _) => "cosine decay".to_owned(),
         (DecayKind::Wsd, fraction) => format!(
@@ -88,35 +115,10 @@ fn configuration(table: &mut Table, config: &RunConfig) -> fmt::Result {
             percent(fraction.unwrap_or(0.0))
         ),
     };
-    table.text(
-        "schedule",
-        format!(
-            "{} warm-up steps, {decay} to {} of the peak",
-            grouped(schedule.warmup_steps),
-            percent(schedule.final_ratio)
-        ),
-    )?;
-    table.text(
-        "steps",
-        format!(
-            "{}, micro-batches of {}, seed {}",
-            grouped(train.steps),
-            counted(train.micro_batch as u128, "sequence"),
-            train.seed
-        ),
-    )?;
-    let best = if config.checkpoint.keep_best {
-        " and the best"
-    } else {
-        ""
-    };
-    let every = grouped(config.checkpoint.every);
-    table.text(
-        "checkpoints",
-        format!(
-            "every {every} steps, keeping the newest {}{best}",
-            config.checkpoint.keep_last
-        ),
+    format!(
+        "{} warm-up steps, {decay} to {} of the peak",
+        grouped(schedule.warmup_steps),
+        percent(schedule.final_ratio)
     )
 }
 
@@ -212,7 +214,7 @@ fn source_summary(source: &SourceConfig) -> String {
     )
 }
 
-fn parameters(table: &mut Table, report: &Report) -> fmt::Result {
+fn parameters(report: &Report) -> Table {
     let (model, parts) = (&report.model, &report.model.parameters);
     let dense = report.config.model.feed_forward == FeedForwardKind::Dense;
     let experts = if dense {
@@ -220,87 +222,88 @@ fn parameters(table: &mut Table, report: &Report) -> fmt::Result {
     } else {
         report.config.model.experts.count as u128 * model.expert_parameters_all_layers
     };
+    let feed_forward = if dense {
+        "feed-forward"
+    } else {
+        "dense layers"
+    };
     let rows = [
         ("embedding", parts.embedding),
         ("attention, shared", parts.attention),
         ("router", parts.router),
         ("experts", experts),
-        (
-            if dense {
-                "feed-forward"
-            } else {
-                "dense layers"
-            },
-            parts.feed_forward - experts,
-        ),
+        (feed_forward, parts.feed_forward - experts),
         ("norms", parts.norms),
         ("head", parts.head),
     ];
-    table.heading("parameters")?;
-    for (label, count) in rows.into_iter().filter(|(_, count)| *count > 0) {
-        let share = percent_of(count, model.total);
-        table.number(
-            label,
-            scaled(count as f64),
-            format!("{:>24}  {share:>6}", grouped(count)),
-        )?;
-    }
-    table.number(
-        "total",
-        scaled(model.total as f64),
-        format!("{:>24}", grouped(model.total)),
-    )?;
-    let share = percent_of(model.active, model.total);
-    table.number(
-        "active per token",
-        scaled(model.active as f64),
-        format!("{:>24}  {share:>6}", grouped(model.active)),
-    )?;
-    if !dense {
-        let expert = format!("{:>24}", grouped(model.expert_parameters_all_layers));
-        table.number(
+    let row = |table: Table, label: &str, count: u128, share: Option<String>| {
+        table.row([
+            label.into(),
+            scaled(count as f64).into(),
+            grouped(count).into(),
+            share.unwrap_or_default().into(),
+        ])
+    };
+    let share = |count| Some(percent_of(count, model.total));
+    let table = Table::new("parameters").texts([""]).numbers(["", "", ""]);
+    let parts = rows.into_iter().filter(|(_, count)| *count > 0);
+    let table = parts.fold(table, |table, (label, count)| {
+        row(table, label, count, share(count))
+    });
+    let table = row(table, "total", model.total, None);
+    let table = row(table, "active per token", model.active, share(model.active));
+    if dense {
+        table
+    } else {
+        row(
+            table,
             "one expert, all layers",
-            scaled(model.expert_parameters_all_layers as f64),
-            expert,
-        )?;
+            model.expert_parameters_all_layers,
+            None,
+        )
     }
-    table.heading("memory (f32, one device, without activations)")?;
-    table.number("weights", bytes(model.memory.weights), "")?;
-    table.number("gradients", bytes(model.memory.gradients), "")?;
-    table.number("AdamW moments", bytes(model.memory.moments), "")?;
-    table.number("total", bytes(model.memory.total()), "")
 }
 
-fn operations(table: &mut Table, report: &Report) -> fmt::Result {
+fn memory(memory: &Memory) -> Table {
+    let figure = |label, value| (label, bytes(value), String::new());
+    figures(
+        "memory (f32, one device, without activations)",
+        [
+            figure("weights", memory.weights),
+            figure("gradients", memory.gradients),
+            figure("AdamW moments", memory.moments),
+            figure("total", memory.total()),
+        ],
+    )
+}
+
+fn operations(report: &Report) -> Table {
     let operations = &report.model.operations;
-    table.heading("FLOPs per token")?;
-    table.number(
-        "forward",
-        flop(operations.forward),
-        "2 × active weights; the embedding is a lookup",
-    )?;
-    if report.config.model.feed_forward == FeedForwardKind::Moe {
-        table.number(
-            "  with all experts",
-            flop(operations.forward_every_expert),
-            "",
-        )?;
-    }
-    let remark = format!(
-        "causal, {} tokens; not included in the other rows",
-        grouped(report.config.model.context as u128)
-    );
-    table.number(
+    let context = grouped(report.config.model.context as u128);
+    let remark = "2 × active weights; the embedding is a lookup".to_owned();
+    let forward = ("forward", flop(operations.forward), remark);
+    let remark = format!("causal, {context} tokens; not included in the other rows");
+    let scores = (
         "attention scores",
         flop(operations.attention_scores),
         remark,
-    )?;
-    table.number("training", flop(operations.training), "3 × forward")
+    );
+    let training = (
+        "training",
+        flop(operations.training),
+        "3 × forward".to_owned(),
+    );
+    let title = "FLOPs per token";
+    if report.config.model.feed_forward == FeedForwardKind::Dense {
+        return figures(title, [forward, scores, training]);
+    }
+    let every = flop(operations.forward_every_expert);
+    let every = ("  with all experts", every, String::new());
+    figures(title, [forward, every, scores, training])
 }
 
-fn training(table: &mut Table, report: &Report) -> fmt::Result {
+fn training(report: &Report) -> Table {
     let training = &report.training;
-    let [first, last] = training.tokens_per_step;
     let change = |[first, last]: [f64; 2]| {
         if first == last {
             String::new()
@@ -309,54 +312,49 @@ fn training(table: &mut Table, report: &Report) -> fmt::Result {
         }
     };
     let steps = counted(report.config.train.steps.into(), "step");
-    table.heading("whole run")?;
-    table.number(
+    let tokens = (
         "tokens",
         scaled(training.tokens as f64),
         format!("{}, in {steps}", grouped(training.tokens)),
-    )?;
-    table.number(
-        "tokens per step",
-        scaled(last as f64),
-        change([first as f64, last as f64]),
-    )?;
-    if let Some(tokens) = training.tokens_per_expert_per_step {
-        table.number(
-            "tokens per expert per step",
-            scaled(tokens[1]),
-            change(tokens),
-        )?;
-    }
-    table.number(
+    );
+    let [first, last] = training.tokens_per_step.map(|tokens| tokens as f64);
+    let per_step = ("tokens per step", scaled(last), change([first, last]));
+    let operations = (
         "training FLOPs",
         flop(training.operations),
         format!("{:.2e}", training.operations),
-    )
+    );
+    let title = "whole run";
+    let Some(per_expert) = training.tokens_per_expert_per_step else {
+        return figures(title, [tokens, per_step, operations]);
+    };
+    let per_expert = (
+        "tokens per expert per step",
+        scaled(per_expert[1]),
+        change(per_expert),
+    );
+    figures(title, [tokens, per_step, per_expert, operations])
 }
 
-fn plan(table: &mut Table, report: &Report) -> fmt::Result {
-    let (Some(plan), Some(cost)) = (&report.config.plan, &report.plan) else {
-        return Ok(());
-    };
+fn plan(report: &Report) -> Option<Table> {
+    let (plan, cost) = (report.config.plan.as_ref()?, report.plan.as_ref()?);
     let [lowest, highest] = plan.utilization;
     let [fewest, most] = cost.days;
     let [cheapest, dearest] = cost.dollars;
-    table.heading(&format!(
-        "on {} × {}",
-        grouped(plan.count),
-        plan.accelerator
-    ))?;
-    let peak = format!("of {}/s per accelerator", flop(plan.peak_flops));
-    table.number(
-        "utilization",
-        format!("{}–{}", percent(lowest), percent(highest)),
-        peak,
-    )?;
-    table.number("days", format!("{fewest:.1}–{most:.1}"), "")?;
-    let rate = format!("at ${} per accelerator-hour", plan.dollars_per_hour);
-    table.number(
-        "dollars",
-        format!("{}–{}", scaled(cheapest), scaled(dearest)),
-        rate,
-    )
+    Some(figures(
+        &format!("on {} × {}", grouped(plan.count), plan.accelerator),
+        [
+            (
+                "utilization",
+                format!("{}–{}", percent(lowest), percent(highest)),
+                format!("of {}/s per accelerator", flop(plan.peak_flops)),
+            ),
+            ("days", format!("{fewest:.1}–{most:.1}"), String::new()),
+            (
+                "dollars",
+                format!("{}–{}", scaled(cheapest), scaled(dearest)),
+                format!("at ${} per accelerator-hour", plan.dollars_per_hour),
+            ),
+        ],
+    ))
 }

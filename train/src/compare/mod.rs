@@ -18,12 +18,14 @@ mod text;
 
 use std::path::PathBuf;
 
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 use firebox_runtime::device::DeviceError;
 use serde::Serialize;
 
 use crate::data::DataError;
 
-pub use self::process::{COMMAND as COMPARE_DEVICE, compare};
+pub use self::process::compare;
 pub use self::record::{StepRecord, print_line, record};
 
 /// Options of a comparison.
@@ -162,43 +164,26 @@ pub enum CompareError {
         source: std::io::Error,
     },
     /// The page cannot be written.
-    #[error("cannot write {}", path.display())]
-    Page {
-        /// The page's path.
-        path: PathBuf,
-        /// The operating system's error.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Page(#[from] FileError),
     /// One sentence per device that failed or diverged from the first.
     #[error("{}", .0.join("; "))]
     Differ(Vec<String>),
 }
 
-impl CompareError {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
-            Self::Data(error) => return error.hint(),
-            Self::Device(error) => return Some(error.hint()),
-            Self::One(_) => "add another, such as --devices flex,ndarray",
-            Self::Twice(_) => "list each device once",
-            Self::Steps { .. } => {
-                "lower --steps, or raise train.steps, which also stretches the learning-rate schedule"
-            }
-            Self::Differ(_) => {
-                "`cargo infer compare CHECKPOINT` finds the layer that diverges; --tolerance allows larger errors"
-            }
-            Self::Process { .. } | Self::Page { .. } => return None,
-        };
-        Some(hint.to_owned())
-    }
-
-    /// The process's exit code: 2 for a usage error, otherwise 1.
-    pub fn exit_code(&self) -> u8 {
+impl Advise for CompareError {
+    fn advice(&self) -> Advice {
         match self {
-            Self::Data(error) if error.is_usage() => 2,
-            Self::Device(_) | Self::One(_) | Self::Twice(_) | Self::Steps { .. } => 2,
-            Self::Data(_) | Self::Process { .. } | Self::Page { .. } | Self::Differ(_) => 1,
+            Self::Data(error) => error.advice(),
+            Self::Device(error) => error.advice(),
+            Self::One(_) => Advice::USAGE.hint("add another, such as --devices flex,ndarray"),
+            Self::Twice(_) => Advice::USAGE.hint("list each device once"),
+            Self::Steps { .. } => Advice::USAGE
+                .hint("lower --steps, or raise train.steps, which also stretches the learning-rate schedule"),
+            Self::Differ(_) => Advice::FAILURE.hint(
+                "`cargo infer compare CHECKPOINT` finds the layer that diverges; --tolerance allows larger errors",
+            ),
+            Self::Process { .. } | Self::Page(_) => Advice::FAILURE,
         }
     }
 }

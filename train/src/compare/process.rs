@@ -1,21 +1,18 @@
 //! Runs one process per device, one after the other, so that no two compete for the machine.
 
 use std::collections::BTreeSet;
-use std::env;
-use std::io::{self, BufRead, BufReader, Read};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::io;
+use std::process::Command;
+use std::time::Instant;
 
+use firebox_console::process::{self, COMPARE_DEVICE, hidden_command};
+use firebox_console::progress::Progress;
 use firebox_runtime::device::{DeviceError, select};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{CompareError, CompareOptions, Comparison, DeviceRun, StepRecord};
 use crate::config::RunConfig;
 use crate::data::prepare;
-
-/// The hidden command with which this program starts a device's process.
-pub const COMMAND: &str = "compare-device";
+use crate::error::LESS_MEMORY;
 
 /// Prepares the text once, then trains the same steps on every device. `config` is the configuration that the options
 /// name. The failure of a device is part of the result and does not affect the other devices.
@@ -27,7 +24,8 @@ pub fn compare(config: &RunConfig, options: &CompareOptions) -> Result<Compariso
     check(config, options)?;
     // Done here, so that it does not count in the first device's time.
     prepare(config, true)?;
-    let bar = progress_bar(options);
+    let runs = options.devices.len() as u64 + 1;
+    let progress = Progress::new("comparing", options.steps * runs);
     let mut devices = Vec::new();
     let run = |device: &String, perturbed: bool| {
         let process = Process {
@@ -35,10 +33,12 @@ pub fn compare(config: &RunConfig, options: &CompareOptions) -> Result<Compariso
             device,
             perturbed,
         };
-        process.run(&bar).map_err(|source| CompareError::Process {
-            device: device.clone(),
-            source,
-        })
+        process
+            .run(&progress)
+            .map_err(|source| CompareError::Process {
+                device: device.clone(),
+                source,
+            })
     };
     for device in &options.devices {
         devices.push(run(device, false)?);
@@ -47,7 +47,7 @@ pub fn compare(config: &RunConfig, options: &CompareOptions) -> Result<Compariso
         (Some(device), Some(first)) if first.failure.is_none() => Some(run(device, true)?),
         _ => None,
     };
-    bar.finish_and_clear();
+    drop(progress);
     let mut comparison = Comparison {
         config: options.config.clone(),
         steps: options.steps,
@@ -93,7 +93,7 @@ struct Process<'a> {
 }
 
 impl Process<'_> {
-    fn run(self, bar: &ProgressBar) -> io::Result<DeviceRun> {
+    fn run(self, progress: &Progress) -> io::Result<DeviceRun> {
         let Self {
             options,
             device,
@@ -104,56 +104,38 @@ impl Process<'_> {
         } else {
             device.to_owned()
         };
-        bar.set_message(format!("{name}: first step"));
+        progress.tell(format!("{name}: first step"));
         let started = Instant::now();
-        let mut child = self.start()?;
-        let (output, mut errors) = (child.stdout.take(), child.stderr.take());
-        // Both pipes are read concurrently, so that neither fills up and blocks the process.
-        let messages = thread::spawn(move || {
-            let mut text = Vec::new();
-            // Text that cannot be read is missing from the message.
-            let _ = errors.as_mut().map(|errors| errors.read_to_end(&mut text));
-            String::from_utf8_lossy(&text).into_owned()
-        });
         let (mut steps, mut first_step_seconds) = (Vec::<StepRecord>::new(), None);
-        for line in output
-            .map(BufReader::new)
-            .into_iter()
-            .flat_map(BufRead::lines)
-        {
+        let ended = process::run(self.command()?, LESS_MEMORY, |line| {
             // A process that is killed may leave an incomplete line.
-            let Ok(record) = serde_json::from_str::<StepRecord>(&line?) else {
-                continue;
+            let Ok(record) = serde_json::from_str::<StepRecord>(line) else {
+                return;
             };
             first_step_seconds.get_or_insert_with(|| started.elapsed().as_secs_f64());
-            bar.set_message(format!(
+            progress.tell(format!(
                 "{name}: step {}/{}, loss {:.4}",
                 record.step, options.steps, record.loss
             ));
-            bar.inc(1);
+            progress.advance(1);
             steps.push(record);
-        }
-        let status = child.wait()?;
-        let messages = messages.join().unwrap_or_default();
-        bar.inc(options.steps - steps.len() as u64);
-        let failure = (!status.success()).then(|| reason(status, &messages));
+        })?;
+        progress.advance(options.steps - steps.len() as u64);
+        let failure = ended.err().map(|failure| failure.reason);
         Ok(DeviceRun {
             first_step_seconds,
             ..DeviceRun::new(&name, steps, failure)
         })
     }
 
-    fn start(self) -> io::Result<Child> {
+    fn command(self) -> io::Result<Command> {
         let Self {
             options,
             device,
             perturbed,
         } = self;
-        let mut command = Command::new(env::current_exe()?);
-        command
-            .arg(COMMAND)
-            .arg(&options.config)
-            .args(["--device", device]);
+        let mut command = hidden_command(COMPARE_DEVICE)?;
+        command.arg(&options.config).args(["--device", device]);
         command.args(["--steps", &options.steps.to_string()]);
         if perturbed {
             command.arg("--perturbed");
@@ -164,34 +146,6 @@ impl Process<'_> {
         if let Some(threads) = options.threads {
             command.args(["--threads", &threads.to_string()]);
         }
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
+        Ok(command)
     }
-}
-
-/// Why a process failed: its error message, or else its exit status.
-fn reason(status: ExitStatus, messages: &str) -> String {
-    let sentence = messages
-        .lines()
-        .rev()
-        .find_map(|line| line.strip_prefix("error: "));
-    match sentence {
-        Some(sentence) => sentence.to_owned(),
-        None if status.code().is_none() => {
-            format!("the process was killed ({status}); the system may be out of memory")
-        }
-        None => format!("the process ended with {status} and without an error message"),
-    }
-}
-
-fn progress_bar(options: &CompareOptions) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:30} {percent}%  {msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar =
-        ProgressBar::new(options.steps * (options.devices.len() as u64 + 1)).with_style(style);
-    bar.enable_steady_tick(Duration::from_millis(500));
-    bar
 }

@@ -5,6 +5,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use firebox_console::advice::{Advice, Advise};
+
 /// Why a configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -41,16 +43,18 @@ pub enum ConfigError {
     Key(Box<KeyError>),
 }
 
-impl ConfigError {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
+impl Advise for ConfigError {
+    fn advice(&self) -> Advice {
         match self {
-            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Some("the configs folder of the repository contains examples, such as configs/quickstart.toml".into())
-            }
-            Self::Read { .. } | Self::Syntax { .. } => None,
-            Self::Override { hint, .. } => Some(hint.clone()),
-            Self::Key(error) => error.hint.clone(),
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => Advice::USAGE.hint(
+                "the configs folder of the repository contains examples, such as configs/quickstart.toml",
+            ),
+            Self::Read { .. } | Self::Syntax { .. } => Advice::USAGE,
+            Self::Override { hint, .. } => Advice::USAGE.hint(hint),
+            Self::Key(error) => Advice {
+                hint: error.hint.clone(),
+                ..Advice::USAGE
+            },
         }
     }
 }
@@ -157,13 +161,9 @@ impl Problem {
         self
     }
 
-    /// Adds the underlying error and its hint.
-    pub fn caused_by(
-        mut self,
-        error: impl Error + Send + Sync + 'static,
-        hint: Option<String>,
-    ) -> Self {
-        self.hint = hint;
+    /// Adds the underlying error and its hint, which, if there is one, replaces the present hint.
+    pub fn caused_by(mut self, error: impl Advise + Send + Sync + 'static) -> Self {
+        self.hint = error.hint().or(self.hint);
         self.source = Some(Box::new(error));
         self
     }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::load::parse;
 use super::{BatchRamp, ConfigError, RunConfig, Share, SourceKind, TokenizerConfig, load};
+use firebox_console::advice::Advise as _;
 use firebox_console::terminal::sentence;
 
 pub(super) const SMALL: &str = r#"

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use firebox_console::numbers::text_bytes;
+use firebox_console::progress::Progress;
 use firebox_text::Tokenizer;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -12,7 +14,6 @@ use sha2::{Digest, Sha256};
 use super::error::DataError;
 use super::folder::{Manifest, TOKENIZER, VALIDATION_TEXT};
 use super::hash::{hash, hexadecimal, unit_interval};
-use super::progress::Progress;
 use super::shards::SetWriter;
 use super::source;
 use super::split::split;
@@ -48,7 +49,7 @@ pub(super) fn build(
     let mut validation_text = BufWriter::new(created);
     let mut validation = SetWriter::create(folder, "validation", vocabulary)?;
     let mut training = Vec::with_capacity(config.data.source.len());
-    let mut progress = Progress::new("tokenizing", survey.bytes(), progress);
+    let progress = counted("tokenizing", survey, progress);
 
     for index in 0..config.data.source.len() {
         let mut writer = SetWriter::create(folder, &format!("training-{index}"), vocabulary)?;
@@ -93,6 +94,16 @@ pub(super) fn build(
         validation: validation.finish()?,
     };
     manifest.write(folder)
+}
+
+/// Counts the bytes of all text.
+fn counted(what: &str, survey: &Survey, visible: bool) -> Progress {
+    let bytes = survey.bytes();
+    Progress::shown_if(
+        visible,
+        format!("data: {what} {}", text_bytes(bytes)),
+        bytes,
+    )
 }
 
 /// Reads a source again and makes sure that it is the one that was surveyed.
@@ -140,7 +151,7 @@ fn tokenizer_sample(
 ) -> Result<Vec<String>, DataError> {
     let share = SAMPLE_BYTES as f64 / survey.training_bytes() as f64;
     let mut sample = Vec::new();
-    let mut progress = Progress::new("sampling", survey.bytes(), progress);
+    let progress = counted("sampling", survey, progress);
     for index in 0..config.data.source.len() {
         for_each_document(config, survey, index, |text| {
             let document_hash = hash(text.as_bytes());

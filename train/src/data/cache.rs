@@ -31,15 +31,6 @@ pub(super) fn create(folder: &Path) -> Result<(), DataError> {
     fs::create_dir_all(folder).map_err(DataError::io("create", folder))
 }
 
-/// Writes a file completely or not at all. The caller holds a lock, so that no one else writes it.
-pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), DataError> {
-    let temporary = path.with_extension("writing");
-    fs::write(&temporary, content)
-        .and_then(|()| File::open(&temporary)?.sync_all())
-        .and_then(|()| fs::rename(&temporary, path))
-        .map_err(DataError::io("write", path))
-}
-
 /// Waits for the lock on a file (created when absent) and holds it until the result is dropped, at
 /// the latest until this process ends. A file system without locks gives none.
 pub(super) fn lock(path: &Path) -> Result<File, DataError> {

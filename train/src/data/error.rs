@@ -3,6 +3,8 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 use firebox_text::TokenizerError;
 use firebox_text::documents::TextError;
 
@@ -135,105 +137,85 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
-    /// The operating system said no.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// Read, write, create …
-        action: &'static str,
-        /// Which file or folder.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
+    /// A file or folder cannot be read, written, created or removed.
+    #[error(transparent)]
+    Io(#[from] FileError),
 }
 
-impl DataError {
-    /// What to do about it, where there is something.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
+impl Advise for DataError {
+    fn advice(&self) -> Advice {
+        let usage = |hint: &str| Advice::USAGE.hint(hint);
+        let failure = |hint: &str| Advice::FAILURE.hint(hint);
+        match self {
             Self::Pattern { .. } => {
-                "`*` matches within a name, `**` any folders, `[ab]` a or b, `{a,b}` either"
+                usage("`*` matches within a name, `**` any folders, `[ab]` a or b, `{a,b}` either")
             }
-            Self::NoMatch { .. } => {
-                "relative patterns are taken from the working directory; `**/*.txt` looks in all folders"
-            }
-            Self::EmptySource { .. } => {
-                "check its pattern or extensions, and `on_error = \"skip\"`, which leaves documents out"
-            }
+            Self::NoMatch { .. } => usage(
+                "relative patterns are taken from the working directory; `**/*.txt` looks in all folders",
+            ),
+            Self::EmptySource { .. } => usage(
+                "check its pattern or extensions, and `on_error = \"skip\"`, which leaves documents out",
+            ),
             Self::OneSided { source_name, .. } => {
                 let change = if source_name.is_none() {
                     "raise"
                 } else {
                     "lower"
                 };
-                return Some(format!(
+                Advice::USAGE.hint(format!(
                     "{change} data.validation.fraction, or set data.validation.by = \"tail\" to hold \
                      out the end of each document"
-                ));
+                ))
             }
-            Self::NoPackages { .. } => "`cargo fetch` downloads the sources of all packages",
+            Self::NoPackages { .. } => {
+                failure("`cargo fetch` downloads the sources of all packages")
+            }
             Self::Text { error, .. } => {
                 let skip = "on_error = \"skip\" leaves such documents out";
-                return match (error, error.hint()) {
-                    (TextError::Io { .. }, hint) => hint,
-                    (_, Some(hint)) => Some(format!("{hint}; {skip}")),
-                    (_, None) => Some(skip.to_owned()),
-                };
+                match (error, error.hint()) {
+                    (TextError::Io(_), _) => error.advice(),
+                    (_, Some(hint)) => Advice::FAILURE.hint(format!("{hint}; {skip}")),
+                    (_, None) => failure(skip),
+                }
             }
-            Self::Download { error, .. } => return Some(error.hint()),
-            Self::Checksum { .. } => {
+            Self::Download { error, .. } => error.advice(),
+            Self::Checksum { .. } => failure(
                 "this is another file or another version of it; if it is the wanted one, set its \
-                 hash as sha256"
-            }
-            Self::Changed { .. } => "run again once nothing writes to it any more",
-            Self::Tokenizer(error) => return error.hint(),
-            Self::TooLittle { .. } => {
-                "lower train.steps or schedule.batch_tokens, or raise the sources' epochs or max_bytes"
-            }
-            Self::ContextTooLong { .. } => "lower model.context, or add text",
+                 hash as sha256",
+            ),
+            Self::Changed { .. } => failure("run again once nothing writes to it any more"),
+            Self::Tokenizer(error @ TokenizerError::Write(_)) => error.advice(),
+            Self::Tokenizer(error) => error.advice().exit_code(2),
+            Self::TooLittle { .. } => usage(
+                "lower train.steps or schedule.batch_tokens, or raise the sources' epochs or max_bytes",
+            ),
+            Self::ContextTooLong { .. } => usage("lower model.context, or add text"),
             Self::Damaged { path, .. } => {
-                let folder = path.parent()?.display();
-                return Some(format!(
+                let folder = path.parent().unwrap_or(path).display();
+                Advice::FAILURE.hint(format!(
                     "remove {folder}: the next start prepares it again, with --resume as well"
-                ));
+                ))
             }
-            Self::Io { source, .. } => match source.kind() {
+            Self::Io(error) => match error.source.kind() {
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                    "free some space, or set data.cache to a folder on another disk"
+                    failure("free some space, or set data.cache to a folder on another disk")
                 }
-                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => failure(
                     "set data.cache, or the environment variable FIREBOX_CACHE, to a folder that can \
-                     be written"
-                }
-                _ => return None,
+                     be written",
+                ),
+                _ => Advice::FAILURE,
             },
-            Self::CargoLock { .. } => return None,
-        };
-        Some(hint.to_owned())
-    }
-
-    /// Whether the configuration is at fault (exit code 2), rather than the machine.
-    pub fn is_usage(&self) -> bool {
-        match self {
-            Self::Pattern { .. }
-            | Self::NoMatch { .. }
-            | Self::EmptySource { .. }
-            | Self::OneSided { .. }
-            | Self::TooLittle { .. }
-            | Self::ContextTooLong { .. } => true,
-            Self::Tokenizer(error) => !matches!(error, TokenizerError::Write { .. }),
-            _ => false,
+            Self::CargoLock { .. } => Advice::FAILURE,
         }
     }
+}
 
+impl DataError {
     /// An [`Io`](Self::Io) error of some action on some path.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
+        let failed = FileError::of(action, path);
+        move |error| Self::Io(failed(error))
     }
 }
 

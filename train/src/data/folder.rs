@@ -5,9 +5,9 @@
 use std::fs;
 use std::path::Path;
 
+use firebox_console::durable;
 use serde::{Deserialize, Serialize};
 
-use super::cache;
 use super::error::DataError;
 use super::shards::SetManifest;
 use super::survey::FORMAT;
@@ -83,6 +83,6 @@ impl Manifest {
     pub fn write(&self, folder: &Path) -> Result<(), DataError> {
         let path = folder.join(MANIFEST);
         let json = serde_json::to_vec(self).expect("numbers and strings can be written as JSON");
-        cache::write(&path, &json)
+        Ok(durable::write(&path, json)?)
     }
 }

@@ -16,7 +16,6 @@ mod order;
 mod packing;
 mod permutation;
 mod pool;
-mod progress;
 mod record;
 mod shards;
 mod source;
@@ -26,17 +25,17 @@ mod survey;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use firebox_console::durable::{self, Unfinished};
+use firebox_console::numbers::text_bytes;
 use firebox_text::Tokenizer;
 use firebox_text::packing::{PackedText, Packer};
 
 use self::build::build;
 use self::folder::{Manifest, TOKENIZER, VALIDATION_TEXT};
 use self::pool::FilePool;
-use self::progress::megabytes;
 use self::record::Records;
 use self::shards::{SetManifest, TokenSet};
 use self::survey::{Survey, file_tokenizer, survey};
@@ -189,7 +188,7 @@ fn find_or_build(
         Err(reason) => {
             if folder.exists() {
                 tracing::warn!("data: preparing again: {reason}");
-                remove(&folder)?;
+                durable::remove_folder(&folder)?;
             }
             build_in_place(config, survey, &folder, progress)?;
             let (prepared, _) = open()?;
@@ -214,9 +213,9 @@ fn describe(prepared: &Prepared) {
             bytes,
             tokens,
         } = source.text;
-        let bytes = megabytes(bytes);
+        let bytes = text_bytes(bytes);
         tracing::info!(
-            "source {:?}: {documents} training document(s), {bytes} MB, {tokens} tokens",
+            "source {:?}: {documents} training document(s), {bytes}, {tokens} tokens",
             source.name
         );
     }
@@ -226,8 +225,8 @@ fn describe(prepared: &Prepared) {
         tokens,
     } = prepared.held_out;
     tracing::info!(
-        "validation: {documents} document(s), {} MB, {tokens} tokens",
-        megabytes(bytes)
+        "validation: {documents} document(s), {}, {tokens} tokens",
+        text_bytes(bytes)
     );
 }
 
@@ -256,24 +255,10 @@ fn build_in_place(
     progress: bool,
 ) -> Result<(), DataError> {
     tracing::info!("data: preparing tokens in {}", folder.display());
-    let unfinished = folder.with_extension("unfinished");
-    if unfinished.exists() {
-        // We hold the lock: whoever began it is gone.
-        remove(&unfinished)?;
-    }
-    cache::create(&unfinished)?;
-    let built = build(config, survey, &unfinished, progress).and_then(|()| {
-        fs::rename(&unfinished, folder).map_err(DataError::io("rename", &unfinished))
-    });
-    if built.is_err() {
-        // The error at hand says more than one about what it left behind.
-        _ = fs::remove_dir_all(&unfinished);
-    }
-    built
-}
-
-fn remove(folder: &Path) -> Result<(), DataError> {
-    fs::remove_dir_all(folder).map_err(DataError::io("remove", folder))
+    // We hold the lock: whoever began an earlier one is gone.
+    let unfinished = Unfinished::create(folder)?;
+    build(config, survey, unfinished.path(), progress)?;
+    Ok(unfinished.finish()?)
 }
 
 /// Opens a folder of prepared data. `tokenizer` is the one of a file, if the run has one; otherwise

@@ -103,6 +103,8 @@ impl TrainingStream {
 
 #[cfg(test)]
 mod tests {
+    use firebox_console::advice::Advise as _;
+
     use super::super::shards::tests::sets;
     use super::*;
 
@@ -163,7 +165,7 @@ mod tests {
         let error = TrainingStream::new(sets.clone(), &epochs, 1241, 0).unwrap_err();
         let text = error.to_string();
         assert!(
-            text.contains("1241") && text.contains("1240") && error.is_usage(),
+            text.contains("1241") && text.contains("1240") && error.exit_code() == 2,
             "{text}"
         );
 

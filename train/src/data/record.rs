@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use firebox_console::durable;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -134,7 +135,7 @@ impl Records {
         let json = serde_json::to_vec(record).expect("numbers and strings can be written as JSON");
         let written = cache::create(&self.folder).and_then(|()| {
             let _lock = cache::lock(&self.folder.join("lock"))?;
-            cache::write(&path, &json)
+            Ok(durable::write(&path, json)?)
         });
         if let Err(error) = written {
             tracing::warn!(

@@ -4,13 +4,13 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use firebox_console::numbers::text_bytes;
 use firebox_text::Tokenizer;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
 use super::hash::{hash, hexadecimal};
-use super::progress::megabytes;
 use super::record::{Record, Records};
 use super::source;
 use super::split::split;
@@ -123,10 +123,10 @@ fn known(source: &SourceConfig, data: &DataConfig, records: &Records) -> Option<
         documents, bytes, ..
     } = record.survey;
     tracing::info!(
-        "source {:?}: {documents} document(s), {} MB, not read again: sizes and modification times of \
+        "source {:?}: {documents} document(s), {}, not read again: sizes and modification times of \
          {} file(s) are unchanged",
         source.name,
-        megabytes(bytes),
+        text_bytes(bytes),
         record.files
     );
     Some(record.survey)
@@ -152,9 +152,9 @@ fn read(
         training_bytes += split(&text, &hash, &data.validation).training.len() as u64;
     }
     tracing::info!(
-        "source {:?}: {documents} document(s), {} MB",
+        "source {:?}: {documents} document(s), {}",
         source.name,
-        megabytes(bytes)
+        text_bytes(bytes)
     );
     let found = SourceSurvey {
         hash: hexadecimal(&hasher.finalize().into()),

@@ -1,4 +1,7 @@
+use firebox_console::advice::Advise as _;
+use firebox_console::durable::FileError;
 use firebox_text::documents::TEXT_FIELD;
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -371,14 +374,17 @@ fn damaged_and_unfinished_folders_are_made_again() {
         TOKENIZER,
     ] {
         fs::write(folder.join(file), "damaged").unwrap();
-        fs::create_dir_all(folder.with_extension("unfinished").join("left")).unwrap();
+        let unfinished = Unfinished::create(&folder).unwrap();
+        fs::write(unfinished.path().join("left"), "half").unwrap();
+        let left = unfinished.path().to_owned();
+        std::mem::forget(unfinished);
         let again = prepare(&config, false).unwrap();
         assert_eq!(
             again.training_stream(8, 0, 1).unwrap().sequence(0).unwrap(),
             sequence,
             "{file}"
         );
-        assert!(!folder.with_extension("unfinished").exists());
+        assert!(!left.exists());
     }
 }
 
@@ -465,7 +471,7 @@ fn faults_of_the_configuration_are_told_apart() {
     let one = Workplace::new(&["a single document"]);
     let error = prepare(&one.config(&[]), false).unwrap_err();
     assert!(
-        matches!(error, DataError::OneSided { .. }) && error.is_usage(),
+        matches!(error, DataError::OneSided { .. }) && error.exit_code() == 2,
         "{error}"
     );
     assert!(error.hint().unwrap().contains("tail"), "{error}");
@@ -473,7 +479,7 @@ fn faults_of_the_configuration_are_told_apart() {
     let empty = Workplace::new(&["", ""]);
     let error = prepare(&empty.config(&[]), false).unwrap_err();
     assert!(
-        matches!(error, DataError::EmptySource { .. }) && error.is_usage(),
+        matches!(error, DataError::EmptySource { .. }) && error.exit_code() == 2,
         "{error}"
     );
 
@@ -503,11 +509,11 @@ fn faults_of_the_configuration_are_told_apart() {
     assert!(
         matches!(
             error,
-            DataError::Io {
+            DataError::Io(FileError {
                 action: "create",
                 ..
-            }
-        ) && !error.is_usage(),
+            })
+        ) && error.exit_code() == 1,
         "{error}"
     );
 }

@@ -1,12 +1,11 @@
 //! An HTML page with tables and charts.
 
-use std::fs;
-use std::io;
 use std::path::Path;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{Chart, Table};
+use crate::durable::{self, FileError};
 
 /// The assessment of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -139,8 +138,8 @@ impl Page {
     /// # Errors
     ///
     /// When the file cannot be written.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
-        fs::write(path, self.render())
+    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+        durable::write(path, self.render())
     }
 }
 

@@ -56,7 +56,7 @@ impl Table {
         }
     }
 
-    /// Adds columns of text, which are left-aligned.
+    /// Adds columns of text, which are left-aligned. If all headings are empty, none are printed.
     pub fn texts<H: Into<String>>(self, headings: impl IntoIterator<Item = H>) -> Self {
         self.columns(headings, false)
     }
@@ -108,15 +108,19 @@ impl Table {
         self.rows.is_empty()
     }
 
+    fn has_headings(&self) -> bool {
+        self.columns.iter().any(|column| !column.heading.is_empty())
+    }
+
     pub(super) fn render(&self) -> Markup {
         html! {
             figure {
                 @if !self.title.is_empty() { h3 { (self.title) } }
                 div.scroll {
                     table {
-                        thead { tr {
+                        @if self.has_headings() { thead { tr {
                             @for column in &self.columns { th class=[class(column, None)] scope="col" { (column.heading) } }
-                        } }
+                        } } }
                         tbody {
                             @for row in &self.rows { tr {
                                 @for (cell, column) in row.iter().zip(&self.columns) {
@@ -154,20 +158,24 @@ impl fmt::Display for Table {
                 .unwrap_or_default()
         };
         let widths: Vec<usize> = self.columns.iter().enumerate().map(width).collect();
-        let line = |texts: &mut dyn Iterator<Item = &str>| {
-            let mut line = String::new();
-            for ((text, &width), column) in texts.zip(&widths).zip(&self.columns) {
-                let gap = if line.is_empty() { "" } else { "  " };
-                line += &if column.number {
-                    format!("{gap}{text:>width$}")
-                } else {
-                    format!("{gap}{text:<width$}")
-                };
-            }
-            line.trim_end().to_owned()
+        // Without headings, the indent sets the rows apart from the title.
+        let indent = match self.has_headings() || self.title.is_empty() {
+            true => "",
+            false => "  ",
         };
-        let headings = line(&mut self.columns.iter().map(|column| column.heading.as_str()));
-        writeln!(formatter, "{headings}")?;
+        let line = |texts: &mut dyn Iterator<Item = &str>| {
+            let cells = texts.zip(&widths).zip(&self.columns);
+            let cells = cells.map(|((text, &width), column)| match column.number {
+                true => format!("{text:>width$}"),
+                false => format!("{text:<width$}"),
+            });
+            let line = cells.collect::<Vec<_>>().join("  ");
+            format!("{indent}{}", line.trim_end())
+        };
+        if self.has_headings() {
+            let headings = line(&mut self.columns.iter().map(|column| column.heading.as_str()));
+            writeln!(formatter, "{headings}")?;
+        }
         for row in &self.rows {
             writeln!(
                 formatter,
@@ -203,6 +211,23 @@ mod tests {
             table().to_string(),
             "Speed\ndevice  tokens/s\nflex       1,831\n<wgpu>         0\n"
         );
+    }
+
+    #[test]
+    fn rows_without_headings_are_a_list() {
+        let list = |title| {
+            Table::new(title)
+                .texts([""])
+                .numbers(["", ""])
+                .row(["norms".into(), "1".into()])
+                .row(["head".into(), "10".into(), "9 %".into()])
+        };
+        assert_eq!(list("").to_string(), "norms   1\nhead   10  9 %\n");
+        assert_eq!(
+            list("parameters").to_string(),
+            "parameters\n  norms   1\n  head   10  9 %\n"
+        );
+        assert!(!list("").render().into_string().contains("<thead>"));
     }
 
     #[test]

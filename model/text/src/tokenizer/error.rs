@@ -1,8 +1,10 @@
 //! Errors of tokenizers.
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
+
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
 
 use super::SMALLEST_VOCABULARY;
 
@@ -10,21 +12,11 @@ use super::SMALLEST_VOCABULARY;
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// The file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The I/O error.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Read(FileError),
     /// The file cannot be written.
-    #[error("cannot write {}: {source}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// The I/O error.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Write(FileError),
     /// The text is not a `tokenizer.json`.
     #[error("{} is not a tokenizer.json: {message}", Name(path))]
     Parse {
@@ -91,13 +83,12 @@ pub enum TokenizerError {
     },
 }
 
-impl TokenizerError {
-    /// What to do about it, if anything can be done.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
+impl Advise for TokenizerError {
+    fn advice(&self) -> Advice {
+        Advice::FAILURE.hint(match self {
             Self::NoEosToken { .. } => {
                 "use a token from the file's added_tokens, such as \"<|endoftext|>\" or \
-                \"</s>\""
+                 \"</s>\""
             }
             Self::UnknownId { .. } | Self::NoUsualEos { .. } => {
                 "set eos_token_id in config.json to the id of the token that ends a document"
@@ -107,11 +98,15 @@ impl TokenizerError {
             }
             Self::Parse { .. } => "use the tokenizer.json of a Hugging Face fast tokenizer",
             Self::Encode { .. } => "a byte-level tokenizer can encode every text",
-            _ => return None,
-        };
-        Some(hint.to_owned())
+            Self::Read(_)
+            | Self::Write(_)
+            | Self::VocabularyTooSmall { .. }
+            | Self::Train { .. } => return Advice::FAILURE,
+        })
     }
+}
 
+impl TokenizerError {
     /// The same error, with the file that it is about.
     pub(super) fn at(mut self, file: &Path) -> Self {
         if let Self::Parse { path, .. }

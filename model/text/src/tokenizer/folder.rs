@@ -4,10 +4,10 @@
 //! `tokenizer_config.json` it takes the class from the model's type, which may split text in another way
 //! (Qwen3's and OLMoE's do), and it does not know the EOS token.
 
-use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 
+use firebox_console::durable;
 use serde_json::json;
 
 use super::TOKENIZER_FILE;
@@ -59,15 +59,9 @@ impl Tokenizer {
     /// When a file cannot be written.
     pub fn save_to(&self, folder: &Path, context: usize) -> Result<(), TokenizerError> {
         let write = |name: &str, content: &[u8]| {
-            let path = folder.join(name);
-            fs::write(&path, content)
-                .and_then(|()| File::open(&path)?.sync_all())
-                .map_err(|source| TokenizerError::Write {
-                    path: path.clone(),
-                    source,
-                })
+            durable::write(&folder.join(name), content).map_err(TokenizerError::Write)
         };
-        write(TOKENIZER_FILE, self.json.as_bytes())?;
+        self.save(&folder.join(TOKENIZER_FILE))?;
         for (name, content) in &*self.companions.0 {
             write(name, content)?;
         }
@@ -98,6 +92,7 @@ impl Tokenizer {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::path::PathBuf;
 
     use serde_json::Value;

@@ -1,3 +1,4 @@
+use firebox_console::advice::Advise as _;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

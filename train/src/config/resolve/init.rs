@@ -39,16 +39,10 @@ impl Origin {
                 .hint("remove it to start from random weights"));
         }
         let unusable = || Problem::new(KEY, "cannot be used");
-        let folder = checkpoint_folder(init).map_err(|error| {
-            let hint = error.hint().unwrap_or_else(|| {
-                "it must be a checkpoint or run folder, such as runs/NAME, relative to the working directory".into()
-            });
-            unusable().caused_by(error, Some(hint))
-        })?;
-        let config = read_config(&folder).map_err(|error| {
-            let hint = error.hint();
-            unusable().caused_by(error, hint)
-        })?;
+        let hint = "it must be a checkpoint or run folder, such as runs/NAME, relative to the working directory";
+        let folder =
+            checkpoint_folder(init).map_err(|error| unusable().hint(hint).caused_by(error))?;
+        let config = read_config(&folder).map_err(|error| unusable().caused_by(error))?;
         Ok(Self { folder, config })
     }
 

@@ -66,9 +66,6 @@ pub(super) fn vocabulary(tokenizer: &TokenizerConfig) -> Checked<usize> {
         TokenizerConfig::Bpe { vocabulary } => Ok(*vocabulary),
         TokenizerConfig::File { path, end_of_text } => Tokenizer::from_file(path, end_of_text)
             .map(|opened| opened.vocabulary())
-            .map_err(|error| {
-                let hint = error.hint();
-                Problem::new("tokenizer.path", "cannot be used").caused_by(error, hint)
-            }),
+            .map_err(|error| Problem::new("tokenizer.path", "cannot be used").caused_by(error)),
     }
 }

@@ -77,6 +77,8 @@ fn literal_prefix(pattern: &str) -> PathBuf {
 mod tests {
     use std::fs;
 
+    use firebox_console::advice::Advise as _;
+
     use super::*;
 
     #[test]
@@ -106,7 +108,7 @@ mod tests {
 
         let error = expand(&["*.txt", "c/*.txt"]).unwrap_err();
         assert!(
-            error.to_string().contains("c/*.txt\" matches no file") && error.is_usage(),
+            error.to_string().contains("c/*.txt\" matches no file") && error.exit_code() == 2,
             "{error}"
         );
         let error = expand(&["[.txt"]).unwrap_err();

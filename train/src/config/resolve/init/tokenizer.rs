@@ -62,8 +62,7 @@ impl Origin {
             ));
         }
         let opened = Tokenizer::load(&path, &self.config.end_of_text).map_err(|error| {
-            let hint = error.hint();
-            Problem::new(KEY, "has a tokenizer that cannot be used").caused_by(error, hint)
+            Problem::new(KEY, "has a tokenizer that cannot be used").caused_by(error)
         })?;
         let end_of_text = opened.eos_token();
         Ok((

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::progress::Progress;
 use serde::{Deserialize, Serialize};
 use ureq::http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, LAST_MODIFIED, RANGE};
 use ureq::http::{HeaderMap, HeaderName, StatusCode};
 use ureq::{Agent, Body, Timeout};
 
 use crate::data::DataError;
-use crate::data::progress::Progress;
 
 /// Bytes that show that a download gets on: a try that brings fewer counts towards [`Patience::tries`].
 const HEADWAY: u64 = 1 << 20;
@@ -67,15 +68,14 @@ impl Display for DownloadError {
     }
 }
 
-impl DownloadError {
-    /// What to do about it.
-    pub fn hint(&self) -> String {
+impl Advise for DownloadError {
+    fn advice(&self) -> Advice {
         let local =
             "give the path of a local copy: --set data.source.0.url=PATH (sources count from 0)";
-        match self.received {
+        Advice::FAILURE.hint(match self.received {
             0 => format!("without a network, {local}"),
             _ => format!("the same command goes on from there; without a network, {local}"),
-        }
+        })
     }
 }
 
@@ -280,8 +280,8 @@ impl Download<'_> {
         start: u64,
         total: Option<u64>,
     ) -> Result<u64, Failure> {
-        let mut progress = Progress::new("downloading", total.unwrap_or(0), self.progress);
-        progress.advance(start);
+        let progress = Progress::shown_if(self.progress, "data: downloading", total.unwrap_or(0))
+            .starting_at(start);
         let local = |error| Failure::Local(DataError::io("write", self.part)(error));
         let (mut body, mut buffer, mut received) = (body.into_reader(), vec![0; 64 << 10], 0);
         loop {

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use firebox_console::advice::Advise as _;
+
 use super::download::Patience;
 use super::*;
 use crate::data::hash::hash;
