@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "key/value cache of 3 positions cannot hold 4")]
+    #[should_panic(expected = "4 positions exceed the key/value cache's capacity of 3")]
     fn a_full_cache_takes_no_more() {
         let device = select(default_name()).unwrap();
         let mut cache = KeyValueCache::new(&smallest(), 1, 3, &device);

@@ -353,7 +353,7 @@ mod tests {
         let error = broken(|config| config.kv_heads = 3);
         assert_eq!((error.key, error.value.as_str()), ("kv_heads", "3"));
         assert!(error.rule.starts_with("must divide heads = 4"), "{error}");
-        assert_eq!(error.hint, "allowed here: 1, 2, 4");
+        assert_eq!(error.hint, "allowed values: 1, 2, 4");
 
         let error = broken(|config| config.head_dim = 7);
         assert_eq!((error.key, error.hint.as_str()), ("head_dim", "6 or 8"));

@@ -1,10 +1,12 @@
-//! Small runs on real text: the sources of this workspace.
+//! Small runs on the text of `fixtures/corpus`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use firebox_train::config::{RunConfig, load};
 use firebox_train::trainer::{Resume, RunOptions};
+
+use crate::fixtures;
 
 /// A folder that is removed in the end, with a configuration of a run that takes seconds.
 #[derive(Debug)]
@@ -51,12 +53,12 @@ cache = "CACHE"
 [data.validation]
 fraction = 0.2
 [[data.source]]
-name = "code"
-files = ["model/src/*.rs"]
+name = "plays"
+files = ['CORPUS/plays/*.txt']
 epochs = 2
 [[data.source]]
-name = "text"
-files = ["configs/*.toml"]
+name = "notes"
+jsonl = ['CORPUS/notes.jsonl']
 "#;
 
 impl TestRun {
@@ -79,7 +81,9 @@ impl TestRun {
     ///
     /// When it cannot be written.
     pub fn write(&self, name: &str, text: &str) -> String {
-        let data = DATA.replace("CACHE", &self.argument("cache"));
+        let data = DATA
+            .replace("CACHE", &self.argument("cache"))
+            .replace("CORPUS", &fixtures::folder("corpus").to_string_lossy());
         fs::write(self.path(name), format!("{text}{data}")).expect("a file");
         self.argument(name)
     }
@@ -98,24 +102,13 @@ impl TestRun {
         self.path(name).to_str().expect("UTF-8").to_owned()
     }
 
-    /// The configuration with some values set, as `--set` does. Globs are those of the workspace.
+    /// The configuration with some values set, as `--set` does.
     ///
     /// # Panics
     ///
     /// When a value is not allowed.
     pub fn config(&self, overrides: &[&str]) -> RunConfig {
-        let workspace = crate::binaries::workspace();
-        let globs = [("0", "model/src/*.rs"), ("1", "configs/*.toml")];
-        let globs = globs.map(|(source, glob)| {
-            format!(
-                "data.source.{source}.files.0={}",
-                workspace.join(glob).display()
-            )
-        });
-        let overrides: Vec<String> = globs
-            .into_iter()
-            .chain(overrides.iter().map(|&text| text.to_owned()))
-            .collect();
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
         load(&self.path("run.toml"), &overrides).expect("a configuration")
     }
 

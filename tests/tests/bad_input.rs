@@ -103,7 +103,7 @@ fn text_that_cannot_be_used() {
 
     fs::write(test.path("empty.txt"), "").unwrap();
     let empty = format!("data.source.0.files.0={}", test.argument("empty.txt"));
-    rejects(&test, &["--set", &empty], 2, &["\"code\" is empty"]);
+    rejects(&test, &["--set", &empty], 2, &["\"plays\" is empty"]);
 
     fs::write(test.path("latin.txt"), b"caf\xe9 au lait").unwrap();
     let latin = format!("data.source.0.files.0={}", test.argument("latin.txt"));
@@ -229,12 +229,8 @@ fn a_run_that_is_there_is_neither_overwritten_nor_mixed_up() {
     // The same configuration, but the text behind it has changed: the run continues with its own, and says so.
     let text = fs::read_to_string(test.path("run.toml")).unwrap();
     fs::write(test.path("more.txt"), "one more document".repeat(20)).unwrap();
-    let more = format!(
-        "files = [\"configs/*.toml\", \"{}\"]",
-        test.argument("more.txt")
-    );
-    let files = "files = [\"configs/*.toml\"]";
-    fs::write(test.path("run.toml"), text.replace(files, &more)).unwrap();
+    let more = format!("files = ['{}', ", test.argument("more.txt"));
+    fs::write(test.path("run.toml"), text.replace("files = [", &more)).unwrap();
     train(&test, "other", &[]);
     let (config, out) = (test.argument("run.toml"), test.argument("other"));
     let resume = ["run", &config, "--out", &out, "--resume"];

@@ -14,12 +14,7 @@ fn memory_of_the_host_that_ends_is_a_sentence() {
     let test = TestRun::new();
     let (config, out) = (test.argument("run.toml"), test.argument("run"));
     let run = ["run", &config, "--out", &out, "--device", "flex"];
-    let more = [
-        "--set",
-        "train.steps=4",
-        "--set",
-        "data.source.0.epochs=2000",
-    ];
+    let more = ["--set", "train.steps=4", "--set", "data.source.0.epochs=40"];
     let first = binaries::train(&[&run[..], &more].concat())
         .output()
         .expect("the binary starts");
@@ -65,7 +60,7 @@ fn a_buffer_that_does_not_fit_is_a_sentence_and_the_checkpoint_stays() {
         let mut arguments = vec!["run", &config, "--out", &out, "--device", "wgpu"];
         let more = [
             "train.steps=4",
-            "data.source.0.epochs=2000",
+            "data.source.0.epochs=200",
             // From two sequences to more than any adapter takes at once.
             "schedule.batch_tokens={ start = 64, end = 6000000, ramp_steps = 3 }",
             "checkpoint.every=1",

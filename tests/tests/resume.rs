@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use firebox_checkpoint::TensorFile;
 use firebox_runtime::control::Control;
@@ -38,27 +38,71 @@ fn assert_same_end(what: &str, step: u64, found: &Path, expected: &Path) {
     assert_eq!(metrics(found), metrics(expected), "{what}: metrics");
 }
 
+/// What is seen of a run's folder when the run is killed. Steps are counted from its start or resume; what an earlier
+/// kill left behind is of the first one at most.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    /// Training is about to begin.
+    Begun,
+    /// This step is in the metrics.
+    Logged(u64),
+    /// The checkpoint of this step is being written, and has come to this file.
+    Writing(u64, &'static str),
+    /// The checkpoint of this step has its name.
+    Complete(u64),
+}
+
+impl Moment {
+    /// A run that starts or resumes after the step `from`, when its configuration was `written`.
+    fn has_come(self, run: &Path, from: u64, written: Option<SystemTime>) -> bool {
+        let checkpoint =
+            |prefix: &str, step: u64| run.join(format!("checkpoints/{prefix}{:07}", from + step));
+        match self {
+            Self::Begun => time_of(&run.join("config.toml")) != written,
+            Self::Logged(step) => fs::read_to_string(run.join("metrics.jsonl")).is_ok_and(|text| {
+                text.contains(&format!(r#""kind":"train","step":{},"#, from + step))
+            }),
+            Self::Writing(step, file) => checkpoint(".writing-", step).join(file).exists(),
+            Self::Complete(step) => checkpoint("step-", step).exists(),
+        }
+    }
+}
+
+/// When a file was written last, if it is there.
+fn time_of(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).ok()?.modified().ok()
+}
+
+/// The step of a run's newest checkpoint.
+fn newest(run: &Path) -> Option<u64> {
+    let entries = fs::read_dir(run.join("checkpoints"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names
+        .filter_map(|name| name.strip_prefix("step-")?.parse().ok())
+        .max()
+}
+
 #[test]
 fn a_killed_run_ends_with_the_same_bytes() {
+    const STEPS: u64 = 60;
     let test = TestRun::new();
     let config = test.argument("run.toml");
-    // A checkpoint after every step, so that many kills fall into the writing of one. One command for the first
-    // start and for all that follow: some of the kills come before the first checkpoint.
+    // A checkpoint after every step, so that a kill falls into the writing of one or close to it.
+    // One command for the first start and for all that follow.
     let start = |name: &str| -> Child {
         let out = test.argument(name);
-        let arguments = [
-            "run",
-            &config,
-            "--out",
-            &out,
-            "--device",
-            "flex",
+        let steps = format!("train.steps={STEPS}");
+        let mut arguments = vec!["run", &config, "--out", &out, "--device", "flex"];
+        arguments.extend([
             "--set",
             "checkpoint.every=1",
             "--set",
-            "train.steps=150",
+            &steps,
             "--resume=auto",
-        ];
+        ]);
         let mut command = binaries::train(&arguments);
         command
             .stdout(Stdio::null())
@@ -76,29 +120,40 @@ fn a_killed_run_ends_with_the_same_bytes() {
     };
     finish(start("whole"));
 
-    let last = test.path("killed/checkpoints/step-0000150");
-    let mut kills = 0;
-    for attempt in 0..60u64 {
+    let killed = test.path("killed");
+    let moments = [
+        Moment::Begun,
+        Moment::Writing(2, "config.json"),
+        Moment::Logged(3),
+        Moment::Begun,
+        Moment::Writing(2, "model.safetensors"),
+        Moment::Complete(2),
+        Moment::Writing(2, "train_state.safetensors"),
+        Moment::Logged(2),
+        Moment::Writing(2, "train_state.json"),
+        Moment::Complete(4),
+    ];
+    for moment in moments {
+        let (before, written) = (newest(&killed), time_of(&killed.join("config.toml")));
         let mut child = start("killed");
-        // Spread over the whole life of a process, from its first milliseconds on.
-        std::thread::sleep(Duration::from_millis(20 + attempt * 37 % 150));
-        if child.try_wait().expect("a state").is_none() {
-            child.kill().expect("a kill"); // SIGKILL
-            kills += 1;
+        let started = Instant::now();
+        while !moment.has_come(&killed, before.unwrap_or(0), written) {
+            let waited = started.elapsed();
+            assert!(waited < Duration::from_secs(60), "{moment:?} has not come");
+            std::thread::yield_now();
         }
-        finish_quietly(child);
-        if last.exists() {
-            break;
-        }
+        child.kill().expect("a kill"); // SIGKILL
+        let output = child.wait_with_output().expect("an end");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            output.status.code(),
+            None,
+            "{moment:?} came too late: {text}"
+        );
+        println!("{moment:?}: from {before:?} to {:?}", newest(&killed));
     }
-    assert!(
-        kills >= 5,
-        "only {kills} kills: the run is too short for this test"
-    );
-    // Where it is done already, this changes nothing.
     finish(start("killed"));
-    println!("{kills} kills");
-    assert_same_end("killed", 150, &test.path("killed"), &test.path("whole"));
+    assert_same_end("killed", STEPS, &killed, &test.path("whole"));
 }
 
 /// What a start leaves that dies before its first checkpoint is nothing to go on from, and nothing that a new start
@@ -153,18 +208,6 @@ fn a_start_without_a_checkpoint_is_started_again() {
     assert!(
         text.contains("optimizer.learning_rate: 0.005 → 0.01"),
         "{text}"
-    );
-}
-
-/// Waits for a process that may have been killed. One that ended by itself must have ended well: no kill
-/// may leave a run that cannot go on.
-fn finish_quietly(child: Child) {
-    let output = child.wait_with_output().expect("an end");
-    let killed = output.status.code().is_none();
-    assert!(
-        killed || output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
     );
 }
 
@@ -292,9 +335,9 @@ fn ctrl_c_writes_a_checkpoint_and_says_how_to_go_on() {
     let steps = "train.steps=5000";
     let more = [
         "--set",
-        "data.source.0.epochs=2000",
+        "data.source.0.epochs=20",
         "--set",
-        "data.source.1.epochs=2000",
+        "data.source.1.epochs=20",
     ];
     let mut arguments = vec!["run", &config, "--out", &out, "--set", steps];
     arguments.extend(more);
@@ -303,7 +346,7 @@ fn ctrl_c_writes_a_checkpoint_and_says_how_to_go_on() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     while !test.path("run/checkpoints/latest").exists() {
         assert!(
             started.elapsed() < Duration::from_secs(60),

@@ -26,10 +26,15 @@ fn said(output: &Output) -> String {
 
 /// Every step's loss of a device of a comparison.
 fn losses(device: &Value) -> Vec<f64> {
+    numbers(device, "loss")
+}
+
+/// Every step's value of one field.
+fn numbers(device: &Value, field: &str) -> Vec<f64> {
     let steps = device["steps"].as_array().expect("steps");
     steps
         .iter()
-        .map(|step| step["loss"].as_f64().expect("a loss"))
+        .map(|step| step[field].as_f64().expect("a number"))
         .collect()
 }
 
@@ -56,8 +61,10 @@ fn every_backend_of_the_build_trains_the_steps_of_a_run() {
     }
 
     // The perturbed run starts from weights that differ by a relative 1e-6 only.
-    let [first, perturbed] = [&devices[0], &report["perturbed"]].map(losses);
+    let runs = [&devices[0], &report["perturbed"]];
+    let [first, perturbed] = runs.map(|run| numbers(run, "gradient_norm"));
     assert_ne!(first, perturbed);
+    let [first, perturbed] = runs.map(losses);
     assert!(
         (first[0] - perturbed[0]).abs() < 1e-5 * first[0],
         "{first:?} and {perturbed:?}"

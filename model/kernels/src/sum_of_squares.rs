@@ -31,6 +31,10 @@ pub fn sum_of_squares<const D: usize>(values: Tensor<D>) -> Tensor<1> {
 /// [`sum_of_squares`] in plain tensor operations, in f32.
 pub fn sum_of_squares_reference<const D: usize>(values: Tensor<D>) -> Tensor<1> {
     let elements = values.shape().num_elements();
+    if elements == 0 {
+        // To `reshape`, a length of 0 means that of the old shape.
+        return Tensor::zeros([1], &values.device());
+    }
     let values = values.cast(DType::F32).reshape([elements]);
     sum_in_blocks(values.square())
 }
