@@ -81,30 +81,30 @@ pub fn write_with<E: From<FileError>>(
 /// its own name. Files in it are synced by whoever writes them.
 #[derive(Debug)]
 pub struct Unfinished {
-    temporary: PathBuf,
     path: PathBuf,
+    target: PathBuf,
 }
 
 impl Unfinished {
-    /// An empty folder that will be at `path`. Makes the folders above it, and removes what a crash left of an earlier
+    /// An empty folder that will be at `target`. Makes the folders above it, and removes what a crash left of an earlier
     /// one.
     ///
     /// # Errors
     ///
     /// When it cannot be created.
-    pub fn create(path: &Path) -> Result<Self, FileError> {
-        let temporary = unfinished(path);
-        remove_folder(&temporary)?;
-        fs::create_dir_all(&temporary).map_err(FileError::of("create", &temporary))?;
+    pub fn create(target: &Path) -> Result<Self, FileError> {
+        let path = unfinished(target);
+        remove_folder(&path)?;
+        fs::create_dir_all(&path).map_err(FileError::of("create", &path))?;
         Ok(Self {
-            temporary,
-            path: path.to_owned(),
+            path,
+            target: target.to_owned(),
         })
     }
 
     /// Where the folder is until it is finished.
     pub fn path(&self) -> &Path {
-        &self.temporary
+        &self.path
     }
 
     /// Gives the folder its own name, which must be free or that of an empty folder.
@@ -114,17 +114,17 @@ impl Unfinished {
     /// When it cannot be synced or renamed; then it is removed.
     pub fn finish(self) -> Result<(), FileError> {
         // Only Unix renames onto an empty folder.
-        absent(fs::remove_dir(&self.path))
-            .and_then(|()| sync_folder(&self.temporary))
-            .and_then(|()| rename(&self.temporary, &self.path))
-            .map_err(FileError::of("write", &self.path))
+        absent(fs::remove_dir(&self.target))
+            .and_then(|()| sync_folder(&self.path))
+            .and_then(|()| rename(&self.path, &self.target))
+            .map_err(FileError::of("write", &self.target))
     }
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
         // After the rename nothing has this name.
-        let _ = fs::remove_dir_all(&self.temporary);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
