@@ -356,7 +356,7 @@ mod tests {
         assert_eq!(error.hint, "allowed values: 1, 2, 4");
 
         let error = broken(|config| config.head_dim = 7);
-        assert_eq!((error.key, error.hint.as_str()), ("head_dim", "6 or 8"));
+        assert_eq!((error.key, error.hint.as_str()), ("head_dim", "use 6 or 8"));
 
         for per_token in [0, 9] {
             let error = broken(|config| config.experts.per_token = per_token);

@@ -248,7 +248,7 @@ fn a_run_that_is_there_is_neither_overwritten_nor_mixed_up() {
         "other words of the same document".repeat(20),
     )
     .unwrap();
-    continues("source \"text\" has changed");
+    continues("source \"plays\" has changed");
 
     // Its own text is gone as well.
     fs::remove_dir_all(test.path("cache")).unwrap();

@@ -14,7 +14,12 @@ fn memory_of_the_host_that_ends_is_a_sentence() {
     let test = TestRun::new();
     let (config, out) = (test.argument("run.toml"), test.argument("run"));
     let run = ["run", &config, "--out", &out, "--device", "flex"];
-    let more = ["--set", "train.steps=4", "--set", "data.source.0.epochs=40"];
+    let more = [
+        "--set",
+        "train.steps=4",
+        "--set",
+        "data.source.0.epochs=200",
+    ];
     let first = binaries::train(&[&run[..], &more].concat())
         .output()
         .expect("the binary starts");

@@ -85,7 +85,7 @@ impl<'a> Fields<'a> {
             match self.family.usage(key) {
                 Some(Usage::Read | Usage::Neutral) => {}
                 Some(Usage::Only { value: only, rule }) => {
-                    if !value.is_null() && value.to_string() != only {
+                    if !value.is_null() && *value != only {
                         return Err(self.error(key, value, rule));
                     }
                 }
