@@ -87,7 +87,7 @@ pub fn bench(
         batch,
         repeats,
     } = options;
-    let largest = model.config().context;
+    let largest = model.config().context_length;
     if prompt + new > largest {
         return Err(InferError::BenchTooLong {
             tokens: prompt + new,
@@ -131,7 +131,7 @@ fn once(model: &LanguageModel, prompt: usize, new: usize, batch: usize) -> (f64,
     // Rows and neighbouring tokens differ, so that tokens spread over experts as in real text.
     let ids: Vec<Vec<u32>> = (0..batch)
         .map(|row| {
-            let id = |index: usize| ((index * 7919 + row * 104_729) % config.vocabulary) as u32;
+            let id = |index: usize| ((index * 7919 + row * 104_729) % config.vocab_size) as u32;
             (0..prompt).map(id).collect()
         })
         .collect();

@@ -77,11 +77,11 @@ impl Engine {
     ///
     /// The first id that is not in the model's vocabulary.
     pub fn check(&self, ids: &[u32]) -> Result<(), InferError> {
-        let model = self.model.config().vocabulary;
+        let model = self.model.config().vocab_size;
         match ids.iter().find(|&&id| id as usize >= model) {
             Some(&id) => Err(InferError::Vocabulary {
                 id,
-                tokenizer: self.tokenizer.vocabulary(),
+                tokenizer: self.tokenizer.vocab_size(),
                 model,
             }),
             None => Ok(()),
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn an_id_beyond_the_vocabulary_is_an_error_with_both_sizes() {
         let mut config = tiny_config();
-        config.vocabulary = 200;
+        config.vocab_size = 200;
         let tiny = TinyCheckpoint::new(&config, 1);
         let error =
             Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap_err();
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn prompts_and_evaluated_text_begin_with_the_bos_token() {
         let mut config = tiny_config();
-        config.vocabulary = 258;
+        config.vocab_size = 258;
         let tiny = TinyCheckpoint::new(&config, 1);
         add_bos(tiny.path());
         let engine = Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap();

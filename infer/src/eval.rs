@@ -119,7 +119,7 @@ impl Report {
 /// The default sequence length in tokens: the model's context, capped so that the attention scores of long sequences do
 /// not exhaust memory.
 pub fn default_context(engine: &Engine) -> usize {
-    engine.model.config().context.min(2048)
+    engine.model.config().context_length.min(2048)
 }
 
 /// Evaluates packed text in sequences of `context` tokens, `rows` at a time; `progress` is called with the
@@ -135,7 +135,7 @@ pub fn evaluate(
     rows: usize,
     progress: impl FnMut(u64),
 ) -> Result<Report, InferError> {
-    let largest = engine.model.config().context;
+    let largest = engine.model.config().context_length;
     if context > largest {
         return Err(InferError::Context { context, largest });
     }

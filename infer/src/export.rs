@@ -68,7 +68,7 @@ impl Export {
         let part = unfinished.path();
         save(&model, part, &options, |done| progress(done, total))?;
         match &tokenizer {
-            Some(tokenizer) => tokenizer.save_to(part, model.config().context)?,
+            Some(tokenizer) => tokenizer.save_to(part, model.config().context_length)?,
             None => tracing::warn!("{} has no {TOKENIZER_FILE}", folder.display()),
         }
         unfinished.finish()?;

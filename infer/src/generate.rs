@@ -42,7 +42,7 @@ pub fn generate(
 ) -> Result<Generated, InferError> {
     let started = Instant::now();
     let prompt = engine.prompt(&request.prompt)?;
-    let context = engine.model.config().context;
+    let context = engine.model.config().context_length;
     if prompt.len() > context {
         tracing::warn!(
             "the prompt has {} tokens; only the last {context}, the model's context, are used",

@@ -14,13 +14,13 @@ use tempfile::TempDir;
 /// Two layers of four experts, for the byte tokenizer.
 pub fn tiny_config() -> ModelConfig {
     ModelConfig {
-        vocabulary: 257,
+        vocab_size: 257,
         layers: 2,
         d_model: 16,
         heads: 2,
         kv_heads: 1,
         head_dim: 8,
-        context: 32,
+        context_length: 32,
         rope_theta: 10_000.0,
         norm_epsilon: 1e-5,
         tied_embeddings: false,
@@ -31,7 +31,7 @@ pub fn tiny_config() -> ModelConfig {
         dense: None,
         experts: ExpertsConfig {
             count: 4,
-            per_token: 2,
+            top_k: 2,
             d_ff: 16,
         },
         router: RouterConfig {
@@ -59,7 +59,9 @@ impl TinyCheckpoint {
             ..SaveOptions::default()
         };
         save(&model, folder.path(), &options, |_| ()).unwrap();
-        tokenizer.save_to(folder.path(), config.context).unwrap();
+        tokenizer
+            .save_to(folder.path(), config.context_length)
+            .unwrap();
         Self(folder)
     }
 

@@ -105,15 +105,15 @@ impl TraceInput {
     pub fn check(&self, path: &Path, model: &ModelConfig) -> Result<(), InferError> {
         let reason = if self.ids.is_empty() {
             "input_ids is empty".to_owned()
-        } else if self.sequence > model.context {
+        } else if self.sequence > model.context_length {
             format!(
                 "rows of {} tokens exceed the model's context of {}",
-                self.sequence, model.context
+                self.sequence, model.context_length
             )
-        } else if let Some(id) = self.ids.iter().find(|id| **id as usize >= model.vocabulary) {
+        } else if let Some(id) = self.ids.iter().find(|id| **id as usize >= model.vocab_size) {
             format!(
                 "token id {id} is not in the model's vocabulary of {} ids",
-                model.vocabulary
+                model.vocab_size
             )
         } else {
             return Ok(());

@@ -12,7 +12,7 @@ const BYTES_PER_F32: u128 = 4;
 /// Number of parameters, by part of the model. There are no biases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Parameters {
-    /// The embedding table, `[vocabulary, d_model]`.
+    /// The embedding table, `[vocab_size, d_model]`.
     pub embedding: u128,
     /// Query, key, value and output projections of all layers.
     pub attention: u128,
@@ -22,15 +22,15 @@ pub struct Parameters {
     pub feed_forward: u128,
     /// Norm gains: two `[d_model]` per layer, the final norm, and the norms of queries and keys.
     pub norms: u128,
-    /// The output head, `[vocabulary, d_model]`; 0 if it is tied to the embedding.
+    /// The output head, `[vocab_size, d_model]`; 0 if it is tied to the embedding.
     pub head: u128,
 }
 
 impl Parameters {
     /// Counts the parameters of a model.
     pub fn of(config: &ModelConfig) -> Self {
-        let [layers, d_model, vocabulary] =
-            [config.layers, config.d_model, config.vocabulary].map(|n| n as u128);
+        let [layers, d_model, vocab_size] =
+            [config.layers, config.d_model, config.vocab_size].map(|n| n as u128);
         let heads = config.heads as u128 * config.head_dim as u128;
         let kv_heads = config.kv_heads as u128 * config.head_dim as u128;
         let experts = config.experts.count as u128;
@@ -41,7 +41,7 @@ impl Parameters {
             ),
             FeedForwardKind::Dense => (
                 0,
-                config.experts.per_token as u128 * expert_parameters_all_layers(config),
+                config.experts.top_k as u128 * expert_parameters_all_layers(config),
             ),
         };
         let qk_norms = match config.qk_norm {
@@ -50,7 +50,7 @@ impl Parameters {
             QkNorm::Head => 2 * config.head_dim as u128,
         };
         Self {
-            embedding: vocabulary * d_model,
+            embedding: vocab_size * d_model,
             // Query and output projections have the width of all heads, key and value projections that of the key/value heads.
             attention: layers * 2 * d_model * (heads + kv_heads),
             router,
@@ -59,7 +59,7 @@ impl Parameters {
             head: if config.tied_embeddings {
                 0
             } else {
-                vocabulary * d_model
+                vocab_size * d_model
             },
         }
     }
@@ -148,10 +148,10 @@ impl Accounting {
     pub fn of(config: &ModelConfig) -> Self {
         let parameters = Parameters::of(config);
         let total = parameters.total();
-        let selected = config.experts.per_token as u128 * expert_parameters_all_layers(config)
+        let selected = config.experts.top_k as u128 * expert_parameters_all_layers(config)
             + dense_layers(config);
         // A tied head multiplies with the embedding table, so its operations count although its parameters do not.
-        let head = config.vocabulary as u128 * config.d_model as u128;
+        let head = config.vocab_size as u128 * config.d_model as u128;
         let shared = parameters.attention + parameters.router + head;
         let lookup = if config.tied_embeddings {
             0
@@ -159,7 +159,8 @@ impl Accounting {
             config.d_model as u128
         };
         let scores =
-            2.0 * 2.0 * (config.heads * config.head_dim) as f64 * config.context as f64 / 2.0;
+            2.0 * 2.0 * (config.heads * config.head_dim) as f64 * config.context_length as f64
+                / 2.0;
         let forward = 2.0 * (shared + selected) as f64;
         let weights = BYTES_PER_F32 * total;
         Self {
@@ -190,13 +191,13 @@ mod tests {
     /// The described GPT-4.
     fn described() -> ModelConfig {
         ModelConfig {
-            vocabulary: 100_277,
+            vocab_size: 100_277,
             layers: 120,
             d_model: 10_752,
             heads: 168,
             kv_heads: 1,
             head_dim: 128,
-            context: 8192,
+            context_length: 8192,
             rope_theta: 10_000.0,
             norm_epsilon: 1e-5,
             tied_embeddings: false,
@@ -206,7 +207,7 @@ mod tests {
             dense: None,
             experts: ExpertsConfig {
                 count: 16,
-                per_token: 2,
+                top_k: 2,
                 d_ff: 28_672,
             },
             router: RouterConfig {
@@ -246,16 +247,16 @@ mod tests {
     #[test]
     fn a_small_model_counted_by_hand() {
         let config = ModelConfig {
-            vocabulary: 10,
+            vocab_size: 10,
             layers: 2,
             d_model: 4,
             heads: 2,
             kv_heads: 1,
             head_dim: 6,
-            context: 8,
+            context_length: 8,
             experts: ExpertsConfig {
                 count: 3,
-                per_token: 2,
+                top_k: 2,
                 d_ff: 5,
             },
             ..described()

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// Number of token ids, the end-of-text token included.
-    pub vocabulary: usize,
+    pub vocab_size: usize,
     /// Number of transformer blocks.
     pub layers: usize,
     /// Width of the residual stream.
@@ -21,7 +21,7 @@ pub struct ModelConfig {
     /// Width of one head; even, because the rotary embedding rotates pairs of values.
     pub head_dim: usize,
     /// Longest sequence, in tokens.
-    pub context: usize,
+    pub context_length: usize,
     /// Base of the rotary embedding's frequencies.
     pub rope_theta: f64,
     /// Added to the mean square before the square root in RMSNorm.
@@ -77,7 +77,7 @@ pub struct DenseConfig {
 pub enum FeedForwardKind {
     /// Mixture of experts.
     Moe,
-    /// The iso-FLOP dense baseline: one SwiGLU of width `experts.d_ff × experts.per_token`, which needs as many FLOPs
+    /// The iso-FLOP dense baseline: one SwiGLU of width `experts.d_ff × experts.top_k`, which needs as many FLOPs
     /// per token as the selected experts of an MoE layer.
     Dense,
 }
@@ -89,7 +89,7 @@ pub struct ExpertsConfig {
     /// Number of experts per layer (E).
     pub count: usize,
     /// Number of experts per token (k).
-    pub per_token: usize,
+    pub top_k: usize,
     /// Hidden width of one expert's SwiGLU.
     pub d_ff: usize,
 }
@@ -124,7 +124,7 @@ pub enum BalanceKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key} = {value}: {rule}")]
 pub struct ConfigError {
-    /// The key's path below `[model]`, such as `experts.per_token`.
+    /// The key's path below `[model]`, such as `experts.top_k`.
     pub key: &'static str,
     /// Its value.
     pub value: String,
@@ -142,13 +142,13 @@ impl ModelConfig {
     /// The first violated rule, with the key, its value, what is allowed, and a hint.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let sizes: [(&'static str, usize); 9] = [
-            ("vocabulary", self.vocabulary),
+            ("vocab_size", self.vocab_size),
             ("layers", self.layers),
             ("d_model", self.d_model),
             ("heads", self.heads),
             ("kv_heads", self.kv_heads),
             ("head_dim", self.head_dim),
-            ("context", self.context),
+            ("context_length", self.context_length),
             ("experts.count", self.experts.count),
             ("experts.d_ff", self.experts.d_ff),
         ];
@@ -183,14 +183,14 @@ impl ModelConfig {
             ),
         )?;
         require(
-            (1..=self.experts.count).contains(&self.experts.per_token),
-            "experts.per_token",
-            self.experts.per_token,
+            (1..=self.experts.count).contains(&self.experts.top_k),
+            "experts.top_k",
+            self.experts.top_k,
             format!(
                 "must lie between 1 and experts.count = {}",
                 self.experts.count
             ),
-            "2 of 8 and 2 of 16 are common; per_token = count selects all experts",
+            "2 of 8 and 2 of 16 are common; top_k = count selects all experts",
         )?;
         if let Some(dense) = &self.dense {
             let listed = format!("{:?}", dense.layers);
@@ -217,7 +217,7 @@ impl ModelConfig {
                 "dense.d_ff",
                 dense.d_ff,
                 format!("must lie between 1 and {LARGEST_SIZE}"),
-                "experts.d_ff × experts.per_token needs as many FLOPs as the selected experts",
+                "experts.d_ff × experts.top_k needs as many FLOPs as the selected experts",
             )?;
         }
         let finite: [(&'static str, f64, bool); 6] = [
@@ -248,9 +248,9 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Total hidden width of the experts of a token: `d_ff × per_token`.
+    /// Total hidden width of the experts of a token: `d_ff × top_k`.
     pub fn active_d_ff(&self) -> usize {
-        self.experts.d_ff * self.experts.per_token
+        self.experts.d_ff * self.experts.top_k
     }
 
     /// Hidden width of a layer's dense feed-forward; `None` for an MoE layer.
@@ -322,13 +322,13 @@ mod tests {
     fn every_size_has_both_ends() {
         type Size = fn(&mut ModelConfig) -> &mut usize;
         let sizes: [(&str, Size); 9] = [
-            ("vocabulary", |config| &mut config.vocabulary),
+            ("vocab_size", |config| &mut config.vocab_size),
             ("layers", |config| &mut config.layers),
             ("d_model", |config| &mut config.d_model),
             ("heads", |config| &mut config.heads),
             ("kv_heads", |config| &mut config.kv_heads),
             ("head_dim", |config| &mut config.head_dim),
-            ("context", |config| &mut config.context),
+            ("context", |config| &mut config.context_length),
             ("experts.count", |config| &mut config.experts.count),
             ("experts.d_ff", |config| &mut config.experts.d_ff),
         ];
@@ -358,9 +358,9 @@ mod tests {
         let error = broken(|config| config.head_dim = 7);
         assert_eq!((error.key, error.hint.as_str()), ("head_dim", "use 6 or 8"));
 
-        for per_token in [0, 9] {
-            let error = broken(|config| config.experts.per_token = per_token);
-            assert_eq!(error.key, "experts.per_token");
+        for top_k in [0, 9] {
+            let error = broken(|config| config.experts.top_k = top_k);
+            assert_eq!(error.key, "experts.top_k");
             assert_eq!(error.rule, "must lie between 1 and experts.count = 8");
         }
 

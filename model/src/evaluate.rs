@@ -121,7 +121,7 @@ mod tests {
         config.router.bias_update_rate = 0.01;
         let mut model = LanguageModel::random(&config, 7, &device.autodiff()).train();
         model.set_router_bias(&vec![vec![0.1, 0.0, -0.1, 0.0, 0.0, 0.0, 0.0, 0.0]; 2]);
-        let mut windows = text(5, 13, config.vocabulary);
+        let mut windows = text(5, 13, config.vocab_size);
         windows[4].truncate(7);
         let sequences = windows.iter().map(|tokens| Sequence::of_window(tokens, 12));
         let evaluate = |rows| evaluate(&model.valid(), sequences.clone(), 50, rows, |_| {});

@@ -113,7 +113,7 @@ pub fn generate(
 ) {
     assert!(!prompt.is_empty(), "a prompt has at least one token");
     let config = model.config();
-    let context = config.context;
+    let context = config.context_length;
     let device = model.embedding.lazy_device();
     let mut text = prompt[prompt.len().saturating_sub(context)..].to_vec();
     let mut cache = KeyValueCache::new(config, 1, context, &device);
@@ -169,7 +169,7 @@ mod tests {
     /// Of a context of 8.
     fn model(device: &Device) -> LanguageModel {
         let mut config = tiny();
-        config.context = 8;
+        config.context_length = 8;
         LanguageModel::random(&config, 3, device)
     }
 

@@ -20,13 +20,13 @@ use firebox_kernels::{embedding, latency_bound, linear, linear_transposed};
 /// Base maths and conventions are those of Hugging Face's Mixtral (arXiv 2401.04088).
 #[derive(Module, Debug)]
 pub struct LanguageModel {
-    /// `[vocabulary, d_model]`
+    /// `[vocab_size, d_model]`
     pub embedding: Param<Tensor<2>>,
     /// The blocks, in execution order.
     pub blocks: Vec<Block>,
     /// The final norm, before the head.
     pub norm: RmsNorm,
-    /// `[d_model, vocabulary]`; `None` if the head is tied to the embedding.
+    /// `[d_model, vocab_size]`; `None` if the head is tied to the embedding.
     pub head: Option<Param<Tensor<2>>>,
     #[module(skip)]
     config: ModelConfig,
@@ -35,7 +35,7 @@ pub struct LanguageModel {
 /// The output of a forward pass.
 #[derive(Debug, Clone)]
 pub struct ModelOutput {
-    /// `[batch, sequence, vocabulary]`
+    /// `[batch, sequence, vocab_size]`
     pub logits: Tensor<3>,
     /// The routing of each MoE layer; empty for a dense model.
     pub routing: Vec<Routing>,
@@ -59,10 +59,10 @@ impl LanguageModel {
     /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(config: &ModelConfig, source: &mut S) -> Result<Self, S::Error> {
         let initializer = Initializer::Normal(config.initializer_range);
-        let (vocabulary, d_model) = (config.vocabulary, config.d_model);
+        let (vocab_size, d_model) = (config.vocab_size, config.d_model);
         let blocks = 0..config.layers;
         Ok(Self {
-            embedding: source.parameter("embedding", [vocabulary, d_model], initializer)?,
+            embedding: source.parameter("embedding", [vocab_size, d_model], initializer)?,
             blocks: blocks
                 .map(|layer| Block::new(config, layer, source))
                 .collect::<Result<_, _>>()?,
@@ -70,7 +70,7 @@ impl LanguageModel {
             head: if config.tied_embeddings {
                 None
             } else {
-                Some(source.parameter("head", [d_model, vocabulary], initializer)?)
+                Some(source.parameter("head", [d_model, vocab_size], initializer)?)
             },
             config: config.clone(),
         })
@@ -108,7 +108,7 @@ impl LanguageModel {
     ///
     /// # Shapes
     ///
-    /// - `tokens`: `[batch, sequence]`, each below `vocabulary`
+    /// - `tokens`: `[batch, sequence]`, each below `vocab_size`
     ///
     /// # Panics
     ///
@@ -118,7 +118,7 @@ impl LanguageModel {
         let (hidden, routing) = self.hidden(tokens, None, None, |_| ());
         let logits = self
             .logits(hidden)
-            .reshape([batch, sequence, self.config.vocabulary]);
+            .reshape([batch, sequence, self.config.vocab_size]);
         ModelOutput { logits, routing }
     }
 
@@ -128,7 +128,7 @@ impl LanguageModel {
     ///
     /// # Shapes
     ///
-    /// - `tokens`: `[batch, sequence]`, each below `vocabulary`
+    /// - `tokens`: `[batch, sequence]`, each below `vocab_size`
     /// - `valid`: `batch · sequence` values, false for padding; `None` without padding
     ///
     /// # Panics
@@ -146,7 +146,7 @@ impl LanguageModel {
         stream.push(whole(hidden.clone()));
         let logits = self
             .logits(hidden)
-            .reshape([batch, sequence, self.config.vocabulary]);
+            .reshape([batch, sequence, self.config.vocab_size]);
         Trace {
             hidden: stream,
             output: ModelOutput { logits, routing },
@@ -167,7 +167,7 @@ impl LanguageModel {
     /// # Shapes
     ///
     /// - `tokens`: `[batch, new]`
-    /// - output: `[batch, vocabulary]`
+    /// - output: `[batch, vocab_size]`
     ///
     /// # Panics
     ///
@@ -228,10 +228,10 @@ impl LanguageModel {
         let config = &self.config;
         let past = cache.as_ref().map_or(0, |cache| cache.length());
         assert!(
-            past + new <= config.context,
+            past + new <= config.context_length,
             "{} tokens exceed the context of {}",
             past + new,
-            config.context
+            config.context_length
         );
         let device = tokens.device();
         let rotary = Rotary::new(past, new, config.head_dim, config.rope_theta, &device);
@@ -414,7 +414,7 @@ mod tests {
     fn decoding_with_the_cache_equals_one_forward_pass(device: Device) {
         for config in [tiny(), with_experts(8, 8), tiny().dense_baseline()] {
             let model = LanguageModel::random(&config, 7, &device);
-            let rows = text(2, 20, config.vocabulary);
+            let rows = text(2, 20, config.vocab_size);
             let whole = model.forward(ids(&rows, &device)).logits;
             // Pieces of several lengths: a long prompt, single tokens, a few at once.
             let mut cache = KeyValueCache::new(&config, 2, 20, &device);

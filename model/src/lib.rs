@@ -27,7 +27,7 @@
 //!     qk_norm: QkNorm::None,
 //!     feed_forward: FeedForwardKind::Moe,
 //!     dense: None,
-//!     experts: ExpertsConfig { count: 8, per_token: 2, d_ff: 48 },
+//!     experts: ExpertsConfig { count: 8, top_k: 2, d_ff: 48 },
 //!     router: RouterConfig {
 //!         normalize: true,
 //!         balance: BalanceKind::PerLayer,
@@ -42,7 +42,7 @@
 //! let model = LanguageModel::random(&config, 42, &device);
 //! let text: Vec<u32> = "mixture of experts".bytes().map(u32::from).collect();
 //! let output = model.forward(token_tensor([text.as_slice()].into_iter(), &device));
-//! assert_eq!(output.logits.dims(), [1, 18, 257]); // [batch, sequence, vocabulary]
+//! assert_eq!(output.logits.dims(), [1, 18, 257]); // [batch, sequence, vocab_size]
 //!
 //! // What the routers did with the 18 tokens: how far from 1, the balance of an even load?
 //! let mut load = TokensPerExpert::default();

@@ -80,8 +80,8 @@ pub trait Observer {
     /// Called with the output of a part, `[tokens, width]`; returns the input of the later parts, of the same shape.
     fn values(&mut self, layer_part: LayerPart, computed: Tensor<2>) -> Tensor<2>;
 
-    /// Called with the `tokens · per_token` experts that a layer's router selected, and their weights,
-    /// `[tokens, per_token]`; returns the experts and weights to use.
+    /// Called with the `tokens · top_k` experts that a layer's router selected, and their weights,
+    /// `[tokens, top_k]`; returns the experts and weights to use.
     fn selection(
         &mut self,
         layer: usize,
@@ -122,8 +122,8 @@ pub fn layer_parts(config: &ModelConfig) -> Vec<LayerPart> {
 ///
 /// # Shapes
 ///
-/// - `tokens`: `[batch, sequence]`, each below `vocabulary`
-/// - output: `[batch · sequence, vocabulary]`, the logits
+/// - `tokens`: `[batch, sequence]`, each below `vocab_size`
+/// - output: `[batch · sequence, vocab_size]`, the logits
 ///
 /// # Panics
 ///
@@ -136,9 +136,9 @@ pub fn forward_observed(
     let [batch, sequence] = tokens.dims();
     let config = model.config();
     assert!(
-        sequence <= config.context,
+        sequence <= config.context_length,
         "{sequence} tokens exceed the context of {}",
-        config.context
+        config.context_length
     );
     let rotary = Rotary::new(
         0,
@@ -186,11 +186,11 @@ fn routed(
     let routed = moe.router.forward(normed.clone());
     // The selection has already been made from these logits, so replacing them has no effect.
     let _ = observer.values(inside(Part::Router), routed.logits);
-    let (count, per_token) = (routed.plan.experts(), routed.plan.per_token());
+    let (count, top_k) = (routed.plan.experts(), routed.plan.top_k());
     let chosen = routed.plan.chosen().into_data();
     let chosen = chosen.iter::<i32>().map(|expert| expert as u32).collect();
     let (experts, weights) = observer.selection(layer, chosen, routed.weights);
-    let plan = DispatchPlan::new(&experts, count, per_token, &weights.device());
+    let plan = DispatchPlan::new(&experts, count, top_k, &weights.device());
     let output = moe.experts.forward(normed, weights, &plan);
     observer.values(inside(Part::Experts), output)
 }
@@ -236,7 +236,7 @@ mod tests {
     fn the_parts_one_by_one_are_the_whole(device: Device) {
         for config in [tiny(), tiny().dense_baseline()] {
             let model = LanguageModel::random(&config, 7, &device);
-            let rows = text(3, 12, config.vocabulary);
+            let rows = text(3, 12, config.vocab_size);
             let tokens = token_tensor(rows.iter().map(Vec::as_slice), &device);
             let mut seen = Seen(Vec::new());
             let parts = forward_observed(&model, tokens.clone(), &mut seen);

@@ -14,13 +14,13 @@ use crate::parameters::{Initializer, ParameterSource};
 /// matters.
 pub fn tiny() -> ModelConfig {
     ModelConfig {
-        vocabulary: 37,
+        vocab_size: 37,
         layers: 2,
         d_model: 24,
         heads: 4,
         kv_heads: 2,
         head_dim: 6,
-        context: 32,
+        context_length: 32,
         rope_theta: 10_000.0,
         norm_epsilon: 1e-5,
         tied_embeddings: false,
@@ -30,7 +30,7 @@ pub fn tiny() -> ModelConfig {
         dense: None,
         experts: ExpertsConfig {
             count: 8,
-            per_token: 2,
+            top_k: 2,
             d_ff: 20,
         },
         router: RouterConfig {
@@ -44,10 +44,10 @@ pub fn tiny() -> ModelConfig {
 }
 
 /// [`tiny`] with some experts.
-pub fn with_experts(count: usize, per_token: usize) -> ModelConfig {
+pub fn with_experts(count: usize, top_k: usize) -> ModelConfig {
     let mut config = tiny();
     config.experts.count = count;
-    config.experts.per_token = per_token;
+    config.experts.top_k = top_k;
     config
 }
 
@@ -55,17 +55,17 @@ pub fn with_experts(count: usize, per_token: usize) -> ModelConfig {
 /// makes `[3, 4]` into `[0.6, 0.8]`: the mean of 9 and 16 is 12.5, and √25 = 5.
 pub fn smallest() -> ModelConfig {
     ModelConfig {
-        vocabulary: 4,
+        vocab_size: 4,
         layers: 1,
         d_model: 2,
         heads: 1,
         kv_heads: 1,
         head_dim: 2,
-        context: 8,
+        context_length: 8,
         norm_epsilon: 12.5,
         experts: ExpertsConfig {
             count: 2,
-            per_token: 1,
+            top_k: 1,
             d_ff: 1,
         },
         ..tiny()
@@ -107,9 +107,9 @@ pub fn rows<const N: usize>(rows: &[[f32; N]], device: &Device) -> Tensor<2> {
 }
 
 /// Arbitrary tokens of a vocabulary: `rows` of `length`.
-pub fn text(rows: usize, length: usize, vocabulary: usize) -> Vec<Vec<u32>> {
+pub fn text(rows: usize, length: usize, vocab_size: usize) -> Vec<Vec<u32>> {
     let token =
-        |row: usize, place: usize| ((row * 17 + place * place * 5 + place * 3) % vocabulary) as u32;
+        |row: usize, place: usize| ((row * 17 + place * place * 5 + place * 3) % vocab_size) as u32;
     (0..rows)
         .map(|row| (0..length).map(|place| token(row, place)).collect())
         .collect()

@@ -15,13 +15,13 @@ use firebox_model::parameters::{VisitParameter, visit};
 /// experts say matters.
 pub fn tiny() -> ModelConfig {
     ModelConfig {
-        vocabulary: 37,
+        vocab_size: 37,
         layers: 2,
         d_model: 24,
         heads: 4,
         kv_heads: 2,
         head_dim: 6,
-        context: 32,
+        context_length: 32,
         rope_theta: 10_000.0,
         norm_epsilon: 1e-5,
         tied_embeddings: false,
@@ -31,7 +31,7 @@ pub fn tiny() -> ModelConfig {
         dense: None,
         experts: ExpertsConfig {
             count: 8,
-            per_token: 2,
+            top_k: 2,
             d_ff: 20,
         },
         router: RouterConfig {
@@ -61,7 +61,7 @@ pub fn sequences(
         state = state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % config.vocabulary as u64) as u32
+        ((state >> 33) % config.vocab_size as u64) as u32
     };
     (0..count)
         .map(|row| {

@@ -20,16 +20,16 @@ const CONFIG: &str = r#"
 layers = 2
 d_model = 32
 heads = 2
-context = 32
+context_length = 32
 [model.experts]
 count = 4
-per_token = 2
+top_k = 2
 d_ff = 32
 [model.router]
 bias_update_rate = 0.001
 [tokenizer]
 kind = "bpe"
-vocabulary = 300
+vocab_size = 300
 [train]
 steps = 12
 micro_batch = 3

@@ -72,8 +72,8 @@ fn a_configuration_that_cannot_be_used() {
             &["kv_heads", "must divide", "1, 2, 4"],
         ),
         (
-            &["--set", "model.experts.per_token=5"],
-            &["experts.per_token", "5", "experts.count = 4"],
+            &["--set", "model.experts.top_k=5"],
+            &["experts.top_k", "5", "experts.count = 4"],
         ),
         (
             &["--set", "schedule.cooldown_fraction=0.5"],
@@ -116,7 +116,7 @@ fn text_that_cannot_be_used() {
 
     let long = [
         "--set",
-        "model.context=2000000",
+        "model.context_length=2000000",
         "--set",
         "schedule.batch_tokens=2000000",
     ];

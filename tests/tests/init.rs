@@ -34,7 +34,7 @@ const DENSE: [&str; 2] = [
 const UPCYCLE: [&str; 3] = [
     "model.feed_forward=moe",
     "model.experts.count=4",
-    "model.experts.per_token=2",
+    "model.experts.top_k=2",
 ];
 
 /// Writes a configuration that starts from `init`, and gives back where it is.
@@ -177,9 +177,9 @@ fn a_resume_needs_nothing_of_where_the_run_started() {
     let [a, b] = [&whole, &cut].map(|run| fs::read_to_string(format!("{run}/config.toml")));
     assert_eq!(a.expect("a file"), b.expect("a file"));
 
-    let changed = [&UPCYCLE[..], &["model.context=16"]].concat();
+    let changed = [&UPCYCLE[..], &["model.context_length=16"]].concat();
     let text = refusal(&mut command(&config, &cut, &changed, true));
-    assert!(text.contains("model.context: 32 → 16"), "{text}");
+    assert!(text.contains("model.context_length: 32 → 16"), "{text}");
     let elsewhere = test.argument("elsewhere");
     let text = refusal(&mut command(&config, &elsewhere, &UPCYCLE, true));
     assert!(text.contains("does not exist"), "{text}");
@@ -193,7 +193,7 @@ fn a_start_without_a_checkpoint_is_not_looked_at() {
     let dense = dense(&test);
     let config = from(&test, &dense);
     let (died, fresh) = (test.argument("died"), test.argument("fresh"));
-    finish(&config, &died, &["model.context=16"], false);
+    finish(&config, &died, &["model.context_length=16"], false);
     fs::remove_dir_all(test.path("died/checkpoints")).expect("it was there");
     let output = command(&config, &died, &[], false)
         .arg("--resume=auto")
@@ -240,9 +240,9 @@ fn what_cannot_start_from_a_checkpoint_says_why() {
             vec!["normalize = false", "weights sum to 1", "hint: "],
         ),
         (
-            upcycled("tokenizer={ kind = \"bpe\", vocabulary = 301 }"),
+            upcycled("tokenizer={ kind = \"bpe\", vocab_size = 301 }"),
             vec![
-                "tokenizer.vocabulary = 301",
+                "tokenizer.vocab_size = 301",
                 "301 ids",
                 "300 embeddings",
                 "hint: ",

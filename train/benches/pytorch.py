@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 def config(large, dense=False):
     """The reference model, or one about 15 times as large; dense: its dense baseline of equal FLOPs per token."""
     width, layers, experts, d_ff = (512, 8, 16, 1024) if large else (256, 4, 8, 512)
-    count, per_token, inner = (1, 1, 2 * d_ff) if dense else (experts, 2, d_ff)
+    count, top_k, inner = (1, 1, 2 * d_ff) if dense else (experts, 2, d_ff)
     return MixtralConfig(
         vocab_size=4096 if large else 512, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
-        num_attention_heads=width // 64, num_key_value_heads=1, num_local_experts=count, num_experts_per_tok=per_token,
+        num_attention_heads=width // 64, num_key_value_heads=1, num_local_experts=count, num_experts_per_tok=top_k,
         max_position_embeddings=2048, router_aux_loss_coef=0.01,
     )
 

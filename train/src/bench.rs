@@ -119,7 +119,10 @@ struct Measured {
 }
 
 fn measure(config: &RunConfig, model: &ModelConfig, steps: usize, device: &Device) -> Measured {
-    let count = config.schedule.batch_tokens.sequences_at(0, model.context);
+    let count = config
+        .schedule
+        .batch_tokens
+        .sequences_at(0, model.context_length);
     let mut generator = ChaCha8Rng::seed_from_u64(config.train.seed);
     let mut trained = LanguageModel::random(model, config.train.seed, device).train();
     let autodiff = device.clone().autodiff();
@@ -142,7 +145,7 @@ fn measure(config: &RunConfig, model: &ModelConfig, steps: usize, device: &Devic
     }
     Measured {
         accounting: Accounting::of(model),
-        tokens: count as usize * model.context,
+        tokens: count as usize * model.context_length,
         step_seconds: median(seconds),
         peak_memory: memory::peak(),
     }
@@ -152,7 +155,7 @@ impl Measured {
     /// The speed of the model; `matmul_peak` is in FLOP/s.
     fn speed(self, matmul_peak: f64) -> Speed {
         let operations = &self.accounting.operations;
-        let per_token = operations.training + 3.0 * operations.attention_scores;
+        let flops_per_token = operations.training + 3.0 * operations.attention_scores;
         let tokens_per_second = self.tokens as f64 / self.step_seconds;
         Speed {
             parameters: self.accounting.total,
@@ -160,23 +163,23 @@ impl Measured {
             tokens_per_step: self.tokens,
             step_seconds: self.step_seconds,
             tokens_per_second,
-            flops_per_second: per_token * tokens_per_second,
-            fraction_of_matmul_peak: per_token * tokens_per_second / matmul_peak,
+            flops_per_second: flops_per_token * tokens_per_second,
+            fraction_of_matmul_peak: flops_per_token * tokens_per_second / matmul_peak,
             peak_memory: self.peak_memory,
         }
     }
 }
 
 fn random_sequence(model: &ModelConfig, generator: &mut ChaCha8Rng) -> Sequence {
-    let mut tokens: Vec<u32> = (0..=model.context)
-        .map(|_| generator.next_u32() % model.vocabulary as u32)
+    let mut tokens: Vec<u32> = (0..=model.context_length)
+        .map(|_| generator.next_u32() % model.vocab_size as u32)
         .collect();
     let targets = tokens[1..].to_vec();
     tokens.pop();
     Sequence {
         tokens,
         targets,
-        valid: model.context,
+        valid: model.context_length,
     }
 }
 
@@ -211,7 +214,7 @@ mod tests {
         let smaller = [
             "model.layers=1",
             "model.d_model=32",
-            "model.context=8",
+            "model.context_length=8",
             "schedule.batch_tokens=16",
         ]
         .map(str::to_owned);

@@ -69,13 +69,13 @@ impl Report {
 
 impl TrainingTotals {
     fn of(config: &RunConfig, model: &Accounting) -> Self {
-        let (context, steps) = (config.model.context, config.train.steps);
+        let (context, steps) = (config.model.context_length, config.train.steps);
         let ramp = config.schedule.batch_tokens;
         let tokens = ramp.total_tokens(steps, context);
         let batch = |step| ramp.sequences_at(step, context) as u128 * context as u128;
         let tokens_per_step = [batch(0), batch(steps.saturating_sub(1))];
         let experts = &config.model.experts;
-        let per_expert = experts.per_token as f64 / experts.count as f64;
+        let per_expert = experts.top_k as f64 / experts.count as f64;
         let sparse = config.model.feed_forward == FeedForwardKind::Moe;
         Self {
             tokens,
@@ -144,7 +144,7 @@ mod tests {
             &[
                 "train.steps=6",
                 "schedule.warmup_steps=0",
-                "model.context=100",
+                "model.context_length=100",
                 ramp,
             ],
         );

@@ -187,7 +187,7 @@ mod tests {
         }
         let off = "model.router={ balance_coefficient = 0.0, z_coefficient = 0.0 }";
         let mut config = SmallRun::new().config(&[off]).model;
-        config.vocabulary = 5;
+        config.vocab_size = 5;
         let device = device.autodiff();
         let model = map(
             LanguageModel::random(&config, 7, &device).train(),

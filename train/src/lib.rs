@@ -19,7 +19,7 @@
 //!     context = 32
 //!     [model.experts]
 //!     count = 8
-//!     per_token = 2
+//!     top_k = 2
 //!     d_ff = 48
 //!     [tokenizer]
 //!     kind = "bytes"
@@ -38,7 +38,7 @@
 //! assert_eq!(report.training.tokens, 200 * 256);
 //! assert!(report.model.active < report.model.total);
 //!
-//! let error = load(&file, &["model.experts.per_token=9".to_owned()]).unwrap_err();
+//! let error = load(&file, &["model.experts.top_k=9".to_owned()]).unwrap_err();
 //! assert!(error.to_string().contains("must lie between 1 and experts.count = 8"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

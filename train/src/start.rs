@@ -41,7 +41,7 @@ pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageMod
     tracing::info!(
         "{source}; upcycled to {} experts, {} per token",
         experts.count,
-        experts.per_token
+        experts.top_k
     );
     Ok(upcycle(&folder, &config.model, seed, device)?)
 }

@@ -67,7 +67,7 @@ pub fn save(
     firebox_checkpoint::save(model, folder, &options, |_| ())?;
     let moments = folder.join(MOMENTS_FILE);
     write_tensors(&moments, &optimizer.tensors(), WeightDtype::F32)?;
-    tokenizer.save_to(folder, model.config().context)?;
+    tokenizer.save_to(folder, model.config().context_length)?;
     let state = serde_json::to_string_pretty(progress).expect("numbers and strings") + "\n";
     let path = folder.join(STATE_FILE);
     Ok(durable::write(&path, state)?)
@@ -236,11 +236,11 @@ mod tests {
         let changed = [
             "optimizer.learning_rate=0.5",
             "train.seed=9",
-            "model.context=4",
+            "model.context_length=4",
         ];
         let found = differences(&changed);
         assert_eq!(found.len(), 3, "{found:?}");
-        assert_eq!(found[0], "model.context: 8 → 4");
+        assert_eq!(found[0], "model.context_length: 8 → 4");
         assert_eq!(found[1], "optimizer.learning_rate: 0.01 → 0.5");
         assert!(found[2].starts_with("train.seed: ") && found[2].ends_with(" → 9"));
     }

@@ -81,7 +81,7 @@ impl TrainingState {
         let count = config
             .schedule
             .batch_tokens
-            .sequences_at(step, config.model.context);
+            .sequences_at(step, config.model.context_length);
         let range = self.progress.sequences..self.progress.sequences + count;
         let sequences = range.map(|index| stream.sequence(index));
         let sequences: Vec<Sequence> = sequences.collect::<Result<_, _>>()?;
@@ -153,7 +153,7 @@ mod tests {
     fn start(config: &RunConfig) -> (TrainingState, TrainingStream) {
         let device = default_device();
         let prepared = prepare(config, false).unwrap();
-        let (context, seed) = (config.model.context, config.train.seed);
+        let (context, seed) = (config.model.context_length, config.train.seed);
         let stream = prepared.training_stream(context, seed, config.sequences());
         let model = LanguageModel::random(&config.model, seed, &device);
         let training = TrainingState::new(model, AdamW::default(), Progress::default(), &device);

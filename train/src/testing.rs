@@ -16,10 +16,10 @@ const CONFIG: &str = r#"
 layers = 1
 d_model = 8
 heads = 2
-context = 8
+context_length = 8
 [model.experts]
 count = 2
-per_token = 1
+top_k = 1
 d_ff = 8
 [tokenizer]
 kind = "bytes"

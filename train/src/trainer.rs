@@ -203,9 +203,9 @@ impl Run {
         let mut config = config.clone();
         if config.train.init.is_none() {
             // Training the tokenizer may yield fewer tokens than the configuration allows.
-            config.model.vocabulary = prepared.tokenizer.vocabulary();
+            config.model.vocab_size = prepared.tokenizer.vocab_size();
         }
-        let context = config.model.context;
+        let context = config.model.context_length;
         let needed = config.sequences();
         let stream = prepared.training_stream(context, config.train.seed, needed)?;
 
@@ -249,7 +249,7 @@ impl Run {
     /// Number of tokens in the whole run.
     fn all_tokens(&self) -> u64 {
         let batches = &self.config.schedule.batch_tokens;
-        batches.total_tokens(self.config.train.steps, self.config.model.context) as u64
+        batches.total_tokens(self.config.train.steps, self.config.model.context_length) as u64
     }
 
     /// Takes one optimizer step and logs it.
@@ -285,7 +285,7 @@ impl Run {
                 gradient_norm: result.gradient_norm,
                 batch_tokens: tokens,
                 tokens_per_expert: (config.model.feed_forward == FeedForwardKind::Moe)
-                    .then(|| tokens as f64 * experts.per_token as f64 / experts.count as f64),
+                    .then(|| tokens as f64 * experts.top_k as f64 / experts.count as f64),
                 tokens_per_second,
                 flops_per_second: tokens_per_second * self.training_flops_per_token,
                 seconds: progress.seconds,
@@ -325,7 +325,7 @@ impl Run {
     fn evaluation(&self, display: &ProgressDisplay) -> Result<Evaluation, TrainError> {
         let limit = self.config.train.validation_tokens;
         let text = self.prepared.validation(limit)?;
-        let context = self.config.model.context;
+        let context = self.config.model.context_length;
         let windows = text.windows(context);
         Ok(evaluate(
             &self.training.model.valid(),
@@ -422,7 +422,7 @@ fn check_config(config: &RunConfig, folder: &RunFolder) -> Result<(), TrainError
     let mut saved = load_saved(&folder.config()).map_err(TrainError::SavedConfig)?;
     if saved.train.init.is_none() {
         // Saved is the trained tokenizer's size; the configuration has the maximum.
-        saved.model.vocabulary = config.model.vocabulary;
+        saved.model.vocab_size = config.model.vocab_size;
     }
     let changes = state::differences(&saved, config);
     if changes.is_empty() {
@@ -436,7 +436,7 @@ fn check_config(config: &RunConfig, folder: &RunFolder) -> Result<(), TrainError
 
 /// Logs the size of the model and of the run.
 fn describe(config: &RunConfig, accounting: &Accounting, available: Option<u64>, needed: u64) {
-    let tokens = u128::from(needed) * config.model.context as u128;
+    let tokens = u128::from(needed) * config.model.context_length as u128;
     tracing::info!(
         "model: {} parameters, {} active per token",
         scaled(accounting.total as f64),

@@ -24,16 +24,16 @@ pub struct Flips {
 ///
 /// # Panics
 ///
-/// When `per_token` is 0 or greater than the number of experts.
-pub(super) fn gaps(logits: &Matrix, bias: &[f32], per_token: usize) -> Vec<f64> {
+/// When `top_k` is 0 or greater than the number of experts.
+pub(super) fn gaps(logits: &Matrix, bias: &[f32], top_k: usize) -> Vec<f64> {
     let gap = |scores: &[f32]| {
         let mut scores = softmax(scores);
         for (score, &bias) in scores.iter_mut().zip(bias) {
             *score += f64::from(bias);
         }
         scores.sort_by(|a, b| b.total_cmp(a));
-        match scores.get(per_token) {
-            Some(next) => scores[per_token - 1] - next,
+        match scores.get(top_k) {
+            Some(next) => scores[top_k - 1] - next,
             // All experts are selected.
             None => f64::INFINITY,
         }

@@ -70,18 +70,18 @@ impl Tokens {
             )?)
         };
         let targets = read(limit)?.targets() as usize;
-        let sequence = targets.min(SEQUENCE).min(config.model.context);
+        let sequence = targets.min(SEQUENCE).min(config.model.context_length);
         // Read again, so that the bytes are those of full sequences.
         let packed = read(targets / sequence * sequence)?;
         let beyond = packed
             .tokens()
             .iter()
-            .find(|&&id| id as usize >= config.model.vocabulary);
+            .find(|&&id| id as usize >= config.model.vocab_size);
         if let Some(&id) = beyond {
             return Err(InferError::Vocabulary {
                 id,
-                tokenizer: tokenizer.vocabulary(),
-                model: config.model.vocabulary,
+                tokenizer: tokenizer.vocab_size(),
+                model: config.model.vocab_size,
             });
         }
         let source = match text.map(|text| text.files.as_slice()) {
@@ -99,12 +99,12 @@ impl Tokens {
 
     /// Ids spread over the whole vocabulary, with varying neighbours.
     fn synthetic(config: &CheckpointConfig, limit: usize) -> Self {
-        let vocabulary = config.model.vocabulary;
-        let sequence = limit.min(SEQUENCE).min(config.model.context);
+        let vocab_size = config.model.vocab_size;
+        let sequence = limit.min(SEQUENCE).min(config.model.context_length);
         let count = limit / sequence * sequence;
         Self {
             stream: (0..=count)
-                .map(|index| (index * 7919 % vocabulary) as u32)
+                .map(|index| (index * 7919 % vocab_size) as u32)
                 .collect(),
             sequence,
             bytes: None,

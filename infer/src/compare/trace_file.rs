@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::InferError;
 
-/// Logits of the whole network, `[tokens, vocabulary]`.
+/// Logits of the whole network, `[tokens, vocab_size]`.
 pub(super) const LOGITS: &str = "logits";
 /// Logits of the last tokens of the first sequence, decoded one at a time with the cache.
 pub(super) const DECODED: &str = "decoded";
@@ -44,7 +44,7 @@ pub(super) fn router(layer: usize) -> String {
     format!("router {layer}")
 }
 
-/// Name of the experts that a layer's router selected in the whole network, `[tokens, per_token]`.
+/// Name of the experts that a layer's router selected in the whole network, `[tokens, top_k]`.
 pub(super) fn chosen(layer: usize) -> String {
     format!("chosen {layer}")
 }

@@ -121,7 +121,7 @@ pub fn trace_parts(
         ));
         let chosen = plan.chosen().into_data();
         let chosen = chosen.iter::<i32>().map(|expert| expert as f32).collect();
-        let chosen = Matrix::new(plan.per_token(), chosen);
+        let chosen = Matrix::new(plan.top_k(), chosen);
         matrices.push((trace_file::chosen(routing.layer), chosen));
     }
     matrices.push((
@@ -196,7 +196,7 @@ impl Observer for Recorder<'_> {
         chosen: Vec<u32>,
         weights: Tensor<2>,
     ) -> (Vec<u32>, Tensor<2>) {
-        let [_, per_token] = weights.dims();
+        let [_, top_k] = weights.dims();
         let name = |part| {
             trace_file::alone(LayerPart {
                 layer: Some(layer),
@@ -208,7 +208,7 @@ impl Observer for Recorder<'_> {
             .reference(&selection)
             .zip(self.reference(&routing_weights));
         self.matrices
-            .push((selection, expert_matrix(&chosen, per_token)));
+            .push((selection, expert_matrix(&chosen, top_k)));
         self.matrices
             .push((routing_weights, Matrix::of(weights.clone())));
         match reference {
@@ -226,11 +226,8 @@ impl Observer for Recorder<'_> {
 }
 
 /// Indices of experts as f32, which represents them exactly.
-fn expert_matrix(chosen: &[u32], per_token: usize) -> Matrix {
-    Matrix::new(
-        per_token,
-        chosen.iter().map(|&expert| expert as f32).collect(),
-    )
+fn expert_matrix(chosen: &[u32], top_k: usize) -> Matrix {
+    Matrix::new(top_k, chosen.iter().map(|&expert| expert as f32).collect())
 }
 
 /// One forward pass, including the wait for its result.
@@ -291,7 +288,7 @@ fn decode(model: &LanguageModel, tokens: &Tokens, device: &Device) -> Option<Dec
         std::hint::black_box(greedy.iter::<i32>().sum::<i32>());
     });
     Some(Decoded {
-        logits: Matrix::new(model.config().vocabulary, values),
+        logits: Matrix::new(model.config().vocab_size, values),
         tokens_per_second: rest.len() as f64 / seconds,
     })
 }

@@ -85,13 +85,13 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
         experts, router, ..
     } = model;
     let mut value = json!({
-        "vocab_size": model.vocabulary,
+        "vocab_size": model.vocab_size,
         "num_hidden_layers": model.layers,
         "hidden_size": model.d_model,
         "num_attention_heads": model.heads,
         "num_key_value_heads": model.kv_heads,
         "head_dim": model.head_dim,
-        "max_position_embeddings": model.context,
+        "max_position_embeddings": model.context_length,
         "rope_theta": model.rope_theta,
         "rope_parameters": { "rope_theta": model.rope_theta, "rope_type": "default" },
         "rms_norm_eps": model.norm_epsilon,
@@ -110,14 +110,14 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
     // be the same.
     let coefficient = match router.balance {
         BalanceKind::Pooled => router.balance_coefficient,
-        BalanceKind::PerLayer => router.balance_coefficient / experts.per_token as f64,
+        BalanceKind::PerLayer => router.balance_coefficient / experts.top_k as f64,
     };
     let mut add = |key: &str, value: Value| fields.insert(key.to_owned(), value);
     for key in family.experts {
         add(key, json!(experts.count));
     }
     add(family.d_ff, json!(experts.d_ff));
-    add("num_experts_per_tok", json!(experts.per_token));
+    add("num_experts_per_tok", json!(experts.top_k));
     add("norm_topk_prob", json!(router.normalize));
     add("router_aux_loss_coef", json!(coefficient));
     add("output_router_logits", json!(false));

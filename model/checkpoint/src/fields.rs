@@ -123,7 +123,7 @@ impl<'a> Fields<'a> {
         self.refuse_windows(context)?;
         let sparse = family.feed_forward == FeedForwardKind::Moe;
         Ok(ModelConfig {
-            vocabulary: self.size("vocab_size")?,
+            vocab_size: self.size("vocab_size")?,
             layers,
             d_model,
             heads,
@@ -132,7 +132,7 @@ impl<'a> Fields<'a> {
                 "head_dim",
                 family.head_dim.unwrap_or(d_model / heads.max(1)),
             )?,
-            context,
+            context_length: context,
             rope_theta: self.rope_theta()?,
             norm_epsilon: self.number("rms_norm_eps")?,
             tied_embeddings: self.flag("tie_word_embeddings")?,
@@ -145,7 +145,7 @@ impl<'a> Fields<'a> {
             },
             experts: ExpertsConfig {
                 count: if sparse { self.experts()? } else { 1 },
-                per_token: if sparse {
+                top_k: if sparse {
                     self.size("num_experts_per_tok")?
                 } else {
                     1

@@ -139,8 +139,8 @@ impl<'a> CheckpointParameters<'a> {
         }
         let redundant_head = config.tied_embeddings && store.info(HEAD).is_some();
         if redundant_head {
-            read.insert(HEAD, config.vocabulary * config.d_model);
-            let shape = [config.vocabulary, config.d_model];
+            read.insert(HEAD, config.vocab_size * config.d_model);
+            let shape = [config.vocab_size, config.d_model];
             mismatch.expect(HEAD, &shape, store.info(HEAD));
         }
         for (name, info) in store.tensors() {

@@ -15,13 +15,13 @@ use firebox_model::config::{
 /// An MoE model in Mixtral's family, with a distinct value in every field.
 fn moe() -> ModelConfig {
     ModelConfig {
-        vocabulary: 61,
+        vocab_size: 61,
         layers: 4,
         d_model: 32,
         heads: 4,
         kv_heads: 2,
         head_dim: 8,
-        context: 64,
+        context_length: 64,
         rope_theta: 50_000.0,
         norm_epsilon: 1e-6,
         tied_embeddings: true,
@@ -31,7 +31,7 @@ fn moe() -> ModelConfig {
         dense: None,
         experts: ExpertsConfig {
             count: 6,
-            per_token: 3,
+            top_k: 3,
             d_ff: 20,
         },
         router: RouterConfig {
@@ -50,7 +50,7 @@ fn dense(qk_norm: QkNorm) -> ModelConfig {
         feed_forward: FeedForwardKind::Dense,
         experts: ExpertsConfig {
             count: 1,
-            per_token: 1,
+            top_k: 1,
             d_ff: 60,
         },
         router: RouterConfig {
@@ -246,7 +246,7 @@ fn unsupported_fields_are_rejected_by_name() {
     for changes in cases {
         let error = read(&changed(&moe(), &changes)).unwrap_err();
         let key = changes.as_object().unwrap().keys().next().unwrap();
-        let ours = ["heads", "experts.per_token"]
+        let ours = ["heads", "experts.top_k"]
             .iter()
             .any(|key| error.contains(key));
         assert!(error.contains(key.as_str()) || ours, "{changes}: {error}");

@@ -80,9 +80,9 @@ mod cross_entropy {
 
     type Loss = fn(Tensor<2>, Tensor<1, Int>, Option<&Tensor<1>>) -> Tensor<1>;
 
-    fn targets([tokens, vocabulary]: [usize; 2]) -> TensorData {
+    fn targets([tokens, vocab_size]: [usize; 2]) -> TensorData {
         let ids: Vec<i32> = (0..tokens)
-            .map(|token| (token * 7 % vocabulary) as i32)
+            .map(|token| (token * 7 % vocab_size) as i32)
             .collect();
         TensorData::new(ids, [tokens])
     }

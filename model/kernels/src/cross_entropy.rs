@@ -23,7 +23,7 @@ use crate::sum_of_rows::sum_in_blocks;
 ///
 /// # Shapes
 ///
-/// - `logits`: `[tokens, vocabulary]`
+/// - `logits`: `[tokens, vocab_size]`
 /// - `targets`: `[tokens]`
 /// - `counted`: `[tokens]`, 1 for a target that counts and 0 for padding; `None` when all count. No gradient
 ///   flows into it.
@@ -80,10 +80,10 @@ pub fn cross_entropy_sum_reference(
 }
 
 fn check(logits: &Tensor<2>, targets: &Tensor<1, Int>, counted: Option<&Tensor<1>>) {
-    let [tokens, vocabulary] = logits.dims();
+    let [tokens, vocab_size] = logits.dims();
     assert!(
         targets.dims() == [tokens] && counted.is_none_or(|counted| counted.dims() == [tokens]),
-        "logits [{tokens}, {vocabulary}], targets {:?}, counted {:?}",
+        "logits [{tokens}, {vocab_size}], targets {:?}, counted {:?}",
         targets.dims(),
         counted.map(Tensor::dims)
     );
@@ -153,9 +153,9 @@ mod tests {
 
     type Loss = fn(Tensor<2>, Tensor<1, Int>, Option<&Tensor<1>>) -> Tensor<1>;
 
-    fn targets(tokens: usize, vocabulary: usize, device: &Device) -> Tensor<1, Int> {
+    fn targets(tokens: usize, vocab_size: usize, device: &Device) -> Tensor<1, Int> {
         let ids: Vec<i32> = (0..tokens)
-            .map(|token| (token * 7 % vocabulary) as i32)
+            .map(|token| (token * 7 % vocab_size) as i32)
             .collect();
         Tensor::from_data(TensorData::new(ids, [tokens]), device)
     }
@@ -164,13 +164,13 @@ mod tests {
     /// does not count.
     fn run(
         loss: Loss,
-        [tokens, vocabulary]: [usize; 2],
+        [tokens, vocab_size]: [usize; 2],
         size: f64,
         padding: Option<usize>,
         device: &Device,
     ) -> [Vec<f32>; 2] {
         let device = device.clone().autodiff();
-        let logits = wave([tokens, vocabulary], 0.1, &device).mul_scalar(size);
+        let logits = wave([tokens, vocab_size], 0.1, &device).mul_scalar(size);
         let logits = logits.detach().require_grad();
         let counted = padding.map(|padding| {
             let flags: Vec<f32> = (0..tokens)
@@ -178,7 +178,7 @@ mod tests {
                 .collect();
             Tensor::from_data(TensorData::new(flags, [tokens]), &device)
         });
-        let targets = targets(tokens, vocabulary, &device);
+        let targets = targets(tokens, vocab_size, &device);
         let nats = loss(logits.clone(), targets, counted.as_ref());
         let gradients = nats.clone().div_scalar(3.0).backward();
         [values(nats), values(logits.grad(&gradients).unwrap())]

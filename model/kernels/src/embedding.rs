@@ -14,8 +14,8 @@ const PART: usize = 1 << 15;
 ///
 /// # Shapes
 ///
-/// - `table`: `[vocabulary, width]`
-/// - `ids`: `[tokens]`, each below `vocabulary`
+/// - `table`: `[vocab_size, width]`
+/// - `ids`: `[tokens]`, each below `vocab_size`
 /// - output: `[tokens, width]`
 pub fn embedding(table: Tensor<2>, ids: Tensor<1, Int>) -> Tensor<2> {
     let device = table.device();
@@ -53,11 +53,11 @@ mod tests {
 
     fn rows_and_their_gradient_of_many_tokens(device: Device) {
         let device = device.autodiff();
-        let (tokens, vocabulary, width) = (70_000, 50, 3);
+        let (tokens, vocab_size, width) = (70_000, 50, 3);
         let ids: Vec<usize> = (0..tokens)
-            .map(|token| (token * 7919 + token / 3) % vocabulary)
+            .map(|token| (token * 7919 + token / 3) % vocab_size)
             .collect();
-        let table = wave([vocabulary, width], 0.1, &device).require_grad();
+        let table = wave([vocab_size, width], 0.1, &device).require_grad();
         let factors = wave([tokens, width], 0.5, &device);
         let numbers: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
         let numbers = Tensor::from_data(TensorData::new(numbers, [tokens]), &device);
@@ -68,7 +68,7 @@ mod tests {
         let expected = ids.iter().flat_map(|id| &rows[id * width..][..width]);
         assert!(values(found).iter().eq(expected));
 
-        let mut sums = vec![0.0; vocabulary * width];
+        let mut sums = vec![0.0; vocab_size * width];
         for (id, factors) in ids.iter().zip(values(factors).chunks(width)) {
             let sums = sums[id * width..].iter_mut().zip(factors);
             sums.for_each(|(sum, &factor)| *sum += f64::from(factor));

@@ -55,8 +55,8 @@ pub fn per_layer(
     let layers = routing.iter().zip(&batch.counts);
     layers
         .map(|(layer, counts)| {
-            let (experts, per_token) = (layer.plan.experts(), layer.plan.per_token());
-            let scale = experts as f64 / (tokens * per_token as f64 * tokens);
+            let (experts, top_k) = (layer.plan.experts(), layer.plan.top_k());
+            let scale = experts as f64 / (tokens * top_k as f64 * tokens);
             weighted_probabilities(layer, valid, counts.clone().mul_scalar(scale))
         })
         .collect()
@@ -161,25 +161,25 @@ mod tests {
     );
 
     fn a_mixture_whose_router_is_indifferent_is_balanced_at_one_for_every_k(device: Device) {
-        for per_token in 1..=4 {
+        for top_k in 1..=4 {
             // Token t chooses experts t, t + 1 …: an even load with even probabilities.
             let chosen: Vec<u32> = (0..8u32)
-                .flat_map(|t| (0..per_token as u32).map(move |choice| (t + choice) % 4))
+                .flat_map(|t| (0..top_k as u32).map(move |choice| (t + choice) % 4))
                 .collect();
             let routing = [Routing {
                 layer: 0,
                 logits: Tensor::zeros([8, 4], &device),
                 probabilities: Tensor::full([8, 4], 0.25, &device),
-                plan: DispatchPlan::new(&chosen, 4, per_token, &device),
+                plan: DispatchPlan::new(&chosen, 4, top_k, &device),
             }];
             let mut load = TokensPerExpert::default();
             load.add(&routing, None, 8);
             let balance = values(per_layer(&routing, None, &load).remove(0))[0];
-            assert!((balance - 1.0).abs() < 1e-6, "k = {per_token}: {balance}");
+            assert!((balance - 1.0).abs() < 1e-6, "k = {top_k}: {balance}");
             let balance = values(pooled(&routing, None, &load).unwrap())[0];
             assert!(
-                (balance - per_token as f32).abs() < 1e-5,
-                "pooled, k = {per_token}: {balance}"
+                (balance - top_k as f32).abs() < 1e-5,
+                "pooled, k = {top_k}: {balance}"
             );
         }
     }

@@ -51,7 +51,7 @@ impl Experts {
     /// # Shapes
     ///
     /// - `x`, output: `[tokens, d_model]`
-    /// - `weights`: `[tokens, per_token]`
+    /// - `weights`: `[tokens, top_k]`
     pub fn forward(&self, x: Tensor<2>, weights: Tensor<2>, plan: &DispatchPlan) -> Tensor<2> {
         let (gate, up, down) = (self.gate.val(), self.up.val(), self.down.val());
         firebox_kernels::experts(x, weights, gate, up, down, plan)

@@ -57,7 +57,7 @@ impl MixtureOfExperts {
         })
     }
 
-    /// Dropless: all `tokens · per_token` assignments are computed, however unevenly they are distributed.
+    /// Dropless: all `tokens · top_k` assignments are computed, however unevenly they are distributed.
     ///
     /// # Shapes
     ///
@@ -116,9 +116,9 @@ mod tests {
     fn every_k_is_the_weighted_sum_of_the_chosen_experts_and_k_equal_e_the_dense_sum(
         device: Device,
     ) {
-        for (experts, per_token) in [(1, 1), (5, 1), (5, 2), (5, 4), (5, 5), (8, 8)] {
+        for (experts, top_k) in [(1, 1), (5, 1), (5, 2), (5, 4), (5, 5), (8, 8)] {
             for normalize in [true, false] {
-                let mut config = with_experts(experts, per_token);
+                let mut config = with_experts(experts, top_k);
                 config.router.normalize = normalize;
                 let mixture = mixture(&config, &device);
                 let x = wave([13, config.d_model], 0.1, &device);
@@ -131,7 +131,7 @@ mod tests {
                     .collect();
                 let mut expected = vec![0.0f32; 13 * config.d_model];
                 for token in 0..13 {
-                    let chosen = &chosen[token * per_token..][..per_token];
+                    let chosen = &chosen[token * top_k..][..top_k];
                     let probability = |e: usize| probabilities[token * experts + e];
                     let sum: f32 = if normalize {
                         chosen.iter().map(|&e| probability(e)).sum()
@@ -144,7 +144,7 @@ mod tests {
                         }
                     }
                 }
-                let what = format!("{per_token} of {experts}");
+                let what = format!("{top_k} of {experts}");
                 assert_close(&what, &values(output), &expected, 5e-6).unwrap();
             }
         }

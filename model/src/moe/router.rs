@@ -21,7 +21,7 @@ pub struct Router {
     /// `[experts]`; empty if bias balancing was never on.
     #[module(skip)]
     pub bias: Vec<f32>,
-    per_token: usize,
+    top_k: usize,
     normalize: bool,
 }
 
@@ -32,7 +32,7 @@ pub struct RouterOutput {
     pub logits: Tensor<2>,
     /// Softmax of the logits, without the bias, `[tokens, experts]`.
     pub probabilities: Tensor<2>,
-    /// Weights of the selected experts' outputs, `[tokens, per_token]`.
+    /// Weights of the selected experts' outputs, `[tokens, top_k]`.
     pub weights: Tensor<2>,
     /// The assignment of tokens to experts.
     pub plan: DispatchPlan,
@@ -57,7 +57,7 @@ impl Router {
                 Initializer::Normal(config.initializer_range),
             )?,
             bias: Vec::new(),
-            per_token: config.experts.per_token,
+            top_k: config.experts.top_k,
             normalize: config.router.normalize,
         })
     }
@@ -70,7 +70,7 @@ impl Router {
     pub fn forward(&self, x: Tensor<2>) -> RouterOutput {
         let logits = linear(x, self.weight.val());
         let probabilities = softmax(logits.clone(), 1);
-        let plan = DispatchPlan::choose(&probabilities, &self.bias, self.per_token);
+        let plan = DispatchPlan::choose(&probabilities, &self.bias, self.top_k);
         let weights = self.normalized(probabilities.clone().gather(1, plan.chosen()));
         RouterOutput {
             logits,

@@ -53,7 +53,7 @@ pub struct Tokenizer {
     /// The text of the `tokenizer.json`, from which `inner` differs: see [`new`](Self::new).
     json: Arc<str>,
     companions: Companions,
-    vocabulary: usize,
+    vocab_size: usize,
     bos_ids: Vec<u32>,
     /// The first one ends a document; each of them ends generated text.
     eos_ids: Vec<u32>,
@@ -77,7 +77,7 @@ impl Tokenizer {
     }
 
     /// Trains a byte-level byte-pair encoding (arXiv 1508.07909, on bytes as in GPT-2) of at most
-    /// `vocabulary` ids, [`END_OF_TEXT`] included; there are fewer only if the text has too few distinct
+    /// `vocab_size` ids, [`END_OF_TEXT`] included; there are fewer only if the text has too few distinct
     /// words.
     ///
     /// Text is first split as GPT-4's tokenizer does (words with their leading space, up to three
@@ -86,17 +86,17 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// When `vocabulary` is below [`SMALLEST_VOCABULARY`], or training fails.
+    /// When `vocab_size` is below [`SMALLEST_VOCABULARY`], or training fails.
     pub fn train_bpe(
         texts: impl Iterator<Item = String> + Send,
-        vocabulary: usize,
+        vocab_size: usize,
     ) -> Result<Self, TokenizerError> {
-        if vocabulary < SMALLEST_VOCABULARY {
-            return Err(TokenizerError::VocabularyTooSmall { vocabulary });
+        if vocab_size < SMALLEST_VOCABULARY {
+            return Err(TokenizerError::VocabularyTooSmall { vocab_size });
         }
         let trainer = BpeTrainer::builder()
             .show_progress(false)
-            .vocab_size(vocabulary)
+            .vocab_size(vocab_size)
             .min_frequency(2)
             .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
@@ -214,16 +214,16 @@ impl Tokenizer {
             str::to_owned,
         );
         let largest = inner.get_vocab(true).into_values().max().unwrap_or(0);
-        let vocabulary = largest as usize + 1;
+        let vocab_size = largest as usize + 1;
         Ok(Self {
             json: json.into(),
             companions: Companions::default(),
-            bytes: byte_counts(&inner, vocabulary),
+            bytes: byte_counts(&inner, vocab_size),
             identity: byte_level::is_identity(&inner),
             splits_lines: byte_level::splits_lines(&inner),
             eos_ids: vec![eos_id],
             bos_ids,
-            vocabulary,
+            vocab_size,
             inner,
         })
     }
@@ -248,8 +248,8 @@ impl Tokenizer {
     }
 
     /// Size of the vocabulary: the largest id plus one.
-    pub fn vocabulary(&self) -> usize {
-        self.vocabulary
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
     }
 
     /// The ids that begin a document, as the post-processor adds them: `<s>` for Llama and Mixtral, none
@@ -381,7 +381,7 @@ impl fmt::Debug for Tokenizer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Tokenizer")
-            .field("vocabulary", &self.vocabulary)
+            .field("vocab_size", &self.vocab_size)
             .field("bos_ids", &self.bos_ids)
             .field("eos_ids", &self.eos_ids)
             .finish_non_exhaustive()
@@ -419,7 +419,7 @@ fn id_of(inner: &tokenizers::Tokenizer, token: &str) -> Result<u32, TokenizerErr
 }
 
 /// Number of UTF-8 bytes of every id's text.
-fn byte_counts(inner: &tokenizers::Tokenizer, vocabulary: usize) -> Vec<u32> {
+fn byte_counts(inner: &tokenizers::Tokenizer, vocab_size: usize) -> Vec<u32> {
     let added = inner.get_added_tokens_decoder();
     let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
     let bytes = |id: u32| {
@@ -447,5 +447,5 @@ fn byte_counts(inner: &tokenizers::Tokenizer, vocabulary: usize) -> Vec<u32> {
             .map(|c| if c == '\u{2581}' { 1 } else { c.len_utf8() })
             .sum()
     };
-    (0..vocabulary as u32).map(|id| bytes(id) as u32).collect()
+    (0..vocab_size as u32).map(|id| bytes(id) as u32).collect()
 }

@@ -135,7 +135,7 @@ fn model_summary(model: &ModelConfig) -> String {
         counted(model.heads as u128, "head"),
         model.head_dim,
         counted(model.kv_heads as u128, "key/value head"),
-        grouped(model.context as u128)
+        grouped(model.context_length as u128)
     )
 }
 
@@ -146,14 +146,14 @@ fn feed_forward_summary(model: &ModelConfig) -> String {
         FeedForwardKind::Moe => format!(
             "{} of d_ff {d_ff}, {} per token{}",
             counted(experts.count as u128, "expert"),
-            experts.per_token,
+            experts.top_k,
             dense_summary(model)
         ),
-        FeedForwardKind::Dense if experts.per_token == 1 => format!("dense, d_ff {d_ff}"),
+        FeedForwardKind::Dense if experts.top_k == 1 => format!("dense, d_ff {d_ff}"),
         FeedForwardKind::Dense => format!(
             "dense, d_ff {} = {} × {d_ff} (iso-FLOP baseline of the MoE model)",
             grouped(model.active_d_ff() as u128),
-            experts.per_token
+            experts.top_k
         ),
     }
 }
@@ -181,7 +181,7 @@ fn balance_summary(model: &ModelConfig) -> String {
 }
 
 fn tokenizer_summary(config: &RunConfig) -> String {
-    let ids = grouped(config.model.vocabulary as u128);
+    let ids = grouped(config.model.vocab_size as u128);
     match &config.tokenizer {
         TokenizerConfig::Bytes => format!("bytes, {ids} ids"),
         TokenizerConfig::Bpe { .. } => {
@@ -279,7 +279,7 @@ fn memory(memory: &Memory) -> Table {
 
 fn operations(report: &Report) -> Table {
     let operations = &report.model.operations;
-    let context = grouped(report.config.model.context as u128);
+    let context = grouped(report.config.model.context_length as u128);
     let remark = "2 × active weights; the embedding is a lookup".to_owned();
     let forward = ("forward", flop(operations.forward), remark);
     let remark = format!("causal, {context} tokens; not included in the other rows");

@@ -63,10 +63,13 @@ pub fn record(
     let prepared = prepare(config, false)?;
     let mut config = config.clone();
     if config.train.init.is_none() {
-        config.model.vocabulary = prepared.tokenizer.vocabulary();
+        config.model.vocab_size = prepared.tokenizer.vocab_size();
     }
-    let stream =
-        prepared.training_stream(config.model.context, config.train.seed, config.sequences())?;
+    let stream = prepared.training_stream(
+        config.model.context_length,
+        config.train.seed,
+        config.sequences(),
+    )?;
     let work = || {
         let model = starting_model(&config, &selected)?;
         let model = if perturbed {

@@ -30,7 +30,7 @@ pub const BYTES_VOCABULARY: usize = 257;
 /// The configuration of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunConfig {
-    /// `[model]`; its `vocabulary` is the tokenizer's (an upper bound until a `bpe` tokenizer is trained), or that of
+    /// `[model]`; its `vocab_size` is the tokenizer's (an upper bound until a `bpe` tokenizer is trained), or that of
     /// the checkpoint that the run starts from.
     pub model: ModelConfig,
     /// `[tokenizer]`
@@ -53,7 +53,7 @@ pub struct RunConfig {
 impl RunConfig {
     /// Number of sequences that the whole run trains on.
     pub fn sequences(&self) -> u64 {
-        let context = self.model.context;
+        let context = self.model.context_length;
         let tokens = self
             .schedule
             .batch_tokens
@@ -71,7 +71,7 @@ pub enum TokenizerConfig {
     /// A byte-level byte-pair encoding trained on this run's training text.
     Bpe {
         /// Number of ids, including end of text; at least 257.
-        vocabulary: usize,
+        vocab_size: usize,
     },
     /// A Hugging Face `tokenizer.json`.
     File {
@@ -192,7 +192,7 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Seed of the initial weights (when upcycling, of the routers' weights) and of the order of the data.
     pub seed: u64,
-    /// Number of sequences of `model.context` tokens per forward and backward pass.
+    /// Number of sequences of `model.context_length` tokens per forward and backward pass.
     pub micro_batch: usize,
     /// Steps between lines of `metrics.jsonl`.
     pub log_every: u64,

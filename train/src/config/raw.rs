@@ -30,13 +30,13 @@ pub(super) struct RawConfig {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawModel {
-    pub vocabulary: Option<usize>,
+    pub vocab_size: Option<usize>,
     pub layers: Option<usize>,
     pub d_model: Option<usize>,
     pub heads: Option<usize>,
     pub kv_heads: Option<usize>,
     pub head_dim: Option<usize>,
-    pub context: Option<usize>,
+    pub context_length: Option<usize>,
     pub rope_theta: Option<f64>,
     pub norm_epsilon: Option<f64>,
     pub tied_embeddings: Option<bool>,
@@ -60,7 +60,7 @@ pub(super) struct RawDense {
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawExperts {
     pub count: Option<usize>,
-    pub per_token: Option<usize>,
+    pub top_k: Option<usize>,
     pub d_ff: Option<usize>,
 }
 
@@ -78,7 +78,7 @@ pub(super) struct RawRouter {
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawTokenizer {
     pub kind: TokenizerKind,
-    pub vocabulary: Option<usize>,
+    pub vocab_size: Option<usize>,
     pub path: Option<PathBuf>,
     pub end_of_text: Option<String>,
 }

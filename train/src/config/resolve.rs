@@ -40,7 +40,7 @@ pub(super) fn resolve(raw: RawConfig, complete: bool) -> Checked<RunConfig> {
     let data = data::data(raw.data)?;
     let train = train(raw.train)?;
     let optimizer = optimizer(raw.optimizer)?;
-    let schedule = schedule(raw.schedule, train.steps, model.context as u64)?;
+    let schedule = schedule(raw.schedule, train.steps, model.context_length as u64)?;
     let checkpoint = checkpoint(raw.checkpoint)?;
     let plan = raw.plan.map(plan).transpose()?;
     Ok(RunConfig {
@@ -65,17 +65,17 @@ fn without_checkpoint(
     let model = model.ok_or_else(|| Problem::missing("model"))?;
     let tokenizer = tokenizer.ok_or_else(|| Problem::missing("tokenizer"))?;
     let tokenizer = tokenizer::tokenizer(tokenizer)?;
-    let key = "model.vocabulary";
-    let vocabulary = match (model.vocabulary, from_checkpoint) {
-        (Some(vocabulary), true) => vocabulary,
+    let key = "model.vocab_size";
+    let vocab_size = match (model.vocab_size, from_checkpoint) {
+        (Some(vocab_size), true) => vocab_size,
         (None, true) => return Err(Problem::missing(key)),
         (Some(_), false) => {
             return Err(without_effect(key, "without train.init")
                 .hint("remove it; the tokenizer determines the number of ids"));
         }
-        (None, false) => tokenizer::vocabulary(&tokenizer)?,
+        (None, false) => tokenizer::vocab_size(&tokenizer)?,
     };
-    Ok((tokenizer, model::model(model, vocabulary)?))
+    Ok((tokenizer, model::model(model, vocab_size)?))
 }
 
 fn train(raw: RawTrain) -> Checked<TrainConfig> {
@@ -189,7 +189,7 @@ fn schedule(raw: RawSchedule, steps: u64, context: u64) -> Checked<ScheduleConfi
 
 fn batch(raw: RawBatch, context: u64) -> Checked<BatchRamp> {
     let at_least_a_sequence = |key: &str, tokens: u64| {
-        let rule = format!("must be at least model.context = {context}, one sequence");
+        let rule = format!("must be at least model.context_length = {context}, one sequence");
         if tokens < context {
             Err(Problem::new(key, rule))
         } else {

@@ -69,7 +69,7 @@ fn add_missing(target: &mut Value, defaults: &Value) {
 
 impl RunConfig {
     /// The text of a file that [`load`](super::load) resolves to this configuration. It contains every key, except
-    /// for `model.vocabulary` if that is the tokenizer's.
+    /// for `model.vocab_size` if that is the tokenizer's.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl RunConfig {
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
         let mut table = Table::try_from(self)?;
         if let (None, Some(Value::Table(model))) = (&self.train.init, table.get_mut("model")) {
-            model.remove("vocabulary");
+            model.remove("vocab_size");
         }
         toml::to_string(&table)
     }

@@ -14,11 +14,11 @@ pub(super) const SMALL: &str = r#"
 layers = 2
 d_model = 64
 heads = 4
-context = 32
+context_length = 32
 
 [model.experts]
 count = 4
-per_token = 2
+top_k = 2
 d_ff = 48
 
 [tokenizer]
@@ -67,7 +67,7 @@ fn defaults_are_filled_in() {
         (
             config.model.kv_heads,
             config.model.head_dim,
-            config.model.vocabulary
+            config.model.vocab_size
         ),
         (1, 16, 257)
     );
@@ -154,17 +154,17 @@ fn overrides_reach_every_place() {
         }
     );
 
-    let config = read(SMALL, &["tokenizer.kind=bpe", "tokenizer.vocabulary=512"]).unwrap();
+    let config = read(SMALL, &["tokenizer.kind=bpe", "tokenizer.vocab_size=512"]).unwrap();
     assert_eq!(
-        (config.tokenizer, config.model.vocabulary),
-        (TokenizerConfig::Bpe { vocabulary: 512 }, 512)
+        (config.tokenizer, config.model.vocab_size),
+        (TokenizerConfig::Bpe { vocab_size: 512 }, 512)
     );
 }
 
 #[test]
 fn unknown_keys_are_named_with_the_nearest_known_one() {
     insta::assert_snapshot!(replaced("d_model = 64", "d_modle = 64"), @r"
-    run.toml:4: model.d_modle = 64 is not a known key of model; allowed: vocabulary, layers, d_model, heads, kv_heads, head_dim, context, rope_theta, norm_epsilon, tied_embeddings, initializer_range, qk_norm, feed_forward, dense, experts, router
+    run.toml:4: model.d_modle = 64 is not a known key of model; allowed: vocab_size, layers, d_model, heads, kv_heads, head_dim, context_length, rope_theta, norm_epsilon, tied_embeddings, initializer_range, qk_norm, feed_forward, dense, experts, router
     hint: did you mean `d_model`?
     ");
     insta::assert_snapshot!(replaced("[optimizer]", "[optimiser]"), @r"
@@ -175,7 +175,7 @@ fn unknown_keys_are_named_with_the_nearest_known_one() {
     run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed: init, steps, seed, micro_batch, log_every, validate_every, validation_tokens, sample
     hint: did you mean `steps`?
     ");
-    insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed: count, per_token, d_ff");
+    insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed: count, top_k, d_ff");
     insta::assert_snapshot!(set(&["schedule.decay=linear"]), @r#"run.toml: schedule.decay = "linear" (from --set) must be "cosine" or "wsd""#);
 }
 
@@ -218,24 +218,24 @@ fn values_out_of_range_say_what_is_allowed() {
     run.toml:6: model.kv_heads = 3 must divide heads = 4 (all key/value heads serve the same number of query heads)
     hint: allowed values: 1, 2, 4
     ");
-    insta::assert_snapshot!(replaced("per_token = 2", "per_token = 5"), @r"
-    run.toml:10: model.experts.per_token = 5 must lie between 1 and experts.count = 4
-    hint: 2 of 8 and 2 of 16 are common; per_token = count selects all experts
+    insta::assert_snapshot!(replaced("top_k = 2", "top_k = 5"), @r"
+    run.toml:10: model.experts.top_k = 5 must lie between 1 and experts.count = 4
+    hint: 2 of 8 and 2 of 16 are common; top_k = count selects all experts
     ");
     insta::assert_snapshot!(replaced("layers = 2", "layers = 9_000_000_000_000"), @r"
     run.toml:3: model.layers = 9000000000000 must lie between 1 and 16777216
     hint: sizes above 2²⁴ are not supported
     ");
     insta::assert_snapshot!(replaced("learning_rate = 0.001", "learning_rate = nan"), @"run.toml:24: optimizer.learning_rate = nan must be above 0 and finite");
-    insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = 31"), @"run.toml:27: schedule.batch_tokens = 31 must be at least model.context = 32, one sequence");
+    insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = 31"), @"run.toml:27: schedule.batch_tokens = 31 must be at least model.context_length = 32, one sequence");
     insta::assert_snapshot!(replaced("steps = 100", "steps = 0"), @"run.toml:21: train.steps = 0 must be between 1 and 100000000");
     insta::assert_snapshot!(set(&["schedule.warmup_steps=100"]), @r"
     run.toml: schedule.warmup_steps = 100 (from --set) must be below train.steps = 100
     hint: otherwise the learning rate never reaches its peak; 10 is 10 % of the steps
     ");
     insta::assert_snapshot!(set(&["schedule.warmup_steps=90", "schedule.decay=wsd"]), @"run.toml: schedule.cooldown_fraction = 0.2 (default) overlaps with the warm-up: schedule.warmup_steps = 90 of train.steps = 100");
-    insta::assert_snapshot!(set(&["tokenizer.kind=bpe", "tokenizer.vocabulary=256"]), @r"
-    run.toml: tokenizer.vocabulary = 256 (from --set) must be between 257 and 16777216
+    insta::assert_snapshot!(set(&["tokenizer.kind=bpe", "tokenizer.vocab_size=256"]), @r"
+    run.toml: tokenizer.vocab_size = 256 (from --set) must be between 257 and 16777216
     hint: the 256 bytes and end of text are always ids
     ");
 }
@@ -276,10 +276,10 @@ fn keys_without_effect_are_refused() {
     hint: remove it, or set decay = "wsd"
     "#);
     insta::assert_snapshot!(replaced("kind = \"bytes\"", "kind = \"bytes\"\nvocabulary = 300"), @r#"
-    run.toml:15: tokenizer.vocabulary = 300 has no effect unless tokenizer.kind is "bpe"
+    run.toml:15: tokenizer.vocab_size = 300 has no effect unless tokenizer.kind is "bpe"
     hint: remove it, or set tokenizer.kind = "bpe"
     "#);
-    insta::assert_snapshot!(set(&["tokenizer.kind=bpe", "tokenizer.vocabulary=300", "tokenizer.end_of_text=x"]), @r#"
+    insta::assert_snapshot!(set(&["tokenizer.kind=bpe", "tokenizer.vocab_size=300", "tokenizer.end_of_text=x"]), @r#"
     run.toml: tokenizer.end_of_text = "x" (from --set) has no effect unless tokenizer.kind is "file"
     hint: remove it, or set tokenizer.kind = "file"
     "#);
@@ -330,8 +330,8 @@ fn single_layers_of_an_moe_model_may_be_dense() {
     run.toml: model.qk_norm = "heads" (from --set) must be "none" or "projection" or "head"
     hint: did you mean `head`?
     "#);
-    insta::assert_snapshot!(set(&["model.vocabulary=257"]), @r"
-    run.toml: model.vocabulary = 257 (from --set) has no effect without train.init
+    insta::assert_snapshot!(set(&["model.vocab_size=257"]), @r"
+    run.toml: model.vocab_size = 257 (from --set) has no effect without train.init
     hint: remove it; the tokenizer determines the number of ids
     ");
 }

@@ -42,17 +42,17 @@ pub(super) fn build(
     };
     tokenizer.save(&folder.join(TOKENIZER))?;
 
-    let vocabulary = tokenizer.vocabulary();
+    let vocab_size = tokenizer.vocab_size();
     let validation_path = folder.join(VALIDATION_TEXT);
     let created =
         File::create(&validation_path).map_err(DataError::io("write", &validation_path))?;
     let mut validation_text = BufWriter::new(created);
-    let mut validation = SetWriter::create(folder, "validation", vocabulary)?;
+    let mut validation = SetWriter::create(folder, "validation", vocab_size)?;
     let mut training = Vec::with_capacity(config.data.source.len());
     let progress = counted("tokenizing", survey, progress);
 
     for index in 0..config.data.source.len() {
-        let mut writer = SetWriter::create(folder, &format!("training-{index}"), vocabulary)?;
+        let mut writer = SetWriter::create(folder, &format!("training-{index}"), vocab_size)?;
         let mut batch = Batch::default();
         for_each_document(config, survey, index, |text| {
             let hash = hash(text.as_bytes());
@@ -134,12 +134,12 @@ fn make_tokenizer(
     survey: &Survey,
     progress: bool,
 ) -> Result<Tokenizer, DataError> {
-    let TokenizerConfig::Bpe { vocabulary } = config.tokenizer else {
+    let TokenizerConfig::Bpe { vocab_size } = config.tokenizer else {
         return Ok(Tokenizer::bytes());
     };
     let sample = tokenizer_sample(config, survey, progress)?;
-    tracing::info!("data: training a byte-pair encoding of {vocabulary} ids");
-    Ok(Tokenizer::train_bpe(sample.into_iter(), vocabulary)?)
+    tracing::info!("data: training a byte-pair encoding of {vocab_size} ids");
+    Ok(Tokenizer::train_bpe(sample.into_iter(), vocab_size)?)
 }
 
 /// Training text of all sources, in proportion: all of it where it is short, otherwise the pieces

@@ -189,7 +189,7 @@ impl Advise for DataError {
             Self::TooLittle { .. } => usage(
                 "lower train.steps or schedule.batch_tokens, or raise the sources' epochs or max_bytes",
             ),
-            Self::ContextTooLong { .. } => usage("lower model.context, or add text"),
+            Self::ContextTooLong { .. } => usage("lower model.context_length, or add text"),
             Self::Damaged { path, .. } => {
                 let folder = path.parent().unwrap_or(path).display();
                 Advice::FAILURE.hint(format!(

@@ -189,9 +189,9 @@ pub(super) struct SetWriter {
 }
 
 impl SetWriter {
-    /// Files are called after `name`; the width suits ids below `vocabulary`.
-    pub fn create(folder: &Path, name: &str, vocabulary: usize) -> Result<Self, DataError> {
-        let width = if vocabulary <= 1 << 16 { 2 } else { 4 };
+    /// Files are called after `name`; the width suits ids below `vocab_size`.
+    pub fn create(folder: &Path, name: &str, vocab_size: usize) -> Result<Self, DataError> {
+        let width = if vocab_size <= 1 << 16 { 2 } else { 4 };
         Self::with_shard_tokens(folder, name, width, SHARD_BYTES / u64::from(width))
     }
 
@@ -542,9 +542,9 @@ pub(super) mod tests {
     #[test]
     fn large_vocabularies_get_wide_tokens() {
         let folder = tempfile::tempdir().unwrap();
-        for (vocabulary, width) in [(257, 2), (65_536, 2), (65_537, 4)] {
+        for (vocab_size, width) in [(257, 2), (65_536, 2), (65_537, 4)] {
             assert_eq!(
-                SetWriter::create(folder.path(), "set", vocabulary)
+                SetWriter::create(folder.path(), "set", vocab_size)
                     .unwrap()
                     .manifest
                     .width,

@@ -82,10 +82,10 @@ fn unchanged_text_is_prepared_once() {
     workplace.write("003.txt", "to endure");
     let changed = prepare(&config, false).unwrap();
     assert_ne!(changed.content_hash, first.content_hash);
-    let bpe = workplace.config(&["tokenizer.kind=\"bpe\"", "tokenizer.vocabulary=270"]);
+    let bpe = workplace.config(&["tokenizer.kind=\"bpe\"", "tokenizer.vocab_size=270"]);
     let bpe = prepare(&bpe, false).unwrap();
     assert_ne!(bpe.content_hash, changed.content_hash);
-    assert!((257..=270).contains(&bpe.tokenizer.vocabulary()));
+    assert!((257..=270).contains(&bpe.tokenizer.vocab_size()));
 }
 
 /// An hour: files that were changed so long ago can be trusted.
@@ -410,7 +410,7 @@ fn every_text_is_on_one_side_and_validation_is_what_evaluation_reads() {
     for set in [
         &[][..],
         &["data.validation.by=\"tail\""],
-        &["tokenizer.kind=\"bpe\"", "tokenizer.vocabulary=260"],
+        &["tokenizer.kind=\"bpe\"", "tokenizer.vocab_size=260"],
     ] {
         let prepared = prepare(&workplace.config(set), false).unwrap();
         let bytes: usize = TEXTS.iter().map(|text| text.len()).sum();

@@ -3,10 +3,10 @@
 use super::field::{Field, neutral, off, only, read};
 use crate::layout::{Rule, Stored};
 
-/// Name of the embedding, `[vocabulary, d_model]`, in every family.
+/// Name of the embedding, `[vocab_size, d_model]`, in every family.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// Name of the output head, `[vocabulary, d_model]`, in every family.
+/// Name of the output head, `[vocab_size, d_model]`, in every family.
 pub const HEAD: &str = "lm_head.weight";
 
 /// Fields that every config.json may have: the tokens that begin and end a text, and notes.

@@ -35,7 +35,7 @@ impl Operation<Cube, 1> for CrossEntropy<Cube> {
     type Saved = Saved;
 
     fn forward_saving(self, [logits]: [CubeTensor; 1]) -> (CubeTensor, Saved) {
-        let [tokens, vocabulary] = logits.shape().dims();
+        let [tokens, vocab_size] = logits.shape().dims();
         let [maxima, sums, nats] = [(); 3].map(|()| empty_float(&logits, [tokens]));
         let saved = Saved {
             logits,
@@ -49,8 +49,8 @@ impl Operation<Cube, 1> for CrossEntropy<Cube> {
             return (zeros(logits, [1], DType::F32), saved);
         }
         let client = logits.client.clone();
-        let size = vector_size(vocabulary);
-        let lanes = if vocabulary > NARROW {
+        let size = vector_size(vocab_size);
+        let lanes = if vocab_size > NARROW {
             UNITS
         } else {
             NARROW_UNITS
@@ -67,21 +67,21 @@ impl Operation<Cube, 1> for CrossEntropy<Cube> {
             saved.maxima.clone().into_buffer_arg(),
             saved.sums.clone().into_buffer_arg(),
             nats.clone().into_buffer_arg(),
-            vocabulary / size,
+            vocab_size / size,
             lanes,
         );
         (sum(nats), saved)
     }
 
     fn backward(saved: Saved, gradient: CubeTensor, _: [bool; 1]) -> [Option<CubeTensor>; 1] {
-        let [tokens, vocabulary] = saved.logits.shape().dims();
+        let [tokens, vocab_size] = saved.logits.shape().dims();
         if tokens == 0 {
             return [Some(saved.logits)];
         }
         let logits = owned(saved.logits);
         let client = logits.client.clone();
-        let size = vector_size(vocabulary);
-        let (count, dim) = units(&client, tokens * vocabulary / size);
+        let size = vector_size(vocab_size);
+        let (count, dim) = units(&client, tokens * vocab_size / size);
         backward_kernel::launch(
             &client,
             count,
@@ -93,13 +93,13 @@ impl Operation<Cube, 1> for CrossEntropy<Cube> {
             saved.maxima.into_buffer_arg(),
             saved.sums.into_buffer_arg(),
             contiguous(gradient).into_buffer_arg(),
-            vocabulary / size,
+            vocab_size / size,
         );
         [Some(logits)]
     }
 }
 
-/// `lanes` units a row of `vocabulary` vectors: they look for the maximum, then add up the exponentials.
+/// `lanes` units a row of `vocab_size` vectors: they look for the maximum, then add up the exponentials.
 #[cube(launch)]
 fn forward_kernel<N: Size>(
     logits: &[Vector<f32, N>],
@@ -108,19 +108,19 @@ fn forward_kernel<N: Size>(
     maxima: &mut [f32],
     sums: &mut [f32],
     nats: &mut [f32],
-    vocabulary: usize,
+    vocab_size: usize,
     #[comptime] lanes: usize,
 ) {
     let row = ABSOLUTE_POS / lanes;
     let lane = ABSOLUTE_POS % lanes;
-    let start = row * vocabulary;
+    let start = row * vocab_size;
     // A row that does not count, or is none, has no values.
     let mut end = start;
     let mut weight = 0.0f32;
     if row < targets.len() {
         weight = counted[row];
         if weight != 0.0f32 {
-            end += vocabulary;
+            end += vocab_size;
         }
     }
 
@@ -192,18 +192,18 @@ fn backward_kernel<N: Size>(
     maxima: &[f32],
     sums: &[f32],
     gradient: &[f32],
-    vocabulary: usize,
+    vocab_size: usize,
 ) {
     if ABSOLUTE_POS >= logits.len() {
         terminate!();
     }
-    let row = ABSOLUTE_POS / vocabulary;
+    let row = ABSOLUTE_POS / vocab_size;
     let scale = gradient[0] * counted[row];
     let mut values = Vector::<f32, N>::new(0.0f32);
     if scale != 0.0f32 {
         let shifted = logits[ABSOLUTE_POS] - Vector::new(maxima[row]);
         values = shifted.exp() * Vector::new(scale / sums[row]);
-        let first = ABSOLUTE_POS % vocabulary * N::value();
+        let first = ABSOLUTE_POS % vocab_size * N::value();
         #[unroll]
         for i in 0..N::value() {
             if targets[row] as usize == first + i {

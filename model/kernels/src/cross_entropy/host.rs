@@ -28,10 +28,10 @@ impl<B: Host> Operation<B, 1> for CrossEntropy<B> {
         gradient: FloatTensor<B>,
         _: [bool; 1],
     ) -> [Option<FloatTensor<B>>; 1] {
-        let vocabulary = logits.shape()[1];
+        let vocab_size = logits.shape()[1];
         let gradient = B::values(&gradient)[0];
         let values = B::values_mut(&mut logits);
-        kernel::backward(values, vocabulary, &targets, &normalizers, gradient);
+        kernel::backward(values, vocab_size, &targets, &normalizers, gradient);
         [Some(logits)]
     }
 }

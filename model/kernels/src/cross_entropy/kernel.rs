@@ -23,8 +23,8 @@ pub struct Normalizer {
 }
 
 /// Rows of this width that a thread takes at once: some 64 KiB, which stay in a core's cache.
-fn block_rows(vocabulary: usize) -> usize {
-    ((1 << 14) / vocabulary).max(1)
+fn block_rows(vocab_size: usize) -> usize {
+    ((1 << 14) / vocab_size).max(1)
 }
 
 /// The sum over rows of `−counted · ln softmax(logits)[target]`, and what the backward pass needs of each row.
@@ -33,18 +33,18 @@ fn block_rows(vocabulary: usize) -> usize {
 /// # Panics
 ///
 /// When the lengths do not fit, or a target that counts is not in the vocabulary.
-pub fn forward(logits: &[f32], vocabulary: usize, targets: &Targets) -> (f32, Vec<Normalizer>) {
+pub fn forward(logits: &[f32], vocab_size: usize, targets: &Targets) -> (f32, Vec<Normalizer>) {
     let rows = targets.ids.len();
-    assert!(logits.len() == rows * vocabulary && targets.counted.len() == rows);
-    let block = block_rows(vocabulary);
+    assert!(logits.len() == rows * vocab_size && targets.counted.len() == rows);
+    let block = block_rows(vocab_size);
     let mut normalizers = vec![Normalizer::default(); rows];
     let blocks = logits
-        .par_chunks(block * vocabulary)
+        .par_chunks(block * vocab_size)
         .zip(normalizers.par_chunks_mut(block))
         .enumerate();
     let nats = blocks.map(|(index, (logits, normalizers))| {
         let mut nats = 0.0;
-        let rows = logits.chunks_exact(vocabulary).zip(normalizers);
+        let rows = logits.chunks_exact(vocab_size).zip(normalizers);
         for (row, (logits, normalizer)) in (index * block..).zip(rows) {
             let counted = targets.counted[row];
             if counted != 0.0 {
@@ -77,20 +77,20 @@ fn normalize(logits: &[f32]) -> Normalizer {
 /// When the lengths do not fit.
 pub fn backward(
     logits: &mut [f32],
-    vocabulary: usize,
+    vocab_size: usize,
     targets: &Targets,
     normalizers: &[Normalizer],
     gradient: f32,
 ) {
     let rows = targets.ids.len();
-    assert!(logits.len() == rows * vocabulary && normalizers.len() == rows);
-    let block = block_rows(vocabulary);
+    assert!(logits.len() == rows * vocab_size && normalizers.len() == rows);
+    let block = block_rows(vocab_size);
     let blocks = logits
-        .par_chunks_mut(block * vocabulary)
+        .par_chunks_mut(block * vocab_size)
         .zip(normalizers.par_chunks(block))
         .enumerate();
     blocks.for_each(|(index, (logits, normalizers))| {
-        let rows = logits.chunks_exact_mut(vocabulary).zip(normalizers);
+        let rows = logits.chunks_exact_mut(vocab_size).zip(normalizers);
         for (row, (logits, normalizer)) in (index * block..).zip(rows) {
             let scale = gradient * targets.counted[row];
             if scale == 0.0 {

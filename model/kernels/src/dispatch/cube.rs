@@ -17,24 +17,20 @@ use crate::cube::{UNITS, contiguous, empty_float, empty_int, sum_of_group, units
 const BLOCK_ASSIGNMENTS: usize = 256;
 
 impl DispatchBackend for Cube {
-    fn choose(
-        scores: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        per_token: usize,
-    ) -> Tables<Self> {
+    fn choose(scores: FloatTensor<Self>, bias: FloatTensor<Self>, top_k: usize) -> Tables<Self> {
         let [tokens, experts] = scores.shape().dims();
-        let assignments = tokens * per_token;
+        let assignments = tokens * top_k;
         let like = scores.clone();
         if assignments == 0 {
             return Tables::Device {
-                chosen: zeros(&like, [tokens, per_token], DType::I32),
+                chosen: zeros(&like, [tokens, top_k], DType::I32),
                 assignment_of_row: zeros(&like, [0], DType::I32),
                 row_of_assignment: zeros(&like, [0], DType::I32),
                 offsets: zeros(&like, [experts + 1], DType::I32),
             };
         }
         let client = like.client.clone();
-        let chosen = empty_int(&like, [tokens, per_token]);
+        let chosen = empty_int(&like, [tokens, top_k]);
         let (count, dim) = units(&client, tokens);
         choose_kernel::launch(
             &client,
@@ -44,7 +40,7 @@ impl DispatchBackend for Cube {
             contiguous(bias).into_buffer_arg(),
             chosen.clone().into_buffer_arg(),
             experts,
-            per_token,
+            top_k,
         );
 
         let blocks = assignments.div_ceil(BLOCK_ASSIGNMENTS);
@@ -103,7 +99,7 @@ impl DispatchBackend for Cube {
         else {
             unreachable!("a CubeCL backend makes no other");
         };
-        let [_, per_token] = chosen.shape().dims();
+        let [_, top_k] = chosen.shape().dims();
         let experts = offsets.shape()[0] - 1;
         let load = empty_float(&valid, [experts]);
         load_kernel::launch(
@@ -114,7 +110,7 @@ impl DispatchBackend for Cube {
             assignment_of_row.into_buffer_arg(),
             offsets.into_buffer_arg(),
             load.clone().into_buffer_arg(),
-            per_token,
+            top_k,
         );
         load
     }
@@ -134,20 +130,14 @@ fn order_key(value: f32) -> u32 {
 /// A unit a token. Its choices come one after the other, each the first that stands behind the one before, so
 /// that no list of what was chosen is needed.
 #[cube(launch)]
-fn choose_kernel(
-    scores: &[f32],
-    bias: &[f32],
-    chosen: &mut [i32],
-    experts: usize,
-    per_token: usize,
-) {
+fn choose_kernel(scores: &[f32], bias: &[f32], chosen: &mut [i32], experts: usize, top_k: usize) {
     let token = ABSOLUTE_POS;
-    if token * per_token >= chosen.len() {
+    if token * top_k >= chosen.len() {
         terminate!();
     }
     let mut last_key = 0u32;
     let mut last = 0usize;
-    for place in 0..per_token {
+    for place in 0..top_k {
         let mut best_key = 0u32;
         let mut best = experts;
         for expert in 0..experts {
@@ -158,7 +148,7 @@ fn choose_kernel(
                 best = expert;
             }
         }
-        chosen[token * per_token + place] = best as i32;
+        chosen[token * top_k + place] = best as i32;
         last_key = best_key;
         last = best;
     }
@@ -244,7 +234,7 @@ fn load_kernel(
     assignment_of_row: &[i32],
     offsets: &[i32],
     load: &mut [f32],
-    per_token: usize,
+    top_k: usize,
 ) {
     let expert = CUBE_POS;
     let unit = UNIT_POS as usize;
@@ -252,7 +242,7 @@ fn load_kernel(
     let mut row = offsets[expert] as usize + unit;
     let mut sum = 0.0f32;
     while row < end {
-        sum += valid[assignment_of_row[row] as usize / per_token];
+        sum += valid[assignment_of_row[row] as usize / top_k];
         row += UNITS;
     }
     let sum = sum_of_group(sum, UNITS);

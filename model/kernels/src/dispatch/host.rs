@@ -6,7 +6,7 @@ pub struct HostPlan {
     /// Number of experts (E).
     pub experts: usize,
     /// Experts that each token visits (k).
-    pub per_token: usize,
+    pub top_k: usize,
     /// The expert of each assignment.
     pub expert_of_assignment: Vec<u32>,
     /// The token whose activations a row holds.
@@ -18,16 +18,16 @@ pub struct HostPlan {
 }
 
 impl HostPlan {
-    /// Sorts `chosen`, the experts of each token side by side, `per_token` a token: a counting sort, so it takes
+    /// Sorts `chosen`, the experts of each token side by side, `top_k` a token: a counting sort, so it takes
     /// `tokens · k + experts` steps.
     ///
     /// # Panics
     ///
-    /// When the length of `chosen` is not a multiple of `per_token`, or an index is not below `experts`.
-    pub fn new(chosen: &[u32], experts: usize, per_token: usize) -> Self {
+    /// When the length of `chosen` is not a multiple of `top_k`, or an index is not below `experts`.
+    pub fn new(chosen: &[u32], experts: usize, top_k: usize) -> Self {
         assert!(
-            chosen.len().is_multiple_of(per_token),
-            "{} choices of {per_token} a token",
+            chosen.len().is_multiple_of(top_k),
+            "{} choices of {top_k} a token",
             chosen.len()
         );
         let mut offsets = vec![0; experts + 1];
@@ -43,12 +43,12 @@ impl HostPlan {
         for (assignment, &expert) in chosen.iter().enumerate() {
             let row = next[expert as usize];
             next[expert as usize] += 1;
-            token_of_row[row] = (assignment / per_token) as u32;
+            token_of_row[row] = (assignment / top_k) as u32;
             row_of_assignment[assignment] = row as u32;
         }
         Self {
             experts,
-            per_token,
+            top_k,
             expert_of_assignment: chosen.to_vec(),
             token_of_row,
             row_of_assignment,
@@ -60,16 +60,16 @@ impl HostPlan {
     pub fn load(&self, valid: &[f32]) -> Vec<f32> {
         let mut load = vec![0.0; self.experts];
         for (assignment, &expert) in self.expert_of_assignment.iter().enumerate() {
-            load[expert as usize] += valid[assignment / self.per_token];
+            load[expert as usize] += valid[assignment / self.top_k];
         }
         load
     }
 }
 
-/// The `per_token` experts with the largest `score + bias` of each token, largest first; of equal ones
+/// The `top_k` experts with the largest `score + bias` of each token, largest first; of equal ones
 /// the lower number. `scores` holds `experts` values a token; `bias` as many, or none.
-pub fn choose(scores: &[f32], bias: &[f32], experts: usize, per_token: usize) -> Vec<u32> {
-    let mut chosen = Vec::with_capacity(scores.len() / experts * per_token);
+pub fn choose(scores: &[f32], bias: &[f32], experts: usize, top_k: usize) -> Vec<u32> {
+    let mut chosen = Vec::with_capacity(scores.len() / experts * top_k);
     let mut order: Vec<u32> = Vec::with_capacity(experts);
     for scores in scores.chunks_exact(experts) {
         let score = |expert: u32| {
@@ -79,11 +79,11 @@ pub fn choose(scores: &[f32], bias: &[f32], experts: usize, per_token: usize) ->
         order.clear();
         order.extend(0..experts as u32);
         let by_score = |&a: &u32, &b: &u32| score(b).total_cmp(&score(a)).then(a.cmp(&b));
-        if per_token < experts {
-            order.select_nth_unstable_by(per_token, by_score);
+        if top_k < experts {
+            order.select_nth_unstable_by(top_k, by_score);
         }
-        order[..per_token].sort_unstable_by(by_score);
-        chosen.extend_from_slice(&order[..per_token]);
+        order[..top_k].sort_unstable_by(by_score);
+        chosen.extend_from_slice(&order[..top_k]);
     }
     chosen
 }
@@ -96,26 +96,26 @@ mod tests {
     proptest! {
         #[test]
         fn no_assignment_is_lost_and_rows_stand_by_expert(
-            (experts, per_token, chosen) in (1usize..20, 1usize..4, 0usize..60).prop_flat_map(
-                |(experts, per_token, tokens)| (
+            (experts, top_k, chosen) in (1usize..20, 1usize..4, 0usize..60).prop_flat_map(
+                |(experts, top_k, tokens)| (
                     Just(experts),
-                    Just(per_token),
-                    proptest::collection::vec(0..experts as u32, tokens * per_token),
+                    Just(top_k),
+                    proptest::collection::vec(0..experts as u32, tokens * top_k),
                 ),
             )
         ) {
-            let plan = HostPlan::new(&chosen, experts, per_token);
+            let plan = HostPlan::new(&chosen, experts, top_k);
             prop_assert_eq!(plan.offsets[experts], chosen.len());
             let mut rows: Vec<u32> = plan.row_of_assignment.clone();
             for (assignment, &row) in plan.row_of_assignment.iter().enumerate() {
                 let row = row as usize;
                 let expert = chosen[assignment] as usize;
                 prop_assert!((plan.offsets[expert]..plan.offsets[expert + 1]).contains(&row));
-                prop_assert_eq!(plan.token_of_row[row] as usize, assignment / per_token);
+                prop_assert_eq!(plan.token_of_row[row] as usize, assignment / top_k);
             }
             rows.sort_unstable();
             prop_assert!(rows.iter().enumerate().all(|(index, &row)| index == row as usize));
-            let load = plan.load(&vec![1.0; chosen.len() / per_token]);
+            let load = plan.load(&vec![1.0; chosen.len() / top_k]);
             for (load, bounds) in load.iter().zip(plan.offsets.windows(2)) {
                 prop_assert_eq!(*load as usize, bounds[1] - bounds[0]);
             }
@@ -123,7 +123,7 @@ mod tests {
 
         #[test]
         fn the_choice_is_that_of_a_full_sort(
-            (experts, per_token, scores, bias) in (1usize..12).prop_flat_map(|experts| (
+            (experts, top_k, scores, bias) in (1usize..12).prop_flat_map(|experts| (
                 Just(experts),
                 1..=experts,
                 (0usize..6).prop_flat_map(move |tokens| proptest::collection::vec(0u8..4, tokens * experts)),
@@ -133,13 +133,13 @@ mod tests {
             // Small integers, so that ties are common.
             let scores: Vec<f32> = scores.into_iter().map(f32::from).collect();
             let bias: Vec<f32> = bias.into_iter().map(f32::from).collect();
-            let chosen = choose(&scores, &bias, experts, per_token);
+            let chosen = choose(&scores, &bias, experts, top_k);
             let mut expected = Vec::new();
             for scores in scores.chunks(experts) {
                 let mut order: Vec<usize> = (0..experts).collect();
                 let biased = |e: usize| scores[e] + bias.get(e).unwrap_or(&0.0);
                 order.sort_by(|&a, &b| biased(b).total_cmp(&biased(a)));
-                expected.extend(order[..per_token].iter().map(|&e| e as u32));
+                expected.extend(order[..top_k].iter().map(|&e| e as u32));
             }
             prop_assert_eq!(chosen, expected);
         }

@@ -30,11 +30,11 @@ pub enum Tables<B: Backend> {
     Host(Arc<HostPlan>),
     /// On the device, for the CubeCL backends; all i32.
     Device {
-        /// The expert of each assignment, `[tokens, per_token]`.
+        /// The expert of each assignment, `[tokens, top_k]`.
         chosen: IntTensor<B>,
-        /// The assignment that a row belongs to, `[tokens · per_token]`.
+        /// The assignment that a row belongs to, `[tokens · top_k]`.
         assignment_of_row: IntTensor<B>,
-        /// The row that an assignment went to, `[tokens · per_token]`.
+        /// The row that an assignment went to, `[tokens · top_k]`.
         row_of_assignment: IntTensor<B>,
         /// Rows `offsets[e] .. offsets[e + 1]` belong to expert e, `[experts + 1]`.
         offsets: IntTensor<B>,
@@ -67,15 +67,14 @@ impl<B: Backend, C: CheckpointStrategy> Tables<Autodiff<B, C>> {
     Cube: cfg(feature = "cube")
 )]
 pub trait DispatchBackend: Backend {
-    /// Gives each token the `per_token` experts with the largest `score + bias`, largest first and of equal
+    /// Gives each token the `top_k` experts with the largest `score + bias`, largest first and of equal
     /// ones the lower number, and sorts the assignments by expert.
     ///
     /// # Shapes
     ///
     /// - `scores`: `[tokens, experts]`
     /// - `bias`: `[experts]`
-    fn choose(scores: FloatTensor<Self>, bias: FloatTensor<Self>, per_token: usize)
-    -> Tables<Self>;
+    fn choose(scores: FloatTensor<Self>, bias: FloatTensor<Self>, top_k: usize) -> Tables<Self>;
 
     /// Assignments to each expert from the tokens that `valid` marks.
     ///
@@ -87,15 +86,11 @@ pub trait DispatchBackend: Backend {
 }
 
 impl<B: Host> DispatchBackend for B {
-    fn choose(
-        scores: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        per_token: usize,
-    ) -> Tables<Self> {
+    fn choose(scores: FloatTensor<Self>, bias: FloatTensor<Self>, top_k: usize) -> Tables<Self> {
         let [_, experts] = scores.shape().dims();
         let (scores, bias) = (B::values(&scores), B::values(&bias));
-        let chosen = host::choose(&scores, &bias, experts, per_token);
-        Tables::Host(Arc::new(HostPlan::new(&chosen, experts, per_token)))
+        let chosen = host::choose(&scores, &bias, experts, top_k);
+        Tables::Host(Arc::new(HostPlan::new(&chosen, experts, top_k)))
     }
 
     fn load(valid: FloatTensor<Self>, tables: Tables<Self>) -> FloatTensor<Self> {
@@ -121,7 +116,7 @@ mod tests {
     #[derive(Debug, Clone)]
     struct Case {
         experts: usize,
-        per_token: usize,
+        top_k: usize,
         scores: Vec<f32>,
         bias: Vec<f32>,
     }
@@ -134,7 +129,7 @@ mod tests {
         fn plan(&self, device: &Device) -> DispatchPlan {
             let scores = TensorData::new(self.scores.clone(), [self.tokens(), self.experts]);
             let scores = Tensor::from_data(scores, device);
-            DispatchPlan::choose(&scores, &self.bias, self.per_token)
+            DispatchPlan::choose(&scores, &self.bias, self.top_k)
         }
     }
 
@@ -149,7 +144,7 @@ mod tests {
                 offsets,
             } => (chosen, assignment_of_row, row_of_assignment, offsets),
         };
-        let per_token = chosen.shape()[1];
+        let top_k = chosen.shape()[1];
         let table = |table: &DispatchTensor| -> Vec<u32> {
             let dimensions = table.shape().rank();
             let table = table.clone();
@@ -163,9 +158,9 @@ mod tests {
         let offsets = table(offsets).into_iter();
         HostPlan {
             experts: offsets.len() - 1,
-            per_token,
+            top_k,
             expert_of_assignment: table(chosen),
-            token_of_row: token_of_row.map(|a| a / per_token as u32).collect(),
+            token_of_row: token_of_row.map(|a| a / top_k as u32).collect(),
             row_of_assignment: table(row_of_assignment),
             offsets: offsets.map(|offset| offset as usize).collect(),
         }
@@ -177,9 +172,9 @@ mod tests {
             let scores = prop::collection::vec((0u8..4).prop_map(f32::from), tokens * experts);
             let bias = prop::collection::vec((-1i8..2).prop_map(f32::from), experts);
             let bias = prop_oneof![Just(vec![]), bias];
-            (1..=experts, scores, bias).prop_map(move |(per_token, scores, bias)| Case {
+            (1..=experts, scores, bias).prop_map(move |(top_k, scores, bias)| Case {
                 experts,
-                per_token,
+                top_k,
                 scores,
                 bias,
             })
@@ -202,7 +197,7 @@ mod tests {
         let plan = DispatchPlan::choose(&Tensor::from_floats(scores, &device), &[], 1);
         let expected = HostPlan {
             experts: 3,
-            per_token: 1,
+            top_k: 1,
             expert_of_assignment: vec![2, 0, 2, 1],
             token_of_row: vec![1, 3, 0, 2],
             row_of_assignment: vec![2, 0, 3, 1],
@@ -215,12 +210,12 @@ mod tests {
     }
 
     fn check(case: &Case, device: &Device) -> Result<(), TestCaseError> {
-        let chosen = host::choose(&case.scores, &case.bias, case.experts, case.per_token);
-        let expected = HostPlan::new(&chosen, case.experts, case.per_token);
+        let chosen = host::choose(&case.scores, &case.bias, case.experts, case.top_k);
+        let expected = HostPlan::new(&chosen, case.experts, case.top_k);
         let valid: Vec<f32> = (0..case.tokens()).map(|t| (t % 3 != 1).into()).collect();
         let plan = case.plan(device);
         prop_assert_eq!(&read(plan.tables()), &expected);
-        let uploaded = DispatchPlan::new(&chosen, case.experts, case.per_token, device);
+        let uploaded = DispatchPlan::new(&chosen, case.experts, case.top_k, device);
         prop_assert_eq!(&read(uploaded.tables()), &expected);
         prop_assert_eq!(
             values(plan.load(None)),
@@ -243,7 +238,7 @@ mod tests {
             (0..tokens).flat_map(row).collect()
         };
         let mixed = (0..700 * 5).map(|i| ((i * i) as f32 * 0.7).sin()).collect();
-        for (experts, per_token, scores) in [
+        for (experts, top_k, scores) in [
             (5, 1, all_to_one(5, 600)),
             (5, 2, mixed),
             (1, 1, vec![0.5; 300]),
@@ -251,7 +246,7 @@ mod tests {
         ] {
             let case = Case {
                 experts,
-                per_token,
+                top_k,
                 scores,
                 bias: Vec::new(),
             };

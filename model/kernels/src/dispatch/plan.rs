@@ -17,13 +17,13 @@ use firebox_runtime::device::{Kernels, is_host, kernels};
 pub struct DispatchPlan {
     tokens: usize,
     experts: usize,
-    per_token: usize,
+    top_k: usize,
     device: Device,
     tables: Tables<Dispatch>,
 }
 
 impl DispatchPlan {
-    /// Gives each token the `per_token` experts with the largest `score + bias`, largest first and of equal
+    /// Gives each token the `top_k` experts with the largest `score + bias`, largest first and of equal
     /// ones the lower number, on every device.
     ///
     /// # Shapes
@@ -33,12 +33,12 @@ impl DispatchPlan {
     ///
     /// # Panics
     ///
-    /// When there are fewer experts than `per_token`.
-    pub fn choose(scores: &Tensor<2>, bias: &[f32], per_token: usize) -> Self {
+    /// When there are fewer experts than `top_k`.
+    pub fn choose(scores: &Tensor<2>, bias: &[f32], top_k: usize) -> Self {
         let [tokens, experts] = scores.dims();
         assert!(
-            (1..=experts).contains(&per_token),
-            "{per_token} of {experts} experts"
+            (1..=experts).contains(&top_k),
+            "{top_k} of {experts} experts"
         );
         let scores = scores.clone().inner();
         let device = scores.device();
@@ -47,33 +47,33 @@ impl DispatchPlan {
             bias => Tensor::from_floats(bias, &device),
         };
         if kernels(&device) == Kernels::None {
-            let chosen = integers(&reference::choose(scores, bias, per_token));
-            return Self::new(&chosen, experts, per_token, &device);
+            let chosen = integers(&reference::choose(scores, bias, top_k));
+            return Self::new(&chosen, experts, top_k, &device);
         }
         let tables = <Dispatch as DispatchBackend>::choose(
             scores.into_dispatch(),
             bias.into_dispatch(),
-            per_token,
+            top_k,
         );
         Self {
             tokens,
             experts,
-            per_token,
+            top_k,
             device,
             tables,
         }
     }
 
-    /// The plan of a choice that was made elsewhere: the experts of each token side by side, `per_token` a
+    /// The plan of a choice that was made elsewhere: the experts of each token side by side, `top_k` a
     /// token.
     ///
     /// # Panics
     ///
-    /// When the length of `chosen` is not a multiple of `per_token`, or an index is not below `experts`.
-    pub fn new(chosen: &[u32], experts: usize, per_token: usize, device: &Device) -> Self {
-        let host = HostPlan::new(chosen, experts, per_token);
+    /// When the length of `chosen` is not a multiple of `top_k`, or an index is not below `experts`.
+    pub fn new(chosen: &[u32], experts: usize, top_k: usize, device: &Device) -> Self {
+        let host = HostPlan::new(chosen, experts, top_k);
         let device = device.clone().inner();
-        let tokens = chosen.len() / per_token;
+        let tokens = chosen.len() / top_k;
         let tables = match is_host(&device) {
             true => Tables::Host(Arc::new(host)),
             false => upload(&host, &device),
@@ -81,7 +81,7 @@ impl DispatchPlan {
         Self {
             tokens,
             experts,
-            per_token,
+            top_k,
             device,
             tables,
         }
@@ -98,16 +98,16 @@ impl DispatchPlan {
     }
 
     /// Experts that each token visits (k).
-    pub fn per_token(&self) -> usize {
-        self.per_token
+    pub fn top_k(&self) -> usize {
+        self.top_k
     }
 
-    /// The experts of each token, `[tokens, per_token]`.
+    /// The experts of each token, `[tokens, top_k]`.
     pub fn chosen(&self) -> Tensor<2, Int> {
         match &self.tables {
             Tables::Host(plan) => indices(
                 plan.expert_of_assignment.iter().copied(),
-                [self.tokens, self.per_token],
+                [self.tokens, self.top_k],
                 &self.device,
             ),
             Tables::Device { chosen, .. } => Tensor::from_dispatch(chosen.clone()),
@@ -144,7 +144,7 @@ impl DispatchPlan {
             Tables::Host(plan) => plan.clone(),
             Tables::Device { .. } => {
                 let chosen = integers(&self.chosen());
-                Arc::new(HostPlan::new(&chosen, self.experts, self.per_token))
+                Arc::new(HostPlan::new(&chosen, self.experts, self.top_k))
             }
         }
     }
@@ -169,7 +169,7 @@ fn upload(plan: &HostPlan, device: &Device) -> Tables<Dispatch> {
     Tables::Device {
         chosen: indices(
             plan.expert_of_assignment.iter().copied(),
-            [assignments / plan.per_token, plan.per_token],
+            [assignments / plan.top_k, plan.top_k],
             device,
         )
         .into_dispatch(),

@@ -13,11 +13,11 @@ use crate::sum_of_rows;
 ///
 /// - `scores`: `[tokens, experts]`
 /// - `bias`: `[experts]`
-/// - output: `[tokens, per_token]`
-pub fn choose(scores: Tensor<2>, bias: Tensor<1>, per_token: usize) -> Tensor<2, Int> {
+/// - output: `[tokens, top_k]`
+pub fn choose(scores: Tensor<2>, bias: Tensor<1>, top_k: usize) -> Tensor<2, Int> {
     let numbers = numbers(&scores, scores.dims()[1]);
     let mut left = scores + bias.unsqueeze();
-    let choices = (0..per_token).map(|_| {
+    let choices = (0..top_k).map(|_| {
         let best = left.clone().argmax(1); // [tokens, 1]
         let taken = best.clone().equal(numbers.clone().unsqueeze());
         left = left.clone().mask_fill(taken, f32::NEG_INFINITY);
@@ -30,12 +30,12 @@ pub fn choose(scores: Tensor<2>, bias: Tensor<1>, per_token: usize) -> Tensor<2,
 ///
 /// # Shapes
 ///
-/// - `chosen`: `[tokens, per_token]`
+/// - `chosen`: `[tokens, top_k]`
 /// - `valid`: `[tokens]`
 /// - output: `[experts]`
 pub fn load(chosen: &Tensor<2, Int>, experts: usize, valid: Tensor<1>) -> Tensor<1> {
     let numbers = numbers(&valid, experts).unsqueeze::<3>();
-    let visits = chosen.clone().unsqueeze_dim::<3>(2).equal(numbers); // [tokens, per_token, experts]
+    let visits = chosen.clone().unsqueeze_dim::<3>(2).equal(numbers); // [tokens, top_k, experts]
     let by_token = visits.float().sum_dim(1).squeeze_dim::<2>(1);
     sum_of_rows(by_token * valid.unsqueeze_dim(1))
 }

@@ -19,7 +19,7 @@ const GRADIENT_ROWS: usize = 128;
 pub struct ByInput<T> {
     /// `[tokens, d_model]`
     pub x: T,
-    /// `[tokens, per_token]`
+    /// `[tokens, top_k]`
     pub weights: T,
     /// `[experts, d_model, d_ff]`
     pub gate: T,

@@ -23,7 +23,7 @@ const WIDTH: usize = 512;
 pub struct Inputs<'a, T = f32> {
     /// `[tokens, d_model]`
     pub x: &'a [f32],
-    /// Router weights, `[tokens, per_token]`.
+    /// Router weights, `[tokens, top_k]`.
     pub weights: &'a [f32],
     /// `[experts, d_model, d_ff]`
     pub gate: &'a [T],

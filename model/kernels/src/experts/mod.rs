@@ -32,7 +32,7 @@ use firebox_runtime::device::{Kernels, kernels};
 /// # Shapes
 ///
 /// - `x`, output: `[tokens, d_model]`
-/// - `weights`: `[tokens, per_token]`
+/// - `weights`: `[tokens, top_k]`
 /// - `gate`, `up`: `[experts, d_model, d_ff]`
 /// - `down`: `[experts, d_ff, d_model]`
 ///
@@ -108,7 +108,7 @@ pub fn experts_reference(
     }
     let outputs = Tensor::cat(outputs, 0)
         .select(0, indices(&plan.row_of_assignment)) // back in the order of tokens
-        .reshape([tokens, plan.per_token, d_model]);
+        .reshape([tokens, plan.top_k, d_model]);
     (outputs * weights.unsqueeze_dim(2))
         .sum_dim(1)
         .reshape([tokens, d_model])
@@ -158,10 +158,10 @@ fn check(x: &Tensor<2>, weights: &Tensor<2>, stacks: [&Tensor<3>; 3], plan: &Dis
     let [gate, up, down] = stacks.map(|stack| stack.dims());
     let d_ff = gate[2];
     assert_eq!(plan.tokens(), tokens, "tokens of the plan");
-    let (experts, per_token) = (plan.experts(), plan.per_token());
+    let (experts, top_k) = (plan.experts(), plan.top_k());
     assert_eq!(
         weights.dims(),
-        [tokens, per_token],
+        [tokens, top_k],
         "router weights of {tokens} tokens"
     );
     assert_eq!(gate, [experts, d_model, d_ff], "gate");

@@ -86,7 +86,7 @@ pub fn gather<'a>(
 /// # Shapes
 ///
 /// - `rows`: `[slices, rows, width]`, each row a sum of its slices
-/// - `factors`: `[tokens, per_token]`; 1 when absent
+/// - `factors`: `[tokens, top_k]`; 1 when absent
 /// - output: `[tokens, width]`
 pub fn combine(
     plan: &HostPlan,
@@ -95,8 +95,8 @@ pub fn combine(
     factors: Option<&[f32]>,
     width: usize,
 ) -> Vec<f32> {
-    let (assignments, per_token) = (plan.row_of_assignment.len(), plan.per_token);
-    let length = assignments / per_token * width;
+    let (assignments, top_k) = (plan.row_of_assignment.len(), plan.top_k);
+    let length = assignments / top_k * width;
     assert_eq!(rows.len(), slices * assignments * width);
     let fill = |output: &mut [MaybeUninit<f32>]| {
         output
@@ -104,9 +104,9 @@ pub fn combine(
             .enumerate()
             .for_each(|(chunk, outputs)| {
                 for (within, output) in outputs.chunks_exact_mut(width).enumerate() {
-                    let first = (chunk * TOKENS + within) * per_token;
+                    let first = (chunk * TOKENS + within) * top_k;
                     let mut terms = (0..slices).flat_map(|slice| {
-                        (first..first + per_token).map(move |assignment| {
+                        (first..first + top_k).map(move |assignment| {
                             let row =
                                 slice * assignments + plan.row_of_assignment[assignment] as usize;
                             let factor = factors.map_or(1.0, |factors| factors[assignment]);

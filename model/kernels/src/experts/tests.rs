@@ -31,22 +31,22 @@ struct Case {
 }
 
 impl Case {
-    fn new(d_model: usize, d_ff: usize, chosen: &[u32], experts: usize, per_token: usize) -> Self {
+    fn new(d_model: usize, d_ff: usize, chosen: &[u32], experts: usize, top_k: usize) -> Self {
         Self {
             d_model,
             d_ff,
-            plan: HostPlan::new(chosen, experts, per_token),
+            plan: HostPlan::new(chosen, experts, top_k),
         }
     }
 
     fn plan_on(&self, device: &Device) -> DispatchPlan {
         let plan = &self.plan;
         let chosen = &plan.expert_of_assignment;
-        DispatchPlan::new(chosen, plan.experts, plan.per_token, device)
+        DispatchPlan::new(chosen, plan.experts, plan.top_k, device)
     }
 
     fn tokens(&self) -> usize {
-        self.plan.token_of_row.len() / self.plan.per_token
+        self.plan.token_of_row.len() / self.plan.top_k
     }
 
     /// x, router weights, gate, up, down.
@@ -109,7 +109,7 @@ const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 /// weights, gate, up and down. Of the last three, held in another type than f32, there are none.
 fn run(operation: Operation, case: &Case, held: DType, device: &Device) -> Vec<Vec<f32>> {
     let (tokens, d_model, d_ff) = (case.tokens(), case.d_model, case.d_ff);
-    let (experts, per_token) = (case.plan.experts, case.plan.per_token);
+    let (experts, top_k) = (case.plan.experts, case.plan.top_k);
     let [x, weights, gate, up, down] = case.operands();
     let tensors = |device: &Device| {
         let matrix = |values: &Vec<f32>, shape: [usize; 2]| {
@@ -120,7 +120,7 @@ fn run(operation: Operation, case: &Case, held: DType, device: &Device) -> Vec<V
         };
         (
             matrix(&x, [tokens, d_model]),
-            matrix(&weights, [tokens, per_token]),
+            matrix(&weights, [tokens, top_k]),
             stack(&gate, [experts, d_model, d_ff]),
             stack(&up, [experts, d_model, d_ff]),
             stack(&down, [experts, d_ff, d_model]),
@@ -206,12 +206,12 @@ fn assert_same(case: &Case, device: &Device) -> Result<(), TestCaseError> {
 fn cases() -> impl Strategy<Value = Case> {
     (1usize..7, 1usize..40, 1usize..40).prop_flat_map(|(experts, d_model, d_ff)| {
         let token = Just((0..experts as u32).collect::<Vec<_>>()).prop_shuffle();
-        (1..=experts, prop::collection::vec(token, 1..30)).prop_map(move |(per_token, tokens)| {
+        (1..=experts, prop::collection::vec(token, 1..30)).prop_map(move |(top_k, tokens)| {
             let chosen: Vec<u32> = tokens
                 .iter()
-                .flat_map(|experts| experts[..per_token].iter().copied())
+                .flat_map(|experts| experts[..top_k].iter().copied())
                 .collect();
-            Case::new(d_model, d_ff, &chosen, experts, per_token)
+            Case::new(d_model, d_ff, &chosen, experts, top_k)
         })
     })
 }

@@ -63,11 +63,11 @@ pub enum TokenizerError {
     },
     /// The vocabulary is too small to give every byte an id.
     #[error(
-        "a byte-level vocabulary needs at least {SMALLEST_VOCABULARY} ids, one per byte and end of text, not {vocabulary}"
+        "a byte-level vocabulary needs at least {SMALLEST_VOCABULARY} ids, one per byte and end of text, not {vocab_size}"
     )]
     VocabularyTooSmall {
         /// The requested number of ids.
-        vocabulary: usize,
+        vocab_size: usize,
     },
     /// The byte-pair encoding could not be trained.
     #[error("cannot train the byte-pair encoding: {message}")]

@@ -53,7 +53,7 @@ fn trained() -> Tokenizer {
 #[test]
 fn bytes_are_their_own_ids() {
     let tokenizer = Tokenizer::bytes();
-    assert_eq!(tokenizer.vocabulary(), 257);
+    assert_eq!(tokenizer.vocab_size(), 257);
     assert_eq!(tokenizer.eos_id(), 256);
     assert_eq!(tokenizer.encode("a é\n").unwrap(), [97, 32, 0xC3, 0xA9, 10]);
     // The shortcut gives the same ids as the encoding that tokenizer.json describes.
@@ -65,7 +65,7 @@ fn bytes_are_their_own_ids() {
 #[test]
 fn the_same_text_trains_the_same_tokenizer() {
     let first = trained();
-    assert_eq!(first.vocabulary(), 400);
+    assert_eq!(first.vocab_size(), 400);
     for _ in 0..4 {
         assert_eq!(trained().to_json(), first.to_json());
     }
@@ -288,7 +288,7 @@ proptest! {
                 prop_assert_eq!(tokenizer.decode(&ids), &text[..]);
                 prop_assert_eq!(tokenizer.decode(&tokenizer.prompt(&text).unwrap()), &text[..]);
                 prop_assert_eq!(tokenizer.bytes_of(&ids), text.len() as u64);
-                prop_assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocabulary()));
+                prop_assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()));
             }
             Ok(())
         })?;

@@ -51,13 +51,13 @@ impl Origin {
         let own = &self.config.model;
         let chosen = raw.feed_forward;
         let shape = ModelConfig {
-            vocabulary: self.agreed("model.vocabulary", raw.vocabulary, own.vocabulary)?,
+            vocab_size: self.agreed("model.vocab_size", raw.vocab_size, own.vocab_size)?,
             layers: self.agreed("model.layers", raw.layers, own.layers)?,
             d_model: self.agreed("model.d_model", raw.d_model, own.d_model)?,
             heads: self.agreed("model.heads", raw.heads, own.heads)?,
             kv_heads: self.agreed("model.kv_heads", raw.kv_heads, own.kv_heads)?,
             head_dim: self.agreed("model.head_dim", raw.head_dim, own.head_dim)?,
-            context: self.context(raw.context)?,
+            context_length: self.context(raw.context_length)?,
             rope_theta: self.agreed("model.rope_theta", raw.rope_theta, own.rope_theta)?,
             norm_epsilon: self.agreed("model.norm_epsilon", raw.norm_epsilon, own.norm_epsilon)?,
             tied_embeddings: self.agreed(
@@ -103,11 +103,11 @@ impl Origin {
     }
 
     fn context(&self, written: Option<usize>) -> Checked<usize> {
-        let own = self.config.model.context;
+        let own = self.config.model.context_length;
         match written {
             Some(context) if context > own => {
                 let rule = format!("must be at most {own}, the context of {}", self.name());
-                Err(Problem::new("model.context", rule))
+                Err(Problem::new("model.context_length", rule))
             }
             Some(context) => Ok(context),
             None => Ok(own.min(LONGEST_DEFAULT_CONTEXT)),

@@ -18,24 +18,20 @@ pub(super) const ROUTER: RouterConfig = RouterConfig {
     bias_update_rate: 0.0,
 };
 
-pub(super) fn model(raw: RawModel, vocabulary: usize) -> Checked<ModelConfig> {
+pub(super) fn model(raw: RawModel, vocab_size: usize) -> Checked<ModelConfig> {
     let needed = |key: &str, value: Option<usize>| {
         value.ok_or_else(|| Problem::missing(format!("model.{key}")))
     };
     let layers = needed("layers", raw.layers)?;
     let d_model = needed("d_model", raw.d_model)?;
     let heads = needed("heads", raw.heads)?;
-    let context = needed("context", raw.context)?;
-    let RawExperts {
-        count,
-        per_token,
-        d_ff,
-    } = raw
+    let context_length = needed("context_length", raw.context_length)?;
+    let RawExperts { count, top_k, d_ff } = raw
         .experts
         .ok_or_else(|| Problem::missing("model.experts"))?;
     let experts = ExpertsConfig {
         count: needed("experts.count", count)?,
-        per_token: needed("experts.per_token", per_token)?,
+        top_k: needed("experts.top_k", top_k)?,
         d_ff: needed("experts.d_ff", d_ff)?,
     };
     between("model.heads", heads, 1, LARGEST_SIZE)?;
@@ -52,13 +48,13 @@ pub(super) fn model(raw: RawModel, vocabulary: usize) -> Checked<ModelConfig> {
     let feed_forward = raw.feed_forward.unwrap_or(FeedForwardKind::Moe);
     refuse_dense_layers(feed_forward, raw.dense.as_ref())?;
     checked(ModelConfig {
-        vocabulary,
+        vocab_size,
         layers,
         d_model,
         heads,
         kv_heads: raw.kv_heads.unwrap_or(1),
         head_dim,
-        context,
+        context_length,
         rope_theta: raw.rope_theta.unwrap_or(10_000.0),
         norm_epsilon: raw.norm_epsilon.unwrap_or(1e-5),
         tied_embeddings: raw.tied_embeddings.unwrap_or(false),
@@ -70,7 +66,7 @@ pub(super) fn model(raw: RawModel, vocabulary: usize) -> Checked<ModelConfig> {
             // `checked` limits the sizes below; here they may still overflow.
             d_ff: dense
                 .d_ff
-                .unwrap_or_else(|| experts.d_ff.saturating_mul(experts.per_token)),
+                .unwrap_or_else(|| experts.d_ff.saturating_mul(experts.top_k)),
         }),
         experts,
         router: router(raw.router, ROUTER),

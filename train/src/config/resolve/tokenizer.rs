@@ -11,7 +11,7 @@ use crate::config::{BYTES_VOCABULARY, TokenizerConfig};
 pub(super) fn tokenizer(raw: RawTokenizer) -> Checked<TokenizerConfig> {
     let RawTokenizer {
         kind,
-        vocabulary,
+        vocab_size,
         path,
         end_of_text,
     } = raw;
@@ -24,7 +24,7 @@ pub(super) fn tokenizer(raw: RawTokenizer) -> Checked<TokenizerConfig> {
         }
     };
     if !matches!(kind, TokenizerKind::Bpe) {
-        unused(vocabulary.is_some(), "tokenizer.vocabulary", "bpe")?;
+        unused(vocab_size.is_some(), "tokenizer.vocab_size", "bpe")?;
     }
     if !matches!(kind, TokenizerKind::File) {
         unused(path.is_some(), "tokenizer.path", "file")?;
@@ -39,12 +39,12 @@ pub(super) fn tokenizer(raw: RawTokenizer) -> Checked<TokenizerConfig> {
     match kind {
         TokenizerKind::Bytes => Ok(TokenizerConfig::Bytes),
         TokenizerKind::Bpe => {
-            let key = "tokenizer.vocabulary";
-            let vocabulary =
-                vocabulary.ok_or_else(|| needed(key, "bpe").hint("2048 suits a small model"))?;
-            between(key, vocabulary, BYTES_VOCABULARY, LARGEST_SIZE)
+            let key = "tokenizer.vocab_size";
+            let vocab_size =
+                vocab_size.ok_or_else(|| needed(key, "bpe").hint("2048 suits a small model"))?;
+            between(key, vocab_size, BYTES_VOCABULARY, LARGEST_SIZE)
                 .map_err(|problem| problem.hint("the 256 bytes and end of text are always ids"))?;
-            Ok(TokenizerConfig::Bpe { vocabulary })
+            Ok(TokenizerConfig::Bpe { vocab_size })
         }
         TokenizerKind::File => {
             let path = path.ok_or_else(|| {
@@ -60,12 +60,12 @@ pub(super) fn tokenizer(raw: RawTokenizer) -> Checked<TokenizerConfig> {
 }
 
 /// The number of ids; an upper bound for a `bpe` tokenizer. Opens the file of a `file` tokenizer.
-pub(super) fn vocabulary(tokenizer: &TokenizerConfig) -> Checked<usize> {
+pub(super) fn vocab_size(tokenizer: &TokenizerConfig) -> Checked<usize> {
     match tokenizer {
         TokenizerConfig::Bytes => Ok(BYTES_VOCABULARY),
-        TokenizerConfig::Bpe { vocabulary } => Ok(*vocabulary),
+        TokenizerConfig::Bpe { vocab_size } => Ok(*vocab_size),
         TokenizerConfig::File { path, end_of_text } => Tokenizer::from_file(path, end_of_text)
-            .map(|opened| opened.vocabulary())
+            .map(|opened| opened.vocab_size())
             .map_err(|error| Problem::new("tokenizer.path", "cannot be used").caused_by(error)),
     }
 }

@@ -39,7 +39,7 @@ struct Plan {
     row_of_assignment: CubeTensor,
     offsets: CubeTensor,
     tokens: usize,
-    per_token: usize,
+    top_k: usize,
     experts: usize,
 }
 
@@ -54,19 +54,19 @@ impl Plan {
         else {
             unreachable!("a CubeCL backend makes no other");
         };
-        let [tokens, per_token] = chosen.shape().dims();
+        let [tokens, top_k] = chosen.shape().dims();
         Self {
             assignment_of_row: assignment_of_row.clone(),
             row_of_assignment: row_of_assignment.clone(),
             offsets: offsets.clone(),
             tokens,
-            per_token,
+            top_k,
             experts: offsets.shape()[0] - 1,
         }
     }
 
     fn rows(&self) -> usize {
-        self.tokens * self.per_token
+        self.tokens * self.top_k
     }
 }
 

@@ -29,7 +29,7 @@ pub fn activate(gate: &CubeTensor, up: &CubeTensor) -> CubeTensor {
 /// The elementwise part of the backward pass, in place, with the formulas of
 /// [`activate_backward`](super::super::activation::activate_backward): `gate`, `up` and `products`, `[rows, d_ff]`,
 /// hold d(gate), d(up) and the hidden activations times the router weight after. Returns d(weights),
-/// `[tokens, per_token]`.
+/// `[tokens, top_k]`.
 pub fn activate_backward(
     plan: &Plan,
     gate: &CubeTensor,
@@ -69,7 +69,7 @@ pub fn combine(plan: &Plan, rows: &CubeTensor, weights: Option<&CubeTensor>) -> 
         plan.row_of_assignment.clone().into_buffer_arg(),
         output.clone().into_buffer_arg(),
         width,
-        plan.per_token,
+        plan.top_k,
         weights.is_some(),
     );
     output
@@ -138,16 +138,16 @@ fn combine_kernel(
     row_of_assignment: &[i32],
     output: &mut [f32],
     width: usize,
-    per_token: usize,
+    top_k: usize,
     #[comptime] weighted: bool,
 ) {
     if ABSOLUTE_POS >= output.len() {
         terminate!();
     }
-    let first = ABSOLUTE_POS / width * per_token;
+    let first = ABSOLUTE_POS / width * top_k;
     let column = ABSOLUTE_POS % width;
     let mut sum = 0.0f32;
-    for assignment in first..first + per_token {
+    for assignment in first..first + top_k {
         let value = rows[row_of_assignment[assignment] as usize * width + column];
         if comptime!(weighted) {
             sum += weights[assignment] * value;

@@ -60,7 +60,7 @@ pub fn bring(
     rows: (usize, usize),
     column: usize,
     assignment_of_row: &[i32],
-    per_token: usize,
+    top_k: usize,
     tile: &mut Shared<[Quad]>,
     #[comptime] along: bool,
     #[comptime] by_token: bool,
@@ -79,7 +79,7 @@ pub fn bring(
         if row < rows.1 {
             let mut from = row;
             if comptime!(by_token) {
-                from = assignment_of_row[row] as usize / per_token;
+                from = assignment_of_row[row] as usize / top_k;
             }
             let from = offset + from * width + first;
             #[unroll]

@@ -10,7 +10,7 @@ use crate::config::resolve::{Checked, without_effect};
 
 impl Origin {
     /// The `[model.experts]` of a model that stays dense. As in any dense run, `count` has no effect and the width is
-    /// `d_ff × per_token`, so that the file of the MoE model also describes its dense baseline.
+    /// `d_ff × top_k`, so that the file of the MoE model also describes its dense baseline.
     pub(super) fn dense_experts(
         &self,
         raw: RawExperts,
@@ -20,7 +20,7 @@ impl Origin {
         let differs = |written: Option<usize>, own: usize| written.is_some_and(|w| w != own);
         let moe_keys = [
             ("model.experts.count", raw.count, own.count),
-            ("model.experts.per_token", raw.per_token, own.per_token),
+            ("model.experts.top_k", raw.top_k, own.top_k),
         ];
         let written = moe_keys
             .into_iter()
@@ -31,18 +31,18 @@ impl Origin {
                 .hint("set model.feed_forward = \"moe\" to upcycle it"));
         }
         let width = self.config.model.active_d_ff();
-        let per_token = raw.per_token.unwrap_or(own.per_token);
+        let top_k = raw.top_k.unwrap_or(own.top_k);
         let experts = ExpertsConfig {
             count: raw.count.unwrap_or(own.count),
-            per_token,
-            d_ff: raw.d_ff.unwrap_or(width / per_token.max(1)),
+            top_k,
+            d_ff: raw.d_ff.unwrap_or(width / top_k.max(1)),
         };
-        if experts.d_ff.saturating_mul(experts.per_token) == width {
+        if experts.d_ff.saturating_mul(experts.top_k) == width {
             return Ok(experts);
         }
         let rule = format!(
-            "times experts.per_token = {} must be {width}, the width of the feed-forward in {}",
-            experts.per_token,
+            "times experts.top_k = {} must be {width}, the width of the feed-forward in {}",
+            experts.top_k,
             self.name()
         );
         Err(Problem::new("model.experts.d_ff", rule).value(experts.d_ff))
@@ -59,10 +59,10 @@ impl Origin {
         let hint = "set it to the number of copies of its feed-forward, such as 8";
         let count = needed("model.experts.count", raw.count, hint)?;
         let hint = "set it to the number of experts per token, such as 2";
-        let per_token = needed("model.experts.per_token", raw.per_token, hint)?;
+        let top_k = needed("model.experts.top_k", raw.top_k, hint)?;
         Ok(ExpertsConfig {
             count,
-            per_token,
+            top_k,
             d_ff: self.copied_width("model.experts.d_ff", raw.d_ff)?,
         })
     }

@@ -15,7 +15,7 @@ impl Origin {
         let own = &self.config.model.experts;
         Ok(ExpertsConfig {
             count: self.agreed("model.experts.count", raw.count, own.count)?,
-            per_token: self.agreed("model.experts.per_token", raw.per_token, own.per_token)?,
+            top_k: self.agreed("model.experts.top_k", raw.top_k, own.top_k)?,
             d_ff: self.agreed("model.experts.d_ff", raw.d_ff, own.d_ff)?,
         })
     }
@@ -47,12 +47,12 @@ impl Origin {
         } = &self.config.model;
         let key = "model.router.normalize";
         let normalize = self.agreed(key, raw.normalize, own.normalize)?;
-        // A balanced pooled loss is `per_token`, a balanced per-layer loss 1; the product with the coefficient is kept.
-        let per_token = experts.per_token as f64;
+        // A balanced pooled loss is `top_k`, a balanced per-layer loss 1; the product with the coefficient is kept.
+        let top_k = experts.top_k as f64;
         let balance = raw.balance.unwrap_or(own.balance);
         let balance_coefficient = match (own.balance, balance) {
-            (BalanceKind::Pooled, BalanceKind::PerLayer) => own.balance_coefficient * per_token,
-            (BalanceKind::PerLayer, BalanceKind::Pooled) => own.balance_coefficient / per_token,
+            (BalanceKind::Pooled, BalanceKind::PerLayer) => own.balance_coefficient * top_k,
+            (BalanceKind::PerLayer, BalanceKind::Pooled) => own.balance_coefficient / top_k,
             _ => own.balance_coefficient,
         };
         // A Hugging Face config.json has no such field.

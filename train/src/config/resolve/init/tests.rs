@@ -119,21 +119,21 @@ fn a_dense_checkpoint_is_upcycled_or_stays_dense() {
     // The file of the MoE model describes its dense baseline too.
     let baseline = [
         "model.feed_forward=dense",
-        "model.experts={ count = 4, per_token = 2 }",
+        "model.experts={ count = 4, top_k = 2 }",
     ];
     assert_eq!(origin.start(&baseline).unwrap().model.experts.d_ff, 48);
 
     let moe = [
         "model.feed_forward=moe",
         "model.experts.count=8",
-        "model.experts.per_token=2",
+        "model.experts.top_k=2",
     ];
     let upcycled = origin.start(&moe).unwrap().model;
     assert_eq!(
         (
             upcycled.experts.count,
             upcycled.experts.d_ff,
-            upcycled.context
+            upcycled.context_length
         ),
         (8, 96, 32)
     );
@@ -145,7 +145,7 @@ fn a_dense_checkpoint_is_upcycled_or_stays_dense() {
 
 #[test]
 fn what_was_resolved_reads_back_with_and_without_the_checkpoint() {
-    let moe: &[&str] = &["model.experts={ count = 4, per_token = 2 }"];
+    let moe: &[&str] = &["model.experts={ count = 4, top_k = 2 }"];
     let cases: [(&[&str], &[&str]); 3] = [
         (&["model.feed_forward=dense"], &[]),
         (
@@ -153,7 +153,7 @@ fn what_was_resolved_reads_back_with_and_without_the_checkpoint() {
                 "model.feed_forward=dense",
                 "model.initializer_range=0.0123456789012345",
             ],
-            &["model.feed_forward=moe", "model.context=16", moe[0]],
+            &["model.feed_forward=moe", "model.context_length=16", moe[0]],
         ),
         (&["model.router.bias_update_rate=0.01"], &["train.seed=3"]),
     ];
@@ -185,14 +185,17 @@ fn what_was_resolved_reads_back_with_and_without_the_checkpoint() {
 #[test]
 fn embeddings_may_be_padded_and_a_long_context_is_cut() {
     let mut model = read(SMALL, &[]).unwrap().model;
-    model.context = 40_960;
-    model.vocabulary = 320;
+    model.context_length = 40_960;
+    model.vocab_size = 320;
     let config = TestCheckpoint::new(&model).start(&[]).unwrap();
-    assert_eq!((config.model.vocabulary, config.model.context), (320, 2048));
-    let bpe = "tokenizer={ kind = 'bpe', vocabulary = 300 }";
+    assert_eq!(
+        (config.model.vocab_size, config.model.context_length),
+        (320, 2048)
+    );
+    let bpe = "tokenizer={ kind = 'bpe', vocab_size = 300 }";
     let config = TestCheckpoint::new(&model).start(&[bpe]).unwrap();
-    assert_eq!(config.model.vocabulary, 320);
-    assert_eq!(config.tokenizer, TokenizerConfig::Bpe { vocabulary: 300 });
+    assert_eq!(config.model.vocab_size, 320);
+    assert_eq!(config.tokenizer, TokenizerConfig::Bpe { vocab_size: 300 });
 }
 
 #[test]
@@ -210,7 +213,7 @@ fn contradictions_name_both_values_and_the_checkpoint() {
     run.toml: model.qk_norm = "head" (from --set) must be "none", as in the checkpoint FOLDER
     hint: remove it; the checkpoint determines it
     "#);
-    insta::assert_snapshot!(origin.refusal(&["model.context=64"]), @"run.toml: model.context = 64 (from --set) must be at most 32, the context of the checkpoint FOLDER");
+    insta::assert_snapshot!(origin.refusal(&["model.context_length=64"]), @"run.toml: model.context_length = 64 (from --set) must be at most 32, the context of the checkpoint FOLDER");
     insta::assert_snapshot!(origin.refusal(&["model.experts.count=8"]), @r"
     run.toml: model.experts.count = 8 (from --set) must be 4, as in the checkpoint FOLDER
     hint: remove it; the checkpoint determines it
@@ -227,15 +230,15 @@ fn contradictions_name_both_values_and_the_checkpoint() {
     run.toml: model.feed_forward = "dense" (from --set) must be "moe", as in the checkpoint FOLDER
     hint: an MoE checkpoint cannot become dense; only a dense one can become MoE (upcycling)
     "#);
-    insta::assert_snapshot!(origin.refusal(&["tokenizer={ kind = 'bpe', vocabulary = 300 }"]), @r"
-    run.toml: tokenizer.vocabulary = 300 (from --set) gives 300 ids, but the checkpoint FOLDER has 257 embeddings
+    insta::assert_snapshot!(origin.refusal(&["tokenizer={ kind = 'bpe', vocab_size = 300 }"]), @r"
+    run.toml: tokenizer.vocab_size = 300 (from --set) gives 300 ids, but the checkpoint FOLDER has 257 embeddings
     hint: remove [tokenizer] to use the checkpoint's
     ");
 
     let origin = TestCheckpoint::dense();
     let moe = [
         "model.feed_forward=moe",
-        "model.experts={ count = 4, per_token = 2 }",
+        "model.experts={ count = 4, top_k = 2 }",
     ];
     let upcycled = |more| origin.refusal(&[&moe[..], &[more]].concat());
     insta::assert_snapshot!(upcycled("model.router.normalize=false"), @r"
@@ -246,9 +249,9 @@ fn contradictions_name_both_values_and_the_checkpoint() {
     run.toml: model.experts.d_ff = 48 (from --set) must be 96, the width of the feed-forward in the checkpoint FOLDER
     hint: remove it; the checkpoint determines it
     ");
-    insta::assert_snapshot!(upcycled("model.experts.per_token=5"), @r"
-    run.toml: model.experts.per_token = 5 (from --set) must lie between 1 and experts.count = 4
-    hint: 2 of 8 and 2 of 16 are common; per_token = count selects all experts
+    insta::assert_snapshot!(upcycled("model.experts.top_k=5"), @r"
+    run.toml: model.experts.top_k = 5 (from --set) must lie between 1 and experts.count = 4
+    hint: 2 of 8 and 2 of 16 are common; top_k = count selects all experts
     ");
     insta::assert_snapshot!(origin.refusal(&moe[..1]), @r"
     run.toml: model.experts.count is missing, but the checkpoint FOLDER is dense
@@ -258,8 +261,8 @@ fn contradictions_name_both_values_and_the_checkpoint() {
     run.toml: model.experts.count = 4 (from --set) has no effect because the checkpoint FOLDER is dense
     hint: set model.feed_forward = "moe" to upcycle it
     "#);
-    let baseline = "model.experts={ count = 4, per_token = 2, d_ff = 40 }";
-    insta::assert_snapshot!(origin.refusal(&["model.feed_forward=dense", baseline]), @"run.toml: model.experts.d_ff = 40 (from --set) times experts.per_token = 2 must be 96, the width of the feed-forward in the checkpoint FOLDER");
+    let baseline = "model.experts={ count = 4, top_k = 2, d_ff = 40 }";
+    insta::assert_snapshot!(origin.refusal(&["model.feed_forward=dense", baseline]), @"run.toml: model.experts.d_ff = 40 (from --set) times experts.top_k = 2 must be 96, the width of the feed-forward in the checkpoint FOLDER");
 }
 
 #[test]
@@ -288,7 +291,7 @@ fn a_checkpoint_that_cannot_be_used_is_named() {
     "#);
 
     let mut model = read(SMALL, &[]).unwrap().model;
-    model.vocabulary = 200;
+    model.vocab_size = 200;
     insta::assert_snapshot!(TestCheckpoint::new(&model).refusal(&[]), @r#"
     run.toml:7: train.init = "FOLDER" has a tokenizer.json with 257 ids, but a model with 200 embeddings
     hint: they do not belong to the same model; configure another tokenizer under [tokenizer]

@@ -22,16 +22,16 @@ impl Origin {
             }
             Some(raw) => {
                 let tokenizer = tokenizer::tokenizer(raw)?;
-                let ids = tokenizer::vocabulary(&tokenizer)?;
+                let ids = tokenizer::vocab_size(&tokenizer)?;
                 let key = match &tokenizer {
                     TokenizerConfig::Bytes => "tokenizer.kind",
-                    TokenizerConfig::Bpe { .. } => "tokenizer.vocabulary",
+                    TokenizerConfig::Bpe { .. } => "tokenizer.vocab_size",
                     TokenizerConfig::File { .. } => "tokenizer.path",
                 };
                 (tokenizer, ids, key)
             }
         };
-        let embeddings = self.config.model.vocabulary;
+        let embeddings = self.config.model.vocab_size;
         if ids <= embeddings {
             return Ok(tokenizer);
         }
@@ -67,7 +67,7 @@ impl Origin {
         let end_of_text = opened.eos_token();
         Ok((
             TokenizerConfig::File { path, end_of_text },
-            opened.vocabulary(),
+            opened.vocab_size(),
         ))
     }
 }
