@@ -85,7 +85,8 @@ impl<'a> Fields<'a> {
             match self.family.usage(key) {
                 Some(Usage::Read | Usage::Neutral) => {}
                 Some(Usage::Only { value: only, rule }) => {
-                    if !value.is_null() && *value != only {
+                    let written = value.to_string();
+                    if !value.is_null() && written != only {
                         return Err(self.error(key, value, rule));
                     }
                 }

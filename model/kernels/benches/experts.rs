@@ -63,7 +63,7 @@ fn mixture_forward(bencher: Bencher, case: &Case<1>, mixture: Mixture) {
     let ([tokens], device) = (case.sizes, case.device());
     let (by_token, stacks) = mixture_inputs(tokens, &device);
     let plan = plan(tokens, &device);
-    bench_rows(bencher, tokens, || {
+    bench_rows(bencher, tokens, &device, || {
         let ([x, weights], [gate, up, down]) = (by_token.clone(), stacks.clone());
         finish(mixture(x, weights, gate, up, down, &plan));
     });
@@ -96,7 +96,7 @@ fn dense_inputs(tokens: usize, device: &Device) -> [Tensor<2>; 4] {
 
 fn dense_forward(bencher: Bencher, case: &Case<1>, dense: Dense) {
     let inputs = dense_inputs(case.sizes[0], &case.device());
-    bench_rows(bencher, case.sizes[0], || {
+    bench_rows(bencher, case.sizes[0], &case.device(), || {
         let [x, gate, up, down] = inputs.clone();
         finish(dense(x, gate, up, down));
     });

@@ -40,7 +40,9 @@ fn forward(bencher: Bencher, case: &Case<3>, held: DType, linear: Linear) {
     let ([rows, d_in, d_out], device) = (case.sizes, case.device());
     let x = random([rows, d_in], &device);
     let weight = random([d_in, d_out], &device).cast(held);
-    bench_rows(bencher, rows, || finish(linear(x.clone(), weight.clone())));
+    bench_rows(bencher, rows, &device, || {
+        finish(linear(x.clone(), weight.clone()))
+    });
 }
 
 fn both_ways(bencher: Bencher, case: &Case<3>, linear: Linear) {

@@ -6,6 +6,9 @@ use super::{Bench, Speed};
 use firebox_console::numbers::{bytes, counted, flop, scaled};
 use firebox_console::report::{Cell, Table};
 
+/// How a table shows one figure.
+type Format = fn(&Speed) -> String;
+
 impl fmt::Display for Bench {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
@@ -21,7 +24,7 @@ impl fmt::Display for Bench {
             Some(_) => table.numbers(["dense baseline"]),
             None => table,
         };
-        let rows: [(&str, fn(&Speed) -> String); 7] = [
+        let rows: [(&str, Format); 7] = [
             ("parameters", |speed| scaled(speed.parameters as f64)),
             ("active per token", |speed| scaled(speed.active as f64)),
             ("tokens per step", |speed| speed.tokens_per_step.to_string()),
