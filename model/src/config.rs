@@ -328,7 +328,7 @@ mod tests {
             ("heads", |config| &mut config.heads),
             ("kv_heads", |config| &mut config.kv_heads),
             ("head_dim", |config| &mut config.head_dim),
-            ("context", |config| &mut config.context_length),
+            ("context_length", |config| &mut config.context_length),
             ("experts.count", |config| &mut config.experts.count),
             ("experts.d_ff", |config| &mut config.experts.d_ff),
         ];
@@ -374,7 +374,7 @@ mod tests {
         for layers in [&[2][..], &[1, 0], &[0, 0]] {
             let error = broken(dense(layers, 5));
             assert_eq!(error.key, "dense.layers");
-            assert!(error.rule.ends_with("from 0 to 1"), "{error}");
+            assert!(error.rule.contains("from 0 to 1 "), "{error}");
         }
         for layers in [&[][..], &[0, 1]] {
             let error = broken(dense(layers, 5));

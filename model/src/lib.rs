@@ -13,13 +13,13 @@
 //! use firebox_runtime::device::{default_name, select};
 //!
 //! let config = ModelConfig {
-//!     vocabulary: 257,
+//!     vocab_size: 257,
 //!     layers: 2,
 //!     d_model: 32,
 //!     heads: 4,
 //!     kv_heads: 1,
 //!     head_dim: 8,
-//!     context: 64,
+//!     context_length: 64,
 //!     rope_theta: 10_000.0,
 //!     norm_epsilon: 1e-5,
 //!     tied_embeddings: false,

@@ -16,7 +16,7 @@
 //!     layers = 2
 //!     d_model = 64
 //!     heads = 4
-//!     context = 32
+//!     context_length = 32
 //!     [model.experts]
 //!     count = 8
 //!     top_k = 2

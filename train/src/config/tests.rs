@@ -275,7 +275,7 @@ fn keys_without_effect_are_refused() {
     run.toml: schedule.cooldown_fraction = 0.1 (from --set) has no effect with schedule.decay = "cosine"
     hint: remove it, or set decay = "wsd"
     "#);
-    insta::assert_snapshot!(replaced("kind = \"bytes\"", "kind = \"bytes\"\nvocabulary = 300"), @r#"
+    insta::assert_snapshot!(replaced("kind = \"bytes\"", "kind = \"bytes\"\nvocab_size = 300"), @r#"
     run.toml:15: tokenizer.vocab_size = 300 has no effect unless tokenizer.kind is "bpe"
     hint: remove it, or set tokenizer.kind = "bpe"
     "#);
