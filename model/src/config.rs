@@ -378,7 +378,7 @@ mod tests {
         }
         for layers in [&[][..], &[0, 1]] {
             let error = broken(dense(layers, 5));
-            assert_eq!(error.rule, "must name some of the layers and not all");
+            assert_eq!(error.rule, "must name at least one layer, but not all");
         }
         assert_eq!(broken(dense(&[0], 0)).key, "dense.d_ff");
     }

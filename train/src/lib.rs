@@ -2,7 +2,7 @@
 //!
 //! [`config`] reads and checks a run's configuration, [`data`] prepares its text, [`trainer`] is the loop: a [`step`] is
 //! a [`gradient`] and an update by the [`optimizer`], and [`run_folder`] and [`state`] are what is left of it on the disk.
-//! [`check`] says what a run costs before it starts, [`bench`] measures the machine, [`compare`] the devices. [`cli`] is
+//! [`check`] says what a run costs before it starts, [`mod@bench`] measures the machine, [`compare`] the devices. [`cli`] is
 //! the command line around them.
 //!
 //! ```

@@ -160,7 +160,7 @@ mod tests {
         assert_close("output", &values(output), &values(expected), 5e-6).unwrap();
     }
 
-    /// The CPU waits for nothing: its tensors are where it is.
+    /// On a CPU there is nothing to read back.
     #[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm", feature = "cpu"))]
     mod on_a_gpu {
         use super::*;
@@ -175,7 +175,7 @@ mod tests {
             let mixture = mixture(&config, &autodiff).train();
             let x = wave([40, config.d_model], 0.1, &autodiff).require_grad();
             let pass = || {
-                let (output, routing) = moe.forward(x.clone());
+                let (output, routing) = mixture.forward(x.clone());
                 let load = routing.plan.load(None);
                 drop((output.sum() + load.sum()).backward());
             };

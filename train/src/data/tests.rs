@@ -42,7 +42,7 @@ impl Workplace {
             "run.toml",
             &format!(
                 "[model]\nlayers = 1\nd_model = 8\nheads = 2\ncontext_length = 8\n\
-                 [model.experts]\ncount = 2\nper_token = 1\nd_ff = 8\n\
+                 [model.experts]\ncount = 2\ntop_k = 1\nd_ff = 8\n\
                  [tokenizer]\nkind = \"bytes\"\n\
                  [data]\ncache = '{folder}/cache'\n\
                  [data.validation]\nfraction = 0.25\n\
