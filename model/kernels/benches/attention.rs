@@ -9,7 +9,7 @@ use common::{Case, cases, random};
 use divan::Bencher;
 use firebox_kernels::rope::Rotary;
 use firebox_kernels::{causal_attention, causal_attention_reference};
-use firebox_runtime::allocator::{ALLOCATOR, Allocator};
+use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::device::finish;
 
 // The allocator of the programs.
@@ -17,6 +17,7 @@ use firebox_runtime::device::finish;
 static GLOBAL: Allocator = ALLOCATOR;
 
 fn main() {
+    allocator::keep_freed();
     divan::main();
 }
 

@@ -13,7 +13,7 @@ use divan::Bencher;
 use few::bench_rows;
 use firebox_kernels::dispatch::DispatchPlan;
 use firebox_kernels::{experts, experts_reference, swiglu, swiglu_reference};
-use firebox_runtime::allocator::{ALLOCATOR, Allocator};
+use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::device::finish;
 
 // The allocator of the programs.
@@ -21,6 +21,7 @@ use firebox_runtime::device::finish;
 static GLOBAL: Allocator = ALLOCATOR;
 
 fn main() {
+    allocator::keep_freed();
     divan::main();
 }
 

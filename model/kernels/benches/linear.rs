@@ -12,7 +12,7 @@ use common::{Case, cases, random};
 use divan::Bencher;
 use few::bench_rows;
 use firebox_kernels::{linear, linear_reference};
-use firebox_runtime::allocator::{ALLOCATOR, Allocator};
+use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::device::finish;
 
 // The allocator of the programs.
@@ -20,6 +20,7 @@ use firebox_runtime::device::finish;
 static GLOBAL: Allocator = ALLOCATOR;
 
 fn main() {
+    allocator::keep_freed();
     divan::main();
 }
 

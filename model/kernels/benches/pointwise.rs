@@ -12,7 +12,7 @@ use firebox_kernels::{
     AdamWUpdate, adamw, adamw_reference, cross_entropy_sum, cross_entropy_sum_reference, rms_norm,
     rms_norm_reference, sum_of_squares, sum_of_squares_reference,
 };
-use firebox_runtime::allocator::{ALLOCATOR, Allocator};
+use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::device::finish;
 
 // The allocator of the programs.
@@ -20,6 +20,7 @@ use firebox_runtime::device::finish;
 static GLOBAL: Allocator = ALLOCATOR;
 
 fn main() {
+    allocator::keep_freed();
     divan::main();
 }
 
