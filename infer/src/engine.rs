@@ -36,15 +36,13 @@ impl Engine {
         let started = Instant::now();
         let selected = device::select(device)?;
         let (folder, opened) = open_model(checkpoint, &selected, dtype)?;
-        let Checkpoint {
-            model, end_of_text, ..
-        } = opened;
+        let Checkpoint { model, eos_ids, .. } = opened;
         let path = folder.join(TOKENIZER_FILE);
         if !path.exists() {
             return Err(InferError::NoTokenizer { folder });
         }
         let engine = Self {
-            tokenizer: Tokenizer::load(&path, &end_of_text)?,
+            tokenizer: Tokenizer::load(&path, &eos_ids)?,
             model,
             device: device.to_owned(),
         };

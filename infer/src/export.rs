@@ -46,21 +46,21 @@ impl Export {
         let (folder, opened) = open_model(checkpoint, &device, WeightDtype::F32)?;
         let Checkpoint {
             model,
-            end_of_text,
-            beginning_of_text,
+            eos_ids,
+            bos_id,
             dtype,
         } = opened;
         let path = folder.join(TOKENIZER_FILE);
         let tokenizer = match path.exists() {
-            true => Some(Tokenizer::load(&path, &end_of_text)?),
+            true => Some(Tokenizer::load(&path, &eos_ids)?),
             false => None,
         };
         let dtype = self.dtype.or(dtype).unwrap_or_default();
         let options = SaveOptions {
             dtype,
             shard_bytes: self.shard_bytes,
-            end_of_text,
-            beginning_of_text,
+            eos_ids,
+            bos_id,
         };
         let total = model.parameters() * dtype.bytes() as u64;
 

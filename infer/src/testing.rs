@@ -54,8 +54,8 @@ impl TinyCheckpoint {
         let tokenizer = Tokenizer::bytes();
         let model = LanguageModel::random(config, seed, &device);
         let options = SaveOptions {
-            end_of_text: tokenizer.eos_ids().to_vec(),
-            beginning_of_text: tokenizer.bos_ids().first().copied(),
+            eos_ids: tokenizer.eos_ids().to_vec(),
+            bos_id: tokenizer.bos_ids().first().copied(),
             ..SaveOptions::default()
         };
         save(&model, folder.path(), &options, |_| ()).unwrap();

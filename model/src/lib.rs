@@ -68,5 +68,4 @@ pub mod moe;
 pub mod norm;
 pub mod parameters;
 pub mod parts;
-#[cfg(test)]
-mod testing;
+pub mod testing;

@@ -1,4 +1,4 @@
-//! Small models whose numbers can be worked out by hand.
+//! Small models for tests, whose numbers can be worked out by hand.
 
 use std::convert::Infallible;
 
@@ -10,7 +10,7 @@ use crate::config::{
 };
 use crate::parameters::{Initializer, ParameterSource};
 
-/// A model of two layers with eight experts, two a token. Its random weights are wide, so that what the experts say
+/// A model of two layers with eight experts, top-2. Its random weights are wide, so that what the experts say
 /// matters.
 pub fn tiny() -> ModelConfig {
     ModelConfig {
@@ -51,7 +51,7 @@ pub fn with_experts(count: usize, top_k: usize) -> ModelConfig {
     config
 }
 
-/// One layer of one head, d_model 2, a vocabulary of 4, two experts of d_ff 1, one a token. A norm's epsilon of 12.5
+/// One layer of one head, d_model 2, a vocabulary of 4, two experts of d_ff 1, top-1. A norm's epsilon of 12.5
 /// makes `[3, 4]` into `[0.6, 0.8]`: the mean of 9 and 16 is 12.5, and √25 = 5.
 pub fn smallest() -> ModelConfig {
     ModelConfig {
@@ -74,8 +74,11 @@ pub fn smallest() -> ModelConfig {
 
 /// Parameters by hand: the values of those that are named, in row-major order, under the end of their path. All
 /// others are zeros, but the gains of norms, which are ones.
+#[derive(Debug)]
 pub struct ByHand<'a> {
+    /// Where the tensors are created.
     pub device: &'a Device,
+    /// The end of a path, and the values.
     pub values: &'a [(&'a str, &'a [f32])],
 }
 
@@ -100,7 +103,7 @@ impl ParameterSource for ByHand<'_> {
     }
 }
 
-/// A tensor of these rows.
+/// A tensor of these rows, `[rows, N]`.
 pub fn rows<const N: usize>(rows: &[[f32; N]], device: &Device) -> Tensor<2> {
     let values: Vec<f32> = rows.iter().flatten().copied().collect();
     Tensor::from_data(TensorData::new(values, [rows.len(), N]), device)

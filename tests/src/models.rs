@@ -5,44 +5,10 @@ use std::collections::BTreeMap;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use firebox_model::batch::Sequence;
-use firebox_model::config::{
-    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
-};
+use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parameters::{VisitParameter, visit};
-
-/// A model of two layers with eight experts, two a token. Its weights are wide, so that what the
-/// experts say matters.
-pub fn tiny() -> ModelConfig {
-    ModelConfig {
-        vocab_size: 37,
-        layers: 2,
-        d_model: 24,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 6,
-        context_length: 32,
-        rope_theta: 10_000.0,
-        norm_epsilon: 1e-5,
-        tied_embeddings: false,
-        initializer_range: 0.3,
-        qk_norm: QkNorm::None,
-        feed_forward: FeedForwardKind::Moe,
-        dense: None,
-        experts: ExpertsConfig {
-            count: 8,
-            top_k: 2,
-            d_ff: 20,
-        },
-        router: RouterConfig {
-            normalize: true,
-            balance: BalanceKind::PerLayer,
-            balance_coefficient: 0.05,
-            z_coefficient: 0.01,
-            bias_update_rate: 0.0,
-        },
-    }
-}
+pub use firebox_model::testing::tiny;
 
 /// A model whose parameters, the norms' gains too, are random.
 pub fn model(config: &ModelConfig, device: &Device) -> LanguageModel {

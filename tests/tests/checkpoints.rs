@@ -27,8 +27,8 @@ fn a_round_trip_changes_no_bit(device: Device) {
                 let options = SaveOptions {
                     dtype,
                     shard_bytes,
-                    end_of_text: first.end_of_text.clone(),
-                    beginning_of_text: first.beginning_of_text,
+                    eos_ids: first.eos_ids.clone(),
+                    bos_id: first.bos_id,
                 };
                 let (once, twice) = (TempDir::new().unwrap(), TempDir::new().unwrap());
                 firebox_checkpoint::save(&first.model, once.path(), &options, |_| ())
@@ -41,7 +41,7 @@ fn a_round_trip_changes_no_bit(device: Device) {
                     assert_eq!(bits(&first.model), bits(&second.model), "{what}");
                 }
                 assert_eq!(second.dtype, Some(dtype), "{what}");
-                assert_eq!(second.end_of_text, first.end_of_text, "{what}");
+                assert_eq!(second.eos_ids, first.eos_ids, "{what}");
                 assert_eq!(first.model.config(), second.model.config(), "{what}");
                 let (once, twice) = (fixtures::files(once.path()), fixtures::files(twice.path()));
                 assert_eq!(once, twice, "{what}: another save gives other files");

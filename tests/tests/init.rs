@@ -313,6 +313,6 @@ fn a_run_starts_from_every_family_and_stays_in_it() {
         let folder = checkpoint_folder(Path::new(&out)).expect("a checkpoint");
         let saved = read_config(&folder).expect("a configuration");
         assert_eq!(saved.family.model_type, family, "{index}: {name}");
-        assert_eq!(saved.end_of_text, [2]);
+        assert_eq!(saved.eos_ids, [2]);
     }
 }

@@ -156,8 +156,7 @@ fn a_killed_run_ends_with_the_same_bytes() {
     assert_same_end("killed", STEPS, &killed, &test.path("whole"));
 }
 
-/// What a start leaves that dies before its first checkpoint is nothing to go on from, and nothing that a new start
-/// is held to.
+/// A start that died before its first checkpoint leaves nothing to resume, and does not restrict a new start.
 #[test]
 fn a_start_without_a_checkpoint_is_started_again() {
     let test = TestRun::new();

@@ -225,7 +225,7 @@ mod tests {
             }
             let load: Vec<&[u64]> = result.health.tokens_per_expert().collect();
             assert_eq!(load.len(), 1);
-            assert_eq!(load[0].iter().sum::<u64>(), 4, "padding is no load");
+            assert_eq!(load[0].iter().sum::<u64>(), 4, "padding is not counted");
         }
     }
 }

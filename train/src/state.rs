@@ -60,8 +60,8 @@ pub fn save(
     progress: &Progress,
 ) -> Result<(), TrainError> {
     let options = SaveOptions {
-        end_of_text: tokenizer.eos_ids().to_vec(),
-        beginning_of_text: tokenizer.bos_ids().first().copied(),
+        eos_ids: tokenizer.eos_ids().to_vec(),
+        bos_id: tokenizer.bos_ids().first().copied(),
         ..SaveOptions::default()
     };
     firebox_checkpoint::save(model, folder, &options, |_| ())?;

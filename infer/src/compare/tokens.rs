@@ -54,7 +54,7 @@ impl Tokens {
                 None => Ok(Self::synthetic(&config, limit)),
             };
         }
-        let tokenizer = Tokenizer::load(&path, &config.end_of_text)?;
+        let tokenizer = Tokenizer::load(&path, &config.eos_ids)?;
         let read = |limit: usize| -> Result<PackedText, InferError> {
             let limit = Some(limit as u64);
             let Some(text) = text else {

@@ -23,9 +23,9 @@ pub struct CheckpointConfig {
     /// The family, which determines the names of the tensors.
     pub family: Family,
     /// `eos_token_id`: the ids that end a text; the first one ends a document.
-    pub end_of_text: Vec<u32>,
+    pub eos_ids: Vec<u32>,
     /// `bos_token_id`: the id that begins a document.
-    pub beginning_of_text: Option<u32>,
+    pub bos_id: Option<u32>,
 }
 
 /// Reads the `config.json` of a checkpoint folder.
@@ -57,8 +57,8 @@ impl CheckpointConfig {
         let mut value = json!({
             "architectures": [family.architecture],
             "model_type": family.model_type,
-            "bos_token_id": self.beginning_of_text,
-            "eos_token_id": match self.end_of_text.as_slice() {
+            "bos_token_id": self.bos_id,
+            "eos_token_id": match self.eos_ids.as_slice() {
                 [] => Value::Null,
                 [one] => json!(one),
                 several => json!(several),

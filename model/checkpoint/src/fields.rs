@@ -74,8 +74,8 @@ impl<'a> Fields<'a> {
         Ok(CheckpointConfig {
             model,
             family,
-            end_of_text: self.token_ids("eos_token_id")?,
-            beginning_of_text: self.token_ids("bos_token_id")?.first().copied(),
+            eos_ids: self.token_ids("eos_token_id")?,
+            bos_id: self.token_ids("bos_token_id")?.first().copied(),
         })
     }
 
@@ -299,13 +299,13 @@ impl<'a> Fields<'a> {
         let numbers = value
             .as_array()
             .and_then(|list| list.iter().map(Value::as_u64).collect());
-        numbers.ok_or_else(|| self.error(key, value, "must be a list of whole numbers"))
+        numbers.ok_or_else(|| self.error(key, value, "must be a list of integers"))
     }
 
     fn size(&self, key: &str) -> Read<usize> {
         let value = self.get(key).unwrap_or(&Value::Null);
         let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
-        size.ok_or_else(|| self.error(key, value, "must be a whole number"))
+        size.ok_or_else(|| self.error(key, value, "must be an integer of 0 or above"))
     }
 
     fn size_or(&self, key: &str, absent: usize) -> Read<usize> {

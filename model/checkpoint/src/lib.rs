@@ -54,9 +54,9 @@ pub struct Checkpoint {
     pub model: LanguageModel,
     /// `eos_token_id` of the configuration, empty if absent; the first id ends a document, each of them ends generated
     /// text.
-    pub end_of_text: Vec<u32>,
+    pub eos_ids: Vec<u32>,
     /// `bos_token_id` of the configuration: the id that begins a document.
-    pub beginning_of_text: Option<u32>,
+    pub bos_id: Option<u32>,
     /// The type of the stored weights; `None` if there are several.
     pub dtype: Option<WeightDtype>,
 }
@@ -103,8 +103,8 @@ fn load_as(
     model.set_router_bias(&source.router_bias()?);
     Ok(Checkpoint {
         model,
-        end_of_text: config.end_of_text.clone(),
-        beginning_of_text: config.beginning_of_text,
+        eos_ids: config.eos_ids.clone(),
+        bos_id: config.bos_id,
         dtype: source.dtype(),
     })
 }

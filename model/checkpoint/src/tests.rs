@@ -72,8 +72,8 @@ fn written(model: &ModelConfig) -> CheckpointConfig {
     CheckpointConfig {
         family: Family::of(model, false),
         model: model.clone(),
-        end_of_text: vec![3, 5],
-        beginning_of_text: Some(1),
+        eos_ids: vec![3, 5],
+        bos_id: Some(1),
     }
 }
 
@@ -203,7 +203,7 @@ fn absent_fields_have_the_defaults_of_transformers() {
         (10_000.0, 4)
     );
     assert_eq!(
-        (found.end_of_text, found.model.tied_embeddings),
+        (found.eos_ids, found.model.tied_embeddings),
         (vec![9], false)
     );
     let found = read(&changed(

@@ -24,9 +24,9 @@ pub struct SaveOptions {
     /// The maximum size of a weights file, in bytes; `None` for a single file.
     pub shard_bytes: Option<u64>,
     /// `eos_token_id`: the ids that end a text; the first one ends a document.
-    pub end_of_text: Vec<u32>,
+    pub eos_ids: Vec<u32>,
     /// `bos_token_id`: the id that begins a document.
-    pub beginning_of_text: Option<u32>,
+    pub bos_id: Option<u32>,
 }
 
 /// Writes config.json and the weights into a folder, and waits until they are on disk. `progress` is called with the
@@ -58,8 +58,8 @@ pub fn save(
     let config = CheckpointConfig {
         model: model.config().clone(),
         family,
-        end_of_text: options.end_of_text.clone(),
-        beginning_of_text: options.beginning_of_text,
+        eos_ids: options.eos_ids.clone(),
+        bos_id: options.bos_id,
     };
     let json = config.to_json(options.dtype);
     Ok(durable::write(&folder.join(CONFIG_FILE), json)?)

@@ -40,7 +40,7 @@ pub fn brief(number: f64) -> String {
     format!("{sign}{rounded:.*}", (3 - before) as usize)
 }
 
-/// A count with three significant digits, such as `1.83 T`; whole numbers below a thousand stay whole.
+/// A count with three significant digits, such as `1.83 T`; integers below a thousand have no decimals.
 pub fn scaled(value: f64) -> String {
     prefixed(value, 1000.0, &["", "k", "M", "B", "T"])
 }

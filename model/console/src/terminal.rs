@@ -70,7 +70,7 @@ fn report(error: &dyn Error, hint: Option<&str>) {
     }
 }
 
-/// Writes to standard output; a reader that has seen enough (`| head`) is no error.
+/// Writes to standard output; a reader that has seen enough (`| head`) is not an error.
 ///
 /// # Errors
 ///

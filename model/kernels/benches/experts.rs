@@ -1,4 +1,4 @@
-//! The experts of the reference model, and its dense twin, against plain tensor operations, on every device of the
+//! The experts of the reference model, and its dense baseline, against plain tensor operations, on every device of the
 //! build: 8 experts of which each token visits 2, d_model 256, d_ff 512.
 //!
 //! `cargo bench --bench experts`

@@ -1,4 +1,4 @@
-//! Rotary position embedding, half-split: value i turns with value i + head_dim/2.
+//! Rotary position embedding, half-split: value i is rotated with value i + head_dim/2.
 
 use burn::tensor::{Device, Tensor, TensorData};
 

@@ -41,7 +41,7 @@ impl Advise for DeviceError {
         Advice::USAGE.hint(match self {
             Self::Unknown { .. } => "`cargo infer devices` lists those of this machine".to_owned(),
             Self::NotCompiled { backend, .. } => format!(
-                "build with it: put `--features {backend}` before the `--` of the alias, for example `cargo run --release --bin firebox-train --features {backend} -- run …`"
+                "build with it: `cargo run --release --bin firebox-train --features {backend} -- run …`, and `--bin firebox-infer` for `cargo infer`"
             ),
             Self::NoAdapter { backend: "wgpu" | "vulkan", found: 0, .. } => {
                 "install a Vulkan driver; Debian's mesa-vulkan-drivers brings one that runs on the CPU".to_owned()

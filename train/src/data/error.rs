@@ -13,8 +13,8 @@ use super::source::DownloadError;
 /// Why a run's data cannot be prepared or read.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    /// A pattern is no glob.
-    #[error("source {source_name:?}: pattern {pattern:?} is no glob: {message}")]
+    /// A pattern is not a glob.
+    #[error("source {source_name:?}: pattern {pattern:?} is not a glob: {message}")]
     Pattern {
         /// The source's name.
         source_name: String,
@@ -48,7 +48,7 @@ pub enum DataError {
         fraction: f64,
     },
     /// Cargo.lock is not what Cargo writes.
-    #[error("{} is no Cargo.lock: {message}", path.display())]
+    #[error("{} is not a Cargo.lock: {message}", path.display())]
     CargoLock {
         /// The file.
         path: PathBuf,
@@ -180,8 +180,7 @@ impl Advise for DataError {
             }
             Self::Download { error, .. } => error.advice(),
             Self::Checksum { .. } => failure(
-                "this is another file or another version of it; if it is the wanted one, set its \
-                 hash as sha256",
+                "this is another file, or another version of it; to accept it, set sha256 to its hash",
             ),
             Self::Changed { .. } => failure("run again once nothing writes to it any more"),
             Self::Tokenizer(error @ TokenizerError::Write(_)) => error.advice(),

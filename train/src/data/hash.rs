@@ -14,7 +14,7 @@ pub(super) fn hash(bytes: &[u8]) -> Hash {
     Sha256::digest(bytes).into()
 }
 
-/// The hash of a file, read piece by piece; `progress` hears the bytes of each.
+/// The hash of a file, read piece by piece; `progress` is called with the bytes of each piece.
 pub(super) fn hash_file(path: &Path, mut progress: impl FnMut(u64)) -> io::Result<Hash> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();

@@ -35,12 +35,12 @@ pub(super) fn files(source: &SourceConfig) -> Result<Box<dyn Iterator<Item = Pat
 
 /// Opens a source.
 ///
-/// Documents without text are left out, those that are no text end the iterator or are left out as
+/// Documents without text are left out, those that are not text end the iterator or are left out as
 /// `on_error` says, and none follows the one that reaches `max_bytes`.
 ///
 /// # Errors
 ///
-/// When nothing can be found, downloaded or verified. Reading goes on in the iterator.
+/// When nothing can be found, downloaded or verified. Further reading happens in the iterator.
 pub(super) fn open(source: &SourceConfig, progress: bool) -> Result<Reader, DataError> {
     let name = &source.name;
     let format = match &source.kind {
@@ -136,7 +136,7 @@ impl Iterator for Reader {
                     self.remaining = self.remaining.saturating_sub(document.text.len() as u64);
                     return Some(Ok(document));
                 }
-                // A disk that cannot be read is no property of the document.
+                // A disk that cannot be read is not the fault of the document.
                 Some(Err(error))
                     if self.on_error == OnError::Skip && !matches!(error, TextError::Io { .. }) =>
                 {

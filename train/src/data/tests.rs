@@ -226,7 +226,7 @@ fn a_resume_reads_no_source() {
         assert_eq!(prepared.sources, first.sources);
     };
 
-    // The run goes on with its own text, and a new one sees the change.
+    // The run continues with its own text, and a new one sees the change.
     workplace.write("003.txt", SWAPPED);
     is_the_same(resumed());
     assert_ne!(prepare(&config, false).unwrap().content_hash, hash);

@@ -334,8 +334,8 @@ impl Pass<'_> {
                     }
                     let gradient = &self.gradient[columns.clone()];
                     block.gradients.extend_from_slice(gradient);
-                    let answers = output[columns].chunks_exact(head_dim);
-                    let deltas = gradient.chunks_exact(head_dim).zip(answers);
+                    let outputs = output[columns].chunks_exact(head_dim);
+                    let deltas = gradient.chunks_exact(head_dim).zip(outputs);
                     block.deltas.extend(deltas.map(|(a, b)| dot(a, b)));
                     let place = row * shape.heads + first_head;
                     block

@@ -56,7 +56,7 @@ pub fn cached_attention(
         cache[0].dims(),
     );
     if query.dims()[0] == 0 {
-        return query; // as empty as the answer, which some backends refuse to compute
+        return query; // as empty as the output, which some backends refuse to compute
     }
     let device = query.device();
     let kernel = kernels(&device) != Kernels::None && !device.is_autodiff();
@@ -114,7 +114,7 @@ pub fn cached_attention_reference(
     Cube: cfg(feature = "cube")
 )]
 pub trait CachedAttention: Backend {
-    /// The answers, and the cache's keys and values with the new ones among them.
+    /// The outputs, and the cache's keys and values with the new ones among them.
     #[allow(clippy::too_many_arguments)] // each tensor crosses the border between backends by itself
     fn cached_attention(
         query: FloatTensor<Self>,
@@ -185,23 +185,23 @@ impl New<'_> {
         let (tasks, of_head) = (batch * kv_heads, capacity * head_dim);
         let columns = self.shape.group() * head_dim;
         let bytes = 2 * (self.past + length) * head_dim * size_of::<f32>();
-        let mut answers = vec![0.0; tasks * length * columns];
-        answers
+        let mut outputs = vec![0.0; tasks * length * columns];
+        outputs
             .par_chunks_mut(length * columns)
             .zip(keys.par_chunks_mut(of_head))
             .zip(values.par_chunks_mut(of_head))
             .enumerate()
             .with_min_len((MIN_BYTES_PER_THREAD / bytes).max(1))
-            .for_each_init(Vec::new, |scratch, (index, ((answers, keys), values))| {
+            .for_each_init(Vec::new, |scratch, (index, ((outputs, keys), values))| {
                 let (sequence, kv_head) = (index / kv_heads, index % kv_heads);
-                self.head(sequence, kv_head, [keys, values], scratch, answers);
+                self.head(sequence, kv_head, [keys, values], scratch, outputs);
             });
         if length == 1 || kv_heads == 1 {
-            return answers;
+            return outputs;
         }
         // From [batch, kv_heads, length, …] to [batch, length, kv_heads, …].
-        let mut output = Vec::with_capacity(answers.len());
-        for sequence in answers.chunks(kv_heads * length * columns) {
+        let mut output = Vec::with_capacity(outputs.len());
+        for sequence in outputs.chunks(kv_heads * length * columns) {
             for position in 0..length {
                 for head in sequence.chunks(length * columns) {
                     output.extend_from_slice(&head[position * columns..][..columns]);
@@ -216,14 +216,14 @@ impl New<'_> {
     /// # Shapes
     ///
     /// - `keys`, `values`: `[capacity, head_dim]`
-    /// - `answers`: `[length, group · head_dim]`; zeros
+    /// - `outputs`: `[length, group · head_dim]`; zeros
     fn head(
         &self,
         sequence: usize,
         kv_head: usize,
         [keys, values]: [&mut [f32]; 2],
         scratch: &mut Vec<f32>,
-        answers: &mut [f32],
+        outputs: &mut [f32],
     ) {
         let shape = self.shape;
         let AttentionShape {
@@ -278,7 +278,7 @@ impl New<'_> {
             Matrix::new(&values[..all * head_dim], all, head_dim),
             1.0,
             Accumulate::Replace,
-            answers,
+            outputs,
             head_dim,
         );
     }

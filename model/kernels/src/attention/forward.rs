@@ -12,7 +12,7 @@ use crate::host::gemm::{Accumulate, Matrix, gemm};
 use crate::host::simd::vectorized;
 use crate::host::uninit::vecs_uninit_with;
 
-/// Answers, and of every row of scores ln Σ exp(score), from which the backward pass finds the weights again.
+/// Outputs, and of every row of scores ln Σ exp(score), from which the backward pass finds the weights again.
 ///
 /// A row is one query head at one position. The rows of the heads that share a key/value head stand together,
 /// position by position, so that one product serves all of them, and so that the rows that see anything of a block
@@ -62,7 +62,7 @@ struct Pass<'a> {
 struct Scratch {
     queries: Vec<f32>,
     scores: Vec<f32>,
-    answers: Vec<f32>,
+    outputs: Vec<f32>,
     maxima: Vec<f32>,
     sums: Vec<f32>,
 }
@@ -114,7 +114,7 @@ impl Pass<'_> {
         let (group, width, kv_width) = (shape.group(), shape.width(), shape.kv_width());
         let rows = positions.len() * group;
         let queries = scratch_slice(&mut scratch.queries, rows * head_dim);
-        let answers = scratch_slice(&mut scratch.answers, rows * head_dim);
+        let outputs = scratch_slice(&mut scratch.outputs, rows * head_dim);
         let scores = scratch_slice(&mut scratch.scores, rows * KEYS);
         let softmax = &mut Softmax {
             maxima: scratch_slice(&mut scratch.maxima, rows),
@@ -145,7 +145,7 @@ impl Pass<'_> {
             let skipped = (first - positions.start) * group;
             let (rows, count) = (rows - skipped, end - start);
             let scores = &mut scores[..rows * KEYS];
-            let answers = &mut answers[skipped * head_dim..];
+            let outputs = &mut outputs[skipped * head_dim..];
             gemm(
                 Matrix::new(&queries[skipped * head_dim..], rows, head_dim),
                 Matrix::new(&keys[start * head_dim..end * head_dim], count, head_dim).t(),
@@ -158,12 +158,12 @@ impl Pass<'_> {
                 #[inline(always)]
                 || {
                     let scores = scores.chunks_exact_mut(KEYS);
-                    let rows = scores.zip(answers.chunks_exact_mut(head_dim)).enumerate();
-                    for (row, (scores, answer)) in rows {
+                    let rows = scores.zip(outputs.chunks_exact_mut(head_dim)).enumerate();
+                    for (row, (scores, output)) in rows {
                         let visible = (first + row / group + 1 - start).min(count);
                         let factor = softmax.add(skipped + row, scores, visible, count);
                         if start > 0 {
-                            answer.iter_mut().for_each(|value| *value *= factor);
+                            output.iter_mut().for_each(|value| *value *= factor);
                         }
                     }
                 },
@@ -177,7 +177,7 @@ impl Pass<'_> {
                 } else {
                     Accumulate::Add
                 },
-                answers,
+                outputs,
                 head_dim,
             );
         }
@@ -191,8 +191,8 @@ impl Pass<'_> {
                     for (head, output) in output.chunks_exact_mut(head_dim).enumerate() {
                         let row = position * group + head;
                         let factor = softmax.sums[row].recip();
-                        let answer = &answers[row * head_dim..(row + 1) * head_dim];
-                        for (output, value) in output.iter_mut().zip(answer) {
+                        let sums_of_values = &outputs[row * head_dim..(row + 1) * head_dim];
+                        for (output, value) in output.iter_mut().zip(sums_of_values) {
                             output.write(value * factor);
                         }
                         sums[places.start + head]
@@ -212,7 +212,7 @@ struct Softmax<'a> {
 
 impl Softmax<'_> {
     /// Turns the first `visible` scores of a row into weights relative to the largest so far and the others, up to
-    /// `count`, into zeros. Returns what the answers of the blocks before are to be multiplied by.
+    /// `count`, into zeros. Returns what the outputs of the blocks before are to be multiplied by.
     #[inline(always)]
     fn add(&mut self, row: usize, scores: &mut [f32], visible: usize, count: usize) -> f32 {
         let lanes = visible.next_multiple_of(LANES);

@@ -54,7 +54,7 @@ pub fn causal_attention(
 ) -> Tensor<2> {
     let shape = shape_of(&query, &key, &value, batch, rotary);
     if query.dims()[0] == 0 {
-        return query; // as empty as the answer, which some backends refuse to compute
+        return query; // as empty as the output, which some backends refuse to compute
     }
     if kernels(&query.device()) == Kernels::None || query.dtype() != DType::F32 {
         return causal_attention_reference(query, key, value, batch, rotary);

@@ -14,7 +14,7 @@ pub(super) const LANES: usize = 16;
 /// Keys of a block.
 pub(super) const KEYS: usize = 128;
 
-/// Rows of a block: (position, query head) pairs. A block's rows, scores and answers together stay in the second
+/// Rows of a block: (position, query head) pairs. A block's rows, scores and outputs together stay in the second
 /// level of the cache.
 const ROWS: usize = 128;
 

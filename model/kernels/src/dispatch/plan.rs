@@ -115,7 +115,7 @@ impl DispatchPlan {
     }
 
     /// Assignments to each expert from the tokens that `valid` marks; from all when it is absent. Padding is
-    /// computed like any token but is no load. Exact up to 2²⁴ assignments of one expert.
+    /// computed like any token but is not counted. Exact up to 2²⁴ assignments of one expert.
     ///
     /// # Shapes
     ///

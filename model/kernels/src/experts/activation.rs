@@ -44,9 +44,9 @@ impl WithSimd for Activate<'_> {
     }
 }
 
-/// The backward pass of `answer = factor · (silu(gate) ⊙ up) · W_down` up to the products, in place.
+/// The backward pass of `output = factor · (silu(gate) ⊙ up) · W_down` up to the products, in place.
 ///
-/// With `p = d(answer) · W_downᵀ` and `h = silu(gate) ⊙ up`, for each row:
+/// With `p = d(output) · W_downᵀ` and `h = silu(gate) ⊙ up`, for each row:
 ///
 /// - d(factor) `= Σ h ⊙ p`
 /// - d(gate) `= factor · p ⊙ up ⊙ silu'(gate)`, with `silu'(g) = σ(g) (1 + g (1 − σ(g)))`

@@ -100,7 +100,7 @@ impl<'a, T: StorageFloat> Inputs<'a, T> {
     }
 }
 
-/// Each token's sum of what its experts answer, `[tokens, d_model]`.
+/// Each token's weighted sum of its experts' outputs, `[tokens, d_model]`.
 pub fn forward<T: StorageFloat>(inputs: &Inputs<T>) -> Vec<f32> {
     let (rows, d_model) = (inputs.rows(), inputs.d_model);
     let blocks = blocks(inputs.plan, BLOCK_ROWS);

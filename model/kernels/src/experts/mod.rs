@@ -26,7 +26,7 @@ use crate::dispatch::DispatchPlan;
 use crate::operation::{Operation, differentiable};
 use firebox_runtime::device::{Kernels, kernels};
 
-/// Each token's sum of what its experts answer: `y[t] = Σ_j w[t, j] · SwiGLU_e(x[t])`, with e the j-th expert of
+/// Each token's weighted sum of its experts' outputs: `y[t] = Σ_j w[t, j] · SwiGLU_e(x[t])`, with e the j-th expert of
 /// token t and `SwiGLU_e(x) = (silu(x W_gate[e]) ⊙ x W_up[e]) W_down[e]` (arXiv 2002.05202).
 ///
 /// # Shapes

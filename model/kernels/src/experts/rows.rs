@@ -128,7 +128,7 @@ pub fn combine(
                 }
             });
     };
-    // SAFETY: the chunks cover the output, which is a whole number of tokens, and each token is written.
+    // SAFETY: the chunks cover the output, whose length is a multiple of `d_model`, and each token is written.
     #[allow(unsafe_code)]
     unsafe {
         vec_uninit_with(length, fill)

@@ -16,7 +16,7 @@ fn block_rows(width: usize) -> usize {
 ///
 /// # Panics
 ///
-/// When the gain is empty, or the length of `x` is no multiple of its length.
+/// When the gain is empty, or the length of `x` is not a multiple of its length.
 pub fn forward(x: &[f32], gamma: &[f32], epsilon: f32) -> (Vec<f32>, Vec<f32>) {
     let width = gamma.len();
     assert!(

@@ -1,19 +1,9 @@
-//! The allocator of the GNU C library. It joins free neighbors and gives a block the smallest gap that holds it.
-
-use std::alloc::System;
+//! The heap of the GNU C library. It joins free neighbors and gives a block the smallest gap that holds it.
 
 use crate::memory;
 
-/// What allocates.
-pub type Inner = System;
-
-/// The one of this system.
-pub const INNER: Inner = System;
-
-/// Keeps freed memory for the next step, in one stretch of addresses for blocks of every size and thread. A process
-/// never becomes smaller than it was. This is set for the whole process, so only binaries may call it, before they
-/// start threads.
-pub fn keep_freed() {
+/// Keeps freed memory in one stretch of addresses for blocks of every size and thread.
+pub(super) fn keep_freed() {
     // SAFETY: sets numbers of the allocator.
     #[allow(unsafe_code)]
     unsafe {

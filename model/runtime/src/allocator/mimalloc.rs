@@ -1,20 +1,12 @@
-//! mimalloc, for systems without the GNU C library.
+//! What mimalloc does with freed memory.
 
 use libmimalloc_sys::{mi_option_set, mi_option_t};
-use mimalloc::MiMalloc;
-
-/// What allocates.
-pub type Inner = MiMalloc;
-
-/// The one of this system.
-pub const INNER: Inner = MiMalloc;
 
 /// `mi_option_purge_delay`, in milliseconds; the bindings lack a name for it.
 const PURGE_DELAY: mi_option_t = 15;
 
-/// Keeps freed memory for the next step. A process never becomes smaller than it was. This is set for the whole
-/// process, so only binaries may call it.
-pub fn keep_freed() {
+/// Keeps freed memory.
+pub(super) fn keep_freed() {
     // SAFETY: sets a number of the allocator.
     #[allow(unsafe_code)]
     unsafe {

@@ -4,8 +4,9 @@ mod download;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::path::{Path, PathBuf};
+
+use firebox_console::durable;
 
 pub use self::download::DownloadError;
 use self::download::{Download, Patience};
@@ -14,7 +15,7 @@ use crate::data::{DataError, cache};
 
 /// Where the content of `url` is on this machine, its SHA-256 checked.
 ///
-/// A download is kept under its hash; an interrupted one goes on where it stopped.
+/// A download is kept under its hash; an interrupted one continues where it stopped.
 pub(super) fn fetch(
     source_name: &str,
     url: &str,
@@ -101,11 +102,11 @@ impl Remote<'_> {
             found = file_hash(&part)?;
         }
         if let Err(error) = check(self.source_name, self.url, self.expected, found) {
-            // There is nothing to go on from.
+            // Nothing to continue from.
             download.discard()?;
             return Err(error);
         }
-        fs::rename(&part, &path).map_err(DataError::io("rename", &part))?;
+        durable::rename(&part, &path).map_err(DataError::io("rename", &part))?;
         download.forget()?;
         Ok(path)
     }

@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::Saved;
-use super::tile::Pair;
+use super::tile::Float2;
 use crate::cube::{empty_float, units};
 
 /// What the gradients of all three inputs are made of.
@@ -61,21 +61,21 @@ impl<'a> Pass<'a> {
 /// A unit a row.
 #[cube(launch)]
 fn rows_kernel(
-    output: &[Pair],
-    gradient: &[Pair],
+    output: &[Float2],
+    gradient: &[Float2],
     log_sum_exp: &[f32],
-    rows: &mut [Pair],
+    rows: &mut [Float2],
     pairs: usize,
 ) {
     if ABSOLUTE_POS >= rows.len() {
         terminate!();
     }
     let first = ABSOLUTE_POS * pairs;
-    let mut sums = Pair::new(0.0f32);
+    let mut sums = Float2::new(0.0f32);
     for place in first..first + pairs {
         sums += output[place] * gradient[place];
     }
-    let mut row = Pair::new(log_sum_exp[ABSOLUTE_POS]);
+    let mut row = Float2::new(log_sum_exp[ABSOLUTE_POS]);
     row.insert(1usize, sums.extract(0usize) + sums.extract(1usize));
     rows[ABSOLUTE_POS] = row;
 }

@@ -1,7 +1,8 @@
 //! Attention of a few new positions over a cache.
 //!
 //! What it costs is reading the cache, so the positions of one head are divided among cubes, until there are enough to
-//! fill a device. Each answers for its own positions; the answers are then put together ([`merge_kernel`]).
+//! fill a device. Each computes partial outputs over its own positions,
+//! which [`merge_kernel`] then combines.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Cube, TensorMetadata};
@@ -10,12 +11,12 @@ use cubecl::prelude::*;
 
 use super::span::{ROWS, attend_kernel};
 use super::tile::TILE;
-use super::{CUBES, Tables, launch_of, strips, turn};
+use super::{CUBES, Tables, column_blocks, launch_of, rotate};
 use crate::attention::AttentionShape;
 use crate::attention::cached::CachedAttention;
 use crate::cube::{contiguous, empty_float, owned, units};
 
-/// The most answers that are put together.
+/// The most partial outputs that are combined.
 const SPANS: usize = 64;
 
 impl CachedAttention for Cube {
@@ -54,13 +55,13 @@ impl CachedAttention for Cube {
             capacity,
             past,
         );
-        let query = turn::turn(query, &tables, shape.scale());
+        let query = rotate::rotate(query, &tables, shape.scale());
         let output = attend(&query, &keys, &values, shape, past);
         (output, keys, values)
     }
 }
 
-/// Answers of queries that are turned and scaled, over `past` positions and their own.
+/// Outputs of queries that are rotated and scaled, over `past` positions and their own.
 fn attend(
     query: &CubeTensor,
     keys: &CubeTensor,
@@ -80,7 +81,7 @@ fn attend(
     let span = blocks.div_ceil(CUBES.div_ceil(tasks).min(SPANS));
     let spans = blocks.div_ceil(span);
     let rows = batch * length * heads;
-    let answers = empty_float(query, [spans, rows, head_dim]);
+    let partial = empty_float(query, [spans, rows, head_dim]);
     let [maxima, sums] = [(); 2].map(|()| empty_float(query, [spans, rows]));
     let (count, dim) = launch_of(spans, tasks);
     // SAFETY: positions, rows and values of heads are compared with their number before they are read or written.
@@ -93,7 +94,7 @@ fn attend(
             query.clone().into_buffer_arg(),
             keys.clone().into_buffer_arg(),
             values.clone().into_buffer_arg(),
-            answers.clone().into_buffer_arg(),
+            partial.clone().into_buffer_arg(),
             maxima.clone().into_buffer_arg(),
             sums.clone().into_buffer_arg(),
             batch,
@@ -104,7 +105,7 @@ fn attend(
             keys.shape()[2],
             past,
             span * TILE,
-            strips(head_dim),
+            column_blocks(head_dim),
         );
     }
     let output = empty_float(query, query.shape());
@@ -113,7 +114,7 @@ fn attend(
         &query.client,
         count,
         dim,
-        answers.into_buffer_arg(),
+        partial.into_buffer_arg(),
         maxima.into_buffer_arg(),
         sums.into_buffer_arg(),
         output.clone().into_buffer_arg(),
@@ -123,7 +124,7 @@ fn attend(
     output
 }
 
-/// Puts new keys, turned, and values into the cache. A unit turns value i of a head with value i + head_dim/2.
+/// Puts new keys, rotated, and values into the cache. A unit rotates value i of a head with value i + head_dim/2.
 #[cube(launch)]
 fn store_kernel(
     key: &[f32],
@@ -158,10 +159,10 @@ fn store_kernel(
     values[to + half] = value[from + half];
 }
 
-/// `Σ exp(maximum − largest) · answer / Σ exp(maximum − largest) · sum` over the spans; a unit a value.
+/// `Σ exp(maximum − largest) · output / Σ exp(maximum − largest) · sum` over the spans; a unit a value.
 #[cube(launch)]
 fn merge_kernel(
-    answers: &[f32],
+    partial: &[f32],
     maxima: &[f32],
     sums: &[f32],
     output: &mut [f32],
@@ -177,12 +178,12 @@ fn merge_kernel(
     for span in 0..spans {
         largest = max(largest, maxima[span * rows + row]);
     }
-    let mut answer = 0.0f32;
+    let mut total = 0.0f32;
     let mut sum = 0.0f32;
     for span in 0..spans {
         let factor = (maxima[span * rows + row] - largest).exp();
-        answer += factor * answers[span * output.len() + ABSOLUTE_POS];
+        total += factor * partial[span * output.len() + ABSOLUTE_POS];
         sum += factor * sums[span * rows + row];
     }
-    output[ABSOLUTE_POS] = answer / sum;
+    output[ABSOLUTE_POS] = total / sum;
 }

@@ -1,23 +1,23 @@
-//! Answers, block by block, with a running maximum and sum (FlashAttention-2, arXiv 2307.08691, algorithm 1).
+//! Outputs, block by block, with a running maximum and sum (FlashAttention-2, arXiv 2307.08691, algorithm 1).
 
 use burn::backend::TensorMetadata;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::tile::{
-    Head, LEFT, Pair, QUAD, Quad, RIGHT, SCORES, SIDE, TILE, accumulate, column_of_unit,
+    Float2, Float4, Head, LEFT, RIGHT, SCORES, SIDE, TILE, VECTOR, accumulate, column_of_unit,
     first_from_the_end, number_of_cube, row_of_unit, scores, write,
 };
-use super::{launch_of, strips};
+use super::{column_blocks, launch_of};
 use crate::attention::AttentionShape;
 use crate::cube::empty_float;
 
-/// Answers, and of every row of scores ln Σ exp(score).
+/// Outputs, and of every row of scores ln Σ exp(score).
 ///
 /// # Shapes
 ///
-/// - `query`: `[batch, length, heads, head_dim]`, turned and scaled
-/// - `key`, `value`: `[batch, length, kv_heads, head_dim]`, keys turned
+/// - `query`: `[batch, length, heads, head_dim]`, rotated and scaled
+/// - `key`, `value`: `[batch, length, kv_heads, head_dim]`, keys rotated
 /// - output: `[batch, length, heads, head_dim]` and `[batch, length, heads]`
 pub fn forward(
     query: &CubeTensor,
@@ -52,7 +52,7 @@ pub fn forward(
             heads,
             kv_heads,
             head_dim / 2,
-            strips(head_dim),
+            column_blocks(head_dim),
         );
     }
     (output, log_sum_exp)
@@ -61,17 +61,17 @@ pub fn forward(
 /// A cube a block of queries of one head. The last blocks, which see most keys, come first.
 #[cube(launch_unchecked)]
 fn forward_kernel(
-    query: &[Pair],
-    key: &[Pair],
-    value: &[Pair],
-    output: &mut [Pair],
+    query: &[Float2],
+    key: &[Float2],
+    value: &[Float2],
+    output: &mut [Float2],
     log_sum_exp: &mut [f32],
     batch: usize,
     length: usize,
     heads: usize,
     kv_heads: usize,
     pairs: usize,
-    #[comptime] strips: usize,
+    #[comptime] column_blocks: usize,
 ) {
     let number = number_of_cube();
     if number >= batch * heads {
@@ -82,20 +82,20 @@ fn forward_kernel(
     let first = first_from_the_end(length);
     let place = UNIT_POS as usize % SIDE;
 
-    let mut left = Shared::<[Quad]>::new_slice(LEFT);
-    let mut right = Shared::<[Quad]>::new_slice(RIGHT);
+    let mut left = Shared::<[Float4]>::new_slice(LEFT);
+    let mut right = Shared::<[Float4]>::new_slice(RIGHT);
     let mut shared = Shared::<[f32]>::new_slice(TILE * SIDE);
-    let mut weights = Array::<Quad>::new(QUAD * SCORES);
-    let mut answers = Array::<Quad>::new(comptime!(QUAD * strips));
+    let mut weights = Array::<Float4>::new(VECTOR * SCORES);
+    let mut outputs = Array::<Float4>::new(comptime!(VECTOR * column_blocks));
     #[unroll]
-    for answer in 0..QUAD * strips {
-        answers[answer] = Quad::new(0.0f32);
+    for output in 0..VECTOR * column_blocks {
+        outputs[output] = Float4::new(0.0f32);
     }
     // Of each row the largest score so far, and Σ exp(score − largest) over the unit's own columns.
-    let mut maxima = Array::<f32>::new(QUAD);
-    let mut sums = Array::<f32>::new(QUAD);
+    let mut maxima = Array::<f32>::new(VECTOR);
+    let mut sums = Array::<f32>::new(VECTOR);
     #[unroll]
-    for i in 0..QUAD {
+    for i in 0..VECTOR {
         maxima[i] = f32::MIN;
         sums[i] = 0.0f32;
     }
@@ -114,14 +114,14 @@ fn forward_kernel(
             &mut weights,
         );
         #[unroll]
-        for i in 0..QUAD {
+        for i in 0..VECTOR {
             let row = first + row_of_unit(i);
             let mut maximum = maxima[i];
             #[unroll]
             for j in 0..SCORES {
                 let mut all = weights[i * SCORES + j];
                 #[unroll]
-                for c in 0..QUAD {
+                for c in 0..VECTOR {
                     let hidden = start + column_of_unit(j, c) > row;
                     let score = select(hidden, f32::MIN, all.extract(c));
                     maximum = max(maximum, score);
@@ -133,7 +133,7 @@ fn forward_kernel(
         }
         sync_cube();
         #[unroll]
-        for i in 0..QUAD {
+        for i in 0..VECTOR {
             let mut maximum = maxima[i];
             #[unroll]
             for other in 0..SIDE {
@@ -144,17 +144,17 @@ fn forward_kernel(
             let mut sum = sums[i] * factor;
             #[unroll]
             for j in 0..SCORES {
-                let all = (weights[i * SCORES + j] - Quad::new(maximum)).exp();
+                let all = (weights[i * SCORES + j] - Float4::new(maximum)).exp();
                 #[unroll]
-                for c in 0..QUAD {
+                for c in 0..VECTOR {
                     sum += all.extract(c);
                 }
                 weights[i * SCORES + j] = all;
             }
             sums[i] = sum;
             #[unroll]
-            for strip in 0..strips {
-                answers[i * strips + strip] *= Quad::new(factor);
+            for column_block in 0..column_blocks {
+                outputs[i * column_blocks + column_block] *= Float4::new(factor);
             }
         }
         accumulate(
@@ -164,20 +164,20 @@ fn forward_kernel(
             start,
             &mut left,
             &mut right,
-            &mut answers,
-            strips,
+            &mut outputs,
+            column_blocks,
         );
         start += TILE;
     }
 
     #[unroll]
-    for i in 0..QUAD {
+    for i in 0..VECTOR {
         shared[row_of_unit(i) * SIDE + place] = sums[i];
     }
     sync_cube();
-    let mut factors = Array::<f32>::new(QUAD);
+    let mut factors = Array::<f32>::new(VECTOR);
     #[unroll]
-    for i in 0..QUAD {
+    for i in 0..VECTOR {
         let mut sum = 0.0f32;
         #[unroll]
         for other in 0..SIDE {
@@ -190,5 +190,5 @@ fn forward_kernel(
             log_sum_exp[row * heads + number % heads] = maxima[i] + sum.ln();
         }
     }
-    write(&answers, &factors, output, &queries, first, strips);
+    write(&outputs, &factors, output, &queries, first, column_blocks);
 }

@@ -9,17 +9,17 @@ use cubecl::prelude::*;
 
 use super::backward::Pass;
 use super::tile::{
-    DEPTH, Head, LEFT, Pair, QUAD, Quad, RIGHT, SCORES, TILE, accumulate, column_of_unit,
+    DEPTH, Float2, Float4, Head, LEFT, RIGHT, SCORES, TILE, VECTOR, accumulate, column_of_unit,
     number_of_cube, row_of_unit, scores, write,
 };
-use super::{CUBES, launch_of, strips};
+use super::{CUBES, column_blocks, launch_of};
 use crate::attention::AttentionShape;
 use crate::cube::{ROUNDS, empty_float, units};
 
 /// The most values of a head of which a unit keeps the gradients of both keys and values in registers.
 const BOTH: usize = 128;
 
-/// The gradients of keys, still turned, and of values, each `[batch · length, kv_heads · head_dim]`, where they are
+/// The gradients of keys, still rotated, and of values, each `[batch · length, kv_heads · head_dim]`, where they are
 /// wanted.
 pub fn gradients(
     pass: &Pass<'_>,
@@ -94,7 +94,7 @@ fn launch(pass: &Pass<'_>, key_wanted: bool, value_wanted: bool) -> [CubeTensor;
             kv_heads,
             head_dim / 2,
             parts,
-            strips(head_dim),
+            column_blocks(head_dim),
             key_wanted,
             value_wanted,
         );
@@ -139,20 +139,20 @@ fn sum_kernel(terms: &[f32], output: &mut [f32], parts: usize) {
 /// Scores have a row for each key here, and a column for each query.
 #[cube(launch_unchecked)]
 fn key_and_value_kernel(
-    query: &[Pair],
-    key: &[Pair],
-    value: &[Pair],
-    gradient: &[Pair],
-    rows: &[Pair],
-    key_output: &mut [Pair],
-    value_output: &mut [Pair],
+    query: &[Float2],
+    key: &[Float2],
+    value: &[Float2],
+    gradient: &[Float2],
+    rows: &[Float2],
+    key_output: &mut [Float2],
+    value_output: &mut [Float2],
     batch: usize,
     length: usize,
     heads: usize,
     kv_heads: usize,
     pairs: usize,
     parts: usize,
-    #[comptime] strips: usize,
+    #[comptime] column_blocks: usize,
     #[comptime] key_wanted: bool,
     #[comptime] value_wanted: bool,
 ) {
@@ -168,16 +168,16 @@ fn key_and_value_kernel(
     let first_head = (kv_head * parts + number / (batch * kv_heads)) * count;
     let first = CUBE_POS_X as usize * TILE;
 
-    let mut left = Shared::<[Quad]>::new_slice(LEFT);
-    let mut right = Shared::<[Quad]>::new_slice(RIGHT);
-    let mut weights = Array::<Quad>::new(QUAD * SCORES);
-    let mut slopes = Array::<Quad>::new(QUAD * SCORES);
-    let mut key_sums = Array::<Quad>::new(comptime!(QUAD * strips));
-    let mut value_sums = Array::<Quad>::new(comptime!(QUAD * strips));
+    let mut left = Shared::<[Float4]>::new_slice(LEFT);
+    let mut right = Shared::<[Float4]>::new_slice(RIGHT);
+    let mut weights = Array::<Float4>::new(VECTOR * SCORES);
+    let mut score_gradients = Array::<Float4>::new(VECTOR * SCORES);
+    let mut key_sums = Array::<Float4>::new(comptime!(VECTOR * column_blocks));
+    let mut value_sums = Array::<Float4>::new(comptime!(VECTOR * column_blocks));
     #[unroll]
-    for sum in 0..QUAD * strips {
-        key_sums[sum] = Quad::new(0.0f32);
-        value_sums[sum] = Quad::new(0.0f32);
+    for sum in 0..VECTOR * column_blocks {
+        key_sums[sum] = Float4::new(0.0f32);
+        value_sums[sum] = Float4::new(0.0f32);
     }
 
     for head in first_head..first_head + count {
@@ -205,20 +205,20 @@ fn key_and_value_kernel(
                     start,
                     &mut left,
                     &mut right,
-                    &mut slopes,
+                    &mut score_gradients,
                 );
             }
             #[unroll]
             for j in 0..SCORES {
                 #[unroll]
-                for c in 0..QUAD {
+                for c in 0..VECTOR {
                     let position = start + column_of_unit(j, c);
                     let seen = min(position, length - 1);
                     let row = rows[(head / heads * length + seen) * heads + head % heads];
                     let log_sum_exp = row.extract(0usize);
                     let shift = row.extract(1usize);
                     #[unroll]
-                    for i in 0..QUAD {
+                    for i in 0..VECTOR {
                         let hidden = first + row_of_unit(i) > position || position >= length;
                         let mut all = weights[i * SCORES + j];
                         let weight = (all.extract(c) - log_sum_exp).exp();
@@ -226,9 +226,9 @@ fn key_and_value_kernel(
                         all.insert(c, weight);
                         weights[i * SCORES + j] = all;
                         if comptime!(key_wanted) {
-                            let mut found = slopes[i * SCORES + j];
+                            let mut found = score_gradients[i * SCORES + j];
                             found.insert(c, weight * (found.extract(c) - shift));
-                            slopes[i * SCORES + j] = found;
+                            score_gradients[i * SCORES + j] = found;
                         }
                     }
                 }
@@ -242,33 +242,40 @@ fn key_and_value_kernel(
                     &mut left,
                     &mut right,
                     &mut value_sums,
-                    strips,
+                    column_blocks,
                 );
             }
             if comptime!(key_wanted) {
                 accumulate(
-                    &slopes,
+                    &score_gradients,
                     query,
                     &queries,
                     start,
                     &mut left,
                     &mut right,
                     &mut key_sums,
-                    strips,
+                    column_blocks,
                 );
             }
             start += TILE;
         }
     }
-    let mut ones = Array::<f32>::new(QUAD);
+    let mut ones = Array::<f32>::new(VECTOR);
     #[unroll]
-    for i in 0..QUAD {
+    for i in 0..VECTOR {
         ones[i] = 1.0f32;
     }
     if comptime!(key_wanted) {
-        write(&key_sums, &ones, key_output, &sums, first, strips);
+        write(&key_sums, &ones, key_output, &sums, first, column_blocks);
     }
     if comptime!(value_wanted) {
-        write(&value_sums, &ones, value_output, &sums, first, strips);
+        write(
+            &value_sums,
+            &ones,
+            value_output,
+            &sums,
+            first,
+            column_blocks,
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! The CubeCL backends' side: blocks of 64 queries and 64 keys of a head meet in a cube.
 //!
-//! Queries and keys are turned by their positions first, in place where nobody else holds them ([`turn`]), since every
-//! block would turn its keys anew otherwise. Every sum is taken in one order, without atomics, so that two runs give
+//! Queries and keys are rotated by their positions first, in place where nobody else holds them ([`rotate`]), since every
+//! block would rotate its keys again otherwise. Every sum is taken in one order, without atomics, so that two runs give
 //! the same bits.
 
 mod backward;
@@ -9,9 +9,9 @@ mod cached;
 mod forward;
 mod key_and_value;
 mod query;
+mod rotate;
 mod span;
 mod tile;
-mod turn;
 
 use burn::backend::Cube;
 use burn_cubecl::tensor::CubeTensor;
@@ -21,7 +21,7 @@ use super::{AttentionShape, CausalAttention};
 use crate::cube::contiguous;
 use crate::operation::Operation;
 
-/// What the forward pass took, turned, and what it made.
+/// What the forward pass took, rotated, and what it made.
 #[derive(Debug, Clone)]
 pub struct Saved {
     /// Turned and scaled.
@@ -52,8 +52,8 @@ impl Operation<Cube, 3> for CausalAttention<Cube> {
             cosines: contiguous(self.cosines),
             sines: contiguous(self.sines),
         };
-        let query = turn::turn(query, &tables, shape.scale());
-        let key = turn::turn(key, &tables, 1.0);
+        let query = rotate::rotate(query, &tables, shape.scale());
+        let key = rotate::rotate(key, &tables, 1.0);
         let value = contiguous(value);
         let (output, log_sum_exp) = forward::forward(&query, &key, &value, shape);
         let saved = Saved {
@@ -75,9 +75,9 @@ impl Operation<Cube, 3> for CausalAttention<Cube> {
     ) -> [Option<CubeTensor>; 3] {
         let pass = backward::Pass::new(&saved, contiguous(gradient));
         let query = query_wanted.then(|| query::gradient(&pass));
-        let query = query.map(|query| turn::turn_back(query, &saved.tables));
+        let query = query.map(|query| rotate::rotate_back(query, &saved.tables));
         let (key, value) = key_and_value::gradients(&pass, key_wanted, value_wanted);
-        let key = key.map(|key| turn::turn_back(key, &saved.tables));
+        let key = key.map(|key| rotate::rotate_back(key, &saved.tables));
         [query, key, value]
     }
 }
@@ -92,7 +92,7 @@ fn launch_of(blocks: usize, heads: usize) -> (CubeCount, CubeDim) {
     (count, CubeDim::new_1d(tile::UNITS as u32))
 }
 
-/// Strips that hold a head.
-fn strips(head_dim: usize) -> usize {
-    head_dim.div_ceil(tile::STRIP)
+/// Blocks of columns that hold a head.
+fn column_blocks(head_dim: usize) -> usize {
+    head_dim.div_ceil(tile::BLOCK_COLUMNS)
 }

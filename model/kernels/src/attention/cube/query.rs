@@ -6,14 +6,14 @@ use cubecl::prelude::*;
 
 use super::backward::Pass;
 use super::tile::{
-    Head, LEFT, Pair, QUAD, Quad, RIGHT, SCORES, TILE, accumulate, column_of_unit,
+    Float2, Float4, Head, LEFT, RIGHT, SCORES, TILE, VECTOR, accumulate, column_of_unit,
     first_from_the_end, number_of_cube, row_of_unit, scores, write,
 };
-use super::{launch_of, strips};
+use super::{column_blocks, launch_of};
 use crate::attention::AttentionShape;
 use crate::cube::empty_float;
 
-/// The gradient of the queries, still turned, `[batch · length, heads · head_dim]`.
+/// The gradient of the queries, still rotated, `[batch · length, heads · head_dim]`.
 pub fn gradient(pass: &Pass<'_>) -> CubeTensor {
     let AttentionShape {
         batch,
@@ -44,7 +44,7 @@ pub fn gradient(pass: &Pass<'_>) -> CubeTensor {
             kv_heads,
             head_dim / 2,
             pass.saved.shape.scale(),
-            strips(head_dim),
+            column_blocks(head_dim),
         );
     }
     output
@@ -53,19 +53,19 @@ pub fn gradient(pass: &Pass<'_>) -> CubeTensor {
 /// A cube a block of queries of one head. The last blocks, which see most keys, come first.
 #[cube(launch_unchecked)]
 fn query_kernel(
-    query: &[Pair],
-    key: &[Pair],
-    value: &[Pair],
-    gradient: &[Pair],
-    rows: &[Pair],
-    output: &mut [Pair],
+    query: &[Float2],
+    key: &[Float2],
+    value: &[Float2],
+    gradient: &[Float2],
+    rows: &[Float2],
+    output: &mut [Float2],
     batch: usize,
     length: usize,
     heads: usize,
     kv_heads: usize,
     pairs: usize,
     scale: f32,
-    #[comptime] strips: usize,
+    #[comptime] column_blocks: usize,
 ) {
     let number = number_of_cube();
     if number >= batch * heads {
@@ -75,19 +75,19 @@ fn query_kernel(
     let keys = Head::new(number / (heads / kv_heads), length, kv_heads, pairs);
     let first = first_from_the_end(length);
 
-    let mut left = Shared::<[Quad]>::new_slice(LEFT);
-    let mut right = Shared::<[Quad]>::new_slice(RIGHT);
-    let mut weights = Array::<Quad>::new(QUAD * SCORES);
-    let mut slopes = Array::<Quad>::new(QUAD * SCORES);
-    let mut sums = Array::<Quad>::new(comptime!(QUAD * strips));
+    let mut left = Shared::<[Float4]>::new_slice(LEFT);
+    let mut right = Shared::<[Float4]>::new_slice(RIGHT);
+    let mut weights = Array::<Float4>::new(VECTOR * SCORES);
+    let mut score_gradients = Array::<Float4>::new(VECTOR * SCORES);
+    let mut sums = Array::<Float4>::new(comptime!(VECTOR * column_blocks));
     #[unroll]
-    for sum in 0..QUAD * strips {
-        sums[sum] = Quad::new(0.0f32);
+    for sum in 0..VECTOR * column_blocks {
+        sums[sum] = Float4::new(0.0f32);
     }
-    let mut of_row = Array::<Pair>::new(QUAD);
-    let mut scales = Array::<f32>::new(QUAD);
+    let mut of_row = Array::<Float2>::new(VECTOR);
+    let mut scales = Array::<f32>::new(VECTOR);
     #[unroll]
-    for i in 0..QUAD {
+    for i in 0..VECTOR {
         // Rows behind the last one are computed like that one, and not written.
         let position = min(first + row_of_unit(i), length - 1);
         of_row[i] = rows[(number / heads * length + position) * heads + number % heads];
@@ -116,29 +116,36 @@ fn query_kernel(
             start,
             &mut left,
             &mut right,
-            &mut slopes,
+            &mut score_gradients,
         );
         #[unroll]
-        for i in 0..QUAD {
+        for i in 0..VECTOR {
             let row = first + row_of_unit(i);
             #[unroll]
             for j in 0..SCORES {
                 let all = weights[i * SCORES + j];
-                let mut found = slopes[i * SCORES + j];
+                let mut found = score_gradients[i * SCORES + j];
                 #[unroll]
-                for c in 0..QUAD {
+                for c in 0..VECTOR {
                     let hidden = start + column_of_unit(j, c) > row;
                     let weight = (all.extract(c) - of_row[i].extract(0usize)).exp();
-                    let slope = weight * (found.extract(c) - of_row[i].extract(1usize));
-                    found.insert(c, select(hidden, 0.0f32, slope));
+                    let score_gradient = weight * (found.extract(c) - of_row[i].extract(1usize));
+                    found.insert(c, select(hidden, 0.0f32, score_gradient));
                 }
-                slopes[i * SCORES + j] = found;
+                score_gradients[i * SCORES + j] = found;
             }
         }
         accumulate(
-            &slopes, key, &keys, start, &mut left, &mut right, &mut sums, strips,
+            &score_gradients,
+            key,
+            &keys,
+            start,
+            &mut left,
+            &mut right,
+            &mut sums,
+            column_blocks,
         );
         start += TILE;
     }
-    write(&sums, &scales, output, &queries, first, strips);
+    write(&sums, &scales, output, &queries, first, column_blocks);
 }

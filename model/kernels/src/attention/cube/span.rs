@@ -1,16 +1,17 @@
-//! Answers of a few rows over a span of a cache's positions.
+//! Outputs of a few rows over a span of a cache's positions.
 
 use cubecl::prelude::*;
 
 use super::tile::{
-    DEPTH, Head, LEFT, PITCH, Pair, QUAD, Quad, STRIP, TILE, UNITS, bring_by_depth, number_of_cube,
+    BLOCK_COLUMNS, DEPTH, Float2, Float4, Head, LEFT, PITCH, TILE, UNITS, VECTOR, bring_by_depth,
+    number_of_cube,
 };
 
-/// Rows that a cube answers for: pairs of a new position and one of the query heads that share the keys.
+/// Rows that a cube computes outputs of: pairs of a new position and one of the query heads that share the keys.
 pub const ROWS: usize = UNITS / SIDE;
-/// Units of a line: as many as a block of scores has vectors, and as a strip of values has pairs.
-const SIDE: usize = TILE / QUAD;
-const _: () = assert!(SIDE == STRIP / 2);
+/// Units of a line: as many as a block of scores has vectors, and as a block of columns of values has pairs.
+const SIDE: usize = TILE / VECTOR;
+const _: () = assert!(SIDE == BLOCK_COLUMNS / 2);
 /// Positions of a block that a line of units multiplies by their weights.
 const SHARE: usize = TILE / ROWS;
 
@@ -22,18 +23,18 @@ fn row_of(kv_head: usize, row: usize, length: usize, heads: usize, kv_heads: usi
     token * heads + kv_head % kv_heads * group + row % group
 }
 
-/// A cube some rows of one head of the cache, over a span of its positions. The answers are not divided by the sums
+/// A cube some rows of one head of the cache, over a span of its positions. The outputs are not divided by the sums
 /// yet.
 ///
-/// For the scores the units stand in 8 lines of 16, a line a row and a unit four positions of a block. For the answers
+/// For the scores the units stand in 8 lines of 16, a line a row and a unit four positions of a block. For the outputs
 /// a line takes eight positions of a block, of all rows, and a unit some pairs of their values, so that each value is
 /// read once.
 #[cube(launch_unchecked)]
 pub fn attend_kernel(
     query: &[f32],
-    keys: &[Pair],
-    values: &[Pair],
-    answers: &mut [f32],
+    keys: &[Float2],
+    values: &[Float2],
+    outputs: &mut [f32],
     maxima: &mut [f32],
     sums: &mut [f32],
     batch: usize,
@@ -44,7 +45,7 @@ pub fn attend_kernel(
     capacity: usize,
     past: usize,
     span: usize,
-    #[comptime] strips: usize,
+    #[comptime] column_blocks: usize,
 ) {
     let all_rows = length * (heads / kv_heads);
     let parts = all_rows.div_ceil(ROWS);
@@ -70,15 +71,15 @@ pub fn attend_kernel(
     let visible = past + row / (heads / kv_heads) + 1;
     let row = row_of(kv_head, row, length, heads, kv_heads);
 
-    let mut tile = Shared::<[Quad]>::new_slice(LEFT);
+    let mut tile = Shared::<[Float4]>::new_slice(LEFT);
     let mut queries = Shared::<[f32]>::new_slice(ROWS * DEPTH);
     let mut weights = Shared::<[f32]>::new_slice(ROWS * TILE);
     let mut factors = Shared::<[f32]>::new_slice(ROWS);
     let mut shared = Shared::<[f32]>::new_slice(UNITS * 2);
-    let mut found = Array::<Pair>::new(comptime!(ROWS * strips));
+    let mut found = Array::<Float2>::new(comptime!(ROWS * column_blocks));
     #[unroll]
-    for place in 0..ROWS * strips {
-        found[place] = Pair::new(0.0f32);
+    for place in 0..ROWS * column_blocks {
+        found[place] = Float2::new(0.0f32);
     }
     let mut maximum = f32::new(f32::MIN);
     let mut sum = 0.0f32;
@@ -86,7 +87,7 @@ pub fn attend_kernel(
     let mut start = CUBE_POS_X as usize * span;
     let end = min(start + span, past + length);
     while start < end {
-        let mut scores = Quad::new(0.0f32);
+        let mut scores = Float4::new(0.0f32);
         let mut depth = 0usize;
         while depth < pairs {
             bring_by_depth(keys, &cache, start, depth, &mut tile);
@@ -98,7 +99,7 @@ pub fn attend_kernel(
             queries[unit] = value;
             sync_cube();
             for step in 0..DEPTH {
-                scores += Quad::new(queries[line * DEPTH + step]) * tile[step * PITCH + place];
+                scores += Float4::new(queries[line * DEPTH + step]) * tile[step * PITCH + place];
             }
             sync_cube();
             depth += DEPTH / 2;
@@ -106,8 +107,8 @@ pub fn attend_kernel(
 
         let mut largest = maximum;
         #[unroll]
-        for c in 0..QUAD {
-            if start + place * QUAD + c < visible {
+        for c in 0..VECTOR {
+            if start + place * VECTOR + c < visible {
                 largest = max(largest, scores.extract(c));
             }
         }
@@ -120,12 +121,12 @@ pub fn attend_kernel(
         maximum = largest;
         sum *= factor;
         #[unroll]
-        for c in 0..QUAD {
+        for c in 0..VECTOR {
             // A row need not see anything of a span.
-            let hidden = start + place * QUAD + c >= visible;
+            let hidden = start + place * VECTOR + c >= visible;
             let weight = select(hidden, 0.0f32, (scores.extract(c) - largest).exp());
             sum += weight;
-            weights[line * TILE + place * QUAD + c] = weight;
+            weights[line * TILE + place * VECTOR + c] = weight;
         }
         if place == 0 {
             factors[line] = factor;
@@ -135,10 +136,10 @@ pub fn attend_kernel(
         #[unroll]
         for row in 0..ROWS {
             if row < rows {
-                let factor = Pair::new(factors[row]);
+                let factor = Float2::new(factors[row]);
                 #[unroll]
-                for strip in 0..strips {
-                    found[row * strips + strip] *= factor;
+                for column_block in 0..column_blocks {
+                    found[row * column_blocks + column_block] *= factor;
                 }
             }
         }
@@ -147,17 +148,17 @@ pub fn attend_kernel(
             let position = start + of_block;
             if position < cache.length {
                 #[unroll]
-                for strip in 0..strips {
-                    let pair = strip * SIDE + place;
-                    let mut value = Pair::new(0.0f32);
+                for column_block in 0..column_blocks {
+                    let pair = column_block * SIDE + place;
+                    let mut value = Float2::new(0.0f32);
                     if pair < pairs {
                         value = values[cache.start + position * pairs + pair];
                     }
                     #[unroll]
                     for row in 0..ROWS {
                         if row < rows {
-                            found[row * strips + strip] +=
-                                Pair::new(weights[row * TILE + of_block]) * value;
+                            found[row * column_blocks + column_block] +=
+                                Float2::new(weights[row * TILE + of_block]) * value;
                         }
                     }
                 }
@@ -166,7 +167,7 @@ pub fn attend_kernel(
         start += TILE;
     }
 
-    // One after the other: the sums of weights of every row, then each strip of its answers.
+    // One after the other: the sums of weights of every row, then each block of columns of its outputs.
     let of_span = CUBE_POS_X as usize * (batch * length * heads);
     shared[unit] = sum;
     sync_cube();
@@ -183,19 +184,19 @@ pub fn attend_kernel(
         if own < rows {
             let to = of_span + row_of(kv_head, first_row + own, length, heads, kv_heads);
             #[unroll]
-            for strip in 0..strips {
+            for column_block in 0..column_blocks {
                 sync_cube();
-                let both = found[own * strips + strip];
+                let both = found[own * column_blocks + column_block];
                 shared[unit * 2] = both.extract(0usize);
                 shared[unit * 2 + 1] = both.extract(1usize);
                 sync_cube();
-                let column = strip * STRIP + unit;
-                if unit < STRIP && column < width {
+                let column = column_block * BLOCK_COLUMNS + unit;
+                if unit < BLOCK_COLUMNS && column < width {
                     let mut total = 0.0f32;
                     for other in 0..ROWS {
-                        total += shared[other * STRIP + unit];
+                        total += shared[other * BLOCK_COLUMNS + unit];
                     }
-                    answers[to * width + column] = total;
+                    outputs[to * width + column] = total;
                 }
             }
         }

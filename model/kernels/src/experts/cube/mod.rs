@@ -93,9 +93,9 @@ impl Work {
         };
         let (gate, up) = (into(&self.gate), into(&self.up));
         let hidden = rows::activate(&gate, &up);
-        let answers =
+        let outputs =
             product::rows_by_stack(&self.plan, product::Operand::Rows(&hidden), &self.down);
-        let output = rows::combine(&self.plan, &answers, Some(&self.weights));
+        let output = rows::combine(&self.plan, &outputs, Some(&self.weights));
         Some((output, Saved { gate, up }))
     }
 }

@@ -9,7 +9,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::Plan;
-use super::tile::{DEPTH, Quad, SIDE, TILE, UNIT, UNITS, bring, line_of_unit, multiply, size};
+use super::tile::{DEPTH, Float4, SIDE, TILE, UNIT, UNITS, bring, line_of_unit, multiply, size};
 use crate::cube::empty_float;
 
 /// An operand with a line for each row.
@@ -162,8 +162,8 @@ fn rows_kernel(
     let unit = UNIT_POS as usize;
     let matrix = expert * d_in * d_out;
 
-    let mut left_tile = Shared::<[Quad]>::new_slice(comptime!(size(true)));
-    let mut right_tile = Shared::<[Quad]>::new_slice(comptime!(size(transposed)));
+    let mut left_tile = Shared::<[Float4]>::new_slice(comptime!(size(true)));
+    let mut right_tile = Shared::<[Float4]>::new_slice(comptime!(size(transposed)));
     let mut sums = Array::<f32>::new(UNIT * UNIT);
     #[unroll]
     for place in 0..UNIT * UNIT {
@@ -259,8 +259,8 @@ fn stack_kernel(
     let column = CUBE_POS_X as usize * TILE;
     let unit = UNIT_POS as usize;
 
-    let mut left_tile = Shared::<[Quad]>::new_slice(comptime!(size(false)));
-    let mut right_tile = Shared::<[Quad]>::new_slice(comptime!(size(false)));
+    let mut left_tile = Shared::<[Float4]>::new_slice(comptime!(size(false)));
+    let mut right_tile = Shared::<[Float4]>::new_slice(comptime!(size(false)));
     let mut sums = Array::<f32>::new(UNIT * UNIT);
     #[unroll]
     for place in 0..UNIT * UNIT {

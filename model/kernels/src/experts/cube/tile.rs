@@ -17,12 +17,12 @@ pub const UNITS: usize = SIDE * SIDE;
 /// Rows and columns of a unit.
 pub const UNIT: usize = TILE / SIDE;
 /// Values of a vector.
-const QUAD: usize = 4;
+const VECTOR: usize = 4;
 /// Vectors of each operand that a unit brings to shared memory in a step.
-const LOADS: usize = TILE * DEPTH / QUAD / UNITS;
+const LOADS: usize = TILE * DEPTH / VECTOR / UNITS;
 
 /// Four values.
-pub type Quad = Vector<f32, Const<QUAD>>;
+pub type Float4 = Vector<f32, Const<VECTOR>>;
 
 /// Vectors of a tile in shared memory. A tile of an operand whose rows run along the depth has a line of four
 /// vectors and one of padding for each of its 64 places, so that the lines meet different banks; one whose rows run
@@ -37,16 +37,16 @@ pub const fn size(along: bool) -> usize {
 /// Vectors from one line of a tile to the next.
 const fn pitch(along: bool) -> usize {
     match along {
-        true => DEPTH / QUAD + 1,
-        false => TILE / QUAD,
+        true => DEPTH / VECTOR + 1,
+        false => TILE / VECTOR,
     }
 }
 
 /// Vectors of a line that hold values.
 const fn vectors(along: bool) -> usize {
     match along {
-        true => DEPTH / QUAD,
-        false => TILE / QUAD,
+        true => DEPTH / VECTOR,
+        false => TILE / VECTOR,
     }
 }
 
@@ -61,7 +61,7 @@ pub fn bring(
     column: usize,
     assignment_of_row: &[i32],
     top_k: usize,
-    tile: &mut Shared<[Quad]>,
+    tile: &mut Shared<[Float4]>,
     #[comptime] along: bool,
     #[comptime] by_token: bool,
 ) {
@@ -74,8 +74,8 @@ pub fn bring(
         let line = slot / vectors;
         let vector = slot % vectors;
         let row = rows.0 + line;
-        let first = column + vector * QUAD;
-        let mut values = Quad::new(0.0f32);
+        let first = column + vector * VECTOR;
+        let mut values = Float4::new(0.0f32);
         if row < rows.1 {
             let mut from = row;
             if comptime!(by_token) {
@@ -83,7 +83,7 @@ pub fn bring(
             }
             let from = offset + from * width + first;
             #[unroll]
-            for i in 0..QUAD {
+            for i in 0..VECTOR {
                 if first + i < width {
                     values.insert(i, source[from + i]);
                 }
@@ -96,25 +96,25 @@ pub fn bring(
 /// Adds a step of the depth to the sums of a unit.
 #[cube]
 pub fn multiply(
-    left: &Shared<[Quad]>,
-    right: &Shared<[Quad]>,
+    left: &Shared<[Float4]>,
+    right: &Shared<[Float4]>,
     sums: &mut Array<f32>,
     #[comptime] left_along: bool,
     #[comptime] right_along: bool,
 ) {
     let unit = UNIT_POS as usize;
-    let mut a = Array::<f32>::new(UNIT * QUAD);
-    let mut b = Array::<f32>::new(UNIT * QUAD);
-    for quad in 0..DEPTH / QUAD {
+    let mut a = Array::<f32>::new(UNIT * VECTOR);
+    let mut b = Array::<f32>::new(UNIT * VECTOR);
+    for quad in 0..DEPTH / VECTOR {
         fetch(left, unit / SIDE, quad, &mut a, left_along);
         fetch(right, unit % SIDE, quad, &mut b, right_along);
         #[unroll]
-        for depth in 0..QUAD {
+        for depth in 0..VECTOR {
             #[unroll]
             for i in 0..UNIT {
                 #[unroll]
                 for j in 0..UNIT {
-                    sums[i * UNIT + j] += a[i * QUAD + depth] * b[j * QUAD + depth];
+                    sums[i * UNIT + j] += a[i * VECTOR + depth] * b[j * VECTOR + depth];
                 }
             }
         }
@@ -124,7 +124,7 @@ pub fn multiply(
 /// A unit's eight lines of a tile, four deep: `values[i * 4 + depth]`.
 #[cube]
 fn fetch(
-    tile: &Shared<[Quad]>,
+    tile: &Shared<[Float4]>,
     place: usize,
     quad: usize,
     values: &mut Array<f32>,
@@ -136,19 +136,19 @@ fn fetch(
         for i in 0..UNIT {
             let vector = tile[line_of_unit(place, i, along) * pitch + quad];
             #[unroll]
-            for depth in 0..QUAD {
-                values[i * QUAD + depth] = vector.extract(depth);
+            for depth in 0..VECTOR {
+                values[i * VECTOR + depth] = vector.extract(depth);
             }
         }
     } else {
         #[unroll]
-        for depth in 0..QUAD {
+        for depth in 0..VECTOR {
             #[unroll]
-            for half in 0..UNIT / QUAD {
-                let vector = tile[(quad * QUAD + depth) * pitch + half * SIDE + place];
+            for half in 0..UNIT / VECTOR {
+                let vector = tile[(quad * VECTOR + depth) * pitch + half * SIDE + place];
                 #[unroll]
-                for i in 0..QUAD {
-                    values[(half * QUAD + i) * QUAD + depth] = vector.extract(i);
+                for i in 0..VECTOR {
+                    values[(half * VECTOR + i) * VECTOR + depth] = vector.extract(i);
                 }
             }
         }
@@ -162,6 +162,6 @@ pub fn line_of_unit(place: usize, #[comptime] i: usize, #[comptime] along: bool)
     if comptime!(along) {
         place + i * SIDE
     } else {
-        (i / QUAD * SIDE + place) * QUAD + i % QUAD
+        (i / VECTOR * SIDE + place) * VECTOR + i % VECTOR
     }
 }

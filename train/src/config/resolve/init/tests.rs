@@ -39,8 +39,8 @@ impl TestCheckpoint {
         let config = CheckpointConfig {
             model: model.clone(),
             family: Family::of(model, false),
-            end_of_text: vec![256],
-            beginning_of_text: None,
+            eos_ids: vec![256],
+            bos_id: None,
         };
         let text = config.to_json(WeightDtype::F32);
         fs::write(folder.path().join(CONFIG_FILE), text).unwrap();

@@ -61,7 +61,7 @@ impl Origin {
                 "add a [tokenizer] section, or copy the model's tokenizer.json to the folder",
             ));
         }
-        let opened = Tokenizer::load(&path, &self.config.end_of_text).map_err(|error| {
+        let opened = Tokenizer::load(&path, &self.config.eos_ids).map_err(|error| {
             Problem::new(KEY, "has a tokenizer that cannot be used").caused_by(error)
         })?;
         let end_of_text = opened.eos_token();

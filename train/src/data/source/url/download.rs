@@ -2,12 +2,13 @@
 
 use std::fmt::{self, Display};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable;
 use firebox_console::progress::Progress;
 use serde::{Deserialize, Serialize};
 use ureq::http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, LAST_MODIFIED, RANGE};
@@ -74,7 +75,7 @@ impl Advise for DownloadError {
             "give the path of a local copy: --set data.source.0.url=PATH (sources count from 0)";
         Advice::FAILURE.hint(match self.received {
             0 => format!("without a network, {local}"),
-            _ => format!("the same command goes on from there; without a network, {local}"),
+            _ => format!("the same command continues from there; without a network, {local}"),
         })
     }
 }
@@ -265,9 +266,9 @@ impl Download<'_> {
             .map_err(DataError::io("write", self.part))?;
         if !continued {
             let path = self.validators_path();
-            let text = serde_json::to_string(found).map_err(io::Error::from);
-            text.and_then(|text| fs::write(&path, text))
-                .map_err(DataError::io("write", &path))?;
+            let text = serde_json::to_string(found)
+                .map_err(|error| DataError::io("write", &path)(error.into()))?;
+            durable::write(&path, text)?;
         }
         Ok(file)
     }

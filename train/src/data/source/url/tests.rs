@@ -280,7 +280,7 @@ fn a_server_that_stalls_for_ever_is_given_up_and_the_next_run_goes_on() {
     );
     let hint = error.hint().unwrap();
     assert!(
-        hint.starts_with("the same command goes on from there")
+        hint.starts_with("the same command continues from there")
             && hint.contains("--set data.source.0.url=PATH"),
         "{hint}"
     );

@@ -7,17 +7,17 @@ use cubecl::prelude::*;
 use super::Tables;
 use crate::cube::{owned, units};
 
-/// Heads turned by their positions, and scaled; in place where nobody else holds them.
+/// Heads rotated by their positions, and scaled; in place where nobody else holds them.
 ///
 /// # Shapes
 ///
 /// - `heads`, output: `[batch · length, heads · head_dim]`
-pub fn turn(heads: CubeTensor, tables: &Tables, scale: f32) -> CubeTensor {
+pub fn rotate(heads: CubeTensor, tables: &Tables, scale: f32) -> CubeTensor {
     launch(heads, tables, scale, false)
 }
 
-/// The transpose of [`turn`], which is what a gradient takes: the same by the negative angle.
-pub fn turn_back(heads: CubeTensor, tables: &Tables) -> CubeTensor {
+/// The transpose of [`rotate`], which is what a gradient takes: the same by the negative angle.
+pub fn rotate_back(heads: CubeTensor, tables: &Tables) -> CubeTensor {
     launch(heads, tables, 1.0, true)
 }
 
@@ -26,7 +26,7 @@ fn launch(heads: CubeTensor, tables: &Tables, scale: f32, back: bool) -> CubeTen
     let [tokens, width] = heads.shape().dims();
     let [length, half] = tables.cosines.shape().dims();
     let (count, dim) = units(&heads.client, tokens * width / 2);
-    turn_kernel::launch(
+    rotate_kernel::launch(
         &heads.client,
         count,
         dim,
@@ -42,9 +42,9 @@ fn launch(heads: CubeTensor, tables: &Tables, scale: f32, back: bool) -> CubeTen
     heads
 }
 
-/// A unit turns value i of a head with value i + head_dim/2.
+/// A unit rotates value i of a head with value i + head_dim/2.
 #[cube(launch)]
-fn turn_kernel(
+fn rotate_kernel(
     values: &mut [f32],
     cosines: &[f32],
     sines: &[f32],
