@@ -11,21 +11,12 @@ use mimalloc::MiMalloc;
 /// Bytes from which a block is large. With 16 kB, training takes 3 % more memory, with 128 kB 13 %; decoding is as fast.
 const LARGE: usize = 8 << 10;
 
-/// Bytes of a cache line, which is as long as an AVX-512 vector. The GNU C library puts blocks 16 bytes behind one, so
-/// that every such load of a weight would touch two.
-const LINE: usize = 64;
-
 /// Allocates each block by its size.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct BySize;
 
 fn is_large(bytes: usize) -> bool {
     bytes >= LARGE
-}
-
-/// What a large block is asked for with. The library frees a block by its address, however it was aligned.
-fn aligned(layout: Layout) -> Layout {
-    layout.align_to(LINE).unwrap_or(layout)
 }
 
 // SAFETY: the size of a block decides which allocator has it, when it is freed as when it was made.
@@ -35,7 +26,7 @@ unsafe impl GlobalAlloc for BySize {
         // SAFETY: the caller's promise.
         unsafe {
             match is_large(layout.size()) {
-                true => System.alloc(aligned(layout)),
+                true => System.alloc(layout),
                 false => MiMalloc.alloc(layout),
             }
         }
@@ -45,7 +36,7 @@ unsafe impl GlobalAlloc for BySize {
         // SAFETY: the caller's promise.
         unsafe {
             match is_large(layout.size()) {
-                true => System.alloc_zeroed(aligned(layout)),
+                true => System.alloc_zeroed(layout),
                 false => MiMalloc.alloc_zeroed(layout),
             }
         }
@@ -55,7 +46,6 @@ unsafe impl GlobalAlloc for BySize {
         // SAFETY: the caller's promises: the block is of this layout, and the new size with its alignment makes one.
         unsafe {
             match (is_large(layout.size()), is_large(size)) {
-                // Grows in place where it can; a block that has to move may lose its line.
                 (true, true) => System.realloc(pointer, layout, size),
                 (false, false) => MiMalloc.realloc(pointer, layout, size),
                 _ => {
@@ -122,18 +112,6 @@ mod tests {
                     let content = std::slice::from_raw_parts(block, kept);
                     prop_assert!(content.iter().enumerate().all(|(index, byte)| *byte == index as u8));
                 }
-                BySize.dealloc(block, layout);
-            }
-        }
-
-        #[test]
-        fn large_blocks_begin_with_a_cache_line(size in LARGE..4 * LARGE) {
-            let layout = Layout::from_size_align(size, 4).unwrap();
-            // SAFETY: the size is above 0, and the block is freed once.
-            #[allow(unsafe_code)]
-            unsafe {
-                let block = BySize.alloc(layout);
-                prop_assert_eq!(block.align_offset(LINE), 0);
                 BySize.dealloc(block, layout);
             }
         }
