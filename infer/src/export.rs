@@ -47,7 +47,7 @@ impl Export {
         let Checkpoint {
             model,
             eos_ids,
-            bos_id,
+            notes,
             dtype,
         } = opened;
         let path = folder.join(TOKENIZER_FILE);
@@ -59,8 +59,7 @@ impl Export {
         let options = SaveOptions {
             dtype,
             shard_bytes: self.shard_bytes,
-            eos_ids,
-            bos_id,
+            notes,
         };
         let total = model.parameters() * dtype.bytes() as u64;
 

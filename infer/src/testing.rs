@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use firebox_checkpoint::{SaveOptions, save};
+use firebox_checkpoint::{Notes, SaveOptions, save};
 use firebox_model::config::{
     BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
 };
@@ -54,8 +54,7 @@ impl TinyCheckpoint {
         let tokenizer = Tokenizer::bytes();
         let model = LanguageModel::random(config, seed, &device);
         let options = SaveOptions {
-            eos_ids: tokenizer.eos_ids().to_vec(),
-            bos_id: tokenizer.bos_ids().first().copied(),
+            notes: Notes::of_tokens(tokenizer.eos_ids(), tokenizer.bos_ids().first().copied()),
             ..SaveOptions::default()
         };
         save(&model, folder.path(), &options, |_| ()).unwrap();

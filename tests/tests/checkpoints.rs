@@ -27,8 +27,7 @@ fn a_round_trip_changes_no_bit(device: Device) {
                 let options = SaveOptions {
                     dtype,
                     shard_bytes,
-                    eos_ids: first.eos_ids.clone(),
-                    bos_id: first.bos_id,
+                    notes: first.notes.clone(),
                 };
                 let (once, twice) = (TempDir::new().unwrap(), TempDir::new().unwrap());
                 firebox_checkpoint::save(&first.model, once.path(), &options, |_| ())

@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use firebox_checkpoint::{checkpoint_folder, load_weights, read_config, upcycle};
+use firebox_checkpoint::{
+    CONFIG_FILE, Notes, checkpoint_folder, load_weights, read_config, upcycle,
+};
 use firebox_model::accounting::Parameters;
 use firebox_model::config::FeedForwardKind;
 use firebox_model::language_model::LanguageModel;
-use firebox_text::TOKENIZER_FILE;
+use firebox_text::{TOKENIZER_FILE, Tokenizer};
 
 use crate::config::{RunConfig, TokenizerConfig};
 use crate::error::TrainError;
@@ -32,6 +34,12 @@ pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageMod
         origin.family.model_type,
         scaled(Parameters::of(&origin.model).total() as f64)
     );
+    for (key, value) in origin.notes.training_options(&origin.family) {
+        tracing::warn!(
+            "{}: {key} = {value}: Firebox trains without it",
+            folder.join(CONFIG_FILE).display()
+        );
+    }
     let kinds = (origin.model.feed_forward, config.model.feed_forward);
     if kinds != (FeedForwardKind::Dense, FeedForwardKind::Moe) {
         tracing::info!("{source}");
@@ -44,6 +52,32 @@ pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageMod
         experts.top_k
     );
     Ok(upcycle(&folder, &config.model, seed, device)?)
+}
+
+/// What the run's checkpoints say in config.json besides what is computed: what the checkpoint says that the run started
+/// from, or that it is `resumed` from; with another tokenizer, the ids are those of the tokenizer.
+///
+/// # Errors
+///
+/// When the checkpoint does not exist or cannot be read.
+pub fn notes(
+    config: &RunConfig,
+    resumed: Option<&Path>,
+    tokenizer: &Tokenizer,
+) -> Result<Notes, TrainError> {
+    let origin = match (resumed, &config.train.init) {
+        (Some(folder), _) => Some(folder.to_owned()),
+        (None, Some(init)) => Some(checkpoint_folder(init)?),
+        (None, None) => None,
+    };
+    let mut notes = match origin {
+        Some(folder) => read_config(&folder)?.notes,
+        None => Notes::default(),
+    };
+    if !notes.eos_ids().contains(&tokenizer.eos_id()) {
+        notes.set_tokens(tokenizer.eos_ids(), tokenizer.bos_ids().first().copied());
+    }
+    Ok(notes)
 }
 
 /// The configuration with a checkpoint's own tokenizer in place of the original file, which may have changed or no

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use firebox_checkpoint::{CheckpointError, SaveOptions, TensorFile, write_tensors};
+use firebox_checkpoint::{CheckpointError, Notes, SaveOptions, TensorFile, write_tensors};
 use firebox_console::durable::{self, FileError};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::LanguageModel;
@@ -47,7 +47,8 @@ pub struct Best {
     pub nats_per_token: f64,
 }
 
-/// Writes a complete checkpoint to a folder: the Hugging Face files and the training state.
+/// Writes a complete checkpoint to a folder: the Hugging Face files and the training state. `notes` is what config.json
+/// says besides what is computed.
 ///
 /// # Errors
 ///
@@ -56,12 +57,12 @@ pub fn save(
     folder: &Path,
     model: &LanguageModel,
     tokenizer: &Tokenizer,
+    notes: &Notes,
     optimizer: &AdamW,
     progress: &Progress,
 ) -> Result<(), TrainError> {
     let options = SaveOptions {
-        eos_ids: tokenizer.eos_ids().to_vec(),
-        bos_id: tokenizer.bos_ids().first().copied(),
+        notes: notes.clone(),
         ..SaveOptions::default()
     };
     firebox_checkpoint::save(model, folder, &options, |_| ())?;
@@ -200,7 +201,15 @@ mod tests {
             ..
         } = &training;
         let tokenizer = &prepared.tokenizer;
-        save(&folder, model, tokenizer, optimizer, progress).unwrap();
+        save(
+            &folder,
+            model,
+            tokenizer,
+            &Notes::default(),
+            optimizer,
+            progress,
+        )
+        .unwrap();
 
         let found = super::progress(&folder).unwrap();
         assert_eq!(&found, progress);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use firebox_checkpoint::LATEST;
+use firebox_checkpoint::{LATEST, Notes};
 use firebox_console::durable::{self, FileError};
 use firebox_console::numbers::scaled;
 use firebox_model::accounting::Accounting;
@@ -25,7 +25,7 @@ use crate::metrics::{MetricsLog, Record, TrainRecord, ValidationRecord};
 use crate::optimizer::AdamW;
 use crate::progress::ProgressDisplay;
 use crate::run_folder::{self, RunFolder};
-use crate::start::{starting_model, with_own_tokenizer};
+use crate::start::{notes, starting_model, with_own_tokenizer};
 use crate::state::{self, Best, Progress};
 use crate::step::TrainingState;
 
@@ -144,6 +144,8 @@ struct Run {
     config: RunConfig,
     folder: RunFolder,
     prepared: Prepared,
+    /// What config.json says besides what is computed.
+    notes: Notes,
     stream: TrainingStream,
     training: TrainingState,
     metrics: MetricsLog,
@@ -220,6 +222,8 @@ impl Run {
             }
             None => (starting_model(&config, device)?, AdamW::default()),
         };
+        let resumed = newest.map(|step| folder.checkpoint(step));
+        let notes = notes(&config, resumed.as_deref(), &prepared.tokenizer)?;
         let path = folder.metrics();
         let metrics = match newest {
             Some(step) => MetricsLog::resume(&path, step),
@@ -234,6 +238,7 @@ impl Run {
         Ok(Self {
             folder,
             prepared,
+            notes,
             stream,
             since: Since {
                 start: Instant::now(),
@@ -342,6 +347,7 @@ impl Run {
         let Self {
             training,
             prepared,
+            notes,
             config,
             ..
         } = self;
@@ -356,7 +362,14 @@ impl Run {
             .sync()
             .map_err(FileError::of("write", &self.folder.metrics()))?;
         self.folder.save(progress.step, |folder| {
-            state::save(folder, &model, &prepared.tokenizer, optimizer, progress)
+            state::save(
+                folder,
+                &model,
+                &prepared.tokenizer,
+                notes,
+                optimizer,
+                progress,
+            )
         })?;
         let best = progress
             .best

@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 use super::dtype::StoredDtype as _;
 use super::families::{FIREBOX, Family};
 use super::fields::Fields;
-use super::{CONFIG_FILE, CheckpointError};
+use super::notes::generation_eos_ids;
+use super::{CONFIG_FILE, CheckpointError, Notes};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig};
 
@@ -22,17 +23,20 @@ pub struct CheckpointConfig {
     pub model: ModelConfig,
     /// The family, which determines the names of the tensors.
     pub family: Family,
-    /// `eos_token_id`: the ids that end a text; the first one ends a document.
+    /// `eos_token_id` of config.json and generation_config.json: the ids that end a text; the first one ends a document.
     pub eos_ids: Vec<u32>,
     /// `bos_token_id`: the id that begins a document.
     pub bos_id: Option<u32>,
+    /// The fields that say nothing of what is computed.
+    pub notes: Notes,
 }
 
-/// Reads the `config.json` of a checkpoint folder.
+/// Reads the `config.json` of a checkpoint folder, and the ends of a text from its `generation_config.json`. An absent
+/// field means what it does to `transformers`: see [`Defaults`](super::families::Defaults).
 ///
 /// # Errors
 ///
-/// When it is missing or damaged, lacks a field, or has a field that Firebox does not support.
+/// When it is missing or damaged, or has a field that Firebox does not support.
 pub fn read_config(folder: &Path) -> Result<CheckpointConfig, CheckpointError> {
     let path = folder.join(CONFIG_FILE);
     if !path.exists() {
@@ -47,36 +51,39 @@ pub fn read_config(folder: &Path) -> Result<CheckpointConfig, CheckpointError> {
             path: path.clone(),
             reason: error.to_string(),
         })?;
-    Fields::new(&path, &value)?.config()
+    let mut config = Fields::new(&path, &value)?.config()?;
+    for id in generation_eos_ids(folder)? {
+        if !config.eos_ids.contains(&id) {
+            config.eos_ids.push(id);
+        }
+    }
+    Ok(config)
 }
 
-impl CheckpointConfig {
-    /// The file's text for weights of this type, with both the old and the new names of keys that transformers 5 renamed.
-    pub fn to_json(&self, dtype: WeightDtype) -> String {
-        let Self { model, family, .. } = self;
-        let mut value = json!({
-            "architectures": [family.architecture],
-            "model_type": family.model_type,
-            "bos_token_id": self.bos_id,
-            "eos_token_id": match self.eos_ids.as_slice() {
-                [] => Value::Null,
-                [one] => json!(one),
-                several => json!(several),
-            },
-            "dtype": dtype.torch_name(),
-            "torch_dtype": dtype.torch_name(),
-        });
-        let specific = if *family == FIREBOX {
-            json!({ "model": model })
-        } else {
-            hugging_face(model, family)
-        };
-        let fields = value.as_object_mut().expect("an object");
-        fields.extend(specific.as_object().expect("an object").clone());
-        serde_json::to_string_pretty(&value)
-            .expect("a value with string keys can be written as JSON")
-            + "\n"
-    }
+/// The text of a config.json for weights of this type, with both the old and the new names of keys that transformers 5
+/// renamed.
+pub fn config_json(
+    model: &ModelConfig,
+    family: &Family,
+    notes: &Notes,
+    dtype: WeightDtype,
+) -> String {
+    let mut value = json!({
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "dtype": dtype.torch_name(),
+        "torch_dtype": dtype.torch_name(),
+    });
+    let specific = if *family == FIREBOX {
+        json!({ "model": model })
+    } else {
+        hugging_face(model, family)
+    };
+    let fields = value.as_object_mut().expect("an object");
+    fields.extend(specific.as_object().expect("an object").clone());
+    notes.add_to(fields, family);
+    serde_json::to_string_pretty(&value).expect("a value with string keys can be written as JSON")
+        + "\n"
 }
 
 /// The configuration under Hugging Face's keys.

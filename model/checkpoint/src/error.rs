@@ -1,7 +1,7 @@
 //! Errors of checkpoints.
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
@@ -54,6 +54,16 @@ pub enum CheckpointError {
         family: &'static str,
         /// Families that have it.
         others: Vec<&'static str>,
+    },
+    /// The weights are quantized.
+    #[error("{}: {key}: the weights are quantized{}; Firebox reads F32, F16 and BF16", path.display(), by(method.as_deref()))]
+    Quantized {
+        /// The config.json.
+        path: PathBuf,
+        /// The field that says so.
+        key: String,
+        /// The method, such as `gptq`.
+        method: Option<String>,
     },
     /// The tensors are not those of the model.
     #[error("{}: the tensors do not match the model: {differences}", place.display())]
@@ -125,6 +135,20 @@ pub enum CheckpointError {
     },
 }
 
+/// Whether the weights are there in the format of PyTorch.
+fn has_pickle(folder: &Path) -> bool {
+    let names = [
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "consolidated.00.pth",
+    ];
+    names.iter().any(|name| folder.join(name).exists())
+}
+
+fn by(method: Option<&str>) -> String {
+    method.map_or_else(String::new, |method| format!(" ({method})"))
+}
+
 fn owners(others: &[&str]) -> String {
     match others {
         [] => ", as far as Firebox knows".to_owned(),
@@ -135,6 +159,9 @@ fn owners(others: &[&str]) -> String {
 impl Advise for CheckpointError {
     fn advice(&self) -> Advice {
         match self {
+            Self::NotACheckpoint { folder, .. } if has_pickle(folder) => Advice::USAGE.hint(
+                "its weights are a pickle, which Firebox does not read; convert them in Python: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER)",
+            ),
             Self::NotACheckpoint { .. } => Advice::USAGE.hint(
                 "a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100",
             ),
@@ -151,6 +178,12 @@ impl Advise for CheckpointError {
                     others.join(" or ")
                 ),
             }),
+            Self::Quantized { .. } => Advice::FAILURE.hint(
+                "use the model's original weights, or write them from Python: model = AutoModelForCausalLM.from_pretrained(FOLDER); model.dequantize().save_pretrained(OTHER)",
+            ),
+            Self::DataType { dtype, .. } if dtype == "F64" => Advice::FAILURE.hint(
+                "convert them in Python: AutoModelForCausalLM.from_pretrained(FOLDER, dtype=\"float32\").save_pretrained(OTHER)",
+            ),
             Self::Mismatch { .. } => Advice::FAILURE.hint(
                 "config.json and the weights belong to different models, or to a family that Firebox does not support",
             ),

@@ -1,11 +1,11 @@
-//! The fields of a `config.json`, each understood or refused; none is passed over.
+//! The fields of a `config.json`: each is read, known to say nothing of what is computed, or refused by name.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::families::{FIREBOX, Family, Normalize, Usage};
-use super::{CheckpointConfig, CheckpointError};
+use super::families::{Defaults, FIREBOX, Family, Normalize, Usage};
+use super::{CheckpointConfig, CheckpointError, Notes};
 use firebox_model::config::{
     BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, RouterConfig,
 };
@@ -28,6 +28,21 @@ fn is_off(value: &Value) -> bool {
         Value::Array(items) => items.is_empty(),
         Value::Object(fields) => fields.is_empty(),
         Value::Bool(true) | Value::String(_) => false,
+    }
+}
+
+/// Fields that are read, and that a checkpoint made from this one still says: training changes neither what ends a
+/// text, nor how many positions a model has.
+pub(super) const NOTED: [&str; 3] = ["bos_token_id", "eos_token_id", "max_position_embeddings"];
+
+/// Fields that say that the weights are quantized.
+const QUANTIZATION: [&str; 3] = ["compression_config", "quantization", "quantization_config"];
+
+/// The default of the field with the width of a feed-forward.
+fn width(absent: &Defaults, field: &str) -> usize {
+    match field {
+        "moe_intermediate_size" => absent.moe_intermediate_size,
+        _ => absent.intermediate_size,
     }
 }
 
@@ -67,7 +82,7 @@ impl<'a> Fields<'a> {
         };
         model.validate().map_err(|error| CheckpointError::Config {
             path: self.path.to_owned(),
-            key: error.key.to_owned(),
+            key: self.field_of(error.key).to_owned(),
             value: error.value,
             rule: error.rule,
         })?;
@@ -76,17 +91,52 @@ impl<'a> Fields<'a> {
             family,
             eos_ids: self.token_ids("eos_token_id")?,
             bos_id: self.token_ids("bos_token_id")?.first().copied(),
+            notes: self.notes(),
         })
+    }
+
+    /// What a checkpoint that is made from this one says, too.
+    fn notes(&self) -> Notes {
+        let kept = self.value.iter().filter(|(key, _)| {
+            let usage = self.family.usage(key);
+            matches!(usage, Some(Usage::Neutral | Usage::Training)) || NOTED.contains(&key.as_str())
+        });
+        Notes(
+            kept.map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+        )
+    }
+
+    /// The field that a key of [`ModelConfig`] is read from.
+    fn field_of<'k>(&self, key: &'k str) -> &'k str {
+        if self.family == FIREBOX {
+            return key;
+        }
+        match key {
+            "layers" => "num_hidden_layers",
+            "d_model" => "hidden_size",
+            "heads" => "num_attention_heads",
+            "kv_heads" => "num_key_value_heads",
+            "context_length" => "max_position_embeddings",
+            "norm_epsilon" => "rms_norm_eps",
+            "experts.count" => self.family.experts.first().copied().unwrap_or(key),
+            "experts.top_k" => "num_experts_per_tok",
+            "experts.d_ff" => self.family.d_ff,
+            "dense.d_ff" => "intermediate_size",
+            "dense.layers" => "mlp_only_layers",
+            "router.balance_coefficient" => "router_aux_loss_coef",
+            key => key,
+        }
     }
 
     /// Refuses what the family does not have or Firebox does not compute: it may change what the network computes.
     fn check(&self) -> Read<()> {
         for (key, value) in self.value {
             match self.family.usage(key) {
-                Some(Usage::Read | Usage::Neutral) => {}
-                Some(Usage::Only { value: only, rule }) => {
+                Some(Usage::Read | Usage::Neutral | Usage::Training) => {}
+                Some(Usage::Only { values, rule }) => {
                     let written = value.to_string();
-                    if !value.is_null() && written != only {
+                    if !value.is_null() && !values.contains(&written.as_str()) {
                         return Err(self.error(key, value, rule));
                     }
                 }
@@ -96,6 +146,16 @@ impl<'a> Fields<'a> {
                     }
                 }
                 None if is_off(value) || key.starts_with('_') => {}
+                None if QUANTIZATION.contains(&key.as_str()) => {
+                    return Err(CheckpointError::Quantized {
+                        path: self.path.to_owned(),
+                        key: key.clone(),
+                        method: value
+                            .get("quant_method")
+                            .and_then(Value::as_str)
+                            .map(str::to_owned),
+                    });
+                }
                 None => return Err(self.foreign(key, value)),
             }
         }
@@ -118,24 +178,26 @@ impl<'a> Fields<'a> {
 
     fn model(&self) -> Read<ModelConfig> {
         let family = &self.family;
-        let (d_model, heads) = (self.size("hidden_size")?, self.size("num_attention_heads")?);
-        let layers = self.size("num_hidden_layers")?;
-        let context = self.size("max_position_embeddings")?;
-        self.refuse_windows(context)?;
+        let absent = &family.defaults;
+        let d_model = self.size_or("hidden_size", absent.hidden_size)?;
+        let heads = self.size_or("num_attention_heads", absent.num_attention_heads)?;
+        let layers = self.size_or("num_hidden_layers", absent.num_hidden_layers)?;
+        let context = self.size_or("max_position_embeddings", absent.max_position_embeddings)?;
+        self.refuse_windows(layers, context)?;
         let sparse = family.feed_forward == FeedForwardKind::Moe;
         Ok(ModelConfig {
-            vocab_size: self.size("vocab_size")?,
+            vocab_size: self.size_or("vocab_size", absent.vocab_size)?,
             layers,
             d_model,
             heads,
-            kv_heads: self.size_or("num_key_value_heads", family.kv_heads.unwrap_or(heads))?,
+            kv_heads: self.kv_heads(heads)?,
             head_dim: self.size_or(
                 "head_dim",
-                family.head_dim.unwrap_or(d_model / heads.max(1)),
+                absent.head_dim.unwrap_or(d_model / heads.max(1)),
             )?,
             context_length: context,
             rope_theta: self.rope_theta()?,
-            norm_epsilon: self.number("rms_norm_eps")?,
+            norm_epsilon: self.number_or("rms_norm_eps", absent.rms_norm_eps)?,
             tied_embeddings: self.flag("tie_word_embeddings")?,
             initializer_range: self.number_or("initializer_range", 0.02)?,
             qk_norm: family.qk_norm,
@@ -147,11 +209,11 @@ impl<'a> Fields<'a> {
             experts: ExpertsConfig {
                 count: if sparse { self.experts()? } else { 1 },
                 top_k: if sparse {
-                    self.size("num_experts_per_tok")?
+                    self.size_or("num_experts_per_tok", absent.num_experts_per_tok)?
                 } else {
                     1
                 },
-                d_ff: self.size(family.d_ff)?,
+                d_ff: self.size_or(family.d_ff, width(absent, family.d_ff))?,
             },
             router: RouterConfig {
                 normalize: match family.normalize {
@@ -160,7 +222,7 @@ impl<'a> Fields<'a> {
                 },
                 balance: BalanceKind::Pooled,
                 balance_coefficient: match sparse {
-                    true => self.number_or("router_aux_loss_coef", 0.0)?,
+                    true => self.number_or("router_aux_loss_coef", absent.router_aux_loss_coef)?,
                     false => 0.0,
                 },
                 z_coefficient: 0.0,
@@ -170,11 +232,10 @@ impl<'a> Fields<'a> {
     }
 
     fn experts(&self) -> Read<usize> {
-        let written = self.family.experts;
-        let all = written.iter().chain(&EXPERT_COUNTS);
+        let all = self.family.experts.iter().chain(&EXPERT_COUNTS);
         let mut spellings = all.filter(|key| self.get(key).is_some());
         let Some(first) = spellings.next() else {
-            return self.size(written[0]);
+            return Ok(self.family.defaults.num_experts);
         };
         let count = self.size(first)?;
         match spellings.find(|key| self.get(key) != self.get(first)) {
@@ -202,21 +263,40 @@ impl<'a> Fields<'a> {
         }
         Ok(Some(DenseConfig {
             layers: dense,
-            d_ff: self.size("intermediate_size")?,
+            d_ff: self.size_or("intermediate_size", self.family.defaults.intermediate_size)?,
         }))
     }
 
-    /// A sliding window hides nothing where it is as long as the context, or not in use.
-    fn refuse_windows(&self, context: usize) -> Read<()> {
-        let rule = "Firebox attends to the whole context";
-        let in_use = match self.get("use_sliding_window") {
-            None => true,
-            Some(_) => self.flag("use_sliding_window")?,
+    /// Where the field is there but null, a model has as many key/value heads as query heads.
+    fn kv_heads(&self, heads: usize) -> Read<usize> {
+        let key = "num_key_value_heads";
+        let absent = match self.value.contains_key(key) {
+            true => heads,
+            false => self.family.defaults.num_key_value_heads.unwrap_or(heads),
         };
-        if let Some(window) = self.get("sliding_window").filter(|_| in_use)
-            && window.as_u64().is_none_or(|window| window < context as u64)
-        {
-            return Err(self.error("sliding_window", window, rule));
+        self.size_or(key, absent)
+    }
+
+    /// A sliding window hides nothing where it is as long as the context, begins behind the last layer, or is not in use:
+    /// families with a switch for it have it off unless the switch is on.
+    fn refuse_windows(&self, layers: usize, context: usize) -> Read<()> {
+        let rule = "Firebox attends to the whole context";
+        let absent = &self.family.defaults;
+        let has = |key| self.family.usage(key) == Some(Usage::Read);
+        self.size_or("sliding_window", 0)?;
+        let in_use = !has("use_sliding_window") || self.flag("use_sliding_window")?;
+        let begins = self.size_or("max_window_layers", absent.max_window_layers)?;
+        let listed = self.get("layer_types").is_some();
+        if in_use && (listed || !has("max_window_layers") || begins < layers) {
+            let window = match (self.value.get("sliding_window"), absent.sliding_window) {
+                (Some(window), _) => window.clone(),
+                (None, Some(window)) => window.into(),
+                (None, None) => Value::Null,
+            };
+            let hides = window.as_u64().is_none_or(|window| window < context as u64);
+            if !window.is_null() && hides && !self.all_layers_are_full() {
+                return Err(self.error("sliding_window", &window, rule));
+            }
         }
         let Some(value) = self.get("layer_types") else {
             return Ok(());
@@ -242,8 +322,13 @@ impl<'a> Fields<'a> {
             for (key, value) in fields {
                 let allowed = match key.as_str() {
                     "rope_theta" => value.is_number(),
-                    "rope_type" | "type" => value == "default",
+                    "rope_type" | "type" => {
+                        let scaled = fields.get("factor").and_then(Value::as_f64);
+                        value == "default" || value == "linear" && scaled == Some(1.0)
+                    }
                     "partial_rotary_factor" => value.as_f64() == Some(1.0),
+                    // A scale of 1 scales nothing.
+                    "factor" => value.as_f64() == Some(1.0),
                     _ => value.is_null(),
                 };
                 if !allowed {
@@ -270,7 +355,7 @@ impl<'a> Fields<'a> {
                 );
                 Err(self.error("rope_theta", &self.value["rope_theta"], &rule))
             }
-            (theta, other) => Ok(theta.or(other).unwrap_or(self.family.rope_theta)),
+            (theta, other) => Ok(theta.or(other).unwrap_or(self.family.defaults.rope_theta)),
         }
     }
 
@@ -310,6 +395,14 @@ impl<'a> Fields<'a> {
 
     fn size_or(&self, key: &str, absent: usize) -> Read<usize> {
         self.get(key).map_or(Ok(absent), |_| self.size(key))
+    }
+
+    /// Whether the file lists the kind of every layer, and none has a window.
+    fn all_layers_are_full(&self) -> bool {
+        let kinds = self.get("layer_types").and_then(Value::as_array);
+        // Where the family's own class reads the list.
+        self.family.usage("max_window_layers") == Some(Usage::Read)
+            && kinds.is_some_and(|kinds| kinds.iter().all(|kind| kind == "full_attention"))
     }
 
     fn number(&self, key: &str) -> Read<f64> {

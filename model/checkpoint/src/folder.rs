@@ -28,6 +28,14 @@ pub enum FolderError {
         /// The path.
         path: PathBuf,
     },
+    /// The folder is a model in a hub cache, which keeps it as snapshots.
+    #[error("{} is a model in a cache of the Hugging Face hub, not a checkpoint", folder.display())]
+    HubCache {
+        /// The folder.
+        folder: PathBuf,
+        /// Its snapshots, newest first.
+        snapshots: Vec<PathBuf>,
+    },
     /// The folder is neither a checkpoint nor a run.
     #[error("{} is not a checkpoint: {CONFIG_FILE} is missing", folder.display())]
     NotACheckpoint {
@@ -56,7 +64,16 @@ pub enum FolderError {
 impl Advise for FolderError {
     fn advice(&self) -> Advice {
         match self {
-            Self::Missing { .. } => Advice::USAGE,
+            Self::Missing { path } => match hub_name(path) {
+                Some(name) => Advice::USAGE.hint(format!(
+                    "a model of the Hugging Face hub has to be downloaded first: hf download {name} --local-dir FOLDER"
+                )),
+                None => Advice::USAGE,
+            },
+            Self::HubCache { snapshots, .. } => Advice::USAGE.hint(match snapshots.as_slice() {
+                [] => "it has no snapshot; download the model again".to_owned(),
+                [newest, ..] => format!("use {}", newest.display()),
+            }),
             Self::NotAFolder { .. } => Advice::USAGE.hint(
                 "use the folder with config.json and model.safetensors, or a run folder such as runs/NAME",
             ),
@@ -72,6 +89,46 @@ impl Advise for FolderError {
             Self::Read(_) => Advice::FAILURE,
         }
     }
+}
+
+/// The name of a model on the hub, `OWNER/NAME`, if a path could be one.
+fn hub_name(path: &Path) -> Option<&str> {
+    let name = path.to_str()?;
+    let (owner, model) = name.split_once('/')?;
+    let plain = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '~'])
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    // A folder of this name would rather be meant where the first one exists.
+    (plain(owner) && plain(model) && !Path::new(owner).exists()).then_some(name)
+}
+
+/// The snapshots of a model in a hub cache, newest first; `None` if the folder is none.
+fn snapshots(folder: &Path) -> Option<Vec<PathBuf>> {
+    let is_snapshots = folder.file_name().is_some_and(|name| name == "snapshots");
+    let inner = match is_snapshots {
+        true => folder.to_owned(),
+        false => folder.join("snapshots"),
+    };
+    let is_model = |folder: &Path| folder.join("refs").is_dir() || folder.join("blobs").is_dir();
+    if !inner.is_dir() || !is_model(inner.parent()?) {
+        return None;
+    }
+    let entries = fs::read_dir(&inner).ok()?.filter_map(Result::ok);
+    let mut dated: Vec<_> = entries
+        .filter(|entry| entry.path().join(CONFIG_FILE).exists())
+        .map(|entry| {
+            (
+                entry.metadata().and_then(|data| data.modified()).ok(),
+                entry.path(),
+            )
+        })
+        .collect();
+    dated.sort();
+    Some(dated.into_iter().rev().map(|(_, path)| path).collect())
 }
 
 /// The checkpoint folder that a path refers to: the path itself, or the newest complete checkpoint of a run folder or
@@ -90,6 +147,12 @@ pub fn checkpoint_folder(path: &Path) -> Result<PathBuf, FolderError> {
     }
     if path.join(CONFIG_FILE).exists() || path.join(MODEL_FILE).exists() {
         return Ok(path);
+    }
+    if let Some(snapshots) = snapshots(&path) {
+        return Err(FolderError::HubCache {
+            folder: path,
+            snapshots,
+        });
     }
     let inner = path.join(CHECKPOINTS);
     let is_run = inner.is_dir();

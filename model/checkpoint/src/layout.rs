@@ -57,6 +57,15 @@ pub struct Piece {
 }
 
 impl Rule {
+    /// A parameter that is stored in its own shape under this name.
+    pub const fn as_is(path: &'static str, name: &'static str) -> Self {
+        Self {
+            path,
+            saved: Stored::AsIs(name),
+            fused: Stored::AsIs(name),
+        }
+    }
+
     fn stored(&self, spelling: Spelling) -> Stored {
         match spelling {
             Spelling::Saved => self.saved,

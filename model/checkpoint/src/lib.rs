@@ -12,6 +12,7 @@ mod fields;
 mod folder;
 pub mod layout;
 mod mismatch;
+mod notes;
 mod reader;
 mod store;
 mod tensor_file;
@@ -25,10 +26,11 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
-pub use config_json::{CheckpointConfig, read_config};
+pub use config_json::{CheckpointConfig, config_json, read_config};
 pub use error::CheckpointError;
 pub use folder::{CHECKPOINTS, FolderError, LATEST, checkpoint_folder};
 pub use mismatch::Mismatch;
+pub use notes::{GENERATION_FILE, Notes};
 pub use reader::CheckpointParameters;
 pub use store::TensorStore;
 pub use tensor_file::{TensorFile, TensorInfo};
@@ -52,11 +54,11 @@ pub const CONFIG_FILE: &str = "config.json";
 pub struct Checkpoint {
     /// The network on its device, without gradients.
     pub model: LanguageModel,
-    /// `eos_token_id` of the configuration, empty if absent; the first id ends a document, each of them ends generated
-    /// text.
+    /// `eos_token_id` of config.json and generation_config.json, empty if absent; the first id ends a document, each of
+    /// them ends generated text.
     pub eos_ids: Vec<u32>,
-    /// `bos_token_id` of the configuration: the id that begins a document.
-    pub bos_id: Option<u32>,
+    /// What config.json says besides what is computed.
+    pub notes: Notes,
     /// The type of the stored weights; `None` if there are several.
     pub dtype: Option<WeightDtype>,
 }
@@ -104,7 +106,7 @@ fn load_as(
     Ok(Checkpoint {
         model,
         eos_ids: config.eos_ids.clone(),
-        bos_id: config.bos_id,
+        notes: config.notes.clone(),
         dtype: source.dtype(),
     })
 }

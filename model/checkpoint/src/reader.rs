@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::CheckpointError;
 use super::families::{EMBEDDING, FIREBOX, Family, HEAD, ROUTER_BIAS};
-use super::layout::{Piece, Spelling, fill, transpose};
+use super::layout::{Piece, Rule, Spelling, fill, transpose};
 use super::mismatch::Mismatch;
 use super::store::TensorStore;
 use firebox_kernels::dtype::StorageFloat;
@@ -84,6 +84,15 @@ impl<'a> CheckpointParameters<'a> {
                     mismatch.expect(&path, &shape, None);
                     return None;
                 };
+                // Tools that write shared tensors once may keep the head's name.
+                let swapped = path == EMBEDDING_PATH
+                    && config.tied_embeddings
+                    && store.info(EMBEDDING).is_none()
+                    && store.info(HEAD).is_some();
+                let rule = match swapped {
+                    true => Rule::as_is(EMBEDDING_PATH, HEAD),
+                    false => rule,
+                };
                 let first = |spelling| rule.piece(spelling, layer, &shape, 0);
                 let (saved, fused) = (first(Spelling::Saved), first(Spelling::Fused));
                 let has = |piece: &Piece| store.info(&piece.name).is_some();
@@ -137,7 +146,8 @@ impl<'a> CheckpointParameters<'a> {
             read.insert(name, config.experts.count);
             mismatch.expect(name, &[config.experts.count], store.info(name));
         }
-        let redundant_head = config.tied_embeddings && store.info(HEAD).is_some();
+        let redundant_head =
+            config.tied_embeddings && store.info(HEAD).is_some() && store.info(EMBEDDING).is_some();
         if redundant_head {
             read.insert(HEAD, config.vocab_size * config.d_model);
             let shape = [config.vocab_size, config.d_model];
@@ -253,6 +263,9 @@ impl ParameterSource for CheckpointParameters<'_> {
         })
     }
 }
+
+/// Path of the embedding.
+const EMBEDDING_PATH: &str = "embedding";
 
 /// Suffix of a router's path.
 const ROUTER: &str = ".router.weight";

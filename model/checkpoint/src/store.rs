@@ -26,19 +26,39 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+impl Index {
+    fn read(path: &Path) -> Result<Self, CheckpointError> {
+        let text = fs::read_to_string(path).map_err(FileError::of("read", path))?;
+        serde_json::from_str(&text).map_err(|error| CheckpointError::Damaged {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// Whether it lists files other than [`MODEL_FILE`] that are there.
+    fn has_shards(&self, folder: &Path) -> bool {
+        let mut shards = self.weight_map.values().filter(|name| *name != MODEL_FILE);
+        shards.any(|name| is_file_name(name) && folder.join(name).is_file())
+    }
+}
+
 impl TensorStore {
     /// Opens the weights in a folder and checks the header of every file.
     ///
     /// # Errors
     ///
-    /// When there are no weights, a file is damaged, or the index and the shards do not agree.
+    /// When there are no weights, a file is damaged, or the index and the shards do not agree; also when there are a single
+    /// file and shards.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         let (single, index) = (folder.join(MODEL_FILE), folder.join(INDEX_FILE));
         match (single.exists(), index.exists()) {
-            (true, true) => Err(CheckpointError::TwoSets {
-                folder: folder.to_owned(),
-            }),
-            (true, false) => {
+            // Some tools write an index of the single file; some leave one of shards that are gone.
+            (true, true) if Index::read(&index)?.has_shards(folder) => {
+                Err(CheckpointError::TwoSets {
+                    folder: folder.to_owned(),
+                })
+            }
+            (true, _) => {
                 let file = TensorFile::open(&single)?;
                 Ok(Self {
                     folder: folder.to_owned(),
@@ -59,12 +79,7 @@ impl TensorStore {
     }
 
     fn sharded(folder: &Path, path: &Path) -> Result<Self, CheckpointError> {
-        let text = fs::read_to_string(path).map_err(FileError::of("read", path))?;
-        let index: Index =
-            serde_json::from_str(&text).map_err(|error| CheckpointError::Damaged {
-                path: path.to_owned(),
-                reason: error.to_string(),
-            })?;
+        let index = Index::read(path)?;
         let error = |reason: String| CheckpointError::Index {
             path: path.to_owned(),
             reason,
@@ -118,10 +133,11 @@ impl TensorStore {
         &self.folder
     }
 
-    /// All tensors, by name.
+    /// All tensors, by name, except for [buffers](is_buffer).
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
         self.file_of
             .iter()
+            .filter(|(name, _)| !is_buffer(name))
             .map(|(name, &file)| (name.as_str(), &self.files[file].tensors()[name]))
     }
 
@@ -160,6 +176,15 @@ impl TensorStore {
     ) -> Result<Vec<T>, CheckpointError> {
         self.files[self.file_of[name]].read_as(name, range)
     }
+}
+
+/// Whether a tensor follows from config.json: older versions of `transformers` stored the frequencies of rotary
+/// positions, and their cosines and sines, and all readers pass over them.
+fn is_buffer(name: &str) -> bool {
+    const BUFFERS: [&str; 3] = ["inv_freq", "cos_cached", "sin_cached"];
+    let mut parts = name.rsplit('.');
+    let last = parts.next().unwrap_or_default();
+    BUFFERS.contains(&last) && parts.next() == Some("rotary_emb")
 }
 
 /// Whether `name` is a plain file name: an index must not lead out of its folder.

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::dtype::StoredDtype as _;
 use super::families::{FIREBOX, Family, Field, LLAMA, MIXTRAL, OLMOE, QWEN3, QWEN3_MOE, Usage};
-use super::{CONFIG_FILE, CheckpointConfig, read_config};
+use super::{CONFIG_FILE, CheckpointConfig, GENERATION_FILE, Notes, config_json, read_config};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
     BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
@@ -68,13 +68,17 @@ fn read(text: &str) -> Result<CheckpointConfig, String> {
     read_config(folder.path()).map_err(|error| error.to_string())
 }
 
-fn written(model: &ModelConfig) -> CheckpointConfig {
-    CheckpointConfig {
-        family: Family::of(model, false),
-        model: model.clone(),
-        eos_ids: vec![3, 5],
-        bos_id: Some(1),
-    }
+fn family(model: &ModelConfig) -> Family {
+    Family::of(model, false)
+}
+
+fn written(model: &ModelConfig, dtype: WeightDtype) -> String {
+    config_json(
+        model,
+        &family(model),
+        &Notes::of_tokens(&[3, 5], Some(1)),
+        dtype,
+    )
 }
 
 #[test]
@@ -116,11 +120,14 @@ fn every_family_reads_what_it_writes() {
         (biased, FIREBOX),
     ];
     for (model, family) in cases {
-        let config = written(&model);
-        assert_eq!(config.family, family);
         for dtype in WeightDtype::ALL {
-            let text = config.to_json(dtype);
-            assert_eq!(read(&text).unwrap(), config, "{text}");
+            let text = written(&model, dtype);
+            let found = read(&text).unwrap();
+            assert_eq!((&found.model, found.family), (&model, family), "{text}");
+            assert_eq!((found.eos_ids, found.bos_id), (vec![3, 5], Some(1)));
+            // What is written from what was read is the same text.
+            let again = config_json(&found.model, &found.family, &found.notes, dtype);
+            assert_eq!(again, text);
             assert!(text.contains(&format!("\"torch_dtype\": \"{}\"", dtype.torch_name())));
         }
     }
@@ -130,7 +137,7 @@ fn every_family_reads_what_it_writes() {
 fn the_per_layer_loss_is_written_as_an_equivalent_pooled_loss() {
     let mut model = moe();
     model.router.balance = BalanceKind::PerLayer;
-    let read = read(&written(&model).to_json(WeightDtype::F32)).unwrap();
+    let read = read(&written(&model, WeightDtype::F32)).unwrap();
     assert_eq!(read.model.router.balance, BalanceKind::Pooled);
     // When balanced, one is 1 and the other is k.
     assert_eq!(read.model.router.balance_coefficient, 0.007 / 3.0);
@@ -138,7 +145,7 @@ fn the_per_layer_loss_is_written_as_an_equivalent_pooled_loss() {
 
 /// The file of a model with some fields changed; null removes a field.
 fn changed(model: &ModelConfig, changes: &Value) -> String {
-    let text = written(model).to_json(WeightDtype::F32);
+    let text = written(model, WeightDtype::F32);
     let mut fields: Map<String, Value> = serde_json::from_str(&text).unwrap();
     for (key, value) in changes.as_object().unwrap() {
         match value {
@@ -194,28 +201,129 @@ fn equivalent_spellings_give_the_same_configuration() {
     }
 }
 
+/// The numbers of `transformers` 5.24, read off its configuration classes.
 #[test]
 fn absent_fields_have_the_defaults_of_transformers() {
-    let bare = json!({ "rope_theta": null, "rope_parameters": null, "num_key_value_heads": null, "eos_token_id": 9, "tie_word_embeddings": null });
-    let found = read(&changed(&dense(QkNorm::None), &bare)).unwrap();
-    assert_eq!(
-        (found.model.rope_theta, found.model.kv_heads),
-        (10_000.0, 4)
-    );
-    assert_eq!(
-        (found.eos_ids, found.model.tied_embeddings),
-        (vec![9], false)
-    );
-    let found = read(&changed(
-        &moe(),
-        &json!({ "rope_theta": null, "rope_parameters": null }),
-    ))
+    let of = |kind: &str| {
+        read(&json!({ "model_type": kind }).to_string())
+            .unwrap()
+            .model
+    };
+    let sizes = |model: &ModelConfig| {
+        [
+            model.vocab_size,
+            model.d_model,
+            model.layers,
+            model.heads,
+            model.kv_heads,
+            model.head_dim,
+            model.context_length,
+        ]
+    };
+    let llama = of("llama");
+    assert_eq!(sizes(&llama), [32_000, 4096, 32, 32, 32, 128, 2048]);
+    assert_eq!((llama.active_d_ff(), llama.norm_epsilon), (11_008, 1e-6));
+    assert_eq!((llama.rope_theta, llama.tied_embeddings), (10_000.0, false));
+    assert_eq!(llama.initializer_range, 0.02);
+    let qwen3 = of("qwen3");
+    assert_eq!(sizes(&qwen3), [151_936, 4096, 32, 32, 32, 128, 32_768]);
+    assert_eq!((qwen3.active_d_ff(), qwen3.norm_epsilon), (22_016, 1e-6));
+    let mixtral = of("mixtral");
+    assert_eq!(sizes(&mixtral), [32_000, 4096, 32, 32, 8, 128, 131_072]);
+    assert_eq!((mixtral.norm_epsilon, mixtral.rope_theta), (1e-5, 1e6));
+    let experts = |model: &ModelConfig| {
+        let ExpertsConfig { count, top_k, d_ff } = model.experts;
+        [count, top_k, d_ff]
+    };
+    assert_eq!(experts(&mixtral), [8, 2, 14_336]);
+    let olmoe = of("olmoe");
+    assert_eq!(sizes(&olmoe), [50_304, 2048, 16, 16, 16, 128, 4096]);
+    assert_eq!((olmoe.norm_epsilon, olmoe.rope_theta), (1e-5, 10_000.0));
+    assert_eq!(experts(&olmoe), [64, 8, 2048]);
+    let moe = of("qwen3_moe");
+    assert_eq!(sizes(&moe), [151_936, 2048, 24, 32, 4, 64, 32_768]);
+    assert_eq!(experts(&moe), [128, 8, 768]);
+    for (model, coefficient, normalize) in [
+        (mixtral, 0.001, true),
+        (olmoe, 0.01, false),
+        (moe, 0.001, false),
+    ] {
+        assert_eq!(model.router.balance_coefficient, coefficient);
+        assert_eq!(model.router.balance, BalanceKind::Pooled);
+        assert_eq!(model.router.normalize, normalize);
+    }
+    // Null is absent, but for the key/value heads: as many as query heads.
+    let null = json!({
+        "model_type": "qwen3", "num_key_value_heads": null, "num_attention_heads": 8,
+        "rms_norm_eps": null, "vocab_size": null,
+    });
+    let null = read(&null.to_string()).unwrap().model;
+    assert_eq!((null.kv_heads, null.norm_epsilon), (8, 1e-6));
+    assert_eq!(null.vocab_size, 151_936);
+}
+
+#[test]
+fn what_says_nothing_of_the_computation_is_kept_for_writing() {
+    let changes = json!({
+        "max_position_embeddings": 64, "pad_token_id": 7, "unsloth_version": "2025.3.19",
+        "attention_dropout": 0.1, "transformers_version": "4.51.3", "dtype": "bfloat16",
+        "eos_token_id": [9, 10],
+    });
+    let found = read(&changed(&moe(), &changes)).unwrap();
+    // A shorter context in training.
+    let model = ModelConfig {
+        context_length: 16,
+        ..found.model
+    };
+    let text = config_json(&model, &found.family, &found.notes, WeightDtype::F32);
+    let written: Map<String, Value> = serde_json::from_str(&text).unwrap();
+    for (key, value) in changes.as_object().unwrap() {
+        let expected = match key.as_str() {
+            "dtype" => &json!("float32"),
+            _ => value,
+        };
+        assert_eq!(&written[key], expected, "{key}");
+    }
+    let options: Vec<_> = found.notes.training_options(&found.family).collect();
+    assert_eq!(options, [("attention_dropout", &json!(0.1))]);
+    // Another family has fields of its own.
+    let firebox = config_json(&model, &FIREBOX, &found.notes, WeightDtype::F32);
+    assert!(!firebox.contains("attention_dropout") && firebox.contains("unsloth"));
+}
+
+#[test]
+fn a_text_ends_at_the_ids_of_both_files() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(
+        folder.path().join(CONFIG_FILE),
+        written(&moe(), WeightDtype::F32),
+    )
     .unwrap();
-    assert_eq!(found.model.rope_theta, 1e6);
-    let mut olmoe = moe();
-    olmoe.qk_norm = QkNorm::Projection;
-    let found = read(&changed(&olmoe, &json!({ "norm_topk_prob": null }))).unwrap();
-    assert!(!found.model.router.normalize);
+    let ids = |generation: &str| {
+        fs::write(folder.path().join(GENERATION_FILE), generation).unwrap();
+        read_config(folder.path()).map(|config| config.eos_ids)
+    };
+    assert_eq!(ids("{\"eos_token_id\": [9, 5]}").unwrap(), [3, 5, 9]);
+    assert_eq!(ids("{\"eos_token_id\": 4}").unwrap(), [3, 5, 4]);
+    assert_eq!(ids("{\"temperature\": 0.6}").unwrap(), [3, 5]);
+    for bad in ["{\"eos_token_id\": \"end\"}", "{", "[1]"] {
+        let error = ids(bad).map_err(|error| error.to_string());
+        let expected = bad == "[1]";
+        assert_eq!(error.is_ok(), expected, "{error:?}");
+        assert!(expected || error.unwrap_err().contains(GENERATION_FILE));
+    }
+}
+
+#[test]
+fn quantized_weights_are_named_as_such() {
+    use firebox_console::advice::Advise as _;
+    let folder = tempfile::tempdir().unwrap();
+    let changes = json!({ "quantization_config": { "quant_method": "gptq", "bits": 4 } });
+    fs::write(folder.path().join(CONFIG_FILE), changed(&moe(), &changes)).unwrap();
+    let error = read_config(folder.path()).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("the weights are quantized (gptq)"), "{text}");
+    assert!(error.advice().hint.unwrap().contains("dequantize"));
 }
 
 #[test]
@@ -225,8 +333,6 @@ fn unsupported_fields_are_rejected_by_name() {
         json!({ "hidden_act": "gelu" }),
         json!({ "sliding_window": 63 }),
         json!({ "attention_bias": true }),
-        json!({ "attention_dropout": 0.1 }),
-        json!({ "router_jitter_noise": 0.01 }),
         json!({ "clip_qkv": 8.0 }),
         json!({ "rope_scaling": { "type": "linear", "factor": 2.0 } }),
         json!({ "rope_parameters": { "rope_type": "yarn", "factor": 4.0 } }),
@@ -236,7 +342,6 @@ fn unsupported_fields_are_rejected_by_name() {
         json!({ "attn_logit_softcapping": 50.0 }),
         json!({ "norm_topk_prob": false }),
         json!({ "vocab_size": "61" }),
-        json!({ "num_hidden_layers": null }),
         json!({ "num_attention_heads": 0 }),
         json!({ "num_experts_per_tok": 7 }),
         json!({ "eos_token_id": [1, "</s>"] }),
@@ -275,10 +380,7 @@ fn models() -> [ModelConfig; 6] {
         some_dense,
         dense(QkNorm::Projection),
     ];
-    assert_eq!(
-        models.each_ref().map(|model| written(model).family),
-        Family::ALL
-    );
+    assert_eq!(models.each_ref().map(family), Family::ALL);
     models
 }
 
@@ -286,7 +388,7 @@ fn models() -> [ModelConfig; 6] {
 fn a_field_of_another_family_is_refused_unless_it_comes_to_nothing() {
     let mut refused = Vec::new();
     for model in models() {
-        let family = written(&model).family;
+        let family = family(&model);
         let others = Family::ALL.iter().flat_map(Family::fields);
         let foreign = others.filter(|field| family.usage(field.name).is_none());
         for Field { name, .. } in foreign {
@@ -326,7 +428,7 @@ fn a_field_of_another_family_is_refused_unless_it_comes_to_nothing() {
 #[test]
 fn every_field_is_used_as_its_family_says() {
     for model in models() {
-        let family = written(&model).family;
+        let family = family(&model);
         for Field { name, usage } in family.fields().filter(|field| field.name != "model_type") {
             let set = |value: &Value| read(&changed(&model, &json!({ *name: value })));
             let odd = json!({ "odd": true });
@@ -336,10 +438,14 @@ fn every_field_is_used_as_its_family_says() {
                     let error = set(&odd).unwrap_err();
                     assert!(error.contains(name), "{name}: {error}");
                 }
-                Usage::Neutral => assert_eq!(set(&odd).unwrap().model, model, "{name}"),
-                Usage::Only { value, rule } => {
-                    let value: Value = serde_json::from_str(value).unwrap();
-                    assert_eq!(set(&value).unwrap().model, model, "{name}");
+                Usage::Neutral | Usage::Training => {
+                    assert_eq!(set(&odd).unwrap().model, model, "{name}");
+                }
+                Usage::Only { values, rule } => {
+                    for value in *values {
+                        let value: Value = serde_json::from_str(value).unwrap();
+                        assert_eq!(set(&value).unwrap().model, model, "{name}");
+                    }
                     let error = set(&odd).unwrap_err();
                     assert!(error.contains(name) && error.contains(rule), "{error}");
                 }

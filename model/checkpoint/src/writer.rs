@@ -8,25 +8,24 @@ use burn::tensor::{Gradients, Tensor};
 
 use firebox_console::durable;
 
+use super::config_json::config_json;
 use super::families::{Family, ROUTER_BIAS};
 use super::layout::{Piece, Spelling, fill, transpose};
 use super::tensor_writer::write_weights;
-use super::{CONFIG_FILE, CheckpointConfig, CheckpointError, NamedTensor};
+use super::{CONFIG_FILE, CheckpointError, NamedTensor, Notes};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parameters::{VisitParameter, visit};
 
 /// How a checkpoint is written.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct SaveOptions {
     /// The type of the stored weights.
     pub dtype: WeightDtype,
     /// The maximum size of a weights file, in bytes; `None` for a single file.
     pub shard_bytes: Option<u64>,
-    /// `eos_token_id`: the ids that end a text; the first one ends a document.
-    pub eos_ids: Vec<u32>,
-    /// `bos_token_id`: the id that begins a document.
-    pub bos_id: Option<u32>,
+    /// What config.json says besides what is computed, such as the ids that end a text.
+    pub notes: Notes,
 }
 
 /// Writes config.json and the weights into a folder, and waits until they are on disk. `progress` is called with the
@@ -55,13 +54,7 @@ pub fn save(
         options.shard_bytes,
         progress,
     )?;
-    let config = CheckpointConfig {
-        model: model.config().clone(),
-        family,
-        eos_ids: options.eos_ids.clone(),
-        bos_id: options.bos_id,
-    };
-    let json = config.to_json(options.dtype);
+    let json = config_json(model.config(), &family, &options.notes, options.dtype);
     Ok(durable::write(&folder.join(CONFIG_FILE), json)?)
 }
 

@@ -1,6 +1,6 @@
 //! What families have in common: names of tensors, and fields of config.json.
 
-use super::field::{Field, neutral, off, only, read};
+use super::field::{Field, neutral, off, only, read, training};
 use crate::layout::{Rule, Stored};
 
 /// Name of the embedding, `[vocab_size, d_model]`, in every family.
@@ -9,26 +9,83 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the output head, `[vocab_size, d_model]`, in every family.
 pub const HEAD: &str = "lm_head.weight";
 
-/// Fields that every config.json may have: the tokens that begin and end a text, and notes.
+/// Options of sampling, which older versions of `transformers` wrote to config.json and newer ones read past.
+pub(super) const SAMPLING: &[Field] = &[
+    neutral("assistant_confidence_threshold"),
+    neutral("assistant_lookbehind"),
+    neutral("bad_words_ids"),
+    neutral("begin_suppress_tokens"),
+    neutral("diversity_penalty"),
+    neutral("do_sample"),
+    neutral("early_stopping"),
+    neutral("encoder_no_repeat_ngram_size"),
+    neutral("encoder_repetition_penalty"),
+    neutral("epsilon_cutoff"),
+    neutral("eta_cutoff"),
+    neutral("exponential_decay_length_penalty"),
+    neutral("forced_bos_token_id"),
+    neutral("forced_eos_token_id"),
+    neutral("length_penalty"),
+    neutral("max_length"),
+    neutral("max_new_tokens"),
+    neutral("min_length"),
+    neutral("no_repeat_ngram_size"),
+    neutral("num_assistant_tokens"),
+    neutral("num_assistant_tokens_schedule"),
+    neutral("num_beam_groups"),
+    neutral("num_beams"),
+    neutral("num_return_sequences"),
+    neutral("output_scores"),
+    neutral("remove_invalid_values"),
+    neutral("repetition_penalty"),
+    neutral("return_dict_in_generate"),
+    neutral("suppress_tokens"),
+    neutral("target_lookbehind"),
+    neutral("temperature"),
+    neutral("top_k"),
+    neutral("top_p"),
+    neutral("typical_p"),
+];
+
+/// Fields that every config.json may have: the tokens that begin and end a text, and notes of the tools that wrote it.
 pub(super) const NOTES: &[Field] = &[
     read("bos_token_id"),
     read("eos_token_id"),
     neutral("architectures"),
+    neutral("attn_implementation"),
     neutral("auto_map"),
+    neutral("chunk_size_feed_forward"),
+    neutral("decoder_start_token_id"),
     neutral("dtype"),
+    neutral("experts_implementation"),
+    neutral("finetuning_task"),
     neutral("id2label"),
+    // SmolLM and what nanotron exports.
+    neutral("is_llama_config"),
     neutral("keys_to_ignore_at_inference"),
     neutral("label2id"),
     neutral("license"),
     neutral("model_type"),
+    neutral("name_or_path"),
+    neutral("num_labels"),
     neutral("output_attentions"),
     neutral("output_hidden_states"),
     neutral("pad_token_id"),
+    neutral("prefix"),
     // Into how many slices a product is cut.
     neutral("pretraining_tp"),
+    neutral("problem_type"),
     neutral("return_dict"),
+    neutral("sep_token_id"),
+    neutral("task_specific_params"),
+    neutral("tokenizer_class"),
     neutral("torch_dtype"),
+    neutral("torchscript"),
+    neutral("transformers.js_config"),
     neutral("transformers_version"),
+    neutral("unsloth_fixed"),
+    neutral("unsloth_version"),
+    neutral("use_bfloat16"),
     neutral("use_cache"),
 ];
 
@@ -50,9 +107,13 @@ pub(super) const BACKBONE_FIELDS: &[Field] = &[
     read("sliding_window"),
     read("tie_word_embeddings"),
     read("vocab_size"),
-    only("hidden_act", "\"silu\"", "Firebox computes silu"),
+    only(
+        "hidden_act",
+        &["\"silu\"", "\"swish\""],
+        "Firebox computes silu",
+    ),
     off("attention_bias", "Firebox has no biases"),
-    off("attention_dropout", "Firebox has no dropout"),
+    training("attention_dropout"),
 ];
 
 /// Fields of a mixture. `transformers` takes either spelling of the number of experts in each of these families.
@@ -64,18 +125,23 @@ pub(super) const MIXTURE_FIELDS: &[Field] = &[
     neutral("output_router_logits"),
 ];
 
-/// Fields of Qwen's sliding window, which is off unless `use_sliding_window` says otherwise.
+/// Fields of Qwen's sliding window, which is off unless `use_sliding_window` says otherwise, and what Qwen's own files
+/// say of the computation besides.
 pub(super) const WINDOW_FIELDS: &[Field] = &[
     read("use_sliding_window"),
-    // Where the windows begin that there are none of.
-    neutral("max_window_layers"),
+    only(
+        "use_qk_norm",
+        &["true"],
+        "in this family queries and keys are normed, whatever the field says",
+    ),
+    off("qkv_bias", "Firebox has no biases"),
 ];
 
 /// What a mixture in every layer makes of a step between mixtures. `transformers` keeps a field that a family does not
 /// have and computes with none; one that says what is computed anyway does no harm.
 pub(super) const EVERY_LAYER: Field = only(
     "decoder_sparse_step",
-    "1",
+    &["1"],
     "in this family every layer is a mixture, whatever the field says",
 );
 

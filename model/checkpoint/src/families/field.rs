@@ -17,13 +17,16 @@ pub enum Usage {
     Read,
     /// It says nothing of what is computed.
     Neutral,
-    /// It may have one value alone, which says what is computed anyway.
+    /// It may only say what is computed anyway.
     Only {
-        /// The value, as JSON.
-        value: &'static str,
+        /// The ways to say it, as JSON.
+        values: &'static [&'static str],
         /// Why there is no other.
         rule: &'static str,
     },
+    /// It acts in training alone, and Firebox's training does not have it: passed over, and warned of where a training
+    /// starts.
+    Training,
     /// It stands for something that Firebox does not compute, and must be off: null, false, zero or empty.
     Off {
         /// What Firebox does not compute.
@@ -47,11 +50,23 @@ pub(super) const fn neutral(name: &'static str) -> Field {
     }
 }
 
-/// A field that may have one value alone, given as JSON.
-pub(super) const fn only(name: &'static str, value: &'static str, rule: &'static str) -> Field {
+/// A field that may only say what is computed anyway, in one of these ways, as JSON.
+pub(super) const fn only(
+    name: &'static str,
+    values: &'static [&'static str],
+    rule: &'static str,
+) -> Field {
     Field {
         name,
-        usage: Usage::Only { value, rule },
+        usage: Usage::Only { values, rule },
+    }
+}
+
+/// A field that acts in training alone.
+pub(super) const fn training(name: &'static str) -> Field {
+    Field {
+        name,
+        usage: Usage::Training,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Our own: what no Hugging Face family computes, such as a mixture with a selection bias.
 
-use super::common::NOTES;
+use super::common::{NOTES, SAMPLING};
 use super::field::{Field, read};
 use super::{Family, QWEN3_MOE};
 
@@ -12,7 +12,7 @@ pub const ROUTER_BIAS: &str = "model.layers.{layer}.mlp.gate.e_score_correction_
 pub const FIREBOX: Family = Family {
     architecture: "FireboxForCausalLM",
     model_type: "firebox",
-    fields: &[NOTES, FIELDS],
+    fields: &[NOTES, SAMPLING, FIELDS],
     ..QWEN3_MOE
 };
 

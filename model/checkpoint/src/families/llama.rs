@@ -1,6 +1,7 @@
 //! Llama (arXiv 2302.13971): dense.
 
-use super::common::{BACKBONE, BACKBONE_FIELDS, DENSE, NOTES};
+use super::common::{BACKBONE, BACKBONE_FIELDS, DENSE, NOTES, SAMPLING};
+use super::defaults::DEFAULTS;
 use super::field::{Field, off};
 use super::{Family, Normalize};
 use firebox_model::config::{FeedForwardKind, QkNorm};
@@ -15,10 +16,8 @@ pub const LLAMA: Family = Family {
     dense_layers: false,
     experts: &[],
     d_ff: "intermediate_size",
-    head_dim: None,
-    rope_theta: 10_000.0,
-    kv_heads: None,
-    fields: &[NOTES, BACKBONE_FIELDS, FIELDS],
+    defaults: DEFAULTS,
+    fields: &[NOTES, SAMPLING, BACKBONE_FIELDS, FIELDS],
     rules: &[BACKBONE, DENSE],
 };
 

@@ -1,10 +1,11 @@
 //! Mixtral (arXiv 2401.04088): experts in every layer, the weights of the chosen ones renormalised.
 
 use super::common::{
-    BACKBONE, BACKBONE_FIELDS, EVERY_LAYER, FUSED_DOWN, MIXTURE_FIELDS, NOTES, gate_up,
+    BACKBONE, BACKBONE_FIELDS, EVERY_LAYER, FUSED_DOWN, MIXTURE_FIELDS, NOTES, SAMPLING, gate_up,
 };
-use super::field::{Field, off, only};
-use super::{Family, Normalize};
+use super::defaults::DEFAULTS;
+use super::field::{Field, only, training};
+use super::{Defaults, Family, Normalize};
 use crate::layout::{Rule, Stored};
 use firebox_model::config::{FeedForwardKind, QkNorm};
 
@@ -18,10 +19,18 @@ pub const MIXTRAL: Family = Family {
     dense_layers: false,
     experts: &["num_local_experts"],
     d_ff: "intermediate_size",
-    head_dim: None,
-    rope_theta: 1e6,
-    kv_heads: Some(8),
-    fields: &[NOTES, BACKBONE_FIELDS, MIXTURE_FIELDS, FIELDS],
+    defaults: Defaults {
+        intermediate_size: 14_336,
+        num_key_value_heads: Some(8),
+        max_position_embeddings: 131_072,
+        rms_norm_eps: 1e-5,
+        rope_theta: 1e6,
+        num_experts: 8,
+        num_experts_per_tok: 2,
+        router_aux_loss_coef: 0.001,
+        ..DEFAULTS
+    },
+    fields: &[NOTES, SAMPLING, BACKBONE_FIELDS, MIXTURE_FIELDS, FIELDS],
     rules: &[BACKBONE, MIXTRAL_EXPERTS],
 };
 
@@ -29,10 +38,10 @@ const FIELDS: &[Field] = &[
     EVERY_LAYER,
     only(
         "norm_topk_prob",
-        "true",
+        &["true"],
         "transformers normalises in this family whatever the field says",
     ),
-    off("router_jitter_noise", "Firebox adds no noise"),
+    training("router_jitter_noise"),
 ];
 
 const MIXTRAL_EXPERTS: &[Rule] = &[

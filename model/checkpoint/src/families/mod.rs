@@ -2,6 +2,7 @@
 //! it uses each field of config.json.
 
 mod common;
+mod defaults;
 mod field;
 mod firebox;
 mod llama;
@@ -11,6 +12,7 @@ mod qwen3;
 mod qwen3_moe;
 
 pub use common::{EMBEDDING, HEAD};
+pub use defaults::Defaults;
 pub use field::{Field, Usage};
 pub use firebox::{FIREBOX, ROUTER_BIAS};
 pub use llama::LLAMA;
@@ -41,12 +43,8 @@ pub struct Family {
     pub experts: &'static [&'static str],
     /// The field with the width of an expert, or of the dense feed-forward of a dense family.
     pub d_ff: &'static str,
-    /// `head_dim` where config.json names none; `None` stands for `hidden_size / num_attention_heads`.
-    pub head_dim: Option<usize>,
-    /// The base of the rotary frequencies where config.json names none.
-    pub rope_theta: f64,
-    /// Key/value heads where config.json names none; `None` stands for as many as query heads.
-    pub kv_heads: Option<usize>,
+    /// What absent fields mean.
+    pub defaults: Defaults,
     /// Every field of config.json that the family has, in groups that families share.
     fields: &'static [&'static [Field]],
     /// Where each parameter lies, in groups that families share.

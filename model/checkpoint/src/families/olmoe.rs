@@ -1,10 +1,11 @@
 //! OLMoE (arXiv 2409.02060): experts in every layer, queries and keys normed over all heads together.
 
 use super::common::{
-    BACKBONE, BACKBONE_FIELDS, EVERY_LAYER, EXPERTS, MIXTURE_FIELDS, NOTES, QK_NORM,
+    BACKBONE, BACKBONE_FIELDS, EVERY_LAYER, EXPERTS, MIXTURE_FIELDS, NOTES, QK_NORM, SAMPLING,
 };
+use super::defaults::DEFAULTS;
 use super::field::{Field, off, read};
-use super::{Family, Normalize};
+use super::{Defaults, Family, Normalize};
 use firebox_model::config::{FeedForwardKind, QkNorm};
 
 /// OLMoE.
@@ -17,10 +18,20 @@ pub const OLMOE: Family = Family {
     dense_layers: false,
     experts: &["num_experts"],
     d_ff: "intermediate_size",
-    head_dim: None,
-    rope_theta: 10_000.0,
-    kv_heads: None,
-    fields: &[NOTES, BACKBONE_FIELDS, MIXTURE_FIELDS, FIELDS],
+    defaults: Defaults {
+        vocab_size: 50_304,
+        hidden_size: 2048,
+        intermediate_size: 2048,
+        num_hidden_layers: 16,
+        num_attention_heads: 16,
+        max_position_embeddings: 4096,
+        rms_norm_eps: 1e-5,
+        num_experts: 64,
+        num_experts_per_tok: 8,
+        router_aux_loss_coef: 0.01,
+        ..DEFAULTS
+    },
+    fields: &[NOTES, SAMPLING, BACKBONE_FIELDS, MIXTURE_FIELDS, FIELDS],
     rules: &[BACKBONE, QK_NORM, EXPERTS],
 };
 

@@ -1,7 +1,9 @@
 //! Qwen3 (arXiv 2505.09388): dense, the queries and keys of each head normed.
 
-use super::common::{BACKBONE, BACKBONE_FIELDS, DENSE, NOTES, QK_NORM, WINDOW_FIELDS};
-use super::{Family, Normalize};
+use super::common::{BACKBONE, BACKBONE_FIELDS, DENSE, NOTES, QK_NORM, SAMPLING, WINDOW_FIELDS};
+use super::defaults::DEFAULTS;
+use super::field::{Field, read};
+use super::{Defaults, Family, Normalize};
 use firebox_model::config::{FeedForwardKind, QkNorm};
 
 /// Qwen3.
@@ -14,9 +16,18 @@ pub const QWEN3: Family = Family {
     dense_layers: false,
     experts: &[],
     d_ff: "intermediate_size",
-    head_dim: Some(128),
-    rope_theta: 10_000.0,
-    kv_heads: Some(32),
-    fields: &[NOTES, BACKBONE_FIELDS, WINDOW_FIELDS],
+    defaults: Defaults {
+        vocab_size: 151_936,
+        intermediate_size: 22_016,
+        num_key_value_heads: Some(32),
+        head_dim: Some(128),
+        max_position_embeddings: 32_768,
+        sliding_window: Some(4096),
+        max_window_layers: 28,
+        ..DEFAULTS
+    },
+    fields: &[NOTES, SAMPLING, BACKBONE_FIELDS, WINDOW_FIELDS, FIELDS],
     rules: &[BACKBONE, QK_NORM, DENSE],
 };
+
+const FIELDS: &[Field] = &[read("max_window_layers")];

@@ -1,10 +1,12 @@
 //! Qwen3-MoE (arXiv 2505.09388): the queries and keys of each head normed, single layers dense.
 
 use super::common::{
-    BACKBONE, BACKBONE_FIELDS, DENSE, EXPERTS, MIXTURE_FIELDS, NOTES, QK_NORM, WINDOW_FIELDS,
+    BACKBONE, BACKBONE_FIELDS, DENSE, EXPERTS, MIXTURE_FIELDS, NOTES, QK_NORM, SAMPLING,
+    WINDOW_FIELDS,
 };
-use super::field::{Field, read};
-use super::{Family, Normalize};
+use super::defaults::DEFAULTS;
+use super::field::{Field, neutral, read};
+use super::{Defaults, Family, Normalize};
 use firebox_model::config::{FeedForwardKind, QkNorm};
 
 /// Qwen3-MoE.
@@ -18,11 +20,23 @@ pub const QWEN3_MOE: Family = Family {
     // Older and newer versions of `transformers` look for one of the two.
     experts: &["num_experts", "num_local_experts"],
     d_ff: "moe_intermediate_size",
-    head_dim: None,
-    rope_theta: 10_000.0,
-    kv_heads: Some(4),
+    defaults: Defaults {
+        vocab_size: 151_936,
+        hidden_size: 2048,
+        intermediate_size: 6144,
+        moe_intermediate_size: 768,
+        num_hidden_layers: 24,
+        num_key_value_heads: Some(4),
+        max_position_embeddings: 32_768,
+        num_experts: 128,
+        num_experts_per_tok: 8,
+        router_aux_loss_coef: 0.001,
+        sliding_window: Some(4096),
+        ..DEFAULTS
+    },
     fields: &[
         NOTES,
+        SAMPLING,
         BACKBONE_FIELDS,
         MIXTURE_FIELDS,
         WINDOW_FIELDS,
@@ -36,4 +50,6 @@ const FIELDS: &[Field] = &[
     read("mlp_only_layers"),
     read("moe_intermediate_size"),
     read("norm_topk_prob"),
+    // Of Qwen3, and not of this family.
+    neutral("max_window_layers"),
 ];

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use firebox_checkpoint::families::Family;
-use firebox_checkpoint::{CONFIG_FILE, CheckpointConfig};
+use firebox_checkpoint::{CONFIG_FILE, Notes, config_json};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig};
 use firebox_text::TOKENIZER_FILE;
@@ -36,13 +36,8 @@ struct TestCheckpoint(tempfile::TempDir);
 impl TestCheckpoint {
     fn new(model: &ModelConfig) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = CheckpointConfig {
-            model: model.clone(),
-            family: Family::of(model, false),
-            eos_ids: vec![256],
-            bos_id: None,
-        };
-        let text = config.to_json(WeightDtype::F32);
+        let notes = Notes::of_tokens(&[256], None);
+        let text = config_json(model, &Family::of(model, false), &notes, WeightDtype::F32);
         fs::write(folder.path().join(CONFIG_FILE), text).unwrap();
         let tokenizer = Tokenizer::bytes();
         tokenizer.save(&folder.path().join(TOKENIZER_FILE)).unwrap();

@@ -1,0 +1,59 @@
+//! What an absent field means.
+
+/// The values that fields of config.json have where they are absent, per family: those of its configuration class in
+/// `transformers` 5.24. Fields that a family does not have are 0.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Defaults {
+    /// `vocab_size`
+    pub vocab_size: usize,
+    /// `hidden_size`
+    pub hidden_size: usize,
+    /// `intermediate_size`
+    pub intermediate_size: usize,
+    /// `moe_intermediate_size`
+    pub moe_intermediate_size: usize,
+    /// `num_hidden_layers`
+    pub num_hidden_layers: usize,
+    /// `num_attention_heads`
+    pub num_attention_heads: usize,
+    /// `num_key_value_heads`; `None` stands for as many as query heads, which is also what null means.
+    pub num_key_value_heads: Option<usize>,
+    /// `head_dim`; `None` stands for `hidden_size / num_attention_heads`.
+    pub head_dim: Option<usize>,
+    /// `max_position_embeddings`
+    pub max_position_embeddings: usize,
+    /// `rms_norm_eps`
+    pub rms_norm_eps: f64,
+    /// `rope_parameters.rope_theta`
+    pub rope_theta: f64,
+    /// `num_experts`, `num_local_experts`
+    pub num_experts: usize,
+    /// `num_experts_per_tok`
+    pub num_experts_per_tok: usize,
+    /// `router_aux_loss_coef`
+    pub router_aux_loss_coef: f64,
+    /// `sliding_window`, where it is in use.
+    pub sliding_window: Option<usize>,
+    /// `max_window_layers`: the first layer with a sliding window.
+    pub max_window_layers: usize,
+}
+
+/// Llama's, from which the other families take what they do not change.
+pub(super) const DEFAULTS: Defaults = Defaults {
+    vocab_size: 32_000,
+    hidden_size: 4096,
+    intermediate_size: 11_008,
+    moe_intermediate_size: 0,
+    num_hidden_layers: 32,
+    num_attention_heads: 32,
+    num_key_value_heads: None,
+    head_dim: None,
+    max_position_embeddings: 2048,
+    rms_norm_eps: 1e-6,
+    rope_theta: 10_000.0,
+    num_experts: 0,
+    num_experts_per_tok: 0,
+    router_aux_loss_coef: 0.0,
+    sliding_window: None,
+    max_window_layers: 0,
+};

@@ -1,0 +1,98 @@
+//! What a config.json says besides what is computed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use firebox_console::durable::FileError;
+use serde_json::{Map, Value, json};
+
+use super::CheckpointError;
+use super::families::{Family, Usage};
+use super::fields::NOTED;
+
+/// File name of the options of sampling in a checkpoint folder.
+pub const GENERATION_FILE: &str = "generation_config.json";
+
+/// Fields of a config.json that training does not change: special ids, the number of positions, notes of tools. A
+/// checkpoint that is made from another one has them as they were.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Notes(pub(super) BTreeMap<String, Value>);
+
+impl Notes {
+    /// The ids that end a text, the first of which ends a document, and the one that begins a document.
+    pub fn of_tokens(eos_ids: &[u32], bos_id: Option<u32>) -> Self {
+        let mut notes = Self::default();
+        notes.set_tokens(eos_ids, bos_id);
+        notes
+    }
+
+    /// Replaces the ids that end and begin a text, for a model with another tokenizer.
+    pub fn set_tokens(&mut self, eos_ids: &[u32], bos_id: Option<u32>) {
+        let end = match eos_ids {
+            [] => Value::Null,
+            [one] => json!(one),
+            several => json!(several),
+        };
+        self.0.insert("eos_token_id".to_owned(), end);
+        self.0.insert("bos_token_id".to_owned(), json!(bos_id));
+    }
+
+    /// The ids that end a text, as config.json has them.
+    pub fn eos_ids(&self) -> Vec<u32> {
+        let ids = match self.0.get("eos_token_id") {
+            Some(Value::Array(ids)) => ids.as_slice(),
+            Some(one) => std::slice::from_ref(one),
+            None => &[],
+        };
+        let ids = ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok());
+        ids.collect()
+    }
+
+    /// Options that act in training alone, which Firebox's training does not have, and that are in use.
+    pub fn training_options(&self, family: &Family) -> impl Iterator<Item = (&str, &Value)> {
+        let fields = self.0.iter().map(|(key, value)| (key.as_str(), value));
+        fields.filter(|(key, value)| {
+            family.usage(key) == Some(Usage::Training) && value.as_f64().is_some_and(|v| v != 0.0)
+        })
+    }
+
+    /// Adds the fields to those of a config.json of this family, except for what the family does not have, and for what
+    /// says how the weights are stored.
+    pub(super) fn add_to(&self, fields: &mut Map<String, Value>, family: &Family) {
+        for (key, value) in &self.0 {
+            let neutral = matches!(family.usage(key), Some(Usage::Neutral | Usage::Training));
+            let noted = NOTED.contains(&key.as_str()) && family.usage(key) == Some(Usage::Read);
+            if (neutral || noted) && !STORAGE.contains(&key.as_str()) {
+                fields.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// Fields that the file's writer decides.
+const STORAGE: [&str; 4] = ["architectures", "dtype", "model_type", "torch_dtype"];
+
+/// The ids in generation_config.json that end a text; none where there is no such file.
+pub(super) fn generation_eos_ids(folder: &Path) -> Result<Vec<u32>, CheckpointError> {
+    let path = folder.join(GENERATION_FILE);
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
+    let damaged = |reason: String| CheckpointError::Damaged {
+        path: path.clone(),
+        reason,
+    };
+    let value: Value = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+    let ids = match value.get("eos_token_id") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(ids)) => ids.clone(),
+        Some(one) => vec![one.clone()],
+    };
+    let ids = ids
+        .iter()
+        .map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
+    ids.collect::<Option<_>>()
+        .ok_or_else(|| damaged("eos_token_id must be a token id or a list of them".to_owned()))
+}
