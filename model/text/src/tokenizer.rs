@@ -137,13 +137,15 @@ impl Tokenizer {
 
     /// Reads the `tokenizer.json` of a checkpoint; `eos_ids` is `eos_token_id` of its `config.json`,
     /// which may contain several ids: the first ends a document, and each of them ends generated text.
-    /// If empty, usual tokens such as [`END_OF_TEXT`] are tried.
+    /// If empty, the token counts that tokenizer_config.json or special_tokens_map.json beside it name, and then usual
+    /// ones such as [`END_OF_TEXT`].
     ///
     /// # Errors
     ///
     /// When the file cannot be read, is not a tokenizer, or has no such token.
     pub fn load(path: &Path, eos_ids: &[u32]) -> Result<Self, TokenizerError> {
         let bytes = read(path)?;
+        let companions = Companions::beside(path)?;
         let loaded = || {
             let json = utf8(&bytes)?;
             let inner = parse(json)?;
@@ -155,8 +157,11 @@ impl Tokenizer {
                     });
                 }
                 [id, ..] => *id,
-                [] => USUAL_EOS_TOKENS
-                    .into_iter()
+                [] => companions
+                    .eos_token()
+                    .iter()
+                    .map(String::as_str)
+                    .chain(USUAL_EOS_TOKENS)
                     .find_map(|token| inner.token_to_id(token))
                     .ok_or_else(|| TokenizerError::NoUsualEos {
                         path: path.to_owned(),
@@ -172,7 +177,8 @@ impl Tokenizer {
                 tokenizer.eos_ids.push(*id);
             }
         }
-        tokenizer.with_companions_of(path)
+        tokenizer.companions = companions;
+        Ok(tokenizer)
     }
 
     fn made_here(inner: tokenizers::Tokenizer) -> Result<Self, TokenizerError> {

@@ -8,18 +8,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 use firebox_console::durable;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::TOKENIZER_FILE;
 use super::{Tokenizer, TokenizerError, read};
 
 /// Names the tokenizer's class and its special tokens.
 const CONFIG: &str = "tokenizer_config.json";
+/// Names the special tokens alone.
+const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 
 /// The files that Hugging Face stores next to a `tokenizer.json`.
 const COMPANIONS: [&str; 9] = [
     CONFIG,
-    "special_tokens_map.json",
+    SPECIAL_TOKENS,
     "added_tokens.json",
     "generation_config.json",
     "chat_template.jinja",
@@ -36,6 +38,18 @@ const COMPANIONS: [&str; 9] = [
 pub(super) struct Companions(Arc<[(&'static str, Vec<u8>)]>);
 
 impl Companions {
+    /// The token that ends a text, as tokenizer_config.json or special_tokens_map.json name it; either spells a token as
+    /// its text or as an object with its text.
+    pub fn eos_token(&self) -> Option<String> {
+        [CONFIG, SPECIAL_TOKENS].into_iter().find_map(|file| {
+            let (_, content) = self.0.iter().find(|(name, _)| *name == file)?;
+            let value: Value = serde_json::from_slice(content).ok()?;
+            let token = &value["eos_token"];
+            let text = token.as_str().or_else(|| token["content"].as_str());
+            text.map(str::to_owned)
+        })
+    }
+
     /// Reads the companion files of a `tokenizer.json`.
     pub fn beside(path: &Path) -> Result<Self, TokenizerError> {
         let file = |name| (name, path.with_file_name(name));
@@ -94,8 +108,6 @@ impl Tokenizer {
 mod tests {
     use std::fs;
     use std::path::PathBuf;
-
-    use serde_json::Value;
 
     use super::super::tests::{TEMPLATE_BEGIN, json_with};
     use super::*;
@@ -165,6 +177,30 @@ mod tests {
         for (name, content) in content {
             assert_eq!(fs::read(folder.path().join(name)).unwrap(), content);
         }
+    }
+
+    #[test]
+    fn the_eos_token_is_found_in_the_files_beside() {
+        let source = tempfile::tempdir().unwrap();
+        let path = source.path().join(TOKENIZER_FILE);
+        fs::write(&path, json_with(&["<|end|>", "<eos>"], &Value::Null)).unwrap();
+        let load = || Tokenizer::load(&path, &[]).unwrap().eos_token();
+        assert_eq!(load(), "<|endoftext|>");
+        let map = source.path().join(SPECIAL_TOKENS);
+        fs::write(&map, r#"{"eos_token": {"content": "<eos>", "lstrip": false}}"#).unwrap();
+        assert_eq!(load(), "<eos>");
+        let config = source.path().join(CONFIG);
+        fs::write(&config, r#"{"eos_token": "<|end|>"}"#).unwrap();
+        assert_eq!(load(), "<|end|>");
+        // A token that the tokenizer lacks, and none.
+        for unknown in [r#"{"eos_token": "<other>"}"#, r#"{"eos_token": null}"#] {
+            fs::remove_file(&map).unwrap_or(());
+            fs::write(&config, unknown).unwrap();
+            assert_eq!(load(), "<|endoftext|>");
+        }
+        // config.json decides.
+        let tokenizer = Tokenizer::load(&path, &[258]).unwrap();
+        assert_eq!(tokenizer.eos_token(), "<eos>");
     }
 
     #[test]
