@@ -31,10 +31,6 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// Fields that are read, and that a checkpoint made from this one still says: training changes neither what ends a
-/// text, nor how many positions a model has.
-pub(super) const NOTED: [&str; 3] = ["bos_token_id", "eos_token_id", "max_position_embeddings"];
-
 /// Fields that say that the weights are quantized.
 const QUANTIZATION: [&str; 3] = ["compression_config", "quantization", "quantization_config"];
 
@@ -91,20 +87,8 @@ impl<'a> Fields<'a> {
             family,
             eos_ids: self.token_ids("eos_token_id")?,
             bos_id: self.token_ids("bos_token_id")?.first().copied(),
-            notes: self.notes(),
+            notes: Notes::of_file(self.value, &self.family),
         })
-    }
-
-    /// What a checkpoint that is made from this one says, too.
-    fn notes(&self) -> Notes {
-        let kept = self.value.iter().filter(|(key, _)| {
-            let usage = self.family.usage(key);
-            matches!(usage, Some(Usage::Neutral | Usage::Training)) || NOTED.contains(&key.as_str())
-        });
-        Notes(
-            kept.map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
-        )
     }
 
     /// The field that a key of [`ModelConfig`] is read from.

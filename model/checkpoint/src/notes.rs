@@ -9,7 +9,6 @@ use serde_json::{Map, Value, json};
 
 use super::CheckpointError;
 use super::families::{Family, Usage};
-use super::fields::NOTED;
 
 /// File name of the options of sampling in a checkpoint folder.
 pub const GENERATION_FILE: &str = "generation_config.json";
@@ -17,9 +16,29 @@ pub const GENERATION_FILE: &str = "generation_config.json";
 /// Fields of a config.json that training does not change: special ids, the number of positions, notes of tools. A
 /// checkpoint that is made from another one has them as they were.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Notes(pub(super) BTreeMap<String, Value>);
+pub struct Notes {
+    fields: BTreeMap<String, Value>,
+    /// Where they are from: `model_type`.
+    family: Option<&'static str>,
+}
 
 impl Notes {
+    /// Those of a file of this family.
+    pub(super) fn of_file(file: &Map<String, Value>, family: &Family) -> Self {
+        let kept = file.iter().filter(|(key, _)| {
+            let usage = family.usage(key);
+            matches!(usage, Some(Usage::Neutral | Usage::Training))
+                || NOTED.contains(&key.as_str())
+                || WINDOWS.contains(&key.as_str())
+        });
+        Self {
+            fields: kept
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+            family: Some(family.model_type),
+        }
+    }
+
     /// The ids that end a text, the first of which ends a document, and the one that begins a document.
     pub fn of_tokens(eos_ids: &[u32], bos_id: Option<u32>) -> Self {
         let mut notes = Self::default();
@@ -34,13 +53,13 @@ impl Notes {
             [one] => json!(one),
             several => json!(several),
         };
-        self.0.insert("eos_token_id".to_owned(), end);
-        self.0.insert("bos_token_id".to_owned(), json!(bos_id));
+        self.fields.insert("eos_token_id".to_owned(), end);
+        self.fields.insert("bos_token_id".to_owned(), json!(bos_id));
     }
 
     /// The ids that end a text, as config.json has them.
     pub fn eos_ids(&self) -> Vec<u32> {
-        let ids = match self.0.get("eos_token_id") {
+        let ids = match self.fields.get("eos_token_id") {
             Some(Value::Array(ids)) => ids.as_slice(),
             Some(one) => std::slice::from_ref(one),
             None => &[],
@@ -51,7 +70,7 @@ impl Notes {
 
     /// Options that act in training alone, which Firebox's training does not have, and that are in use.
     pub fn training_options(&self, family: &Family) -> impl Iterator<Item = (&str, &Value)> {
-        let fields = self.0.iter().map(|(key, value)| (key.as_str(), value));
+        let fields = self.fields.iter().map(|(key, value)| (key.as_str(), value));
         fields.filter(|(key, value)| {
             family.usage(key) == Some(Usage::Training) && value.as_f64().is_some_and(|v| v != 0.0)
         })
@@ -60,15 +79,29 @@ impl Notes {
     /// Adds the fields to those of a config.json of this family, except for what the family does not have, and for what
     /// says how the weights are stored.
     pub(super) fn add_to(&self, fields: &mut Map<String, Value>, family: &Family) {
-        for (key, value) in &self.0 {
+        for (key, value) in &self.fields {
             let neutral = matches!(family.usage(key), Some(Usage::Neutral | Usage::Training));
-            let noted = NOTED.contains(&key.as_str()) && family.usage(key) == Some(Usage::Read);
+            let same = self.family == Some(family.model_type);
+            let noted = NOTED.contains(&key.as_str()) || same && WINDOWS.contains(&key.as_str());
+            let noted = noted && family.usage(key) == Some(Usage::Read);
             if (neutral || noted) && !STORAGE.contains(&key.as_str()) {
                 fields.insert(key.clone(), value.clone());
             }
         }
     }
 }
+
+/// Fields that are read, and that a checkpoint made from this one still says: training changes neither what ends a
+/// text, nor how many positions a model has.
+const NOTED: [&str; 3] = ["bos_token_id", "eos_token_id", "max_position_embeddings"];
+
+/// Fields that say that no attention has a window. Another family may make another thing of them.
+const WINDOWS: [&str; 4] = [
+    "layer_types",
+    "max_window_layers",
+    "sliding_window",
+    "use_sliding_window",
+];
 
 /// Fields that the file's writer decides.
 const STORAGE: [&str; 4] = ["architectures", "dtype", "model_type", "torch_dtype"];

@@ -187,7 +187,11 @@ mod tests {
         let load = || Tokenizer::load(&path, &[]).unwrap().eos_token();
         assert_eq!(load(), "<|endoftext|>");
         let map = source.path().join(SPECIAL_TOKENS);
-        fs::write(&map, r#"{"eos_token": {"content": "<eos>", "lstrip": false}}"#).unwrap();
+        fs::write(
+            &map,
+            r#"{"eos_token": {"content": "<eos>", "lstrip": false}}"#,
+        )
+        .unwrap();
         assert_eq!(load(), "<eos>");
         let config = source.path().join(CONFIG);
         fs::write(&config, r#"{"eos_token": "<|end|>"}"#).unwrap();
