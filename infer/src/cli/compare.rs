@@ -44,7 +44,7 @@ pub(super) struct CompareArgs {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     data: Vec<PathBuf>,
     /// Field of each JSON line that contains the text [default: text].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "data")]
     field: Option<String>,
     /// Maximum number of tokens.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]

@@ -177,7 +177,7 @@ pub enum Share {
 pub enum OnError {
     /// Fail with an error that names the document.
     Fail,
-    /// Skip the document and log a warning.
+    /// Skip the document and count it; one warning for each source says how many, and what was wrong with the first.
     Skip,
 }
 

@@ -163,7 +163,7 @@ fn read(
     let left_out = reader.left_out();
     if let Some(first) = &left_out.first {
         tracing::warn!(
-            "source {:?}: left out {} document(s) that cannot be read, the first because {first}",
+            "source {:?}: left out {} document(s) that cannot be read, the first: {first}",
             source.name,
             left_out.count
         );
