@@ -155,7 +155,7 @@ mod tests {
         fs::write(&path, "{\"text\": \"ab\"}\n{\"text\": \"c\"}\n").unwrap();
         let text = Text {
             files: vec![path],
-            field: "text".to_owned(),
+            field: None,
             max_tokens: None,
         };
         let packed = text.pack(&engine).unwrap();

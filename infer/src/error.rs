@@ -58,6 +58,12 @@ pub enum InferError {
         /// Ids of the model.
         model: usize,
     },
+    /// `--field` without JSON lines.
+    #[error("--field {field} has no effect: no file of --data is read as JSON lines")]
+    FieldUnused {
+        /// The given field.
+        field: String,
+    },
     /// The text cannot be read or encoded, or is empty.
     #[error(transparent)]
     Text(#[from] PackingError),
@@ -176,7 +182,7 @@ impl Advise for InferError {
             Self::Tokenizer(error) => error.advice(),
             Self::Text(error) => error.advice(),
             Self::NotAFile { .. } => usage(
-                "name the files, such as --data FOLDER/*.txt; each file is one document, a .jsonl file has one per line",
+                "name the files, such as --data FOLDER/*.txt; each file is one document, a file of JSON lines has one per line",
             ),
             Self::NoTokenizer { .. } => {
                 failure("copy the tokenizer.json that the model was trained with into the folder")
@@ -189,6 +195,10 @@ impl Advise for InferError {
             ),
             Self::TraceInput { .. } => usage(
                 "the input is a safetensors file with input_ids [batch, sequence] and, for padding, attention_mask of the same shape",
+            ),
+            Self::FieldUnused { .. } => usage(
+                "JSON lines are files named .jsonl or .ndjson, or .json if the first line is an object; rename the file, or \
+                 omit --field",
             ),
             Self::Context { .. } => usage("omit --context to use the model's own, up to 2048"),
             Self::BenchTooLong { .. } => usage("lower --prompt-tokens or --new-tokens"),

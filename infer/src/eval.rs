@@ -8,7 +8,8 @@ use firebox_console::report::Table;
 use firebox_model::batch::Sequence;
 use firebox_model::evaluate::{self, Evaluation};
 use firebox_model::moe::stats;
-use firebox_text::packing::PackedText;
+use firebox_text::documents::{TEXT_FIELD, is_json_lines};
+use firebox_text::packing::{PackedText, PackingError};
 use serde::Serialize;
 
 use crate::InferError;
@@ -17,30 +18,54 @@ use crate::engine::Engine;
 /// The text to evaluate on, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Text {
-    /// Each file is one document; a `.jsonl` file has one document per line.
+    /// Each file is one document; a file of JSON lines has one document per line (see [`is_json_lines`]).
     pub files: Vec<PathBuf>,
-    /// The field of a JSON line that contains the text.
-    pub field: String,
+    /// The field of a JSON line that contains the text; `None` for [`TEXT_FIELD`].
+    pub field: Option<String>,
     /// Stop after this many predicted tokens.
     pub max_tokens: Option<u64>,
 }
 
 impl Text {
-    /// Checks that the files exist, before a model is loaded.
+    /// The field of a JSON line that contains the text.
+    pub fn field(&self) -> &str {
+        self.field.as_deref().unwrap_or(TEXT_FIELD)
+    }
+
+    /// Checks that the files exist, and that a given field is of use, before a model is loaded.
     ///
     /// # Errors
     ///
-    /// The first path that is not a file.
+    /// The first path that is not a file; a field where no file is read as JSON lines.
     pub fn check(&self) -> Result<(), InferError> {
         for path in &self.files {
             if path.is_dir() {
                 return Err(InferError::NotAFile { path: path.clone() });
             }
-            if !path.exists() {
+            if !path.exists() && !path.is_symlink() {
                 return Err(InferError::Missing { path: path.clone() });
             }
         }
-        Ok(())
+        let mut lines = 0;
+        for path in &self.files {
+            if is_json_lines(path).map_err(PackingError::from)? {
+                lines += 1;
+            } else if path
+                .extension()
+                .is_some_and(|own| own.eq_ignore_ascii_case("json"))
+            {
+                tracing::info!(
+                    "{} is read as one plain text, because its first line is not an object of JSON lines",
+                    path.display()
+                );
+            }
+        }
+        match &self.field {
+            Some(field) if lines == 0 => Err(InferError::FieldUnused {
+                field: field.clone(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Reads, encodes and packs the documents exactly as training does with validation text.
@@ -50,7 +75,7 @@ impl Text {
     /// When a file cannot be read or encoded, or there is nothing to predict.
     pub fn pack(&self, engine: &Engine) -> Result<PackedText, InferError> {
         let limit = self.max_tokens;
-        let packed = PackedText::read(&engine.tokenizer, &self.files, &self.field, limit)?;
+        let packed = PackedText::read(&engine.tokenizer, &self.files, self.field(), limit)?;
         engine.check(packed.tokens())?;
         Ok(packed)
     }
@@ -204,12 +229,12 @@ impl fmt::Display for Report {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
 
+    use firebox_console::advice::Advise as _;
     use firebox_kernels::dtype::WeightDtype;
     use firebox_model::evaluate::ROWS;
     use firebox_runtime::device;
-
-    use std::path::Path;
 
     use super::*;
     use crate::testing::{TinyCheckpoint, tiny_config};
@@ -232,7 +257,7 @@ mod tests {
         };
         Text {
             files: files.iter().map(write).collect(),
-            field: "text".to_owned(),
+            field: None,
             max_tokens: None,
         }
     }
@@ -246,7 +271,7 @@ mod tests {
         let line = |text: &str| serde_json::json!({ "content": text }).to_string();
         let lines = DOCUMENTS.map(line).join("\n");
         let lines = Text {
-            field: "content".to_owned(),
+            field: Some("content".to_owned()),
             ..text(folder.path(), &[("c.jsonl", lines)])
         };
 
@@ -260,6 +285,39 @@ mod tests {
         assert_eq!((report.tokens, report.bytes), (bytes + 1, bytes - 1));
         let bits = report.nats_per_token * report.tokens as f64 / report.bytes as f64 / 2f64.ln();
         assert!((report.bits_per_byte - bits).abs() < 1e-12);
+    }
+
+    #[test]
+    fn json_lines_of_every_name_give_the_same_tokens() {
+        let engine = engine(&tiny_config());
+        let folder = tempfile::tempdir().unwrap();
+        let packed = |name: &str| {
+            let text = Text {
+                field: Some("body".to_owned()),
+                ..text(folder.path(), &[(name, "{\"body\": \"one\"}\n".to_owned())])
+            };
+            text.check().unwrap();
+            text.pack(&engine).unwrap()
+        };
+        let lines = packed("a.jsonl");
+        assert_eq!(lines.targets(), 3);
+        for name in ["a.json", "a.ndjson", "a.JSON"] {
+            assert_eq!(packed(name), lines, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_field_without_json_lines_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let pretty = ("a.json", "{\n\"body\": 1}".to_owned());
+        let mut text = text(folder.path(), &[pretty, ("b.txt", "b".to_owned())]);
+        text.check().unwrap();
+        text.field = Some("body".to_owned());
+        let error = text.check().unwrap_err();
+        assert!(
+            error.to_string().starts_with("--field body has no effect") && error.exit_code() == 2,
+            "{error}"
+        );
     }
 
     #[test]

@@ -114,6 +114,19 @@ fn text_that_cannot_be_used() {
         &["latin.txt", "UTF-8", "byte 3", "on_error"],
     );
 
+    fs::write(test.path("a.jsonl.gz"), b"\x1f\x8b\x08\0").unwrap();
+    let compressed = format!("data.source.0.files.0={}", test.argument("a.jsonl.gz"));
+    rejects(
+        &test,
+        &["--set", &compressed],
+        1,
+        &[
+            "a.jsonl.gz is compressed with gzip",
+            "hint: `zcat ",
+            "on_error",
+        ],
+    );
+
     let long = [
         "--set",
         "model.context_length=2000000",

@@ -8,7 +8,6 @@ use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::device;
-use firebox_text::documents::TEXT_FIELD;
 
 use super::{at_least_one, print_json};
 use crate::InferError;
@@ -40,13 +39,13 @@ pub(super) struct CompareArgs {
         default_value = "f32"
     )]
     dtype: Vec<WeightDtype>,
-    /// Text files; each file is one document, a .jsonl file has one document per line [default: the built-in sample
-    /// text].
+    /// Text files; each file is one document, a file of JSON lines (.jsonl, .ndjson, or .json whose first line is an
+    /// object) has one document per line [default: the built-in sample text].
     #[arg(long, value_name = "PATH", num_args = 1..)]
     data: Vec<PathBuf>,
-    /// Field of each .jsonl line that contains the text.
-    #[arg(long, value_name = "NAME", default_value = TEXT_FIELD)]
-    field: String,
+    /// Field of each JSON line that contains the text [default: text].
+    #[arg(long, value_name = "NAME", requires = "data")]
+    field: Option<String>,
     /// Maximum number of tokens.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
     tokens: usize,

@@ -7,7 +7,6 @@ use firebox_console::numbers::grouped;
 use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
 use firebox_model::evaluate::ROWS;
-use firebox_text::documents::TEXT_FIELD;
 
 use super::{DtypeArgs, ModelArgs, at_least_one, print_json};
 use crate::InferError;
@@ -26,12 +25,13 @@ pub(super) struct EvalArgs {
     pub(super) model: ModelArgs,
     #[command(flatten)]
     weights: DtypeArgs,
-    /// Text files; each file is one document, a .jsonl file has one document per line.
+    /// Text files; each file is one document, a file of JSON lines (.jsonl, .ndjson, or .json whose first line is an
+    /// object) has one document per line.
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
-    /// Field of each .jsonl line that contains the text.
-    #[arg(long, value_name = "NAME", default_value = TEXT_FIELD)]
-    field: String,
+    /// Field of each JSON line that contains the text [default: text].
+    #[arg(long, value_name = "NAME")]
+    field: Option<String>,
     /// Sequence length in tokens [default: the model's context, at most 2048].
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
     context: Option<usize>,

@@ -65,7 +65,7 @@ impl Tokens {
             Ok(PackedText::read(
                 &tokenizer,
                 &text.files,
-                &text.field,
+                text.field(),
                 limit,
             )?)
         };
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(Tokens::read(&path).unwrap(), tokens);
         let text = Text {
             files: vec![path],
-            field: "text".to_owned(),
+            field: None,
             max_tokens: None,
         };
         let error = Tokens::choose(tiny.path(), Some(&text), 64).unwrap_err();

@@ -127,7 +127,7 @@ pub struct SourceConfig {
     /// Reading stops after the document that reaches this many bytes of text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,
-    /// What to do with a document that is not valid UTF-8.
+    /// What to do with a document that cannot be read as text.
     pub on_error: OnError,
 }
 
@@ -171,13 +171,13 @@ pub enum Share {
     Weight(f64),
 }
 
-/// What to do with a document that is not valid UTF-8.
+/// What to do with a document that cannot be read as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnError {
     /// Fail with an error that names the document.
     Fail,
-    /// Skip the document and log a warning.
+    /// Skip the document and count it; one warning for each source says how many, and what was wrong with the first.
     Skip,
 }
 

@@ -151,7 +151,8 @@ impl Advise for DataError {
                 usage("`*` matches within a name, `**` any folders, `[ab]` a or b, `{a,b}` either")
             }
             Self::NoMatch { .. } => usage(
-                "relative patterns are taken from the working directory; `**/*.txt` looks in all folders",
+                "relative patterns are taken from the working directory; `**/*.txt` looks in all folders; a name that \
+                 begins with a dot matches only where the pattern writes the dot",
             ),
             Self::EmptySource { .. } => usage(
                 "check its pattern or extensions, and `on_error = \"skip\"`, which leaves documents out",

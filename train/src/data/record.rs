@@ -58,7 +58,9 @@ pub(super) struct Footprint {
 impl Footprint {
     /// Adds a file, as it is now.
     pub fn add(&mut self, path: &Path) {
-        let stamp = fs::metadata(path).map(|metadata| Stamp::of(&metadata)).ok();
+        // A link that leads nowhere has a stamp of its own.
+        let metadata = fs::metadata(path).or_else(|_| fs::symlink_metadata(path));
+        let stamp = metadata.map(|metadata| Stamp::of(&metadata)).ok();
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let name = path.as_os_str().as_encoded_bytes();
         self.hasher.update((name.len() as u64).to_le_bytes());

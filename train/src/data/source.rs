@@ -35,7 +35,7 @@ pub(super) fn files(source: &SourceConfig) -> Result<Box<dyn Iterator<Item = Pat
 
 /// Opens a source.
 ///
-/// Documents without text are left out, those that are not text end the iterator or are left out as
+/// Documents without text are left out, those that are not text end the iterator or are left out and counted as
 /// `on_error` says, and none follows the one that reaches `max_bytes`.
 ///
 /// # Errors
@@ -60,6 +60,7 @@ pub(super) fn open(source: &SourceConfig, progress: bool) -> Result<Reader, Data
         on_error: source.on_error,
         remaining: source.max_bytes.unwrap_or(u64::MAX),
         footprint: Footprint::default(),
+        left_out: LeftOut::default(),
         complete: false,
     })
 }
@@ -102,13 +103,27 @@ pub(super) struct Reader {
     /// Bytes left until `max_bytes`.
     remaining: u64,
     footprint: Footprint,
+    left_out: LeftOut,
     complete: bool,
+}
+
+/// Documents that `on_error = "skip"` leaves out. A file of another kind and a link that leads nowhere count as one.
+#[derive(Debug, Default)]
+pub(super) struct LeftOut {
+    pub count: u64,
+    /// What is wrong with the first of them.
+    pub first: Option<TextError>,
 }
 
 impl Reader {
     /// The files that have been read, each as it was when it was opened.
     pub fn footprint(&self) -> &Footprint {
         &self.footprint
+    }
+
+    /// The documents that were left out up to now.
+    pub fn left_out(&self) -> &LeftOut {
+        &self.left_out
     }
 
     /// Whether all files have been read.
@@ -140,7 +155,9 @@ impl Iterator for Reader {
                 Some(Err(error))
                     if self.on_error == OnError::Skip && !matches!(error, TextError::Io { .. }) =>
                 {
-                    tracing::warn!("source {:?}: left out: {error}", self.name);
+                    tracing::debug!("source {:?}: left out: {error}", self.name);
+                    self.left_out.count += 1;
+                    self.left_out.first.get_or_insert(error);
                 }
                 Some(Err(error)) => {
                     self.remaining = 0;
@@ -209,6 +226,41 @@ mod tests {
                 .contains("b.txt: invalid UTF-8 at byte 0"),
             "{fail:?}"
         );
+    }
+
+    #[test]
+    fn what_is_left_out_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let write =
+            |name: &str, content: &[u8]| fs::write(folder.path().join(name), content).unwrap();
+        write(
+            "a.jsonl",
+            b"{\"text\": \"one\"}\nnot\n{}\n{\"text\": \"\xFF\"}\n",
+        );
+        write("b.jsonl", b"\x1F\x8B\n\n\n");
+        write("c.jsonl", b"[\n{\"text\": \"two\"}\n]\n");
+        let mut expected = 5;
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("/nowhere", folder.path().join("d.jsonl")).unwrap();
+            expected += 1;
+        }
+        let mut lines = source(folder.path(), "", OnError::Skip, None);
+        lines.kind = SourceKind::Jsonl {
+            jsonl: vec![folder.path().join("*.jsonl").display().to_string()],
+            field: "text".to_owned(),
+        };
+        let mut reader = open(&lines, false).unwrap();
+        assert_eq!(reader.by_ref().map(Result::unwrap).count(), 1);
+        assert_eq!(reader.left_out().count, expected);
+        let first = reader.left_out().first.as_ref().unwrap().to_string();
+        assert!(
+            first.contains("a.jsonl:2: invalid JSON at column 1"),
+            "{first}"
+        );
+
+        lines.on_error = OnError::Fail;
+        assert!(open(&lines, false).unwrap().nth(1).unwrap().is_err());
     }
 
     #[test]

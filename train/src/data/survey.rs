@@ -18,7 +18,7 @@ use crate::config::{DataConfig, SourceConfig, TokenizerConfig};
 
 /// Raised whenever a change of the program makes the same files give other documents, tokens or
 /// sequences, so that no run continues with other data than it started with.
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 
 /// What a run's text amounts to.
 #[derive(Debug)]
@@ -41,6 +41,19 @@ pub(super) struct SourceSurvey {
     pub documents: u64,
     pub bytes: u64,
     pub training_bytes: u64,
+    /// Documents that could not be read and were left out.
+    pub left_out: u64,
+}
+
+impl SourceSurvey {
+    /// How much there is, in words.
+    fn amount(&self) -> String {
+        let mut amount = format!("{} document(s), {}", self.documents, text_bytes(self.bytes));
+        if self.left_out > 0 {
+            amount += &format!(", {} left out", self.left_out);
+        }
+        amount
+    }
 }
 
 impl Survey {
@@ -119,14 +132,10 @@ fn known(source: &SourceConfig, data: &DataConfig, records: &Records) -> Option<
     if !record.settled || !record.is_current(source).unwrap_or(false) {
         return None;
     }
-    let SourceSurvey {
-        documents, bytes, ..
-    } = record.survey;
     tracing::info!(
-        "source {:?}: {documents} document(s), {}, not read again: sizes and modification times of \
-         {} file(s) are unchanged",
+        "source {:?}: {}, not read again: sizes and modification times of {} file(s) are unchanged",
         source.name,
-        text_bytes(bytes),
+        record.survey.amount(),
         record.files
     );
     Some(record.survey)
@@ -151,17 +160,22 @@ fn read(
         bytes += text.len() as u64;
         training_bytes += split(&text, &hash, &data.validation).training.len() as u64;
     }
-    tracing::info!(
-        "source {:?}: {documents} document(s), {}",
-        source.name,
-        text_bytes(bytes)
-    );
+    let left_out = reader.left_out();
+    if let Some(first) = &left_out.first {
+        tracing::warn!(
+            "source {:?}: left out {} document(s) that cannot be read, the first: {first}",
+            source.name,
+            left_out.count
+        );
+    }
     let found = SourceSurvey {
         hash: hexadecimal(&hasher.finalize().into()),
         documents,
         bytes,
         training_bytes,
+        left_out: left_out.count,
     };
+    tracing::info!("source {:?}: {}", source.name, found.amount());
     let record = Record::new(found, &reader, started);
     // If a file was added, removed or modified in the meantime, it is unclear which version was read.
     if record.is_current(source).unwrap_or(false) {
