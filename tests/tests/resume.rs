@@ -293,6 +293,13 @@ fn more_steps_continue_as_a_run_of_that_length() {
     let (after, whole) = (rates("after"), rates("whole"));
     assert_eq!(after[12..], whole[12..]);
     assert_ne!(after, whole);
+    assert!(!text.contains("from before the decay"), "{text}");
+    let (code, text) = run("run", "20", &["--resume"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains("the checkpoint of step 10 is from before the decay"),
+        "{text}"
+    );
 
     // There is no more text than the epochs give.
     let (code, text) = run("after", "200000", &["--resume"]);

@@ -151,7 +151,7 @@ fn a_file_of_ones_own_is_validated_on_and_not_trained_on() {
         let file = test.argument(&format!("{name}.jsonl"));
         format!("{key}=[{{ name = '{name}', jsonl = ['{file}'] }}]")
     });
-    let set = [&training, &own, "data.validation.fraction=0"];
+    let set = [training.as_str(), &own, "data.validation.fraction=0"];
     let (log, validations) = train(&test, "run", &set);
     assert!(
         log.contains("source \"easy\": 100 training document(s)"),
@@ -160,11 +160,8 @@ fn a_file_of_ones_own_is_validated_on_and_not_trained_on() {
     let last = validations.last().unwrap();
     assert_eq!(last["sources"][0]["name"], "hard");
     assert_eq!(last["sources"].as_array().unwrap().len(), 1);
-    let (_, whole) = train(
-        &test,
-        "whole",
-        &[&training, &own, "train.validation_tokens=1000000"],
-    );
+    let whole = [&set[..], &["train.validation_tokens=1000000"]].concat();
+    let (_, whole) = train(&test, "whole", &whole);
     let (found, expected) = (
         nats(whole.last().unwrap()),
         eval(&test, "whole", "hard.jsonl"),

@@ -19,8 +19,12 @@ fn rate(config: &RunConfig, step: u64, steps: u64) -> f64 {
     config.optimizer.learning_rate * learning_rate_fraction(&config.schedule, step, steps)
 }
 
-/// Logs what it means to continue a run that had `fewer` steps after the step `done`.
-pub fn describe(config: &RunConfig, fewer: u64, done: u64) {
+/// Logs what it means to continue a run that had `fewer` steps from the last of its `checkpoints`, which are the steps of
+/// all that it has, in ascending order.
+pub fn describe(config: &RunConfig, fewer: u64, checkpoints: &[u64]) {
+    let Some(&done) = checkpoints.last() else {
+        return;
+    };
     let steps = config.train.steps;
     tracing::info!(
         "the run continues to {steps} steps instead of {fewer}, with the same data as a run of {steps} from the start"
@@ -39,9 +43,13 @@ pub fn describe(config: &RunConfig, fewer: u64, done: u64) {
          of {fewer} steps, so the result is not that of a run of {steps} steps from the start",
         first.map_or(done, |step| step + 1)
     );
-    tracing::info!(
-        "to continue from an older checkpoint instead, move the newer ones out of the folder `checkpoints`"
-    );
+    let mut before = checkpoints.iter().rev();
+    if let Some(step) = before.find(|&&step| is_exact(config, fewer, step)) {
+        tracing::info!(
+            "the checkpoint of step {step} is from before the decay: to train a run of {steps} steps from there, stop this \
+             one, move the newer checkpoints elsewhere and resume again"
+        );
+    }
 }
 
 #[cfg(test)]

@@ -235,7 +235,7 @@ impl Run {
                 folder.name(LATEST, step)?;
                 tracing::info!("resuming after step {step} of {}", config.train.steps);
                 if let Some(fewer) = fewer_steps {
-                    extension::describe(&config, fewer, step);
+                    extension::describe(&config, fewer, &folder.steps()?);
                 }
                 loaded
             }
