@@ -29,7 +29,8 @@ pub struct Generated {
 }
 
 /// Writes the prompt and its continuation to `output`: whole characters, flushed after every token, and a final newline.
-/// Stops early at an EOS token, when `stopped` returns true, and when the reader closes the output.
+/// Stops early at an EOS token, when `stopped` returns true, and when the reader closes the output. Logs a warning if the
+/// prompt or the text exceeds the model's context.
 ///
 /// # Errors
 ///
@@ -56,6 +57,7 @@ pub fn generate(
     }
 
     let mut tokens = 0;
+    let mut cut = None;
     let mut written = show(output, &request.prompt);
     if written.is_ok() {
         let mut sampler = Sampler::new(request.sampling);
@@ -66,7 +68,7 @@ pub fn generate(
             }
             written.is_ok() && !stopped()
         };
-        generate::generate(
+        cut = generate::generate(
             &engine.model,
             &prompt,
             request.max_tokens,
@@ -77,7 +79,15 @@ pub fn generate(
     }
     let seconds = started.elapsed().as_secs_f64();
     let rest = decoder.finish().unwrap_or_default();
-    match written.and_then(|()| show(output, &format!("{rest}\n"))) {
+    let written = written.and_then(|()| show(output, &format!("{rest}\n")));
+    // Not earlier: on a terminal it would stand in the middle of the text.
+    if let Some(emitted) = cut {
+        tracing::warn!(
+            "after {emitted} generated tokens the text exceeded the model's context of {context} tokens: from there on its \
+             oldest half was dropped whenever the context was full, and positions began anew"
+        );
+    }
+    match written {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(InferError::Output(error)),
         _ => Ok(Generated { tokens, seconds }),
     }

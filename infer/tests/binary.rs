@@ -89,6 +89,32 @@ fn eval_prints_a_table_or_json() {
 }
 
 #[test]
+fn text_beyond_the_context_is_warned_of() {
+    let tiny = TinyCheckpoint::new(&tiny_config(), 1);
+    // Two bytes of a context of 32 tokens.
+    let warning = |count: &str| {
+        let mut arguments = vec!["generate", words(tiny.path()), "--prompt", "ab"];
+        arguments.extend(["--temperature", "0", "--max-tokens", count]);
+        let output = output(arguments);
+        assert_eq!(output.status.code(), Some(0));
+        let errors = String::from_utf8(output.stderr).unwrap();
+        let lines = errors.lines();
+        let warnings: Vec<String> = lines
+            .filter(|line| line.contains("warning"))
+            .map(str::to_owned)
+            .collect();
+        warnings.concat()
+    };
+    // The 31st token follows the 32 that fit.
+    assert_eq!(warning("31"), "");
+    let text = warning("32");
+    assert!(
+        text.contains("after 31 generated tokens") && text.contains("context of 32 tokens"),
+        "{text}"
+    );
+}
+
+#[test]
 fn generate_continues_standard_input() {
     let tiny = TinyCheckpoint::new(&tiny_config(), 1);
     let arguments = [

@@ -43,35 +43,82 @@ pub fn evaluate(
     sequences: impl Iterator<Item = Sequence>,
     bytes: u64,
     rows: usize,
-    mut progress: impl FnMut(u64),
+    progress: impl FnMut(u64),
 ) -> Evaluation {
+    let parts = std::iter::once((sequences, bytes));
+    evaluate_parts(model, parts, rows, progress).0
+}
+
+/// The same for the parts of a text, such as its sources: evaluates the whole and each part. A part is its sequences,
+/// and the bytes of their targets. No batch contains sequences of two parts.
+///
+/// # Panics
+///
+/// When sequences differ in length or exceed the context.
+pub fn evaluate_parts<S: Iterator<Item = Sequence>>(
+    model: &LanguageModel,
+    parts: impl Iterator<Item = (S, u64)>,
+    rows: usize,
+    mut progress: impl FnMut(u64),
+) -> (Evaluation, Vec<Evaluation>) {
     let device = model.embedding.lazy_device();
-    let mut sums = HealthSums::default();
-    let (mut nats, mut tokens) = (0.0, 0);
-    let mut sequences = sequences.peekable();
-    while sequences.peek().is_some() {
-        let chunk: Vec<Sequence> = sequences.by_ref().take(rows.max(1)).collect();
-        let batch = Batch::new(&chunk, &device);
-        let output = model.forward(batch.tokens);
-        let logits = output.logits.flatten::<2>(0, 1);
-        let loss = cross_entropy_sum(logits, batch.targets, batch.valid.as_ref());
-        let terms = HealthSums::terms(&output.routing, batch.valid.as_ref());
-        let read = Tensor::cat(std::iter::once(loss).chain(terms).collect(), 0);
-        let values: Vec<f32> = read.into_data().iter::<f32>().collect();
-        nats += f64::from(values[0]);
-        tokens += batch.valid_tokens;
-        let layers: Vec<usize> = output.routing.iter().map(|routing| routing.layer).collect();
-        sums.add(&layers, batch.valid_tokens, &values[1..]);
-        progress(tokens);
+    let mut whole = Sums::default();
+    let mut evaluations = Vec::new();
+    for (sequences, bytes) in parts {
+        let mut part = Sums {
+            bytes,
+            ..Sums::default()
+        };
+        whole.bytes += bytes;
+        let mut sequences = sequences.peekable();
+        while sequences.peek().is_some() {
+            let chunk: Vec<Sequence> = sequences.by_ref().take(rows.max(1)).collect();
+            let batch = Batch::new(&chunk, &device);
+            let output = model.forward(batch.tokens);
+            let logits = output.logits.flatten::<2>(0, 1);
+            let loss = cross_entropy_sum(logits, batch.targets, batch.valid.as_ref());
+            let terms = HealthSums::terms(&output.routing, batch.valid.as_ref());
+            let read = Tensor::cat(std::iter::once(loss).chain(terms).collect(), 0);
+            let values: Vec<f32> = read.into_data().iter::<f32>().collect();
+            let layers: Vec<usize> = output.routing.iter().map(|routing| routing.layer).collect();
+            for sums in [&mut whole, &mut part] {
+                sums.add(&layers, batch.valid_tokens, &values);
+            }
+            progress(whole.tokens);
+        }
+        evaluations.push(part.evaluation());
     }
-    let nats_per_token = nats / tokens.max(1) as f64;
-    Evaluation {
-        tokens,
-        bytes,
-        nats_per_token,
-        perplexity: nats_per_token.exp(),
-        bits_per_byte: nats / std::f64::consts::LN_2 / bytes.max(1) as f64,
-        layers: sums.health(),
+    (whole.evaluation(), evaluations)
+}
+
+/// What an [`Evaluation`] is computed from.
+#[derive(Default)]
+struct Sums {
+    nats: f64,
+    tokens: u64,
+    bytes: u64,
+    health: HealthSums,
+}
+
+impl Sums {
+    /// Adds a batch: the indices of its MoE layers, its number of targets, and its loss in nats followed by
+    /// [`HealthSums::terms`].
+    fn add(&mut self, layers: &[usize], tokens: u64, values: &[f32]) {
+        self.nats += f64::from(values[0]);
+        self.tokens += tokens;
+        self.health.add(layers, tokens, &values[1..]);
+    }
+
+    fn evaluation(&self) -> Evaluation {
+        let nats_per_token = self.nats / self.tokens.max(1) as f64;
+        Evaluation {
+            tokens: self.tokens,
+            bytes: self.bytes,
+            nats_per_token,
+            perplexity: nats_per_token.exp(),
+            bits_per_byte: self.nats / std::f64::consts::LN_2 / self.bytes.max(1) as f64,
+            layers: self.health.health(),
+        }
     }
 }
 
@@ -86,6 +133,7 @@ mod tests {
 
     on_every_device!(
         a_model_without_preferences,
+        the_whole_is_the_sum_of_its_parts,
         evaluation_is_repeatable_and_leaves_the_model_as_it_was,
     );
 
@@ -114,6 +162,44 @@ mod tests {
         };
         assert_eq!(layer.load, [1.0, 0.0]);
         assert!(near(layer.entropy, 2f64.ln()), "{layer:?}");
+    }
+
+    fn the_whole_is_the_sum_of_its_parts(device: Device) {
+        let config = tiny();
+        let model = LanguageModel::random(&config, 7, &device);
+        let windows = text(5, 13, config.vocab_size);
+        let sequences = |windows: &[Vec<u32>]| -> Vec<Sequence> {
+            let windows = windows.iter();
+            windows
+                .map(|tokens| Sequence::of_window(tokens, 12))
+                .collect()
+        };
+        let parts = [(&windows[..2], 20), (&windows[2..], 30), (&[], 0)];
+        let with_bytes = parts
+            .iter()
+            .map(|&(windows, bytes)| (sequences(windows).into_iter(), bytes));
+        let (whole, found) = evaluate_parts(&model, with_bytes, 2, |_| {});
+        for (&(windows, bytes), found) in parts.iter().zip(&found) {
+            let alone = evaluate(&model, sequences(windows).into_iter(), bytes, 2, |_| {});
+            assert_eq!(found, &alone);
+        }
+        assert_eq!((whole.tokens, whole.bytes), (60, 50));
+        let nats: f64 = found
+            .iter()
+            .map(|part| part.nats_per_token * part.tokens as f64)
+            .sum();
+        assert!((whole.nats_per_token - nats / 60.0).abs() < 1e-12);
+        let load = |evaluation: &Evaluation| evaluation.layers[0].load[0];
+        let mean = (24.0 * load(&found[0]) + 36.0 * load(&found[1])) / 60.0;
+        assert!((load(&whole) - mean).abs() < 1e-12);
+        // A single part is evaluated as the text itself.
+        let once = std::iter::once((sequences(&windows).into_iter(), 50));
+        let (one, part) = evaluate_parts(&model, once, 2, |_| {});
+        assert_eq!(part, [one.clone()]);
+        assert_eq!(
+            one,
+            evaluate(&model, sequences(&windows).into_iter(), 50, 2, |_| {})
+        );
     }
 
     fn evaluation_is_repeatable_and_leaves_the_model_as_it_was(device: Device) {

@@ -98,7 +98,8 @@ impl Sampler {
 /// false. Generation also stops at any of `eos_ids`, which are not emitted.
 ///
 /// When the text exceeds the context, its oldest half is dropped and the cache is refilled with the newest half, since
-/// rotary positions are relative to the start of the cache.
+/// rotary positions are relative to the start of the cache. Returns the number of tokens that had been emitted when this
+/// first happened, `None` if it did not.
 ///
 /// # Panics
 ///
@@ -110,7 +111,7 @@ pub fn generate(
     eos_ids: &[u32],
     sampler: &mut Sampler,
     mut emit: impl FnMut(u32) -> bool,
-) {
+) -> Option<usize> {
     assert!(!prompt.is_empty(), "a prompt has at least one token");
     let config = model.config();
     let context = config.context_length;
@@ -118,11 +119,13 @@ pub fn generate(
     let mut text = prompt[prompt.len().saturating_sub(context)..].to_vec();
     let mut cache = KeyValueCache::new(config, 1, context, &device);
     let mut cached = 0; // number of tokens of `text` in the cache
-    for _ in 0..count {
+    let mut cut = None;
+    for emitted in 0..count {
         if text.len() - cached > cache.remaining() {
             text.drain(..text.len() - (context / 2).max(1));
             cache = KeyValueCache::new(config, 1, context, &device);
             cached = 0;
+            cut = cut.or(Some(emitted));
         }
         let new = token_tensor([&text[cached..]].into_iter(), &device);
         let logits: Vec<f32> = model
@@ -133,10 +136,11 @@ pub fn generate(
         cached = text.len();
         let next = sampler.sample(&logits);
         if eos_ids.contains(&next) || !emit(next) {
-            return;
+            break;
         }
         text.push(next);
     }
+    cut
 }
 
 #[cfg(test)]
@@ -175,10 +179,13 @@ mod tests {
 
     fn continued(model: &LanguageModel, prompt: &[u32], count: usize) -> Vec<u32> {
         let mut text = Vec::new();
-        generate(model, prompt, count, &[], &mut greedy(), |id| {
+        let cut = generate(model, prompt, count, &[], &mut greedy(), |id| {
             text.push(id);
             true
         });
+        // The token after the first one that does not fit.
+        let full = 8 - prompt.len().min(8) + 1;
+        assert_eq!(cut, (full < count).then_some(full));
         text
     }
 

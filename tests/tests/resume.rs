@@ -239,6 +239,124 @@ fn a_resume_from_any_checkpoint_ends_the_same(device: &str) {
     }
 }
 
+/// A longer run has the same data and batches, so that only the learning rate can tell them apart.
+#[test]
+fn more_steps_continue_as_a_run_of_that_length() {
+    let test = TestRun::new();
+    let config = test.argument("run.toml");
+    let run = |name: &str, steps: &str, more: &[&str]| {
+        let (out, steps) = (test.argument(name), format!("train.steps={steps}"));
+        let set = ["--set", &steps, "--set", "schedule.decay=wsd"];
+        let arguments = [&["run", &config, "--out", &out][..], &set, more].concat();
+        let output = binaries::train(&arguments).output().expect("an end");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), text)
+    };
+    assert_eq!(run("whole", "20", &[]).0, Some(0));
+    // The cooldown begins at step 11 of 12, the first one below the peak.
+    assert_eq!(run("run", "12", &[]).0, Some(0));
+    copy_at(&test.path("run"), &test.path("before"), 10);
+    copy_at(&test.path("run"), &test.path("after"), 12);
+
+    let (code, text) = run("before", "20", &["--resume"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains("continues to 20 steps instead of 12"),
+        "{text}"
+    );
+    assert!(!text.contains("warning: the learning rate"), "{text}");
+    assert_same_end("before", 20, &test.path("before"), &test.path("whole"));
+
+    // From then on the run has 20 steps.
+    let (code, text) = run("before", "12", &["--resume"]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("train.steps: 20 → 12"), "{text}");
+    let (code, text) = run("before", "20", &["--resume=auto"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(!text.contains("instead of"), "{text}");
+
+    // A run that has cooled down goes on with another learning rate, and that is said.
+    let (code, text) = run("after", "20", &["--resume"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains(
+            "warning: the learning rate goes from 1.00e-3 at step 12 to 1.00e-2: since step 11 "
+        ),
+        "{text}"
+    );
+    let rates = |run: &str| -> Vec<f64> {
+        let lines = metrics(&test.path(run)).into_iter();
+        lines
+            .filter_map(|line| line["learning_rate"].as_f64())
+            .collect()
+    };
+    let (after, whole) = (rates("after"), rates("whole"));
+    assert_eq!(after[12..], whole[12..]);
+    assert_ne!(after, whole);
+    assert!(!text.contains("from before the decay"), "{text}");
+    let (code, text) = run("run", "20", &["--resume"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains("the checkpoint of step 10 is from before the decay"),
+        "{text}"
+    );
+
+    // There is no more text than the epochs give.
+    let (code, text) = run("after", "200000", &["--resume"]);
+    assert_eq!(code, Some(2), "{text}");
+    for part in [
+        "train.steps = 200000 needs",
+        "--set train.init=",
+        "optimizer moments",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+/// Two processes in one folder would write each other's checkpoints.
+#[cfg(unix)]
+#[test]
+fn a_second_process_in_the_folder_is_refused() {
+    let test = TestRun::new();
+    let (config, out) = (test.argument("run.toml"), test.argument("run"));
+    let epochs = ["data.source.0.epochs=40", "data.source.1.epochs=40"];
+    let arguments = |more: &[&'static str]| {
+        let mut arguments = vec!["run", &config, "--out", &out];
+        let set = epochs.iter().chain(&["train.steps=5000"]);
+        set.for_each(|set| arguments.extend(["--set", set]));
+        arguments.extend(more);
+        binaries::train(&arguments)
+    };
+    let start = || {
+        let mut command = arguments(&["--resume=auto"]);
+        let command = command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("the binary starts")
+    };
+    let wait_for = |step: u64| {
+        let started = Instant::now();
+        while newest(&test.path("run")).is_none_or(|newest| newest < step) {
+            assert!(started.elapsed() < Duration::from_secs(60), "step {step}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let mut first = start();
+    wait_for(2);
+    for more in [&[][..], &["--resume"], &["--resume=auto"]] {
+        let output = arguments(more).output().expect("an end");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        let owner = format!("error: {out} is in use: process {} on ", first.id());
+        assert!(text.contains(&owner), "{text}");
+    }
+    first.kill().expect("a kill"); // SIGKILL
+    first.wait().expect("an end");
+    let last = newest(&test.path("run")).expect("a checkpoint");
+    let mut second = start();
+    wait_for(last + 1);
+    second.kill().expect("a kill");
+    second.wait().expect("an end");
+}
+
 /// What a run needs whose device ran out of memory.
 #[test]
 fn a_resume_may_take_smaller_micro_batches() {

@@ -20,6 +20,7 @@ use crate::compare::{CompareError, CompareOptions, TOLERANCE, compare, print_lin
 use crate::config::{ConfigError, RunConfig, load, load_resumed};
 use crate::data::{self, DataError};
 use crate::error::TrainError;
+use crate::metrics::Validation;
 use crate::run_folder;
 use crate::trainer::{self, Outcome, Resume, RunOptions};
 
@@ -55,7 +56,9 @@ enum Command {
         cargo train run configs/quickstart.toml --set model.feed_forward=dense --out runs/dense\n  \
         cargo train run configs/upcycle.toml               upcycles the dense model in runs/dense to MoE\n  \
         cargo train run configs/quickstart.toml --device wgpu\n\n\
-        Ctrl-C finishes the current step, writes a checkpoint and exits; --resume continues from it.")]
+        Ctrl-C finishes the current step, writes a checkpoint and exits; --resume continues from it.\n\
+        --resume --set train.steps=N continues a run beyond the steps it was started with: with the same data as a\n\
+        run of N steps from the start, and with its learning rate from here on.")]
     Run(RunArgs),
     /// Prepare a run's tokenizer and token shards without training.
     #[command(after_help = "Example:\n  cargo train prepare configs/quickstart.toml")]
@@ -124,7 +127,7 @@ struct RunArgs {
     /// Device to run on, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
     #[arg(long, default_value = device::default_name())]
     device: String,
-    /// Continue from the newest checkpoint of the run folder.
+    /// Continue from the newest checkpoint of the run folder; beyond the run's end with a larger train.steps.
     #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true)]
     #[arg(
         default_value = "never",
@@ -347,8 +350,9 @@ impl Cli {
                 Ok(print(&format!("{}\n", prepared.folder.display()))?)
             }
             Command::Check(args) => {
-                let report = Report::of(&args.config.load()?);
-                present(&report, args.json)
+                let config = args.config.load()?;
+                data::warn_of_planned_repetition(&config);
+                present(&Report::of(&config), args.json)
             }
             Command::Bench(args) => {
                 let options = BenchOptions {
@@ -414,11 +418,22 @@ fn summary(outcome: &Outcome) -> String {
     if let Some(sample) = sample {
         text += &format!("sample:\n{sample}\n\n");
     }
+    let Validation { whole, sources } = validation;
+    text += &format!(
+        "validation: {:.6} nats per token, {:.6} bits per byte, on {} tokens\n",
+        whole.nats_per_token, whole.bits_per_byte, whole.tokens
+    );
+    if sources.len() > 1 {
+        for source in sources {
+            text += &format!(
+                "            {:.6} nats per token, {:.6} bits per byte, on {} tokens of {:?}\n",
+                source.nats_per_token, source.bits_per_byte, source.tokens, source.name
+            );
+        }
+    }
     text + &format!(
-        "validation: {:.6} nats per token, {:.6} bits per byte, on {} tokens\n\
-         checkpoint: {checkpoint}\n\
-         try it:     cargo infer generate {checkpoint} --prompt \"…\"\n",
-        validation.nats_per_token, validation.bits_per_byte, validation.tokens
+        "checkpoint: {checkpoint}\n\
+         try it:     cargo infer generate {checkpoint} --prompt \"…\"\n"
     )
 }
 

@@ -1,7 +1,7 @@
 //! Errors of a training run.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use firebox_checkpoint::{CheckpointError, FolderError};
 use firebox_console::advice::{Advice, Advise};
@@ -47,6 +47,34 @@ pub enum TrainError {
     NothingToResume {
         /// The run folder.
         folder: PathBuf,
+    },
+    /// Another process trains in the same run folder.
+    #[error(
+        "{} is in use: {} trains in it",
+        folder.display(),
+        owner.as_deref().unwrap_or("another process")
+    )]
+    InUse {
+        /// The run folder.
+        folder: PathBuf,
+        /// The process and its host, if known.
+        owner: Option<String>,
+    },
+    /// `--resume` with more steps than there is text for.
+    #[error(
+        "train.steps = {steps} needs {needed} sequences, and the data that {} was started with has {available}, all \
+         epochs together",
+        folder.display()
+    )]
+    NoTextForMoreSteps {
+        /// The run folder.
+        folder: PathBuf,
+        /// The steps that were asked for.
+        steps: u64,
+        /// Sequences that they need.
+        needed: u64,
+        /// Sequences that there are.
+        available: u64,
     },
     /// `--resume` with another configuration.
     #[error("the configuration differs from the one that {} was started with: {}", folder.display(), changes.join("; "))]
@@ -105,6 +133,15 @@ impl From<FileError> for TrainError {
     }
 }
 
+/// How to start another run from the weights of the one in a folder, and what it costs.
+fn from_weights(folder: &Path) -> String {
+    format!(
+        "--out DIR --set train.init={} starts from these weights, with fresh optimizer moments, a new learning-rate \
+         schedule, and the data from its beginning",
+        folder.display()
+    )
+}
+
 /// Advice for a training run that is out of memory.
 pub const LESS_MEMORY: &str =
     "lower train.micro_batch, which needs less memory for the same result";
@@ -127,8 +164,19 @@ impl Advise for TrainError {
                 "omit --resume to start the run; --resume=auto starts it if there is no checkpoint, and continues it \
                  if there is one",
             ),
-            Self::ConfigChanged { .. } => Advice::USAGE
-                .hint("resume with the old values, or use --out DIR to start another run"),
+            Self::InUse { .. } => Advice::FAILURE.hint(
+                "wait until it has ended or stop it, or use --out DIR to start another run; the lock ends with its \
+                 process, even if that is killed",
+            ),
+            Self::NoTextForMoreSteps { folder, .. } => Advice::USAGE.hint(format!(
+                "lower train.steps; more text or epochs would change the order of the data, so they need another run: \
+                 {}",
+                from_weights(folder)
+            )),
+            Self::ConfigChanged { folder, .. } => Advice::USAGE.hint(format!(
+                "resume with the old values (only a larger train.steps continues the same run), or start another run: {}",
+                from_weights(folder)
+            )),
             Self::DataChanged { .. } => Advice::USAGE.hint(
                 "restore the old text or its prepared tokens (data.cache), or use --out DIR to start another run",
             ),

@@ -55,7 +55,45 @@ pub struct ValidationRecord {
     pub step: u64,
     /// Loss and router health.
     #[serde(flatten)]
-    pub evaluation: Evaluation,
+    pub validation: Validation,
+}
+
+/// The result of a validation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Validation {
+    /// Loss and router health on all of its text, which decides about the best checkpoint.
+    #[serde(flatten)]
+    pub whole: Evaluation,
+    /// Loss on the part of each source with held-out text.
+    pub sources: Vec<SourceLoss>,
+}
+
+/// The loss on the held-out text of one source.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SourceLoss {
+    /// The source's name.
+    pub name: String,
+    /// Number of predicted tokens.
+    pub tokens: u64,
+    /// Number of UTF-8 bytes of the predicted tokens.
+    pub bytes: u64,
+    /// Mean cross-entropy in nats per token.
+    pub nats_per_token: f64,
+    /// Comparable between tokenizers; see [`Evaluation::bits_per_byte`].
+    pub bits_per_byte: f64,
+}
+
+impl SourceLoss {
+    /// The loss of a source's evaluation.
+    pub fn new(name: String, evaluation: &Evaluation) -> Self {
+        Self {
+            name,
+            tokens: evaluation.tokens,
+            bytes: evaluation.bytes,
+            nats_per_token: evaluation.nats_per_token,
+            bits_per_byte: evaluation.bits_per_byte,
+        }
+    }
 }
 
 /// The part of a line that decides whether a resume keeps it.

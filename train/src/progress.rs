@@ -4,6 +4,8 @@ use firebox_console::progress::Progress;
 use firebox_model::evaluate::Evaluation;
 use firebox_model::moe::stats::LayerHealth;
 
+use crate::metrics::{SourceLoss, Validation};
+
 /// A progress bar with log lines above it.
 #[derive(Debug)]
 pub struct ProgressDisplay {
@@ -64,15 +66,16 @@ impl ProgressDisplay {
     }
 
     /// Logs a finished validation.
-    pub fn validation(&self, step: u64, evaluation: &Evaluation) {
+    pub fn validation(&self, step: u64, validation: &Validation) {
         let Evaluation {
             nats_per_token,
             bits_per_byte,
             tokens,
             ..
-        } = evaluation;
+        } = validation.whole;
         self.line(&format!(
-            "step {step:>6}  validation {nats_per_token:.4} nats/token, {bits_per_byte:.4} bits/byte on {tokens} tokens"
+            "step {step:>6}  validation {nats_per_token:.4} nats/token, {bits_per_byte:.4} bits/byte on {tokens} tokens{}",
+            by_source(&validation.sources)
         ));
     }
 
@@ -84,4 +87,20 @@ impl ProgressDisplay {
     fn line(&self, text: &str) {
         self.progress.log(|| tracing::info!("{text}"));
     }
+}
+
+/// The losses of several sources, in nats per token.
+fn by_source(sources: &[SourceLoss]) -> String {
+    if sources.len() < 2 {
+        return String::new();
+    }
+    let losses = sources.iter().map(|source| {
+        let SourceLoss {
+            name,
+            nats_per_token,
+            ..
+        } = source;
+        format!("{name} {nats_per_token:.4}")
+    });
+    format!(" ({})", losses.collect::<Vec<_>>().join(", "))
 }

@@ -11,7 +11,7 @@ use firebox_console::numbers::scaled;
 use firebox_model::accounting::Accounting;
 use firebox_model::batch::Sequence;
 use firebox_model::config::FeedForwardKind;
-use firebox_model::evaluate::{self, Evaluation, evaluate};
+use firebox_model::evaluate::{self, evaluate_parts};
 use firebox_model::generate::{Sampler, Sampling, generate};
 use firebox_model::moe::stats::warning;
 use firebox_runtime::control::Control;
@@ -19,9 +19,11 @@ use firebox_runtime::device;
 use firebox_runtime::failure::guard;
 
 use crate::config::{RunConfig, load_saved};
-use crate::data::{Prepared, TrainingStream, prepare, resume};
+use crate::data::{DataError, Prepared, TrainingStream, ValidationPart, prepare, resume};
 use crate::error::TrainError;
-use crate::metrics::{MetricsLog, Record, TrainRecord, ValidationRecord};
+use crate::extension;
+use crate::lock::Lock;
+use crate::metrics::{MetricsLog, Record, SourceLoss, TrainRecord, Validation, ValidationRecord};
 use crate::optimizer::AdamW;
 use crate::progress::ProgressDisplay;
 use crate::run_folder::{self, RunFolder};
@@ -56,7 +58,7 @@ pub struct RunOptions {
 #[derive(Debug, Clone)]
 pub struct Outcome {
     /// The last validation.
-    pub validation: Evaluation,
+    pub validation: Validation,
     /// The text generated for `[train.sample]`, including its prompt.
     pub sample: Option<String>,
     /// The folder of the last checkpoint.
@@ -111,8 +113,8 @@ fn train(
         let last = step == steps;
         let mut improved = false;
         if last || step.is_multiple_of(run.config.train.validate_every) {
-            let (evaluation, best) = run.validate(&display)?;
-            validation = Some(evaluation);
+            let (result, best) = run.validate(&display)?;
+            validation = Some(result);
             improved = best && run.config.checkpoint.keep_best;
         }
         let stop = control.stop_requested() && !last;
@@ -129,7 +131,7 @@ fn train(
     let validation = match validation {
         Some(validation) => validation,
         // Resuming a finished run only reports its result.
-        None => run.evaluation(&display)?,
+        None => run.validation(&display)?,
     };
     drop(display);
     Ok(Outcome {
@@ -152,6 +154,7 @@ struct Run {
     /// Time and token count at the last log line.
     since: Since,
     training_flops_per_token: f64,
+    _lock: Lock,
 }
 
 struct Since {
@@ -163,6 +166,7 @@ impl Run {
     fn open(config: &RunConfig, options: &RunOptions, device: &Device) -> Result<Self, TrainError> {
         let root = &options.out;
         let folder = RunFolder::create(root)?;
+        let lock = Lock::acquire(root)?;
         let newest = folder.steps()?.last().copied();
         match (newest, options.resume) {
             (Some(step), Resume::Never) => {
@@ -181,9 +185,11 @@ impl Run {
             }
             _ => {}
         }
+        // Steps that the run had before, if it is continued beyond them.
+        let mut fewer_steps = None;
         let (prepared, progress) = match newest {
             Some(step) => {
-                check_config(config, &folder)?;
+                fewer_steps = check_config(config, &folder)?;
                 let checkpoint = folder.checkpoint(step);
                 let progress = state::progress(&checkpoint)?;
                 let own = with_own_tokenizer(config, &checkpoint);
@@ -209,7 +215,19 @@ impl Run {
         }
         let context = config.model.context_length;
         let needed = config.sequences();
-        let stream = prepared.training_stream(context, config.train.seed, needed)?;
+        let stream = prepared
+            .training_stream(context, config.train.seed, needed)
+            .map_err(|error| match error {
+                DataError::TooLittle { available, .. } if fewer_steps.is_some() => {
+                    TrainError::NoTextForMoreSteps {
+                        folder: root.clone(),
+                        steps: config.train.steps,
+                        needed,
+                        available,
+                    }
+                }
+                error => error.into(),
+            })?;
 
         let (model, optimizer) = match newest {
             Some(step) => {
@@ -218,6 +236,9 @@ impl Run {
                 // A crash may have happened after the checkpoint was renamed but before `latest` was written.
                 folder.name(LATEST, step)?;
                 tracing::info!("resuming after step {step} of {}", config.train.steps);
+                if let Some(fewer) = fewer_steps {
+                    extension::describe(&config, fewer, &folder.steps()?);
+                }
                 loaded
             }
             None => (starting_model(&config, device)?, AdamW::default()),
@@ -248,6 +269,7 @@ impl Run {
             metrics,
             training_flops_per_token: accounting.operations.training,
             config,
+            _lock: lock,
         })
     }
 
@@ -303,15 +325,15 @@ impl Run {
     }
 
     /// Evaluates on the held-out text; also returns whether the loss is the lowest so far.
-    fn validate(&mut self, display: &ProgressDisplay) -> Result<(Evaluation, bool), TrainError> {
-        let evaluation = self.evaluation(display)?;
+    fn validate(&mut self, display: &ProgressDisplay) -> Result<(Validation, bool), TrainError> {
+        let validation = self.validation(display)?;
         let step = self.training.progress.step;
-        display.validation(step, &evaluation);
+        display.validation(step, &validation);
         self.log(&Record::Validation(ValidationRecord {
             step,
-            evaluation: evaluation.clone(),
+            validation: validation.clone(),
         }))?;
-        let nats_per_token = evaluation.nats_per_token;
+        let nats_per_token = validation.whole.nats_per_token;
         let progress = &mut self.training.progress;
         let improved = step > 0
             && progress
@@ -324,23 +346,29 @@ impl Run {
             });
         }
         self.restart_clock();
-        Ok((evaluation, improved))
+        Ok((validation, improved))
     }
 
-    fn evaluation(&self, display: &ProgressDisplay) -> Result<Evaluation, TrainError> {
+    fn validation(&self, display: &ProgressDisplay) -> Result<Validation, TrainError> {
         let limit = self.config.train.validation_tokens;
-        let text = self.prepared.validation(limit)?;
         let context = self.config.model.context_length;
-        let windows = text.windows(context);
-        Ok(evaluate(
-            &self.training.model.valid(),
-            windows.map(|window| Sequence::of_window(window, context)),
-            text.bytes(),
-            evaluate::ROWS,
-            |tokens| {
-                display.validating(tokens, text.targets());
-            },
-        ))
+        let parts = self.prepared.validation(context, limit)?;
+        let all = parts.iter().map(ValidationPart::targets).sum();
+        let texts = parts.iter().map(|part| {
+            let windows = part.windows.iter();
+            let sequences = windows.map(|window| Sequence::of_window(window, context));
+            (sequences, part.bytes)
+        });
+        let model = self.training.model.valid();
+        let (whole, evaluations) = evaluate_parts(&model, texts, evaluate::ROWS, |tokens| {
+            display.validating(tokens, all);
+        });
+        let sources = parts.iter().zip(&evaluations);
+        let sources = sources.map(|(part, found)| SourceLoss::new(part.source.clone(), found));
+        Ok(Validation {
+            whole,
+            sources: sources.collect(),
+        })
     }
 
     fn save(&mut self) -> Result<(), TrainError> {
@@ -399,7 +427,7 @@ impl Run {
         };
         let prompt = text.clone();
         let model = self.training.model.valid();
-        generate(
+        let cut = generate(
             &model,
             &prompt,
             sample.tokens,
@@ -410,6 +438,14 @@ impl Run {
                 true
             },
         );
+        if let Some(emitted) = cut {
+            tracing::warn!(
+                "train.sample.tokens = {}: after {emitted} tokens the sample exceeded the model's context of {} tokens, so \
+                 the oldest half of its text was dropped",
+                sample.tokens,
+                self.config.model.context_length
+            );
+        }
         Ok(Some(tokenizer.decode(&text)))
     }
 
@@ -430,16 +466,21 @@ impl Run {
     }
 }
 
-/// Checks that a run continues with the configuration it was started with.
-fn check_config(config: &RunConfig, folder: &RunFolder) -> Result<(), TrainError> {
+/// Checks that a run continues with the configuration it was started with. It may have more steps; then these are the
+/// steps that it had.
+fn check_config(config: &RunConfig, folder: &RunFolder) -> Result<Option<u64>, TrainError> {
     let mut saved = load_saved(&folder.config()).map_err(TrainError::SavedConfig)?;
     if saved.train.init.is_none() {
         // Saved is the trained tokenizer's size; the configuration has the maximum.
         saved.model.vocab_size = config.model.vocab_size;
     }
+    let fewer = Some(saved.train.steps).filter(|&steps| steps < config.train.steps);
+    if fewer.is_some() {
+        saved.train.steps = config.train.steps;
+    }
     let changes = state::differences(&saved, config);
     if changes.is_empty() {
-        return Ok(());
+        return Ok(fewer);
     }
     Err(TrainError::ConfigChanged {
         folder: folder.root().to_owned(),

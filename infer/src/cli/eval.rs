@@ -16,8 +16,8 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer eval runs/quickstart --data notes.txt\n  \
     cargo infer eval runs/quickstart --data held-out.jsonl --field content --json\n  \
     cargo infer eval runs/quickstart/checkpoints/step-0000100 --data a.txt b.txt --max-tokens 10000\n\n\
-    The loss equals the validation loss of `cargo train` on the same text, unless --batch or --context\n\
-    is given or the model's context exceeds 2048.";
+    The loss equals the validation loss of `cargo train` on all held-out text of a source, unless --batch or\n\
+    --context is given or the model's context exceeds 2048. Of several sources, each is validated by itself.";
 
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {

@@ -14,6 +14,9 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer generate runs/quickstart --prompt \"fn main\"\n  \
     cargo infer generate runs/quickstart --prompt \"\" --temperature 0\n  \
     cargo infer generate runs/quickstart --prompt - --max-tokens 50 < prompt.txt > output.txt\n\n\
+    When prompt and generated text together exceed the model's context (context_length of the run,\n\
+    max_position_embeddings in config.json), the oldest half of the context is dropped and positions begin anew,\n\
+    each time it is full; a warning says so. Such text differs from that of a model that sees all of it.\n\n\
     The same seed gives the same text. Ctrl-C stops after the current token; a second Ctrl-C aborts.";
 
 #[derive(Debug, Args)]

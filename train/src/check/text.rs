@@ -9,6 +9,7 @@ use firebox_model::config::{FeedForwardKind, ModelConfig, QkNorm};
 use super::Report;
 use crate::config::{
     DecayKind, RunConfig, Share, SourceConfig, SourceKind, SplitKind, TokenizerConfig,
+    TrainingSource,
 };
 use firebox_console::numbers::{
     bytes, counted, flop, grouped, percent, percent_of, scaled, text_bytes,
@@ -51,23 +52,29 @@ fn configuration(config: &RunConfig) -> Table {
         rows.push(("starts from", init.display().to_string()));
     }
     rows.push(("tokenizer", tokenizer_summary(config)));
-    let sources = config.data.source.iter();
-    rows.extend(sources.map(|source| ("source", source_summary(source))));
-    let validation = &config.data.validation;
-    let chosen = match validation.by {
-        SplitKind::Hash => "of the documents, by hash",
-        SplitKind::Tail => "of every document, at its end",
+    for TrainingSource { text, share } in &config.data.source {
+        let share = match share {
+            Share::Epochs(epochs) => counted((*epochs).into(), "epoch"),
+            Share::Weight(weight) => format!("weight {weight}"),
+        };
+        rows.push(("source", source_summary(text, &share)));
+    }
+    let split = config.data.validation.split;
+    let chosen = match split.by {
+        Some(SplitKind::Hash) => Some("of the documents, by hash"),
+        Some(SplitKind::Tail) => Some("of every document, at its end"),
+        None => None,
     };
+    let held_out = chosen.map(|chosen| format!("{} {chosen}", percent(split.fraction)));
+    rows.extend(held_out.map(|text| ("validation", text)));
+    let sources = config.data.validation.source.iter();
+    rows.extend(sources.map(|text| ("validation", source_summary(text, "for validation only"))));
     let best = if config.checkpoint.keep_best {
         " and the best"
     } else {
         ""
     };
     rows.extend([
-        (
-            "validation",
-            format!("{} {chosen}", percent(validation.fraction)),
-        ),
         ("optimizer", optimizer_summary(config)),
         ("schedule", schedule_summary(config)),
         (
@@ -191,7 +198,7 @@ fn tokenizer_summary(config: &RunConfig) -> String {
     }
 }
 
-fn source_summary(source: &SourceConfig) -> String {
+fn source_summary(source: &SourceConfig, share: &str) -> String {
     let from = match &source.kind {
         SourceKind::Files { files } => format!("files {}", files.join(", ")),
         SourceKind::Cargo { cargo } => {
@@ -199,10 +206,6 @@ fn source_summary(source: &SourceConfig) -> String {
         }
         SourceKind::Jsonl { jsonl, field } => format!("field `{field}` of {}", jsonl.join(", ")),
         SourceKind::Url { url, .. } => url.clone(),
-    };
-    let share = match source.share {
-        Share::Epochs(epochs) => counted(epochs.into(), "epoch"),
-        Share::Weight(weight) => format!("weight {weight}"),
     };
     let limit = source
         .max_bytes

@@ -91,16 +91,47 @@ pub struct DataConfig {
     /// `[data.validation]`
     pub validation: ValidationConfig,
     /// `[[data.source]]`, at least one.
+    pub source: Vec<TrainingSource>,
+}
+
+impl DataConfig {
+    /// All sources and what is held out of each: those of training, then those of validation.
+    pub fn texts(&self) -> impl Iterator<Item = (&SourceConfig, Split)> {
+        let training = self.source.iter();
+        let training = training.map(|source| (&source.text, self.validation.split));
+        let validation = self.validation.source.iter();
+        training.chain(validation.map(|source| (source, Split::EVERYTHING)))
+    }
+}
+
+/// `[data.validation]`: the held-out text, split off the training sources, of sources of its own, or both.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ValidationConfig {
+    /// What is held out of each training source (flattened).
+    #[serde(flatten)]
+    pub split: Split,
+    /// `[[data.validation.source]]`: sources of which everything is held out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub source: Vec<SourceConfig>,
 }
 
-/// `[data.validation]`: the held-out text.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ValidationConfig {
-    /// The fraction of documents (`hash`) or of each document's bytes (`tail`) that is held out; above 0, below 1.
+/// What is held out of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Split {
+    /// The fraction of documents (`hash`) or of each document's bytes (`tail`) that is held out: below 1, and 0 only with
+    /// validation sources.
     pub fraction: f64,
-    /// How validation text is chosen.
-    pub by: SplitKind,
+    /// How validation text is chosen; `None` if the fraction is 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<SplitKind>,
+}
+
+impl Split {
+    /// Holds out everything, as of a validation source.
+    pub const EVERYTHING: Self = Self {
+        fraction: 1.0,
+        by: None,
+    };
 }
 
 /// How validation text is chosen.
@@ -113,7 +144,18 @@ pub enum SplitKind {
     Tail,
 }
 
-/// `[[data.source]]`: one stream of documents.
+/// `[[data.source]]`: text to train on.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrainingSource {
+    /// Its documents (flattened).
+    #[serde(flatten)]
+    pub text: SourceConfig,
+    /// How often it is repeated, or its weight in the mixture (flattened).
+    #[serde(flatten)]
+    pub share: Share,
+}
+
+/// One stream of documents.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SourceConfig {
     /// Its name in messages; unique within the run.
@@ -121,9 +163,6 @@ pub struct SourceConfig {
     /// The origin of its documents (flattened: exactly one of the keys `files`, `cargo`, `jsonl`, `url`).
     #[serde(flatten)]
     pub kind: SourceKind,
-    /// How often it is repeated, or its weight in the mixture.
-    #[serde(flatten)]
-    pub share: Share,
     /// Reading stops after the document that reaches this many bytes of text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,

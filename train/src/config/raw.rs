@@ -105,6 +105,8 @@ pub(super) struct RawData {
 pub(super) struct RawValidation {
     pub fraction: Option<f64>,
     pub by: Option<SplitKind>,
+    #[serde(default)]
+    pub source: Vec<RawSource>,
 }
 
 #[derive(Debug, Deserialize)]

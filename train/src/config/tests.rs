@@ -5,7 +5,9 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::load::parse;
-use super::{BatchRamp, ConfigError, RunConfig, Share, SourceKind, TokenizerConfig, load};
+use super::{
+    BatchRamp, ConfigError, RunConfig, Share, SourceKind, SplitKind, TokenizerConfig, load,
+};
 use firebox_console::advice::Advise as _;
 use firebox_console::terminal::sentence;
 
@@ -89,7 +91,7 @@ fn defaults_are_filled_in() {
 #[test]
 fn a_resolved_file_reads_back_to_the_same_run() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-    let more: [(&str, &[&str]); 7] = [
+    let more: [(&str, &[&str]); 9] = [
         ("quickstart.toml", &[]),
         ("shakespeare.toml", &[]),
         ("gpt4.toml", &[]),
@@ -117,6 +119,17 @@ fn a_resolved_file_reads_back_to_the_same_run() {
             "shakespeare.toml",
             &["data.source=[{ name = 'a', jsonl = ['a'], weight = 1 }]"],
         ),
+        (
+            "quickstart.toml",
+            &[
+                "data.validation={}",
+                "data.validation.source=[{ name = 'own', jsonl = ['a'], field = 'b' }]",
+            ],
+        ),
+        (
+            "quickstart.toml",
+            &["data.validation.source=[{ name = 'own', files = ['a'], max_bytes = 7 }]"],
+        ),
     ];
     for (name, set) in more {
         let set: Vec<String> = set.iter().map(|argument| (*argument).to_owned()).collect();
@@ -139,7 +152,7 @@ fn overrides_reach_every_place() {
     let config = read(SMALL, &arguments).unwrap();
     assert_eq!(config.model.experts.count, 8);
     assert_eq!(
-        config.data.source[0].kind,
+        config.data.source[0].text.kind,
         SourceKind::Files {
             files: vec!["a".into(), "b".into()]
         }
@@ -356,6 +369,49 @@ fn sources_are_checked_together() {
     run.toml:22: data.source.1.cargo = [".rs"] must be a list of one or more file extensions without dots
     hint: for example cargo = ["rs"] or cargo = ["md"]
     "#);
+}
+
+#[test]
+fn validation_text_is_split_off_or_of_its_own() {
+    let own = "data.validation.source=[{ name = 'own', jsonl = ['a.jsonl'] }]";
+    let validation = |set: &[&str]| read(SMALL, set).unwrap().data.validation;
+    let split = validation(&[]).split;
+    assert_eq!((split.fraction, split.by), (0.01, Some(SplitKind::Hash)));
+    // With text of its own, nothing else is given away unless that is asked for.
+    for set in [&[own][..], &[own, "data.validation.fraction=0"]] {
+        let found = validation(set);
+        assert_eq!((found.split.fraction, found.split.by), (0.0, None));
+        assert_eq!(found.source[0].name, "own");
+    }
+    let both = validation(&[
+        own,
+        "data.validation.fraction=0.5",
+        "data.validation.by=tail",
+    ])
+    .split;
+    assert_eq!((both.fraction, both.by), (0.5, Some(SplitKind::Tail)));
+
+    insta::assert_snapshot!(set(&["data.validation.fraction=0"]), @r"
+    run.toml: data.validation.fraction = 0 (from --set) must be above 0 and below 1
+    hint: 0.01 holds out 1 %; 0 is allowed with a [[data.validation.source]], which is used for validation only
+    ");
+    insta::assert_snapshot!(set(&[own, "data.validation.fraction=1"]), @r"
+    run.toml: data.validation.fraction = 1 (from --set) must be at least 0 and below 1
+    hint: 0 holds out [[data.validation.source]] alone
+    ");
+    insta::assert_snapshot!(set(&[own, "data.validation.by=tail"]), @r#"
+    run.toml: data.validation.by = "tail" (from --set) has no effect without data.validation.fraction
+    hint: remove it, or set a fraction above 0 to hold out text of the training sources as well
+    "#);
+    insta::assert_snapshot!(set(&[own, "data.validation.source.0.weight=2"]), @r"
+    run.toml: data.validation.source.0.weight = 2 (from --set) has no effect in a source that is used for validation only
+    hint: remove it
+    ");
+    insta::assert_snapshot!(set(&[own, "data.validation.source.0.name=text"]), @r#"run.toml: data.validation.source.0.name = "text" (from --set) must be unique, but data.source.0 has the same name"#);
+    insta::assert_snapshot!(set(&["data.validation.source=[{ name = 'own' }]"]), @r"
+    run.toml: data.validation.source.0 (from --set) must have exactly one of files, cargo, jsonl and url, but has none
+    hint: write one [[data.validation.source]] for each
+    ");
 }
 
 #[test]

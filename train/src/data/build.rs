@@ -12,13 +12,13 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
-use super::folder::{Manifest, TOKENIZER, VALIDATION_TEXT};
+use super::folder::{Manifest, SourceManifest, TOKENIZER, VALIDATION_TEXT};
 use super::hash::{hash, hexadecimal, unit_interval};
 use super::shards::SetWriter;
 use super::source;
-use super::split::split;
+use super::split;
 use super::survey::{FORMAT, SourceSurvey, Survey};
-use crate::config::{RunConfig, TokenizerConfig};
+use crate::config::{RunConfig, SourceConfig, TokenizerConfig};
 
 /// A byte-pair encoding is trained on about this much text.
 const SAMPLE_BYTES: u64 = 10_000_000;
@@ -47,16 +47,16 @@ pub(super) fn build(
     let created =
         File::create(&validation_path).map_err(DataError::io("write", &validation_path))?;
     let mut validation_text = BufWriter::new(created);
-    let mut validation = SetWriter::create(folder, "validation", vocab_size)?;
-    let mut training = Vec::with_capacity(config.data.source.len());
+    let mut sources = Vec::new();
     let progress = counted("tokenizing", survey, progress);
 
-    for index in 0..config.data.source.len() {
-        let mut writer = SetWriter::create(folder, &format!("training-{index}"), vocab_size)?;
+    for (index, (source, split)) in config.data.texts().enumerate() {
+        let writer = |side: &str| SetWriter::create(folder, &format!("{side}-{index}"), vocab_size);
+        let (mut training, mut validation) = (writer("training")?, writer("validation")?);
         let mut batch = Batch::default();
-        for_each_document(config, survey, index, |text| {
+        for_each_document(source, &survey.sources[index], |text| {
             let hash = hash(text.as_bytes());
-            let sides = split(&text, &hash, &config.data.validation);
+            let sides = split::split(&text, &hash, split);
             for (side, text) in [
                 (Side::Training, sides.training),
                 (Side::Validation, sides.validation),
@@ -70,13 +70,17 @@ pub(super) fn build(
                     .map_err(DataError::io("write", &validation_path))?;
             }
             if batch.bytes >= BATCH_BYTES {
-                batch.write(&tokenizer, &mut writer, &mut validation)?;
+                batch.write(&tokenizer, &mut training, &mut validation)?;
             }
             progress.advance(text.len() as u64);
             Ok(())
         })?;
-        batch.write(&tokenizer, &mut writer, &mut validation)?;
-        training.push(writer.finish()?);
+        batch.write(&tokenizer, &mut training, &mut validation)?;
+        sources.push(SourceManifest {
+            hash: survey.sources[index].hash.clone(),
+            training: training.finish()?,
+            validation: validation.finish()?,
+        });
     }
     validation_text
         .into_inner()
@@ -84,14 +88,11 @@ pub(super) fn build(
         .and_then(|file| file.sync_all())
         .map_err(DataError::io("write", &validation_path))?;
 
-    let hash = |source: &SourceSurvey| source.hash.clone();
     let manifest = Manifest {
         format: FORMAT,
         key: survey.key.clone(),
-        sources: survey.sources.iter().map(hash).collect(),
         end_of_text: tokenizer.eos_id(),
-        training,
-        validation: validation.finish()?,
+        sources,
     };
     manifest.write(folder)
 }
@@ -108,12 +109,10 @@ fn counted(what: &str, survey: &Survey, visible: bool) -> Progress {
 
 /// Reads a source again and makes sure that it is the one that was surveyed.
 fn for_each_document(
-    config: &RunConfig,
-    survey: &Survey,
-    index: usize,
+    source: &SourceConfig,
+    survey: &SourceSurvey,
     mut use_text: impl FnMut(String) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
-    let source = &config.data.source[index];
     let mut hasher = Sha256::new();
     for document in source::open(source, false)? {
         let text = document?.text;
@@ -121,7 +120,7 @@ fn for_each_document(
         use_text(text)?;
     }
     let found = hexadecimal(&hasher.finalize().into());
-    if found != survey.sources[index].hash {
+    if found != survey.hash {
         return Err(DataError::Changed {
             source_name: source.name.clone(),
         });
@@ -152,10 +151,11 @@ fn tokenizer_sample(
     let share = SAMPLE_BYTES as f64 / survey.training_bytes() as f64;
     let mut sample = Vec::new();
     let progress = counted("sampling", survey, progress);
-    for index in 0..config.data.source.len() {
-        for_each_document(config, survey, index, |text| {
+    for (source, found) in config.data.source.iter().zip(&survey.sources) {
+        for_each_document(&source.text, found, |text| {
             let document_hash = hash(text.as_bytes());
-            let mut rest = split(&text, &document_hash, &config.data.validation).training;
+            let split = config.data.validation.split;
+            let mut rest = split::split(&text, &document_hash, split).training;
             let mut number: u64 = 0;
             while !rest.is_empty() {
                 let (piece, remainder) = rest.split_at(rest.floor_char_boundary(SAMPLE_PIECE));

@@ -164,8 +164,8 @@ impl Advise for DataError {
                     "lower"
                 };
                 Advice::USAGE.hint(format!(
-                    "{change} data.validation.fraction, or set data.validation.by = \"tail\" to hold \
-                     out the end of each document"
+                    "{change} data.validation.fraction, set data.validation.by = \"tail\" to hold out the \
+                     end of each document, or name validation text of its own in [[data.validation.source]]"
                 ))
             }
             Self::NoPackages { .. } => {

@@ -1,6 +1,6 @@
 //! A folder of prepared data: `manifest.json`, `tokenizer.json`, `validation.jsonl` (the held-out
-//! text, for `infer eval`), and the shards of each source's training tokens and of all validation
-//! tokens.
+//! text of all sources, for `infer eval`), and the shards of each source's training tokens and
+//! validation tokens.
 
 use std::fs;
 use std::path::Path;
@@ -29,38 +29,55 @@ pub(super) struct Manifest {
     pub format: u32,
     /// The key of the survey.
     pub key: String,
-    /// The hash of each source, in order.
-    pub sources: Vec<String>,
     pub end_of_text: u32,
-    /// A set for each source, in order.
-    pub training: Vec<SetManifest>,
+    /// Training sources, then validation sources, each in order.
+    pub sources: Vec<SourceManifest>,
+}
+
+/// What was prepared of a source.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SourceManifest {
+    /// The hash of its text.
+    pub hash: String,
+    /// Its training tokens; none of a validation source.
+    pub training: SetManifest,
+    /// Its held-out tokens, if any.
     pub validation: SetManifest,
 }
 
 impl Manifest {
-    /// Reads the manifest of a folder and checks that all tokens are there (see
-    /// [`SetManifest::check`]). It must be of the data with this key, of this number of sources.
+    /// Reads the manifest of a folder. It must be of the data with this key, of this number of sources.
     ///
     /// # Errors
     ///
-    /// When a file is missing, damaged, or of other data.
-    pub fn open(folder: &Path, key: &str, sources: usize) -> Result<Self, DataError> {
+    /// When it is missing, damaged, or of other data.
+    pub fn read(folder: &Path, key: &str, sources: usize) -> Result<Self, DataError> {
         let path = folder.join(MANIFEST);
         let json = fs::read(&path).map_err(DataError::io("read", &path))?;
         let damaged = |reason: String| DataError::Damaged {
             path: path.clone(),
             reason,
         };
-        let mut manifest: Self =
+        let manifest: Self =
             serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))?;
-        drop(json);
-        let found = [manifest.training.len(), manifest.sources.len()];
-        if manifest.key != key || manifest.format != FORMAT || found != [sources; 2] {
+        if manifest.key != key || manifest.format != FORMAT || manifest.sources.len() != sources {
             return Err(damaged("it belongs to other data".to_owned()));
         }
-        let mut renewed = manifest.validation.check(folder)?;
-        for set in &mut manifest.training {
-            renewed |= set.check(folder)?;
+        Ok(manifest)
+    }
+
+    /// The same, and checks that all tokens are there (see [`SetManifest::check`]).
+    ///
+    /// # Errors
+    ///
+    /// When a file is missing, damaged, or of other data.
+    pub fn open(folder: &Path, key: &str, sources: usize) -> Result<Self, DataError> {
+        let mut manifest = Self::read(folder, key, sources)?;
+        let mut renewed = false;
+        for source in &mut manifest.sources {
+            renewed |= source.training.check(folder)?;
+            renewed |= source.validation.check(folder)?;
         }
         if renewed {
             tracing::info!(

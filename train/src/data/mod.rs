@@ -3,6 +3,7 @@
 //! [`prepare`] reads the sources (`source`), holds out validation text (`split`), and writes tokens
 //! to disk (`build`, `shards`) unless tokens of the same text exist (`survey`, `folder`). Unchanged
 //! files are not read again (`record`, `stamp`), and [`resume`] reads no source text.
+//! [`Prepared::validation`] samples what is held out (`validation`), and
 //! [`Prepared::training_stream`] returns the sequences of a run (`packing`) in their order
 //! (`order`), in which sources interleave (`mixture`) and sequences are shuffled (`permutation`).
 
@@ -17,6 +18,7 @@ mod packing;
 mod permutation;
 mod pool;
 mod record;
+mod repetition;
 mod shards;
 mod source;
 mod split;
@@ -24,6 +26,7 @@ mod stamp;
 mod survey;
 #[cfg(test)]
 mod tests;
+mod validation;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,19 +34,21 @@ use std::sync::Arc;
 use firebox_console::durable::{self, Unfinished};
 use firebox_console::numbers::text_bytes;
 use firebox_text::Tokenizer;
-use firebox_text::packing::{PackedText, Packer};
 
 use self::build::build;
-use self::folder::{Manifest, TOKENIZER, VALIDATION_TEXT};
+use self::folder::{Manifest, SourceManifest, TOKENIZER, VALIDATION_TEXT};
 use self::pool::FilePool;
 use self::record::Records;
 use self::shards::{SetManifest, TokenSet};
 use self::survey::{Survey, file_tokenizer, survey};
-use crate::config::{RunConfig, Share};
+use self::validation::HeldOut;
+use crate::config::{RunConfig, Share, TrainingSource};
 
 pub use error::DataError;
 pub use packing::TrainingStream;
+pub use repetition::warn_of_planned_repetition;
 pub use source::DownloadError;
+pub use validation::ValidationPart;
 
 /// Digits of the key that name a folder.
 const KEY_DIGITS: usize = 16;
@@ -58,12 +63,12 @@ pub struct Prepared {
     /// SHA-256, in hexadecimal, over all text, the split and the tokenizer: equal where the tokens
     /// are equal.
     pub content_hash: String,
-    /// What each source gives to training, in the order of the configuration.
+    /// What each training source gives to training, in the order of the configuration.
     pub sources: Vec<SourceSummary>,
     /// What is held out of all sources together.
     pub held_out: TextSummary,
     training: Arc<Vec<TokenSet>>,
-    validation: TokenSet,
+    validation: Vec<HeldOut>,
 }
 
 /// An amount of text.
@@ -129,7 +134,7 @@ pub fn resume(
         match open(config, content_hash, tokenizer, &folder) {
             Ok((prepared, sources)) => {
                 warn_of_changes(config, &sources);
-                return Ok(Some(found(prepared)));
+                return Ok(Some(found(config, prepared)));
             }
             Err(reason) => tracing::warn!("data: the sources are needed: {reason}"),
         }
@@ -184,7 +189,7 @@ fn find_or_build(
     let _lock = cache::lock(&folder.with_extension("lock"))?;
     let open = || open(config, &survey.key, survey.tokenizer.clone(), &folder);
     match open() {
-        Ok((prepared, _)) => Ok(found(prepared)),
+        Ok((prepared, _)) => Ok(found(config, prepared)),
         Err(reason) => {
             if folder.exists() {
                 tracing::warn!("data: preparing again: {reason}");
@@ -192,21 +197,21 @@ fn find_or_build(
             }
             build_in_place(config, survey, &folder, progress)?;
             let (prepared, _) = open()?;
-            describe(&prepared);
+            describe(config, &prepared);
             Ok(prepared)
         }
     }
 }
 
-fn found(prepared: Prepared) -> Prepared {
+fn found(config: &RunConfig, prepared: Prepared) -> Prepared {
     let folder = prepared.folder.display();
     tracing::info!("data: using the tokens prepared in {folder}");
-    describe(&prepared);
+    describe(config, &prepared);
     prepared
 }
 
-/// Logs the amounts of text.
-fn describe(prepared: &Prepared) {
+/// Logs the amounts of text, and warns of text that the run repeats often.
+fn describe(config: &RunConfig, prepared: &Prepared) {
     for source in &prepared.sources {
         let TextSummary {
             documents,
@@ -228,14 +233,26 @@ fn describe(prepared: &Prepared) {
         "validation: {documents} document(s), {}, {tokens} tokens",
         text_bytes(bytes)
     );
+    let held_out = prepared.validation.iter();
+    let held_out: Vec<&HeldOut> = held_out.filter(|source| source.bytes > 0).collect();
+    if held_out.len() > 1 {
+        for HeldOut { source, bytes, set } in held_out {
+            let (documents, tokens) = (set.documents(), set.tokens());
+            let bytes = text_bytes(*bytes);
+            tracing::info!(
+                "validation: {source:?}: {documents} document(s), {bytes}, {tokens} tokens"
+            );
+        }
+    }
+    repetition::warn(config, &prepared.sources);
 }
 
 /// Warns of sources that have changed since they had these hashes. Reads no text: only names, sizes
 /// and modification times are compared.
 fn warn_of_changes(config: &RunConfig, hashes: &[String]) {
     let records = Records::of(&root(config));
-    for (source, hash) in config.data.source.iter().zip(hashes) {
-        let Some(record) = records.find(source, &config.data.validation) else {
+    for ((source, split), hash) in config.data.texts().zip(hashes) {
+        let Some(record) = records.find(source, split) else {
             continue;
         };
         let change = match record.is_current(source) {
@@ -269,44 +286,64 @@ fn open(
     tokenizer: Option<Tokenizer>,
     folder: &Path,
 ) -> Result<(Prepared, Vec<String>), DataError> {
-    let manifest = Manifest::open(folder, key, config.data.source.len())?;
+    let manifest = Manifest::open(folder, key, config.data.texts().count())?;
     let tokenizer = match tokenizer {
         Some(file) => file,
         None => Tokenizer::load(&folder.join(TOKENIZER), &[manifest.end_of_text])?,
     };
     let files = Arc::new(FilePool::default());
     let set = |set: &SetManifest| TokenSet::new(folder, set, &files);
+    let training = &manifest.sources[..config.data.source.len()];
+    let held_out = config.data.texts().zip(&manifest.sources);
+    let held_out = held_out.map(|((source, _), manifest)| HeldOut {
+        source: source.name.clone(),
+        bytes: manifest.validation.bytes,
+        set: set(&manifest.validation),
+    });
     let prepared = Prepared {
         tokenizer,
         folder: folder.to_owned(),
-        sources: summaries(config, &manifest.training),
-        held_out: summary(&manifest.validation),
-        training: Arc::new(manifest.training.iter().map(set).collect()),
-        validation: set(&manifest.validation),
+        sources: summaries(config, &manifest.sources),
+        held_out: held_out_summary(&manifest.sources),
+        training: Arc::new(
+            training
+                .iter()
+                .map(|source| set(&source.training))
+                .collect(),
+        ),
+        validation: held_out.collect(),
         content_hash: manifest.key,
     };
-    Ok((prepared, manifest.sources))
+    let hashes = manifest.sources.into_iter().map(|source| source.hash);
+    Ok((prepared, hashes.collect()))
 }
 
-fn summary(set: &SetManifest) -> TextSummary {
+fn held_out_summary(sources: &[SourceManifest]) -> TextSummary {
+    let sum =
+        |of: fn(&SetManifest) -> u64| sources.iter().map(|source| of(&source.validation)).sum();
     TextSummary {
-        documents: set.documents,
-        bytes: set.bytes,
-        tokens: set.tokens,
+        documents: sum(|set| set.documents),
+        bytes: sum(|set| set.bytes),
+        tokens: sum(|set| set.tokens),
     }
 }
 
-fn summaries(config: &RunConfig, sets: &[SetManifest]) -> Vec<SourceSummary> {
-    let seen = |(source, set): (&crate::config::SourceConfig, &SetManifest)| match source.share {
-        Share::Epochs(epochs) => set.tokens as f64 * f64::from(epochs),
+/// What each training source gives, from what was prepared of all sources.
+fn summaries(config: &RunConfig, sources: &[SourceManifest]) -> Vec<SourceSummary> {
+    let seen = |(source, set): (&TrainingSource, &SourceManifest)| match source.share {
+        Share::Epochs(epochs) => set.training.tokens as f64 * f64::from(epochs),
         Share::Weight(weight) => weight,
     };
-    let sources = || config.data.source.iter().zip(sets);
+    let sources = || config.data.source.iter().zip(sources);
     let all: f64 = sources().map(seen).sum();
     sources()
         .map(|(source, set)| SourceSummary {
-            name: source.name.clone(),
-            text: summary(set),
+            name: source.text.name.clone(),
+            text: TextSummary {
+                documents: set.training.documents,
+                bytes: set.training.bytes,
+                tokens: set.training.tokens,
+            },
             share: source.share,
             part: seen((source, set)) / all,
         })
@@ -331,31 +368,17 @@ impl Prepared {
         Ok(stream)
     }
 
-    /// The validation text up to `limit` targets, packed as `infer eval` packs
-    /// [`validation_text`](Self::validation_text).
+    /// The text of a validation, by source: all that is held out if it has at most `limit` targets, otherwise a sample of
+    /// it in proportion, the same every time. Sources without held-out text have no part.
     ///
     /// # Errors
     ///
     /// When the tokens cannot be read.
-    pub fn validation(&self, limit: u64) -> Result<PackedText, DataError> {
-        let mut packer = Packer::new(&self.tokenizer, Some(limit));
-        let mut tokens = Vec::new();
-        for number in 0..self.validation.documents() {
-            if packer.is_full() {
-                break;
-            }
-            let document = self.validation.document(number)?;
-            // The packer adds what begins and ends a document itself.
-            let beginning = self.tokenizer.bos_ids().len() as u64;
-            let text = document.tokens.start + beginning..document.tokens.end - 1;
-            tokens.clear();
-            self.validation.read(text, &mut tokens)?;
-            packer.push(&tokens, document.bytes);
-        }
-        Ok(packer.finish())
+    pub fn validation(&self, context: usize, limit: u64) -> Result<Vec<ValidationPart>, DataError> {
+        validation::sample(&self.validation, &self.tokenizer, context, limit)
     }
 
-    /// The held-out text: JSON lines with a field `text`, a document a line.
+    /// The held-out text of all sources: JSON lines with a field `text`, a document a line.
     pub fn validation_text(&self) -> PathBuf {
         self.folder.join(VALIDATION_TEXT)
     }

@@ -21,7 +21,7 @@ use super::hash::{hash, hexadecimal};
 use super::source::{self, Reader};
 use super::stamp::Stamp;
 use super::survey::{FORMAT, SourceSurvey};
-use crate::config::{OnError, SourceConfig, SourceKind, ValidationConfig};
+use crate::config::{OnError, SourceConfig, SourceKind, Split};
 
 /// The records in a cache folder.
 #[derive(Debug)]
@@ -126,14 +126,14 @@ impl Records {
     }
 
     /// The record of a source, if there is one.
-    pub fn find(&self, source: &SourceConfig, validation: &ValidationConfig) -> Option<Record> {
-        let json = fs::read(self.path(source, validation)).ok()?;
+    pub fn find(&self, source: &SourceConfig, split: Split) -> Option<Record> {
+        let json = fs::read(self.path(source, split)).ok()?;
         serde_json::from_slice(&json).ok()
     }
 
     /// Writes a record, completely or not at all. A failure is only logged.
-    pub fn keep(&self, source: &SourceConfig, validation: &ValidationConfig, record: &Record) {
-        let path = self.path(source, validation);
+    pub fn keep(&self, source: &SourceConfig, split: Split, record: &Record) {
+        let path = self.path(source, split);
         let json = serde_json::to_vec(record).expect("numbers and strings can be written as JSON");
         let written = cache::create(&self.folder).and_then(|()| {
             let _lock = cache::lock(&self.folder.join("lock"))?;
@@ -149,7 +149,7 @@ impl Records {
 
     /// The file of a source's record. Its name is a hash of all settings that decide what is read and
     /// counted.
-    fn path(&self, source: &SourceConfig, validation: &ValidationConfig) -> PathBuf {
+    fn path(&self, source: &SourceConfig, split: Split) -> PathBuf {
         #[derive(Serialize)]
         struct Key<'a> {
             format: u32,
@@ -158,7 +158,7 @@ impl Records {
             kind: &'a SourceKind,
             max_bytes: Option<u64>,
             on_error: OnError,
-            validation: &'a ValidationConfig,
+            split: Split,
         }
         let key = Key {
             format: FORMAT,
@@ -166,7 +166,7 @@ impl Records {
             kind: &source.kind,
             max_bytes: source.max_bytes,
             on_error: source.on_error,
-            validation,
+            split,
         };
         let json = serde_json::to_vec(&key).expect("numbers and strings can be written as JSON");
         let name = hexadecimal(&hash(&json));

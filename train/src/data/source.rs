@@ -178,7 +178,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::Share;
 
     fn source(
         folder: &Path,
@@ -191,7 +190,6 @@ mod tests {
             kind: SourceKind::Files {
                 files: vec![folder.join(pattern).display().to_string()],
             },
-            share: Share::Epochs(1),
             max_bytes,
             on_error,
         }

@@ -1,11 +1,11 @@
 //! Which text is held out for validation, decided before anything else looks at it.
 
 use super::hash::{Hash, unit_interval};
-use crate::config::{SplitKind, ValidationConfig};
+use crate::config::{Split, SplitKind};
 
 /// The two sides of a document; one may be empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Split<'a> {
+pub(super) struct Sides<'a> {
     pub training: &'a str,
     pub validation: &'a str,
 }
@@ -16,17 +16,18 @@ pub(super) struct Split<'a> {
 ///   validation document never turns up in training, whatever its name, source or place.
 /// - `tail`: the first int((1 − fraction) · bytes) bytes are for training, moved back to a
 ///   character's start; for ASCII text this is the customary split of nanoGPT's `shakespeare_char`.
-pub(super) fn split<'a>(text: &'a str, hash: &Hash, config: &ValidationConfig) -> Split<'a> {
+pub(super) fn split<'a>(text: &'a str, hash: &Hash, config: Split) -> Sides<'a> {
     let at = match config.by {
-        SplitKind::Hash if unit_interval(hash) < config.fraction => 0,
-        SplitKind::Hash => text.len(),
-        SplitKind::Tail => {
+        Some(SplitKind::Tail) => {
             let bytes = (1.0 - config.fraction) * text.len() as f64;
             text.floor_char_boundary(bytes as usize)
         }
+        // A fraction of 1 holds out every document, and one of 0 none.
+        _ if unit_interval(hash) < config.fraction => 0,
+        _ => text.len(),
     };
     let (training, validation) = text.split_at(at);
-    Split {
+    Sides {
         training,
         validation,
     }
@@ -41,14 +42,14 @@ mod tests {
 
     #[test]
     fn documents_fall_on_the_validation_side_at_the_given_rate() {
-        let config = ValidationConfig {
+        let config = Split {
             fraction: 0.2,
-            by: SplitKind::Hash,
+            by: Some(SplitKind::Hash),
         };
         let held_out = (0..5000)
             .filter(|n| {
                 let text = format!("document {n}");
-                !split(&text, &hash(text.as_bytes()), &config)
+                !split(&text, &hash(text.as_bytes()), config)
                     .validation
                     .is_empty()
             })
@@ -58,19 +59,32 @@ mod tests {
 
     #[test]
     fn a_tenth_of_tiny_shakespeare_is_the_customary_tenth() {
-        let config = ValidationConfig {
+        let config = Split {
             fraction: 0.1,
-            by: SplitKind::Tail,
+            by: Some(SplitKind::Tail),
         };
         let text = "a".repeat(1_115_394);
-        assert_eq!(split(&text, &hash(b""), &config).training.len(), 1_003_854);
+        assert_eq!(split(&text, &hash(b""), config).training.len(), 1_003_854);
+    }
+
+    #[test]
+    fn everything_or_nothing_is_held_out() {
+        let nothing = Split {
+            fraction: 0.0,
+            by: None,
+        };
+        for text in ["", "a", "der Kessel", &"b".repeat(5000)] {
+            let hash = hash(text.as_bytes());
+            assert_eq!(split(text, &hash, nothing).training, text);
+            assert_eq!(split(text, &hash, Split::EVERYTHING).validation, text);
+        }
     }
 
     proptest! {
         #[test]
         fn both_sides_together_are_the_document(text in any::<String>(), fraction in 0.001..0.999, tail: bool) {
             let by = if tail { SplitKind::Tail } else { SplitKind::Hash };
-            let Split { training, validation } = split(&text, &hash(text.as_bytes()), &ValidationConfig { fraction, by });
+            let Sides { training, validation } = split(&text, &hash(text.as_bytes()), Split { fraction, by: Some(by) });
             prop_assert_eq!(format!("{training}{validation}"), &text[..]);
             prop_assert!(tail || training.is_empty() || validation.is_empty());
         }

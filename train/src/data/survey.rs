@@ -13,8 +13,8 @@ use super::error::DataError;
 use super::hash::{hash, hexadecimal};
 use super::record::{Record, Records};
 use super::source;
-use super::split::split;
-use crate::config::{DataConfig, SourceConfig, TokenizerConfig};
+use super::split;
+use crate::config::{DataConfig, SourceConfig, Split, TokenizerConfig};
 
 /// Raised whenever a change of the program makes the same files give other documents, tokens or
 /// sequences, so that no run continues with other data than it started with.
@@ -27,6 +27,7 @@ pub(super) struct Survey {
     pub key: String,
     /// The tokenizer, where it is a file's: the one that the key is of, whatever becomes of the file.
     pub tokenizer: Option<Tokenizer>,
+    /// What each of [`DataConfig::texts`] amounts to.
     pub sources: Vec<SourceSurvey>,
     /// Whether any of this was taken from a record instead of the text.
     pub from_records: bool,
@@ -86,16 +87,22 @@ pub(super) fn survey(
     progress: bool,
 ) -> Result<Survey, DataError> {
     let file = file_tokenizer(tokenizer)?;
-    let mut sources = Vec::with_capacity(data.source.len());
+    let mut sources = Vec::new();
     let mut from_records = false;
-    for source in &data.source {
-        let known = known(source, data, records).filter(|_| trust);
-        from_records |= known.is_some();
-        let found = match known {
-            Some(found) => found,
-            None => read(source, data, records, progress)?,
+    for (source, split) in data.texts() {
+        let found = match known(source, split, records).filter(|_| trust) {
+            Some(Record { survey, files, .. }) => {
+                from_records = true;
+                tracing::info!(
+                    "source {:?}: {}, not read again: sizes and modification times of {files} file(s) are unchanged",
+                    source.name,
+                    survey.amount()
+                );
+                survey
+            }
+            None => read(source, split, records, progress)?,
         };
-        check(source, data, &found)?;
+        check(source, split, &found)?;
         sources.push(found);
     }
     let held_out = |source: &SourceSurvey| source.bytes - source.training_bytes;
@@ -103,7 +110,7 @@ pub(super) fn survey(
         return Err(DataError::OneSided {
             source_name: None,
             documents: sources.iter().map(|source| source.documents).sum(),
-            fraction: data.validation.fraction,
+            fraction: data.validation.split.fraction,
         });
     }
     let key = key(data, tokenizer, file.as_ref(), &sources);
@@ -125,26 +132,35 @@ pub(super) fn file_tokenizer(config: &TokenizerConfig) -> Result<Option<Tokenize
     }
 }
 
-/// What a trustworthy record says of a source.
-fn known(source: &SourceConfig, data: &DataConfig, records: &Records) -> Option<SourceSurvey> {
-    let record = records.find(source, &data.validation)?;
+/// The survey of sources that all have current records; `None` if one would have to be read.
+pub(super) fn survey_of_records(
+    data: &DataConfig,
+    tokenizer: &TokenizerConfig,
+    records: &Records,
+) -> Option<Survey> {
+    let known = |(source, split)| Some(known(source, split, records)?.survey);
+    let sources = data.texts().map(known).collect::<Option<Vec<_>>>()?;
+    let file = file_tokenizer(tokenizer).ok()?;
+    Some(Survey {
+        key: key(data, tokenizer, file.as_ref(), &sources),
+        tokenizer: file,
+        sources,
+        from_records: true,
+    })
+}
+
+/// The record of a source, if it can be trusted.
+fn known(source: &SourceConfig, split: Split, records: &Records) -> Option<Record> {
+    let record = records.find(source, split)?;
     // If the files cannot be found, reading them reports why.
-    if !record.settled || !record.is_current(source).unwrap_or(false) {
-        return None;
-    }
-    tracing::info!(
-        "source {:?}: {}, not read again: sizes and modification times of {} file(s) are unchanged",
-        source.name,
-        record.survey.amount(),
-        record.files
-    );
-    Some(record.survey)
+    let is_current = record.settled && record.is_current(source).unwrap_or(false);
+    is_current.then_some(record)
 }
 
 /// Reads a source, and writes its record.
 fn read(
     source: &SourceConfig,
-    data: &DataConfig,
+    split: Split,
     records: &Records,
     progress: bool,
 ) -> Result<SourceSurvey, DataError> {
@@ -158,7 +174,7 @@ fn read(
         hasher.update(hash);
         documents += 1;
         bytes += text.len() as u64;
-        training_bytes += split(&text, &hash, &data.validation).training.len() as u64;
+        training_bytes += split::split(&text, &hash, split).training.len() as u64;
     }
     let left_out = reader.left_out();
     if let Some(first) = &left_out.first {
@@ -179,23 +195,23 @@ fn read(
     let record = Record::new(found, &reader, started);
     // If a file was added, removed or modified in the meantime, it is unclear which version was read.
     if record.is_current(source).unwrap_or(false) {
-        records.keep(source, &data.validation, &record);
+        records.keep(source, split, &record);
     }
     Ok(record.survey)
 }
 
-/// Checks that a source has text to train on.
-fn check(source: &SourceConfig, data: &DataConfig, found: &SourceSurvey) -> Result<(), DataError> {
+/// Checks that a source has text, also to train on if not all of it is held out.
+fn check(source: &SourceConfig, split: Split, found: &SourceSurvey) -> Result<(), DataError> {
     if found.documents == 0 {
         return Err(DataError::EmptySource {
             source_name: source.name.clone(),
         });
     }
-    if found.training_bytes == 0 {
+    if found.training_bytes == 0 && split != Split::EVERYTHING {
         return Err(DataError::OneSided {
             source_name: Some(source.name.clone()),
             documents: found.documents,
-            fraction: data.validation.fraction,
+            fraction: split.fraction,
         });
     }
     Ok(())
@@ -213,8 +229,9 @@ fn key(
         format: u32,
         tokenizer: &'a TokenizerConfig,
         tokenizer_file: Option<String>,
-        validation: &'a crate::config::ValidationConfig,
-        sources: Vec<&'a str>,
+        split: Split,
+        /// Hashes of the training sources, and of the validation sources.
+        sources: [Vec<&'a str>; 2],
         /// What begins each document.
         beginning: &'a [u32],
     }
@@ -225,12 +242,16 @@ fn key(
         },
         other => other.clone(),
     };
+    let (training, validation) = sources.split_at(data.source.len());
     let key = Key {
         format: FORMAT,
         tokenizer: &without_path,
         tokenizer_file: file.map(|file| hexadecimal(&hash(file.to_json().as_bytes()))),
-        validation: &data.validation,
-        sources: sources.iter().map(|source| source.hash.as_str()).collect(),
+        split: data.validation.split,
+        sources: [training, validation].map(|sources| {
+            let hashes = sources.iter().map(|source| source.hash.as_str());
+            hashes.collect()
+        }),
         beginning: file.map_or(&[], Tokenizer::bos_ids),
     };
     let json = serde_json::to_vec(&key).expect("numbers and strings can be written as JSON");

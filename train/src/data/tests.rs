@@ -1,6 +1,7 @@
 use firebox_console::advice::Advise as _;
 use firebox_console::durable::FileError;
 use firebox_text::documents::TEXT_FIELD;
+use firebox_text::packing::PackedText;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -340,20 +341,20 @@ fn documents_begin_as_the_tokenizer_of_a_file_says() {
     assert_eq!(text.tokens, text.bytes + 2 * text.documents);
 
     // Evaluation reads the held-out text in the same way.
-    for limit in [u64::MAX, 20, 1] {
-        let packed = begins.validation(limit).unwrap();
-        let file = [begins.validation_text()];
-        let read = PackedText::read(&begins.tokenizer, &file, TEXT_FIELD, Some(limit)).unwrap();
-        assert_eq!(packed, read);
-        assert_eq!(packed.tokens()[0], 257);
-    }
-    let whole = begins.validation(u64::MAX).unwrap();
-    assert_eq!(whole.bytes(), begins.held_out.bytes);
+    let parts = begins.validation(8, u64::MAX).unwrap();
+    let file = [begins.validation_text()];
+    let read = PackedText::read(&begins.tokenizer, &file, TEXT_FIELD, None).unwrap();
+    assert!(
+        read.windows(8)
+            .eq(parts[0].windows.iter().map(Vec::as_slice))
+    );
+    assert_eq!(parts[0].windows[0][0], 257);
+    assert_eq!(parts[0].bytes, begins.held_out.bytes);
 
     // The key of these bytes: it depends on the content alone, so runs can be resumed elsewhere.
     let bytes = prepare(&workplace.config(&[]), false).unwrap();
     assert_eq!(stream(&bytes), stream(&plain));
-    assert_eq!(&bytes.content_hash[..KEY_DIGITS], "cb342caf893bda9a");
+    assert_eq!(&bytes.content_hash[..KEY_DIGITS], "8a34fc041ce4058e");
 }
 
 #[test]
@@ -369,7 +370,7 @@ fn damaged_and_unfinished_folders_are_made_again() {
         .unwrap();
     for file in [
         "training-0-00000.tokens",
-        "validation.index",
+        "validation-0.index",
         MANIFEST,
         TOKENIZER,
     ] {
@@ -419,26 +420,119 @@ fn every_text_is_on_one_side_and_validation_is_what_evaluation_reads() {
             bytes as u64
         );
 
-        let packed = prepared.validation(u64::MAX).unwrap();
-        let file = prepared.validation_text();
-        assert_eq!(
-            packed,
-            PackedText::read(
-                &prepared.tokenizer,
-                std::slice::from_ref(&file),
-                TEXT_FIELD,
-                None
-            )
-            .unwrap()
-        );
-        assert_eq!(packed.targets(), prepared.held_out.tokens - 1);
-        let cut = prepared.validation(5).unwrap();
-        assert_eq!(cut.targets(), 5);
-        assert_eq!(
-            cut,
-            PackedText::read(&prepared.tokenizer, &[file], TEXT_FIELD, Some(5)).unwrap()
+        let file = [prepared.validation_text()];
+        let read = |limit| PackedText::read(&prepared.tokenizer, &file, TEXT_FIELD, limit).unwrap();
+        for context in [3, 8, 1000] {
+            let parts = prepared.validation(context, u64::MAX).unwrap();
+            let [part] = parts.as_slice() else {
+                panic!("one source: {parts:?}");
+            };
+            let (whole, windows) = (read(None), part.windows.iter().map(Vec::as_slice));
+            assert!(whole.windows(context).eq(windows));
+            assert_eq!(
+                (part.targets(), part.bytes),
+                (whole.targets(), whole.bytes())
+            );
+            assert_eq!(part.targets(), prepared.held_out.tokens - 1);
+        }
+        let sample = prepared.validation(8, 17).unwrap();
+        let whole = read(None);
+        let windows: Vec<&[u32]> = whole.windows(8).collect();
+        assert_eq!(sample[0].windows.len(), 2);
+        assert!(
+            sample[0]
+                .windows
+                .iter()
+                .all(|window| windows.contains(&&window[..]))
         );
     }
+}
+
+#[test]
+fn a_validation_source_is_held_out_whole_and_nothing_else_is() {
+    let workplace = Workplace::new(&TEXTS);
+    let held_out = ["Nothing of this is trained on.", "Nor of this: ågab."];
+    let lines = held_out.map(|text| serde_json::json!({ "text": text }).to_string());
+    workplace.write("held-out.jsonl", &lines.join("\n"));
+    let path = workplace.path().join("held-out.jsonl");
+    let own = format!(
+        "data.validation.source=[{{ name = 'own', jsonl = ['{}'] }}]",
+        path.display()
+    );
+    let config = workplace.config(&[&own, "data.validation.fraction=0"]);
+    let prepared = prepare(&config, false).unwrap();
+    let bytes = |texts: &[&str]| texts.iter().map(|text| text.len()).sum::<usize>() as u64;
+    assert_eq!(prepared.sources.len(), 1);
+    assert_eq!(prepared.sources[0].text.bytes, bytes(&TEXTS));
+    assert_eq!(prepared.held_out.bytes, bytes(&held_out));
+    let parts = prepared.validation(8, u64::MAX).unwrap();
+    let names: Vec<&str> = parts.iter().map(|part| part.source.as_str()).collect();
+    assert_eq!(names, ["own"]);
+    let file = [path.clone()];
+    let read = PackedText::read(&prepared.tokenizer, &file, TEXT_FIELD, None).unwrap();
+    assert!(
+        read.windows(8)
+            .eq(parts[0].windows.iter().map(Vec::as_slice))
+    );
+    assert_eq!(parts[0].bytes, read.bytes());
+    // Found again, and by a resume without the files.
+    let hash = &prepared.content_hash;
+    assert_eq!(&prepare(&config, false).unwrap().content_hash, hash);
+    fs::remove_file(&path).unwrap();
+    let resumed = resume(&config, hash, false)
+        .unwrap()
+        .expect("the run's data");
+    assert_eq!(resumed.validation(8, u64::MAX).unwrap(), parts);
+
+    // Beside a split of the training text, and as one more source to train on, it is other data.
+    workplace.write("held-out.jsonl", &lines.join("\n"));
+    let both = workplace.config(&[&own, "data.validation.fraction=0.25"]);
+    let both = prepare(&both, false).unwrap();
+    assert_ne!(&both.content_hash, hash);
+    let parts = both.validation(8, u64::MAX).unwrap();
+    let names: Vec<&str> = parts.iter().map(|part| part.source.as_str()).collect();
+    assert_eq!(names, ["texts", "own"]);
+    assert_eq!(
+        both.held_out.bytes + both.sources[0].text.bytes,
+        bytes(&TEXTS) + bytes(&held_out)
+    );
+
+    // A tokenizer is trained on training text alone.
+    let bpe = [
+        "tokenizer.kind=\"bpe\"",
+        "tokenizer.vocab_size=270",
+        "data.validation.fraction=0",
+    ];
+    let tokenizer = |name: &str, text: &str| {
+        workplace.write(name, text);
+        let path = workplace.path().join(name);
+        let own = format!(
+            "data.validation.source=[{{ name = 'own', files = ['{}'] }}]",
+            path.display()
+        );
+        let config = workplace.config(&[&bpe[..], &[&own]].concat());
+        prepare(&config, false)
+            .unwrap()
+            .tokenizer
+            .to_json()
+            .to_owned()
+    };
+    assert_eq!(
+        tokenizer("1.held", "zzzzzz zzzzzz zzzzzz"),
+        tokenizer("2.held", "qqqqqq qqqqqq")
+    );
+
+    workplace.write("empty.held", "");
+    let path = workplace.path().join("empty.held");
+    let empty = format!(
+        "data.validation.source=[{{ name = 'own', files = ['{}'] }}]",
+        path.display()
+    );
+    let error = prepare(&workplace.config(&[&empty]), false).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "source \"own\" is empty: it has no document with any text"
+    );
 }
 
 #[test]
@@ -448,8 +542,8 @@ fn two_sources_are_seen_in_proportion_to_their_weights() {
     let pattern = workplace.path().join("*.md").display().to_string();
     let mut config = workplace.config(&["data.source.0.weight=3.0", "data.validation.by=\"tail\""]);
     let mut other = config.data.source[0].clone();
-    other.name = "other".to_owned();
-    other.kind = crate::config::SourceKind::Files {
+    other.text.name = "other".to_owned();
+    other.text.kind = crate::config::SourceKind::Files {
         files: vec![pattern],
     };
     other.share = Share::Weight(1.0);

@@ -2,9 +2,10 @@
 
 use super::{Checked, above_zero, without_effect};
 use crate::config::error::Problem;
-use crate::config::raw::{RawData, RawSource};
+use crate::config::raw::{RawData, RawSource, RawValidation};
 use crate::config::{
-    DataConfig, OnError, Share, SourceConfig, SourceKind, SplitKind, ValidationConfig,
+    DataConfig, OnError, Share, SourceConfig, SourceKind, Split, SplitKind, TrainingSource,
+    ValidationConfig,
 };
 
 pub(super) fn data(raw: RawData) -> Checked<DataConfig> {
@@ -16,46 +17,109 @@ pub(super) fn data(raw: RawData) -> Checked<DataConfig> {
         return Err(Problem::new("data.cache", "must not be empty")
             .hint("remove it to use the user's cache folder"));
     }
-    let fraction = raw.validation.fraction.unwrap_or(0.01);
-    if !(fraction > 0.0 && fraction < 1.0) {
-        return Err(
-            Problem::new("data.validation.fraction", "must be above 0 and below 1")
-                .hint("0.01 holds out 1 %"),
-        );
-    }
-    let validation = ValidationConfig {
-        fraction,
-        by: raw.validation.by.unwrap_or(SplitKind::Hash),
-    };
     if raw.source.is_empty() {
         return Err(
             Problem::new("data.source", "must have at least one item").hint("add [[data.source]]")
         );
     }
     let weighted = raw.source.iter().any(|source| source.weight.is_some());
-    let mut sources: Vec<SourceConfig> = Vec::with_capacity(raw.source.len());
+    let mut sources: Vec<TrainingSource> = Vec::with_capacity(raw.source.len());
+    let mut names = Names::default();
     for (index, raw) in raw.source.into_iter().enumerate() {
-        let source = source(raw, weighted, &|key| format!("data.source.{index}.{key}"))?;
-        if let Some(first) = sources
-            .iter()
-            .position(|earlier| earlier.name == source.name)
-        {
-            let rule = format!("must be unique, but data.source.{first} has the same name");
-            return Err(Problem::new(format!("data.source.{index}.name"), rule));
-        }
-        sources.push(source);
+        let item = format!("data.source.{index}");
+        names.add(&item, &raw.name)?;
+        let key = |key: &str| format!("{item}.{key}");
+        let share = share(raw.epochs, raw.weight, weighted, &key)?;
+        let text = source(raw, &item)?;
+        sources.push(TrainingSource { text, share });
     }
     Ok(DataConfig {
         cache: raw.cache,
-        validation,
+        validation: validation(raw.validation, &mut names)?,
         source: sources,
     })
 }
 
-fn source(raw: RawSource, weighted: bool, key: &dyn Fn(&str) -> String) -> Checked<SourceConfig> {
-    if raw.name.trim().is_empty() {
-        return Err(Problem::new(key("name"), "must not be empty"));
+fn validation(raw: RawValidation, names: &mut Names) -> Checked<ValidationConfig> {
+    let key = "data.validation.fraction";
+    let own = !raw.source.is_empty();
+    let fraction = raw.fraction.unwrap_or(if own { 0.0 } else { 0.01 });
+    match own {
+        true if !(0.0..1.0).contains(&fraction) => {
+            return Err(Problem::new(key, "must be at least 0 and below 1")
+                .hint("0 holds out [[data.validation.source]] alone"));
+        }
+        false if !(fraction > 0.0 && fraction < 1.0) => {
+            return Err(Problem::new(key, "must be above 0 and below 1").hint(
+                "0.01 holds out 1 %; 0 is allowed with a [[data.validation.source]], which is used for validation only",
+            ));
+        }
+        _ => {}
     }
+    let by = match (fraction > 0.0, raw.by) {
+        (true, by) => Some(by.unwrap_or(SplitKind::Hash)),
+        (false, Some(_)) => {
+            return Err(
+                without_effect("data.validation.by", "without data.validation.fraction").hint(
+                    "remove it, or set a fraction above 0 to hold out text of the training sources as well",
+                ),
+            );
+        }
+        (false, None) => None,
+    };
+    let mut sources = Vec::with_capacity(raw.source.len());
+    for (index, raw) in raw.source.into_iter().enumerate() {
+        let item = format!("data.validation.source.{index}");
+        names.add(&item, &raw.name)?;
+        for (name, given) in [
+            ("epochs", raw.epochs.is_some()),
+            ("weight", raw.weight.is_some()),
+        ] {
+            unused(
+                given,
+                format!("{item}.{name}"),
+                "in a source that is used for validation only",
+            )?;
+        }
+        sources.push(source(raw, &item)?);
+    }
+    Ok(ValidationConfig {
+        split: Split { fraction, by },
+        source: sources,
+    })
+}
+
+/// The names of sources, which are unique.
+#[derive(Default)]
+struct Names(Vec<(String, String)>);
+
+impl Names {
+    /// Adds the name of a list item.
+    fn add(&mut self, item: &str, name: &str) -> Checked<()> {
+        let key = format!("{item}.name");
+        if name.trim().is_empty() {
+            return Err(Problem::new(key, "must not be empty"));
+        }
+        if let Some((first, _)) = self.0.iter().find(|(_, other)| other == name) {
+            let rule = format!("must be unique, but {first} has the same name");
+            return Err(Problem::new(key, rule));
+        }
+        self.0.push((item.to_owned(), name.to_owned()));
+        Ok(())
+    }
+}
+
+fn unused(given: bool, key: String, condition: &str) -> Checked<()> {
+    if given {
+        Err(without_effect(key, condition).hint("remove it"))
+    } else {
+        Ok(())
+    }
+}
+
+/// Resolves the documents of a list item.
+fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
+    let key = |key: &str| format!("{item}.{key}");
     let kinds = [
         ("files", raw.files.is_some()),
         ("cargo", raw.cargo.is_some()),
@@ -68,36 +132,29 @@ fn source(raw: RawSource, weighted: bool, key: &dyn Fn(&str) -> String) -> Check
         .map(|(kind, _)| *kind)
         .collect();
     if given.len() != 1 {
-        let item = key("");
-        let item = item.trim_end_matches('.').to_owned();
         let has = if given.is_empty() {
             "none".to_owned()
         } else {
             given.join(" and ")
         };
         let rule = format!("must have exactly one of files, cargo, jsonl and url, but has {has}");
-        return Err(Problem::new(item, rule).hint("write one [[data.source]] for each"));
+        return Err(
+            Problem::new(item, rule).hint(format!("write one [[{}]] for each", list_of(item)))
+        );
     }
-    let unused = |given: bool, name: &str, condition: &str| {
-        if given {
-            Err(without_effect(key(name), condition).hint("remove it"))
-        } else {
-            Ok(())
-        }
-    };
     unused(
         raw.sha256.is_some() && raw.url.is_none(),
-        "sha256",
+        key("sha256"),
         "without url",
     )?;
     unused(
         raw.field.is_some() && raw.jsonl.is_none(),
-        "field",
+        key("field"),
         "without jsonl",
     )?;
     unused(
         raw.max_bytes.is_some() && raw.url.is_some(),
-        "max_bytes",
+        key("max_bytes"),
         "with url, which is a single document",
     )?;
     if raw.max_bytes == Some(0) {
@@ -105,7 +162,6 @@ fn source(raw: RawSource, weighted: bool, key: &dyn Fn(&str) -> String) -> Check
             Problem::new(key("max_bytes"), "must be at least 1").hint("remove it for no limit")
         );
     }
-    let share = share(raw.epochs, raw.weight, weighted, key)?;
     let kind = match (raw.files, raw.cargo, raw.jsonl, raw.url) {
         (Some(files), ..) => SourceKind::Files {
             files: filled(key("files"), files)?,
@@ -130,10 +186,14 @@ fn source(raw: RawSource, weighted: bool, key: &dyn Fn(&str) -> String) -> Check
     Ok(SourceConfig {
         name: raw.name,
         kind,
-        share,
         max_bytes: raw.max_bytes,
         on_error,
     })
+}
+
+/// The list that an item belongs to.
+fn list_of(item: &str) -> &str {
+    item.rsplit_once('.').map_or(item, |(list, _)| list)
 }
 
 fn share(
