@@ -35,6 +35,8 @@ pub(super) struct Manifest {
     /// A set for each source, in order.
     pub training: Vec<SetManifest>,
     pub validation: SetManifest,
+    /// Places of the text that spell special tokens.
+    pub special_places: u64,
 }
 
 impl Manifest {

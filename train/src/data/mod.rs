@@ -39,7 +39,7 @@ use self::pool::FilePool;
 use self::record::Records;
 use self::shards::{SetManifest, TokenSet};
 use self::survey::{Survey, file_tokenizer, survey};
-use crate::config::{RunConfig, Share};
+use crate::config::{DataConfig, RunConfig, Share};
 
 pub use error::DataError;
 pub use packing::TrainingStream;
@@ -62,6 +62,8 @@ pub struct Prepared {
     pub sources: Vec<SourceSummary>,
     /// What is held out of all sources together.
     pub held_out: TextSummary,
+    /// Places of all text that spell special tokens.
+    special_places: u64,
     training: Arc<Vec<TokenSet>>,
     validation: TokenSet,
 }
@@ -228,6 +230,17 @@ fn describe(prepared: &Prepared) {
         "validation: {documents} document(s), {}, {tokens} tokens",
         text_bytes(bytes)
     );
+    match (
+        prepared.special_places,
+        prepared.tokenizer.takes_special_tokens(),
+    ) {
+        (0, _) => {}
+        (places, true) => tracing::info!("{places} place(s) of the text are special tokens"),
+        (places, false) => tracing::warn!(
+            "{places} place(s) of the text spell special tokens of the tokenizer, and are ordinary characters; \
+             if a program wrote them, as in rendered chats, set data.special_tokens = true"
+        ),
+    }
 }
 
 /// Warns of sources that have changed since they had these hashes. Reads no text: only names, sizes
@@ -274,6 +287,7 @@ fn open(
         Some(file) => file,
         None => Tokenizer::load(&folder.join(TOKENIZER), &[manifest.end_of_text])?,
     };
+    let tokenizer = config.data.reading(tokenizer);
     let files = Arc::new(FilePool::default());
     let set = |set: &SetManifest| TokenSet::new(folder, set, &files);
     let prepared = Prepared {
@@ -281,6 +295,7 @@ fn open(
         folder: folder.to_owned(),
         sources: summaries(config, &manifest.training),
         held_out: summary(&manifest.validation),
+        special_places: manifest.special_places,
         training: Arc::new(manifest.training.iter().map(set).collect()),
         validation: set(&manifest.validation),
         content_hash: manifest.key,
@@ -311,6 +326,17 @@ fn summaries(config: &RunConfig, sets: &[SetManifest]) -> Vec<SourceSummary> {
             part: seen((source, set)) / all,
         })
         .collect()
+}
+
+impl DataConfig {
+    /// The tokenizer as it reads this data.
+    fn reading(&self, tokenizer: Tokenizer) -> Tokenizer {
+        if self.special_tokens {
+            tokenizer.with_special_tokens()
+        } else {
+            tokenizer
+        }
+    }
 }
 
 impl Prepared {

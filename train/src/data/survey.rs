@@ -18,7 +18,7 @@ use crate::config::{DataConfig, SourceConfig, TokenizerConfig};
 
 /// Raised whenever a change of the program makes the same files give other documents, tokens or
 /// sequences, so that no run continues with other data than it started with.
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 
 /// What a run's text amounts to.
 #[derive(Debug)]
@@ -203,6 +203,7 @@ fn key(
         sources: Vec<&'a str>,
         /// What begins each document.
         beginning: &'a [u32],
+        special_tokens: bool,
     }
     let without_path = match tokenizer {
         TokenizerConfig::File { end_of_text, .. } => TokenizerConfig::File {
@@ -218,6 +219,7 @@ fn key(
         validation: &data.validation,
         sources: sources.iter().map(|source| source.hash.as_str()).collect(),
         beginning: file.map_or(&[], Tokenizer::bos_ids),
+        special_tokens: data.special_tokens,
     };
     let json = serde_json::to_vec(&key).expect("numbers and strings can be written as JSON");
     hexadecimal(&hash(&json))

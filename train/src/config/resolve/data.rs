@@ -47,6 +47,7 @@ pub(super) fn data(raw: RawData) -> Checked<DataConfig> {
     }
     Ok(DataConfig {
         cache: raw.cache,
+        special_tokens: raw.special_tokens.unwrap_or(false),
         validation,
         source: sources,
     })
