@@ -57,12 +57,32 @@ impl Engine {
         Ok(engine)
     }
 
+    /// The same engine; with `special_tokens`, text that spells a special token becomes that token.
+    #[must_use]
+    pub fn reading_special_tokens(mut self, special_tokens: bool) -> Self {
+        if special_tokens {
+            self.tokenizer = self.tokenizer.with_special_tokens();
+        }
+        self
+    }
+
+    /// Warns of text that spells special tokens and does not become them.
+    pub fn warn_of_special_places(&self, places: u64) {
+        if places > 0 && !self.tokenizer.takes_special_tokens() {
+            tracing::warn!(
+                "{places} place(s) of the text spell special tokens of the tokenizer, and are ordinary characters; \
+                 --special-tokens makes them special tokens"
+            );
+        }
+    }
+
     /// Token ids of a text to continue (see [`Tokenizer::prompt`]), all within the model's vocabulary.
     ///
     /// # Errors
     ///
     /// When the tokenizer cannot encode the text, or gives an id beyond the model's vocabulary.
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>, InferError> {
+        self.warn_of_special_places(self.tokenizer.special_places(text));
         let ids = self.tokenizer.prompt(text)?;
         self.check(&ids)?;
         Ok(ids)

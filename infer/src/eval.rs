@@ -77,6 +77,7 @@ impl Text {
         let limit = self.max_tokens;
         let packed = PackedText::read(&engine.tokenizer, &self.files, self.field(), limit)?;
         engine.check(packed.tokens())?;
+        engine.warn_of_special_places(packed.special_places());
         Ok(packed)
     }
 }

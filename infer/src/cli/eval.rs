@@ -32,6 +32,9 @@ pub(super) struct EvalArgs {
     /// Field of each JSON line that contains the text [default: text].
     #[arg(long, value_name = "NAME")]
     field: Option<String>,
+    /// Let text that spells a special token, such as <|im_start|>, become that token.
+    #[arg(long)]
+    special_tokens: bool,
     /// Sequence length in tokens [default: the model's context, at most 2048].
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
     context: Option<usize>,
@@ -55,6 +58,7 @@ impl EvalArgs {
         };
         text.check()?;
         let engine = self.model.open(self.weights)?;
+        let engine = engine.reading_special_tokens(self.special_tokens);
         let packed = text.pack(&engine)?;
         let context = self.context.unwrap_or_else(|| default_context(&engine));
         let tokens = packed.targets();

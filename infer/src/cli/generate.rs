@@ -28,6 +28,9 @@ pub(super) struct GenerateArgs {
     /// Text to continue; `-` reads it from standard input. An empty prompt starts a new document.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) prompt: String,
+    /// Let a prompt that spells a special token, such as <|im_start|>, contain that token.
+    #[arg(long)]
+    special_tokens: bool,
     /// Maximum number of tokens to generate.
     #[arg(long, value_name = "N", default_value_t = 200)]
     max_tokens: usize,
@@ -50,6 +53,7 @@ pub(super) struct GenerateArgs {
 impl GenerateArgs {
     pub(super) fn execute(self, control: &Control) -> Result<(), InferError> {
         let engine = self.model.open(self.weights)?;
+        let engine = engine.reading_special_tokens(self.special_tokens);
         let prompt = match self.prompt.as_str() {
             "-" => {
                 let mut text = String::new();

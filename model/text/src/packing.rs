@@ -49,6 +49,7 @@ impl Advise for PackingError {
 pub struct PackedText {
     tokens: Vec<u32>,
     bytes: u64,
+    special_places: u64,
 }
 
 impl PackedText {
@@ -114,6 +115,12 @@ impl PackedText {
         self.bytes
     }
 
+    /// Number of places that spell special tokens in the documents that were read (see
+    /// [`Tokenizer::special_places`]); 0 if tokens were packed.
+    pub fn special_places(&self) -> u64 {
+        self.special_places
+    }
+
     /// The windows, in order; see [`windows`].
     pub fn windows(&self, context: usize) -> impl ExactSizeIterator<Item = &[u32]> {
         windows(&self.tokens, context)
@@ -143,6 +150,7 @@ impl<'a> Packer<'a> {
             packed: PackedText {
                 tokens: Vec::new(),
                 bytes: 0,
+                special_places: 0,
             },
         }
     }
@@ -163,6 +171,7 @@ impl<'a> Packer<'a> {
         let PackedText {
             tokens: stream,
             bytes: total,
+            ..
         } = &mut self.packed;
         let bos_count = self.tokenizer.bos_ids().len();
         let bytes_of = |count: usize| self.tokenizer.bytes_of(&tokens[..count]).min(bytes);
@@ -193,7 +202,12 @@ impl<'a> Packer<'a> {
             .iter()
             .map(|document| document.text.as_str())
             .collect();
-        for (text, tokens) in texts.iter().zip(self.tokenizer.encode_batch(&texts)?) {
+        let encoded = self
+            .tokenizer
+            .encode_batch(&texts)
+            .map_err(|error| error.in_document(|index| (documents[index].name.clone(), 0)))?;
+        for (text, tokens) in texts.iter().zip(encoded) {
+            self.packed.special_places += self.tokenizer.special_places(text);
             self.push(&tokens, text.len() as u64);
         }
         Ok(())

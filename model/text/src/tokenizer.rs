@@ -8,8 +8,11 @@
 
 mod bos;
 mod byte_level;
+mod cuts;
+mod encode;
 mod error;
 mod folder;
+mod special;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -19,12 +22,14 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use aho_corasick::AhoCorasick;
 use firebox_console::durable::{self, FileError};
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::BpeTrainer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, DecoderWrapper};
 
+use cuts::Cuts;
 use folder::Companions;
 
 pub use error::TokenizerError;
@@ -42,10 +47,6 @@ pub const SMALLEST_VOCABULARY: usize = 257;
 /// EOS tokens that [`Tokenizer::load`] tries if none is given.
 const USUAL_EOS_TOKENS: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"];
 
-/// Longer texts are encoded in parallel pieces of about this many bytes, if that does not change the
-/// tokens.
-const PIECE: usize = 128 << 10;
-
 /// Encodes text as token ids and decodes it again.
 #[derive(Clone)]
 pub struct Tokenizer {
@@ -61,8 +62,10 @@ pub struct Tokenizer {
     bytes: Vec<u32>,
     /// Whether ids 0–255 are the bytes themselves and no other id occurs in text.
     identity: bool,
-    /// Whether the pre-tokenizer always splits between a line feed and a non-whitespace character.
-    splits_lines: bool,
+    /// Where texts can be cut without changing their tokens.
+    cuts: Cuts,
+    /// Finds what spells a special token.
+    special: AhoCorasick,
 }
 
 impl Tokenizer {
@@ -202,12 +205,19 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(message)?;
 
         let bos_ids = bos::bos_ids(&inner).map_err(message)?;
-        // Only special tokens are never matched in text and are omitted from decoded text.
+        // Only special tokens are not matched in text by default and are omitted from decoded text.
         for &id in bos_ids.iter().chain([&eos_id]) {
-            let token = inner
-                .id_to_token(id)
-                .ok_or(TokenizerError::UnknownBos { path: None, id })?;
-            inner.add_special_tokens(&[AddedToken::from(token, true)]);
+            let token = match inner.get_added_tokens_decoder().remove(&id) {
+                Some(token) if token.special => continue,
+                Some(token) => token.special(true),
+                None => AddedToken::from(
+                    inner
+                        .id_to_token(id)
+                        .ok_or(TokenizerError::UnknownBos { path: None, id })?,
+                    true,
+                ),
+            };
+            inner.add_special_tokens(&[token]);
         }
         inner.set_encode_special_tokens(true);
 
@@ -226,7 +236,8 @@ impl Tokenizer {
             companions: Companions::default(),
             bytes: byte_counts(&inner, vocab_size),
             identity: byte_level::is_identity(&inner),
-            splits_lines: byte_level::splits_lines(&inner),
+            cuts: Cuts::of(&inner),
+            special: special::spelling(&inner),
             eos_ids: vec![eos_id],
             bos_ids,
             vocab_size,
@@ -300,57 +311,6 @@ impl Tokenizer {
         self.inner
             .id_to_token(self.eos_id())
             .expect("the constructor looked the token up")
-    }
-
-    /// Token ids of a text. Special tokens are neither added nor recognised in the text: the characters
-    /// of [`END_OF_TEXT`] are encoded like any others.
-    ///
-    /// # Errors
-    ///
-    /// When the tokenizer has no token for a part of the text; byte-level tokenizers can encode every
-    /// text.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        Ok(self.encode_batch(&[text])?.pop().unwrap_or_default())
-    }
-
-    /// Token ids of several texts, on all cores.
-    ///
-    /// # Errors
-    ///
-    /// When a text cannot be encoded; see [`encode`](Self::encode).
-    pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, TokenizerError> {
-        if self.identity {
-            return Ok(texts
-                .iter()
-                .map(|text| text.bytes().map(u32::from).collect())
-                .collect());
-        }
-        let mut pieces = Vec::with_capacity(texts.len());
-        let mut counts = Vec::with_capacity(texts.len());
-        for text in texts {
-            let before = pieces.len();
-            if self.splits_lines {
-                pieces.extend(byte_level::pieces(text, PIECE));
-            } else {
-                pieces.push(*text);
-            }
-            counts.push(pieces.len() - before);
-        }
-        let encodings = self
-            .inner
-            .encode_batch_fast(pieces, false)
-            .map_err(|error| TokenizerError::Encode {
-                message: error.to_string(),
-            })?;
-        let mut encodings = encodings.into_iter();
-        let join = |count: &usize| {
-            encodings
-                .by_ref()
-                .take(*count)
-                .flat_map(|e| e.get_ids().to_vec())
-                .collect()
-        };
-        Ok(counts.iter().map(join).collect())
     }
 
     /// Text of token ids. Special tokens and ids that are not in the vocabulary are omitted; invalid

@@ -88,6 +88,8 @@ pub struct DataConfig {
     /// Folder of prepared tokens; the user's cache folder if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
+    /// Whether text that spells a special token of the tokenizer becomes this token.
+    pub special_tokens: bool,
     /// `[data.validation]`
     pub validation: ValidationConfig,
     /// `[[data.source]]`, at least one.

@@ -95,6 +95,7 @@ pub(super) enum TokenizerKind {
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawData {
     pub cache: Option<PathBuf>,
+    pub special_tokens: Option<bool>,
     #[serde(default)]
     pub validation: RawValidation,
     pub source: Vec<RawSource>,

@@ -2,13 +2,14 @@
 //! when it is complete.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use firebox_console::numbers::text_bytes;
 use firebox_console::progress::Progress;
 use firebox_text::Tokenizer;
-use serde_json::json;
+use firebox_text::documents::Document;
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
@@ -26,7 +27,7 @@ const SAMPLE_BYTES: u64 = 10_000_000;
 /// The pieces in which that text is chosen.
 const SAMPLE_PIECE: usize = 64 << 10;
 
-/// Documents are encoded together until they have this many bytes.
+/// Texts are encoded together until they have this many bytes; one that has them alone is encoded part by part.
 const BATCH_BYTES: usize = 4 << 20;
 
 /// Prepares all data of a run in an empty folder.
@@ -40,6 +41,7 @@ pub(super) fn build(
         Some(file) => file.clone(),
         None => make_tokenizer(config, survey, progress)?,
     };
+    let tokenizer = config.data.reading(tokenizer);
     tokenizer.save(&folder.join(TOKENIZER))?;
 
     let vocab_size = tokenizer.vocab_size();
@@ -52,34 +54,33 @@ pub(super) fn build(
 
     for (index, (source, split)) in config.data.texts().enumerate() {
         let writer = |side: &str| SetWriter::create(folder, &format!("{side}-{index}"), vocab_size);
-        let (mut training, mut validation) = (writer("training")?, writer("validation")?);
-        let mut batch = Batch::default();
-        for_each_document(source, &survey.sources[index], |text| {
+        let mut encoder = Encoder {
+            tokenizer: &tokenizer,
+            training: writer("training")?,
+            validation: writer("validation")?,
+            waiting: Vec::new(),
+            bytes: 0,
+            special_places: 0,
+        };
+        for_each_document(source, &survey.sources[index], |Document { name, text }| {
             let hash = hash(text.as_bytes());
             let sides = split::split(&text, &hash, split);
-            for (side, text) in [
-                (Side::Training, sides.training),
-                (Side::Validation, sides.validation),
-            ] {
-                if !text.is_empty() {
-                    batch.add(side, text);
-                }
-            }
+            encoder.add(Side::Training, &name, 0, sides.training)?;
+            let offset = text.len() - sides.validation.len();
+            encoder.add(Side::Validation, &name, offset, sides.validation)?;
             if !sides.validation.is_empty() {
-                writeln!(validation_text, "{}", json!({ "text": sides.validation }))
+                write_line(&mut validation_text, sides.validation)
                     .map_err(DataError::io("write", &validation_path))?;
-            }
-            if batch.bytes >= BATCH_BYTES {
-                batch.write(&tokenizer, &mut training, &mut validation)?;
             }
             progress.advance(text.len() as u64);
             Ok(())
         })?;
-        batch.write(&tokenizer, &mut training, &mut validation)?;
+        encoder.write()?;
         sources.push(SourceManifest {
             hash: survey.sources[index].hash.clone(),
-            training: training.finish()?,
-            validation: validation.finish()?,
+            special_places: encoder.special_places,
+            training: encoder.training.finish()?,
+            validation: encoder.validation.finish()?,
         });
     }
     validation_text
@@ -97,6 +98,16 @@ pub(super) fn build(
     manifest.write(folder)
 }
 
+/// Writes a text as a line of JSON with a field `text`.
+fn write_line(file: &mut impl Write, text: &str) -> io::Result<()> {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        text: &'a str,
+    }
+    serde_json::to_writer(&mut *file, &Line { text })?;
+    file.write_all(b"\n")
+}
+
 /// Counts the bytes of all text.
 fn counted(what: &str, survey: &Survey, visible: bool) -> Progress {
     let bytes = survey.bytes();
@@ -111,13 +122,13 @@ fn counted(what: &str, survey: &Survey, visible: bool) -> Progress {
 fn for_each_document(
     source: &SourceConfig,
     survey: &SourceSurvey,
-    mut use_text: impl FnMut(String) -> Result<(), DataError>,
+    mut use_document: impl FnMut(Document) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
     let mut hasher = Sha256::new();
     for document in source::open(source, false)? {
-        let text = document?.text;
-        hasher.update(hash(text.as_bytes()));
-        use_text(text)?;
+        let document = document?;
+        hasher.update(hash(document.text.as_bytes()));
+        use_document(document)?;
     }
     let found = hexadecimal(&hasher.finalize().into());
     if found != survey.hash {
@@ -152,7 +163,7 @@ fn tokenizer_sample(
     let mut sample = Vec::new();
     let progress = counted("sampling", survey, progress);
     for (source, found) in config.data.source.iter().zip(&survey.sources) {
-        for_each_document(&source.text, found, |text| {
+        for_each_document(&source.text, found, |Document { text, .. }| {
             let document_hash = hash(text.as_bytes());
             let split = config.data.validation.split;
             let mut rest = split::split(&text, &document_hash, split).training;
@@ -179,37 +190,105 @@ enum Side {
     Validation,
 }
 
-/// Texts that wait to be encoded together.
-#[derive(Debug, Default)]
-struct Batch {
-    texts: Vec<(Side, String)>,
-    bytes: usize,
+/// A text that waits to be encoded.
+#[derive(Debug)]
+struct Waiting {
+    side: Side,
+    /// The document that it is of, for messages.
+    document: String,
+    /// Where it begins there, in bytes.
+    offset: usize,
+    text: String,
 }
 
-impl Batch {
-    fn add(&mut self, side: Side, text: &str) {
+/// Writes the tokens of a source's training text and of its held-out text.
+struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    training: SetWriter,
+    validation: SetWriter,
+    /// Short texts that are encoded together.
+    waiting: Vec<Waiting>,
+    bytes: usize,
+    /// Places that spell special tokens.
+    special_places: u64,
+}
+
+impl Encoder<'_> {
+    fn add(
+        &mut self,
+        side: Side,
+        document: &str,
+        offset: usize,
+        text: &str,
+    ) -> Result<(), DataError> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        self.special_places += self.tokenizer.special_places(text);
+        if text.len() >= BATCH_BYTES {
+            self.write()?;
+            return self.write_long(side, document, offset, text);
+        }
         self.bytes += text.len();
-        self.texts.push((side, text.to_owned()));
+        self.waiting.push(Waiting {
+            side,
+            document: document.to_owned(),
+            offset,
+            text: text.to_owned(),
+        });
+        if self.bytes >= BATCH_BYTES {
+            self.write()?;
+        }
+        Ok(())
     }
 
     /// Encodes and writes what waits.
-    fn write(
-        &mut self,
-        tokenizer: &Tokenizer,
-        training: &mut SetWriter,
-        validation: &mut SetWriter,
-    ) -> Result<(), DataError> {
-        let texts: Vec<&str> = self.texts.iter().map(|(_, text)| text.as_str()).collect();
-        let encoded = tokenizer.encode_batch(&texts)?;
-        for ((side, text), tokens) in self.texts.iter().zip(encoded) {
-            let writer = match side {
-                Side::Training => &mut *training,
-                Side::Validation => &mut *validation,
-            };
-            let document: Vec<u32> = tokenizer.document(&tokens).collect();
-            writer.push(&document, text.len() as u64)?;
+    fn write(&mut self) -> Result<(), DataError> {
+        let waiting = std::mem::take(&mut self.waiting);
+        self.bytes = 0;
+        let texts: Vec<&str> = waiting
+            .iter()
+            .map(|waiting| waiting.text.as_str())
+            .collect();
+        let encoded = self.tokenizer.encode_batch(&texts).map_err(|error| {
+            error.in_document(|index| (waiting[index].document.clone(), waiting[index].offset))
+        })?;
+        for (Waiting { side, text, .. }, tokens) in waiting.iter().zip(encoded) {
+            let document: Vec<u32> = self.tokenizer.document(&tokens).collect();
+            let writer = self.writer(*side);
+            writer.extend(&document)?;
+            writer.end_document(text.len() as u64)?;
         }
-        *self = Self::default();
         Ok(())
+    }
+
+    /// Encodes and writes a text whose tokens would need too much memory at once.
+    fn write_long(
+        &mut self,
+        side: Side,
+        document: &str,
+        offset: usize,
+        text: &str,
+    ) -> Result<(), DataError> {
+        let tokenizer = self.tokenizer;
+        let writer = self.writer(side);
+        writer.extend(tokenizer.bos_ids())?;
+        tokenizer
+            .encode_parts(text, |ids| writer.extend(ids))
+            .map_err(|error| match error {
+                DataError::Tokenizer(error) => {
+                    error.in_document(|_| (document.to_owned(), offset)).into()
+                }
+                other => other,
+            })?;
+        writer.extend(&[tokenizer.eos_id()])?;
+        writer.end_document(text.len() as u64)
+    }
+
+    fn writer(&mut self, side: Side) -> &mut SetWriter {
+        match side {
+            Side::Training => &mut self.training,
+            Side::Validation => &mut self.validation,
+        }
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct SourceManifest {
     pub training: SetManifest,
     /// Its held-out tokens, if any.
     pub validation: SetManifest,
+    /// Places of the text that spell special tokens.
+    pub special_places: u64,
 }
 
 impl Manifest {

@@ -42,7 +42,7 @@ use self::record::Records;
 use self::shards::{SetManifest, TokenSet};
 use self::survey::{Survey, file_tokenizer, survey};
 use self::validation::HeldOut;
-use crate::config::{RunConfig, Share, TrainingSource};
+use crate::config::{DataConfig, RunConfig, Share, TrainingSource};
 
 pub use error::DataError;
 pub use packing::TrainingStream;
@@ -67,6 +67,8 @@ pub struct Prepared {
     pub sources: Vec<SourceSummary>,
     /// What is held out of all sources together.
     pub held_out: TextSummary,
+    /// Places of all text that spell special tokens.
+    special_places: u64,
     training: Arc<Vec<TokenSet>>,
     validation: Vec<HeldOut>,
 }
@@ -245,6 +247,17 @@ fn describe(config: &RunConfig, prepared: &Prepared) {
         }
     }
     repetition::warn(config, &prepared.sources);
+    match (
+        prepared.special_places,
+        prepared.tokenizer.takes_special_tokens(),
+    ) {
+        (0, _) => {}
+        (places, true) => tracing::info!("{places} place(s) of the text are special tokens"),
+        (places, false) => tracing::warn!(
+            "{places} place(s) of the text spell special tokens of the tokenizer, and are ordinary characters; \
+             if a program wrote them, as in rendered chats, set data.special_tokens = true"
+        ),
+    }
 }
 
 /// Warns of sources that have changed since they had these hashes. Reads no text: only names, sizes
@@ -291,6 +304,7 @@ fn open(
         Some(file) => file,
         None => Tokenizer::load(&folder.join(TOKENIZER), &[manifest.end_of_text])?,
     };
+    let tokenizer = config.data.reading(tokenizer);
     let files = Arc::new(FilePool::default());
     let set = |set: &SetManifest| TokenSet::new(folder, set, &files);
     let training = &manifest.sources[..config.data.source.len()];
@@ -305,6 +319,7 @@ fn open(
         folder: folder.to_owned(),
         sources: summaries(config, &manifest.sources),
         held_out: held_out_summary(&manifest.sources),
+        special_places: manifest.sources.iter().map(|s| s.special_places).sum(),
         training: Arc::new(
             training
                 .iter()
@@ -348,6 +363,17 @@ fn summaries(config: &RunConfig, sources: &[SourceManifest]) -> Vec<SourceSummar
             part: seen((source, set)) / all,
         })
         .collect()
+}
+
+impl DataConfig {
+    /// The tokenizer as it reads this data.
+    fn reading(&self, tokenizer: Tokenizer) -> Tokenizer {
+        if self.special_tokens {
+            tokenizer.with_special_tokens()
+        } else {
+            tokenizer
+        }
+    }
 }
 
 impl Prepared {

@@ -225,9 +225,9 @@ impl SetWriter {
         })
     }
 
-    /// Adds a document: its tokens, those that begin and end it included, and the bytes of its text.
-    pub fn push(&mut self, document: &[u32], bytes: u64) -> Result<(), DataError> {
-        let mut rest = document;
+    /// Adds tokens to the current document: those of its text, and those that begin and end it.
+    pub fn extend(&mut self, tokens: &[u32]) -> Result<(), DataError> {
+        let mut rest = tokens;
         while !rest.is_empty() {
             let room =
                 self.manifest.shard_tokens - self.manifest.tokens % self.manifest.shard_tokens;
@@ -236,6 +236,11 @@ impl SetWriter {
             self.write(now)?;
             rest = later;
         }
+        Ok(())
+    }
+
+    /// Completes the current document, whose text has this many bytes.
+    pub fn end_document(&mut self, bytes: u64) -> Result<(), DataError> {
         self.manifest.documents += 1;
         self.manifest.bytes += bytes;
         self.index.write(&self.manifest.tokens.to_le_bytes())?;
@@ -406,7 +411,8 @@ pub(super) mod tests {
                 let mut tokens: Vec<u32> = (next..next + length as u32).collect();
                 tokens.push(0);
                 next += length as u32;
-                writer.push(&tokens, length as u64).unwrap();
+                writer.extend(&tokens).unwrap();
+                writer.end_document(length as u64).unwrap();
             }
             TokenSet::new(folder.path(), &writer.finish().unwrap(), &files)
         });
@@ -417,7 +423,10 @@ pub(super) mod tests {
     fn write(folder: &Path, documents: &[Vec<u32>], width: u32, shard_tokens: u64) -> SetManifest {
         let mut writer = SetWriter::with_shard_tokens(folder, "set", width, shard_tokens).unwrap();
         for document in documents {
-            writer.push(document, document.len() as u64 * 3).unwrap();
+            let (first, second) = document.split_at(document.len() / 2);
+            writer.extend(first).unwrap();
+            writer.extend(second).unwrap();
+            writer.end_document(document.len() as u64 * 3).unwrap();
         }
         writer.finish().unwrap()
     }

@@ -234,6 +234,7 @@ fn key(
         sources: [Vec<&'a str>; 2],
         /// What begins each document.
         beginning: &'a [u32],
+        special_tokens: bool,
     }
     let without_path = match tokenizer {
         TokenizerConfig::File { end_of_text, .. } => TokenizerConfig::File {
@@ -253,6 +254,7 @@ fn key(
             hashes.collect()
         }),
         beginning: file.map_or(&[], Tokenizer::bos_ids),
+        special_tokens: data.special_tokens,
     };
     let json = serde_json::to_vec(&key).expect("numbers and strings can be written as JSON");
     hexadecimal(&hash(&json))

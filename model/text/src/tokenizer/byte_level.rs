@@ -84,35 +84,9 @@ pub(super) fn is_identity(inner: &tokenizers::Tokenizer) -> bool {
         && characters().iter().enumerate().all(is_byte)
 }
 
-/// Whether text is split by [`SPLIT`], which always splits between a line feed and a non-whitespace
-/// character: no alternative that matches a line feed can match such a character after it.
-pub(super) fn splits_lines(inner: &tokenizers::Tokenizer) -> bool {
-    inner.get_normalizer().is_none() && pre_tokenizer_is(inner, splitting())
-}
-
 fn pre_tokenizer_is(inner: &tokenizers::Tokenizer, expected: Value) -> bool {
     inner
         .get_pre_tokenizer()
         .and_then(|own| serde_json::to_value(own).ok())
         == Some(expected)
-}
-
-/// Pieces of about `size` bytes, cut where a cut does not change the tokens; see [`splits_lines`].
-pub(super) fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let from = rest.floor_char_boundary(size);
-        let is_cut = |&(at, _): &(usize, &str)| !rest[at + 1..].starts_with(char::is_whitespace);
-        let cut = rest[from..]
-            .match_indices('\n')
-            .map(|(at, line_feed)| (from + at, line_feed))
-            .find(is_cut)
-            .map_or(rest.len(), |(at, _)| at + 1);
-        let (piece, remainder) = rest.split_at(cut);
-        rest = remainder;
-        Some(piece)
-    })
 }

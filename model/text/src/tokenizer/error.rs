@@ -76,8 +76,17 @@ pub enum TokenizerError {
         message: String,
     },
     /// The tokenizer has no token for a part of the text.
-    #[error("the tokenizer cannot encode this text: {message}")]
+    #[error(
+        "{}the tokenizer cannot encode the text from byte {offset} on: {message}",
+        InDocument(document)
+    )]
     Encode {
+        /// The document, if it has a name.
+        document: Option<String>,
+        /// The number of the text among those that were encoded together, from 0.
+        text: usize,
+        /// Where the piece begins that cannot be encoded, in bytes from the start of the text or document.
+        offset: usize,
         /// The tokenizer's message.
         message: String,
     },
@@ -97,6 +106,10 @@ impl Advise for TokenizerError {
                 "every id under post_processor must be in added_tokens or in the model's vocabulary"
             }
             Self::Parse { .. } => "use the tokenizer.json of a Hugging Face fast tokenizer",
+            Self::Encode { message, .. } if message.contains(RETRY_LIMIT) => {
+                "the tokenizer's regular expression cannot match so long a run of characters of one kind, in \
+                 transformers either: shorten the run or leave the document out"
+            }
             Self::Encode { .. } => "a byte-level tokenizer can encode every text",
             Self::Read(_)
             | Self::Write(_)
@@ -107,6 +120,26 @@ impl Advise for TokenizerError {
 }
 
 impl TokenizerError {
+    /// The same error, with the name of the document that could not be encoded, and counting from its start.
+    ///
+    /// `place` says for a text, given its number among those that were encoded together, which document it is of, and
+    /// where it begins there, in bytes.
+    #[must_use]
+    pub fn in_document(mut self, place: impl FnOnce(usize) -> (String, usize)) -> Self {
+        if let Self::Encode {
+            document,
+            text,
+            offset,
+            ..
+        } = &mut self
+        {
+            let (name, start) = place(*text);
+            *document = Some(name);
+            *offset += start;
+        }
+        self
+    }
+
     /// The same error, with the file that it is about.
     pub(super) fn at(mut self, file: &Path) -> Self {
         if let Self::Parse { path, .. }
@@ -116,6 +149,21 @@ impl TokenizerError {
             *path = Some(file.to_owned());
         }
         self
+    }
+}
+
+/// What Oniguruma says when it gives up.
+const RETRY_LIMIT: &str = "retry-limit";
+
+/// The beginning of a message about a document, if it has a name.
+struct InDocument<'a>(&'a Option<String>);
+
+impl fmt::Display for InDocument<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(name) => write!(formatter, "{name}: "),
+            None => Ok(()),
+        }
     }
 }
 

@@ -35,6 +35,7 @@ pub(super) fn data(raw: RawData) -> Checked<DataConfig> {
     }
     Ok(DataConfig {
         cache: raw.cache,
+        special_tokens: raw.special_tokens.unwrap_or(false),
         validation: validation(raw.validation, &mut names)?,
         source: sources,
     })
