@@ -80,7 +80,8 @@ impl GenerateArgs {
         let Generated { tokens, seconds } =
             generate(&engine, &request, &mut io::stdout().lock(), stopped)?;
         tracing::info!(
-            "{tokens} tokens in {seconds:.2} s ({:.0} tokens/s on {})",
+            "{tokens} {} in {seconds:.2} s ({:.0} tokens/s on {})",
+            if tokens == 1 { "token" } else { "tokens" },
             tokens as f64 / seconds,
             engine.device
         );

@@ -269,6 +269,21 @@ impl Tokenizer {
         self.vocab_size
     }
 
+    /// The largest id that a document can have, plus one. Special tokens that no text becomes, such as one for padding,
+    /// may have ids beyond it.
+    pub fn document_vocab_size(&self) -> usize {
+        if self.takes_special_tokens() {
+            return self.vocab_size;
+        }
+        let added = self.inner.get_added_tokens_decoder();
+        let is_text = |id: &u32| added.get(id).is_none_or(|token| !token.special);
+        let text = self.inner.get_vocab(true).into_values().filter(is_text);
+        let ends = self.bos_ids.iter().copied().chain([self.eos_id()]);
+        text.chain(ends)
+            .max()
+            .map_or(0, |largest| largest as usize + 1)
+    }
+
     /// The ids that begin a document, as the post-processor adds them: `<s>` for Llama and Mixtral, none
     /// for most others.
     pub fn bos_ids(&self) -> &[u32] {

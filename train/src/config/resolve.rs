@@ -30,8 +30,9 @@ pub(super) fn resolve(raw: RawConfig, complete: bool) -> Checked<RunConfig> {
     let (tokenizer, model) = match &raw.train.init {
         Some(init) if !complete => {
             let origin = init::Origin::open(init)?;
+            let special_tokens = raw.data.special_tokens.unwrap_or(false);
             (
-                origin.tokenizer(raw.tokenizer)?,
+                origin.tokenizer(raw.tokenizer, special_tokens)?,
                 origin.model(raw.model.unwrap_or_default())?,
             )
         }

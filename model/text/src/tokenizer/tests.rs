@@ -107,6 +107,18 @@ fn trained() -> Tokenizer {
 }
 
 #[test]
+fn a_special_token_that_no_text_becomes_needs_no_embedding() {
+    let json = json_with(&["<pad>"], &Value::Null);
+    let tokenizer = Tokenizer::from_bytes(json.as_bytes(), "<|endoftext|>").unwrap();
+    assert_eq!(tokenizer.vocab_size(), 258);
+    assert_eq!(tokenizer.document_vocab_size(), 257);
+    assert_eq!(tokenizer.with_special_tokens().document_vocab_size(), 258);
+    // The token that ends a document is one of it.
+    let tokenizer = Tokenizer::from_bytes(json.as_bytes(), "<pad>").unwrap();
+    assert_eq!(tokenizer.document_vocab_size(), 258);
+}
+
+#[test]
 fn bytes_are_their_own_ids() {
     let tokenizer = Tokenizer::bytes();
     assert_eq!(tokenizer.vocab_size(), 257);

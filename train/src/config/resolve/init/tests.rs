@@ -288,7 +288,7 @@ fn a_checkpoint_that_cannot_be_used_is_named() {
     let mut model = read(SMALL, &[]).unwrap().model;
     model.vocab_size = 200;
     insta::assert_snapshot!(TestCheckpoint::new(&model).refusal(&[]), @r#"
-    run.toml:7: train.init = "FOLDER" has a tokenizer.json with 257 ids, but a model with 200 embeddings
+    run.toml:7: train.init = "FOLDER" has a tokenizer.json whose documents have ids up to 256, but a model with 200 embeddings
     hint: they do not belong to the same model; configure another tokenizer under [tokenizer]
     "#);
 }

@@ -10,14 +10,16 @@ use crate::config::raw::RawTokenizer;
 use crate::config::resolve::{Checked, tokenizer};
 
 impl Origin {
-    /// The configured tokenizer, or else the checkpoint's.
+    /// The configured tokenizer, or else the checkpoint's; with `special_tokens`, text may become its special tokens. Every
+    /// id of a document has an embedding.
     pub(in crate::config::resolve) fn tokenizer(
         &self,
         raw: Option<RawTokenizer>,
+        special_tokens: bool,
     ) -> Checked<TokenizerConfig> {
         let (tokenizer, ids, key) = match raw {
             None => {
-                let (tokenizer, ids) = self.own_tokenizer()?;
+                let (tokenizer, ids) = self.own_tokenizer(special_tokens)?;
                 (tokenizer, ids, KEY)
             }
             Some(raw) => {
@@ -38,7 +40,8 @@ impl Origin {
         let (rule, hint) = match key {
             KEY => (
                 format!(
-                    "has a {TOKENIZER_FILE} with {ids} ids, but a model with {embeddings} embeddings"
+                    "has a {TOKENIZER_FILE} whose documents have ids up to {}, but a model with {embeddings} embeddings",
+                    ids - 1
                 ),
                 "they do not belong to the same model; configure another tokenizer under [tokenizer]",
             ),
@@ -53,7 +56,7 @@ impl Origin {
         Err(Problem::new(key, rule).hint(hint))
     }
 
-    fn own_tokenizer(&self) -> Checked<(TokenizerConfig, usize)> {
+    fn own_tokenizer(&self, special_tokens: bool) -> Checked<(TokenizerConfig, usize)> {
         let path = self.folder.join(TOKENIZER_FILE);
         if !path.exists() {
             let rule = format!("is missing, and {} has no {TOKENIZER_FILE}", self.name());
@@ -65,9 +68,13 @@ impl Origin {
             Problem::new(KEY, "has a tokenizer that cannot be used").caused_by(error)
         })?;
         let end_of_text = opened.eos_token();
+        let opened = match special_tokens {
+            true => opened.with_special_tokens(),
+            false => opened,
+        };
         Ok((
             TokenizerConfig::File { path, end_of_text },
-            opened.vocab_size(),
+            opened.document_vocab_size(),
         ))
     }
 }
