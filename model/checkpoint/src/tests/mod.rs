@@ -1,12 +1,14 @@
 //! config.json in both directions. Weights are tested with real checkpoints, in the crate `firebox-tests`.
 
+mod published;
+
 use std::fs;
 
 use serde_json::{Map, Value, json};
 
-use super::dtype::StoredDtype as _;
-use super::families::{FIREBOX, Family, Field, LLAMA, MIXTRAL, OLMOE, QWEN3, QWEN3_MOE, Usage};
-use super::{CONFIG_FILE, CheckpointConfig, GENERATION_FILE, Notes, config_json, read_config};
+use crate::dtype::StoredDtype as _;
+use crate::families::{FIREBOX, Family, Field, LLAMA, MIXTRAL, OLMOE, QWEN3, QWEN3_MOE, Usage};
+use crate::{CONFIG_FILE, CheckpointConfig, GENERATION_FILE, Notes, config_json, read_config};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
     BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,

@@ -1,0 +1,119 @@
+//! The fields of config.json as published models have them, at small sizes.
+
+use serde_json::json;
+
+use super::read;
+
+#[test]
+fn configurations_of_published_models_are_read() {
+    let qwen3_instruct = json!({
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 243, "eos_token_id": 245, "head_dim": 16, "hidden_act": "silu", "hidden_size": 32,
+        "initializer_range": 0.02, "intermediate_size": 48, "max_position_embeddings": 40960,
+        "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 4, "num_hidden_layers": 2,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000,
+        "sliding_window": null, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+        "transformers_version": "4.51.0", "use_cache": true, "use_sliding_window": false, "vocab_size": 256,
+    });
+    let qwen3_coder = json!({
+        "architectures": ["Qwen3MoeForCausalLM"], "attention_dropout": 0.0, "decoder_sparse_step": 1,
+        "eos_token_id": 245, "head_dim": 16, "hidden_act": "silu", "hidden_size": 32,
+        "initializer_range": 0.02, "intermediate_size": 88, "max_position_embeddings": 262144,
+        "max_window_layers": 28, "mlp_only_layers": [], "model_type": "qwen3_moe",
+        "moe_intermediate_size": 24, "norm_topk_prob": true, "num_attention_heads": 4, "num_experts": 8,
+        "num_experts_per_tok": 2, "num_hidden_layers": 2, "num_key_value_heads": 2,
+        "output_router_logits": false, "qkv_bias": false, "rms_norm_eps": 1e-06, "rope_scaling": null,
+        "rope_theta": 10000000, "router_aux_loss_coef": 0.0, "shared_expert_intermediate_size": 0,
+        "sliding_window": null, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+        "transformers_version": "4.52.3", "use_cache": true, "use_qk_norm": true,
+        "use_sliding_window": false, "vocab_size": 256,
+    });
+    let smollm2 = json!({
+        "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 36,
+        "initializer_range": 0.041666666666666664, "intermediate_size": 48, "is_llama_config": true,
+        "max_position_embeddings": 8192, "mlp_bias": false, "model_type": "llama",
+        "num_attention_heads": 9, "num_hidden_layers": 2, "num_key_value_heads": 3, "pad_token_id": 2,
+        "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_interleaved": false, "rope_scaling": null,
+        "rope_theta": 100000, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+        "transformers.js_config": { "kv_cache_dtype": { "fp16": "float16" } },
+        "transformers_version": "4.42.3", "use_cache": true, "vocab_size": 256,
+    });
+    let tinyllama = json!({
+        "architectures": ["LlamaForCausalLM"], "attention_bias": false, "bos_token_id": 1,
+        "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 32, "initializer_range": 0.02,
+        "intermediate_size": 88, "max_position_embeddings": 2048, "model_type": "llama",
+        "num_attention_heads": 8, "num_hidden_layers": 2, "num_key_value_heads": 4, "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05, "rope_scaling": null, "rope_theta": 10000.0,
+        "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.35.0",
+        "use_cache": true, "vocab_size": 256,
+    });
+    let mixtral = json!({
+        "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1,
+        "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 32, "initializer_range": 0.02,
+        "intermediate_size": 48, "max_position_embeddings": 32768, "model_type": "mixtral",
+        "num_attention_heads": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2,
+        "num_key_value_heads": 2, "num_local_experts": 8, "output_router_logits": false,
+        "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02,
+        "sliding_window": null, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+        "transformers_version": "4.36.0.dev0", "use_cache": true, "vocab_size": 256,
+    });
+    let olmoe = json!({
+        "architectures": ["OlmoeForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "clip_qkv": null, "eos_token_id": 250, "hidden_act": "silu", "hidden_size": 32,
+        "initializer_range": 0.02, "intermediate_size": 24, "max_position_embeddings": 4096,
+        "model_type": "olmoe", "norm_topk_prob": false, "num_attention_heads": 4, "num_experts": 16,
+        "num_experts_per_tok": 4, "num_hidden_layers": 2, "num_key_value_heads": 4,
+        "output_router_logits": false, "pad_token_id": 1, "rms_norm_eps": 1e-05, "rope_scaling": null,
+        "rope_theta": 10000.0, "router_aux_loss_coef": 0.01, "tie_word_embeddings": false,
+        "torch_dtype": "bfloat16", "transformers_version": "4.43.0.dev0", "use_cache": true,
+        "vocab_size": 256,
+    });
+    for (config, theta, context, head_dim, eos) in [
+        (qwen3_instruct, 1e6, 40_960, 16, 245),
+        (qwen3_coder, 1e7, 262_144, 16, 245),
+        (smollm2, 1e5, 8192, 4, 2),
+        (tinyllama, 1e4, 2048, 4, 2),
+        (mixtral, 1e6, 32_768, 8, 2),
+        (olmoe, 1e4, 4096, 8, 250),
+    ] {
+        let found = read(&config.to_string()).unwrap_or_else(|error| panic!("{error}"));
+        let model = found.model;
+        assert_eq!(model.rope_theta, theta, "{config}");
+        assert_eq!((model.context_length, model.head_dim), (context, head_dim));
+        assert_eq!(found.eos_ids, [eos]);
+        assert_eq!(found.notes.training_options(&found.family).count(), 0);
+    }
+}
+
+#[test]
+fn what_is_not_computed_yet_is_refused_for_the_true_reason() {
+    let llama3 = json!({
+        "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 128, "eos_token_id": [129, 136, 137], "head_dim": 8, "hidden_act": "silu",
+        "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 131072,
+        "mlp_bias": false, "model_type": "llama", "num_attention_heads": 4, "num_hidden_layers": 2,
+        "num_key_value_heads": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192, "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0, "tie_word_embeddings": true, "vocab_size": 256,
+    });
+    let error = read(&llama3.to_string()).unwrap_err();
+    assert!(
+        error.contains("rope_scaling") && error.contains("unscaled"),
+        "{error}"
+    );
+
+    let mistral = json!({
+        "architectures": ["MistralForCausalLM"], "hidden_size": 32, "intermediate_size": 48,
+        "max_position_embeddings": 32768, "model_type": "mistral", "num_attention_heads": 4,
+        "num_hidden_layers": 2, "num_key_value_heads": 2, "sliding_window": null, "vocab_size": 256,
+    });
+    let error = read(&mistral.to_string()).unwrap_err();
+    assert!(
+        error.contains("model_type = \"mistral\"") && error.contains("llama"),
+        "{error}"
+    );
+}
