@@ -611,3 +611,48 @@ fn faults_of_the_configuration_are_told_apart() {
         "{error}"
     );
 }
+
+#[test]
+fn text_becomes_special_tokens_only_where_the_configuration_says_so() {
+    let mut texts = TEXTS;
+    texts[0] = "To be<|endoftext|>or not to be, that is all the question";
+    let workplace = Workplace::new(&texts);
+    let set = ["data.validation.by=\"tail\""];
+    let plain = prepare(&workplace.config(&set), false).unwrap();
+    assert_eq!(plain.special_places, 1);
+    assert!(!plain.tokenizer.takes_special_tokens());
+    let config = workplace.config(&[set[0], "data.special_tokens=true"]);
+    let special = prepare(&config, false).unwrap();
+    assert_ne!(special.content_hash, plain.content_hash);
+    let count = |prepared: &Prepared| prepared.sources[0].text.tokens;
+    assert_eq!(
+        count(&special) + "<|endoftext|>".len() as u64 - 1,
+        count(&plain)
+    );
+    // Found again, it reads prompts in the same way.
+    let found = prepare(&config, false).unwrap();
+    assert_eq!(
+        (found.special_places, &found.content_hash),
+        (1, &special.content_hash)
+    );
+    assert_eq!(found.tokenizer.prompt("a<|endoftext|>").unwrap(), [97, 256]);
+}
+
+#[test]
+fn a_long_document_is_encoded_part_by_part() {
+    let workplace = Workplace::new(&[
+        "short",
+        "words and words, ".repeat(400_000).as_str(),
+        "more",
+    ]);
+    let config = workplace.config(&["data.validation.by=\"tail\""]);
+    let prepared = prepare(&config, false).unwrap();
+    let text = &prepared.sources[0].text;
+    assert_eq!((text.documents, text.tokens), (3, text.bytes + 3));
+    let file = [prepared.validation_text()];
+    let limit = 3_000_000;
+    assert_eq!(
+        PackedText::read(&prepared.tokenizer, &file, TEXT_FIELD, Some(limit)).unwrap(),
+        prepared.validation(limit).unwrap()
+    );
+}

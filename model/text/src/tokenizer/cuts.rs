@@ -340,8 +340,14 @@ impl Splitting {
             return false;
         };
         let is_plain = model.dropout.is_none_or(|rate| rate == 0.0)
-            && model.continuing_subword_prefix.as_deref().unwrap_or("") == ""
-            && model.end_of_word_suffix.as_deref().unwrap_or("") == ""
+            && model
+                .continuing_subword_prefix
+                .as_ref()
+                .is_none_or(String::is_empty)
+            && model
+                .end_of_word_suffix
+                .as_ref()
+                .is_none_or(String::is_empty)
             && !model.ignore_merges
             && (!model.fuse_unk || model.byte_fallback);
         let byte_of = super::byte_level::characters();

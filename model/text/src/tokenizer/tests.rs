@@ -383,3 +383,45 @@ proptest! {
         prop_assert_eq!(shown, text);
     }
 }
+
+#[test]
+fn special_tokens_in_text_are_counted_and_taken_on_request() {
+    let template: Value = serde_json::from_str(TEMPLATE_BEGIN).unwrap();
+    let json = json_with(&["<s>", "<|user|>"], &template);
+    let plain = Tokenizer::from_bytes(json.as_bytes(), END_OF_TEXT).unwrap();
+    let text = "<|user|>a<|endoftext|><s>b";
+    assert_eq!(plain.special_places(text), 3);
+    assert_eq!(plain.special_places("<|user>"), 0);
+    assert_eq!(plain.encode(text).unwrap().len(), text.len());
+    let special = plain.clone().with_special_tokens();
+    assert!(special.takes_special_tokens() && !plain.takes_special_tokens());
+    assert_eq!(special.encode(text).unwrap(), [258, 97, 256, 257, 98]);
+    assert_eq!(special.prompt("<|user|>").unwrap(), [257, 258]);
+    assert_eq!(special.to_json(), json);
+    let bytes = Tokenizer::bytes().with_special_tokens();
+    assert_eq!(bytes.encode("a<|endoftext|>").unwrap(), [97, 256]);
+}
+
+#[test]
+fn an_error_of_a_text_names_its_place() {
+    let json = r#"{
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null, "decoder": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "added_tokens": [{"id": 0, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
+                          "normalized": false, "special": true}],
+        "model": {"type": "WordLevel", "vocab": {"</s>": 0, "word": 1}, "unk_token": "<unk>"}
+    }"#;
+    let tokenizer = Tokenizer::from_bytes(json.as_bytes(), "</s>").unwrap();
+    let long = "word ".repeat(100_000) + "unknown";
+    let error = tokenizer.encode_batch(&["word", &long]).unwrap_err();
+    let error = error.in_document(|text| (format!("text {text}"), 1000));
+    let text = error.to_string();
+    assert!(
+        text.starts_with("text 1: the tokenizer cannot encode the text from byte "),
+        "{text}"
+    );
+    let TokenizerError::Encode { offset, .. } = error else {
+        panic!("{error}")
+    };
+    assert!((1000 + (256 << 10)..1000 + long.len()).contains(&offset));
+}

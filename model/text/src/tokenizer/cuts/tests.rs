@@ -84,7 +84,8 @@ fn places_of_published_patterns() {
             assert_eq!(places, ALL[from..], "{name}");
         }
     }
-    assert_eq!(Cuts::of(&sentencepiece()).places(), ALL);
+    // Its vocabulary is what keeps words apart. Any two characters beyond ASCII are taken for the end of a clause.
+    assert_eq!(Cuts::of(&sentencepiece()).places(), ALL[..3]);
     let own = Own::bytes();
     assert_eq!(own.cuts.places(), ALL);
 }
