@@ -133,7 +133,7 @@ impl TensorStore {
         &self.folder
     }
 
-    /// All tensors, by name, except for [buffers](is_buffer).
+    /// All tensors, by name, except for stored frequencies of rotary positions, which follow from config.json.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
         self.file_of
             .iter()
