@@ -5,10 +5,13 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use firebox_checkpoint::{INDEX_FILE, SaveOptions, TensorStore};
+use firebox_checkpoint::{
+    INDEX_FILE, MODEL_FILE, NamedTensor, SaveOptions, TensorStore, checkpoint_folder, write_tensors,
+};
 use firebox_console::advice::Advise as _;
 use firebox_infer::export::Export;
 use firebox_kernels::dtype::WeightDtype;
+use firebox_runtime::device::{default_name, select};
 use firebox_runtime::on_every_device;
 use firebox_tests::fixtures;
 use firebox_tests::models::bits;
@@ -104,4 +107,107 @@ fn an_export_never_overwrites() {
     );
     assert_eq!(error.exit_code(), 2);
     assert_eq!(fixtures::files(folder.path()).len(), 1);
+}
+
+/// A copy of a fixture without its expected values.
+fn copy(case: &str) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    for (name, content) in fixtures::files(&fixtures::folder(case)) {
+        if !name.starts_with("expected") {
+            fs::write(folder.path().join(name), content).unwrap();
+        }
+    }
+    folder
+}
+
+/// The tensors of a single-file fixture, under other names, and one more.
+fn rewrite(folder: &Path, rename: impl Fn(&str) -> String, more: Vec<NamedTensor<'static>>) {
+    let store = TensorStore::open(folder).unwrap();
+    let tensors = store.tensors().map(|(name, info)| {
+        let values = store.read(name, 0..info.elements()).unwrap();
+        NamedTensor::float(rename(name), info.shape.clone(), move || values.clone())
+    });
+    let tensors: Vec<_> = tensors.chain(more).collect();
+    let path = folder.join(MODEL_FILE);
+    write_tensors(&path, &tensors, WeightDtype::F32).unwrap();
+}
+
+#[test]
+fn files_as_tools_leave_them_give_the_same_model() {
+    let device = select(default_name()).unwrap();
+    let load = |folder: &Path| firebox_checkpoint::load(folder, &device, WeightDtype::F32);
+    let same = |folder: &TempDir, case: &str, what: &str| {
+        let found = load(folder.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let expected = load(&fixtures::folder(case)).unwrap();
+        assert_eq!(bits(&found.model), bits(&expected.model), "{what}");
+    };
+
+    let case = "mixtral-mqa";
+    let folder = copy(case);
+    let index = folder.path().join(INDEX_FILE);
+    let store = TensorStore::open(folder.path()).unwrap();
+    for file in [MODEL_FILE, "model-00001-of-00002.safetensors"] {
+        let files = store
+            .tensors()
+            .map(|(name, _)| (name.to_owned(), file.into()));
+        let map: serde_json::Map<String, serde_json::Value> = files.collect();
+        fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
+        same(
+            &folder,
+            case,
+            "an index of the single file, or of shards that are gone",
+        );
+    }
+    // Shards that are there: which of the two counts is not known.
+    let shard = folder.path().join("model-00001-of-00002.safetensors");
+    fs::copy(folder.path().join(MODEL_FILE), shard).unwrap();
+    let error = load(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("contains both"), "{error}");
+
+    let folder = copy(case);
+    let buffer = "model.layers.0.self_attn.rotary_emb.inv_freq";
+    let frequencies = NamedTensor::float(buffer, [3], || vec![1.0, 0.1, 0.01]);
+    rewrite(folder.path(), str::to_owned, vec![frequencies]);
+    same(&folder, case, "stored frequencies");
+    let other = NamedTensor::float("model.layers.0.self_attn.other", [1], || vec![1.0]);
+    rewrite(folder.path(), str::to_owned, vec![other]);
+    let error = load(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("self_attn.other"), "{error}");
+
+    let case = "mixtral-tied-fused";
+    let folder = copy(case);
+    let head = |name: &str| name.replace("model.embed_tokens.weight", "lm_head.weight");
+    rewrite(folder.path(), head, Vec::new());
+    same(&folder, case, "a tied embedding under the head's name");
+}
+
+#[test]
+fn a_path_that_is_not_a_checkpoint_leads_on() {
+    let hint = |path: &Path| {
+        let error = checkpoint_folder(path).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.advice().hint.unwrap_or_default()
+    };
+    let name = Path::new("somebody/A-Model_1.5");
+    assert!(hint(name).contains("hf download somebody/A-Model_1.5"));
+
+    let cache = TempDir::new().unwrap();
+    let snapshot = cache.path().join("snapshots/0123abc");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(cache.path().join("refs")).unwrap();
+    fs::write(snapshot.join("config.json"), "{}").unwrap();
+    let leads = format!("use {}", snapshot.display());
+    assert_eq!(hint(cache.path()), leads);
+    assert_eq!(hint(&cache.path().join("snapshots")), leads);
+
+    let pickle = copy("llama-f16");
+    fs::rename(
+        pickle.path().join(MODEL_FILE),
+        pickle.path().join("pytorch_model.bin"),
+    )
+    .unwrap();
+    let device = select(default_name()).unwrap();
+    let error = firebox_checkpoint::load(pickle.path(), &device, WeightDtype::F32).unwrap_err();
+    let hint = error.advice().hint.unwrap_or_default();
+    assert!(hint.contains("pickle"), "{error}: {hint}");
 }

@@ -17,6 +17,8 @@ struct Line {
     case: String,
     /// New values of fields; `remove` names a field that is left out.
     change: Map<String, Value>,
+    /// Present where `transformers` finds other tensors in the file than the field asks for.
+    tensors: Option<String>,
     /// In nats per token; absent where `transformers` refuses the file or finds other tensors in it.
     cross_entropy: Option<f64>,
     total: Option<f64>,
@@ -50,6 +52,7 @@ fn a_field_changes_what_it_changes_in_transformers_or_is_refused_by_name() {
                 true => refused += 1,
                 false => wrong.push(format!("{what}: not named: {error}")),
             },
+            (Ok(_), None) if line.tensors.is_some() => wrong.push(format!("{what}: accepted")),
             // Where transformers refuses, whatever does no harm may pass.
             (Err(_), None) => refused += 1,
             (Ok(_), None) => same += 1,
