@@ -191,6 +191,9 @@ fn a_path_that_is_not_a_checkpoint_leads_on() {
     let name = Path::new("somebody/A-Model_1.5");
     assert!(hint(name).contains("hf download somebody/A-Model_1.5"));
 
+    // A run that is not there.
+    assert_eq!(hint(Path::new("runs/none")), "");
+
     let cache = TempDir::new().unwrap();
     let snapshot = cache.path().join("snapshots/0123abc");
     fs::create_dir_all(&snapshot).unwrap();

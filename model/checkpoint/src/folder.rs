@@ -66,7 +66,7 @@ impl Advise for FolderError {
         match self {
             Self::Missing { path } => match hub_name(path) {
                 Some(name) => Advice::USAGE.hint(format!(
-                    "a model of the Hugging Face hub has to be downloaded first: hf download {name} --local-dir FOLDER"
+                    "if it is a model of the Hugging Face hub, download it first: hf download {name} --local-dir FOLDER"
                 )),
                 None => Advice::USAGE,
             },
@@ -102,8 +102,9 @@ fn hub_name(path: &Path) -> Option<&str> {
                 .chars()
                 .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
-    // A folder of this name would rather be meant where the first one exists.
-    (plain(owner) && plain(model) && !Path::new(owner).exists()).then_some(name)
+    // Rather a folder is meant where the first one exists, or is that of runs.
+    let is_folder = owner == "runs" || Path::new(owner).exists();
+    (plain(owner) && plain(model) && !is_folder).then_some(name)
 }
 
 /// The snapshots of a model in a hub cache, newest first; `None` if the folder is none.
