@@ -12,7 +12,7 @@ use crate::feed_forward::FeedForward;
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::parameters::{Initializer, ParameterSource, RandomParameters, Shapes};
-use firebox_kernels::rope::Rotary;
+use firebox_kernels::rope::{Rotary, RotaryCache};
 use firebox_kernels::{embedding, latency_bound, linear, linear_transposed};
 
 /// A decoder-only mixture-of-experts language model.
@@ -30,6 +30,8 @@ pub struct LanguageModel {
     pub head: Option<Param<Tensor<2>>>,
     #[module(skip)]
     config: ModelConfig,
+    #[module(skip)]
+    rotary: RotaryCache,
 }
 
 /// The output of a forward pass.
@@ -73,6 +75,7 @@ impl LanguageModel {
                 Some(source.parameter("head", [d_model, vocab_size], initializer)?)
             },
             config: config.clone(),
+            rotary: RotaryCache::default(),
         })
     }
 
@@ -234,7 +237,7 @@ impl LanguageModel {
             config.context_length
         );
         let device = tokens.device();
-        let rotary = Rotary::new(past, new, config.head_dim, config.rope_theta, &device);
+        let rotary = self.rotary(past + new, &device).range(past, new);
         let mask = valid.map(|valid| padding_mask(valid, batch, new, &device));
 
         let mut x = self.embedded(tokens);
@@ -248,6 +251,13 @@ impl LanguageModel {
             routing.extend(routed);
         }
         (self.norm.forward(x), routing)
+    }
+
+    /// The table of at least this many rotary positions.
+    pub(crate) fn rotary(&self, positions: usize, device: &Device) -> Rotary {
+        let config = &self.config;
+        self.rotary
+            .table(positions, config.head_dim, config.rope_theta, device)
     }
 
     /// `[batch · sequence, d_model]`

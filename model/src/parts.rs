@@ -10,7 +10,6 @@ use crate::feed_forward::FeedForward;
 use crate::language_model::LanguageModel;
 use crate::moe::MixtureOfExperts;
 use firebox_kernels::dispatch::DispatchPlan;
-use firebox_kernels::rope::Rotary;
 
 /// A kind of part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -140,13 +139,7 @@ pub fn forward_observed(
         "{sequence} tokens exceed the context of {}",
         config.context_length
     );
-    let rotary = Rotary::new(
-        0,
-        sequence,
-        config.head_dim,
-        config.rope_theta,
-        &tokens.device(),
-    );
+    let rotary = model.rotary(sequence, &tokens.device()).range(0, sequence);
     let outside = |part| LayerPart { layer: None, part };
 
     let mut x = observer.values(outside(Part::Embedding), model.embedded(tokens));

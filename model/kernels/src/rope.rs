@@ -1,21 +1,26 @@
 //! Rotary position embedding, half-split: value i is rotated with value i + head_dim/2.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Cosines and sines of every position and frequency.
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+/// Cosines and sines of the positions of some tokens, one row per token.
 ///
 /// `angle(position, i) = position · theta^(−2i / head_dim)` for i below head_dim/2
 /// (RoFormer, arXiv 2104.09864, eq. 15). The pairs are those of Hugging Face's Llama and Mixtral, which
 /// split the head in halves, where the paper pairs neighbours. The angles are computed in f32 as there,
 /// so that the tables agree to the last bits.
+///
+/// The rows belong either to the positions of every sequence of a batch, which are then the same for all of them, or
+/// to all tokens of the batch, sequence by sequence.
 #[derive(Debug, Clone)]
 pub struct Rotary {
-    cosines: Tensor<2>, // [positions, head_dim / 2]
-    sines: Tensor<2>,   // [positions, head_dim / 2]
+    cosines: Tensor<2>, // [rows, head_dim / 2]
+    sines: Tensor<2>,   // [rows, head_dim / 2]
 }
 
 impl Rotary {
-    /// Tables for positions `start .. start + length`.
+    /// Rows for positions `start .. start + length`.
     pub fn new(start: usize, length: usize, head_dim: usize, theta: f64, device: &Device) -> Self {
         let half = head_dim / 2;
         let angles = (start..start + length).flat_map(|position| {
@@ -33,8 +38,8 @@ impl Rotary {
         }
     }
 
-    /// Positions of the tables.
-    pub fn positions(&self) -> usize {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
         self.cosines.dims()[0]
     }
 
@@ -43,26 +48,54 @@ impl Rotary {
         2 * self.cosines.dims()[1]
     }
 
-    /// Cosines and sines, each `[positions, head_dim / 2]`.
+    /// Cosines and sines, each `[rows, head_dim / 2]`.
     pub fn tables(&self) -> (Tensor<2>, Tensor<2>) {
         (self.cosines.clone(), self.sines.clone())
     }
 
-    /// Turns queries or keys by their positions.
+    /// The rows `start .. start + length`.
+    pub fn range(&self, start: usize, length: usize) -> Self {
+        let of = |table: &Tensor<2>| table.clone().narrow(0, start, length);
+        Self {
+            cosines: of(&self.cosines),
+            sines: of(&self.sines),
+        }
+    }
+
+    /// The rows of these positions.
     ///
     /// # Shapes
     ///
-    /// - `x`, output: `[batch, heads, positions, head_dim]`
+    /// - `positions`: `[tokens]`, each below the number of rows
+    pub fn at(&self, positions: &Tensor<1, Int>) -> Self {
+        let of = |table: &Tensor<2>| table.clone().select(0, positions.clone());
+        Self {
+            cosines: of(&self.cosines),
+            sines: of(&self.sines),
+        }
+    }
+
+    /// Rotates queries or keys by their positions.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, output: `[batch, heads, new, head_dim]`
+    ///
+    /// # Panics
+    ///
+    /// When there are neither `new` nor `batch · new` rows of this width.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let [_, _, positions, head_dim] = x.dims();
+        let [batch, _, new, head_dim] = x.dims();
         let half = head_dim / 2;
-        assert_eq!(
+        let rows = self.rows();
+        assert!(
+            head_dim == self.head_dim() && (rows == new || rows == batch * new),
+            "rotary rows {:?} against queries or keys {:?}",
             self.cosines.dims(),
-            [positions, half],
-            "rotary table [positions, head_dim / 2]"
+            x.dims(),
         );
-        let cosines = self.cosines.clone().unsqueeze::<4>();
-        let sines = self.sines.clone().unsqueeze::<4>();
+        let table = |table: &Tensor<2>| table.clone().reshape([rows / new.max(1), 1, new, half]);
+        let (cosines, sines) = (table(&self.cosines), table(&self.sines));
         let first = x.clone().narrow(3, 0, half);
         let second = x.narrow(3, half, half);
         Tensor::cat(
@@ -75,6 +108,30 @@ impl Rotary {
     }
 }
 
+/// The tables of a model's rotary positions: made when they are first needed, and kept.
+#[derive(Debug, Clone, Default)]
+pub struct RotaryCache(Arc<Mutex<Vec<(Device, Rotary)>>>);
+
+impl RotaryCache {
+    /// A table of at least `positions` positions from 0, on this device.
+    pub fn table(&self, positions: usize, head_dim: usize, theta: f64, device: &Device) -> Rotary {
+        let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = tables.iter_mut().find(|(of, _)| of == device);
+        if let Some((_, table)) = &known
+            && table.rows() >= positions
+        {
+            return table.clone();
+        }
+        // Doubled, so that a growing cache is served by few of them.
+        let table = Rotary::new(0, positions.next_power_of_two(), head_dim, theta, device);
+        match known {
+            Some((_, known)) => *known = table.clone(),
+            None => tables.push((device.clone(), table.clone())),
+        }
+        table
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,13 +140,14 @@ mod tests {
 
     on_every_device!(
         tables_of_a_position,
-        a_right_angle_exchanges_the_halves_of_a_head
+        a_right_angle_exchanges_the_halves_of_a_head,
+        rows_by_position_and_by_token,
     );
 
     // 100^(−2/4) is 1/10.
     fn tables_of_a_position(device: Device) {
         let rotary = Rotary::new(2, 1, 4, 100.0, &device);
-        assert_eq!((rotary.positions(), rotary.head_dim()), (1, 4));
+        assert_eq!((rotary.rows(), rotary.head_dim()), (1, 4));
         let (cosines, sines) = rotary.tables();
         let expected = [2f32.cos(), 0.2f32.cos()];
         assert_close("cosines", &values(cosines), &expected, 1e-6).unwrap();
@@ -104,5 +162,32 @@ mod tests {
         };
         let x = Tensor::<4>::from_floats([[[[1.0, 2.0, 3.0, 4.0]]]], &device);
         assert_eq!(values(rotary.apply(x)), [-3.0, -4.0, 1.0, 2.0]);
+    }
+
+    fn rows_by_position_and_by_token(device: Device) {
+        let cache = RotaryCache::default();
+        let table = cache.table(5, 4, 100.0, &device);
+        assert_eq!(table.rows(), 8);
+        let same = |found: &Rotary, expected: &Rotary| {
+            let both = |rotary: &Rotary| {
+                let (cosines, sines) = rotary.tables();
+                [values(cosines), values(sines)]
+            };
+            assert_eq!(both(found), both(expected));
+        };
+        same(&table.range(3, 2), &Rotary::new(3, 2, 4, 100.0, &device));
+        same(&cache.table(20, 4, 100.0, &device).range(0, 8), &table);
+
+        // Two sequences that stand elsewhere, at once and one after the other.
+        let positions = Tensor::<1, Int>::from_ints([3, 4, 0, 1], &device);
+        let x = Tensor::<1, Int>::arange(0..16, &device)
+            .float()
+            .reshape([2, 1, 2, 4]);
+        let together = values(table.at(&positions).apply(x.clone()));
+        let apart = [(0, 3), (1, 0)].map(|(sequence, start)| {
+            let rotary = Rotary::new(start, 2, 4, 100.0, &device);
+            values(rotary.apply(x.clone().narrow(0, sequence, 1)))
+        });
+        assert_eq!(together, apart.concat());
     }
 }

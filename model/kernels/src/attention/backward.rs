@@ -81,8 +81,8 @@ pub(super) fn backward(
             shape,
             heads,
             |part| &part.key,
-            |head, position| {
-                saved.tables.rotate_inverse(head, position, 1.0);
+            |head, token| {
+                saved.tables.rotate_inverse(head, token, 1.0);
             },
         )
     });
@@ -163,7 +163,7 @@ fn sum_of_parts(
                                 *sum += value;
                             }
                         }
-                        finish(sum, position);
+                        finish(sum, row);
                     }
                 },
             );
@@ -291,7 +291,8 @@ impl Pass<'_> {
                         let outputs = &mut column_block[positions.clone()];
                         for ((position, row), output) in positions.clone().zip(rows).zip(outputs) {
                             for head in row.chunks_exact_mut(head_dim) {
-                                self.saved.tables.rotate_inverse(head, position, 1.0);
+                                let token = sequence * shape.length + position;
+                                self.saved.tables.rotate_inverse(head, token, 1.0);
                             }
                             output.write_copy_of_slice(row);
                         }
@@ -330,7 +331,7 @@ impl Pass<'_> {
                     let before = block.queries.len();
                     block.queries.extend_from_slice(&query[columns.clone()]);
                     for head in block.queries[before..].chunks_exact_mut(head_dim) {
-                        tables.rotate(head, position, shape.scale());
+                        tables.rotate(head, row, shape.scale());
                     }
                     let gradient = &self.gradient[columns.clone()];
                     block.gradients.extend_from_slice(gradient);

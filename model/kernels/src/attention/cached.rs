@@ -97,7 +97,7 @@ pub fn cached_attention_reference(
     past: usize,
 ) -> Tensor<2> {
     let [batch, kv_heads, _, head_dim] = keys.dims();
-    let all = past + rotary.positions();
+    let all = past + query.dims()[0] / batch.max(1);
     let split = |x: Tensor<2>| split_heads(x, batch, head_dim);
     let place = [0..batch, 0..kv_heads, past..all, 0..head_dim];
     let new = rotary.apply(split(key));
@@ -243,13 +243,13 @@ impl New<'_> {
                     let from = row * width + kv_head * group * head_dim;
                     packed.copy_from_slice(&self.query[from..][..group * head_dim]);
                     for head in packed.chunks_exact_mut(head_dim) {
-                        self.tables.rotate(head, position, shape.scale());
+                        self.tables.rotate(head, row, shape.scale());
                     }
                     let from = row * kv_width + kv_head * head_dim;
                     let place = (self.past + position) * head_dim;
                     let key = &mut keys[place..place + head_dim];
                     key.copy_from_slice(&self.key[from..][..head_dim]);
-                    self.tables.rotate(key, position, 1.0);
+                    self.tables.rotate(key, row, 1.0);
                     values[place..place + head_dim]
                         .copy_from_slice(&self.value[from..][..head_dim]);
                 }

@@ -129,10 +129,10 @@ impl Pass<'_> {
             #[inline(always)]
             || {
                 let packed = queries.chunks_exact_mut(group * head_dim);
-                for ((packed, position), row) in packed.zip(positions.clone()).zip(first_row..) {
+                for (packed, row) in packed.zip(first_row..) {
                     packed.copy_from_slice(&self.query[row * width..][columns.clone()]);
                     for head in packed.chunks_exact_mut(head_dim) {
-                        self.tables.rotate(head, position, shape.scale());
+                        self.tables.rotate(head, row, shape.scale());
                     }
                 }
             },

@@ -79,11 +79,15 @@ fn shape_of(
     rotary: &Rotary,
 ) -> AttentionShape {
     let ([tokens, width], [key_tokens, kv_width]) = (query.dims(), key.dims());
-    let (length, head_dim) = (rotary.positions(), rotary.head_dim());
+    let (length, head_dim) = (tokens / batch.max(1), rotary.head_dim());
     let (heads, kv_heads) = (width / head_dim, kv_width / head_dim);
     assert!(
-        tokens == batch * length && key_tokens == tokens && value.dims() == key.dims(),
-        "{batch} sequences of {length} positions against queries {:?}, keys {:?} and values {:?}",
+        tokens == batch * length
+            && key_tokens == tokens
+            && value.dims() == key.dims()
+            && (tokens == 0 || rotary.rows() == length || rotary.rows() == tokens),
+        "{batch} sequences and {} rotary rows against queries {:?}, keys {:?} and values {:?}",
+        rotary.rows(),
         query.dims(),
         key.dims(),
         value.dims(),
@@ -107,9 +111,9 @@ fn shape_of(
 /// The operation, of `[query, key, value]`.
 #[derive(Debug, Clone)]
 pub struct CausalAttention<B: Backend> {
-    /// Of the rotary positions, `[length, head_dim / 2]`.
+    /// Of the rotary positions, `[length or batch · length, head_dim / 2]`.
     cosines: FloatTensor<B>,
-    /// Of the rotary positions, `[length, head_dim / 2]`.
+    /// Of the rotary positions, `[length or batch · length, head_dim / 2]`.
     sines: FloatTensor<B>,
     shape: AttentionShape,
 }
@@ -122,7 +126,7 @@ pub struct CausalAttention<B: Backend> {
 )]
 pub trait CausalAttentionBackend: Backend {
     /// See [`causal_attention`](self::causal_attention); `cosines` and `sines` are the tables of its rotary
-    /// positions, `[length, head_dim / 2]`, and take no gradient.
+    /// positions, `[length or batch · length, head_dim / 2]`, and take no gradient.
     fn causal_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,

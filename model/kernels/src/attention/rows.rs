@@ -60,7 +60,8 @@ impl AttentionShape {
     }
 }
 
-/// Cosines and sines of the rotary positions, each `[positions, head_dim / 2]`.
+/// Cosines and sines of the rotary positions, each `[rows, head_dim / 2]`: a row per position of a sequence, or a row
+/// per token of the batch.
 #[derive(Debug, Clone, Copy)]
 pub struct RopeTables<'a> {
     /// By position and frequency.
@@ -70,22 +71,23 @@ pub struct RopeTables<'a> {
 }
 
 impl RopeTables<'_> {
-    /// Turns a head by its position and scales it.
+    /// Rotates a head of the batch's token `token` by its position and scales it.
     #[inline(always)]
-    pub(super) fn rotate(&self, head: &mut [f32], position: usize, scale: f32) {
-        self.rotate_by(head, position, scale, 1.0);
+    pub(super) fn rotate(&self, head: &mut [f32], token: usize, scale: f32) {
+        self.rotate_by(head, token, scale, 1.0);
     }
 
     /// The transpose of [`rotate`](Self::rotate), which is what a gradient takes: the same by the negative angle.
     #[inline(always)]
-    pub(super) fn rotate_inverse(&self, head: &mut [f32], position: usize, scale: f32) {
-        self.rotate_by(head, position, scale, -1.0);
+    pub(super) fn rotate_inverse(&self, head: &mut [f32], token: usize, scale: f32) {
+        self.rotate_by(head, token, scale, -1.0);
     }
 
     #[inline(always)]
-    fn rotate_by(&self, head: &mut [f32], position: usize, scale: f32, direction: f32) {
+    fn rotate_by(&self, head: &mut [f32], token: usize, scale: f32, direction: f32) {
         let half = head.len() / 2;
-        let place = position * half..(position + 1) * half;
+        let row = token * half % self.cosines.len();
+        let place = row..row + half;
         let (first, second) = head.split_at_mut(half);
         let tables = self.cosines[place.clone()].iter().zip(&self.sines[place]);
         for ((a, b), (cosine, sine)) in first.iter_mut().zip(second).zip(tables) {
@@ -117,7 +119,7 @@ pub(super) fn rotated_keys(key: &[f32], tables: RopeTables<'_>, shape: Attention
                     for (position, rotated) in rotated.chunks_exact_mut(head_dim).enumerate() {
                         let place = (start + position * kv_heads) * head_dim;
                         let rotated = rotated.write_copy_of_slice(&key[place..place + head_dim]);
-                        tables.rotate(rotated, position, 1.0);
+                        tables.rotate(rotated, sequence * length + position, 1.0);
                     }
                 },
             );

@@ -233,7 +233,7 @@ fn the_number_of_threads_changes_no_bit() {
 }
 
 #[test]
-#[should_panic(expected = "2 sequences of 3 positions against queries [5, 16]")]
+#[should_panic(expected = "2 sequences and 3 rotary rows against queries [5, 16]")]
 fn shapes_that_do_not_fit_are_refused() {
     let device = devices().remove(0);
     let rotary = Rotary::new(0, 3, 8, 1e4, &device);

@@ -146,8 +146,9 @@ fn store_kernel(
     let i = ABSOLUTE_POS % half;
     let token = head / kv_heads;
     let position = token % length;
-    let cosine = cosines[position * half + i];
-    let sine = sines[position * half + i];
+    let angle = token * half % cosines.len() + i;
+    let cosine = cosines[angle];
+    let sine = sines[angle];
     let from = head * 2 * half + i;
     let a = key[from];
     let b = key[from + half];

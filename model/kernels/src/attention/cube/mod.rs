@@ -36,7 +36,7 @@ pub struct Saved {
     shape: AttentionShape,
 }
 
-/// Cosines and sines of the rotary positions, each `[length, head_dim / 2]`.
+/// Cosines and sines of the rotary positions, each `[length or batch · length, head_dim / 2]`.
 #[derive(Debug, Clone)]
 struct Tables {
     cosines: CubeTensor,

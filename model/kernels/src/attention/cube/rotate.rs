@@ -24,7 +24,7 @@ pub fn rotate_back(heads: CubeTensor, tables: &Tables) -> CubeTensor {
 fn launch(heads: CubeTensor, tables: &Tables, scale: f32, back: bool) -> CubeTensor {
     let heads = owned(heads);
     let [tokens, width] = heads.shape().dims();
-    let [length, half] = tables.cosines.shape().dims();
+    let [rows, half] = tables.cosines.shape().dims();
     let (count, dim) = units(&heads.client, tokens * width / 2);
     rotate_kernel::launch(
         &heads.client,
@@ -33,7 +33,7 @@ fn launch(heads: CubeTensor, tables: &Tables, scale: f32, back: bool) -> CubeTen
         heads.clone().into_buffer_arg(),
         tables.cosines.clone().into_buffer_arg(),
         tables.sines.clone().into_buffer_arg(),
-        length,
+        rows,
         width / (2 * half),
         half,
         scale,
@@ -48,7 +48,7 @@ fn rotate_kernel(
     values: &mut [f32],
     cosines: &[f32],
     sines: &[f32],
-    length: usize,
+    rows: usize,
     heads: usize,
     half: usize,
     scale: f32,
@@ -59,7 +59,7 @@ fn rotate_kernel(
     }
     let head = ABSOLUTE_POS / half;
     let i = ABSOLUTE_POS % half;
-    let angle = head / heads % length * half + i;
+    let angle = head / heads % rows * half + i;
     let cosine = cosines[angle];
     let mut sine = sines[angle];
     if comptime!(back) {
