@@ -13,7 +13,7 @@ use firebox_text::packing::{PackedText, PackingError};
 use serde::Serialize;
 
 use crate::InferError;
-use crate::engine::Engine;
+use crate::engine::{Engine, warn_of_special_places};
 
 /// The text to evaluate on, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl Text {
         let limit = self.max_tokens;
         let packed = PackedText::read(&engine.tokenizer, &self.files, self.field(), limit)?;
         engine.check(packed.tokens())?;
-        engine.warn_of_special_places(packed.special_places());
+        warn_of_special_places(&engine.tokenizer, packed.special_places());
         Ok(packed)
     }
 }
@@ -245,6 +245,7 @@ mod tests {
     fn engine(config: &firebox_model::config::ModelConfig) -> Engine {
         Engine::open(
             TinyCheckpoint::new(config, 3).path(),
+            &[],
             device::default_name(),
             WeightDtype::F32,
         )

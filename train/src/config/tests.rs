@@ -415,6 +415,22 @@ fn validation_text_is_split_off_or_of_its_own() {
 }
 
 #[test]
+fn fields_are_accepted_of_a_checkpoint_alone() {
+    insta::assert_snapshot!(set(&["train.accept=['lab_notes']"]), @r#"
+    run.toml: train.accept = ["lab_notes"] (from --set) has no effect without train.init
+    hint: remove it; random weights have no config.json
+    "#);
+}
+
+#[test]
+fn special_tokens_are_ordinary_text_unless_the_data_says_otherwise() {
+    let special = |set: &[&str]| read(SMALL, set).unwrap().data.special_tokens;
+    assert!(!special(&[]) && !special(&["data.special_tokens=false"]));
+    assert!(special(&["data.special_tokens=true"]));
+    insta::assert_snapshot!(set(&["data.special_tokens=1"]), @"run.toml: data.special_tokens = 1 (from --set) must be true or false");
+}
+
+#[test]
 fn set_arguments_that_cannot_be_applied_are_refused() {
     insta::assert_snapshot!(set(&["train.steps"]), @r"
     --set train.steps: `=` is missing

@@ -1,5 +1,6 @@
 //! config.json in both directions. Weights are tested with real checkpoints, in the crate `firebox-tests`.
 
+mod accept;
 mod published;
 
 use std::fs;
@@ -8,7 +9,9 @@ use serde_json::{Map, Value, json};
 
 use crate::dtype::StoredDtype as _;
 use crate::families::{FIREBOX, Family, Field, LLAMA, MIXTRAL, OLMOE, QWEN3, QWEN3_MOE, Usage};
-use crate::{CONFIG_FILE, CheckpointConfig, GENERATION_FILE, Notes, config_json, read_config};
+use crate::{
+    Accept, CONFIG_FILE, CheckpointConfig, GENERATION_FILE, Notes, config_json, read_config,
+};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
     BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
@@ -67,7 +70,7 @@ fn dense(qk_norm: QkNorm) -> ModelConfig {
 fn read(text: &str) -> Result<CheckpointConfig, String> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join(CONFIG_FILE), text).unwrap();
-    read_config(folder.path()).map_err(|error| error.to_string())
+    read_config(folder.path(), Accept::Nothing).map_err(|error| error.to_string())
 }
 
 fn family(model: &ModelConfig) -> Family {
@@ -303,7 +306,7 @@ fn a_text_ends_at_the_ids_of_both_files() {
     .unwrap();
     let ids = |generation: &str| {
         fs::write(folder.path().join(GENERATION_FILE), generation).unwrap();
-        read_config(folder.path()).map(|config| config.eos_ids)
+        read_config(folder.path(), Accept::Nothing).map(|config| config.eos_ids)
     };
     assert_eq!(ids("{\"eos_token_id\": [9, 5]}").unwrap(), [3, 5, 9]);
     assert_eq!(ids("{\"eos_token_id\": 4}").unwrap(), [3, 5, 4]);
@@ -322,7 +325,7 @@ fn quantized_weights_are_named_as_such() {
     let folder = tempfile::tempdir().unwrap();
     let changes = json!({ "quantization_config": { "quant_method": "gptq", "bits": 4 } });
     fs::write(folder.path().join(CONFIG_FILE), changed(&moe(), &changes)).unwrap();
-    let error = read_config(folder.path()).unwrap_err();
+    let error = read_config(folder.path(), Accept::Nothing).unwrap_err();
     let text = error.to_string();
     assert!(text.contains("the weights are quantized (gptq)"), "{text}");
     assert!(error.advice().hint.unwrap().contains("dequantize"));
