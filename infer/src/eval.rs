@@ -323,6 +323,19 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_field_is_named_with_those_that_are_there() {
+        let engine = engine(&tiny_config());
+        let folder = tempfile::tempdir().unwrap();
+        let lines = "{\"id\": 1, \"content\": \"a\"}\n".to_owned();
+        let text = text(folder.path(), &[("a.jsonl", lines)]);
+        let error = text.pack(&engine).unwrap_err();
+        assert_eq!(
+            error.hint().unwrap(),
+            "--field NAME names the field with the text; this line has \"id\", \"content\""
+        );
+    }
+
+    #[test]
     fn the_token_limit_is_respected() {
         let engine = engine(&tiny_config());
         let folder = tempfile::tempdir().unwrap();
