@@ -31,8 +31,7 @@ fn remembers(folder: &Path) {
     assert_eq!(config["firebox_accepted"], json!(["lab_notes"]), "{config}");
 }
 
-const WARNING: &str =
-    "lab_notes = {\"run\":7} is accepted and ignored: Firebox does not know this field";
+const WARNING: &str = "lab_notes = {\"run\":7} is accepted, and ignored in what is computed";
 
 #[test]
 fn an_accepted_field_goes_through_every_command_into_what_is_written() {

@@ -7,6 +7,8 @@ use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 use firebox_kernels::dtype::WeightDtype;
 
+use super::families::Family;
+
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -42,7 +44,7 @@ pub enum CheckpointError {
         rule: String,
     },
     /// A field of config.json that its family does not have.
-    #[error("{}: {key} = {value}: {family} has no such field{}", path.display(), owners(others))]
+    #[error("{}: {key} = {value}: {family} has no such field{}", path.display(), owners(key))]
     ForeignField {
         /// The file.
         path: PathBuf,
@@ -52,8 +54,6 @@ pub enum CheckpointError {
         value: String,
         /// The file's `model_type`.
         family: &'static str,
-        /// Families that have it.
-        others: Vec<&'static str>,
         /// The flag or key that accepts it, if the user has one.
         accept: Option<String>,
     },
@@ -180,8 +180,9 @@ fn by(method: Option<&str>) -> String {
     method.map_or_else(String::new, |method| format!(" ({method})"))
 }
 
-fn owners(others: &[&str]) -> String {
-    match others {
+/// Which families have a field that another one does not.
+fn owners(field: &str) -> String {
+    match Family::having(field).as_slice() {
         [] => ", as far as Firebox knows".to_owned(),
         others => format!(", which is one of {}", others.join(", ")),
     }
@@ -202,13 +203,14 @@ impl Advise for CheckpointError {
             Self::Damaged { .. } => Advice::FAILURE.hint(
                 "the file may have been truncated while it was copied; copy it again or use another checkpoint",
             ),
-            Self::ForeignField { others, accept, .. } => {
+            Self::ForeignField { key, accept, .. } => {
                 let mut hint = match accept {
                     Some(accept) => format!(
                         "if it says nothing of what the network computes, {accept} ignores it and keeps it"
                     ),
                     None => "if it says nothing of what the network computes, remove it".to_owned(),
                 };
+                let others = Family::having(key);
                 if !others.is_empty() {
                     let others = others.join(" or ");
                     hint += &format!("; if the weights are of the family {others}, set model_type");

@@ -222,16 +222,11 @@ impl<'a> Fields<'a> {
     }
 
     fn foreign(&self, key: &str, value: &Value) -> CheckpointError {
-        let others = Family::ALL
-            .into_iter()
-            .filter(|other| other.usage(key).is_some())
-            .map(|other| other.model_type);
         CheckpointError::ForeignField {
             path: self.path.to_owned(),
             key: key.to_owned(),
             value: value.to_string(),
             family: self.family.model_type,
-            others: others.collect(),
             accept: self.accept.of(key),
         }
     }

@@ -90,9 +90,7 @@ impl Notes {
         let path = folder.join(CONFIG_FILE);
         self.accepted.iter().map(move |key| {
             let (path, value) = (path.display(), &self.fields[key]);
-            format!(
-                "{path}: {key} = {value} is accepted and ignored: Firebox does not know this field"
-            )
+            format!("{path}: {key} = {value} is accepted, and ignored in what is computed")
         })
     }
 

@@ -37,8 +37,8 @@ fn an_accepted_field_is_ignored_warned_of_and_remembered() {
     assert_eq!(
         warnings(&found),
         [
-            "model/config.json: lab_notes = {\"run\":7} is accepted and ignored: Firebox does not know this field",
-            "model/config.json: lab_stage = 2 is accepted and ignored: Firebox does not know this field",
+            "model/config.json: lab_notes = {\"run\":7} is accepted, and ignored in what is computed",
+            "model/config.json: lab_stage = 2 is accepted, and ignored in what is computed",
         ]
     );
     let written = config_json(&found.model, &found.family, &found.notes, WeightDtype::F32);
