@@ -8,7 +8,7 @@ use crate::config::{ModelConfig, QkNorm};
 use crate::norm::RmsNorm;
 use crate::parameters::{Initializer, ParameterSource};
 use firebox_kernels::rope::Rotary;
-use firebox_kernels::{causal_attention, linear, masked_attention, split_heads};
+use firebox_kernels::{AttentionInput, attention, linear, masked_attention, split_heads};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150). No biases.
@@ -113,11 +113,21 @@ impl Attention {
 
         let split = |x: Tensor<2>| split_heads(x, batch, self.head_dim);
         let rotated = |x: Tensor<2>| rotary.apply(split(x));
+        let causal = |query, key, value| {
+            attention(AttentionInput {
+                query,
+                key,
+                value,
+                batch,
+                rotary,
+                ranges: None,
+            })
+        };
         let attended = match (mask, cache) {
-            (None, None) => causal_attention(query, key, value, batch, rotary),
+            (None, None) => causal(query, key, value),
             (None, Some(cache)) if cache.is_empty() => {
                 cache.append(rotated(key.clone()), split(value.clone()));
-                causal_attention(query, key, value, batch, rotary)
+                causal(query, key, value)
             }
             (None, Some(cache)) => cache.attend(query, key, value, rotary),
             (Some(mask), Some(cache)) => {
