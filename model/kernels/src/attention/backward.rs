@@ -264,8 +264,9 @@ impl Pass<'_> {
             let Range { start, end } = block;
             let weights = scratch_slice(weights, rows * KEYS);
             let d_scores = scratch_slice(d_scores, rows * KEYS);
-            let queries = Matrix::new(&packed.queries[skipped * head_dim..], rows, head_dim);
-            let gradients = Matrix::new(&packed.gradients[skipped * head_dim..], rows, head_dim);
+            let seen_rows = skipped * head_dim..(skipped + rows) * head_dim;
+            let queries = Matrix::new(&packed.queries[seen_rows.clone()], rows, head_dim);
+            let gradients = Matrix::new(&packed.gradients[seen_rows.clone()], rows, head_dim);
             let keys = Matrix::new(&keys[start * head_dim..end * head_dim], count, head_dim);
             let values = Matrix::strided(&values[start * kv_width..], count, head_dim, kv_width);
 
@@ -312,7 +313,7 @@ impl Pass<'_> {
                     // Rows that see nothing of the first block add to these when they first see something.
                     query[rows * head_dim..].fill(0.0);
                 }
-                let query = &mut query[skipped * head_dim..][..rows * head_dim];
+                let query = &mut query[seen_rows];
                 gemm(d_scores, keys, shape.scale(), into, query, head_dim);
             }
         }

@@ -162,9 +162,10 @@ impl Pass<'_> {
                 outputs[rows * head_dim..].fill(0.0);
             }
             let scores = &mut scores[..rows * KEYS];
-            let outputs = &mut outputs[skipped * head_dim..][..rows * head_dim];
+            let seen_rows = skipped * head_dim..(skipped + rows) * head_dim;
+            let outputs = &mut outputs[seen_rows.clone()];
             gemm(
-                Matrix::new(&queries[skipped * head_dim..], rows, head_dim),
+                Matrix::new(&queries[seen_rows], rows, head_dim),
                 Matrix::new(&keys[start * head_dim..end * head_dim], count, head_dim).t(),
                 1.0,
                 Accumulate::Replace,
