@@ -1,19 +1,19 @@
-//! Causal grouped-query attention.
+//! Grouped-query attention.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::Tensor;
 
 use crate::cache::LayerCache;
 use crate::config::{ModelConfig, QkNorm};
+use crate::layout::Layout;
 use crate::norm::RmsNorm;
 use crate::parameters::{Initializer, ParameterSource};
-use firebox_kernels::rope::Rotary;
-use firebox_kernels::{AttentionInput, attention, linear, masked_attention, split_heads};
+use firebox_kernels::{AttentionInput, attention, linear, split_heads};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150). No biases.
 ///
-/// `softmax(q kᵀ / √head_dim) v`, where position i attends to positions 0 … i.
+/// `softmax(q kᵀ / √head_dim) v`, where position i attends to positions 0 … i, or those of them that a [`Layout`] says.
 #[derive(Module, Debug)]
 pub struct Attention {
     /// `[d_model, heads · head_dim]`
@@ -91,51 +91,50 @@ impl Attention {
         })
     }
 
-    /// Attends within each of `batch` sequences.
+    /// Attends within each of the layout's sequences, and to the positions before them in the cache.
     ///
     /// # Shapes
     ///
-    /// - `x`, output: `[batch · new, d_model]`, with the new positions of a sequence in consecutive rows
-    /// - `mask`: `[batch or 1, 1, new, all]`, true where a new position must not attend; `None` for a causal mask
+    /// - `x`, output: `[batch · new, d_model]`, the layout's tokens in order
+    ///
+    /// # Panics
+    ///
+    /// When the layout has ranges and the cache already has positions.
     pub fn forward(
         &self,
         x: Tensor<2>,
-        batch: usize,
-        rotary: &Rotary,
-        mask: Option<&Tensor<4, Bool>>,
+        layout: &Layout,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<2> {
+        let Layout {
+            batch,
+            rotary,
+            ranges,
+        } = layout;
         let query = linear(x.clone(), self.query.val());
         let query = self.normed(query, self.heads, &self.query_norm);
         let key = linear(x.clone(), self.key.val());
         let key = self.normed(key, self.kv_heads, &self.key_norm);
         let value = linear(x, self.value.val());
 
-        let split = |x: Tensor<2>| split_heads(x, batch, self.head_dim);
-        let rotated = |x: Tensor<2>| rotary.apply(split(x));
-        let causal = |query, key, value| {
-            attention(AttentionInput {
-                query,
-                key,
-                value,
-                batch,
-                rotary,
-                ranges: None,
-            })
-        };
-        let attended = match (mask, cache) {
-            (None, None) => causal(query, key, value),
-            (None, Some(cache)) if cache.is_empty() => {
-                cache.append(rotated(key.clone()), split(value.clone()));
-                causal(query, key, value)
+        let attended = match cache {
+            Some(cache) if !cache.is_empty() => {
+                assert!(ranges.is_none(), "ranges of new tokens alone with a cache");
+                cache.attend(query, key, value, rotary)
             }
-            (None, Some(cache)) => cache.attend(query, key, value, rotary),
-            (Some(mask), Some(cache)) => {
-                let (keys, values) = cache.append(rotated(key), split(value));
-                masked_attention(rotated(query), keys, values, Some(mask))
-            }
-            (Some(mask), None) => {
-                masked_attention(rotated(query), rotated(key), split(value), Some(mask))
+            empty => {
+                if let Some(cache) = empty {
+                    let split = |x: &Tensor<2>| split_heads(x.clone(), *batch, self.head_dim);
+                    cache.append(rotary.apply(split(&key)), split(&value));
+                }
+                attention(AttentionInput {
+                    query,
+                    key,
+                    value,
+                    batch: *batch,
+                    rotary,
+                    ranges: ranges.as_ref(),
+                })
             }
         };
         linear(attended, self.output.val())
@@ -157,7 +156,9 @@ impl Attention {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, TensorData};
+    use burn::tensor::Device;
+    use firebox_kernels::KeyRanges;
+    use firebox_kernels::rope::Rotary;
 
     use super::*;
     use crate::testing::{ByHand, rows, smallest};
@@ -177,15 +178,8 @@ mod tests {
         attention
     }
 
-    fn rotary(positions: usize, device: &Device) -> Rotary {
-        Rotary::new(0, positions, 2, 10_000.0, device)
-    }
-
-    /// True where a mask of one row hides: everything but the position itself.
-    fn each_itself(length: usize, device: &Device) -> Tensor<4, Bool> {
-        let hidden = (0..length * length).map(|place| place / length != place % length);
-        let hidden: Vec<bool> = hidden.collect();
-        Tensor::from_data(TensorData::new(hidden, [1, 1, length, length]), device)
+    fn causal(batch: usize, positions: usize, device: &Device) -> Layout {
+        Layout::causal(batch, Rotary::new(0, positions, 2, 10_000.0, device))
     }
 
     fn indifferent_queries_take_the_mean_of_what_they_see(device: Device) {
@@ -197,16 +191,16 @@ mod tests {
             let second = [[1.0, 1.0], [5.0, -1.0], [0.0, 3.0]];
             rows(&[first, second].concat(), &device)
         };
-        let rotary = rotary(3, &device);
-        let found = values(attention.forward(x(), 2, &rotary, None, None));
+        let mut layout = causal(2, 3, &device);
+        let found = values(attention.forward(x(), &layout, None));
         let expected = [
             2.0, 0.0, 1.0, 2.0, 2.0, 4.0, //
             1.0, 1.0, 3.0, 0.0, 2.0, 1.0,
         ];
         assert_close("causal", &found, &expected, 1e-6).unwrap();
-        let mask = each_itself(3, &device);
-        let found = values(attention.forward(x(), 2, &rotary, Some(&mask), None));
-        assert_close("masked", &found, &values(x()), 1e-6).unwrap();
+        layout.ranges = Some(KeyRanges::new(&[0, 1, 2, 0, 1, 2], 3, &device));
+        let found = values(attention.forward(x(), &layout, None));
+        assert_close("each itself", &found, &values(x()), 1e-6).unwrap();
     }
 
     fn neighbours_are_one_radian_apart(device: Device) {
@@ -224,7 +218,7 @@ mod tests {
         ];
         let attention = attention(&config, &device, &parameters);
         let x = rows(&[[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]], &device);
-        let found = values(attention.forward(x, 1, &rotary(2, &device), None, None));
+        let found = values(attention.forward(x, &causal(1, 2, &device), None));
         // Scores of the second query: cos 1 / √2 and cos 0 / √2, so a weight of 1 / (1 + e^((cos 1 − 1) / √2)).
         let expected = [0.0, 0.0, 0.0, 0.0, 0.0, 0.580_555_7];
         assert_close("weights", &found, &expected, 1e-6).unwrap();
@@ -244,7 +238,7 @@ mod tests {
         assert_eq!(attention.key.dims(), [2, 2]);
         // At position 0 both heads see its own value alone.
         let x = rows(&[[2.0, 0.0], [2.0, 1.0]], &device);
-        let found = values(attention.forward(x, 1, &rotary(2, &device), None, None));
+        let found = values(attention.forward(x, &causal(1, 2, &device), None));
         assert_close("position 0", &found[..2], &[4.0, 0.0], 1e-6).unwrap();
         // Scores of head one are s and t, those of head two −s and −t: with w the weight of the second value in
         // head one it is 1 − w in head two, and the sum of both is the sum of both values.

@@ -3,15 +3,19 @@
 use std::convert::Infallible;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+use crate::batch::Batch;
 use crate::block::Block;
 use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
+use crate::layout::{Layout, Placement};
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
+use crate::observer::{Observer, ResidualStream, Unobserved};
 use crate::parameters::{Initializer, ParameterSource, RandomParameters, Shapes};
+use crate::parts::{LayerPart, Part};
 use firebox_kernels::rope::{Rotary, RotaryCache};
 use firebox_kernels::{embedding, latency_bound, linear, linear_transposed};
 
@@ -106,7 +110,7 @@ impl LanguageModel {
 
     /// The logits at every position, and the routing.
     ///
-    /// Padding must be at the end of a row, where the causal mask hides it from the tokens; the outputs at padding are
+    /// Padding must be at the end of a row, where causality hides it from the tokens; the outputs at padding are
     /// meaningless.
     ///
     /// # Shapes
@@ -117,52 +121,50 @@ impl LanguageModel {
     ///
     /// When a sequence is longer than the context.
     pub fn forward(&self, tokens: Tensor<2, Int>) -> ModelOutput {
-        let [batch, sequence] = tokens.dims();
-        let (hidden, routing) = self.hidden(tokens, None, None, |_| ());
-        let logits = self
-            .logits(hidden)
-            .reshape([batch, sequence, self.config.vocab_size]);
-        ModelOutput { logits, routing }
+        self.observed(tokens, &Placement::causal(), &mut Unobserved)
     }
 
-    /// A forward pass that also returns the residual stream, for comparison with another implementation. With `valid`,
-    /// padding may be anywhere in a row: no token attends to it, and the outputs at padding are meaningless. Without
-    /// `valid`, the results are bit-identical to those of [`forward`](Self::forward).
-    ///
-    /// # Shapes
-    ///
-    /// - `tokens`: `[batch, sequence]`, each below `vocab_size`
-    /// - `valid`: `batch · sequence` values, false for padding; `None` without padding
-    ///
-    /// # Panics
-    ///
-    /// When a sequence is longer than the context, or `valid` does not have `batch · sequence` values.
-    pub fn trace(&self, tokens: Tensor<2, Int>, valid: Option<&[bool]>) -> Trace {
+    /// The same of the tokens of a batch, where they stand.
+    pub fn forward_batch(&self, batch: &Batch) -> ModelOutput {
+        self.observed(batch.tokens.clone(), &batch.placement, &mut Unobserved)
+    }
+
+    /// [`forward`](Self::forward) of tokens that stand where `placement` says, with an observer of every part.
+    pub fn observed(
+        &self,
+        tokens: Tensor<2, Int>,
+        placement: &Placement,
+        observer: &mut impl Observer,
+    ) -> ModelOutput {
         let [batch, sequence] = tokens.dims();
-        let whole = |hidden: Tensor<2>| hidden.reshape([batch, sequence, self.config.d_model]);
-        let mut stream = Vec::with_capacity(self.config.layers + 1);
-        let (hidden, routing) = self.hidden(tokens, valid, None, |x| {
-            stream.push(whole(x.clone()));
-        });
-        // The last hidden state is the one after the final norm.
-        stream.pop();
-        stream.push(whole(hidden.clone()));
-        let logits = self
-            .logits(hidden)
-            .reshape([batch, sequence, self.config.vocab_size]);
-        Trace {
-            hidden: stream,
-            output: ModelOutput { logits, routing },
+        let layout = self.layout(&tokens, placement);
+        let (hidden, routing) = self.hidden(tokens, &layout, None, observer);
+        let logits = self.logits(hidden);
+        let logits = observer.output(LayerPart::outside(Part::Head), logits);
+        ModelOutput {
+            logits: logits.reshape([batch, sequence, self.config.vocab_size]),
+            routing,
         }
     }
 
-    /// The routing of these tokens, without computing the head.
-    ///
-    /// # Shapes
-    ///
-    /// - `tokens`: `[batch, sequence]`
-    pub fn route(&self, tokens: Tensor<2, Int>) -> Vec<Routing> {
-        self.hidden(tokens, None, None, |_| ()).1
+    /// A forward pass that also returns the residual stream, for comparison with another implementation. See
+    /// [`observed`](Self::observed) for the arguments.
+    pub fn trace(&self, tokens: Tensor<2, Int>, placement: &Placement) -> Trace {
+        let [batch, sequence] = tokens.dims();
+        let whole = |hidden: Tensor<2>| hidden.reshape([batch, sequence, self.config.d_model]);
+        let mut stream = ResidualStream::default();
+        let output = self.observed(tokens, placement, &mut stream);
+        Trace {
+            hidden: stream.0.into_iter().map(whole).collect(),
+            output,
+        }
+    }
+
+    /// The routing of the tokens of a batch, without computing the head.
+    pub fn route(&self, batch: &Batch) -> Vec<Routing> {
+        let layout = self.layout(&batch.tokens, &batch.placement);
+        self.hidden(batch.tokens.clone(), &layout, None, &mut Unobserved)
+            .1
     }
 
     /// The logits at the last position of each row, given the tokens already in the cache, to which these are appended.
@@ -179,7 +181,10 @@ impl LanguageModel {
         let [batch, new] = tokens.dims();
         let device = tokens.device();
         latency_bound(batch * new, &device, || {
-            let (hidden, _) = self.hidden(tokens, None, Some(cache), |_| ());
+            let past = cache.length();
+            let rotary = self.rotary(past + new, &device).range(past, new);
+            let layout = Layout::causal(batch, rotary);
+            let (hidden, _) = self.hidden(tokens, &layout, Some(cache), &mut Unobserved);
             let last = hidden
                 .reshape([batch, new, self.config.d_model])
                 .narrow(1, new - 1, 1);
@@ -218,78 +223,57 @@ impl LanguageModel {
             })
     }
 
-    /// The residual stream after the final norm, `[batch · sequence, d_model]`. `observe` is called with the stream
-    /// before the first block and after each block.
+    /// The residual stream after the final norm, `[batch · sequence, d_model]`, and the routing of the MoE layers.
     fn hidden(
         &self,
         tokens: Tensor<2, Int>,
-        valid: Option<&[bool]>,
+        layout: &Layout,
         mut cache: Option<&mut KeyValueCache>,
-        mut observe: impl FnMut(&Tensor<2>),
+        observer: &mut impl Observer,
     ) -> (Tensor<2>, Vec<Routing>) {
-        let [batch, new] = tokens.dims();
-        let config = &self.config;
-        let past = cache.as_ref().map_or(0, |cache| cache.length());
-        assert!(
-            past + new <= config.context_length,
-            "{} tokens exceed the context of {}",
-            past + new,
-            config.context_length
-        );
-        let device = tokens.device();
-        let rotary = self.rotary(past + new, &device).range(past, new);
-        let mask = valid.map(|valid| padding_mask(valid, batch, new, &device));
-
-        let mut x = self.embedded(tokens);
-        observe(&x);
-        let mut routing = Vec::with_capacity(config.layers);
+        let embedded = embedding(self.embedding.val(), tokens.flatten(0, 1)).cast(DType::F32);
+        let mut x = observer.output(LayerPart::outside(Part::Embedding), embedded);
+        let mut routing = Vec::with_capacity(self.config.layers);
         for (layer, block) in self.blocks.iter().enumerate() {
+            observer.residual(&x);
             let cache = cache.as_deref_mut().map(|cache| &mut cache.layers[layer]);
             let routed;
-            (x, routed) = block.forward(x, batch, &rotary, mask.as_ref(), cache);
-            observe(&x);
+            (x, routed) = block.forward(x, layer, layout, cache, observer);
             routing.extend(routed);
         }
-        (self.norm.forward(x), routing)
+        let normed = observer.output(LayerPart::outside(Part::Norm), self.norm.forward(x));
+        observer.residual(&normed);
+        (normed, routing)
+    }
+
+    /// The layout of tokens without a cache.
+    fn layout(&self, tokens: &Tensor<2, Int>, placement: &Placement) -> Layout {
+        let [batch, sequence] = tokens.dims();
+        let table = self.rotary(sequence, &tokens.device());
+        placement.layout(batch, sequence, &table)
     }
 
     /// The table of at least this many rotary positions.
-    pub(crate) fn rotary(&self, positions: usize, device: &Device) -> Rotary {
-        let config = &self.config;
-        self.rotary
-            .table(positions, config.head_dim, config.rope_theta, device)
+    fn rotary(&self, positions: usize, device: &Device) -> Rotary {
+        let ModelConfig {
+            context_length,
+            head_dim,
+            rope_theta,
+            ..
+        } = self.config;
+        assert!(
+            positions <= context_length,
+            "{positions} tokens exceed the context of {context_length}",
+        );
+        self.rotary.table(positions, head_dim, rope_theta, device)
     }
 
-    /// `[batch · sequence, d_model]`
-    pub(crate) fn embedded(&self, tokens: Tensor<2, Int>) -> Tensor<2> {
-        embedding(self.embedding.val(), tokens.flatten(0, 1)).cast(DType::F32)
-    }
-
-    pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         match &self.head {
             Some(head) => linear(hidden, head.val()),
             None => linear_transposed(hidden, self.embedding.val()),
         }
     }
-}
-
-/// Mask of the positions that each position must not attend to: later ones, and padding. A padded position attends to
-/// itself only, because a softmax over an empty set is NaN.
-///
-/// # Shapes
-///
-/// - `valid`: `batch · length` values
-/// - output: `[batch, 1, length, length]`, true where attention is not allowed
-fn padding_mask(valid: &[bool], batch: usize, length: usize, device: &Device) -> Tensor<4, Bool> {
-    assert_eq!(valid.len(), batch * length, "one flag per token");
-    let mut hidden = Vec::with_capacity(batch * length * length);
-    for row in valid.chunks(length) {
-        for query in 0..length {
-            let keys = row.iter().enumerate();
-            hidden.extend(keys.map(|(key, &valid)| key != query && (key > query || !valid)));
-        }
-    }
-    Tensor::from_data(TensorData::new(hidden, [batch, 1, length, length]), device)
 }
 
 /// Token ids as a tensor.
@@ -311,6 +295,7 @@ pub fn token_tensor<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::Sequence;
     use crate::config::DenseConfig;
     use crate::parameters::{MapParameter, map};
     use crate::testing::{ByHand, smallest, text, tiny, with_experts};
@@ -320,7 +305,6 @@ mod tests {
 
     on_every_device!(
         logits_by_hand,
-        what_hides_from_whom,
         a_token_does_not_depend_on_its_neighbours_in_the_batch,
         padding_in_front_changes_no_token_but_its_position,
         decoding_with_the_cache_equals_one_forward_pass,
@@ -354,7 +338,7 @@ mod tests {
             };
             let Ok(model) = LanguageModel::new(&config, &mut source);
             assert_eq!(model.parameters(), if tied { 46 } else { 54 });
-            let trace = model.trace(ids(&[vec![0, 2]], &device), None);
+            let trace = model.trace(ids(&[vec![0, 2]], &device), &Placement::causal());
             assert_eq!(trace.output.logits.dims(), [1, 2, 4]);
             let expected = match tied {
                 false => [0.6, 0.8, 86.0, 0.0, -0.8, 0.6, 52.0, 0.0],
@@ -371,25 +355,6 @@ mod tests {
             assert_eq!(hidden[0], [3.0, 4.0, -4.0, 3.0]);
             assert_close("hidden", &hidden[1], &[0.6, 0.8, -0.8, 0.6], 1e-6).unwrap();
         }
-    }
-
-    fn what_hides_from_whom(device: Device) {
-        // One row is padded at its beginning, one at its end; padding sees itself.
-        let valid = [false, true, true, true, true, false];
-        let mask = padding_mask(&valid, 2, 3, &device);
-        assert_eq!(mask.dims(), [2, 1, 3, 3]);
-        let mask: Vec<bool> = mask.into_data().iter::<bool>().collect();
-        const HIDDEN: bool = true;
-        const SEEN: bool = false;
-        let expected = [
-            [SEEN, HIDDEN, HIDDEN],
-            [HIDDEN, SEEN, HIDDEN],
-            [HIDDEN, SEEN, SEEN],
-            [SEEN, HIDDEN, HIDDEN],
-            [SEEN, SEEN, HIDDEN],
-            [SEEN, SEEN, SEEN],
-        ];
-        assert_eq!(mask, expected.concat());
     }
 
     fn a_token_does_not_depend_on_its_neighbours_in_the_batch(device: Device) {
@@ -415,7 +380,10 @@ mod tests {
         let moved = [vec![5; 4], row].concat();
         let valid: Vec<bool> = (0..13).map(|place| place >= 4).collect();
         let padded = model
-            .trace(ids(&[moved], &device), Some(&valid))
+            .trace(
+                ids(&[moved], &device),
+                &Placement::padded(&valid, 13, &device),
+            )
             .output
             .logits;
         close("tokens", padded.narrow(1, 4, 9), alone);
@@ -477,7 +445,8 @@ mod tests {
         model.set_router_bias(&biases);
         assert_eq!(model.router_bias(), biases);
         // A probability and 9 are more than any probability.
-        let routing = model.route(ids(&text(1, 5, 37), &device));
+        let sequence = Sequence::of_window(&text(1, 6, 37)[0], 5, None);
+        let routing = model.route(&Batch::new(&[sequence], &device));
         let layers: Vec<usize> = routing.iter().map(|routing| routing.layer).collect();
         assert_eq!(layers, [0, 2]);
         for (routing, expert) in routing.iter().zip([1, 2]) {

@@ -12,7 +12,7 @@ use firebox_kernels::sum_of_squares;
 use firebox_model::batch::{Batch, Sequence};
 use firebox_model::config::{FeedForwardKind, ModelConfig};
 use firebox_model::language_model::LanguageModel;
-use firebox_model::loss::{auxiliary, cross_entropy_sum};
+use firebox_model::loss::{Objective, Targets};
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::moe::stats::HealthSums;
 use firebox_model::parameters::{VisitParameter, visit};
@@ -53,7 +53,7 @@ pub fn forward_backward(
         let mut load = TokensPerExpert::default();
         for chunk in sequences.chunks(micro_batch) {
             let batch = Batch::new(chunk, &plain_device);
-            let routing = plain.route(batch.tokens);
+            let routing = plain.route(&batch);
             load.add(&routing, batch.valid.as_ref(), batch.valid_tokens);
         }
         load
@@ -66,18 +66,20 @@ pub fn forward_backward(
     for chunk in sequences.chunks(micro_batch) {
         let batch = Batch::new(chunk, device);
         let valid = batch.valid.as_ref();
-        let output = model.forward(batch.tokens);
+        let output = model.forward_batch(&batch);
         let load = load.clone().unwrap_or_else(|| {
             let mut load = TokensPerExpert::default();
             load.add(&output.routing, valid, targets);
             load
         });
-        let logits = output.logits.flatten::<2>(0, 1);
-        let loss = cross_entropy_sum(logits, batch.targets, valid).div_scalar(targets as f64);
-        let total = match auxiliary(config, &output.routing, valid, &load) {
-            Some(auxiliary) => loss.clone() + auxiliary,
-            None => loss.clone(),
+        let of_batch = Targets {
+            ids: batch.targets,
+            mask: valid,
+            count: targets,
         };
+        let routing = &output.routing;
+        let objective = Objective::new(config, output.logits, routing, of_batch, valid, &load);
+        let (loss, total) = (objective.cross_entropy.clone(), objective.total());
         layers = output.routing.iter().map(|routing| routing.layer).collect();
         figures.extend([loss.inner(), total.clone().inner()]);
         figures.extend(HealthSums::terms(&output.routing, valid));
@@ -194,10 +196,10 @@ mod tests {
             &mut NoHead,
         );
         let tokens = [[0, 1, 2, 3].as_slice(), &[4, 4]];
-        let sequences = tokens.map(|tokens| Sequence::of_window(tokens, 3));
+        let sequences = tokens.map(|tokens| Sequence::of_window(tokens, 3, None));
         let hidden = {
             let batch = Batch::new(&sequences, &device);
-            let trace = model.trace(batch.tokens, None);
+            let trace = model.trace(batch.tokens, &batch.placement);
             values(trace.hidden.into_iter().next_back().unwrap())
         };
         let mut expected = vec![0.0f32; 8 * 5];

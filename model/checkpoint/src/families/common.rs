@@ -50,6 +50,12 @@ pub(super) const SAMPLING: &[Field] = &[
 /// Fields that every config.json may have: the tokens that begin and end a text, and notes of the tools that wrote it.
 pub(super) const NOTES: &[Field] = &[
     read("bos_token_id"),
+    // Firebox's own.
+    only(
+        "document_mask",
+        &["true", "false"],
+        "true: trained to see each document of a packed sequence by itself",
+    ),
     read("eos_token_id"),
     neutral("architectures"),
     neutral("attn_implementation"),
