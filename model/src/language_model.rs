@@ -5,11 +5,12 @@ use std::convert::Infallible;
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+use crate::batch::Batch;
 use crate::block::Block;
 use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
-use crate::layout::Layout;
+use crate::layout::{Layout, Placement};
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::observer::{Observer, ResidualStream, Unobserved};
@@ -109,7 +110,7 @@ impl LanguageModel {
 
     /// The logits at every position, and the routing.
     ///
-    /// Padding must be at the end of a row, where the causal mask hides it from the tokens; the outputs at padding are
+    /// Padding must be at the end of a row, where causality hides it from the tokens; the outputs at padding are
     /// meaningless.
     ///
     /// # Shapes
@@ -120,33 +121,23 @@ impl LanguageModel {
     ///
     /// When a sequence is longer than the context.
     pub fn forward(&self, tokens: Tensor<2, Int>) -> ModelOutput {
-        self.observed(tokens, None, &mut Unobserved)
+        self.observed(tokens, &Placement::causal(), &mut Unobserved)
     }
 
-    /// [`forward`](Self::forward) with an observer of every part. With `valid`, padding may be anywhere in a row: no
-    /// token attends to it, and the outputs at padding are meaningless.
-    ///
-    /// # Shapes
-    ///
-    /// - `tokens`: `[batch, sequence]`, each below `vocab_size`
-    /// - `valid`: `batch · sequence` values, false for padding; `None` without padding
-    ///
-    /// # Panics
-    ///
-    /// When a sequence is longer than the context, or `valid` does not have `batch · sequence` values.
+    /// The same of the tokens of a batch, where they stand.
+    pub fn forward_batch(&self, batch: &Batch) -> ModelOutput {
+        self.observed(batch.tokens.clone(), &batch.placement, &mut Unobserved)
+    }
+
+    /// [`forward`](Self::forward) of tokens that stand where `placement` says, with an observer of every part.
     pub fn observed(
         &self,
         tokens: Tensor<2, Int>,
-        valid: Option<&[bool]>,
+        placement: &Placement,
         observer: &mut impl Observer,
     ) -> ModelOutput {
         let [batch, sequence] = tokens.dims();
-        let device = tokens.device();
-        let rotary = self.rotary(0, sequence, &device);
-        let layout = match valid {
-            Some(valid) => Layout::padded(batch, rotary, valid, &device),
-            None => Layout::causal(batch, rotary),
-        };
+        let layout = self.layout(&tokens, placement);
         let (hidden, routing) = self.hidden(tokens, &layout, None, observer);
         let logits = self.logits(hidden);
         let logits = observer.output(LayerPart::outside(Part::Head), logits);
@@ -158,26 +149,22 @@ impl LanguageModel {
 
     /// A forward pass that also returns the residual stream, for comparison with another implementation. See
     /// [`observed`](Self::observed) for the arguments.
-    pub fn trace(&self, tokens: Tensor<2, Int>, valid: Option<&[bool]>) -> Trace {
+    pub fn trace(&self, tokens: Tensor<2, Int>, placement: &Placement) -> Trace {
         let [batch, sequence] = tokens.dims();
         let whole = |hidden: Tensor<2>| hidden.reshape([batch, sequence, self.config.d_model]);
         let mut stream = ResidualStream::default();
-        let output = self.observed(tokens, valid, &mut stream);
+        let output = self.observed(tokens, placement, &mut stream);
         Trace {
             hidden: stream.0.into_iter().map(whole).collect(),
             output,
         }
     }
 
-    /// The routing of these tokens, without computing the head.
-    ///
-    /// # Shapes
-    ///
-    /// - `tokens`: `[batch, sequence]`
-    pub fn route(&self, tokens: Tensor<2, Int>) -> Vec<Routing> {
-        let [batch, sequence] = tokens.dims();
-        let layout = Layout::causal(batch, self.rotary(0, sequence, &tokens.device()));
-        self.hidden(tokens, &layout, None, &mut Unobserved).1
+    /// The routing of the tokens of a batch, without computing the head.
+    pub fn route(&self, batch: &Batch) -> Vec<Routing> {
+        let layout = self.layout(&batch.tokens, &batch.placement);
+        self.hidden(batch.tokens.clone(), &layout, None, &mut Unobserved)
+            .1
     }
 
     /// The logits at the last position of each row, given the tokens already in the cache, to which these are appended.
@@ -194,7 +181,9 @@ impl LanguageModel {
         let [batch, new] = tokens.dims();
         let device = tokens.device();
         latency_bound(batch * new, &device, || {
-            let layout = Layout::causal(batch, self.rotary(cache.length(), new, &device));
+            let past = cache.length();
+            let rotary = self.rotary(past + new, &device).range(past, new);
+            let layout = Layout::causal(batch, rotary);
             let (hidden, _) = self.hidden(tokens, &layout, Some(cache), &mut Unobserved);
             let last = hidden
                 .reshape([batch, new, self.config.d_model])
@@ -257,21 +246,26 @@ impl LanguageModel {
         (normed, routing)
     }
 
-    /// The rotary positions of `new` tokens after `past` others.
-    fn rotary(&self, past: usize, new: usize, device: &Device) -> Rotary {
+    /// The layout of tokens without a cache.
+    fn layout(&self, tokens: &Tensor<2, Int>, placement: &Placement) -> Layout {
+        let [batch, sequence] = tokens.dims();
+        let table = self.rotary(sequence, &tokens.device());
+        placement.layout(batch, sequence, &table)
+    }
+
+    /// The table of at least this many rotary positions.
+    fn rotary(&self, positions: usize, device: &Device) -> Rotary {
         let ModelConfig {
             context_length,
             head_dim,
             rope_theta,
             ..
         } = self.config;
-        let all = past + new;
         assert!(
-            all <= context_length,
-            "{all} tokens exceed the context of {context_length}",
+            positions <= context_length,
+            "{positions} tokens exceed the context of {context_length}",
         );
-        let table = self.rotary.table(all, head_dim, rope_theta, device);
-        table.range(past, new)
+        self.rotary.table(positions, head_dim, rope_theta, device)
     }
 
     fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
@@ -301,6 +295,7 @@ pub fn token_tensor<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::Sequence;
     use crate::config::DenseConfig;
     use crate::parameters::{MapParameter, map};
     use crate::testing::{ByHand, smallest, text, tiny, with_experts};
@@ -343,7 +338,7 @@ mod tests {
             };
             let Ok(model) = LanguageModel::new(&config, &mut source);
             assert_eq!(model.parameters(), if tied { 46 } else { 54 });
-            let trace = model.trace(ids(&[vec![0, 2]], &device), None);
+            let trace = model.trace(ids(&[vec![0, 2]], &device), &Placement::causal());
             assert_eq!(trace.output.logits.dims(), [1, 2, 4]);
             let expected = match tied {
                 false => [0.6, 0.8, 86.0, 0.0, -0.8, 0.6, 52.0, 0.0],
@@ -385,7 +380,10 @@ mod tests {
         let moved = [vec![5; 4], row].concat();
         let valid: Vec<bool> = (0..13).map(|place| place >= 4).collect();
         let padded = model
-            .trace(ids(&[moved], &device), Some(&valid))
+            .trace(
+                ids(&[moved], &device),
+                &Placement::padded(&valid, 13, &device),
+            )
             .output
             .logits;
         close("tokens", padded.narrow(1, 4, 9), alone);
@@ -447,7 +445,8 @@ mod tests {
         model.set_router_bias(&biases);
         assert_eq!(model.router_bias(), biases);
         // A probability and 9 are more than any probability.
-        let routing = model.route(ids(&text(1, 5, 37), &device));
+        let sequence = Sequence::of_window(&text(1, 6, 37)[0], 5, None);
+        let routing = model.route(&Batch::new(&[sequence], &device));
         let layers: Vec<usize> = routing.iter().map(|routing| routing.layer).collect();
         assert_eq!(layers, [0, 2]);
         for (routing, expert) in routing.iter().zip([1, 2]) {
