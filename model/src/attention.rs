@@ -96,7 +96,8 @@ impl Attention {
     /// # Shapes
     ///
     /// - `x`, output: `[batch · new, d_model]`, with the new positions of a sequence in consecutive rows
-    /// - `mask`: `[batch or 1, 1, new, all]`, true where a new position must not attend; `None` for a causal mask
+    /// - `mask`: `[batch or 1, 1, new, new]`, true where a position must not attend; `None` for a causal mask, which a
+    ///   cache always has
     pub fn forward(
         &self,
         x: Tensor<2>,
@@ -115,15 +116,7 @@ impl Attention {
         let rotated = |x: Tensor<2>| rotary.apply(split(x));
         let attended = match (mask, cache) {
             (None, None) => causal_attention(query, key, value, batch, rotary),
-            (None, Some(cache)) if cache.is_empty() => {
-                cache.append(rotated(key.clone()), split(value.clone()));
-                causal_attention(query, key, value, batch, rotary)
-            }
-            (None, Some(cache)) => cache.attend(query, key, value, rotary),
-            (Some(mask), Some(cache)) => {
-                let (keys, values) = cache.append(rotated(key), split(value));
-                masked_attention(rotated(query), keys, values, Some(mask))
-            }
+            (_, Some(cache)) => cache.attend(query, key, value, rotary),
             (Some(mask), None) => {
                 masked_attention(rotated(query), rotated(key), split(value), Some(mask))
             }

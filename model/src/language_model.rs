@@ -13,7 +13,7 @@ use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::parameters::{Initializer, ParameterSource, RandomParameters, Shapes};
 use firebox_kernels::rope::{Rotary, RotaryCache};
-use firebox_kernels::{embedding, latency_bound, linear, linear_transposed};
+use firebox_kernels::{embedding, linear, linear_transposed};
 
 /// A decoder-only mixture-of-experts language model.
 ///
@@ -165,28 +165,6 @@ impl LanguageModel {
         self.hidden(tokens, None, None, |_| ()).1
     }
 
-    /// The logits at the last position of each row, given the tokens already in the cache, to which these are appended.
-    ///
-    /// # Shapes
-    ///
-    /// - `tokens`: `[batch, new]`
-    /// - output: `[batch, vocab_size]`
-    ///
-    /// # Panics
-    ///
-    /// When the cache's capacity or the context is exceeded; see [`KeyValueCache::remaining`].
-    pub fn decode(&self, tokens: Tensor<2, Int>, cache: &mut KeyValueCache) -> Tensor<2> {
-        let [batch, new] = tokens.dims();
-        let device = tokens.device();
-        latency_bound(batch * new, &device, || {
-            let (hidden, _) = self.hidden(tokens, None, Some(cache), |_| ());
-            let last = hidden
-                .reshape([batch, new, self.config.d_model])
-                .narrow(1, new - 1, 1);
-            self.logits(last.squeeze_dim::<2>(1))
-        })
-    }
-
     /// Sets the selection bias of every router, in the order of the MoE layers; see
     /// [`balance::update_bias`](crate::moe::balance::update_bias).
     pub fn set_router_bias(&mut self, biases: &[Vec<f32>]) {
@@ -229,15 +207,18 @@ impl LanguageModel {
     ) -> (Tensor<2>, Vec<Routing>) {
         let [batch, new] = tokens.dims();
         let config = &self.config;
-        let past = cache.as_ref().map_or(0, |cache| cache.length());
-        assert!(
-            past + new <= config.context_length,
-            "{} tokens exceed the context of {}",
-            past + new,
-            config.context_length
-        );
         let device = tokens.device();
-        let rotary = self.rotary(past + new, &device).range(past, new);
+        let rotary = match &cache {
+            Some(cache) => cache.rotary(|positions| self.rotary(positions, &device)),
+            None => {
+                assert!(
+                    new <= config.context_length,
+                    "{new} tokens exceed the context of {}",
+                    config.context_length
+                );
+                self.rotary(new, &device).range(0, new)
+            }
+        };
         let mask = valid.map(|valid| padding_mask(valid, batch, new, &device));
 
         let mut x = self.embedded(tokens);
@@ -251,6 +232,15 @@ impl LanguageModel {
             routing.extend(routed);
         }
         (self.norm.forward(x), routing)
+    }
+
+    /// The residual stream of the tokens of a step, `[tokens, d_model]`; see [`KeyValueCache::begin`].
+    pub(crate) fn cached_hidden(
+        &self,
+        tokens: Tensor<2, Int>,
+        cache: &mut KeyValueCache,
+    ) -> Tensor<2> {
+        self.hidden(tokens, None, Some(cache), |_| ()).0
     }
 
     /// The table of at least this many rotary positions.
@@ -323,7 +313,6 @@ mod tests {
         what_hides_from_whom,
         a_token_does_not_depend_on_its_neighbours_in_the_batch,
         padding_in_front_changes_no_token_but_its_position,
-        decoding_with_the_cache_equals_one_forward_pass,
         the_order_of_experts_changes_nothing,
         the_bias_of_every_router_is_set_and_read,
     );
@@ -421,26 +410,6 @@ mod tests {
         close("tokens", padded.narrow(1, 4, 9), alone);
     }
 
-    fn decoding_with_the_cache_equals_one_forward_pass(device: Device) {
-        for config in [tiny(), with_experts(8, 8), tiny().dense_baseline()] {
-            let model = LanguageModel::random(&config, 7, &device);
-            let rows = text(2, 20, config.vocab_size);
-            let whole = model.forward(ids(&rows, &device)).logits;
-            // Pieces of several lengths: a long prompt, single tokens, a few at once.
-            let mut cache = KeyValueCache::new(&config, 2, 20, &device);
-            let mut start = 0;
-            for length in [7, 1, 1, 4, 1, 6] {
-                let end = start + length;
-                let pieces = rows.iter().map(|row| &row[start..end]);
-                let last = model.decode(token_tensor(pieces, &device), &mut cache);
-                let expected = whole.clone().narrow(1, end - 1, 1).squeeze_dim::<2>(1);
-                close(&format!("position {end}"), last, expected);
-                start = end;
-                assert_eq!((cache.length(), cache.remaining()), (end, 20 - end));
-            }
-        }
-    }
-
     fn the_order_of_experts_changes_nothing(device: Device) {
         struct Permute<'a>(&'a [usize]);
         impl MapParameter for Permute<'_> {
@@ -492,15 +461,5 @@ mod tests {
         let device = select(default_name()).unwrap();
         let model = LanguageModel::random(&smallest(), 7, &device);
         let _ = model.forward(ids(&[vec![0; 9]], &device));
-    }
-
-    #[test]
-    #[should_panic(expected = "9 tokens exceed the context of 8")]
-    fn a_cache_holds_no_more_than_the_context() {
-        let device = select(default_name()).unwrap();
-        let model = LanguageModel::random(&smallest(), 7, &device);
-        let mut cache = KeyValueCache::new(&smallest(), 1, 20, &device);
-        let _ = model.decode(ids(&[vec![0; 8]], &device), &mut cache);
-        let _ = model.decode(ids(&[vec![0]], &device), &mut cache);
     }
 }

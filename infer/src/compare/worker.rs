@@ -9,7 +9,8 @@ use firebox_checkpoint::{NamedTensor, Values, named_gradients};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::batch::Batch;
 use firebox_model::cache::KeyValueCache;
-use firebox_model::language_model::{LanguageModel, token_tensor};
+use firebox_model::decode::Piece;
+use firebox_model::language_model::LanguageModel;
 use firebox_model::loss::{auxiliary, cross_entropy_sum};
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::parts::{LayerPart, Observer, Part, forward_observed};
@@ -271,7 +272,8 @@ fn decode(model: &LanguageModel, tokens: &Tokens, device: &Device) -> Option<Dec
     let pass = |read: &mut dyn FnMut(Tensor<2>)| {
         let mut cache = KeyValueCache::new(model.config(), 1, prompt.len() + rest.len(), device);
         let step = |tokens: &[u32], cache: &mut KeyValueCache| {
-            model.decode(token_tensor(std::iter::once(tokens), device), cache)
+            let logits = model.decode(&[Piece::new(0, tokens)], cache);
+            logits.expect("of the last token")
         };
         finish(step(prompt, &mut cache));
         let started = Instant::now();

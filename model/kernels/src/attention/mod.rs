@@ -11,6 +11,7 @@ mod forward;
 mod host;
 mod reference;
 mod rows;
+mod segments;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ pub use cached::{cached_attention, cached_attention_reference};
 pub use reference::causal_attention_reference;
 pub use reference::{masked_attention, split_heads};
 pub use rows::AttentionShape;
+pub use segments::{Segment, Segments};
 
 use crate::operation::{Operation, differentiable};
 use crate::rope::Rotary;
