@@ -7,18 +7,19 @@
 //!
 //! ```no_run
 //! use firebox_infer::engine::Engine;
-//! use firebox_infer::generate::{Request, generate};
+//! use firebox_infer::generate::{Request, Speculation, generate};
 //! use firebox_kernels::dtype::WeightDtype;
-//! use firebox_model::generate::Sampling;
+//! use firebox_model::sampling::Sampling;
 //!
 //! let engine = Engine::open("runs/quickstart".as_ref(), "flex", WeightDtype::F32)?;
 //! let request = Request {
 //!     prompt: "pub fn ".to_owned(),
 //!     max_tokens: 100,
-//!     sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+//!     sampling: Sampling::greedy(),
 //! };
-//! let generated = generate(&engine, &request, &mut std::io::stdout(), || false)?;
-//! println!("{} tokens", generated.tokens);
+//! let speculation = Speculation::default();
+//! let generated = generate(&engine, &request, &speculation, &mut std::io::stdout(), || false)?;
+//! println!("{} tokens", generated.statistics.tokens);
 //! # Ok::<(), firebox_infer::InferError>(())
 //! ```
 

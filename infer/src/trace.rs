@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use firebox_checkpoint::{NamedTensor, named_gradients, write_tensors};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::{LanguageModel, Trace};
-use firebox_model::loss::{auxiliary, cross_entropy_sum, load_balancing};
+use firebox_model::loss::{Objective, Targets, load_balancing};
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_runtime::device;
 
@@ -143,13 +143,6 @@ impl Computed {
         let trace = model.trace(ids(tokens.ids.clone(), shape), tokens.mask());
 
         let (targets, loss_mask) = tokens.targets();
-        let cross_entropy = cross_entropy_sum(
-            trace.output.logits.clone().flatten::<2>(0, 1),
-            ids(targets, shape).flatten::<1>(0, 1),
-            Some(&flags(loss_mask)),
-        )
-        .div_scalar(tokens.pairs().max(1) as f64);
-
         let routing = &trace.output.routing;
         let valid = flags(tokens.valid.clone());
         let count = tokens.valid.iter().filter(|valid| **valid).count() as u64;
@@ -162,15 +155,24 @@ impl Computed {
             Some(&valid),
             &tokens_per_expert,
         );
-        let total = match auxiliary(config, routing, Some(&valid), &tokens_per_expert) {
-            Some(auxiliary) => cross_entropy.clone() + auxiliary,
-            None => cross_entropy.clone(),
+        let targets = Targets {
+            ids: ids(targets, shape).flatten(0, 1),
+            mask: Some(&flags(loss_mask)),
+            count: tokens.pairs() as u64,
         };
+        let objective = Objective::new(
+            config,
+            trace.output.logits.clone(),
+            routing,
+            targets,
+            Some(&valid),
+            &tokens_per_expert,
+        );
         Self {
             trace,
-            cross_entropy,
+            total: objective.total(),
+            cross_entropy: objective.cross_entropy,
             load_balancing,
-            total,
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Causal grouped-query attention.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::Tensor;
 
-use crate::cache::LayerCache;
+use crate::cache::LayerStep;
 use crate::config::{ModelConfig, QkNorm};
+use crate::layout::Layout;
 use crate::norm::RmsNorm;
 use crate::parameters::{Initializer, ParameterSource};
-use firebox_kernels::rope::Rotary;
 use firebox_kernels::{causal_attention, linear, masked_attention, split_heads};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
@@ -91,21 +91,18 @@ impl Attention {
         })
     }
 
-    /// Attends within each of `batch` sequences.
+    /// Attends within each of the layout's sequences, and to the positions before them in the cache.
     ///
     /// # Shapes
     ///
-    /// - `x`, output: `[batch · new, d_model]`, with the new positions of a sequence in consecutive rows
-    /// - `mask`: `[batch or 1, 1, new, new]`, true where a position must not attend; `None` for a causal mask, which a
-    ///   cache always has
-    pub fn forward(
-        &self,
-        x: Tensor<2>,
-        batch: usize,
-        rotary: &Rotary,
-        mask: Option<&Tensor<4, Bool>>,
-        cache: Option<&mut LayerCache>,
-    ) -> Tensor<2> {
+    /// - `x`, output: `[batch · new, d_model]`, the layout's tokens in order
+    pub fn forward(&self, x: Tensor<2>, layout: &Layout, cache: Option<LayerStep>) -> Tensor<2> {
+        let Layout {
+            batch,
+            rotary,
+            mask,
+        } = layout;
+        let batch = *batch;
         let query = linear(x.clone(), self.query.val());
         let query = self.normed(query, self.heads, &self.query_norm);
         let key = linear(x.clone(), self.key.val());
@@ -140,7 +137,8 @@ impl Attention {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, TensorData};
+    use burn::tensor::{Bool, Device, TensorData};
+    use firebox_kernels::rope::Rotary;
 
     use super::*;
     use crate::testing::{ByHand, rows, smallest};
@@ -160,8 +158,8 @@ mod tests {
         attention
     }
 
-    fn rotary(positions: usize, device: &Device) -> Rotary {
-        Rotary::new(0, positions, 2, 10_000.0, device)
+    fn causal(batch: usize, positions: usize, device: &Device) -> Layout {
+        Layout::causal(batch, Rotary::new(0, positions, 2, 10_000.0, device))
     }
 
     /// True where a mask of one row hides: everything but the position itself.
@@ -180,15 +178,15 @@ mod tests {
             let second = [[1.0, 1.0], [5.0, -1.0], [0.0, 3.0]];
             rows(&[first, second].concat(), &device)
         };
-        let rotary = rotary(3, &device);
-        let found = values(attention.forward(x(), 2, &rotary, None, None));
+        let mut layout = causal(2, 3, &device);
+        let found = values(attention.forward(x(), &layout, None));
         let expected = [
             2.0, 0.0, 1.0, 2.0, 2.0, 4.0, //
             1.0, 1.0, 3.0, 0.0, 2.0, 1.0,
         ];
         assert_close("causal", &found, &expected, 1e-6).unwrap();
-        let mask = each_itself(3, &device);
-        let found = values(attention.forward(x(), 2, &rotary, Some(&mask), None));
+        layout.mask = Some(each_itself(3, &device));
+        let found = values(attention.forward(x(), &layout, None));
         assert_close("masked", &found, &values(x()), 1e-6).unwrap();
     }
 
@@ -207,7 +205,7 @@ mod tests {
         ];
         let attention = attention(&config, &device, &parameters);
         let x = rows(&[[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]], &device);
-        let found = values(attention.forward(x, 1, &rotary(2, &device), None, None));
+        let found = values(attention.forward(x, &causal(1, 2, &device), None));
         // Scores of the second query: cos 1 / √2 and cos 0 / √2, so a weight of 1 / (1 + e^((cos 1 − 1) / √2)).
         let expected = [0.0, 0.0, 0.0, 0.0, 0.0, 0.580_555_7];
         assert_close("weights", &found, &expected, 1e-6).unwrap();
@@ -227,7 +225,7 @@ mod tests {
         assert_eq!(attention.key.dims(), [2, 2]);
         // At position 0 both heads see its own value alone.
         let x = rows(&[[2.0, 0.0], [2.0, 1.0]], &device);
-        let found = values(attention.forward(x, 1, &rotary(2, &device), None, None));
+        let found = values(attention.forward(x, &causal(1, 2, &device), None));
         assert_close("position 0", &found[..2], &[4.0, 0.0], 1e-6).unwrap();
         // Scores of head one are s and t, those of head two −s and −t: with w the weight of the second value in
         // head one it is 1 − w in head two, and the sum of both is the sum of both values.

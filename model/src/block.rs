@@ -1,16 +1,18 @@
 //! One layer: norm → attention → norm → feed-forward, each added to the residual stream.
 
 use burn::module::Module;
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::Tensor;
 
 use crate::attention::Attention;
-use crate::cache::LayerCache;
+use crate::cache::LayerStep;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
+use crate::layout::Layout;
 use crate::moe::Routing;
 use crate::norm::RmsNorm;
+use crate::observer::Observer;
 use crate::parameters::ParameterSource;
-use firebox_kernels::rope::Rotary;
+use crate::parts::{LayerPart, Part};
 
 /// A transformer block with its norms in front (pre-norm).
 #[derive(Module, Debug)]
@@ -46,24 +48,27 @@ impl Block {
         })
     }
 
-    /// See [`Attention::forward`] for the arguments.
+    /// Returns the residual stream after this layer, the routing of an MoE layer with it.
     ///
     /// # Shapes
     ///
-    /// - `x`, output: `[batch · new, d_model]`
+    /// - `x`, output: `[batch · new, d_model]`, the layout's tokens in order
     pub fn forward(
         &self,
         x: Tensor<2>,
-        batch: usize,
-        rotary: &Rotary,
-        mask: Option<&Tensor<4, Bool>>,
-        cache: Option<&mut LayerCache>,
+        layer: usize,
+        layout: &Layout,
+        cache: Option<LayerStep>,
+        observer: &mut impl Observer,
     ) -> (Tensor<2>, Option<Routing>) {
+        let part = |part| LayerPart::of_layer(layer, part);
         let normed = self.attention_norm.forward(x.clone());
-        let x = x + self.attention.forward(normed, batch, rotary, mask, cache);
-        let (output, routing) = self
-            .feed_forward
-            .forward(self.feed_forward_norm.forward(x.clone()));
+        let normed = observer.output(part(Part::AttentionNorm), normed);
+        let attended = self.attention.forward(normed, layout, cache);
+        let x = x + observer.output(part(Part::Attention), attended);
+        let normed = self.feed_forward_norm.forward(x.clone());
+        let normed = observer.output(part(Part::FeedForwardNorm), normed);
+        let (output, routing) = self.feed_forward.forward(normed, layer, observer);
         (x + output, routing)
     }
 }
@@ -73,7 +78,9 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::observer::Unobserved;
     use crate::testing::{ByHand, rows, smallest};
+    use firebox_kernels::rope::Rotary;
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values};
 
@@ -99,9 +106,9 @@ mod tests {
                 values: parameters,
             };
             let Ok(block) = Block::new(config, 0, &mut source);
-            let rotary = Rotary::new(0, 1, 2, 1e4, &device);
-            let (output, routing) =
-                block.forward(rows(&[[3.0, 4.0]], &device), 1, &rotary, None, None);
+            let layout = Layout::causal(1, Rotary::new(0, 1, 2, 1e4, &device));
+            let x = rows(&[[3.0, 4.0]], &device);
+            let (output, routing) = block.forward(x, 0, &layout, None, &mut Unobserved);
             assert_eq!(routing.is_some(), config.dense_d_ff(0).is_none());
             values(output)
         };

@@ -11,11 +11,16 @@ use firebox_kernels::{Segment, Segments, cached_attention};
 pub struct LayerCache {
     keys: Tensor<4>,   // [sequences, kv_heads, capacity, head_dim]
     values: Tensor<4>, // [sequences, kv_heads, capacity, head_dim]
-    /// What the current step adds.
-    step: Option<Segments>,
 }
 
-impl LayerCache {
+/// A layer's part of a step.
+#[derive(Debug)]
+pub struct LayerStep<'a> {
+    cache: &'a mut LayerCache,
+    segments: &'a Segments,
+}
+
+impl LayerStep<'_> {
     /// Adds the new positions of a step, and attends over all that each sequence has then.
     ///
     /// # Shapes
@@ -23,22 +28,19 @@ impl LayerCache {
     /// - `query`, output: `[rows, heads · head_dim]`
     /// - `key`, `value`: `[rows, kv_heads · head_dim]`; queries and keys before the rotary embedding
     /// - `rotary`: of each row
-    ///
-    /// # Panics
-    ///
-    /// Outside of a step of [`KeyValueCache::begin`].
     pub(crate) fn attend(
-        &mut self,
+        self,
         query: Tensor<2>,
         key: Tensor<2>,
         value: Tensor<2>,
         rotary: &Rotary,
     ) -> Tensor<2> {
-        let step = self.step.take().expect("a step has begun");
-        let cache = [&mut self.keys, &mut self.values];
-        cached_attention(query, key, value, rotary, cache, &step)
+        let cache = [&mut self.cache.keys, &mut self.cache.values];
+        cached_attention(query, key, value, rotary, cache, self.segments)
     }
+}
 
+impl LayerCache {
     /// Makes room for `capacity` positions of each sequence.
     fn grow(&mut self, capacity: usize) {
         for cached in [&mut self.keys, &mut self.values] {
@@ -55,14 +57,11 @@ impl LayerCache {
 /// Room is made as it is needed: when the longest sequence exceeds it, it doubles.
 #[derive(Debug, Clone)]
 pub struct KeyValueCache {
-    /// By layer.
-    pub layers: Vec<LayerCache>,
+    layers: Vec<LayerCache>,
     lengths: Vec<usize>,
     capacity: usize,
     /// The most tokens that a sequence can have.
     context: usize,
-    /// Of the rows of the current step.
-    positions: Vec<usize>,
     device: Device,
 }
 
@@ -74,14 +73,12 @@ impl KeyValueCache {
         let layer = || LayerCache {
             keys: Tensor::zeros(shape, device),
             values: Tensor::zeros(shape, device),
-            step: None,
         };
         Self {
             layers: (0..config.layers).map(|_| layer()).collect(),
             lengths: vec![0; sequences],
             capacity,
             context: config.context_length,
-            positions: Vec::new(),
             device: device.clone(),
         }
     }
@@ -102,9 +99,9 @@ impl KeyValueCache {
         *cached = length;
     }
 
-    /// Begins a step that adds to each of these sequences so many tokens, each at least one. The forward pass of those
+    /// Begins a step that adds to each of these sequences so many tokens, each at least one; the forward pass of those
     /// tokens follows.
-    pub(crate) fn begin(&mut self, new: &[(usize, usize)]) {
+    pub(crate) fn begin(&mut self, new: &[(usize, usize)]) -> Step<'_> {
         let segments = new.iter().map(|&(sequence, new)| Segment {
             sequence,
             past: self.lengths[sequence],
@@ -121,27 +118,42 @@ impl KeyValueCache {
         for segment in &segments {
             self.lengths[segment.sequence] = segment.end();
         }
-        let rows = segments.iter();
-        self.positions = rows
-            .flat_map(|segment| segment.past..segment.end())
-            .collect();
-        let step = Segments::new(segments, &self.device);
-        for layer in &mut self.layers {
-            layer.step = Some(step.clone());
+        Step {
+            segments: Segments::new(segments, &self.device),
+            layers: &mut self.layers,
+        }
+    }
+}
+
+/// New tokens of some of a cache's sequences.
+#[derive(Debug)]
+pub struct Step<'a> {
+    layers: &'a mut [LayerCache],
+    segments: Segments,
+}
+
+impl Step<'_> {
+    /// A layer's part.
+    pub(crate) fn layer(&mut self, layer: usize) -> LayerStep<'_> {
+        LayerStep {
+            cache: &mut self.layers[layer],
+            segments: &self.segments,
         }
     }
 
     /// The rotary rows of the step's tokens, from a table of at least as many positions as it is asked for.
     pub(crate) fn rotary(&self, table: impl FnOnce(usize) -> Rotary) -> Rotary {
-        let last = self.positions.iter().max().copied().unwrap_or(0);
-        let table = table(last + 1);
-        let start = self.positions.first().copied().unwrap_or(0);
-        let rows = self.positions.len();
-        if self.positions.iter().copied().eq(start..start + rows) {
-            return table.range(start, rows);
+        let segments = self.segments.list();
+        let table = table(segments.iter().map(Segment::end).max().unwrap_or(0));
+        if let [only] = segments[..] {
+            return table.range(only.past, only.new);
         }
-        let positions: Vec<i32> = self.positions.iter().map(|&place| place as i32).collect();
-        table.at(&Tensor::from_ints(positions.as_slice(), &self.device))
+        let positions = segments
+            .iter()
+            .flat_map(|segment| segment.past..segment.end());
+        let positions: Vec<i32> = positions.map(|position| position as i32).collect();
+        let device = self.segments.table().device();
+        table.at(&Tensor::from_ints(positions.as_slice(), &device))
     }
 }
 
@@ -160,12 +172,14 @@ mod tests {
 
     /// The output for new tokens of a sequence, whose inputs begin at `phase`.
     fn attend(cache: &mut KeyValueCache, new: &[(usize, usize)], phase: f32) -> Vec<f32> {
-        cache.begin(new);
         let device = cache.device.clone();
-        let rotary = cache.rotary(|positions| Rotary::new(0, positions, 2, 1e4, &device));
+        let mut step = cache.begin(new);
+        let rotary = step.rotary(|positions| Rotary::new(0, positions, 2, 1e4, &device));
         let input = |shift: f32| wave([rotary.rows(), 2], phase + shift, &device);
-        let layer = &mut cache.layers[0];
-        values(layer.attend(input(0.0), input(0.3), input(0.6), &rotary))
+        values(
+            step.layer(0)
+                .attend(input(0.0), input(0.3), input(0.6), &rotary),
+        )
     }
 
     fn what_is_cached_stays_as_the_cache_grows(device: Device) {

@@ -5,7 +5,9 @@ use burn::tensor::Tensor;
 
 use crate::config::ModelConfig;
 use crate::moe::{MixtureOfExperts, Routing};
+use crate::observer::Observer;
 use crate::parameters::{Initializer, ParameterSource};
+use crate::parts::{LayerPart, Part};
 use firebox_kernels::swiglu;
 
 /// SwiGLU: `(silu(x W_gate) ⊙ x W_up) W_down` (arXiv 2002.05202).
@@ -74,7 +76,7 @@ impl FeedForward {
         source: &mut S,
     ) -> Result<Self, S::Error> {
         Ok(match config.dense_d_ff(layer) {
-            None => Self::Moe(MixtureOfExperts::new(config, layer, path, source)?),
+            None => Self::Moe(MixtureOfExperts::new(config, path, source)?),
             Some(d_ff) => Self::Dense(DenseFeedForward::new(config, d_ff, path, source)?),
         })
     }
@@ -84,13 +86,21 @@ impl FeedForward {
     /// # Shapes
     ///
     /// - `x`, output: `[tokens, d_model]`
-    pub fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Option<Routing>) {
+    pub fn forward(
+        &self,
+        x: Tensor<2>,
+        layer: usize,
+        observer: &mut impl Observer,
+    ) -> (Tensor<2>, Option<Routing>) {
         match self {
             Self::Moe(moe) => {
-                let (output, routing) = moe.forward(x);
+                let (output, routing) = moe.forward(x, layer, observer);
                 (output, Some(routing))
             }
-            Self::Dense(dense) => (dense.forward(x), None),
+            Self::Dense(dense) => {
+                let part = LayerPart::of_layer(layer, Part::FeedForward);
+                (observer.output(part, dense.forward(x)), None)
+            }
         }
     }
 }
@@ -101,6 +111,7 @@ mod tests {
 
     use super::*;
     use crate::config::DenseConfig;
+    use crate::observer::Unobserved;
     use crate::testing::{ByHand, rows, smallest, tiny};
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values};
@@ -137,7 +148,8 @@ mod tests {
                     values: &[],
                 };
                 let Ok(made) = FeedForward::new(config, layer, "it", &mut source);
-                let (_, routing) = made.forward(Tensor::ones([5, 24], &device));
+                let (_, routing) =
+                    made.forward(Tensor::ones([5, 24], &device), layer, &mut Unobserved);
                 match (&made, routing) {
                     (FeedForward::Dense(dense), None) => Some(dense.gate.dims()),
                     (FeedForward::Moe(_), Some(routing)) => {

@@ -3,15 +3,18 @@
 use std::convert::Infallible;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::block::Block;
-use crate::cache::KeyValueCache;
+use crate::cache::Step;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
+use crate::layout::Layout;
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
+use crate::observer::{Observer, ResidualStream, Unobserved};
 use crate::parameters::{Initializer, ParameterSource, RandomParameters, Shapes};
+use crate::parts::{LayerPart, Part};
 use firebox_kernels::rope::{Rotary, RotaryCache};
 use firebox_kernels::{embedding, linear, linear_transposed};
 
@@ -117,17 +120,11 @@ impl LanguageModel {
     ///
     /// When a sequence is longer than the context.
     pub fn forward(&self, tokens: Tensor<2, Int>) -> ModelOutput {
-        let [batch, sequence] = tokens.dims();
-        let (hidden, routing) = self.hidden(tokens, None, None, |_| ());
-        let logits = self
-            .logits(hidden)
-            .reshape([batch, sequence, self.config.vocab_size]);
-        ModelOutput { logits, routing }
+        self.observed(tokens, None, &mut Unobserved)
     }
 
-    /// A forward pass that also returns the residual stream, for comparison with another implementation. With `valid`,
-    /// padding may be anywhere in a row: no token attends to it, and the outputs at padding are meaningless. Without
-    /// `valid`, the results are bit-identical to those of [`forward`](Self::forward).
+    /// [`forward`](Self::forward) with an observer of every part. With `valid`, padding may be anywhere in a row: no
+    /// token attends to it, and the outputs at padding are meaningless.
     ///
     /// # Shapes
     ///
@@ -137,22 +134,38 @@ impl LanguageModel {
     /// # Panics
     ///
     /// When a sequence is longer than the context, or `valid` does not have `batch · sequence` values.
+    pub fn observed(
+        &self,
+        tokens: Tensor<2, Int>,
+        valid: Option<&[bool]>,
+        observer: &mut impl Observer,
+    ) -> ModelOutput {
+        let [batch, sequence] = tokens.dims();
+        let device = tokens.device();
+        let rotary = self.rotary(sequence, &device);
+        let layout = match valid {
+            Some(valid) => Layout::padded(batch, rotary, valid, &device),
+            None => Layout::causal(batch, rotary),
+        };
+        let (hidden, routing) = self.hidden(tokens, &layout, None, observer);
+        let logits = self.logits(hidden);
+        let logits = observer.output(LayerPart::outside(Part::Head), logits);
+        ModelOutput {
+            logits: logits.reshape([batch, sequence, self.config.vocab_size]),
+            routing,
+        }
+    }
+
+    /// A forward pass that also returns the residual stream, for comparison with another implementation. See
+    /// [`observed`](Self::observed) for the arguments.
     pub fn trace(&self, tokens: Tensor<2, Int>, valid: Option<&[bool]>) -> Trace {
         let [batch, sequence] = tokens.dims();
         let whole = |hidden: Tensor<2>| hidden.reshape([batch, sequence, self.config.d_model]);
-        let mut stream = Vec::with_capacity(self.config.layers + 1);
-        let (hidden, routing) = self.hidden(tokens, valid, None, |x| {
-            stream.push(whole(x.clone()));
-        });
-        // The last hidden state is the one after the final norm.
-        stream.pop();
-        stream.push(whole(hidden.clone()));
-        let logits = self
-            .logits(hidden)
-            .reshape([batch, sequence, self.config.vocab_size]);
+        let mut stream = ResidualStream::default();
+        let output = self.observed(tokens, valid, &mut stream);
         Trace {
-            hidden: stream,
-            output: ModelOutput { logits, routing },
+            hidden: stream.0.into_iter().map(whole).collect(),
+            output,
         }
     }
 
@@ -162,7 +175,9 @@ impl LanguageModel {
     ///
     /// - `tokens`: `[batch, sequence]`
     pub fn route(&self, tokens: Tensor<2, Int>) -> Vec<Routing> {
-        self.hidden(tokens, None, None, |_| ()).1
+        let [batch, sequence] = tokens.dims();
+        let layout = Layout::causal(batch, self.rotary(sequence, &tokens.device()));
+        self.hidden(tokens, &layout, None, &mut Unobserved).1
     }
 
     /// Sets the selection bias of every router, in the order of the MoE layers; see
@@ -196,63 +211,55 @@ impl LanguageModel {
             })
     }
 
-    /// The residual stream after the final norm, `[batch · sequence, d_model]`. `observe` is called with the stream
-    /// before the first block and after each block.
+    /// The residual stream after the final norm, `[batch · sequence, d_model]`, and the routing of the MoE layers.
     fn hidden(
         &self,
         tokens: Tensor<2, Int>,
-        valid: Option<&[bool]>,
-        mut cache: Option<&mut KeyValueCache>,
-        mut observe: impl FnMut(&Tensor<2>),
+        layout: &Layout,
+        mut cache: Option<&mut Step>,
+        observer: &mut impl Observer,
     ) -> (Tensor<2>, Vec<Routing>) {
-        let [batch, new] = tokens.dims();
-        let config = &self.config;
-        let device = tokens.device();
-        let rotary = match &cache {
-            Some(cache) => cache.rotary(|positions| self.rotary(positions, &device)),
-            None => {
-                assert!(
-                    new <= config.context_length,
-                    "{new} tokens exceed the context of {}",
-                    config.context_length
-                );
-                self.rotary(new, &device).range(0, new)
-            }
-        };
-        let mask = valid.map(|valid| padding_mask(valid, batch, new, &device));
-
-        let mut x = self.embedded(tokens);
-        observe(&x);
-        let mut routing = Vec::with_capacity(config.layers);
+        let embedded = embedding(self.embedding.val(), tokens.flatten(0, 1)).cast(DType::F32);
+        let mut x = observer.output(LayerPart::outside(Part::Embedding), embedded);
+        let mut routing = Vec::with_capacity(self.config.layers);
         for (layer, block) in self.blocks.iter().enumerate() {
-            let cache = cache.as_deref_mut().map(|cache| &mut cache.layers[layer]);
+            observer.residual(&x);
+            let cache = cache.as_deref_mut().map(|step| step.layer(layer));
             let routed;
-            (x, routed) = block.forward(x, batch, &rotary, mask.as_ref(), cache);
-            observe(&x);
+            (x, routed) = block.forward(x, layer, layout, cache, observer);
             routing.extend(routed);
         }
-        (self.norm.forward(x), routing)
+        let normed = observer.output(LayerPart::outside(Part::Norm), self.norm.forward(x));
+        observer.residual(&normed);
+        (normed, routing)
     }
 
-    /// The residual stream of the tokens of a step, `[tokens, d_model]`; see [`KeyValueCache::begin`].
-    pub(crate) fn cached_hidden(
-        &self,
-        tokens: Tensor<2, Int>,
-        cache: &mut KeyValueCache,
-    ) -> Tensor<2> {
-        self.hidden(tokens, None, Some(cache), |_| ()).0
+    /// The residual stream after the final norm of the tokens of a step, `[tokens, d_model]`.
+    pub(crate) fn stepped(&self, tokens: Tensor<2, Int>, step: &mut Step) -> Tensor<2> {
+        let device = tokens.device();
+        let rotary = step.rotary(|positions| self.table(positions, &device));
+        let layout = Layout::causal(1, rotary);
+        self.hidden(tokens, &layout, Some(step), &mut Unobserved).0
     }
 
-    /// The table of at least this many rotary positions.
-    pub(crate) fn rotary(&self, positions: usize, device: &Device) -> Rotary {
-        let config = &self.config;
-        self.rotary
-            .table(positions, config.head_dim, config.rope_theta, device)
+    /// The rotary positions of the tokens of a sequence.
+    fn rotary(&self, sequence: usize, device: &Device) -> Rotary {
+        self.table(sequence, device).range(0, sequence)
     }
 
-    /// `[batch · sequence, d_model]`
-    pub(crate) fn embedded(&self, tokens: Tensor<2, Int>) -> Tensor<2> {
-        embedding(self.embedding.val(), tokens.flatten(0, 1)).cast(DType::F32)
+    /// A table of at least so many rotary positions.
+    fn table(&self, positions: usize, device: &Device) -> Rotary {
+        let ModelConfig {
+            context_length,
+            head_dim,
+            rope_theta,
+            ..
+        } = self.config;
+        assert!(
+            positions <= context_length,
+            "{positions} tokens exceed the context of {context_length}",
+        );
+        self.rotary.table(positions, head_dim, rope_theta, device)
     }
 
     pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
@@ -261,25 +268,6 @@ impl LanguageModel {
             None => linear_transposed(hidden, self.embedding.val()),
         }
     }
-}
-
-/// Mask of the positions that each position must not attend to: later ones, and padding. A padded position attends to
-/// itself only, because a softmax over an empty set is NaN.
-///
-/// # Shapes
-///
-/// - `valid`: `batch · length` values
-/// - output: `[batch, 1, length, length]`, true where attention is not allowed
-fn padding_mask(valid: &[bool], batch: usize, length: usize, device: &Device) -> Tensor<4, Bool> {
-    assert_eq!(valid.len(), batch * length, "one flag per token");
-    let mut hidden = Vec::with_capacity(batch * length * length);
-    for row in valid.chunks(length) {
-        for query in 0..length {
-            let keys = row.iter().enumerate();
-            hidden.extend(keys.map(|(key, &valid)| key != query && (key > query || !valid)));
-        }
-    }
-    Tensor::from_data(TensorData::new(hidden, [batch, 1, length, length]), device)
 }
 
 /// Token ids as a tensor.
@@ -310,7 +298,6 @@ mod tests {
 
     on_every_device!(
         logits_by_hand,
-        what_hides_from_whom,
         a_token_does_not_depend_on_its_neighbours_in_the_batch,
         padding_in_front_changes_no_token_but_its_position,
         the_order_of_experts_changes_nothing,
@@ -360,25 +347,6 @@ mod tests {
             assert_eq!(hidden[0], [3.0, 4.0, -4.0, 3.0]);
             assert_close("hidden", &hidden[1], &[0.6, 0.8, -0.8, 0.6], 1e-6).unwrap();
         }
-    }
-
-    fn what_hides_from_whom(device: Device) {
-        // One row is padded at its beginning, one at its end; padding sees itself.
-        let valid = [false, true, true, true, true, false];
-        let mask = padding_mask(&valid, 2, 3, &device);
-        assert_eq!(mask.dims(), [2, 1, 3, 3]);
-        let mask: Vec<bool> = mask.into_data().iter::<bool>().collect();
-        const HIDDEN: bool = true;
-        const SEEN: bool = false;
-        let expected = [
-            [SEEN, HIDDEN, HIDDEN],
-            [HIDDEN, SEEN, HIDDEN],
-            [HIDDEN, SEEN, SEEN],
-            [SEEN, HIDDEN, HIDDEN],
-            [SEEN, SEEN, HIDDEN],
-            [SEEN, SEEN, SEEN],
-        ];
-        assert_eq!(mask, expected.concat());
     }
 
     fn a_token_does_not_depend_on_its_neighbours_in_the_batch(device: Device) {

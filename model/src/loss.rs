@@ -1,11 +1,65 @@
-//! The training loss: cross-entropy, plus the router's auxiliary losses.
+//! The training objective: cross-entropy, plus the router's auxiliary losses.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 use crate::config::{BalanceKind, ModelConfig};
 use crate::moe::Routing;
 use crate::moe::balance::{self, TokensPerExpert};
 pub use firebox_kernels::cross_entropy_sum;
+
+/// The targets of a forward pass.
+#[derive(Debug, Clone)]
+pub struct Targets<'a> {
+    /// The token after each token, `[tokens]`.
+    pub ids: Tensor<1, Int>,
+    /// The loss mask, `[tokens]`: 1 where the target counts and 0 where it does not; `None` if all count.
+    pub mask: Option<&'a Tensor<1>>,
+    /// Number of targets that count in the whole batch, of which this pass may be a part.
+    pub count: u64,
+}
+
+/// What training minimizes, of a forward pass or of a part of a batch: the parts' objectives and gradients add up to
+/// those of the batch.
+#[derive(Debug, Clone)]
+pub struct Objective {
+    /// Mean cross-entropy in nats, `[1]`.
+    pub cross_entropy: Tensor<1>,
+    /// The auxiliary losses, `[1]`; see [`auxiliary`].
+    pub auxiliary: Option<Tensor<1>>,
+}
+
+impl Objective {
+    /// The objective of these logits and this routing.
+    ///
+    /// # Shapes
+    ///
+    /// - `logits`: `[batch, sequence, vocab_size]`
+    /// - `valid`: `[tokens]`, 1 for a token and 0 for padding, which the routers' losses leave out; `None` without
+    ///   padding
+    pub fn new(
+        config: &ModelConfig,
+        logits: Tensor<3>,
+        routing: &[Routing],
+        targets: Targets<'_>,
+        valid: Option<&Tensor<1>>,
+        batch: &TokensPerExpert,
+    ) -> Self {
+        let nats = cross_entropy_sum(logits.flatten(0, 1), targets.ids, targets.mask);
+        Self {
+            cross_entropy: nats.div_scalar(targets.count.max(1) as f64),
+            auxiliary: auxiliary(config, routing, valid, batch),
+        }
+    }
+
+    /// The sum of both, `[1]`.
+    pub fn total(&self) -> Tensor<1> {
+        let cross_entropy = self.cross_entropy.clone();
+        match &self.auxiliary {
+            Some(auxiliary) => cross_entropy + auxiliary.clone(),
+            None => cross_entropy,
+        }
+    }
+}
 
 /// The load-balancing loss of this kind over all MoE layers; `None` for a dense model.
 ///
@@ -63,7 +117,7 @@ pub fn auxiliary(
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, Int};
+    use burn::tensor::Device;
 
     use super::*;
     use crate::testing::tiny;

@@ -12,7 +12,7 @@ use firebox_kernels::sum_of_squares;
 use firebox_model::batch::{Batch, Sequence};
 use firebox_model::config::{FeedForwardKind, ModelConfig};
 use firebox_model::language_model::LanguageModel;
-use firebox_model::loss::{auxiliary, cross_entropy_sum};
+use firebox_model::loss::{Objective, Targets};
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::moe::stats::HealthSums;
 use firebox_model::parameters::{VisitParameter, visit};
@@ -72,12 +72,14 @@ pub fn forward_backward(
             load.add(&output.routing, valid, targets);
             load
         });
-        let logits = output.logits.flatten::<2>(0, 1);
-        let loss = cross_entropy_sum(logits, batch.targets, valid).div_scalar(targets as f64);
-        let total = match auxiliary(config, &output.routing, valid, &load) {
-            Some(auxiliary) => loss.clone() + auxiliary,
-            None => loss.clone(),
+        let of_batch = Targets {
+            ids: batch.targets,
+            mask: valid,
+            count: targets,
         };
+        let routing = &output.routing;
+        let objective = Objective::new(config, output.logits, routing, of_batch, valid, &load);
+        let (loss, total) = (objective.cross_entropy.clone(), objective.total());
         layers = output.routing.iter().map(|routing| routing.layer).collect();
         figures.extend([loss.inner(), total.clone().inner()]);
         figures.extend(HealthSums::terms(&output.routing, valid));

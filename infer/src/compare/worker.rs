@@ -4,16 +4,19 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use firebox_checkpoint::{NamedTensor, Values, named_gradients};
+use firebox_kernels::dispatch::DispatchPlan;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::batch::Batch;
 use firebox_model::cache::KeyValueCache;
 use firebox_model::decode::Piece;
-use firebox_model::language_model::LanguageModel;
-use firebox_model::loss::{auxiliary, cross_entropy_sum};
+use firebox_model::language_model::{LanguageModel, ModelOutput};
+use firebox_model::loss::{Objective, Targets};
 use firebox_model::moe::balance::TokensPerExpert;
-use firebox_model::parts::{LayerPart, Observer, Part, forward_observed};
+use firebox_model::moe::router::RouterOutput;
+use firebox_model::observer::Observer;
+use firebox_model::parts::{LayerPart, Part};
 use firebox_runtime::device::finish;
 use firebox_runtime::{device, memory};
 
@@ -136,8 +139,8 @@ pub fn trace_parts(
         device,
         error: None,
     };
-    let logits = forward_observed(model, batch.tokens, &mut recorder);
-    let loss = cross_entropy_sum(logits, batch.targets, None).div_scalar(tokens.count() as f64);
+    let output = model.observed(batch.tokens, None, &mut recorder);
+    let loss = objective(model, output, batch.targets).cross_entropy;
     let Recorder {
         mut matrices,
         error,
@@ -181,7 +184,7 @@ impl Recorder<'_> {
 }
 
 impl Observer for Recorder<'_> {
-    fn values(&mut self, layer_part: LayerPart, computed: Tensor<2>) -> Tensor<2> {
+    fn output(&mut self, layer_part: LayerPart, computed: Tensor<2>) -> Tensor<2> {
         let name = trace_file::alone(layer_part);
         let reference = self.reference(&name);
         self.matrices.push((name, Matrix::of(computed.clone())));
@@ -191,44 +194,30 @@ impl Observer for Recorder<'_> {
         }
     }
 
-    fn selection(
-        &mut self,
-        layer: usize,
-        chosen: Vec<u32>,
-        weights: Tensor<2>,
-    ) -> (Vec<u32>, Tensor<2>) {
-        let [_, top_k] = weights.dims();
-        let name = |part| {
-            trace_file::alone(LayerPart {
-                layer: Some(layer),
-                part,
-            })
-        };
-        let (selection, routing_weights) = (name(Part::Selection), name(Part::RoutingWeights));
-        let reference = self
-            .reference(&selection)
-            .zip(self.reference(&routing_weights));
-        self.matrices
-            .push((selection, expert_matrix(&chosen, top_k)));
-        self.matrices
-            .push((routing_weights, Matrix::of(weights.clone())));
-        match reference {
-            Some((selection, weights)) => {
-                let chosen = selection
-                    .values
-                    .iter()
-                    .map(|&expert| expert as u32)
-                    .collect();
-                (chosen, self.tensor(weights))
+    fn routing(&mut self, layer: usize, computed: RouterOutput) -> RouterOutput {
+        let part = |part| LayerPart::of_layer(layer, part);
+        // The selection has already been made from these logits, so replacing them would have no effect.
+        let _ = self.output(part(Part::Router), computed.logits.clone());
+        let (count, top_k) = (computed.plan.experts(), computed.plan.top_k());
+        let selection = trace_file::alone(part(Part::Selection));
+        let chosen = computed.plan.chosen().into_data();
+        let chosen = chosen.iter::<i32>().map(|expert| expert as f32).collect();
+        let reference = self.reference(&selection);
+        self.matrices.push((selection, Matrix::new(top_k, chosen)));
+        let weights = self.output(part(Part::RoutingWeights), computed.weights);
+        let plan = match reference {
+            Some(selection) => {
+                let experts = selection.values.iter().map(|&expert| expert as u32);
+                DispatchPlan::new(&experts.collect::<Vec<_>>(), count, top_k, &self.device)
             }
-            None => (chosen, weights),
+            None => computed.plan,
+        };
+        RouterOutput {
+            weights,
+            plan,
+            ..computed
         }
     }
-}
-
-/// Indices of experts as f32, which represents them exactly.
-fn expert_matrix(chosen: &[u32], top_k: usize) -> Matrix {
-    Matrix::new(top_k, chosen.iter().map(|&expert| expert as f32).collect())
 }
 
 /// One forward pass, including the wait for its result.
@@ -295,19 +284,25 @@ fn decode(model: &LanguageModel, tokens: &Tokens, device: &Device) -> Option<Dec
     })
 }
 
+/// The training objective of tokens without padding.
+fn objective(model: &LanguageModel, output: ModelOutput, targets: Tensor<1, Int>) -> Objective {
+    let ModelOutput { logits, routing } = output;
+    let [tokens] = targets.dims();
+    let mut load = TokensPerExpert::default();
+    load.add(&routing, None, tokens as u64);
+    let targets = Targets {
+        ids: targets,
+        mask: None,
+        count: tokens as u64,
+    };
+    Objective::new(model.config(), logits, &routing, targets, None, &load)
+}
+
 /// Gradients of the training loss: mean cross-entropy plus the auxiliary losses of the checkpoint's configuration.
 fn gradients(model: &LanguageModel, tokens: &Tokens) -> Vec<(String, Matrix)> {
     let batch = Batch::new(&tokens.sequences(), &model.embedding.lazy_device());
     let output = model.forward(batch.tokens);
-    let mut tokens_per_expert = TokensPerExpert::default();
-    tokens_per_expert.add(&output.routing, None, tokens.count() as u64);
-    let logits = output.logits.flatten::<2>(0, 1);
-    let loss = cross_entropy_sum(logits, batch.targets, None).div_scalar(tokens.count() as f64);
-    let loss = match auxiliary(model.config(), &output.routing, None, &tokens_per_expert) {
-        Some(auxiliary) => loss + auxiliary,
-        None => loss,
-    };
-    let found = loss.backward();
+    let found = objective(model, output, batch.targets).total().backward();
     let named = named_gradients(model, &found);
     let matrix = |NamedTensor {
                       name,

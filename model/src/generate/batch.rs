@@ -72,7 +72,7 @@ impl Text {
     fn cut(&mut self, context: usize) -> bool {
         let exceeds = self.window().len() > context;
         if exceeds {
-            self.cut = self.cut.or(Some(self.generated() - 1));
+            self.cut = self.cut.or(Some(self.generated()));
             self.start = self.tokens.len() - (context / 2).max(1);
         }
         exceeds
@@ -190,7 +190,10 @@ impl Batch<'_> {
             tokens: &part.tokens,
             logits: usize::from(part.draws) * (part.drafted.len() + 1),
         });
-        let logits = rows(self.model.decode(&pieces.collect::<Vec<_>>(), &mut self.cache));
+        let logits = rows(
+            self.model
+                .decode(&pieces.collect::<Vec<_>>(), &mut self.cache),
+        );
         let vocab_size = self.model.config().vocab_size;
         let before = self.statistics;
         let mut logits = logits.as_slice();
@@ -202,7 +205,10 @@ impl Batch<'_> {
             compared += part.drafted.len().min(accepted + 1);
         }
         // Steps that read prompts tell nothing of those that do not.
-        if parts.iter().all(|part| part.tokens.len() == part.drafted.len() + 1) {
+        if parts
+            .iter()
+            .all(|part| part.tokens.len() == part.drafted.len() + 1)
+        {
             self.pace.record(Step {
                 texts: parts.len(),
                 wanted,
@@ -232,13 +238,17 @@ impl Batch<'_> {
             true => self.pace.draft_tokens(writing),
             false => 0,
         };
-        let most = self.texts.iter().zip(&unread).map(|(text, &unread)| match text {
-            // Neither beyond the context nor beyond what is to be generated, of which a step draws one itself.
-            Some(text) if unread == 1 => depth
-                .min(context - text.window().len())
-                .min(text.count - text.generated() - 1),
-            _ => 0,
-        });
+        let most = self
+            .texts
+            .iter()
+            .zip(&unread)
+            .map(|(text, &unread)| match text {
+                // Neither beyond the context nor beyond what is to be generated, of which a step draws one itself.
+                Some(text) if unread == 1 => depth
+                    .min(context - text.window().len())
+                    .min(text.count - text.generated() - 1),
+                _ => 0,
+            });
         let most: Vec<usize> = most.collect();
         let started = Instant::now();
         let (drafted, round) = match most.iter().any(|&most| most > 0) {
@@ -279,7 +289,9 @@ impl Batch<'_> {
 
     /// Draws the next tokens of a text. Returns how many drafted tokens were drawn.
     fn draw(&mut self, part: &Part, logits: &[f32], receiver: &mut impl Receiver) -> usize {
-        let text = self.texts[part.place].as_mut().expect("a text in its place");
+        let text = self.texts[part.place]
+            .as_mut()
+            .expect("a text in its place");
         let (read, before) = (text.window().len(), text.tokens.len());
         let is_eos = |id: u32| self.eos_ids.contains(&id);
         let (sampler, tokens) = (&mut text.sampler, &mut text.tokens);

@@ -38,7 +38,11 @@ impl<'a> Drafter<'a> {
 
     /// Drafts up to so many tokens for each text, which is the one of its place in the cache. Returns also the seconds
     /// of a token's step, `None` where nothing was computed or texts were read first.
-    pub fn draft(&mut self, texts: &mut [Option<Text>], most: &[usize]) -> (Vec<Drafted>, Option<f64>) {
+    pub fn draft(
+        &mut self,
+        texts: &mut [Option<Text>],
+        most: &[usize],
+    ) -> (Vec<Drafted>, Option<f64>) {
         match self {
             Self::None => (vec![Vec::new(); texts.len()], Some(0.0)),
             Self::Lookup => {
@@ -88,7 +92,10 @@ impl DraftModel<'_> {
         let started = Instant::now();
         let rounds = most.iter().copied().max().unwrap_or(0);
         for round in 0..rounds {
-            let pieces = texts.iter().enumerate().filter(|(place, _)| most[*place] > round);
+            let pieces = texts
+                .iter()
+                .enumerate()
+                .filter(|(place, _)| most[*place] > round);
             let pieces = pieces.filter_map(|(place, text)| {
                 let window = text.as_ref()?.window();
                 Some(Piece::new(place, &window[self.cache.lengths()[place]..]))

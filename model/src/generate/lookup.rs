@@ -46,9 +46,9 @@ mod tests {
 
     #[test]
     fn a_single_token_says_nothing() {
-        assert_eq!(continuation(&[3, 4, 9, 3], 2), []);
-        assert_eq!(continuation(&[], 2), []);
-        assert_eq!(continuation(&[5], 2), []);
+        assert!(continuation(&[3, 4, 9, 3], 2).is_empty());
+        assert!(continuation(&[], 2).is_empty());
+        assert!(continuation(&[5], 2).is_empty());
         // A repetition that reaches the end goes as far as there are tokens.
         assert_eq!(continuation(&[5, 5, 5], 4), [5]);
     }

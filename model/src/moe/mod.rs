@@ -9,7 +9,9 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::config::ModelConfig;
+use crate::observer::Observer;
 use crate::parameters::ParameterSource;
+use crate::parts::{LayerPart, Part};
 use experts::Experts;
 use firebox_kernels::dispatch::DispatchPlan;
 use router::Router;
@@ -21,7 +23,6 @@ pub struct MixtureOfExperts {
     pub router: Router,
     /// Stacked expert weights.
     pub experts: Experts,
-    layer: usize,
 }
 
 /// The routing of some tokens in one layer. Auxiliary losses and statistics are functions of this; the model keeps no
@@ -46,14 +47,12 @@ impl MixtureOfExperts {
     /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
-        layer: usize,
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
         Ok(Self {
             router: Router::new(config, &format!("{path}.router"), source)?,
             experts: Experts::new(config, &format!("{path}.experts"), source)?,
-            layer,
         })
     }
 
@@ -62,13 +61,19 @@ impl MixtureOfExperts {
     /// # Shapes
     ///
     /// - `x`, output: `[tokens, d_model]`
-    pub fn forward(&self, x: Tensor<2>) -> (Tensor<2>, Routing) {
-        let routed = self.router.forward(x.clone());
+    pub fn forward(
+        &self,
+        x: Tensor<2>,
+        layer: usize,
+        observer: &mut impl Observer,
+    ) -> (Tensor<2>, Routing) {
+        let routed = observer.routing(layer, self.router.forward(x.clone()));
         let output = self.experts.forward(x, routed.weights, &routed.plan);
+        let part = LayerPart::of_layer(layer, Part::Experts);
         (
-            output,
+            observer.output(part, output),
             Routing {
-                layer: self.layer,
+                layer,
                 logits: routed.logits,
                 probabilities: routed.probabilities,
                 plan: routed.plan,
@@ -84,6 +89,7 @@ mod tests {
 
     use super::*;
     use crate::feed_forward::{DenseFeedForward, FeedForward};
+    use crate::observer::Unobserved;
     use crate::parameters::RandomParameters;
     use crate::testing::with_experts;
     use firebox_runtime::on_every_device;
@@ -96,7 +102,7 @@ mod tests {
 
     fn mixture(config: &ModelConfig, device: &Device) -> MixtureOfExperts {
         let mut source = RandomParameters { seed: 3, device };
-        let Ok(mixture) = MixtureOfExperts::new(config, 0, "mixture", &mut source);
+        let Ok(mixture) = MixtureOfExperts::new(config, "mixture", &mut source);
         mixture
     }
 
@@ -122,7 +128,7 @@ mod tests {
                 config.router.normalize = normalize;
                 let mixture = mixture(&config, &device);
                 let x = wave([13, config.d_model], 0.1, &device);
-                let (output, routing) = mixture.forward(x.clone());
+                let (output, routing) = mixture.forward(x.clone(), 0, &mut Unobserved);
                 let probabilities = values(routing.probabilities);
                 let chosen = routing.plan.chosen().into_data();
                 let chosen: Vec<usize> = chosen.iter::<i32>().map(|e| e as usize).collect();
@@ -154,8 +160,9 @@ mod tests {
         let config = with_experts(1, 1);
         let mixture = mixture(&config, &device);
         let x = wave([9, config.d_model], 0.2, &device);
-        let (output, _) = FeedForward::Moe(mixture.clone()).forward(x.clone());
-        let (expected, none) = FeedForward::Dense(expert(&mixture, 0)).forward(x);
+        let (output, _) = FeedForward::Moe(mixture.clone()).forward(x.clone(), 0, &mut Unobserved);
+        let (expected, none) =
+            FeedForward::Dense(expert(&mixture, 0)).forward(x, 0, &mut Unobserved);
         assert!(none.is_none());
         assert_close("output", &values(output), &values(expected), 5e-6).unwrap();
     }
@@ -175,7 +182,7 @@ mod tests {
             let mixture = mixture(&config, &autodiff).train();
             let x = wave([40, config.d_model], 0.1, &autodiff).require_grad();
             let pass = || {
-                let (output, routing) = mixture.forward(x.clone());
+                let (output, routing) = mixture.forward(x.clone(), 0, &mut Unobserved);
                 let load = routing.plan.load(None);
                 drop((output.sum() + load.sum()).backward());
             };

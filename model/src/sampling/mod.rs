@@ -10,6 +10,8 @@ mod noise;
 mod penalties;
 mod select;
 #[cfg(test)]
+pub mod testing;
+#[cfg(test)]
 mod tests;
 
 use noise::Noise;

@@ -48,7 +48,14 @@ mod tests {
 
     #[test]
     fn every_part_of_the_place_matters() {
-        let places = [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1 << 40, 0, 0]];
+        let places = [
+            [0, 0, 0],
+            [1, 0, 0],
+            [0, 1, 0],
+            [0, 0, 1],
+            [1, 1, 0],
+            [1 << 40, 0, 0],
+        ];
         let noise = places.map(|[seed, choice, position]| Noise::new(seed, choice, position));
         let mut numbers: Vec<f64> = noise
             .iter()
