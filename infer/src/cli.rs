@@ -24,7 +24,7 @@ use crate::engine::Engine;
 
 /// Evaluate, sample, benchmark and compare language-model checkpoints.
 ///
-/// Reads checkpoints written by `cargo train` and Hugging Face checkpoints of Mixtral, OLMoE, Qwen3-MoE, Qwen3 and
+/// Reads checkpoints written by `cargo train` and Hugging Face checkpoints of Mixtral, OLMoE, Qwen3-MoE, dots.llm1, Qwen3 and
 /// Llama.
 #[derive(Debug, Parser)]
 #[command(

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use firebox_checkpoint::{Notes, SaveOptions, save};
 use firebox_model::config::{
-    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
+    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig, Scores,
 };
 use firebox_model::language_model::LanguageModel;
 use firebox_runtime::device;
@@ -33,9 +33,14 @@ pub fn tiny_config() -> ModelConfig {
             count: 4,
             top_k: 2,
             d_ff: 16,
+            shared_d_ff: 0,
         },
         router: RouterConfig {
+            scores: Scores::Softmax,
             normalize: true,
+            scaling: 1.0,
+            groups: 1,
+            top_groups: 1,
             balance: BalanceKind::PerLayer,
             balance_coefficient: 0.0,
             z_coefficient: 0.0,

@@ -18,7 +18,8 @@ pub struct Parameters {
     pub attention: u128,
     /// Router weights `[experts, d_model]` of all MoE layers.
     pub router: u128,
-    /// Gate, up and down projections of all layers: those of every expert, or those of a dense layer's SwiGLU.
+    /// Gate, up and down projections of all layers: those of every expert and of the shared ones, or those of a dense
+    /// layer's SwiGLU.
     pub feed_forward: u128,
     /// Norm gains: two `[d_model]` per layer, the final norm, and the norms of queries and keys.
     pub norms: u128,
@@ -37,12 +38,11 @@ impl Parameters {
         let (router, feed_forward) = match config.feed_forward {
             FeedForwardKind::Moe => (
                 moe_layers(config) * experts * d_model,
-                experts * expert_parameters_all_layers(config),
+                experts * expert_parameters_all_layers(config) + shared_experts(config),
             ),
-            FeedForwardKind::Dense => (
-                0,
-                config.experts.top_k as u128 * expert_parameters_all_layers(config),
-            ),
+            FeedForwardKind::Dense => {
+                (0, moe_layers(config) * swiglu(config, config.active_d_ff()))
+            }
         };
         let qk_norms = match config.qk_norm {
             QkNorm::None => 0,
@@ -79,6 +79,11 @@ pub fn expert_parameters_all_layers(config: &ModelConfig) -> u128 {
 fn moe_layers(config: &ModelConfig) -> u128 {
     let dense = config.dense.as_ref().map_or(0, |dense| dense.layers.len());
     config.layers.saturating_sub(dense) as u128
+}
+
+/// Parameters of the shared experts of all layers.
+fn shared_experts(config: &ModelConfig) -> u128 {
+    moe_layers(config) * swiglu(config, config.experts.shared_d_ff)
 }
 
 /// Feed-forward parameters of the layers that `[model.dense]` names.
@@ -148,8 +153,8 @@ impl Accounting {
     pub fn of(config: &ModelConfig) -> Self {
         let parameters = Parameters::of(config);
         let total = parameters.total();
-        let selected = config.experts.top_k as u128 * expert_parameters_all_layers(config)
-            + dense_layers(config);
+        let selected =
+            moe_layers(config) * swiglu(config, config.active_d_ff()) + dense_layers(config);
         // A tied head multiplies with the embedding table, so its operations count although its parameters do not.
         let head = config.vocab_size as u128 * config.d_model as u128;
         let shared = parameters.attention + parameters.router + head;
@@ -186,7 +191,7 @@ impl Accounting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BalanceKind, DenseConfig, ExpertsConfig, RouterConfig};
+    use crate::config::{BalanceKind, DenseConfig, ExpertsConfig, RouterConfig, Scores};
 
     /// The described GPT-4.
     fn described() -> ModelConfig {
@@ -209,9 +214,14 @@ mod tests {
                 count: 16,
                 top_k: 2,
                 d_ff: 28_672,
+                shared_d_ff: 0,
             },
             router: RouterConfig {
+                scores: Scores::Softmax,
                 normalize: true,
+                scaling: 1.0,
+                groups: 1,
+                top_groups: 1,
                 balance: BalanceKind::PerLayer,
                 balance_coefficient: 0.01,
                 z_coefficient: 0.001,
@@ -258,6 +268,7 @@ mod tests {
                 count: 3,
                 top_k: 2,
                 d_ff: 5,
+                shared_d_ff: 0,
             },
             ..described()
         };

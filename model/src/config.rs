@@ -77,8 +77,8 @@ pub struct DenseConfig {
 pub enum FeedForwardKind {
     /// Mixture of experts.
     Moe,
-    /// The iso-FLOP dense baseline: one SwiGLU of width `experts.d_ff × experts.top_k`, which needs as many FLOPs
-    /// per token as the selected experts of an MoE layer.
+    /// The iso-FLOP dense baseline: one SwiGLU of width `experts.d_ff × experts.top_k + experts.shared_d_ff`, which
+    /// needs as many FLOPs per token as the experts of an MoE layer.
     Dense,
 }
 
@@ -92,14 +92,25 @@ pub struct ExpertsConfig {
     pub top_k: usize,
     /// Hidden width of one expert's SwiGLU.
     pub d_ff: usize,
+    /// Hidden width of the shared experts' SwiGLU, which every token passes through besides its own experts
+    /// (DeepSeekMoE, arXiv 2401.06066); 0 without shared experts.
+    pub shared_d_ff: usize,
 }
 
 /// `[model.router]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouterConfig {
+    /// How the logits become scores.
+    pub scores: Scores,
     /// Divide the selected experts' weights by their sum (Mixtral does).
     pub normalize: bool,
+    /// Factor of the selected experts' weights, after the normalization.
+    pub scaling: f64,
+    /// Number of groups of equally many neighbouring experts; 1 puts no limit on the selection.
+    pub groups: usize,
+    /// Number of groups that a token's experts are selected from (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
+    pub top_groups: usize,
     /// Which load-balancing loss is reported, and added to the training loss if its coefficient is not zero.
     pub balance: BalanceKind,
     /// Coefficient of the load-balancing loss in the training loss.
@@ -108,6 +119,17 @@ pub struct RouterConfig {
     pub z_coefficient: f64,
     /// Step of the selection bias after each optimizer step; 0 turns bias balancing off.
     pub bias_update_rate: f64,
+}
+
+/// How a router's logits become the scores that experts are selected by and weighted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scores {
+    /// Softmax over all experts (Mixtral, Qwen3-MoE, OLMoE).
+    #[default]
+    Softmax,
+    /// The sigmoid of each logit, so that experts do not compete for scores (DeepSeek-V3, arXiv 2412.19437, eq. 15).
+    Sigmoid,
 }
 
 /// A kind of load-balancing loss.
@@ -169,7 +191,7 @@ impl ModelConfig {
                 "must divide heads = {} (all key/value heads serve the same number of query heads)",
                 self.heads
             ),
-            format!("allowed values: {}", divisors(self.heads)),
+            format!("allowed values: {}", listed(divisors(self.heads))),
         )?;
         require(
             self.head_dim.is_multiple_of(2),
@@ -192,6 +214,14 @@ impl ModelConfig {
             ),
             "2 of 8 and 2 of 16 are common; top_k = count selects all experts",
         )?;
+        require(
+            self.experts.shared_d_ff <= LARGEST_SIZE,
+            "experts.shared_d_ff",
+            self.experts.shared_d_ff,
+            format!("must be at most {LARGEST_SIZE}"),
+            "0 means no shared experts",
+        )?;
+        self.validate_groups()?;
         if let Some(dense) = &self.dense {
             let listed = format!("{:?}", dense.layers);
             require(
@@ -220,7 +250,8 @@ impl ModelConfig {
                 "experts.d_ff × experts.top_k needs as many FLOPs as the selected experts",
             )?;
         }
-        let finite: [(&'static str, f64, bool); 6] = [
+        let finite: [(&'static str, f64, bool); 7] = [
+            ("router.scaling", self.router.scaling, true),
             ("rope_theta", self.rope_theta, true),
             ("norm_epsilon", self.norm_epsilon, true),
             ("initializer_range", self.initializer_range, true),
@@ -248,9 +279,42 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Total hidden width of the experts of a token: `d_ff × top_k`.
+    fn validate_groups(&self) -> Result<(), ConfigError> {
+        let RouterConfig {
+            groups, top_groups, ..
+        } = self.router;
+        let ExpertsConfig { count, top_k, .. } = self.experts;
+        let fits = groups == 1 || groups > 1 && count.is_multiple_of(groups) && count / groups >= 2;
+        let allowed = divisors(count).filter(|groups| *groups == 1 || count / groups >= 2);
+        require(
+            fits,
+            "router.groups",
+            groups,
+            format!("must divide experts.count = {count} into groups of two experts or more"),
+            format!("allowed values: {}", listed(allowed)),
+        )?;
+        require(
+            (1..=groups).contains(&top_groups),
+            "router.top_groups",
+            top_groups,
+            format!("must lie between 1 and router.groups = {groups}"),
+            "half of the groups is common",
+        )?;
+        require(
+            top_groups * (count / groups) >= top_k,
+            "router.top_groups",
+            top_groups,
+            format!(
+                "must leave a choice of experts.top_k = {top_k} experts or more, and a group has {}",
+                count / groups
+            ),
+            format!("use {} or more", top_k.div_ceil(count / groups)),
+        )
+    }
+
+    /// Total hidden width of the feed-forward of a token: `d_ff × top_k` and the shared experts.
     pub fn active_d_ff(&self) -> usize {
-        self.experts.d_ff * self.experts.top_k
+        self.experts.d_ff * self.experts.top_k + self.experts.shared_d_ff
     }
 
     /// Hidden width of a layer's dense feed-forward; `None` for an MoE layer.
@@ -299,11 +363,12 @@ fn require(
     })
 }
 
-fn divisors(n: usize) -> String {
-    let all: Vec<String> = (1..=n)
-        .filter(|d| n.is_multiple_of(*d))
-        .map(|d| d.to_string())
-        .collect();
+fn divisors(n: usize) -> impl Iterator<Item = usize> {
+    (1..=n).filter(move |d| n.is_multiple_of(*d))
+}
+
+fn listed(values: impl Iterator<Item = usize>) -> String {
+    let all: Vec<String> = values.map(|value| value.to_string()).collect();
     all.join(", ")
 }
 
@@ -384,9 +449,44 @@ mod tests {
     }
 
     #[test]
+    fn groups_divide_the_experts_and_leave_a_choice() {
+        let groups = |groups: usize, top_groups: usize, top_k: usize| {
+            move |config: &mut ModelConfig| {
+                (config.router.groups, config.router.top_groups) = (groups, top_groups);
+                config.experts.top_k = top_k;
+            }
+        };
+        for number in [0, 3, 8] {
+            let error = broken(groups(number, 1, 2));
+            assert_eq!(error.key, "router.groups");
+            assert_eq!(error.hint, "allowed values: 1, 2, 4");
+        }
+        for top_groups in [0, 3] {
+            let error = broken(groups(2, top_groups, 2));
+            assert_eq!(error.key, "router.top_groups");
+            assert_eq!(error.rule, "must lie between 1 and router.groups = 2");
+        }
+        let error = broken(groups(4, 1, 3));
+        assert_eq!(
+            (error.key, error.hint.as_str()),
+            ("router.top_groups", "use 2 or more")
+        );
+        for (number, top_groups, top_k) in [(1, 1, 8), (4, 2, 3), (4, 4, 8), (2, 1, 4)] {
+            let mut config = tiny();
+            groups(number, top_groups, top_k)(&mut config);
+            assert_eq!(config.validate(), Ok(()));
+        }
+        assert_eq!(
+            broken(|config| config.experts.shared_d_ff = LARGEST_SIZE + 1).key,
+            "experts.shared_d_ff"
+        );
+    }
+
+    #[test]
     fn numbers_are_finite_and_not_negative() {
         type Number = fn(&mut ModelConfig) -> &mut f64;
-        let numbers: [(&str, Number, bool); 6] = [
+        let numbers: [(&str, Number, bool); 7] = [
+            ("router.scaling", |config| &mut config.router.scaling, true),
             ("rope_theta", |config| &mut config.rope_theta, true),
             ("norm_epsilon", |config| &mut config.norm_epsilon, true),
             (
@@ -429,6 +529,9 @@ mod tests {
         assert!((config.residual_initializer_range() - 0.15).abs() < 1e-12);
         assert!(config.moe_layers().eq([0, 1]));
         assert_eq!(config.dense_d_ff(0), None);
+        config.experts.shared_d_ff = 5;
+        assert_eq!(config.dense_baseline().dense_d_ff(0), Some(45));
+        config.experts.shared_d_ff = 0;
         config.dense = Some(DenseConfig {
             layers: vec![1],
             d_ff: 7,

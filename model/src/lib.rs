@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use firebox_model::config::{
-//!     BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
+//!     BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig, Scores,
 //! };
 //! use firebox_model::language_model::{LanguageModel, token_tensor};
 //! use firebox_model::moe::balance::{TokensPerExpert, per_layer};
@@ -27,9 +27,13 @@
 //!     qk_norm: QkNorm::None,
 //!     feed_forward: FeedForwardKind::Moe,
 //!     dense: None,
-//!     experts: ExpertsConfig { count: 8, top_k: 2, d_ff: 48 },
+//!     experts: ExpertsConfig { count: 8, top_k: 2, d_ff: 48, shared_d_ff: 0 },
 //!     router: RouterConfig {
+//!         scores: Scores::Softmax,
 //!         normalize: true,
+//!         scaling: 1.0,
+//!         groups: 1,
+//!         top_groups: 1,
 //!         balance: BalanceKind::PerLayer,
 //!         balance_coefficient: 0.01,
 //!         z_coefficient: 0.001,

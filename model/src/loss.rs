@@ -120,6 +120,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::config::Scores;
     use crate::testing::tiny;
     use firebox_kernels::dispatch::DispatchPlan;
     use firebox_runtime::on_every_device;
@@ -151,6 +152,7 @@ mod tests {
     fn routing(device: &Device) -> [Routing; 2] {
         [[0, 1], [0, 0]].map(|chosen| Routing {
             layer: 0,
+            scores: Scores::Softmax,
             logits: Tensor::zeros([2, 2], device),
             probabilities: Tensor::from_floats([[0.75, 0.25], [0.5, 0.5]], device),
             plan: DispatchPlan::new(&chosen, 2, 1, device),

@@ -23,6 +23,8 @@ pub enum Part {
     RoutingWeights,
     /// The weighted sum of the selected experts' outputs, before it is added to the residual stream.
     Experts,
+    /// The shared experts, before their output is added to the residual stream.
+    SharedExperts,
     /// The dense feed-forward, before its output is added to the residual stream.
     FeedForward,
     /// The final norm, before the head.
@@ -66,6 +68,7 @@ impl fmt::Display for Part {
             Self::Selection => "expert selection",
             Self::RoutingWeights => "routing weights",
             Self::Experts => "experts",
+            Self::SharedExperts => "shared experts",
             Self::FeedForward => "feed-forward",
             Self::Norm => "final norm",
             Self::Head => "head",
@@ -95,7 +98,9 @@ pub fn layer_parts(config: &ModelConfig) -> Vec<LayerPart> {
                 Part::Experts,
             ],
         };
+        let shared = config.dense_d_ff(layer).is_none() && config.experts.shared_d_ff > 0;
         let parts = attention.into_iter().chain(feed_forward.iter().copied());
+        let parts = parts.chain(shared.then_some(Part::SharedExperts));
         parts.map(move |part| LayerPart::of_layer(layer, part))
     });
     [LayerPart::outside(Part::Embedding)]

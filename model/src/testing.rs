@@ -6,7 +6,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::{
-    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
+    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig, Scores,
 };
 use crate::parameters::{Initializer, ParameterSource};
 
@@ -32,9 +32,14 @@ pub fn tiny() -> ModelConfig {
             count: 8,
             top_k: 2,
             d_ff: 20,
+            shared_d_ff: 0,
         },
         router: RouterConfig {
+            scores: Scores::Softmax,
             normalize: true,
+            scaling: 1.0,
+            groups: 1,
+            top_groups: 1,
             balance: BalanceKind::PerLayer,
             balance_coefficient: 0.05,
             z_coefficient: 0.01,
@@ -67,6 +72,7 @@ pub fn smallest() -> ModelConfig {
             count: 2,
             top_k: 1,
             d_ff: 1,
+            shared_d_ff: 0,
         },
         ..tiny()
     }

@@ -1,6 +1,7 @@
 //! The differences between the traces of two devices.
 
-use firebox_model::parts::{LayerPart, Part};
+use firebox_model::config::ModelConfig;
+use firebox_model::parts::{LayerPart, Part, layer_parts};
 use serde::Serialize;
 
 use super::difference::{Difference, divergence, greedy, nats};
@@ -102,7 +103,7 @@ const FLIP: &str = "flip across a probability gap of";
 
 /// Compares a device's trace with the reference's trace of the same tokens.
 ///
-/// `layer_parts` are all parts of the network ([`parts::layer_parts`](firebox_model::parts::layer_parts)).
+/// `model` is the configuration of both.
 ///
 /// # Errors
 ///
@@ -111,7 +112,7 @@ pub fn compare_traces(
     reference: &TraceFile,
     traced: &TraceFile,
     tokens: &Tokens,
-    layer_parts: &[LayerPart],
+    model: &ModelConfig,
     tolerances: &Tolerances,
 ) -> Result<Differences, InferError> {
     let both = |name: &str| Ok::<_, InferError>((traced.matrix(name)?, reference.matrix(name)?));
@@ -123,10 +124,16 @@ pub fn compare_traces(
             .map_or(&[][..], Vec::as_slice)
     };
 
+    let gaps = |logits: &Matrix, moe_layer: usize| {
+        let bias = router_bias(moe_layer);
+        gaps(logits, bias, &model.router, model.experts.top_k)
+    };
+
+    let layer_parts = layer_parts(model);
     let mut parts = Vec::with_capacity(layer_parts.len() + 1);
     let mut faults = Vec::new();
     let mut moe_layers = 0;
-    for &layer_part in layer_parts {
+    for &layer_part in &layer_parts {
         let name = trace_file::alone(layer_part);
         let mut allowed = (RELATIVE, tolerances.part);
         let difference = match layer_part.part {
@@ -137,7 +144,7 @@ pub fn compare_traces(
                     part: Part::Router,
                     ..layer_part
                 }))?;
-                let gaps = gaps(&logits, router_bias(moe_layers), expected.columns());
+                let gaps = gaps(&logits, moe_layers);
                 moe_layers += 1;
                 widest_flip(&flipped(&chosen, &expected), &gaps)
             }
@@ -215,7 +222,7 @@ pub fn compare_traces(
                 tolerances.whole,
             ));
             let (chosen, before) = both(&trace_file::chosen(layer))?;
-            let gaps = gaps(&expected, router_bias(moe_layers), before.columns());
+            let gaps = gaps(&expected, moe_layers);
             moe_layers += 1;
             let layer_flips = touched.flip(&flipped(&chosen, &before), &gaps);
             let place = format!("network up to layer {layer}, expert selection");

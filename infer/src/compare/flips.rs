@@ -1,5 +1,6 @@
 //! Tokens that are routed to different experts than on the reference, and the tokens that this affects.
 
+use firebox_model::config::{RouterConfig, Scores};
 use serde::Serialize;
 
 use super::difference::softmax;
@@ -19,26 +20,47 @@ pub struct Flips {
     pub largest_gap: f64,
 }
 
-/// For each token, the lead of the lowest selected expert over the highest other expert on the reference, in softmax
-/// probability plus selection bias.
+/// For each token, the lead of the lowest selected expert over the highest other expert on the reference, in score plus
+/// selection bias; or that of the lowest selected group of experts over the highest other group, if that is smaller.
 ///
 /// # Panics
 ///
 /// When `top_k` is 0 or greater than the number of experts.
-pub(super) fn gaps(logits: &Matrix, bias: &[f32], top_k: usize) -> Vec<f64> {
-    let gap = |scores: &[f32]| {
-        let mut scores = softmax(scores);
+pub(super) fn gaps(logits: &Matrix, bias: &[f32], router: &RouterConfig, top_k: usize) -> Vec<f64> {
+    let gap = |logits: &[f32]| {
+        let mut scores = match router.scores {
+            Scores::Softmax => softmax(logits),
+            Scores::Sigmoid => logits
+                .iter()
+                .map(|&x| 1.0 / (1.0 + f64::from(-x).exp()))
+                .collect(),
+        };
         for (score, &bias) in scores.iter_mut().zip(bias) {
             *score += f64::from(bias);
         }
-        scores.sort_by(|a, b| b.total_cmp(a));
-        match scores.get(top_k) {
-            Some(next) => scores[top_k - 1] - next,
-            // All experts are selected.
-            None => f64::INFINITY,
-        }
+        let descending = |a: &f64, b: &f64| b.total_cmp(a);
+        let mut groups: Vec<(f64, Vec<f64>)> = scores
+            .chunks(scores.len() / router.groups)
+            .map(|group| {
+                let mut group = group.to_vec();
+                group.sort_by(descending);
+                (group.iter().take(2).sum(), group)
+            })
+            .collect();
+        groups.sort_by(|(a, _), (b, _)| descending(a, b));
+        let by_group: Vec<f64> = groups.iter().map(|(score, _)| *score).collect();
+        let selected = groups.into_iter().take(router.top_groups);
+        let mut scores: Vec<f64> = selected.flat_map(|(_, group)| group).collect();
+        scores.sort_by(descending);
+        lead(&scores, top_k).min(lead(&by_group, router.top_groups))
     };
     logits.rows().map(gap).collect()
+}
+
+/// The lead of the lowest of the first `selected` of descending scores over the next; infinite if there is none.
+fn lead(scores: &[f64], selected: usize) -> f64 {
+    let next = scores.get(selected);
+    next.map_or(f64::INFINITY, |next| scores[selected - 1] - next)
 }
 
 /// For each token, whether its set of experts differs.
@@ -112,6 +134,7 @@ impl Touched {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::tiny_config;
 
     #[test]
     fn the_order_of_experts_is_not_a_flip() {
@@ -125,11 +148,22 @@ mod tests {
         // Probabilities 0.5, 0.25, 0.125, 0.125.
         let logits = Matrix::new(4, [4f32, 2.0, 1.0, 1.0].map(f32::ln).to_vec());
         let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-7, "{found}");
-        close(gaps(&logits, &[], 1)[0], 0.25);
-        close(gaps(&logits, &[], 2)[0], 0.125);
-        close(gaps(&logits, &[], 3)[0], 0.0);
-        close(gaps(&logits, &[0.0, 0.0, 0.0, 0.0625], 2)[0], 0.0625);
-        assert_eq!(gaps(&logits, &[], 4), [f64::INFINITY]);
+        let mut router = tiny_config().router;
+        let of = |router: &RouterConfig, bias: &[f32], top_k| gaps(&logits, bias, router, top_k)[0];
+        close(of(&router, &[], 1), 0.25);
+        close(of(&router, &[], 2), 0.125);
+        close(of(&router, &[], 3), 0.0);
+        close(of(&router, &[0.0, 0.0, 0.0, 0.0625], 2), 0.0625);
+        assert_eq!(of(&router, &[], 4), f64::INFINITY);
+        // Groups of 0.75 and 0.25; within the first, 0.5 and 0.25.
+        (router.groups, router.top_groups) = (2, 1);
+        close(of(&router, &[], 1), 0.25);
+        close(of(&router, &[], 2), 0.5);
+        close(of(&router, &[0.0, 0.0, 0.0, 0.375], 1), 0.125);
+        // Sigmoids of ln x: 4/5, 2/3, 1/2, 1/2.
+        router = tiny_config().router;
+        router.scores = Scores::Sigmoid;
+        close(of(&router, &[], 1), 4.0 / 5.0 - 2.0 / 3.0);
     }
 
     #[test]

@@ -28,7 +28,7 @@ use firebox_console::advice::Advise as _;
 use firebox_console::durable::FileError;
 use firebox_console::process::{self, COMPARE_DEVICE, hidden_command};
 use firebox_kernels::dtype::WeightDtype;
-use firebox_model::parts::{self, LayerPart};
+use firebox_model::config::ModelConfig;
 use firebox_runtime::device;
 use serde::Serialize;
 
@@ -172,7 +172,7 @@ pub fn compare(
         checkpoint: &checkpoint,
         folder: folder.path(),
         token_file,
-        layer_parts: parts::layer_parts(&model),
+        model: &model,
         tokens,
         reference: None,
     };
@@ -190,9 +190,7 @@ pub fn compare(
     let tokens = &runner.tokens;
     Ok(Comparison {
         layers: model.layers,
-        moe_layers: (0..model.layers)
-            .filter(|&layer| model.dense_d_ff(layer).is_none())
-            .count(),
+        moe_layers: model.moe_layers().count(),
         text: tokens.source().to_owned(),
         tokens: tokens.count(),
         sequences: tokens.sequences().len(),
@@ -211,7 +209,7 @@ struct Runner<'a> {
     /// The file with `tokens`.
     token_file: PathBuf,
     tokens: Tokens,
-    layer_parts: Vec<LayerPart>,
+    model: &'a ModelConfig,
     reference: Option<Reference>,
 }
 
@@ -293,7 +291,7 @@ impl Runner<'_> {
                     &reference.trace,
                     &trace,
                     &self.tokens,
-                    &self.layer_parts,
+                    self.model,
                     &tolerances,
                 )?);
                 // With gradients, the file is as large as the model.

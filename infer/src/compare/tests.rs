@@ -23,7 +23,7 @@ on_every_device!(devices_agree);
 struct Case {
     checkpoint: TinyCheckpoint,
     tokens: Tokens,
-    layer_parts: Vec<LayerPart>,
+    config: ModelConfig,
     reference: TraceFile,
     folder: TempDir,
 }
@@ -39,7 +39,7 @@ impl Case {
         Self {
             checkpoint,
             tokens,
-            layer_parts: layer_parts(&config),
+            config,
             reference,
             folder,
         }
@@ -56,7 +56,7 @@ impl Case {
             &self.reference,
             &traced,
             &self.tokens,
-            &self.layer_parts,
+            &self.config,
             &tolerances,
         )
         .unwrap()
@@ -104,7 +104,7 @@ fn devices_agree(device: &'static str) {
         let case = Case::new(&config);
         let differences = case.differences(&case.model(device));
         assert_eq!(differences.faults, []);
-        assert_eq!(differences.parts.len(), case.layer_parts.len() + 1);
+        assert_eq!(differences.parts.len(), layer_parts(&case.config).len() + 1);
         assert!(
             differences.divergence_max < 1e-9,
             "{}",

@@ -9,7 +9,7 @@ use firebox_console::durable::FileError;
 use serde_json::{Map, Value, json};
 
 use super::dtype::StoredDtype as _;
-use super::families::{FIREBOX, Family};
+use super::families::{DenseLayers, FIREBOX, Family, RouterKind};
 use super::fields::Fields;
 use super::notes::generation_eos_ids;
 use super::{CONFIG_FILE, CheckpointError, Notes};
@@ -115,10 +115,6 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
     }
     // When balanced, Hugging Face's pooled loss is k and our per-layer loss is 1; the product with the coefficient must
     // be the same.
-    let coefficient = match router.balance {
-        BalanceKind::Pooled => router.balance_coefficient,
-        BalanceKind::PerLayer => router.balance_coefficient / experts.top_k as f64,
-    };
     let mut add = |key: &str, value: Value| fields.insert(key.to_owned(), value);
     for key in family.experts {
         add(key, json!(experts.count));
@@ -126,18 +122,40 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
     add(family.d_ff, json!(experts.d_ff));
     add("num_experts_per_tok", json!(experts.top_k));
     add("norm_topk_prob", json!(router.normalize));
-    add("router_aux_loss_coef", json!(coefficient));
     add("output_router_logits", json!(false));
     add("sliding_window", Value::Null);
-    if family.dense_layers {
-        let dense = model.dense.as_ref();
-        let (layers, d_ff) = match dense {
-            Some(dense) => (dense.layers.clone(), dense.d_ff),
-            None => (Vec::new(), model.active_d_ff()),
-        };
-        add("decoder_sparse_step", json!(1));
-        add("mlp_only_layers", json!(layers));
-        add("intermediate_size", json!(d_ff));
+    let coefficient = match router.balance {
+        BalanceKind::Pooled => router.balance_coefficient,
+        BalanceKind::PerLayer => router.balance_coefficient / experts.top_k as f64,
+    };
+    match family.router {
+        RouterKind::Softmax => {
+            add("router_aux_loss_coef", json!(coefficient));
+        }
+        RouterKind::DeepSeekV3 => {
+            add(
+                "n_shared_experts",
+                json!(experts.shared_d_ff / experts.d_ff),
+            );
+            add("n_group", json!(router.groups));
+            add("topk_group", json!(router.top_groups));
+            add("routed_scaling_factor", json!(router.scaling));
+        }
     }
+    let (layers, d_ff) = match &model.dense {
+        Some(dense) => (dense.layers.clone(), dense.d_ff),
+        None => (Vec::new(), model.active_d_ff()),
+    };
+    match family.dense_layers {
+        DenseLayers::None => return value,
+        DenseLayers::Any => {
+            add("decoder_sparse_step", json!(1));
+            add("mlp_only_layers", json!(layers));
+        }
+        DenseLayers::First => {
+            add("first_k_dense_replace", json!(layers.len()));
+        }
+    }
+    add("intermediate_size", json!(d_ff));
     value
 }

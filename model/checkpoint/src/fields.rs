@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::families::{Defaults, FIREBOX, Family, Normalize, Usage};
+use super::families::{Defaults, DenseLayers, FIREBOX, Family, Normalize, RouterKind, Usage};
 use super::{CheckpointConfig, CheckpointError, Notes};
 use firebox_model::config::{
-    BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, RouterConfig,
+    BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, RouterConfig, Scores,
 };
 
 /// A file that is being read.
@@ -107,7 +107,14 @@ impl<'a> Fields<'a> {
             "experts.top_k" => "num_experts_per_tok",
             "experts.d_ff" => self.family.d_ff,
             "dense.d_ff" => "intermediate_size",
+            "dense.layers" if self.family.dense_layers == DenseLayers::First => {
+                "first_k_dense_replace"
+            }
             "dense.layers" => "mlp_only_layers",
+            "experts.shared_d_ff" => "n_shared_experts",
+            "router.groups" => "n_group",
+            "router.top_groups" => "topk_group",
+            "router.scaling" => "routed_scaling_factor",
             "router.balance_coefficient" => "router_aux_loss_coef",
             key => key,
         }
@@ -169,6 +176,7 @@ impl<'a> Fields<'a> {
         let context = self.size_or("max_position_embeddings", absent.max_position_embeddings)?;
         self.refuse_windows(layers, context)?;
         let sparse = family.feed_forward == FeedForwardKind::Moe;
+        let d_ff = self.size_or(family.d_ff, width(absent, family.d_ff))?;
         Ok(ModelConfig {
             vocab_size: self.size_or("vocab_size", absent.vocab_size)?,
             layers,
@@ -186,10 +194,7 @@ impl<'a> Fields<'a> {
             initializer_range: self.number_or("initializer_range", 0.02)?,
             qk_norm: family.qk_norm,
             feed_forward: family.feed_forward,
-            dense: match family.dense_layers {
-                true => self.dense(layers)?,
-                false => None,
-            },
+            dense: self.dense(layers)?,
             experts: ExpertsConfig {
                 count: if sparse { self.experts()? } else { 1 },
                 top_k: if sparse {
@@ -197,9 +202,17 @@ impl<'a> Fields<'a> {
                 } else {
                     1
                 },
-                d_ff: self.size_or(family.d_ff, width(absent, family.d_ff))?,
+                d_ff,
+                shared_d_ff: self.size_or("n_shared_experts", 0)?.saturating_mul(d_ff),
             },
             router: RouterConfig {
+                scores: match family.router {
+                    RouterKind::Softmax => Scores::Softmax,
+                    RouterKind::DeepSeekV3 => Scores::Sigmoid,
+                },
+                scaling: self.number_or("routed_scaling_factor", 1.0)?,
+                groups: self.size_or("n_group", 1)?,
+                top_groups: self.size_or("topk_group", 1)?,
                 normalize: match family.normalize {
                     Normalize::Always => true,
                     Normalize::AsConfigured => self.flag("norm_topk_prob")?,
@@ -231,17 +244,27 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Layer i is a mixture where i + 1 is a multiple of `decoder_sparse_step` and i is not in
-    /// `mlp_only_layers`.
+    /// The dense layers: the first ones, or all but those where i + 1 is a multiple of `decoder_sparse_step` and i is not
+    /// in `mlp_only_layers`.
     fn dense(&self, layers: usize) -> Read<Option<DenseConfig>> {
-        let step = self.size_or("decoder_sparse_step", 1)?.max(1);
-        let listed = match self.get("mlp_only_layers") {
-            None => Vec::new(),
-            Some(value) => self.numbers("mlp_only_layers", value)?,
+        let dense: Vec<usize> = match self.family.dense_layers {
+            DenseLayers::None => Vec::new(),
+            DenseLayers::First => {
+                let first = self.size_or("first_k_dense_replace", 0)?;
+                (0..first.min(layers)).collect()
+            }
+            DenseLayers::Any => {
+                let step = self.size_or("decoder_sparse_step", 1)?.max(1);
+                let listed = match self.get("mlp_only_layers") {
+                    None => Vec::new(),
+                    Some(value) => self.numbers("mlp_only_layers", value)?,
+                };
+                let is_dense = |layer: &usize| {
+                    !(layer + 1).is_multiple_of(step) || listed.contains(&(*layer as u64))
+                };
+                (0..layers).filter(is_dense).collect()
+            }
         };
-        let is_dense =
-            |layer: &usize| !(layer + 1).is_multiple_of(step) || listed.contains(&(*layer as u64));
-        let dense: Vec<usize> = (0..layers).filter(is_dense).collect();
         if dense.is_empty() {
             return Ok(None);
         }

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::CheckpointError;
-use super::families::{EMBEDDING, FIREBOX, Family, HEAD, ROUTER_BIAS};
+use super::families::{EMBEDDING, Family, HEAD, ROUTER_BIAS};
 use super::layout::{Piece, Rule, Spelling, fill, transpose};
 use super::mismatch::Mismatch;
 use super::store::TensorStore;
@@ -122,7 +122,7 @@ impl<'a> CheckpointParameters<'a> {
         let bias_names = config
             .moe_layers()
             .map(|layer| fill(ROUTER_BIAS, Some(layer), None));
-        let biases: Vec<String> = if family == &FIREBOX {
+        let biases: Vec<String> = if family.has_selection_bias() {
             bias_names
                 .filter(|name| store.info(name).is_some())
                 .collect()

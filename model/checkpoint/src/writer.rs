@@ -9,7 +9,7 @@ use burn::tensor::{Gradients, Tensor};
 use firebox_console::durable;
 
 use super::config_json::config_json;
-use super::families::{Family, ROUTER_BIAS};
+use super::families::{Family, ROUTER_BIAS, RouterKind};
 use super::layout::{Piece, Spelling, fill, transpose};
 use super::tensor_writer::write_weights;
 use super::{CONFIG_FILE, CheckpointError, NamedTensor, Notes};
@@ -43,7 +43,13 @@ pub fn save(
     let family = family(model);
     let mut tensors = tensors(model, &family, Spelling::Saved, None);
     let biases = model.config().moe_layers().zip(model.router_bias());
-    for (layer, bias) in biases.filter(|(_, bias)| !bias.is_empty()) {
+    for (layer, mut bias) in biases {
+        if family.router == RouterKind::DeepSeekV3 {
+            bias.resize(model.config().experts.count, 0.0);
+        }
+        if bias.is_empty() {
+            continue;
+        }
         let name = fill(ROUTER_BIAS, Some(layer), None);
         tensors.push(NamedTensor::float(name, [bias.len()], move || bias.clone()));
     }

@@ -150,6 +150,7 @@ mod tests {
     use burn::tensor::{Device, TensorData};
 
     use super::*;
+    use crate::config::Scores;
     use firebox_kernels::dispatch::DispatchPlan;
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values, wave};
@@ -168,6 +169,7 @@ mod tests {
                 .collect();
             let routing = [Routing {
                 layer: 0,
+                scores: Scores::Softmax,
                 logits: Tensor::zeros([8, 4], &device),
                 probabilities: Tensor::full([8, 4], 0.25, &device),
                 plan: DispatchPlan::new(&chosen, 4, top_k, &device),
@@ -190,6 +192,7 @@ mod tests {
         let probabilities = [[0.75, 0.25], [0.0, 1.0], [0.25, 0.75]];
         let routing = [Routing {
             layer: 0,
+            scores: Scores::Softmax,
             logits,
             probabilities: Tensor::from_floats(probabilities, &device),
             plan: DispatchPlan::new(&[0, 1, 0], 2, 1, &device),
@@ -214,6 +217,7 @@ mod tests {
         let plan = DispatchPlan::choose(&probabilities, &[], 1);
         let routing = [Routing {
             layer: 0,
+            scores: Scores::Softmax,
             logits: logits.clone(),
             probabilities,
             plan,

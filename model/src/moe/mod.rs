@@ -8,7 +8,8 @@ pub mod stats;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Scores};
+use crate::feed_forward::DenseFeedForward;
 use crate::observer::Observer;
 use crate::parameters::ParameterSource;
 use crate::parts::{LayerPart, Part};
@@ -23,6 +24,8 @@ pub struct MixtureOfExperts {
     pub router: Router,
     /// Stacked expert weights.
     pub experts: Experts,
+    /// The experts that every token passes through, as one SwiGLU.
+    pub shared: Option<DenseFeedForward>,
 }
 
 /// The routing of some tokens in one layer. Auxiliary losses and statistics are functions of this; the model keeps no
@@ -31,9 +34,12 @@ pub struct MixtureOfExperts {
 pub struct Routing {
     /// Index of the layer, from 0; dense layers count too.
     pub layer: usize,
+    /// How the router's logits become scores.
+    pub scores: Scores,
     /// Router logits, `[tokens, experts]`.
     pub logits: Tensor<2>,
-    /// Softmax of the logits, without the bias, `[tokens, experts]`.
+    /// The scores divided by their sum over all experts, without the bias, `[tokens, experts]`: for softmax scores, the
+    /// scores themselves.
     pub probabilities: Tensor<2>,
     /// The assignment of tokens to experts.
     pub plan: DispatchPlan,
@@ -53,6 +59,13 @@ impl MixtureOfExperts {
         Ok(Self {
             router: Router::new(config, &format!("{path}.router"), source)?,
             experts: Experts::new(config, &format!("{path}.experts"), source)?,
+            shared: match config.experts.shared_d_ff {
+                0 => None,
+                d_ff => {
+                    let path = format!("{path}.shared");
+                    Some(DenseFeedForward::new(config, d_ff, &path, source)?)
+                }
+            },
         })
     }
 
@@ -68,12 +81,19 @@ impl MixtureOfExperts {
         observer: &mut impl Observer,
     ) -> (Tensor<2>, Routing) {
         let routed = observer.routing(layer, self.router.forward(x.clone()));
-        let output = self.experts.forward(x, routed.weights, &routed.plan);
-        let part = LayerPart::of_layer(layer, Part::Experts);
+        let part = |part| LayerPart::of_layer(layer, part);
+        let output = self
+            .experts
+            .forward(x.clone(), routed.weights, &routed.plan);
+        let mut output = observer.output(part(Part::Experts), output);
+        if let Some(shared) = &self.shared {
+            output = output + observer.output(part(Part::SharedExperts), shared.forward(x));
+        }
         (
-            observer.output(part, output),
+            output,
             Routing {
                 layer,
+                scores: self.router.scores(),
                 logits: routed.logits,
                 probabilities: routed.probabilities,
                 plan: routed.plan,
@@ -88,7 +108,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::feed_forward::{DenseFeedForward, FeedForward};
+    use crate::feed_forward::FeedForward;
     use crate::observer::Unobserved;
     use crate::parameters::RandomParameters;
     use crate::testing::with_experts;
@@ -98,6 +118,7 @@ mod tests {
     on_every_device!(
         every_k_is_the_weighted_sum_of_the_chosen_experts_and_k_equal_e_the_dense_sum,
         one_expert_is_the_dense_feed_forward_with_the_same_weights,
+        shared_experts_add_their_output,
     );
 
     fn mixture(config: &ModelConfig, device: &Device) -> MixtureOfExperts {
@@ -154,6 +175,22 @@ mod tests {
                 assert_close(&what, &values(output), &expected, 5e-6).unwrap();
             }
         }
+    }
+
+    fn shared_experts_add_their_output(device: Device) {
+        let mut config = with_experts(5, 2);
+        config.experts.shared_d_ff = 7;
+        let with = mixture(&config, &device);
+        let shared = with.shared.clone().expect("shared experts");
+        assert_eq!(shared.gate.dims(), [config.d_model, 7]);
+        let without = MixtureOfExperts {
+            shared: None,
+            ..with.clone()
+        };
+        let x = wave([13, config.d_model], 0.1, &device);
+        let output = |mixture: &MixtureOfExperts| mixture.forward(x.clone(), 0, &mut Unobserved).0;
+        let expected = values(output(&without) + shared.forward(x.clone()));
+        assert_eq!(values(output(&with)), expected);
     }
 
     fn one_expert_is_the_dense_feed_forward_with_the_same_weights(device: Device) {

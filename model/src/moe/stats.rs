@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::Routing;
+use super::router::log_scores;
+use crate::config::Scores;
 use burn::tensor::Tensor;
 use firebox_kernels::sum_of_rows;
 
@@ -59,11 +61,22 @@ impl HealthSums {
                 layer.logits.clone().inner(),
                 layer.probabilities.clone().inner(),
             );
-            let largest = logits.clone().max_dim(1);
-            let logsumexp = (logits.clone() - largest.clone()).exp().sum_dim(1).log() + largest;
-            // −Σ p ln p, with ln p = logit − logsumexp, which stays finite as p → 0.
-            let entropy = logsumexp.clone() - (probabilities.clone() * logits).sum_dim(1);
-            let by_token = Tensor::cat(vec![probabilities, entropy, logsumexp.square()], 1);
+            let logsumexp = |values: &Tensor<2>| {
+                let largest = values.clone().max_dim(1);
+                (values.clone() - largest.clone()).exp().sum_dim(1).log() + largest
+            };
+            let of_logits = logsumexp(&logits);
+            let (log_scores, of_scores) = match layer.scores {
+                Scores::Softmax => (logits, of_logits.clone()),
+                Scores::Sigmoid => {
+                    let log_scores = log_scores(Scores::Sigmoid, logits);
+                    let sum = logsumexp(&log_scores);
+                    (log_scores, sum)
+                }
+            };
+            // −Σ p ln p, with ln p = ln score − ln Σ score, which stays finite as p → 0.
+            let entropy = of_scores - (probabilities.clone() * log_scores).sum_dim(1);
+            let by_token = Tensor::cat(vec![probabilities, entropy, of_logits.square()], 1);
             let by_token = match valid {
                 Some(valid) => by_token * valid.clone().inner().unsqueeze_dim(1),
                 None => by_token,
@@ -168,14 +181,21 @@ mod tests {
     on_every_device!(terms_of_many_tokens);
 
     fn terms_of_many_tokens(device: Device) {
+        for scores in [Scores::Softmax, Scores::Sigmoid] {
+            check_terms(scores, &device);
+        }
+    }
+
+    fn check_terms(scores: Scores, device: &Device) {
         let tokens = 70_000;
-        let logits = wave([tokens, 2], 0.1, &device);
-        let probabilities = softmax(logits.clone(), 1);
+        let logits = wave([tokens, 2], 0.1, device);
+        let probabilities = softmax(log_scores(scores, logits.clone()), 1);
         let plan = DispatchPlan::choose(&probabilities, &[], 1);
         let flags: Vec<f32> = (0..tokens).map(|token| f32::from(token % 5 != 0)).collect();
-        let valid = Tensor::from_floats(flags.as_slice(), &device);
+        let valid = Tensor::from_floats(flags.as_slice(), device);
         let routing = Routing {
             layer: 0,
+            scores,
             logits: logits.clone(),
             probabilities,
             plan,
@@ -187,7 +207,11 @@ mod tests {
         for (token, flag) in values(logits).chunks(2).zip(flags) {
             let logits = [0, 1].map(|expert| f64::from(token[expert]));
             let logsumexp = logits.map(f64::exp).iter().sum::<f64>().ln();
-            let [p, q] = logits.map(|logit| (logit - logsumexp).exp());
+            let shares = logits.map(|logit| match scores {
+                Scores::Softmax => logit.exp(),
+                Scores::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
+            });
+            let [p, q] = shares.map(|share| share / (shares[0] + shares[1]));
             let second = f64::from(logits[1] > logits[0]);
             let entropy = -p * p.ln() - q * q.ln();
             let terms = [1.0 - second, second, p, q, entropy, logsumexp.powi(2)];

@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use firebox_console::report::Table;
 use firebox_model::accounting::Memory;
-use firebox_model::config::{FeedForwardKind, ModelConfig, QkNorm};
+use firebox_model::config::{FeedForwardKind, ModelConfig, QkNorm, Scores};
 
 use super::Report;
 use crate::config::{
@@ -151,16 +151,26 @@ fn feed_forward_summary(model: &ModelConfig) -> String {
     let d_ff = grouped(experts.d_ff as u128);
     match model.feed_forward {
         FeedForwardKind::Moe => format!(
-            "{} of d_ff {d_ff}, {} per token{}",
+            "{} of d_ff {d_ff}, {} per token{}{}",
             counted(experts.count as u128, "expert"),
             experts.top_k,
+            match experts.shared_d_ff {
+                0 => String::new(),
+                shared => format!(", shared experts of d_ff {}", grouped(shared as u128)),
+            },
             dense_summary(model)
         ),
-        FeedForwardKind::Dense if experts.top_k == 1 => format!("dense, d_ff {d_ff}"),
+        FeedForwardKind::Dense if model.active_d_ff() == experts.d_ff => {
+            format!("dense, d_ff {d_ff}")
+        }
         FeedForwardKind::Dense => format!(
-            "dense, d_ff {} = {} × {d_ff} (iso-FLOP baseline of the MoE model)",
+            "dense, d_ff {} = {} × {d_ff}{} (iso-FLOP baseline of the MoE model)",
             grouped(model.active_d_ff() as u128),
-            experts.top_k
+            experts.top_k,
+            match experts.shared_d_ff {
+                0 => String::new(),
+                shared => format!(" + {}", grouped(shared as u128)),
+            }
         ),
     }
 }
@@ -177,12 +187,20 @@ fn dense_summary(model: &ModelConfig) -> String {
 
 fn balance_summary(model: &ModelConfig) -> String {
     let router = &model.router;
+    let scores = match router.scores {
+        Scores::Softmax => "",
+        Scores::Sigmoid => "sigmoid scores, ",
+    };
+    let groups = match router.groups {
+        1 => String::new(),
+        groups => format!("experts of {} of {groups} groups, ", router.top_groups),
+    };
     let bias = match router.bias_update_rate {
         0.0 => "no selection bias".to_owned(),
         rate => format!("selection bias with update rate {rate}"),
     };
     format!(
-        "balance loss × {}, router z-loss × {}, {bias}",
+        "{scores}{groups}balance loss × {}, router z-loss × {}, {bias}",
         router.balance_coefficient, router.z_coefficient
     )
 }

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use firebox_model::config::{BalanceKind, FeedForwardKind, QkNorm};
+use firebox_model::config::{BalanceKind, FeedForwardKind, QkNorm, Scores};
 use serde::Deserialize;
 use serde::de::{
     Deserializer, Error, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer,
@@ -62,12 +62,17 @@ pub(super) struct RawExperts {
     pub count: Option<usize>,
     pub top_k: Option<usize>,
     pub d_ff: Option<usize>,
+    pub shared_d_ff: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawRouter {
+    pub scores: Option<Scores>,
     pub normalize: Option<bool>,
+    pub scaling: Option<f64>,
+    pub groups: Option<usize>,
+    pub top_groups: Option<usize>,
     pub balance: Option<BalanceKind>,
     pub balance_coefficient: Option<f64>,
     pub z_coefficient: Option<f64>,

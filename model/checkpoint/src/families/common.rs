@@ -229,6 +229,22 @@ pub(super) const DENSE: &[Rule] = &[
     ),
 ];
 
+/// The shared experts, as one feed-forward.
+pub(super) const SHARED: &[Rule] = &[
+    rule(
+        "blocks.{layer}.feed_forward.shared.gate",
+        Stored::Transposed("model.layers.{layer}.mlp.shared_experts.gate_proj.weight"),
+    ),
+    rule(
+        "blocks.{layer}.feed_forward.shared.up",
+        Stored::Transposed("model.layers.{layer}.mlp.shared_experts.up_proj.weight"),
+    ),
+    rule(
+        "blocks.{layer}.feed_forward.shared.down",
+        Stored::Transposed("model.layers.{layer}.mlp.shared_experts.down_proj.weight"),
+    ),
+];
+
 /// A mixture, as most families name it.
 pub(super) const EXPERTS: &[Rule] = &[
     rule(

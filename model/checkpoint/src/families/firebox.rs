@@ -1,10 +1,11 @@
 //! Our own: what no Hugging Face family computes, such as a mixture with a selection bias.
 
-use super::common::{NOTES, SAMPLING};
+use super::common::{BACKBONE, DENSE, EXPERTS, NOTES, QK_NORM, SAMPLING, SHARED};
 use super::field::{Field, read};
 use super::{Family, QWEN3_MOE};
 
-/// Name of the selection bias of one layer's router, `[experts]`; in [`FIREBOX`] checkpoints only.
+/// Name of the selection bias of one layer's router, `[experts]`; in checkpoints of families that
+/// [have one](Family::has_selection_bias).
 pub const ROUTER_BIAS: &str = "model.layers.{layer}.mlp.gate.e_score_correction_bias";
 
 /// Qwen3-MoE's names, and a config.json with the whole [`ModelConfig`](firebox_model::config::ModelConfig) under one key. The
@@ -13,6 +14,7 @@ pub const FIREBOX: Family = Family {
     architecture: "FireboxForCausalLM",
     model_type: "firebox",
     fields: &[NOTES, SAMPLING, FIELDS],
+    rules: &[BACKBONE, QK_NORM, DENSE, EXPERTS, SHARED],
     ..QWEN3_MOE
 };
 

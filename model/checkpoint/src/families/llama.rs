@@ -3,7 +3,7 @@
 use super::common::{BACKBONE, BACKBONE_FIELDS, DENSE, NOTES, SAMPLING};
 use super::defaults::DEFAULTS;
 use super::field::{Field, off};
-use super::{Family, Normalize};
+use super::{DenseLayers, Family, Normalize, RouterKind};
 use firebox_model::config::{FeedForwardKind, QkNorm};
 
 /// Llama.
@@ -13,7 +13,8 @@ pub const LLAMA: Family = Family {
     qk_norm: QkNorm::None,
     feed_forward: FeedForwardKind::Dense,
     normalize: Normalize::Always,
-    dense_layers: false,
+    router: RouterKind::Softmax,
+    dense_layers: DenseLayers::None,
     experts: &[],
     d_ff: "intermediate_size",
     defaults: DEFAULTS,

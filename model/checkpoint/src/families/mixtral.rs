@@ -5,7 +5,7 @@ use super::common::{
 };
 use super::defaults::DEFAULTS;
 use super::field::{Field, only, training};
-use super::{Defaults, Family, Normalize};
+use super::{Defaults, DenseLayers, Family, Normalize, RouterKind};
 use crate::layout::{Rule, Stored};
 use firebox_model::config::{FeedForwardKind, QkNorm};
 
@@ -16,7 +16,8 @@ pub const MIXTRAL: Family = Family {
     qk_norm: QkNorm::None,
     feed_forward: FeedForwardKind::Moe,
     normalize: Normalize::Always,
-    dense_layers: false,
+    router: RouterKind::Softmax,
+    dense_layers: DenseLayers::None,
     experts: &["num_local_experts"],
     d_ff: "intermediate_size",
     defaults: Defaults {

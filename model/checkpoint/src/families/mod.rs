@@ -3,6 +3,7 @@
 
 mod common;
 mod defaults;
+mod dots1;
 mod field;
 mod firebox;
 mod llama;
@@ -13,6 +14,7 @@ mod qwen3_moe;
 
 pub use common::{EMBEDDING, HEAD};
 pub use defaults::Defaults;
+pub use dots1::DOTS1;
 pub use field::{Field, Usage};
 pub use firebox::{FIREBOX, ROUTER_BIAS};
 pub use llama::LLAMA;
@@ -22,7 +24,7 @@ pub use qwen3::QWEN3;
 pub use qwen3_moe::QWEN3_MOE;
 
 use super::layout::{Rule, pattern};
-use firebox_model::config::{FeedForwardKind, ModelConfig, QkNorm};
+use firebox_model::config::{DenseConfig, FeedForwardKind, ModelConfig, QkNorm, Scores};
 
 /// A family of checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,8 +39,10 @@ pub struct Family {
     pub feed_forward: FeedForwardKind,
     /// Whether the chosen experts' weights are divided by their sum.
     pub normalize: Normalize,
-    /// Whether single layers of a mixture may be dense (`mlp_only_layers`, `decoder_sparse_step`).
-    pub dense_layers: bool,
+    /// How its routers score and select.
+    pub router: RouterKind,
+    /// Which layers of a mixture may be dense.
+    pub dense_layers: DenseLayers,
     /// The fields that the number of experts is written to: one, or both of its spellings. Either is read.
     pub experts: &'static [&'static str],
     /// The field with the width of an expert, or of the dense feed-forward of a dense family.
@@ -60,26 +64,84 @@ pub enum Normalize {
     AsConfigured,
 }
 
+/// How a family's routers score and select experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouterKind {
+    /// The largest softmax probabilities.
+    Softmax,
+    /// DeepSeek-V3's: sigmoid scores, a selection bias that is part of the checkpoint, groups of experts, a scaling factor,
+    /// and shared experts whose width is a multiple of an expert's.
+    DeepSeekV3,
+}
+
+impl RouterKind {
+    /// Whether this is what the configuration computes.
+    fn computes(self, config: &ModelConfig, biased: bool) -> bool {
+        let (router, experts) = (&config.router, &config.experts);
+        match self {
+            Self::Softmax => {
+                let all = (router.groups, router.scaling, experts.shared_d_ff) == (1, 1.0, 0);
+                router.scores == Scores::Softmax && all && !biased
+            }
+            Self::DeepSeekV3 => {
+                router.scores == Scores::Sigmoid
+                    && experts.shared_d_ff > 0
+                    && experts.shared_d_ff.is_multiple_of(experts.d_ff)
+            }
+        }
+    }
+}
+
+/// Which layers of a mixture may be dense in a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DenseLayers {
+    /// None.
+    None,
+    /// Any (`mlp_only_layers`, `decoder_sparse_step`).
+    Any,
+    /// The first ones (`first_k_dense_replace`).
+    First,
+}
+
+impl DenseLayers {
+    /// Whether these may be the dense layers.
+    fn allow(self, dense: Option<&DenseConfig>) -> bool {
+        let Some(DenseConfig { layers, .. }) = dense else {
+            return true;
+        };
+        match self {
+            Self::None => false,
+            Self::Any => true,
+            Self::First => layers.iter().copied().eq(0..layers.len()),
+        }
+    }
+}
+
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 6] = [LLAMA, QWEN3, MIXTRAL, OLMOE, QWEN3_MOE, FIREBOX];
+    pub const ALL: [Self; 7] = [LLAMA, QWEN3, MIXTRAL, OLMOE, QWEN3_MOE, DOTS1, FIREBOX];
+
+    /// Whether its checkpoints may have a selection bias for each router.
+    pub fn has_selection_bias(&self) -> bool {
+        *self == FIREBOX || self.router == RouterKind::DeepSeekV3
+    }
 
     /// The family that computes what this model computes; `biased` when a router has a selection bias.
     pub fn of(config: &ModelConfig, biased: bool) -> Self {
+        let biased = biased || config.router.bias_update_rate > 0.0;
         let even = config.heads * config.head_dim == config.d_model;
         let computes = |family: &Self| {
             let dense = family.feed_forward == FeedForwardKind::Dense;
-            family.qk_norm == config.qk_norm
+            *family != FIREBOX
+                && family.qk_norm == config.qk_norm
                 && family.feed_forward == config.feed_forward
                 && (dense || family.normalize == Normalize::AsConfigured || config.router.normalize)
-                && (family.dense_layers || config.dense.is_none())
+                && (dense || family.router.computes(config, biased))
+                && family.dense_layers.allow(config.dense.as_ref())
                 // Its norm is as wide as the residual stream.
                 && (family.qk_norm != QkNorm::Projection || even)
         };
-        let mixture = config.feed_forward == FeedForwardKind::Moe;
-        let biased = mixture && (biased || config.router.bias_update_rate > 0.0);
-        let known = Self::ALL.into_iter().find(computes);
-        known.filter(|_| !biased).unwrap_or(FIREBOX)
+        Self::ALL.into_iter().find(computes).unwrap_or(FIREBOX)
     }
 
     /// The fields of config.json that the family has.

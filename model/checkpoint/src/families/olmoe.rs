@@ -5,7 +5,7 @@ use super::common::{
 };
 use super::defaults::DEFAULTS;
 use super::field::{Field, off, read};
-use super::{Defaults, Family, Normalize};
+use super::{Defaults, DenseLayers, Family, Normalize, RouterKind};
 use firebox_model::config::{FeedForwardKind, QkNorm};
 
 /// OLMoE.
@@ -15,7 +15,8 @@ pub const OLMOE: Family = Family {
     qk_norm: QkNorm::Projection,
     feed_forward: FeedForwardKind::Moe,
     normalize: Normalize::AsConfigured,
-    dense_layers: false,
+    router: RouterKind::Softmax,
+    dense_layers: DenseLayers::None,
     experts: &["num_experts"],
     d_ff: "intermediate_size",
     defaults: Defaults {

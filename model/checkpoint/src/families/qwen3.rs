@@ -3,7 +3,7 @@
 use super::common::{BACKBONE, BACKBONE_FIELDS, DENSE, NOTES, QK_NORM, SAMPLING, WINDOW_FIELDS};
 use super::defaults::DEFAULTS;
 use super::field::{Field, read};
-use super::{Defaults, Family, Normalize};
+use super::{Defaults, DenseLayers, Family, Normalize, RouterKind};
 use firebox_model::config::{FeedForwardKind, QkNorm};
 
 /// Qwen3.
@@ -13,7 +13,8 @@ pub const QWEN3: Family = Family {
     qk_norm: QkNorm::Head,
     feed_forward: FeedForwardKind::Dense,
     normalize: Normalize::Always,
-    dense_layers: false,
+    router: RouterKind::Softmax,
+    dense_layers: DenseLayers::None,
     experts: &[],
     d_ff: "intermediate_size",
     defaults: Defaults {

@@ -6,7 +6,7 @@ use super::common::{
 };
 use super::defaults::DEFAULTS;
 use super::field::{Field, neutral, read};
-use super::{Defaults, Family, Normalize};
+use super::{Defaults, DenseLayers, Family, Normalize, RouterKind};
 use firebox_model::config::{FeedForwardKind, QkNorm};
 
 /// Qwen3-MoE.
@@ -16,7 +16,8 @@ pub const QWEN3_MOE: Family = Family {
     qk_norm: QkNorm::Head,
     feed_forward: FeedForwardKind::Moe,
     normalize: Normalize::AsConfigured,
-    dense_layers: true,
+    router: RouterKind::Softmax,
+    dense_layers: DenseLayers::Any,
     // Older and newer versions of `transformers` look for one of the two.
     experts: &["num_experts", "num_local_experts"],
     d_ff: "moe_intermediate_size",

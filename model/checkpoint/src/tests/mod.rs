@@ -7,11 +7,14 @@ use std::fs;
 use serde_json::{Map, Value, json};
 
 use crate::dtype::StoredDtype as _;
-use crate::families::{FIREBOX, Family, Field, LLAMA, MIXTRAL, OLMOE, QWEN3, QWEN3_MOE, Usage};
+use crate::families::{
+    DOTS1, FIREBOX, Family, Field, LLAMA, MIXTRAL, OLMOE, QWEN3, QWEN3_MOE, Usage,
+};
 use crate::{CONFIG_FILE, CheckpointConfig, GENERATION_FILE, Notes, config_json, read_config};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
     BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
+    Scores,
 };
 
 /// An MoE model in Mixtral's family, with a distinct value in every field.
@@ -35,9 +38,14 @@ fn moe() -> ModelConfig {
             count: 6,
             top_k: 3,
             d_ff: 20,
+            shared_d_ff: 0,
         },
         router: RouterConfig {
+            scores: Scores::Softmax,
             normalize: true,
+            scaling: 1.0,
+            groups: 1,
+            top_groups: 1,
             balance: BalanceKind::Pooled,
             balance_coefficient: 0.007,
             z_coefficient: 0.0,
@@ -54,6 +62,7 @@ fn dense(qk_norm: QkNorm) -> ModelConfig {
             count: 1,
             top_k: 1,
             d_ff: 60,
+            shared_d_ff: 0,
         },
         router: RouterConfig {
             balance_coefficient: 0.0,
@@ -61,6 +70,39 @@ fn dense(qk_norm: QkNorm) -> ModelConfig {
         },
         ..moe()
     }
+}
+
+/// A model of the family of dots.llm1, with a distinct value in every field.
+fn dots() -> ModelConfig {
+    ModelConfig {
+        qk_norm: QkNorm::Head,
+        dense: Some(DenseConfig {
+            layers: vec![0, 1],
+            d_ff: 44,
+        }),
+        experts: ExpertsConfig {
+            shared_d_ff: 40,
+            ..moe().experts
+        },
+        router: RouterConfig {
+            scores: Scores::Sigmoid,
+            normalize: false,
+            scaling: 2.5,
+            groups: 3,
+            top_groups: 2,
+            // The family has none.
+            balance_coefficient: 0.0,
+            ..moe().router
+        },
+        ..moe()
+    }
+}
+
+/// The same with one thing that the family does not compute.
+fn dots_without(change: impl FnOnce(&mut ModelConfig)) -> ModelConfig {
+    let mut model = dots();
+    change(&mut model);
+    model
 }
 
 /// The configuration read from a text, or the error message.
@@ -120,6 +162,26 @@ fn every_family_reads_what_it_writes() {
         (normed(QkNorm::Head, true), QWEN3_MOE),
         (some_dense, QWEN3_MOE),
         (biased, FIREBOX),
+        (dots(), DOTS1),
+        (dots_without(|model| model.experts.shared_d_ff = 0), FIREBOX),
+        (
+            dots_without(|model| model.experts.shared_d_ff = 50),
+            FIREBOX,
+        ),
+        (
+            dots_without(|model| model.router.scores = Scores::Softmax),
+            FIREBOX,
+        ),
+        (dots_without(|model| model.qk_norm = QkNorm::None), FIREBOX),
+        (
+            dots_without(|model| {
+                model.dense = Some(DenseConfig {
+                    layers: vec![1],
+                    d_ff: 44,
+                });
+            }),
+            FIREBOX,
+        ),
     ];
     for (model, family) in cases {
         for dtype in WeightDtype::ALL {
@@ -234,7 +296,9 @@ fn absent_fields_have_the_defaults_of_transformers() {
     assert_eq!(sizes(&mixtral), [32_000, 4096, 32, 32, 8, 128, 131_072]);
     assert_eq!((mixtral.norm_epsilon, mixtral.rope_theta), (1e-5, 1e6));
     let experts = |model: &ModelConfig| {
-        let ExpertsConfig { count, top_k, d_ff } = model.experts;
+        let ExpertsConfig {
+            count, top_k, d_ff, ..
+        } = model.experts;
         [count, top_k, d_ff]
     };
     assert_eq!(experts(&mixtral), [8, 2, 14_336]);
@@ -365,7 +429,7 @@ fn unsupported_fields_are_rejected_by_name() {
 }
 
 /// A model that each family computes; the mixture of Qwen3-MoE has a dense layer.
-fn models() -> [ModelConfig; 6] {
+fn models() -> [ModelConfig; 7] {
     let normed = |qk_norm| ModelConfig { qk_norm, ..moe() };
     let some_dense = ModelConfig {
         dense: Some(DenseConfig {
@@ -380,6 +444,7 @@ fn models() -> [ModelConfig; 6] {
         moe(),
         normed(QkNorm::Projection),
         some_dense,
+        dots(),
         dense(QkNorm::Projection),
     ];
     assert_eq!(models.each_ref().map(family), Family::ALL);

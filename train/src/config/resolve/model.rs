@@ -2,7 +2,7 @@
 
 use firebox_model::config::{
     BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, LARGEST_SIZE, ModelConfig, QkNorm,
-    RouterConfig,
+    RouterConfig, Scores,
 };
 
 use super::{Checked, between, without_effect};
@@ -11,7 +11,11 @@ use crate::config::raw::{RawDense, RawExperts, RawModel, RawRouter};
 
 /// Defaults of `[model.router]`.
 pub(super) const ROUTER: RouterConfig = RouterConfig {
+    scores: Scores::Softmax,
     normalize: true,
+    scaling: 1.0,
+    groups: 1,
+    top_groups: 1,
     balance: BalanceKind::PerLayer,
     balance_coefficient: 0.01,
     z_coefficient: 0.001,
@@ -26,13 +30,19 @@ pub(super) fn model(raw: RawModel, vocab_size: usize) -> Checked<ModelConfig> {
     let d_model = needed("d_model", raw.d_model)?;
     let heads = needed("heads", raw.heads)?;
     let context_length = needed("context_length", raw.context_length)?;
-    let RawExperts { count, top_k, d_ff } = raw
+    let RawExperts {
+        count,
+        top_k,
+        d_ff,
+        shared_d_ff,
+    } = raw
         .experts
         .ok_or_else(|| Problem::missing("model.experts"))?;
     let experts = ExpertsConfig {
         count: needed("experts.count", count)?,
         top_k: needed("experts.top_k", top_k)?,
         d_ff: needed("experts.d_ff", d_ff)?,
+        shared_d_ff: shared_d_ff.unwrap_or(0),
     };
     between("model.heads", heads, 1, LARGEST_SIZE)?;
     let head_dim = match raw.head_dim {
@@ -64,9 +74,10 @@ pub(super) fn model(raw: RawModel, vocab_size: usize) -> Checked<ModelConfig> {
         dense: raw.dense.map(|dense| DenseConfig {
             layers: dense.layers,
             // `checked` limits the sizes below; here they may still overflow.
-            d_ff: dense
-                .d_ff
-                .unwrap_or_else(|| experts.d_ff.saturating_mul(experts.top_k)),
+            d_ff: dense.d_ff.unwrap_or_else(|| {
+                let selected = experts.d_ff.saturating_mul(experts.top_k);
+                selected.saturating_add(experts.shared_d_ff)
+            }),
         }),
         experts,
         router: router(raw.router, ROUTER),
@@ -76,7 +87,11 @@ pub(super) fn model(raw: RawModel, vocab_size: usize) -> Checked<ModelConfig> {
 /// Resolves `[model.router]` with the given defaults.
 pub(super) fn router(raw: RawRouter, defaults: RouterConfig) -> RouterConfig {
     RouterConfig {
+        scores: raw.scores.unwrap_or(defaults.scores),
         normalize: raw.normalize.unwrap_or(defaults.normalize),
+        scaling: raw.scaling.unwrap_or(defaults.scaling),
+        groups: raw.groups.unwrap_or(defaults.groups),
+        top_groups: raw.top_groups.unwrap_or(defaults.top_groups),
         balance: raw.balance.unwrap_or(defaults.balance),
         balance_coefficient: raw
             .balance_coefficient

@@ -32,16 +32,24 @@ impl Origin {
         }
         let width = self.config.model.active_d_ff();
         let top_k = raw.top_k.unwrap_or(own.top_k);
+        let shared_d_ff = raw.shared_d_ff.unwrap_or(0);
+        let selected = width.saturating_sub(shared_d_ff);
         let experts = ExpertsConfig {
             count: raw.count.unwrap_or(own.count),
             top_k,
-            d_ff: raw.d_ff.unwrap_or(width / top_k.max(1)),
+            d_ff: raw.d_ff.unwrap_or(selected / top_k.max(1)),
+            shared_d_ff,
         };
-        if experts.d_ff.saturating_mul(experts.top_k) == width {
+        let total = experts.d_ff.saturating_mul(experts.top_k);
+        if total.saturating_add(shared_d_ff) == width {
             return Ok(experts);
         }
+        let shared = match shared_d_ff {
+            0 => String::new(),
+            shared => format!(", plus experts.shared_d_ff = {shared},"),
+        };
         let rule = format!(
-            "times experts.top_k = {} must be {width}, the width of the feed-forward in {}",
+            "times experts.top_k = {}{shared} must be {width}, the width of the feed-forward in {}",
             experts.top_k,
             self.name()
         );
@@ -60,10 +68,15 @@ impl Origin {
         let count = needed("model.experts.count", raw.count, hint)?;
         let hint = "set it to the number of experts per token, such as 2";
         let top_k = needed("model.experts.top_k", raw.top_k, hint)?;
+        if raw.shared_d_ff.is_some_and(|d_ff| d_ff > 0) {
+            let rule = "must be 0 when upcycling: the copies of the dense feed-forward already compute what it computed";
+            return Err(Problem::new("model.experts.shared_d_ff", rule).hint("remove it"));
+        }
         Ok(ExpertsConfig {
             count,
             top_k,
             d_ff: self.copied_width("model.experts.d_ff", raw.d_ff)?,
+            shared_d_ff: 0,
         })
     }
 
@@ -97,6 +110,11 @@ impl Origin {
 }
 
 pub(super) fn upcycled_router(raw: RawRouter) -> Checked<RouterConfig> {
+    if raw.scaling.is_some_and(|scaling| scaling != 1.0) {
+        let rule = "must be 1 when upcycling: identical experts reproduce the dense feed-forward only if their weights sum \
+                    to 1";
+        return Err(Problem::new("model.router.scaling", rule).hint("remove it, or set it to 1"));
+    }
     if raw.normalize == Some(false) {
         let rule = "must be true when upcycling: identical experts reproduce the dense feed-forward only if their \
                     weights sum to 1";

@@ -17,6 +17,11 @@ impl Origin {
             count: self.agreed("model.experts.count", raw.count, own.count)?,
             top_k: self.agreed("model.experts.top_k", raw.top_k, own.top_k)?,
             d_ff: self.agreed("model.experts.d_ff", raw.d_ff, own.d_ff)?,
+            shared_d_ff: self.agreed(
+                "model.experts.shared_d_ff",
+                raw.shared_d_ff,
+                own.shared_d_ff,
+            )?,
         })
     }
 
@@ -45,8 +50,14 @@ impl Origin {
             experts,
             ..
         } = &self.config.model;
-        let key = "model.router.normalize";
-        let normalize = self.agreed(key, raw.normalize, own.normalize)?;
+        let agreed = RouterConfig {
+            scores: self.agreed("model.router.scores", raw.scores, own.scores)?,
+            normalize: self.agreed("model.router.normalize", raw.normalize, own.normalize)?,
+            scaling: self.agreed("model.router.scaling", raw.scaling, own.scaling)?,
+            groups: self.agreed("model.router.groups", raw.groups, own.groups)?,
+            top_groups: self.agreed("model.router.top_groups", raw.top_groups, own.top_groups)?,
+            ..own.clone()
+        };
         // A balanced pooled loss is `top_k`, a balanced per-layer loss 1; the product with the coefficient is kept.
         let top_k = experts.top_k as f64;
         let balance = raw.balance.unwrap_or(own.balance);
@@ -62,11 +73,10 @@ impl Origin {
             ROUTER.z_coefficient
         };
         let defaults = RouterConfig {
-            normalize,
             balance,
             balance_coefficient,
             z_coefficient,
-            bias_update_rate: own.bias_update_rate,
+            ..agreed
         };
         Ok(router(raw, defaults))
     }
