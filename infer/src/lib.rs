@@ -1,6 +1,6 @@
 //! Evaluates, samples, benchmarks and compares Firebox checkpoints on any Burn backend.
 //!
-//! [`engine`] opens a checkpoint on a device; [`eval`] measures its loss on text, [`generate`] continues a prompt,
+//! [`engine`] opens a checkpoint on a device; [`eval`] measures its loss on text, [`generate`] continues one prompt or many,
 //! [`mod@bench`] measures prefill and decode speed, [`trace`] writes intermediate values to a file, [`compare`] reports the
 //! differences between devices, and [`export`] converts it to another dtype or into shards.
 //! [`cli`] is the command line on top of them.

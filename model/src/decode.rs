@@ -101,13 +101,14 @@ mod tests {
 
     use super::*;
     use crate::testing::{smallest, text, tiny, with_experts};
-    use firebox_runtime::device::{default_name, select};
+    use firebox_runtime::device::{Kernels, default_name, kernels, select};
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values};
 
     on_every_device!(
         decoding_equals_one_forward_pass,
         pieces_of_several_lengths_equal_those_of_one_sequence,
+        neighbours_change_nothing_but_rounding,
     );
 
     /// The same f32 terms, added in another order.
@@ -178,6 +179,44 @@ mod tests {
             match found {
                 Some(found) => close("pieces", found, Tensor::cat(expected, 0)),
                 None => assert!(expected.is_empty()),
+            }
+        }
+    }
+
+    fn neighbours_change_nothing_but_rounding(device: Device) {
+        let config = tiny();
+        let model = LanguageModel::random(&config, 7, &device);
+        let rows = text(20, 12, config.vocab_size);
+        // Prompts of other lengths, by themselves.
+        let prompt = |sequence: usize| &rows[sequence][..1 + sequence % 9];
+        let next = |sequence: usize| &rows[sequence][1 + sequence % 9..][..1];
+        let of_batch = |sequences: usize| {
+            let mut cache = KeyValueCache::new(&config, sequences, 4, &device);
+            for sequence in 0..sequences {
+                model.decode(&[Piece::new(sequence, prompt(sequence))], &mut cache);
+            }
+            let pieces: Vec<Piece> = (0..sequences)
+                .map(|sequence| Piece::new(sequence, next(sequence)))
+                .collect();
+            model.decode(&pieces, &mut cache).unwrap()
+        };
+        let alone: Vec<Tensor<2>> = (0..20)
+            .map(|sequence| {
+                let mut cache = KeyValueCache::new(&config, 1, 4, &device);
+                model.decode(&[Piece::new(0, prompt(sequence))], &mut cache);
+                model
+                    .decode(&[Piece::new(0, next(sequence))], &mut cache)
+                    .unwrap()
+            })
+            .collect();
+        for sequences in [2, 8, 20] {
+            let together = of_batch(sequences);
+            let alone = Tensor::cat(alone[..sequences].to_vec(), 0);
+            // The kernels of the CPU add in one order for up to eight rows.
+            if sequences <= 8 && kernels(&device) == Kernels::Slices {
+                assert_eq!(values(together), values(alone));
+            } else {
+                close(&format!("{sequences} sequences"), together, alone);
             }
         }
     }

@@ -22,17 +22,19 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer generate runs/quickstart --prompt - --max-tokens 50 < prompt.txt > output.txt\n  \
     cargo infer generate runs/quickstart --prompts prompts.jsonl --output texts.jsonl\n  \
     cargo infer generate Qwen3-4B --draft Qwen3-0.6B --prompt \"The firebox\"\n\n\
-    A line of --prompts is a JSON object, such as {\"prompt\": \"fn main\"}; \"id\" (text or an integer; the number of the\n\
-    line if absent), \"max_tokens\" and \"seed\" are optional. Each gives a line in the same order:\n\
-    {\"id\": 1, \"text\": \"() {\", \"tokens\": 2, \"finish_reason\": \"length\"}, where the reason is \"stop\" after an\n\
-    end-of-text token and \"length\" after --max-tokens. The text is the one that --prompt gives with the same seed.\n\n\
+    A line of --prompts is a JSON object, such as {\"prompt\": \"fn main\"}. Optional are \"id\", a string or an integer\n\
+    [default: the number of the line], \"max_tokens\" and \"seed\" [default: those of the command line]. Each gives a line\n\
+    in the same order, {\"id\": 1, \"text\": \"() {\", \"tokens\": 2, \"finish_reason\": \"length\"}, where the reason is\n\
+    \"stop\" after an end-of-text token and \"length\" after the maximum number of tokens. The text is the one that\n\
+    --prompt gives with the same seed.\n\n\
     The options of sampling apply in this order: penalties, temperature, top-k, top-p, min-p. A token is drawn with\n\
     noise that depends on seed and position alone, so that a seed gives the same text with and without a draft, and\n\
     alone or in a batch; only where two tokens are as good as tied can the rounding of a batch decide otherwise.\n\n\
     When prompt and generated text together exceed the model's context (context_length of the run,\n\
     max_position_embeddings in config.json), the oldest half of the context is dropped and positions begin anew,\n\
     each time it is full; a warning says so. Such text differs from that of a model that sees all of it.\n\n\
-    Ctrl-C stops after the current token; a second Ctrl-C aborts.";
+    Ctrl-C stops after the current token; a second Ctrl-C aborts. With --prompts the exit code is then 130, and texts that\n\
+    are not complete are not written.";
 
 /// The draft that needs no model.
 const PROMPT_LOOKUP: &str = "prompt-lookup";

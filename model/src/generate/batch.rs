@@ -78,11 +78,15 @@ impl Text {
         exceeds
     }
 
-    fn ended(&self, end: End) -> Ended {
-        Ended {
-            end,
-            tokens: self.generated(),
-            cut: self.cut,
+    /// Tells the receiver of the end, if it has come.
+    fn tell(&self, receiver: &mut impl Receiver) {
+        if let Some(end) = self.end {
+            let ended = Ended {
+                end,
+                tokens: self.generated(),
+                cut: self.cut,
+            };
+            receiver.ended(self.number, ended);
         }
     }
 }
@@ -156,20 +160,18 @@ impl Batch<'_> {
     ) {
         let context = self.model.config().context_length;
         for (place, text) in self.texts.iter_mut().enumerate() {
-            loop {
-                match text.as_ref().map(|text| (text.number, text.end, text)) {
-                    Some((_, None, _)) => break,
-                    Some((number, Some(end), ended)) => {
-                        receiver.ended(number, ended.ended(end));
-                        self.cache.truncate(place, 0);
-                        self.drafter.truncate(place, 0);
-                    }
-                    None => {}
-                }
-                let next = requests.next();
-                *text = next.map(|(number, request)| Text::new(number, request, context));
-                if text.is_none() {
-                    break;
+            if let Some(text) = text.take_if(|text| text.end.is_some()) {
+                text.tell(receiver);
+                self.cache.truncate(place, 0);
+                self.drafter.truncate(place, 0);
+            }
+            while text.is_none()
+                && let Some((number, request)) = requests.next()
+            {
+                let new = text.insert(Text::new(number, request, context));
+                if new.end.is_some() {
+                    new.tell(receiver);
+                    *text = None;
                 }
             }
         }

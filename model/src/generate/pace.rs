@@ -5,7 +5,7 @@
 //! text itself. So the number is chosen from what steps took and what was accepted, and what that may lose is bounded:
 //! a step that could lose time is taken only while all such steps together have lost less than a small part of the time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// How many tokens are drafted for a text and step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,13 @@ const GUESSED_ROW: f64 = 0.3;
 /// What a drafted token is taken to cost, of a step, before it is known.
 const GUESSED_ROUND: f64 = 0.2;
 
-/// How much of what was measured before remains with each step.
+/// Times of which the median counts.
+const RECENT: usize = 9;
+
+/// Steps with drafts after which one without a draft is measured again.
+const REFRESH: usize = 32;
+
+/// How much of what was accepted before remains with each step.
 const DECAY: f64 = 0.9;
 
 /// A step in which each text draws its next token.
@@ -73,6 +79,8 @@ pub struct Pace {
     /// Of wanted tokens, those that were drafted.
     drafted: Mean,
     plain_steps: usize,
+    /// Steps with drafts since the last one without.
+    since_plain: usize,
     /// Seconds of all steps.
     elapsed: f64,
     /// Seconds that drafts have lost.
@@ -95,6 +103,7 @@ impl Pace {
                 weight: 1.0,
             },
             plain_steps: 0,
+            since_plain: 0,
             elapsed: 0.0,
             lost: 0.0,
         }
@@ -105,8 +114,11 @@ impl Pace {
         if let DraftTokens::Fixed(tokens) = self.draft_tokens {
             return tokens;
         }
+        if texts == 0 {
+            return 0;
+        }
         let plain = match self.steps.at(texts) {
-            Some(plain) if texts > 0 && self.plain_steps >= PLAIN_STEPS => plain,
+            Some(plain) if self.plain_steps >= PLAIN_STEPS && self.since_plain < REFRESH => plain,
             _ => return 0,
         };
         let allowed = ALLOWANCE * self.elapsed + plain - self.lost;
@@ -144,8 +156,10 @@ impl Pace {
             .add(step.texts + step.drafted, step.seconds - step.draft_seconds);
         if step.wanted == 0 {
             self.plain_steps += 1;
+            self.since_plain = 0;
             return;
         }
+        self.since_plain += 1;
         if let Some(seconds) = step.round_seconds {
             self.rounds.add(step.texts, seconds);
         }
@@ -163,7 +177,7 @@ impl Pace {
 }
 
 /// An average in which what is older counts less.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Mean {
     sum: f64,
     weight: f64,
@@ -181,18 +195,39 @@ impl Mean {
     }
 }
 
+/// The median of the last few times, which an interruption does not change.
+#[derive(Debug, Default)]
+struct Recent {
+    times: VecDeque<f64>,
+}
+
+impl Recent {
+    fn add(&mut self, seconds: f64) {
+        if self.times.len() == RECENT {
+            self.times.pop_front();
+        }
+        self.times.push_back(seconds);
+    }
+
+    fn median(&self) -> f64 {
+        let mut sorted: Vec<f64> = self.times.iter().copied().collect();
+        sorted.sort_unstable_by(f64::total_cmp);
+        sorted[(sorted.len() - 1) / 2]
+    }
+}
+
 /// Seconds by size.
 #[derive(Debug, Default)]
-struct Times(BTreeMap<usize, Mean>);
+struct Times(BTreeMap<usize, Recent>);
 
 impl Times {
     fn add(&mut self, size: usize, seconds: f64) {
-        self.0.entry(size).or_default().add(seconds, 1.0);
+        self.0.entry(size).or_default().add(seconds);
     }
 
     /// Measured, or on a line through what was measured of the nearest sizes; `None` if nothing was.
     fn at(&self, size: usize) -> Option<f64> {
-        let known = |(&size, mean): (&usize, &Mean)| (size as f64, mean.value());
+        let known = |(&size, times): (&usize, &Recent)| (size as f64, times.median());
         let mut below = self.0.range(..=size).rev().map(known);
         let above = self.0.range(size..).next().map(known);
         let at = size as f64;
@@ -298,6 +333,15 @@ mod tests {
     #[test]
     fn a_fixed_number_is_kept() {
         assert_eq!(Pace::new(DraftTokens::Fixed(5)).draft_tokens(3), 5);
+    }
+
+    #[test]
+    fn an_interruption_does_not_count() {
+        let mut times = Times::default();
+        [1.0, 1.1, 90.0, 0.9, 1.2].map(|seconds| times.add(1, seconds));
+        assert_eq!(times.at(1), Some(1.1));
+        (0..RECENT).for_each(|_| times.add(1, 2.0));
+        assert_eq!(times.at(1), Some(2.0));
     }
 
     #[test]

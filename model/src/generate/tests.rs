@@ -162,6 +162,40 @@ fn drafts_on_every_device_change_nothing(device: Device) {
 }
 
 #[test]
+fn a_large_batch_changes_a_greedy_text_at_ties_alone() {
+    let model = model(3);
+    let request = |number: usize| Request {
+        prompt: text(number + 1, 1 + number % 11, 37).remove(number),
+        count: 18,
+        sampling: Sampling::greedy(),
+    };
+    let requests: Vec<Request> = (0..24).map(request).collect();
+    let [(alone, _), (together, _)] = [1, 24].map(|batch| {
+        run(
+            &model,
+            &requests,
+            with(batch, Draft::None, DraftTokens::Auto),
+        )
+    });
+    for (number, request) in requests.iter().enumerate() {
+        let texts = [&alone, &together].map(|texts| &texts.tokens[number]);
+        let Some(place) = (0..18).find(|&place| texts[0].get(place) != texts[1].get(place)) else {
+            continue;
+        };
+        // Where they part, the two tokens are as good as tied.
+        let before = [&request.prompt[..], &texts[0][..place]].concat();
+        let tokens = token_tensor([&before[..]].into_iter(), &model.embedding.lazy_device());
+        let logits = model.forward(tokens).logits.narrow(1, before.len() - 1, 1);
+        let logits = values(logits);
+        let [one, other] = texts.map(|text| logits[text.get(place).map_or(5, |&id| id as usize)]);
+        assert!(
+            (one - other).abs() < 1e-5,
+            "text {number} at {place}: {one}, {other}"
+        );
+    }
+}
+
+#[test]
 fn a_seed_gives_the_same_text_with_any_draft() {
     let [target, other] = [3, 4].map(model);
     let mut shorter = tiny();

@@ -518,6 +518,9 @@ mod tests {
             let list = [segment((1, past, new)), segment((0, past / 3, 1))];
             check([2, 6, 2, head_dim], &list, &device).unwrap();
         }
+        // Prompts of one length.
+        let list = [2, 0, 1].map(|sequence| segment((sequence, 0, 70)));
+        check([3, 6, 2, 16], &list, &device).unwrap();
     }
 
     fn a_segment_does_not_depend_on_the_others(device: Device) {

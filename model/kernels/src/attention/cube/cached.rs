@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 
 use super::span::{ROWS, attend_kernel};
 use super::tile::TILE;
-use super::{CUBES, Tables, column_blocks, launch_of, rotate};
+use super::{CUBES, Tables, column_blocks, forward, launch_of, rotate};
 use crate::attention::cached::CachedAttention;
 use crate::attention::{AttentionShape, Segment};
 use crate::cube::{contiguous, empty_float, owned, units};
@@ -47,8 +47,8 @@ impl CachedAttention for Cube {
             &key.client.clone(),
             count,
             dim,
-            key.into_buffer_arg(),
-            value.into_buffer_arg(),
+            key.clone().into_buffer_arg(),
+            value.clone().into_buffer_arg(),
             tables.cosines.clone().into_buffer_arg(),
             tables.sines.clone().into_buffer_arg(),
             keys.clone().into_buffer_arg(),
@@ -60,7 +60,24 @@ impl CachedAttention for Cube {
             capacity,
         );
         let query = rotate::rotate(query, &tables, shape.scale());
-        let output = attend(&query, [&keys, &values], &table, &segments, shape);
+        let new = segments[0].new;
+        let prompts = new > ROWS
+            && segments
+                .iter()
+                .all(|segment| segment.end() == new && segment.past == 0);
+        let output = match prompts {
+            // Equally long texts from their beginning: large tiles serve them better than spans do.
+            true => {
+                let shape = AttentionShape {
+                    batch: segments.len(),
+                    length: new,
+                    ..shape
+                };
+                let key = rotate::rotate(key, &tables, 1.0);
+                forward::forward(&query, &key, &value, shape).0
+            }
+            false => attend(&query, [&keys, &values], &table, &segments, shape),
+        };
         (output, keys, values)
     }
 }
