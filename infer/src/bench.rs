@@ -69,19 +69,20 @@ pub struct Bench {
     pub memory_bandwidth_fraction: Option<f64>,
 }
 
-/// Opens a checkpoint, or the newest one of a run, and measures its speed on synthetic token ids.
+/// Opens a checkpoint (see [`Engine::open`](crate::engine::Engine::open)), and measures its speed on synthetic token ids.
 ///
 /// # Errors
 ///
 /// If the checkpoint or the device cannot be used, or prompt plus new tokens exceed the context.
 pub fn bench(
     checkpoint: &Path,
+    accept: &[String],
     device: &str,
     dtype: WeightDtype,
     options: BenchOptions,
 ) -> Result<Bench, InferError> {
     let selected = device::select(device)?;
-    let model = open_model(checkpoint, &selected, dtype)?.1.model;
+    let model = open_model(checkpoint, accept, &selected, dtype)?.1.model;
     let BenchOptions {
         prompt,
         new,
@@ -226,6 +227,7 @@ mod tests {
         let started = Instant::now();
         let found = bench(
             tiny.path(),
+            &[],
             device::default_name(),
             WeightDtype::F32,
             options,
@@ -240,6 +242,7 @@ mod tests {
         let longer = BenchOptions { new: 13, ..options };
         let error = bench(
             tiny.path(),
+            &[],
             device::default_name(),
             WeightDtype::F32,
             longer,

@@ -76,11 +76,24 @@ enum Command {
     Devices(DevicesArgs),
 }
 
+/// The checkpoint.
+#[derive(Debug, Args)]
+struct CheckpointArgs {
+    /// Checkpoint folder, or run folder for its newest checkpoint.
+    checkpoint: PathBuf,
+    /// Field of config.json to ignore although Firebox does not know it; may be given several times.
+    ///
+    /// For fields that say nothing of what the network computes, such as notes of other tools. A checkpoint that is
+    /// written from this one keeps them, and needs the option no more.
+    #[arg(long, value_name = "FIELD")]
+    accept: Vec<String>,
+}
+
 /// The checkpoint and the device that it runs on.
 #[derive(Debug, Args)]
 struct ModelArgs {
-    /// Checkpoint folder, or run folder for its newest checkpoint.
-    checkpoint: PathBuf,
+    #[command(flatten)]
+    source: CheckpointArgs,
     /// Device to run on, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
     #[arg(long, default_value = device::default_name())]
     device: String,
@@ -101,7 +114,8 @@ struct DtypeArgs {
 
 impl ModelArgs {
     fn open(&self, weights: DtypeArgs) -> Result<Engine, InferError> {
-        Engine::open(&self.checkpoint, &self.device, weights.dtype)
+        let CheckpointArgs { checkpoint, accept } = &self.source;
+        Engine::open(checkpoint, accept, &self.device, weights.dtype)
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use firebox_checkpoint::{Checkpoint, checkpoint_folder, load};
+use firebox_checkpoint::{Accept, Checkpoint, Notes, checkpoint_folder, load};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::accounting::Parameters;
 use firebox_model::language_model::LanguageModel;
@@ -27,15 +27,21 @@ pub struct Engine {
 
 impl Engine {
     /// Opens a checkpoint, or the newest one of a run (see [`checkpoint_folder`]), on a device of
-    /// [`device::select`], with its weights in `dtype` (see [`load`]).
+    /// [`device::select`], with its weights in `dtype` (see [`load`]). The fields `accept` of its config.json are accepted
+    /// although Firebox does not know them.
     ///
     /// # Errors
     ///
     /// When the device is not available, the path does not lead to a checkpoint, or the checkpoint cannot be read.
-    pub fn open(checkpoint: &Path, device: &str, dtype: WeightDtype) -> Result<Self, InferError> {
+    pub fn open(
+        checkpoint: &Path,
+        accept: &[String],
+        device: &str,
+        dtype: WeightDtype,
+    ) -> Result<Self, InferError> {
         let started = Instant::now();
         let selected = device::select(device)?;
-        let (folder, opened) = open_model(checkpoint, &selected, dtype)?;
+        let (folder, opened) = open_model(checkpoint, accept, &selected, dtype)?;
         let Checkpoint { model, eos_ids, .. } = opened;
         let path = folder.join(TOKENIZER_FILE);
         if !path.exists() {
@@ -66,23 +72,13 @@ impl Engine {
         self
     }
 
-    /// Warns of text that spells special tokens and does not become them.
-    pub fn warn_of_special_places(&self, places: u64) {
-        if places > 0 && !self.tokenizer.takes_special_tokens() {
-            tracing::warn!(
-                "{places} place(s) of the text spell special tokens of the tokenizer, and are ordinary characters; \
-                 --special-tokens makes them special tokens"
-            );
-        }
-    }
-
     /// Token ids of a text to continue (see [`Tokenizer::prompt`]), all within the model's vocabulary.
     ///
     /// # Errors
     ///
     /// When the tokenizer cannot encode the text, or gives an id beyond the model's vocabulary.
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>, InferError> {
-        self.warn_of_special_places(self.tokenizer.special_places(text));
+        warn_of_special_places(&self.tokenizer, self.tokenizer.special_places(text));
         let ids = self.tokenizer.prompt(text)?;
         self.check(&ids)?;
         Ok(ids)
@@ -107,20 +103,39 @@ impl Engine {
     }
 }
 
-/// Reads a checkpoint, or the newest one of a run (see [`checkpoint_folder`]), with its weights in `dtype` (see
-/// [`load`]), and returns its folder too. No tokenizer is needed.
+/// Reads a checkpoint as [`Engine::open`] does, warns of the fields of its config.json that are accepted, and returns its
+/// folder too. No tokenizer is needed.
 ///
 /// # Errors
 ///
 /// When the path does not lead to a checkpoint, or the checkpoint cannot be read.
 pub fn open_model(
     path: &Path,
+    accept: &[String],
     device: &Device,
     dtype: WeightDtype,
 ) -> Result<(PathBuf, Checkpoint), InferError> {
     let folder = checkpoint_folder(path)?;
-    let checkpoint = load(&folder, device, dtype)?;
+    let checkpoint = load(&folder, Accept::Flag(accept), device, dtype)?;
+    warn_of_accepted(&folder, &checkpoint.notes);
     Ok((folder, checkpoint))
+}
+
+/// Warns of places of a text that spell special tokens and do not become them.
+pub(crate) fn warn_of_special_places(tokenizer: &Tokenizer, places: u64) {
+    if places > 0 && !tokenizer.takes_special_tokens() {
+        tracing::warn!(
+            "{places} place(s) of the text spell special tokens of the tokenizer, and are ordinary characters; \
+             --special-tokens makes them special tokens"
+        );
+    }
+}
+
+/// Warns of the fields of a checkpoint's config.json that are accepted although Firebox does not know them.
+pub(crate) fn warn_of_accepted(folder: &Path, notes: &Notes) {
+    for warning in notes.warnings(folder) {
+        tracing::warn!("{warning}");
+    }
 }
 
 #[cfg(test)]
@@ -137,7 +152,7 @@ mod tests {
         config.vocab_size = 200;
         let tiny = TinyCheckpoint::new(&config, 1);
         let error =
-            Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap_err();
+            Engine::open(tiny.path(), &[], device::default_name(), WeightDtype::F32).unwrap_err();
         assert_eq!(
             error.to_string(),
             "token id 256 is not in the model's vocabulary: tokenizer.json has 257 ids, config.json 200"
@@ -168,7 +183,8 @@ mod tests {
         config.vocab_size = 258;
         let tiny = TinyCheckpoint::new(&config, 1);
         add_bos(tiny.path());
-        let engine = Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap();
+        let engine =
+            Engine::open(tiny.path(), &[], device::default_name(), WeightDtype::F32).unwrap();
         assert_eq!(engine.prompt("ab").unwrap(), [257, 97, 98]);
         assert_eq!(engine.prompt("").unwrap(), [257]);
         let path = tiny.path().join("text.jsonl");
@@ -186,7 +202,7 @@ mod tests {
         let small = TinyCheckpoint::new(&tiny_config(), 1);
         add_bos(small.path());
         let error =
-            Engine::open(small.path(), device::default_name(), WeightDtype::F32).unwrap_err();
+            Engine::open(small.path(), &[], device::default_name(), WeightDtype::F32).unwrap_err();
         assert!(error.to_string().contains("token id 257"), "{error}");
     }
 
@@ -195,7 +211,7 @@ mod tests {
         let tiny = TinyCheckpoint::new(&tiny_config(), 1);
         fs::remove_file(tiny.path().join(TOKENIZER_FILE)).unwrap();
         let error =
-            Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap_err();
+            Engine::open(tiny.path(), &[], device::default_name(), WeightDtype::F32).unwrap_err();
         assert!(
             error.to_string().contains("has no tokenizer.json"),
             "{error}"

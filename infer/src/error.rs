@@ -232,7 +232,13 @@ impl Advise for InferError {
             Self::Checkpoint(error) => error.advice(),
             Self::Folder(error) => error.advice(),
             Self::Tokenizer(error) => error.advice(),
-            Self::Text(error) => error.advice(),
+            Self::Text(error) => match error {
+                PackingError::Text(text) => match text.other_fields("--field NAME") {
+                    Some(hint) => Advice::FAILURE.hint(hint),
+                    None => text.advice(),
+                },
+                error => error.advice(),
+            },
             Self::NotAFile { .. } => usage(
                 "name the files, such as --data FOLDER/*.txt; each file is one document, a file of JSON lines has one per line",
             ),

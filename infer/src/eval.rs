@@ -13,7 +13,7 @@ use firebox_text::packing::{PackedText, PackingError};
 use serde::Serialize;
 
 use crate::InferError;
-use crate::engine::Engine;
+use crate::engine::{Engine, warn_of_special_places};
 
 /// The text to evaluate on, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl Text {
         let limit = self.max_tokens;
         let packed = PackedText::read(&engine.tokenizer, &self.files, self.field(), limit)?;
         engine.check(packed.tokens())?;
-        engine.warn_of_special_places(packed.special_places());
+        warn_of_special_places(&engine.tokenizer, packed.special_places());
         Ok(packed)
     }
 }
@@ -245,6 +245,7 @@ mod tests {
     fn engine(config: &firebox_model::config::ModelConfig) -> Engine {
         Engine::open(
             TinyCheckpoint::new(config, 3).path(),
+            &[],
             device::default_name(),
             WeightDtype::F32,
         )
@@ -318,6 +319,19 @@ mod tests {
         assert!(
             error.to_string().starts_with("--field body has no effect") && error.exit_code() == 2,
             "{error}"
+        );
+    }
+
+    #[test]
+    fn a_missing_field_is_named_with_those_that_are_there() {
+        let engine = engine(&tiny_config());
+        let folder = tempfile::tempdir().unwrap();
+        let lines = "{\"id\": 1, \"content\": \"a\"}\n".to_owned();
+        let text = text(folder.path(), &[("a.jsonl", lines)]);
+        let error = text.pack(&engine).unwrap_err();
+        assert_eq!(
+            error.hint().unwrap(),
+            "--field NAME names the field with the text; this line has \"id\", \"content\""
         );
     }
 

@@ -23,7 +23,7 @@ pub struct Export {
 }
 
 impl Export {
-    /// Reads a checkpoint, or the newest one of a run, and writes it into the folder `output`, which must be
+    /// Reads a checkpoint (see [`Engine::open`](crate::engine::Engine::open)), and writes it into the folder `output`, which must be
     /// empty or absent and appears only when it is complete. `progress` is called with the number of bytes of weights
     /// written and their total. Returns the type of the weights.
     ///
@@ -33,6 +33,7 @@ impl Export {
     pub fn write(
         &self,
         checkpoint: &Path,
+        accept: &[String],
         output: &Path,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<WeightDtype, InferError> {
@@ -43,7 +44,7 @@ impl Export {
             });
         }
         let device = device::select(device::default_name())?;
-        let (folder, opened) = open_model(checkpoint, &device, WeightDtype::F32)?;
+        let (folder, opened) = open_model(checkpoint, accept, &device, WeightDtype::F32)?;
         let Checkpoint {
             model,
             eos_ids,

@@ -11,7 +11,7 @@
 //! use firebox_kernels::dtype::WeightDtype;
 //! use firebox_model::sampling::Sampling;
 //!
-//! let engine = Engine::open("runs/quickstart".as_ref(), "flex", WeightDtype::F32)?;
+//! let engine = Engine::open("runs/quickstart".as_ref(), &[], "flex", WeightDtype::F32)?;
 //! let request = Request {
 //!     prompt: "pub fn ".to_owned(),
 //!     max_tokens: 100,

@@ -26,8 +26,8 @@ pub struct Losses {
     pub tensors: usize,
 }
 
-/// Runs the tokens in the file `input` through a checkpoint on a device, and writes the results to the file `output`,
-/// which appears only when it is complete:
+/// Runs the tokens in the file `input` through a checkpoint on a device (see [`Engine::open`](crate::engine::Engine::open)),
+/// and writes the results to the file `output`, which appears only when it is complete:
 ///
 /// | tensor | shape | |
 /// |---|---|---|
@@ -45,6 +45,7 @@ pub struct Losses {
 /// When the checkpoint, the device or the input cannot be used, or the output cannot be written.
 pub fn trace(
     checkpoint: &Path,
+    accept: &[String],
     device: &str,
     input: &Path,
     output: &Path,
@@ -52,7 +53,7 @@ pub fn trace(
 ) -> Result<Losses, InferError> {
     let plain = device::select(device)?;
     let selected = if gradients { plain.autodiff() } else { plain };
-    let (_, opened) = open_model(checkpoint, &selected, WeightDtype::F32)?;
+    let (_, opened) = open_model(checkpoint, accept, &selected, WeightDtype::F32)?;
     let model = match gradients {
         true => opened.model.train(),
         false => opened.model,

@@ -3,14 +3,14 @@
 //! A model is built from a [`ParameterSource`], be it random weights, a checkpoint or an upcycled checkpoint, so that
 //! a model never has parameters without values.
 
+mod random;
+
 use std::convert::Infallible;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
-use rand_distr::{Distribution, StandardNormal};
-use sha2::{Digest, Sha256};
+
+pub use self::random::RandomValues;
 
 /// The initial value of a parameter that is not loaded from a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,8 +39,7 @@ pub trait ParameterSource {
     ) -> Result<Param<Tensor<D>>, Self::Error>;
 }
 
-/// Random weights, sampled on the host by a counter-based generator (ChaCha8) whose stream is the hash of the
-/// parameter's path: they depend on the seed and the shape, not on the device or the order of construction.
+/// Random weights, drawn on the host: [`RandomValues`], of which a part can be drawn alone.
 #[derive(Debug)]
 pub struct RandomParameters<'a> {
     /// Seed of all weights.
@@ -61,19 +60,8 @@ impl ParameterSource for RandomParameters<'_> {
         let value = match initializer {
             Initializer::Ones => Tensor::ones(shape, self.device),
             Initializer::Normal(deviation) => {
-                let digest = Sha256::digest(path.as_bytes());
-                let stream = digest[..8]
-                    .iter()
-                    .fold(0, |word, byte| (word << 8) | u64::from(*byte));
-                let mut generator = ChaCha8Rng::seed_from_u64(self.seed);
-                generator.set_stream(stream);
-                let deviation = deviation as f32;
-                let values: Vec<f32> = (0..shape.iter().product())
-                    .map(|_| {
-                        let sample: f32 = StandardNormal.sample(&mut generator);
-                        sample * deviation
-                    })
-                    .collect();
+                let values = RandomValues::new(self.seed, path, deviation);
+                let values = values.draw(0..shape.iter().product());
                 Tensor::from_data(TensorData::new(values, shape), self.device)
             }
         };

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use firebox_checkpoint::{
-    INDEX_FILE, MODEL_FILE, NamedTensor, SaveOptions, TensorStore, checkpoint_folder, write_tensors,
+    Accept, INDEX_FILE, MODEL_FILE, NamedTensor, SaveOptions, TensorStore, checkpoint_folder,
+    write_tensors,
 };
 use firebox_console::advice::Advise as _;
 use firebox_infer::export::Export;
@@ -20,7 +21,9 @@ use tempfile::TempDir;
 on_every_device!(a_round_trip_changes_no_bit);
 
 fn a_round_trip_changes_no_bit(device: Device) {
-    let load = |folder: &Path| firebox_checkpoint::load(folder, &device, WeightDtype::F32);
+    let load = |folder: &Path| {
+        firebox_checkpoint::load(folder, Accept::Nothing, &device, WeightDtype::F32)
+    };
     for (case, path) in fixtures::cases() {
         let first = load(&path).expect("fixture");
         let own = first.dtype.expect("one type");
@@ -72,7 +75,9 @@ fn what_transformers_wrote_is_written_again_bit_by_bit() {
             shard_bytes: None,
         };
         let folder = output.path().join("exported");
-        export.write(&path, &folder, |_, _| ()).expect("exported");
+        export
+            .write(&path, &[], &folder, |_, _| ())
+            .expect("exported");
         let [theirs, ours] = [path, folder].map(|folder| {
             let store = TensorStore::open(&folder).expect("weights");
             let tensors = store.tensors().map(|(name, info)| {
@@ -100,7 +105,9 @@ fn an_export_never_overwrites() {
         shard_bytes: None,
     };
     let path = fixtures::folder("qwen3");
-    let error = export.write(&path, folder.path(), |_, _| ()).unwrap_err();
+    let error = export
+        .write(&path, &[], folder.path(), |_, _| ())
+        .unwrap_err();
     assert!(
         error.to_string().ends_with("exists and is not empty"),
         "{error}"
@@ -135,7 +142,9 @@ fn rewrite(folder: &Path, rename: impl Fn(&str) -> String, more: Vec<NamedTensor
 #[test]
 fn files_as_tools_leave_them_give_the_same_model() {
     let device = select(default_name()).unwrap();
-    let load = |folder: &Path| firebox_checkpoint::load(folder, &device, WeightDtype::F32);
+    let load = |folder: &Path| {
+        firebox_checkpoint::load(folder, Accept::Nothing, &device, WeightDtype::F32)
+    };
     let same = |folder: &TempDir, case: &str, what: &str| {
         let found = load(folder.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
         let expected = load(&fixtures::folder(case)).unwrap();
@@ -210,7 +219,8 @@ fn a_path_that_is_not_a_checkpoint_leads_on() {
     )
     .unwrap();
     let device = select(default_name()).unwrap();
-    let error = firebox_checkpoint::load(pickle.path(), &device, WeightDtype::F32).unwrap_err();
+    let error = firebox_checkpoint::load(pickle.path(), Accept::Nothing, &device, WeightDtype::F32)
+        .unwrap_err();
     let hint = error.advice().hint.unwrap_or_default();
     assert!(hint.contains("pickle"), "{error}: {hint}");
 }

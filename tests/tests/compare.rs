@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Output;
 
-use firebox_checkpoint::{SaveOptions, load, save};
+use firebox_checkpoint::{Accept, SaveOptions, load, save};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::device;
 use firebox_tests::{binaries, fixtures};
@@ -120,7 +120,7 @@ fn a_reference_that_fails_is_replaced_by_the_next_device() {
     let fixture = fixtures::folder("mixtral-mqa");
     let folder = tempfile::tempdir().expect("a folder");
     let flex = device::select("flex").expect("flex");
-    let mut model = load(&fixture, &flex, WeightDtype::F32)
+    let mut model = load(&fixture, Accept::Nothing, &flex, WeightDtype::F32)
         .expect("a fixture")
         .model;
     // Beyond what f16 can hold.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use firebox_checkpoint::{
-    CheckpointError, INDEX_FILE, MODEL_FILE, NamedTensor, TensorStore, write_tensors,
+    Accept, CheckpointError, INDEX_FILE, MODEL_FILE, NamedTensor, TensorStore, write_tensors,
 };
 use firebox_console::terminal::sentence;
 use firebox_kernels::dtype::WeightDtype;
@@ -18,6 +18,7 @@ use tempfile::TempDir;
 fn load(folder: &Path) -> Result<firebox_checkpoint::Checkpoint, CheckpointError> {
     firebox_checkpoint::load(
         folder,
+        Accept::Nothing,
         &device::select("flex").expect("flex"),
         WeightDtype::F32,
     )

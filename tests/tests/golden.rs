@@ -13,6 +13,7 @@ use std::fs;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
+use firebox_checkpoint::Accept;
 use firebox_infer::trace::trace;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::generate::generate;
@@ -73,7 +74,7 @@ fn values_and_gradients_are_those_of_transformers(case: &str, device: &str) {
     let expected = path.join("expected.safetensors");
     let folder = tempfile::tempdir().expect("a folder");
     let output = folder.path().join("trace.safetensors");
-    trace(&path, device, &expected, &output, true).expect("a trace");
+    trace(&path, &[], device, &expected, &output, true).expect("a trace");
     let what = format!("{case} on {device}");
     compare(&what, &Tensors::read(&output), &Tensors::read(&expected));
 }
@@ -137,7 +138,7 @@ fn greedy_tokens_are_those_of_transformers(case: &str, device: &Device) {
     let expected = Tensors::read(&path.join("expected.safetensors")).integers("greedy");
     let expected: Vec<u32> = expected.into_iter().map(|id| id as u32).collect();
     let (prompt, rest) = expected.split_at(expected.len() - 16);
-    let model = firebox_checkpoint::load(&path, device, WeightDtype::F32)
+    let model = firebox_checkpoint::load(&path, Accept::Nothing, device, WeightDtype::F32)
         .expect("fixture")
         .model;
     let mut cached = Vec::new();
@@ -170,7 +171,7 @@ fn a_trace_takes_the_attention_of_training() {
     let output = folder.path().join("trace.safetensors");
     for (case, path) in fixtures::cases() {
         let input = path.join("expected.safetensors");
-        trace(&path, "flex", &input, &output, true).expect("a trace");
+        trace(&path, &[], "flex", &input, &output, true).expect("a trace");
         let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<u32>>();
         let found = bits(Tensors::read(&output).floats("logits"));
 
@@ -181,7 +182,7 @@ fn a_trace_takes_the_attention_of_training() {
             .into_iter()
             .map(|id| id as u32);
         let ids: Vec<u32> = ids.collect();
-        let model = firebox_checkpoint::load(&path, &device, WeightDtype::F32)
+        let model = firebox_checkpoint::load(&path, Accept::Nothing, &device, WeightDtype::F32)
             .expect("fixture")
             .model
             .train();
@@ -206,7 +207,7 @@ fn the_binary_writes_the_same_trace() {
     let folder = tempfile::tempdir().expect("a folder");
     let (by_library, by_binary) = (folder.path().join("library"), folder.path().join("binary"));
     let input = path.join("expected.safetensors");
-    trace(&path, "flex", &input, &by_library, false).expect("a trace");
+    trace(&path, &[], "flex", &input, &by_library, false).expect("a trace");
     let output = binaries::infer(&["trace", path.to_str().unwrap(), "--device", "flex"])
         .arg("--input")
         .arg(&input)

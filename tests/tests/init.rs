@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use firebox_checkpoint::{TensorFile, checkpoint_folder, read_config};
+use firebox_checkpoint::{Accept, TensorFile, checkpoint_folder, read_config};
 use firebox_tests::binaries;
 use firebox_tests::runs::{TestRun, copy_at};
 use serde_json::{Value, json};
@@ -108,7 +108,7 @@ fn an_upcycled_model_begins_as_the_dense_one_and_its_experts_part() {
     assert!(after.last().expect("a validation").1 < expected);
 
     let folder = checkpoint_folder(Path::new(&out)).expect("a checkpoint");
-    let saved = read_config(&folder).expect("a configuration");
+    let saved = read_config(&folder, Accept::Nothing).expect("a configuration");
     assert_eq!(saved.family.model_type, "mixtral");
     assert_eq!(
         (saved.model.experts.count, saved.model.experts.d_ff),
@@ -311,7 +311,7 @@ fn a_run_starts_from_every_family_and_stays_in_it() {
         let set = [set, &["train.steps=2", "schedule.batch_tokens=256"]].concat();
         finish(&config, &out, &set, false);
         let folder = checkpoint_folder(Path::new(&out)).expect("a checkpoint");
-        let saved = read_config(&folder).expect("a configuration");
+        let saved = read_config(&folder, Accept::Nothing).expect("a configuration");
         assert_eq!(saved.family.model_type, family, "{index}: {name}");
         assert_eq!(saved.eos_ids, [2]);
     }

@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
-use firebox_checkpoint::{CheckpointError, SaveOptions, load, save};
+use firebox_checkpoint::{Accept, CheckpointError, SaveOptions, load, save};
 use firebox_console::advice::Advise as _;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::cache::KeyValueCache;
@@ -39,7 +39,7 @@ fn stored(config: &ModelConfig, dtype: WeightDtype, device: &Device) -> TempDir 
 
 /// The model with its weights in this type. `None` on a GPU that lacks the type, where that is an error.
 fn held(folder: &TempDir, dtype: WeightDtype, device: &Device) -> Option<LanguageModel> {
-    let opened = load(folder.path(), device, dtype);
+    let opened = load(folder.path(), Accept::Nothing, device, dtype);
     if is_host(device) || device.supports_dtype(dtype.tensor_type()) {
         return Some(opened.unwrap().model);
     }
@@ -78,7 +78,7 @@ fn configs() -> [ModelConfig; 3] {
 fn weights_are_held_as_they_are_stored(device: Device) {
     for dtype in HALVES {
         let folder = stored(&tiny(), dtype, &device);
-        let whole = load(folder.path(), &device, WeightDtype::F32).unwrap();
+        let whole = load(folder.path(), Accept::Nothing, &device, WeightDtype::F32).unwrap();
         let Some(held) = held(&folder, dtype, &device) else {
             continue;
         };
@@ -101,7 +101,7 @@ fn text_is_as_likely_as_with_the_same_weights_in_f32(device: Device) {
             let nats = |model: LanguageModel| {
                 evaluate(&model, text.iter().cloned(), 50, 2, |_| ()).nats_per_token
             };
-            let whole = load(folder.path(), &device, WeightDtype::F32).unwrap();
+            let whole = load(folder.path(), Accept::Nothing, &device, WeightDtype::F32).unwrap();
             let expected = nats(whole.model);
             if let Some(found) = held(&folder, dtype, &device).map(nats) {
                 assert!(
@@ -140,7 +140,13 @@ fn decoding_with_the_cache_equals_one_forward_pass(device: Device) {
 
 fn a_model_that_trains_is_not_held_in_16_bits(device: Device) {
     let folder = stored(&tiny(), WeightDtype::F32, &device);
-    let error = load(folder.path(), &device.autodiff(), WeightDtype::Bf16).unwrap_err();
+    let error = load(
+        folder.path(),
+        Accept::Nothing,
+        &device.autodiff(),
+        WeightDtype::Bf16,
+    )
+    .unwrap_err();
     assert!(
         error.to_string().contains("bf16 cannot be trained"),
         "{error}"

@@ -94,7 +94,7 @@ fn losses(line: &Line) -> Result<(f64, f64), String> {
     write_tensors(&input, &[tokens], WeightDtype::F32).expect("written");
     let output = folder.path().join("trace.safetensors");
     let device = device::default_name();
-    match trace(folder.path(), device, &input, &output, false) {
+    match trace(folder.path(), &[], device, &input, &output, false) {
         Ok(losses) => Ok((losses.cross_entropy, losses.total)),
         Err(error) => Err(error.to_string()),
     }

@@ -6,37 +6,16 @@ use firebox_tests::binaries;
 use firebox_tests::runs::TestRun;
 use serde_json::Value;
 
-const CONFIG: &str = r#"
-[model]
-layers = 1
-d_model = 32
-heads = 2
-context_length = 32
-[model.experts]
-count = 4
-top_k = 2
-d_ff = 32
-[tokenizer]
-kind = "bytes"
-[data]
-cache = 'FOLDER/cache'
-[data.validation]
-fraction = 0.2
-[[data.source]]
-name = "easy"
-jsonl = ['FOLDER/easy.jsonl']
-[[data.source]]
-name = "hard"
-jsonl = ['FOLDER/hard.jsonl']
-[train]
-steps = 40
-validate_every = 20
-validation_tokens = 3000
-[optimizer]
-learning_rate = 1e-2
-[schedule]
-batch_tokens = 256
-"#;
+/// What differs from the usual small run, but for the sources.
+const SET: [&str; 7] = [
+    "model.layers=1",
+    "tokenizer={ kind = 'bytes' }",
+    "train.steps=40",
+    "train.validate_every=20",
+    "train.validation_tokens=3000",
+    "schedule.batch_tokens=256",
+    "checkpoint.every=20",
+];
 
 /// A folder with a source that is one sentence over and over, and one of random letters.
 fn test() -> TestRun {
@@ -54,15 +33,23 @@ fn test() -> TestRun {
     let hard = lines(&mut || (0..370).map(|_| letter()).collect());
     fs::write(test.path("easy.jsonl"), easy).unwrap();
     fs::write(test.path("hard.jsonl"), hard).unwrap();
-    let config = CONFIG.replace("FOLDER/", &test.argument(""));
-    fs::write(test.path("run.toml"), config).unwrap();
     test
+}
+
+/// A source of a file in the test's folder, in TOML.
+fn source(test: &TestRun, name: &str) -> String {
+    let file = test.argument(&format!("{name}.jsonl"));
+    format!("{{ name = '{name}', jsonl = ['{file}'] }}")
 }
 
 fn train(test: &TestRun, name: &str, set: &[&str]) -> (String, Vec<Value>) {
     let (config, out) = (test.argument("run.toml"), test.argument(name));
-    let mut arguments = vec!["run", &config, "--out", &out];
-    set.iter().for_each(|set| arguments.extend(["--set", set]));
+    let sources = ["easy", "hard"].map(|name| source(test, name)).join(", ");
+    let sources = format!("data.source=[{sources}]");
+    let mut arguments = vec!["run", &config, "--out", &out, "--set", &sources];
+    for set in SET.iter().chain(set) {
+        arguments.extend(["--set", set]);
+    }
     let output = binaries::train(&arguments).output().expect("an end");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{text}");
@@ -147,10 +134,7 @@ fn a_sample_is_of_all_sources_and_near_the_loss_of_all() {
 fn a_file_of_ones_own_is_validated_on_and_not_trained_on() {
     let test = test();
     let sources = [("data.source", "easy"), ("data.validation.source", "hard")];
-    let [training, own] = sources.map(|(key, name)| {
-        let file = test.argument(&format!("{name}.jsonl"));
-        format!("{key}=[{{ name = '{name}', jsonl = ['{file}'] }}]")
-    });
+    let [training, own] = sources.map(|(key, name)| format!("{key}=[{}]", source(&test, name)));
     let set = [training.as_str(), &own, "data.validation.fraction=0"];
     let (log, validations) = train(&test, "run", &set);
     assert!(

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use firebox_checkpoint::{
-    CONFIG_FILE, Notes, checkpoint_folder, load_weights, read_config, upcycle,
+    Accept, CONFIG_FILE, Notes, checkpoint_folder, load_weights, read_config, upcycle,
 };
 use firebox_model::accounting::Parameters;
 use firebox_model::config::FeedForwardKind;
@@ -27,7 +27,7 @@ pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageMod
         return Ok(LanguageModel::random(&config.model, seed, device));
     };
     let folder = checkpoint_folder(init)?;
-    let origin = read_config(&folder)?;
+    let origin = read_config(&folder, Accept::Key(&config.train.accept))?;
     let source = format!(
         "starting from {}: {}, {} parameters",
         folder.display(),
@@ -43,7 +43,7 @@ pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageMod
     let kinds = (origin.model.feed_forward, config.model.feed_forward);
     if kinds != (FeedForwardKind::Dense, FeedForwardKind::Moe) {
         tracing::info!("{source}");
-        return Ok(load_weights(&folder, &config.model, device)?);
+        return Ok(load_weights(&folder, &origin, &config.model, device)?);
     }
     let experts = &config.model.experts;
     tracing::info!(
@@ -51,11 +51,12 @@ pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageMod
         experts.count,
         experts.top_k
     );
-    Ok(upcycle(&folder, &config.model, seed, device)?)
+    Ok(upcycle(&folder, &origin, &config.model, seed, device)?)
 }
 
 /// What the run's checkpoints say in config.json besides what is computed: what the checkpoint says that the run started
-/// from, or that it is `resumed` from; with another tokenizer, the ids are those of the tokenizer.
+/// from, or that it is `resumed` from; with another tokenizer, the ids are those of the tokenizer. Warns of the fields that
+/// are accepted.
 ///
 /// # Errors
 ///
@@ -66,12 +67,18 @@ pub fn notes(
     tokenizer: &Tokenizer,
 ) -> Result<Notes, TrainError> {
     let origin = match (resumed, &config.train.init) {
-        (Some(folder), _) => Some(folder.to_owned()),
-        (None, Some(init)) => Some(checkpoint_folder(init)?),
+        (Some(folder), _) => Some((folder.to_owned(), Accept::Nothing)),
+        (None, Some(init)) => Some((checkpoint_folder(init)?, Accept::Key(&config.train.accept))),
         (None, None) => None,
     };
     let mut notes = match origin {
-        Some(folder) => read_config(&folder)?.notes,
+        Some((folder, accept)) => {
+            let notes = read_config(&folder, accept)?.notes;
+            for warning in notes.warnings(&folder) {
+                tracing::warn!("{warning}");
+            }
+            notes
+        }
         None => Notes::default(),
     };
     if !notes.eos_ids().contains(&tokenizer.eos_id()) {

@@ -5,7 +5,10 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use firebox_checkpoint::{CheckpointError, Notes, SaveOptions, TensorFile, write_tensors};
+use firebox_checkpoint::{
+    Accept, CheckpointError, Notes, SaveOptions, TensorFile, load_weights, read_config,
+    write_tensors,
+};
 use firebox_console::durable::{self, FileError};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::LanguageModel;
@@ -100,7 +103,8 @@ pub fn load(
     config: &RunConfig,
     device: &Device,
 ) -> Result<(LanguageModel, AdamW), CheckpointError> {
-    let model = firebox_checkpoint::load_weights(folder, &config.model, device)?;
+    let own = read_config(folder, Accept::Nothing)?;
+    let model = load_weights(folder, &own, &config.model, device)?;
     let moments = TensorFile::open(&folder.join(MOMENTS_FILE))?;
     let optimizer = AdamW::read(&moments, progress.step, &model, device)?;
     Ok((model, optimizer))

@@ -43,7 +43,8 @@ impl BenchArgs {
             repeats: self.repeats,
         };
         let measured = bench(
-            &self.model.checkpoint,
+            &self.model.source.checkpoint,
+            &self.model.source.accept,
             &self.model.device,
             self.weights.dtype,
             options,

@@ -9,7 +9,7 @@ use firebox_console::terminal::print;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::device;
 
-use super::{at_least_one, print_json};
+use super::{CheckpointArgs, at_least_one, print_json};
 use crate::InferError;
 use crate::compare::{Candidate, Options, Worker, compare};
 use crate::eval::Text;
@@ -26,8 +26,8 @@ pub(super) const HELP: &str = "Examples:\n  \
 
 #[derive(Debug, Args)]
 pub(super) struct CompareArgs {
-    /// Checkpoint folder, or run folder for its newest checkpoint.
-    checkpoint: PathBuf,
+    #[command(flatten)]
+    source: CheckpointArgs,
     /// Devices to compare, the reference first [default: every device of this build and machine].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     devices: Vec<String>,
@@ -46,6 +46,9 @@ pub(super) struct CompareArgs {
     /// Field of each JSON line that contains the text [default: text].
     #[arg(long, value_name = "NAME", requires = "data")]
     field: Option<String>,
+    /// Let text that spells a special token, such as <|im_start|>, become that token.
+    #[arg(long, requires = "data")]
+    special_tokens: bool,
     /// Maximum number of tokens.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
     tokens: usize,
@@ -66,7 +69,8 @@ pub(super) struct CompareArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct DeviceArgs {
-    checkpoint: PathBuf,
+    #[command(flatten)]
+    source: CheckpointArgs,
     #[arg(long)]
     pub(super) device: String,
     #[arg(long)]
@@ -106,9 +110,11 @@ impl CompareArgs {
                 .map(move |&dtype| candidate(device, dtype))
         });
         let options = Options {
-            checkpoint: self.checkpoint,
+            checkpoint: self.source.checkpoint,
+            accept: self.source.accept,
             candidates: candidates.collect(),
             text,
+            special_tokens: self.special_tokens,
             tokens: self.tokens,
             gradients: self.gradients,
             tolerance: self.tolerance,
@@ -135,7 +141,8 @@ impl CompareArgs {
 impl DeviceArgs {
     pub(super) fn execute(self) -> Result<(), InferError> {
         let worker = Worker {
-            checkpoint: self.checkpoint,
+            checkpoint: self.source.checkpoint,
+            accept: self.source.accept,
             device: self.device,
             dtype: self.dtype,
             tokens: self.tokens,

@@ -8,6 +8,7 @@ use firebox_console::numbers::{bytes, parse_bytes};
 use firebox_console::progress::Progress;
 use firebox_kernels::dtype::WeightDtype;
 
+use super::CheckpointArgs;
 use crate::InferError;
 use crate::export::Export;
 
@@ -17,8 +18,8 @@ pub(super) const HELP: &str = "Examples:\n  \
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
-    /// Checkpoint folder, or run folder for its newest checkpoint.
-    checkpoint: PathBuf,
+    #[command(flatten)]
+    source: CheckpointArgs,
     /// Folder to write; must be empty or absent.
     #[arg(long, value_name = "FOLDER")]
     output: PathBuf,
@@ -38,7 +39,8 @@ impl ExportArgs {
             shard_bytes: self.shard_size,
         };
         let progress = Progress::new("reading the checkpoint", 0);
-        let dtype = export.write(&self.checkpoint, &self.output, |done, total| {
+        let CheckpointArgs { checkpoint, accept } = &self.source;
+        let dtype = export.write(checkpoint, accept, &self.output, |done, total| {
             progress.set_total(total);
             progress.update(done, format!("writing {} of weights", bytes(total.into())));
         });

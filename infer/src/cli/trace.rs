@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::ModelArgs;
+use super::{CheckpointArgs, ModelArgs};
 use crate::InferError;
 use crate::trace::trace;
 
@@ -33,9 +33,11 @@ pub(super) struct TraceArgs {
 impl TraceArgs {
     pub(super) fn execute(self) -> Result<(), InferError> {
         let started = Instant::now();
-        let ModelArgs { checkpoint, device } = &self.model;
+        let ModelArgs { source, device } = &self.model;
+        let CheckpointArgs { checkpoint, accept } = source;
         let losses = trace(
             checkpoint,
+            accept,
             device,
             &self.input,
             &self.output,

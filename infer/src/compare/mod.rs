@@ -23,7 +23,7 @@ mod worker;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use firebox_checkpoint::{checkpoint_folder, read_config};
+use firebox_checkpoint::{Accept, checkpoint_folder, read_config};
 use firebox_console::advice::Advise as _;
 use firebox_console::durable::FileError;
 use firebox_console::process::{self, COMPARE_DEVICE, hidden_command};
@@ -45,6 +45,7 @@ pub use trace_file::{Timings, TraceFile};
 pub use worker::{Worker, trace_parts};
 
 use crate::InferError;
+use crate::engine::warn_of_accepted;
 use crate::eval::Text;
 
 /// How a device needs less memory.
@@ -74,10 +75,14 @@ impl fmt::Display for Candidate {
 pub struct Options {
     /// A checkpoint folder or a run folder.
     pub checkpoint: PathBuf,
+    /// Fields of its config.json that are accepted although Firebox does not know them.
+    pub accept: Vec<String>,
     /// The devices to compare; the first that works is the reference.
     pub candidates: Vec<Candidate>,
     /// The text to run; `None` for the built-in sample text.
     pub text: Option<Text>,
+    /// Whether text that spells a special token becomes that token.
+    pub special_tokens: bool,
     /// Maximum number of tokens.
     pub tokens: usize,
     /// Also compare the gradient of the training loss for every parameter, for the candidates in f32.
@@ -161,8 +166,10 @@ pub fn compare(
         device::check(&candidate.device)?;
     }
     let checkpoint = checkpoint_folder(&options.checkpoint)?;
-    let model = read_config(&checkpoint)?.model;
-    let tokens = Tokens::choose(&checkpoint, options.text.as_ref(), options.tokens)?;
+    let config = read_config(&checkpoint, Accept::Flag(&options.accept))?;
+    warn_of_accepted(&checkpoint, &config.notes);
+    let tokens = Tokens::choose(&checkpoint, &config, options)?;
+    let model = config.model;
     let folder = tempfile::tempdir().map_err(FileError::of("write", &std::env::temp_dir()))?;
     let token_file = folder.path().join("tokens.json");
     tokens.write(&token_file)?;
@@ -237,6 +244,9 @@ impl Runner<'_> {
             .arg(&worker.tokens)
             .arg("--output")
             .arg(&worker.output);
+        for field in &worker.accept {
+            command.arg(format!("--accept={field}"));
+        }
         if let Some(reference) = &worker.reference {
             command.arg("--reference").arg(reference);
         }
@@ -259,6 +269,7 @@ impl Runner<'_> {
         let output = self.folder.join(format!("{index}.safetensors"));
         let worker = Worker {
             checkpoint: self.checkpoint.to_owned(),
+            accept: self.options.accept.clone(),
             device: candidate.device.clone(),
             dtype: candidate.dtype,
             tokens: self.token_file.clone(),

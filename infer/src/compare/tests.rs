@@ -2,14 +2,14 @@
 
 use burn::module::Param;
 use burn::tensor::Tensor;
-use firebox_checkpoint::{load, read_config};
+use firebox_checkpoint::{Accept, load, read_config};
 use firebox_console::report::Verdict;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
 use firebox_model::feed_forward::FeedForward;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::moe::MixtureOfExperts;
-use firebox_model::parts::{LayerPart, layer_parts};
+use firebox_model::parts::layer_parts;
 use firebox_runtime::device;
 use firebox_runtime::on_every_device;
 use tempfile::TempDir;
@@ -28,11 +28,28 @@ struct Case {
     folder: TempDir,
 }
 
+/// A comparison of nothing yet, with up to so many tokens of the built-in text.
+pub(super) fn options(checkpoint: &TinyCheckpoint, tokens: usize) -> Options {
+    Options {
+        checkpoint: checkpoint.path().to_owned(),
+        accept: Vec::new(),
+        candidates: Vec::new(),
+        text: None,
+        special_tokens: false,
+        tokens,
+        gradients: false,
+        tolerance: None,
+        threads: None,
+    }
+}
+
 impl Case {
     fn new(config: &ModelConfig) -> Self {
         let checkpoint = TinyCheckpoint::new(config, 4);
-        let tokens = Tokens::choose(checkpoint.path(), None, 96).unwrap();
-        let config = read_config(checkpoint.path()).unwrap().model;
+        let config = read_config(checkpoint.path(), Accept::Nothing).unwrap();
+        let options = options(&checkpoint, 96);
+        let tokens = Tokens::choose(checkpoint.path(), &config, &options).unwrap();
+        let config = config.model;
         let folder = tempfile::tempdir().unwrap();
         let model = open(&checkpoint, device::default_name());
         let reference = traced(&folder, &model, &tokens, None);
@@ -65,9 +82,14 @@ impl Case {
 
 fn open(checkpoint: &TinyCheckpoint, device: &str) -> LanguageModel {
     let device = device::select(device).unwrap();
-    load(checkpoint.path(), &device, WeightDtype::F32)
-        .unwrap()
-        .model
+    load(
+        checkpoint.path(),
+        Accept::Nothing,
+        &device,
+        WeightDtype::F32,
+    )
+    .unwrap()
+    .model
 }
 
 fn traced(

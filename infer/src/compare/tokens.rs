@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use firebox_checkpoint::{CheckpointConfig, read_config};
+use firebox_checkpoint::CheckpointConfig;
 use firebox_console::durable::FileError;
 use firebox_model::batch::Sequence;
 use firebox_text::TOKENIZER_FILE;
@@ -11,8 +11,9 @@ use firebox_text::Tokenizer;
 use firebox_text::packing::{PackedText, Packer, windows};
 use serde::{Deserialize, Serialize};
 
+use super::Options;
 use crate::InferError;
-use crate::eval::Text;
+use crate::engine::warn_of_special_places;
 
 /// The built-in sample text: prose, verse and code in several alphabets, in the public domain or written for this.
 const PAGE: &str = include_str!("page.txt");
@@ -33,28 +34,32 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Up to `limit` tokens of a text, by default of the built-in sample text; synthetic token ids if the checkpoint has
-    /// no tokenizer.
+    /// Up to [`Options::tokens`] tokens of the text of the options, by default of the built-in sample text; synthetic token
+    /// ids if the checkpoint, whose config.json is `config`, has no tokenizer.
     ///
     /// # Errors
     ///
-    /// When checkpoint or text cannot be read, or a text was given and there is no tokenizer for it.
+    /// When the tokenizer or the text cannot be read, or a text was given and there is no tokenizer for it.
     pub fn choose(
         checkpoint: &Path,
-        text: Option<&Text>,
-        limit: usize,
+        config: &CheckpointConfig,
+        options: &Options,
     ) -> Result<Self, InferError> {
-        let config = read_config(checkpoint)?;
+        let (text, limit) = (options.text.as_ref(), options.tokens);
         let path = checkpoint.join(TOKENIZER_FILE);
         if !path.exists() {
             return match text {
                 Some(_) => Err(InferError::NoTokenizer {
                     folder: checkpoint.to_owned(),
                 }),
-                None => Ok(Self::synthetic(&config, limit)),
+                None => Ok(Self::synthetic(config, limit)),
             };
         }
         let tokenizer = Tokenizer::load(&path, &config.eos_ids)?;
+        let tokenizer = match options.special_tokens {
+            true => tokenizer.with_special_tokens(),
+            false => tokenizer,
+        };
         let read = |limit: usize| -> Result<PackedText, InferError> {
             let limit = Some(limit as u64);
             let Some(text) = text else {
@@ -73,6 +78,7 @@ impl Tokens {
         let sequence = targets.min(SEQUENCE).min(config.model.context_length);
         // Read again, so that the bytes are those of full sequences.
         let packed = read(targets / sequence * sequence)?;
+        warn_of_special_places(&tokenizer, packed.special_places());
         let beyond = packed
             .tokens()
             .iter()
@@ -166,13 +172,33 @@ impl Tokens {
 
 #[cfg(test)]
 mod tests {
+    use firebox_checkpoint::{Accept, read_config};
+
+    use super::super::tests::options;
     use super::*;
+    use crate::eval::Text;
     use crate::testing::{TinyCheckpoint, tiny_config};
+
+    /// Up to `limit` tokens of a text, or of the built-in one.
+    fn choose(
+        checkpoint: &TinyCheckpoint,
+        text: Option<Text>,
+        special_tokens: bool,
+        limit: usize,
+    ) -> Result<Tokens, InferError> {
+        let options = Options {
+            text,
+            special_tokens,
+            ..options(checkpoint, limit)
+        };
+        let config = read_config(checkpoint.path(), Accept::Nothing)?;
+        Tokens::choose(checkpoint.path(), &config, &options)
+    }
 
     #[test]
     fn the_sample_text_is_cut_into_full_sequences_with_their_bytes() {
         let tiny = TinyCheckpoint::new(&tiny_config(), 1);
-        let tokens = Tokens::choose(tiny.path(), None, 70).unwrap();
+        let tokens = choose(&tiny, None, false, 70).unwrap();
         // The context is 32, and a token is a byte.
         assert_eq!(
             (tokens.count(), tokens.sequence(), tokens.bytes),
@@ -191,7 +217,7 @@ mod tests {
     fn without_a_tokenizer_the_ids_are_synthetic() {
         let tiny = TinyCheckpoint::new(&tiny_config(), 1);
         fs::remove_file(tiny.path().join(TOKENIZER_FILE)).unwrap();
-        let tokens = Tokens::choose(tiny.path(), None, 64).unwrap();
+        let tokens = choose(&tiny, None, false, 64).unwrap();
         assert_eq!((tokens.count(), tokens.bits_per_byte(1.0)), (64, None));
         assert!(tokens.targets().iter().all(|&id| id < 257));
         let path = tiny.path().join("tokens.json");
@@ -202,7 +228,26 @@ mod tests {
             field: None,
             max_tokens: None,
         };
-        let error = Tokens::choose(tiny.path(), Some(&text), 64).unwrap_err();
+        let error = choose(&tiny, Some(text), false, 64).unwrap_err();
         assert!(matches!(error, InferError::NoTokenizer { .. }), "{error}");
+    }
+
+    #[test]
+    fn text_becomes_special_tokens_where_that_is_asked_for() {
+        let tiny = TinyCheckpoint::new(&tiny_config(), 1);
+        let path = tiny.path().join("chat.txt");
+        fs::write(&path, "ab<|endoftext|>cd").unwrap();
+        let stream = |special_tokens| {
+            let text = Text {
+                files: vec![path.clone()],
+                field: None,
+                max_tokens: None,
+            };
+            choose(&tiny, Some(text), special_tokens, 64)
+                .unwrap()
+                .stream
+        };
+        assert_eq!(stream(true), [97, 98, 256, 99, 100, 256]);
+        assert_eq!(stream(false).len(), 18);
     }
 }

@@ -37,6 +37,8 @@ const DECODED: usize = 16;
 pub struct Worker {
     /// A checkpoint folder.
     pub checkpoint: PathBuf,
+    /// Fields of its config.json that are accepted although Firebox does not know them.
+    pub accept: Vec<String>,
     /// A name for `--device`.
     pub device: String,
     /// The type of the weights.
@@ -61,8 +63,12 @@ impl Worker {
         let started = Instant::now();
         let tokens = Tokens::read(&self.tokens)?;
         let selected = device::select(&self.device)?;
+        let open = |device: &Device, dtype| -> Result<LanguageModel, InferError> {
+            let (_, opened) = open_model(&self.checkpoint, &self.accept, device, dtype)?;
+            Ok(opened.model)
+        };
         stage("loading the checkpoint");
-        let model = open_model(&self.checkpoint, &selected, self.dtype)?.1.model;
+        let model = open(&selected, self.dtype)?;
         let load_seconds = started.elapsed().as_secs_f64();
         stage("first batch");
         forward(&model, &tokens, &selected);
@@ -87,9 +93,7 @@ impl Worker {
         drop(model);
         if self.gradients {
             stage("gradients");
-            let model = open_model(&self.checkpoint, &selected.autodiff(), WeightDtype::F32)?
-                .1
-                .model;
+            let model = open(&selected.autodiff(), WeightDtype::F32)?;
             matrices.extend(gradients(&model.train(), &tokens));
         }
         TraceFile::write(&self.output, &timings, &matrices)

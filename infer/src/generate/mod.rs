@@ -148,6 +148,7 @@ mod tests {
     fn engine() -> Engine {
         Engine::open(
             TinyCheckpoint::new(&tiny_config(), 5).path(),
+            &[],
             device::default_name(),
             WeightDtype::F32,
         )
@@ -243,7 +244,7 @@ mod tests {
     fn any_of_several_eos_ids_ends_the_text() {
         let tiny = TinyCheckpoint::new(&tiny_config(), 5);
         let mut engine =
-            Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap();
+            Engine::open(tiny.path(), &[], device::default_name(), WeightDtype::F32).unwrap();
         let greedy = request(
             "fire",
             8,

@@ -12,7 +12,7 @@ use super::dtype::StoredDtype as _;
 use super::families::{DenseLayers, FIREBOX, Family, RouterKind};
 use super::fields::Fields;
 use super::notes::generation_eos_ids;
-use super::{CONFIG_FILE, CheckpointError, Notes};
+use super::{Accept, CONFIG_FILE, CheckpointError, Notes};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig};
 
@@ -32,12 +32,14 @@ pub struct CheckpointConfig {
 }
 
 /// Reads the `config.json` of a checkpoint folder, and the ends of a text from its `generation_config.json`. An absent
-/// field means what it does to `transformers`: see [`Defaults`](super::families::Defaults).
+/// field means what it does to `transformers`: see [`Defaults`](super::families::Defaults). Fields that Firebox does not
+/// know are passed over where `accept`, or the file itself, names them, and kept in the notes.
 ///
 /// # Errors
 ///
-/// When it is missing or damaged, or has a field that Firebox does not support.
-pub fn read_config(folder: &Path) -> Result<CheckpointConfig, CheckpointError> {
+/// When it is missing or damaged, has a field that Firebox does not support, or `accept` names a field that it does not
+/// have or that Firebox knows.
+pub fn read_config(folder: &Path, accept: Accept) -> Result<CheckpointConfig, CheckpointError> {
     let path = folder.join(CONFIG_FILE);
     if !path.exists() {
         return Err(CheckpointError::NotACheckpoint {
@@ -51,7 +53,7 @@ pub fn read_config(folder: &Path) -> Result<CheckpointConfig, CheckpointError> {
             path: path.clone(),
             reason: error.to_string(),
         })?;
-    let mut config = Fields::new(&path, &value)?.config()?;
+    let mut config = Fields::new(&path, &value, accept)?.config()?;
     for id in generation_eos_ids(folder)? {
         if !config.eos_ids.contains(&id) {
             config.eos_ids.push(id);

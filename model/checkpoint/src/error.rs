@@ -7,6 +7,8 @@ use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 use firebox_kernels::dtype::WeightDtype;
 
+use super::families::Family;
+
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -42,7 +44,7 @@ pub enum CheckpointError {
         rule: String,
     },
     /// A field of config.json that its family does not have.
-    #[error("{}: {key} = {value}: {family} has no such field{}", path.display(), owners(others))]
+    #[error("{}: {key} = {value}: {family} has no such field{}", path.display(), owners(key))]
     ForeignField {
         /// The file.
         path: PathBuf,
@@ -52,8 +54,37 @@ pub enum CheckpointError {
         value: String,
         /// The file's `model_type`.
         family: &'static str,
-        /// Families that have it.
-        others: Vec<&'static str>,
+        /// The flag or key that accepts it, if the user has one.
+        accept: Option<String>,
+    },
+    /// A field that a user accepts, and that config.json does not have.
+    #[error("{option} {key}: {} has no such field", path.display())]
+    AcceptedAbsent {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        key: String,
+        /// The flag or key that names it.
+        option: &'static str,
+        /// The fields that could be accepted.
+        unknown: Vec<String>,
+    },
+    /// A field that a user accepts, and that Firebox knows.
+    #[error(
+        "{option} {key}: {} has {key} = {value}, which Firebox knows and which therefore cannot be accepted: {reason}",
+        path.display()
+    )]
+    AcceptedKnown {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        key: String,
+        /// Its value.
+        value: String,
+        /// The flag or key that names it.
+        option: &'static str,
+        /// What Firebox makes of it, or why it does not compute it.
+        reason: String,
     },
     /// The weights are quantized.
     #[error("{}: {key}: the weights are quantized{}; Firebox reads F32, F16 and BF16", path.display(), by(method.as_deref()))]
@@ -149,8 +180,9 @@ fn by(method: Option<&str>) -> String {
     method.map_or_else(String::new, |method| format!(" ({method})"))
 }
 
-fn owners(others: &[&str]) -> String {
-    match others {
+/// Which families have a field that another one does not.
+fn owners(field: &str) -> String {
+    match Family::having(field).as_slice() {
         [] => ", as far as Firebox knows".to_owned(),
         others => format!(", which is one of {}", others.join(", ")),
     }
@@ -171,13 +203,30 @@ impl Advise for CheckpointError {
             Self::Damaged { .. } => Advice::FAILURE.hint(
                 "the file may have been truncated while it was copied; copy it again or use another checkpoint",
             ),
-            Self::ForeignField { others, .. } => Advice::FAILURE.hint(match others.as_slice() {
-                [] => "if it says nothing of what the network computes, remove it".to_owned(),
-                others => format!(
-                    "remove it if the weights do not depend on it, or set model_type to {} if they are of that family",
-                    others.join(" or ")
+            Self::ForeignField { key, accept, .. } => {
+                let mut hint = match accept {
+                    Some(accept) => format!(
+                        "if it says nothing of what the network computes, {accept} ignores it and keeps it"
+                    ),
+                    None => "if it says nothing of what the network computes, remove it".to_owned(),
+                };
+                let others = Family::having(key);
+                if !others.is_empty() {
+                    let others = others.join(" or ");
+                    hint += &format!("; if the weights are of the family {others}, set model_type");
+                }
+                Advice::FAILURE.hint(hint)
+            }
+            Self::AcceptedAbsent { unknown, .. } => Advice::USAGE.hint(match unknown.as_slice() {
+                [] => "omit it: the file has no other field that Firebox does not know".to_owned(),
+                unknown => format!(
+                    "the file has fields that Firebox does not know: {}",
+                    unknown.join(", ")
                 ),
             }),
+            Self::AcceptedKnown { option, .. } => Advice::USAGE.hint(format!(
+                "omit it: {option} is for fields that Firebox does not know, such as notes of other tools"
+            )),
             Self::Quantized { .. } => Advice::FAILURE.hint(
                 "use the model's original weights, or write them from Python: model = AutoModelForCausalLM.from_pretrained(FOLDER); model.dequantize().save_pretrained(OTHER)",
             ),

@@ -1,11 +1,13 @@
 //! The fields of a `config.json`: each is read, known to say nothing of what is computed, or refused by name.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::accept::ACCEPTED;
 use super::families::{Defaults, DenseLayers, FIREBOX, Family, Normalize, RouterKind, Usage};
-use super::{CheckpointConfig, CheckpointError, Notes};
+use super::{Accept, CheckpointConfig, CheckpointError, Notes};
 use firebox_model::config::{
     BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, RouterConfig, Scores,
 };
@@ -15,6 +17,9 @@ pub(super) struct Fields<'a> {
     path: &'a Path,
     value: &'a Map<String, Value>,
     family: Family,
+    accept: Accept<'a>,
+    /// The fields that are accepted, now or when the file was written.
+    accepted: BTreeSet<&'a str>,
 }
 
 /// Both spellings of the number of experts.
@@ -45,8 +50,12 @@ fn width(absent: &Defaults, field: &str) -> usize {
 type Read<T> = Result<T, CheckpointError>;
 
 impl<'a> Fields<'a> {
-    /// A file whose fields are all its family's, or come to nothing.
-    pub(super) fn new(path: &'a Path, value: &'a Map<String, Value>) -> Read<Self> {
+    /// A file whose fields are all its family's, accepted, or come to nothing.
+    pub(super) fn new(
+        path: &'a Path,
+        value: &'a Map<String, Value>,
+        accept: Accept<'a>,
+    ) -> Read<Self> {
         let kind = value.get("model_type").unwrap_or(&Value::Null);
         let known = Family::ALL
             .into_iter()
@@ -56,13 +65,82 @@ impl<'a> Fields<'a> {
             let rule = format!("Firebox reads {names}");
             return Err(refusal(path, "model_type", kind, &rule));
         };
-        let fields = Self {
+        let mut fields = Self {
             path,
             value,
             family,
+            accept,
+            accepted: BTreeSet::new(),
         };
-        fields.check()?;
+        fields.accepted = fields.remembered()?;
+        for key in accept.fields() {
+            fields.refuse_known(key)?;
+            fields.accepted.insert(key);
+        }
+        for (key, value) in value {
+            fields.check(key, value)?;
+        }
         Ok(fields)
+    }
+
+    /// The unknown fields that were accepted when the file was written.
+    fn remembered(&self) -> Read<BTreeSet<&'a str>> {
+        let Some(value) = self.value.get(ACCEPTED) else {
+            return Ok(BTreeSet::new());
+        };
+        let names = value
+            .as_array()
+            .and_then(|names| names.iter().map(Value::as_str).collect());
+        let mut names: BTreeSet<&str> =
+            names.ok_or_else(|| self.error(ACCEPTED, value, "must be a list of fields"))?;
+        // Firebox may have come to know a field since then.
+        names.retain(|name| self.value.contains_key(*name) && self.is_unknown(name));
+        Ok(names)
+    }
+
+    fn is_unknown(&self, key: &str) -> bool {
+        self.family.usage(key).is_none() && !QUANTIZATION.contains(&key)
+    }
+
+    /// Only what Firebox does not know can be accepted.
+    fn refuse_known(&self, key: &str) -> Read<()> {
+        let (path, option) = (self.path.to_owned(), self.accept.option());
+        let key = key.to_owned();
+        let Some(value) = self.value.get(&key) else {
+            let refused = self.value.iter().filter(|(key, value)| {
+                matches!(
+                    self.check(key, value),
+                    Err(CheckpointError::ForeignField { .. })
+                )
+            });
+            return Err(CheckpointError::AcceptedAbsent {
+                path,
+                key,
+                option,
+                unknown: refused.map(|(key, _)| key.clone()).collect(),
+            });
+        };
+        if self.is_unknown(&key) {
+            return Ok(());
+        }
+        let found = self
+            .check(&key, value)
+            .and_then(|()| self.config().map(drop));
+        let reason = match found {
+            Err(CheckpointError::Config {
+                key: refused, rule, ..
+            }) if refused == key || refused.starts_with(&format!("{key}.")) => rule,
+            Err(CheckpointError::Quantized { .. }) => "the weights are quantized".to_owned(),
+            _ if self.family.usage(&key) == Some(Usage::Read) => "it is computed with".to_owned(),
+            _ => "it is read past in any case".to_owned(),
+        };
+        Err(CheckpointError::AcceptedKnown {
+            path,
+            key,
+            value: value.to_string(),
+            option,
+            reason,
+        })
     }
 
     /// What the file says.
@@ -87,7 +165,7 @@ impl<'a> Fields<'a> {
             family,
             eos_ids: self.token_ids("eos_token_id")?,
             bos_id: self.token_ids("bos_token_id")?.first().copied(),
-            notes: Notes::of_file(self.value, &self.family),
+            notes: Notes::of_file(self.value, &self.family, &self.accepted),
         })
     }
 
@@ -120,50 +198,43 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Refuses what the family does not have or Firebox does not compute: it may change what the network computes.
-    fn check(&self) -> Read<()> {
-        for (key, value) in self.value {
-            match self.family.usage(key) {
-                Some(Usage::Read | Usage::Neutral | Usage::Training) => {}
-                Some(Usage::Only { values, rule }) => {
-                    let written = value.to_string();
-                    if !value.is_null() && !values.contains(&written.as_str()) {
-                        return Err(self.error(key, value, rule));
-                    }
+    /// Refuses what the family does not have and nobody accepts, or Firebox does not compute: it may change what the
+    /// network computes.
+    fn check(&self, key: &str, value: &Value) -> Read<()> {
+        match self.family.usage(key) {
+            Some(Usage::Read | Usage::Neutral | Usage::Training) => Ok(()),
+            Some(Usage::Only { values, rule }) => {
+                let written = value.to_string();
+                match value.is_null() || values.contains(&written.as_str()) {
+                    true => Ok(()),
+                    false => Err(self.error(key, value, rule)),
                 }
-                Some(Usage::Off { rule }) => {
-                    if !is_off(value) {
-                        return Err(self.error(key, value, rule));
-                    }
-                }
-                None if is_off(value) || key.starts_with('_') => {}
-                None if QUANTIZATION.contains(&key.as_str()) => {
-                    return Err(CheckpointError::Quantized {
-                        path: self.path.to_owned(),
-                        key: key.clone(),
-                        method: value
-                            .get("quant_method")
-                            .and_then(Value::as_str)
-                            .map(str::to_owned),
-                    });
-                }
-                None => return Err(self.foreign(key, value)),
             }
+            Some(Usage::Off { rule }) => match is_off(value) {
+                true => Ok(()),
+                false => Err(self.error(key, value, rule)),
+            },
+            None if is_off(value) || key.starts_with('_') => Ok(()),
+            None if QUANTIZATION.contains(&key) => Err(CheckpointError::Quantized {
+                path: self.path.to_owned(),
+                key: key.to_owned(),
+                method: value
+                    .get("quant_method")
+                    .and_then(Value::as_str)
+                    .map(str::to_owned),
+            }),
+            None if self.accepted.contains(key) => Ok(()),
+            None => Err(self.foreign(key, value)),
         }
-        Ok(())
     }
 
     fn foreign(&self, key: &str, value: &Value) -> CheckpointError {
-        let others = Family::ALL
-            .into_iter()
-            .filter(|other| other.usage(key).is_some())
-            .map(|other| other.model_type);
         CheckpointError::ForeignField {
             path: self.path.to_owned(),
             key: key.to_owned(),
             value: value.to_string(),
             family: self.family.model_type,
-            others: others.collect(),
+            accept: self.accept.of(key),
         }
     }
 

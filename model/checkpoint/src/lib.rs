@@ -4,6 +4,7 @@
 //! `tokenizer.json`, which the crate `firebox-text` reads and writes. The families and their tensor names are data: see
 //! [`families`] and [`layout`].
 
+mod accept;
 mod config_json;
 mod dtype;
 mod error;
@@ -26,6 +27,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
+pub use accept::Accept;
 pub use config_json::{CheckpointConfig, config_json, read_config};
 pub use error::CheckpointError;
 pub use folder::{CHECKPOINTS, FolderError, LATEST, checkpoint_folder};
@@ -63,7 +65,7 @@ pub struct Checkpoint {
     pub dtype: Option<WeightDtype>,
 }
 
-/// Reads the checkpoint in a folder; see [`CheckpointParameters::open`] for `dtype`.
+/// Reads the checkpoint in a folder; see [`read_config`] for `accept`, and [`CheckpointParameters::open`] for `dtype`.
 ///
 /// # Errors
 ///
@@ -71,26 +73,28 @@ pub struct Checkpoint {
 /// the model, or the device does not support the dtype.
 pub fn load(
     folder: &Path,
+    accept: Accept,
     device: &Device,
     dtype: WeightDtype,
 ) -> Result<Checkpoint, CheckpointError> {
-    let config = read_config(folder)?;
+    let config = read_config(folder, accept)?;
     load_as(folder, &config, &config.model, device, dtype)
 }
 
-/// Reads the weights in a folder, in f32, into a model with another configuration, which may differ from the folder's
-/// in fields that no tensor depends on, such as the context or the coefficients of the losses.
+/// Reads the weights in a folder, whose config.json is `config`, in f32, into a model with another configuration, which
+/// may differ from the folder's in fields that no tensor depends on, such as the context or the coefficients of the
+/// losses.
 ///
 /// # Errors
 ///
 /// See [`load`].
 pub fn load_weights(
     folder: &Path,
+    config: &CheckpointConfig,
     model: &ModelConfig,
     device: &Device,
 ) -> Result<LanguageModel, CheckpointError> {
-    let config = read_config(folder)?;
-    Ok(load_as(folder, &config, model, device, WeightDtype::F32)?.model)
+    Ok(load_as(folder, config, model, device, WeightDtype::F32)?.model)
 }
 
 fn load_as(

@@ -1,14 +1,15 @@
 //! What a config.json says besides what is computed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use firebox_console::durable::FileError;
 use serde_json::{Map, Value, json};
 
-use super::CheckpointError;
+use super::accept::ACCEPTED;
 use super::families::{Family, Usage};
+use super::{CONFIG_FILE, CheckpointError};
 
 /// File name of the options of sampling in a checkpoint folder.
 pub const GENERATION_FILE: &str = "generation_config.json";
@@ -18,23 +19,31 @@ pub const GENERATION_FILE: &str = "generation_config.json";
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Notes {
     fields: BTreeMap<String, Value>,
+    /// Those among them that Firebox does not know and that were accepted.
+    accepted: BTreeSet<String>,
     /// Where they are from: `model_type`.
     family: Option<&'static str>,
 }
 
 impl Notes {
-    /// Those of a file of this family.
-    pub(super) fn of_file(file: &Map<String, Value>, family: &Family) -> Self {
+    /// Those of a file of this family, of which these fields are accepted.
+    pub(super) fn of_file(
+        file: &Map<String, Value>,
+        family: &Family,
+        accepted: &BTreeSet<&str>,
+    ) -> Self {
         let kept = file.iter().filter(|(key, _)| {
             let usage = family.usage(key);
             matches!(usage, Some(Usage::Neutral | Usage::Training))
                 || NOTED.contains(&key.as_str())
                 || WINDOWS.contains(&key.as_str())
+                || accepted.contains(key.as_str())
         });
         Self {
             fields: kept
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
+            accepted: accepted.iter().map(|&key| key.to_owned()).collect(),
             family: Some(family.model_type),
         }
     }
@@ -76,17 +85,33 @@ impl Notes {
         })
     }
 
-    /// Adds the fields to those of a config.json of this family, except for what the family does not have, and for what
-    /// says how the weights are stored.
+    /// A sentence on each field that was accepted, to warn of when the checkpoint in a folder is opened.
+    pub fn warnings(&self, folder: &Path) -> impl Iterator<Item = String> {
+        let path = folder.join(CONFIG_FILE);
+        self.accepted.iter().map(move |key| {
+            let (path, value) = (path.display(), &self.fields[key]);
+            format!("{path}: {key} = {value} is accepted, and ignored in what is computed")
+        })
+    }
+
+    /// Adds the fields to those of a config.json of this family, except for what the family does not have and nobody
+    /// accepted, and for what says how the weights are stored.
     pub(super) fn add_to(&self, fields: &mut Map<String, Value>, family: &Family) {
         for (key, value) in &self.fields {
             let neutral = matches!(family.usage(key), Some(Usage::Neutral | Usage::Training));
             let same = self.family == Some(family.model_type);
             let noted = NOTED.contains(&key.as_str()) || same && WINDOWS.contains(&key.as_str());
             let noted = noted && family.usage(key) == Some(Usage::Read);
-            if (neutral || noted) && !STORAGE.contains(&key.as_str()) {
+            let accepted = self.accepted.contains(key) && family.usage(key).is_none();
+            if accepted || (neutral || noted) && !STORAGE.contains(&key.as_str()) {
                 fields.insert(key.clone(), value.clone());
             }
+        }
+        // What another family has means there what that family says.
+        let accepted = self.accepted.iter();
+        let accepted: Vec<&String> = accepted.filter(|key| family.usage(key).is_none()).collect();
+        if !accepted.is_empty() {
+            fields.insert(ACCEPTED.to_owned(), json!(accepted));
         }
     }
 }

@@ -5,15 +5,15 @@ use std::path::Path;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 
-use super::{CheckpointError, CheckpointParameters, read_config};
+use super::{CheckpointConfig, CheckpointError, CheckpointParameters};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parameters::{Initializer, ParameterSource, RandomParameters};
 
-/// Reads a dense checkpoint into an MoE model: each expert is a copy of the dense feed-forward, the routers are random,
-/// everything else is loaded unchanged. If the selected experts' weights sum to 1 (`router.normalize`), the MoE model
-/// initially computes the same function as the dense model.
+/// Reads a dense checkpoint, whose config.json is `config`, into an MoE model: each expert is a copy of the dense
+/// feed-forward, the routers are random, everything else is loaded unchanged. If the selected experts' weights sum to 1
+/// (`router.normalize`), the MoE model initially computes the same function as the dense model.
 ///
 /// # Errors
 ///
@@ -24,11 +24,11 @@ use firebox_model::parameters::{Initializer, ParameterSource, RandomParameters};
 /// When the checkpoint is not dense.
 pub fn upcycle(
     folder: &Path,
+    config: &CheckpointConfig,
     moe: &ModelConfig,
     seed: u64,
     device: &Device,
 ) -> Result<LanguageModel, CheckpointError> {
-    let config = read_config(folder)?;
     assert_eq!(
         config.model.moe_layers().count(),
         0,

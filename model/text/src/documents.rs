@@ -75,6 +75,18 @@ pub enum TextError {
         /// What is wrong, and at which column: a byte of the line, from 1.
         problem: String,
     },
+    /// A line is a JSON object without the field.
+    #[error("{}:{line}: {problem}", path.display())]
+    NoField {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: u64,
+        /// What is missing, and at which column: a byte of the line, from 1.
+        problem: String,
+        /// The first fields that the object does have, in quotes; none if it is empty.
+        others: Vec<String>,
+    },
 }
 
 impl Advise for TextError {
@@ -91,7 +103,23 @@ impl Advise for TextError {
             Self::DanglingLink { .. } => {
                 Advice::FAILURE.hint("remove the link, or restore what it points to")
             }
-            Self::Io(_) | Self::Line { .. } => Advice::FAILURE,
+            Self::Io(_) | Self::Line { .. } | Self::NoField { .. } => Advice::FAILURE,
+        }
+    }
+}
+
+impl TextError {
+    /// How another field of JSON lines is read, where this one is missing: `option` names the flag or key that chooses the
+    /// field. `None` for other errors, and where there is no other field.
+    pub fn other_fields(&self, option: &str) -> Option<String> {
+        match self {
+            Self::NoField { others, .. } if !others.is_empty() => {
+                let others = others.join(", ");
+                Some(format!(
+                    "{option} names the field with the text; this line has {others}"
+                ))
+            }
+            _ => None,
         }
     }
 }

@@ -229,6 +229,9 @@ pub struct TrainConfig {
     /// absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
+    /// Fields of the `config.json` of `init` that are ignored although Firebox does not know them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub accept: Vec<String>,
     /// Optimizer steps.
     pub steps: u64,
     /// Seed of the initial weights (when upcycling, of the routers' weights) and of the order of the data.

@@ -135,6 +135,7 @@ pub(super) struct RawSource {
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawTrain {
     pub init: Option<PathBuf>,
+    pub accept: Option<Vec<String>>,
     pub steps: u64,
     pub seed: Option<u64>,
     pub micro_batch: Option<usize>,

@@ -29,7 +29,8 @@ type Checked<T> = Result<T, Problem>;
 pub(super) fn resolve(raw: RawConfig, complete: bool) -> Checked<RunConfig> {
     let (tokenizer, model) = match &raw.train.init {
         Some(init) if !complete => {
-            let origin = init::Origin::open(init)?;
+            let accept = raw.train.accept.as_deref().unwrap_or_default();
+            let origin = init::Origin::open(init, accept)?;
             let special_tokens = raw.data.special_tokens.unwrap_or(false);
             (
                 origin.tokenizer(raw.tokenizer, special_tokens)?,
@@ -81,8 +82,13 @@ fn without_checkpoint(
 
 fn train(raw: RawTrain) -> Checked<TrainConfig> {
     between("train.steps", raw.steps, 1, MOST_STEPS)?;
+    if raw.init.is_none() && raw.accept.is_some() {
+        return Err(without_effect("train.accept", "without train.init")
+            .hint("remove it; random weights have no config.json"));
+    }
     let train = TrainConfig {
         init: raw.init,
+        accept: raw.accept.unwrap_or_default(),
         steps: raw.steps,
         seed: raw.seed.unwrap_or(0),
         micro_batch: raw.micro_batch.unwrap_or(8),

@@ -185,7 +185,7 @@ fn unknown_keys_are_named_with_the_nearest_known_one() {
     hint: did you mean `optimizer`?
     ");
     insta::assert_snapshot!(set(&["train.stepz=5"]), @r"
-    run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed: init, steps, seed, micro_batch, log_every, validate_every, validation_tokens, sample
+    run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed: init, accept, steps, seed, micro_batch, log_every, validate_every, validation_tokens, sample
     hint: did you mean `steps`?
     ");
     insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed: count, top_k, d_ff, shared_d_ff");
@@ -412,6 +412,22 @@ fn validation_text_is_split_off_or_of_its_own() {
     run.toml: data.validation.source.0 (from --set) must have exactly one of files, cargo, jsonl and url, but has none
     hint: write one [[data.validation.source]] for each
     ");
+}
+
+#[test]
+fn fields_are_accepted_of_a_checkpoint_alone() {
+    insta::assert_snapshot!(set(&["train.accept=['lab_notes']"]), @r#"
+    run.toml: train.accept = ["lab_notes"] (from --set) has no effect without train.init
+    hint: remove it; random weights have no config.json
+    "#);
+}
+
+#[test]
+fn special_tokens_are_ordinary_text_unless_the_data_says_otherwise() {
+    let special = |set: &[&str]| read(SMALL, set).unwrap().data.special_tokens;
+    assert!(!special(&[]) && !special(&["data.special_tokens=false"]));
+    assert!(special(&["data.special_tokens=true"]));
+    insta::assert_snapshot!(set(&["data.special_tokens=1"]), @"run.toml: data.special_tokens = 1 (from --set) must be true or false");
 }
 
 #[test]

@@ -12,9 +12,10 @@ use firebox_text::documents::Document;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use super::copies::Copies;
 use super::error::DataError;
 use super::folder::{Manifest, SourceManifest, TOKENIZER, VALIDATION_TEXT};
-use super::hash::{hash, hexadecimal, unit_interval};
+use super::hash::{Hash, hash, hexadecimal, unit_interval};
 use super::shards::SetWriter;
 use super::source;
 use super::split;
@@ -50,6 +51,7 @@ pub(super) fn build(
         File::create(&validation_path).map_err(DataError::io("write", &validation_path))?;
     let mut validation_text = BufWriter::new(created);
     let mut sources = Vec::new();
+    let mut copies = Copies::of(&config.data, survey)?;
     let progress = counted("tokenizing", survey, progress);
 
     for (index, (source, split)) in config.data.texts().enumerate() {
@@ -62,12 +64,28 @@ pub(super) fn build(
             bytes: 0,
             special_places: 0,
         };
-        for_each_document(source, &survey.sources[index], |Document { name, text }| {
-            let hash = hash(text.as_bytes());
-            let sides = split::split(&text, &hash, split);
-            encoder.add(Side::Training, &name, 0, sides.training)?;
-            let offset = text.len() - sides.validation.len();
-            encoder.add(Side::Validation, &name, offset, sides.validation)?;
+        let mut copied = 0;
+        for_each_document(source, &survey.sources[index], |document, hash| {
+            let Document { name, text } = document;
+            let sides = split::split(&text, hash, split);
+            if sides.training.is_empty() {
+                // Of a validation source: those of training come before.
+                copied += u64::from(copies.is_trained_on(hash));
+            } else {
+                copies.train_on(hash);
+            }
+            encoder.add(Part {
+                side: Side::Training,
+                document: &name,
+                offset: 0,
+                text: sides.training,
+            })?;
+            encoder.add(Part {
+                side: Side::Validation,
+                document: &name,
+                offset: text.len() - sides.validation.len(),
+                text: sides.validation,
+            })?;
             if !sides.validation.is_empty() {
                 write_line(&mut validation_text, sides.validation)
                     .map_err(DataError::io("write", &validation_path))?;
@@ -78,6 +96,7 @@ pub(super) fn build(
         encoder.write()?;
         sources.push(SourceManifest {
             hash: survey.sources[index].hash.clone(),
+            copies: copied,
             special_places: encoder.special_places,
             training: encoder.training.finish()?,
             validation: encoder.validation.finish()?,
@@ -118,17 +137,18 @@ fn counted(what: &str, survey: &Survey, visible: bool) -> Progress {
     )
 }
 
-/// Reads a source again and makes sure that it is the one that was surveyed.
-fn for_each_document(
+/// Reads a source again, document by document with its hash, and makes sure that it is the one that was surveyed.
+pub(super) fn for_each_document(
     source: &SourceConfig,
     survey: &SourceSurvey,
-    mut use_document: impl FnMut(Document) -> Result<(), DataError>,
+    mut use_document: impl FnMut(Document, &Hash) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
     let mut hasher = Sha256::new();
     for document in source::open(source, false)? {
         let document = document?;
-        hasher.update(hash(document.text.as_bytes()));
-        use_document(document)?;
+        let hash = hash(document.text.as_bytes());
+        hasher.update(hash);
+        use_document(document, &hash)?;
     }
     let found = hexadecimal(&hasher.finalize().into());
     if found != survey.hash {
@@ -163,23 +183,26 @@ fn tokenizer_sample(
     let mut sample = Vec::new();
     let progress = counted("sampling", survey, progress);
     for (source, found) in config.data.source.iter().zip(&survey.sources) {
-        for_each_document(&source.text, found, |Document { text, .. }| {
-            let document_hash = hash(text.as_bytes());
-            let split = config.data.validation.split;
-            let mut rest = split::split(&text, &document_hash, split).training;
-            let mut number: u64 = 0;
-            while !rest.is_empty() {
-                let (piece, remainder) = rest.split_at(rest.floor_char_boundary(SAMPLE_PIECE));
-                let place = [&document_hash[..], &number.to_le_bytes()].concat();
-                if unit_interval(&hash(&place)) < share {
-                    sample.push(piece.to_owned());
+        for_each_document(
+            &source.text,
+            found,
+            |Document { text, .. }, document_hash| {
+                let split = config.data.validation.split;
+                let mut rest = split::split(&text, document_hash, split).training;
+                let mut number: u64 = 0;
+                while !rest.is_empty() {
+                    let (piece, remainder) = rest.split_at(rest.floor_char_boundary(SAMPLE_PIECE));
+                    let place = [&document_hash[..], &number.to_le_bytes()].concat();
+                    if unit_interval(&hash(&place)) < share {
+                        sample.push(piece.to_owned());
+                    }
+                    rest = remainder;
+                    number += 1;
                 }
-                rest = remainder;
-                number += 1;
-            }
-            progress.advance(text.len() as u64);
-            Ok(())
-        })?;
+                progress.advance(text.len() as u64);
+                Ok(())
+            },
+        )?;
     }
     Ok(sample)
 }
@@ -190,13 +213,22 @@ enum Side {
     Validation,
 }
 
-/// A text that waits to be encoded.
+/// A part of a document, to be encoded.
+#[derive(Debug, Clone, Copy)]
+struct Part<'a> {
+    side: Side,
+    /// The document that it is of, for messages.
+    document: &'a str,
+    /// Where it begins there, in bytes.
+    offset: usize,
+    text: &'a str,
+}
+
+/// A part that waits to be encoded.
 #[derive(Debug)]
 struct Waiting {
     side: Side,
-    /// The document that it is of, for messages.
     document: String,
-    /// Where it begins there, in bytes.
     offset: usize,
     text: String,
 }
@@ -214,27 +246,21 @@ struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
-    fn add(
-        &mut self,
-        side: Side,
-        document: &str,
-        offset: usize,
-        text: &str,
-    ) -> Result<(), DataError> {
-        if text.is_empty() {
+    fn add(&mut self, part: Part) -> Result<(), DataError> {
+        if part.text.is_empty() {
             return Ok(());
         }
-        self.special_places += self.tokenizer.special_places(text);
-        if text.len() >= BATCH_BYTES {
+        self.special_places += self.tokenizer.special_places(part.text);
+        if part.text.len() >= BATCH_BYTES {
             self.write()?;
-            return self.write_long(side, document, offset, text);
+            return self.write_long(part);
         }
-        self.bytes += text.len();
+        self.bytes += part.text.len();
         self.waiting.push(Waiting {
-            side,
-            document: document.to_owned(),
-            offset,
-            text: text.to_owned(),
+            side: part.side,
+            document: part.document.to_owned(),
+            offset: part.offset,
+            text: part.text.to_owned(),
         });
         if self.bytes >= BATCH_BYTES {
             self.write()?;
@@ -262,14 +288,14 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// Encodes and writes a text whose tokens would need too much memory at once.
-    fn write_long(
-        &mut self,
-        side: Side,
-        document: &str,
-        offset: usize,
-        text: &str,
-    ) -> Result<(), DataError> {
+    /// Encodes and writes a part whose tokens would need too much memory at once.
+    fn write_long(&mut self, part: Part) -> Result<(), DataError> {
+        let Part {
+            side,
+            document,
+            offset,
+            text,
+        } = part;
         let tokenizer = self.tokenizer;
         let writer = self.writer(side);
         writer.extend(tokenizer.bos_ids())?;

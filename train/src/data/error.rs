@@ -173,7 +173,8 @@ impl Advise for DataError {
             }
             Self::Text { error, .. } => {
                 let skip = "on_error = \"skip\" leaves such documents out";
-                match (error, error.hint()) {
+                let fields = error.other_fields("field = \"NAME\" in the source");
+                match (error, fields.or_else(|| error.hint())) {
                     (TextError::Io(_), _) => error.advice(),
                     (_, Some(hint)) => Advice::FAILURE.hint(format!("{hint}; {skip}")),
                     (_, None) => failure(skip),

@@ -44,6 +44,8 @@ pub(super) struct SourceManifest {
     pub training: SetManifest,
     /// Its held-out tokens, if any.
     pub validation: SetManifest,
+    /// Of a validation source, its documents that are also trained on, word for word; 0 of a training source.
+    pub copies: u64,
     /// Places of the text that spell special tokens.
     pub special_places: u64,
 }

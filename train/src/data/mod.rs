@@ -1,14 +1,15 @@
 //! A run's text, from its sources to the sequences that the model sees.
 //!
 //! [`prepare`] reads the sources (`source`), holds out validation text (`split`), and writes tokens
-//! to disk (`build`, `shards`) unless tokens of the same text exist (`survey`, `folder`). Unchanged
-//! files are not read again (`record`, `stamp`), and [`resume`] reads no source text.
+//! to disk (`build`, `shards`) unless tokens of the same text exist (`survey`, `folder`). Validation
+//! text that is trained on too is counted (`copies`). Unchanged files are not read again (`record`, `stamp`), and [`resume`] reads no source text.
 //! [`Prepared::validation`] samples what is held out (`validation`), and
 //! [`Prepared::training_stream`] returns the sequences of a run (`packing`) in their order
 //! (`order`), in which sources interleave (`mixture`) and sequences are shuffled (`permutation`).
 
 mod build;
 mod cache;
+mod copies;
 mod error;
 mod folder;
 mod hash;
@@ -238,13 +239,33 @@ fn describe(config: &RunConfig, prepared: &Prepared) {
     let held_out = prepared.validation.iter();
     let held_out: Vec<&HeldOut> = held_out.filter(|source| source.bytes > 0).collect();
     if held_out.len() > 1 {
-        for HeldOut { source, bytes, set } in held_out {
+        for HeldOut {
+            source, bytes, set, ..
+        } in held_out
+        {
             let (documents, tokens) = (set.documents(), set.tokens());
             let bytes = text_bytes(*bytes);
             tracing::info!(
                 "validation: {source:?}: {documents} document(s), {bytes}, {tokens} tokens"
             );
         }
+    }
+    for HeldOut {
+        source,
+        copies,
+        set,
+        ..
+    } in prepared
+        .validation
+        .iter()
+        .filter(|held_out| held_out.copies > 0)
+    {
+        let documents = set.documents();
+        let share = *copies as f64 / documents as f64 * 100.0;
+        tracing::warn!(
+            "source {source:?}: {copies} of its {documents} document(s) ({share:.1} %) are also trained on, word for word, \
+             so that their loss says nothing of new text: remove them from the training sources or from this one"
+        );
     }
     repetition::warn(config, &prepared.sources);
     match (
@@ -312,6 +333,7 @@ fn open(
     let held_out = held_out.map(|((source, _), manifest)| HeldOut {
         source: source.name.clone(),
         bytes: manifest.validation.bytes,
+        copies: manifest.copies,
         set: set(&manifest.validation),
     });
     let prepared = Prepared {

@@ -7,7 +7,7 @@ mod url;
 use std::iter;
 use std::path::{Path, PathBuf};
 
-use firebox_text::documents::{self, Document, JsonLines, TextError};
+use firebox_text::documents::{self, Document, JsonLines, TextError, is_json_lines};
 
 use self::cargo::Distinct;
 pub use self::url::DownloadError;
@@ -44,12 +44,12 @@ pub(super) fn files(source: &SourceConfig) -> Result<Box<dyn Iterator<Item = Pat
 pub(super) fn open(source: &SourceConfig, progress: bool) -> Result<Reader, DataError> {
     let name = &source.name;
     let format = match &source.kind {
-        SourceKind::Files { .. } => Format::Text,
+        SourceKind::Files { .. } => Format::Text(None),
         SourceKind::Cargo { .. } => Format::Code(Distinct::default()),
         SourceKind::Jsonl { field, .. } => Format::Lines(field.clone()),
         SourceKind::Url { url, sha256 } => {
             url::fetch(name, url, sha256, progress)?;
-            Format::Text
+            Format::Text(Some(PathBuf::from(url)))
         }
     };
     Ok(Reader {
@@ -61,14 +61,15 @@ pub(super) fn open(source: &SourceConfig, progress: bool) -> Result<Reader, Data
         remaining: source.max_bytes.unwrap_or(u64::MAX),
         footprint: Footprint::default(),
         left_out: LeftOut::default(),
+        json_lines: 0,
         complete: false,
     })
 }
 
 /// How a file contains documents.
 enum Format {
-    /// The file is one document.
-    Text,
+    /// The file is one document; its name, if that is not its path.
+    Text(Option<PathBuf>),
     /// The file is one document, unless it is a copy or was generated.
     Code(Distinct),
     /// Each line is a JSON object with a document in this field.
@@ -76,9 +77,18 @@ enum Format {
 }
 
 impl Format {
+    /// Whether a file of one document per line is read as one document.
+    fn ignores_lines(&self, path: &Path) -> bool {
+        match self {
+            // What cannot be looked at cannot be read either.
+            Self::Text(name) => is_json_lines(name.as_deref().unwrap_or(path)).unwrap_or(false),
+            Self::Code(_) | Self::Lines(_) => false,
+        }
+    }
+
     fn documents(&mut self, path: &Path) -> Documents {
         let document = match self {
-            Self::Text => documents::read(path),
+            Self::Text(_) => documents::read(path),
             Self::Code(distinct) => match documents::read(path) {
                 Ok(document) if !distinct.is_new(&document.text) => return Box::new(iter::empty()),
                 document => document,
@@ -104,6 +114,7 @@ pub(super) struct Reader {
     remaining: u64,
     footprint: Footprint,
     left_out: LeftOut,
+    json_lines: u64,
     complete: bool,
 }
 
@@ -126,6 +137,11 @@ impl Reader {
         &self.left_out
     }
 
+    /// The files of JSON lines up to now that were read as one plain text each.
+    pub fn json_lines(&self) -> u64 {
+        self.json_lines
+    }
+
     /// Whether all files have been read.
     pub fn is_complete(&self) -> bool {
         self.complete
@@ -144,6 +160,7 @@ impl Iterator for Reader {
                         return None;
                     };
                     self.footprint.add(&path);
+                    self.json_lines += u64::from(self.format.ignores_lines(&path));
                     self.documents = self.format.documents(&path);
                 }
                 Some(Ok(document)) if document.text.is_empty() => {}
@@ -259,6 +276,39 @@ mod tests {
 
         lines.on_error = OnError::Fail;
         assert!(open(&lines, false).unwrap().nth(1).unwrap().is_err());
+    }
+
+    #[test]
+    fn lines_that_are_read_as_one_text_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in [
+            ("a.jsonl", "{\"text\": \"one\"}\n"),
+            ("b.json", "{\"text\": \"one\"}\n{\"text\": \"two\"}\n"),
+            ("c.json", "{\n  \"text\": \"one\"\n}\n"),
+            ("d.txt", "{\"text\": \"one\"}\n"),
+            ("e.ndjson", ""),
+        ] {
+            fs::write(folder.path().join(name), content).unwrap();
+        }
+        let count = |source: &SourceConfig| {
+            let mut reader = open(source, false).unwrap();
+            assert!(reader.by_ref().all(|document| document.is_ok()));
+            reader.json_lines()
+        };
+        let mut all = source(folder.path(), "*", OnError::Fail, None);
+        assert_eq!(count(&all), 3);
+        all.kind = SourceKind::Jsonl {
+            jsonl: vec![folder.path().join("a.*").display().to_string()],
+            field: "text".to_owned(),
+        };
+        assert_eq!(count(&all), 0);
+        let url = folder.path().join("a.jsonl");
+        let sha256 = super::super::hash::hash(&fs::read(&url).unwrap());
+        all.kind = SourceKind::Url {
+            url: url.display().to_string(),
+            sha256: super::super::hash::hexadecimal(&sha256),
+        };
+        assert_eq!(count(&all), 1);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::hash::{hash, hexadecimal};
 use super::record::{Record, Records};
 use super::source;
 use super::split;
-use crate::config::{DataConfig, SourceConfig, Split, TokenizerConfig};
+use crate::config::{DataConfig, SourceConfig, SourceKind, Split, TokenizerConfig};
 
 /// Raised whenever a change of the program makes the same files give other documents, tokens or
 /// sequences, so that no run continues with other data than it started with.
@@ -44,6 +44,8 @@ pub(super) struct SourceSurvey {
     pub training_bytes: u64,
     /// Documents that could not be read and were left out.
     pub left_out: u64,
+    /// Files of JSON lines that were read as one plain text each.
+    pub json_lines: u64,
 }
 
 impl SourceSurvey {
@@ -103,6 +105,7 @@ pub(super) fn survey(
             None => read(source, split, records, progress)?,
         };
         check(source, split, &found)?;
+        warn_of_json_lines(source, found.json_lines);
         sources.push(found);
     }
     let held_out = |source: &SourceSurvey| source.bytes - source.training_bytes;
@@ -190,6 +193,7 @@ fn read(
         bytes,
         training_bytes,
         left_out: left_out.count,
+        json_lines: reader.json_lines(),
     };
     tracing::info!("source {:?}: {}", source.name, found.amount());
     let record = Record::new(found, &reader, started);
@@ -198,6 +202,20 @@ fn read(
         records.keep(source, split, &record);
     }
     Ok(record.survey)
+}
+
+/// Warns of JSON lines that are read with all their braces and fields.
+fn warn_of_json_lines(source: &SourceConfig, files: u64) {
+    let (name, instead) = match &source.kind {
+        _ if files == 0 => return,
+        SourceKind::Url { .. } => ("url", "download it, and name it with jsonl = [\"FILE\"],"),
+        _ => ("files", "write jsonl = [\"PATTERN\"] instead"),
+    };
+    tracing::warn!(
+        "source {:?}: {files} file(s) of JSON lines are each read as one plain text, because the source has the key \
+         {name}; to read one document per line, from the field that the key `field` names (default \"text\"), {instead}",
+        source.name
+    );
 }
 
 /// Checks that a source has text, also to train on if not all of it is held out.

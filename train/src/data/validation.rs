@@ -13,6 +13,8 @@ pub(super) struct HeldOut {
     pub source: String,
     /// Bytes of its held-out text.
     pub bytes: u64,
+    /// Its documents that are also trained on, word for word.
+    pub copies: u64,
     /// Its tokens.
     pub set: TokenSet,
 }
@@ -164,6 +166,7 @@ mod tests {
         let held_out = held_out.map(|(index, (set, lengths))| HeldOut {
             source: format!("{index}"),
             bytes: lengths.iter().sum::<usize>() as u64,
+            copies: 0,
             set,
         });
         (folder, held_out.collect())

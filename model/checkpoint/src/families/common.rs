@@ -1,6 +1,7 @@
 //! What families have in common: names of tensors, and fields of config.json.
 
 use super::field::{Field, neutral, off, only, read, training};
+use crate::accept::ACCEPTED;
 use crate::layout::{Rule, Stored};
 
 /// Name of the embedding, `[vocab_size, d_model]`, in every family.
@@ -47,10 +48,12 @@ pub(super) const SAMPLING: &[Field] = &[
     neutral("typical_p"),
 ];
 
-/// Fields that every config.json may have: the tokens that begin and end a text, and notes of the tools that wrote it.
+/// Fields that every config.json may have: the tokens that begin and end a text, what is accepted, and notes of the tools
+/// that wrote it.
 pub(super) const NOTES: &[Field] = &[
     read("bos_token_id"),
     read("eos_token_id"),
+    read(ACCEPTED),
     neutral("architectures"),
     neutral("attn_implementation"),
     neutral("auto_map"),

@@ -155,6 +155,14 @@ impl Family {
         Some(fields.find(|known| known.name == field)?.usage)
     }
 
+    /// `model_type` of each family that has a field.
+    pub(super) fn having(field: &str) -> Vec<&'static str> {
+        let having = Self::ALL
+            .into_iter()
+            .filter(|family| family.usage(field).is_some());
+        having.map(|family| family.model_type).collect()
+    }
+
     /// The rule for a parameter's path, and its layer where it has one; `None` when the family has no such
     /// parameter.
     pub fn rule(&self, path: &str) -> Option<(Rule, Option<usize>)> {

@@ -58,11 +58,7 @@ impl Fault {
                 format!("the object at column {column} is empty: it has no field {field:?}")
             }
             Problem::NoField(keys) => {
-                let mut names: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();
-                if names.len() > LISTED {
-                    names[LISTED] = "…".to_owned();
-                }
-                let names = names.join(", ");
+                let names = listed(keys).join(", ");
                 format!("the object at column {column} has no field {field:?}, only {names}")
             }
             Problem::NotAString(kind) => {
@@ -73,6 +69,13 @@ impl Fault {
             ),
         }
     }
+}
+
+/// The first keys of an object, in quotes, and a sign where there are more.
+pub(super) fn listed(keys: &[String]) -> Vec<String> {
+    let names = keys.iter().take(LISTED).map(|key| format!("{key:?}"));
+    let more = keys.get(LISTED).map(|_| "…".to_owned());
+    names.chain(more).collect()
 }
 
 /// The string in a field of the object on a line.

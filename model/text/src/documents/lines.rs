@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use firebox_console::durable::FileError;
 
 use super::foreign::Foreign;
-use super::json::{Fault, Problem, string_field};
+use super::json::{Fault, Problem, listed, string_field};
 use super::{Document, TextError, open, without_mark};
 
 /// The documents of a JSON Lines file; empty lines are skipped, and a UTF-8 byte order mark is.
@@ -93,13 +93,29 @@ impl JsonLines {
                             kind,
                         }
                     }
-                    None => TextError::Line {
-                        path: self.path.clone(),
-                        line: self.number,
-                        problem: fault.describe(line, &self.field),
-                    },
+                    None => {
+                        let problem = fault.describe(line, &self.field);
+                        refused(self.path.clone(), self.number, &fault, problem)
+                    }
                 }
             })
+    }
+}
+
+/// A line of a file that is not an object with the wanted field.
+fn refused(path: PathBuf, line: u64, fault: &Fault, problem: String) -> TextError {
+    match &fault.problem {
+        Problem::NoField(keys) => TextError::NoField {
+            path,
+            line,
+            problem,
+            others: listed(keys),
+        },
+        _ => TextError::Line {
+            path,
+            line,
+            problem,
+        },
     }
 }
 

@@ -9,7 +9,9 @@ mod tokenizer;
 
 use std::path::{Path, PathBuf};
 
-use firebox_checkpoint::{CheckpointConfig, checkpoint_folder, read_config};
+use firebox_checkpoint::{
+    Accept, CheckpointConfig, CheckpointError, checkpoint_folder, read_config,
+};
 use firebox_model::config::{FeedForwardKind, ModelConfig};
 use serde::Serialize;
 use toml::Value;
@@ -32,8 +34,8 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// Reads the `config.json` of the checkpoint `init`.
-    pub fn open(init: &Path) -> Checked<Self> {
+    /// Reads the `config.json` of the checkpoint `init`, in which these fields are accepted.
+    pub fn open(init: &Path, accept: &[String]) -> Checked<Self> {
         if init.as_os_str().is_empty() {
             return Err(Problem::new(KEY, "must not be empty")
                 .hint("remove it to start from random weights"));
@@ -42,7 +44,15 @@ impl Origin {
         let hint = "it must be a checkpoint or run folder, such as runs/NAME, relative to the working directory";
         let folder =
             checkpoint_folder(init).map_err(|error| unusable().hint(hint).caused_by(error))?;
-        let config = read_config(&folder).map_err(|error| unusable().caused_by(error))?;
+        let config = read_config(&folder, Accept::Key(accept)).map_err(|error| {
+            let problem = match &error {
+                CheckpointError::AcceptedAbsent { .. } | CheckpointError::AcceptedKnown { .. } => {
+                    Problem::new("train.accept", "cannot be used")
+                }
+                _ => unusable(),
+            };
+            problem.caused_by(error)
+        })?;
         Ok(Self { folder, config })
     }
 

@@ -9,6 +9,7 @@ use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig};
 use firebox_text::TOKENIZER_FILE;
 use firebox_text::{END_OF_TEXT, Tokenizer};
+use serde_json::Value;
 
 use crate::config::load::parse;
 use crate::config::tests::{SMALL, message, read};
@@ -51,6 +52,15 @@ impl TestCheckpoint {
 
     fn dense() -> Self {
         Self::of(&["model.feed_forward=dense"])
+    }
+
+    /// Adds a field to its config.json.
+    fn with_field(self, field: &str, value: Value) -> Self {
+        let path = self.0.path().join(CONFIG_FILE);
+        let mut fields: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        fields[field] = value;
+        fs::write(path, fields.to_string()).unwrap();
+        self
     }
 
     fn path(&self) -> &str {
@@ -290,5 +300,22 @@ fn a_checkpoint_that_cannot_be_used_is_named() {
     insta::assert_snapshot!(TestCheckpoint::new(&model).refusal(&[]), @r#"
     run.toml:7: train.init = "FOLDER" has a tokenizer.json whose documents have ids up to 256, but a model with 200 embeddings
     hint: they do not belong to the same model; configure another tokenizer under [tokenizer]
+    "#);
+}
+
+#[test]
+fn unknown_fields_are_accepted_by_name() {
+    let origin = TestCheckpoint::of(&[]).with_field("lab_stage", 2.into());
+    insta::assert_snapshot!(origin.refusal(&[]), @r#"
+    run.toml:7: train.init = "FOLDER" cannot be used: FOLDER/config.json: lab_stage = 2: mixtral has no such field, as far as Firebox knows
+    hint: if it says nothing of what the network computes, train.accept = ["lab_stage"] ignores it and keeps it
+    "#);
+    let config = origin.start(&["train.accept=['lab_stage']"]).unwrap();
+    assert_eq!(config.train.accept, ["lab_stage"]);
+    let text = config.to_toml().unwrap();
+    assert!(text.contains("accept = [\"lab_stage\"]"), "{text}");
+    insta::assert_snapshot!(origin.refusal(&["train.accept=['lab_stage', 'lab_notes']"]), @r#"
+    run.toml: train.accept = ["lab_stage", "lab_notes"] (from --set) cannot be used: train.accept lab_notes: FOLDER/config.json has no such field
+    hint: omit it: the file has no other field that Firebox does not know
     "#);
 }

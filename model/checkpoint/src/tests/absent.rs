@@ -1,0 +1,137 @@
+//! What is absent, and what is spelled in another way.
+
+use firebox_model::config::{
+    BalanceKind, DenseConfig, ExpertsConfig, ModelConfig, QkNorm, RouterConfig,
+};
+use serde_json::json;
+
+use super::{changed, dense, moe, read};
+
+#[test]
+fn equivalent_spellings_give_the_same_configuration() {
+    let mut qwen = moe();
+    qwen.qk_norm = QkNorm::Head;
+    qwen.dense = Some(DenseConfig {
+        layers: vec![0, 1, 2],
+        d_ff: 44,
+    });
+    let llama = dense(QkNorm::None);
+    let cases = [
+        (moe(), json!({ "rope_theta": null })),
+        (
+            moe(),
+            json!({ "rope_parameters": null, "rope_scaling": null }),
+        ),
+        (moe(), json!({ "head_dim": null })),
+        (moe(), json!({ "sliding_window": 64 })),
+        (moe(), json!({ "rope_scaling": { "type": "default" } })),
+        (
+            moe(),
+            json!({ "transformers_version": "4.40.0", "_name_or_path": "there", "new_option": false }),
+        ),
+        (qwen.clone(), json!({ "num_experts": null })),
+        (qwen.clone(), json!({ "num_local_experts": null })),
+        (
+            qwen.clone(),
+            json!({ "use_sliding_window": false, "sliding_window": 8, "max_window_layers": 2 }),
+        ),
+        // Every other layer is MoE, and one of those is dense.
+        (
+            qwen,
+            json!({ "decoder_sparse_step": 2, "mlp_only_layers": [1] }),
+        ),
+        (
+            llama.clone(),
+            json!({ "pretraining_tp": 2, "mlp_bias": false }),
+        ),
+        (llama, json!({ "layer_types": ["full_attention"] })),
+    ];
+    for (model, changes) in cases {
+        let found = read(&changed(&model, &changes)).unwrap();
+        assert_eq!(found.model, model, "{changes}");
+    }
+}
+
+/// The numbers of `transformers` 5.24, read off its configuration classes.
+#[test]
+fn absent_fields_have_the_defaults_of_transformers() {
+    let of = |kind: &str| {
+        read(&json!({ "model_type": kind }).to_string())
+            .unwrap()
+            .model
+    };
+    let sizes = |model: &ModelConfig| {
+        [
+            model.vocab_size,
+            model.d_model,
+            model.layers,
+            model.heads,
+            model.kv_heads,
+            model.head_dim,
+            model.context_length,
+        ]
+    };
+    let llama = of("llama");
+    assert_eq!(sizes(&llama), [32_000, 4096, 32, 32, 32, 128, 2048]);
+    assert_eq!((llama.active_d_ff(), llama.norm_epsilon), (11_008, 1e-6));
+    assert_eq!((llama.rope_theta, llama.tied_embeddings), (10_000.0, false));
+    assert_eq!(llama.initializer_range, 0.02);
+    let qwen3 = of("qwen3");
+    assert_eq!(sizes(&qwen3), [151_936, 4096, 32, 32, 32, 128, 32_768]);
+    assert_eq!((qwen3.active_d_ff(), qwen3.norm_epsilon), (22_016, 1e-6));
+    let mixtral = of("mixtral");
+    assert_eq!(sizes(&mixtral), [32_000, 4096, 32, 32, 8, 128, 131_072]);
+    assert_eq!((mixtral.norm_epsilon, mixtral.rope_theta), (1e-5, 1e6));
+    let experts = |model: &ModelConfig| {
+        let ExpertsConfig {
+            count, top_k, d_ff, ..
+        } = model.experts;
+        [count, top_k, d_ff]
+    };
+    assert_eq!(experts(&mixtral), [8, 2, 14_336]);
+    let olmoe = of("olmoe");
+    assert_eq!(sizes(&olmoe), [50_304, 2048, 16, 16, 16, 128, 4096]);
+    assert_eq!((olmoe.norm_epsilon, olmoe.rope_theta), (1e-5, 10_000.0));
+    assert_eq!(experts(&olmoe), [64, 8, 2048]);
+    let moe = of("qwen3_moe");
+    assert_eq!(sizes(&moe), [151_936, 2048, 24, 32, 4, 64, 32_768]);
+    assert_eq!(experts(&moe), [128, 8, 768]);
+    for (model, coefficient, normalize) in [
+        (mixtral, 0.001, true),
+        (olmoe, 0.01, false),
+        (moe, 0.001, false),
+    ] {
+        assert_eq!(model.router.balance_coefficient, coefficient);
+        assert_eq!(model.router.balance, BalanceKind::Pooled);
+        assert_eq!(model.router.normalize, normalize);
+    }
+    // transformers has no default for the experts of this one.
+    let missing = read(&json!({ "model_type": "dots1" }).to_string()).unwrap_err();
+    assert!(missing.contains("n_routed_experts = 0"), "{missing}");
+    let dots = json!({ "model_type": "dots1", "n_routed_experts": 16, "num_experts_per_tok": 6 });
+    let dots = read(&dots.to_string()).unwrap().model;
+    assert_eq!(sizes(&dots), [152_064, 4608, 62, 32, 32, 144, 2048]);
+    assert_eq!(experts(&dots), [16, 6, 1408]);
+    assert_eq!(
+        (dots.experts.shared_d_ff, dots.dense, dots.norm_epsilon),
+        (0, None, 1e-6)
+    );
+    let RouterConfig {
+        normalize,
+        scaling,
+        groups,
+        top_groups,
+        balance_coefficient,
+        ..
+    } = dots.router;
+    assert_eq!((normalize, scaling, groups, top_groups), (false, 1.0, 1, 1));
+    assert_eq!(balance_coefficient, 0.0);
+    // Null is absent, but for the key/value heads: as many as query heads.
+    let null = json!({
+        "model_type": "qwen3", "num_key_value_heads": null, "num_attention_heads": 8,
+        "rms_norm_eps": null, "vocab_size": null,
+    });
+    let null = read(&null.to_string()).unwrap().model;
+    assert_eq!((null.kv_heads, null.norm_epsilon), (8, 1e-6));
+    assert_eq!(null.vocab_size, 151_936);
+}

@@ -1,0 +1,177 @@
+//! How a run begins: from the start, or from the newest checkpoint of its folder.
+
+use std::time::Instant;
+
+use burn::tensor::Device;
+use firebox_checkpoint::LATEST;
+use firebox_console::durable::{self, FileError};
+use firebox_console::numbers::scaled;
+use firebox_model::accounting::Accounting;
+
+use super::{Resume, Run, RunOptions, Since};
+use crate::config::{RunConfig, load_saved};
+use crate::data::{DataError, prepare, resume};
+use crate::error::TrainError;
+use crate::extension;
+use crate::lock::Lock;
+use crate::metrics::MetricsLog;
+use crate::optimizer::AdamW;
+use crate::run_folder::RunFolder;
+use crate::start::{notes, starting_model, with_own_tokenizer};
+use crate::state::{self, Progress};
+use crate::step::TrainingState;
+
+impl Run {
+    /// Starts the run, or continues it from its newest checkpoint.
+    pub(super) fn open(
+        config: &RunConfig,
+        options: &RunOptions,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        let root = &options.out;
+        let folder = RunFolder::create(root)?;
+        let lock = Lock::acquire(root)?;
+        let newest = folder.steps()?.last().copied();
+        match (newest, options.resume) {
+            (Some(step), Resume::Never) => {
+                return Err(TrainError::RunExists {
+                    folder: root.clone(),
+                    step,
+                });
+            }
+            (None, Resume::Required) => {
+                return Err(TrainError::NothingToResume {
+                    folder: root.clone(),
+                });
+            }
+            (None, Resume::Auto) => {
+                tracing::info!("{} has no checkpoint: starting the run", root.display());
+            }
+            _ => {}
+        }
+        // Steps that the run had before, if it is continued beyond them.
+        let mut fewer_steps = None;
+        let (prepared, progress) = match newest {
+            Some(step) => {
+                fewer_steps = check_config(config, &folder)?;
+                let checkpoint = folder.checkpoint(step);
+                let progress = state::progress(&checkpoint)?;
+                let own = with_own_tokenizer(config, &checkpoint);
+                let prepared = resume(&own, &progress.data_hash, true)?;
+                let prepared = prepared.ok_or_else(|| TrainError::DataChanged {
+                    folder: root.clone(),
+                })?;
+                (prepared, progress)
+            }
+            None => {
+                let prepared = prepare(config, true)?;
+                let progress = Progress {
+                    data_hash: prepared.content_hash.clone(),
+                    ..Progress::default()
+                };
+                (prepared, progress)
+            }
+        };
+        let mut config = config.clone();
+        if config.train.init.is_none() {
+            // Training the tokenizer may yield fewer tokens than the configuration allows.
+            config.model.vocab_size = prepared.tokenizer.vocab_size();
+        }
+        let context = config.model.context_length;
+        let needed = config.sequences();
+        let stream = prepared
+            .training_stream(context, config.train.seed, needed)
+            .map_err(|error| match error {
+                DataError::TooLittle { available, .. } if fewer_steps.is_some() => {
+                    TrainError::NoTextForMoreSteps {
+                        folder: root.clone(),
+                        steps: config.train.steps,
+                        needed,
+                        available,
+                    }
+                }
+                error => error.into(),
+            })?;
+
+        let (model, optimizer) = match newest {
+            Some(step) => {
+                let checkpoint = folder.checkpoint(step);
+                let loaded = state::load(&checkpoint, &progress, &config, device)?;
+                // A crash may have happened after the checkpoint was renamed but before `latest` was written.
+                folder.name(LATEST, step)?;
+                tracing::info!("resuming after step {step} of {}", config.train.steps);
+                if let Some(fewer) = fewer_steps {
+                    extension::describe(&config, fewer, &folder.steps()?);
+                }
+                loaded
+            }
+            None => (starting_model(&config, device)?, AdamW::default()),
+        };
+        let resumed = newest.map(|step| folder.checkpoint(step));
+        let notes = notes(&config, resumed.as_deref(), &prepared.tokenizer)?;
+        let path = folder.metrics();
+        let metrics = match newest {
+            Some(step) => MetricsLog::resume(&path, step),
+            None => MetricsLog::create(&path),
+        };
+        let metrics = metrics.map_err(FileError::of("write", &path))?;
+        let toml = config.to_toml().expect("a loaded configuration is TOML");
+        durable::write(&folder.config(), toml)?;
+
+        let accounting = Accounting::of(&config.model);
+        describe(&config, &accounting, stream.sequences(), needed);
+        Ok(Self {
+            folder,
+            prepared,
+            notes,
+            stream,
+            since: Since {
+                start: Instant::now(),
+                tokens: progress.tokens,
+            },
+            training: TrainingState::new(model, optimizer, progress, device),
+            metrics,
+            training_flops_per_token: accounting.operations.training,
+            config,
+            _lock: lock,
+        })
+    }
+}
+
+/// Checks that a run continues with the configuration it was started with. It may have more steps; then these are the
+/// steps that it had.
+fn check_config(config: &RunConfig, folder: &RunFolder) -> Result<Option<u64>, TrainError> {
+    let mut saved = load_saved(&folder.config()).map_err(TrainError::SavedConfig)?;
+    if saved.train.init.is_none() {
+        // Saved is the trained tokenizer's size; the configuration has the maximum.
+        saved.model.vocab_size = config.model.vocab_size;
+    }
+    let fewer = Some(saved.train.steps).filter(|&steps| steps < config.train.steps);
+    if fewer.is_some() {
+        saved.train.steps = config.train.steps;
+    }
+    let changes = state::differences(&saved, config);
+    if changes.is_empty() {
+        return Ok(fewer);
+    }
+    Err(TrainError::ConfigChanged {
+        folder: folder.root().to_owned(),
+        changes,
+    })
+}
+
+/// Logs the size of the model and of the run.
+fn describe(config: &RunConfig, accounting: &Accounting, available: Option<u64>, needed: u64) {
+    let tokens = u128::from(needed) * config.model.context_length as u128;
+    tracing::info!(
+        "model: {} parameters, {} active per token",
+        scaled(accounting.total as f64),
+        scaled(accounting.active as f64)
+    );
+    let available = available.map_or("unlimited".to_owned(), |count| count.to_string());
+    tracing::info!(
+        "run: {} steps, {} tokens ({needed} of {available} sequences)",
+        config.train.steps,
+        scaled(tokens as f64)
+    );
+}
