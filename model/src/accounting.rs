@@ -192,6 +192,8 @@ impl Accounting {
 mod tests {
     use super::*;
     use crate::config::{BalanceKind, DenseConfig, ExpertsConfig, RouterConfig, Scores};
+    use crate::language_model::LanguageModel;
+    use crate::parameters::{ParameterInfo, Role};
 
     /// The described GPT-4.
     fn described() -> ModelConfig {
@@ -341,11 +343,30 @@ mod tests {
             }),
             ..described()
         };
-        for config in [described(), described().dense_baseline(), normed] {
-            let shapes = crate::language_model::LanguageModel::shapes(&config);
-            let elements = |shape: &[usize]| shape.iter().map(|&n| n as u128).product::<u128>();
-            let built: u128 = shapes.iter().map(|(_, shape)| elements(shape)).sum();
-            assert_eq!(Accounting::of(&config).total, built);
+        let mut shared = described();
+        shared.experts.shared_d_ff = 3000;
+        for config in [
+            described(),
+            described().dense_baseline(),
+            normed,
+            shared.dense_baseline(),
+            shared,
+        ] {
+            let built = LanguageModel::parameter_list(&config);
+            let of = |roles: &[Role]| {
+                let parameters = built.iter();
+                let parameters = parameters.filter(|parameter| roles.contains(&parameter.role));
+                parameters.map(ParameterInfo::elements).sum()
+            };
+            let expected = Parameters {
+                embedding: of(&[Role::Embedding]),
+                attention: of(&[Role::Attention]),
+                router: of(&[Role::Router]),
+                feed_forward: of(&[Role::FeedForward, Role::Experts, Role::SharedExperts]),
+                norms: of(&[Role::Norm]),
+                head: of(&[Role::Head]),
+            };
+            assert_eq!(Parameters::of(&config), expected);
         }
     }
 

@@ -7,7 +7,7 @@ use crate::cache::LayerStep;
 use crate::config::{ModelConfig, QkNorm};
 use crate::layout::Layout;
 use crate::norm::RmsNorm;
-use crate::parameters::{Initializer, ParameterSource};
+use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use firebox_kernels::{AttentionInput, attention, linear};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
@@ -53,37 +53,31 @@ impl Attention {
             config.head_dim,
         );
         let initializer = Initializer::Normal(config.initializer_range);
-        let qk_norm = |name: &str, heads: usize, source: &mut S| {
+        let model = (Axis::Model, d_model);
+        let all_heads = (Axis::Heads, heads * head_dim);
+        let all_kv_heads = (Axis::KvHeads, kv_heads * head_dim);
+        let projection = |name: &str, dimensions| {
+            let path = format!("{path}.{name}");
+            ParameterSpec::new(path, Role::Attention, dimensions, initializer)
+        };
+        let qk_norm = |name: &str, heads: (Axis, usize), source: &mut S| {
             let width = match config.qk_norm {
                 QkNorm::None => return Ok(None),
-                QkNorm::Projection => heads * head_dim,
-                QkNorm::Head => head_dim,
+                QkNorm::Projection => heads,
+                QkNorm::Head => (Axis::HeadDim, head_dim),
             };
             RmsNorm::new(config, width, &format!("{path}.{name}"), source).map(Some)
         };
         Ok(Self {
-            query: source.parameter(
-                &format!("{path}.query"),
-                [d_model, heads * head_dim],
-                initializer,
-            )?,
-            key: source.parameter(
-                &format!("{path}.key"),
-                [d_model, kv_heads * head_dim],
-                initializer,
-            )?,
-            value: source.parameter(
-                &format!("{path}.value"),
-                [d_model, kv_heads * head_dim],
-                initializer,
-            )?,
-            output: source.parameter(
-                &format!("{path}.output"),
-                [heads * head_dim, d_model],
-                Initializer::Normal(config.residual_initializer_range()),
-            )?,
-            query_norm: qk_norm("query_norm", heads, source)?,
-            key_norm: qk_norm("key_norm", kv_heads, source)?,
+            query: source.parameter(projection("query", [model, all_heads]))?,
+            key: source.parameter(projection("key", [model, all_kv_heads]))?,
+            value: source.parameter(projection("value", [model, all_kv_heads]))?,
+            output: source.parameter(ParameterSpec {
+                initializer: Initializer::Normal(config.residual_initializer_range()),
+                ..projection("output", [all_heads, model])
+            })?,
+            query_norm: qk_norm("query_norm", all_heads, source)?,
+            key_norm: qk_norm("key_norm", all_kv_heads, source)?,
             qk_norm: config.qk_norm,
             heads,
             kv_heads,

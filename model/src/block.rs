@@ -11,7 +11,7 @@ use crate::layout::Layout;
 use crate::moe::Routing;
 use crate::norm::RmsNorm;
 use crate::observer::Observer;
-use crate::parameters::ParameterSource;
+use crate::parameters::{Axis, ParameterSource};
 use crate::parts::{LayerPart, Part};
 
 /// A transformer block with its norms in front (pre-norm).
@@ -39,7 +39,7 @@ impl Block {
         source: &mut S,
     ) -> Result<Self, S::Error> {
         let path = |part: &str| format!("blocks.{layer}.{part}");
-        let width = config.d_model;
+        let width = (Axis::Model, config.d_model);
         Ok(Self {
             attention_norm: RmsNorm::new(config, width, &path("attention_norm"), source)?,
             attention: Attention::new(config, &path("attention"), source)?,

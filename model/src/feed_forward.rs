@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use crate::config::ModelConfig;
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::observer::Observer;
-use crate::parameters::{Initializer, ParameterSource};
+use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use crate::parts::{LayerPart, Part};
 use firebox_kernels::swiglu;
 
@@ -22,27 +22,30 @@ pub struct DenseFeedForward {
 }
 
 impl DenseFeedForward {
-    /// Takes its parameters from `source`, under `path`.
+    /// A feed-forward of width `d_ff`; takes its parameters from `source`, under `path`.
     ///
     /// # Errors
     ///
     /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
+        role: Role,
         d_ff: usize,
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
-        let d_model = config.d_model;
+        let (model, inner) = ((Axis::Model, config.d_model), (Axis::FeedForward, d_ff));
         let initializer = Initializer::Normal(config.initializer_range);
+        let matrix = |name: &str, dimensions| {
+            ParameterSpec::new(format!("{path}.{name}"), role, dimensions, initializer)
+        };
         Ok(Self {
-            gate: source.parameter(&format!("{path}.gate"), [d_model, d_ff], initializer)?,
-            up: source.parameter(&format!("{path}.up"), [d_model, d_ff], initializer)?,
-            down: source.parameter(
-                &format!("{path}.down"),
-                [d_ff, d_model],
-                Initializer::Normal(config.residual_initializer_range()),
-            )?,
+            gate: source.parameter(matrix("gate", [model, inner]))?,
+            up: source.parameter(matrix("up", [model, inner]))?,
+            down: source.parameter(ParameterSpec {
+                initializer: Initializer::Normal(config.residual_initializer_range()),
+                ..matrix("down", [inner, model])
+            })?,
         })
     }
 
@@ -77,7 +80,13 @@ impl FeedForward {
     ) -> Result<Self, S::Error> {
         Ok(match config.dense_d_ff(layer) {
             None => Self::Moe(MixtureOfExperts::new(config, path, source)?),
-            Some(d_ff) => Self::Dense(DenseFeedForward::new(config, d_ff, path, source)?),
+            Some(d_ff) => Self::Dense(DenseFeedForward::new(
+                config,
+                Role::FeedForward,
+                d_ff,
+                path,
+                source,
+            )?),
         })
     }
 
@@ -128,7 +137,8 @@ mod tests {
                 ("down", &[4.0 / three, 8.0 / three]),
             ],
         };
-        let Ok(dense) = DenseFeedForward::new(&smallest(), 1, "dense", &mut source);
+        let Ok(dense) =
+            DenseFeedForward::new(&smallest(), Role::FeedForward, 1, "dense", &mut source);
         // silu(ln 3) = ln 3 · 3/4 and silu(−ln 3) = −ln 3 · 1/4; times 2 y; times [4, 8] / ln 3.
         let x = rows(&[[1.0, 1.0], [1.0, -3.0], [-1.0, 1.0]], &device);
         let expected = [6.0, 12.0, -18.0, -36.0, -2.0, -4.0];

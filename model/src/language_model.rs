@@ -14,7 +14,10 @@ use crate::layout::{Layout, Placement};
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::observer::{Observer, ResidualStream, Unobserved};
-use crate::parameters::{Initializer, ParameterSource, RandomParameters, Shapes};
+use crate::parameters::{
+    Axis, Initializer, ParameterInfo, ParameterList, ParameterSource, ParameterSpec,
+    RandomParameters, Role,
+};
 use crate::parts::{LayerPart, Part};
 use firebox_kernels::rope::{Rotary, RotaryCache};
 use firebox_kernels::{embedding, linear, linear_transposed};
@@ -65,18 +68,26 @@ impl LanguageModel {
     /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(config: &ModelConfig, source: &mut S) -> Result<Self, S::Error> {
         let initializer = Initializer::Normal(config.initializer_range);
-        let (vocab_size, d_model) = (config.vocab_size, config.d_model);
+        let vocabulary = (Axis::Vocabulary, config.vocab_size);
+        let model = (Axis::Model, config.d_model);
         let blocks = 0..config.layers;
         Ok(Self {
-            embedding: source.parameter("embedding", [vocab_size, d_model], initializer)?,
+            embedding: source.parameter(ParameterSpec::new(
+                "embedding",
+                Role::Embedding,
+                [vocabulary, model],
+                initializer,
+            ))?,
             blocks: blocks
                 .map(|layer| Block::new(config, layer, source))
                 .collect::<Result<_, _>>()?,
-            norm: RmsNorm::new(config, d_model, "norm", source)?,
+            norm: RmsNorm::new(config, model, "norm", source)?,
             head: if config.tied_embeddings {
                 None
             } else {
-                Some(source.parameter("head", [d_model, vocab_size], initializer)?)
+                let dimensions = [model, vocabulary];
+                let head = ParameterSpec::new("head", Role::Head, dimensions, initializer);
+                Some(source.parameter(head)?)
             },
             config: config.clone(),
             rotary: RotaryCache::default(),
@@ -91,11 +102,11 @@ impl LanguageModel {
         model
     }
 
-    /// Path and shape of every parameter of a model, in the order of construction. Nothing is allocated.
-    pub fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-        let mut shapes = Shapes::default();
-        let Ok(_) = Self::new(config, &mut shapes);
-        shapes.0
+    /// Every parameter of a model, in the order of construction. Nothing is allocated.
+    pub fn parameter_list(config: &ModelConfig) -> Vec<ParameterInfo> {
+        let mut list = ParameterList::default();
+        let Ok(_) = Self::new(config, &mut list);
+        list.0
     }
 
     /// The model's configuration.
@@ -277,6 +288,8 @@ pub fn token_tensor<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::batch::Sequence;
     use crate::config::DenseConfig;
@@ -372,16 +385,18 @@ mod tests {
     }
 
     fn the_order_of_experts_changes_nothing(device: Device) {
-        struct Permute<'a>(&'a [usize]);
+        struct Permute<'a> {
+            order: &'a [usize],
+            /// Where a parameter has the experts.
+            axes: BTreeMap<String, usize>,
+        }
         impl MapParameter for Permute<'_> {
             fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
-                let dimension = match path {
-                    _ if path.contains(".experts.") => 0,
-                    _ if path.ends_with("router.weight") => 1,
-                    _ => return value,
+                let Some(&dimension) = self.axes.get(path) else {
+                    return value;
                 };
                 let parts = self
-                    .0
+                    .order
                     .iter()
                     .map(|&expert| value.clone().narrow(dimension, expert, 1));
                 Tensor::cat(parts.collect(), dimension)
@@ -390,7 +405,16 @@ mod tests {
         let model = LanguageModel::random(&tiny(), 7, &device);
         let tokens = || ids(&text(3, 12, 37), &device);
         let expected = model.forward(tokens()).logits;
-        let permuted = map(model, &mut Permute(&[3, 1, 7, 0, 6, 2, 5, 4]));
+        let parameters = LanguageModel::parameter_list(model.config()).into_iter();
+        let axes = parameters.filter_map(|parameter| {
+            let mut axes = parameter.axes.into_iter();
+            Some((parameter.path, axes.position(|axis| axis == Axis::Experts)?))
+        });
+        let mut permute = Permute {
+            order: &[3, 1, 7, 0, 6, 2, 5, 4],
+            axes: axes.collect(),
+        };
+        let permuted = map(model, &mut permute);
         close("logits", permuted.forward(tokens()).logits, expected);
     }
 

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::config::ModelConfig;
-use crate::parameters::{Initializer, ParameterSource};
+use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use firebox_kernels::rms_norm;
 
 /// `x / √(mean(x²) + ε) ⊙ γ` over the last dimension (arXiv 1910.07467, eq. 4).
@@ -17,19 +17,24 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// A norm of `width` values; `γ` is taken from `source`, under `path`.
+    /// A norm of `width`, an axis and its number of values; `γ` is taken from `source`, under `path`.
     ///
     /// # Errors
     ///
     /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
-        width: usize,
+        width: (Axis, usize),
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
         Ok(Self {
-            gamma: source.parameter(&format!("{path}.gamma"), [width], Initializer::Ones)?,
+            gamma: source.parameter(ParameterSpec::new(
+                format!("{path}.gamma"),
+                Role::Norm,
+                [width],
+                Initializer::Ones,
+            ))?,
             epsilon: config.norm_epsilon,
         })
     }
@@ -61,7 +66,7 @@ mod tests {
             };
             let mut config = smallest();
             config.norm_epsilon = epsilon;
-            let Ok(norm) = RmsNorm::new(&config, 2, "norm", &mut source);
+            let Ok(norm) = RmsNorm::new(&config, (Axis::Model, 2), "norm", &mut source);
             values(norm.forward(rows(&[[3.0, 4.0], [0.0, 0.0], [-3.0, 4.0]], &device)))
         };
         // √(12.5 + 12.5) = 5

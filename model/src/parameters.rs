@@ -21,21 +21,112 @@ pub enum Initializer {
     Normal(f64),
 }
 
+/// What a parameter is for. Weight decay, the type in which weights are stored, and upcycling go by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The embedding table.
+    Embedding,
+    /// The gain of a norm.
+    Norm,
+    /// A projection of attention.
+    Attention,
+    /// The weight of a router.
+    Router,
+    /// A matrix of a dense feed-forward.
+    FeedForward,
+    /// The stacked matrices of a layer's experts.
+    Experts,
+    /// A matrix of the shared experts.
+    SharedExperts,
+    /// The head.
+    Head,
+}
+
+/// What a dimension of a parameter counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Axis {
+    /// Token ids.
+    Vocabulary,
+    /// Values of the residual stream.
+    Model,
+    /// Values of all query heads.
+    Heads,
+    /// Values of all key/value heads.
+    KvHeads,
+    /// Values of one head.
+    HeadDim,
+    /// Values between the matrices of a SwiGLU.
+    FeedForward,
+    /// Experts.
+    Experts,
+}
+
+/// A parameter that a module asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParameterSpec<const D: usize> {
+    /// Such as `blocks.0.attention.query`.
+    pub path: String,
+    /// What it is for.
+    pub role: Role,
+    /// What its dimensions count.
+    pub axes: [Axis; D],
+    /// Its shape.
+    pub shape: [usize; D],
+    /// Its value if it is not loaded.
+    pub initializer: Initializer,
+}
+
+impl<const D: usize> ParameterSpec<D> {
+    /// A parameter of these dimensions.
+    pub fn new(
+        path: impl Into<String>,
+        role: Role,
+        dimensions: [(Axis, usize); D],
+        initializer: Initializer,
+    ) -> Self {
+        Self {
+            path: path.into(),
+            role,
+            axes: dimensions.map(|(axis, _)| axis),
+            shape: dimensions.map(|(_, size)| size),
+            initializer,
+        }
+    }
+}
+
+/// A parameter of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterInfo {
+    /// Such as `blocks.0.attention.query`.
+    pub path: String,
+    /// What it is for.
+    pub role: Role,
+    /// What its dimensions count.
+    pub axes: Vec<Axis>,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+impl ParameterInfo {
+    /// Number of values.
+    pub fn elements(&self) -> u128 {
+        self.shape.iter().map(|&size| size as u128).product()
+    }
+}
+
 /// Provides the parameters of a model under construction.
 pub trait ParameterSource {
     /// Why a parameter cannot be provided.
     type Error;
 
-    /// The parameter at `path`, such as `blocks.0.attention.query`, trainable.
+    /// This parameter, trainable.
     ///
     /// # Errors
     ///
     /// When this source has no such parameter of this shape.
     fn parameter<const D: usize>(
         &mut self,
-        path: &str,
-        shape: [usize; D],
-        initializer: Initializer,
+        spec: ParameterSpec<D>,
     ) -> Result<Param<Tensor<D>>, Self::Error>;
 }
 
@@ -53,14 +144,13 @@ impl ParameterSource for RandomParameters<'_> {
 
     fn parameter<const D: usize>(
         &mut self,
-        path: &str,
-        shape: [usize; D],
-        initializer: Initializer,
+        spec: ParameterSpec<D>,
     ) -> Result<Param<Tensor<D>>, Infallible> {
-        let value = match initializer {
+        let shape = spec.shape;
+        let value = match spec.initializer {
             Initializer::Ones => Tensor::ones(shape, self.device),
             Initializer::Normal(deviation) => {
-                let values = RandomValues::new(self.seed, path, deviation);
+                let values = RandomValues::new(self.seed, &spec.path, deviation);
                 let values = values.draw(0..shape.iter().product());
                 Tensor::from_data(TensorData::new(values, shape), self.device)
             }
@@ -69,20 +159,24 @@ impl ParameterSource for RandomParameters<'_> {
     }
 }
 
-/// Collects the path and shape of each parameter that a model requests.
+/// Collects the parameters that a model asks for.
 #[derive(Default)]
-pub(crate) struct Shapes(pub Vec<(String, Vec<usize>)>);
+pub(crate) struct ParameterList(pub Vec<ParameterInfo>);
 
-impl ParameterSource for Shapes {
+impl ParameterSource for ParameterList {
     type Error = Infallible;
 
     fn parameter<const D: usize>(
         &mut self,
-        path: &str,
-        shape: [usize; D],
-        _: Initializer,
+        spec: ParameterSpec<D>,
     ) -> Result<Param<Tensor<D>>, Infallible> {
-        self.0.push((path.to_owned(), shape.to_vec()));
+        let shape = spec.shape;
+        self.0.push(ParameterInfo {
+            path: spec.path,
+            role: spec.role,
+            axes: spec.axes.to_vec(),
+            shape: shape.to_vec(),
+        });
         // Allocated on first read, which never happens.
         let value = move |device: &Device, _| Tensor::zeros(shape, device);
         let (id, device) = (ParamId::new(), Device::default());
@@ -197,7 +291,12 @@ mod tests {
 
     fn drawn(seed: u64, path: &str, length: usize, device: &Device) -> Vec<f32> {
         let mut source = RandomParameters { seed, device };
-        let Ok(parameter) = source.parameter(path, [length], Initializer::Normal(2.0));
+        let Ok(parameter) = source.parameter(ParameterSpec::new(
+            path,
+            Role::Head,
+            [(Axis::Model, length)],
+            Initializer::Normal(2.0),
+        ));
         values(parameter.val())
     }
 
@@ -225,8 +324,48 @@ mod tests {
             seed: 7,
             device: &device,
         };
-        let Ok(ones) = source.parameter("norm.gamma", [3], Initializer::Ones);
+        let Ok(ones) = source.parameter(ParameterSpec::new(
+            "norm.gamma",
+            Role::Norm,
+            [(Axis::Model, 3)],
+            Initializer::Ones,
+        ));
         assert_eq!(values(ones.val()), [1.0; 3]);
+    }
+
+    #[test]
+    fn dimensions_have_the_sizes_of_their_axes() {
+        let mut config = tiny();
+        config.qk_norm = crate::config::QkNorm::Projection;
+        config.experts.shared_d_ff = 5;
+        config.dense = Some(crate::config::DenseConfig {
+            layers: vec![1],
+            d_ff: 3,
+        });
+        for ParameterInfo {
+            path,
+            role,
+            axes,
+            shape,
+        } in LanguageModel::parameter_list(&config)
+        {
+            for (axis, size) in axes.into_iter().zip(shape) {
+                let expected = match axis {
+                    Axis::Vocabulary => 37,
+                    Axis::Model => 24,
+                    Axis::Heads => 24,
+                    Axis::KvHeads => 12,
+                    Axis::HeadDim => 6,
+                    Axis::Experts => 8,
+                    Axis::FeedForward => match role {
+                        Role::Experts => 20,
+                        Role::SharedExperts => 5,
+                        _ => 3,
+                    },
+                };
+                assert_eq!(size, expected, "{path}: {axis:?}");
+            }
+        }
     }
 
     #[derive(Default)]
@@ -280,13 +419,16 @@ mod tests {
             layers: vec![1],
             d_ff: 3,
         });
+        mixed.experts.shared_d_ff = 5;
         for config in [smallest(), mixed, tiny().dense_baseline()] {
             let model = LanguageModel::random(&config, 1, &device);
             let mut seen = self::seen(&model);
-            let mut asked = LanguageModel::shapes(&config);
-            let size = |shape: &[usize]| shape.iter().product::<usize>() as u64;
-            let total: u64 = asked.iter().map(|(_, shape)| size(shape)).sum();
-            assert_eq!(model.parameters(), total);
+            let asked = LanguageModel::parameter_list(&config).into_iter();
+            let total: u128 = asked.clone().map(|parameter| parameter.elements()).sum();
+            assert_eq!(u128::from(model.parameters()), total);
+            let mut asked: Vec<_> = asked
+                .map(|parameter| (parameter.path, parameter.shape))
+                .collect();
             seen.sort_by(|a, b| a.0.cmp(&b.0));
             asked.sort();
             let seen: Vec<_> = seen

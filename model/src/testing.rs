@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::config::{
     BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig, Scores,
 };
-use crate::parameters::{Initializer, ParameterSource};
+use crate::parameters::{Initializer, ParameterSource, ParameterSpec};
 
 /// A model of two layers with eight experts, top-2. Its random weights are wide, so that what the experts say
 /// matters.
@@ -93,9 +93,12 @@ impl ParameterSource for ByHand<'_> {
 
     fn parameter<const D: usize>(
         &mut self,
-        path: &str,
-        shape: [usize; D],
-        initializer: Initializer,
+        ParameterSpec {
+            path,
+            shape,
+            initializer,
+            ..
+        }: ParameterSpec<D>,
     ) -> Result<Param<Tensor<D>>, Infallible> {
         let named = self.values.iter().find(|(name, _)| path.ends_with(name));
         let value = match (named, initializer) {

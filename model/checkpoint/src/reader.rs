@@ -17,7 +17,7 @@ use firebox_kernels::dtype::StorageFloat;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
-use firebox_model::parameters::{Initializer, ParameterSource};
+use firebox_model::parameters::{ParameterInfo, ParameterSource, ParameterSpec, Role};
 use firebox_runtime::device::is_host;
 
 /// Reads parameters from a checkpoint folder, one after the other. Opening it compares all names and shapes: each
@@ -77,9 +77,9 @@ impl<'a> CheckpointParameters<'a> {
             });
         }
         let mut mismatch = Mismatch::default();
-        let plan: BTreeMap<String, Planned> = LanguageModel::shapes(config)
+        let plan: BTreeMap<String, Planned> = LanguageModel::parameter_list(config)
             .into_iter()
-            .filter_map(|(path, shape)| {
+            .filter_map(|ParameterInfo { path, shape, .. }| {
                 let Some((rule, layer)) = family.rule(&path) else {
                     mismatch.expect(&path, &shape, None);
                     return None;
@@ -217,22 +217,24 @@ impl ParameterSource for CheckpointParameters<'_> {
 
     fn parameter<const D: usize>(
         &mut self,
-        path: &str,
-        shape: [usize; D],
-        _: Initializer,
+        ParameterSpec {
+            path, role, shape, ..
+        }: ParameterSpec<D>,
     ) -> Result<Param<Tensor<D>>, CheckpointError> {
-        let planned = self.plan.get(path).filter(|planned| planned.shape == shape);
+        let planned = self
+            .plan
+            .get(&path)
+            .filter(|planned| planned.shape == shape);
         let Some(Planned { pieces, .. }) = planned else {
             let mut mismatch = Mismatch::default();
-            mismatch.expect(path, &shape, None);
+            mismatch.expect(&path, &shape, None);
             return Err(mismatch
                 .check(self.store.folder())
                 .expect_err("a parameter is missing"));
         };
-        let storage = if D > 1 && !path.ends_with(ROUTER) {
-            self.weight_storage
-        } else {
-            WeightStorage::F32
+        let storage = match role {
+            Role::Norm | Role::Router => WeightStorage::F32,
+            _ => self.weight_storage,
         };
         let values = StoredValues {
             store: &self.store,
@@ -266,9 +268,6 @@ impl ParameterSource for CheckpointParameters<'_> {
 
 /// Path of the embedding.
 const EMBEDDING_PATH: &str = "embedding";
-
-/// Suffix of a router's path.
-const ROUTER: &str = ".router.weight";
 
 impl WeightStorage {
     const F32: Self = Self {

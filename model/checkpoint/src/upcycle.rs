@@ -9,7 +9,7 @@ use super::{CheckpointConfig, CheckpointError, CheckpointParameters};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
-use firebox_model::parameters::{Initializer, ParameterSource, RandomParameters};
+use firebox_model::parameters::{ParameterSource, ParameterSpec, RandomParameters, Role};
 
 /// Reads a dense checkpoint, whose config.json is `config`, into an MoE model: each expert is a copy of the dense
 /// feed-forward, the routers are random, everything else is loaded unchanged. If the selected experts' weights sum to 1
@@ -57,24 +57,27 @@ impl ParameterSource for Upcycled<'_> {
 
     fn parameter<const D: usize>(
         &mut self,
-        path: &str,
-        shape: [usize; D],
-        initializer: Initializer,
+        spec: ParameterSpec<D>,
     ) -> Result<Param<Tensor<D>>, CheckpointError> {
-        if path.ends_with(".router.weight") {
-            let Ok(router) = self.fresh.parameter(path, shape, initializer);
-            return Ok(router);
+        match spec.role {
+            Role::Router => {
+                let Ok(router) = self.fresh.parameter(spec);
+                Ok(router)
+            }
+            // The same parameter of the dense feed-forward, once per expert.
+            Role::Experts => {
+                let ParameterSpec { axes, shape, .. } = spec;
+                let dense = ParameterSpec::new(
+                    spec.path.replace(".experts.", "."),
+                    Role::FeedForward,
+                    [(axes[1], shape[1]), (axes[2], shape[2])],
+                    spec.initializer,
+                );
+                let one = self.dense.parameter(dense)?.into_value();
+                let copies = one.unsqueeze::<D>().repeat_dim(0, shape[0]);
+                Ok(Param::from_tensor(copies))
+            }
+            _ => self.dense.parameter(spec),
         }
-        if !path.contains(".experts.") {
-            return self.dense.parameter(path, shape, initializer);
-        }
-        // The same parameter of the dense feed-forward, once per expert.
-        let path = path.replace(".experts.", ".");
-        let one = self
-            .dense
-            .parameter(&path, [shape[1], shape[2]], initializer)?
-            .into_value();
-        let copies = one.unsqueeze::<D>().repeat_dim(0, shape[0]);
-        Ok(Param::from_tensor(copies))
     }
 }

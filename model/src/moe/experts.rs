@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::config::ModelConfig;
-use crate::parameters::{Initializer, ParameterSource};
+use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use firebox_kernels::dispatch::DispatchPlan;
 
 /// E SwiGLUs (see [`DenseFeedForward`](crate::feed_forward::DenseFeedForward)) with stacked weights.
@@ -29,20 +29,23 @@ impl Experts {
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
-        let (experts, d_model, d_ff) = (config.experts.count, config.d_model, config.experts.d_ff);
+        let experts = (Axis::Experts, config.experts.count);
+        let (model, inner) = (
+            (Axis::Model, config.d_model),
+            (Axis::FeedForward, config.experts.d_ff),
+        );
         let initializer = Initializer::Normal(config.initializer_range);
+        let stack = |name: &str, dimensions| {
+            let path = format!("{path}.{name}");
+            ParameterSpec::new(path, Role::Experts, dimensions, initializer)
+        };
         Ok(Self {
-            gate: source.parameter(
-                &format!("{path}.gate"),
-                [experts, d_model, d_ff],
-                initializer,
-            )?,
-            up: source.parameter(&format!("{path}.up"), [experts, d_model, d_ff], initializer)?,
-            down: source.parameter(
-                &format!("{path}.down"),
-                [experts, d_ff, d_model],
-                Initializer::Normal(config.residual_initializer_range()),
-            )?,
+            gate: source.parameter(stack("gate", [experts, model, inner]))?,
+            up: source.parameter(stack("up", [experts, model, inner]))?,
+            down: source.parameter(ParameterSpec {
+                initializer: Initializer::Normal(config.residual_initializer_range()),
+                ..stack("down", [experts, inner, model])
+            })?,
         })
     }
 

@@ -11,7 +11,7 @@ use burn::tensor::Tensor;
 use crate::config::{ModelConfig, Scores};
 use crate::feed_forward::DenseFeedForward;
 use crate::observer::Observer;
-use crate::parameters::ParameterSource;
+use crate::parameters::{ParameterSource, Role};
 use crate::parts::{LayerPart, Part};
 use experts::Experts;
 use firebox_kernels::dispatch::DispatchPlan;
@@ -63,7 +63,13 @@ impl MixtureOfExperts {
                 0 => None,
                 d_ff => {
                     let path = format!("{path}.shared");
-                    Some(DenseFeedForward::new(config, d_ff, &path, source)?)
+                    Some(DenseFeedForward::new(
+                        config,
+                        Role::SharedExperts,
+                        d_ff,
+                        &path,
+                        source,
+                    )?)
                 }
             },
         })

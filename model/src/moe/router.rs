@@ -5,7 +5,7 @@ use burn::tensor::activation::{log_sigmoid, sigmoid, softmax};
 use burn::tensor::{Bool, Int, Tensor};
 
 use crate::config::{ModelConfig, Scores};
-use crate::parameters::{Initializer, ParameterSource};
+use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use firebox_kernels::dispatch::DispatchPlan;
 use firebox_kernels::linear;
 
@@ -56,13 +56,17 @@ impl Router {
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
-        let shape = [config.d_model, config.experts.count];
+        let weight = ParameterSpec::new(
+            format!("{path}.weight"),
+            Role::Router,
+            [
+                (Axis::Model, config.d_model),
+                (Axis::Experts, config.experts.count),
+            ],
+            Initializer::Normal(config.initializer_range),
+        );
         Ok(Self {
-            weight: source.parameter(
-                &format!("{path}.weight"),
-                shape,
-                Initializer::Normal(config.initializer_range),
-            )?,
+            weight: source.parameter(weight)?,
             bias: Vec::new(),
             top_k: config.experts.top_k,
             scores: config.router.scores,
