@@ -11,7 +11,7 @@ use firebox_model::sampling::Sampling;
 
 use super::{Answer, Answers, FinishReason, Generated, Prompt, Speculation};
 use crate::InferError;
-use crate::engine::Engine;
+use crate::engine::{Engine, warn_of_special_places};
 
 /// How prompts are continued.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -122,7 +122,7 @@ fn requests(
     let special = prompts
         .iter()
         .map(|prompt| engine.tokenizer.special_places(&prompt.prompt));
-    engine.warn_of_special_places(special.sum());
+    warn_of_special_places(&engine.tokenizer, special.sum());
     let encoded = prompts.iter().map(|prompt| {
         let ids = engine.tokenizer.prompt(&prompt.prompt);
         let ids = ids.map_err(InferError::from);
@@ -239,7 +239,7 @@ mod tests {
 
     fn engine() -> Engine {
         let tiny = TinyCheckpoint::new(&tiny_config(), 5);
-        Engine::open(tiny.path(), device::default_name(), WeightDtype::F32).unwrap()
+        Engine::open(tiny.path(), &[], device::default_name(), WeightDtype::F32).unwrap()
     }
 
     /// Of several lengths, some of which exceed the context of 32 with what follows.
@@ -390,7 +390,7 @@ mod tests {
         let engine = engine();
         let open = |config: &_| {
             let tiny = TinyCheckpoint::new(config, 6);
-            Draft::open(tiny.path(), WeightDtype::F32, &engine)
+            Draft::open(tiny.path(), &[], WeightDtype::F32, &engine)
         };
         assert!(matches!(open(&tiny_config()).unwrap(), Draft::Model(_)));
         let mut config = tiny_config();
@@ -407,7 +407,7 @@ mod tests {
         let ids = json["model"]["vocab"].as_object_mut().unwrap();
         (ids["a"], ids["b"]) = (98.into(), 97.into());
         std::fs::write(&path, json.to_string()).unwrap();
-        let error = Draft::open(tiny.path(), WeightDtype::F32, &engine).unwrap_err();
+        let error = Draft::open(tiny.path(), &[], WeightDtype::F32, &engine).unwrap_err();
         let words = "id 97 is \"b\" in its tokenizer, and \"a\" in the model's";
         assert!(error.to_string().contains(words), "{error}");
     }
