@@ -150,7 +150,10 @@ impl GenerateArgs {
             draft: match self.draft.as_deref() {
                 None => Draft::None,
                 Some(PROMPT_LOOKUP) => Draft::PromptLookup,
-                Some(path) => Draft::open(Path::new(path), self.weights.dtype, &engine)?,
+                Some(path) => {
+                    let accept = &self.model.source.accept;
+                    Draft::open(Path::new(path), accept, self.weights.dtype, &engine)?
+                }
             },
             draft_tokens: self.draft_tokens,
         };

@@ -41,17 +41,18 @@ impl Default for Speculation {
 
 impl Draft {
     /// Opens a checkpoint, or the newest one of a run, as a draft for a model; on the same device, with its weights in
-    /// `dtype`.
+    /// `dtype`. See [`Engine::open`] for `accept`.
     ///
     /// # Errors
     ///
     /// When the checkpoint cannot be read, or its vocabulary is not that of the model.
     pub fn open(
         checkpoint: &Path,
+        accept: &[String],
         dtype: WeightDtype,
         engine: &Engine,
     ) -> Result<Self, InferError> {
-        let draft = Engine::open(checkpoint, &[], &engine.device, dtype)?;
+        let draft = Engine::open(checkpoint, accept, &engine.device, dtype)?;
         let difference = |reason| InferError::Draft {
             draft: checkpoint.to_owned(),
             reason,

@@ -390,7 +390,7 @@ mod tests {
         let engine = engine();
         let open = |config: &_| {
             let tiny = TinyCheckpoint::new(config, 6);
-            Draft::open(tiny.path(), WeightDtype::F32, &engine)
+            Draft::open(tiny.path(), &[], WeightDtype::F32, &engine)
         };
         assert!(matches!(open(&tiny_config()).unwrap(), Draft::Model(_)));
         let mut config = tiny_config();
@@ -407,7 +407,7 @@ mod tests {
         let ids = json["model"]["vocab"].as_object_mut().unwrap();
         (ids["a"], ids["b"]) = (98.into(), 97.into());
         std::fs::write(&path, json.to_string()).unwrap();
-        let error = Draft::open(tiny.path(), WeightDtype::F32, &engine).unwrap_err();
+        let error = Draft::open(tiny.path(), &[], WeightDtype::F32, &engine).unwrap_err();
         let words = "id 97 is \"b\" in its tokenizer, and \"a\" in the model's";
         assert!(error.to_string().contains(words), "{error}");
     }
