@@ -116,7 +116,12 @@ impl RotaryCache {
     /// A table of at least `positions` positions from 0, on this device.
     pub fn table(&self, positions: usize, head_dim: usize, theta: f64, device: &Device) -> Rotary {
         let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = tables.iter_mut().find(|(of, _)| of == device);
+        // Burn's equality of devices leaves autodiff out. Tables that carry it would make the forward pass of a plain
+        // model one with autodiff, so what a validation computes would depend on what came before it.
+        let autodiff = device.is_autodiff();
+        let known = tables
+            .iter_mut()
+            .find(|(of, _)| of == device && of.is_autodiff() == autodiff);
         if let Some((_, table)) = &known
             && table.rows() >= positions
         {
@@ -177,6 +182,11 @@ mod tests {
         };
         same(&table.range(3, 2), &Rotary::new(3, 2, 4, 100.0, &device));
         same(&cache.table(20, 4, 100.0, &device).range(0, 8), &table);
+
+        for device in [device.clone().autodiff(), device.clone()] {
+            let (cosines, _) = cache.table(5, 4, 100.0, &device).tables();
+            assert_eq!(cosines.device().is_autodiff(), device.is_autodiff());
+        }
 
         // Two sequences that stand elsewhere, at once and one after the other.
         let positions = Tensor::<1, Int>::from_ints([3, 4, 0, 1], &device);
