@@ -22,6 +22,7 @@ pub fn tiny_config() -> ModelConfig {
         head_dim: 8,
         context_length: 32,
         rope_theta: 10_000.0,
+        rope_scaling: None,
         norm_epsilon: 1e-5,
         tied_embeddings: false,
         // Large enough for the outputs of a fresh model to be far from uniform.

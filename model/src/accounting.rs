@@ -206,6 +206,7 @@ mod tests {
             head_dim: 128,
             context_length: 8192,
             rope_theta: 10_000.0,
+            rope_scaling: None,
             norm_epsilon: 1e-5,
             tied_embeddings: false,
             initializer_range: 0.02,

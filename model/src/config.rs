@@ -24,6 +24,9 @@ pub struct ModelConfig {
     pub context_length: usize,
     /// Base of the rotary embedding's frequencies.
     pub rope_theta: f64,
+    /// Scaling of those frequencies, for contexts beyond those of pretraining.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
     /// Added to the mean square before the square root in RMSNorm.
     pub norm_epsilon: f64,
     /// Whether the output head is the transposed embedding.
@@ -46,6 +49,125 @@ pub struct ModelConfig {
 
 /// The largest allowed size; it keeps products of sizes within the range of their types.
 pub const LARGEST_SIZE: usize = 1 << 24;
+
+/// `[model.rope_scaling]`: a scaling of the rotary frequencies; see [`rope`](crate::rope).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum RopeScaling {
+    /// Position interpolation (arXiv 2306.15595).
+    Linear {
+        /// Divisor of all frequencies, at least 1.
+        factor: f64,
+    },
+    /// That of Llama 3.1 (arXiv 2407.21783).
+    Llama3 {
+        /// Divisor of the lowest frequencies, at least 1.
+        factor: f64,
+        /// Frequencies of fewer rotations than this in the original context are divided.
+        low_freq_factor: f64,
+        /// Frequencies of more rotations than this in the original context stay as they are.
+        high_freq_factor: f64,
+        /// Context of the pretraining, in tokens.
+        original_context: usize,
+    },
+    /// YaRN (arXiv 2309.00071).
+    Yarn {
+        /// Divisor of the lowest frequencies, at least 1.
+        factor: f64,
+        /// Context of the pretraining, in tokens.
+        original_context: usize,
+        /// Frequencies of more rotations than this in the original context stay as they are.
+        #[serde(default = "beta_fast")]
+        beta_fast: f64,
+        /// Frequencies of fewer rotations than this in the original context are divided.
+        #[serde(default = "beta_slow")]
+        beta_slow: f64,
+        /// Factor of rotated queries and keys; `0.1 · ln(factor) + 1` if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attention_factor: Option<f64>,
+        /// Whether the places of both frequencies among all are rounded outwards.
+        #[serde(default = "truncate")]
+        truncate: bool,
+    },
+}
+
+fn beta_fast() -> f64 {
+    32.0
+}
+
+fn beta_slow() -> f64 {
+    1.0
+}
+
+fn truncate() -> bool {
+    true
+}
+
+impl RopeScaling {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let above = |key: &'static str, value: f64, least: f64| {
+            require(
+                value.is_finite() && value >= least,
+                key,
+                value,
+                format!("must be {least} or above, and finite"),
+                "the values in the checkpoint's config.json are those of its training",
+            )
+        };
+        let context = |original: usize| {
+            require(
+                (1..=LARGEST_SIZE).contains(&original),
+                "rope_scaling.original_context",
+                original,
+                format!("must lie between 1 and {LARGEST_SIZE}"),
+                "the context of the pretraining, in tokens",
+            )
+        };
+        let ordered = |low: &'static str, low_value: f64, high_value: f64| {
+            require(
+                low_value > 0.0 && low_value < high_value && high_value.is_finite(),
+                low,
+                low_value,
+                format!("must be above 0 and below its counterpart, {high_value}"),
+                "1 and 4 are common in Llama 3, 1 and 32 in YaRN",
+            )
+        };
+        match *self {
+            Self::Linear { factor } => above("rope_scaling.factor", factor, 1.0),
+            Self::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => {
+                above("rope_scaling.factor", factor, 1.0)?;
+                context(original_context)?;
+                ordered(
+                    "rope_scaling.low_freq_factor",
+                    low_freq_factor,
+                    high_freq_factor,
+                )
+            }
+            Self::Yarn {
+                factor,
+                original_context,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                ..
+            } => {
+                above("rope_scaling.factor", factor, 1.0)?;
+                context(original_context)?;
+                ordered("rope_scaling.beta_slow", beta_slow, beta_fast)?;
+                above(
+                    "rope_scaling.attention_factor",
+                    attention_factor.unwrap_or(1.0),
+                    0.0,
+                )
+            }
+        }
+    }
+}
 
 /// RMSNorm of queries and keys before the rotary embedding, which bounds the attention scores (arXiv 2302.05442,
 /// section 2.1, there with LayerNorm).
@@ -222,6 +344,9 @@ impl ModelConfig {
             "0 means no shared experts",
         )?;
         self.validate_groups()?;
+        if let Some(scaling) = &self.rope_scaling {
+            scaling.validate()?;
+        }
         if let Some(dense) = &self.dense {
             let listed = format!("{:?}", dense.layers);
             require(
@@ -446,6 +571,35 @@ mod tests {
             assert_eq!(error.rule, "must name at least one layer, but not all");
         }
         assert_eq!(broken(dense(&[0], 0)).key, "dense.d_ff");
+    }
+
+    #[test]
+    fn rope_scaling_is_in_range() {
+        let key = |scaling: RopeScaling| broken(|config| config.rope_scaling = Some(scaling)).key;
+        for factor in [0.5, f64::NAN, f64::INFINITY] {
+            assert_eq!(key(RopeScaling::Linear { factor }), "rope_scaling.factor");
+        }
+        let llama = |low_freq_factor, original_context| RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor,
+            high_freq_factor: 4.0,
+            original_context,
+        };
+        assert_eq!(key(llama(4.0, 32)), "rope_scaling.low_freq_factor");
+        assert_eq!(key(llama(1.0, 0)), "rope_scaling.original_context");
+        let yarn = |beta_slow, attention_factor| RopeScaling::Yarn {
+            factor: 4.0,
+            original_context: 16,
+            beta_fast: 32.0,
+            beta_slow,
+            attention_factor,
+            truncate: true,
+        };
+        assert_eq!(key(yarn(0.0, None)), "rope_scaling.beta_slow");
+        assert_eq!(key(yarn(1.0, Some(-1.0))), "rope_scaling.attention_factor");
+        let mut config = tiny();
+        config.rope_scaling = Some(yarn(1.0, None));
+        assert_eq!(config.validate(), Ok(()));
     }
 
     #[test]

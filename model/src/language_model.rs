@@ -19,7 +19,8 @@ use crate::parameters::{
     RandomParameters, Role,
 };
 use crate::parts::{LayerPart, Part};
-use firebox_kernels::rope::{Rotary, RotaryCache};
+use crate::rope;
+use firebox_kernels::rope::{Frequencies, Rotary, RotaryCache};
 use firebox_kernels::{embedding, linear, linear_transposed};
 
 /// A decoder-only mixture-of-experts language model.
@@ -37,6 +38,8 @@ pub struct LanguageModel {
     pub head: Option<Param<Tensor<2>>>,
     #[module(skip)]
     config: ModelConfig,
+    #[module(skip)]
+    frequencies: Frequencies,
     #[module(skip)]
     rotary: RotaryCache,
 }
@@ -90,6 +93,7 @@ impl LanguageModel {
                 Some(source.parameter(head)?)
             },
             config: config.clone(),
+            frequencies: rope::frequencies(config),
             rotary: RotaryCache::default(),
         })
     }
@@ -249,17 +253,12 @@ impl LanguageModel {
 
     /// A table of at least so many rotary positions.
     fn table(&self, positions: usize, device: &Device) -> Rotary {
-        let ModelConfig {
-            context_length,
-            head_dim,
-            rope_theta,
-            ..
-        } = self.config;
+        let context_length = self.config.context_length;
         assert!(
             positions <= context_length,
             "{positions} tokens exceed the context of {context_length}",
         );
-        self.rotary.table(positions, head_dim, rope_theta, device)
+        self.rotary.table(positions, &self.frequencies, device)
     }
 
     pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {

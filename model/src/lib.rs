@@ -21,6 +21,7 @@
 //!     head_dim: 8,
 //!     context_length: 64,
 //!     rope_theta: 10_000.0,
+//!     rope_scaling: None,
 //!     norm_epsilon: 1e-5,
 //!     tied_embeddings: false,
 //!     initializer_range: 0.02,
@@ -75,5 +76,6 @@ pub mod norm;
 pub mod observer;
 pub mod parameters;
 pub mod parts;
+pub mod rope;
 pub mod sampling;
 pub mod testing;

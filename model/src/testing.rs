@@ -22,6 +22,7 @@ pub fn tiny() -> ModelConfig {
         head_dim: 6,
         context_length: 32,
         rope_theta: 10_000.0,
+        rope_scaling: None,
         norm_epsilon: 1e-5,
         tied_embeddings: false,
         initializer_range: 0.3,

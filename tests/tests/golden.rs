@@ -49,12 +49,14 @@ macro_rules! on_every_checkpoint {
 on_every_checkpoint! {
     dots1 = "dots1",
     llama_f16 = "llama-f16",
+    llama3_rope = "llama3-rope",
     mixtral_long = "mixtral-long",
     mixtral_mqa = "mixtral-mqa",
     mixtral_tied_fused = "mixtral-tied-fused",
     olmoe_bf16_shards = "olmoe-bf16-shards",
     qwen3 = "qwen3",
     qwen3_moe = "qwen3-moe",
+    qwen3_yarn = "qwen3-yarn",
 }
 
 /// Checkpoints whose tokens have padding before them.

@@ -14,7 +14,7 @@ use super::fields::Fields;
 use super::notes::generation_eos_ids;
 use super::{Accept, CONFIG_FILE, CheckpointError, Notes};
 use firebox_kernels::dtype::WeightDtype;
-use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig};
+use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig, RopeScaling};
 
 /// The content of a `config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,7 +102,7 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
         "head_dim": model.head_dim,
         "max_position_embeddings": model.context_length,
         "rope_theta": model.rope_theta,
-        "rope_parameters": { "rope_theta": model.rope_theta, "rope_type": "default" },
+        "rope_parameters": rope_parameters(model),
         "rms_norm_eps": model.norm_epsilon,
         "tie_word_embeddings": model.tied_embeddings,
         "initializer_range": model.initializer_range,
@@ -111,6 +111,10 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
         "attention_dropout": 0.0,
     });
     let fields = value.as_object_mut().expect("an object");
+    if model.rope_scaling.is_some() {
+        // The name of older versions.
+        fields.insert("rope_scaling".to_owned(), rope_parameters(model));
+    }
     if model.feed_forward == FeedForwardKind::Dense {
         fields.insert(family.d_ff.to_owned(), json!(model.active_d_ff()));
         return value;
@@ -160,4 +164,45 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
     }
     add("intermediate_size", json!(d_ff));
     value
+}
+
+/// The rotary positions under Hugging Face's keys.
+fn rope_parameters(model: &ModelConfig) -> Value {
+    let theta = model.rope_theta;
+    match &model.rope_scaling {
+        None => json!({ "rope_theta": theta, "rope_type": "default" }),
+        Some(RopeScaling::Linear { factor }) => {
+            json!({ "rope_theta": theta, "rope_type": "linear", "factor": factor })
+        }
+        Some(RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_context,
+        }) => json!({
+            "rope_theta": theta,
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_context,
+        }),
+        Some(RopeScaling::Yarn {
+            factor,
+            original_context,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+            truncate,
+        }) => json!({
+            "rope_theta": theta,
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": original_context,
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "attention_factor": attention_factor,
+            "truncate": truncate,
+        }),
+    }
 }

@@ -1,6 +1,8 @@
 //! The fields of a `config.json`: each is read, known to say nothing of what is computed, or refused by name.
 
 use std::collections::BTreeSet;
+mod rope;
+
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -189,6 +191,7 @@ impl<'a> Fields<'a> {
                 "first_k_dense_replace"
             }
             "dense.layers" => "mlp_only_layers",
+            "rope_scaling.original_context" => "rope_scaling.original_max_position_embeddings",
             "experts.shared_d_ff" => "n_shared_experts",
             "router.groups" => "n_group",
             "router.top_groups" => "topk_group",
@@ -246,6 +249,7 @@ impl<'a> Fields<'a> {
         let layers = self.size_or("num_hidden_layers", absent.num_hidden_layers)?;
         let context = self.size_or("max_position_embeddings", absent.max_position_embeddings)?;
         self.refuse_windows(layers, context)?;
+        let (rope_theta, rope_scaling) = self.rope(context)?;
         let sparse = family.feed_forward == FeedForwardKind::Moe;
         let d_ff = self.size_or(family.d_ff, width(absent, family.d_ff))?;
         Ok(ModelConfig {
@@ -259,7 +263,8 @@ impl<'a> Fields<'a> {
                 absent.head_dim.unwrap_or(d_model / heads.max(1)),
             )?,
             context_length: context,
-            rope_theta: self.rope_theta()?,
+            rope_theta,
+            rope_scaling,
             norm_epsilon: self.number_or("rms_norm_eps", absent.rms_norm_eps)?,
             tied_embeddings: self.flag("tie_word_embeddings")?,
             initializer_range: self.number_or("initializer_range", 0.02)?,
@@ -385,55 +390,6 @@ impl<'a> Fields<'a> {
         match kinds.iter().find(|kind| *kind != "full_attention") {
             Some(kind) => Err(self.error("layer_types", kind, rule)),
             None => Ok(()),
-        }
-    }
-
-    /// From `rope_parameters`, or as older files spell it, from `rope_theta`.
-    fn rope_theta(&self) -> Read<f64> {
-        for table in ["rope_parameters", "rope_scaling"] {
-            let Some(value) = self.get(table) else {
-                continue;
-            };
-            let Some(fields) = value.as_object() else {
-                return Err(self.error(table, value, "must be a table"));
-            };
-            for (key, value) in fields {
-                let allowed = match key.as_str() {
-                    "rope_theta" => value.is_number(),
-                    "rope_type" | "type" => {
-                        let scaled = fields.get("factor").and_then(Value::as_f64);
-                        value == "default" || value == "linear" && scaled == Some(1.0)
-                    }
-                    "partial_rotary_factor" => value.as_f64() == Some(1.0),
-                    // A scale of 1 scales nothing.
-                    "factor" => value.as_f64() == Some(1.0),
-                    _ => value.is_null(),
-                };
-                if !allowed {
-                    let key = format!("{table}.{key}");
-                    return Err(self.error(
-                        &key,
-                        value,
-                        "Firebox computes unscaled rotary positions",
-                    ));
-                }
-            }
-        }
-        let nested = self
-            .get("rope_parameters")
-            .and_then(|table| table.get("rope_theta")?.as_f64());
-        let old = self
-            .get("rope_theta")
-            .map(|_| self.number("rope_theta"))
-            .transpose()?;
-        match (nested, old) {
-            (Some(nested), Some(old)) if nested != old => {
-                let rule = format!(
-                    "must be rope_parameters.rope_theta = {nested}, which it is another name of"
-                );
-                Err(self.error("rope_theta", &self.value["rope_theta"], &rule))
-            }
-            (theta, other) => Ok(theta.or(other).unwrap_or(self.family.defaults.rope_theta)),
         }
     }
 

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 /// Cosines and sines of the positions of some tokens, one row per token.
 ///
-/// `angle(position, i) = position · theta^(−2i / head_dim)` for i below head_dim/2
+/// `angle(position, i) = position · theta^(−2i / head_dim)` for i below head_dim/2, unless the frequencies are scaled
 /// (RoFormer, arXiv 2104.09864, eq. 15). The pairs are those of Hugging Face's Llama and Mixtral, which
 /// split the head in halves, where the paper pairs neighbours. The angles are computed in f32 as there,
 /// so that the tables agree to the last bits.
@@ -19,18 +19,47 @@ pub struct Rotary {
     sines: Tensor<2>,   // [rows, head_dim / 2]
 }
 
-impl Rotary {
-    /// Rows for positions `start .. start + length`.
-    pub fn new(start: usize, length: usize, head_dim: usize, theta: f64, device: &Device) -> Self {
-        let half = head_dim / 2;
-        let angles = (start..start + length).flat_map(|position| {
-            (0..half).map(move |i| {
-                let exponent = (2 * i) as f32 / head_dim as f32;
-                position as f32 * (1.0 / (theta as f32).powf(exponent))
-            })
+/// How far each pair of values rotates from one position to the next.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Frequencies {
+    /// Radians per position, one per pair.
+    pub radians: Vec<f32>,
+    /// Factor of the rotated values; 1 leaves their length as it is.
+    pub length: f32,
+}
+
+impl Frequencies {
+    /// `theta^(−2i / head_dim)` for i below head_dim/2.
+    pub fn new(head_dim: usize, theta: f64) -> Self {
+        let radians = (0..head_dim / 2).map(|i| {
+            let exponent = (2 * i) as f32 / head_dim as f32;
+            1.0 / (theta as f32).powf(exponent)
         });
-        let (cosines, sines): (Vec<f32>, Vec<f32>) =
-            angles.map(|angle| (angle.cos(), angle.sin())).unzip();
+        Self {
+            radians: radians.collect(),
+            length: 1.0,
+        }
+    }
+}
+
+impl Rotary {
+    /// Rows for positions `start .. start + length`, of unscaled frequencies.
+    pub fn new(start: usize, length: usize, head_dim: usize, theta: f64, device: &Device) -> Self {
+        Self::with(start, length, &Frequencies::new(head_dim, theta), device)
+    }
+
+    /// Rows for positions `start .. start + length`.
+    pub fn with(start: usize, length: usize, frequencies: &Frequencies, device: &Device) -> Self {
+        let Frequencies {
+            radians,
+            length: scale,
+        } = frequencies;
+        let half = radians.len();
+        let angles = (start..start + length)
+            .flat_map(|position| radians.iter().map(move |radians| position as f32 * radians));
+        let (cosines, sines): (Vec<f32>, Vec<f32>) = angles
+            .map(|angle| (angle.cos() * scale, angle.sin() * scale))
+            .unzip();
         let table = |values| Tensor::from_data(TensorData::new(values, [length, half]), device);
         Self {
             cosines: table(cosines),
@@ -114,7 +143,7 @@ pub struct RotaryCache(Arc<Mutex<Vec<(Device, Rotary)>>>);
 
 impl RotaryCache {
     /// A table of at least `positions` positions from 0, on this device.
-    pub fn table(&self, positions: usize, head_dim: usize, theta: f64, device: &Device) -> Rotary {
+    pub fn table(&self, positions: usize, frequencies: &Frequencies, device: &Device) -> Rotary {
         let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Burn's equality of devices leaves autodiff out. Tables that carry it would make the forward pass of a plain
         // model one with autodiff, so what a validation computes would depend on what came before it.
@@ -128,7 +157,7 @@ impl RotaryCache {
             return table.clone();
         }
         // Doubled, so that a growing cache is served by few of them.
-        let table = Rotary::new(0, positions.next_power_of_two(), head_dim, theta, device);
+        let table = Rotary::with(0, positions.next_power_of_two(), frequencies, device);
         match known {
             Some((_, known)) => *known = table.clone(),
             None => tables.push((device.clone(), table.clone())),
@@ -171,7 +200,8 @@ mod tests {
 
     fn rows_by_position_and_by_token(device: Device) {
         let cache = RotaryCache::default();
-        let table = cache.table(5, 4, 100.0, &device);
+        let frequencies = Frequencies::new(4, 100.0);
+        let table = cache.table(5, &frequencies, &device);
         assert_eq!(table.rows(), 8);
         let same = |found: &Rotary, expected: &Rotary| {
             let both = |rotary: &Rotary| {
@@ -181,10 +211,10 @@ mod tests {
             assert_eq!(both(found), both(expected));
         };
         same(&table.range(3, 2), &Rotary::new(3, 2, 4, 100.0, &device));
-        same(&cache.table(20, 4, 100.0, &device).range(0, 8), &table);
+        same(&cache.table(20, &frequencies, &device).range(0, 8), &table);
 
         for device in [device.clone().autodiff(), device.clone()] {
-            let (cosines, _) = cache.table(5, 4, 100.0, &device).tables();
+            let (cosines, _) = cache.table(5, &frequencies, &device).tables();
             assert_eq!(cosines.device().is_autodiff(), device.is_autodiff());
         }
 

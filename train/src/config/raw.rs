@@ -5,7 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use firebox_model::config::{BalanceKind, FeedForwardKind, QkNorm, Scores};
+use firebox_model::config::{BalanceKind, FeedForwardKind, QkNorm, RopeScaling, Scores};
 use serde::Deserialize;
 use serde::de::{
     Deserializer, Error, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer,
@@ -38,6 +38,7 @@ pub(super) struct RawModel {
     pub head_dim: Option<usize>,
     pub context_length: Option<usize>,
     pub rope_theta: Option<f64>,
+    pub rope_scaling: Option<RopeScaling>,
     pub norm_epsilon: Option<f64>,
     pub tied_embeddings: Option<bool>,
     pub initializer_range: Option<f64>,

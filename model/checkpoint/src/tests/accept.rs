@@ -115,9 +115,9 @@ fn only_unknown_fields_of_the_file_are_accepted() {
             "Firebox computes silu",
         ),
         (
-            json!({ "rope_scaling": { "rope_type": "yarn", "factor": 4.0 } }),
+            json!({ "rope_parameters": null, "rope_scaling": { "rope_type": "dynamic", "factor": 4.0 } }),
             "rope_scaling",
-            "Firebox computes unscaled rotary positions",
+            "Firebox computes default, linear, llama3 and yarn",
         ),
         (
             json!({ "sliding_window": 8 }),

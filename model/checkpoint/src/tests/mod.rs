@@ -30,6 +30,7 @@ fn moe() -> ModelConfig {
         head_dim: 8,
         context_length: 64,
         rope_theta: 50_000.0,
+        rope_scaling: None,
         norm_epsilon: 1e-6,
         tied_embeddings: true,
         initializer_range: 0.03,

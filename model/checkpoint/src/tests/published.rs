@@ -1,8 +1,11 @@
 //! The fields of config.json as published models have them, at small sizes.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::read;
+use crate::config_json;
+use firebox_kernels::dtype::WeightDtype;
+use firebox_model::config::RopeScaling;
 
 #[test]
 fn configurations_of_published_models_are_read() {
@@ -87,7 +90,7 @@ fn configurations_of_published_models_are_read() {
 }
 
 #[test]
-fn what_is_not_computed_yet_is_refused_for_the_true_reason() {
+fn llama3_with_scaled_frequencies() {
     let llama3 = json!({
         "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
         "bos_token_id": 128, "eos_token_id": [129, 136, 137], "head_dim": 8, "hidden_act": "silu",
@@ -100,12 +103,104 @@ fn what_is_not_computed_yet_is_refused_for_the_true_reason() {
         },
         "rope_theta": 500000.0, "tie_word_embeddings": true, "vocab_size": 256,
     });
-    let error = read(&llama3.to_string()).unwrap_err();
-    assert!(
-        error.contains("rope_scaling") && error.contains("unscaled"),
-        "{error}"
-    );
+    let found = read(&llama3.to_string()).unwrap();
+    let scaling = RopeScaling::Llama3 {
+        factor: 32.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_context: 8192,
+    };
+    assert_eq!(found.model.rope_scaling, Some(scaling));
+    assert_eq!(found.model.rope_theta, 500_000.0);
+    assert_eq!(found.eos_ids, [129, 136, 137]);
+    // What is written says it in both spellings, and is read as the same.
+    let text = config_json(&found.model, &found.family, &found.notes, WeightDtype::F32);
+    assert_eq!(read(&text).unwrap().model, found.model);
+}
 
+#[test]
+fn qwen3_with_yarn() {
+    let with = |scaling: Value| {
+        let config = json!({
+            "model_type": "qwen3", "hidden_size": 32, "num_attention_heads": 4, "head_dim": 8,
+            "max_position_embeddings": 131072, "rope_theta": 1000000, "rope_scaling": scaling,
+        });
+        read(&config.to_string())
+    };
+    let yarn = |factor, attention_factor| RopeScaling::Yarn {
+        factor,
+        original_context: 32_768,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        attention_factor,
+        truncate: true,
+    };
+    for (scaling, expected) in [
+        (
+            json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768 }),
+            yarn(4.0, None),
+        ),
+        (
+            json!({
+                "type": "yarn", "factor": null, "original_max_position_embeddings": 32768,
+                "beta_fast": 0, "mscale": null,
+            }),
+            yarn(4.0, None),
+        ),
+        (
+            json!({
+                "rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 32768,
+                "mscale": 0.5, "mscale_all_dim": 0.5,
+            }),
+            yarn(2.0, Some(1.0)),
+        ),
+        (
+            json!({
+                "rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 32768,
+                "attention_factor": 1.25,
+            }),
+            yarn(2.0, Some(1.25)),
+        ),
+    ] {
+        let found = with(scaling).unwrap();
+        assert_eq!(found.model.rope_scaling, Some(expected));
+        let text = config_json(&found.model, &found.family, &found.notes, WeightDtype::F32);
+        assert_eq!(read(&text).unwrap().model, found.model);
+    }
+    for (scaling, key) in [
+        (
+            json!({ "rope_type": "dynamic", "factor": 2.0 }),
+            "rope_scaling.rope_type",
+        ),
+        (json!({ "rope_type": "yarn" }), "rope_scaling.factor"),
+        (
+            json!({ "rope_type": "yarn", "factor": 0.5 }),
+            "rope_scaling.factor",
+        ),
+        (
+            json!({ "rope_type": "linear", "factor": "2" }),
+            "rope_scaling.factor",
+        ),
+        (
+            json!({ "rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0 }),
+            "rope_scaling.low_freq_factor",
+        ),
+        (
+            json!({ "rope_type": "yarn", "factor": 2.0, "short_factor": [1.0] }),
+            "rope_scaling.short_factor",
+        ),
+        (
+            json!({ "rope_type": "default", "partial_rotary_factor": 0.5 }),
+            "rope_scaling.partial_rotary_factor",
+        ),
+    ] {
+        let error = with(scaling).unwrap_err();
+        assert!(error.contains(key), "no {key} in {error}");
+    }
+}
+
+#[test]
+fn what_is_not_computed_yet_is_refused_for_the_true_reason() {
     let mistral = json!({
         "architectures": ["MistralForCausalLM"], "hidden_size": 32, "intermediate_size": 48,
         "max_position_embeddings": 32768, "model_type": "mistral", "num_attention_heads": 4,

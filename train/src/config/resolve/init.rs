@@ -69,6 +69,17 @@ impl Origin {
             head_dim: self.agreed("model.head_dim", raw.head_dim, own.head_dim)?,
             context_length: self.context(raw.context_length)?,
             rope_theta: self.agreed("model.rope_theta", raw.rope_theta, own.rope_theta)?,
+            rope_scaling: match (raw.rope_scaling, &own.rope_scaling) {
+                (None, own) => own.clone(),
+                (Some(written), Some(own)) => {
+                    Some(self.agreed("model.rope_scaling", Some(written), own.clone())?)
+                }
+                (Some(_), None) => {
+                    let rule = format!("is not allowed, because {} has none", self.name());
+                    return Err(Problem::new("model.rope_scaling", rule)
+                        .hint("remove it; the checkpoint determines it"));
+                }
+            },
             norm_epsilon: self.agreed("model.norm_epsilon", raw.norm_epsilon, own.norm_epsilon)?,
             tied_embeddings: self.agreed(
                 "model.tied_embeddings",
