@@ -10,7 +10,8 @@ use firebox_kernels::bandwidth::read_bandwidth;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::accounting::Accounting;
 use firebox_model::cache::KeyValueCache;
-use firebox_model::language_model::{LanguageModel, token_tensor};
+use firebox_model::decode::Piece;
+use firebox_model::language_model::LanguageModel;
 use firebox_runtime::device;
 use firebox_runtime::device::is_host;
 use serde::Serialize;
@@ -137,21 +138,18 @@ fn once(model: &LanguageModel, prompt: usize, new: usize, batch: usize) -> (f64,
         })
         .collect();
     let started = Instant::now();
-    let logits = model.decode(
-        token_tensor(ids.iter().map(Vec::as_slice), &device),
-        &mut cache,
-    );
-    let mut next = greedy(logits);
+    let mut step = |rows: Vec<Piece>| greedy(model.decode(&rows, &mut cache));
+    let mut next = step(Piece::of_all(ids.iter().map(Vec::as_slice)));
     let first = started.elapsed().as_secs_f64();
     let started = Instant::now();
     for _ in 0..new {
-        let rows = next.chunks(1);
-        next = greedy(model.decode(token_tensor(rows, &device), &mut cache));
+        next = step(Piece::of_all(next.chunks(1)));
     }
     (first, started.elapsed().as_secs_f64())
 }
 
-fn greedy(logits: Tensor<2>) -> Vec<u32> {
+fn greedy(logits: Option<Tensor<2>>) -> Vec<u32> {
+    let logits = logits.expect("of every row");
     let best = logits.argmax(1).into_data();
     best.iter::<i64>().map(|id| id as u32).collect()
 }

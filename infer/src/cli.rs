@@ -208,7 +208,9 @@ mod tests {
     #[test]
     fn a_prompt_may_begin_with_a_hyphen() {
         let cli = Cli::parse_from(["infer", "generate", "folder", "--prompt", "-- a comment"]);
-        assert!(matches!(cli.command, Command::Generate(args) if args.prompt == "-- a comment"));
+        assert!(
+            matches!(cli.command, Command::Generate(args) if args.prompt.as_deref() == Some("-- a comment"))
+        );
     }
 
     #[test]
@@ -221,6 +223,11 @@ mod tests {
             ("--top-p", "1.01"),
             ("--top-k", "0"),
             ("--seed", "-1"),
+            ("--min-p", "-0.1"),
+            ("--min-p", "1.5"),
+            ("--repetition-penalty", "0"),
+            ("--presence-penalty", "2.1"),
+            ("--frequency-penalty", "-2.5"),
         ] {
             let line = [
                 "infer", "generate", "folder", "--prompt", "a", option, value,

@@ -75,6 +75,58 @@ pub enum InferError {
         /// What is wrong.
         reason: String,
     },
+    /// A line of a file of prompts is not a prompt.
+    #[error("{}:{line}: {reason}", file.display())]
+    PromptLine {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file of prompts is empty.
+    #[error("{} has no prompts", file.display())]
+    NoPrompts {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The prompt of a line cannot be used.
+    #[error("the prompt of id {id}: {error}")]
+    Prompt {
+        /// Its name.
+        id: String,
+        /// The reason.
+        error: Box<InferError>,
+    },
+    /// The output file of `generate --prompts` has a line that is not its own.
+    #[error("{}:{line} is not a generated text, so that nothing is added to the file: {reason}", file.display())]
+    AnswerLine {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A draft model does not fit the model.
+    #[error("{} cannot draft for this model: {reason}", draft.display())]
+    Draft {
+        /// The draft.
+        draft: PathBuf,
+        /// What differs.
+        reason: String,
+    },
+    /// Ctrl-C ended `generate --prompts`.
+    #[error("interrupted after {answered} of {prompts} prompts")]
+    Interrupted {
+        /// Prompts whose texts are written.
+        answered: usize,
+        /// All prompts.
+        prompts: usize,
+        /// Whether the texts are in a file.
+        to_file: bool,
+    },
     /// A file that the command line names cannot be read.
     #[error(transparent)]
     Read(FileError),
@@ -202,6 +254,25 @@ impl Advise for InferError {
             Self::TraceInput { .. } => usage(
                 "the input is a safetensors file with input_ids [batch, sequence] and, for padding, attention_mask of the same shape",
             ),
+            Self::PromptLine { .. } | Self::NoPrompts { .. } => usage(
+                "each line is a JSON object such as {\"prompt\": \"Once upon\"}, with id, max_tokens and seed where they are wanted",
+            ),
+            Self::Prompt { error, .. } => error.advice(),
+            Self::AnswerLine { .. } => usage(
+                "--output continues a file that the same command began; choose another file, or remove this one",
+            ),
+            Self::Draft { .. } => usage(
+                "a draft is a smaller model with the same tokenizer.json; --draft prompt-lookup needs no model",
+            ),
+            // As shells report SIGINT.
+            Self::Interrupted { to_file, .. } => {
+                Advice::FAILURE.exit_code(130).hint(match to_file {
+                    true => "run the same command to continue",
+                    false => {
+                        "with --output FILE, the same command continues where it was interrupted"
+                    }
+                })
+            }
             Self::FieldUnused { .. } => usage(
                 "JSON lines are files named .jsonl or .ndjson, or .json if the first line is an object; rename the file, or \
                  omit --field",

@@ -1,24 +1,25 @@
 //! Evaluates, samples, benchmarks and compares Firebox checkpoints on any Burn backend.
 //!
-//! [`engine`] opens a checkpoint on a device; [`eval`] measures its loss on text, [`generate`] continues a prompt,
+//! [`engine`] opens a checkpoint on a device; [`eval`] measures its loss on text, [`generate`] continues one prompt or many,
 //! [`mod@bench`] measures prefill and decode speed, [`trace`] writes intermediate values to a file, [`compare`] reports the
 //! differences between devices, and [`export`] converts it to another dtype or into shards.
 //! [`cli`] is the command line on top of them.
 //!
 //! ```no_run
 //! use firebox_infer::engine::Engine;
-//! use firebox_infer::generate::{Request, generate};
+//! use firebox_infer::generate::{Request, Speculation, generate};
 //! use firebox_kernels::dtype::WeightDtype;
-//! use firebox_model::generate::Sampling;
+//! use firebox_model::sampling::Sampling;
 //!
 //! let engine = Engine::open("runs/quickstart".as_ref(), &[], "flex", WeightDtype::F32)?;
 //! let request = Request {
 //!     prompt: "pub fn ".to_owned(),
 //!     max_tokens: 100,
-//!     sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+//!     sampling: Sampling::greedy(),
 //! };
-//! let generated = generate(&engine, &request, &mut std::io::stdout(), || false)?;
-//! println!("{} tokens", generated.tokens);
+//! let speculation = Speculation::default();
+//! let generated = generate(&engine, &request, &speculation, &mut std::io::stdout(), || false)?;
+//! println!("{} tokens", generated.statistics.tokens);
 //! # Ok::<(), firebox_infer::InferError>(())
 //! ```
 

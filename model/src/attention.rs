@@ -3,12 +3,12 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use crate::cache::LayerCache;
+use crate::cache::LayerStep;
 use crate::config::{ModelConfig, QkNorm};
 use crate::layout::Layout;
 use crate::norm::RmsNorm;
 use crate::parameters::{Initializer, ParameterSource};
-use firebox_kernels::{AttentionInput, attention, linear, split_heads};
+use firebox_kernels::{AttentionInput, attention, linear};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150). No biases.
@@ -96,16 +96,7 @@ impl Attention {
     /// # Shapes
     ///
     /// - `x`, output: `[batch · new, d_model]`, the layout's tokens in order
-    ///
-    /// # Panics
-    ///
-    /// When the layout has ranges and the cache already has positions.
-    pub fn forward(
-        &self,
-        x: Tensor<2>,
-        layout: &Layout,
-        cache: Option<&mut LayerCache>,
-    ) -> Tensor<2> {
+    pub fn forward(&self, x: Tensor<2>, layout: &Layout, cache: Option<LayerStep>) -> Tensor<2> {
         let Layout {
             batch,
             rotary,
@@ -118,24 +109,15 @@ impl Attention {
         let value = linear(x, self.value.val());
 
         let attended = match cache {
-            Some(cache) if !cache.is_empty() => {
-                assert!(ranges.is_none(), "ranges of new tokens alone with a cache");
-                cache.attend(query, key, value, rotary)
-            }
-            empty => {
-                if let Some(cache) = empty {
-                    let split = |x: &Tensor<2>| split_heads(x.clone(), *batch, self.head_dim);
-                    cache.append(rotary.apply(split(&key)), split(&value));
-                }
-                attention(AttentionInput {
-                    query,
-                    key,
-                    value,
-                    batch: *batch,
-                    rotary,
-                    ranges: ranges.as_ref(),
-                })
-            }
+            Some(cache) => cache.attend(query, key, value, rotary),
+            None => attention(AttentionInput {
+                query,
+                key,
+                value,
+                batch: *batch,
+                rotary,
+                ranges: ranges.as_ref(),
+            }),
         };
         linear(attended, self.output.val())
     }

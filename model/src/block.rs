@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::attention::Attention;
-use crate::cache::LayerCache;
+use crate::cache::LayerStep;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
 use crate::layout::Layout;
@@ -58,7 +58,7 @@ impl Block {
         x: Tensor<2>,
         layer: usize,
         layout: &Layout,
-        cache: Option<&mut LayerCache>,
+        cache: Option<LayerStep>,
         observer: &mut impl Observer,
     ) -> (Tensor<2>, Option<Routing>) {
         let part = |part| LayerPart::of_layer(layer, part);

@@ -1,154 +1,222 @@
-//! The key/value cache: keys and values of the earlier tokens, for attention.
+//! The key/value cache: keys and values of the earlier tokens of some sequences, for attention.
 
 use burn::tensor::{Device, Tensor};
 
 use crate::config::ModelConfig;
-use firebox_kernels::cached_attention;
 use firebox_kernels::rope::Rotary;
+use firebox_kernels::{Segment, Segments, cached_attention};
 
-/// Keys and values of one layer, allocated once at full capacity.
+/// Keys and values of one layer.
 #[derive(Debug, Clone)]
 pub struct LayerCache {
-    keys: Tensor<4>,   // [batch, kv_heads, capacity, head_dim]
-    values: Tensor<4>, // [batch, kv_heads, capacity, head_dim]
-    length: usize,
+    keys: Tensor<4>,   // [sequences, kv_heads, capacity, head_dim]
+    values: Tensor<4>, // [sequences, kv_heads, capacity, head_dim]
 }
 
-impl LayerCache {
-    /// Whether the cache is empty.
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
-    }
+/// A layer's part of a step.
+#[derive(Debug)]
+pub struct LayerStep<'a> {
+    cache: &'a mut LayerCache,
+    segments: &'a Segments,
+}
 
-    /// Adds new positions, and attends over all so far.
+impl LayerStep<'_> {
+    /// Adds the new positions of a step, and attends over all that each sequence has then.
     ///
     /// # Shapes
     ///
-    /// - `query`, output: `[batch · new, heads · head_dim]`
-    /// - `key`, `value`: `[batch · new, kv_heads · head_dim]`; queries and keys before the rotary embedding
-    ///
-    /// # Panics
-    ///
-    /// When the capacity is exceeded; callers check [`KeyValueCache::remaining`].
+    /// - `query`, output: `[rows, heads · head_dim]`
+    /// - `key`, `value`: `[rows, kv_heads · head_dim]`; queries and keys before the rotary embedding
+    /// - `rotary`: of each row
     pub(crate) fn attend(
-        &mut self,
+        self,
         query: Tensor<2>,
         key: Tensor<2>,
         value: Tensor<2>,
         rotary: &Rotary,
     ) -> Tensor<2> {
-        let new = query.dims()[0] / self.keys.dims()[0].max(1);
-        let cache = [&mut self.keys, &mut self.values];
-        let attended = cached_attention(query, key, value, rotary, cache, self.length);
-        self.length += new;
-        attended
-    }
-
-    /// Appends the keys and values of new positions, and returns those of all positions so far.
-    ///
-    /// # Shapes
-    ///
-    /// - `keys`, `values`: `[batch, kv_heads, new, head_dim]`
-    /// - output: twice `[batch, kv_heads, length + new, head_dim]`
-    ///
-    /// # Panics
-    ///
-    /// When the capacity is exceeded; callers check [`KeyValueCache::remaining`].
-    pub fn append(&mut self, keys: Tensor<4>, values: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let [batch, kv_heads, new, head_dim] = keys.dims();
-        let [_, _, capacity, _] = self.keys.dims();
-        let end = self.length + new;
-        assert!(
-            end <= capacity,
-            "{end} positions exceed the key/value cache's capacity of {capacity}"
-        );
-        let range = [0..batch, 0..kv_heads, self.length..end, 0..head_dim];
-        self.keys
-            .inplace(|all| all.slice_assign(range.clone(), keys));
-        self.values.inplace(|all| all.slice_assign(range, values));
-        self.length = end;
-        let so_far = |all: &Tensor<4>| all.clone().narrow(2, 0, end);
-        (so_far(&self.keys), so_far(&self.values))
+        let cache = [&mut self.cache.keys, &mut self.cache.values];
+        cached_attention(query, key, value, rotary, cache, self.segments)
     }
 }
 
-/// One [`LayerCache`] per layer.
+impl LayerCache {
+    /// Makes room for `capacity` positions of each sequence.
+    fn grow(&mut self, capacity: usize) {
+        for cached in [&mut self.keys, &mut self.values] {
+            let [sequences, kv_heads, so_far, head_dim] = cached.dims();
+            let room = Tensor::zeros([sequences, kv_heads, capacity, head_dim], &cached.device());
+            let place = [0..sequences, 0..kv_heads, 0..so_far, 0..head_dim];
+            cached.inplace(|cached| room.slice_assign(place, cached));
+        }
+    }
+}
+
+/// The keys and values of every layer, for a number of sequences that each have a length of their own.
+///
+/// Room is made as it is needed: when the longest sequence exceeds it, it doubles.
 #[derive(Debug, Clone)]
 pub struct KeyValueCache {
-    /// By layer.
-    pub layers: Vec<LayerCache>,
+    layers: Vec<LayerCache>,
+    lengths: Vec<usize>,
     capacity: usize,
+    /// The most tokens that a sequence can have.
+    context: usize,
+    device: Device,
 }
 
 impl KeyValueCache {
-    /// An empty cache for `batch` sequences of at most `capacity` tokens.
-    pub fn new(config: &ModelConfig, batch: usize, capacity: usize, device: &Device) -> Self {
-        let shape = [batch, config.kv_heads, capacity, config.head_dim];
+    /// An empty cache for some sequences, with room for `tokens` tokens of each to begin with.
+    pub fn new(config: &ModelConfig, sequences: usize, tokens: usize, device: &Device) -> Self {
+        let capacity = tokens.max(1);
+        let shape = [sequences, config.kv_heads, capacity, config.head_dim];
         let layer = || LayerCache {
             keys: Tensor::zeros(shape, device),
             values: Tensor::zeros(shape, device),
-            length: 0,
         };
         Self {
             layers: (0..config.layers).map(|_| layer()).collect(),
+            lengths: vec![0; sequences],
             capacity,
+            context: config.context_length,
+            device: device.clone(),
         }
     }
 
-    /// Number of cached tokens.
-    pub fn length(&self) -> usize {
-        self.layers.first().map_or(0, |layer| layer.length)
+    /// Number of cached tokens of each sequence.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
     }
 
-    /// Number of tokens that can still be appended.
-    pub fn remaining(&self) -> usize {
-        self.capacity - self.length()
+    /// Forgets what a sequence has beyond its first `length` tokens; 0 frees it for another text.
+    ///
+    /// # Panics
+    ///
+    /// When the sequence has fewer tokens.
+    pub fn truncate(&mut self, sequence: usize, length: usize) {
+        let cached = &mut self.lengths[sequence];
+        assert!(length <= *cached, "{length} of {cached} cached tokens");
+        *cached = length;
+    }
+
+    /// Begins a step that adds to each of these sequences so many tokens, each at least one; the forward pass of those
+    /// tokens follows.
+    pub(crate) fn begin(&mut self, new: &[(usize, usize)]) -> Step<'_> {
+        let segments = new.iter().map(|&(sequence, new)| Segment {
+            sequence,
+            past: self.lengths[sequence],
+            new,
+        });
+        let segments: Vec<Segment> = segments.collect();
+        let longest = segments.iter().map(Segment::end).max().unwrap_or(0);
+        if longest > self.capacity {
+            self.capacity = longest.max((2 * self.capacity).min(self.context));
+            for layer in &mut self.layers {
+                layer.grow(self.capacity);
+            }
+        }
+        for segment in &segments {
+            self.lengths[segment.sequence] = segment.end();
+        }
+        Step {
+            segments: Segments::new(segments, &self.device),
+            layers: &mut self.layers,
+        }
+    }
+}
+
+/// New tokens of some of a cache's sequences.
+#[derive(Debug)]
+pub struct Step<'a> {
+    layers: &'a mut [LayerCache],
+    segments: Segments,
+}
+
+impl Step<'_> {
+    /// A layer's part.
+    pub(crate) fn layer(&mut self, layer: usize) -> LayerStep<'_> {
+        LayerStep {
+            cache: &mut self.layers[layer],
+            segments: &self.segments,
+        }
+    }
+
+    /// The rotary rows of the step's tokens, from a table of at least as many positions as it is asked for.
+    pub(crate) fn rotary(&self, table: impl FnOnce(usize) -> Rotary) -> Rotary {
+        let segments = self.segments.list();
+        let table = table(segments.iter().map(Segment::end).max().unwrap_or(0));
+        if let [only] = segments[..] {
+            return table.range(only.past, only.new);
+        }
+        let positions = segments
+            .iter()
+            .flat_map(|segment| segment.past..segment.end());
+        let positions: Vec<i32> = positions.map(|position| position as i32).collect();
+        let device = self.segments.table().device();
+        table.at(&Tensor::from_ints(positions.as_slice(), &device))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::TensorData;
-
     use super::*;
     use crate::testing::smallest;
     use firebox_runtime::device::{default_name, select};
     use firebox_runtime::on_every_device;
-    use firebox_runtime::testing::values;
+    use firebox_runtime::testing::{assert_close, values, wave};
 
-    on_every_device!(positions_are_kept_in_their_order);
+    on_every_device!(
+        what_is_cached_stays_as_the_cache_grows,
+        a_truncated_sequence_is_written_anew,
+    );
 
-    /// One sequence, one head of width 2: positions that hold `n` and `n + 0.5`.
-    fn positions(numbers: &[f32], device: &Device) -> Tensor<4> {
-        let values: Vec<f32> = numbers.iter().flat_map(|&n| [n, n + 0.5]).collect();
-        Tensor::from_data(TensorData::new(values, [1, 1, numbers.len(), 2]), device)
+    /// The output for new tokens of a sequence, whose inputs begin at `phase`.
+    fn attend(cache: &mut KeyValueCache, new: &[(usize, usize)], phase: f32) -> Vec<f32> {
+        let device = cache.device.clone();
+        let mut step = cache.begin(new);
+        let rotary = step.rotary(|positions| Rotary::new(0, positions, 2, 1e4, &device));
+        let input = |shift: f32| wave([rotary.rows(), 2], phase + shift, &device);
+        values(
+            step.layer(0)
+                .attend(input(0.0), input(0.3), input(0.6), &rotary),
+        )
     }
 
-    fn positions_are_kept_in_their_order(device: Device) {
-        let mut cache = KeyValueCache::new(&smallest(), 1, 3, &device);
-        assert_eq!((cache.length(), cache.remaining()), (0, 3));
-        assert!(cache.layers[0].is_empty());
-        let mut append = |keys: &[f32], after: &[f32]| {
-            let opposite: Vec<f32> = keys.iter().map(|key| -key).collect();
-            let (keys, opposite) = (positions(keys, &device), positions(&opposite, &device));
-            let (keys, opposite) = cache.layers[0].append(keys, opposite);
-            assert_eq!(keys.dims(), [1, 1, after.len(), 2]);
-            assert_eq!(values(keys), values(positions(after, &device)));
-            let after: Vec<f32> = after.iter().map(|key| -key).collect();
-            assert_eq!(values(opposite), values(positions(&after, &device)));
+    fn what_is_cached_stays_as_the_cache_grows(device: Device) {
+        let steps: [&[(usize, usize)]; 4] =
+            [&[(1, 3)], &[(0, 2), (1, 1)], &[(2, 9), (1, 1)], &[(1, 20)]];
+        let run = |tokens: usize| {
+            let mut cache = KeyValueCache::new(&smallest(), 3, tokens, &device);
+            let found = steps.map(|step| attend(&mut cache, step, step.len() as f32));
+            (found.concat(), cache.lengths().to_vec(), cache.capacity)
         };
-        append(&[1.0, 2.0], &[1.0, 2.0]);
-        append(&[3.0], &[1.0, 2.0, 3.0]);
-        assert_eq!((cache.length(), cache.remaining()), (3, 0));
-        assert!(!cache.layers[0].is_empty());
+        let (grown, lengths, capacity) = run(0);
+        assert_eq!((&lengths[..], capacity), (&[2, 25, 9][..], 25));
+        let (whole, _, capacity) = run(40);
+        assert_eq!(capacity, 40);
+        assert_close("outputs", &grown, &whole, 2e-6).unwrap();
+    }
+
+    fn a_truncated_sequence_is_written_anew(device: Device) {
+        let cache = || KeyValueCache::new(&smallest(), 2, 4, &device);
+        let mut straight = cache();
+        attend(&mut straight, &[(0, 3), (1, 2)], 0.0);
+        let expected = attend(&mut straight, &[(0, 2)], 0.5);
+
+        let mut back = cache();
+        attend(&mut back, &[(0, 3), (1, 2)], 0.0);
+        attend(&mut back, &[(0, 4), (1, 1)], 3.0);
+        back.truncate(0, 3);
+        assert_eq!(back.lengths(), [3, 3]);
+        let found = attend(&mut back, &[(0, 2)], 0.5);
+        assert_close("outputs", &found, &expected, 2e-6).unwrap();
     }
 
     #[test]
-    #[should_panic(expected = "4 positions exceed the key/value cache's capacity of 3")]
-    fn a_full_cache_takes_no_more() {
-        let device = select(default_name()).unwrap();
-        let mut cache = KeyValueCache::new(&smallest(), 1, 3, &device);
-        let four = || positions(&[1.0, 2.0, 3.0, 4.0], &device);
-        let _ = cache.layers[0].append(four(), four());
+    #[should_panic(expected = "4 of 3 cached tokens")]
+    fn a_sequence_is_not_truncated_to_more_than_it_has() {
+        let mut cache = KeyValueCache::new(&smallest(), 1, 4, &select(default_name()).unwrap());
+        attend(&mut cache, &[(0, 3)], 0.0);
+        cache.truncate(0, 4);
     }
 }

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::batch::Batch;
 use crate::block::Block;
-use crate::cache::KeyValueCache;
+use crate::cache::Step;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
 use crate::layout::{Layout, Placement};
@@ -17,7 +17,7 @@ use crate::observer::{Observer, ResidualStream, Unobserved};
 use crate::parameters::{Initializer, ParameterSource, RandomParameters, Shapes};
 use crate::parts::{LayerPart, Part};
 use firebox_kernels::rope::{Rotary, RotaryCache};
-use firebox_kernels::{embedding, latency_bound, linear, linear_transposed};
+use firebox_kernels::{embedding, linear, linear_transposed};
 
 /// A decoder-only mixture-of-experts language model.
 ///
@@ -167,31 +167,6 @@ impl LanguageModel {
             .1
     }
 
-    /// The logits at the last position of each row, given the tokens already in the cache, to which these are appended.
-    ///
-    /// # Shapes
-    ///
-    /// - `tokens`: `[batch, new]`
-    /// - output: `[batch, vocab_size]`
-    ///
-    /// # Panics
-    ///
-    /// When the cache's capacity or the context is exceeded; see [`KeyValueCache::remaining`].
-    pub fn decode(&self, tokens: Tensor<2, Int>, cache: &mut KeyValueCache) -> Tensor<2> {
-        let [batch, new] = tokens.dims();
-        let device = tokens.device();
-        latency_bound(batch * new, &device, || {
-            let past = cache.length();
-            let rotary = self.rotary(past + new, &device).range(past, new);
-            let layout = Layout::causal(batch, rotary);
-            let (hidden, _) = self.hidden(tokens, &layout, Some(cache), &mut Unobserved);
-            let last = hidden
-                .reshape([batch, new, self.config.d_model])
-                .narrow(1, new - 1, 1);
-            self.logits(last.squeeze_dim::<2>(1))
-        })
-    }
-
     /// Sets the selection bias of every router, in the order of the MoE layers; see
     /// [`balance::update_bias`](crate::moe::balance::update_bias).
     pub fn set_router_bias(&mut self, biases: &[Vec<f32>]) {
@@ -228,7 +203,7 @@ impl LanguageModel {
         &self,
         tokens: Tensor<2, Int>,
         layout: &Layout,
-        mut cache: Option<&mut KeyValueCache>,
+        mut cache: Option<&mut Step>,
         observer: &mut impl Observer,
     ) -> (Tensor<2>, Vec<Routing>) {
         let embedded = embedding(self.embedding.val(), tokens.flatten(0, 1)).cast(DType::F32);
@@ -236,7 +211,7 @@ impl LanguageModel {
         let mut routing = Vec::with_capacity(self.config.layers);
         for (layer, block) in self.blocks.iter().enumerate() {
             observer.residual(&x);
-            let cache = cache.as_deref_mut().map(|cache| &mut cache.layers[layer]);
+            let cache = cache.as_deref_mut().map(|step| step.layer(layer));
             let routed;
             (x, routed) = block.forward(x, layer, layout, cache, observer);
             routing.extend(routed);
@@ -249,12 +224,20 @@ impl LanguageModel {
     /// The layout of tokens without a cache.
     fn layout(&self, tokens: &Tensor<2, Int>, placement: &Placement) -> Layout {
         let [batch, sequence] = tokens.dims();
-        let table = self.rotary(sequence, &tokens.device());
+        let table = self.table(sequence, &tokens.device());
         placement.layout(batch, sequence, &table)
     }
 
-    /// The table of at least this many rotary positions.
-    fn rotary(&self, positions: usize, device: &Device) -> Rotary {
+    /// The residual stream after the final norm of the tokens of a step, `[tokens, d_model]`.
+    pub(crate) fn stepped(&self, tokens: Tensor<2, Int>, step: &mut Step) -> Tensor<2> {
+        let device = tokens.device();
+        let rotary = step.rotary(|positions| self.table(positions, &device));
+        let layout = Layout::causal(1, rotary);
+        self.hidden(tokens, &layout, Some(step), &mut Unobserved).0
+    }
+
+    /// A table of at least so many rotary positions.
+    fn table(&self, positions: usize, device: &Device) -> Rotary {
         let ModelConfig {
             context_length,
             head_dim,
@@ -268,7 +251,7 @@ impl LanguageModel {
         self.rotary.table(positions, head_dim, rope_theta, device)
     }
 
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         match &self.head {
             Some(head) => linear(hidden, head.val()),
             None => linear_transposed(hidden, self.embedding.val()),
@@ -307,7 +290,6 @@ mod tests {
         logits_by_hand,
         a_token_does_not_depend_on_its_neighbours_in_the_batch,
         padding_in_front_changes_no_token_but_its_position,
-        decoding_with_the_cache_equals_one_forward_pass,
         the_order_of_experts_changes_nothing,
         the_bias_of_every_router_is_set_and_read,
     );
@@ -389,26 +371,6 @@ mod tests {
         close("tokens", padded.narrow(1, 4, 9), alone);
     }
 
-    fn decoding_with_the_cache_equals_one_forward_pass(device: Device) {
-        for config in [tiny(), with_experts(8, 8), tiny().dense_baseline()] {
-            let model = LanguageModel::random(&config, 7, &device);
-            let rows = text(2, 20, config.vocab_size);
-            let whole = model.forward(ids(&rows, &device)).logits;
-            // Pieces of several lengths: a long prompt, single tokens, a few at once.
-            let mut cache = KeyValueCache::new(&config, 2, 20, &device);
-            let mut start = 0;
-            for length in [7, 1, 1, 4, 1, 6] {
-                let end = start + length;
-                let pieces = rows.iter().map(|row| &row[start..end]);
-                let last = model.decode(token_tensor(pieces, &device), &mut cache);
-                let expected = whole.clone().narrow(1, end - 1, 1).squeeze_dim::<2>(1);
-                close(&format!("position {end}"), last, expected);
-                start = end;
-                assert_eq!((cache.length(), cache.remaining()), (end, 20 - end));
-            }
-        }
-    }
-
     fn the_order_of_experts_changes_nothing(device: Device) {
         struct Permute<'a>(&'a [usize]);
         impl MapParameter for Permute<'_> {
@@ -461,15 +423,5 @@ mod tests {
         let device = select(default_name()).unwrap();
         let model = LanguageModel::random(&smallest(), 7, &device);
         let _ = model.forward(ids(&[vec![0; 9]], &device));
-    }
-
-    #[test]
-    #[should_panic(expected = "9 tokens exceed the context of 8")]
-    fn a_cache_holds_no_more_than_the_context() {
-        let device = select(default_name()).unwrap();
-        let model = LanguageModel::random(&smallest(), 7, &device);
-        let mut cache = KeyValueCache::new(&smallest(), 1, 20, &device);
-        let _ = model.decode(ids(&[vec![0; 8]], &device), &mut cache);
-        let _ = model.decode(ids(&[vec![0]], &device), &mut cache);
     }
 }

@@ -357,3 +357,41 @@ fn a_checkpoint_that_cannot_be_used() {
     let text = eval(&smaller, 1);
     assert!(text.contains("300"), "{text}");
 }
+
+#[test]
+fn prompts_that_cannot_be_used() {
+    let test = TestRun::new();
+    let (prompts, output) = (test.path("prompts.jsonl"), test.path("texts.jsonl"));
+    let generate = |more: &[&str]| {
+        // Files are looked at before a checkpoint is.
+        let mut arguments = vec!["generate", "no-checkpoint"];
+        arguments.extend(more);
+        failure(binaries::infer(&arguments), 2)
+    };
+    let from_file = ["--prompts", prompts.to_str().unwrap()];
+    fs::write(&prompts, "{\"prompt\": \"a\"}\n{\"prompt\": 3}\n").unwrap();
+    let text = generate(&from_file);
+    for words in ["prompts.jsonl:2: column", "expected a string", "hint: "] {
+        assert!(text.contains(words), "no {words:?} in {text}");
+    }
+    fs::write(&prompts, "{\"prompt\": \"a\"}\n").unwrap();
+    fs::write(&output, "my notes\n").unwrap();
+    let text = generate(&[&from_file[..], &["--output", output.to_str().unwrap()]].concat());
+    for words in ["texts.jsonl:1 is not a generated text", "hint: "] {
+        assert!(text.contains(words), "no {words:?} in {text}");
+    }
+    assert_eq!(fs::read_to_string(&output).unwrap(), "my notes\n");
+    for (more, words) in [
+        (&["--prompt", "a", "--batch", "2"][..], "--prompts"),
+        (&["--prompt", "a", "--output", "b"], "--prompts"),
+        (&["--prompt", "a", "--draft-tokens", "2"], "--draft"),
+        (
+            &["--prompt", "a", "--draft", "b", "--draft-tokens", "many"],
+            "auto",
+        ),
+        (&[], "--prompt"),
+    ] {
+        let text = generate(more);
+        assert!(text.contains(words), "{more:?}: no {words:?} in {text}");
+    }
+}

@@ -16,8 +16,9 @@ use burn::tensor::{Device, Int, Tensor};
 use firebox_checkpoint::Accept;
 use firebox_infer::trace::trace;
 use firebox_kernels::dtype::WeightDtype;
-use firebox_model::generate::{Sampler, Sampling, generate};
+use firebox_model::generate::generate;
 use firebox_model::language_model::token_tensor;
+use firebox_model::sampling::{Sampler, Sampling};
 use firebox_runtime::device::select;
 use firebox_tests::binaries;
 use firebox_tests::fixtures;
@@ -141,11 +142,8 @@ fn greedy_tokens_are_those_of_transformers(case: &str, device: &Device) {
         .expect("fixture")
         .model;
     let mut cached = Vec::new();
-    let mut sampler = Sampler::new(Sampling {
-        temperature: 0.0,
-        ..Sampling::default()
-    });
-    generate(&model, prompt, rest.len(), &[], &mut sampler, |id| {
+    let greedy = Sampling::greedy();
+    generate(&model, prompt, rest.len(), &[], greedy, |id| {
         cached.push(id);
         true
     });
@@ -160,7 +158,7 @@ fn greedy_tokens_are_those_of_transformers(case: &str, device: &Device) {
             .to_data()
             .iter::<f32>()
             .collect::<Vec<f32>>();
-        text.push(sampler.sample(&last));
+        text.push(Sampler::new(greedy).sample(&last, &[], &[]));
     }
     assert_eq!(&text[prompt.len()..], rest, "without the cache");
 }

@@ -12,8 +12,9 @@ use firebox_console::durable::FileError;
 use firebox_model::batch::Sequence;
 use firebox_model::config::FeedForwardKind;
 use firebox_model::evaluate::{self, evaluate_parts};
-use firebox_model::generate::{Sampler, Sampling, generate};
+use firebox_model::generate::generate;
 use firebox_model::moe::stats::warning;
+use firebox_model::sampling::Sampling;
 use firebox_runtime::control::Control;
 use firebox_runtime::device;
 use firebox_runtime::failure::guard;
@@ -321,7 +322,7 @@ impl Run {
             &prompt,
             sample.tokens,
             tokenizer.eos_ids(),
-            &mut Sampler::new(sampling),
+            sampling,
             |id| {
                 text.push(id);
                 true

@@ -1,23 +1,46 @@
 //! `cargo infer generate`.
 
 use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use firebox_model::generate::Sampling;
+use firebox_model::generate::DraftTokens;
+use firebox_model::sampling::Sampling;
 use firebox_runtime::control::Control;
 
 use super::{DtypeArgs, ModelArgs, at_least_one};
 use crate::InferError;
-use crate::generate::{Generated, Request, generate};
+use crate::engine::Engine;
+use crate::generate::{
+    Answers, Draft, Generated, ManyRequest, Request, Speculation, generate, generate_many,
+    read_prompts,
+};
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer generate runs/quickstart --prompt \"fn main\"\n  \
     cargo infer generate runs/quickstart --prompt \"\" --temperature 0\n  \
-    cargo infer generate runs/quickstart --prompt - --max-tokens 50 < prompt.txt > output.txt\n\n\
+    cargo infer generate runs/quickstart --prompt - --max-tokens 50 < prompt.txt > output.txt\n  \
+    cargo infer generate runs/quickstart --prompts prompts.jsonl --output texts.jsonl\n  \
+    cargo infer generate Qwen3-4B --draft Qwen3-0.6B --prompt \"The firebox\"\n\n\
+    A line of --prompts is a JSON object, such as {\"prompt\": \"fn main\"}. Optional are \"id\", a string or an integer\n\
+    [default: the number of the line], \"max_tokens\" and \"seed\" [default: those of the command line]. Each gives a line\n\
+    in the same order, {\"id\": 1, \"text\": \"() {\", \"tokens\": 2, \"finish_reason\": \"length\"}, where the reason is\n\
+    \"stop\" after an end-of-text token and \"length\" after the maximum number of tokens. The text is the one that\n\
+    --prompt gives with the same seed.\n\n\
+    The options of sampling apply in this order: penalties, temperature, top-k, top-p, min-p. A token is drawn with\n\
+    noise that depends on seed and position alone, so that a seed gives the same text with and without a draft, and\n\
+    alone or in a batch; only where two tokens are as good as tied can the rounding of a batch decide otherwise.\n\n\
     When prompt and generated text together exceed the model's context (context_length of the run,\n\
     max_position_embeddings in config.json), the oldest half of the context is dropped and positions begin anew,\n\
     each time it is full; a warning says so. Such text differs from that of a model that sees all of it.\n\n\
-    The same seed gives the same text. Ctrl-C stops after the current token; a second Ctrl-C aborts.";
+    Ctrl-C stops after the current token; a second Ctrl-C aborts. With --prompts the exit code is then 130, and texts that\n\
+    are not complete are not written.";
+
+/// The draft that needs no model.
+const PROMPT_LOOKUP: &str = "prompt-lookup";
+
+/// The number of drafted tokens that is measured.
+const AUTO: &str = "auto";
 
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
@@ -26,14 +49,57 @@ pub(super) struct GenerateArgs {
     #[command(flatten)]
     weights: DtypeArgs,
     /// Text to continue; `-` reads it from standard input. An empty prompt starts a new document.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub(super) prompt: String,
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        required_unless_present = "prompts"
+    )]
+    pub(super) prompt: Option<String>,
+    /// File of prompts to continue, many at once, one JSON object per line; see below.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompts: Option<PathBuf>,
+    /// File for the texts of --prompts, instead of standard output. Texts that it has already are not generated again,
+    /// so that an interrupted command continues.
+    #[arg(long, value_name = "FILE", requires = "prompts")]
+    output: Option<PathBuf>,
+    /// Number of prompts of --prompts at once. More are faster together and need more memory.
+    #[arg(long, value_name = "N", requires = "prompts", default_value_t = 16, value_parser = at_least_one)]
+    batch: usize,
     /// Let a prompt that spells a special token, such as <|im_start|>, contain that token.
     #[arg(long)]
     special_tokens: bool,
     /// Maximum number of tokens to generate.
     #[arg(long, value_name = "N", default_value_t = 200)]
     max_tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Where to take guesses of the next tokens from, which one step of the model verifies together: the checkpoint of a
+    /// smaller model with the same tokenizer, or prompt-lookup, which takes what followed the last tokens where they
+    /// occurred before. The text is the same, and may come faster.
+    #[arg(long, value_name = "CHECKPOINT|prompt-lookup")]
+    draft: Option<String>,
+    /// Number of tokens to guess at a time; `auto` measures which number is fastest, 0 included.
+    #[arg(long, value_name = "N|auto", requires = "draft", default_value = AUTO, value_parser = draft_tokens)]
+    draft_tokens: DraftTokens,
+}
+
+/// How tokens are chosen.
+#[derive(Debug, Clone, Copy, Args)]
+struct SamplingArgs {
+    /// Divide positive logits by R and multiply negative ones by it, for tokens that occur in the prompt or the generated
+    /// text; above 1 discourages repetition.
+    #[arg(long, value_name = "R", default_value_t = Sampling::default().repetition_penalty,
+        value_parser = positive, allow_negative_numbers = true)]
+    repetition_penalty: f64,
+    /// Subtract P from the logits of tokens that were generated before (-2 ≤ P ≤ 2).
+    #[arg(long, value_name = "P", default_value_t = Sampling::default().presence_penalty,
+        value_parser = penalty, allow_negative_numbers = true)]
+    presence_penalty: f64,
+    /// Subtract P from the logits of tokens for each time that they were generated before (-2 ≤ P ≤ 2).
+    #[arg(long, value_name = "P", default_value_t = Sampling::default().frequency_penalty,
+        value_parser = penalty, allow_negative_numbers = true)]
+    frequency_penalty: f64,
     /// Softmax temperature; 0 is greedy decoding.
     #[arg(long, value_name = "T", default_value_t = Sampling::default().temperature,
         value_parser = temperature, allow_negative_numbers = true)]
@@ -45,60 +111,141 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "P", default_value_t = Sampling::default().top_p,
         value_parser = probability, allow_negative_numbers = true)]
     top_p: f64,
+    /// Drop tokens less probable than P times the most probable one (0 ≤ P ≤ 1).
+    #[arg(long, value_name = "P", default_value_t = Sampling::default().min_p,
+        value_parser = share, allow_negative_numbers = true)]
+    min_p: f64,
     /// Sampling seed.
     #[arg(long, value_name = "S", default_value_t = Sampling::default().seed, allow_negative_numbers = true)]
     seed: u64,
 }
 
+impl From<SamplingArgs> for Sampling {
+    fn from(args: SamplingArgs) -> Self {
+        Self {
+            repetition_penalty: args.repetition_penalty,
+            presence_penalty: args.presence_penalty,
+            frequency_penalty: args.frequency_penalty,
+            temperature: args.temperature,
+            top_k: args.top_k.unwrap_or(0),
+            top_p: args.top_p,
+            min_p: args.min_p,
+            seed: args.seed,
+            ..Self::default()
+        }
+    }
+}
+
 impl GenerateArgs {
     pub(super) fn execute(self, control: &Control) -> Result<(), InferError> {
+        // What is wrong with a file shows before a model is loaded.
+        let prompts = self.prompts.as_deref().map(read_prompts).transpose()?;
+        let mut answers = match &self.output {
+            Some(path) => Answers::file(path)?,
+            None => Answers::Writer(io::stdout()),
+        };
         let engine = self.model.open(self.weights)?;
         let engine = engine.reading_special_tokens(self.special_tokens);
-        let prompt = match self.prompt.as_str() {
-            "-" => {
-                let mut text = String::new();
-                io::stdin()
-                    .read_to_string(&mut text)
-                    .map_err(InferError::Input)?;
-                text
-            }
-            _ => self.prompt,
+        let speculation = Speculation {
+            draft: match self.draft.as_deref() {
+                None => Draft::None,
+                Some(PROMPT_LOOKUP) => Draft::PromptLookup,
+                Some(path) => Draft::open(Path::new(path), self.weights.dtype, &engine)?,
+            },
+            draft_tokens: self.draft_tokens,
         };
-        let sampling = Sampling {
-            temperature: self.temperature,
-            top_k: self.top_k.unwrap_or(0),
-            top_p: self.top_p,
-            seed: self.seed,
-        };
-        let request = Request {
-            prompt,
-            max_tokens: self.max_tokens,
-            sampling,
-        };
-        control.heed_stop();
+        let sampling = Sampling::from(self.sampling);
         let stopped = || control.stop_requested();
-        let Generated { tokens, seconds } =
-            generate(&engine, &request, &mut io::stdout().lock(), stopped)?;
-        tracing::info!(
-            "{tokens} {} in {seconds:.2} s ({:.0} tokens/s on {})",
-            if tokens == 1 { "token" } else { "tokens" },
-            tokens as f64 / seconds,
-            engine.device
-        );
+        let generated = match prompts {
+            Some(prompts) => {
+                let request = ManyRequest {
+                    max_tokens: self.max_tokens,
+                    sampling,
+                    batch: self.batch,
+                };
+                control.heed_stop();
+                generate_many(
+                    &engine,
+                    &prompts,
+                    &request,
+                    &speculation,
+                    &mut answers,
+                    stopped,
+                )?
+            }
+            None => {
+                let request = Request {
+                    prompt: prompt(self.prompt.unwrap_or_default())?,
+                    max_tokens: self.max_tokens,
+                    sampling,
+                };
+                control.heed_stop();
+                let output = &mut io::stdout().lock();
+                generate(&engine, &request, &speculation, output, stopped)?
+            }
+        };
+        log(&generated, &speculation, &engine);
         Ok(())
     }
 }
 
-fn temperature(text: &str) -> Result<f64, String> {
+/// The prompt of the command line, or of standard input.
+fn prompt(given: String) -> Result<String, InferError> {
+    if given != "-" {
+        return Ok(given);
+    }
+    let mut text = String::new();
+    let read = io::stdin().read_to_string(&mut text);
+    read.map(|_| text).map_err(InferError::Input)
+}
+
+fn log(generated: &Generated, speculation: &Speculation, engine: &Engine) {
+    let Generated {
+        statistics,
+        seconds,
+    } = generated;
+    let tokens = statistics.tokens;
+    tracing::info!(
+        "{tokens} {} in {seconds:.2} s ({:.0} tokens/s on {}){}",
+        if tokens == 1 { "token" } else { "tokens" },
+        tokens as f64 / seconds,
+        engine.device,
+        speculation.summary(statistics)
+    );
+}
+
+fn number(text: &str, allowed: impl Fn(f64) -> bool, what: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
-        _ => Err("must be a number of at least 0".to_owned()),
+        Ok(value) if value.is_finite() && allowed(value) => Ok(value),
+        _ => Err(format!("must be a number {what}")),
     }
 }
 
+fn temperature(text: &str) -> Result<f64, String> {
+    number(text, |value| value >= 0.0, "of at least 0")
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text, |value| value > 0.0, "greater than 0")
+}
+
+fn penalty(text: &str) -> Result<f64, String> {
+    number(text, |value| (-2.0..=2.0).contains(&value), "from -2 to 2")
+}
+
 fn probability(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
-        _ => Err("must be a number greater than 0 and at most 1".to_owned()),
+    let allowed = |value| value > 0.0 && value <= 1.0;
+    number(text, allowed, "greater than 0 and at most 1")
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, |value| (0.0..=1.0).contains(&value), "from 0 to 1")
+}
+
+fn draft_tokens(text: &str) -> Result<DraftTokens, String> {
+    match text.parse() {
+        Ok(tokens @ 1..=64) => Ok(DraftTokens::Fixed(tokens)),
+        _ if text == AUTO => Ok(DraftTokens::Auto),
+        _ => Err(format!("must be an integer from 1 to 64, or {AUTO}")),
     }
 }

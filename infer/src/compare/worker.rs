@@ -10,7 +10,8 @@ use firebox_kernels::dispatch::DispatchPlan;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::batch::Batch;
 use firebox_model::cache::KeyValueCache;
-use firebox_model::language_model::{LanguageModel, ModelOutput, token_tensor};
+use firebox_model::decode::Piece;
+use firebox_model::language_model::{LanguageModel, ModelOutput};
 use firebox_model::loss::{Objective, Targets};
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::moe::router::RouterOutput;
@@ -264,7 +265,8 @@ fn decode(model: &LanguageModel, tokens: &Tokens, device: &Device) -> Option<Dec
     let pass = |read: &mut dyn FnMut(Tensor<2>)| {
         let mut cache = KeyValueCache::new(model.config(), 1, prompt.len() + rest.len(), device);
         let step = |tokens: &[u32], cache: &mut KeyValueCache| {
-            model.decode(token_tensor(std::iter::once(tokens), device), cache)
+            let logits = model.decode(&[Piece::new(0, tokens)], cache);
+            logits.expect("of the last token")
         };
         finish(step(prompt, &mut cache));
         let started = Instant::now();

@@ -352,6 +352,15 @@ impl Tokenizer {
             .sum()
     }
 
+    /// The first id that is not the same token in another tokenizer, with the tokens of both; `None` where all are.
+    pub fn first_difference(&self, other: &Self) -> Option<(u32, [Option<String>; 2])> {
+        let ids = self.vocab_size.max(other.vocab_size) as u32;
+        (0..ids).find_map(|id| {
+            let tokens = [self, other].map(|tokenizer| tokenizer.inner.id_to_token(id));
+            (tokens[0] != tokens[1]).then_some((id, tokens))
+        })
+    }
+
     /// A decoder that takes one token after the other, for streaming.
     pub fn stream(&self) -> StreamDecoder<'_> {
         StreamDecoder::new(self)

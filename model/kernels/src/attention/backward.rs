@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::rows::{AttentionShape, KEYS, LANES, RopeTables, rotated_keys, scratch_slice};
-use super::segments::{Segment, Segments};
+use super::stretches::{Stretch, Stretches};
 use crate::host::exp::exp;
 use crate::host::gemm::{Accumulate, Matrix, gemm};
 use crate::host::simd::vectorized;
@@ -24,7 +24,7 @@ pub(super) struct Saved<'a> {
     pub output: &'a [f32],
     pub log_sum_exp: &'a [f32],
     pub tables: RopeTables<'a>,
-    pub segments: Segments<'a>,
+    pub stretches: Stretches<'a>,
     pub shape: AttentionShape,
 }
 
@@ -208,11 +208,11 @@ impl Pass<'_> {
 
         let mut scratch = Scratch::default();
         let step = shape.positions(heads);
-        for segment in self.saved.segments.of_sequence(sequence) {
-            for start in (0..segment.length).step_by(step) {
-                let positions = start..(start + step).min(segment.length);
-                self.pack(&mut scratch.rows, segment, first_head, positions.clone());
-                let query = self.block(&mut scratch, &mut part, segment, kv_head, &positions);
+        for stretch in self.saved.stretches.of_sequence(sequence) {
+            for start in (0..stretch.length).step_by(step) {
+                let positions = start..(start + step).min(stretch.length);
+                self.pack(&mut scratch.rows, stretch, first_head, positions.clone());
+                let query = self.block(&mut scratch, &mut part, stretch, kv_head, &positions);
                 let Some(column_block) = &mut column_block else {
                     continue;
                 };
@@ -222,10 +222,10 @@ impl Pass<'_> {
                         let rows = query.chunks_exact_mut(heads * head_dim);
                         for (position, row) in positions.clone().zip(rows) {
                             for head in row.chunks_exact_mut(head_dim) {
-                                let token = segment.token(position, shape);
+                                let token = stretch.token(position, shape);
                                 self.saved.tables.rotate_inverse(head, token, 1.0);
                             }
-                            column_block[segment.start + position].write_copy_of_slice(row);
+                            column_block[stretch.start + position].write_copy_of_slice(row);
                         }
                     },
                 );
@@ -240,16 +240,16 @@ impl Pass<'_> {
         &self,
         scratch: &'s mut Scratch,
         part: &mut Part,
-        segment: Segment<'_>,
+        stretch: Stretch<'_>,
         kv_head: usize,
         positions: &Range<usize>,
     ) -> &'s mut [f32] {
         let shape = self.saved.shape;
         let (heads, head_dim, kv_width) = (self.heads, shape.head_dim, shape.kv_width());
         let [query_needs_grad, key_needs_grad, value_needs_grad] = self.needs_grad;
-        let first_key = (segment.sequence * shape.kv_heads + kv_head) * shape.length;
-        let keys = &self.keys[(first_key + segment.start) * head_dim..];
-        let values = &self.saved.value[segment.token(0, shape) * kv_width + kv_head * head_dim..];
+        let first_key = (stretch.sequence * shape.kv_heads + kv_head) * shape.length;
+        let keys = &self.keys[(first_key + stretch.start) * head_dim..];
+        let values = &self.saved.value[stretch.token(0, shape) * kv_width + kv_head * head_dim..];
         let Scratch {
             rows: packed,
             weights,
@@ -257,8 +257,8 @@ impl Pass<'_> {
             query,
         } = scratch;
         let query = scratch_slice(query, positions.len() * heads * head_dim);
-        for (index, block) in segment.key_blocks(positions).enumerate() {
-            let seeing = segment.seeing(positions, &block);
+        for (index, block) in stretch.key_blocks(positions).enumerate() {
+            let seeing = stretch.seeing(positions, &block);
             let skipped = (seeing.start - positions.start) * heads;
             let (rows, count) = (seeing.len() * heads, block.len());
             let Range { start, end } = block;
@@ -280,7 +280,7 @@ impl Pass<'_> {
                     let all = all.zip(d_scores.chunks_exact_mut(KEYS)).enumerate();
                     for (row, (weights, d_scores)) in all {
                         let position = seeing.start + row / heads;
-                        let seen = segment.first(position).saturating_sub(start)
+                        let seen = stretch.first(position).saturating_sub(start)
                             ..(position + 1 - start).min(count);
                         let row = skipped + row;
                         finish_row(
@@ -294,7 +294,7 @@ impl Pass<'_> {
             );
             let weights = Matrix::strided(weights, rows, count, KEYS);
             let d_scores = Matrix::strided(d_scores, rows, count, KEYS);
-            let place = (segment.start + start) * head_dim..(segment.start + end) * head_dim;
+            let place = (stretch.start + start) * head_dim..(stretch.start + end) * head_dim;
             let into = Accumulate::Add;
             if value_needs_grad {
                 let value = &mut part.value[place.clone()];
@@ -324,7 +324,7 @@ impl Pass<'_> {
     fn pack(
         &self,
         block: &mut Rows,
-        segment: Segment<'_>,
+        stretch: Stretch<'_>,
         first_head: usize,
         positions: Range<usize>,
     ) {
@@ -342,7 +342,7 @@ impl Pass<'_> {
             #[inline(always)]
             || {
                 for position in positions.clone() {
-                    let row = segment.token(position, shape);
+                    let row = stretch.token(position, shape);
                     let start = row * width + first_head * head_dim;
                     let columns = start..start + heads * head_dim;
                     let before = block.queries.len();

@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::rows::{AttentionShape, KEYS, LANES, RopeTables, rotated_keys, scratch_slice};
-use super::segments::{Segment, Segments};
+use super::stretches::{Stretch, Stretches};
 use crate::host::exp::exp;
 use crate::host::gemm::{Accumulate, Matrix, gemm};
 use crate::host::simd::vectorized;
@@ -28,7 +28,7 @@ pub(super) fn forward(
     key: &[f32],
     value: &[f32],
     tables: RopeTables<'_>,
-    segments: Segments<'_>,
+    stretches: Stretches<'_>,
     shape: AttentionShape,
 ) -> (Vec<f32>, Vec<f32>) {
     if query.is_empty() {
@@ -47,7 +47,7 @@ pub(super) fn forward(
     #[allow(unsafe_code)]
     let [output, sums] = unsafe {
         vecs_uninit_with([query.len(), rows], |[output, sums]| {
-            pass.run(segments, output, sums);
+            pass.run(stretches, output, sums);
         })
     };
     (output, sums)
@@ -74,30 +74,30 @@ struct Scratch {
 impl Pass<'_> {
     fn run(
         &self,
-        segments: Segments<'_>,
+        stretches: Stretches<'_>,
         output: &mut [MaybeUninit<f32>],
         sums: &mut [MaybeUninit<f32>],
     ) {
         let heads = self.shape.heads;
         let width = self.shape.width();
         let step = self.shape.positions(self.shape.group());
-        let blocks = segments.of_batch().flat_map(|segment| {
-            let starts = (0..segment.length).step_by(step);
-            starts.map(move |start| (segment, start..(start + step).min(segment.length)))
+        let blocks = stretches.of_batch().flat_map(|stretch| {
+            let starts = (0..stretch.length).step_by(step);
+            starts.map(move |start| (stretch, start..(start + step).min(stretch.length)))
         });
         let (mut output, mut sums) = (output, sums);
-        let blocks = blocks.map(|(segment, positions)| {
+        let blocks = blocks.map(|(stretch, positions)| {
             let output = output.split_off_mut(..positions.len() * width);
             let sums = sums.split_off_mut(..positions.len() * heads);
             let rows = output.zip(sums).expect("rows of every position");
-            (segment, positions, rows)
+            (stretch, positions, rows)
         });
         let blocks: Vec<_> = blocks.collect();
         blocks.into_par_iter().for_each_init(
             Scratch::default,
-            |scratch, (segment, positions, (output, sums))| {
+            |scratch, (stretch, positions, (output, sums))| {
                 for kv_head in 0..self.shape.kv_heads {
-                    self.block(scratch, segment, kv_head, positions.clone(), output, sums);
+                    self.block(scratch, stretch, kv_head, positions.clone(), output, sums);
                 }
             },
         );
@@ -107,7 +107,7 @@ impl Pass<'_> {
     fn block(
         &self,
         scratch: &mut Scratch,
-        segment: Segment<'_>,
+        stretch: Stretch<'_>,
         kv_head: usize,
         positions: Range<usize>,
         output: &mut [MaybeUninit<f32>],
@@ -133,7 +133,7 @@ impl Pass<'_> {
         softmax.maxima.fill(f32::NEG_INFINITY);
         softmax.sums.fill(0.0);
 
-        let first_row = segment.token(positions.start, shape);
+        let first_row = stretch.token(positions.start, shape);
         let columns = kv_head * group * head_dim..(kv_head + 1) * group * head_dim;
         vectorized(
             #[inline(always)]
@@ -148,11 +148,11 @@ impl Pass<'_> {
             },
         );
 
-        let first_key = (segment.sequence * kv_heads + kv_head) * length + segment.start;
+        let first_key = (stretch.sequence * kv_heads + kv_head) * length + stretch.start;
         let keys = &self.keys[first_key * head_dim..];
-        let values = &self.value[segment.token(0, shape) * kv_width + kv_head * head_dim..];
-        for (index, block) in segment.key_blocks(&positions).enumerate() {
-            let seeing = segment.seeing(&positions, &block);
+        let values = &self.value[stretch.token(0, shape) * kv_width + kv_head * head_dim..];
+        for (index, block) in stretch.key_blocks(&positions).enumerate() {
+            let seeing = stretch.seeing(&positions, &block);
             let skipped = (seeing.start - positions.start) * group;
             let (rows, count) = (seeing.len() * group, block.len());
             let Range { start, end } = block;
@@ -179,7 +179,7 @@ impl Pass<'_> {
                     let rows = scores.zip(outputs.chunks_exact_mut(head_dim)).enumerate();
                     for (row, (scores, output)) in rows {
                         let position = seeing.start + row / group;
-                        let seen = segment.first(position).saturating_sub(start)
+                        let seen = stretch.first(position).saturating_sub(start)
                             ..(position + 1 - start).min(count);
                         let factor = softmax.add(skipped + row, scores, seen, count);
                         if !fresh {

@@ -6,7 +6,7 @@ use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 
 use super::rows::RopeTables;
-use super::segments::Segments;
+use super::stretches::Stretches;
 use super::{Attention, FirstKeys, backward, forward};
 use crate::host::Host;
 use crate::operation::Operation;
@@ -30,9 +30,9 @@ impl<B: Host> Attention<B> {
             sines: &B::values(&self.sines),
         };
         let first = first_keys::<B>(&self.first);
-        let segments = Segments::new(first.as_deref(), self.shape);
+        let stretches = Stretches::new(first.as_deref(), self.shape);
         let (output, log_sum_exp) =
-            forward::forward(&query, &key, &value, tables, segments, self.shape);
+            forward::forward(&query, &key, &value, tables, stretches, self.shape);
         (B::tensor(output, inputs[0].shape()), log_sum_exp)
     }
 }
@@ -86,7 +86,7 @@ impl<B: Host> Operation<B, 3> for Attention<B> {
                 cosines: &B::values(cosines),
                 sines: &B::values(sines),
             },
-            segments: Segments::new(first.as_deref(), *shape),
+            stretches: Stretches::new(first.as_deref(), *shape),
             shape: *shape,
         };
         let found = backward::backward(&slices, &B::values(&gradient), needs_grad);

@@ -13,6 +13,7 @@ mod ranges;
 mod reference;
 mod rows;
 mod segments;
+mod stretches;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ pub use cached::{cached_attention, cached_attention_reference};
 pub use ranges::{FirstKeys, KeyRanges};
 pub use reference::{attention_reference, masked_attention, split_heads};
 pub use rows::AttentionShape;
+pub use segments::{Segment, Segments};
 
 use crate::operation::{Operation, differentiable};
 use crate::rope::Rotary;

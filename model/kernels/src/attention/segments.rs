@@ -1,155 +1,79 @@
-//! A sequence falls into segments that do not see each other: attention runs within each as if it were a sequence.
+//! What a step adds to a cache.
 
-use std::ops::Range;
+use std::sync::Arc;
 
-use super::rows::{AttentionShape, KEYS};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
-/// Neighbouring positions of a sequence that only see each other: a document, or all of it. Positions are counted from
-/// the segment's first one, so that what is computed of it does not depend on where it stands.
+/// New positions of one sequence of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Segment<'a> {
-    /// The sequence in the batch.
+pub struct Segment {
+    /// Index of the sequence in the cache.
     pub sequence: usize,
-    /// The position of the sequence that is its first.
-    pub start: usize,
-    /// Positions.
-    pub length: usize,
-    /// The sequence's position of the first key that each query sees; none where that is the segment's first.
-    first: Option<&'a [i64]>,
+    /// Number of its positions that the cache holds.
+    pub past: usize,
+    /// Number of new positions, at least 1.
+    pub new: usize,
 }
 
-impl Segment<'_> {
-    /// The first key that the query at a position sees.
-    #[inline(always)]
-    pub fn first(&self, position: usize) -> usize {
-        self.first
-            .map_or(0, |first| first[position] as usize - self.start)
-    }
-
-    /// The blocks of keys of which the queries at these positions see anything, from first to last.
-    pub fn key_blocks(&self, positions: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let (first, end) = (self.first(positions.start), positions.end);
-        let starts = (first / KEYS * KEYS..end).step_by(KEYS);
-        starts.map(move |start| start..(start + KEYS).min(end))
-    }
-
-    /// Those of these positions whose queries see anything of a block of keys. For the first of
-    /// [`key_blocks`](Self::key_blocks), they begin with the first position.
-    pub fn seeing(&self, positions: &Range<usize>, keys: &Range<usize>) -> Range<usize> {
-        let start = keys.start.max(positions.start);
-        let end = self.first.map_or(positions.end, |first| {
-            let first = &first[start..positions.end];
-            start + first.partition_point(|&first| (first as usize) < self.start + keys.end)
-        });
-        start..end
-    }
-
-    /// The segment's token at a position, in the batch.
-    #[inline(always)]
-    pub fn token(&self, position: usize, shape: AttentionShape) -> usize {
-        self.sequence * shape.length + self.start + position
+impl Segment {
+    /// Number of positions of the sequence after the step.
+    pub fn end(&self) -> usize {
+        self.past + self.new
     }
 }
 
-/// The segments of a batch.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Segments<'a> {
-    first: Option<&'a [i64]>,
-    shape: AttentionShape,
+/// The new positions of a step: some sequences of a cache, in any order and each at most once, with a number of new
+/// positions of its own. The rows of a step stand one segment after the other.
+#[derive(Debug, Clone)]
+pub struct Segments {
+    list: Arc<[Segment]>,
+    /// `[segments, 4]`: sequence, past, new, first row.
+    table: Tensor<2, Int>,
 }
 
-impl<'a> Segments<'a> {
-    /// From the first key that each query of the batch sees; none where that is its sequence's first.
-    pub fn new(first: Option<&'a [i64]>, shape: AttentionShape) -> Self {
-        Self { first, shape }
+impl Segments {
+    /// Segments of a step, also as a table on the device.
+    ///
+    /// # Panics
+    ///
+    /// When there is none, or one without a new position.
+    pub fn new(list: Vec<Segment>, device: &Device) -> Self {
+        let positions = list.iter().map(|segment| segment.new);
+        assert!(
+            positions.clone().min().is_some_and(|least| least > 0),
+            "a step has new positions: {list:?}"
+        );
+        let table: Vec<i32> = with_first_rows(&list)
+            .flat_map(|(row, segment)| [segment.sequence, segment.past, segment.new, row])
+            .map(|number| number as i32)
+            .collect();
+        Self {
+            table: Tensor::from_data(TensorData::new(table, [list.len(), 4]), device),
+            list: list.into(),
+        }
     }
 
-    /// Those of a sequence, in order. One begins where a query sees itself alone, since nothing that comes later sees
-    /// more.
-    pub fn of_sequence(self, sequence: usize) -> impl Iterator<Item = Segment<'a>> {
-        let length = self.shape.length;
-        let first = self
-            .first
-            .map(|first| &first[sequence * length..(sequence + 1) * length]);
-        let mut start = 0;
-        std::iter::from_fn(move || {
-            let begins = |&position: &usize| first.is_some_and(|f| f[position] == position as i64);
-            let end = (start + 1..length).find(begins).unwrap_or(length);
-            let found = start..end;
-            start = end;
-            (!found.is_empty()).then(|| Segment {
-                sequence,
-                start: found.start,
-                length: found.len(),
-                first: first
-                    .map(|first| &first[found.clone()])
-                    .filter(|first| first.iter().any(|&key| key != found.start as i64)),
-            })
-        })
+    /// The segments in the order of their rows.
+    pub fn list(&self) -> &Arc<[Segment]> {
+        &self.list
     }
 
-    /// Those of all sequences, in order.
-    pub fn of_batch(self) -> impl Iterator<Item = Segment<'a>> {
-        (0..self.shape.batch).flat_map(move |sequence| self.of_sequence(sequence))
+    /// `[segments, 4]`: sequence, past, new, first row.
+    pub fn table(&self) -> &Tensor<2, Int> {
+        &self.table
+    }
+
+    /// Number of rows: the new positions of all segments.
+    pub fn rows(&self) -> usize {
+        self.list.iter().map(|segment| segment.new).sum()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn documents_and_windows() {
-        // Padding, padding, a document of three, a window of two over four.
-        let first = [0, 1, 2, 2, 2, 5, 5, 6, 7];
-        let shape = AttentionShape {
-            batch: 1,
-            length: 9,
-            heads: 1,
-            kv_heads: 1,
-            head_dim: 2,
-        };
-        let segments: Vec<_> = Segments::new(Some(&first), shape).of_batch().collect();
-        let places = |segments: &[Segment<'_>]| -> Vec<(usize, usize)> {
-            segments.iter().map(|s| (s.start, s.length)).collect()
-        };
-        assert_eq!(places(&segments), [(0, 1), (1, 1), (2, 3), (5, 4)]);
-        let firsts = |segment: &Segment<'_>| -> Vec<usize> {
-            (0..segment.length).map(|p| segment.first(p)).collect()
-        };
-        assert_eq!(firsts(&segments[2]), [0, 0, 0]);
-        assert_eq!(firsts(&segments[3]), [0, 0, 1, 2]);
-
-        let mut plain = shape;
-        plain.batch = 2;
-        let segments: Vec<_> = Segments::new(None, plain).of_batch().collect();
-        assert_eq!(places(&segments), [(0, 9), (0, 9)]);
-        plain.length = 0;
-        assert_eq!(Segments::new(None, plain).of_batch().count(), 0);
-    }
-
-    #[test]
-    fn blocks_of_which_nothing_is_seen_are_left_out() {
-        // A window of 100 over 400 positions.
-        let first: Vec<i64> = (0..400).map(|i| (i - 99).max(0)).collect();
-        let shape = AttentionShape {
-            batch: 1,
-            length: 400,
-            heads: 1,
-            kv_heads: 1,
-            head_dim: 2,
-        };
-        let segments: Vec<_> = Segments::new(Some(&first), shape).of_batch().collect();
-        let [segment] = segments[..] else {
-            panic!("{segments:?}");
-        };
-        let positions = 240..300;
-        // From key 141 on, which only the queries below 128 + 128 + 99 see.
-        let blocks: Vec<_> = segment.key_blocks(&positions).collect();
-        assert_eq!(blocks, [128..256, 256..300]);
-        let seeing = |keys| segment.seeing(&positions, &keys);
-        assert_eq!(seeing(128..256), 240..300);
-        assert_eq!(seeing(256..300), 256..300);
-        assert_eq!(segment.seeing(&(128..256), &(0..128)), 128..227);
-    }
+/// Each segment and the number of its first row.
+pub(super) fn with_first_rows(list: &[Segment]) -> impl Iterator<Item = (usize, Segment)> {
+    list.iter().scan(0, |rows, &segment| {
+        let first = *rows;
+        *rows += segment.new;
+        Some((first, segment))
+    })
 }

@@ -4,16 +4,18 @@
 //! fill a device. Each computes partial outputs over its own positions,
 //! which [`merge_kernel`] then combines.
 
-use burn::backend::tensor::FloatTensor;
+use std::sync::Arc;
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, TensorMetadata};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::span::{ROWS, attend_kernel};
 use super::tile::TILE;
-use super::{CUBES, Tables, column_blocks, launch_of, rotate};
-use crate::attention::AttentionShape;
+use super::{CUBES, Tables, column_blocks, forward, launch_of, rotate};
 use crate::attention::cached::CachedAttention;
+use crate::attention::{AttentionShape, Segment};
 use crate::cube::{contiguous, empty_float, owned, units};
 
 /// The most partial outputs that are combined.
@@ -28,8 +30,9 @@ impl CachedAttention for Cube {
         sines: FloatTensor<Self>,
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
+        table: IntTensor<Self>,
+        segments: Arc<[Segment]>,
         shape: AttentionShape,
-        past: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let tables = Tables {
             cosines: contiguous(cosines),
@@ -37,50 +40,71 @@ impl CachedAttention for Cube {
         };
         let (key, value) = (contiguous(key), contiguous(value));
         let (keys, values) = (owned(keys), owned(values));
+        let table = contiguous(table);
         let capacity = keys.shape()[2];
         let (count, dim) = units(&key.client, key.shape().num_elements() / 2);
         store_kernel::launch(
             &key.client.clone(),
             count,
             dim,
-            key.into_buffer_arg(),
-            value.into_buffer_arg(),
+            key.clone().into_buffer_arg(),
+            value.clone().into_buffer_arg(),
             tables.cosines.clone().into_buffer_arg(),
             tables.sines.clone().into_buffer_arg(),
             keys.clone().into_buffer_arg(),
             values.clone().into_buffer_arg(),
-            shape.length,
+            table.clone().into_buffer_arg(),
+            segments.len(),
             shape.kv_heads,
             shape.head_dim / 2,
             capacity,
-            past,
         );
         let query = rotate::rotate(query, &tables, shape.scale());
-        let output = attend(&query, &keys, &values, shape, past);
+        let new = segments[0].new;
+        let prompts = new > ROWS
+            && segments
+                .iter()
+                .all(|segment| segment.end() == new && segment.past == 0);
+        let output = match prompts {
+            // Equally long texts from their beginning: large tiles serve them better than spans do.
+            true => {
+                let shape = AttentionShape {
+                    batch: segments.len(),
+                    length: new,
+                    ..shape
+                };
+                let key = rotate::rotate(key, &tables, 1.0);
+                forward::forward(&query, &key, &value, shape).0
+            }
+            false => attend(&query, [&keys, &values], &table, &segments, shape),
+        };
         (output, keys, values)
     }
 }
 
-/// Outputs of queries that are rotated and scaled, over `past` positions and their own.
+/// Outputs of queries that are rotated and scaled, over what their sequences hold.
 fn attend(
     query: &CubeTensor,
-    keys: &CubeTensor,
-    values: &CubeTensor,
+    [keys, values]: [&CubeTensor; 2],
+    table: &CubeTensor,
+    segments: &[Segment],
     shape: AttentionShape,
-    past: usize,
 ) -> CubeTensor {
     let AttentionShape {
-        batch,
-        length,
         heads,
         kv_heads,
         head_dim,
+        ..
     } = shape;
-    let tasks = batch * kv_heads * (length * shape.group()).div_ceil(ROWS);
-    let blocks = (past + length).div_ceil(TILE);
+    let tokens = shape.batch * shape.length;
+    let of_all = |number: fn(&Segment) -> usize| segments.iter().map(number).max().unwrap_or(0);
+    // Of the segment with the most new positions; cubes of others have nothing to do.
+    let parts = (of_all(|segment| segment.new) * shape.group()).div_ceil(ROWS);
+    let tasks = segments.len() * kv_heads * parts;
+    let blocks = of_all(Segment::end).div_ceil(TILE);
     let span = blocks.div_ceil(CUBES.div_ceil(tasks).min(SPANS));
     let spans = blocks.div_ceil(span);
-    let rows = batch * length * heads;
+    let rows = tokens * heads;
     let partial = empty_float(query, [spans, rows, head_dim]);
     let [maxima, sums] = [(); 2].map(|()| empty_float(query, [spans, rows]));
     let (count, dim) = launch_of(spans, tasks);
@@ -97,13 +121,14 @@ fn attend(
             partial.clone().into_buffer_arg(),
             maxima.clone().into_buffer_arg(),
             sums.clone().into_buffer_arg(),
-            batch,
-            length,
+            table.clone().into_buffer_arg(),
+            tasks,
+            parts,
+            tokens,
             heads,
             kv_heads,
             head_dim / 2,
             keys.shape()[2],
-            past,
             span * TILE,
             column_blocks(head_dim),
         );
@@ -133,11 +158,11 @@ fn store_kernel(
     sines: &[f32],
     keys: &mut [f32],
     values: &mut [f32],
-    length: usize,
+    table: &[i32],
+    segments: usize,
     kv_heads: usize,
     half: usize,
     capacity: usize,
-    past: usize,
 ) {
     if ABSOLUTE_POS * 2 >= key.len() {
         terminate!();
@@ -145,14 +170,23 @@ fn store_kernel(
     let head = ABSOLUTE_POS / half;
     let i = ABSOLUTE_POS % half;
     let token = head / kv_heads;
-    let position = token % length;
+    // Those of a step are few.
+    let mut segment = 0usize;
+    for later in 1..segments {
+        if table[later * 4 + 3] as usize <= token {
+            segment = later;
+        }
+    }
+    let sequence = table[segment * 4] as usize;
+    let past = table[segment * 4 + 1] as usize;
+    let position = past + token - table[segment * 4 + 3] as usize;
     let angle = token * half % cosines.len() + i;
     let cosine = cosines[angle];
     let sine = sines[angle];
     let from = head * 2 * half + i;
     let a = key[from];
     let b = key[from + half];
-    let place = (token / length * kv_heads + head % kv_heads) * capacity + past + position;
+    let place = (sequence * kv_heads + head % kv_heads) * capacity + position;
     let to = place * 2 * half + i;
     keys[to] = a * cosine - b * sine;
     keys[to + half] = b * cosine + a * sine;

@@ -15,12 +15,10 @@ const _: () = assert!(SIDE == BLOCK_COLUMNS / 2);
 /// Positions of a block that a line of units multiplies by their weights.
 const SHARE: usize = TILE / ROWS;
 
-/// The number of a row among all: `[batch, length, heads]`.
+/// The number of a row among all: `[tokens, heads]`.
 #[cube]
-fn row_of(kv_head: usize, row: usize, length: usize, heads: usize, kv_heads: usize) -> usize {
-    let group = heads / kv_heads;
-    let token = kv_head / kv_heads * length + row / group;
-    token * heads + kv_head % kv_heads * group + row % group
+fn row_of(first_token: usize, kv_head: usize, row: usize, group: usize, heads: usize) -> usize {
+    (first_token + row / group) * heads + kv_head * group + row % group
 }
 
 /// A cube some rows of one head of the cache, over a span of its positions. The outputs are not divided by the sums
@@ -37,29 +35,38 @@ pub fn attend_kernel(
     outputs: &mut [f32],
     maxima: &mut [f32],
     sums: &mut [f32],
-    batch: usize,
-    length: usize,
+    table: &[i32],
+    tasks: usize,
+    parts: usize,
+    tokens: usize,
     heads: usize,
     kv_heads: usize,
     pairs: usize,
     capacity: usize,
-    past: usize,
     span: usize,
     #[comptime] column_blocks: usize,
 ) {
-    let all_rows = length * (heads / kv_heads);
-    let parts = all_rows.div_ceil(ROWS);
     let number = number_of_cube();
-    if number >= batch * kv_heads * parts {
+    if number >= tasks {
         terminate!();
     }
-    let kv_head = number / parts;
+    let group = heads / kv_heads;
+    let segment = number / (kv_heads * parts) * 4;
+    let kv_head = number / parts % kv_heads;
+    let sequence = table[segment] as usize;
+    let past = table[segment + 1] as usize;
+    let new = table[segment + 2] as usize;
+    let first_token = table[segment + 3] as usize;
     let first_row = number % parts * ROWS;
+    let all_rows = new * group;
+    if first_row >= all_rows {
+        terminate!();
+    }
     let rows = min(ROWS, all_rows - first_row);
     let cache = Head {
-        start: kv_head * capacity * pairs,
+        start: (sequence * kv_heads + kv_head) * capacity * pairs,
         stride: pairs,
-        length: past + length,
+        length: past + new,
         pairs,
     };
     let width = pairs * 2;
@@ -68,8 +75,8 @@ pub fn attend_kernel(
     let place = unit % SIDE;
     // Lines behind the last row compute it once more, and write nothing.
     let row = first_row + min(line, rows - 1);
-    let visible = past + row / (heads / kv_heads) + 1;
-    let row = row_of(kv_head, row, length, heads, kv_heads);
+    let visible = past + row / group + 1;
+    let row = row_of(first_token, kv_head, row, group, heads);
 
     let mut tile = Shared::<[Float4]>::new_slice(LEFT);
     let mut queries = Shared::<[f32]>::new_slice(ROWS * DEPTH);
@@ -85,7 +92,7 @@ pub fn attend_kernel(
     let mut sum = 0.0f32;
 
     let mut start = CUBE_POS_X as usize * span;
-    let end = min(start + span, past + length);
+    let end = min(start + span, cache.length);
     while start < end {
         let mut scores = Float4::new(0.0f32);
         let mut depth = 0usize;
@@ -168,7 +175,7 @@ pub fn attend_kernel(
     }
 
     // One after the other: the sums of weights of every row, then each block of columns of its outputs.
-    let of_span = CUBE_POS_X as usize * (batch * length * heads);
+    let of_span = CUBE_POS_X as usize * (tokens * heads);
     shared[unit] = sum;
     sync_cube();
     if place == 0 && line < rows {
@@ -182,7 +189,7 @@ pub fn attend_kernel(
     #[unroll]
     for own in 0..ROWS {
         if own < rows {
-            let to = of_span + row_of(kv_head, first_row + own, length, heads, kv_heads);
+            let to = of_span + row_of(first_token, kv_head, first_row + own, group, heads);
             #[unroll]
             for column_block in 0..column_blocks {
                 sync_cube();

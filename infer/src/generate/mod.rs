@@ -1,12 +1,24 @@
-//! `cargo infer generate`: continues a prompt and streams the text.
+//! `cargo infer generate`: continues a prompt and streams the text, or continues many prompts at once.
+
+mod answers;
+mod draft;
+mod many;
+mod prompts;
 
 use std::io::{self, ErrorKind, Write};
 use std::time::Instant;
 
-use firebox_model::generate::{self, Sampler, Sampling};
+use firebox_model::generate::{self, Ended, Receiver, Statistics};
+use firebox_model::sampling::Sampling;
+use firebox_text::StreamDecoder;
 
 use crate::InferError;
 use crate::engine::Engine;
+
+pub use answers::{Answer, AnswerFile, Answers, FinishReason};
+pub use draft::{Draft, Speculation};
+pub use many::{ManyRequest, generate_many};
+pub use prompts::{Id, Prompt, read_prompts};
 
 /// What to generate.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,8 +34,8 @@ pub struct Request {
 /// Statistics of a generation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Generated {
-    /// Number of generated tokens.
-    pub tokens: usize,
+    /// What was counted.
+    pub statistics: Statistics,
     /// Elapsed seconds, prefill included.
     pub seconds: f64,
 }
@@ -38,6 +50,7 @@ pub struct Generated {
 pub fn generate(
     engine: &Engine,
     request: &Request,
+    speculation: &Speculation,
     output: &mut impl Write,
     stopped: impl Fn() -> bool,
 ) -> Result<Generated, InferError> {
@@ -56,32 +69,29 @@ pub fn generate(
         decoder.push(id);
     }
 
-    let mut tokens = 0;
-    let mut cut = None;
-    let mut written = show(output, &request.prompt);
-    if written.is_ok() {
-        let mut sampler = Sampler::new(request.sampling);
-        let emit = |id| {
-            tokens += 1;
-            if let Some(text) = decoder.push(id) {
-                written = show(output, &text);
-            }
-            written.is_ok() && !stopped()
+    let mut only = Only {
+        written: show(output, &request.prompt),
+        output,
+        decoder,
+        stopped,
+        cut: None,
+    };
+    let mut statistics = Statistics::default();
+    if only.written.is_ok() {
+        let text = generate::Request {
+            prompt,
+            count: request.max_tokens,
+            sampling: request.sampling,
         };
-        cut = generate::generate(
-            &engine.model,
-            &prompt,
-            request.max_tokens,
-            engine.tokenizer.eos_ids(),
-            &mut sampler,
-            emit,
-        );
+        let options = speculation.options(engine.tokenizer.eos_ids(), 1);
+        statistics = generate::generate_all(&engine.model, [text], &options, &mut only);
     }
     let seconds = started.elapsed().as_secs_f64();
-    let rest = decoder.finish().unwrap_or_default();
-    let written = written.and_then(|()| show(output, &format!("{rest}\n")));
+    let rest = only.decoder.finish().unwrap_or_default();
+    let written = only.written;
+    let written = written.and_then(|()| show(only.output, &format!("{rest}\n")));
     // Not earlier: on a terminal it would stand in the middle of the text.
-    if let Some(emitted) = cut {
+    if let Some(emitted) = only.cut {
         tracing::warn!(
             "after {emitted} generated tokens the text exceeded the model's context of {context} tokens: from there on its \
              oldest half was dropped whenever the context was full, and positions began anew"
@@ -89,7 +99,32 @@ pub fn generate(
     }
     match written {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(InferError::Output(error)),
-        _ => Ok(Generated { tokens, seconds }),
+        _ => Ok(Generated {
+            statistics,
+            seconds,
+        }),
+    }
+}
+
+/// Shows a text as it comes.
+struct Only<'a, W, S> {
+    written: io::Result<()>,
+    output: &'a mut W,
+    decoder: StreamDecoder<'a>,
+    stopped: S,
+    cut: Option<usize>,
+}
+
+impl<W: Write, S: Fn() -> bool> Receiver for Only<'_, W, S> {
+    fn token(&mut self, _: usize, id: u32) -> bool {
+        if let Some(text) = self.decoder.push(id) {
+            self.written = show(self.output, &text);
+        }
+        self.written.is_ok() && !(self.stopped)()
+    }
+
+    fn ended(&mut self, _: usize, ended: Ended) {
+        self.cut = ended.cut;
     }
 }
 
@@ -130,7 +165,8 @@ mod tests {
 
     fn text(engine: &Engine, request: &Request) -> String {
         let mut output = Vec::new();
-        generate(engine, request, &mut output, || false).unwrap();
+        let speculation = Speculation::default();
+        generate(engine, request, &speculation, &mut output, || false).unwrap();
         String::from_utf8(output).unwrap()
     }
 
@@ -197,8 +233,10 @@ mod tests {
             temperature: 1.0,
             ..Sampling::default()
         };
-        let done = generate(&engine(), &request("a", 30, sampling), &mut output, stopped).unwrap();
-        assert_eq!(done.tokens, 3);
+        let request = request("a", 30, sampling);
+        let speculation = Speculation::default();
+        let done = generate(&engine(), &request, &speculation, &mut output, stopped).unwrap();
+        assert_eq!(done.statistics.tokens, 3);
         assert!(output.ends_with(b"\n"));
     }
 
@@ -219,8 +257,7 @@ mod tests {
         let end = |ids: &[u32]| Tokenizer::load(&tiny.path().join(TOKENIZER_FILE), ids).unwrap();
         let mut first = None;
         let prompt = engine.prompt("fire").unwrap();
-        let mut sampler = Sampler::new(greedy.sampling);
-        generate::generate(&engine.model, &prompt, 1, &[], &mut sampler, |id| {
+        generate::generate(&engine.model, &prompt, 1, &[], greedy.sampling, |id| {
             first = Some(id);
             true
         });
@@ -260,12 +297,12 @@ mod tests {
             },
         );
         let into = |kind| {
-            generate(&engine, &request, &mut Failing { writes: 2, kind }, || {
-                false
-            })
+            let mut output = Failing { writes: 2, kind };
+            let speculation = Speculation::default();
+            generate(&engine, &request, &speculation, &mut output, || false)
         };
         let generated = into(ErrorKind::BrokenPipe).unwrap();
-        assert!(generated.tokens < 100, "{generated:?}");
+        assert!(generated.statistics.tokens < 100, "{generated:?}");
         assert!(matches!(
             into(ErrorKind::StorageFull),
             Err(InferError::Output(_))

@@ -1,0 +1,148 @@
+//! Drafted tokens.
+
+use std::time::Instant;
+
+use super::batch::{STEP_TOKENS, Text, rows};
+use super::{Draft, lookup};
+use crate::cache::KeyValueCache;
+use crate::decode::Piece;
+use crate::language_model::LanguageModel;
+
+/// Makes drafts for the texts of a batch.
+#[derive(Debug)]
+pub enum Drafter<'a> {
+    None,
+    Lookup,
+    Model(DraftModel<'a>),
+}
+
+/// The tokens that were drafted for a text.
+pub type Drafted = Vec<u32>;
+
+impl<'a> Drafter<'a> {
+    pub fn new(draft: Draft<'a>, batch: usize) -> Self {
+        match draft {
+            Draft::None => Self::None,
+            Draft::PromptLookup => Self::Lookup,
+            Draft::Model(model) => Self::Model(DraftModel {
+                model,
+                cache: KeyValueCache::new(model.config(), batch, 0, &model.embedding.lazy_device()),
+            }),
+        }
+    }
+
+    /// Whether there can be a draft at all.
+    pub fn drafts(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    /// Drafts up to so many tokens for each text, which is the one of its place in the cache. Returns also the seconds
+    /// of a token for each text, `None` where nothing was drafted.
+    pub fn draft(
+        &mut self,
+        texts: &mut [Option<Text>],
+        most: &[usize],
+    ) -> (Vec<Drafted>, Option<f64>) {
+        match self {
+            Self::None => (vec![Vec::new(); texts.len()], Some(0.0)),
+            Self::Lookup => {
+                let found = texts.iter().zip(most).map(|(text, &most)| match text {
+                    Some(text) => lookup::continuation(&text.tokens, most).to_vec(),
+                    None => Vec::new(),
+                });
+                (found.collect(), Some(0.0))
+            }
+            Self::Model(draft) => draft.draft(texts, most),
+        }
+    }
+
+    /// Forgets what follows the first `length` tokens of a text's window.
+    pub fn truncate(&mut self, place: usize, length: usize) {
+        if let Self::Model(draft) = self {
+            let cached = draft.cache.lengths()[place];
+            draft.cache.truncate(place, cached.min(length));
+        }
+    }
+}
+
+/// A model that drafts, with a cache of the same places.
+#[derive(Debug)]
+pub struct DraftModel<'a> {
+    model: &'a LanguageModel,
+    cache: KeyValueCache,
+}
+
+impl DraftModel<'_> {
+    fn draft(&mut self, texts: &mut [Option<Text>], most: &[usize]) -> (Vec<Drafted>, Option<f64>) {
+        let mut drafted = vec![Vec::new(); texts.len()];
+        let context = self.model.config().context_length;
+        // The last drafted token is not read any more.
+        let most: Vec<usize> = texts
+            .iter()
+            .zip(most)
+            .map(|(text, &most)| match text {
+                Some(text) => most.min((context + 1).saturating_sub(text.window().len())),
+                None => 0,
+            })
+            .collect();
+        while self.read(texts, &most) {}
+        let started = Instant::now();
+        let rounds = most.iter().copied().max().unwrap_or(0);
+        for round in 0..rounds {
+            let pieces = texts
+                .iter()
+                .enumerate()
+                .filter(|(place, _)| most[*place] > round);
+            let pieces = pieces.filter_map(|(place, text)| {
+                let window = text.as_ref()?.window();
+                Some(Piece::new(place, &window[self.cache.lengths()[place]..]))
+            });
+            let pieces: Vec<Piece> = pieces.collect();
+            let places: Vec<usize> = pieces.iter().map(|piece| piece.sequence).collect();
+            let logits = self.model.decode(&pieces, &mut self.cache);
+            let logits = rows(logits);
+            let vocab_size = logits.len() / places.len();
+            for (place, logits) in places.into_iter().zip(logits.chunks_exact(vocab_size)) {
+                if let Some(text) = &mut texts[place] {
+                    let token = text.sample(logits);
+                    text.tokens.push(token);
+                    drafted[place].push(token);
+                }
+            }
+        }
+        for (text, drafted) in texts.iter_mut().zip(&drafted) {
+            if let Some(text) = text {
+                text.tokens.truncate(text.tokens.len() - drafted.len());
+            }
+        }
+        let seconds = started.elapsed().as_secs_f64() / rounds.max(1) as f64;
+        (drafted, (rounds > 0).then_some(seconds))
+    }
+
+    /// Reads a part of what the draft model has not read yet of the texts that it is asked for, but for the last few
+    /// tokens. Returns whether there was any.
+    fn read(&mut self, texts: &[Option<Text>], most: &[usize]) -> bool {
+        let mut room = STEP_TOKENS;
+        let mut pieces = Vec::new();
+        for (place, (text, &most)) in texts.iter().zip(most).enumerate() {
+            let Some(text) = text.as_ref().filter(|_| most > 0) else {
+                continue;
+            };
+            let unread = &text.window()[self.cache.lengths()[place]..];
+            // Two are what a step leaves unread when all of its draft is accepted.
+            if unread.len() > 2 && room > 0 {
+                let tokens = &unread[..room.min(unread.len() - 1)];
+                room -= tokens.len();
+                pieces.push(Piece {
+                    sequence: place,
+                    tokens,
+                    logits: 0,
+                });
+            }
+        }
+        if !pieces.is_empty() {
+            self.model.decode(&pieces, &mut self.cache);
+        }
+        !pieces.is_empty()
+    }
+}

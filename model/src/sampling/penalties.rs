@@ -1,0 +1,75 @@
+//! Penalties of tokens that occurred before.
+
+use super::Sampling;
+
+/// Memory to compute them in.
+#[derive(Debug, Clone, Default)]
+pub struct Penalties {
+    logits: Vec<f32>,
+    ids: Vec<u32>,
+}
+
+impl Penalties {
+    /// The logits after the penalties: for repetition first, then for presence and frequency.
+    pub fn apply<'a>(
+        &'a mut self,
+        logits: &'a [f32],
+        sampling: &Sampling,
+        prompt: &[u32],
+        generated: &[u32],
+    ) -> &'a [f32] {
+        let repetition = sampling.repetition_penalty as f32;
+        let presence = sampling.presence_penalty as f32;
+        let frequency = sampling.frequency_penalty as f32;
+        if repetition == 1.0 && presence == 0.0 && frequency == 0.0 {
+            return logits;
+        }
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        let mut each = |texts: [&[u32]; 2], change: &dyn Fn(&mut f32, usize)| {
+            self.ids.clear();
+            self.ids.extend(texts.into_iter().flatten());
+            self.ids.sort_unstable();
+            for same in self.ids.chunk_by(|a, b| a == b) {
+                if let Some(logit) = self.logits.get_mut(same[0] as usize) {
+                    change(logit, same.len());
+                }
+            }
+        };
+        if repetition != 1.0 {
+            each([prompt, generated], &|logit, _| match *logit > 0.0 {
+                true => *logit /= repetition,
+                false => *logit *= repetition,
+            });
+        }
+        if presence != 0.0 || frequency != 0.0 {
+            each([generated, &[]], &|logit, count| {
+                *logit -= presence + frequency * count as f32;
+            });
+        }
+        &self.logits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_hand() {
+        let sampling = Sampling {
+            repetition_penalty: 2.0,
+            presence_penalty: 0.5,
+            frequency_penalty: 0.25,
+            ..Sampling::default()
+        };
+        let mut penalties = Penalties::default();
+        let logits = [4.0, -4.0, 0.0, 3.0, 1.0];
+        // Token 9 is not in the vocabulary.
+        let found = penalties.apply(&logits, &sampling, &[0, 0, 9], &[1, 3, 3]);
+        // 0: 4/2. 1: −4·2 − 0.5 − 0.25. 3: 3/2 − 0.5 − 2·0.25.
+        assert_eq!(found, [2.0, -8.75, 0.0, 0.5, 1.0]);
+        let none = Sampling::default();
+        assert_eq!(penalties.apply(&logits, &none, &[0], &[1]), logits);
+    }
+}
