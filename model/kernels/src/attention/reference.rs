@@ -43,7 +43,7 @@ pub fn split_heads(x: Tensor<2>, batch: usize, head_dim: usize) -> Tensor<4> {
 /// - `key`, `value`: `[batch, kv_heads, all, head_dim]`, the new positions last
 /// - `hidden`: `[batch or 1, 1, new, all]`, true where a new position must not see; `None` hides what comes later
 /// - output: `[batch · new, heads · head_dim]`
-pub fn masked_attention(
+pub(super) fn masked_attention(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
