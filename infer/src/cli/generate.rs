@@ -64,7 +64,7 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     output: Option<PathBuf>,
     /// Number of prompts of --prompts at once. More are faster together and need more memory.
-    #[arg(long, value_name = "N", conflicts_with = "prompt", default_value_t = 16, value_parser = at_least_one)]
+    #[arg(long, value_name = "N", conflicts_with = "prompt", default_value_t = 32, value_parser = at_least_one)]
     batch: usize,
     /// Let a prompt that spells a special token, such as <|im_start|>, contain that token.
     #[arg(long)]
