@@ -23,6 +23,9 @@ pub struct Engine {
     pub tokenizer: Tokenizer,
     /// The device's name, such as `flex` or `wgpu:1`.
     pub device: String,
+    /// The token that ends a document, if the model was trained to see each document by itself; see
+    /// [`Notes::document_mask`](firebox_checkpoint::Notes::document_mask).
+    pub document_end: Option<u32>,
 }
 
 impl Engine {
@@ -42,13 +45,20 @@ impl Engine {
         let started = Instant::now();
         let selected = device::select(device)?;
         let (folder, opened) = open_model(checkpoint, accept, &selected, dtype)?;
-        let Checkpoint { model, eos_ids, .. } = opened;
+        let Checkpoint {
+            model,
+            eos_ids,
+            notes,
+            ..
+        } = opened;
         let path = folder.join(TOKENIZER_FILE);
         if !path.exists() {
             return Err(InferError::NoTokenizer { folder });
         }
+        let tokenizer = Tokenizer::load(&path, &eos_ids)?;
         let engine = Self {
-            tokenizer: Tokenizer::load(&path, &eos_ids)?,
+            document_end: notes.document_mask().then(|| tokenizer.eos_id()),
+            tokenizer,
             model,
             device: device.to_owned(),
         };

@@ -167,7 +167,7 @@ pub fn evaluate(
     }
     let started = Instant::now();
     let windows = text.windows(context);
-    let sequences = windows.map(|window| Sequence::of_window(window, context));
+    let sequences = windows.map(|window| Sequence::of_window(window, context, engine.document_end));
     let evaluation = evaluate::evaluate(&engine.model, sequences, text.bytes(), rows, progress);
     let nats = evaluation.nats_per_token;
     if !nats.is_finite() {
@@ -287,6 +287,35 @@ mod tests {
         assert_eq!((report.tokens, report.bytes), (bytes + 1, bytes - 1));
         let bits = report.nats_per_token * report.tokens as f64 / report.bytes as f64 / 2f64.ln();
         assert!((report.bits_per_byte - bits).abs() < 1e-12);
+    }
+
+    #[test]
+    fn documents_are_seen_as_in_training() {
+        let mut engine = engine(&tiny_config());
+        let folder = tempfile::tempdir().unwrap();
+        let mut nats = |files: &[&str], document_end: Option<u32>| {
+            engine.document_end = document_end;
+            let lines = files
+                .iter()
+                .map(|text| format!("{{\"text\": \"{text}\"}}\n"));
+            let lines = text(folder.path(), &[("a.jsonl", lines.collect())]);
+            let packed = lines.pack(&engine).unwrap();
+            let report = evaluate(&engine, &packed, 32, ROWS, |_| ()).unwrap();
+            report.nats_per_token * report.tokens as f64
+        };
+        let end = Some(256);
+        let [one, two] = ["The kettle", "sings a song"];
+        // The first byte of a text is not predicted; packed, that of the second is, by the end of the first.
+        let together = nats(&[one, two], end);
+        let with_next = nats(&[one, &two[..1]], end) - nats(&[&two[..1]], end);
+        let apart = with_next + nats(&[two], end);
+        assert!(
+            (together - apart).abs() < 1e-4,
+            "{together} against {apart}"
+        );
+        let seeing_all = nats(&[one, two], None);
+        assert!((together - seeing_all).abs() > 1e-2, "{together}");
+        assert_eq!(nats(&[one], end), nats(&[one], None));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use firebox_checkpoint::{NamedTensor, named_gradients, write_tensors};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::{LanguageModel, Trace};
+use firebox_model::layout::Placement;
 use firebox_model::loss::{Objective, Targets, load_balancing};
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_runtime::device;
@@ -141,7 +142,8 @@ impl Computed {
             Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device)
         };
         let shape = [tokens.batch, tokens.sequence];
-        let trace = model.trace(ids(tokens.ids.clone(), shape), tokens.mask());
+        let placement = Placement::padded(&tokens.valid, tokens.sequence, &device);
+        let trace = model.trace(ids(tokens.ids.clone(), shape), &placement);
 
         let (targets, loss_mask) = tokens.targets();
         let routing = &trace.output.routing;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use firebox_console::durable::FileError;
 use firebox_model::config::ModelConfig;
+use firebox_model::layout::is_padded_at_its_ends;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -101,7 +102,8 @@ impl TraceInput {
     ///
     /// # Errors
     ///
-    /// When there are no tokens, a row is longer than the context, or an id is not in the vocabulary.
+    /// When there are no tokens, a row is longer than the context, an id is not in the vocabulary, or padding stands
+    /// between two tokens.
     pub fn check(&self, path: &Path, model: &ModelConfig) -> Result<(), InferError> {
         let reason = if self.ids.is_empty() {
             "input_ids is empty".to_owned()
@@ -115,6 +117,9 @@ impl TraceInput {
                 "token id {id} is not in the model's vocabulary of {} ids",
                 model.vocab_size
             )
+        } else if !self.valid.chunks(self.sequence).all(is_padded_at_its_ends) {
+            "attention_mask has padding between two tokens of a row; it may stand at either end"
+                .to_owned()
         } else {
             return Ok(());
         };
@@ -122,15 +127,6 @@ impl TraceInput {
             file: path.to_owned(),
             reason,
         })
-    }
-
-    /// [`valid`](Self::valid), if attention needs a mask; `None` if no padding precedes a token of its row. Causality
-    /// hides padding that follows all tokens, so these rows are computed as in training: by the fused attention, which
-    /// takes no mask.
-    pub fn mask(&self) -> Option<&[bool]> {
-        let precedes_a_token = |row: &[bool]| row.windows(2).any(|pair| pair == [false, true]);
-        let mut rows = self.valid.chunks(self.sequence);
-        rows.any(precedes_a_token).then_some(&self.valid)
     }
 
     /// The successor of each token, and the loss mask: true where neither of the two is padding. The last position of a
@@ -207,23 +203,22 @@ mod tests {
     }
 
     #[test]
-    fn padding_before_a_token_needs_a_mask() {
-        let mask = |valid: [bool; 6]| {
+    fn padding_stands_at_the_ends_of_a_row() {
+        const T: bool = true;
+        const F: bool = false;
+        for (valid, fits) in [
+            ([F, T, T, T, T, F], true),
+            ([F, F, F, T, T, T], true),
+            ([T, T, T, T, F, T], false),
+        ] {
             let input = TraceInput {
                 batch: 2,
                 sequence: 3,
                 ids: vec![0; 6],
                 valid: valid.to_vec(),
             };
-            input.mask().map(<[bool]>::to_vec)
-        };
-        const T: bool = true;
-        const F: bool = false;
-        for hidden_by_causality in [[T; 6], [T, T, F, T, F, F], [F, F, F, T, T, T]] {
-            assert_eq!(mask(hidden_by_causality), None, "{hidden_by_causality:?}");
-        }
-        for seen in [[F, T, T, T, T, T], [T, T, T, T, F, T]] {
-            assert_eq!(mask(seen), Some(seen.to_vec()));
+            let checked = input.check(Path::new("input"), &crate::testing::tiny_config());
+            assert_eq!(checked.is_ok(), fits, "{valid:?}");
         }
     }
 

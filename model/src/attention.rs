@@ -1,4 +1,4 @@
-//! Causal grouped-query attention.
+//! Grouped-query attention.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -8,12 +8,12 @@ use crate::config::{ModelConfig, QkNorm};
 use crate::layout::Layout;
 use crate::norm::RmsNorm;
 use crate::parameters::{Initializer, ParameterSource};
-use firebox_kernels::{causal_attention, linear, masked_attention, split_heads};
+use firebox_kernels::{AttentionInput, attention, linear};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150). No biases.
 ///
-/// `softmax(q kᵀ / √head_dim) v`, where position i attends to positions 0 … i.
+/// `softmax(q kᵀ / √head_dim) v`, where position i attends to positions 0 … i, or those of them that a [`Layout`] says.
 #[derive(Module, Debug)]
 pub struct Attention {
     /// `[d_model, heads · head_dim]`
@@ -100,23 +100,24 @@ impl Attention {
         let Layout {
             batch,
             rotary,
-            mask,
+            ranges,
         } = layout;
-        let batch = *batch;
         let query = linear(x.clone(), self.query.val());
         let query = self.normed(query, self.heads, &self.query_norm);
         let key = linear(x.clone(), self.key.val());
         let key = self.normed(key, self.kv_heads, &self.key_norm);
         let value = linear(x, self.value.val());
 
-        let split = |x: Tensor<2>| split_heads(x, batch, self.head_dim);
-        let rotated = |x: Tensor<2>| rotary.apply(split(x));
-        let attended = match (mask, cache) {
-            (None, None) => causal_attention(query, key, value, batch, rotary),
-            (_, Some(cache)) => cache.attend(query, key, value, rotary),
-            (Some(mask), None) => {
-                masked_attention(rotated(query), rotated(key), split(value), Some(mask))
-            }
+        let attended = match cache {
+            Some(cache) => cache.attend(query, key, value, rotary),
+            None => attention(AttentionInput {
+                query,
+                key,
+                value,
+                batch: *batch,
+                rotary,
+                ranges: ranges.as_ref(),
+            }),
         };
         linear(attended, self.output.val())
     }
@@ -137,7 +138,8 @@ impl Attention {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Bool, Device, TensorData};
+    use burn::tensor::Device;
+    use firebox_kernels::KeyRanges;
     use firebox_kernels::rope::Rotary;
 
     use super::*;
@@ -162,13 +164,6 @@ mod tests {
         Layout::causal(batch, Rotary::new(0, positions, 2, 10_000.0, device))
     }
 
-    /// True where a mask of one row hides: everything but the position itself.
-    fn each_itself(length: usize, device: &Device) -> Tensor<4, Bool> {
-        let hidden = (0..length * length).map(|place| place / length != place % length);
-        let hidden: Vec<bool> = hidden.collect();
-        Tensor::from_data(TensorData::new(hidden, [1, 1, length, length]), device)
-    }
-
     fn indifferent_queries_take_the_mean_of_what_they_see(device: Device) {
         let parameters = [("it.value", IDENTITY), ("it.output", IDENTITY)];
         let attention = attention(&smallest(), &device, &parameters);
@@ -185,9 +180,9 @@ mod tests {
             1.0, 1.0, 3.0, 0.0, 2.0, 1.0,
         ];
         assert_close("causal", &found, &expected, 1e-6).unwrap();
-        layout.mask = Some(each_itself(3, &device));
+        layout.ranges = Some(KeyRanges::new(&[0, 1, 2, 0, 1, 2], 3, &device));
         let found = values(attention.forward(x(), &layout, None));
-        assert_close("masked", &found, &values(x()), 1e-6).unwrap();
+        assert_close("each itself", &found, &values(x()), 1e-6).unwrap();
     }
 
     fn neighbours_are_one_radian_apart(device: Device) {

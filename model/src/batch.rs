@@ -2,6 +2,8 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use crate::layout::Placement;
+
 /// A window of text: input tokens and their targets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sequence {
@@ -11,15 +13,20 @@ pub struct Sequence {
     pub targets: Vec<u32>,
     /// Number of valid positions; the positions from here on are padding.
     pub valid: usize,
+    /// The position of each of `tokens` in its document, where each token attends to its own document alone; `None` where
+    /// it attends to all before it.
+    pub positions: Option<Vec<u32>>,
 }
 
 impl Sequence {
-    /// A sequence of `context` inputs from up to `context + 1` successive tokens, padded at the end.
+    /// A sequence of `context` inputs from up to `context + 1` successive tokens, padded at the end. With `end_of_text`,
+    /// the token that ends a document, each token attends to its own document alone; a document that began before the
+    /// sequence begins with it.
     ///
     /// # Panics
     ///
     /// When there are more than `context + 1` tokens.
-    pub fn of_window(tokens: &[u32], context: usize) -> Self {
+    pub fn of_window(tokens: &[u32], context: usize, end_of_text: Option<u32>) -> Self {
         assert!(
             tokens.len() <= context + 1,
             "{} tokens for a window of {context}",
@@ -31,12 +38,27 @@ impl Sequence {
             tokens.resize(context, 0);
             tokens
         };
+        let inputs = padded(&tokens[..valid]);
         Self {
-            tokens: padded(&tokens[..valid]),
+            positions: end_of_text.map(|end| positions_in_documents(&inputs, valid, end)),
+            tokens: inputs,
             targets: padded(tokens.get(1..).unwrap_or_default()),
             valid,
         }
     }
+}
+
+/// The position of each token in its document, where documents end with the token `end_of_text`. Padding behind the
+/// `valid` tokens belongs to the last one.
+fn positions_in_documents(tokens: &[u32], valid: usize, end_of_text: u32) -> Vec<u32> {
+    let mut next = 0;
+    let positions = tokens.iter().enumerate().map(|(place, &token)| {
+        let position = next;
+        let ends = place < valid && token == end_of_text;
+        next = if ends { 0 } else { position + 1 };
+        position
+    });
+    positions.collect()
 }
 
 /// A batch of sequences on a device.
@@ -50,6 +72,8 @@ pub struct Batch {
     pub valid: Option<Tensor<1>>,
     /// Number of valid positions.
     pub valid_tokens: u64,
+    /// Where the tokens stand, and what each of them attends to.
+    pub placement: Placement,
 }
 
 impl Batch {
@@ -57,7 +81,7 @@ impl Batch {
     ///
     /// # Panics
     ///
-    /// When there are no sequences, or their lengths differ.
+    /// When there are no sequences, or their lengths differ, or only some of them have positions of their own.
     pub fn new(sequences: &[Sequence], device: &Device) -> Self {
         let rows = sequences.len();
         let length = sequences
@@ -82,7 +106,19 @@ impl Batch {
             let flags: Vec<f32> = flags.collect();
             Tensor::from_data(TensorData::new(flags, [rows * length]), device)
         });
+        let positions: Vec<&[u32]> = sequences
+            .iter()
+            .filter_map(|sequence| sequence.positions.as_deref())
+            .collect();
+        let placement = match positions.len() {
+            0 => Placement::causal(),
+            some => {
+                assert_eq!(some, rows, "positions of some sequences of a batch");
+                Placement::documents(&positions.concat(), length, device)
+            }
+        };
         Self {
+            placement,
             tokens: Tensor::from_data(TensorData::new(ids(|s| &s.tokens), [rows, length]), device),
             targets: Tensor::from_data(
                 TensorData::new(ids(|s| &s.targets), [rows * length]),
@@ -104,7 +140,8 @@ mod tests {
     on_every_device!(rows_stand_side_by_side);
 
     fn rows_stand_side_by_side(device: Device) {
-        let rows = [[5, 6, 7, 8].as_slice(), &[9, 10]].map(|tokens| Sequence::of_window(tokens, 3));
+        let rows =
+            [[5, 6, 7, 8].as_slice(), &[9, 10]].map(|tokens| Sequence::of_window(tokens, 3, None));
         let batch = Batch::new(&rows, &device);
         let ids = |tensor: Tensor<1, Int>| tensor.into_data().iter::<i64>().collect::<Vec<i64>>();
         assert_eq!(batch.tokens.dims(), [2, 3]);
@@ -120,13 +157,13 @@ mod tests {
     #[test]
     #[should_panic(expected = "5 tokens for a window of 3")]
     fn a_window_takes_one_token_more_than_the_context() {
-        let _ = Sequence::of_window(&[1, 2, 3, 4, 5], 3);
+        let _ = Sequence::of_window(&[1, 2, 3, 4, 5], 3, None);
     }
 
     #[test]
     #[should_panic(expected = "one or more sequences of one length")]
     fn rows_are_of_one_length() {
-        let rows = [3, 4].map(|context| Sequence::of_window(&[1, 2], context));
+        let rows = [3, 4].map(|context| Sequence::of_window(&[1, 2], context, None));
         let _ = Batch::new(&rows, &select(default_name()).unwrap());
     }
 
@@ -136,13 +173,24 @@ mod tests {
             tokens: vec![97, 98, 256],
             targets: vec![98, 256, 99],
             valid: 3,
+            positions: None,
         };
-        assert_eq!(Sequence::of_window(&[97, 98, 256, 99], 3), whole);
+        assert_eq!(Sequence::of_window(&[97, 98, 256, 99], 3, None), whole);
         let short = Sequence {
             tokens: vec![99, 0, 0],
             targets: vec![256, 0, 0],
             valid: 1,
+            positions: None,
         };
-        assert_eq!(Sequence::of_window(&[99, 256], 3), short);
+        assert_eq!(Sequence::of_window(&[99, 256], 3, None), short);
+    }
+
+    #[test]
+    fn positions_begin_again_behind_the_end_of_a_document() {
+        let positions = |tokens: &[u32]| Sequence::of_window(tokens, 6, Some(0)).positions.unwrap();
+        assert_eq!(positions(&[5, 6, 0, 7, 0, 0, 9]), [0, 1, 2, 0, 1, 0]);
+        assert_eq!(positions(&[0, 5, 6, 7, 8, 9, 0]), [0, 0, 1, 2, 3, 4]);
+        // Padding is 0 too.
+        assert_eq!(positions(&[5, 0, 6, 7]), [0, 1, 0, 1, 2, 3]);
     }
 }

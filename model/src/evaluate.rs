@@ -74,7 +74,7 @@ pub fn evaluate_parts<S: Iterator<Item = Sequence>>(
         while sequences.peek().is_some() {
             let chunk: Vec<Sequence> = sequences.by_ref().take(rows.max(1)).collect();
             let batch = Batch::new(&chunk, &device);
-            let output = model.forward(batch.tokens);
+            let output = model.forward_batch(&batch);
             let logits = output.logits.flatten::<2>(0, 1);
             let loss = cross_entropy_sum(logits, batch.targets, batch.valid.as_ref());
             let terms = HealthSums::terms(&output.routing, batch.valid.as_ref());
@@ -144,7 +144,7 @@ mod tests {
         };
         let Ok(model) = LanguageModel::new(&smallest(), &mut source);
         let windows = [[0, 1, 2, 3].as_slice(), &[3, 2], &[1, 1, 1]];
-        let sequences = windows.map(|tokens| Sequence::of_window(tokens, 3));
+        let sequences = windows.map(|tokens| Sequence::of_window(tokens, 3, None));
         let mut heard = Vec::new();
         let found = evaluate(&model, sequences.into_iter(), 3, 2, |tokens| {
             heard.push(tokens);
@@ -171,7 +171,7 @@ mod tests {
         let sequences = |windows: &[Vec<u32>]| -> Vec<Sequence> {
             let windows = windows.iter();
             windows
-                .map(|tokens| Sequence::of_window(tokens, 12))
+                .map(|tokens| Sequence::of_window(tokens, 12, None))
                 .collect()
         };
         let parts = [(&windows[..2], 20), (&windows[2..], 30), (&[], 0)];
@@ -209,7 +209,9 @@ mod tests {
         model.set_router_bias(&vec![vec![0.1, 0.0, -0.1, 0.0, 0.0, 0.0, 0.0, 0.0]; 2]);
         let mut windows = text(5, 13, config.vocab_size);
         windows[4].truncate(7);
-        let sequences = windows.iter().map(|tokens| Sequence::of_window(tokens, 12));
+        let sequences = windows
+            .iter()
+            .map(|tokens| Sequence::of_window(tokens, 12, None));
         let evaluate = |rows| evaluate(&model.valid(), sequences.clone(), 50, rows, |_| {});
         let first = evaluate(2);
         assert_eq!(first, evaluate(2));

@@ -5,11 +5,12 @@ use std::convert::Infallible;
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+use crate::batch::Batch;
 use crate::block::Block;
 use crate::cache::Step;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
-use crate::layout::Layout;
+use crate::layout::{Layout, Placement};
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::observer::{Observer, ResidualStream, Unobserved};
@@ -109,7 +110,7 @@ impl LanguageModel {
 
     /// The logits at every position, and the routing.
     ///
-    /// Padding must be at the end of a row, where the causal mask hides it from the tokens; the outputs at padding are
+    /// Padding must be at the end of a row, where causality hides it from the tokens; the outputs at padding are
     /// meaningless.
     ///
     /// # Shapes
@@ -120,33 +121,23 @@ impl LanguageModel {
     ///
     /// When a sequence is longer than the context.
     pub fn forward(&self, tokens: Tensor<2, Int>) -> ModelOutput {
-        self.observed(tokens, None, &mut Unobserved)
+        self.observed(tokens, &Placement::causal(), &mut Unobserved)
     }
 
-    /// [`forward`](Self::forward) with an observer of every part. With `valid`, padding may be anywhere in a row: no
-    /// token attends to it, and the outputs at padding are meaningless.
-    ///
-    /// # Shapes
-    ///
-    /// - `tokens`: `[batch, sequence]`, each below `vocab_size`
-    /// - `valid`: `batch · sequence` values, false for padding; `None` without padding
-    ///
-    /// # Panics
-    ///
-    /// When a sequence is longer than the context, or `valid` does not have `batch · sequence` values.
+    /// The same of the tokens of a batch, where they stand.
+    pub fn forward_batch(&self, batch: &Batch) -> ModelOutput {
+        self.observed(batch.tokens.clone(), &batch.placement, &mut Unobserved)
+    }
+
+    /// [`forward`](Self::forward) of tokens that stand where `placement` says, with an observer of every part.
     pub fn observed(
         &self,
         tokens: Tensor<2, Int>,
-        valid: Option<&[bool]>,
+        placement: &Placement,
         observer: &mut impl Observer,
     ) -> ModelOutput {
         let [batch, sequence] = tokens.dims();
-        let device = tokens.device();
-        let rotary = self.rotary(sequence, &device);
-        let layout = match valid {
-            Some(valid) => Layout::padded(batch, rotary, valid, &device),
-            None => Layout::causal(batch, rotary),
-        };
+        let layout = self.layout(&tokens, placement);
         let (hidden, routing) = self.hidden(tokens, &layout, None, observer);
         let logits = self.logits(hidden);
         let logits = observer.output(LayerPart::outside(Part::Head), logits);
@@ -158,26 +149,22 @@ impl LanguageModel {
 
     /// A forward pass that also returns the residual stream, for comparison with another implementation. See
     /// [`observed`](Self::observed) for the arguments.
-    pub fn trace(&self, tokens: Tensor<2, Int>, valid: Option<&[bool]>) -> Trace {
+    pub fn trace(&self, tokens: Tensor<2, Int>, placement: &Placement) -> Trace {
         let [batch, sequence] = tokens.dims();
         let whole = |hidden: Tensor<2>| hidden.reshape([batch, sequence, self.config.d_model]);
         let mut stream = ResidualStream::default();
-        let output = self.observed(tokens, valid, &mut stream);
+        let output = self.observed(tokens, placement, &mut stream);
         Trace {
             hidden: stream.0.into_iter().map(whole).collect(),
             output,
         }
     }
 
-    /// The routing of these tokens, without computing the head.
-    ///
-    /// # Shapes
-    ///
-    /// - `tokens`: `[batch, sequence]`
-    pub fn route(&self, tokens: Tensor<2, Int>) -> Vec<Routing> {
-        let [batch, sequence] = tokens.dims();
-        let layout = Layout::causal(batch, self.rotary(sequence, &tokens.device()));
-        self.hidden(tokens, &layout, None, &mut Unobserved).1
+    /// The routing of the tokens of a batch, without computing the head.
+    pub fn route(&self, batch: &Batch) -> Vec<Routing> {
+        let layout = self.layout(&batch.tokens, &batch.placement);
+        self.hidden(batch.tokens.clone(), &layout, None, &mut Unobserved)
+            .1
     }
 
     /// Sets the selection bias of every router, in the order of the MoE layers; see
@@ -234,17 +221,19 @@ impl LanguageModel {
         (normed, routing)
     }
 
+    /// The layout of tokens without a cache.
+    fn layout(&self, tokens: &Tensor<2, Int>, placement: &Placement) -> Layout {
+        let [batch, sequence] = tokens.dims();
+        let table = self.table(sequence, &tokens.device());
+        placement.layout(batch, sequence, &table)
+    }
+
     /// The residual stream after the final norm of the tokens of a step, `[tokens, d_model]`.
     pub(crate) fn stepped(&self, tokens: Tensor<2, Int>, step: &mut Step) -> Tensor<2> {
         let device = tokens.device();
         let rotary = step.rotary(|positions| self.table(positions, &device));
         let layout = Layout::causal(1, rotary);
         self.hidden(tokens, &layout, Some(step), &mut Unobserved).0
-    }
-
-    /// The rotary positions of the tokens of a sequence.
-    fn rotary(&self, sequence: usize, device: &Device) -> Rotary {
-        self.table(sequence, device).range(0, sequence)
     }
 
     /// A table of at least so many rotary positions.
@@ -289,6 +278,7 @@ pub fn token_tensor<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::Sequence;
     use crate::config::DenseConfig;
     use crate::parameters::{MapParameter, map};
     use crate::testing::{ByHand, smallest, text, tiny, with_experts};
@@ -330,7 +320,7 @@ mod tests {
             };
             let Ok(model) = LanguageModel::new(&config, &mut source);
             assert_eq!(model.parameters(), if tied { 46 } else { 54 });
-            let trace = model.trace(ids(&[vec![0, 2]], &device), None);
+            let trace = model.trace(ids(&[vec![0, 2]], &device), &Placement::causal());
             assert_eq!(trace.output.logits.dims(), [1, 2, 4]);
             let expected = match tied {
                 false => [0.6, 0.8, 86.0, 0.0, -0.8, 0.6, 52.0, 0.0],
@@ -372,7 +362,10 @@ mod tests {
         let moved = [vec![5; 4], row].concat();
         let valid: Vec<bool> = (0..13).map(|place| place >= 4).collect();
         let padded = model
-            .trace(ids(&[moved], &device), Some(&valid))
+            .trace(
+                ids(&[moved], &device),
+                &Placement::padded(&valid, 13, &device),
+            )
             .output
             .logits;
         close("tokens", padded.narrow(1, 4, 9), alone);
@@ -414,7 +407,8 @@ mod tests {
         model.set_router_bias(&biases);
         assert_eq!(model.router_bias(), biases);
         // A probability and 9 are more than any probability.
-        let routing = model.route(ids(&text(1, 5, 37), &device));
+        let sequence = Sequence::of_window(&text(1, 6, 37)[0], 5, None);
+        let routing = model.route(&Batch::new(&[sequence], &device));
         let layers: Vec<usize> = routing.iter().map(|routing| routing.layer).collect();
         assert_eq!(layers, [0, 2]);
         for (routing, expert) in routing.iter().zip([1, 2]) {

@@ -51,6 +51,7 @@ mod tests {
 
     use super::*;
     use crate::language_model::{LanguageModel, token_tensor};
+    use crate::layout::Placement;
     use crate::parts::{Part, layer_parts};
     use crate::testing::{text, tiny};
     use firebox_runtime::on_every_device;
@@ -84,11 +85,13 @@ mod tests {
             let rows = text(3, 12, config.vocab_size);
             let tokens = token_tensor(rows.iter().map(Vec::as_slice), &device);
             let mut seen = Seen(Vec::new());
-            let parts = model.observed(tokens.clone(), None, &mut seen).logits;
+            let parts = model
+                .observed(tokens.clone(), &Placement::causal(), &mut seen)
+                .logits;
             assert_eq!(seen.0, layer_parts(&config));
             let whole = values(model.forward(tokens.clone()).logits);
             assert_eq!(values(parts), whole);
-            let trace = values(model.trace(tokens, None).output.logits);
+            let trace = values(model.trace(tokens, &Placement::causal()).output.logits);
             assert_eq!(trace, whole, "a trace without padding");
         }
     }
@@ -118,7 +121,7 @@ mod tests {
             );
             let found = values(
                 model
-                    .observed(tokens(), None, &mut Without(layer_part))
+                    .observed(tokens(), &Placement::causal(), &mut Without(layer_part))
                     .logits,
             );
             assert_eq!(
@@ -128,7 +131,11 @@ mod tests {
             );
         }
         let mut no_norm = Without(LayerPart::outside(Part::Norm));
-        let found = values(model.observed(tokens(), None, &mut no_norm).logits);
+        let found = values(
+            model
+                .observed(tokens(), &Placement::causal(), &mut no_norm)
+                .logits,
+        );
         assert!(found.iter().all(|&logit| logit == 0.0), "the head of zeros");
     }
 }

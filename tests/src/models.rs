@@ -37,6 +37,7 @@ pub fn sequences(
                 tokens: text[..length].to_vec(),
                 targets: text[1..].to_vec(),
                 valid: length - hidden,
+                positions: None,
             }
         })
         .collect()

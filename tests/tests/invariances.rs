@@ -1,10 +1,12 @@
-//! What must not matter to training, does not: the cut of a batch into micro-batches. What must not matter to the network
+//! What must not matter to training, does not: the cut of a batch into micro-batches, and what a document is packed with.
+//! What must not matter to the network
 //! (neighbours in a batch, the order of experts, the cache) is tested beside it, in `firebox-model`.
 //!
 //! Tolerances are of `‖a − b‖ / ‖b‖`: the same f32 terms are added in another order.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
+use firebox_model::batch::Sequence;
 use firebox_model::config::BalanceKind;
 use firebox_model::moe::stats::LayerHealth;
 use firebox_runtime::on_every_device;
@@ -14,6 +16,7 @@ use firebox_train::gradient::{BatchResult, forward_backward};
 
 on_every_device!(
     the_gradient_does_not_depend_on_the_cut_into_micro_batches,
+    a_document_teaches_the_same_whatever_it_is_packed_with,
     the_auxiliary_losses_are_in_the_gradient_and_not_in_the_loss,
 );
 
@@ -41,6 +44,40 @@ fn the_gradient_does_not_depend_on_the_cut_into_micro_batches(device: Device) {
             same_result(&format!("{micro_batch} at a time"), &cut, &whole);
         }
     }
+}
+
+fn a_document_teaches_the_same_whatever_it_is_packed_with(device: Device) {
+    const END: u32 = 0;
+    let device = device.autodiff();
+    let config = tiny();
+    let model = model(&config, &device).train();
+    // Documents of several lengths, one of a single token, and the next one's first token as the last target.
+    let texts = sequences(&config, 4, 8, &[0, 3, 7, 2]);
+    let documents: Vec<Vec<u32>> = texts
+        .iter()
+        .map(|text| {
+            let tokens = text.tokens[..text.valid].iter().map(|token| token.max(&1));
+            tokens.copied().chain([END]).collect()
+        })
+        .collect();
+    let next = |number: usize| documents[(number + 1) % documents.len()][0];
+    let context = documents.iter().map(Vec::len).sum();
+    let window = |tokens: &[u32]| Sequence::of_window(tokens, context, Some(END));
+    let alone: Vec<Sequence> = documents
+        .iter()
+        .enumerate()
+        .map(|(number, document)| window(&[&document[..], &[next(number)]].concat()))
+        .collect();
+    let packed = [documents.concat(), vec![next(documents.len() - 1)]].concat();
+    let alone = forward_backward(&model, &alone, 4, &device);
+    let together = forward_backward(&model, &[window(&packed)], 1, &device);
+    same_result("packed", &together, &alone);
+    let sees_all = Sequence::of_window(&packed, context, None);
+    let sees_all = forward_backward(&model, &[sees_all], 1, &device);
+    assert!(
+        (sees_all.loss - alone.loss).abs() > 1e-4,
+        "the mask does nothing"
+    );
 }
 
 fn same_result(what: &str, cut: &BatchResult, whole: &BatchResult) {

@@ -180,6 +180,7 @@ fn random_sequence(model: &ModelConfig, generator: &mut ChaCha8Rng) -> Sequence 
         tokens,
         targets,
         valid: model.context_length,
+        positions: None,
     }
 }
 

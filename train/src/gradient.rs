@@ -53,7 +53,7 @@ pub fn forward_backward(
         let mut load = TokensPerExpert::default();
         for chunk in sequences.chunks(micro_batch) {
             let batch = Batch::new(chunk, &plain_device);
-            let routing = plain.route(batch.tokens);
+            let routing = plain.route(&batch);
             load.add(&routing, batch.valid.as_ref(), batch.valid_tokens);
         }
         load
@@ -66,7 +66,7 @@ pub fn forward_backward(
     for chunk in sequences.chunks(micro_batch) {
         let batch = Batch::new(chunk, device);
         let valid = batch.valid.as_ref();
-        let output = model.forward(batch.tokens);
+        let output = model.forward_batch(&batch);
         let load = load.clone().unwrap_or_else(|| {
             let mut load = TokensPerExpert::default();
             load.add(&output.routing, valid, targets);
@@ -196,10 +196,10 @@ mod tests {
             &mut NoHead,
         );
         let tokens = [[0, 1, 2, 3].as_slice(), &[4, 4]];
-        let sequences = tokens.map(|tokens| Sequence::of_window(tokens, 3));
+        let sequences = tokens.map(|tokens| Sequence::of_window(tokens, 3, None));
         let hidden = {
             let batch = Batch::new(&sequences, &device);
-            let trace = model.trace(batch.tokens, None);
+            let trace = model.trace(batch.tokens, &batch.placement);
             values(trace.hidden.into_iter().next_back().unwrap())
         };
         let mut expected = vec![0.0f32; 8 * 5];

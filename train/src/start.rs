@@ -84,6 +84,7 @@ pub fn notes(
     if !notes.eos_ids().contains(&tokenizer.eos_id()) {
         notes.set_tokens(tokenizer.eos_ids(), tokenizer.bos_ids().first().copied());
     }
+    notes.set_document_mask(config.data.document_mask);
     Ok(notes)
 }
 

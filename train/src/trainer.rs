@@ -242,9 +242,11 @@ impl Run {
         let context = self.config.model.context_length;
         let parts = self.prepared.validation(context, limit)?;
         let all = parts.iter().map(ValidationPart::targets).sum();
+        let document_end = self.prepared.document_end();
         let texts = parts.iter().map(|part| {
             let windows = part.windows.iter();
-            let sequences = windows.map(|window| Sequence::of_window(window, context));
+            let sequences =
+                windows.map(move |window| Sequence::of_window(window, context, document_end));
             (sequences, part.bytes)
         });
         let model = self.training.model.valid();

@@ -122,7 +122,7 @@ impl Tokens {
     pub fn sequences(&self) -> Vec<Sequence> {
         let windows = windows(&self.stream, self.sequence);
         windows
-            .map(|window| Sequence::of_window(window, self.sequence))
+            .map(|window| Sequence::of_window(window, self.sequence, None))
             .collect()
     }
 

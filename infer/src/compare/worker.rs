@@ -114,7 +114,7 @@ pub fn trace_parts(
     let device = model.embedding.lazy_device();
     let batch = Batch::new(&tokens.sequences(), &device);
     let mut matrices = Vec::new();
-    let trace = model.trace(batch.tokens.clone(), None);
+    let trace = model.trace(batch.tokens.clone(), &batch.placement);
     for (index, hidden) in trace.hidden.into_iter().enumerate() {
         matrices.push((
             trace_file::hidden(index),
@@ -143,7 +143,7 @@ pub fn trace_parts(
         device,
         error: None,
     };
-    let output = model.observed(batch.tokens, None, &mut recorder);
+    let output = model.observed(batch.tokens, &batch.placement, &mut recorder);
     let loss = objective(model, output, batch.targets).cross_entropy;
     let Recorder {
         mut matrices,
@@ -227,7 +227,7 @@ impl Observer for Recorder<'_> {
 /// One forward pass, including the wait for its result.
 fn forward(model: &LanguageModel, tokens: &Tokens, device: &Device) {
     let batch = Batch::new(&tokens.sequences(), device);
-    let logits = model.forward(batch.tokens).logits;
+    let logits = model.forward_batch(&batch).logits;
     finish(logits);
 }
 
@@ -305,7 +305,7 @@ fn objective(model: &LanguageModel, output: ModelOutput, targets: Tensor<1, Int>
 /// Gradients of the training loss: mean cross-entropy plus the auxiliary losses of the checkpoint's configuration.
 fn gradients(model: &LanguageModel, tokens: &Tokens) -> Vec<(String, Matrix)> {
     let batch = Batch::new(&tokens.sequences(), &model.embedding.lazy_device());
-    let output = model.forward(batch.tokens);
+    let output = model.forward_batch(&batch);
     let found = objective(model, output, batch.targets).total().backward();
     let named = named_gradients(model, &found);
     let matrix = |NamedTensor {

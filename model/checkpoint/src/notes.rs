@@ -77,6 +77,19 @@ impl Notes {
         ids.collect()
     }
 
+    /// Whether the model was trained to see each document of a packed sequence by itself.
+    pub fn document_mask(&self) -> bool {
+        self.fields.get(DOCUMENT_MASK) == Some(&Value::Bool(true))
+    }
+
+    /// Says whether it is.
+    pub fn set_document_mask(&mut self, masked: bool) {
+        match masked {
+            true => self.fields.insert(DOCUMENT_MASK.to_owned(), json!(true)),
+            false => self.fields.remove(DOCUMENT_MASK),
+        };
+    }
+
     /// Options that act in training alone, which Firebox's training does not have, and that are in use.
     pub fn training_options(&self, family: &Family) -> impl Iterator<Item = (&str, &Value)> {
         let fields = self.fields.iter().map(|(key, value)| (key.as_str(), value));
@@ -100,10 +113,11 @@ impl Notes {
         for (key, value) in &self.fields {
             let neutral = matches!(family.usage(key), Some(Usage::Neutral | Usage::Training));
             let same = self.family == Some(family.model_type);
-            let noted = NOTED.contains(&key.as_str()) || same && WINDOWS.contains(&key.as_str());
-            let noted = noted && family.usage(key) == Some(Usage::Read);
+            let noted = NOTED.contains(&key.as_str()) && family.usage(key).is_some();
+            let window = WINDOWS.contains(&key.as_str()) && family.usage(key) == Some(Usage::Read);
             let accepted = self.accepted.contains(key) && family.usage(key).is_none();
-            if accepted || (neutral || noted) && !STORAGE.contains(&key.as_str()) {
+            let written = accepted || neutral || noted || same && window;
+            if written && !STORAGE.contains(&key.as_str()) {
                 fields.insert(key.clone(), value.clone());
             }
         }
@@ -116,9 +130,17 @@ impl Notes {
     }
 }
 
+/// Firebox's own note of a training with `data.document_mask`, which `transformers` reads past.
+const DOCUMENT_MASK: &str = "firebox_document_mask";
+
 /// Fields that are read, and that a checkpoint made from this one still says: training changes neither what ends a
-/// text, nor how many positions a model has.
-const NOTED: [&str; 3] = ["bos_token_id", "eos_token_id", "max_position_embeddings"];
+/// text, nor how many positions a model has, and says itself how it saw documents.
+const NOTED: [&str; 4] = [
+    "bos_token_id",
+    "eos_token_id",
+    "max_position_embeddings",
+    DOCUMENT_MASK,
+];
 
 /// Fields that say that no attention has a window. Another family may make another thing of them.
 const WINDOWS: [&str; 4] = [

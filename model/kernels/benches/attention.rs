@@ -1,4 +1,4 @@
-//! Causal attention as one operation against the same in plain tensor operations, on every device of the build.
+//! Attention as one operation against the same in plain tensor operations, on every device of the build.
 //!
 //! `cargo bench --bench attention`
 
@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use common::{Case, cases, random};
 use divan::Bencher;
 use firebox_kernels::rope::Rotary;
-use firebox_kernels::{causal_attention, causal_attention_reference};
+use firebox_kernels::{AttentionInput, KeyRanges, attention, attention_reference};
 use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::device::finish;
 
@@ -30,7 +30,10 @@ const SHAPES: [[usize; 5]; 4] = [
     [1, 512, 16, 1, 128],
 ];
 
-type Attention = fn(Tensor<2>, Tensor<2>, Tensor<2>, usize, &Rotary) -> Tensor<2>;
+type Attention = fn(AttentionInput<'_>) -> Tensor<2>;
+
+/// Positions of the documents that [`documents_kernel`] packs into a sequence.
+const DOCUMENT: usize = 64;
 
 fn inputs(shape: [usize; 5], device: &Device) -> ([Tensor<2>; 3], Rotary) {
     let [batch, length, heads, kv_heads, head_dim] = shape;
@@ -50,17 +53,31 @@ fn forward(bencher: Bencher, case: &Case<5>, attention: Attention) {
     let batch = case.sizes[0];
     bencher.bench_local(|| {
         let [query, key, value] = fresh([&query, &key, &value]);
-        finish(attention(query, key, value, batch, &rotary));
+        finish(attention(AttentionInput {
+            query,
+            key,
+            value,
+            batch,
+            rotary: &rotary,
+            ranges: None,
+        }));
     });
 }
 
-fn both_ways(bencher: Bencher, case: &Case<5>, attention: Attention) {
+fn both_ways(bencher: Bencher, case: &Case<5>, attention: Attention, ranges: Option<&KeyRanges>) {
     let (inputs, rotary) = inputs(case.sizes, &case.device().autodiff());
     let [query, key, value] = inputs.map(Tensor::require_grad);
     let batch = case.sizes[0];
     bencher.bench_local(|| {
         let [query, turned, value] = fresh([&query, &key, &value]);
-        let output = attention(query, turned, value, batch, &rotary);
+        let output = attention(AttentionInput {
+            query,
+            key: turned,
+            value,
+            batch,
+            rotary: &rotary,
+            ranges,
+        });
         let gradients = output.sum().backward();
         finish(key.grad(&gradients).expect("it was asked for"));
         gradients
@@ -69,20 +86,29 @@ fn both_ways(bencher: Bencher, case: &Case<5>, attention: Attention) {
 
 #[divan::bench(args = cases(&SHAPES))]
 fn forward_kernel(bencher: Bencher, case: &Case<5>) {
-    forward(bencher, case, causal_attention);
+    forward(bencher, case, attention);
 }
 
 #[divan::bench(args = cases(&SHAPES))]
 fn forward_reference(bencher: Bencher, case: &Case<5>) {
-    forward(bencher, case, causal_attention_reference);
+    forward(bencher, case, attention_reference);
 }
 
 #[divan::bench(args = cases(&SHAPES))]
 fn both_ways_kernel(bencher: Bencher, case: &Case<5>) {
-    both_ways(bencher, case, causal_attention);
+    both_ways(bencher, case, attention, None);
 }
 
 #[divan::bench(args = cases(&SHAPES))]
 fn both_ways_reference(bencher: Bencher, case: &Case<5>) {
-    both_ways(bencher, case, causal_attention_reference);
+    both_ways(bencher, case, attention_reference, None);
+}
+
+#[divan::bench(args = cases(&SHAPES))]
+fn documents_kernel(bencher: Bencher, case: &Case<5>) {
+    let [batch, length, ..] = case.sizes;
+    let starts = (0..batch * length).map(|token| token % length / DOCUMENT * DOCUMENT);
+    let starts: Vec<usize> = starts.collect();
+    let ranges = KeyRanges::new(&starts, length, &case.device().autodiff());
+    both_ways(bencher, case, attention, Some(&ranges));
 }

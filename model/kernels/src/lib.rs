@@ -60,8 +60,8 @@ mod sum_of_squares;
 
 pub use adamw::{AdamWUpdate, adamw, adamw_reference};
 pub use attention::{
-    Segment, Segments, cached_attention, cached_attention_reference, causal_attention,
-    causal_attention_reference, masked_attention, split_heads,
+    AttentionInput, KeyRanges, Segment, Segments, attention, attention_reference, cached_attention,
+    cached_attention_reference, masked_attention, split_heads,
 };
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
 pub use embedding::embedding;

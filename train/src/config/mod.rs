@@ -90,6 +90,8 @@ pub struct DataConfig {
     pub cache: Option<PathBuf>,
     /// Whether text that spells a special token of the tokenizer becomes this token.
     pub special_tokens: bool,
+    /// Whether a token attends to its own document alone, and positions begin again with each document.
+    pub document_mask: bool,
     /// `[data.validation]`
     pub validation: ValidationConfig,
     /// `[[data.source]]`, at least one.

@@ -101,6 +101,7 @@ pub(super) enum TokenizerKind {
 pub(super) struct RawData {
     pub cache: Option<PathBuf>,
     pub special_tokens: Option<bool>,
+    pub document_mask: Option<bool>,
     #[serde(default)]
     pub validation: RawValidation,
     pub source: Vec<RawSource>,

@@ -74,6 +74,7 @@ fn defaults_are_filled_in() {
         (1, 16, 257)
     );
     assert_eq!(config.data.source[0].share, Share::Epochs(1));
+    assert!(config.data.document_mask && !config.data.special_tokens);
     assert_eq!(
         config.schedule.batch_tokens,
         BatchRamp {
@@ -101,6 +102,7 @@ fn a_resolved_file_reads_back_to_the_same_run() {
                 "model.feed_forward=dense",
                 "data.cache=prepared",
                 "model.router.balance=pooled",
+                "data.document_mask=false",
             ],
         ),
         (

@@ -70,6 +70,8 @@ pub struct Prepared {
     pub held_out: TextSummary,
     /// Places of all text that spell special tokens.
     special_places: u64,
+    /// `data.document_mask`
+    document_mask: bool,
     training: Arc<Vec<TokenSet>>,
     validation: Vec<HeldOut>,
 }
@@ -342,6 +344,7 @@ fn open(
         sources: summaries(config, &manifest.sources),
         held_out: held_out_summary(&manifest.sources),
         special_places: manifest.sources.iter().map(|s| s.special_places).sum(),
+        document_mask: config.data.document_mask,
         training: Arc::new(
             training
                 .iter()
@@ -399,6 +402,11 @@ impl DataConfig {
 }
 
 impl Prepared {
+    /// The token that ends a document, where each document is to be seen by itself.
+    pub fn document_end(&self) -> Option<u32> {
+        self.document_mask.then(|| self.tokenizer.eos_id())
+    }
+
     /// The training sequences of `context` tokens, in the order that `seed` decides.
     ///
     /// # Errors
@@ -411,7 +419,13 @@ impl Prepared {
         needed: u64,
     ) -> Result<TrainingStream, DataError> {
         let shares: Vec<Share> = self.sources.iter().map(|source| source.share).collect();
-        let stream = TrainingStream::new(self.training.clone(), &shares, context, seed)?;
+        let stream = TrainingStream::new(
+            self.training.clone(),
+            &shares,
+            context,
+            seed,
+            self.document_end(),
+        )?;
         stream.require(needed)?;
         Ok(stream)
     }

@@ -15,6 +15,8 @@ pub struct TrainingStream {
     sets: Arc<Vec<TokenSet>>,
     order: Order,
     context: usize,
+    /// See [`Sequence::of_window`].
+    document_end: Option<u32>,
 }
 
 impl TrainingStream {
@@ -24,6 +26,7 @@ impl TrainingStream {
         shares: &[Share],
         context: usize,
         seed: u64,
+        document_end: Option<u32>,
     ) -> Result<Self, DataError> {
         let context = context.max(1);
         let sources = sets.iter().zip(shares).map(|(set, &share)| OrderSource {
@@ -44,6 +47,7 @@ impl TrainingStream {
             sets,
             order: Order::new(sources, context as u64, seed),
             context,
+            document_end,
         })
     }
 
@@ -97,7 +101,11 @@ impl TrainingStream {
             set.read(start..end, &mut tokens)?;
             start = 0;
         }
-        Ok(Sequence::of_window(&tokens, self.context))
+        Ok(Sequence::of_window(
+            &tokens,
+            self.context,
+            self.document_end,
+        ))
     }
 }
 
@@ -120,7 +128,7 @@ mod tests {
         // Tokens 1 … 9, 0, 10 … 16, 0 and 17, 0.
         let (_folder, sets) = sets(&[vec![9, 7], vec![1]]);
         let stream =
-            TrainingStream::new(sets, &[Share::Epochs(1), Share::Epochs(3)], 6, 1).unwrap();
+            TrainingStream::new(sets, &[Share::Epochs(1), Share::Epochs(3)], 6, 1, None).unwrap();
         let first = all(&stream);
         let again: Vec<Sequence> = (0..4)
             .rev()
@@ -152,7 +160,7 @@ mod tests {
     fn too_little_data_is_an_error_with_both_numbers() {
         let (_folder, sets) = sets(&[vec![30; 20], vec![5]]);
         let epochs = [Share::Epochs(2), Share::Epochs(1)];
-        let stream = TrainingStream::new(sets.clone(), &epochs, 10, 0).unwrap();
+        let stream = TrainingStream::new(sets.clone(), &epochs, 10, 0, None).unwrap();
         // 2 · 20 · 31 tokens, and 6.
         assert_eq!(stream.sequences(), Some(125));
         assert!(stream.require(125).is_ok());
@@ -161,8 +169,8 @@ mod tests {
             error.to_string().contains("126 sequences") && error.to_string().contains("has 125"),
             "{error}"
         );
-        assert!(TrainingStream::new(sets.clone(), &epochs, 1240, 0).is_ok());
-        let error = TrainingStream::new(sets.clone(), &epochs, 1241, 0).unwrap_err();
+        assert!(TrainingStream::new(sets.clone(), &epochs, 1240, 0, None).is_ok());
+        let error = TrainingStream::new(sets.clone(), &epochs, 1241, 0, None).unwrap_err();
         let text = error.to_string();
         assert!(
             text.contains("1241") && text.contains("1240") && error.exit_code() == 2,
@@ -171,7 +179,7 @@ mod tests {
 
         // Weights repeat for as long as a run takes.
         let weights = [Share::Weight(1.0), Share::Weight(2.0)];
-        let endless = TrainingStream::new(sets, &weights, 1241, 0).unwrap();
+        let endless = TrainingStream::new(sets, &weights, 1241, 0, None).unwrap();
         assert!(endless.sequences().is_none() && endless.require(1 << 40).is_ok());
         assert_eq!(endless.sequence(1 << 40).unwrap().valid, 1241);
     }

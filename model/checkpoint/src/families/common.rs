@@ -52,6 +52,12 @@ pub(super) const SAMPLING: &[Field] = &[
 /// that wrote it.
 pub(super) const NOTES: &[Field] = &[
     read("bos_token_id"),
+    // Firebox's own.
+    only(
+        "firebox_document_mask",
+        &["true", "false"],
+        "true: trained to see each document of a packed sequence by itself",
+    ),
     read("eos_token_id"),
     read(ACCEPTED),
     neutral("architectures"),

@@ -128,6 +128,27 @@ fn written(model: &ModelConfig, dtype: WeightDtype) -> String {
 }
 
 #[test]
+fn a_checkpoint_says_how_documents_were_seen() {
+    for model in [moe(), dense(QkNorm::None)] {
+        let mut notes = Notes::of_tokens(&[3], None);
+        for masked in [true, false] {
+            notes.set_document_mask(masked);
+            let text = config_json(&model, &family(&model), &notes, WeightDtype::F32);
+            assert_eq!(
+                text.contains("\"firebox_document_mask\": true"),
+                masked,
+                "{text}"
+            );
+            assert_eq!(read(&text).unwrap().notes.document_mask(), masked);
+        }
+    }
+    let text =
+        written(&moe(), WeightDtype::F32).replacen('{', "{ \"firebox_document_mask\": 1,", 1);
+    let error = read(&text).unwrap_err();
+    assert!(error.contains("firebox_document_mask"), "{error}");
+}
+
+#[test]
 fn every_family_reads_what_it_writes() {
     let normed = |qk_norm, normalize| ModelConfig {
         qk_norm,

@@ -2,12 +2,12 @@
 //! algorithm 2).
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::rows::{
-    AttentionShape, KEYS, LANES, RopeTables, key_blocks, rotated_keys, scratch_slice,
-};
+use super::rows::{AttentionShape, KEYS, LANES, RopeTables, rotated_keys, scratch_slice};
+use super::stretches::{Stretch, Stretches};
 use crate::host::exp::exp;
 use crate::host::gemm::{Accumulate, Matrix, gemm};
 use crate::host::simd::vectorized;
@@ -24,13 +24,14 @@ pub(super) struct Saved<'a> {
     pub output: &'a [f32],
     pub log_sum_exp: &'a [f32],
     pub tables: RopeTables<'a>,
+    pub stretches: Stretches<'a>,
     pub shape: AttentionShape,
 }
 
 /// The gradients of those of query, key and value that need one.
 ///
 /// A part of the work is some of the query heads that share a key/value head, in one sequence. It reads and writes
-/// what belongs to its queries once, in blocks, while its keys, values and their gradients stay in the cache; the
+/// what belongs to its queries once, in blocks, while their keys, values and their gradients stay in the cache; the
 /// gradients of keys and values are then summed over the parts, in order.
 ///
 /// With weights P = exp(S − log_sum_exp), S the scores and dO the gradient of the output:
@@ -193,108 +194,38 @@ impl Pass<'_> {
             length, head_dim, ..
         } = shape;
         let heads = self.heads;
-        let kv_width = shape.kv_width();
         let (sequence, first_head) = (
             index / (shape.heads / heads),
             index % (shape.heads / heads) * heads,
         );
         let kv_head = first_head / shape.group();
-        let keys = (sequence * shape.kv_heads + kv_head) * length * head_dim;
-        let keys = &self.keys[keys..keys + length * head_dim];
-        let values = &self.saved.value[sequence * length * kv_width + kv_head * head_dim..];
-        let [query_needs_grad, key_needs_grad, value_needs_grad] = self.needs_grad;
+        let [_, key_needs_grad, value_needs_grad] = self.needs_grad;
         let sized = |needs_grad: bool| vec![0.0; if needs_grad { length * head_dim } else { 0 }];
         let mut part = Part {
             key: sized(key_needs_grad),
             value: sized(value_needs_grad),
         };
 
-        let mut block = Block::default();
-        let (mut weights, mut d_scores, mut query_gradient) = Default::default();
+        let mut scratch = Scratch::default();
         let step = shape.positions(heads);
-        for start in (0..length).step_by(step) {
-            let positions = start..(start + step).min(length);
-            self.pack(&mut block, sequence, first_head, positions.clone());
-            let rows = positions.len() * heads;
-            let query_gradient = scratch_slice(&mut query_gradient, rows * head_dim);
-            for (start, end) in key_blocks(positions.end) {
-                let first = start.max(positions.start);
-                let skipped = (first - positions.start) * heads;
-                let (rows, count) = (rows - skipped, end - start);
-                let weights = scratch_slice(&mut weights, rows * KEYS);
-                let d_scores = scratch_slice(&mut d_scores, rows * KEYS);
-                let queries = Matrix::new(&block.queries[skipped * head_dim..], rows, head_dim);
-                let gradients = Matrix::new(&block.gradients[skipped * head_dim..], rows, head_dim);
-                let place = start * head_dim..end * head_dim;
-                let keys = Matrix::new(&keys[place.clone()], count, head_dim);
-                let values = &values[start * kv_width..];
-                let values = Matrix::strided(values, count, head_dim, kv_width);
-
-                gemm(queries, keys.t(), 1.0, Accumulate::Replace, weights, KEYS);
-                gemm(
-                    gradients,
-                    values.t(),
-                    1.0,
-                    Accumulate::Replace,
-                    d_scores,
-                    KEYS,
-                );
+        for stretch in self.saved.stretches.of_sequence(sequence) {
+            for start in (0..stretch.length).step_by(step) {
+                let positions = start..(start + step).min(stretch.length);
+                self.pack(&mut scratch.rows, stretch, first_head, positions.clone());
+                let query = self.block(&mut scratch, &mut part, stretch, kv_head, &positions);
+                let Some(column_block) = &mut column_block else {
+                    continue;
+                };
                 vectorized(
                     #[inline(always)]
                     || {
-                        let all = weights.chunks_exact_mut(KEYS);
-                        let all = all.zip(d_scores.chunks_exact_mut(KEYS)).enumerate();
-                        for (row, (weights, d_scores)) in all {
-                            let visible = (first + row / heads + 1 - start).min(count);
-                            let row = skipped + row;
-                            finish_row(
-                                [weights, d_scores],
-                                [block.log_sum_exp[row], block.deltas[row]],
-                                visible,
-                                count,
-                            );
-                        }
-                    },
-                );
-                let weights = Matrix::strided(weights, rows, count, KEYS);
-                let d_scores = Matrix::strided(d_scores, rows, count, KEYS);
-                if value_needs_grad {
-                    let value = &mut part.value[place.clone()];
-                    gemm(
-                        weights.t(),
-                        gradients,
-                        1.0,
-                        Accumulate::Add,
-                        value,
-                        head_dim,
-                    );
-                }
-                if key_needs_grad {
-                    let key = &mut part.key[place];
-                    gemm(d_scores.t(), queries, 1.0, Accumulate::Add, key, head_dim);
-                }
-                if query_needs_grad {
-                    let into = if start == 0 {
-                        Accumulate::Replace
-                    } else {
-                        Accumulate::Add
-                    };
-                    let query = &mut query_gradient[skipped * head_dim..];
-                    gemm(d_scores, keys, shape.scale(), into, query, head_dim);
-                }
-            }
-            if let Some(column_block) = &mut column_block {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        let rows = query_gradient.chunks_exact_mut(heads * head_dim);
-                        let outputs = &mut column_block[positions.clone()];
-                        for ((position, row), output) in positions.clone().zip(rows).zip(outputs) {
+                        let rows = query.chunks_exact_mut(heads * head_dim);
+                        for (position, row) in positions.clone().zip(rows) {
                             for head in row.chunks_exact_mut(head_dim) {
-                                let token = sequence * shape.length + position;
+                                let token = stretch.token(position, shape);
                                 self.saved.tables.rotate_inverse(head, token, 1.0);
                             }
-                            output.write_copy_of_slice(row);
+                            column_block[stretch.start + position].write_copy_of_slice(row);
                         }
                     },
                 );
@@ -303,13 +234,99 @@ impl Pass<'_> {
         part
     }
 
+    /// Adds what the packed rows of these positions give to keys and values. Returns the gradient of their queries, still
+    /// rotated, where it is needed.
+    fn block<'s>(
+        &self,
+        scratch: &'s mut Scratch,
+        part: &mut Part,
+        stretch: Stretch<'_>,
+        kv_head: usize,
+        positions: &Range<usize>,
+    ) -> &'s mut [f32] {
+        let shape = self.saved.shape;
+        let (heads, head_dim, kv_width) = (self.heads, shape.head_dim, shape.kv_width());
+        let [query_needs_grad, key_needs_grad, value_needs_grad] = self.needs_grad;
+        let first_key = (stretch.sequence * shape.kv_heads + kv_head) * shape.length;
+        let keys = &self.keys[(first_key + stretch.start) * head_dim..];
+        let values = &self.saved.value[stretch.token(0, shape) * kv_width + kv_head * head_dim..];
+        let Scratch {
+            rows: packed,
+            weights,
+            d_scores,
+            query,
+        } = scratch;
+        let query = scratch_slice(query, positions.len() * heads * head_dim);
+        for (index, block) in stretch.key_blocks(positions).enumerate() {
+            let seeing = stretch.seeing(positions, &block);
+            let skipped = (seeing.start - positions.start) * heads;
+            let (rows, count) = (seeing.len() * heads, block.len());
+            let Range { start, end } = block;
+            let weights = scratch_slice(weights, rows * KEYS);
+            let d_scores = scratch_slice(d_scores, rows * KEYS);
+            let seen_rows = skipped * head_dim..(skipped + rows) * head_dim;
+            let queries = Matrix::new(&packed.queries[seen_rows.clone()], rows, head_dim);
+            let gradients = Matrix::new(&packed.gradients[seen_rows.clone()], rows, head_dim);
+            let keys = Matrix::new(&keys[start * head_dim..end * head_dim], count, head_dim);
+            let values = Matrix::strided(&values[start * kv_width..], count, head_dim, kv_width);
+
+            gemm(queries, keys.t(), 1.0, Accumulate::Replace, weights, KEYS);
+            let into = Accumulate::Replace;
+            gemm(gradients, values.t(), 1.0, into, d_scores, KEYS);
+            vectorized(
+                #[inline(always)]
+                || {
+                    let all = weights.chunks_exact_mut(KEYS);
+                    let all = all.zip(d_scores.chunks_exact_mut(KEYS)).enumerate();
+                    for (row, (weights, d_scores)) in all {
+                        let position = seeing.start + row / heads;
+                        let seen = stretch.first(position).saturating_sub(start)
+                            ..(position + 1 - start).min(count);
+                        let row = skipped + row;
+                        finish_row(
+                            [weights, d_scores],
+                            [packed.log_sum_exp[row], packed.deltas[row]],
+                            seen,
+                            count,
+                        );
+                    }
+                },
+            );
+            let weights = Matrix::strided(weights, rows, count, KEYS);
+            let d_scores = Matrix::strided(d_scores, rows, count, KEYS);
+            let place = (stretch.start + start) * head_dim..(stretch.start + end) * head_dim;
+            let into = Accumulate::Add;
+            if value_needs_grad {
+                let value = &mut part.value[place.clone()];
+                gemm(weights.t(), gradients, 1.0, into, value, head_dim);
+            }
+            if key_needs_grad {
+                let key = &mut part.key[place];
+                gemm(d_scores.t(), queries, 1.0, into, key, head_dim);
+            }
+            if query_needs_grad {
+                let into = match index {
+                    0 => Accumulate::Replace,
+                    _ => Accumulate::Add,
+                };
+                if index == 0 {
+                    // Rows that see nothing of the first block add to these when they first see something.
+                    query[rows * head_dim..].fill(0.0);
+                }
+                let query = &mut query[seen_rows];
+                gemm(d_scores, keys, shape.scale(), into, query, head_dim);
+            }
+        }
+        query
+    }
+
     /// Lays out the rows of a block: position by position, head by head.
     fn pack(
         &self,
-        block: &mut Block,
-        sequence: usize,
+        block: &mut Rows,
+        stretch: Stretch<'_>,
         first_head: usize,
-        positions: std::ops::Range<usize>,
+        positions: Range<usize>,
     ) {
         let Saved {
             query,
@@ -325,7 +342,7 @@ impl Pass<'_> {
             #[inline(always)]
             || {
                 for position in positions.clone() {
-                    let row = sequence * shape.length + position;
+                    let row = stretch.token(position, shape);
                     let start = row * width + first_head * head_dim;
                     let columns = start..start + heads * head_dim;
                     let before = block.queries.len();
@@ -348,9 +365,19 @@ impl Pass<'_> {
     }
 }
 
+/// What a block needs; kept from block to block.
+#[derive(Default)]
+struct Scratch {
+    rows: Rows,
+    weights: Vec<f32>,
+    d_scores: Vec<f32>,
+    /// The gradient of queries, `[rows, head_dim]`
+    query: Vec<f32>,
+}
+
 /// The rows of a block.
 #[derive(Default)]
-struct Block {
+struct Rows {
     /// Turned and scaled, `[rows, head_dim]`
     queries: Vec<f32>,
     /// Of the output, `[rows, head_dim]`
@@ -361,7 +388,7 @@ struct Block {
     deltas: Vec<f32>,
 }
 
-impl Block {
+impl Rows {
     fn clear(&mut self) {
         for values in [
             &mut self.queries,
@@ -374,23 +401,25 @@ impl Block {
     }
 }
 
-/// Scores become weights, and gradients of weights gradients of scores; zeros where nothing is seen, up to `count`.
+/// Scores become weights, and gradients of weights gradients of scores, where they are `seen`; the others, up to `count`,
+/// become zeros.
 #[inline(always)]
 fn finish_row(
     [weights, d_scores]: [&mut [f32]; 2],
     [log_sum_exp, delta]: [f32; 2],
-    visible: usize,
+    seen: Range<usize>,
     count: usize,
 ) {
-    // Whole lanes: what is beyond the visible ones is overwritten below.
-    let lanes = visible.next_multiple_of(LANES);
+    // Whole lanes from the first on: what is not seen is overwritten below.
+    let lanes = seen.end.next_multiple_of(LANES);
     for (weight, d_score) in weights[..lanes].iter_mut().zip(&mut d_scores[..lanes]) {
         *weight = exp(*weight - log_sum_exp);
         *d_score = *weight * (*d_score - delta);
     }
-    let hidden = visible..lanes.max(count);
-    weights[hidden.clone()].fill(0.0);
-    d_scores[hidden].fill(0.0);
+    for hidden in [0..seen.start, seen.end..lanes.max(count)] {
+        weights[hidden.clone()].fill(0.0);
+        d_scores[hidden].fill(0.0);
+    }
 }
 
 /// Σ a b, in a fixed order that vectors can follow.

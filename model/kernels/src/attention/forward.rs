@@ -1,12 +1,12 @@
 //! Attention block by block, with a running maximum and sum (FlashAttention-2, arXiv 2307.08691, algorithm 1).
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::rows::{
-    AttentionShape, KEYS, LANES, RopeTables, key_blocks, rotated_keys, scratch_slice,
-};
+use super::rows::{AttentionShape, KEYS, LANES, RopeTables, rotated_keys, scratch_slice};
+use super::stretches::{Stretch, Stretches};
 use crate::host::exp::exp;
 use crate::host::gemm::{Accumulate, Matrix, gemm};
 use crate::host::simd::vectorized;
@@ -16,7 +16,7 @@ use crate::host::uninit::vecs_uninit_with;
 ///
 /// A row is one query head at one position. The rows of the heads that share a key/value head stand together,
 /// position by position, so that one product serves all of them, and so that the rows that see anything of a block
-/// of keys are the last ones.
+/// of keys stand together too.
 ///
 /// # Shapes
 ///
@@ -28,6 +28,7 @@ pub(super) fn forward(
     key: &[f32],
     value: &[f32],
     tables: RopeTables<'_>,
+    stretches: Stretches<'_>,
     shape: AttentionShape,
 ) -> (Vec<f32>, Vec<f32>) {
     if query.is_empty() {
@@ -44,8 +45,11 @@ pub(super) fn forward(
     let rows = query.len() / shape.head_dim;
     // SAFETY: the blocks of all sequences cover all rows, and a block writes all of its rows in both.
     #[allow(unsafe_code)]
-    let [output, sums] =
-        unsafe { vecs_uninit_with([query.len(), rows], |[output, sums]| pass.run(output, sums)) };
+    let [output, sums] = unsafe {
+        vecs_uninit_with([query.len(), rows], |[output, sums]| {
+            pass.run(stretches, output, sums);
+        })
+    };
     (output, sums)
 }
 
@@ -68,38 +72,44 @@ struct Scratch {
 }
 
 impl Pass<'_> {
-    fn run(&self, output: &mut [MaybeUninit<f32>], sums: &mut [MaybeUninit<f32>]) {
-        let AttentionShape { length, heads, .. } = self.shape;
+    fn run(
+        &self,
+        stretches: Stretches<'_>,
+        output: &mut [MaybeUninit<f32>],
+        sums: &mut [MaybeUninit<f32>],
+    ) {
+        let heads = self.shape.heads;
         let width = self.shape.width();
-        let positions = self.shape.positions(self.shape.group());
-        output
-            .par_chunks_mut(length * width)
-            .zip(sums.par_chunks_mut(length * heads))
-            .enumerate()
-            .flat_map(|(sequence, (output, sums))| {
-                let output = output.par_chunks_mut(positions * width);
-                let blocks = output.zip(sums.par_chunks_mut(positions * heads));
-                let blocks = blocks.enumerate();
-                blocks.map(move |(block, rows)| (sequence, block * positions, rows))
-            })
-            .for_each_init(
-                Scratch::default,
-                |scratch, (sequence, start, (output, sums))| {
-                    let end = start + sums.len() / heads;
-                    for kv_head in 0..self.shape.kv_heads {
-                        self.block(scratch, sequence, kv_head, start..end, output, sums);
-                    }
-                },
-            );
+        let step = self.shape.positions(self.shape.group());
+        let blocks = stretches.of_batch().flat_map(|stretch| {
+            let starts = (0..stretch.length).step_by(step);
+            starts.map(move |start| (stretch, start..(start + step).min(stretch.length)))
+        });
+        let (mut output, mut sums) = (output, sums);
+        let blocks = blocks.map(|(stretch, positions)| {
+            let output = output.split_off_mut(..positions.len() * width);
+            let sums = sums.split_off_mut(..positions.len() * heads);
+            let rows = output.zip(sums).expect("rows of every position");
+            (stretch, positions, rows)
+        });
+        let blocks: Vec<_> = blocks.collect();
+        blocks.into_par_iter().for_each_init(
+            Scratch::default,
+            |scratch, (stretch, positions, (output, sums))| {
+                for kv_head in 0..self.shape.kv_heads {
+                    self.block(scratch, stretch, kv_head, positions.clone(), output, sums);
+                }
+            },
+        );
     }
 
     /// The rows of one key/value head at some positions, of which `output` and `sums` hold all heads.
     fn block(
         &self,
         scratch: &mut Scratch,
-        sequence: usize,
+        stretch: Stretch<'_>,
         kv_head: usize,
-        positions: std::ops::Range<usize>,
+        positions: Range<usize>,
         output: &mut [MaybeUninit<f32>],
         sums: &mut [MaybeUninit<f32>],
     ) {
@@ -123,7 +133,7 @@ impl Pass<'_> {
         softmax.maxima.fill(f32::NEG_INFINITY);
         softmax.sums.fill(0.0);
 
-        let first_row = sequence * length + positions.start;
+        let first_row = stretch.token(positions.start, shape);
         let columns = kv_head * group * head_dim..(kv_head + 1) * group * head_dim;
         vectorized(
             #[inline(always)]
@@ -138,16 +148,24 @@ impl Pass<'_> {
             },
         );
 
-        let keys = &self.keys[(sequence * kv_heads + kv_head) * length * head_dim..];
-        let values = &self.value[sequence * length * kv_width + kv_head * head_dim..];
-        for (start, end) in key_blocks(positions.end) {
-            let first = start.max(positions.start);
-            let skipped = (first - positions.start) * group;
-            let (rows, count) = (rows - skipped, end - start);
+        let first_key = (stretch.sequence * kv_heads + kv_head) * length + stretch.start;
+        let keys = &self.keys[first_key * head_dim..];
+        let values = &self.value[stretch.token(0, shape) * kv_width + kv_head * head_dim..];
+        for (index, block) in stretch.key_blocks(&positions).enumerate() {
+            let seeing = stretch.seeing(&positions, &block);
+            let skipped = (seeing.start - positions.start) * group;
+            let (rows, count) = (seeing.len() * group, block.len());
+            let Range { start, end } = block;
+            let fresh = index == 0;
+            if fresh {
+                // Rows that see nothing of the first block add to these when they first see something.
+                outputs[rows * head_dim..].fill(0.0);
+            }
             let scores = &mut scores[..rows * KEYS];
-            let outputs = &mut outputs[skipped * head_dim..];
+            let seen_rows = skipped * head_dim..(skipped + rows) * head_dim;
+            let outputs = &mut outputs[seen_rows.clone()];
             gemm(
-                Matrix::new(&queries[skipped * head_dim..], rows, head_dim),
+                Matrix::new(&queries[seen_rows], rows, head_dim),
                 Matrix::new(&keys[start * head_dim..end * head_dim], count, head_dim).t(),
                 1.0,
                 Accumulate::Replace,
@@ -160,9 +178,11 @@ impl Pass<'_> {
                     let scores = scores.chunks_exact_mut(KEYS);
                     let rows = scores.zip(outputs.chunks_exact_mut(head_dim)).enumerate();
                     for (row, (scores, output)) in rows {
-                        let visible = (first + row / group + 1 - start).min(count);
-                        let factor = softmax.add(skipped + row, scores, visible, count);
-                        if start > 0 {
+                        let position = seeing.start + row / group;
+                        let seen = stretch.first(position).saturating_sub(start)
+                            ..(position + 1 - start).min(count);
+                        let factor = softmax.add(skipped + row, scores, seen, count);
+                        if !fresh {
                             output.iter_mut().for_each(|value| *value *= factor);
                         }
                     }
@@ -172,7 +192,7 @@ impl Pass<'_> {
                 Matrix::strided(scores, rows, count, KEYS),
                 Matrix::strided(&values[start * kv_width..], count, head_dim, kv_width),
                 1.0,
-                if start == 0 {
+                if fresh {
                     Accumulate::Replace
                 } else {
                     Accumulate::Add
@@ -211,12 +231,13 @@ struct Softmax<'a> {
 }
 
 impl Softmax<'_> {
-    /// Turns the first `visible` scores of a row into weights relative to the largest so far and the others, up to
+    /// Turns the scores that a row has `seen` into weights relative to the largest so far and the others, up to
     /// `count`, into zeros. Returns what the outputs of the blocks before are to be multiplied by.
     #[inline(always)]
-    fn add(&mut self, row: usize, scores: &mut [f32], visible: usize, count: usize) -> f32 {
-        let lanes = visible.next_multiple_of(LANES);
-        scores[visible..lanes].fill(f32::NEG_INFINITY);
+    fn add(&mut self, row: usize, scores: &mut [f32], seen: Range<usize>, count: usize) -> f32 {
+        let lanes = seen.end.next_multiple_of(LANES);
+        scores[..seen.start].fill(f32::NEG_INFINITY);
+        scores[seen.end..lanes].fill(f32::NEG_INFINITY);
         scores[lanes.min(count)..count].fill(0.0);
         let (chunks, _) = scores[..lanes].as_chunks_mut::<LANES>();
         let mut maxima = [f32::NEG_INFINITY; LANES];

@@ -6,21 +6,22 @@ use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 
 use super::rows::RopeTables;
-use super::{CausalAttention, backward, forward};
+use super::stretches::Stretches;
+use super::{Attention, FirstKeys, backward, forward};
 use crate::host::Host;
 use crate::operation::Operation;
 
 /// What the forward pass took and made.
 #[derive(Debug, Clone)]
 pub struct Saved<B: Host> {
-    operation: CausalAttention<B>,
+    operation: Attention<B>,
     /// Query, key, value.
     inputs: [FloatTensor<B>; 3],
     output: FloatTensor<B>,
     log_sum_exp: Arc<Vec<f32>>,
 }
 
-impl<B: Host> CausalAttention<B> {
+impl<B: Host> Attention<B> {
     /// The output, and the logarithm of each row's sum of exponentials.
     fn attend(&self, inputs: &[FloatTensor<B>; 3]) -> (FloatTensor<B>, Vec<f32>) {
         let [query, key, value] = inputs.each_ref().map(|t| B::values(t));
@@ -28,12 +29,23 @@ impl<B: Host> CausalAttention<B> {
             cosines: &B::values(&self.cosines),
             sines: &B::values(&self.sines),
         };
-        let (output, log_sum_exp) = forward::forward(&query, &key, &value, tables, self.shape);
+        let first = first_keys::<B>(&self.first);
+        let stretches = Stretches::new(first.as_deref(), self.shape);
+        let (output, log_sum_exp) =
+            forward::forward(&query, &key, &value, tables, stretches, self.shape);
         (B::tensor(output, inputs[0].shape()), log_sum_exp)
     }
 }
 
-impl<B: Host> Operation<B, 3> for CausalAttention<B> {
+/// Of each query, where they differ.
+fn first_keys<B: Host>(first: &FirstKeys<B>) -> Option<Vec<i64>> {
+    match first {
+        FirstKeys::OfSequence => None,
+        FirstKeys::OfQuery(first) => Some(B::integers(first.clone())),
+    }
+}
+
+impl<B: Host> Operation<B, 3> for Attention<B> {
     type Saved = Saved<B>;
 
     fn forward(self, inputs: [FloatTensor<B>; 3]) -> FloatTensor<B> {
@@ -56,12 +68,14 @@ impl<B: Host> Operation<B, 3> for CausalAttention<B> {
         gradient: FloatTensor<B>,
         needs_grad: [bool; 3],
     ) -> [Option<FloatTensor<B>>; 3] {
-        let CausalAttention {
+        let Attention {
             cosines,
             sines,
+            first,
             shape,
         } = &saved.operation;
         let [query, key, value] = saved.inputs.each_ref().map(|t| B::values(t));
+        let first = first_keys::<B>(first);
         let slices = backward::Saved {
             query: &query,
             key: &key,
@@ -72,6 +86,7 @@ impl<B: Host> Operation<B, 3> for CausalAttention<B> {
                 cosines: &B::values(cosines),
                 sines: &B::values(sines),
             },
+            stretches: Stretches::new(first.as_deref(), *shape),
             shape: *shape,
         };
         let found = backward::backward(&slices, &B::values(&gradient), needs_grad);

@@ -1,4 +1,4 @@
-//! Causal attention as one operation.
+//! Causal attention as one operation, over all of a sequence or over ranges of it.
 //!
 //! On `flex` blocks of queries and keys meet in a core's cache ([`forward`], [`backward`]), on the CubeCL
 //! backends in a cube's registers and shared memory ([`cube`]). The backward pass is written by hand on both.
@@ -9,9 +9,11 @@ mod cached;
 mod cube;
 mod forward;
 mod host;
+mod ranges;
 mod reference;
 mod rows;
 mod segments;
+mod stretches;
 #[cfg(test)]
 mod tests;
 
@@ -22,55 +24,90 @@ use burn::tensor::{DType, Tensor};
 use firebox_runtime::device::{Kernels, kernels};
 
 pub use cached::{cached_attention, cached_attention_reference};
-pub use reference::causal_attention_reference;
-pub use reference::{masked_attention, split_heads};
+pub use ranges::{FirstKeys, KeyRanges};
+pub use reference::{attention_reference, masked_attention, split_heads};
 pub use rows::AttentionShape;
 pub use segments::{Segment, Segments};
 
 use crate::operation::{Operation, differentiable};
 use crate::rope::Rotary;
 
-/// `softmax(q kᵀ / √head_dim) v` within each of `batch` sequences, where position i sees positions 0 … i; queries
-/// and keys are rotated by their positions first.
+/// What [`attention`](self::attention) takes.
+#[derive(Debug, Clone)]
+pub struct AttentionInput<'a> {
+    /// `[batch · length, heads · head_dim]`, as the projection gives it.
+    pub query: Tensor<2>,
+    /// `[batch · length, kv_heads · head_dim]`
+    pub key: Tensor<2>,
+    /// `[batch · length, kv_heads · head_dim]`
+    pub value: Tensor<2>,
+    /// Number of sequences.
+    pub batch: usize,
+    /// The rotary positions.
+    pub rotary: &'a Rotary,
+    /// The keys that each query sees; `None` for those of all positions up to its own.
+    pub ranges: Option<&'a KeyRanges>,
+}
+
+/// `softmax(q kᵀ / √head_dim) v` within each of `batch` sequences, where a query sees the keys at its own position and
+/// before, or a [range](KeyRanges) of them; queries and keys are rotated by their positions first.
 ///
 /// Grouped-query attention (arXiv 2305.13245): `heads / kv_heads` query heads in a row share a key/value head.
-/// The same values as [`causal_attention_reference`], which is what runs for other types than f32 and on a
-/// device without kernels. Blocks of queries meet blocks of keys (FlashAttention-2, arXiv 2307.08691): no matrix of scores comes to memory, queries and values
-/// are read where the projections left them, and blocks that causality hides are not computed.
+/// The same values as [`attention_reference`], which is what runs for other types than f32 and on a device without
+/// kernels. Blocks of queries meet blocks of keys (FlashAttention-2, arXiv 2307.08691): no matrix of scores comes to
+/// memory, queries and values are read where the projections left them, and blocks of which nothing is seen are not
+/// computed.
 ///
 /// # Shapes
 ///
-/// - `query`: `[batch · length, heads · head_dim]`, as the projection gives it
-/// - `key`, `value`: `[batch · length, kv_heads · head_dim]`
 /// - output: `[batch · length, heads · head_dim]`
 ///
 /// # Panics
 ///
 /// When the shapes do not fit.
-pub fn causal_attention(
-    query: Tensor<2>,
-    key: Tensor<2>,
-    value: Tensor<2>,
-    batch: usize,
-    rotary: &Rotary,
-) -> Tensor<2> {
-    let shape = shape_of(&query, &key, &value, batch, rotary);
-    if query.dims()[0] == 0 {
-        return query; // as empty as the output, which some backends refuse to compute
+pub fn attention(input: AttentionInput<'_>) -> Tensor<2> {
+    let shape = input.shape();
+    if input.query.dims()[0] == 0 {
+        return input.query; // as empty as the output, which some backends refuse to compute
     }
-    if kernels(&query.device()) == Kernels::None || query.dtype() != DType::F32 {
-        return causal_attention_reference(query, key, value, batch, rotary);
+    if kernels(&input.query.device()) == Kernels::None || input.query.dtype() != DType::F32 {
+        return attention_reference(input);
     }
-    let (cosines, sines) = rotary.tables();
-    let output = <Dispatch as CausalAttentionBackend>::causal_attention(
-        query.into_dispatch(),
-        key.into_dispatch(),
-        value.into_dispatch(),
+    let (cosines, sines) = input.rotary.tables();
+    let output = <Dispatch as AttentionBackend>::attention(
+        input.query.into_dispatch(),
+        input.key.into_dispatch(),
+        input.value.into_dispatch(),
         cosines.into_dispatch(),
         sines.into_dispatch(),
+        input.ranges.into(),
         shape,
     );
     Tensor::from_dispatch(output)
+}
+
+impl AttentionInput<'_> {
+    /// # Panics
+    ///
+    /// When the shapes do not fit.
+    fn shape(&self) -> AttentionShape {
+        let Self {
+            query,
+            key,
+            value,
+            batch,
+            rotary,
+            ranges,
+        } = self;
+        let shape = shape_of(query, key, value, *batch, rotary);
+        let tokens = query.dims()[0];
+        assert!(
+            ranges.is_none_or(|ranges| ranges.tokens() == tokens),
+            "ranges of {:?} queries against {tokens}",
+            ranges.map(KeyRanges::tokens),
+        );
+        shape
+    }
 }
 
 fn shape_of(
@@ -112,69 +149,75 @@ fn shape_of(
 
 /// The operation, of `[query, key, value]`.
 #[derive(Debug, Clone)]
-pub struct CausalAttention<B: Backend> {
+pub struct Attention<B: Backend> {
     /// Of the rotary positions, `[length or batch · length, head_dim / 2]`.
     cosines: FloatTensor<B>,
     /// Of the rotary positions, `[length or batch · length, head_dim / 2]`.
     sines: FloatTensor<B>,
+    first: FirstKeys<B>,
     shape: AttentionShape,
 }
 
-/// The backends' side of [`causal_attention`](self::causal_attention).
+/// The backends' side of [`attention`](self::attention).
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     Cube: cfg(feature = "cube"),
     Autodiff
 )]
-pub trait CausalAttentionBackend: Backend {
-    /// See [`causal_attention`](self::causal_attention); `cosines` and `sines` are the tables of its rotary
+pub trait AttentionBackend: Backend {
+    /// See [`attention`](self::attention); `cosines` and `sines` are the tables of its rotary
     /// positions, `[length or batch · length, head_dim / 2]`, and take no gradient.
-    fn causal_attention(
+    fn attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
+        #[extension_type] first: FirstKeys<Self>,
         shape: AttentionShape,
     ) -> FloatTensor<Self>;
 }
 
-impl<B: Backend> CausalAttentionBackend for B
+impl<B: Backend> AttentionBackend for B
 where
-    CausalAttention<B>: Operation<B, 3>,
+    Attention<B>: Operation<B, 3>,
 {
-    fn causal_attention(
+    fn attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
+        first: FirstKeys<Self>,
         shape: AttentionShape,
     ) -> FloatTensor<Self> {
-        let operation = CausalAttention::<B> {
+        let operation = Attention::<B> {
             cosines,
             sines,
+            first,
             shape,
         };
         operation.forward([query, key, value])
     }
 }
 
-impl<B: Backend, C: CheckpointStrategy> CausalAttentionBackend for Autodiff<B, C>
+impl<B: Backend, C: CheckpointStrategy> AttentionBackend for Autodiff<B, C>
 where
-    CausalAttention<B>: Operation<B, 3>,
+    Attention<B>: Operation<B, 3>,
 {
-    fn causal_attention(
+    fn attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
+        first: FirstKeys<Self>,
         shape: AttentionShape,
     ) -> FloatTensor<Self> {
-        let operation = CausalAttention::<B> {
+        let operation = Attention::<B> {
             cosines: cosines.into_primitive(),
             sines: sines.into_primitive(),
+            first: first.without_autodiff(),
             shape,
         };
         differentiable::<_, B, C, 3>(operation, [query, key, value])

@@ -3,25 +3,28 @@
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Tensor};
 
-use crate::rope::Rotary;
+use super::AttentionInput;
 
-/// [`causal_attention`](super::causal_attention) in plain tensor operations.
+/// [`attention`](super::attention) in plain tensor operations.
 ///
 /// # Panics
 ///
 /// When the shapes do not fit.
-pub fn causal_attention_reference(
-    query: Tensor<2>,
-    key: Tensor<2>,
-    value: Tensor<2>,
-    batch: usize,
-    rotary: &Rotary,
-) -> Tensor<2> {
+pub fn attention_reference(input: AttentionInput<'_>) -> Tensor<2> {
+    let AttentionInput {
+        query,
+        key,
+        value,
+        batch,
+        rotary,
+        ranges,
+    } = input;
     let head_dim = rotary.head_dim();
     let query = rotary.apply(split_heads(query, batch, head_dim));
     let key = rotary.apply(split_heads(key, batch, head_dim));
     let value = split_heads(value, batch, head_dim);
-    masked_attention(query, key, value, None)
+    let hidden = ranges.map(|ranges| ranges.hidden(batch));
+    masked_attention(query, key, value, hidden.as_ref())
 }
 
 /// `[batch · new, heads · head_dim]` → `[batch, heads, new, head_dim]`

@@ -49,9 +49,9 @@ impl AttentionShape {
         self.kv_heads * self.head_dim
     }
 
-    /// Positions of a block in which `heads` query heads stand under each other.
+    /// The most positions of a block in which `heads` query heads stand under each other.
     pub(super) fn positions(&self, heads: usize) -> usize {
-        (ROWS / heads).clamp(1, self.length)
+        (ROWS / heads).max(1)
     }
 
     /// `1 / √head_dim`
@@ -130,12 +130,6 @@ pub(super) fn rotated_keys(key: &[f32], tables: RopeTables<'_>, shape: Attention
     unsafe {
         vec_uninit_with(key.len(), fill)
     }
-}
-
-/// The blocks of keys that the positions before `end` see.
-pub(super) fn key_blocks(end: usize) -> impl Iterator<Item = (usize, usize)> {
-    let starts = (0..end).step_by(KEYS);
-    starts.map(move |start| (start, (start + KEYS).min(end)))
 }
 
 /// The first of `size` values of a buffer that grows where it is too small; what they are is left over from before.

@@ -36,6 +36,7 @@ pub(super) fn data(raw: RawData) -> Checked<DataConfig> {
     Ok(DataConfig {
         cache: raw.cache,
         special_tokens: raw.special_tokens.unwrap_or(false),
+        document_mask: raw.document_mask.unwrap_or(true),
         validation: validation(raw.validation, &mut names)?,
         source: sources,
     })

@@ -6,9 +6,10 @@ use cubecl::prelude::*;
 
 use super::tile::{
     Float2, Float4, Head, LEFT, RIGHT, SCORES, SIDE, TILE, VECTOR, accumulate, column_of_unit,
-    first_from_the_end, number_of_cube, row_of_unit, scores, write,
+    first_block, first_from_the_end, first_key, is_hidden, number_of_cube, row_of_unit, scores,
+    write,
 };
-use super::{column_blocks, launch_of};
+use super::{Ranges, column_blocks, launch_of};
 use crate::attention::AttentionShape;
 use crate::cube::empty_float;
 
@@ -23,6 +24,7 @@ pub fn forward(
     query: &CubeTensor,
     key: &CubeTensor,
     value: &CubeTensor,
+    ranges: &Ranges,
     shape: AttentionShape,
 ) -> (CubeTensor, CubeTensor) {
     let AttentionShape {
@@ -45,6 +47,7 @@ pub fn forward(
             query.clone().into_buffer_arg(),
             key.clone().into_buffer_arg(),
             value.clone().into_buffer_arg(),
+            ranges.first.clone().into_buffer_arg(),
             output.clone().into_buffer_arg(),
             log_sum_exp.clone().into_buffer_arg(),
             batch,
@@ -53,6 +56,7 @@ pub fn forward(
             kv_heads,
             head_dim / 2,
             column_blocks(head_dim),
+            ranges.given,
         );
     }
     (output, log_sum_exp)
@@ -64,6 +68,7 @@ fn forward_kernel(
     query: &[Float2],
     key: &[Float2],
     value: &[Float2],
+    first_keys: &[i32],
     output: &mut [Float2],
     log_sum_exp: &mut [f32],
     batch: usize,
@@ -72,6 +77,7 @@ fn forward_kernel(
     kv_heads: usize,
     pairs: usize,
     #[comptime] column_blocks: usize,
+    #[comptime] ranges: bool,
 ) {
     let number = number_of_cube();
     if number >= batch * heads {
@@ -94,13 +100,21 @@ fn forward_kernel(
     // Of each row the largest score so far, and Σ exp(score − largest) over the unit's own columns.
     let mut maxima = Array::<f32>::new(VECTOR);
     let mut sums = Array::<f32>::new(VECTOR);
+    let mut first_seen = Array::<usize>::new(VECTOR);
     #[unroll]
     for i in 0..VECTOR {
         maxima[i] = f32::MIN;
         sums[i] = 0.0f32;
+        first_seen[i] = first_key(
+            first_keys,
+            number / heads,
+            first + row_of_unit(i),
+            length,
+            ranges,
+        );
     }
 
-    let mut start = 0usize;
+    let mut start = first_block(first_keys, number / heads, first, length, ranges);
     while start <= first {
         scores(
             query,
@@ -122,7 +136,8 @@ fn forward_kernel(
                 let mut all = weights[i * SCORES + j];
                 #[unroll]
                 for c in 0..VECTOR {
-                    let hidden = start + column_of_unit(j, c) > row;
+                    let column = start + column_of_unit(j, c);
+                    let hidden = is_hidden(column, row, first_seen[i], ranges);
                     let score = select(hidden, f32::MIN, all.extract(c));
                     maximum = max(maximum, score);
                     all.insert(c, score);
@@ -144,6 +159,7 @@ fn forward_kernel(
             let mut sum = sums[i] * factor;
             #[unroll]
             for j in 0..SCORES {
+                // A row that has seen nothing yet has weights of 1 here, which the factor 0 of its first score wipes out.
                 let all = (weights[i * SCORES + j] - Float4::new(maximum)).exp();
                 #[unroll]
                 for c in 0..VECTOR {

@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 use super::backward::Pass;
 use super::tile::{
     DEPTH, Float2, Float4, Head, LEFT, RIGHT, SCORES, TILE, VECTOR, accumulate, column_of_unit,
-    number_of_cube, row_of_unit, scores, write,
+    first_key, is_hidden, number_of_cube, row_of_unit, scores, write,
 };
 use super::{CUBES, column_blocks, launch_of};
 use crate::attention::AttentionShape;
@@ -86,6 +86,7 @@ fn launch(pass: &Pass<'_>, key_wanted: bool, value_wanted: bool) -> [CubeTensor;
             value.into_buffer_arg(),
             gradient.into_buffer_arg(),
             rows.into_buffer_arg(),
+            pass.saved.ranges.first.clone().into_buffer_arg(),
             key_output.into_buffer_arg(),
             value_output.into_buffer_arg(),
             batch,
@@ -97,6 +98,7 @@ fn launch(pass: &Pass<'_>, key_wanted: bool, value_wanted: bool) -> [CubeTensor;
             column_blocks(head_dim),
             key_wanted,
             value_wanted,
+            pass.saved.ranges.given,
         );
     }
     outputs
@@ -144,6 +146,7 @@ fn key_and_value_kernel(
     value: &[Float2],
     gradient: &[Float2],
     rows: &[Float2],
+    first_keys: &[i32],
     key_output: &mut [Float2],
     value_output: &mut [Float2],
     batch: usize,
@@ -155,6 +158,7 @@ fn key_and_value_kernel(
     #[comptime] column_blocks: usize,
     #[comptime] key_wanted: bool,
     #[comptime] value_wanted: bool,
+    #[comptime] ranges: bool,
 ) {
     let number = number_of_cube();
     if number >= parts * batch * kv_heads {
@@ -167,6 +171,7 @@ fn key_and_value_kernel(
     let count = heads / kv_heads / parts;
     let first_head = (kv_head * parts + number / (batch * kv_heads)) * count;
     let first = CUBE_POS_X as usize * TILE;
+    let sequence = kv_head / kv_heads;
 
     let mut left = Shared::<[Float4]>::new_slice(LEFT);
     let mut right = Shared::<[Float4]>::new_slice(RIGHT);
@@ -217,9 +222,12 @@ fn key_and_value_kernel(
                     let row = rows[(head / heads * length + seen) * heads + head % heads];
                     let log_sum_exp = row.extract(0usize);
                     let shift = row.extract(1usize);
+                    let first_seen = first_key(first_keys, sequence, position, length, ranges);
                     #[unroll]
                     for i in 0..VECTOR {
-                        let hidden = first + row_of_unit(i) > position || position >= length;
+                        let key = first + row_of_unit(i);
+                        let hidden =
+                            is_hidden(key, position, first_seen, ranges) || position >= length;
                         let mut all = weights[i * SCORES + j];
                         let weight = (all.extract(c) - log_sum_exp).exp();
                         let weight = select(hidden, 0.0f32, weight);
@@ -258,6 +266,12 @@ fn key_and_value_kernel(
                 );
             }
             start += TILE;
+            if comptime!(ranges) {
+                // Where a block's first query does not see the last of these keys, no later one sees any.
+                if first_key(first_keys, sequence, start, length, ranges) >= first + TILE {
+                    start = length;
+                }
+            }
         }
     }
     let mut ones = Array::<f32>::new(VECTOR);

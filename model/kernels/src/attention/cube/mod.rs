@@ -17,8 +17,8 @@ use burn::backend::Cube;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::{CubeCount, CubeDim};
 
-use super::{AttentionShape, CausalAttention};
-use crate::cube::contiguous;
+use super::{Attention, AttentionShape, FirstKeys};
+use crate::cube::{contiguous, empty_int};
 use crate::operation::Operation;
 
 /// What the forward pass took, rotated, and what it made.
@@ -33,6 +33,7 @@ pub struct Saved {
     /// ln Σ exp(score), `[batch, length, heads]`.
     log_sum_exp: CubeTensor,
     tables: Tables,
+    ranges: Ranges,
     shape: AttentionShape,
 }
 
@@ -43,7 +44,32 @@ struct Tables {
     sines: CubeTensor,
 }
 
-impl Operation<Cube, 3> for CausalAttention<Cube> {
+/// The first key that each query sees.
+#[derive(Debug, Clone)]
+struct Ranges {
+    /// `[batch · length]`; a single value that nobody reads where every query sees its sequence's first key.
+    first: CubeTensor,
+    /// Whether they are read. A kernel that does not is compiled without them.
+    given: bool,
+}
+
+impl Ranges {
+    fn new(first: FirstKeys<Cube>, like: &CubeTensor) -> Self {
+        match first {
+            FirstKeys::OfQuery(first) => Self {
+                first: contiguous(first),
+                given: true,
+            },
+            // A kernel takes no empty buffer.
+            FirstKeys::OfSequence => Self {
+                first: empty_int(like, [1]),
+                given: false,
+            },
+        }
+    }
+}
+
+impl Operation<Cube, 3> for Attention<Cube> {
     type Saved = Saved;
 
     fn forward_saving(self, [query, key, value]: [CubeTensor; 3]) -> (CubeTensor, Saved) {
@@ -52,10 +78,11 @@ impl Operation<Cube, 3> for CausalAttention<Cube> {
             cosines: contiguous(self.cosines),
             sines: contiguous(self.sines),
         };
+        let ranges = Ranges::new(self.first, &query);
         let query = rotate::rotate(query, &tables, shape.scale());
         let key = rotate::rotate(key, &tables, 1.0);
         let value = contiguous(value);
-        let (output, log_sum_exp) = forward::forward(&query, &key, &value, shape);
+        let (output, log_sum_exp) = forward::forward(&query, &key, &value, &ranges, shape);
         let saved = Saved {
             query,
             key,
@@ -63,6 +90,7 @@ impl Operation<Cube, 3> for CausalAttention<Cube> {
             output: output.clone(),
             log_sum_exp,
             tables,
+            ranges,
             shape,
         };
         (output, saved)

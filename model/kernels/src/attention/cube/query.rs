@@ -7,7 +7,8 @@ use cubecl::prelude::*;
 use super::backward::Pass;
 use super::tile::{
     Float2, Float4, Head, LEFT, RIGHT, SCORES, TILE, VECTOR, accumulate, column_of_unit,
-    first_from_the_end, number_of_cube, row_of_unit, scores, write,
+    first_block, first_from_the_end, first_key, is_hidden, number_of_cube, row_of_unit, scores,
+    write,
 };
 use super::{column_blocks, launch_of};
 use crate::attention::AttentionShape;
@@ -37,6 +38,7 @@ pub fn gradient(pass: &Pass<'_>) -> CubeTensor {
             value.into_buffer_arg(),
             gradient.into_buffer_arg(),
             rows.into_buffer_arg(),
+            pass.saved.ranges.first.clone().into_buffer_arg(),
             output.clone().into_buffer_arg(),
             batch,
             length,
@@ -45,6 +47,7 @@ pub fn gradient(pass: &Pass<'_>) -> CubeTensor {
             head_dim / 2,
             pass.saved.shape.scale(),
             column_blocks(head_dim),
+            pass.saved.ranges.given,
         );
     }
     output
@@ -58,6 +61,7 @@ fn query_kernel(
     value: &[Float2],
     gradient: &[Float2],
     rows: &[Float2],
+    first_keys: &[i32],
     output: &mut [Float2],
     batch: usize,
     length: usize,
@@ -66,6 +70,7 @@ fn query_kernel(
     pairs: usize,
     scale: f32,
     #[comptime] column_blocks: usize,
+    #[comptime] ranges: bool,
 ) {
     let number = number_of_cube();
     if number >= batch * heads {
@@ -86,15 +91,17 @@ fn query_kernel(
     }
     let mut of_row = Array::<Float2>::new(VECTOR);
     let mut scales = Array::<f32>::new(VECTOR);
+    let mut first_seen = Array::<usize>::new(VECTOR);
     #[unroll]
     for i in 0..VECTOR {
         // Rows behind the last one are computed like that one, and not written.
         let position = min(first + row_of_unit(i), length - 1);
         of_row[i] = rows[(number / heads * length + position) * heads + number % heads];
         scales[i] = scale;
+        first_seen[i] = first_key(first_keys, number / heads, position, length, ranges);
     }
 
-    let mut start = 0usize;
+    let mut start = first_block(first_keys, number / heads, first, length, ranges);
     while start <= first {
         scores(
             query,
@@ -127,7 +134,8 @@ fn query_kernel(
                 let mut found = score_gradients[i * SCORES + j];
                 #[unroll]
                 for c in 0..VECTOR {
-                    let hidden = start + column_of_unit(j, c) > row;
+                    let column = start + column_of_unit(j, c);
+                    let hidden = is_hidden(column, row, first_seen[i], ranges);
                     let weight = (all.extract(c) - of_row[i].extract(0usize)).exp();
                     let score_gradient = weight * (found.extract(c) - of_row[i].extract(1usize));
                     found.insert(c, select(hidden, 0.0f32, score_gradient));

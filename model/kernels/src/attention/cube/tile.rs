@@ -76,6 +76,44 @@ pub fn first_from_the_end(length: usize) -> usize {
     (length.div_ceil(TILE) - 1 - CUBE_POS_X as usize) * TILE
 }
 
+/// The first key that the query at a position of a sequence sees; behind the last one, what that sees.
+#[cube]
+pub fn first_key(
+    first_keys: &[i32],
+    sequence: usize,
+    position: usize,
+    length: usize,
+    #[comptime] ranges: bool,
+) -> usize {
+    let mut first = 0usize;
+    if comptime!(ranges) {
+        first = first_keys[sequence * length + min(position, length - 1)] as usize;
+    }
+    first
+}
+
+/// Where the first block of keys begins of which the queries from `first` see anything.
+#[cube]
+pub fn first_block(
+    first_keys: &[i32],
+    sequence: usize,
+    first: usize,
+    length: usize,
+    #[comptime] ranges: bool,
+) -> usize {
+    first_key(first_keys, sequence, first, length, ranges) / TILE * TILE
+}
+
+/// Whether the query at a position does not see a key, where the first one that it sees is `first_seen`.
+#[cube]
+pub fn is_hidden(key: usize, position: usize, first_seen: usize, #[comptime] ranges: bool) -> bool {
+    let mut hidden = key > position;
+    if comptime!(ranges) {
+        hidden = hidden || key < first_seen;
+    }
+    hidden
+}
+
 /// The i-th row of a unit within a block.
 #[cube]
 pub fn row_of_unit(#[comptime] i: usize) -> usize {
