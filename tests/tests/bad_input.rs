@@ -382,8 +382,11 @@ fn prompts_that_cannot_be_used() {
     }
     assert_eq!(fs::read_to_string(&output).unwrap(), "my notes\n");
     for (more, words) in [
-        (&["--prompt", "a", "--batch", "2"][..], "--prompts"),
-        (&["--prompt", "a", "--output", "b"], "--prompts"),
+        (
+            &["--prompt", "a", "--batch", "2"][..],
+            "cannot be used with",
+        ),
+        (&["--prompt", "a", "--output", "b"], "cannot be used with"),
         (&["--prompt", "a", "--draft-tokens", "2"], "--draft"),
         (
             &["--prompt", "a", "--draft", "b", "--draft-tokens", "many"],

@@ -61,10 +61,10 @@ pub(super) struct GenerateArgs {
     prompts: Option<PathBuf>,
     /// File for the texts of --prompts, instead of standard output. Texts that it has already are not generated again,
     /// so that an interrupted command continues.
-    #[arg(long, value_name = "FILE", requires = "prompts")]
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     output: Option<PathBuf>,
     /// Number of prompts of --prompts at once. More are faster together and need more memory.
-    #[arg(long, value_name = "N", requires = "prompts", default_value_t = 16, value_parser = at_least_one)]
+    #[arg(long, value_name = "N", conflicts_with = "prompt", default_value_t = 32, value_parser = at_least_one)]
     batch: usize,
     /// Let a prompt that spells a special token, such as <|im_start|>, contain that token.
     #[arg(long)]

@@ -199,12 +199,11 @@ impl Batch<'_> {
         let vocab_size = self.model.config().vocab_size;
         let before = self.statistics;
         let mut logits = logits.as_slice();
-        let mut compared = 0;
         for part in parts.iter().filter(|part| part.draws) {
             let (of_part, rest) = logits.split_at((part.drafted.len() + 1) * vocab_size);
             logits = rest;
             let accepted = self.draw(part, of_part, receiver);
-            compared += part.drafted.len().min(accepted + 1);
+            self.pace.compared(part.drafted.len(), accepted);
         }
         // Steps that read prompts tell nothing of those that do not.
         if parts
@@ -215,8 +214,6 @@ impl Batch<'_> {
                 texts: parts.len(),
                 wanted,
                 drafted: self.statistics.drafted - before.drafted,
-                compared,
-                accepted: self.statistics.accepted - before.accepted,
                 tokens: self.statistics.tokens - before.tokens,
                 seconds: started.elapsed().as_secs_f64(),
                 draft_seconds: draft.all,

@@ -34,14 +34,17 @@ const GUESSED_ROW: f64 = 0.3;
 /// What a drafted token is taken to cost, of a step, before it is known.
 const GUESSED_ROUND: f64 = 0.2;
 
+/// The fraction of drafted tokens that is taken to be accepted, before it is known.
+const GUESSED_ACCEPTANCE: f64 = 0.5;
+
 /// Times of which the median counts.
 const RECENT: usize = 9;
 
 /// Steps with drafts after which one without a draft is measured again.
 const REFRESH: usize = 32;
 
-/// How much of what was accepted before remains with each step.
-const DECAY: f64 = 0.9;
+/// How much of what was drafted and accepted before remains each time.
+const DECAY: f64 = 0.95;
 
 /// A step in which each text draws its next token.
 #[derive(Debug, Clone, Copy)]
@@ -52,10 +55,6 @@ pub struct Step {
     pub wanted: usize,
     /// Tokens that were drafted, of all texts.
     pub drafted: usize,
-    /// Drafted tokens that were compared with what was drawn: those up to the first that differed.
-    pub compared: usize,
-    /// Drafted tokens that were drawn.
-    pub accepted: usize,
     /// Tokens that the step gave.
     pub tokens: usize,
     /// Seconds of the step, drafting included.
@@ -74,8 +73,8 @@ pub struct Pace {
     steps: Times,
     /// Seconds of drafting a token by the number of texts.
     rounds: Times,
-    /// Of compared tokens, those that were accepted.
-    accepted: Mean,
+    /// Of the tokens that were compared with what was drawn, those that were accepted, by their place in the draft.
+    accepted: Vec<Mean>,
     /// Of wanted tokens, those that were drafted.
     drafted: Mean,
     plain_steps: usize,
@@ -93,11 +92,7 @@ impl Pace {
             draft_tokens,
             steps: Times::default(),
             rounds: Times::default(),
-            // Before anything is known: every second token, every token.
-            accepted: Mean {
-                sum: 0.5,
-                weight: 1.0,
-            },
+            accepted: Vec::new(),
             drafted: Mean {
                 sum: 1.0,
                 weight: 1.0,
@@ -136,9 +131,24 @@ impl Pace {
 
     /// Tokens that a step is expected to give a text.
     fn tokens(&self, depth: usize) -> f64 {
-        let accepted = self.accepted.value();
-        let run: f64 = (1..=depth).map(|place| accepted.powi(place as i32)).sum();
-        1.0 + self.drafted.value() * run
+        let places = (0..depth).scan((1.0, GUESSED_ACCEPTANCE), |(run, before), place| {
+            // What is known of the place before counts as one more comparison.
+            let known = self.accepted.get(place).copied().unwrap_or_default();
+            *before = (known.sum + *before) / (known.weight + 1.0);
+            *run *= *before;
+            Some(*run)
+        });
+        1.0 + self.drafted.value() * places.sum::<f64>()
+    }
+
+    /// Of a draft, the first so many tokens were accepted.
+    pub fn compared(&mut self, drafted: usize, accepted: usize) {
+        for place in 0..drafted.min(accepted + 1) {
+            if self.accepted.len() == place {
+                self.accepted.push(Mean::default());
+            }
+            self.accepted[place].add(f64::from(u8::from(place < accepted)));
+        }
     }
 
     /// Seconds that a step is expected to take.
@@ -163,12 +173,8 @@ impl Pace {
         if let Some(seconds) = step.round_seconds {
             self.rounds.add(step.texts, seconds);
         }
-        if step.compared > 0 {
-            self.accepted
-                .add(step.accepted as f64, step.compared as f64);
-        }
         let wanted = (step.texts * step.wanted) as f64;
-        self.drafted.add(step.drafted as f64 / wanted, 1.0);
+        self.drafted.add(step.drafted as f64 / wanted);
         if let Some(plain) = self.steps.at(step.texts) {
             let gained = plain * step.tokens as f64 / step.texts as f64;
             self.lost = (self.lost + step.seconds - gained).max(-REMEMBERED * plain);
@@ -177,17 +183,16 @@ impl Pace {
 }
 
 /// An average in which what is older counts less.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Mean {
     sum: f64,
     weight: f64,
 }
 
 impl Mean {
-    /// Adds `weight` values whose sum is `sum`.
-    fn add(&mut self, sum: f64, weight: f64) {
-        self.sum = self.sum * DECAY + sum;
-        self.weight = self.weight * DECAY + weight;
+    fn add(&mut self, value: f64) {
+        self.sum = self.sum * DECAY + value;
+        self.weight = self.weight * DECAY + 1.0;
     }
 
     fn value(&self) -> f64 {
@@ -252,9 +257,9 @@ impl Times {
 mod tests {
     use super::*;
 
-    /// Seconds of texts of this many tokens each with `Auto`, over those without drafts; and the numbers chosen in the
-    /// end. A step takes `1 + row · (rows − 1)`, a drafted token `round`, and of `accepted(step)` drafted tokens in a
-    /// hundred the first that is not accepted is drawn from `n`.
+    /// Seconds of some texts of this many tokens each with [`DraftTokens::Auto`], over those without drafts; and the number
+    /// of drafted tokens in the end. A step of several rows takes `1 + row · (rows − 1)`, and drafting a token `round`. After
+    /// `place` tokens a drafted token is accepted with probability `accepted(place)`.
     fn play(
         texts: usize,
         tokens: usize,
@@ -274,13 +279,13 @@ mod tests {
         };
         while done < tokens * texts {
             depth = pace.draft_tokens(texts);
-            let (mut drawn, mut compared) = (0, 0);
+            let mut drawn = 0;
             for _ in 0..texts {
                 let run = (0..depth)
                     .take_while(|_| uniform() < accepted(done / texts))
                     .count();
                 drawn += run;
-                compared += depth.min(run + 1);
+                pace.compared(depth, run);
             }
             let draft_seconds = round * depth as f64;
             let seconds = step_seconds(texts * (1 + depth)) + draft_seconds;
@@ -288,8 +293,6 @@ mod tests {
                 texts,
                 wanted: depth,
                 drafted: texts * depth,
-                compared,
-                accepted: drawn,
                 tokens: texts + drawn,
                 seconds,
                 draft_seconds,

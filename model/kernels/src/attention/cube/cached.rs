@@ -13,9 +13,9 @@ use cubecl::prelude::*;
 
 use super::span::{ROWS, attend_kernel};
 use super::tile::TILE;
-use super::{CUBES, Tables, column_blocks, forward, launch_of, rotate};
+use super::{CUBES, Ranges, Tables, column_blocks, forward, launch_of, rotate};
 use crate::attention::cached::CachedAttention;
-use crate::attention::{AttentionShape, Segment};
+use crate::attention::{AttentionShape, FirstKeys, Segment};
 use crate::cube::{contiguous, empty_float, owned, units};
 
 /// The most partial outputs that are combined.
@@ -74,7 +74,8 @@ impl CachedAttention for Cube {
                     ..shape
                 };
                 let key = rotate::rotate(key, &tables, 1.0);
-                forward::forward(&query, &key, &value, shape).0
+                let ranges = Ranges::new(FirstKeys::OfSequence, &query);
+                forward::forward(&query, &key, &value, &ranges, shape).0
             }
             false => attend(&query, [&keys, &values], &table, &segments, shape),
         };
