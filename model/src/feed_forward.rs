@@ -59,6 +59,7 @@ impl DenseFeedForward {
 
 /// The feed-forward of a layer, as configured.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // one per layer
 pub enum FeedForward {
     /// Each token is routed to its top-k experts.
     Moe(MixtureOfExperts),
