@@ -1,7 +1,7 @@
 //! Autoregressive generation: many texts at once, with or without a draft.
 //!
 //! A step of the model appends to each text of a batch the token that was drawn last, or a part of its prompt, and as
-//! many drafted tokens as are worth it; from the logits of these positions the next tokens are drawn ([`verify`]). When a
+//! many drafted tokens as are worth it; from the logits of these positions the next tokens are drawn (`verify`). When a
 //! text ends, the next one takes its place.
 //!
 //! What is generated depends on the model, the prompt and its [`Sampling`] alone, but for the rounding of logits, which

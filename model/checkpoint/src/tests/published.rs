@@ -122,7 +122,7 @@ fn llama3_with_scaled_frequencies() {
 fn qwen3_with_yarn() {
     let with = |scaling: Value| {
         let config = json!({
-            "model_type": "qwen3", "hidden_size": 32, "num_attention_heads": 4, "head_dim": 8,
+            "model_type": "qwen3", "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
             "max_position_embeddings": 131072, "rope_theta": 1000000, "rope_scaling": scaling,
         });
         read(&config.to_string())
