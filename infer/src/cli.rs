@@ -24,8 +24,8 @@ use crate::engine::Engine;
 
 /// Evaluate, sample, benchmark and compare language-model checkpoints.
 ///
-/// Reads checkpoints written by `cargo train` and Hugging Face checkpoints of Mixtral, OLMoE, Qwen3-MoE, dots.llm1, Qwen3 and
-/// Llama.
+/// Reads checkpoints written by `cargo train` and Hugging Face checkpoints of Mixtral, OLMoE, Qwen3-MoE, dots.llm1, Qwen3
+/// and Llama.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo infer",
@@ -81,10 +81,10 @@ enum Command {
 struct CheckpointArgs {
     /// Checkpoint folder, or run folder for its newest checkpoint.
     checkpoint: PathBuf,
-    /// Field of config.json to ignore although Firebox does not know it; may be given several times.
+    /// Unknown field of config.json to ignore; may be given several times.
     ///
-    /// For fields that say nothing of what the network computes, such as notes of other tools. A checkpoint that is
-    /// written from this one keeps them, and needs the option no more.
+    /// For fields that do not affect what the network computes, such as notes of other tools. A checkpoint written from
+    /// this one keeps them and no longer needs the option.
     #[arg(long, value_name = "FIELD")]
     accept: Vec<String>,
 }

@@ -100,7 +100,7 @@ pub enum InferError {
         error: Box<InferError>,
     },
     /// The output file of `generate --prompts` has a line that is not its own.
-    #[error("{}:{line} is not a generated text, so that nothing is added to the file: {reason}", file.display())]
+    #[error("{}:{line} is not a generated text, so nothing is added to the file: {reason}", file.display())]
     AnswerLine {
         /// The file.
         file: PathBuf,

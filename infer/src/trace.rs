@@ -34,7 +34,7 @@ pub struct Losses {
 /// |---|---|---|
 /// | `input_ids`, `attention_mask` | `[batch, sequence]` | as read; all ones if the input has no mask |
 /// | `hidden.0` … `hidden.L` | `[batch, sequence, d_model]` | the embeddings, then the residual stream after each block; the last one after the final norm |
-/// | `router_logits.N` | `[batch · sequence, experts]` | before the softmax, one tensor per MoE layer |
+/// | `router_logits.N` | `[batch · sequence, experts]` | before the softmax or sigmoid, one tensor per MoE layer |
 /// | `logits` | `[batch, sequence, vocab_size]` | |
 /// | `loss.cross_entropy` | `[1]` | mean over the positions where neither the token nor its successor is padding |
 /// | `loss.load_balancing` | `[1]` | over valid tokens; Hugging Face's pooled loss unless the checkpoint names another |

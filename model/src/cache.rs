@@ -8,7 +8,7 @@ use firebox_kernels::{Segment, Segments, cached_attention};
 
 /// Keys and values of one layer.
 #[derive(Debug, Clone)]
-pub struct LayerCache {
+struct LayerCache {
     keys: Tensor<4>,   // [sequences, kv_heads, capacity, head_dim]
     values: Tensor<4>, // [sequences, kv_heads, capacity, head_dim]
 }

@@ -85,7 +85,7 @@ pub enum RopeScaling {
         /// Factor of rotated queries and keys; `0.1 · ln(factor) + 1` if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         attention_factor: Option<f64>,
-        /// Whether the places of both frequencies among all are rounded outwards.
+        /// Whether the two indices between which frequencies are mixed are rounded outwards.
         #[serde(default = "truncate")]
         truncate: bool,
     },
@@ -123,12 +123,12 @@ impl RopeScaling {
                 "the context of the pretraining, in tokens",
             )
         };
-        let ordered = |low: &'static str, low_value: f64, high_value: f64| {
+        let ordered = |low: &'static str, low_value: f64, high: &str, high_value: f64| {
             require(
                 low_value > 0.0 && low_value < high_value && high_value.is_finite(),
                 low,
                 low_value,
-                format!("must be above 0 and below its counterpart, {high_value}"),
+                format!("must be above 0 and below {high} = {high_value}"),
                 "1 and 4 are common in Llama 3, 1 and 32 in YaRN",
             )
         };
@@ -145,6 +145,7 @@ impl RopeScaling {
                 ordered(
                     "rope_scaling.low_freq_factor",
                     low_freq_factor,
+                    "high_freq_factor",
                     high_freq_factor,
                 )
             }
@@ -158,7 +159,7 @@ impl RopeScaling {
             } => {
                 above("rope_scaling.factor", factor, 1.0)?;
                 context(original_context)?;
-                ordered("rope_scaling.beta_slow", beta_slow, beta_fast)?;
+                ordered("rope_scaling.beta_slow", beta_slow, "beta_fast", beta_fast)?;
                 above(
                     "rope_scaling.attention_factor",
                     attention_factor.unwrap_or(1.0),
@@ -346,6 +347,14 @@ impl ModelConfig {
         self.validate_groups()?;
         if let Some(scaling) = &self.rope_scaling {
             scaling.validate()?;
+            let yarn = matches!(scaling, RopeScaling::Yarn { .. });
+            require(
+                !yarn || self.rope_theta > 1.0,
+                "rope_theta",
+                self.rope_theta,
+                "must be above 1 with YaRN",
+                "10000 is common",
+            )?;
         }
         if let Some(dense) = &self.dense {
             let listed = format!("{:?}", dense.layers);

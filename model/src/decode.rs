@@ -13,8 +13,8 @@ pub struct Piece<'a> {
     pub sequence: usize,
     /// The tokens that follow those in the cache, at least one.
     pub tokens: &'a [u32],
-    /// Number of the last of these tokens of which logits are returned: 1 to sample the next token, 0 for a part of a
-    /// prompt, all of them to verify drafted tokens.
+    /// How many of these tokens, counted from the last, logits are returned for: 1 to sample the next token, 0 for a part
+    /// of a prompt, all of them to verify drafted tokens.
     pub logits: usize,
 }
 
@@ -49,7 +49,7 @@ impl LanguageModel {
     ///
     /// # Panics
     ///
-    /// When there is no piece, a piece has no tokens or fewer than the logits that it asks for, a sequence has two
+    /// When there is no piece, a sequence is not in the cache, a piece has no tokens or fewer than the logits that it asks for, a sequence has two
     /// pieces, or the context is exceeded.
     pub fn decode(&self, pieces: &[Piece], cache: &mut KeyValueCache) -> Option<Tensor<2>> {
         let context = self.config().context_length;

@@ -184,7 +184,16 @@ impl LanguageModel {
 
     /// Sets the selection bias of every router, in the order of the MoE layers; see
     /// [`balance::update_bias`](crate::moe::balance::update_bias).
+    ///
+    /// # Panics
+    ///
+    /// When there are biases, but not one for each router.
     pub fn set_router_bias(&mut self, biases: &[Vec<f32>]) {
+        assert!(
+            biases.is_empty() || biases.len() == self.config.moe_layers().count(),
+            "selection biases of {} routers",
+            biases.len()
+        );
         let moe_layers = self
             .blocks
             .iter_mut()

@@ -23,11 +23,11 @@ impl Placement {
     ///
     /// # Shapes
     ///
-    /// - `positions`: the position of each token in its document, sequence by sequence
+    /// - `positions`: the position of each token in its document, sequence by sequence; `length` tokens per sequence
     ///
     /// # Panics
     ///
-    /// When a document begins before its sequence, or does not follow another one or itself.
+    /// When a document begins before its sequence, or before the document of the token in front of it.
     pub fn documents(positions: &[u32], length: usize, device: &Device) -> Self {
         let in_sequence = || (0..positions.len()).map(|token| token % length.max(1));
         let whole = positions.iter().zip(in_sequence());
@@ -54,7 +54,7 @@ impl Placement {
     ///
     /// # Shapes
     ///
-    /// - `valid`: sequence by sequence, false for padding
+    /// - `valid`: sequence by sequence, false for padding; `length` flags per sequence
     ///
     /// # Panics
     ///

@@ -144,6 +144,17 @@ fn edit_config(folder: &Path, key: &str, value: Value) {
 }
 
 #[test]
+fn a_selection_bias_of_some_routers_alone_is_refused() {
+    let name = "model.layers.1.mlp.gate.e_score_correction_bias";
+    let text = error("dots1", |folder| {
+        rewrite(folder, |found, shape, values| {
+            (found != name).then(|| (found.to_owned(), shape, values))
+        });
+    });
+    assert_says(&text, &[name, "missing"]);
+}
+
+#[test]
 fn weights_that_are_no_numbers_are_named() {
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let text = error("mixtral-mqa", |folder| {

@@ -27,14 +27,14 @@ pub(super) const HELP: &str = "Examples:\n  \
     in the same order, {\"id\": 1, \"text\": \"() {\", \"tokens\": 2, \"finish_reason\": \"length\"}, where the reason is\n\
     \"stop\" after an end-of-text token and \"length\" after the maximum number of tokens. The text is the one that\n\
     --prompt gives with the same seed.\n\n\
-    The options of sampling apply in this order: penalties, temperature, top-k, top-p, min-p. A token is drawn with\n\
-    noise that depends on seed and position alone, so that a seed gives the same text with and without a draft, and\n\
-    alone or in a batch; only where two tokens are as good as tied can the rounding of a batch decide otherwise.\n\n\
+    Sampling options apply in this order: penalties, temperature, top-k, top-p, min-p. The noise of a draw depends on\n\
+    the seed and the position alone, so a seed gives the same text with and without a draft, and alone or in a batch;\n\
+    only where two tokens are nearly tied can rounding in a batch make a difference.\n\n\
     When prompt and generated text together exceed the model's context (context_length of the run,\n\
     max_position_embeddings in config.json), the oldest half of the context is dropped and positions begin anew,\n\
     each time it is full; a warning says so. Such text differs from that of a model that sees all of it.\n\n\
-    Ctrl-C stops after the current token; a second Ctrl-C aborts. With --prompts the exit code is then 130, and texts that\n\
-    are not complete are not written.";
+    Ctrl-C stops after the current token; a second Ctrl-C aborts. With --prompts the exit code is then 130, and the texts\n\
+    before the first incomplete one are written.";
 
 /// The draft that needs no model.
 const PROMPT_LOOKUP: &str = "prompt-lookup";

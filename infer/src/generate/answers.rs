@@ -89,6 +89,21 @@ impl<W: Write> Answers<W> {
                     ids.insert(id);
                 }
                 if whole < content.len() {
+                    // A crash leaves a line that ends too early; anything else is somebody's text.
+                    let rest = serde_json::from_slice::<Found>(&content[whole..]);
+                    if let Err(error) = rest
+                        && !error.is_eof()
+                    {
+                        return Err(InferError::AnswerLine {
+                            file: path.to_owned(),
+                            line: content[..whole]
+                                .iter()
+                                .filter(|&&byte| byte == b'\n')
+                                .count()
+                                + 1,
+                            reason: describe(&error),
+                        });
+                    }
                     let file = File::options().write(true).open(path);
                     let cut = file.and_then(|file| file.set_len(whole as u64));
                     cut.map_err(failed("write"))?;
@@ -166,14 +181,16 @@ impl AnswerFile {
     }
 }
 
+/// An answer in a file.
+#[derive(Deserialize)]
+struct Found {
+    id: Id,
+    #[serde(rename = "text")]
+    _text: String,
+}
+
 /// The id of an answer.
 fn id_of(line: &[u8]) -> Result<Id, String> {
-    #[derive(Deserialize)]
-    struct Found {
-        id: Id,
-        #[serde(rename = "text")]
-        _text: String,
-    }
     serde_json::from_slice::<Found>(line)
         .map(|found| found.id)
         .map_err(|error| describe(&error))
@@ -230,6 +247,8 @@ mod tests {
         for content in [
             "a note\n",
             "{\"id\": 1, \"text\": \"a\"}\n{\"prompt\": \"a\"}\n",
+            "a note",
+            "{\"prompt\": \"a\"}",
         ] {
             fs::write(&path, content).unwrap();
             let error = open(&path).unwrap_err();

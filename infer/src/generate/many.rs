@@ -73,7 +73,10 @@ pub fn generate_many<W: Write>(
             .iter()
             .take_while(|_| !halted.get() && !stopped())
             .cloned(),
-        &speculation.options(engine.tokenizer.eos_ids(), request.batch),
+        &speculation.options(
+            engine.tokenizer.eos_ids(),
+            request.batch.min(requests.len()).max(1),
+        ),
         &mut many,
     );
     let Many {

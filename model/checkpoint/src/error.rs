@@ -206,9 +206,9 @@ impl Advise for CheckpointError {
             Self::ForeignField { key, accept, .. } => {
                 let mut hint = match accept {
                     Some(accept) => format!(
-                        "if it says nothing of what the network computes, {accept} ignores it and keeps it"
+                        "if it does not affect what the network computes, {accept} makes Firebox ignore it and keep it"
                     ),
-                    None => "if it says nothing of what the network computes, remove it".to_owned(),
+                    None => "if it does not affect what the network computes, remove it".to_owned(),
                 };
                 let others = Family::having(key);
                 if !others.is_empty() {

@@ -1,8 +1,8 @@
 //! The fields of a `config.json`: each is read, known to say nothing of what is computed, or refused by name.
 
-use std::collections::BTreeSet;
 mod rope;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -133,8 +133,10 @@ impl<'a> Fields<'a> {
                 key: refused, rule, ..
             }) if refused == key || refused.starts_with(&format!("{key}.")) => rule,
             Err(CheckpointError::Quantized { .. }) => "the weights are quantized".to_owned(),
-            _ if self.family.usage(&key) == Some(Usage::Read) => "it is computed with".to_owned(),
-            _ => "it is read past in any case".to_owned(),
+            _ if self.family.usage(&key) == Some(Usage::Read) => {
+                "it is part of the computation".to_owned()
+            }
+            _ => "it is ignored anyway".to_owned(),
         };
         Err(CheckpointError::AcceptedKnown {
             path,
@@ -158,7 +160,7 @@ impl<'a> Fields<'a> {
         };
         model.validate().map_err(|error| CheckpointError::Config {
             path: self.path.to_owned(),
-            key: self.field_of(error.key).to_owned(),
+            key: self.field_of(error.key),
             value: error.value,
             rule: error.rule,
         })?;
@@ -172,11 +174,22 @@ impl<'a> Fields<'a> {
     }
 
     /// The field that a key of [`ModelConfig`] is read from.
-    fn field_of<'k>(&self, key: &'k str) -> &'k str {
+    fn field_of(&self, key: &str) -> String {
         if self.family == FIREBOX {
-            return key;
+            return key.to_owned();
         }
-        match key {
+        if let Some(rest) = key.strip_prefix("rope_scaling.") {
+            let table = match self.get("rope_parameters") {
+                Some(_) => "rope_parameters",
+                None => "rope_scaling",
+            };
+            let rest = match rest {
+                "original_context" => "original_max_position_embeddings",
+                rest => rest,
+            };
+            return format!("{table}.{rest}");
+        }
+        let field = match key {
             "layers" => "num_hidden_layers",
             "d_model" => "hidden_size",
             "heads" => "num_attention_heads",
@@ -191,14 +204,14 @@ impl<'a> Fields<'a> {
                 "first_k_dense_replace"
             }
             "dense.layers" => "mlp_only_layers",
-            "rope_scaling.original_context" => "rope_scaling.original_max_position_embeddings",
             "experts.shared_d_ff" => "n_shared_experts",
             "router.groups" => "n_group",
             "router.top_groups" => "topk_group",
             "router.scaling" => "routed_scaling_factor",
             "router.balance_coefficient" => "router_aux_loss_coef",
             key => key,
-        }
+        };
+        field.to_owned()
     }
 
     /// Refuses what the family does not have and nobody accepts, or Firebox does not compute: it may change what the

@@ -130,7 +130,7 @@ impl Notes {
     }
 }
 
-/// Firebox's own note of a training with `data.document_mask`, which `transformers` reads past.
+/// Firebox's own note of a training with `data.document_mask`, which `transformers` ignores.
 const DOCUMENT_MASK: &str = "firebox_document_mask";
 
 /// Fields that are read, and that a checkpoint made from this one still says: training changes neither what ends a

@@ -119,15 +119,15 @@ impl<'a> CheckpointParameters<'a> {
                 Some((path, Planned { shape, pieces }))
             })
             .collect();
-        let bias_names = config
+        let names = config
             .moe_layers()
             .map(|layer| fill(ROUTER_BIAS, Some(layer), None));
-        let biases: Vec<String> = if family.has_selection_bias() {
-            bias_names
-                .filter(|name| store.info(name).is_some())
-                .collect()
-        } else {
-            Vec::new()
+        let names: Vec<String> = names.collect();
+        // Every router has one, or none has.
+        let any = names.iter().any(|name| store.info(name).is_some());
+        let biases = match family.has_selection_bias() && any {
+            true => names,
+            false => Vec::new(),
         };
 
         let mut read: BTreeMap<&str, usize> = BTreeMap::new();

@@ -7,8 +7,9 @@ use burn::tensor::Tensor;
 use super::draft::{Drafted, Drafter};
 use super::pace::{Pace, Step};
 use super::verify::verify;
-use super::{End, Ended, Options, Receiver, Request, Statistics};
+use super::{Draft, End, Ended, Options, Receiver, Request, Statistics};
 use crate::cache::KeyValueCache;
+use crate::config::ModelConfig;
 use crate::decode::Piece;
 use crate::language_model::LanguageModel;
 use crate::sampling::Sampler;
@@ -38,15 +39,20 @@ pub struct Text {
 }
 
 impl Text {
-    fn new(number: usize, request: Request, context: usize) -> Self {
+    fn new(number: usize, request: Request, config: &ModelConfig) -> Self {
         let prompt = request.prompt.len();
         assert!(prompt > 0, "a prompt has at least one token");
+        let known = |&id: &u32| (id as usize) < config.vocab_size;
+        assert!(
+            request.prompt.iter().all(known),
+            "a prompt's tokens are in the vocabulary"
+        );
         Self {
             number,
             sampler: Sampler::new(request.sampling),
             tokens: request.prompt,
             prompt,
-            start: prompt.saturating_sub(context),
+            start: prompt.saturating_sub(config.context_length),
             count: request.count,
             cut: None,
             end: (request.count == 0).then_some(End::Count),
@@ -107,7 +113,8 @@ struct Part {
 ///
 /// # Panics
 ///
-/// When a prompt is empty or has a token that is not in the vocabulary, or a draft model has another vocabulary.
+/// When a prompt is empty or has a token that is not in the vocabulary, a draft model has a vocabulary of another size,
+/// or `options.batch` is 0.
 pub fn generate_all(
     model: &LanguageModel,
     requests: impl IntoIterator<Item = Request>,
@@ -115,6 +122,14 @@ pub fn generate_all(
     receiver: &mut impl Receiver,
 ) -> Statistics {
     let config = model.config();
+    if let Draft::Model(draft) = options.draft {
+        assert_eq!(
+            draft.config().vocab_size,
+            config.vocab_size,
+            "the vocabularies of a model and its draft"
+        );
+    }
+    assert!(options.batch > 0, "a batch has at least one text");
     let device = model.embedding.lazy_device();
     let mut batch = Batch {
         model,
@@ -158,7 +173,6 @@ impl Batch<'_> {
         requests: &mut impl Iterator<Item = (usize, Request)>,
         receiver: &mut impl Receiver,
     ) {
-        let context = self.model.config().context_length;
         for (place, text) in self.texts.iter_mut().enumerate() {
             if let Some(text) = text.take_if(|text| text.end.is_some()) {
                 text.tell(receiver);
@@ -168,7 +182,7 @@ impl Batch<'_> {
             while text.is_none()
                 && let Some((number, request)) = requests.next()
             {
-                let new = text.insert(Text::new(number, request, context));
+                let new = text.insert(Text::new(number, request, self.model.config()));
                 if new.end.is_some() {
                     new.tell(receiver);
                     *text = None;
@@ -324,9 +338,9 @@ impl Batch<'_> {
 /// Seconds of drafting.
 #[derive(Debug, Clone, Copy)]
 pub struct DraftSeconds {
-    /// A token for each text, where it is known.
+    /// To draft one token for each text; `None` where that is not known.
     pub round: Option<f64>,
-    /// Of the step.
+    /// All drafting of the step.
     pub all: f64,
 }
 

@@ -37,7 +37,7 @@ impl<'a> Drafter<'a> {
     }
 
     /// Drafts up to so many tokens for each text, which is the one of its place in the cache. Returns also the seconds
-    /// of a token for each text, `None` where nothing was drafted.
+    /// that one more token for each text takes; `None` where that is not known.
     pub fn draft(
         &mut self,
         texts: &mut [Option<Text>],

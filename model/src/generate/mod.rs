@@ -132,6 +132,9 @@ impl Statistics {
 /// rotary positions are relative to the start of the cache. Returns the number of tokens that had been emitted when this
 /// first happened, `None` if it did not.
 ///
+/// Of a prompt that is longer than the context, only the newest tokens that fit are read; that alone does not count as
+/// exceeding it.
+///
 /// # Panics
 ///
 /// When the prompt is empty or a token of it is not in the vocabulary.

@@ -28,16 +28,16 @@ const ALLOWANCE: f64 = 0.03;
 /// Steps of which the gain is remembered: a text that becomes hard to guess then soon counts as lost time.
 const REMEMBERED: f64 = 4.0;
 
-/// What a row more is taken to cost, of a step of a single row, before it is known.
+/// Assumed cost of one more row, as a fraction of a step of one row, until it is measured.
 const GUESSED_ROW: f64 = 0.3;
 
-/// What a drafted token is taken to cost, of a step, before it is known.
+/// Assumed cost of drafting one token for each text, as a fraction of a step, until it is measured.
 const GUESSED_ROUND: f64 = 0.2;
 
-/// The fraction of drafted tokens that is taken to be accepted, before it is known.
+/// Assumed fraction of drafted tokens that are accepted, until it is measured.
 const GUESSED_ACCEPTANCE: f64 = 0.5;
 
-/// Times of which the median counts.
+/// Number of recent times of which the median counts.
 const RECENT: usize = 9;
 
 /// Steps with drafts after which one without a draft is measured again.

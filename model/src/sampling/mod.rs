@@ -40,8 +40,6 @@ pub struct Sampling {
     pub min_p: f64,
     /// Seed of the noise.
     pub seed: u64,
-    /// Number of the text among those of the same prompt and seed, which differ in their noise.
-    pub choice: u64,
 }
 
 impl Default for Sampling {
@@ -55,7 +53,6 @@ impl Default for Sampling {
             top_p: 1.0,
             min_p: 0.0,
             seed: 0,
-            choice: 0,
         }
     }
 }
@@ -110,7 +107,7 @@ impl Sampler {
             largest,
             temperature: sampling.temperature,
         };
-        let noise = Noise::new(sampling.seed, sampling.choice, generated.len() as u64);
+        let noise = Noise::new(sampling.seed, 0, generated.len() as u64);
         // The smallest −ln(u) / p is the largest ln p + g. It begins with the likeliest token, so that for most others
         // 1 − u ≤ −ln(u) is too large already.
         let mut best = (noise.exponential(likeliest), likeliest);

@@ -266,7 +266,7 @@ fn describe(config: &RunConfig, prepared: &Prepared) {
         let share = *copies as f64 / documents as f64 * 100.0;
         tracing::warn!(
             "source {source:?}: {copies} of its {documents} document(s) ({share:.1} %) are also trained on, word for word, \
-             so that their loss says nothing of new text: remove them from the training sources or from this one"
+             so their loss says nothing about new text: remove them from the training sources or from this one"
         );
     }
     repetition::warn(config, &prepared.sources);

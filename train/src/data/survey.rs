@@ -206,9 +206,11 @@ fn read(
 
 /// Warns of JSON lines that are read with all their braces and fields.
 fn warn_of_json_lines(source: &SourceConfig, files: u64) {
+    if files == 0 {
+        return;
+    }
     let (name, instead) = match &source.kind {
-        _ if files == 0 => return,
-        SourceKind::Url { .. } => ("url", "download it, and name it with jsonl = [\"FILE\"],"),
+        SourceKind::Url { .. } => ("url", "download it and name it with jsonl = [\"FILE\"]"),
         _ => ("files", "write jsonl = [\"PATTERN\"] instead"),
     };
     tracing::warn!(

@@ -10,7 +10,7 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the output head, `[vocab_size, d_model]`, in every family.
 pub const HEAD: &str = "lm_head.weight";
 
-/// Options of sampling, which older versions of `transformers` wrote to config.json and newer ones read past.
+/// Options of sampling, which older versions of `transformers` wrote to config.json and newer ones ignore.
 pub(super) const SAMPLING: &[Field] = &[
     neutral("assistant_confidence_threshold"),
     neutral("assistant_lookbehind"),

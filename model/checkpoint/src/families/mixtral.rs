@@ -1,4 +1,4 @@
-//! Mixtral (arXiv 2401.04088): experts in every layer, the weights of the chosen ones renormalised.
+//! Mixtral (arXiv 2401.04088): experts in every layer, the weights of the chosen ones renormalized.
 
 use super::common::{
     BACKBONE, BACKBONE_FIELDS, EVERY_LAYER, FUSED_DOWN, MIXTURE_FIELDS, NOTES, SAMPLING, gate_up,
@@ -40,7 +40,7 @@ const FIELDS: &[Field] = &[
     only(
         "norm_topk_prob",
         &["true"],
-        "transformers normalises in this family whatever the field says",
+        "transformers normalizes in this family whatever the field says",
     ),
     training("router_jitter_noise"),
 ];

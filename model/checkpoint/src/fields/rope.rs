@@ -15,50 +15,62 @@ struct Table<'a> {
 
 impl Fields<'_> {
     /// The base of the frequencies and their scaling, of a model with this context.
+    ///
+    /// To `transformers`, `rope_scaling` replaces all of `rope_parameters`, its base included. A file with both is read if
+    /// both say the same.
     pub(super) fn rope(&self, context: usize) -> Read<(f64, Option<RopeScaling>)> {
-        let mut scaling: Option<Option<RopeScaling>> = None;
-        let mut theta: Option<f64> = None;
-        for name in ["rope_parameters", "rope_scaling"] {
-            let Some(value) = self.get(name) else {
-                continue;
-            };
-            let Some(values) = value.as_object() else {
-                return Err(self.error(name, value, "must be a table"));
-            };
-            let table = Table {
-                fields: self,
-                name,
-                values,
-            };
-            let found = table.scaling(context)?;
-            if scaling.as_ref().is_some_and(|other| *other != found) {
-                let rule = "must say what rope_parameters says, which it is another name of";
-                return Err(self.error(name, value, rule));
-            }
-            scaling = Some(found);
-            let own = table.number("rope_theta")?;
-            if let (Some(theta), Some(own)) = (theta, own)
-                && theta != own
-            {
-                let rule = format!("must be rope_parameters.rope_theta = {theta}");
-                return Err(self.error("rope_scaling.rope_theta", &own.into(), &rule));
-            }
-            theta = theta.or(own);
-        }
-        let old = self
+        let [new, old] = ["rope_parameters", "rope_scaling"].map(|name| self.table(name));
+        let (new, old) = (new?, old?);
+        let beside = self
             .get("rope_theta")
             .map(|_| self.number("rope_theta"))
             .transpose()?;
-        if let (Some(nested), Some(old)) = (theta, old)
-            && nested != old
-        {
-            let rule = format!(
-                "must be rope_parameters.rope_theta = {nested}, which it is another name of"
-            );
-            return Err(self.error("rope_theta", &self.value["rope_theta"], &rule));
+        let of = |table: &Table| -> Read<_> {
+            let theta = table.number("rope_theta")?.or(beside);
+            let theta = theta.unwrap_or(self.family.defaults.rope_theta);
+            Ok((theta, table.scaling(context)?))
+        };
+        let rope = match (&new, &old) {
+            (None, None) => {
+                let theta = beside.unwrap_or(self.family.defaults.rope_theta);
+                return Ok((theta, None));
+            }
+            (Some(table), None) | (None, Some(table)) => of(table)?,
+            (Some(new), Some(old)) => {
+                let (rope, other) = (of(new)?, of(old)?);
+                if rope != other {
+                    let rule = "must say what rope_parameters says, which it takes the place of";
+                    let value = Value::Object(old.values.clone());
+                    return Err(self.error(old.name, &value, rule));
+                }
+                rope
+            }
+        };
+        match beside {
+            Some(beside) if beside != rope.0 => {
+                let rule = format!(
+                    "must be rope_parameters.rope_theta = {}, which it is another name of",
+                    rope.0
+                );
+                Err(self.error("rope_theta", &self.value["rope_theta"], &rule))
+            }
+            _ => Ok(rope),
         }
-        let theta = theta.or(old).unwrap_or(self.family.defaults.rope_theta);
-        Ok((theta, scaling.flatten()))
+    }
+
+    /// A table that is there and has fields.
+    fn table(&self, name: &'static str) -> Read<Option<Table<'_>>> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        let Some(values) = value.as_object() else {
+            return Err(self.error(name, value, "must be a table"));
+        };
+        Ok((!values.is_empty()).then_some(Table {
+            fields: self,
+            name,
+            values,
+        }))
     }
 }
 
@@ -156,7 +168,9 @@ impl Table<'_> {
             let allowed = match key.as_str() {
                 "rope_theta" | "rope_type" | "type" => true,
                 key if known.contains(&key) => true,
-                "partial_rotary_factor" | "factor" => value.as_f64() == Some(1.0),
+                "partial_rotary_factor" | "factor" => {
+                    value.is_null() || value.as_f64() == Some(1.0)
+                }
                 _ => value.is_null(),
             };
             if !allowed {

@@ -78,11 +78,11 @@ fn the_hint_of_an_unknown_field_says_how_to_accept_it() {
     );
     assert_eq!(
         hint(&unknown, Accept::Flag(&[])),
-        "if it says nothing of what the network computes, --accept lab_stage ignores it and keeps it"
+        "if it does not affect what the network computes, --accept lab_stage makes Firebox ignore it and keep it"
     );
     assert_eq!(
         hint(&foreign, Accept::Key(&[])),
-        "if it says nothing of what the network computes, train.accept = [\"use_sliding_window\"] ignores it and \
+        "if it does not affect what the network computes, train.accept = [\"use_sliding_window\"] ignores it and \
          keeps it; if the weights are of the family qwen3 or qwen3_moe, set model_type"
     );
     assert!(hint(&unknown, Accept::Nothing).ends_with("remove it"));
@@ -129,11 +129,11 @@ fn only_unknown_fields_of_the_file_are_accepted() {
             "quantization_config",
             "the weights are quantized",
         ),
-        (json!({}), "vocab_size", "it is computed with"),
+        (json!({}), "vocab_size", "it is part of the computation"),
         (
             json!({ "pad_token_id": 7 }),
             "pad_token_id",
-            "it is read past in any case",
+            "it is ignored anyway",
         ),
     ] {
         let (text, hint) = refusal(changes, field);

@@ -14,7 +14,7 @@ fn unsupported_fields_are_rejected_by_name() {
         json!({ "sliding_window": 63 }),
         json!({ "attention_bias": true }),
         json!({ "clip_qkv": 8.0 }),
-        json!({ "rope_scaling": { "type": "linear", "factor": 2.0 } }),
+        json!({ "rope_scaling": { "type": "longrope", "factor": 2.0 } }),
         json!({ "rope_parameters": { "rope_type": "dynamic", "factor": 4.0 } }),
         json!({ "rope_theta": 7.0 }),
         json!({ "layer_types": ["full_attention", "sliding_attention"] }),

@@ -200,6 +200,26 @@ fn qwen3_with_yarn() {
 }
 
 #[test]
+fn a_scaling_beside_rope_parameters_says_the_same() {
+    let with = |theta: Value, scaling: Value| {
+        let config = json!({
+            "model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, "rope_theta": theta,
+            "rope_parameters": { "rope_type": "linear", "factor": 2.0, "rope_theta": 5e5 },
+            "rope_scaling": scaling,
+        });
+        read(&config.to_string()).map(|config| config.model.rope_theta)
+    };
+    let same = json!({ "rope_type": "linear", "factor": 2.0 });
+    assert_eq!(with(json!(5e5), same.clone()).unwrap(), 5e5);
+    assert_eq!(with(Value::Null, json!({})).unwrap(), 5e5);
+    // To transformers the base would be 10,000.
+    for scaling in [same, json!({ "rope_type": "linear", "factor": 4.0 })] {
+        let error = with(Value::Null, scaling).unwrap_err();
+        assert!(error.contains("rope_scaling = "), "{error}");
+    }
+}
+
+#[test]
 fn what_is_not_computed_yet_is_refused_for_the_true_reason() {
     let mistral = json!({
         "architectures": ["MistralForCausalLM"], "hidden_size": 32, "intermediate_size": 48,

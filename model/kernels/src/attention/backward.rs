@@ -83,7 +83,7 @@ pub(super) fn backward(
             heads,
             |part| &part.key,
             |head, token| {
-                saved.tables.rotate_inverse(head, token, 1.0);
+                saved.tables.rotate_transposed(head, token, 1.0);
             },
         )
     });
@@ -223,7 +223,7 @@ impl Pass<'_> {
                         for (position, row) in positions.clone().zip(rows) {
                             for head in row.chunks_exact_mut(head_dim) {
                                 let token = stretch.token(position, shape);
-                                self.saved.tables.rotate_inverse(head, token, 1.0);
+                                self.saved.tables.rotate_transposed(head, token, 1.0);
                             }
                             column_block[stretch.start + position].write_copy_of_slice(row);
                         }

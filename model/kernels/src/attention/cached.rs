@@ -10,9 +10,10 @@ use firebox_runtime::device::{Kernels, kernels};
 use rayon::prelude::*;
 
 use super::reference::masked_attention;
+use super::reference::split_heads;
 use super::rows::{AttentionShape, RopeTables, scratch_slice};
 use super::segments::with_first_rows;
-use super::{Segment, Segments, shape_of, split_heads};
+use super::{Segment, Segments, shape_of};
 use crate::host::Host;
 use crate::host::exp::exp;
 use crate::host::gemm::{Accumulate, Matrix, gemm};

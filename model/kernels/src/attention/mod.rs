@@ -25,7 +25,7 @@ use firebox_runtime::device::{Kernels, kernels};
 
 pub use cached::{cached_attention, cached_attention_reference};
 pub use ranges::{FirstKeys, KeyRanges};
-pub use reference::{attention_reference, split_heads};
+pub use reference::attention_reference;
 pub use rows::AttentionShape;
 pub use segments::{Segment, Segments};
 

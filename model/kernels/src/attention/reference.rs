@@ -28,7 +28,7 @@ pub fn attention_reference(input: AttentionInput<'_>) -> Tensor<2> {
 }
 
 /// `[batch · new, heads · head_dim]` → `[batch, heads, new, head_dim]`
-pub fn split_heads(x: Tensor<2>, batch: usize, head_dim: usize) -> Tensor<4> {
+pub(super) fn split_heads(x: Tensor<2>, batch: usize, head_dim: usize) -> Tensor<4> {
     let [tokens, width] = x.dims();
     let heads = width / head_dim;
     x.reshape([batch, tokens / batch.max(1), heads, head_dim])

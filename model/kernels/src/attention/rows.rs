@@ -77,9 +77,9 @@ impl RopeTables<'_> {
         self.rotate_by(head, token, scale, 1.0);
     }
 
-    /// The transpose of [`rotate`](Self::rotate), which is what a gradient takes: the same by the negative angle.
+    /// The transpose of [`rotate`](Self::rotate), which is what a gradient takes: the same with the angles negated.
     #[inline(always)]
-    pub(super) fn rotate_inverse(&self, head: &mut [f32], token: usize, scale: f32) {
+    pub(super) fn rotate_transposed(&self, head: &mut [f32], token: usize, scale: f32) {
         self.rotate_by(head, token, scale, -1.0);
     }
 

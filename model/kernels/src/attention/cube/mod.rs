@@ -103,9 +103,9 @@ impl Operation<Cube, 3> for Attention<Cube> {
     ) -> [Option<CubeTensor>; 3] {
         let pass = backward::Pass::new(&saved, contiguous(gradient));
         let query = query_wanted.then(|| query::gradient(&pass));
-        let query = query.map(|query| rotate::rotate_back(query, &saved.tables));
+        let query = query.map(|query| rotate::rotate_transposed(query, &saved.tables));
         let (key, value) = key_and_value::gradients(&pass, key_wanted, value_wanted);
-        let key = key.map(|key| rotate::rotate_back(key, &saved.tables));
+        let key = key.map(|key| rotate::rotate_transposed(key, &saved.tables));
         [query, key, value]
     }
 }

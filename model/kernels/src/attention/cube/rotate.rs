@@ -16,8 +16,8 @@ pub fn rotate(heads: CubeTensor, tables: &Tables, scale: f32) -> CubeTensor {
     launch(heads, tables, scale, false)
 }
 
-/// The transpose of [`rotate`], which is what a gradient takes: the same by the negative angle.
-pub fn rotate_back(heads: CubeTensor, tables: &Tables) -> CubeTensor {
+/// The transpose of [`rotate`], which is what a gradient takes: the same with the angles negated.
+pub fn rotate_transposed(heads: CubeTensor, tables: &Tables) -> CubeTensor {
     launch(heads, tables, 1.0, true)
 }
 

@@ -308,7 +308,7 @@ fn unknown_fields_are_accepted_by_name() {
     let origin = TestCheckpoint::of(&[]).with_field("lab_stage", 2.into());
     insta::assert_snapshot!(origin.refusal(&[]), @r#"
     run.toml:7: train.init = "FOLDER" cannot be used: FOLDER/config.json: lab_stage = 2: mixtral has no such field, as far as Firebox knows
-    hint: if it says nothing of what the network computes, train.accept = ["lab_stage"] ignores it and keeps it
+    hint: if it does not affect what the network computes, train.accept = ["lab_stage"] makes Firebox ignore it and keep it
     "#);
     let config = origin.start(&["train.accept=['lab_stage']"]).unwrap();
     assert_eq!(config.train.accept, ["lab_stage"]);
