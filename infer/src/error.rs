@@ -99,6 +99,12 @@ pub enum InferError {
         /// The reason.
         error: Box<InferError>,
     },
+    /// Two processes write to one output file of `generate --prompts`.
+    #[error("{} is being written by another process", file.display())]
+    OutputInUse {
+        /// The file.
+        file: PathBuf,
+    },
     /// The output file of `generate --prompts` has a line that is not its own.
     #[error("{}:{line} is not a generated text, so nothing is added to the file: {reason}", file.display())]
     AnswerLine {
@@ -261,6 +267,7 @@ impl Advise for InferError {
             Self::AnswerLine { .. } => usage(
                 "--output continues a file that the same command began; choose another file, or remove this one",
             ),
+            Self::OutputInUse { .. } => failure("wait until it has ended, or name another file"),
             Self::Draft { .. } => usage(
                 "a draft is a smaller model with the same tokenizer.json; --draft prompt-lookup needs no model",
             ),

@@ -52,7 +52,12 @@ pub const LARGEST_SIZE: usize = 1 << 24;
 
 /// `[model.rope_scaling]`: a scaling of the rotary frequencies; see [`rope`](crate::rope).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(
+    tag = "kind",
+    rename_all = "lowercase",
+    deny_unknown_fields,
+    expecting = "a table with the key kind"
+)]
 pub enum RopeScaling {
     /// Position interpolation (arXiv 2306.15595).
     Linear {
@@ -107,7 +112,7 @@ impl RopeScaling {
     fn validate(&self) -> Result<(), ConfigError> {
         let above = |key: &'static str, value: f64, least: f64| {
             require(
-                value.is_finite() && value >= least,
+                (value as f32).is_finite() && value >= least,
                 key,
                 value,
                 format!("must be {least} or above, and finite"),
@@ -163,7 +168,7 @@ impl RopeScaling {
                 above(
                     "rope_scaling.attention_factor",
                     attention_factor.unwrap_or(1.0),
-                    0.0,
+                    1e-6,
                 )
             }
         }
@@ -402,7 +407,9 @@ impl ModelConfig {
             ),
         ];
         for (key, value, above_zero) in finite {
-            let allowed = value.is_finite() && value >= 0.0 && !(above_zero && value == 0.0);
+            // The network computes in f32, whose range is smaller.
+            let computed = value as f32;
+            let allowed = computed.is_finite() && value >= 0.0 && !(above_zero && computed == 0.0);
             let rule = if above_zero {
                 "must be above 0 and finite"
             } else {
@@ -674,9 +681,12 @@ mod tests {
             ),
         ];
         for (key, number, above_zero) in numbers {
-            for value in [-1e-9, f64::NAN, f64::INFINITY] {
+            for value in [-1e-9, f64::NAN, f64::INFINITY, 1e39] {
                 assert_eq!(broken(|config| *number(config) = value).key, key, "{value}");
             }
+            let mut tiny_value = tiny();
+            *number(&mut tiny_value) = 1e-50;
+            assert_eq!(tiny_value.validate().is_err(), above_zero, "{key} = 1e-50");
             let mut config = tiny();
             *number(&mut config) = 0.0;
             assert_eq!(config.validate().is_err(), above_zero, "{key} = 0");

@@ -1,7 +1,7 @@
 //! Generated texts as JSON lines: to a writer, or to a file that continues where it was left.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -66,12 +66,14 @@ impl<W: Write> Answers<W> {
     pub fn file(path: &Path) -> Result<Self, InferError> {
         let failed = |action| move |error| InferError::Write(FileError::of(action, path)(error));
         let mut ids = HashSet::new();
+        let mut lock = None;
         match fs::metadata(path) {
             Ok(found) if !found.is_file() => {
                 let error = io::Error::other("it is not a regular file");
                 return Err(failed("write")(error));
             }
             Ok(_) => {
+                lock = Some(locked(path)?);
                 let content = fs::read(path).map_err(failed("read"))?;
                 let whole = content
                     .iter()
@@ -112,10 +114,10 @@ impl<W: Write> Answers<W> {
             Err(error) if error.kind() == ErrorKind::NotFound => durable::write(path, "")?,
             Err(error) => return Err(failed("read")(error)),
         }
-        let file = File::options()
-            .append(true)
-            .open(path)
-            .map_err(failed("write"))?;
+        let file = match lock {
+            Some(file) => file,
+            None => locked(path)?,
+        };
         Ok(Self::File(AnswerFile {
             path: path.to_owned(),
             file,
@@ -179,6 +181,28 @@ impl AnswerFile {
         self.synced = Instant::now();
         Ok(())
     }
+}
+
+/// Opens a file to append to it, which no other process does until it is closed. The lock is the operating system's, so
+/// that it ends with the process.
+fn locked(path: &Path) -> Result<File, InferError> {
+    let file = File::options()
+        .append(true)
+        .open(path)
+        .map_err(FileError::of("write", path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(InferError::OutputInUse {
+                file: path.to_owned(),
+            });
+        }
+        Err(TryLockError::Error(error)) => tracing::warn!(
+            "cannot lock {}: {error}; make sure that no other process writes to it",
+            path.display()
+        ),
+    }
+    Ok(file)
 }
 
 /// An answer in a file.
@@ -264,5 +288,18 @@ mod tests {
         }
         let error = open(folder.path()).unwrap_err();
         assert!(error.to_string().contains("not a regular file"), "{error}");
+    }
+
+    #[test]
+    fn a_file_has_one_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("texts.jsonl");
+        for _ in 0..2 {
+            let first = open(&path).unwrap();
+            let error = open(&path).unwrap_err();
+            assert_eq!(error.exit_code(), 1);
+            assert!(error.to_string().contains("another process"), "{error}");
+            drop(first);
+        }
     }
 }

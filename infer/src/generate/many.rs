@@ -44,7 +44,11 @@ pub fn generate_many<W: Write>(
         .collect();
     let done = prompts.len() - open.len();
     if done > 0 {
-        tracing::info!("{done} of {} prompts are answered already", prompts.len());
+        tracing::info!(
+            "{done} of {} prompts are answered already, by id; their texts are kept, of whatever prompts, options and \
+             model they are",
+            prompts.len()
+        );
     }
     let requests = requests(engine, &open, request)?;
     let started = Instant::now();

@@ -35,7 +35,7 @@ pub enum Id {
 
 /// A line of the file.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a JSON object")]
 struct Line {
     prompt: String,
     #[serde(default)]
@@ -84,6 +84,10 @@ pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>, InferError> {
 }
 
 fn parse(line: &str, number: usize) -> Result<Prompt, String> {
+    // Lists would fill the fields in order.
+    if line.trim_start().starts_with('[') {
+        return Err("a list; expected a JSON object".to_owned());
+    }
     let found: Line = serde_json::from_str(line).map_err(|error| describe(&error))?;
     let id = match found.id {
         None => Id::Number(number as i64),

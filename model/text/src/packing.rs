@@ -68,7 +68,12 @@ impl PackedText {
         let mut pending: Vec<Document> = Vec::new();
         for file in files {
             for document in documents(file, field)? {
-                pending.push(document?);
+                let document = document?;
+                // Training has none of these either.
+                if document.text.is_empty() {
+                    continue;
+                }
+                pending.push(document);
                 if pending
                     .iter()
                     .map(|document| document.text.len())

@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use firebox_console::report::Table;
 use firebox_model::accounting::Memory;
-use firebox_model::config::{FeedForwardKind, ModelConfig, QkNorm, Scores};
+use firebox_model::config::{FeedForwardKind, ModelConfig, QkNorm, RopeScaling, Scores};
 
 use super::Report;
 use crate::config::{
@@ -135,8 +135,14 @@ fn model_summary(model: &ModelConfig) -> String {
         QkNorm::Projection => ", QK norm over all heads",
         QkNorm::Head => ", per-head QK norm",
     };
+    let rope = match &model.rope_scaling {
+        None => String::new(),
+        Some(RopeScaling::Linear { factor }) => format!(", rotary frequencies / {factor}"),
+        Some(RopeScaling::Llama3 { factor, .. }) => format!(", Llama 3 rotary scaling by {factor}"),
+        Some(RopeScaling::Yarn { factor, .. }) => format!(", YaRN by {factor}"),
+    };
     format!(
-        "{}, d_model {}, {} of {}, {}{qk_norm}, context {}",
+        "{}, d_model {}, {} of {}, {}{qk_norm}{rope}, context {}",
         counted(model.layers as u128, "layer"),
         grouped(model.d_model as u128),
         counted(model.heads as u128, "head"),
@@ -199,8 +205,12 @@ fn balance_summary(model: &ModelConfig) -> String {
         0.0 => "no selection bias".to_owned(),
         rate => format!("selection bias with update rate {rate}"),
     };
+    let scaling = match router.scaling {
+        1.0 => String::new(),
+        scaling => format!("weights × {scaling}, "),
+    };
     format!(
-        "{scores}{groups}balance loss × {}, router z-loss × {}, {bias}",
+        "{scores}{groups}{scaling}balance loss × {}, router z-loss × {}, {bias}",
         router.balance_coefficient, router.z_coefficient
     )
 }
@@ -248,12 +258,16 @@ fn parameters(report: &Report) -> Table {
     } else {
         "dense layers"
     };
+    let config = &report.config.model;
+    let of_layer = 3 * config.d_model as u128 * config.experts.shared_d_ff as u128;
+    let shared = config.moe_layers().count() as u128 * of_layer;
     let rows = [
         ("embedding", parts.embedding),
         ("attention, shared", parts.attention),
         ("router", parts.router),
         ("experts", experts),
-        (feed_forward, parts.feed_forward - experts),
+        ("shared experts", shared),
+        (feed_forward, parts.feed_forward - experts - shared),
         ("norms", parts.norms),
         ("head", parts.head),
     ];

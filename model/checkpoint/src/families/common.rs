@@ -56,7 +56,7 @@ pub(super) const NOTES: &[Field] = &[
     only(
         "firebox_document_mask",
         &["true", "false"],
-        "true: trained to see each document of a packed sequence by itself",
+        "must be true or false: whether training saw each document of a packed sequence by itself",
     ),
     read("eos_token_id"),
     read(ACCEPTED),
