@@ -248,6 +248,7 @@ mod tests {
         assert!(!answers.has(&first));
         answers.write(&answer(first.clone(), "ü\n")).unwrap();
         answers.finish().unwrap();
+        drop(answers);
         let whole = fs::read_to_string(&path).unwrap();
         assert_eq!(
             whole,
@@ -258,6 +259,7 @@ mod tests {
         assert!(answers.has(&first) && !answers.has(&second));
         answers.write(&answer(second.clone(), "c")).unwrap();
         answers.finish().unwrap();
+        drop(answers);
         let found = fs::read_to_string(&path).unwrap();
         assert!(found.starts_with(&whole), "{found}");
         assert_eq!(found.lines().count(), 2, "{found}");

@@ -358,6 +358,7 @@ mod tests {
         let error = generate_many(&engine, &prompts(), &many, &plain, &mut answers, stopped);
         let error = error.unwrap_err();
         assert_eq!(error.exit_code(), 130);
+        drop(answers);
         let begun = std::fs::read_to_string(&path).unwrap();
         let answered = begun.lines().count();
         assert!((1..prompts().len()).contains(&answered), "{begun}");
@@ -370,6 +371,7 @@ mod tests {
 
         let mut answers = Answers::<Vec<u8>>::file(&path).unwrap();
         generate_many(&engine, &prompts(), &many, &plain, &mut answers, || false).unwrap();
+        drop(answers);
         let whole = std::fs::read_to_string(&path).unwrap();
         assert!(whole.starts_with(&begun));
         assert_eq!(
