@@ -131,7 +131,6 @@ impl From<SamplingArgs> for Sampling {
             top_p: args.top_p,
             min_p: args.min_p,
             seed: args.seed,
-            ..Self::default()
         }
     }
 }
