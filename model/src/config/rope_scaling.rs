@@ -1,0 +1,131 @@
+//! `[model.rope_scaling]`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, LARGEST_SIZE, require};
+
+/// `[model.rope_scaling]`: a scaling of the rotary frequencies; see [`rope`](crate::rope).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(
+    tag = "kind",
+    rename_all = "lowercase",
+    deny_unknown_fields,
+    expecting = "a table with the key kind"
+)]
+pub enum RopeScaling {
+    /// Position interpolation (arXiv 2306.15595).
+    Linear {
+        /// Divisor of all frequencies, at least 1.
+        factor: f64,
+    },
+    /// That of Llama 3.1 (arXiv 2407.21783).
+    Llama3 {
+        /// Divisor of the lowest frequencies, at least 1.
+        factor: f64,
+        /// Frequencies of fewer rotations than this in the original context are divided.
+        low_freq_factor: f64,
+        /// Frequencies of more rotations than this in the original context stay as they are.
+        high_freq_factor: f64,
+        /// Context of the pretraining, in tokens.
+        original_context: usize,
+    },
+    /// YaRN (arXiv 2309.00071).
+    Yarn {
+        /// Divisor of the lowest frequencies, at least 1.
+        factor: f64,
+        /// Context of the pretraining, in tokens.
+        original_context: usize,
+        /// Frequencies of more rotations than this in the original context stay as they are.
+        #[serde(default = "beta_fast")]
+        beta_fast: f64,
+        /// Frequencies of fewer rotations than this in the original context are divided.
+        #[serde(default = "beta_slow")]
+        beta_slow: f64,
+        /// Factor of rotated queries and keys; `0.1 · ln(factor) + 1` if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attention_factor: Option<f64>,
+        /// Whether the two indices between which frequencies are mixed are rounded outwards.
+        #[serde(default = "truncate")]
+        truncate: bool,
+    },
+}
+
+fn beta_fast() -> f64 {
+    32.0
+}
+
+fn beta_slow() -> f64 {
+    1.0
+}
+
+fn truncate() -> bool {
+    true
+}
+
+impl RopeScaling {
+    /// Checks every rule.
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        let above = |key: &'static str, value: f64, least: f64| {
+            require(
+                (value as f32).is_finite() && value >= least,
+                key,
+                value,
+                format!("must be {least} or above, and finite"),
+                "the values in the checkpoint's config.json are those of its training",
+            )
+        };
+        let context = |original: usize| {
+            require(
+                (1..=LARGEST_SIZE).contains(&original),
+                "rope_scaling.original_context",
+                original,
+                format!("must lie between 1 and {LARGEST_SIZE}"),
+                "the context of the pretraining, in tokens",
+            )
+        };
+        let ordered = |low: &'static str, low_value: f64, high: &str, high_value: f64| {
+            require(
+                low_value > 0.0 && low_value < high_value && high_value.is_finite(),
+                low,
+                low_value,
+                format!("must be above 0 and below {high} = {high_value}"),
+                "1 and 4 are common in Llama 3, 1 and 32 in YaRN",
+            )
+        };
+        match *self {
+            Self::Linear { factor } => above("rope_scaling.factor", factor, 1.0),
+            Self::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => {
+                above("rope_scaling.factor", factor, 1.0)?;
+                context(original_context)?;
+                ordered(
+                    "rope_scaling.low_freq_factor",
+                    low_freq_factor,
+                    "high_freq_factor",
+                    high_freq_factor,
+                )
+            }
+            Self::Yarn {
+                factor,
+                original_context,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                ..
+            } => {
+                above("rope_scaling.factor", factor, 1.0)?;
+                context(original_context)?;
+                ordered("rope_scaling.beta_slow", beta_slow, "beta_fast", beta_fast)?;
+                above(
+                    "rope_scaling.attention_factor",
+                    attention_factor.unwrap_or(1.0),
+                    1e-6,
+                )
+            }
+        }
+    }
+}
