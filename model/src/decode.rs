@@ -49,8 +49,8 @@ impl LanguageModel {
     ///
     /// # Panics
     ///
-    /// When there is no piece, a sequence is not in the cache, a piece has no tokens or fewer than the logits that it asks for, a sequence has two
-    /// pieces, or the context is exceeded.
+    /// When there is no piece, a sequence is not in the cache or has two pieces, a piece has no tokens or fewer than the
+    /// logits that it asks for, or the context is exceeded.
     pub fn decode(&self, pieces: &[Piece], cache: &mut KeyValueCache) -> Option<Tensor<2>> {
         let context = self.config().context_length;
         let mut wanted: Vec<i32> = Vec::new();

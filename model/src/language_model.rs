@@ -20,7 +20,7 @@ use crate::parameters::{
 };
 use crate::parts::{LayerPart, Part};
 use crate::rope;
-use firebox_kernels::rope::{Frequencies, Rotary, RotaryCache};
+use firebox_kernels::rope::{Rotary, RotaryCache};
 use firebox_kernels::{embedding, linear, linear_transposed};
 
 /// A decoder-only mixture-of-experts language model.
@@ -38,8 +38,6 @@ pub struct LanguageModel {
     pub head: Option<Param<Tensor<2>>>,
     #[module(skip)]
     config: ModelConfig,
-    #[module(skip)]
-    frequencies: Frequencies,
     #[module(skip)]
     rotary: RotaryCache,
 }
@@ -93,8 +91,7 @@ impl LanguageModel {
                 Some(source.parameter(head)?)
             },
             config: config.clone(),
-            frequencies: rope::frequencies(config),
-            rotary: RotaryCache::default(),
+            rotary: RotaryCache::new(rope::frequencies(config)),
         })
     }
 
@@ -267,7 +264,7 @@ impl LanguageModel {
             positions <= context_length,
             "{positions} tokens exceed the context of {context_length}",
         );
-        self.rotary.table(positions, &self.frequencies, device)
+        self.rotary.table(positions, device)
     }
 
     pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {

@@ -69,10 +69,10 @@ fn both_ways(bencher: Bencher, case: &Case<5>, attention: Attention, ranges: Opt
     let [query, key, value] = inputs.map(Tensor::require_grad);
     let batch = case.sizes[0];
     bencher.bench_local(|| {
-        let [query, turned, value] = fresh([&query, &key, &value]);
+        let [query, fresh_key, value] = fresh([&query, &key, &value]);
         let output = attention(AttentionInput {
             query,
-            key: turned,
+            key: fresh_key,
             value,
             batch,
             rotary: &rotary,

@@ -138,13 +138,24 @@ impl Rotary {
 }
 
 /// The tables of a model's rotary positions: made when they are first needed, and kept.
-#[derive(Debug, Clone, Default)]
-pub struct RotaryCache(Arc<Mutex<Vec<(Device, Rotary)>>>);
+#[derive(Debug, Clone)]
+pub struct RotaryCache {
+    frequencies: Frequencies,
+    tables: Arc<Mutex<Vec<(Device, Rotary)>>>,
+}
 
 impl RotaryCache {
+    /// No tables yet, of these frequencies.
+    pub fn new(frequencies: Frequencies) -> Self {
+        Self {
+            frequencies,
+            tables: Arc::default(),
+        }
+    }
+
     /// A table of at least `positions` positions from 0, on this device.
-    pub fn table(&self, positions: usize, frequencies: &Frequencies, device: &Device) -> Rotary {
-        let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn table(&self, positions: usize, device: &Device) -> Rotary {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         // Burn's equality of devices leaves autodiff out. Tables that carry it would make the forward pass of a plain
         // model one with autodiff, so what a validation computes would depend on what came before it.
         let autodiff = device.is_autodiff();
@@ -157,7 +168,7 @@ impl RotaryCache {
             return table.clone();
         }
         // Doubled, so that a growing cache is served by few of them.
-        let table = Rotary::with(0, positions.next_power_of_two(), frequencies, device);
+        let table = Rotary::with(0, positions.next_power_of_two(), &self.frequencies, device);
         match known {
             Some((_, known)) => *known = table.clone(),
             None => tables.push((device.clone(), table.clone())),
@@ -199,9 +210,8 @@ mod tests {
     }
 
     fn rows_by_position_and_by_token(device: Device) {
-        let cache = RotaryCache::default();
-        let frequencies = Frequencies::new(4, 100.0);
-        let table = cache.table(5, &frequencies, &device);
+        let cache = RotaryCache::new(Frequencies::new(4, 100.0));
+        let table = cache.table(5, &device);
         assert_eq!(table.rows(), 8);
         let same = |found: &Rotary, expected: &Rotary| {
             let both = |rotary: &Rotary| {
@@ -211,10 +221,10 @@ mod tests {
             assert_eq!(both(found), both(expected));
         };
         same(&table.range(3, 2), &Rotary::new(3, 2, 4, 100.0, &device));
-        same(&cache.table(20, &frequencies, &device).range(0, 8), &table);
+        same(&cache.table(20, &device).range(0, 8), &table);
 
         for device in [device.clone().autodiff(), device.clone()] {
-            let (cosines, _) = cache.table(5, &frequencies, &device).tables();
+            let (cosines, _) = cache.table(5, &device).tables();
             assert_eq!(cosines.device().is_autodiff(), device.is_autodiff());
         }
 
