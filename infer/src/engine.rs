@@ -21,6 +21,8 @@ pub struct Engine {
     pub model: LanguageModel,
     /// Text to token ids and back.
     pub tokenizer: Tokenizer,
+    /// The checkpoint's folder.
+    pub folder: PathBuf,
     /// The device's name, such as `flex` or `wgpu:1`.
     pub device: String,
     /// The token that ends a document, if the model was trained to see each document by itself; see
@@ -60,6 +62,7 @@ impl Engine {
             document_end: notes.document_mask().then(|| tokenizer.eos_id()),
             tokenizer,
             model,
+            folder: folder.clone(),
             device: device.to_owned(),
         };
         let empty: Vec<u32> = engine.tokenizer.document(&[]).collect();

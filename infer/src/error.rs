@@ -99,6 +99,12 @@ pub enum InferError {
         /// The reason.
         error: Box<InferError>,
     },
+    /// `--output` names a folder or a device.
+    #[error("{} is not a regular file", file.display())]
+    OutputNotAFile {
+        /// The path.
+        file: PathBuf,
+    },
     /// Two processes write to one output file of `generate --prompts`.
     #[error("{} is being written by another process", file.display())]
     OutputInUse {
@@ -106,7 +112,7 @@ pub enum InferError {
         file: PathBuf,
     },
     /// The output file of `generate --prompts` has a line that is not its own.
-    #[error("{}:{line} is not a generated text, so nothing is added to the file: {reason}", file.display())]
+    #[error("{}:{line} is not an answer of this command, so nothing is added to the file: {reason}", file.display())]
     AnswerLine {
         /// The file.
         file: PathBuf,
@@ -265,8 +271,9 @@ impl Advise for InferError {
             ),
             Self::Prompt { error, .. } => error.advice(),
             Self::AnswerLine { .. } => usage(
-                "--output continues a file that the same command began; choose another file, or remove this one",
+                "--output continues a file that the same command began, with the same prompts; choose another file, or remove this one",
             ),
+            Self::OutputNotAFile { .. } => usage("without --output, texts go to standard output"),
             Self::OutputInUse { .. } => failure("wait until it has ended, or name another file"),
             Self::Draft { .. } => usage(
                 "a draft is a smaller model with the same tokenizer.json; --draft prompt-lookup needs no model",

@@ -377,7 +377,7 @@ fn prompts_that_cannot_be_used() {
     fs::write(&prompts, "{\"prompt\": \"a\"}\n").unwrap();
     fs::write(&output, "my notes\n").unwrap();
     let text = generate(&[&from_file[..], &["--output", output.to_str().unwrap()]].concat());
-    for words in ["texts.jsonl:1 is not a generated text", "hint: "] {
+    for words in ["texts.jsonl:1 is not an answer of this command", "hint: "] {
         assert!(text.contains(words), "no {words:?} in {text}");
     }
     assert_eq!(fs::read_to_string(&output).unwrap(), "my notes\n");

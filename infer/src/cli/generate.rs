@@ -22,11 +22,12 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer generate runs/quickstart --prompt - --max-tokens 50 < prompt.txt > output.txt\n  \
     cargo infer generate runs/quickstart --prompts prompts.jsonl --output texts.jsonl\n  \
     cargo infer generate Qwen3-4B --draft Qwen3-0.6B --prompt \"The firebox\"\n\n\
-    A line of --prompts is a JSON object, such as {\"prompt\": \"fn main\"}. Optional are \"id\", a string or an integer\n\
-    [default: the number of the line], \"max_tokens\" and \"seed\" [default: those of the command line]. Each gives a line\n\
-    in the same order, {\"id\": 1, \"text\": \"() {\", \"tokens\": 2, \"finish_reason\": \"length\"}, where the reason is\n\
-    \"stop\" after an end-of-text token and \"length\" after the maximum number of tokens. The text is the one that\n\
-    --prompt gives with the same seed.\n\n\
+    A line of --prompts is a JSON object, such as {\"prompt\": \"fn main\"}. Optional are \"id\" (a string or an integer;\n\
+    default: the line number), \"max_tokens\" and \"seed\" (defaults: the command line's). Each prompt gives one line, in\n\
+    the same order: {\"id\": 1, \"text\": \"() {\", \"tokens\": 2, \"finish_reason\": \"length\", \"request\": \"5e…\"}. The text is\n\
+    the one that --prompt gives with the same seed; finish_reason is \"stop\" after an end-of-text token and \"length\"\n\
+    after the maximum number of tokens; request is a hash of the checkpoint's folder, the prompt and the options, by\n\
+    which a continued --output knows its own lines.\n\n\
     Sampling options apply in this order: penalties, temperature, top-k, top-p, min-p. The noise of a draw depends on\n\
     the seed and the position alone, so a seed gives the same text with and without a draft, and alone or in a batch;\n\
     only where two tokens are nearly tied can rounding in a batch make a difference.\n\n\
@@ -56,14 +57,14 @@ pub(super) struct GenerateArgs {
         required_unless_present = "prompts"
     )]
     pub(super) prompt: Option<String>,
-    /// File of prompts to continue, many at once, one JSON object per line; see below.
+    /// File of prompts, one JSON object per line (see below), or `-` for standard input; many are continued at once.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     prompts: Option<PathBuf>,
-    /// File for the texts of --prompts, instead of standard output. Texts that it has already are not generated again,
-    /// so that an interrupted command continues.
+    /// File for the texts of --prompts, instead of standard output. Texts already in it are kept, so the same command
+    /// continues an interrupted one.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     output: Option<PathBuf>,
-    /// Number of prompts of --prompts at once. More are faster together and need more memory.
+    /// Number of prompts to continue at once; more is faster and needs more memory.
     #[arg(long, value_name = "N", conflicts_with = "prompt", default_value_t = 32, value_parser = at_least_one)]
     batch: usize,
     /// Let a prompt that spells a special token, such as <|im_start|>, contain that token.
@@ -74,9 +75,9 @@ pub(super) struct GenerateArgs {
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Where to take guesses of the next tokens from, which one step of the model verifies together: the checkpoint of a
-    /// smaller model with the same tokenizer, or prompt-lookup, which takes what followed the last tokens where they
-    /// occurred before. The text is the same, and may come faster.
+    /// Source of guesses for the next tokens, which the model verifies in one step: the checkpoint of a smaller model with
+    /// the same tokenizer, or prompt-lookup, which copies what followed the same tokens earlier in the text. The text
+    /// stays the same.
     #[arg(long, value_name = "CHECKPOINT|prompt-lookup")]
     draft: Option<String>,
     /// Number of tokens to guess at a time; `auto` measures which number is fastest, 0 included.

@@ -8,6 +8,7 @@ use std::time::Instant;
 use firebox_console::progress::Progress;
 use firebox_model::generate::{self, End, Ended, Receiver};
 use firebox_model::sampling::Sampling;
+use sha2::{Digest, Sha256};
 
 use super::{Answer, Answers, FinishReason, Generated, Prompt, Speculation};
 use crate::InferError;
@@ -38,17 +39,15 @@ pub fn generate_many<W: Write>(
     answers: &mut Answers<W>,
     stopped: impl Fn() -> bool,
 ) -> Result<Generated, InferError> {
-    let open: Vec<&Prompt> = prompts
-        .iter()
-        .filter(|prompt| !answers.has(&prompt.id))
-        .collect();
+    let mut open: Vec<&Prompt> = Vec::new();
+    for prompt in prompts {
+        if !answers.has(&prompt.id, &digest(engine, prompt, request))? {
+            open.push(prompt);
+        }
+    }
     let done = prompts.len() - open.len();
     if done > 0 {
-        tracing::info!(
-            "{done} of {} prompts are answered already, by id; their texts are kept, of whatever prompts, options and \
-             model they are",
-            prompts.len()
-        );
+        tracing::info!("{done} of {} prompts are answered already", prompts.len());
     }
     let requests = requests(engine, &open, request)?;
     let started = Instant::now();
@@ -56,6 +55,7 @@ pub fn generate_many<W: Write>(
     let halted = Cell::new(false);
     let mut many = Many {
         engine,
+        request,
         prompts: &open,
         requests: &requests,
         begun: BTreeMap::new(),
@@ -119,6 +119,39 @@ pub fn generate_many<W: Write>(
     }
 }
 
+impl ManyRequest {
+    /// Maximum number of tokens to generate after a prompt.
+    fn count(&self, prompt: &Prompt) -> usize {
+        prompt.max_tokens.unwrap_or(self.max_tokens)
+    }
+
+    /// How tokens are sampled after a prompt.
+    fn sampling(&self, prompt: &Prompt) -> Sampling {
+        Sampling {
+            seed: prompt.seed.unwrap_or(self.sampling.seed),
+            ..self.sampling
+        }
+    }
+}
+
+/// A hash of what the text after a prompt depends on, in 16 hexadecimal digits. The model is known by its folder.
+fn digest(engine: &Engine, prompt: &Prompt, request: &ManyRequest) -> String {
+    let folder = &engine.folder;
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+    let what = (
+        folder,
+        engine.tokenizer.takes_special_tokens(),
+        &prompt.prompt,
+        request.count(prompt),
+        request.sampling(prompt),
+    );
+    let digest = Sha256::digest(format!("{what:?}"));
+    digest[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
 /// The token ids of prompts, and how they are to be continued.
 fn requests(
     engine: &Engine,
@@ -140,11 +173,8 @@ fn requests(
         })?;
         Ok(generate::Request {
             prompt: ids,
-            count: prompt.max_tokens.unwrap_or(request.max_tokens),
-            sampling: Sampling {
-                seed: prompt.seed.unwrap_or(request.sampling.seed),
-                ..request.sampling
-            },
+            count: request.count(prompt),
+            sampling: request.sampling(prompt),
         })
     });
     let requests = encoded.collect::<Result<Vec<_>, InferError>>()?;
@@ -163,6 +193,7 @@ fn requests(
 /// Takes texts as they come, and writes them in the order of their prompts.
 struct Many<'a, W, S> {
     engine: &'a Engine,
+    request: &'a ManyRequest,
     prompts: &'a [&'a Prompt],
     requests: &'a [generate::Request],
     /// Tokens of the texts that have not ended.
@@ -203,6 +234,7 @@ impl<W: Write, S: Fn() -> bool> Receiver for Many<'_, W, S> {
             text: self.text(&self.requests[text].prompt, &tokens),
             tokens: tokens.len(),
             finish_reason,
+            request: digest(self.engine, self.prompts[text], self.request),
         };
         self.waiting.insert(text, answer);
         while let Some(answer) = self.waiting.remove(&self.written) {

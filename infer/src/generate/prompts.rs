@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::{self, Read};
 use std::path::Path;
 
 use firebox_console::durable::FileError;
@@ -46,14 +47,22 @@ struct Line {
     seed: Option<u64>,
 }
 
-/// Reads a file of prompts; empty lines are skipped, and a UTF-8 byte order mark is.
+/// Reads a file of prompts, or standard input for `-`; empty lines are skipped, and a UTF-8 byte order mark is.
 ///
 /// # Errors
 ///
 /// When the file cannot be read, has no prompts, or a line is not as it should be; the error names the line.
 pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>, InferError> {
-    let bytes =
-        fs::read(path).map_err(|error| InferError::Read(FileError::of("read", path)(error)))?;
+    let bytes = match path == Path::new("-") {
+        true => {
+            let mut bytes = Vec::new();
+            let read = io::stdin().read_to_end(&mut bytes);
+            read.map(|_| bytes).map_err(InferError::Input)?
+        }
+        false => {
+            fs::read(path).map_err(|error| InferError::Read(FileError::of("read", path)(error)))?
+        }
+    };
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
     let mut prompts = Vec::new();
     let mut lines = HashMap::new();

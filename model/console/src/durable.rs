@@ -176,7 +176,16 @@ pub fn clear(folder: &Path) -> Result<(), FileError> {
 /// When it cannot be renamed or synced.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
-    sync_folder(to.parent().unwrap_or(Path::new("")))
+    sync_folder_of(to)
+}
+
+/// Waits until the name of a new file is on the disk.
+///
+/// # Errors
+///
+/// When the folder around it cannot be synced.
+pub fn sync_folder_of(path: &Path) -> io::Result<()> {
+    sync_folder(path.parent().unwrap_or(Path::new("")))
 }
 
 /// A rename is on the disk once the folder around it is.
