@@ -38,7 +38,8 @@ use crate::engine::Engine;
         cargo infer devices                                       available devices\n\n\
         CHECKPOINT is a folder with config.json, model.safetensors and tokenizer.json, or a run folder such as\n\
         runs/NAME, which selects its newest checkpoint. Results go to standard output; logs and progress go to\n\
-        standard error. Exit codes: 0 success, 1 failure, 2 wrong usage or configuration."
+        standard error. Exit codes: 0 success, 1 failure, 2 wrong usage or configuration,\n\
+        130 after Ctrl-C."
 )]
 pub struct Cli {
     #[command(subcommand)]

@@ -139,6 +139,12 @@ pub enum InferError {
         /// Whether the texts are in a file.
         to_file: bool,
     },
+    /// Ctrl-C ended `generate --prompt`.
+    #[error("interrupted after {tokens} tokens")]
+    TextInterrupted {
+        /// Number of generated tokens.
+        tokens: usize,
+    },
     /// A file that the command line names cannot be read.
     #[error(transparent)]
     Read(FileError),
@@ -287,6 +293,7 @@ impl Advise for InferError {
                     }
                 })
             }
+            Self::TextInterrupted { .. } => Advice::FAILURE.exit_code(130),
             Self::FieldUnused { .. } => usage(
                 "JSON lines are files named .jsonl or .ndjson, or .json if the first line is an object; rename the file, or \
                  omit --field",

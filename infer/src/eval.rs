@@ -112,15 +112,18 @@ pub struct Report {
     /// The result of the model crate.
     #[serde(skip)]
     evaluation: Evaluation,
+    /// Assignments of tokens to experts per MoE layer.
+    #[serde(skip)]
+    assignments: u64,
 }
 
 impl Report {
     /// A warning if experts collapse.
     pub fn warning(&self) -> Option<String> {
-        stats::warning(&self.evaluation.layers)
+        stats::warning(&self.evaluation.layers, self.assignments)
     }
 
-    fn new(evaluation: Evaluation, seconds: f64, device: &str) -> Self {
+    fn new(evaluation: Evaluation, top_k: usize, seconds: f64, device: &str) -> Self {
         let layers = &evaluation.layers;
         let balance: Vec<f64> = layers.iter().map(|layer| layer.balance).collect();
         Self {
@@ -137,6 +140,7 @@ impl Report {
             router_z: layers.iter().map(|layer| layer.z).collect(),
             tokens_per_second: evaluation.tokens as f64 / seconds,
             device: device.to_owned(),
+            assignments: evaluation.tokens * top_k as u64,
             evaluation,
         }
     }
@@ -178,6 +182,7 @@ pub fn evaluate(
     }
     Ok(Report::new(
         evaluation,
+        engine.model.config().experts.top_k,
         started.elapsed().as_secs_f64(),
         &engine.device,
     ))

@@ -270,8 +270,15 @@ impl ModelConfig {
                 "experts.d_ff × experts.top_k needs as many FLOPs as the selected experts",
             )?;
         }
-        let finite: [(&'static str, f64, bool); 7] = [
-            ("router.scaling", self.router.scaling, true),
+        let scaling = self.router.scaling;
+        require(
+            (1e-6..=1e6).contains(&scaling),
+            "router.scaling",
+            format!("{scaling:?}"),
+            "must lie between 0.000001 and 1000000",
+            "2.5 is that of DeepSeek-V3",
+        )?;
+        let finite: [(&'static str, f64, bool); 6] = [
             ("rope_theta", self.rope_theta, true),
             ("norm_epsilon", self.norm_epsilon, true),
             ("initializer_range", self.initializer_range, true),
@@ -292,11 +299,17 @@ impl ModelConfig {
             let computed = value as f32;
             let allowed = computed.is_finite() && value >= 0.0 && !(above_zero && computed == 0.0);
             let rule = if above_zero {
-                "must be above 0 and finite"
+                "must be above 0 and finite in f32"
             } else {
-                "must be 0 or above, and finite"
+                "must be 0 or above, and finite in f32"
             };
-            require(allowed, key, value, rule, "omit the key to use its default")?;
+            require(
+                allowed,
+                key,
+                format!("{value:?}"),
+                rule,
+                "omit the key to use its default",
+            )?;
         }
         Ok(())
     }

@@ -174,7 +174,7 @@ impl Advise for TrainError {
                 from_weights(folder)
             )),
             Self::ConfigChanged { folder, .. } => Advice::USAGE.hint(format!(
-                "resume with the old values (only a larger train.steps continues the same run), or start another run: {}",
+                "resume with the old values (train.steps may grow, and train.micro_batch may change), or start another run: {}",
                 from_weights(folder)
             )),
             Self::DataChanged { .. } => Advice::USAGE.hint(

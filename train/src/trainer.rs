@@ -186,7 +186,9 @@ impl Run {
                 tokens_per_second,
                 &layers,
             );
-            if let Some(warning) = warning(&layers).filter(|_| step > config.schedule.warmup_steps)
+            let assignments = tokens * config.model.experts.top_k as u64;
+            if let Some(warning) =
+                warning(&layers, assignments).filter(|_| step > config.schedule.warmup_steps)
             {
                 display.warn(&format!("step {step}: {warning}"));
             }

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use firebox_model::generate::DraftTokens;
 use firebox_model::sampling::Sampling;
 use firebox_runtime::control::Control;
@@ -34,8 +34,8 @@ pub(super) const HELP: &str = "Examples:\n  \
     When prompt and generated text together exceed the model's context (context_length of the run,\n\
     max_position_embeddings in config.json), the oldest half of the context is dropped and positions begin anew,\n\
     each time it is full; a warning says so. Such text differs from that of a model that sees all of it.\n\n\
-    Ctrl-C stops after the current token; a second Ctrl-C aborts. With --prompts the exit code is then 130, and the texts\n\
-    before the first incomplete one are written.";
+    Ctrl-C stops after the current token, with exit code 130; a second Ctrl-C aborts. With --prompts, the texts before\n\
+    the first incomplete one are written.";
 
 /// The draft that needs no model.
 const PROMPT_LOOKUP: &str = "prompt-lookup";
@@ -44,21 +44,17 @@ const PROMPT_LOOKUP: &str = "prompt-lookup";
 const AUTO: &str = "auto";
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("texts").required(true).args(["prompt", "prompts"])))]
 pub(super) struct GenerateArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
     #[command(flatten)]
     weights: DtypeArgs,
     /// Text to continue; `-` reads it from standard input. An empty prompt starts a new document.
-    #[arg(
-        long,
-        value_name = "TEXT",
-        allow_hyphen_values = true,
-        required_unless_present = "prompts"
-    )]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) prompt: Option<String>,
     /// File of prompts, one JSON object per line (see below), or `-` for standard input; many are continued at once.
-    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// File for the texts of --prompts, instead of standard output. Texts already in it are kept, so the same command
     /// continues an interrupted one.
@@ -188,7 +184,12 @@ impl GenerateArgs {
             }
         };
         log(&generated, &speculation, &engine);
-        Ok(())
+        match control.stop_requested() {
+            true => Err(InferError::TextInterrupted {
+                tokens: generated.statistics.tokens,
+            }),
+            false => Ok(()),
+        }
     }
 }
 

@@ -6,12 +6,7 @@ use super::{ConfigError, LARGEST_SIZE, require};
 
 /// `[model.rope_scaling]`: a scaling of the rotary frequencies; see [`rope`](crate::rope).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(
-    tag = "kind",
-    rename_all = "lowercase",
-    deny_unknown_fields,
-    expecting = "a table with the key kind"
-)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum RopeScaling {
     /// Position interpolation (arXiv 2306.15595).
     Linear {
@@ -65,13 +60,13 @@ fn truncate() -> bool {
 impl RopeScaling {
     /// Checks every rule.
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        let above = |key: &'static str, value: f64, least: f64| {
+        let between = |key: &'static str, value: f64, least: f64| {
             require(
-                (value as f32).is_finite() && value >= least,
+                (least..=1e6).contains(&value),
                 key,
-                value,
-                format!("must be {least} or above, and finite"),
-                "the values in the checkpoint's config.json are those of its training",
+                format!("{value:?}"),
+                format!("must lie between {least} and 1000000"),
+                "a factor of 4 is for a context four times as long as that of the pretraining",
             )
         };
         let context = |original: usize| {
@@ -87,20 +82,20 @@ impl RopeScaling {
             require(
                 low_value > 0.0 && low_value < high_value && high_value.is_finite(),
                 low,
-                low_value,
+                format!("{low_value:?}"),
                 format!("must be above 0 and below {high} = {high_value}"),
                 "1 and 4 are common in Llama 3, 1 and 32 in YaRN",
             )
         };
         match *self {
-            Self::Linear { factor } => above("rope_scaling.factor", factor, 1.0),
+            Self::Linear { factor } => between("rope_scaling.factor", factor, 1.0),
             Self::Llama3 {
                 factor,
                 low_freq_factor,
                 high_freq_factor,
                 original_context,
             } => {
-                above("rope_scaling.factor", factor, 1.0)?;
+                between("rope_scaling.factor", factor, 1.0)?;
                 context(original_context)?;
                 ordered(
                     "rope_scaling.low_freq_factor",
@@ -117,10 +112,10 @@ impl RopeScaling {
                 attention_factor,
                 ..
             } => {
-                above("rope_scaling.factor", factor, 1.0)?;
+                between("rope_scaling.factor", factor, 1.0)?;
                 context(original_context)?;
                 ordered("rope_scaling.beta_slow", beta_slow, "beta_fast", beta_fast)?;
-                above(
+                between(
                     "rope_scaling.attention_factor",
                     attention_factor.unwrap_or(1.0),
                     1e-6,

@@ -140,8 +140,13 @@ fn groups_divide_the_experts_and_leave_a_choice() {
 #[test]
 fn numbers_are_finite_and_not_negative() {
     type Number = fn(&mut ModelConfig) -> &mut f64;
-    let numbers: [(&str, Number, bool); 7] = [
-        ("router.scaling", |config| &mut config.router.scaling, true),
+    for value in [-1.0, 0.0, 1e-7, 1e7, f64::NAN] {
+        assert_eq!(
+            broken(|config| config.router.scaling = value).key,
+            "router.scaling"
+        );
+    }
+    let numbers: [(&str, Number, bool); 6] = [
         ("rope_theta", |config| &mut config.rope_theta, true),
         ("norm_epsilon", |config| &mut config.norm_epsilon, true),
         (

@@ -150,22 +150,33 @@ impl HealthSums {
 }
 
 /// A warning if experts collapse: if some are dead, or one receives more than three times the mean (for fewer than
-/// five experts, more than halfway between the mean and everything).
-pub fn warning(health: &[LayerHealth]) -> Option<String> {
-    let sick: Vec<String> = health
+/// five experts, more than halfway between the mean and everything). None for so few `assignments` of tokens to experts per
+/// layer that a dead expert may be chance: below 20 per expert, of which one is a twentieth.
+pub fn warning(health: &[LayerHealth], assignments: u64) -> Option<String> {
+    let sick: Vec<(bool, String)> = health
         .iter()
         .filter_map(|health| {
             let experts = health.load.len();
             let overloaded = experts > 1 && health.max_over_mean > 3.0_f64.min(0.5 * experts as f64 + 0.5);
-            (health.dead_experts > 0 || overloaded).then(|| {
-                format!(
-                    "layer {}: {} of {experts} experts receive less than 5 % of the mean tokens per expert, the busiest {:.1} times the mean",
-                    health.layer, health.dead_experts, health.max_over_mean
-                )
-            })
+            let dead = health.dead_experts;
+            let judged = DEAD_BELOW * assignments as f64 >= experts as f64;
+            let busiest = format!("the busiest receives {:.1} times the mean", health.max_over_mean);
+            let text = match dead {
+                0 => format!("layer {}: {busiest}", health.layer),
+                _ => format!(
+                    "layer {}: {dead} of {experts} experts receive less than 5 % of the mean tokens per expert, {busiest}",
+                    health.layer
+                ),
+            };
+            (judged && (dead > 0 || overloaded)).then_some((dead > 0, text))
         })
         .collect();
-    (!sick.is_empty()).then(|| format!("experts are collapsing; {}", sick.join("; ")))
+    let what = match sick.iter().any(|(dead, _)| *dead) {
+        true => "experts are collapsing",
+        false => "experts are unevenly used",
+    };
+    let layers: Vec<String> = sick.into_iter().map(|(_, text)| text).collect();
+    (!layers.is_empty()).then(|| format!("{what}; {}", layers.join("; ")))
 }
 
 #[cfg(test)]
@@ -244,7 +255,14 @@ mod tests {
             ),
             (1.0, 0, 1.0)
         );
-        assert_eq!(warning(&health), None);
+        assert_eq!(warning(&health, 1000), None);
+    }
+
+    #[test]
+    fn a_few_tokens_prove_nothing() {
+        let health = health(&[2, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(warning(&health, 159), None);
+        assert!(warning(&health, 160).is_some());
     }
 
     #[test]
@@ -252,7 +270,7 @@ mod tests {
         let health = health(&[50, 48, 1, 60]);
         assert_eq!(health[0].dead_experts, 1);
         assert!(
-            warning(&health)
+            warning(&health, 1000)
                 .unwrap()
                 .contains("layer 0: 1 of 4 experts")
         );
@@ -262,6 +280,10 @@ mod tests {
     fn an_overloaded_expert_is_reported() {
         let health = health(&[10, 10, 10, 10, 10, 10, 10, 100]);
         assert_eq!(health[0].dead_experts, 0);
-        assert!(warning(&health).unwrap().contains("4.7 times the mean"));
+        assert!(
+            warning(&health, 1000)
+                .unwrap()
+                .contains("4.7 times the mean")
+        );
     }
 }

@@ -91,7 +91,7 @@ impl PackedText {
         let packed = packer.finish();
         let around: Vec<u32> = tokenizer.document(&[]).collect();
         let no_text = packed.tokens.iter().all(|id| around.contains(id));
-        if no_text || packed.targets() == 0 {
+        if no_text || packed.bytes() == 0 {
             let names: Vec<String> = files
                 .iter()
                 .map(|file| file.display().to_string())

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use firebox_model::config::{BalanceKind, FeedForwardKind, QkNorm, RopeScaling, Scores};
+use firebox_model::config::{BalanceKind, FeedForwardKind, QkNorm, Scores};
 use serde::Deserialize;
 use serde::de::{
     Deserializer, Error, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer,
@@ -38,7 +38,7 @@ pub(super) struct RawModel {
     pub head_dim: Option<usize>,
     pub context_length: Option<usize>,
     pub rope_theta: Option<f64>,
-    pub rope_scaling: Option<RopeScaling>,
+    pub rope_scaling: Option<RawRopeScaling>,
     pub norm_epsilon: Option<f64>,
     pub tied_embeddings: Option<bool>,
     pub initializer_range: Option<f64>,
@@ -48,6 +48,38 @@ pub(super) struct RawModel {
     pub experts: Option<RawExperts>,
     #[serde(default)]
     pub router: RawRouter,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawRopeScaling {
+    pub kind: RopeScalingKind,
+    pub factor: Option<f64>,
+    pub original_context: Option<usize>,
+    pub low_freq_factor: Option<f64>,
+    pub high_freq_factor: Option<f64>,
+    pub beta_fast: Option<f64>,
+    pub beta_slow: Option<f64>,
+    pub attention_factor: Option<f64>,
+    pub truncate: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RopeScalingKind {
+    Linear,
+    Llama3,
+    Yarn,
+}
+
+impl RopeScalingKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::Llama3 => "llama3",
+            Self::Yarn => "yarn",
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]

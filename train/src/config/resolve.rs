@@ -3,6 +3,7 @@
 mod data;
 mod init;
 mod model;
+mod rope;
 mod tokenizer;
 
 use std::fmt::Display;
@@ -299,17 +300,19 @@ fn between<T: PartialOrd + Display>(key: &str, value: T, least: T, most: T) -> C
 }
 
 fn above_zero(key: impl Into<String>, value: f64) -> Checked<()> {
-    if value.is_finite() && value > 0.0 {
+    // What runs computes in f32, whose range is smaller.
+    let computed = value as f32;
+    if computed.is_finite() && computed > 0.0 {
         Ok(())
     } else {
-        Err(Problem::new(key, "must be above 0 and finite"))
+        Err(Problem::new(key, "must be above 0 and finite in f32"))
     }
 }
 
 fn zero_or_above(key: impl Into<String>, value: f64) -> Checked<()> {
-    if value.is_finite() && value >= 0.0 {
+    if (value as f32).is_finite() && value >= 0.0 {
         Ok(())
     } else {
-        Err(Problem::new(key, "must be at least 0 and finite"))
+        Err(Problem::new(key, "must be at least 0 and finite in f32"))
     }
 }

@@ -241,7 +241,7 @@ fn values_out_of_range_say_what_is_allowed() {
     run.toml:3: model.layers = 9000000000000 must lie between 1 and 16777216
     hint: sizes above 2²⁴ are not supported
     ");
-    insta::assert_snapshot!(replaced("learning_rate = 0.001", "learning_rate = nan"), @"run.toml:24: optimizer.learning_rate = nan must be above 0 and finite");
+    insta::assert_snapshot!(replaced("learning_rate = 0.001", "learning_rate = nan"), @"run.toml:24: optimizer.learning_rate = nan must be above 0 and finite in f32");
     insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = 31"), @"run.toml:27: schedule.batch_tokens = 31 must be at least model.context_length = 32, one sequence");
     insta::assert_snapshot!(replaced("steps = 100", "steps = 0"), @"run.toml:21: train.steps = 0 must be between 1 and 100000000");
     insta::assert_snapshot!(set(&["schedule.warmup_steps=100"]), @r"
@@ -317,6 +317,49 @@ fn keys_without_effect_are_refused() {
     insta::assert_snapshot!(set(&["schedule.batch_tokens={ start = 64, end = 96, ramp_steps = 0 }"]), @r"
     run.toml: schedule.batch_tokens.start = 64 (from --set) has no effect when ramp_steps is 0
     hint: write batch_tokens = 96
+    ");
+}
+
+#[test]
+fn a_rope_scaling_has_the_keys_of_its_kind() {
+    let scaled = |table: &str| {
+        read(
+            &SMALL.replace(
+                "[model.experts]",
+                &format!("[model.rope_scaling]\n{table}\n[model.experts]"),
+            ),
+            &[],
+        )
+    };
+    assert!(scaled("kind = \"linear\"\nfactor = 4.0").is_ok());
+    insta::assert_snapshot!(message(scaled("kind = \"ntk\"\nfactor = 4.0")), @r#"run.toml:9: model.rope_scaling.kind = "ntk" must be "linear" or "llama3" or "yarn""#);
+    insta::assert_snapshot!(message(scaled("kind = \"linear\"")), @r"
+    run.toml:8: model.rope_scaling.factor is missing
+    hint: configs/quickstart.toml explains every key and its default
+    ");
+    insta::assert_snapshot!(message(scaled("factor = 4.0")), @r"
+    run.toml:8: model.rope_scaling.kind is missing
+    hint: configs/quickstart.toml explains every key and its default
+    ");
+    insta::assert_snapshot!(message(scaled("kind = \"yarn\"\nfactor = 4.0")), @r"
+    run.toml:8: model.rope_scaling.original_context is missing
+    hint: configs/quickstart.toml explains every key and its default
+    ");
+    insta::assert_snapshot!(message(scaled("kind = \"yarn\"\nfactor = \"4\"")), @r#"
+    run.toml:10: model.rope_scaling.factor = "4" must be a number
+    hint: write it without quotes
+    "#);
+    insta::assert_snapshot!(message(scaled("kind = \"linear\"\nfactor = 4.0\nbeta_fast = 32.0")), @r#"
+    run.toml:11: model.rope_scaling.beta_fast = 32.0 has no effect unless model.rope_scaling.kind = "yarn"
+    hint: remove it
+    "#);
+    insta::assert_snapshot!(message(scaled("kind = \"linear\"\nfactor = 4.0\noriginal_context = 32")), @r"
+    run.toml:10: model.rope_scaling.factor = 0.5 must lie between 1 and 1000000
+    hint: a factor of 4 is for a context four times as long as that of the pretraining
+    ");
+    insta::assert_snapshot!(message(scaled("kind = \"linear\"\nfactor = 0.5")), @r"
+    run.toml:10: model.rope_scaling.factor = 0.5 must lie between 1 and 1000000
+    hint: a factor of 4 is for a context four times as long as that of the pretraining
     ");
 }
 

@@ -30,6 +30,7 @@ impl Fields<'_> {
             let theta = theta.unwrap_or(self.family.defaults.rope_theta);
             Ok((theta, table.scaling(context)?))
         };
+        let name = new.as_ref().or(old.as_ref()).map_or("", |table| table.name);
         let rope = match (&new, &old) {
             (None, None) => {
                 let theta = beside.unwrap_or(self.family.defaults.rope_theta);
@@ -49,7 +50,7 @@ impl Fields<'_> {
         match beside {
             Some(beside) if beside != rope.0 => {
                 let rule = format!(
-                    "must be rope_parameters.rope_theta = {}, which it is another name of",
+                    "must be {name}.rope_theta = {}, which it is another name of",
                     rope.0
                 );
                 Err(self.error("rope_theta", &self.value["rope_theta"], &rule))

@@ -18,6 +18,7 @@ use toml::Value;
 
 use super::Checked;
 use super::model::{ROUTER, checked, refuse_dense_layers, router};
+use super::rope::rope_scaling;
 use crate::config::error::Problem;
 use crate::config::raw::RawModel;
 
@@ -69,7 +70,10 @@ impl Origin {
             head_dim: self.agreed("model.head_dim", raw.head_dim, own.head_dim)?,
             context_length: self.context(raw.context_length)?,
             rope_theta: self.agreed("model.rope_theta", raw.rope_theta, own.rope_theta)?,
-            rope_scaling: match (raw.rope_scaling, &own.rope_scaling) {
+            rope_scaling: match (
+                raw.rope_scaling.map(rope_scaling).transpose()?,
+                &own.rope_scaling,
+            ) {
                 (None, own) => own.clone(),
                 (Some(written), Some(own)) => {
                     Some(self.agreed("model.rope_scaling", Some(written), own.clone())?)

@@ -5,6 +5,7 @@ use firebox_model::config::{
     RouterConfig, Scores,
 };
 
+use super::rope::rope_scaling;
 use super::{Checked, between, without_effect};
 use crate::config::error::Problem;
 use crate::config::raw::{RawDense, RawExperts, RawModel, RawRouter};
@@ -66,7 +67,7 @@ pub(super) fn model(raw: RawModel, vocab_size: usize) -> Checked<ModelConfig> {
         head_dim,
         context_length,
         rope_theta: raw.rope_theta.unwrap_or(10_000.0),
-        rope_scaling: raw.rope_scaling,
+        rope_scaling: raw.rope_scaling.map(rope_scaling).transpose()?,
         norm_epsilon: raw.norm_epsilon.unwrap_or(1e-5),
         tied_embeddings: raw.tied_embeddings.unwrap_or(false),
         initializer_range: raw.initializer_range.unwrap_or(0.02),
