@@ -353,10 +353,10 @@ fn a_rope_scaling_has_the_keys_of_its_kind() {
     run.toml:11: model.rope_scaling.beta_fast = 32.0 has no effect unless model.rope_scaling.kind = "yarn"
     hint: remove it
     "#);
-    insta::assert_snapshot!(message(scaled("kind = \"linear\"\nfactor = 4.0\noriginal_context = 32")), @r"
-    run.toml:10: model.rope_scaling.factor = 0.5 must lie between 1 and 1000000
-    hint: a factor of 4 is for a context four times as long as that of the pretraining
-    ");
+    insta::assert_snapshot!(message(scaled("kind = \"linear\"\nfactor = 4.0\noriginal_context = 32")), @r#"
+    run.toml:11: model.rope_scaling.original_context = 32 has no effect with model.rope_scaling.kind = "linear"
+    hint: remove it
+    "#);
     insta::assert_snapshot!(message(scaled("kind = \"linear\"\nfactor = 0.5")), @r"
     run.toml:10: model.rope_scaling.factor = 0.5 must lie between 1 and 1000000
     hint: a factor of 4 is for a context four times as long as that of the pretraining
