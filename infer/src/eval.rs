@@ -182,7 +182,12 @@ pub fn evaluate(
     }
     Ok(Report::new(
         evaluation,
-        engine.model.config().experts.top_k,
+        engine
+            .model
+            .config()
+            .moe
+            .as_ref()
+            .map_or(0, |moe| moe.experts.top_k),
         started.elapsed().as_secs_f64(),
         &engine.device,
     ))
@@ -312,7 +317,7 @@ mod tests {
         let [one, two] = ["The kettle", "sings a song"];
         // The first byte of a text is not predicted; packed, that of the second is, by the end of the first.
         let together = nats(&[one, two], end);
-        let with_next = nats(&[one, &two[..1]], end) - nats(&[&two[..1]], end);
+        let with_next = nats(&[one, &two[..2]], end) - nats(&[&two[..2]], end);
         let apart = with_next + nats(&[two], end);
         assert!(
             (together - apart).abs() < 1e-4,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use firebox_checkpoint::{Notes, SaveOptions, save};
 use firebox_model::config::{
-    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig, Scores,
+    ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm, RouterConfig,
 };
 use firebox_model::language_model::LanguageModel;
 use firebox_runtime::device;
@@ -15,7 +15,6 @@ use tempfile::TempDir;
 pub fn tiny_config() -> ModelConfig {
     ModelConfig {
         vocab_size: 257,
-        layers: 2,
         d_model: 16,
         heads: 2,
         kv_heads: 1,
@@ -28,25 +27,20 @@ pub fn tiny_config() -> ModelConfig {
         // Large enough for the outputs of a fresh model to be far from uniform.
         initializer_range: 0.3,
         qk_norm: QkNorm::None,
-        feed_forward: FeedForwardKind::Moe,
-        dense: None,
-        experts: ExpertsConfig {
-            count: 4,
-            top_k: 2,
-            d_ff: 16,
-            shared_d_ff: 0,
-        },
-        router: RouterConfig {
-            scores: Scores::Softmax,
-            normalize: true,
-            scaling: 1.0,
-            groups: 1,
-            top_groups: 1,
-            balance: BalanceKind::PerLayer,
-            balance_coefficient: 0.0,
-            z_coefficient: 0.0,
-            bias_update_rate: 0.0,
-        },
+        layers: vec![LayerConfig::MOE; 2],
+        moe: Some(MoeConfig {
+            experts: ExpertsConfig {
+                count: 4,
+                top_k: 2,
+                d_ff: 16,
+                shared_d_ff: 0,
+            },
+            router: RouterConfig {
+                balance_coefficient: 0.0,
+                z_coefficient: 0.0,
+                ..RouterConfig::DEFAULT
+            },
+        }),
     }
 }
 

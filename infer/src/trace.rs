@@ -152,12 +152,10 @@ impl Computed {
         let mut tokens_per_expert = TokensPerExpert::default();
         tokens_per_expert.add(routing, Some(&valid), count);
         let config = model.config();
-        let load_balancing = load_balancing(
-            config.router.balance,
-            routing,
-            Some(&valid),
-            &tokens_per_expert,
-        );
+        let load_balancing = config.moe.as_ref().and_then(|moe| {
+            let kind = moe.router.balance;
+            load_balancing(kind, routing, Some(&valid), &tokens_per_expert)
+        });
         let targets = Targets {
             ids: ids(targets, shape).flatten(0, 1),
             mask: Some(&flags(loss_mask)),

@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use crate::config::{FeedForwardKind, ModelConfig, QkNorm};
+use crate::config::{AttentionKind, ModelConfig, QkNorm};
 
 const BYTES_PER_F32: u128 = 4;
 
@@ -31,19 +31,10 @@ impl Parameters {
     /// Counts the parameters of a model.
     pub fn of(config: &ModelConfig) -> Self {
         let [layers, d_model, vocab_size] =
-            [config.layers, config.d_model, config.vocab_size].map(|n| n as u128);
+            [config.layers.len(), config.d_model, config.vocab_size].map(|n| n as u128);
         let heads = config.heads as u128 * config.head_dim as u128;
         let kv_heads = config.kv_heads as u128 * config.head_dim as u128;
-        let experts = config.experts.count as u128;
-        let (router, feed_forward) = match config.feed_forward {
-            FeedForwardKind::Moe => (
-                moe_layers(config) * experts * d_model,
-                experts * expert_parameters_all_layers(config) + shared_experts(config),
-            ),
-            FeedForwardKind::Dense => {
-                (0, moe_layers(config) * swiglu(config, config.active_d_ff()))
-            }
-        };
+        let experts = experts(config) as u128;
         let qk_norms = match config.qk_norm {
             QkNorm::None => 0,
             QkNorm::Projection => heads + kv_heads,
@@ -53,8 +44,10 @@ impl Parameters {
             embedding: vocab_size * d_model,
             // Query and output projections have the width of all heads, key and value projections that of the key/value heads.
             attention: layers * 2 * d_model * (heads + kv_heads),
-            router,
-            feed_forward: feed_forward + dense_layers(config),
+            router: moe_layers(config) * experts * d_model,
+            feed_forward: experts * expert_parameters_all_layers(config)
+                + shared_experts(config)
+                + dense_layers(config),
             norms: (2 * layers + 1) * d_model + layers * qk_norms,
             head: if config.tied_embeddings {
                 0
@@ -72,25 +65,48 @@ impl Parameters {
 
 /// Parameters of one expert, summed over all layers: gate, up and down, `3 · d_model · d_ff` per MoE layer.
 pub fn expert_parameters_all_layers(config: &ModelConfig) -> u128 {
-    moe_layers(config) * swiglu(config, config.experts.d_ff)
+    let d_ff = config.moe.as_ref().map_or(0, |moe| moe.experts.d_ff);
+    moe_layers(config) * swiglu(config, d_ff)
 }
 
-/// Number of layers that `[model.dense]` does not name; the MoE layers, unless the whole model is dense.
+/// Experts of a layer's mixture; 0 in a model without one.
+fn experts(config: &ModelConfig) -> usize {
+    config.moe.as_ref().map_or(0, |moe| moe.experts.count)
+}
+
 fn moe_layers(config: &ModelConfig) -> u128 {
-    let dense = config.dense.as_ref().map_or(0, |dense| dense.layers.len());
-    config.layers.saturating_sub(dense) as u128
+    config.moe_layers().count() as u128
 }
 
 /// Parameters of the shared experts of all layers.
 fn shared_experts(config: &ModelConfig) -> u128 {
-    moe_layers(config) * swiglu(config, config.experts.shared_d_ff)
+    let d_ff = config.moe.as_ref().map_or(0, |moe| moe.experts.shared_d_ff);
+    moe_layers(config) * swiglu(config, d_ff)
 }
 
-/// Feed-forward parameters of the layers that `[model.dense]` names.
+/// Parameters of the feed-forwards that a token passes through in the MoE layers.
+fn active_experts(config: &ModelConfig) -> u128 {
+    let d_ff = config
+        .moe
+        .as_ref()
+        .map_or(0, |moe| moe.experts.active_d_ff());
+    moe_layers(config) * swiglu(config, d_ff)
+}
+
+/// Feed-forward parameters of the dense layers.
 fn dense_layers(config: &ModelConfig) -> u128 {
-    config.dense.as_ref().map_or(0, |dense| {
-        dense.layers.len() as u128 * swiglu(config, dense.d_ff)
-    })
+    let widths = config.dense_layers().map(|(_, d_ff)| d_ff);
+    widths.map(|d_ff| swiglu(config, d_ff)).sum()
+}
+
+/// Positions that a token attends to, on average over a full context: half of it, or of as much of it as a window's width,
+/// and all of the window behind that.
+fn mean_keys(config: &ModelConfig, attention: AttentionKind) -> f64 {
+    let context = config.context_length as f64;
+    let window = attention
+        .window()
+        .map_or(context, |window| (window as f64).min(context));
+    window - window * window / (2.0 * context)
 }
 
 fn swiglu(config: &ModelConfig, d_ff: usize) -> u128 {
@@ -106,7 +122,7 @@ pub struct Operations {
     /// Forward pass, if every expert processed every token; equal to `forward` for a dense model.
     pub forward_every_expert: f64,
     /// Forward pass, attention scores and their product with the values, at full context: with causal attention a token
-    /// attends to half the context on average, `2 · 2 · heads · head_dim · context / 2` per layer.
+    /// attends to half the context on average, `2 · 2 · heads · head_dim · context / 2` per layer; with a window to fewer.
     pub attention_scores: f64,
     /// Training, three times `forward`: the backward pass has one product for the gradients of the inputs and one for
     /// those of the weights (arXiv 2001.08361, section 2.1). Excludes attention scores.
@@ -153,8 +169,7 @@ impl Accounting {
     pub fn of(config: &ModelConfig) -> Self {
         let parameters = Parameters::of(config);
         let total = parameters.total();
-        let selected =
-            moe_layers(config) * swiglu(config, config.active_d_ff()) + dense_layers(config);
+        let selected = active_experts(config) + dense_layers(config);
         // A tied head multiplies with the embedding table, so its operations count although its parameters do not.
         let head = config.vocab_size as u128 * config.d_model as u128;
         let shared = parameters.attention + parameters.router + head;
@@ -163,9 +178,9 @@ impl Accounting {
         } else {
             config.d_model as u128
         };
-        let scores =
-            2.0 * 2.0 * (config.heads * config.head_dim) as f64 * config.context_length as f64
-                / 2.0;
+        let keys = config.layers.iter();
+        let keys: f64 = keys.map(|layer| mean_keys(config, layer.attention)).sum();
+        let attention_scores = 2.0 * 2.0 * (config.heads * config.head_dim) as f64 * keys;
         let forward = 2.0 * (shared + selected) as f64;
         let weights = BYTES_PER_F32 * total;
         Self {
@@ -176,7 +191,7 @@ impl Accounting {
             operations: Operations {
                 forward,
                 forward_every_expert: 2.0 * (shared + parameters.feed_forward) as f64,
-                attention_scores: config.layers as f64 * scores,
+                attention_scores,
                 training: 3.0 * forward,
             },
             memory: Memory {
@@ -191,15 +206,15 @@ impl Accounting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BalanceKind, DenseConfig, ExpertsConfig, RouterConfig, Scores};
+    use crate::config::{ExpertsConfig, LayerConfig, MoeConfig, RouterConfig};
     use crate::language_model::LanguageModel;
     use crate::parameters::{ParameterInfo, Role};
+    use crate::testing::moe;
 
     /// The described GPT-4.
     fn described() -> ModelConfig {
         ModelConfig {
             vocab_size: 100_277,
-            layers: 120,
             d_model: 10_752,
             heads: 168,
             kv_heads: 1,
@@ -211,25 +226,16 @@ mod tests {
             tied_embeddings: false,
             initializer_range: 0.02,
             qk_norm: QkNorm::None,
-            feed_forward: FeedForwardKind::Moe,
-            dense: None,
-            experts: ExpertsConfig {
-                count: 16,
-                top_k: 2,
-                d_ff: 28_672,
-                shared_d_ff: 0,
-            },
-            router: RouterConfig {
-                scores: Scores::Softmax,
-                normalize: true,
-                scaling: 1.0,
-                groups: 1,
-                top_groups: 1,
-                balance: BalanceKind::PerLayer,
-                balance_coefficient: 0.01,
-                z_coefficient: 0.001,
-                bias_update_rate: 0.0,
-            },
+            layers: vec![LayerConfig::MOE; 120],
+            moe: Some(MoeConfig {
+                experts: ExpertsConfig {
+                    count: 16,
+                    top_k: 2,
+                    d_ff: 28_672,
+                    shared_d_ff: 0,
+                },
+                router: RouterConfig::DEFAULT,
+            }),
         }
     }
 
@@ -259,21 +265,21 @@ mod tests {
 
     #[test]
     fn a_small_model_counted_by_hand() {
-        let config = ModelConfig {
+        let mut config = ModelConfig {
             vocab_size: 10,
-            layers: 2,
+            layers: vec![LayerConfig::MOE; 2],
             d_model: 4,
             heads: 2,
             kv_heads: 1,
             head_dim: 6,
             context_length: 8,
-            experts: ExpertsConfig {
-                count: 3,
-                top_k: 2,
-                d_ff: 5,
-                shared_d_ff: 0,
-            },
             ..described()
+        };
+        moe(&mut config).experts = ExpertsConfig {
+            count: 3,
+            top_k: 2,
+            d_ff: 5,
+            shared_d_ff: 0,
         };
         let accounting = Accounting::of(&config);
         let expected = Parameters {
@@ -297,12 +303,18 @@ mod tests {
             (2 * 2 * 2 * 12 * 8 / 2) as f64
         );
         assert_eq!(accounting.memory.total(), 16 * accounting.total);
+        // Of 8 positions, with a window of 2 all but the first half position see two.
+        config.layers[1].attention = AttentionKind::Window(2);
+        assert_eq!(
+            Accounting::of(&config).operations.attention_scores,
+            2.0 * 2.0 * 12.0 * (4.0 + 1.75)
+        );
     }
 
     #[test]
     fn norms_of_queries_and_keys_and_dense_layers_are_counted() {
         let plain = ModelConfig {
-            layers: 3,
+            layers: vec![LayerConfig::MOE; 3],
             d_model: 8,
             heads: 4,
             kv_heads: 2,
@@ -317,14 +329,8 @@ mod tests {
             };
             assert_eq!(count(&normed).total - count(&plain).total, expected);
         }
-        let dense = DenseConfig {
-            layers: vec![1],
-            d_ff: 10,
-        };
-        let mixed = ModelConfig {
-            dense: Some(dense),
-            ..plain
-        };
+        let mut mixed = plain;
+        mixed.layers[1] = LayerConfig::dense(10);
         let one = 2 * 3 * 8 * 28_672;
         let mixed = count(&mixed);
         assert_eq!(mixed.expert_parameters_all_layers, one);
@@ -335,17 +341,16 @@ mod tests {
 
     #[test]
     fn the_count_equals_the_parameters_of_a_built_model() {
-        let normed = ModelConfig {
+        let mut normed = ModelConfig {
             qk_norm: QkNorm::Head,
             tied_embeddings: true,
-            dense: Some(DenseConfig {
-                layers: vec![0, 7],
-                d_ff: 1000,
-            }),
             ..described()
         };
+        for layer in [0, 7] {
+            normed.layers[layer] = LayerConfig::dense(1000);
+        }
         let mut shared = described();
-        shared.experts.shared_d_ff = 3000;
+        moe(&mut shared).experts.shared_d_ff = 3000;
         for config in [
             described(),
             described().dense_baseline(),
@@ -384,7 +389,7 @@ mod tests {
         );
         assert_eq!(
             dense.parameters.feed_forward,
-            2 * dense.expert_parameters_all_layers
+            2 * sparse.expert_parameters_all_layers
         );
     }
 

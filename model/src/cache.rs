@@ -75,7 +75,7 @@ impl KeyValueCache {
             values: Tensor::zeros(shape, device),
         };
         Self {
-            layers: (0..config.layers).map(|_| layer()).collect(),
+            layers: config.layers.iter().map(|_| layer()).collect(),
             lengths: vec![0; sequences],
             capacity,
             context: config.context_length,

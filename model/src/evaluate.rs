@@ -128,7 +128,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::testing::{ByHand, smallest, text, tiny};
+    use crate::testing::{ByHand, moe, smallest, text, tiny};
     use firebox_runtime::on_every_device;
 
     on_every_device!(
@@ -204,7 +204,7 @@ mod tests {
 
     fn evaluation_is_repeatable_and_leaves_the_model_as_it_was(device: Device) {
         let mut config = tiny();
-        config.router.bias_update_rate = 0.01;
+        moe(&mut config).router.bias_update_rate = 0.01;
         let mut model = LanguageModel::random(&config, 7, &device.autodiff()).train();
         model.set_router_bias(&vec![vec![0.1, 0.0, -0.1, 0.0, 0.0, 0.0, 0.0, 0.0]; 2]);
         let mut windows = text(5, 13, config.vocab_size);

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use crate::config::ModelConfig;
+use crate::config::{FeedForwardKind, ModelConfig};
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::observer::Observer;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
@@ -79,9 +79,12 @@ impl FeedForward {
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
-        Ok(match config.dense_d_ff(layer) {
-            None => Self::Moe(MixtureOfExperts::new(config, path, source)?),
-            Some(d_ff) => Self::Dense(DenseFeedForward::new(
+        Ok(match config.layers[layer].feed_forward {
+            FeedForwardKind::Moe => {
+                let moe = config.moe.as_ref().expect("an MoE layer has a mixture");
+                Self::Moe(MixtureOfExperts::new(config, moe, path, source)?)
+            }
+            FeedForwardKind::Dense { d_ff } => Self::Dense(DenseFeedForward::new(
                 config,
                 Role::FeedForward,
                 d_ff,
@@ -120,7 +123,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::config::DenseConfig;
+    use crate::config::LayerConfig;
     use crate::observer::Unobserved;
     use crate::testing::{ByHand, rows, smallest, tiny};
     use firebox_runtime::on_every_device;
@@ -148,10 +151,7 @@ mod tests {
 
     fn the_kind_and_width_of_each_layer(device: Device) {
         let mut config = tiny();
-        config.dense = Some(DenseConfig {
-            layers: vec![0],
-            d_ff: 3,
-        });
+        config.layers[0] = LayerConfig::dense(3);
         let kinds = |config: &ModelConfig| {
             [0, 1].map(|layer| {
                 let mut source = ByHand {

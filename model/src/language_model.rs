@@ -71,7 +71,7 @@ impl LanguageModel {
         let initializer = Initializer::Normal(config.initializer_range);
         let vocabulary = (Axis::Vocabulary, config.vocab_size);
         let model = (Axis::Model, config.d_model);
-        let blocks = 0..config.layers;
+        let blocks = 0..config.layers.len();
         Ok(Self {
             embedding: source.parameter(ParameterSpec::new(
                 "embedding",
@@ -229,7 +229,7 @@ impl LanguageModel {
     ) -> (Tensor<2>, Vec<Routing>) {
         let embedded = embedding(self.embedding.val(), tokens.flatten(0, 1)).cast(DType::F32);
         let mut x = observer.output(LayerPart::outside(Part::Embedding), embedded);
-        let mut routing = Vec::with_capacity(self.config.layers);
+        let mut routing = Vec::with_capacity(self.blocks.len());
         for (layer, block) in self.blocks.iter().enumerate() {
             observer.residual(&x);
             let cache = cache.as_deref_mut().map(|step| step.layer(layer));
@@ -297,7 +297,7 @@ mod tests {
 
     use super::*;
     use crate::batch::Sequence;
-    use crate::config::DenseConfig;
+    use crate::config::LayerConfig;
     use crate::parameters::{MapParameter, map};
     use crate::testing::{ByHand, smallest, text, tiny, with_experts};
     use firebox_runtime::device::{default_name, select};
@@ -425,11 +425,7 @@ mod tests {
 
     fn the_bias_of_every_router_is_set_and_read(device: Device) {
         let mut config = with_experts(3, 1);
-        config.layers = 3;
-        config.dense = Some(DenseConfig {
-            layers: vec![1],
-            d_ff: 5,
-        });
+        config.layers = vec![LayerConfig::MOE, LayerConfig::dense(5), LayerConfig::MOE];
         let mut model = LanguageModel::random(&config, 7, &device);
         assert!(model.router_bias().iter().all(Vec::is_empty), "never on");
         let biases = [vec![0.0, 9.0, 0.0], vec![0.0, 0.0, 9.0]];

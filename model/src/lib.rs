@@ -5,43 +5,21 @@
 //! configuration without allocating the model.
 //!
 //! ```
-//! use firebox_model::config::{
-//!     BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig, Scores,
-//! };
+//! use firebox_model::config::ModelKeys;
 //! use firebox_model::language_model::{LanguageModel, token_tensor};
 //! use firebox_model::moe::balance::{TokensPerExpert, per_layer};
 //! use firebox_runtime::device::{default_name, select};
 //!
-//! let config = ModelConfig {
-//!     vocab_size: 257,
-//!     layers: 2,
-//!     d_model: 32,
-//!     heads: 4,
-//!     kv_heads: 1,
-//!     head_dim: 8,
-//!     context_length: 64,
-//!     rope_theta: 10_000.0,
-//!     rope_scaling: None,
-//!     norm_epsilon: 1e-5,
-//!     tied_embeddings: false,
-//!     initializer_range: 0.02,
-//!     qk_norm: QkNorm::None,
-//!     feed_forward: FeedForwardKind::Moe,
-//!     dense: None,
-//!     experts: ExpertsConfig { count: 8, top_k: 2, d_ff: 48, shared_d_ff: 0 },
-//!     router: RouterConfig {
-//!         scores: Scores::Softmax,
-//!         normalize: true,
-//!         scaling: 1.0,
-//!         groups: 1,
-//!         top_groups: 1,
-//!         balance: BalanceKind::PerLayer,
-//!         balance_coefficient: 0.01,
-//!         z_coefficient: 0.001,
-//!         bias_update_rate: 0.0,
-//!     },
-//! };
-//! config.validate()?;
+//! // The `[model]` table of a run; what is absent has a default.
+//! let keys: ModelKeys = serde_json::from_value(serde_json::json!({
+//!     "vocab_size": 257,
+//!     "layers": 2,
+//!     "d_model": 32,
+//!     "heads": 4,
+//!     "context_length": 64,
+//!     "experts": { "count": 8, "top_k": 2, "d_ff": 48 },
+//! }))?;
+//! let config = keys.resolve()?;
 //!
 //! let device = select(default_name())?;
 //! let model = LanguageModel::random(&config, 42, &device);

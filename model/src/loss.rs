@@ -99,7 +99,7 @@ pub fn auxiliary(
     valid: Option<&Tensor<1>>,
     batch: &TokensPerExpert,
 ) -> Option<Tensor<1>> {
-    let router = &config.router;
+    let router = &config.moe.as_ref()?.router;
     let balance = (router.balance_coefficient > 0.0)
         .then(|| load_balancing(router.balance, routing, valid, batch));
     let z = (router.z_coefficient > 0.0).then(|| mean(balance::z_loss(routing, valid, batch)));
@@ -121,7 +121,7 @@ mod tests {
 
     use super::*;
     use crate::config::Scores;
-    use crate::testing::tiny;
+    use crate::testing::{moe, tiny};
     use firebox_kernels::dispatch::DispatchPlan;
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values};
@@ -177,13 +177,13 @@ mod tests {
             (BalanceKind::PerLayer, 0.0, 2.0, 2.0 * z),
         ];
         for (kind, balance, z, expected) in cases {
-            config.router.balance = kind;
-            config.router.balance_coefficient = balance;
-            config.router.z_coefficient = z;
+            let router = &mut moe(&mut config).router;
+            router.balance = kind;
+            (router.balance_coefficient, router.z_coefficient) = (balance, z);
             let found = found(&config).expect("a term");
             assert_close(&format!("{kind:?}"), &found, &[expected], 1e-6).unwrap();
         }
-        config.router.z_coefficient = 0.0;
+        moe(&mut config).router.z_coefficient = 0.0;
         assert_eq!(found(&config), None, "both coefficients are 0");
         for kind in [BalanceKind::PerLayer, BalanceKind::Pooled] {
             let dense = load_balancing(kind, &[], None, &TokensPerExpert::default());

@@ -279,7 +279,7 @@ impl<M: MapParameter> ModuleMapper for Walk<'_, M> {
 mod tests {
     use super::*;
     use crate::language_model::LanguageModel;
-    use crate::testing::{smallest, tiny};
+    use crate::testing::{moe, smallest, tiny};
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::values;
 
@@ -337,11 +337,8 @@ mod tests {
     fn dimensions_have_the_sizes_of_their_axes() {
         let mut config = tiny();
         config.qk_norm = crate::config::QkNorm::Projection;
-        config.experts.shared_d_ff = 5;
-        config.dense = Some(crate::config::DenseConfig {
-            layers: vec![1],
-            d_ff: 3,
-        });
+        moe(&mut config).experts.shared_d_ff = 5;
+        config.layers[1] = crate::config::LayerConfig::dense(3);
         for ParameterInfo {
             path,
             role,
@@ -415,11 +412,8 @@ mod tests {
         // What is asked for is what is there, of every kind of layer.
         let mut mixed = tiny();
         mixed.qk_norm = crate::config::QkNorm::Head;
-        mixed.dense = Some(crate::config::DenseConfig {
-            layers: vec![1],
-            d_ff: 3,
-        });
-        mixed.experts.shared_d_ff = 5;
+        mixed.layers[1] = crate::config::LayerConfig::dense(3);
+        moe(&mut mixed).experts.shared_d_ff = 5;
         for config in [smallest(), mixed, tiny().dense_baseline()] {
             let model = LanguageModel::random(&config, 1, &device);
             let mut seen = self::seen(&model);

@@ -87,7 +87,7 @@ impl fmt::Display for LayerPart {
 
 /// All parts of a network, in execution order.
 pub fn layer_parts(config: &ModelConfig) -> Vec<LayerPart> {
-    let layers = (0..config.layers).flat_map(|layer| {
+    let layers = (0..config.layers.len()).flat_map(|layer| {
         let attention = [Part::AttentionNorm, Part::Attention, Part::FeedForwardNorm];
         let feed_forward: &[Part] = match config.dense_d_ff(layer) {
             Some(_) => &[Part::FeedForward],
@@ -98,7 +98,11 @@ pub fn layer_parts(config: &ModelConfig) -> Vec<LayerPart> {
                 Part::Experts,
             ],
         };
-        let shared = config.dense_d_ff(layer).is_none() && config.experts.shared_d_ff > 0;
+        let shared = config.dense_d_ff(layer).is_none()
+            && config
+                .moe
+                .as_ref()
+                .is_some_and(|moe| moe.experts.shared_d_ff > 0);
         let parts = attention.into_iter().chain(feed_forward.iter().copied());
         let parts = parts.chain(shared.then_some(Part::SharedExperts));
         parts.map(move |part| LayerPart::of_layer(layer, part))

@@ -5,9 +5,7 @@ use std::convert::Infallible;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::config::{
-    BalanceKind, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig, Scores,
-};
+use crate::config::{ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm, RouterConfig};
 use crate::parameters::{Initializer, ParameterSource, ParameterSpec};
 
 /// A model of two layers with eight experts, top-2. Its random weights are wide, so that what the experts say
@@ -15,7 +13,6 @@ use crate::parameters::{Initializer, ParameterSource, ParameterSpec};
 pub fn tiny() -> ModelConfig {
     ModelConfig {
         vocab_size: 37,
-        layers: 2,
         d_model: 24,
         heads: 4,
         kv_heads: 2,
@@ -27,55 +24,51 @@ pub fn tiny() -> ModelConfig {
         tied_embeddings: false,
         initializer_range: 0.3,
         qk_norm: QkNorm::None,
-        feed_forward: FeedForwardKind::Moe,
-        dense: None,
-        experts: ExpertsConfig {
-            count: 8,
-            top_k: 2,
-            d_ff: 20,
-            shared_d_ff: 0,
-        },
-        router: RouterConfig {
-            scores: Scores::Softmax,
-            normalize: true,
-            scaling: 1.0,
-            groups: 1,
-            top_groups: 1,
-            balance: BalanceKind::PerLayer,
-            balance_coefficient: 0.05,
-            z_coefficient: 0.01,
-            bias_update_rate: 0.0,
-        },
+        layers: vec![LayerConfig::MOE; 2],
+        moe: Some(MoeConfig {
+            experts: ExpertsConfig {
+                count: 8,
+                top_k: 2,
+                d_ff: 20,
+                shared_d_ff: 0,
+            },
+            router: RouterConfig {
+                balance_coefficient: 0.05,
+                z_coefficient: 0.01,
+                ..RouterConfig::DEFAULT
+            },
+        }),
     }
+}
+
+/// The mixture of a configuration, to be changed.
+pub fn moe(config: &mut ModelConfig) -> &mut MoeConfig {
+    config.moe.as_mut().expect("a model with a mixture")
 }
 
 /// [`tiny`] with some experts.
 pub fn with_experts(count: usize, top_k: usize) -> ModelConfig {
     let mut config = tiny();
-    config.experts.count = count;
-    config.experts.top_k = top_k;
+    let experts = &mut moe(&mut config).experts;
+    (experts.count, experts.top_k) = (count, top_k);
     config
 }
 
 /// One layer of one head, d_model 2, a vocabulary of 4, two experts of d_ff 1, top-1. A norm's epsilon of 12.5
 /// makes `[3, 4]` into `[0.6, 0.8]`: the mean of 9 and 16 is 12.5, and √25 = 5.
 pub fn smallest() -> ModelConfig {
+    let mut config = with_experts(2, 1);
+    moe(&mut config).experts.d_ff = 1;
     ModelConfig {
         vocab_size: 4,
-        layers: 1,
         d_model: 2,
         heads: 1,
         kv_heads: 1,
         head_dim: 2,
         context_length: 8,
         norm_epsilon: 12.5,
-        experts: ExpertsConfig {
-            count: 2,
-            top_k: 1,
-            d_ff: 1,
-            shared_d_ff: 0,
-        },
-        ..tiny()
+        layers: vec![LayerConfig::MOE],
+        ..config
     }
 }
 

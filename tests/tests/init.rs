@@ -110,10 +110,8 @@ fn an_upcycled_model_begins_as_the_dense_one_and_its_experts_part() {
     let folder = checkpoint_folder(Path::new(&out)).expect("a checkpoint");
     let saved = read_config(&folder, Accept::Nothing).expect("a configuration");
     assert_eq!(saved.family.model_type, "mixtral");
-    assert_eq!(
-        (saved.model.experts.count, saved.model.experts.d_ff),
-        (4, 64)
-    );
+    let experts = saved.model.moe.expect("a mixture").experts;
+    assert_eq!((experts.count, experts.d_ff), (4, 64));
     let weights = TensorFile::open(&folder.join("model.safetensors")).expect("weights");
     for layer in 0..2 {
         let experts = (0..4).map(|expert| {

@@ -9,6 +9,7 @@ use burn::tensor::{Device, Tensor};
 use firebox_model::batch::Sequence;
 use firebox_model::config::BalanceKind;
 use firebox_model::moe::stats::LayerHealth;
+use firebox_model::testing::moe;
 use firebox_runtime::on_every_device;
 use firebox_tests::models::{model, sequences, tiny};
 use firebox_tests::tensors::relative_error;
@@ -34,7 +35,7 @@ fn close<const D: usize>(what: &str, found: &Tensor<D>, expected: &Tensor<D>) {
 fn the_gradient_does_not_depend_on_the_cut_into_micro_batches(device: Device) {
     let device = device.autodiff();
     let mut pooled = tiny();
-    pooled.router.balance = BalanceKind::Pooled;
+    moe(&mut pooled).router.balance = BalanceKind::Pooled;
     for config in [tiny(), pooled] {
         let model = model(&config, &device).train();
         let sequences = sequences(&config, 5, 12, &[0, 7, 0, 3, 11]);
@@ -110,8 +111,8 @@ fn the_auxiliary_losses_are_in_the_gradient_and_not_in_the_loss(device: Device) 
     let device = device.autodiff();
     let with = tiny();
     let mut without = tiny();
-    without.router.balance_coefficient = 0.0;
-    without.router.z_coefficient = 0.0;
+    let router = &mut moe(&mut without).router;
+    (router.balance_coefficient, router.z_coefficient) = (0.0, 0.0);
     let sequences = sequences(&with, 2, 12, &[]);
     let [with, without] = [with, without]
         .map(|config| forward_backward(&model(&config, &device).train(), &sequences, 2, &device));

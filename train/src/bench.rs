@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use firebox_kernels::matrix_peak;
 use firebox_model::accounting::Accounting;
 use firebox_model::batch::Sequence;
-use firebox_model::config::{FeedForwardKind, ModelConfig};
+use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_runtime::device;
 use firebox_runtime::memory;
@@ -89,7 +89,7 @@ const WARM_UP: usize = 3;
 pub fn bench(config: &RunConfig, options: &BenchOptions) -> Result<Bench, TrainError> {
     let selected = device::select(&options.device)?;
     let model = measure(config, &config.model, options.steps, &selected);
-    let is_moe = config.model.feed_forward == FeedForwardKind::Moe;
+    let is_moe = config.model.moe.is_some();
     let dense_baseline = (options.baseline && is_moe).then(|| {
         let baseline = config.model.dense_baseline();
         measure(config, &baseline, options.steps, &selected)

@@ -3,7 +3,6 @@
 mod text;
 
 use firebox_model::accounting::Accounting;
-use firebox_model::config::FeedForwardKind;
 use serde::Serialize;
 
 use crate::config::{PlanConfig, RunConfig};
@@ -74,14 +73,13 @@ impl TrainingTotals {
         let tokens = ramp.total_tokens(steps, context);
         let batch = |step| ramp.sequences_at(step, context) as u128 * context as u128;
         let tokens_per_step = [batch(0), batch(steps.saturating_sub(1))];
-        let experts = &config.model.experts;
-        let per_expert = experts.top_k as f64 / experts.count as f64;
-        let sparse = config.model.feed_forward == FeedForwardKind::Moe;
+        let experts = config.model.moe.as_ref().map(|moe| moe.experts);
+        let per_expert = experts.map(|experts| experts.top_k as f64 / experts.count as f64);
         Self {
             tokens,
             tokens_per_step,
-            tokens_per_expert_per_step: sparse
-                .then(|| tokens_per_step.map(|tokens| tokens as f64 * per_expert)),
+            tokens_per_expert_per_step: per_expert
+                .map(|share| tokens_per_step.map(|tokens| tokens as f64 * share)),
             operations: model.operations.training * tokens as f64,
         }
     }

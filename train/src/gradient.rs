@@ -10,7 +10,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Gradients, Tensor};
 use firebox_kernels::sum_of_squares;
 use firebox_model::batch::{Batch, Sequence};
-use firebox_model::config::{FeedForwardKind, ModelConfig};
+use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::loss::{Objective, Targets};
 use firebox_model::moe::balance::TokensPerExpert;
@@ -110,7 +110,8 @@ pub fn forward_backward(
 
 /// Whether the training loss depends on the expert load.
 fn needs_load(config: &ModelConfig) -> bool {
-    config.feed_forward == FeedForwardKind::Moe && config.router.balance_coefficient > 0.0
+    let moe = config.moe.as_ref();
+    moe.is_some_and(|moe| moe.router.balance_coefficient > 0.0)
 }
 
 /// The gradient of each parameter, flattened, by path; a sum over micro-batches.

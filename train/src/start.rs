@@ -7,7 +7,6 @@ use firebox_checkpoint::{
     Accept, CONFIG_FILE, Notes, checkpoint_folder, load_weights, read_config, upcycle,
 };
 use firebox_model::accounting::Parameters;
-use firebox_model::config::FeedForwardKind;
 use firebox_model::language_model::LanguageModel;
 use firebox_text::{TOKENIZER_FILE, Tokenizer};
 
@@ -40,12 +39,11 @@ pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageMod
             folder.join(CONFIG_FILE).display()
         );
     }
-    let kinds = (origin.model.feed_forward, config.model.feed_forward);
-    if kinds != (FeedForwardKind::Dense, FeedForwardKind::Moe) {
+    let (None, Some(moe)) = (&origin.model.moe, &config.model.moe) else {
         tracing::info!("{source}");
         return Ok(load_weights(&folder, &origin, &config.model, device)?);
-    }
-    let experts = &config.model.experts;
+    };
+    let experts = &moe.experts;
     tracing::info!(
         "{source}; upcycled to {} experts, {} per token",
         experts.count,

@@ -5,7 +5,6 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::tensor::Device;
 use firebox_model::batch::Sequence;
-use firebox_model::config::FeedForwardKind;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::moe::balance::update_bias;
 use firebox_model::moe::stats::LayerHealth;
@@ -113,12 +112,13 @@ impl TrainingState {
             learning_rate,
             &config.optimizer,
         );
-        if config.model.router.bias_update_rate > 0.0
-            && config.model.feed_forward == FeedForwardKind::Moe
+        let moe = config.model.moe.as_ref();
+        if let Some(rate) = moe.map(|moe| moe.router.bias_update_rate)
+            && rate > 0.0
         {
             let mut biases = self.model.router_bias();
             for (bias, counts) in biases.iter_mut().zip(batch.health.tokens_per_expert()) {
-                update_bias(bias, counts, config.model.router.bias_update_rate);
+                update_bias(bias, counts, rate);
             }
             self.model.set_router_bias(&biases);
         }

@@ -10,7 +10,6 @@ use burn::tensor::Device;
 use firebox_checkpoint::Notes;
 use firebox_console::durable::FileError;
 use firebox_model::batch::Sequence;
-use firebox_model::config::FeedForwardKind;
 use firebox_model::evaluate::{self, evaluate_parts};
 use firebox_model::generate::generate;
 use firebox_model::moe::stats::warning;
@@ -186,13 +185,13 @@ impl Run {
                 tokens_per_second,
                 &layers,
             );
-            let assignments = tokens * config.model.experts.top_k as u64;
+            let experts = config.model.moe.as_ref().map(|moe| moe.experts);
+            let assignments = tokens * experts.map_or(0, |experts| experts.top_k as u64);
             if let Some(warning) =
                 warning(&layers, assignments).filter(|_| step > config.schedule.warmup_steps)
             {
                 display.warn(&format!("step {step}: {warning}"));
             }
-            let experts = &config.model.experts;
             let record = TrainRecord {
                 step,
                 tokens: progress.tokens,
@@ -201,8 +200,7 @@ impl Run {
                 learning_rate: result.learning_rate,
                 gradient_norm: result.gradient_norm,
                 batch_tokens: tokens,
-                tokens_per_expert: (config.model.feed_forward == FeedForwardKind::Moe)
-                    .then(|| tokens as f64 * experts.top_k as f64 / experts.count as f64),
+                tokens_per_expert: experts.map(|experts| assignments as f64 / experts.count as f64),
                 tokens_per_second,
                 flops_per_second: tokens_per_second * self.training_flops_per_token,
                 seconds: progress.seconds,

@@ -126,7 +126,8 @@ pub fn compare_traces(
 
     let gaps = |logits: &Matrix, moe_layer: usize| {
         let bias = router_bias(moe_layer);
-        gaps(logits, bias, &model.router, model.experts.top_k)
+        let moe = model.moe.as_ref().expect("a model with a router");
+        gaps(logits, bias, &moe.router, moe.experts.top_k)
     };
 
     let layer_parts = layer_parts(model);

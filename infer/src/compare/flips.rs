@@ -148,7 +148,7 @@ mod tests {
         // Probabilities 0.5, 0.25, 0.125, 0.125.
         let logits = Matrix::new(4, [4f32, 2.0, 1.0, 1.0].map(f32::ln).to_vec());
         let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-7, "{found}");
-        let mut router = tiny_config().router;
+        let mut router = tiny_config().moe.unwrap().router;
         let of = |router: &RouterConfig, bias: &[f32], top_k| gaps(&logits, bias, router, top_k)[0];
         close(of(&router, &[], 1), 0.25);
         close(of(&router, &[], 2), 0.125);
@@ -161,7 +161,7 @@ mod tests {
         close(of(&router, &[], 2), 0.5);
         close(of(&router, &[0.0, 0.0, 0.0, 0.375], 1), 0.125);
         // Sigmoids of ln x: 4/5, 2/3, 1/2, 1/2.
-        router = tiny_config().router;
+        router = tiny_config().moe.unwrap().router;
         router.scores = Scores::Sigmoid;
         close(of(&router, &[], 1), 4.0 / 5.0 - 2.0 / 3.0);
     }

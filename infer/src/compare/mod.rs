@@ -196,7 +196,7 @@ pub fn compare(
     }
     let tokens = &runner.tokens;
     Ok(Comparison {
-        layers: model.layers,
+        layers: model.layers.len(),
         moe_layers: model.moe_layers().count(),
         text: tokens.source().to_owned(),
         tokens: tokens.count(),

@@ -9,12 +9,12 @@ use firebox_console::durable::FileError;
 use serde_json::{Map, Value, json};
 
 use super::dtype::StoredDtype as _;
-use super::families::{DenseLayers, FIREBOX, Family, RouterKind};
+use super::families::{DenseLayers, FIREBOX, Family, RouterKind, Windows};
 use super::fields::Fields;
 use super::notes::generation_eos_ids;
 use super::{Accept, CONFIG_FILE, CheckpointError, Notes};
 use firebox_kernels::dtype::WeightDtype;
-use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig, RopeScaling};
+use firebox_model::config::{AttentionKind, BalanceKind, ModelConfig, MoeConfig, RopeScaling};
 
 /// The content of a `config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,12 +90,9 @@ pub fn config_json(
 
 /// The configuration under Hugging Face's keys.
 fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
-    let ModelConfig {
-        experts, router, ..
-    } = model;
     let mut value = json!({
         "vocab_size": model.vocab_size,
-        "num_hidden_layers": model.layers,
+        "num_hidden_layers": model.layers.len(),
         "hidden_size": model.d_model,
         "num_attention_heads": model.heads,
         "num_key_value_heads": model.kv_heads,
@@ -115,10 +112,12 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
         // The name of older versions.
         fields.insert("rope_scaling".to_owned(), rope_parameters(model));
     }
-    if model.feed_forward == FeedForwardKind::Dense {
-        fields.insert(family.d_ff.to_owned(), json!(model.active_d_ff()));
+    add_windows(fields, model, family);
+    let (dense, widths): (Vec<usize>, Vec<usize>) = model.dense_layers().unzip();
+    let Some(MoeConfig { experts, router }) = &model.moe else {
+        fields.insert(family.d_ff.to_owned(), json!(widths[0]));
         return value;
-    }
+    };
     // When balanced, Hugging Face's pooled loss is k and our per-layer loss is 1; the product with the coefficient must
     // be the same.
     let mut add = |key: &str, value: Value| fields.insert(key.to_owned(), value);
@@ -129,7 +128,6 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
     add("num_experts_per_tok", json!(experts.top_k));
     add("norm_topk_prob", json!(router.normalize));
     add("output_router_logits", json!(false));
-    add("sliding_window", Value::Null);
     let coefficient = match router.balance {
         BalanceKind::Pooled => router.balance_coefficient,
         BalanceKind::PerLayer => router.balance_coefficient / experts.top_k as f64,
@@ -148,22 +146,46 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
             add("routed_scaling_factor", json!(router.scaling));
         }
     }
-    let (layers, d_ff) = match &model.dense {
-        Some(dense) => (dense.layers.clone(), dense.d_ff),
-        None => (Vec::new(), model.active_d_ff()),
-    };
     match family.dense_layers {
         DenseLayers::None => return value,
         DenseLayers::Any => {
             add("decoder_sparse_step", json!(1));
-            add("mlp_only_layers", json!(layers));
+            add("mlp_only_layers", json!(dense));
         }
         DenseLayers::First => {
-            add("first_k_dense_replace", json!(layers.len()));
+            add("first_k_dense_replace", json!(dense.len()));
         }
     }
+    let d_ff = widths.first().copied();
+    let d_ff = d_ff.unwrap_or_else(|| experts.active_d_ff());
     add("intermediate_size", json!(d_ff));
     value
+}
+
+/// Says which layers attend to a window, or that none does where the family might have one.
+fn add_windows(fields: &mut Map<String, Value>, model: &ModelConfig, family: &Family) {
+    if family.usage("sliding_window").is_none() {
+        return;
+    }
+    let mut windows = model
+        .layers
+        .iter()
+        .filter_map(|layer| layer.attention.window());
+    let window = windows.next();
+    let mut add = |key: &str, value: Value| fields.insert(key.to_owned(), value);
+    if window.is_some() || family.defaults.sliding_window.is_some() {
+        add("sliding_window", json!(window));
+    }
+    if family.usage("use_sliding_window").is_some() {
+        add("use_sliding_window", json!(window.is_some()));
+    }
+    if window.is_some() && family.windows == Windows::ByLayer {
+        let kinds = model.layers.iter().map(|layer| match layer.attention {
+            AttentionKind::Window(_) => "sliding_attention",
+            AttentionKind::Full | AttentionKind::Nope => "full_attention",
+        });
+        add("layer_types", kinds.collect());
+    }
 }
 
 /// The rotary positions under Hugging Face's keys.

@@ -8,10 +8,13 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::accept::ACCEPTED;
-use super::families::{Defaults, DenseLayers, FIREBOX, Family, Normalize, RouterKind, Usage};
+use super::families::{
+    Defaults, DenseLayers, FIREBOX, Family, Normalize, RouterKind, Usage, Windows,
+};
 use super::{Accept, CheckpointConfig, CheckpointError, Notes};
 use firebox_model::config::{
-    BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, RouterConfig, Scores,
+    AttentionKind, BalanceKind, ConfigError, ExpertsConfig, FeedForwardKind, FeedForwardName,
+    LayerConfig, MOST_LAYERS, ModelConfig, ModelKeys, MoeConfig, RouterConfig, Scores,
 };
 
 /// A file that is being read.
@@ -151,19 +154,13 @@ impl<'a> Fields<'a> {
     pub(super) fn config(&self) -> Read<CheckpointConfig> {
         let family = self.family;
         let model = match family == FIREBOX {
-            true => {
-                let model = self.get("model").unwrap_or(&Value::Null);
-                serde_json::from_value::<ModelConfig>(model.clone())
-                    .map_err(|error| self.error("model", model, &error.to_string()))?
+            true => self.own_model()?,
+            false => {
+                let model = self.model()?;
+                model.validate().map_err(|error| self.broken(error))?;
+                model
             }
-            false => self.model()?,
         };
-        model.validate().map_err(|error| CheckpointError::Config {
-            path: self.path.to_owned(),
-            key: self.field_of(error.key),
-            value: error.value,
-            rule: error.rule,
-        })?;
         Ok(CheckpointConfig {
             model,
             family,
@@ -173,10 +170,37 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// The field that a key of [`ModelConfig`] is read from.
+    /// The model of a file of Firebox's own family.
+    fn own_model(&self) -> Read<ModelConfig> {
+        let model = self.get("model").unwrap_or(&Value::Null);
+        let keys: ModelKeys = serde_path_to_error::deserialize(model).map_err(|error| {
+            let path = error.path().to_string();
+            let rule = error.inner().to_string();
+            match path.as_str() {
+                "." => self.error("model", &Value::Null, &rule),
+                path => {
+                    let pointer = format!("/{}", path.replace('.', "/"));
+                    let value = model.pointer(&pointer).unwrap_or(&Value::Null);
+                    self.error(&format!("model.{path}"), value, &rule)
+                }
+            }
+        })?;
+        keys.resolve().map_err(|error| self.broken(error))
+    }
+
+    fn broken(&self, error: ConfigError) -> CheckpointError {
+        CheckpointError::Config {
+            path: self.path.to_owned(),
+            key: self.field_of(error.key),
+            value: error.value.unwrap_or_else(|| "null".to_owned()),
+            rule: error.rule,
+        }
+    }
+
+    /// The field that a key of [`ModelKeys`] is read from.
     fn field_of(&self, key: &str) -> String {
         if self.family == FIREBOX {
-            return key.to_owned();
+            return format!("model.{key}");
         }
         if let Some(rest) = key.strip_prefix("rope_scaling.") {
             let table = match self.get("rope_parameters") {
@@ -195,6 +219,7 @@ impl<'a> Fields<'a> {
             "heads" => "num_attention_heads",
             "kv_heads" => "num_key_value_heads",
             "context_length" => "max_position_embeddings",
+            "window" => "sliding_window",
             "norm_epsilon" => "rms_norm_eps",
             "experts.count" => self.family.experts.first().copied().unwrap_or(key),
             "experts.top_k" => "num_experts_per_tok",
@@ -261,13 +286,20 @@ impl<'a> Fields<'a> {
         let heads = self.size_or("num_attention_heads", absent.num_attention_heads)?;
         let layers = self.size_or("num_hidden_layers", absent.num_hidden_layers)?;
         let context = self.size_or("max_position_embeddings", absent.max_position_embeddings)?;
-        self.refuse_windows(layers, context)?;
+        if layers > MOST_LAYERS {
+            let rule = format!("must be at most {MOST_LAYERS}");
+            return Err(self.error("num_hidden_layers", &layers.into(), &rule));
+        }
+        let attention = self.attention(layers, context)?;
         let (rope_theta, rope_scaling) = self.rope(context)?;
-        let sparse = family.feed_forward == FeedForwardKind::Moe;
-        let d_ff = self.size_or(family.d_ff, width(absent, family.d_ff))?;
+        let feed_forwards = self.feed_forwards(layers)?;
+        let sparse = feed_forwards.contains(&FeedForwardKind::Moe);
+        let layer = |(attention, feed_forward)| LayerConfig {
+            attention,
+            feed_forward,
+        };
         Ok(ModelConfig {
             vocab_size: self.size_or("vocab_size", absent.vocab_size)?,
-            layers,
             d_model,
             heads,
             kv_heads: self.kv_heads(heads)?,
@@ -282,15 +314,26 @@ impl<'a> Fields<'a> {
             tied_embeddings: self.flag("tie_word_embeddings")?,
             initializer_range: self.number_or("initializer_range", 0.02)?,
             qk_norm: family.qk_norm,
-            feed_forward: family.feed_forward,
-            dense: self.dense(layers)?,
+            layers: attention
+                .into_iter()
+                .zip(feed_forwards)
+                .map(layer)
+                .collect(),
+            moe: match sparse {
+                true => Some(self.moe()?),
+                false => None,
+            },
+        })
+    }
+
+    fn moe(&self) -> Read<MoeConfig> {
+        let family = &self.family;
+        let absent = &family.defaults;
+        let d_ff = self.size_or(family.d_ff, width(absent, family.d_ff))?;
+        Ok(MoeConfig {
             experts: ExpertsConfig {
-                count: if sparse { self.experts()? } else { 1 },
-                top_k: if sparse {
-                    self.size_or("num_experts_per_tok", absent.num_experts_per_tok)?
-                } else {
-                    1
-                },
+                count: self.experts()?,
+                top_k: self.size_or("num_experts_per_tok", absent.num_experts_per_tok)?,
                 d_ff,
                 shared_d_ff: self.size_or("n_shared_experts", 0)?.saturating_mul(d_ff),
             },
@@ -307,10 +350,8 @@ impl<'a> Fields<'a> {
                     Normalize::AsConfigured => self.flag("norm_topk_prob")?,
                 },
                 balance: BalanceKind::Pooled,
-                balance_coefficient: match sparse {
-                    true => self.number_or("router_aux_loss_coef", absent.router_aux_loss_coef)?,
-                    false => 0.0,
-                },
+                balance_coefficient: self
+                    .number_or("router_aux_loss_coef", absent.router_aux_loss_coef)?,
                 z_coefficient: 0.0,
                 bias_update_rate: 0.0,
             },
@@ -333,14 +374,22 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The dense layers: the first ones, or all but those where i + 1 is a multiple of `decoder_sparse_step` and i is not
-    /// in `mlp_only_layers`.
-    fn dense(&self, layers: usize) -> Read<Option<DenseConfig>> {
-        let dense: Vec<usize> = match self.family.dense_layers {
-            DenseLayers::None => Vec::new(),
+    /// The feed-forward of each layer. Of a mixture, dense are the first layers, or all but those where i + 1 is a multiple
+    /// of `decoder_sparse_step` and i is not in `mlp_only_layers`.
+    fn feed_forwards(&self, layers: usize) -> Read<Vec<FeedForwardKind>> {
+        let family = &self.family;
+        let dense = |field: &str| -> Read<FeedForwardKind> {
+            let d_ff = self.size_or(field, width(&family.defaults, field))?;
+            Ok(FeedForwardKind::Dense { d_ff })
+        };
+        if family.feed_forward == FeedForwardName::Dense {
+            return Ok(vec![dense(family.d_ff)?; layers]);
+        }
+        let is_dense: Vec<bool> = match family.dense_layers {
+            DenseLayers::None => vec![false; layers],
             DenseLayers::First => {
                 let first = self.size_or("first_k_dense_replace", 0)?;
-                (0..first.min(layers)).collect()
+                (0..layers).map(|layer| layer < first).collect()
             }
             DenseLayers::Any => {
                 let step = self.size_or("decoder_sparse_step", 1)?.max(1);
@@ -348,19 +397,24 @@ impl<'a> Fields<'a> {
                     None => Vec::new(),
                     Some(value) => self.numbers("mlp_only_layers", value)?,
                 };
-                let is_dense = |layer: &usize| {
-                    !(layer + 1).is_multiple_of(step) || listed.contains(&(*layer as u64))
+                let is_dense = |layer: usize| {
+                    !(layer + 1).is_multiple_of(step) || listed.contains(&(layer as u64))
                 };
-                (0..layers).filter(is_dense).collect()
+                (0..layers).map(is_dense).collect()
             }
         };
-        if dense.is_empty() {
-            return Ok(None);
+        if !is_dense.contains(&true) {
+            return Ok(vec![FeedForwardKind::Moe; layers]);
         }
-        Ok(Some(DenseConfig {
-            layers: dense,
-            d_ff: self.size_or("intermediate_size", self.family.defaults.intermediate_size)?,
-        }))
+        let dense = dense("intermediate_size")?;
+        let kind = |is_dense| {
+            if is_dense {
+                dense
+            } else {
+                FeedForwardKind::Moe
+            }
+        };
+        Ok(is_dense.into_iter().map(kind).collect())
     }
 
     /// Where the field is there but null, a model has as many key/value heads as query heads.
@@ -373,37 +427,81 @@ impl<'a> Fields<'a> {
         self.size_or(key, absent)
     }
 
-    /// A sliding window hides nothing where it is as long as the context, begins behind the last layer, or is not in use:
-    /// families with a switch for it have it off unless the switch is on.
-    fn refuse_windows(&self, layers: usize, context: usize) -> Read<()> {
-        let rule = "Firebox attends to the whole context";
+    /// The attention of each layer. A window that is as long as the context hides nothing, and families with a switch
+    /// for it have it off unless the switch is on.
+    fn attention(&self, layers: usize, context: usize) -> Read<Vec<AttentionKind>> {
         let absent = &self.family.defaults;
         let has = |key| self.family.usage(key) == Some(Usage::Read);
-        self.size_or("sliding_window", 0)?;
+        let written = self.size_or("sliding_window", 0)?;
         let in_use = !has("use_sliding_window") || self.flag("use_sliding_window")?;
-        let begins = self.size_or("max_window_layers", absent.max_window_layers)?;
-        let listed = self.get("layer_types").is_some();
-        if in_use && (listed || !has("max_window_layers") || begins < layers) {
-            let window = match (self.value.get("sliding_window"), absent.sliding_window) {
-                (Some(window), _) => window.clone(),
-                (None, Some(window)) => window.into(),
-                (None, None) => Value::Null,
-            };
-            let hides = window.as_u64().is_none_or(|window| window < context as u64);
-            if !window.is_null() && hides && !self.all_layers_are_full() {
-                return Err(self.error("sliding_window", &window, rule));
+        let window = match self.value.get("sliding_window") {
+            Some(Value::Null) => None,
+            Some(_) => Some(written),
+            None => absent.sliding_window,
+        };
+        let window = window.filter(|_| in_use);
+        let hides = window.filter(|&window| window < context);
+        let by_layer = self.family.windows == Windows::ByLayer;
+        if by_layer && let Some(kinds) = self.get("layer_types") {
+            return self.listed_attention(kinds, layers, window, hides);
+        }
+        if let Some(value) = self.get("layer_types") {
+            let kinds = value.as_array();
+            let kinds = kinds.ok_or_else(|| self.error("layer_types", value, "must be a list"))?;
+            if let Some(kind) = kinds.iter().find(|kind| *kind != "full_attention") {
+                let rule = "in this family all layers attend alike, whatever the field says";
+                return Err(self.error("layer_types", kind, rule));
             }
         }
-        let Some(value) = self.get("layer_types") else {
-            return Ok(());
+        let begins = match by_layer {
+            true => self.size_or("max_window_layers", absent.max_window_layers)?,
+            false => 0,
         };
-        let kinds = value
-            .as_array()
-            .ok_or_else(|| self.error("layer_types", value, "must be a list"))?;
-        match kinds.iter().find(|kind| *kind != "full_attention") {
-            Some(kind) => Err(self.error("layer_types", kind, rule)),
-            None => Ok(()),
+        if self.family.windows == Windows::None
+            && let Some(window) = hides
+        {
+            let rule =
+                "in this family every layer attends to the whole context, whatever the field says";
+            return Err(self.error("sliding_window", &window.into(), rule));
         }
+        let kind = |layer| match hides {
+            Some(window) if layer >= begins => AttentionKind::Window(window),
+            _ => AttentionKind::Full,
+        };
+        Ok((0..layers).map(kind).collect())
+    }
+
+    /// The attention of each layer as `layer_types` lists it, where `window` is in use and hides something.
+    fn listed_attention(
+        &self,
+        kinds: &Value,
+        layers: usize,
+        window: Option<usize>,
+        hides: Option<usize>,
+    ) -> Read<Vec<AttentionKind>> {
+        let list = kinds
+            .as_array()
+            .ok_or_else(|| self.error("layer_types", kinds, "must be a list"))?;
+        if list.len() != layers {
+            let rule = format!("must have a word for each of the {layers} layers");
+            return Err(self.error("layer_types", kinds, &rule));
+        }
+        let kind = |kind: &Value| match (kind.as_str(), window) {
+            (Some("full_attention"), _) => Ok(AttentionKind::Full),
+            (Some("sliding_attention"), Some(_)) => {
+                Ok(hides.map_or(AttentionKind::Full, AttentionKind::Window))
+            }
+            (Some("sliding_attention"), None) => {
+                let rule = "has no window: sliding_window is null, or use_sliding_window is false";
+                Err(self.error("layer_types", kind, rule))
+            }
+            _ => Err(self.error(
+                "layer_types",
+                kind,
+                "must be full_attention or sliding_attention",
+            )),
+        };
+        list.iter().map(kind).collect()
     }
 
     /// One token or a list of them; none where it is absent.
@@ -442,14 +540,6 @@ impl<'a> Fields<'a> {
 
     fn size_or(&self, key: &str, absent: usize) -> Read<usize> {
         self.get(key).map_or(Ok(absent), |_| self.size(key))
-    }
-
-    /// Whether the file lists the kind of every layer, and none has a window.
-    fn all_layers_are_full(&self) -> bool {
-        let kinds = self.get("layer_types").and_then(Value::as_array);
-        // Where the family's own class reads the list.
-        self.family.usage("max_window_layers") == Some(Usage::Read)
-            && kinds.is_some_and(|kinds| kinds.iter().all(|kind| kind == "full_attention"))
     }
 
     fn number(&self, key: &str) -> Read<f64> {

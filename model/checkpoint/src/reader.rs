@@ -67,12 +67,12 @@ impl<'a> CheckpointParameters<'a> {
         let store = TensorStore::open(folder)?;
         // A size beyond what these files can contain would make the list of parameters unboundedly long.
         let tensors = store.tensors().count();
-        if config.layers > tensors {
+        if config.layers.len() > tensors {
             return Err(CheckpointError::Mismatch {
                 place: folder.to_owned(),
                 differences: format!(
                     "config.json has {} layers, but the files contain only {tensors} tensors",
-                    config.layers
+                    config.layers.len()
                 ),
             });
         }
@@ -142,9 +142,10 @@ impl<'a> CheckpointParameters<'a> {
                 }
             }
         }
+        let experts = config.moe.as_ref().map_or(0, |moe| moe.experts.count);
         for name in &biases {
-            read.insert(name, config.experts.count);
-            mismatch.expect(name, &[config.experts.count], store.info(name));
+            read.insert(name, experts);
+            mismatch.expect(name, &[experts], store.info(name));
         }
         let redundant_head =
             config.tied_embeddings && store.info(HEAD).is_some() && store.info(EMBEDDING).is_some();

@@ -42,10 +42,12 @@ pub fn save(
 ) -> Result<(), CheckpointError> {
     let family = family(model);
     let mut tensors = tensors(model, &family, Spelling::Saved, None);
+    let moe = model.config().moe.as_ref();
+    let experts = moe.map_or(0, |moe| moe.experts.count);
     let biases = model.config().moe_layers().zip(model.router_bias());
     for (layer, mut bias) in biases {
         if family.router == RouterKind::DeepSeekV3 {
-            bias.resize(model.config().experts.count, 0.0);
+            bias.resize(experts, 0.0);
         }
         if bias.is_empty() {
             continue;

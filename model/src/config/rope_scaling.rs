@@ -1,12 +1,9 @@
-//! `[model.rope_scaling]`.
+//! Scalings of the rotary frequencies.
 
-use serde::{Deserialize, Serialize};
+use super::rules::{ConfigError, LARGEST_SIZE, require};
 
-use super::{ConfigError, LARGEST_SIZE, require};
-
-/// `[model.rope_scaling]`: a scaling of the rotary frequencies; see [`rope`](crate::rope).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+/// A scaling of the rotary frequencies; see [`rope`](crate::rope).
+#[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     /// Position interpolation (arXiv 2306.15595).
     Linear {
@@ -31,30 +28,14 @@ pub enum RopeScaling {
         /// Context of the pretraining, in tokens.
         original_context: usize,
         /// Frequencies of more rotations than this in the original context stay as they are.
-        #[serde(default = "beta_fast")]
         beta_fast: f64,
         /// Frequencies of fewer rotations than this in the original context are divided.
-        #[serde(default = "beta_slow")]
         beta_slow: f64,
         /// Factor of rotated queries and keys; `0.1 · ln(factor) + 1` if absent.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         attention_factor: Option<f64>,
         /// Whether the two indices between which frequencies are mixed are rounded outwards.
-        #[serde(default = "truncate")]
         truncate: bool,
     },
-}
-
-fn beta_fast() -> f64 {
-    32.0
-}
-
-fn beta_slow() -> f64 {
-    1.0
-}
-
-fn truncate() -> bool {
-    true
 }
 
 impl RopeScaling {

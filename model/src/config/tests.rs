@@ -1,7 +1,7 @@
 //! Rules of a configuration, and what follows from it.
 
 use super::*;
-use crate::testing::tiny;
+use crate::testing::{moe, tiny};
 
 fn broken(change: impl FnOnce(&mut ModelConfig)) -> ConfigError {
     let mut config = tiny();
@@ -12,25 +12,29 @@ fn broken(change: impl FnOnce(&mut ModelConfig)) -> ConfigError {
 #[test]
 fn every_size_has_both_ends() {
     type Size = fn(&mut ModelConfig) -> &mut usize;
-    let sizes: [(&str, Size); 9] = [
+    let sizes: [(&str, Size); 8] = [
         ("vocab_size", |config| &mut config.vocab_size),
-        ("layers", |config| &mut config.layers),
         ("d_model", |config| &mut config.d_model),
         ("heads", |config| &mut config.heads),
         ("kv_heads", |config| &mut config.kv_heads),
         ("head_dim", |config| &mut config.head_dim),
         ("context_length", |config| &mut config.context_length),
-        ("experts.count", |config| &mut config.experts.count),
-        ("experts.d_ff", |config| &mut config.experts.d_ff),
+        ("experts.count", |config| &mut moe(config).experts.count),
+        ("experts.d_ff", |config| &mut moe(config).experts.d_ff),
     ];
     for (key, size) in sizes {
         for value in [0, LARGEST_SIZE + 1] {
             let error = broken(|config| *size(config) = value);
-            assert_eq!((error.key, error.value), (key, value.to_string()));
+            assert_eq!((error.key, error.value), (key, Some(value.to_string())));
             assert_eq!(error.rule, "must lie between 1 and 16777216");
         }
     }
-    for (key, size) in [sizes[0], sizes[2], sizes[6], sizes[8]] {
+    for layers in [0, MOST_LAYERS + 1] {
+        let error = broken(|config| config.layers = vec![LayerConfig::MOE; layers]);
+        assert_eq!(error.key, "layers");
+        assert_eq!(error.rule, "must lie between 1 and 65536");
+    }
+    for (key, size) in [sizes[0], sizes[1], sizes[5], sizes[7]] {
         for value in [1, LARGEST_SIZE] {
             let mut config = tiny();
             *size(&mut config) = value;
@@ -42,36 +46,29 @@ fn every_size_has_both_ends() {
 #[test]
 fn heads_experts_and_dense_layers_fit_together() {
     let error = broken(|config| config.kv_heads = 3);
-    assert_eq!((error.key, error.value.as_str()), ("kv_heads", "3"));
+    assert_eq!((error.key, error.value.as_deref()), ("kv_heads", Some("3")));
     assert!(error.rule.starts_with("must divide heads = 4"), "{error}");
-    assert_eq!(error.hint, "allowed values: 1, 2, 4");
+    assert_eq!(error.hint.as_deref(), Some("allowed values: 1, 2, 4"));
 
     let error = broken(|config| config.head_dim = 7);
-    assert_eq!((error.key, error.hint.as_str()), ("head_dim", "use 6 or 8"));
+    assert_eq!(
+        (error.key, error.hint.as_deref()),
+        ("head_dim", Some("use 6 or 8"))
+    );
 
     for top_k in [0, 9] {
-        let error = broken(|config| config.experts.top_k = top_k);
+        let error = broken(|config| moe(config).experts.top_k = top_k);
         assert_eq!(error.key, "experts.top_k");
         assert_eq!(error.rule, "must lie between 1 and experts.count = 8");
     }
 
-    let dense = |layers: &[usize], d_ff: usize| {
-        let dense = DenseConfig {
-            layers: layers.to_vec(),
-            d_ff,
-        };
-        move |config: &mut ModelConfig| config.dense = Some(dense)
-    };
-    for layers in [&[2][..], &[1, 0], &[0, 0]] {
-        let error = broken(dense(layers, 5));
-        assert_eq!(error.key, "dense.layers");
-        assert!(error.rule.contains("from 0 to 1 "), "{error}");
+    let mut config = tiny();
+    config.layers[0] = LayerConfig::dense(0);
+    assert_eq!(config.validate().unwrap_err().key, "dense.d_ff");
+    for window in [0, LARGEST_SIZE + 1] {
+        let error = broken(|config| config.layers[1].attention = AttentionKind::Window(window));
+        assert_eq!(error.key, "window");
     }
-    for layers in [&[][..], &[0, 1]] {
-        let error = broken(dense(layers, 5));
-        assert_eq!(error.rule, "must name at least one layer, but not all");
-    }
-    assert_eq!(broken(dense(&[0], 0)).key, "dense.d_ff");
 }
 
 #[test]
@@ -107,14 +104,15 @@ fn rope_scaling_is_in_range() {
 fn groups_divide_the_experts_and_leave_a_choice() {
     let groups = |groups: usize, top_groups: usize, top_k: usize| {
         move |config: &mut ModelConfig| {
-            (config.router.groups, config.router.top_groups) = (groups, top_groups);
-            config.experts.top_k = top_k;
+            let moe = moe(config);
+            (moe.router.groups, moe.router.top_groups) = (groups, top_groups);
+            moe.experts.top_k = top_k;
         }
     };
     for number in [0, 3, 8] {
         let error = broken(groups(number, 1, 2));
         assert_eq!(error.key, "router.groups");
-        assert_eq!(error.hint, "allowed values: 1, 2, 4");
+        assert_eq!(error.hint.as_deref(), Some("allowed values: 1, 2, 4"));
     }
     for top_groups in [0, 3] {
         let error = broken(groups(2, top_groups, 2));
@@ -123,8 +121,8 @@ fn groups_divide_the_experts_and_leave_a_choice() {
     }
     let error = broken(groups(4, 1, 3));
     assert_eq!(
-        (error.key, error.hint.as_str()),
-        ("router.top_groups", "use 2 or more")
+        (error.key, error.hint.as_deref()),
+        ("router.top_groups", Some("use 2 or more"))
     );
     for (number, top_groups, top_k) in [(1, 1, 8), (4, 2, 3), (4, 4, 8), (2, 1, 4)] {
         let mut config = tiny();
@@ -132,7 +130,7 @@ fn groups_divide_the_experts_and_leave_a_choice() {
         assert_eq!(config.validate(), Ok(()));
     }
     assert_eq!(
-        broken(|config| config.experts.shared_d_ff = LARGEST_SIZE + 1).key,
+        broken(|config| moe(config).experts.shared_d_ff = LARGEST_SIZE + 1).key,
         "experts.shared_d_ff"
     );
 }
@@ -142,7 +140,7 @@ fn numbers_are_finite_and_not_negative() {
     type Number = fn(&mut ModelConfig) -> &mut f64;
     for value in [-1.0, 0.0, 1e-7, 1e7, f64::NAN] {
         assert_eq!(
-            broken(|config| config.router.scaling = value).key,
+            broken(|config| moe(config).router.scaling = value).key,
             "router.scaling"
         );
     }
@@ -156,17 +154,17 @@ fn numbers_are_finite_and_not_negative() {
         ),
         (
             "router.balance_coefficient",
-            |config| &mut config.router.balance_coefficient,
+            |config| &mut moe(config).router.balance_coefficient,
             false,
         ),
         (
             "router.z_coefficient",
-            |config| &mut config.router.z_coefficient,
+            |config| &mut moe(config).router.z_coefficient,
             false,
         ),
         (
             "router.bias_update_rate",
-            |config| &mut config.router.bias_update_rate,
+            |config| &mut moe(config).router.bias_update_rate,
             false,
         ),
     ];
@@ -187,18 +185,15 @@ fn numbers_are_finite_and_not_negative() {
 fn what_follows_from_the_fields() {
     let mut config = tiny();
     assert_eq!(config.validate(), Ok(()));
-    assert_eq!(config.active_d_ff(), 40);
+    assert_eq!(moe(&mut config).experts.active_d_ff(), 40);
     // 0.3 / √(2 · 2)
     assert!((config.residual_initializer_range() - 0.15).abs() < 1e-12);
     assert!(config.moe_layers().eq([0, 1]));
     assert_eq!(config.dense_d_ff(0), None);
-    config.experts.shared_d_ff = 5;
+    moe(&mut config).experts.shared_d_ff = 5;
     assert_eq!(config.dense_baseline().dense_d_ff(0), Some(45));
-    config.experts.shared_d_ff = 0;
-    config.dense = Some(DenseConfig {
-        layers: vec![1],
-        d_ff: 7,
-    });
+    moe(&mut config).experts.shared_d_ff = 0;
+    config.layers[1] = LayerConfig::dense(7);
     assert_eq!(config.validate(), Ok(()));
     assert!(config.moe_layers().eq([0]));
     assert_eq!(
@@ -206,7 +201,8 @@ fn what_follows_from_the_fields() {
         [None, Some(7)]
     );
     let baseline = config.dense_baseline();
-    assert_eq!(baseline.moe_layers().count(), 0);
+    assert_eq!(baseline.validate(), Ok(()));
+    assert_eq!(baseline.moe, None);
     assert_eq!(
         [0, 1].map(|layer| baseline.dense_d_ff(layer)),
         [Some(40), Some(7)]

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use crate::config::ModelConfig;
+use crate::config::{ExpertsConfig, ModelConfig};
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use firebox_kernels::dispatch::DispatchPlan;
 
@@ -26,13 +26,14 @@ impl Experts {
     /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
+        experts: &ExpertsConfig,
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
-        let experts = (Axis::Experts, config.experts.count);
+        let count = (Axis::Experts, experts.count);
         let (model, inner) = (
             (Axis::Model, config.d_model),
-            (Axis::FeedForward, config.experts.d_ff),
+            (Axis::FeedForward, experts.d_ff),
         );
         let initializer = Initializer::Normal(config.initializer_range);
         let stack = |name: &str, dimensions| {
@@ -40,11 +41,11 @@ impl Experts {
             ParameterSpec::new(path, Role::Experts, dimensions, initializer)
         };
         Ok(Self {
-            gate: source.parameter(stack("gate", [experts, model, inner]))?,
-            up: source.parameter(stack("up", [experts, model, inner]))?,
+            gate: source.parameter(stack("gate", [count, model, inner]))?,
+            up: source.parameter(stack("up", [count, model, inner]))?,
             down: source.parameter(ParameterSpec {
                 initializer: Initializer::Normal(config.residual_initializer_range()),
-                ..stack("down", [experts, inner, model])
+                ..stack("down", [count, inner, model])
             })?,
         })
     }
@@ -66,7 +67,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::testing::{ByHand, rows, with_experts};
+    use crate::testing::{ByHand, moe, rows, with_experts};
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values};
 
@@ -74,7 +75,10 @@ mod tests {
 
     fn answers_by_hand(device: Device) {
         let mut config = with_experts(3, 2);
-        (config.d_model, config.experts.d_ff) = (1, 1);
+        config.d_model = 1;
+        let shape = &mut moe(&mut config).experts;
+        shape.d_ff = 1;
+        let shape = *shape;
         let three = 3f32.ln();
         let mut source = ByHand {
             device: &device,
@@ -84,7 +88,7 @@ mod tests {
                 ("down", &[4.0 / three; 3]),
             ],
         };
-        let Ok(experts) = Experts::new(&config, "experts", &mut source);
+        let Ok(experts) = Experts::new(&config, &shape, "experts", &mut source);
         // silu(ln 3) = ln 3 · 3/4, so that the experts answer 3, 6 and 9 to a token of 1.
         let answer = |chosen: &[u32], weights: &[[f32; 2]]| {
             let plan = DispatchPlan::new(chosen, 3, 2, &device);

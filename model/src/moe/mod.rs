@@ -8,7 +8,7 @@ pub mod stats;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use crate::config::{ModelConfig, Scores};
+use crate::config::{ModelConfig, MoeConfig, Scores};
 use crate::feed_forward::DenseFeedForward;
 use crate::observer::Observer;
 use crate::parameters::{ParameterSource, Role};
@@ -53,13 +53,14 @@ impl MixtureOfExperts {
     /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
+        moe: &MoeConfig,
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
         Ok(Self {
-            router: Router::new(config, &format!("{path}.router"), source)?,
-            experts: Experts::new(config, &format!("{path}.experts"), source)?,
-            shared: match config.experts.shared_d_ff {
+            router: Router::new(config, moe, &format!("{path}.router"), source)?,
+            experts: Experts::new(config, &moe.experts, &format!("{path}.experts"), source)?,
+            shared: match moe.experts.shared_d_ff {
                 0 => None,
                 d_ff => {
                     let path = format!("{path}.shared");
@@ -117,7 +118,7 @@ mod tests {
     use crate::feed_forward::FeedForward;
     use crate::observer::Unobserved;
     use crate::parameters::RandomParameters;
-    use crate::testing::with_experts;
+    use crate::testing::{moe, with_experts};
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values, wave};
 
@@ -129,7 +130,8 @@ mod tests {
 
     fn mixture(config: &ModelConfig, device: &Device) -> MixtureOfExperts {
         let mut source = RandomParameters { seed: 3, device };
-        let Ok(mixture) = MixtureOfExperts::new(config, "mixture", &mut source);
+        let moe = config.moe.as_ref().expect("a mixture");
+        let Ok(mixture) = MixtureOfExperts::new(config, moe, "mixture", &mut source);
         mixture
     }
 
@@ -152,7 +154,7 @@ mod tests {
         for (experts, top_k) in [(1, 1), (5, 1), (5, 2), (5, 4), (5, 5), (8, 8)] {
             for normalize in [true, false] {
                 let mut config = with_experts(experts, top_k);
-                config.router.normalize = normalize;
+                moe(&mut config).router.normalize = normalize;
                 let mixture = mixture(&config, &device);
                 let x = wave([13, config.d_model], 0.1, &device);
                 let (output, routing) = mixture.forward(x.clone(), 0, &mut Unobserved);
@@ -185,7 +187,7 @@ mod tests {
 
     fn shared_experts_add_their_output(device: Device) {
         let mut config = with_experts(5, 2);
-        config.experts.shared_d_ff = 7;
+        moe(&mut config).experts.shared_d_ff = 7;
         let with = mixture(&config, &device);
         let shared = with.shared.clone().expect("shared experts");
         assert_eq!(shared.gate.dims(), [config.d_model, 7]);

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::activation::{log_sigmoid, sigmoid, softmax};
 use burn::tensor::{Bool, Int, Tensor};
 
-use crate::config::{ModelConfig, Scores};
+use crate::config::{ModelConfig, MoeConfig, Scores};
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use firebox_kernels::dispatch::DispatchPlan;
 use firebox_kernels::linear;
@@ -53,6 +53,7 @@ impl Router {
     /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
+        MoeConfig { experts, router }: &MoeConfig,
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
@@ -61,19 +62,19 @@ impl Router {
             Role::Router,
             [
                 (Axis::Model, config.d_model),
-                (Axis::Experts, config.experts.count),
+                (Axis::Experts, experts.count),
             ],
             Initializer::Normal(config.initializer_range),
         );
         Ok(Self {
             weight: source.parameter(weight)?,
             bias: Vec::new(),
-            top_k: config.experts.top_k,
-            scores: config.router.scores,
-            normalize: config.router.normalize,
-            scaling: config.router.scaling,
-            groups: config.router.groups,
-            top_groups: config.router.top_groups,
+            top_k: experts.top_k,
+            scores: router.scores,
+            normalize: router.normalize,
+            scaling: router.scaling,
+            groups: router.groups,
+            top_groups: router.top_groups,
         })
     }
 
@@ -176,7 +177,7 @@ mod tests {
 
     use super::*;
     use crate::parameters::RandomParameters;
-    use crate::testing::{ByHand, with_experts};
+    use crate::testing::{ByHand, moe, with_experts};
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values, wave};
 
@@ -192,9 +193,10 @@ mod tests {
     fn router(scores: &[f32], normalize: bool, device: &Device) -> Router {
         let mut config = with_experts(3, 2);
         config.d_model = 1;
-        config.router.normalize = normalize;
+        moe(&mut config).router.normalize = normalize;
         let values: &[(&str, &[f32])] = &[("weight", scores)];
-        let Ok(router) = Router::new(&config, "router", &mut ByHand { device, values });
+        let moe = moe(&mut config).clone();
+        let Ok(router) = Router::new(&config, &moe, "router", &mut ByHand { device, values });
         router
     }
 
@@ -260,10 +262,12 @@ mod tests {
     ) -> Router {
         let mut config = with_experts(logits.len(), top_k);
         config.d_model = 1;
-        (config.router.groups, config.router.top_groups) = (groups, top_groups);
-        config.router.scores = Scores::Sigmoid;
+        let router = &mut moe(&mut config).router;
+        (router.groups, router.top_groups) = (groups, top_groups);
+        router.scores = Scores::Sigmoid;
         let values: &[(&str, &[f32])] = &[("weight", logits)];
-        let Ok(router) = Router::new(&config, "router", &mut ByHand { device, values });
+        let moe = moe(&mut config).clone();
+        let Ok(router) = Router::new(&config, &moe, "router", &mut ByHand { device, values });
         router
     }
 
@@ -291,13 +295,15 @@ mod tests {
         for (groups, top_groups, top_k) in [(2, 1, 2), (3, 2, 5), (6, 3, 4), (4, 4, 7)] {
             let experts = 12;
             let mut config = with_experts(experts, top_k);
-            (config.router.groups, config.router.top_groups) = (groups, top_groups);
-            config.router.scores = Scores::Sigmoid;
+            let router = &mut moe(&mut config).router;
+            (router.groups, router.top_groups) = (groups, top_groups);
+            router.scores = Scores::Sigmoid;
             let mut source = RandomParameters {
                 seed: 5,
                 device: &device,
             };
-            let Ok(mut router) = Router::new(&config, "router", &mut source);
+            let moe = moe(&mut config).clone();
+            let Ok(mut router) = Router::new(&config, &moe, "router", &mut source);
             router.bias = (0..experts).map(|e| (e as f32 * 1.7).sin() * 0.2).collect();
             let choice = router.forward(wave([tokens, config.d_model], 0.3, &device));
             let found = chosen(&choice);

@@ -4,7 +4,9 @@ use std::fmt::{self, Display, Formatter};
 
 use firebox_console::report::Table;
 use firebox_model::accounting::Memory;
-use firebox_model::config::{FeedForwardKind, ModelConfig, QkNorm, RopeScaling, Scores};
+use firebox_model::config::{
+    AttentionKind, ModelConfig, MoeConfig, QkNorm, RopeScaling, RouterConfig, Scores,
+};
 
 use super::Report;
 use crate::config::{
@@ -45,8 +47,11 @@ fn configuration(config: &RunConfig) -> Table {
         ("model", model_summary(model)),
         ("feed-forward", feed_forward_summary(model)),
     ];
-    if model.feed_forward == FeedForwardKind::Moe {
-        rows.push(("balance", balance_summary(model)));
+    if let Some(attention) = attention_summary(model) {
+        rows.insert(1, ("attention", attention));
+    }
+    if let Some(moe) = &model.moe {
+        rows.push(("balance", balance_summary(&moe.router)));
     }
     if let Some(init) = &train.init {
         rows.push(("starts from", init.display().to_string()));
@@ -143,7 +148,7 @@ fn model_summary(model: &ModelConfig) -> String {
     };
     format!(
         "{}, d_model {}, {} of {}, {}{qk_norm}{rope}, context {}",
-        counted(model.layers as u128, "layer"),
+        counted(model.layers.len() as u128, "layer"),
         grouped(model.d_model as u128),
         counted(model.heads as u128, "head"),
         model.head_dim,
@@ -152,47 +157,74 @@ fn model_summary(model: &ModelConfig) -> String {
     )
 }
 
-fn feed_forward_summary(model: &ModelConfig) -> String {
-    let experts = &model.experts;
-    let d_ff = grouped(experts.d_ff as u128);
-    match model.feed_forward {
-        FeedForwardKind::Moe => format!(
-            "{} of d_ff {d_ff}, {} per token{}{}",
-            counted(experts.count as u128, "expert"),
-            experts.top_k,
-            match experts.shared_d_ff {
-                0 => String::new(),
-                shared => format!(", shared experts of d_ff {}", grouped(shared as u128)),
-            },
-            dense_summary(model)
+/// How many layers attend to what, where it is not the whole context in all of them.
+fn attention_summary(model: &ModelConfig) -> Option<String> {
+    let count = |counts: fn(AttentionKind) -> bool| {
+        let layers = model.layers.iter().filter(|layer| counts(layer.attention));
+        layers.count()
+    };
+    let mut windows = model
+        .layers
+        .iter()
+        .filter_map(|layer| layer.attention.window());
+    let kinds = [
+        (
+            count(|kind| kind == AttentionKind::Full),
+            "the whole context".to_owned(),
         ),
-        FeedForwardKind::Dense if model.active_d_ff() == experts.d_ff => {
-            format!("dense, d_ff {d_ff}")
-        }
-        FeedForwardKind::Dense => format!(
-            "dense, d_ff {} = {} × {d_ff}{} (iso-FLOP baseline of the MoE model)",
-            grouped(model.active_d_ff() as u128),
-            experts.top_k,
-            match experts.shared_d_ff {
-                0 => String::new(),
-                shared => format!(" + {}", grouped(shared as u128)),
-            }
+        (
+            count(|kind| kind.window().is_some()),
+            format!(
+                "a window of {}",
+                grouped(windows.next().unwrap_or(0) as u128)
+            ),
         ),
+        (
+            count(|kind| kind == AttentionKind::Nope),
+            "the whole context, without rotary positions".to_owned(),
+        ),
+    ];
+    if kinds[0].0 == model.layers.len() {
+        return None;
     }
+    let parts = kinds.into_iter().filter(|(layers, _)| *layers > 0);
+    let parts =
+        parts.map(|(layers, sees)| format!("{} over {sees}", counted(layers as u128, "layer")));
+    Some(parts.collect::<Vec<String>>().join("; "))
+}
+
+fn feed_forward_summary(model: &ModelConfig) -> String {
+    let Some(MoeConfig { experts, .. }) = &model.moe else {
+        let mut widths: Vec<usize> = model.dense_layers().map(|(_, d_ff)| d_ff).collect();
+        widths.dedup();
+        let widths = widths.iter().map(|d_ff| grouped(*d_ff as u128));
+        return format!("dense, d_ff {}", widths.collect::<Vec<String>>().join(", "));
+    };
+    format!(
+        "{} of d_ff {}, {} per token{}{}",
+        counted(experts.count as u128, "expert"),
+        grouped(experts.d_ff as u128),
+        experts.top_k,
+        match experts.shared_d_ff {
+            0 => String::new(),
+            shared => format!(", shared experts of d_ff {}", grouped(shared as u128)),
+        },
+        dense_summary(model)
+    )
 }
 
 fn dense_summary(model: &ModelConfig) -> String {
-    let Some(dense) = &model.dense else {
+    let (layers, widths): (Vec<usize>, Vec<usize>) = model.dense_layers().unzip();
+    let Some(d_ff) = widths.first() else {
         return String::new();
     };
-    let layers: Vec<String> = dense.layers.iter().map(usize::to_string).collect();
     let noun = if layers.len() == 1 { "layer" } else { "layers" };
-    let d_ff = grouped(dense.d_ff as u128);
+    let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
+    let d_ff = grouped(*d_ff as u128);
     format!("; {noun} {} dense with d_ff {d_ff}", layers.join(", "))
 }
 
-fn balance_summary(model: &ModelConfig) -> String {
-    let router = &model.router;
+fn balance_summary(router: &RouterConfig) -> String {
     let scores = match router.scores {
         Scores::Softmax => "",
         Scores::Sigmoid => "sigmoid scores, ",
@@ -247,20 +279,21 @@ fn source_summary(source: &SourceConfig, share: &str) -> String {
 
 fn parameters(report: &Report) -> Table {
     let (model, parts) = (&report.model, &report.model.parameters);
-    let dense = report.config.model.feed_forward == FeedForwardKind::Dense;
-    let experts = if dense {
-        0
-    } else {
-        report.config.model.experts.count as u128 * model.expert_parameters_all_layers
-    };
+    let config = &report.config.model;
+    let moe = config.moe.as_ref().map(|moe| moe.experts);
+    let (experts, shared) = moe.map_or((0, 0), |experts| {
+        let of_layer = 3 * config.d_model as u128 * experts.shared_d_ff as u128;
+        (
+            experts.count as u128 * model.expert_parameters_all_layers,
+            config.moe_layers().count() as u128 * of_layer,
+        )
+    });
+    let dense = moe.is_none();
     let feed_forward = if dense {
         "feed-forward"
     } else {
         "dense layers"
     };
-    let config = &report.config.model;
-    let of_layer = 3 * config.d_model as u128 * config.experts.shared_d_ff as u128;
-    let shared = config.moe_layers().count() as u128 * of_layer;
     let rows = [
         ("embedding", parts.embedding),
         ("attention, shared", parts.attention),
@@ -329,7 +362,7 @@ fn operations(report: &Report) -> Table {
         "3 × forward".to_owned(),
     );
     let title = "FLOPs per token";
-    if report.config.model.feed_forward == FeedForwardKind::Dense {
+    if report.config.model.moe.is_none() {
         return figures(title, [forward, scores, training]);
     }
     let every = flop(operations.forward_every_expert);

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use firebox_model::config::{BalanceKind, FeedForwardKind, QkNorm, Scores};
+use firebox_model::config::ModelKeys;
 use serde::Deserialize;
 use serde::de::{
     Deserializer, Error, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer,
@@ -16,7 +16,7 @@ use super::{DecayKind, OnError, SplitKind};
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawConfig {
-    pub model: Option<RawModel>,
+    pub model: Option<ModelKeys>,
     pub tokenizer: Option<RawTokenizer>,
     pub data: RawData,
     pub train: RawTrain,
@@ -25,91 +25,6 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub checkpoint: RawCheckpoint,
     pub plan: Option<RawPlan>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-pub(super) struct RawModel {
-    pub vocab_size: Option<usize>,
-    pub layers: Option<usize>,
-    pub d_model: Option<usize>,
-    pub heads: Option<usize>,
-    pub kv_heads: Option<usize>,
-    pub head_dim: Option<usize>,
-    pub context_length: Option<usize>,
-    pub rope_theta: Option<f64>,
-    pub rope_scaling: Option<RawRopeScaling>,
-    pub norm_epsilon: Option<f64>,
-    pub tied_embeddings: Option<bool>,
-    pub initializer_range: Option<f64>,
-    pub qk_norm: Option<QkNorm>,
-    pub feed_forward: Option<FeedForwardKind>,
-    pub dense: Option<RawDense>,
-    pub experts: Option<RawExperts>,
-    #[serde(default)]
-    pub router: RawRouter,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-pub(super) struct RawRopeScaling {
-    pub kind: RopeScalingKind,
-    pub factor: Option<f64>,
-    pub original_context: Option<usize>,
-    pub low_freq_factor: Option<f64>,
-    pub high_freq_factor: Option<f64>,
-    pub beta_fast: Option<f64>,
-    pub beta_slow: Option<f64>,
-    pub attention_factor: Option<f64>,
-    pub truncate: Option<bool>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum RopeScalingKind {
-    Linear,
-    Llama3,
-    Yarn,
-}
-
-impl RopeScalingKind {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Linear => "linear",
-            Self::Llama3 => "llama3",
-            Self::Yarn => "yarn",
-        }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-pub(super) struct RawDense {
-    pub layers: Vec<usize>,
-    pub d_ff: Option<usize>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-pub(super) struct RawExperts {
-    pub count: Option<usize>,
-    pub top_k: Option<usize>,
-    pub d_ff: Option<usize>,
-    pub shared_d_ff: Option<usize>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-pub(super) struct RawRouter {
-    pub scores: Option<Scores>,
-    pub normalize: Option<bool>,
-    pub scaling: Option<f64>,
-    pub groups: Option<usize>,
-    pub top_groups: Option<usize>,
-    pub balance: Option<BalanceKind>,
-    pub balance_coefficient: Option<f64>,
-    pub z_coefficient: Option<f64>,
-    pub bias_update_rate: Option<f64>,
 }
 
 #[derive(Debug, Deserialize)]

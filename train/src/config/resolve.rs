@@ -3,17 +3,15 @@
 mod data;
 mod init;
 mod model;
-mod rope;
 mod tokenizer;
 
 use std::fmt::Display;
 
-use firebox_model::config::{LARGEST_SIZE, ModelConfig};
+use firebox_model::config::{LARGEST_SIZE, ModelConfig, ModelKeys};
 
 use super::error::Problem;
 use super::raw::{
-    RawBatch, RawCheckpoint, RawConfig, RawModel, RawOptimizer, RawPlan, RawSchedule, RawTokenizer,
-    RawTrain,
+    RawBatch, RawCheckpoint, RawConfig, RawOptimizer, RawPlan, RawSchedule, RawTokenizer, RawTrain,
 };
 use super::{
     BatchRamp, CheckpointConfig, DecayKind, OptimizerConfig, PlanConfig, RunConfig, SampleConfig,
@@ -62,7 +60,7 @@ pub(super) fn resolve(raw: RawConfig, complete: bool) -> Checked<RunConfig> {
 /// configuration contains the vocabulary size too, and the tokenizer's file is not opened.
 fn without_checkpoint(
     tokenizer: Option<RawTokenizer>,
-    model: Option<RawModel>,
+    model: Option<ModelKeys>,
     from_checkpoint: bool,
 ) -> Checked<(TokenizerConfig, ModelConfig)> {
     let model = model.ok_or_else(|| Problem::missing("model"))?;
@@ -78,7 +76,11 @@ fn without_checkpoint(
         }
         (None, false) => tokenizer::vocab_size(&tokenizer)?,
     };
-    Ok((tokenizer, model::model(model, vocab_size)?))
+    let model = ModelKeys {
+        vocab_size: Some(vocab_size),
+        ..model
+    };
+    Ok((tokenizer, model::model(&model)?))
 }
 
 fn train(raw: RawTrain) -> Checked<TrainConfig> {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use firebox_model::config::{AttentionKind, LayerConfig};
 use proptest::prelude::*;
 
 use super::load::parse;
@@ -115,7 +116,12 @@ fn a_resolved_file_reads_back_to_the_same_run() {
         ),
         (
             "quickstart.toml",
-            &["model.qk_norm=head", "model.dense.layers=[0, 2]"],
+            &[
+                "model.qk_norm=head",
+                "model.dense.layers=[0, 2]",
+                "model.attention=[\"window\", \"nope\"]",
+                "model.window=32",
+            ],
         ),
         (
             "shakespeare.toml",
@@ -145,14 +151,14 @@ fn a_resolved_file_reads_back_to_the_same_run() {
 fn overrides_reach_every_place() {
     let arguments = [
         "model.experts.count=8",
-        "model.feed_forward=dense",
+        "model.dense.layers=[1]",
         "data.source.0.files=[\"a\", \"b\"]",
         "train.sample.prompt=To be, or = not",
         "schedule.batch_tokens={ start = 64, end = 128, ramp_steps = 3 }",
         "schedule.batch_tokens.end = 256",
     ];
     let config = read(SMALL, &arguments).unwrap();
-    assert_eq!(config.model.experts.count, 8);
+    assert_eq!(config.model.moe.unwrap().experts.count, 8);
     assert_eq!(
         config.data.source[0].text.kind,
         SourceKind::Files {
@@ -179,7 +185,7 @@ fn overrides_reach_every_place() {
 #[test]
 fn unknown_keys_are_named_with_the_nearest_known_one() {
     insta::assert_snapshot!(replaced("d_model = 64", "d_modle = 64"), @r"
-    run.toml:4: model.d_modle = 64 is not a known key of model; allowed: vocab_size, layers, d_model, heads, kv_heads, head_dim, context_length, rope_theta, rope_scaling, norm_epsilon, tied_embeddings, initializer_range, qk_norm, feed_forward, dense, experts, router
+    run.toml:4: model.d_modle = 64 is not a known key of model; allowed: vocab_size, layers, d_model, heads, kv_heads, head_dim, context_length, rope_theta, norm_epsilon, tied_embeddings, initializer_range, qk_norm, attention, window, feed_forward, rope_scaling, dense, experts, router
     hint: did you mean `d_model`?
     ");
     insta::assert_snapshot!(replaced("[optimizer]", "[optimiser]"), @r"
@@ -238,8 +244,8 @@ fn values_out_of_range_say_what_is_allowed() {
     hint: 2 of 8 and 2 of 16 are common; top_k = count selects all experts
     ");
     insta::assert_snapshot!(replaced("layers = 2", "layers = 9_000_000_000_000"), @r"
-    run.toml:3: model.layers = 9000000000000 must lie between 1 and 16777216
-    hint: sizes above 2²⁴ are not supported
+    run.toml:3: model.layers = 9000000000000 must lie between 1 and 65536
+    hint: GPT-4 is described with 120
     ");
     insta::assert_snapshot!(replaced("learning_rate = 0.001", "learning_rate = nan"), @"run.toml:24: optimizer.learning_rate = nan must be above 0 and finite in f32");
     insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = 31"), @"run.toml:27: schedule.batch_tokens = 31 must be at least model.context_length = 32, one sequence");
@@ -321,6 +327,46 @@ fn keys_without_effect_are_refused() {
 }
 
 #[test]
+fn layers_may_attend_to_a_window() {
+    let set = [
+        "model.attention=[\"window\", \"full\"]",
+        "model.window=8",
+        "model.layers=3",
+    ];
+    let layers = read(SMALL, &set).unwrap().model.layers;
+    let kinds: Vec<AttentionKind> = layers.iter().map(|layer| layer.attention).collect();
+    let window = AttentionKind::Window(8);
+    assert_eq!(kinds, [window, AttentionKind::Full, window]);
+    insta::assert_snapshot!(message(read(SMALL, &set[..1])), @r"
+    run.toml:2: model.window is missing
+    hint: configs/quickstart.toml explains every key and its default
+    ");
+    insta::assert_snapshot!(message(read(SMALL, &set[1..])), @r#"
+    run.toml: model.window = 8 (from --set) has no effect unless model.attention contains "window"
+    hint: attention = ["window"] gives every layer a window
+    "#);
+    insta::assert_snapshot!(message(read(SMALL, &["model.attention=[\"local\"]"])), @r#"run.toml: model.attention.0 = "local" (from --set) must be "full" or "window" or "nope""#);
+    insta::assert_snapshot!(message(read(SMALL, &["model.attention=window"])), @r#"run.toml: model.attention = "window" (from --set) must be a list"#);
+}
+
+#[test]
+fn a_dense_model_needs_no_experts() {
+    let dense = SMALL.replace(
+        "[model.experts]\ncount = 4\ntop_k = 2\nd_ff = 48\n",
+        "[model.dense]\nd_ff = 70\n",
+    );
+    let model = |set: &[&str]| read(&dense, set).unwrap().model;
+    assert_eq!(
+        model(&["model.feed_forward=dense"]).layers,
+        [LayerConfig::dense(70); 2]
+    );
+    insta::assert_snapshot!(message(read(&dense, &[])), @r"
+    run.toml:2: model.experts is missing
+    hint: configs/quickstart.toml explains every key and its default
+    ");
+}
+
+#[test]
 fn a_rope_scaling_has_the_keys_of_its_kind() {
     let scaled = |table: &str| {
         read(
@@ -354,7 +400,7 @@ fn a_rope_scaling_has_the_keys_of_its_kind() {
     hint: remove it
     "#);
     insta::assert_snapshot!(message(scaled("kind = \"linear\"\nfactor = 4.0\noriginal_context = 32")), @r#"
-    run.toml:11: model.rope_scaling.original_context = 32 has no effect with model.rope_scaling.kind = "linear"
+    run.toml:11: model.rope_scaling.original_context = 32 has no effect unless model.rope_scaling.kind = "llama3" or "yarn"
     hint: remove it
     "#);
     insta::assert_snapshot!(message(scaled("kind = \"linear\"\nfactor = 0.5")), @r"
@@ -365,9 +411,15 @@ fn a_rope_scaling_has_the_keys_of_its_kind() {
 
 #[test]
 fn single_layers_of_an_moe_model_may_be_dense() {
-    let dense = |set: &[&str]| read(SMALL, set).unwrap().model.dense.unwrap();
-    assert_eq!(dense(&["model.dense.layers=[1]"]).d_ff, 2 * 48);
-    assert_eq!(dense(&["model.dense={ layers = [0], d_ff = 40 }"]).d_ff, 40);
+    let layers = |set: &[&str]| read(SMALL, set).unwrap().model.layers;
+    assert_eq!(
+        layers(&["model.dense.layers=[1]"]),
+        [LayerConfig::MOE, LayerConfig::dense(2 * 48)]
+    );
+    assert_eq!(
+        layers(&["model.dense={ layers = [0], d_ff = 40 }"]),
+        [LayerConfig::dense(40), LayerConfig::MOE]
+    );
     insta::assert_snapshot!(set(&["model.dense.layers=[2]"]), @r"
     run.toml: model.dense.layers = [2] (from --set) must be layer indices from 0 to 1 in ascending order
     hint: [0] makes the first layer dense
@@ -381,7 +433,7 @@ fn single_layers_of_an_moe_model_may_be_dense() {
     hint: configs/quickstart.toml explains every key and its default
     ");
     insta::assert_snapshot!(set(&["model.dense.layers=[0]", "model.feed_forward=dense"]), @r#"
-    run.toml: model.dense (from --set) has no effect with model.feed_forward = "dense"
+    run.toml: model.dense.layers = [0] (from --set) has no effect with model.feed_forward = "dense"
     hint: remove it, or set feed_forward = "moe"
     "#);
     insta::assert_snapshot!(set(&["model.qk_norm=heads"]), @r#"

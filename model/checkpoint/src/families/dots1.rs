@@ -3,15 +3,16 @@
 use super::common::{BACKBONE, BACKBONE_FIELDS, DENSE, EXPERTS, NOTES, QK_NORM, SAMPLING, SHARED};
 use super::defaults::DEFAULTS;
 use super::field::{Field, neutral, only, read, training};
-use super::{Defaults, DenseLayers, Family, Normalize, RouterKind};
-use firebox_model::config::{FeedForwardKind, QkNorm};
+use super::{Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
+use firebox_model::config::{FeedForwardName, QkNorm};
 
 /// dots.llm1.
 pub const DOTS1: Family = Family {
     architecture: "Dots1ForCausalLM",
     model_type: "dots1",
     qk_norm: QkNorm::Head,
-    feed_forward: FeedForwardKind::Moe,
+    windows: Windows::ByLayer,
+    feed_forward: FeedForwardName::Moe,
     normalize: Normalize::AsConfigured,
     router: RouterKind::DeepSeekV3,
     dense_layers: DenseLayers::First,

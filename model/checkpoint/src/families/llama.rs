@@ -3,15 +3,16 @@
 use super::common::{BACKBONE, BACKBONE_FIELDS, DENSE, NOTES, SAMPLING};
 use super::defaults::DEFAULTS;
 use super::field::{Field, off};
-use super::{DenseLayers, Family, Normalize, RouterKind};
-use firebox_model::config::{FeedForwardKind, QkNorm};
+use super::{DenseLayers, Family, Normalize, RouterKind, Windows};
+use firebox_model::config::{FeedForwardName, QkNorm};
 
 /// Llama.
 pub const LLAMA: Family = Family {
     architecture: "LlamaForCausalLM",
     model_type: "llama",
     qk_norm: QkNorm::None,
-    feed_forward: FeedForwardKind::Dense,
+    windows: Windows::None,
+    feed_forward: FeedForwardName::Dense,
     normalize: Normalize::Always,
     router: RouterKind::Softmax,
     dense_layers: DenseLayers::None,

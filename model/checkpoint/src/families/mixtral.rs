@@ -5,16 +5,17 @@ use super::common::{
 };
 use super::defaults::DEFAULTS;
 use super::field::{Field, only, training};
-use super::{Defaults, DenseLayers, Family, Normalize, RouterKind};
+use super::{Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
 use crate::layout::{Rule, Stored};
-use firebox_model::config::{FeedForwardKind, QkNorm};
+use firebox_model::config::{FeedForwardName, QkNorm};
 
 /// Mixtral.
 pub const MIXTRAL: Family = Family {
     architecture: "MixtralForCausalLM",
     model_type: "mixtral",
     qk_norm: QkNorm::None,
-    feed_forward: FeedForwardKind::Moe,
+    windows: Windows::All,
+    feed_forward: FeedForwardName::Moe,
     normalize: Normalize::Always,
     router: RouterKind::Softmax,
     dense_layers: DenseLayers::None,

@@ -24,7 +24,9 @@ pub use qwen3::QWEN3;
 pub use qwen3_moe::QWEN3_MOE;
 
 use super::layout::{Rule, pattern};
-use firebox_model::config::{DenseConfig, FeedForwardKind, ModelConfig, QkNorm, Scores};
+use firebox_model::config::{
+    AttentionKind, FeedForwardName, ModelConfig, MoeConfig, QkNorm, Scores,
+};
 
 /// A family of checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,8 +37,10 @@ pub struct Family {
     pub model_type: &'static str,
     /// Norm of queries and keys.
     pub qk_norm: QkNorm,
+    /// Which layers may attend to a window.
+    pub windows: Windows,
     /// What follows attention.
-    pub feed_forward: FeedForwardKind,
+    pub feed_forward: FeedForwardName,
     /// Whether the chosen experts' weights are divided by their sum.
     pub normalize: Normalize,
     /// How its routers score and select.
@@ -76,8 +80,7 @@ pub enum RouterKind {
 
 impl RouterKind {
     /// Whether this is what the configuration computes.
-    fn computes(self, config: &ModelConfig, biased: bool) -> bool {
-        let (router, experts) = (&config.router, &config.experts);
+    fn computes(self, MoeConfig { experts, router }: &MoeConfig, biased: bool) -> bool {
         match self {
             Self::Softmax => {
                 let all = (router.groups, router.scaling, experts.shared_d_ff) == (1, 1.0, 0);
@@ -105,14 +108,41 @@ pub enum DenseLayers {
 
 impl DenseLayers {
     /// Whether these may be the dense layers.
-    fn allow(self, dense: Option<&DenseConfig>) -> bool {
-        let Some(DenseConfig { layers, .. }) = dense else {
-            return true;
+    fn allow(self, dense: &[usize]) -> bool {
+        match self {
+            Self::None => dense.is_empty(),
+            Self::Any => true,
+            Self::First => dense.iter().copied().eq(0..dense.len()),
+        }
+    }
+}
+
+/// Which layers of a family may attend to a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Windows {
+    /// None.
+    None,
+    /// All of them (`sliding_window`, and `use_sliding_window` where a family has it).
+    All,
+    /// Each by itself (`layer_types`), or those from `max_window_layers` on.
+    ByLayer,
+}
+
+impl Windows {
+    /// Whether this may be the attention of the layers.
+    fn allow(self, config: &ModelConfig) -> bool {
+        let kinds = || config.layers.iter().map(|layer| layer.attention);
+        let mut windows = kinds().filter_map(AttentionKind::window);
+        let Some(window) = windows.next() else {
+            return kinds().all(|kind| kind == AttentionKind::Full);
         };
         match self {
             Self::None => false,
-            Self::Any => true,
-            Self::First => layers.iter().copied().eq(0..layers.len()),
+            Self::All => kinds().all(|kind| kind == AttentionKind::Window(window)),
+            Self::ByLayer => {
+                let allowed = [AttentionKind::Full, AttentionKind::Window(window)];
+                kinds().all(|kind| allowed.contains(&kind))
+            }
         }
     }
 }
@@ -128,20 +158,32 @@ impl Family {
 
     /// The family that computes what this model computes; `biased` when a router has a selection bias.
     pub fn of(config: &ModelConfig, biased: bool) -> Self {
-        let biased = biased || config.router.bias_update_rate > 0.0;
         let even = config.heads * config.head_dim == config.d_model;
         let computes = |family: &Self| {
-            let dense = family.feed_forward == FeedForwardKind::Dense;
             *family != FIREBOX
                 && family.qk_norm == config.qk_norm
-                && family.feed_forward == config.feed_forward
-                && (dense || family.normalize == Normalize::AsConfigured || config.router.normalize)
-                && (dense || family.router.computes(config, biased))
-                && family.dense_layers.allow(config.dense.as_ref())
+                && family.windows.allow(config)
+                && family.has_feed_forwards(config, biased)
                 // Its norm is as wide as the residual stream.
                 && (family.qk_norm != QkNorm::Projection || even)
         };
         Self::ALL.into_iter().find(computes).unwrap_or(FIREBOX)
+    }
+
+    /// Whether it has these feed-forwards; `biased` when a router has a selection bias.
+    fn has_feed_forwards(&self, config: &ModelConfig, biased: bool) -> bool {
+        let (dense, widths): (Vec<usize>, Vec<usize>) = config.dense_layers().unzip();
+        if widths.iter().any(|width| *width != widths[0]) {
+            return false;
+        }
+        let Some(moe) = &config.moe else {
+            return self.feed_forward == FeedForwardName::Dense;
+        };
+        let biased = biased || moe.router.bias_update_rate > 0.0;
+        self.feed_forward == FeedForwardName::Moe
+            && (self.normalize == Normalize::AsConfigured || moe.router.normalize)
+            && self.router.computes(moe, biased)
+            && self.dense_layers.allow(&dense)
     }
 
     /// The fields of config.json that the family has.

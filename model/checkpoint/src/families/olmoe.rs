@@ -5,15 +5,16 @@ use super::common::{
 };
 use super::defaults::DEFAULTS;
 use super::field::{Field, off, read};
-use super::{Defaults, DenseLayers, Family, Normalize, RouterKind};
-use firebox_model::config::{FeedForwardKind, QkNorm};
+use super::{Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
+use firebox_model::config::{FeedForwardName, QkNorm};
 
 /// OLMoE.
 pub const OLMOE: Family = Family {
     architecture: "OlmoeForCausalLM",
     model_type: "olmoe",
     qk_norm: QkNorm::Projection,
-    feed_forward: FeedForwardKind::Moe,
+    windows: Windows::None,
+    feed_forward: FeedForwardName::Moe,
     normalize: Normalize::AsConfigured,
     router: RouterKind::Softmax,
     dense_layers: DenseLayers::None,

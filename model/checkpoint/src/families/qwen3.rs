@@ -3,15 +3,16 @@
 use super::common::{BACKBONE, BACKBONE_FIELDS, DENSE, NOTES, QK_NORM, SAMPLING, WINDOW_FIELDS};
 use super::defaults::DEFAULTS;
 use super::field::{Field, read};
-use super::{Defaults, DenseLayers, Family, Normalize, RouterKind};
-use firebox_model::config::{FeedForwardKind, QkNorm};
+use super::{Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
+use firebox_model::config::{FeedForwardName, QkNorm};
 
 /// Qwen3.
 pub const QWEN3: Family = Family {
     architecture: "Qwen3ForCausalLM",
     model_type: "qwen3",
     qk_norm: QkNorm::Head,
-    feed_forward: FeedForwardKind::Dense,
+    windows: Windows::ByLayer,
+    feed_forward: FeedForwardName::Dense,
     normalize: Normalize::Always,
     router: RouterKind::Softmax,
     dense_layers: DenseLayers::None,

@@ -6,15 +6,16 @@ use super::common::{
 };
 use super::defaults::DEFAULTS;
 use super::field::{Field, neutral, read};
-use super::{Defaults, DenseLayers, Family, Normalize, RouterKind};
-use firebox_model::config::{FeedForwardKind, QkNorm};
+use super::{Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
+use firebox_model::config::{FeedForwardName, QkNorm};
 
 /// Qwen3-MoE.
 pub const QWEN3_MOE: Family = Family {
     architecture: "Qwen3MoeForCausalLM",
     model_type: "qwen3_moe",
     qk_norm: QkNorm::Head,
-    feed_forward: FeedForwardKind::Moe,
+    windows: Windows::All,
+    feed_forward: FeedForwardName::Moe,
     normalize: Normalize::AsConfigured,
     router: RouterKind::Softmax,
     dense_layers: DenseLayers::Any,

@@ -1,20 +1,17 @@
 //! What is absent, and what is spelled in another way.
 
 use firebox_model::config::{
-    BalanceKind, DenseConfig, ExpertsConfig, ModelConfig, QkNorm, RouterConfig,
+    AttentionKind, BalanceKind, ExpertsConfig, LayerConfig, ModelConfig, QkNorm, RouterConfig,
 };
 use serde_json::json;
 
-use super::{changed, dense, moe, read};
+use super::{attending, changed, dense, moe, read, with_dense};
 
 #[test]
 fn equivalent_spellings_give_the_same_configuration() {
-    let mut qwen = moe();
+    let mut qwen = with_dense(moe(), &[0, 1, 2]);
     qwen.qk_norm = QkNorm::Head;
-    qwen.dense = Some(DenseConfig {
-        layers: vec![0, 1, 2],
-        d_ff: 44,
-    });
+    let window = AttentionKind::Window(8);
     let llama = dense(QkNorm::None);
     let cases = [
         (moe(), json!({ "rope_theta": null })),
@@ -34,6 +31,28 @@ fn equivalent_spellings_give_the_same_configuration() {
         (
             qwen.clone(),
             json!({ "use_sliding_window": false, "sliding_window": 8, "max_window_layers": 2 }),
+        ),
+        (attending(moe(), &[window]), json!({ "sliding_window": 8 })),
+        (
+            attending(qwen.clone(), &[window]),
+            json!({ "use_sliding_window": true, "sliding_window": 8, "max_window_layers": 2 }),
+        ),
+        // Of Qwen3 itself, the layers from there on.
+        (
+            attending(
+                dense(QkNorm::Head),
+                &[AttentionKind::Full, AttentionKind::Full, window, window],
+            ),
+            json!({ "use_sliding_window": true, "sliding_window": 8, "max_window_layers": 2 }),
+        ),
+        (
+            attending(dense(QkNorm::Head), &[window, AttentionKind::Full]),
+            json!({
+                "use_sliding_window": true, "sliding_window": 8, "max_window_layers": 2,
+                "layer_types": [
+                    "sliding_attention", "full_attention", "sliding_attention", "full_attention",
+                ],
+            }),
         ),
         // Every other layer is MoE, and one of those is dense.
         (
@@ -64,7 +83,7 @@ fn absent_fields_have_the_defaults_of_transformers() {
         [
             model.vocab_size,
             model.d_model,
-            model.layers,
+            model.layers.len(),
             model.heads,
             model.kv_heads,
             model.head_dim,
@@ -73,19 +92,25 @@ fn absent_fields_have_the_defaults_of_transformers() {
     };
     let llama = of("llama");
     assert_eq!(sizes(&llama), [32_000, 4096, 32, 32, 32, 128, 2048]);
-    assert_eq!((llama.active_d_ff(), llama.norm_epsilon), (11_008, 1e-6));
+    assert_eq!(
+        (llama.dense_d_ff(31).unwrap(), llama.norm_epsilon),
+        (11_008, 1e-6)
+    );
     assert_eq!((llama.rope_theta, llama.tied_embeddings), (10_000.0, false));
     assert_eq!(llama.initializer_range, 0.02);
     let qwen3 = of("qwen3");
     assert_eq!(sizes(&qwen3), [151_936, 4096, 32, 32, 32, 128, 32_768]);
-    assert_eq!((qwen3.active_d_ff(), qwen3.norm_epsilon), (22_016, 1e-6));
+    assert_eq!(
+        (qwen3.dense_d_ff(31).unwrap(), qwen3.norm_epsilon),
+        (22_016, 1e-6)
+    );
     let mixtral = of("mixtral");
     assert_eq!(sizes(&mixtral), [32_000, 4096, 32, 32, 8, 128, 131_072]);
     assert_eq!((mixtral.norm_epsilon, mixtral.rope_theta), (1e-5, 1e6));
     let experts = |model: &ModelConfig| {
         let ExpertsConfig {
             count, top_k, d_ff, ..
-        } = model.experts;
+        } = model.moe.as_ref().unwrap().experts;
         [count, top_k, d_ff]
     };
     assert_eq!(experts(&mixtral), [8, 2, 14_336]);
@@ -101,9 +126,10 @@ fn absent_fields_have_the_defaults_of_transformers() {
         (olmoe, 0.01, false),
         (moe, 0.001, false),
     ] {
-        assert_eq!(model.router.balance_coefficient, coefficient);
-        assert_eq!(model.router.balance, BalanceKind::Pooled);
-        assert_eq!(model.router.normalize, normalize);
+        let router = model.moe.unwrap().router;
+        assert_eq!(router.balance_coefficient, coefficient);
+        assert_eq!(router.balance, BalanceKind::Pooled);
+        assert_eq!(router.normalize, normalize);
     }
     // transformers has no default for the experts of this one.
     let missing = read(&json!({ "model_type": "dots1" }).to_string()).unwrap_err();
@@ -112,10 +138,9 @@ fn absent_fields_have_the_defaults_of_transformers() {
     let dots = read(&dots.to_string()).unwrap().model;
     assert_eq!(sizes(&dots), [152_064, 4608, 62, 32, 32, 144, 2048]);
     assert_eq!(experts(&dots), [16, 6, 1408]);
-    assert_eq!(
-        (dots.experts.shared_d_ff, dots.dense, dots.norm_epsilon),
-        (0, None, 1e-6)
-    );
+    assert_eq!(dots.layers, [LayerConfig::MOE; 62]);
+    let mixture = dots.moe.unwrap();
+    assert_eq!((mixture.experts.shared_d_ff, dots.norm_epsilon), (0, 1e-6));
     let RouterConfig {
         normalize,
         scaling,
@@ -123,7 +148,7 @@ fn absent_fields_have_the_defaults_of_transformers() {
         top_groups,
         balance_coefficient,
         ..
-    } = dots.router;
+    } = mixture.router;
     assert_eq!((normalize, scaling, groups, top_groups), (false, 1.0, 1, 1));
     assert_eq!(balance_coefficient, 0.0);
     // Null is absent, but for the key/value heads: as many as query heads.

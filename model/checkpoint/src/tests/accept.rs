@@ -4,7 +4,7 @@ use std::fs;
 
 use firebox_console::advice::Advise as _;
 use firebox_kernels::dtype::WeightDtype;
-use firebox_model::config::{FeedForwardKind, QkNorm};
+use firebox_model::config::QkNorm;
 use serde_json::{Map, Value, json};
 
 use super::{changed, dense, family, moe};
@@ -122,7 +122,7 @@ fn only_unknown_fields_of_the_file_are_accepted() {
         (
             json!({ "sliding_window": 8 }),
             "sliding_window",
-            "Firebox attends to the whole context",
+            "it is part of the computation",
         ),
         (
             json!({ "quantization_config": { "bits": 4 } }),
@@ -158,7 +158,7 @@ fn in_another_family_a_field_means_what_that_family_says() {
     let accepted = names(&["lab_stage", "num_experts_per_tok", "moe_intermediate_size"]);
     let text = changed(&dense(QkNorm::None), &fields);
     let found = read(&text, Accept::Key(&accepted)).unwrap();
-    assert_eq!(found.model.feed_forward, FeedForwardKind::Dense);
+    assert_eq!(found.model.moe, None);
     // As in upcycling.
     let model = moe();
     assert_eq!(family(&model), MIXTRAL);
@@ -169,7 +169,10 @@ fn in_another_family_a_field_means_what_that_family_says() {
     let text = config_json(&model, &QWEN3_MOE, &found.notes, WeightDtype::F32);
     let again = read(&text, Accept::Nothing).unwrap();
     assert_eq!(
-        (&again.model.experts, warnings(&again).len()),
-        (&model.experts, 1)
+        (
+            again.model.moe.clone().map(|moe| moe.experts),
+            warnings(&again).len()
+        ),
+        (model.moe.map(|moe| moe.experts), 1)
     );
 }

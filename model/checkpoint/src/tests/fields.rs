@@ -1,9 +1,9 @@
 //! How families use fields: every one is read, passed over or refused.
 
-use firebox_model::config::{DenseConfig, ModelConfig, QkNorm};
+use firebox_model::config::{AttentionKind, ModelConfig, QkNorm};
 use serde_json::{Value, json};
 
-use super::{changed, dense, dots, family, moe, read};
+use super::{attending, changed, dense, dots, family, moe, read, with_dense};
 use crate::families::{Family, Field, Usage};
 
 #[test]
@@ -11,7 +11,7 @@ fn unsupported_fields_are_rejected_by_name() {
     let cases = [
         json!({ "model_type": "mamba" }),
         json!({ "hidden_act": "gelu" }),
-        json!({ "sliding_window": 63 }),
+        json!({ "sliding_window": 0 }),
         json!({ "attention_bias": true }),
         json!({ "clip_qkv": 8.0 }),
         json!({ "rope_scaling": { "type": "longrope", "factor": 2.0 } }),
@@ -45,19 +45,12 @@ fn unsupported_fields_are_rejected_by_name() {
 /// A model that each family computes; the mixture of Qwen3-MoE has a dense layer.
 fn models() -> [ModelConfig; 7] {
     let normed = |qk_norm| ModelConfig { qk_norm, ..moe() };
-    let some_dense = ModelConfig {
-        dense: Some(DenseConfig {
-            layers: vec![0],
-            d_ff: 44,
-        }),
-        ..normed(QkNorm::Head)
-    };
     let models = [
         dense(QkNorm::None),
         dense(QkNorm::Head),
         moe(),
         normed(QkNorm::Projection),
-        some_dense,
+        with_dense(normed(QkNorm::Head), &[0]),
         dots(),
         dense(QkNorm::Projection),
     ];
@@ -163,15 +156,52 @@ fn a_step_between_mixtures_is_read_or_refused_but_never_passed_over() {
     let mut qwen = moe();
     qwen.qk_norm = QkNorm::Head;
     let found = read(&changed(&qwen, &step(2))).unwrap();
-    assert_eq!(found.model.dense.unwrap().layers, [0, 2]);
+    let dense: Vec<usize> = found.model.dense_layers().map(|(layer, _)| layer).collect();
+    assert_eq!(dense, [0, 2]);
 }
 
 /// Mixtral has no switch for its window, so that the switch of another family does not turn it off.
 #[test]
 fn a_window_is_not_turned_off_by_the_switch_of_another_family() {
     let window = json!({ "sliding_window": 8, "use_sliding_window": false });
-    let error = read(&changed(&moe(), &window)).unwrap_err();
-    assert!(error.contains("sliding_window = 8"), "{error}");
+    let found = read(&changed(&moe(), &window)).unwrap();
+    assert_eq!(found.model, attending(moe(), &[AttentionKind::Window(8)]));
+}
+
+/// `transformers` computes nothing of a window in these families, or has no mask for it.
+#[test]
+fn a_window_that_is_not_computed_is_refused() {
+    let listed = json!([
+        "full_attention",
+        "full_attention",
+        "full_attention",
+        "sliding_attention"
+    ]);
+    for (model, changes, field) in [
+        (
+            dense(QkNorm::None),
+            json!({ "sliding_window": 8 }),
+            "sliding_window = 8",
+        ),
+        (
+            moe(),
+            json!({ "layer_types": listed, "sliding_window": 8 }),
+            "sliding_attention",
+        ),
+        (
+            dense(QkNorm::Head),
+            json!({ "layer_types": listed, "sliding_window": 8 }),
+            "sliding_attention",
+        ),
+        (
+            dense(QkNorm::Head),
+            json!({ "layer_types": ["full_attention"] }),
+            "layer_types",
+        ),
+    ] {
+        let error = read(&changed(&model, &changes)).unwrap_err();
+        assert!(error.contains(field), "{error}");
+    }
 }
 
 #[test]

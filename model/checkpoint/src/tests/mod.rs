@@ -15,15 +15,14 @@ use crate::families::{DOTS1, FIREBOX, Family, LLAMA, MIXTRAL, OLMOE, QWEN3, QWEN
 use crate::{Accept, CONFIG_FILE, CheckpointConfig, Notes, config_json, read_config};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
-    BalanceKind, DenseConfig, ExpertsConfig, FeedForwardKind, ModelConfig, QkNorm, RouterConfig,
-    Scores,
+    AttentionKind, BalanceKind, ExpertsConfig, FeedForwardKind, LayerConfig, ModelConfig,
+    MoeConfig, QkNorm, RouterConfig, Scores,
 };
 
 /// An MoE model in Mixtral's family, with a distinct value in every field.
 fn moe() -> ModelConfig {
     ModelConfig {
         vocab_size: 61,
-        layers: 4,
         d_model: 32,
         heads: 4,
         kv_heads: 2,
@@ -35,70 +34,77 @@ fn moe() -> ModelConfig {
         tied_embeddings: true,
         initializer_range: 0.03,
         qk_norm: QkNorm::None,
-        feed_forward: FeedForwardKind::Moe,
-        dense: None,
-        experts: ExpertsConfig {
-            count: 6,
-            top_k: 3,
-            d_ff: 20,
-            shared_d_ff: 0,
-        },
-        router: RouterConfig {
-            scores: Scores::Softmax,
-            normalize: true,
-            scaling: 1.0,
-            groups: 1,
-            top_groups: 1,
-            balance: BalanceKind::Pooled,
-            balance_coefficient: 0.007,
-            z_coefficient: 0.0,
-            bias_update_rate: 0.0,
-        },
+        layers: vec![LayerConfig::MOE; 4],
+        moe: Some(MoeConfig {
+            experts: ExpertsConfig {
+                count: 6,
+                top_k: 3,
+                d_ff: 20,
+                shared_d_ff: 0,
+            },
+            router: RouterConfig {
+                balance: BalanceKind::Pooled,
+                balance_coefficient: 0.007,
+                z_coefficient: 0.0,
+                ..RouterConfig::DEFAULT
+            },
+        }),
     }
 }
 
 fn dense(qk_norm: QkNorm) -> ModelConfig {
     ModelConfig {
         qk_norm,
-        feed_forward: FeedForwardKind::Dense,
-        experts: ExpertsConfig {
-            count: 1,
-            top_k: 1,
-            d_ff: 60,
-            shared_d_ff: 0,
-        },
-        router: RouterConfig {
-            balance_coefficient: 0.0,
-            ..moe().router
-        },
+        layers: vec![LayerConfig::dense(60); 4],
+        moe: None,
         ..moe()
     }
 }
 
+/// A mixture with other routing.
+fn routed(change: impl FnOnce(&mut RouterConfig)) -> ModelConfig {
+    let mut model = moe();
+    change(&mut mixture(&mut model).router);
+    model
+}
+
+fn mixture(model: &mut ModelConfig) -> &mut MoeConfig {
+    model.moe.as_mut().expect("a model with a mixture")
+}
+
+/// The model with some layers dense.
+fn with_dense(mut model: ModelConfig, layers: &[usize]) -> ModelConfig {
+    for &layer in layers {
+        model.layers[layer].feed_forward = FeedForwardKind::Dense { d_ff: 44 };
+    }
+    model
+}
+
+/// The model with the attention of its layers repeated from these.
+fn attending(mut model: ModelConfig, kinds: &[AttentionKind]) -> ModelConfig {
+    for (layer, kind) in model.layers.iter_mut().zip(kinds.iter().cycle()) {
+        layer.attention = *kind;
+    }
+    model
+}
+
 /// A model of the family of dots.llm1, with a distinct value in every field.
 fn dots() -> ModelConfig {
-    ModelConfig {
-        qk_norm: QkNorm::Head,
-        dense: Some(DenseConfig {
-            layers: vec![0, 1],
-            d_ff: 44,
-        }),
-        experts: ExpertsConfig {
-            shared_d_ff: 40,
-            ..moe().experts
-        },
-        router: RouterConfig {
-            scores: Scores::Sigmoid,
-            normalize: false,
-            scaling: 2.5,
-            groups: 3,
-            top_groups: 2,
-            // The family has none.
-            balance_coefficient: 0.0,
-            ..moe().router
-        },
-        ..moe()
-    }
+    let mut model = with_dense(moe(), &[0, 1]);
+    model.qk_norm = QkNorm::Head;
+    let MoeConfig { experts, router } = mixture(&mut model);
+    experts.shared_d_ff = 40;
+    *router = RouterConfig {
+        scores: Scores::Sigmoid,
+        normalize: false,
+        scaling: 2.5,
+        groups: 3,
+        top_groups: 2,
+        // The family has none.
+        balance_coefficient: 0.0,
+        ..*router
+    };
+    model
 }
 
 /// The same with one thing that the family does not compute.
@@ -153,28 +159,15 @@ fn a_checkpoint_says_how_documents_were_seen() {
 fn every_family_reads_what_it_writes() {
     let normed = |qk_norm, normalize| ModelConfig {
         qk_norm,
-        router: RouterConfig {
-            normalize,
-            ..moe().router
-        },
-        ..moe()
+        ..routed(|router| router.normalize = normalize)
     };
-    let some_dense = ModelConfig {
-        dense: Some(DenseConfig {
-            layers: vec![0, 3],
-            d_ff: 44,
-        }),
-        ..normed(QkNorm::Head, false)
-    };
-    let biased = ModelConfig {
-        router: RouterConfig {
-            bias_update_rate: 0.001,
-            balance: BalanceKind::PerLayer,
-            z_coefficient: 0.5,
-            ..moe().router
-        },
-        ..moe()
-    };
+    let biased = routed(|router| {
+        router.bias_update_rate = 0.001;
+        router.balance = BalanceKind::PerLayer;
+        router.z_coefficient = 0.5;
+    });
+    let (full, window) = (AttentionKind::Full, AttentionKind::Window(16));
+    let qwen3 = || dense(QkNorm::Head);
     let cases = [
         (dense(QkNorm::None), LLAMA),
         (dense(QkNorm::Head), QWEN3),
@@ -184,26 +177,38 @@ fn every_family_reads_what_it_writes() {
         (normed(QkNorm::Projection, true), OLMOE),
         (normed(QkNorm::Projection, false), OLMOE),
         (normed(QkNorm::Head, true), QWEN3_MOE),
-        (some_dense, QWEN3_MOE),
+        (with_dense(normed(QkNorm::Head, false), &[0, 3]), QWEN3_MOE),
         (biased, FIREBOX),
         (dots(), DOTS1),
-        (dots_without(|model| model.experts.shared_d_ff = 0), FIREBOX),
         (
-            dots_without(|model| model.experts.shared_d_ff = 50),
+            dots_without(|model| mixture(model).experts.shared_d_ff = 0),
             FIREBOX,
         ),
         (
-            dots_without(|model| model.router.scores = Scores::Softmax),
+            dots_without(|model| mixture(model).experts.shared_d_ff = 50),
+            FIREBOX,
+        ),
+        (
+            dots_without(|model| mixture(model).router.scores = Scores::Softmax),
             FIREBOX,
         ),
         (dots_without(|model| model.qk_norm = QkNorm::None), FIREBOX),
         (
-            dots_without(|model| {
-                model.dense = Some(DenseConfig {
-                    layers: vec![1],
-                    d_ff: 44,
-                });
-            }),
+            dots_without(|model| model.layers[1].feed_forward = FeedForwardKind::Moe),
+            DOTS1,
+        ),
+        (
+            dots_without(|model| model.layers[0].feed_forward = FeedForwardKind::Moe),
+            FIREBOX,
+        ),
+        (attending(moe(), &[window]), MIXTRAL),
+        (attending(moe(), &[window, full]), FIREBOX),
+        (attending(moe(), &[AttentionKind::Nope, full]), FIREBOX),
+        (attending(normed(QkNorm::Head, true), &[window]), QWEN3_MOE),
+        (attending(qwen3(), &[window, full]), QWEN3),
+        (attending(dots(), &[window, full]), DOTS1),
+        (
+            attending(normed(QkNorm::Projection, true), &[window]),
             FIREBOX,
         ),
     ];
@@ -223,12 +228,12 @@ fn every_family_reads_what_it_writes() {
 
 #[test]
 fn the_per_layer_loss_is_written_as_an_equivalent_pooled_loss() {
-    let mut model = moe();
-    model.router.balance = BalanceKind::PerLayer;
-    let read = read(&written(&model, WeightDtype::F32)).unwrap();
-    assert_eq!(read.model.router.balance, BalanceKind::Pooled);
+    let model = routed(|router| router.balance = BalanceKind::PerLayer);
+    let read = read(&written(&model, WeightDtype::F32)).unwrap().model;
+    let router = read.moe.unwrap().router;
+    assert_eq!(router.balance, BalanceKind::Pooled);
     // When balanced, one is 1 and the other is k.
-    assert_eq!(read.model.router.balance_coefficient, 0.007 / 3.0);
+    assert_eq!(router.balance_coefficient, 0.007 / 3.0);
 }
 
 /// The file of a model with some fields changed; null removes a field.

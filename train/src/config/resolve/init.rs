@@ -12,15 +12,13 @@ use std::path::{Path, PathBuf};
 use firebox_checkpoint::{
     Accept, CheckpointConfig, CheckpointError, checkpoint_folder, read_config,
 };
-use firebox_model::config::{FeedForwardKind, ModelConfig};
+use firebox_model::config::{FeedForwardName, ModelConfig, ModelKeys};
 use serde::Serialize;
-use toml::Value;
+use toml::{Table, Value};
 
 use super::Checked;
-use super::model::{ROUTER, checked, refuse_dense_layers, router};
-use super::rope::rope_scaling;
+use super::model::model;
 use crate::config::error::Problem;
-use crate::config::raw::RawModel;
 
 /// The maximum default context: many checkpoints allow longer contexts than a training step has memory for.
 const LONGEST_DEFAULT_CONTEXT: usize = 2048;
@@ -58,98 +56,94 @@ impl Origin {
     }
 
     /// The model of the checkpoint, with the keys of the file that may differ.
-    pub fn model(&self, raw: RawModel) -> Checked<ModelConfig> {
-        let own = &self.config.model;
-        let chosen = raw.feed_forward;
-        let shape = ModelConfig {
-            vocab_size: self.agreed("model.vocab_size", raw.vocab_size, own.vocab_size)?,
-            layers: self.agreed("model.layers", raw.layers, own.layers)?,
-            d_model: self.agreed("model.d_model", raw.d_model, own.d_model)?,
-            heads: self.agreed("model.heads", raw.heads, own.heads)?,
-            kv_heads: self.agreed("model.kv_heads", raw.kv_heads, own.kv_heads)?,
-            head_dim: self.agreed("model.head_dim", raw.head_dim, own.head_dim)?,
-            context_length: self.context(raw.context_length)?,
-            rope_theta: self.agreed("model.rope_theta", raw.rope_theta, own.rope_theta)?,
-            rope_scaling: match (
-                raw.rope_scaling.map(rope_scaling).transpose()?,
-                &own.rope_scaling,
-            ) {
-                (None, own) => own.clone(),
-                (Some(written), Some(own)) => {
-                    Some(self.agreed("model.rope_scaling", Some(written), own.clone())?)
-                }
-                (Some(_), None) => {
-                    let rule = format!("is not allowed, because {} has none", self.name());
-                    return Err(Problem::new("model.rope_scaling", rule)
-                        .hint("remove it; the checkpoint determines it"));
-                }
-            },
-            norm_epsilon: self.agreed("model.norm_epsilon", raw.norm_epsilon, own.norm_epsilon)?,
-            tied_embeddings: self.agreed(
-                "model.tied_embeddings",
-                raw.tied_embeddings,
-                own.tied_embeddings,
-            )?,
-            initializer_range: self.agreed(
-                "model.initializer_range",
-                raw.initializer_range,
-                own.initializer_range,
-            )?,
-            qk_norm: self.agreed("model.qk_norm", raw.qk_norm, own.qk_norm)?,
-            feed_forward: chosen.unwrap_or(own.feed_forward),
+    pub fn model(&self, written: ModelKeys) -> Checked<ModelConfig> {
+        use FeedForwardName::{Dense, Moe};
+        let own = ModelKeys::of(&self.config.model);
+        let own_kind = own.feed_forward.unwrap_or(Moe);
+        let kind = written.feed_forward.unwrap_or(own_kind);
+        let dense_is_written = written.feed_forward == Some(Dense);
+        let context_length = self.context(&written)?;
+        // These have rules of their own; all others must be those of the checkpoint.
+        let (dense, experts, router) = (written.dense, written.experts, written.router);
+        let (rope_theta, rope_scaling) = (written.rope_theta, written.rope_scaling);
+        let others = ModelKeys {
+            context_length: None,
+            feed_forward: None,
+            dense: None,
+            experts: None,
+            router: None,
+            rope_theta: None,
+            rope_scaling: None,
+            ..written
+        };
+        self.agree("model", &others, &own)?;
+        let shape = ModelKeys {
+            context_length: Some(context_length),
+            feed_forward: Some(kind),
+            // No weight depends on the positions.
+            rope_theta: rope_theta.or(own.rope_theta),
+            rope_scaling: rope_scaling.or_else(|| own.rope_scaling.clone()),
             ..own.clone()
         };
-        let experts = raw.experts.unwrap_or_default();
-        refuse_dense_layers(shape.feed_forward, raw.dense.as_ref())?;
-        checked(match (own.feed_forward, shape.feed_forward) {
-            (FeedForwardKind::Moe, FeedForwardKind::Dense) => {
+        model(&match (own_kind, kind) {
+            (Moe, Dense) => {
                 let rule = format!("must be \"moe\", as in {}", self.name());
                 return Err(Problem::new("model.feed_forward", rule)
                     .hint("an MoE checkpoint cannot become dense; only a dense one can become MoE (upcycling)"));
             }
-            (FeedForwardKind::Moe, FeedForwardKind::Moe) => ModelConfig {
-                dense: self.dense_layers(raw.dense)?,
-                experts: self.experts(experts)?,
-                router: self.router(raw.router)?,
-                ..shape
-            },
-            (FeedForwardKind::Dense, FeedForwardKind::Dense) => ModelConfig {
-                experts: self.dense_experts(experts, chosen.is_some())?,
-                router: router(raw.router, ROUTER),
-                ..shape
-            },
-            (FeedForwardKind::Dense, FeedForwardKind::Moe) => ModelConfig {
-                dense: self.upcycled_dense_layers(raw.dense)?,
-                experts: self.upcycled_experts(experts)?,
-                router: dense::upcycled_router(raw.router)?,
+            (Moe, Moe) => {
+                let own_dense = own.dense.clone().unwrap_or_default();
+                self.agree("model.dense", &dense.unwrap_or_default(), &own_dense)?;
+                let own_experts = own.experts.clone().unwrap_or_default();
+                self.agree("model.experts", &experts.unwrap_or_default(), &own_experts)?;
+                ModelKeys {
+                    router: Some(self.router(router.unwrap_or_default())?),
+                    ..shape
+                }
+            }
+            (Dense, Dense) => {
+                self.check_dense_width(dense, experts, dense_is_written)?;
+                shape
+            }
+            (Dense, Moe) => ModelKeys {
+                dense: self.upcycled_dense_layers(dense)?,
+                experts: Some(self.upcycled_experts(experts.unwrap_or_default())?),
+                router: Some(dense::upcycled_router(router.unwrap_or_default())?),
                 ..shape
             },
         })
     }
 
-    fn context(&self, written: Option<usize>) -> Checked<usize> {
+    fn context(&self, written: &ModelKeys) -> Checked<usize> {
         let own = self.config.model.context_length;
-        match written {
-            Some(context) if context > own => {
-                let rule = format!("must be at most {own}, the context of {}", self.name());
-                Err(Problem::new("model.context_length", rule))
-            }
-            Some(context) => Ok(context),
-            None => Ok(own.min(LONGEST_DEFAULT_CONTEXT)),
+        let Some(context) = written.context_length else {
+            return Ok(own.min(LONGEST_DEFAULT_CONTEXT));
+        };
+        let extended = written.rope_scaling.is_some() || written.rope_theta.is_some();
+        if context > own && !extended {
+            let rule = format!("must be at most {own}, the context of {}", self.name());
+            return Err(Problem::new("model.context_length", rule).hint(
+                "a longer context needs other rotary positions: set [model.rope_scaling], or model.rope_theta",
+            ));
         }
+        Ok(context)
     }
 
-    /// The checkpoint's value, which a written value must equal.
-    fn agreed<T: Serialize>(&self, key: &str, written: Option<T>, own: T) -> Checked<T> {
-        let as_toml = |value: &T| Value::try_from(value).expect("numbers, words and lists");
-        let shown = as_toml(&own);
-        match written {
-            Some(written) if !same(&as_toml(&written), &shown) => {
-                let rule = format!("must be {shown}, as in {}", self.name());
-                Err(Problem::new(key, rule).hint("remove it; the checkpoint determines it"))
-            }
-            _ => Ok(own),
+    /// Checks that the written keys of a table have the checkpoint's values.
+    fn agree<T: Serialize>(&self, path: &str, written: &T, own: &T) -> Checked<()> {
+        let table = |keys| Table::try_from(keys).expect("keys with numbers, words and lists");
+        let own = table(own);
+        for (key, value) in table(written) {
+            let path = format!("{path}.{key}");
+            let determined = "remove it; the checkpoint determines it";
+            let rule = match own.get(&key) {
+                None => format!("is not allowed, because {} has none", self.name()),
+                Some(own) if same(&value, own) => continue,
+                Some(own) => format!("must be {own}, as in {}", self.name()),
+            };
+            return Err(Problem::new(path, rule).hint(determined));
         }
+        Ok(())
     }
 
     fn name(&self) -> String {

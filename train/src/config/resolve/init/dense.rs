@@ -1,63 +1,55 @@
 //! Starting from a dense checkpoint: the model stays dense or is upcycled to MoE.
 
-use firebox_model::config::{DenseConfig, ExpertsConfig, RouterConfig};
+use firebox_model::config::{DenseKeys, ExpertsKeys, RouterKeys};
 
 use super::Origin;
 use crate::config::error::Problem;
-use crate::config::raw::{RawDense, RawExperts, RawRouter};
-use crate::config::resolve::model::{ROUTER, router};
 use crate::config::resolve::{Checked, without_effect};
 
 impl Origin {
-    /// The `[model.experts]` of a model that stays dense. As in any dense run, `count` has no effect and the width is
-    /// `d_ff × top_k`, so that the file of the MoE model also describes its dense baseline.
-    pub(super) fn dense_experts(
+    /// Checks what the file of a model that stays dense says of widths. As in any dense run, `[model.experts]` may
+    /// describe the mixture whose dense baseline it is.
+    pub(super) fn check_dense_width(
         &self,
-        raw: RawExperts,
+        dense: Option<DenseKeys>,
+        experts: Option<ExpertsKeys>,
         dense_is_written: bool,
-    ) -> Checked<ExpertsConfig> {
-        let own = &self.config.model.experts;
-        let differs = |written: Option<usize>, own: usize| written.is_some_and(|w| w != own);
-        let moe_keys = [
-            ("model.experts.count", raw.count, own.count),
-            ("model.experts.top_k", raw.top_k, own.top_k),
-        ];
-        let written = moe_keys
-            .into_iter()
-            .find(|&(_, written, own)| differs(written, own));
-        if let Some((key, ..)) = written.filter(|_| !dense_is_written) {
+    ) -> Checked<()> {
+        let dense = dense.unwrap_or_default();
+        let d_ff = self.copied_width("model.dense.d_ff", dense.d_ff)?;
+        if dense.layers.is_some() {
+            let condition = format!("because all layers of {} are dense", self.name());
+            return Err(without_effect("model.dense.layers", &condition).hint("remove it"));
+        }
+        let Some(experts) = experts else {
+            return Ok(());
+        };
+        if !dense_is_written {
             let condition = format!("because {} is dense", self.name());
-            return Err(without_effect(key, &condition)
+            return Err(without_effect("model.experts", &condition)
                 .hint("set model.feed_forward = \"moe\" to upcycle it"));
         }
-        let width = self.config.model.active_d_ff();
-        let top_k = raw.top_k.unwrap_or(own.top_k);
-        let shared_d_ff = raw.shared_d_ff.unwrap_or(0);
-        let selected = width.saturating_sub(shared_d_ff);
-        let experts = ExpertsConfig {
-            count: raw.count.unwrap_or(own.count),
-            top_k,
-            d_ff: raw.d_ff.unwrap_or(selected / top_k.max(1)),
-            shared_d_ff,
+        let (Some(own), Some(top_k), None) = (experts.d_ff, experts.top_k, dense.d_ff) else {
+            return Ok(());
         };
-        let total = experts.d_ff.saturating_mul(experts.top_k);
-        if total.saturating_add(shared_d_ff) == width {
-            return Ok(experts);
+        let shared_d_ff = experts.shared_d_ff.unwrap_or(0);
+        let active = own.saturating_mul(top_k).saturating_add(shared_d_ff);
+        if active == d_ff {
+            return Ok(());
         }
         let shared = match shared_d_ff {
             0 => String::new(),
             shared => format!(", plus experts.shared_d_ff = {shared},"),
         };
         let rule = format!(
-            "times experts.top_k = {}{shared} must be {width}, the width of the feed-forward in {}",
-            experts.top_k,
+            "times experts.top_k = {top_k}{shared} must be {d_ff}, the width of the feed-forward in {}",
             self.name()
         );
-        Err(Problem::new("model.experts.d_ff", rule).value(experts.d_ff))
+        Err(Problem::new("model.experts.d_ff", rule).hint("omit it, or set model.dense.d_ff"))
     }
 
     /// Each expert is a copy of the dense feed-forward. The file sets the number of experts and the experts per token.
-    pub(super) fn upcycled_experts(&self, raw: RawExperts) -> Checked<ExpertsConfig> {
+    pub(super) fn upcycled_experts(&self, written: ExpertsKeys) -> Checked<ExpertsKeys> {
         let needed = |key: &str, value: Option<usize>, hint: &str| {
             value.ok_or_else(|| {
                 let rule = format!("is missing, but {} is dense", self.name());
@@ -65,37 +57,40 @@ impl Origin {
             })
         };
         let hint = "set it to the number of copies of its feed-forward, such as 8";
-        let count = needed("model.experts.count", raw.count, hint)?;
+        let count = needed("model.experts.count", written.count, hint)?;
         let hint = "set it to the number of experts per token, such as 2";
-        let top_k = needed("model.experts.top_k", raw.top_k, hint)?;
-        if raw.shared_d_ff.is_some_and(|d_ff| d_ff > 0) {
+        let top_k = needed("model.experts.top_k", written.top_k, hint)?;
+        if written.shared_d_ff.is_some_and(|d_ff| d_ff > 0) {
             let rule = "must be 0 when upcycling: the copies of the dense feed-forward already compute what it computed";
             return Err(Problem::new("model.experts.shared_d_ff", rule).hint("remove it"));
         }
-        Ok(ExpertsConfig {
-            count,
-            top_k,
-            d_ff: self.copied_width("model.experts.d_ff", raw.d_ff)?,
-            shared_d_ff: 0,
+        Ok(ExpertsKeys {
+            count: Some(count),
+            top_k: Some(top_k),
+            d_ff: Some(self.copied_width("model.experts.d_ff", written.d_ff)?),
+            shared_d_ff: None,
         })
     }
 
     /// Layers that stay dense.
     pub(super) fn upcycled_dense_layers(
         &self,
-        raw: Option<RawDense>,
-    ) -> Checked<Option<DenseConfig>> {
-        raw.map(|raw| {
-            Ok(DenseConfig {
-                layers: raw.layers,
-                d_ff: self.copied_width("model.dense.d_ff", raw.d_ff)?,
-            })
-        })
-        .transpose()
+        written: Option<DenseKeys>,
+    ) -> Checked<Option<DenseKeys>> {
+        let Some(written) = written else {
+            return Ok(None);
+        };
+        let d_ff = self.copied_width("model.dense.d_ff", written.d_ff)?;
+        Ok(Some(DenseKeys {
+            d_ff: Some(d_ff),
+            ..written
+        }))
     }
 
+    /// The width of the checkpoint's feed-forwards, which a written value must equal.
     fn copied_width(&self, key: &str, written: Option<usize>) -> Checked<usize> {
-        let width = self.config.model.active_d_ff();
+        let mut widths = self.config.model.dense_layers().map(|(_, d_ff)| d_ff);
+        let width = widths.next().expect("a dense checkpoint");
         match written {
             Some(d_ff) if d_ff != width => {
                 let rule = format!(
@@ -109,18 +104,19 @@ impl Origin {
     }
 }
 
-pub(super) fn upcycled_router(raw: RawRouter) -> Checked<RouterConfig> {
-    if raw.scaling.is_some_and(|scaling| scaling != 1.0) {
+/// The routers of an upcycled model, which are new.
+pub(super) fn upcycled_router(written: RouterKeys) -> Checked<RouterKeys> {
+    if written.scaling.is_some_and(|scaling| scaling != 1.0) {
         let rule = "must be 1 when upcycling: identical experts reproduce the dense feed-forward only if their weights sum \
                     to 1";
         return Err(Problem::new("model.router.scaling", rule).hint("remove it, or set it to 1"));
     }
-    if raw.normalize == Some(false) {
+    if written.normalize == Some(false) {
         let rule = "must be true when upcycling: identical experts reproduce the dense feed-forward only if their \
                     weights sum to 1";
         return Err(
             Problem::new("model.router.normalize", rule).hint("remove it, or set it to true")
         );
     }
-    Ok(router(raw, ROUTER))
+    Ok(written)
 }

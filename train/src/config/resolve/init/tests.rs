@@ -6,7 +6,7 @@ use std::path::Path;
 use firebox_checkpoint::families::Family;
 use firebox_checkpoint::{CONFIG_FILE, Notes, config_json};
 use firebox_kernels::dtype::WeightDtype;
-use firebox_model::config::{BalanceKind, FeedForwardKind, ModelConfig};
+use firebox_model::config::{BalanceKind, LayerConfig, ModelConfig, RopeScaling, RouterConfig};
 use firebox_text::TOKENIZER_FILE;
 use firebox_text::{END_OF_TEXT, Tokenizer};
 use serde_json::Value;
@@ -94,8 +94,8 @@ fn an_moe_checkpoint_determines_the_model() {
         let origin = TestCheckpoint::new(&expected);
         let config = origin.start(&[]).unwrap();
         // As in a Hugging Face config.json: pooled, with half the coefficient for two experts per token.
-        expected.router.balance = BalanceKind::Pooled;
-        expected.router.balance_coefficient = 0.005;
+        let router = &mut expected.moe.as_mut().unwrap().router;
+        (router.balance, router.balance_coefficient) = (BalanceKind::Pooled, 0.005);
         assert_eq!(config.model, expected);
         let tokenizer = TokenizerConfig::File {
             path: origin.0.path().join(TOKENIZER_FILE),
@@ -119,33 +119,36 @@ fn an_moe_checkpoint_determines_the_model() {
 fn a_dense_checkpoint_is_upcycled_or_stays_dense() {
     let origin = TestCheckpoint::dense();
     let kept = origin.start(&[]).unwrap().model;
-    assert_eq!(kept.feed_forward, FeedForwardKind::Dense);
-    assert_eq!(kept.active_d_ff(), 96);
+    assert_eq!(
+        (kept.layers, kept.moe),
+        (vec![LayerConfig::dense(96); 2], None)
+    );
     // The file of the MoE model describes its dense baseline too.
     let baseline = [
         "model.feed_forward=dense",
         "model.experts={ count = 4, top_k = 2 }",
     ];
-    assert_eq!(origin.start(&baseline).unwrap().model.experts.d_ff, 48);
+    assert_eq!(origin.start(&baseline).unwrap().model.moe, None);
 
     let moe = [
         "model.feed_forward=moe",
         "model.experts.count=8",
         "model.experts.top_k=2",
     ];
-    let upcycled = origin.start(&moe).unwrap().model;
+    let model = origin.start(&moe).unwrap().model;
+    let (upcycled, context_length) = (model.moe.unwrap(), model.context_length);
     assert_eq!(
         (
             upcycled.experts.count,
             upcycled.experts.d_ff,
-            upcycled.context_length
+            context_length
         ),
         (8, 96, 32)
     );
-    assert_eq!(upcycled.router, super::ROUTER);
+    assert_eq!(upcycled.router, RouterConfig::DEFAULT);
     let dense = "model.dense.layers=[1]";
     let partly = origin.start(&[&moe[..], &[dense]].concat()).unwrap();
-    assert_eq!(partly.model.dense.unwrap().d_ff, 96);
+    assert!(partly.model.dense_layers().eq([(1, 96)]));
 }
 
 #[test]
@@ -183,7 +186,7 @@ fn what_was_resolved_reads_back_with_and_without_the_checkpoint() {
         // A value that the file or an override sets is not replaced, so that a change is detected.
         let longer = ["model.layers=3".to_owned()];
         let other = parse(Path::new("run.toml"), &file, &longer, Some(&saved)).unwrap();
-        assert_eq!(other.model.layers, 3);
+        assert_eq!(other.model.layers.len(), 3);
     }
 }
 
@@ -210,22 +213,21 @@ fn contradictions_name_both_values_and_the_checkpoint() {
     run.toml: model.layers = 3 (from --set) must be 2, as in the checkpoint FOLDER
     hint: remove it; the checkpoint determines it
     ");
-    insta::assert_snapshot!(origin.refusal(&["model.rope_theta=1e6"]), @r"
-    run.toml: model.rope_theta = 1000000.0 (from --set) must be 10000.0, as in the checkpoint FOLDER
-    hint: remove it; the checkpoint determines it
-    ");
     insta::assert_snapshot!(origin.refusal(&["model.qk_norm=head"]), @r#"
     run.toml: model.qk_norm = "head" (from --set) must be "none", as in the checkpoint FOLDER
     hint: remove it; the checkpoint determines it
     "#);
-    insta::assert_snapshot!(origin.refusal(&["model.context_length=64"]), @"run.toml: model.context_length = 64 (from --set) must be at most 32, the context of the checkpoint FOLDER");
+    insta::assert_snapshot!(origin.refusal(&["model.context_length=64"]), @r"
+    run.toml: model.context_length = 64 (from --set) must be at most 32, the context of the checkpoint FOLDER
+    hint: a longer context needs other rotary positions: set [model.rope_scaling], or model.rope_theta
+    ");
     insta::assert_snapshot!(origin.refusal(&["model.experts.count=8"]), @r"
     run.toml: model.experts.count = 8 (from --set) must be 4, as in the checkpoint FOLDER
     hint: remove it; the checkpoint determines it
     ");
     insta::assert_snapshot!(origin.refusal(&["model.dense.layers=[0]"]), @r"
-    run.toml: model.dense (from --set) is not allowed, because all layers of the checkpoint FOLDER are MoE
-    hint: remove [model.dense]
+    run.toml: model.dense.layers = [0] (from --set) is not allowed, because the checkpoint FOLDER has none
+    hint: remove it; the checkpoint determines it
     ");
     insta::assert_snapshot!(origin.refusal(&["model.router.normalize=false"]), @r"
     run.toml: model.router.normalize = false (from --set) must be true, as in the checkpoint FOLDER
@@ -263,11 +265,36 @@ fn contradictions_name_both_values_and_the_checkpoint() {
     hint: set it to the number of copies of its feed-forward, such as 8
     ");
     insta::assert_snapshot!(origin.refusal(&moe[1..]), @r#"
-    run.toml: model.experts.count = 4 (from --set) has no effect because the checkpoint FOLDER is dense
+    run.toml: model.experts (from --set) has no effect because the checkpoint FOLDER is dense
     hint: set model.feed_forward = "moe" to upcycle it
     "#);
     let baseline = "model.experts={ count = 4, top_k = 2, d_ff = 40 }";
-    insta::assert_snapshot!(origin.refusal(&["model.feed_forward=dense", baseline]), @"run.toml: model.experts.d_ff = 40 (from --set) times experts.top_k = 2 must be 96, the width of the feed-forward in the checkpoint FOLDER");
+    insta::assert_snapshot!(origin.refusal(&["model.feed_forward=dense", baseline]), @r"
+    run.toml: model.experts.d_ff = 40 (from --set) times experts.top_k = 2 must be 96, the width of the feed-forward in the checkpoint FOLDER
+    hint: omit it, or set model.dense.d_ff
+    ");
+}
+
+#[test]
+fn a_context_is_extended_with_other_rotary_positions() {
+    let origin = TestCheckpoint::of(&[]);
+    let longer = "model.context_length=128";
+    let scaling = "model.rope_scaling={ kind = 'yarn', factor = 4.0, original_context = 32 }";
+    let extended = origin.start(&[longer, scaling]).unwrap().model;
+    assert_eq!(extended.context_length, 128);
+    assert!(matches!(
+        extended.rope_scaling,
+        Some(RopeScaling::Yarn { .. })
+    ));
+    let higher = origin
+        .start(&[longer, "model.rope_theta=1e6"])
+        .unwrap()
+        .model;
+    assert_eq!((higher.context_length, higher.rope_theta), (128, 1e6));
+    insta::assert_snapshot!(origin.refusal(&[longer]), @r"
+    run.toml: model.context_length = 128 (from --set) must be at most 32, the context of the checkpoint FOLDER
+    hint: a longer context needs other rotary positions: set [model.rope_scaling], or model.rope_theta
+    ");
 }
 
 #[test]

@@ -1,0 +1,192 @@
+//! The keys of a configuration, as files have them: `[model]` of a run, and `model` in Firebox's own config.json.
+//!
+//! Each key is declared here, with its default where it has one; [`ModelKeys::resolve`] makes a [`ModelConfig`] of them
+//! and [`ModelKeys::of`] writes one back.
+
+mod resolve;
+#[cfg(test)]
+mod tests;
+mod written;
+
+use serde::{Deserialize, Serialize};
+
+use super::{BalanceKind, QkNorm, RouterConfig, Scores};
+
+/// Declares a table of optional keys; what is absent is not written.
+macro_rules! keys {
+    ($(#[$table:meta])* $name:ident { $($(#[$doc:meta])* $key:ident: $kind:ty,)* }) => {
+        $(#[$table])*
+        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default, expecting = "a table")]
+        pub struct $name {
+            $($(#[$doc])* #[serde(skip_serializing_if = "Option::is_none")] pub $key: Option<$kind>,)*
+        }
+    };
+}
+
+keys! {
+    /// `[model]`
+    ModelKeys {
+        /// Number of token ids. Only with a checkpoint to start from; else that of the tokenizer.
+        vocab_size: usize,
+        /// Number of transformer blocks.
+        layers: usize,
+        /// Width of the residual stream.
+        d_model: usize,
+        /// Query heads.
+        heads: usize,
+        /// Key/value heads; 1 by default.
+        kv_heads: usize,
+        /// Width of one head; `d_model / heads` by default.
+        head_dim: usize,
+        /// Longest sequence, in tokens.
+        context_length: usize,
+        /// Base of the rotary embedding's frequencies; 10,000 by default.
+        rope_theta: f64,
+        /// Added to the mean square in RMSNorm; 1e-5 by default.
+        norm_epsilon: f64,
+        /// Whether the output head is the transposed embedding; false by default.
+        tied_embeddings: bool,
+        /// Standard deviation of the initial weights; 0.02 by default.
+        initializer_range: f64,
+        /// Norms of queries and keys; none by default.
+        qk_norm: QkNorm,
+        /// The attention of each layer, repeated over the layers; full by default.
+        attention: Vec<AttentionName>,
+        /// Positions that a layer with a window attends to.
+        window: usize,
+        /// The feed-forward of the layers; a mixture by default.
+        feed_forward: FeedForwardName,
+        /// Scaling of the rotary frequencies; none by default.
+        rope_scaling: RopeScalingKeys,
+        /// Dense feed-forwards.
+        dense: DenseKeys,
+        /// The experts of a mixture.
+        experts: ExpertsKeys,
+        /// The routers of a mixture.
+        router: RouterKeys,
+    }
+}
+
+/// A word of [`ModelKeys::attention`]; see [`AttentionKind`](super::AttentionKind).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttentionName {
+    /// All positions up to its own.
+    Full,
+    /// The last [`window`](ModelKeys::window) positions.
+    Window,
+    /// All positions up to its own, without rotary positions.
+    Nope,
+}
+
+/// The kind of feed-forward of all layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeedForwardName {
+    /// Mixture of experts, but for the layers that [`DenseKeys`] lists.
+    Moe,
+    /// One SwiGLU in every layer, of width `dense.d_ff`. Without that key, the model is the iso-FLOP baseline of the
+    /// mixture that `[model.experts]` describes: of width `experts.d_ff × experts.top_k + experts.shared_d_ff`.
+    Dense,
+}
+
+keys! {
+    /// `[model.dense]`
+    DenseKeys {
+        /// Indices of the dense layers of a model with a mixture, from 0, in ascending order.
+        layers: Vec<usize>,
+        /// Hidden width of their SwiGLU, or of that of every layer of a dense model; the active width of the experts by
+        /// default.
+        d_ff: usize,
+    }
+}
+
+keys! {
+    /// `[model.experts]`
+    ExpertsKeys {
+        /// Number of experts per layer.
+        count: usize,
+        /// Number of experts per token.
+        top_k: usize,
+        /// Hidden width of one expert's SwiGLU.
+        d_ff: usize,
+        /// Hidden width of the shared experts' SwiGLU; 0, none, by default.
+        shared_d_ff: usize,
+    }
+}
+
+keys! {
+    /// `[model.router]`; the defaults are [`RouterConfig::DEFAULT`].
+    RouterKeys {
+        /// How the logits become scores.
+        scores: Scores,
+        /// Whether the weights of a token's experts are divided by their sum.
+        normalize: bool,
+        /// Factor of these weights.
+        scaling: f64,
+        /// Number of groups of experts.
+        groups: usize,
+        /// Number of groups that a token's experts are selected from.
+        top_groups: usize,
+        /// The load-balancing loss.
+        balance: BalanceKind,
+        /// Its coefficient.
+        balance_coefficient: f64,
+        /// Coefficient of the router z-loss.
+        z_coefficient: f64,
+        /// Step of the selection bias; 0 turns bias balancing off.
+        bias_update_rate: f64,
+    }
+}
+
+keys! {
+    /// `[model.rope_scaling]`; see [`RopeScaling`](super::RopeScaling).
+    RopeScalingKeys {
+        /// Which scaling.
+        kind: RopeScalingName,
+        /// Divisor of frequencies.
+        factor: f64,
+        /// Context of the pretraining, in tokens ("llama3", "yarn").
+        original_context: usize,
+        /// Frequencies of fewer rotations are divided ("llama3").
+        low_freq_factor: f64,
+        /// Frequencies of more rotations stay as they are ("llama3").
+        high_freq_factor: f64,
+        /// Frequencies of more rotations stay as they are ("yarn"); 32 by default.
+        beta_fast: f64,
+        /// Frequencies of fewer rotations are divided ("yarn"); 1 by default.
+        beta_slow: f64,
+        /// Factor of rotated queries and keys ("yarn"); `0.1 · ln(factor) + 1` by default.
+        attention_factor: f64,
+        /// Whether the indices between which frequencies are mixed are rounded outwards ("yarn"); true by default.
+        truncate: bool,
+    }
+}
+
+/// A word of [`RopeScalingKeys::kind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RopeScalingName {
+    /// Position interpolation.
+    Linear,
+    /// That of Llama 3.1.
+    Llama3,
+    /// YaRN.
+    Yarn,
+}
+
+impl RouterConfig {
+    /// What absent keys of `[model.router]` mean.
+    pub const DEFAULT: Self = Self {
+        scores: Scores::Softmax,
+        normalize: true,
+        scaling: 1.0,
+        groups: 1,
+        top_groups: 1,
+        balance: BalanceKind::PerLayer,
+        balance_coefficient: 0.01,
+        z_coefficient: 0.001,
+        bias_update_rate: 0.0,
+    };
+}

@@ -1,0 +1,130 @@
+//! Keys become a configuration, and a configuration its keys.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::{AttentionKind, ConfigError, LayerConfig, ModelConfig};
+
+/// Two layers of four experts, with some keys changed; null removes one.
+fn keys(changes: Value) -> ModelKeys {
+    let mut keys = json!({
+        "vocab_size": 37,
+        "layers": 2,
+        "d_model": 24,
+        "heads": 4,
+        "context_length": 32,
+        "experts": { "count": 4, "top_k": 2, "d_ff": 20 },
+    });
+    let fields = keys.as_object_mut().unwrap();
+    for (key, value) in changes.as_object().unwrap() {
+        fields.insert(key.clone(), value.clone());
+    }
+    serde_json::from_value(keys).unwrap()
+}
+
+fn resolved(changes: Value) -> ModelConfig {
+    keys(changes).resolve().unwrap()
+}
+
+fn refused(changes: Value) -> ConfigError {
+    keys(changes).resolve().unwrap_err()
+}
+
+#[test]
+fn a_pattern_is_repeated_over_the_layers() {
+    let attention = |changes: Value| -> Vec<AttentionKind> {
+        let layers = resolved(changes).layers;
+        layers.iter().map(|layer| layer.attention).collect()
+    };
+    use AttentionKind::{Full, Nope, Window};
+    assert_eq!(attention(json!({})), [Full, Full]);
+    let pattern = json!({
+        "layers": 5, "attention": ["window", "window", "nope"], "window": 8,
+    });
+    let kinds = [Window(8), Window(8), Nope, Window(8), Window(8)];
+    assert_eq!(attention(pattern.clone()), kinds);
+    let written = ModelKeys::of(&resolved(pattern));
+    assert_eq!(written.attention.unwrap().len(), 3);
+    assert_eq!(written.window, Some(8));
+
+    assert_eq!(
+        refused(json!({ "attention": ["window"] })).to_string(),
+        "window is missing"
+    );
+    let unused = refused(json!({ "window": 8 }));
+    assert!(
+        unused.to_string().starts_with("window has no effect"),
+        "{unused}"
+    );
+    assert_eq!(refused(json!({ "attention": [] })).key, "attention");
+    let zero = refused(json!({ "attention": ["window"], "window": 0 }));
+    assert_eq!(zero.key, "window");
+}
+
+#[test]
+fn a_dense_model_has_no_mixture() {
+    let dense = |changes: Value| {
+        let model = resolved(changes);
+        assert_eq!(model.moe, None);
+        model.layers
+    };
+    // The baseline of the mixture.
+    let baseline = dense(json!({ "feed_forward": "dense" }));
+    assert_eq!(baseline, [LayerConfig::dense(40); 2]);
+    // A width of its own.
+    let own = json!({ "feed_forward": "dense", "dense": { "d_ff": 7 } });
+    assert_eq!(dense(own), [LayerConfig::dense(7); 2]);
+    let alone = json!({ "feed_forward": "dense", "experts": null, "dense": { "d_ff": 7 } });
+    assert_eq!(dense(alone), [LayerConfig::dense(7); 2]);
+
+    let none = refused(json!({ "feed_forward": "dense", "experts": null }));
+    assert_eq!(none.to_string(), "dense.d_ff is missing");
+    let some = refused(json!({ "feed_forward": "dense", "dense": { "layers": [0] } }));
+    assert!(
+        some.to_string().starts_with("dense.layers has no effect"),
+        "{some}"
+    );
+}
+
+#[test]
+fn single_layers_are_dense() {
+    let layers = |dense: Value| resolved(json!({ "dense": dense })).layers;
+    let expected = [LayerConfig::dense(9), LayerConfig::MOE];
+    assert_eq!(layers(json!({ "layers": [0], "d_ff": 9 })), expected);
+    let expected = [LayerConfig::MOE, LayerConfig::dense(40)];
+    assert_eq!(layers(json!({ "layers": [1] })), expected);
+    for layers in [json!([2]), json!([1, 0]), json!([0, 0])] {
+        let error = refused(json!({ "dense": { "layers": layers } }));
+        assert_eq!(error.key, "dense.layers");
+        assert!(error.rule.contains("from 0 to 1 "), "{error}");
+    }
+    for layers in [json!([]), json!([0, 1])] {
+        let error = refused(json!({ "dense": { "layers": layers } }));
+        assert_eq!(error.rule, "must name at least one layer, but not all");
+    }
+    let unnamed = refused(json!({ "dense": { "d_ff": 9 } }));
+    assert_eq!(unnamed.to_string(), "dense.layers is missing");
+}
+
+#[test]
+fn a_number_of_layers_is_refused_before_they_are_made() {
+    let error = refused(json!({ "layers": 9_000_000_000_000_u64 }));
+    assert_eq!(error.key, "layers");
+}
+
+#[test]
+fn what_is_written_reads_back() {
+    let scaling = json!({ "kind": "yarn", "factor": 4.0, "original_context": 8 });
+    for changes in [
+        json!({}),
+        json!({ "feed_forward": "dense" }),
+        json!({ "dense": { "layers": [1] }, "qk_norm": "head", "rope_scaling": scaling }),
+        json!({ "layers": 4, "attention": ["window", "full"], "window": 3 }),
+        json!({ "router": { "scores": "sigmoid", "groups": 2, "balance": "pooled" } }),
+    ] {
+        let model = resolved(changes);
+        let written = serde_json::to_value(&model).unwrap();
+        let read: ModelKeys = serde_json::from_value(written).unwrap();
+        assert_eq!(read.resolve().unwrap(), model);
+    }
+}

@@ -1,0 +1,147 @@
+//! From a configuration to the keys that describe it.
+
+use serde::{Serialize, Serializer};
+
+use super::{
+    AttentionName, DenseKeys, ExpertsKeys, FeedForwardName, ModelKeys, RopeScalingKeys,
+    RopeScalingName, RouterKeys,
+};
+use crate::config::{AttentionKind, LayerConfig, ModelConfig, RopeScaling, RouterConfig};
+
+impl ModelKeys {
+    /// The keys of a configuration, every default among them.
+    ///
+    /// # Panics
+    ///
+    /// When they cannot describe it: windows or dense layers of several widths.
+    pub fn of(model: &ModelConfig) -> Self {
+        let moe = model.moe.as_ref();
+        Self {
+            vocab_size: Some(model.vocab_size),
+            layers: Some(model.layers.len()),
+            d_model: Some(model.d_model),
+            heads: Some(model.heads),
+            kv_heads: Some(model.kv_heads),
+            head_dim: Some(model.head_dim),
+            context_length: Some(model.context_length),
+            rope_theta: Some(model.rope_theta),
+            norm_epsilon: Some(model.norm_epsilon),
+            tied_embeddings: Some(model.tied_embeddings),
+            initializer_range: Some(model.initializer_range),
+            qk_norm: Some(model.qk_norm),
+            attention: Some(pattern(&model.layers)),
+            window: only(
+                model
+                    .layers
+                    .iter()
+                    .filter_map(|layer| layer.attention.window()),
+            ),
+            feed_forward: Some(match moe {
+                Some(_) => FeedForwardName::Moe,
+                None => FeedForwardName::Dense,
+            }),
+            rope_scaling: model.rope_scaling.as_ref().map(RopeScalingKeys::of),
+            dense: dense(model),
+            experts: moe.map(|moe| ExpertsKeys {
+                count: Some(moe.experts.count),
+                top_k: Some(moe.experts.top_k),
+                d_ff: Some(moe.experts.d_ff),
+                shared_d_ff: Some(moe.experts.shared_d_ff),
+            }),
+            router: moe.map(|moe| RouterKeys::of(&moe.router)),
+        }
+    }
+}
+
+/// Files have a configuration in the short form of [`ModelKeys`].
+impl Serialize for ModelConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        ModelKeys::of(self).serialize(serializer)
+    }
+}
+
+/// The shortest pattern whose repetition is the attention of all layers.
+fn pattern(layers: &[LayerConfig]) -> Vec<AttentionName> {
+    let name = |layer: &LayerConfig| match layer.attention {
+        AttentionKind::Full => AttentionName::Full,
+        AttentionKind::Window(_) => AttentionName::Window,
+        AttentionKind::Nope => AttentionName::Nope,
+    };
+    let names: Vec<AttentionName> = layers.iter().map(name).collect();
+    let repeats = |period: &usize| names.iter().skip(*period).zip(&names).all(|(a, b)| a == b);
+    let period = (1..=names.len()).find(repeats).unwrap_or(0);
+    names[..period].to_vec()
+}
+
+/// The value that all of these are; `None` if there are none.
+fn only(mut values: impl Iterator<Item = usize>) -> Option<usize> {
+    let first = values.next()?;
+    assert!(values.all(|other| other == first), "several widths");
+    Some(first)
+}
+
+fn dense(model: &ModelConfig) -> Option<DenseKeys> {
+    let listed = || model.dense_layers().map(|(layer, _)| layer);
+    Some(DenseKeys {
+        d_ff: Some(only(model.dense_layers().map(|(_, d_ff)| d_ff))?),
+        layers: model.moe.as_ref().map(|_| listed().collect()),
+    })
+}
+
+impl RouterKeys {
+    fn of(router: &RouterConfig) -> Self {
+        Self {
+            scores: Some(router.scores),
+            normalize: Some(router.normalize),
+            scaling: Some(router.scaling),
+            groups: Some(router.groups),
+            top_groups: Some(router.top_groups),
+            balance: Some(router.balance),
+            balance_coefficient: Some(router.balance_coefficient),
+            z_coefficient: Some(router.z_coefficient),
+            bias_update_rate: Some(router.bias_update_rate),
+        }
+    }
+}
+
+impl RopeScalingKeys {
+    fn of(scaling: &RopeScaling) -> Self {
+        match *scaling {
+            RopeScaling::Linear { factor } => Self {
+                kind: Some(RopeScalingName::Linear),
+                factor: Some(factor),
+                ..Self::default()
+            },
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => Self {
+                kind: Some(RopeScalingName::Llama3),
+                factor: Some(factor),
+                original_context: Some(original_context),
+                low_freq_factor: Some(low_freq_factor),
+                high_freq_factor: Some(high_freq_factor),
+                ..Self::default()
+            },
+            RopeScaling::Yarn {
+                factor,
+                original_context,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                truncate,
+            } => Self {
+                kind: Some(RopeScalingName::Yarn),
+                factor: Some(factor),
+                original_context: Some(original_context),
+                beta_fast: Some(beta_fast),
+                beta_slow: Some(beta_slow),
+                attention_factor,
+                truncate: Some(truncate),
+                ..Self::default()
+            },
+        }
+    }
+}
