@@ -4,7 +4,7 @@ use std::path::Path;
 
 use firebox_checkpoint::{Notes, SaveOptions, save};
 use firebox_model::config::{
-    ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm, RouterConfig,
+    AttentionBias, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm, RouterConfig,
 };
 use firebox_model::language_model::LanguageModel;
 use firebox_runtime::device;
@@ -27,6 +27,7 @@ pub fn tiny_config() -> ModelConfig {
         // Large enough for the outputs of a fresh model to be far from uniform.
         initializer_range: 0.3,
         qk_norm: QkNorm::None,
+        attention_bias: AttentionBias::None,
         layers: vec![LayerConfig::MOE; 2],
         moe: Some(MoeConfig {
             experts: ExpertsConfig {

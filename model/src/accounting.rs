@@ -5,11 +5,11 @@
 
 use serde::Serialize;
 
-use crate::config::{AttentionKind, ModelConfig, QkNorm};
+use crate::config::{AttentionBias, AttentionKind, ModelConfig, QkNorm};
 
 const BYTES_PER_F32: u128 = 4;
 
-/// Number of parameters, by part of the model. There are no biases.
+/// Number of parameters, by part of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Parameters {
     /// The embedding table, `[vocab_size, d_model]`.
@@ -23,6 +23,8 @@ pub struct Parameters {
     pub feed_forward: u128,
     /// Norm gains: two `[d_model]` per layer, the final norm, and the norms of queries and keys.
     pub norms: u128,
+    /// Biases of attention.
+    pub biases: u128,
     /// The output head, `[vocab_size, d_model]`; 0 if it is tied to the embedding.
     pub head: u128,
 }
@@ -40,6 +42,11 @@ impl Parameters {
             QkNorm::Projection => heads + kv_heads,
             QkNorm::Head => 2 * config.head_dim as u128,
         };
+        let biases = match config.attention_bias {
+            AttentionBias::None => 0,
+            AttentionBias::Qkv => heads + 2 * kv_heads,
+            AttentionBias::All => heads + 2 * kv_heads + d_model,
+        };
         Self {
             embedding: vocab_size * d_model,
             // Query and output projections have the width of all heads, key and value projections that of the key/value heads.
@@ -49,6 +56,7 @@ impl Parameters {
                 + shared_experts(config)
                 + dense_layers(config),
             norms: (2 * layers + 1) * d_model + layers * qk_norms,
+            biases: layers * biases,
             head: if config.tied_embeddings {
                 0
             } else {
@@ -59,7 +67,8 @@ impl Parameters {
 
     /// All parameters.
     pub fn total(&self) -> u128 {
-        self.embedding + self.attention + self.router + self.feed_forward + self.norms + self.head
+        let shared = self.embedding + self.attention + self.router + self.biases;
+        shared + self.feed_forward + self.norms + self.head
     }
 }
 
@@ -186,7 +195,7 @@ impl Accounting {
         Self {
             parameters,
             total,
-            active: shared + selected + parameters.norms + lookup,
+            active: shared + selected + parameters.norms + parameters.biases + lookup,
             expert_parameters_all_layers: expert_parameters_all_layers(config),
             operations: Operations {
                 forward,
@@ -226,6 +235,7 @@ mod tests {
             tied_embeddings: false,
             initializer_range: 0.02,
             qk_norm: QkNorm::None,
+            attention_bias: AttentionBias::None,
             layers: vec![LayerConfig::MOE; 120],
             moe: Some(MoeConfig {
                 experts: ExpertsConfig {
@@ -288,6 +298,7 @@ mod tests {
             router: 2 * 3 * 4,
             feed_forward: 2 * 3 * (3 * 4 * 5),
             norms: 2 * (4 + 4) + 4,
+            biases: 0,
             head: 10 * 4,
         };
         assert_eq!(accounting.parameters, expected);
@@ -343,6 +354,7 @@ mod tests {
     fn the_count_equals_the_parameters_of_a_built_model() {
         let mut normed = ModelConfig {
             qk_norm: QkNorm::Head,
+            attention_bias: AttentionBias::All,
             tied_embeddings: true,
             ..described()
         };
@@ -351,6 +363,7 @@ mod tests {
         }
         let mut shared = described();
         moe(&mut shared).experts.shared_d_ff = 3000;
+        shared.attention_bias = AttentionBias::Qkv;
         for config in [
             described(),
             described().dense_baseline(),
@@ -370,6 +383,7 @@ mod tests {
                 router: of(&[Role::Router]),
                 feed_forward: of(&[Role::FeedForward, Role::Experts, Role::SharedExperts]),
                 norms: of(&[Role::Norm]),
+                biases: of(&[Role::Bias]),
                 head: of(&[Role::Head]),
             };
             assert_eq!(Parameters::of(&config), expected);

@@ -1,29 +1,30 @@
 //! Grouped-query attention.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::cache::LayerStep;
-use crate::config::{ModelConfig, QkNorm};
+use crate::config::{AttentionBias, ModelConfig, QkNorm};
 use crate::layout::Layout;
+use crate::linear::Linear;
 use crate::norm::RmsNorm;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
-use firebox_kernels::{AttentionInput, attention, linear};
+use firebox_kernels::{AttentionInput, attention};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
-/// (arXiv 1911.02150). No biases.
+/// (arXiv 1911.02150).
 ///
 /// `softmax(q kᵀ / √head_dim) v`, where position i attends to positions 0 … i, or those of them that a [`Layout`] says.
 #[derive(Module, Debug)]
 pub struct Attention {
     /// `[d_model, heads · head_dim]`
-    pub query: Param<Tensor<2>>,
+    pub query: Linear,
     /// `[d_model, kv_heads · head_dim]`
-    pub key: Param<Tensor<2>>,
+    pub key: Linear,
     /// `[d_model, kv_heads · head_dim]`
-    pub value: Param<Tensor<2>>,
+    pub value: Linear,
     /// `[heads · head_dim, d_model]`
-    pub output: Param<Tensor<2>>,
+    pub output: Linear,
     /// Norm of the queries, before the rotary embedding; see [`QkNorm`].
     pub query_norm: Option<RmsNorm>,
     /// Norm of the keys.
@@ -60,6 +61,12 @@ impl Attention {
             let path = format!("{path}.{name}");
             ParameterSpec::new(path, Role::Attention, dimensions, initializer)
         };
+        let output = ParameterSpec {
+            initializer: Initializer::Normal(config.residual_initializer_range()),
+            ..projection("output", [all_heads, model])
+        };
+        let qkv_bias = config.attention_bias != AttentionBias::None;
+        let output_bias = config.attention_bias == AttentionBias::All;
         let qk_norm = |name: &str, heads: (Axis, usize), source: &mut S| {
             let width = match config.qk_norm {
                 QkNorm::None => return Ok(None),
@@ -69,13 +76,10 @@ impl Attention {
             RmsNorm::new(config, width, &format!("{path}.{name}"), source).map(Some)
         };
         Ok(Self {
-            query: source.parameter(projection("query", [model, all_heads]))?,
-            key: source.parameter(projection("key", [model, all_kv_heads]))?,
-            value: source.parameter(projection("value", [model, all_kv_heads]))?,
-            output: source.parameter(ParameterSpec {
-                initializer: Initializer::Normal(config.residual_initializer_range()),
-                ..projection("output", [all_heads, model])
-            })?,
+            query: Linear::new(projection("query", [model, all_heads]), qkv_bias, source)?,
+            key: Linear::new(projection("key", [model, all_kv_heads]), qkv_bias, source)?,
+            value: Linear::new(projection("value", [model, all_kv_heads]), qkv_bias, source)?,
+            output: Linear::new(output, output_bias, source)?,
             query_norm: qk_norm("query_norm", all_heads, source)?,
             key_norm: qk_norm("key_norm", all_kv_heads, source)?,
             qk_norm: config.qk_norm,
@@ -96,11 +100,11 @@ impl Attention {
             rotary,
             ranges,
         } = layout;
-        let query = linear(x.clone(), self.query.val());
+        let query = self.query.forward(x.clone());
         let query = self.normed(query, self.heads, &self.query_norm);
-        let key = linear(x.clone(), self.key.val());
+        let key = self.key.forward(x.clone());
         let key = self.normed(key, self.kv_heads, &self.key_norm);
-        let value = linear(x, self.value.val());
+        let value = self.value.forward(x);
 
         let attended = match cache {
             Some(cache) => cache.attend(query, key, value, rotary),
@@ -113,7 +117,7 @@ impl Attention {
                 ranges: ranges.as_ref(),
             }),
         };
-        linear(attended, self.output.val())
+        self.output.forward(attended)
     }
 
     /// Queries or keys after their norm, if there is one.
@@ -159,7 +163,10 @@ mod tests {
     }
 
     fn indifferent_queries_take_the_mean_of_what_they_see(device: Device) {
-        let parameters = [("it.value", IDENTITY), ("it.output", IDENTITY)];
+        let parameters = [
+            ("it.value.weight", IDENTITY),
+            ("it.output.weight", IDENTITY),
+        ];
         let attention = attention(&smallest(), &device, &parameters);
         // Two sequences of three positions.
         let x = || {
@@ -187,10 +194,10 @@ mod tests {
         let third: &[f32] = &[0.0, 0.0, 0.0, 0.0, 1.0, 0.0];
         let back: &[f32] = &[0.0, 0.0, 1.0, 0.0, 0.0, 0.0];
         let parameters = [
-            ("it.query", first_two),
-            ("it.key", first_two),
-            ("it.value", third),
-            ("it.output", back),
+            ("it.query.weight", first_two),
+            ("it.key.weight", first_two),
+            ("it.value.weight", third),
+            ("it.output.weight", back),
         ];
         let attention = attention(&config, &device, &parameters);
         let x = rows(&[[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]], &device);
@@ -205,13 +212,19 @@ mod tests {
         let mut config = smallest();
         config.heads = 2;
         let parameters: [(&str, &[f32]); 4] = [
-            ("it.query", &[1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
-            ("it.key", IDENTITY),
-            ("it.value", IDENTITY),
-            ("it.output", &[1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]),
+            (
+                "it.query.weight",
+                &[1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            ),
+            ("it.key.weight", IDENTITY),
+            ("it.value.weight", IDENTITY),
+            (
+                "it.output.weight",
+                &[1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0],
+            ),
         ];
         let attention = attention(&config, &device, &parameters);
-        assert_eq!(attention.key.dims(), [2, 2]);
+        assert_eq!(attention.key.weight.dims(), [2, 2]);
         // At position 0 both heads see its own value alone.
         let x = rows(&[[2.0, 0.0], [2.0, 1.0]], &device);
         let found = values(attention.forward(x, &causal(1, 2, &device), None));

@@ -89,8 +89,8 @@ mod tests {
     fn each_part_adds_to_the_stream(device: Device) {
         let identity: &[f32] = &[1.0, 0.0, 0.0, 1.0];
         let attention = [
-            ("attention.value", identity),
-            ("attention.output", identity),
+            ("attention.value.weight", identity),
+            ("attention.output.weight", identity),
         ];
         let three = 3f32.ln();
         // Of the norm [0.6, 0.8]: silu(ln 3) · 1 · [4, 8] / ln 3 = [3, 6].

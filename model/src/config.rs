@@ -45,6 +45,8 @@ pub struct ModelConfig {
     pub initializer_range: f64,
     /// Norms of queries and keys.
     pub qk_norm: QkNorm,
+    /// Biases of the projections of attention.
+    pub attention_bias: AttentionBias,
     /// The transformer blocks, from the embedding to the head.
     pub layers: Vec<LayerConfig>,
     /// What the MoE layers have in common; `None` for a model without any.
@@ -105,6 +107,19 @@ pub enum QkNorm {
     Projection,
     /// Over each head separately, with gains that all heads share (Qwen3).
     Head,
+}
+
+/// Which projections of attention add a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttentionBias {
+    /// None (Llama, Mixtral).
+    #[default]
+    None,
+    /// Queries, keys and values (Qwen2).
+    Qkv,
+    /// These, and the output.
+    All,
 }
 
 /// The experts of a mixture.

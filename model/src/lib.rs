@@ -48,6 +48,7 @@ pub mod feed_forward;
 pub mod generate;
 pub mod language_model;
 pub mod layout;
+pub mod linear;
 pub mod loss;
 pub mod moe;
 pub mod norm;

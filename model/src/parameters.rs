@@ -17,6 +17,8 @@ pub use self::random::RandomValues;
 pub enum Initializer {
     /// All ones: the gain of a norm.
     Ones,
+    /// All zeros: a bias.
+    Zeros,
     /// Normally distributed with mean 0 and this standard deviation.
     Normal(f64),
 }
@@ -28,6 +30,8 @@ pub enum Role {
     Embedding,
     /// The gain of a norm.
     Norm,
+    /// What a projection adds to its product.
+    Bias,
     /// A projection of attention.
     Attention,
     /// The weight of a router.
@@ -64,7 +68,7 @@ pub enum Axis {
 /// A parameter that a module asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParameterSpec<const D: usize> {
-    /// Such as `blocks.0.attention.query`.
+    /// Such as `blocks.0.attention.query.weight`.
     pub path: String,
     /// What it is for.
     pub role: Role,
@@ -97,7 +101,7 @@ impl<const D: usize> ParameterSpec<D> {
 /// A parameter of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParameterInfo {
-    /// Such as `blocks.0.attention.query`.
+    /// Such as `blocks.0.attention.query.weight`.
     pub path: String,
     /// What it is for.
     pub role: Role,
@@ -149,6 +153,7 @@ impl ParameterSource for RandomParameters<'_> {
         let shape = spec.shape;
         let value = match spec.initializer {
             Initializer::Ones => Tensor::ones(shape, self.device),
+            Initializer::Zeros => Tensor::zeros(shape, self.device),
             Initializer::Normal(deviation) => {
                 let values = RandomValues::new(self.seed, &spec.path, deviation);
                 let values = values.draw(0..shape.iter().product());
@@ -392,10 +397,10 @@ mod tests {
         let expected: [(&str, &[usize]); 12] = [
             ("embedding", &[4, 2]),
             ("blocks.0.attention_norm.gamma", &[2]),
-            ("blocks.0.attention.query", &[2, 2]),
-            ("blocks.0.attention.key", &[2, 2]),
-            ("blocks.0.attention.value", &[2, 2]),
-            ("blocks.0.attention.output", &[2, 2]),
+            ("blocks.0.attention.query.weight", &[2, 2]),
+            ("blocks.0.attention.key.weight", &[2, 2]),
+            ("blocks.0.attention.value.weight", &[2, 2]),
+            ("blocks.0.attention.output.weight", &[2, 2]),
             ("blocks.0.feed_forward_norm.gamma", &[2]),
             ("blocks.0.feed_forward.router.weight", &[2, 2]),
             ("blocks.0.feed_forward.experts.gate", &[2, 2, 1]),

@@ -5,7 +5,9 @@ use std::convert::Infallible;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::config::{ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm, RouterConfig};
+use crate::config::{
+    AttentionBias, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm, RouterConfig,
+};
 use crate::parameters::{Initializer, ParameterSource, ParameterSpec};
 
 /// A model of two layers with eight experts, top-2. Its random weights are wide, so that what the experts say
@@ -24,6 +26,7 @@ pub fn tiny() -> ModelConfig {
         tied_embeddings: false,
         initializer_range: 0.3,
         qk_norm: QkNorm::None,
+        attention_bias: AttentionBias::None,
         layers: vec![LayerConfig::MOE; 2],
         moe: Some(MoeConfig {
             experts: ExpertsConfig {
@@ -100,7 +103,9 @@ impl ParameterSource for ByHand<'_> {
                 Tensor::from_data(TensorData::new(values.to_vec(), shape), self.device)
             }
             (None, Initializer::Ones) => Tensor::ones(shape, self.device),
-            (None, Initializer::Normal(_)) => Tensor::zeros(shape, self.device),
+            (None, Initializer::Zeros | Initializer::Normal(_)) => {
+                Tensor::zeros(shape, self.device)
+            }
         };
         Ok(Param::from_tensor(value))
     }

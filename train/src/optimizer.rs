@@ -39,7 +39,7 @@ struct Moments {
 fn decaying(config: &ModelConfig) -> BTreeSet<String> {
     let parameters = LanguageModel::parameter_list(config).into_iter();
     parameters
-        .filter(|parameter| !matches!(parameter.role, Role::Norm | Role::Embedding))
+        .filter(|parameter| !matches!(parameter.role, Role::Norm | Role::Bias | Role::Embedding))
         .map(|parameter| parameter.path)
         .collect()
 }
@@ -221,7 +221,7 @@ mod tests {
         }
         for path in [
             "head",
-            "blocks.0.attention.query",
+            "blocks.0.attention.query.weight",
             "blocks.1.feed_forward.experts.gate",
         ] {
             assert!(decaying.contains(path), "{path}");

@@ -172,10 +172,10 @@ fn a_fault_is_reported_by_layer_and_part() {
             scaled(&mut model.blocks[0].attention_norm.gamma, 1.001)
         }),
         ("layer 0, attention", |model| {
-            scaled(&mut model.blocks[0].attention.query, 1.01)
+            scaled(&mut model.blocks[0].attention.query.weight, 1.01)
         }),
         ("layer 1, attention", |model| {
-            scaled(&mut model.blocks[1].attention.output, 1.001)
+            scaled(&mut model.blocks[1].attention.output.weight, 1.001)
         }),
         ("layer 1, norm before the feed-forward", |model| {
             scaled(&mut model.blocks[1].feed_forward_norm.gamma, 1.001);
@@ -230,7 +230,7 @@ fn a_router_with_other_selections_is_a_fault() {
 fn nan_is_a_fault() {
     let case = Case::new(&tiny_config());
     let mut model = case.model(device::default_name());
-    scaled(&mut model.blocks[1].attention.output, f32::NAN);
+    scaled(&mut model.blocks[1].attention.output.weight, f32::NAN);
     let differences = case.differences(&model);
     assert_eq!(differences.faults[0].place, "layer 1, attention");
     assert_eq!(differences.faults[0].figure, f64::INFINITY);

@@ -9,12 +9,14 @@ use firebox_console::durable::FileError;
 use serde_json::{Map, Value, json};
 
 use super::dtype::StoredDtype as _;
-use super::families::{DenseLayers, FIREBOX, Family, RouterKind, Windows};
+use super::families::{Bias, DenseLayers, FIREBOX, Family, RouterKind, Windows};
 use super::fields::Fields;
 use super::notes::generation_eos_ids;
 use super::{Accept, CONFIG_FILE, CheckpointError, Notes};
 use firebox_kernels::dtype::WeightDtype;
-use firebox_model::config::{AttentionKind, BalanceKind, ModelConfig, MoeConfig, RopeScaling};
+use firebox_model::config::{
+    AttentionBias, AttentionKind, BalanceKind, ModelConfig, MoeConfig, RopeScaling,
+};
 
 /// The content of a `config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,7 +106,6 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
         "tie_word_embeddings": model.tied_embeddings,
         "initializer_range": model.initializer_range,
         "hidden_act": "silu",
-        "attention_bias": false,
         "attention_dropout": 0.0,
     });
     let fields = value.as_object_mut().expect("an object");
@@ -112,7 +113,7 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
         // The name of older versions.
         fields.insert("rope_scaling".to_owned(), rope_parameters(model));
     }
-    add_windows(fields, model, family);
+    add_attention(fields, model, family);
     let (dense, widths): (Vec<usize>, Vec<usize>) = model.dense_layers().unzip();
     let Some(MoeConfig { experts, router }) = &model.moe else {
         fields.insert(family.d_ff.to_owned(), json!(widths[0]));
@@ -162,11 +163,9 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
     value
 }
 
-/// Says which layers attend to a window, or that none does where the family might have one.
-fn add_windows(fields: &mut Map<String, Value>, model: &ModelConfig, family: &Family) {
-    if family.usage("sliding_window").is_none() {
-        return;
-    }
+/// Says which layers attend to a window, or that none does where the family might have one; which have no rotary
+/// positions; and whether there are biases.
+fn add_attention(fields: &mut Map<String, Value>, model: &ModelConfig, family: &Family) {
     let mut windows = model
         .layers
         .iter()
@@ -178,6 +177,17 @@ fn add_windows(fields: &mut Map<String, Value>, model: &ModelConfig, family: &Fa
     }
     if family.usage("use_sliding_window").is_some() {
         add("use_sliding_window", json!(window.is_some()));
+    }
+    if family.bias != Bias::Qkv {
+        add(
+            "attention_bias",
+            json!(model.attention_bias == AttentionBias::All),
+        );
+    }
+    if family.nope {
+        let rotary = model.layers.iter();
+        let rotary = rotary.map(|layer| u8::from(layer.attention != AttentionKind::Nope));
+        add("no_rope_layers", rotary.collect());
     }
     if window.is_some() && family.windows == Windows::ByLayer {
         let kinds = model.layers.iter().map(|layer| match layer.attention {

@@ -9,12 +9,13 @@ use serde_json::{Map, Value};
 
 use super::accept::ACCEPTED;
 use super::families::{
-    Defaults, DenseLayers, FIREBOX, Family, Normalize, RouterKind, Usage, Windows,
+    Bias, Defaults, DenseLayers, FIREBOX, Family, Normalize, RouterKind, Usage, Windows,
 };
 use super::{Accept, CheckpointConfig, CheckpointError, Notes};
 use firebox_model::config::{
-    AttentionKind, BalanceKind, ConfigError, ExpertsConfig, FeedForwardKind, FeedForwardName,
-    LayerConfig, MOST_LAYERS, ModelConfig, ModelKeys, MoeConfig, RouterConfig, Scores,
+    AttentionBias, AttentionKind, BalanceKind, ConfigError, ExpertsConfig, FeedForwardKind,
+    FeedForwardName, LayerConfig, MOST_LAYERS, ModelConfig, ModelKeys, MoeConfig, RouterConfig,
+    Scores,
 };
 
 /// A file that is being read.
@@ -311,9 +312,17 @@ impl<'a> Fields<'a> {
             rope_theta,
             rope_scaling,
             norm_epsilon: self.number_or("rms_norm_eps", absent.rms_norm_eps)?,
-            tied_embeddings: self.flag("tie_word_embeddings")?,
+            tied_embeddings: self.flag_or("tie_word_embeddings", absent.tie_word_embeddings)?,
             initializer_range: self.number_or("initializer_range", 0.02)?,
             qk_norm: family.qk_norm,
+            attention_bias: match family.bias {
+                Bias::None => AttentionBias::None,
+                Bias::Qkv => AttentionBias::Qkv,
+                Bias::AsConfigured => match self.flag("attention_bias")? {
+                    true => AttentionBias::All,
+                    false => AttentionBias::None,
+                },
+            },
             layers: attention
                 .into_iter()
                 .zip(feed_forwards)
@@ -464,11 +473,34 @@ impl<'a> Fields<'a> {
                 "in this family every layer attends to the whole context, whatever the field says";
             return Err(self.error("sliding_window", &window.into(), rule));
         }
-        let kind = |layer| match hides {
+        let rotary = match self.family.nope {
+            true => self.rotary_layers(layers)?,
+            false => vec![true; layers],
+        };
+        let kind = |(layer, rotary): (usize, bool)| match hides {
             Some(window) if layer >= begins => AttentionKind::Window(window),
+            _ if !rotary => AttentionKind::Nope,
             _ => AttentionKind::Full,
         };
-        Ok((0..layers).map(kind).collect())
+        Ok(rotary.into_iter().enumerate().map(kind).collect())
+    }
+
+    /// Which layers have rotary positions: those with a 1 in `no_rope_layers`, or all but every
+    /// `no_rope_layer_interval`th.
+    fn rotary_layers(&self, layers: usize) -> Read<Vec<bool>> {
+        let Some(value) = self.get("no_rope_layers") else {
+            let absent = self.family.defaults.no_rope_layer_interval;
+            let interval = self.size_or("no_rope_layer_interval", absent)?;
+            return Ok((1..=layers)
+                .map(|layer| !layer.is_multiple_of(interval))
+                .collect());
+        };
+        let flags = self.numbers("no_rope_layers", value)?;
+        if flags.len() != layers {
+            let rule = format!("must have a number for each of the {layers} layers");
+            return Err(self.error("no_rope_layers", value, &rule));
+        }
+        Ok(flags.into_iter().map(|flag| flag != 0).collect())
     }
 
     /// The attention of each layer as `layer_types` lists it, where `window` is in use and hides something.
@@ -554,8 +586,12 @@ impl<'a> Fields<'a> {
     }
 
     fn flag(&self, key: &str) -> Read<bool> {
+        self.flag_or(key, false)
+    }
+
+    fn flag_or(&self, key: &str, absent: bool) -> Read<bool> {
         match self.get(key) {
-            None => Ok(false),
+            None => Ok(absent),
             Some(value) => value
                 .as_bool()
                 .ok_or_else(|| self.error(key, value, "must be true or false")),

@@ -10,7 +10,7 @@ mod written;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BalanceKind, QkNorm, RouterConfig, Scores};
+use super::{AttentionBias, BalanceKind, QkNorm, RouterConfig, Scores};
 
 /// Declares a table of optional keys; what is absent is not written.
 macro_rules! keys {
@@ -51,6 +51,8 @@ keys! {
         initializer_range: f64,
         /// Norms of queries and keys; none by default.
         qk_norm: QkNorm,
+        /// Biases of the projections of attention; none by default.
+        attention_bias: AttentionBias,
         /// The attention of each layer, repeated over the layers; full by default.
         attention: Vec<AttentionName>,
         /// Positions that a layer with a window attends to.

@@ -302,6 +302,7 @@ fn parameters(report: &Report) -> Table {
         ("shared experts", shared),
         (feed_forward, parts.feed_forward - experts - shared),
         ("norms", parts.norms),
+        ("biases", parts.biases),
         ("head", parts.head),
     ];
     let row = |table: Table, label: &str, count: u128, share: Option<String>| {

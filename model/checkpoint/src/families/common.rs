@@ -121,7 +121,6 @@ pub(super) const BACKBONE_FIELDS: &[Field] = &[
         &["\"silu\"", "\"swish\""],
         "Firebox computes silu",
     ),
-    off("attention_bias", "Firebox has no biases"),
     training("attention_dropout"),
 ];
 
@@ -143,8 +142,14 @@ pub(super) const WINDOW_FIELDS: &[Field] = &[
         &["true"],
         "in this family queries and keys are normed, whatever the field says",
     ),
-    off("qkv_bias", "Firebox has no biases"),
+    off("qkv_bias", "in this family attention_bias is the switch"),
 ];
+
+/// A switch for biases that a family does not have.
+pub(super) const NO_BIASES: Field = off(
+    "attention_bias",
+    "in this family attention has no biases, whatever the field says",
+);
 
 /// What a mixture in every layer makes of a step between mixtures. `transformers` keeps a field that a family does not
 /// have and computes with none; one that says what is computed anyway does no harm.
@@ -187,19 +192,19 @@ pub(super) const BACKBONE: &[Rule] = &[
         Stored::AsIs("model.layers.{layer}.input_layernorm.weight"),
     ),
     rule(
-        "blocks.{layer}.attention.query",
+        "blocks.{layer}.attention.query.weight",
         Stored::Transposed("model.layers.{layer}.self_attn.q_proj.weight"),
     ),
     rule(
-        "blocks.{layer}.attention.key",
+        "blocks.{layer}.attention.key.weight",
         Stored::Transposed("model.layers.{layer}.self_attn.k_proj.weight"),
     ),
     rule(
-        "blocks.{layer}.attention.value",
+        "blocks.{layer}.attention.value.weight",
         Stored::Transposed("model.layers.{layer}.self_attn.v_proj.weight"),
     ),
     rule(
-        "blocks.{layer}.attention.output",
+        "blocks.{layer}.attention.output.weight",
         Stored::Transposed("model.layers.{layer}.self_attn.o_proj.weight"),
     ),
     rule(
@@ -208,6 +213,26 @@ pub(super) const BACKBONE: &[Rule] = &[
     ),
     rule("norm.gamma", Stored::AsIs("model.norm.weight")),
     rule("head", Stored::Transposed(HEAD)),
+];
+
+/// The biases of attention.
+pub(super) const BIASES: &[Rule] = &[
+    rule(
+        "blocks.{layer}.attention.query.bias",
+        Stored::AsIs("model.layers.{layer}.self_attn.q_proj.bias"),
+    ),
+    rule(
+        "blocks.{layer}.attention.key.bias",
+        Stored::AsIs("model.layers.{layer}.self_attn.k_proj.bias"),
+    ),
+    rule(
+        "blocks.{layer}.attention.value.bias",
+        Stored::AsIs("model.layers.{layer}.self_attn.v_proj.bias"),
+    ),
+    rule(
+        "blocks.{layer}.attention.output.bias",
+        Stored::AsIs("model.layers.{layer}.self_attn.o_proj.bias"),
+    ),
 ];
 
 /// The norms of queries and keys, by head or over all heads.

@@ -32,6 +32,10 @@ pub struct Defaults {
     pub num_experts_per_tok: usize,
     /// `router_aux_loss_coef`
     pub router_aux_loss_coef: f64,
+    /// `tie_word_embeddings`
+    pub tie_word_embeddings: bool,
+    /// `no_rope_layer_interval`
+    pub no_rope_layer_interval: usize,
     /// `sliding_window`, where it is in use.
     pub sliding_window: Option<usize>,
     /// `max_window_layers`: the first layer with a sliding window.
@@ -54,6 +58,8 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     num_experts: 0,
     num_experts_per_tok: 0,
     router_aux_loss_coef: 0.0,
+    tie_word_embeddings: false,
+    no_rope_layer_interval: 0,
     sliding_window: None,
     max_window_layers: 0,
 };

@@ -1,9 +1,11 @@
 //! dots.llm1 (arXiv 2506.05767): Qwen3's attention, and the mixture of DeepSeek-V3 (arXiv 2412.19437).
 
-use super::common::{BACKBONE, BACKBONE_FIELDS, DENSE, EXPERTS, NOTES, QK_NORM, SAMPLING, SHARED};
+use super::common::{
+    BACKBONE, BACKBONE_FIELDS, BIASES, DENSE, EXPERTS, NOTES, QK_NORM, SAMPLING, SHARED,
+};
 use super::defaults::DEFAULTS;
 use super::field::{Field, neutral, only, read, training};
-use super::{Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
+use super::{Bias, Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
 use firebox_model::config::{FeedForwardName, QkNorm};
 
 /// dots.llm1.
@@ -11,7 +13,9 @@ pub const DOTS1: Family = Family {
     architecture: "Dots1ForCausalLM",
     model_type: "dots1",
     qk_norm: QkNorm::Head,
+    bias: Bias::AsConfigured,
     windows: Windows::ByLayer,
+    nope: false,
     feed_forward: FeedForwardName::Moe,
     normalize: Normalize::AsConfigured,
     router: RouterKind::DeepSeekV3,
@@ -30,10 +34,11 @@ pub const DOTS1: Family = Family {
         ..DEFAULTS
     },
     fields: &[NOTES, SAMPLING, BACKBONE_FIELDS, FIELDS],
-    rules: &[BACKBONE, QK_NORM, DENSE, EXPERTS, SHARED],
+    rules: &[BACKBONE, BIASES, QK_NORM, DENSE, EXPERTS, SHARED],
 };
 
 const FIELDS: &[Field] = &[
+    read("attention_bias"),
     read("first_k_dense_replace"),
     read("max_window_layers"),
     read("moe_intermediate_size"),

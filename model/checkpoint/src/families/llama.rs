@@ -1,9 +1,9 @@
 //! Llama (arXiv 2302.13971): dense.
 
-use super::common::{BACKBONE, BACKBONE_FIELDS, DENSE, NOTES, SAMPLING};
+use super::common::{BACKBONE, BACKBONE_FIELDS, BIASES, DENSE, NOTES, SAMPLING};
 use super::defaults::DEFAULTS;
-use super::field::{Field, off};
-use super::{DenseLayers, Family, Normalize, RouterKind, Windows};
+use super::field::{Field, off, read};
+use super::{Bias, DenseLayers, Family, Normalize, RouterKind, Windows};
 use firebox_model::config::{FeedForwardName, QkNorm};
 
 /// Llama.
@@ -11,7 +11,9 @@ pub const LLAMA: Family = Family {
     architecture: "LlamaForCausalLM",
     model_type: "llama",
     qk_norm: QkNorm::None,
+    bias: Bias::AsConfigured,
     windows: Windows::None,
+    nope: false,
     feed_forward: FeedForwardName::Dense,
     normalize: Normalize::Always,
     router: RouterKind::Softmax,
@@ -20,7 +22,10 @@ pub const LLAMA: Family = Family {
     d_ff: "intermediate_size",
     defaults: DEFAULTS,
     fields: &[NOTES, SAMPLING, BACKBONE_FIELDS, FIELDS],
-    rules: &[BACKBONE, DENSE],
+    rules: &[BACKBONE, BIASES, DENSE],
 };
 
-const FIELDS: &[Field] = &[off("mlp_bias", "Firebox has no biases")];
+const FIELDS: &[Field] = &[
+    read("attention_bias"),
+    off("mlp_bias", "Firebox has no biases in a feed-forward"),
+];

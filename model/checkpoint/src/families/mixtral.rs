@@ -1,11 +1,12 @@
 //! Mixtral (arXiv 2401.04088): experts in every layer, the weights of the chosen ones renormalized.
 
 use super::common::{
-    BACKBONE, BACKBONE_FIELDS, EVERY_LAYER, FUSED_DOWN, MIXTURE_FIELDS, NOTES, SAMPLING, gate_up,
+    BACKBONE, BACKBONE_FIELDS, EVERY_LAYER, FUSED_DOWN, MIXTURE_FIELDS, NO_BIASES, NOTES, SAMPLING,
+    gate_up,
 };
 use super::defaults::DEFAULTS;
 use super::field::{Field, only, training};
-use super::{Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
+use super::{Bias, Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
 use crate::layout::{Rule, Stored};
 use firebox_model::config::{FeedForwardName, QkNorm};
 
@@ -14,7 +15,9 @@ pub const MIXTRAL: Family = Family {
     architecture: "MixtralForCausalLM",
     model_type: "mixtral",
     qk_norm: QkNorm::None,
+    bias: Bias::None,
     windows: Windows::All,
+    nope: false,
     feed_forward: FeedForwardName::Moe,
     normalize: Normalize::Always,
     router: RouterKind::Softmax,
@@ -37,6 +40,7 @@ pub const MIXTRAL: Family = Family {
 };
 
 const FIELDS: &[Field] = &[
+    NO_BIASES,
     EVERY_LAYER,
     only(
         "norm_topk_prob",

@@ -7,10 +7,13 @@ mod dots1;
 mod field;
 mod firebox;
 mod llama;
+mod mistral;
 mod mixtral;
 mod olmoe;
+mod qwen2;
 mod qwen3;
 mod qwen3_moe;
+mod smollm3;
 
 pub use common::{EMBEDDING, HEAD};
 pub use defaults::Defaults;
@@ -18,14 +21,17 @@ pub use dots1::DOTS1;
 pub use field::{Field, Usage};
 pub use firebox::{FIREBOX, ROUTER_BIAS};
 pub use llama::LLAMA;
+pub use mistral::MISTRAL;
 pub use mixtral::MIXTRAL;
 pub use olmoe::OLMOE;
+pub use qwen2::QWEN2;
 pub use qwen3::QWEN3;
 pub use qwen3_moe::QWEN3_MOE;
+pub use smollm3::SMOLLM3;
 
 use super::layout::{Rule, pattern};
 use firebox_model::config::{
-    AttentionKind, FeedForwardName, ModelConfig, MoeConfig, QkNorm, Scores,
+    AttentionBias, AttentionKind, FeedForwardName, ModelConfig, MoeConfig, QkNorm, Scores,
 };
 
 /// A family of checkpoints.
@@ -37,8 +43,12 @@ pub struct Family {
     pub model_type: &'static str,
     /// Norm of queries and keys.
     pub qk_norm: QkNorm,
+    /// Biases of attention.
+    pub bias: Bias,
     /// Which layers may attend to a window.
     pub windows: Windows,
+    /// Whether layers may have no rotary positions (`no_rope_layers`).
+    pub nope: bool,
     /// What follows attention.
     pub feed_forward: FeedForwardName,
     /// Whether the chosen experts' weights are divided by their sum.
@@ -117,6 +127,28 @@ impl DenseLayers {
     }
 }
 
+/// Which projections of attention add a bias in a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bias {
+    /// None.
+    None,
+    /// Queries, keys and values.
+    Qkv,
+    /// All or none, as `attention_bias` says; none where it is absent.
+    AsConfigured,
+}
+
+impl Bias {
+    /// Whether these may be the biases.
+    fn allow(self, bias: AttentionBias) -> bool {
+        match self {
+            Self::None => bias == AttentionBias::None,
+            Self::Qkv => bias == AttentionBias::Qkv,
+            Self::AsConfigured => bias != AttentionBias::Qkv,
+        }
+    }
+}
+
 /// Which layers of a family may attend to a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Windows {
@@ -129,12 +161,12 @@ pub enum Windows {
 }
 
 impl Windows {
-    /// Whether this may be the attention of the layers.
+    /// Whether these may be the windows of the layers.
     fn allow(self, config: &ModelConfig) -> bool {
         let kinds = || config.layers.iter().map(|layer| layer.attention);
         let mut windows = kinds().filter_map(AttentionKind::window);
         let Some(window) = windows.next() else {
-            return kinds().all(|kind| kind == AttentionKind::Full);
+            return true;
         };
         match self {
             Self::None => false,
@@ -149,7 +181,9 @@ impl Windows {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 7] = [LLAMA, QWEN3, MIXTRAL, OLMOE, QWEN3_MOE, DOTS1, FIREBOX];
+    pub const ALL: [Self; 10] = [
+        LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, MIXTRAL, OLMOE, QWEN3_MOE, DOTS1, FIREBOX,
+    ];
 
     /// Whether its checkpoints may have a selection bias for each router.
     pub fn has_selection_bias(&self) -> bool {
@@ -158,11 +192,17 @@ impl Family {
 
     /// The family that computes what this model computes; `biased` when a router has a selection bias.
     pub fn of(config: &ModelConfig, biased: bool) -> Self {
+        let has_nope = config
+            .layers
+            .iter()
+            .any(|layer| layer.attention == AttentionKind::Nope);
         let even = config.heads * config.head_dim == config.d_model;
         let computes = |family: &Self| {
             *family != FIREBOX
                 && family.qk_norm == config.qk_norm
+                && family.bias.allow(config.attention_bias)
                 && family.windows.allow(config)
+                && (family.nope || !has_nope)
                 && family.has_feed_forwards(config, biased)
                 // Its norm is as wide as the residual stream.
                 && (family.qk_norm != QkNorm::Projection || even)

@@ -1,11 +1,12 @@
 //! OLMoE (arXiv 2409.02060): experts in every layer, queries and keys normed over all heads together.
 
 use super::common::{
-    BACKBONE, BACKBONE_FIELDS, EVERY_LAYER, EXPERTS, MIXTURE_FIELDS, NOTES, QK_NORM, SAMPLING,
+    BACKBONE, BACKBONE_FIELDS, BIASES, EVERY_LAYER, EXPERTS, MIXTURE_FIELDS, NOTES, QK_NORM,
+    SAMPLING,
 };
 use super::defaults::DEFAULTS;
 use super::field::{Field, off, read};
-use super::{Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
+use super::{Bias, Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
 use firebox_model::config::{FeedForwardName, QkNorm};
 
 /// OLMoE.
@@ -13,7 +14,9 @@ pub const OLMOE: Family = Family {
     architecture: "OlmoeForCausalLM",
     model_type: "olmoe",
     qk_norm: QkNorm::Projection,
+    bias: Bias::AsConfigured,
     windows: Windows::None,
+    nope: false,
     feed_forward: FeedForwardName::Moe,
     normalize: Normalize::AsConfigured,
     router: RouterKind::Softmax,
@@ -34,10 +37,11 @@ pub const OLMOE: Family = Family {
         ..DEFAULTS
     },
     fields: &[NOTES, SAMPLING, BACKBONE_FIELDS, MIXTURE_FIELDS, FIELDS],
-    rules: &[BACKBONE, QK_NORM, EXPERTS],
+    rules: &[BACKBONE, BIASES, QK_NORM, EXPERTS],
 };
 
 const FIELDS: &[Field] = &[
+    read("attention_bias"),
     EVERY_LAYER,
     read("norm_topk_prob"),
     off("clip_qkv", "Firebox does not clip queries, keys and values"),

@@ -1,9 +1,11 @@
 //! Qwen3 (arXiv 2505.09388): dense, the queries and keys of each head normed.
 
-use super::common::{BACKBONE, BACKBONE_FIELDS, DENSE, NOTES, QK_NORM, SAMPLING, WINDOW_FIELDS};
+use super::common::{
+    BACKBONE, BACKBONE_FIELDS, BIASES, DENSE, NOTES, QK_NORM, SAMPLING, WINDOW_FIELDS,
+};
 use super::defaults::DEFAULTS;
 use super::field::{Field, read};
-use super::{Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
+use super::{Bias, Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
 use firebox_model::config::{FeedForwardName, QkNorm};
 
 /// Qwen3.
@@ -11,7 +13,9 @@ pub const QWEN3: Family = Family {
     architecture: "Qwen3ForCausalLM",
     model_type: "qwen3",
     qk_norm: QkNorm::Head,
+    bias: Bias::AsConfigured,
     windows: Windows::ByLayer,
+    nope: false,
     feed_forward: FeedForwardName::Dense,
     normalize: Normalize::Always,
     router: RouterKind::Softmax,
@@ -29,7 +33,7 @@ pub const QWEN3: Family = Family {
         ..DEFAULTS
     },
     fields: &[NOTES, SAMPLING, BACKBONE_FIELDS, WINDOW_FIELDS, FIELDS],
-    rules: &[BACKBONE, QK_NORM, DENSE],
+    rules: &[BACKBONE, BIASES, QK_NORM, DENSE],
 };
 
-const FIELDS: &[Field] = &[read("max_window_layers")];
+const FIELDS: &[Field] = &[read("attention_bias"), read("max_window_layers")];

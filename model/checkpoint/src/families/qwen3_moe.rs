@@ -1,12 +1,12 @@
 //! Qwen3-MoE (arXiv 2505.09388): the queries and keys of each head normed, single layers dense.
 
 use super::common::{
-    BACKBONE, BACKBONE_FIELDS, DENSE, EXPERTS, MIXTURE_FIELDS, NOTES, QK_NORM, SAMPLING,
+    BACKBONE, BACKBONE_FIELDS, BIASES, DENSE, EXPERTS, MIXTURE_FIELDS, NOTES, QK_NORM, SAMPLING,
     WINDOW_FIELDS,
 };
 use super::defaults::DEFAULTS;
 use super::field::{Field, neutral, read};
-use super::{Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
+use super::{Bias, Defaults, DenseLayers, Family, Normalize, RouterKind, Windows};
 use firebox_model::config::{FeedForwardName, QkNorm};
 
 /// Qwen3-MoE.
@@ -14,7 +14,9 @@ pub const QWEN3_MOE: Family = Family {
     architecture: "Qwen3MoeForCausalLM",
     model_type: "qwen3_moe",
     qk_norm: QkNorm::Head,
+    bias: Bias::AsConfigured,
     windows: Windows::All,
+    nope: false,
     feed_forward: FeedForwardName::Moe,
     normalize: Normalize::AsConfigured,
     router: RouterKind::Softmax,
@@ -44,10 +46,11 @@ pub const QWEN3_MOE: Family = Family {
         WINDOW_FIELDS,
         FIELDS,
     ],
-    rules: &[BACKBONE, QK_NORM, DENSE, EXPERTS],
+    rules: &[BACKBONE, BIASES, QK_NORM, DENSE, EXPERTS],
 };
 
 const FIELDS: &[Field] = &[
+    read("attention_bias"),
     read("decoder_sparse_step"),
     read("mlp_only_layers"),
     read("moe_intermediate_size"),

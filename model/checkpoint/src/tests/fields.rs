@@ -1,9 +1,9 @@
 //! How families use fields: every one is read, passed over or refused.
 
-use firebox_model::config::{AttentionKind, ModelConfig, QkNorm};
+use firebox_model::config::{AttentionBias, AttentionKind, ModelConfig, QkNorm};
 use serde_json::{Value, json};
 
-use super::{attending, changed, dense, dots, family, moe, read, with_dense};
+use super::{attending, biased_attention, changed, dense, dots, family, moe, read, with_dense};
 use crate::families::{Family, Field, Usage};
 
 #[test]
@@ -43,11 +43,14 @@ fn unsupported_fields_are_rejected_by_name() {
 }
 
 /// A model that each family computes; the mixture of Qwen3-MoE has a dense layer.
-fn models() -> [ModelConfig; 7] {
+fn models() -> [ModelConfig; 10] {
     let normed = |qk_norm| ModelConfig { qk_norm, ..moe() };
     let models = [
         dense(QkNorm::None),
+        attending(dense(QkNorm::None), &[AttentionKind::Window(8)]),
+        biased_attention(dense(QkNorm::None), AttentionBias::Qkv),
         dense(QkNorm::Head),
+        attending(dense(QkNorm::None), &[AttentionKind::Nope]),
         moe(),
         normed(QkNorm::Projection),
         with_dense(normed(QkNorm::Head), &[0]),

@@ -11,12 +11,14 @@ use std::fs;
 use serde_json::{Map, Value};
 
 use crate::dtype::StoredDtype as _;
-use crate::families::{DOTS1, FIREBOX, Family, LLAMA, MIXTRAL, OLMOE, QWEN3, QWEN3_MOE};
+use crate::families::{
+    DOTS1, FIREBOX, Family, LLAMA, MISTRAL, MIXTRAL, OLMOE, QWEN2, QWEN3, QWEN3_MOE, SMOLLM3,
+};
 use crate::{Accept, CONFIG_FILE, CheckpointConfig, Notes, config_json, read_config};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
-    AttentionKind, BalanceKind, ExpertsConfig, FeedForwardKind, LayerConfig, ModelConfig,
-    MoeConfig, QkNorm, RouterConfig, Scores,
+    AttentionBias, AttentionKind, BalanceKind, ExpertsConfig, FeedForwardKind, LayerConfig,
+    ModelConfig, MoeConfig, QkNorm, RouterConfig, Scores,
 };
 
 /// An MoE model in Mixtral's family, with a distinct value in every field.
@@ -34,6 +36,7 @@ fn moe() -> ModelConfig {
         tied_embeddings: true,
         initializer_range: 0.03,
         qk_norm: QkNorm::None,
+        attention_bias: AttentionBias::None,
         layers: vec![LayerConfig::MOE; 4],
         moe: Some(MoeConfig {
             experts: ExpertsConfig {
@@ -85,6 +88,11 @@ fn attending(mut model: ModelConfig, kinds: &[AttentionKind]) -> ModelConfig {
     for (layer, kind) in model.layers.iter_mut().zip(kinds.iter().cycle()) {
         layer.attention = *kind;
     }
+    model
+}
+
+fn biased_attention(mut model: ModelConfig, bias: AttentionBias) -> ModelConfig {
+    model.attention_bias = bias;
     model
 }
 
@@ -201,6 +209,22 @@ fn every_family_reads_what_it_writes() {
             dots_without(|model| model.layers[0].feed_forward = FeedForwardKind::Moe),
             FIREBOX,
         ),
+        (attending(dense(QkNorm::None), &[window]), MISTRAL),
+        (
+            attending(dense(QkNorm::None), &[full, AttentionKind::Nope]),
+            SMOLLM3,
+        ),
+        (
+            biased_attention(dense(QkNorm::None), AttentionBias::Qkv),
+            QWEN2,
+        ),
+        (
+            biased_attention(dense(QkNorm::None), AttentionBias::All),
+            LLAMA,
+        ),
+        (biased_attention(dots(), AttentionBias::All), DOTS1),
+        (biased_attention(dots(), AttentionBias::Qkv), FIREBOX),
+        (biased_attention(moe(), AttentionBias::All), FIREBOX),
         (attending(moe(), &[window]), MIXTRAL),
         (attending(moe(), &[window, full]), FIREBOX),
         (attending(moe(), &[AttentionKind::Nope, full]), FIREBOX),

@@ -45,6 +45,7 @@ impl ModelKeys {
             tied_embeddings: self.tied_embeddings.unwrap_or(false),
             initializer_range: self.initializer_range.unwrap_or(0.02),
             qk_norm: self.qk_norm.unwrap_or_default(),
+            attention_bias: self.attention_bias.unwrap_or_default(),
             layers: Vec::new(),
             moe: None,
         };

@@ -118,7 +118,7 @@ fn what_is_written_reads_back() {
     for changes in [
         json!({}),
         json!({ "feed_forward": "dense" }),
-        json!({ "dense": { "layers": [1] }, "qk_norm": "head", "rope_scaling": scaling }),
+        json!({ "dense": { "layers": [1] }, "qk_norm": "head", "attention_bias": "qkv", "rope_scaling": scaling }),
         json!({ "layers": 4, "attention": ["window", "full"], "window": 3 }),
         json!({ "router": { "scores": "sigmoid", "groups": 2, "balance": "pooled" } }),
     ] {

@@ -29,6 +29,7 @@ impl ModelKeys {
             tied_embeddings: Some(model.tied_embeddings),
             initializer_range: Some(model.initializer_range),
             qk_norm: Some(model.qk_norm),
+            attention_bias: Some(model.attention_bias),
             attention: Some(pattern(&model.layers)),
             window: only(
                 model
