@@ -8,7 +8,7 @@ use crate::config::{ModelConfig, QkNorm};
 use crate::layout::Layout;
 use crate::norm::RmsNorm;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
-use firebox_kernels::{AttentionInput, attention, linear};
+use firebox_kernels::{AttentionInput, AttentionSpec, attention, linear};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150). No biases.
@@ -102,8 +102,10 @@ impl Attention {
         let key = self.normed(key, self.kv_heads, &self.key_norm);
         let value = linear(x, self.value.val());
 
+        let spec = AttentionSpec::new(self.heads, self.kv_heads, self.head_dim);
+        let rotary = Some(rotary);
         let attended = match cache {
-            Some(cache) => cache.attend(query, key, value, rotary),
+            Some(cache) => cache.attend([query, key, value], rotary, spec),
             None => attention(AttentionInput {
                 query,
                 key,
@@ -111,6 +113,7 @@ impl Attention {
                 batch: *batch,
                 rotary,
                 ranges: ranges.as_ref(),
+                spec,
             }),
         };
         linear(attended, self.output.val())

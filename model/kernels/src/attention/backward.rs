@@ -314,7 +314,7 @@ impl Pass<'_> {
                     query[rows * head_dim..].fill(0.0);
                 }
                 let query = &mut query[seen_rows];
-                gemm(d_scores, keys, shape.scale(), into, query, head_dim);
+                gemm(d_scores, keys, shape.scale, into, query, head_dim);
             }
         }
         query
@@ -348,7 +348,7 @@ impl Pass<'_> {
                     let before = block.queries.len();
                     block.queries.extend_from_slice(&query[columns.clone()]);
                     for head in block.queries[before..].chunks_exact_mut(head_dim) {
-                        tables.rotate(head, row, shape.scale());
+                        tables.rotate(head, row, shape.scale);
                     }
                     let gradient = &self.gradient[columns.clone()];
                     block.gradients.extend_from_slice(gradient);

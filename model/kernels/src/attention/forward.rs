@@ -142,7 +142,7 @@ impl Pass<'_> {
                 for (packed, row) in packed.zip(first_row..) {
                     packed.copy_from_slice(&self.query[row * width..][columns.clone()]);
                     for head in packed.chunks_exact_mut(head_dim) {
-                        self.tables.rotate(head, row, shape.scale());
+                        self.tables.rotate(head, row, shape.scale);
                     }
                 }
             },

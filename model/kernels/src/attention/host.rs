@@ -28,6 +28,7 @@ impl<B: Host> Attention<B> {
         let tables = RopeTables {
             cosines: &B::values(&self.cosines),
             sines: &B::values(&self.sines),
+            half: self.shape.rotary_dim / 2,
         };
         let first = first_keys::<B>(&self.first);
         let stretches = Stretches::new(first.as_deref(), self.shape);
@@ -85,6 +86,7 @@ impl<B: Host> Operation<B, 3> for Attention<B> {
             tables: RopeTables {
                 cosines: &B::values(cosines),
                 sines: &B::values(sines),
+                half: shape.rotary_dim / 2,
             },
             stretches: Stretches::new(first.as_deref(), *shape),
             shape: *shape,

@@ -10,6 +10,8 @@ on_every_device!(
     three_positions_of_two_documents,
     equals_the_reference,
     documents_and_windows_equal_the_reference,
+    every_specification_equals_the_reference,
+    a_window_is_a_range,
     ranges_around_the_sizes_of_blocks,
     a_document_is_what_it_is_alone,
     one_position_and_lengths_around_those_of_blocks,
@@ -42,6 +44,15 @@ fn shape(
         heads: kv_heads * group,
         kv_heads,
         head_dim,
+        rotary_dim: head_dim,
+        scale: (head_dim as f32).sqrt().recip(),
+    }
+}
+
+fn spec(shape: AttentionShape) -> AttentionSpec {
+    AttentionSpec {
+        scale: shape.scale,
+        ..AttentionSpec::new(shape.heads, shape.kv_heads, shape.head_dim)
     }
 }
 
@@ -74,6 +85,7 @@ struct Case {
     shape: AttentionShape,
     size: f32,
     first: Option<Vec<usize>>,
+    window: Option<usize>,
 }
 
 impl From<AttentionShape> for Case {
@@ -82,6 +94,7 @@ impl From<AttentionShape> for Case {
             shape,
             size: 1.0,
             first: None,
+            window: None,
         }
     }
 }
@@ -100,8 +113,10 @@ fn run(
         heads,
         kv_heads,
         head_dim,
+        rotary_dim,
+        ..
     } = case.shape;
-    let rotary = Rotary::new(0, length, head_dim, 1e4, &device);
+    let rotary = (rotary_dim > 0).then(|| Rotary::new(0, length, rotary_dim, 1e4, &device));
     let ranges = case.first.as_ref();
     let ranges = ranges.map(|first| KeyRanges::new(first, length, &device));
     let tokens = batch * length;
@@ -116,8 +131,12 @@ fn run(
         key: key.clone(),
         value: value.clone(),
         batch,
-        rotary: &rotary,
+        rotary: rotary.as_ref(),
         ranges: ranges.as_ref(),
+        spec: AttentionSpec {
+            window: case.window,
+            ..spec(case.shape)
+        },
     });
     let weights = wave(tokens, heads * head_dim, 1.3, 1.0, &device);
     let gradients = (output.clone() * weights).sum().backward();
@@ -180,8 +199,9 @@ fn two_positions(device: Device) {
         key,
         value,
         batch: 1,
-        rotary: &rotary,
+        rotary: Some(&rotary),
         ranges: None,
+        spec: AttentionSpec::new(1, 1, 2),
     });
     assert_close("output", &values(output), &[4.0, 0.0, 1.0, 6.0], 5e-7).unwrap();
 }
@@ -190,15 +210,15 @@ fn two_positions(device: Device) {
 fn three_positions_of_two_documents(device: Device) {
     let zeros = || Tensor::<2>::zeros([3, 2], &device);
     let value = Tensor::<2>::from_floats([[7.0, 7.0], [4.0, 0.0], [0.0, 8.0]], &device);
-    let rotary = Rotary::new(0, 3, 2, 1e4, &device);
     let ranges = KeyRanges::new(&[0, 1, 1], 3, &device);
     let output = attention(AttentionInput {
         query: zeros(),
         key: zeros(),
         value,
         batch: 1,
-        rotary: &rotary,
+        rotary: None,
         ranges: Some(&ranges),
+        spec: AttentionSpec::new(1, 1, 2),
     });
     assert_close(
         "output",
@@ -217,7 +237,7 @@ fn equals_the_reference(device: Device) {
         size in prop_oneof![Just(1.0f32), Just(4.0)],
     )| {
         let shape = shape(batch, length, kv_heads, group, 2 * half);
-        assert_same(Case { shape, size, first: None }, &device)?;
+        assert_same(Case { size, ..shape.into() }, &device)?;
     });
 }
 
@@ -231,8 +251,52 @@ fn documents_and_windows_equal_the_reference(device: Device) {
     )| {
         let shape = shape(batch, length, kv_heads, group, 2 * half);
         let first = Some(first_keys(shape, &documents, window));
-        assert_same(Case { shape, size: 1.0, first }, &device)?;
+        assert_same(Case { first, ..shape.into() }, &device)?;
     });
+}
+
+fn every_specification_equals_the_reference(device: Device) {
+    proptest!(ProptestConfig::with_cases(40), |(
+        (batch, length) in (1usize..4, prop_oneof![1usize..20, 100usize..300]),
+        (kv_heads, group) in (1usize..3, 1usize..5),
+        half in 1usize..9,
+        rotated in 0usize..9,
+        scale in prop_oneof![Just(None), (0.1f32..1.5).prop_map(Some)],
+        documents in prop_oneof![
+            Just(Vec::new()),
+            prop::collection::vec(prop_oneof![1usize..5, 1usize..80, 100usize..300], 1..6),
+        ],
+        window in prop_oneof![Just(None), (1usize..10).prop_map(Some), (1usize..200).prop_map(Some)],
+    )| {
+        let usual = shape(batch, length, kv_heads, group, 2 * half);
+        let shape = AttentionShape {
+            rotary_dim: 2 * rotated.min(half),
+            scale: scale.unwrap_or(usual.scale),
+            ..usual
+        };
+        let first = (!documents.is_empty()).then(|| first_keys(shape, &documents, usize::MAX));
+        assert_same(Case { first, window, ..shape.into() }, &device)?;
+    });
+}
+
+// A window is the same as a range for each query, of documents too.
+fn a_window_is_a_range(device: Device) {
+    let shape = shape(2, 150, 2, 3, 12);
+    for (documents, window) in [(None, 1), (None, 70), (Some(&[90, 40][..]), 50)] {
+        let of = |window| documents.map(|documents| first_keys(shape, documents, window));
+        let windowed = Case {
+            first: of(usize::MAX),
+            window: Some(window),
+            ..shape.into()
+        };
+        let ranges = Case {
+            first: of(window).or_else(|| Some(first_keys(shape, &[], window))),
+            ..shape.into()
+        };
+        let [windowed, ranges] =
+            [windowed, ranges].map(|case| run(attention, &case, [true; 3], &device));
+        assert_eq!(windowed, ranges);
+    }
 }
 
 fn ranges_around_the_sizes_of_blocks(device: Device) {
@@ -241,9 +305,8 @@ fn ranges_around_the_sizes_of_blocks(device: Device) {
         for (documents, window) in [(&[size][..], usize::MAX), (&[], size), (&[290, 30], size)] {
             let first = Some(first_keys(shape, documents, window));
             let case = Case {
-                shape,
-                size: 1.0,
                 first,
+                ..shape.into()
             };
             assert_same(case, &device).unwrap();
         }
@@ -284,8 +347,9 @@ fn a_document_is_what_it_is_alone(device: Device) {
             key: key.clone(),
             value: value.clone(),
             batch: 1,
-            rotary: &rotary,
+            rotary: Some(&rotary),
             ranges,
+            spec: spec(packed),
         });
         let gradients = (output.clone() * cut(&weights)).sum().backward();
         let gradient = |input: Tensor<2>| input.grad(&gradients).expect("a gradient");
@@ -337,8 +401,9 @@ fn nothing_gives_nothing(device: Device) {
         key: empty(1),
         value: empty(1),
         batch: 0,
-        rotary: &rotary,
+        rotary: Some(&rotary),
         ranges: None,
+        spec: AttentionSpec::new(2, 1, 8),
     });
     assert_eq!(output.dims(), [0, 16]);
 }
@@ -413,8 +478,12 @@ mod on_a_gpu {
                 key: key.clone(),
                 value: value.clone(),
                 batch: 2,
-                rotary: &rotary,
+                rotary: Some(&rotary),
                 ranges: Some(&ranges),
+                spec: AttentionSpec {
+                    window: Some(20),
+                    ..AttentionSpec::new(2, 1, 8)
+                },
             });
             drop(output.sum().backward());
         };
@@ -444,7 +513,7 @@ fn the_number_of_threads_changes_no_bit() {
 }
 
 #[test]
-#[should_panic(expected = "2 sequences and 3 rotary rows against queries [5, 16]")]
+#[should_panic(expected = "2 sequences in queries [5, 16], keys [5, 8] and values [5, 8]")]
 fn shapes_that_do_not_fit_are_refused() {
     let device = devices().remove(0);
     let rotary = Rotary::new(0, 3, 8, 1e4, &device);
@@ -454,8 +523,25 @@ fn shapes_that_do_not_fit_are_refused() {
         key: of(5, 1),
         value: of(5, 1),
         batch: 2,
-        rotary: &rotary,
+        rotary: Some(&rotary),
         ranges: None,
+        spec: AttentionSpec::new(2, 1, 8),
+    });
+}
+
+#[test]
+#[should_panic(expected = "Some(3) rotary rows of 8 values against 1 sequences of 4 positions")]
+fn positions_that_do_not_fit_are_refused() {
+    let device = devices().remove(0);
+    let of = |heads: usize| wave(4, heads * 8, 0.0, 1.0, &device);
+    let _ = attention(AttentionInput {
+        query: of(2),
+        key: of(1),
+        value: of(1),
+        batch: 1,
+        rotary: Some(&Rotary::new(0, 3, 8, 1e4, &device)),
+        ranges: None,
+        spec: AttentionSpec::new(2, 1, 8),
     });
 }
 

@@ -33,6 +33,7 @@ pub fn forward(
         heads,
         kv_heads,
         head_dim,
+        ..
     } = shape;
     let output = empty_float(query, query.shape());
     let log_sum_exp = empty_float(query, [batch, length, heads]);

@@ -37,11 +37,24 @@ pub struct Saved {
     shape: AttentionShape,
 }
 
-/// Cosines and sines of the rotary positions, each `[length or batch · length, head_dim / 2]`.
+/// Cosines and sines of the rotary positions, each `[length or batch · length, half]`. Nobody reads them where `half` is
+/// 0.
 #[derive(Debug, Clone)]
 struct Tables {
     cosines: CubeTensor,
     sines: CubeTensor,
+    /// Pairs of values of a head that are rotated.
+    half: usize,
+}
+
+impl Tables {
+    fn new(cosines: CubeTensor, sines: CubeTensor, shape: AttentionShape) -> Self {
+        Self {
+            cosines: contiguous(cosines),
+            sines: contiguous(sines),
+            half: shape.rotary_dim / 2,
+        }
+    }
 }
 
 /// The first key that each query sees.
@@ -74,13 +87,10 @@ impl Operation<Cube, 3> for Attention<Cube> {
 
     fn forward_saving(self, [query, key, value]: [CubeTensor; 3]) -> (CubeTensor, Saved) {
         let shape = self.shape;
-        let tables = Tables {
-            cosines: contiguous(self.cosines),
-            sines: contiguous(self.sines),
-        };
+        let tables = Tables::new(self.cosines, self.sines, shape);
         let ranges = Ranges::new(self.first, &query);
-        let query = rotate::rotate(query, &tables, shape.scale());
-        let key = rotate::rotate(key, &tables, 1.0);
+        let query = rotate::rotate(query, &tables, shape.head_dim, shape.scale);
+        let key = rotate::rotate(key, &tables, shape.head_dim, 1.0);
         let value = contiguous(value);
         let (output, log_sum_exp) = forward::forward(&query, &key, &value, &ranges, shape);
         let saved = Saved {
@@ -102,10 +112,11 @@ impl Operation<Cube, 3> for Attention<Cube> {
         [query_wanted, key_wanted, value_wanted]: [bool; 3],
     ) -> [Option<CubeTensor>; 3] {
         let pass = backward::Pass::new(&saved, contiguous(gradient));
-        let query = query_wanted.then(|| query::gradient(&pass));
-        let query = query.map(|query| rotate::rotate_transposed(query, &saved.tables));
+        let rotate_transposed =
+            |heads| rotate::rotate_transposed(heads, &saved.tables, saved.shape.head_dim);
+        let query = query_wanted.then(|| rotate_transposed(query::gradient(&pass)));
         let (key, value) = key_and_value::gradients(&pass, key_wanted, value_wanted);
-        let key = key.map(|key| rotate::rotate_transposed(key, &saved.tables));
+        let key = key.map(rotate_transposed);
         [query, key, value]
     }
 }
