@@ -105,13 +105,14 @@ impl Attention {
         let spec = AttentionSpec::new(self.heads, self.kv_heads, self.head_dim);
         let rotary = Some(rotary);
         let attended = match cache {
-            Some(cache) => cache.attend([query, key, value], rotary, spec),
+            Some(cache) => cache.attend([query, key, value], rotary, None, spec),
             None => attention(AttentionInput {
                 query,
                 key,
                 value,
                 batch: *batch,
                 rotary,
+                sinks: None,
                 ranges: ranges.as_ref(),
                 spec,
             }),

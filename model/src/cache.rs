@@ -28,11 +28,13 @@ impl LayerStep<'_> {
     /// - `[query, key, value]`: `[rows, heads · head_dim]`, and `[rows, kv_heads · head_dim]` twice; queries and keys
     ///   before the rotary embedding
     /// - `rotary`: of each row
+    /// - `sinks`: `[heads]`
     /// - output: `[rows, heads · head_dim]`
     pub(crate) fn attend(
         self,
         [query, key, value]: [Tensor<2>; 3],
         rotary: Option<&Rotary>,
+        sinks: Option<Tensor<1>>,
         spec: AttentionSpec,
     ) -> Tensor<2> {
         let input = CachedInput {
@@ -40,6 +42,7 @@ impl LayerStep<'_> {
             key,
             value,
             rotary,
+            sinks,
             segments: self.segments,
             spec,
         };
@@ -191,7 +194,7 @@ mod tests {
         let input = |shift: f32| wave([rotary.rows(), 2], phase + shift, &device);
         let inputs = [input(0.0), input(0.3), input(0.6)];
         let layer = step.layer(0);
-        values(layer.attend(inputs, Some(&rotary), AttentionSpec::new(1, 1, 2)))
+        values(layer.attend(inputs, Some(&rotary), None, AttentionSpec::new(1, 1, 2)))
     }
 
     fn what_is_cached_stays_as_the_cache_grows(device: Device) {

@@ -64,6 +64,7 @@ fn forward(bencher: Bencher, case: &Case<5>, attention: Attention) {
             value,
             batch,
             rotary: Some(&rotary),
+            sinks: None,
             ranges: None,
             spec: spec(case),
         }));
@@ -82,6 +83,7 @@ fn both_ways(bencher: Bencher, case: &Case<5>, attention: Attention, ranges: Opt
             value,
             batch,
             rotary: Some(&rotary),
+            sinks: None,
             ranges,
             spec: spec(case),
         });

@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use super::reference::{masked_attention, rotated, split_heads};
 use super::rows::{AttentionShape, RopeTables, scratch_slice};
 use super::segments::PlacedSegment;
-use super::{AttentionSpec, Segments, shape_of, tables};
+use super::{AttentionSpec, Segments, shape_of, sink_scores, tables};
 use crate::host::Host;
 use crate::host::exp::exp;
 use crate::host::gemm::{Accumulate, Matrix, gemm};
@@ -48,6 +48,8 @@ pub struct CachedInput<'a> {
     pub value: Tensor<2>,
     /// The rotary position of each row; `None` for queries and keys that do not depend on their positions.
     pub rotary: Option<&'a Rotary>,
+    /// `[heads]`: see [`AttentionInput`](super::AttentionInput::sinks).
+    pub sinks: Option<Tensor<1>>,
     /// Where the rows belong.
     pub segments: &'a Segments,
     /// What is computed.
@@ -80,11 +82,13 @@ pub fn cached_attention(input: CachedInput<'_>, cache: [&mut Tensor<4>; 2]) -> T
     // Taken out, since what nobody else holds is changed in place.
     let [keys, values] = cache;
     let take = |tensor: &mut Tensor<4>| mem::replace(tensor, Tensor::empty([0; 4], &device));
+    let sinks = sink_scores(input.sinks.clone(), &device);
     let (cosines, sines) = tables(input.rotary, &device);
     let (output, new_keys, new_values) = <Dispatch as CachedAttention>::cached_attention(
         input.query.into_dispatch(),
         input.key.into_dispatch(),
         input.value.into_dispatch(),
+        sinks.into_dispatch(),
         cosines.into_dispatch(),
         sines.into_dispatch(),
         take(keys).into_dispatch(),
@@ -110,6 +114,7 @@ impl CachedInput<'_> {
             [&self.query, &self.key, &self.value],
             1,
             self.rotary,
+            self.sinks.as_ref(),
             &self.spec,
         );
         let [kv_heads, blocks, block_positions, head_dim] = cache[0].dims();
@@ -184,7 +189,14 @@ pub fn cached_attention_reference(
                 .unsqueeze()
         });
         let query = rotated(of(&input.query), rotary.as_ref());
-        masked_attention(query, keys, values, scale, hidden.as_ref())
+        masked_attention(
+            query,
+            keys,
+            values,
+            scale,
+            input.sinks.clone(),
+            hidden.as_ref(),
+        )
     });
     Tensor::cat(outputs.collect(), 0)
 }
@@ -201,6 +213,7 @@ pub trait CachedAttention: Backend {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
         keys: FloatTensor<Self>,
@@ -217,6 +230,7 @@ impl<B: Host> CachedAttention for B {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
         mut keys: FloatTensor<Self>,
@@ -226,10 +240,12 @@ impl<B: Host> CachedAttention for B {
         shape: AttentionShape,
         window: Option<usize>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let sinks = B::values(&sinks);
         let new = New {
             query: &B::values(&query),
             key: &B::values(&key),
             value: &B::values(&value),
+            sinks: shape.sinks.then_some(&sinks[..]),
             tables: RopeTables {
                 cosines: &B::values(&cosines),
                 sines: &B::values(&sines),
@@ -291,6 +307,7 @@ struct New<'a> {
     query: &'a [f32],
     key: &'a [f32],
     value: &'a [f32],
+    sinks: Option<&'a [f32]>,
     tables: RopeTables<'a>,
     segments: &'a [PlacedSegment],
     /// The most positions that a query sees.
@@ -469,7 +486,8 @@ impl New<'_> {
                     let (visible, later) = scores.split_at_mut(position + 1 - seen.start);
                     let first = first_seen(position, self.window) - seen.start;
                     let (before, visible) = visible.split_at_mut(first);
-                    softmax(visible);
+                    let head = block.kv_head * group + row % group;
+                    softmax(visible, self.sinks.map(|sinks| sinks[head]));
                     before.fill(0.0);
                     later.fill(0.0);
                 }
@@ -525,12 +543,19 @@ fn side_by_side<'a>(
 }
 
 #[inline(always)]
-fn softmax(scores: &mut [f32]) {
-    let largest = maximum(scores);
+fn softmax(scores: &mut [f32], sink: Option<f32>) {
+    let mut largest = maximum(scores);
+    if let Some(sink) = sink {
+        largest = largest.max(sink);
+    }
     for score in scores.iter_mut() {
         *score = exp(*score - largest);
     }
-    let inverse = sum(scores, |weight| weight).recip();
+    let mut total = sum(scores, |weight| weight);
+    if let Some(sink) = sink {
+        total += exp(sink - largest);
+    }
+    let inverse = total.recip();
     for score in scores.iter_mut() {
         *score *= inverse;
     }

@@ -49,6 +49,9 @@ pub struct AttentionInput<'a> {
     pub batch: usize,
     /// The rotary positions; `None` for queries and keys that do not depend on their positions.
     pub rotary: Option<&'a Rotary>,
+    /// `[heads]`: a score of each query head that takes part in its softmax without a key or a value, so that the weights
+    /// of what a query sees add up to less than 1 (gpt-oss, arXiv 2508.10925). It is not multiplied by the scale.
+    pub sinks: Option<Tensor<1>>,
     /// The keys that each query sees; `None` for those of all positions up to its own. A window is taken of these.
     pub ranges: Option<&'a KeyRanges>,
     /// What is computed.
@@ -56,7 +59,8 @@ pub struct AttentionInput<'a> {
 }
 
 /// `softmax(scale · q kᵀ) v` within each of `batch` sequences, where a query sees the keys at its own position and
-/// before, or a [range](KeyRanges) or window of them; queries and keys are rotated by their positions first.
+/// before, or a [range](KeyRanges) or window of them; queries and keys are rotated by their positions first. With sinks s,
+/// `Σ exp(zⱼ) vⱼ / (exp(s) + Σ exp(zⱼ))` over the scores z.
 ///
 /// Grouped-query attention (arXiv 2305.13245): `heads / kv_heads` query heads in a row share a key/value head.
 /// The same values as [`attention_reference`], which is what runs for other types than f32 and on a device without
@@ -80,12 +84,14 @@ pub fn attention(input: AttentionInput<'_>) -> Tensor<2> {
     if kernels(&device) == Kernels::None || input.query.dtype() != DType::F32 {
         return attention_reference(input);
     }
+    let sinks = sink_scores(input.sinks.clone(), &device);
     let (cosines, sines) = tables(input.rotary, &device);
     let ranges = input.windowed_ranges();
     let output = <Dispatch as AttentionBackend>::attention(
         input.query.into_dispatch(),
         input.key.into_dispatch(),
         input.value.into_dispatch(),
+        sinks.into_dispatch(),
         cosines.into_dispatch(),
         sines.into_dispatch(),
         ranges.as_deref().into(),
@@ -105,6 +111,14 @@ fn tables(rotary: Option<&Rotary>, device: &Device) -> (Tensor<2>, Tensor<2>) {
     }
 }
 
+/// In f32; a single value that nobody reads where there are none.
+fn sink_scores(sinks: Option<Tensor<1>>, device: &Device) -> Tensor<1> {
+    match sinks {
+        Some(sinks) => sinks.cast(DType::F32),
+        None => Tensor::empty([1], device),
+    }
+}
+
 impl<'a> AttentionInput<'a> {
     /// # Panics
     ///
@@ -116,10 +130,11 @@ impl<'a> AttentionInput<'a> {
             value,
             batch,
             rotary,
+            sinks,
             ranges,
             spec,
         } = self;
-        let shape = shape_of([query, key, value], *batch, *rotary, spec);
+        let shape = shape_of([query, key, value], *batch, *rotary, sinks.as_ref(), spec);
         let tokens = query.dims()[0];
         assert!(
             ranges.is_none_or(|ranges| ranges.tokens() == tokens),
@@ -151,6 +166,7 @@ fn shape_of(
     [query, key, value]: [&Tensor<2>; 3],
     batch: usize,
     rotary: Option<&Rotary>,
+    sinks: Option<&Tensor<1>>,
     spec: &AttentionSpec,
 ) -> AttentionShape {
     spec.check();
@@ -182,6 +198,11 @@ fn shape_of(
         "{:?} rotary rows of {rotary_dim} values against {batch} sequences of {length} positions in heads of {head_dim}",
         rotary.map(Rotary::rows),
     );
+    assert!(
+        sinks.is_none_or(|sinks| sinks.dims() == [heads]),
+        "sinks {:?} against {heads} query heads",
+        sinks.map(Tensor::dims),
+    );
     AttentionShape {
         batch,
         length,
@@ -190,10 +211,11 @@ fn shape_of(
         head_dim,
         rotary_dim,
         scale,
+        sinks: sinks.is_some(),
     }
 }
 
-/// The operation, of `[query, key, value]`.
+/// The operation, of `[query, key, value, sinks]`.
 #[derive(Debug, Clone)]
 pub struct Attention<B: Backend> {
     /// Of the rotary positions, `[length or batch · length, rotary_dim / 2]`.
@@ -212,11 +234,13 @@ pub struct Attention<B: Backend> {
 )]
 pub trait AttentionBackend: Backend {
     /// See [`attention`](self::attention); `cosines` and `sines` are the tables of its rotary
-    /// positions, `[length or batch · length, rotary_dim / 2]`, and take no gradient.
+    /// positions, `[length or batch · length, rotary_dim / 2]`, and take no gradient. `sinks` are `[heads]`, or a single
+    /// value that nobody reads.
     fn attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
         #[extension_type] first: FirstKeys<Self>,
@@ -226,12 +250,13 @@ pub trait AttentionBackend: Backend {
 
 impl<B: Backend> AttentionBackend for B
 where
-    Attention<B>: Operation<B, 3>,
+    Attention<B>: Operation<B, 4>,
 {
     fn attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
         first: FirstKeys<Self>,
@@ -243,18 +268,19 @@ where
             first,
             shape,
         };
-        operation.forward([query, key, value])
+        operation.forward([query, key, value, sinks])
     }
 }
 
 impl<B: Backend, C: CheckpointStrategy> AttentionBackend for Autodiff<B, C>
 where
-    Attention<B>: Operation<B, 3>,
+    Attention<B>: Operation<B, 4>,
 {
     fn attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
         first: FirstKeys<Self>,
@@ -266,6 +292,6 @@ where
             first: first.without_autodiff(),
             shape,
         };
-        differentiable::<_, B, C, 3>(operation, [query, key, value])
+        differentiable::<_, B, C, 4>(operation, [query, key, value, sinks])
     }
 }

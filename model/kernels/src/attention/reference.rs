@@ -22,6 +22,7 @@ pub fn attention_reference(input: AttentionInput<'_>) -> Tensor<2> {
         rotated(key, input.rotary),
         value,
         shape.scale,
+        input.sinks,
         hidden.as_ref(),
     )
 }
@@ -48,6 +49,7 @@ pub(super) fn split_heads(x: Tensor<2>, batch: usize, head_dim: usize) -> Tensor
 ///
 /// - `query`: `[batch, heads, new, head_dim]`
 /// - `key`, `value`: `[batch, kv_heads, all, head_dim]`, the new positions last
+/// - `sinks`: `[heads]`
 /// - `hidden`: `[batch or 1, 1, new, all]`, true where a new position must not see; `None` hides what comes later
 /// - output: `[batch · new, heads · head_dim]`
 pub(super) fn masked_attention(
@@ -55,6 +57,7 @@ pub(super) fn masked_attention(
     key: Tensor<4>,
     value: Tensor<4>,
     scale: f32,
+    sinks: Option<Tensor<1>>,
     hidden: Option<&Tensor<4, Bool>>,
 ) -> Tensor<2> {
     let [batch, heads, new, head_dim] = query.dims();
@@ -80,7 +83,15 @@ pub(super) fn masked_attention(
         let hidden = hidden.expand([batch, heads, new, all]);
         scores = scores.mask_fill(hidden, f32::NEG_INFINITY);
     }
-    let attended = softmax(scores, 3)
+    let weights = match sinks {
+        Some(sinks) => {
+            let sinks = sinks.cast(scores.dtype()).reshape([1, heads, 1, 1]);
+            let sinks = sinks.expand([batch, heads, new, 1]);
+            softmax(Tensor::cat(vec![scores, sinks], 3), 3).narrow(3, 0, all)
+        }
+        None => softmax(scores, 3),
+    };
+    let attended = weights
         .reshape([batch, kv_heads, group * new, all])
         .matmul(value);
     attended

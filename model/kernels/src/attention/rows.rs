@@ -35,6 +35,8 @@ pub struct AttentionShape {
     pub rotary_dim: usize,
     /// Factor of the scores.
     pub scale: f32,
+    /// Whether there are sinks.
+    pub sinks: bool,
 }
 
 impl AttentionShape {

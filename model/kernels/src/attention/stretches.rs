@@ -110,6 +110,7 @@ mod tests {
             head_dim: 2,
             rotary_dim: 2,
             scale: 1.0,
+            sinks: false,
         };
         let stretches: Vec<_> = Stretches::new(Some(&first), shape).of_batch().collect();
         let places = |stretches: &[Stretch<'_>]| -> Vec<(usize, usize)> {
@@ -142,6 +143,7 @@ mod tests {
             head_dim: 2,
             rotary_dim: 2,
             scale: 1.0,
+            sinks: false,
         };
         let stretches: Vec<_> = Stretches::new(Some(&first), shape).of_batch().collect();
         let [stretch] = stretches[..] else {

@@ -12,6 +12,8 @@ on_every_device!(
     documents_and_windows_equal_the_reference,
     every_specification_equals_the_reference,
     a_window_is_a_range,
+    a_sink_takes_a_part_of_the_weight,
+    sinks_around_the_sizes_of_blocks,
     ranges_around_the_sizes_of_blocks,
     a_document_is_what_it_is_alone,
     one_position_and_lengths_around_those_of_blocks,
@@ -46,6 +48,7 @@ fn shape(
         head_dim,
         rotary_dim: head_dim,
         scale: (head_dim as f32).sqrt().recip(),
+        sinks: false,
     }
 }
 
@@ -77,7 +80,7 @@ fn first_keys(shape: AttentionShape, documents: &[usize], window: usize) -> Vec<
     (0..shape.batch * shape.length).map(of_token).collect()
 }
 
-const NAMES: [&str; 4] = ["output", "d(query)", "d(key)", "d(value)"];
+const NAMES: [&str; 5] = ["output", "d(query)", "d(key)", "d(value)", "d(sinks)"];
 
 /// What is computed: the sizes, how large queries, keys and values are, and what each query sees.
 #[derive(Debug, Clone)]
@@ -103,9 +106,9 @@ impl From<AttentionShape> for Case {
 fn run(
     attention: Attention,
     case: &Case,
-    needs_grad: [bool; 3],
+    needs_grad: [bool; 4],
     device: &Device,
-) -> [Option<Vec<f32>>; 4] {
+) -> [Option<Vec<f32>>; 5] {
     let device = device.clone().autodiff();
     let AttentionShape {
         batch,
@@ -126,12 +129,15 @@ fn run(
         let tensor = wave(tokens, heads * head_dim, phase, case.size, &device);
         tensor.set_require_grad(needs_grad[input])
     });
+    let sinks = wave(1, heads, 0.2, 3.0, &device).squeeze_dim::<1>(0);
+    let sinks = sinks.set_require_grad(needs_grad[3]);
     let output = attention(AttentionInput {
         query: query.clone(),
         key: key.clone(),
         value: value.clone(),
         batch,
         rotary: rotary.as_ref(),
+        sinks: case.shape.sinks.then(|| sinks.clone()),
         ranges: ranges.as_ref(),
         spec: AttentionSpec {
             window: case.window,
@@ -140,13 +146,13 @@ fn run(
     });
     let weights = wave(tokens, heads * head_dim, 1.3, 1.0, &device);
     let gradients = (output.clone() * weights).sum().backward();
-    let values = |tensor: Tensor<2>| tensor.into_data().iter::<f32>().collect::<Vec<f32>>();
     let gradient = |input: Tensor<2>| input.grad(&gradients).map(values);
     [
         Some(values(output)),
         gradient(query),
         gradient(key),
         gradient(value),
+        sinks.grad(&gradients).map(values),
     ]
 }
 
@@ -155,10 +161,13 @@ fn run(
 /// what remains of it is the rounding of products of a value and a key or query: the second term.
 fn assert_same(case: impl Into<Case>, device: &Device) -> Result<(), TestCaseError> {
     let case = case.into();
-    let fast = run(attention, &case, [true; 3], device);
-    let slow = run(attention_reference, &case, [true; 3], device);
+    let fast = run(attention, &case, [true; 4], device);
+    let slow = run(attention_reference, &case, [true; 4], device);
     for (name, (fast, slow)) in NAMES.iter().zip(fast.iter().zip(&slow)) {
-        let (fast, slow) = (fast.as_ref().unwrap(), slow.as_ref().unwrap());
+        let (Some(fast), Some(slow)) = (fast, slow) else {
+            assert!(fast.is_none() && slow.is_none() && !case.shape.sinks);
+            continue;
+        };
         let what = format!("{device:?}, {case:?}, {name}");
         assert_near(&what, fast, slow, case.size)?;
     }
@@ -200,6 +209,7 @@ fn two_positions(device: Device) {
         value,
         batch: 1,
         rotary: Some(&rotary),
+        sinks: None,
         ranges: None,
         spec: AttentionSpec::new(1, 1, 2),
     });
@@ -217,6 +227,7 @@ fn three_positions_of_two_documents(device: Device) {
         value,
         batch: 1,
         rotary: None,
+        sinks: None,
         ranges: Some(&ranges),
         spec: AttentionSpec::new(1, 1, 2),
     });
@@ -260,7 +271,7 @@ fn every_specification_equals_the_reference(device: Device) {
         (batch, length) in (1usize..4, prop_oneof![1usize..20, 100usize..300]),
         (kv_heads, group) in (1usize..3, 1usize..5),
         half in 1usize..9,
-        rotated in 0usize..9,
+        (rotated, sinks) in (0usize..9, any::<bool>()),
         scale in prop_oneof![Just(None), (0.1f32..1.5).prop_map(Some)],
         documents in prop_oneof![
             Just(Vec::new()),
@@ -272,6 +283,7 @@ fn every_specification_equals_the_reference(device: Device) {
         let shape = AttentionShape {
             rotary_dim: 2 * rotated.min(half),
             scale: scale.unwrap_or(usual.scale),
+            sinks,
             ..usual
         };
         let first = (!documents.is_empty()).then(|| first_keys(shape, &documents, usize::MAX));
@@ -294,7 +306,7 @@ fn a_window_is_a_range(device: Device) {
             ..shape.into()
         };
         let [windowed, ranges] =
-            [windowed, ranges].map(|case| run(attention, &case, [true; 3], &device));
+            [windowed, ranges].map(|case| run(attention, &case, [true; 4], &device));
         assert_eq!(windowed, ranges);
     }
 }
@@ -348,6 +360,7 @@ fn a_document_is_what_it_is_alone(device: Device) {
             value: value.clone(),
             batch: 1,
             rotary: Some(&rotary),
+            sinks: None,
             ranges,
             spec: spec(packed),
         });
@@ -383,6 +396,58 @@ fn one_position_and_lengths_around_those_of_blocks(device: Device) {
     assert_same(shape(1, 5, 1, 150, 8), &device).unwrap();
 }
 
+// Scores of 0 and ln 3 and a sink of ln 4: weights of 1/8 and 3/8, where the first position has 1/5.
+fn a_sink_takes_a_part_of_the_weight(device: Device) {
+    let matrix = |rows: [[f32; 2]; 2]| Tensor::<2>::from_floats(rows, &device);
+    let output = attention(AttentionInput {
+        query: matrix([[1.0, 0.0]; 2]),
+        key: matrix([[0.0, 0.0], [3f32.ln(), 0.0]]),
+        value: matrix([[4.0, 0.0], [0.0, 8.0]]),
+        batch: 1,
+        rotary: None,
+        sinks: Some(Tensor::from_floats([4f32.ln()], &device)),
+        ranges: None,
+        spec: AttentionSpec {
+            scale: 1.0,
+            ..AttentionSpec::new(1, 1, 2)
+        },
+    });
+    assert_close("output", &values(output), &[0.8, 0.0, 0.5, 3.0], 5e-7).unwrap();
+}
+
+fn sinks_around_the_sizes_of_blocks(device: Device) {
+    for (length, kv_heads, group) in [(1, 1, 4), (64, 1, 4), (129, 2, 1), (300, 1, 3)] {
+        let shape = AttentionShape {
+            sinks: true,
+            ..shape(2, length, kv_heads, group, 8)
+        };
+        assert_same(shape, &device).unwrap();
+        // Much larger than all scores, or much smaller.
+        let case = Case {
+            size: 4.0,
+            ..shape.into()
+        };
+        assert_same(case, &device).unwrap();
+    }
+}
+
+#[test]
+#[should_panic(expected = "sinks Some([3]) against 2 query heads")]
+fn each_query_head_has_a_sink() {
+    let device = devices().remove(0);
+    let of = |heads: usize| wave(4, heads * 8, 0.0, 1.0, &device);
+    let _ = attention(AttentionInput {
+        query: of(2),
+        key: of(1),
+        value: of(1),
+        batch: 1,
+        rotary: None,
+        sinks: Some(Tensor::zeros([3], &device)),
+        ranges: None,
+        spec: AttentionSpec::new(2, 1, 8),
+    });
+}
+
 fn heads_that_share_keys_in_parts(device: Device) {
     assert_same(shape(64, 65, 3, 4, 8), &device).unwrap();
 }
@@ -402,6 +467,7 @@ fn nothing_gives_nothing(device: Device) {
         value: empty(1),
         batch: 0,
         rotary: Some(&rotary),
+        sinks: None,
         ranges: None,
         spec: AttentionSpec::new(2, 1, 8),
     });
@@ -415,7 +481,7 @@ fn large_scores_do_not_overflow(device: Device) {
         size: 60.0,
         ..shape(1, 70, 1, 2, 16).into()
     };
-    let none = [false, false, true];
+    let none = [false, false, true, false];
     let fast = run(attention, &case, none, &device);
     let slow = run(attention_reference, &case, none, &device);
     let (fast, slow) = (fast[0].as_ref().unwrap(), slow[0].as_ref().unwrap());
@@ -425,13 +491,16 @@ fn large_scores_do_not_overflow(device: Device) {
 }
 
 fn each_gradient_by_itself_is_the_same_and_others_are_not_computed(device: Device) {
-    let case = shape(2, 40, 2, 3, 10).into();
-    let all = run(attention, &case, [true; 3], &device);
-    for input in 0..3 {
-        let mut needs_grad = [false; 3];
+    let case = Case::from(AttentionShape {
+        sinks: true,
+        ..shape(2, 40, 2, 3, 10)
+    });
+    let all = run(attention, &case, [true; 4], &device);
+    for input in 0..4 {
+        let mut needs_grad = [false; 4];
         needs_grad[input] = true;
         let one = run(attention, &case, needs_grad, &device);
-        for other in 0..3 {
+        for other in 0..4 {
             let expected = if needs_grad[other] {
                 &all[other + 1]
             } else {
@@ -443,13 +512,16 @@ fn each_gradient_by_itself_is_the_same_and_others_are_not_computed(device: Devic
 }
 
 fn two_runs_give_the_same_bits(device: Device) {
-    let shape = shape(2, 150, 2, 3, 12);
+    let shape = AttentionShape {
+        sinks: true,
+        ..shape(2, 150, 2, 3, 12)
+    };
     let first = Some(first_keys(shape, &[40, 70], 50));
     let case = Case {
         first,
         ..shape.into()
     };
-    let [first, second] = [(); 2].map(|()| run(attention, &case, [true; 3], &device));
+    let [first, second] = [(); 2].map(|()| run(attention, &case, [true; 4], &device));
     assert_eq!(first, second);
 }
 
@@ -472,6 +544,8 @@ mod on_a_gpu {
             70,
             &autodiff,
         );
+        let sinks = wave(1, 2, 0.2, 1.0, &autodiff).squeeze_dim::<1>(0);
+        let sinks = sinks.require_grad();
         let pass = || {
             let output = attention(AttentionInput {
                 query: query.clone(),
@@ -479,6 +553,7 @@ mod on_a_gpu {
                 value: value.clone(),
                 batch: 2,
                 rotary: Some(&rotary),
+                sinks: Some(sinks.clone()),
                 ranges: Some(&ranges),
                 spec: AttentionSpec {
                     window: Some(20),
@@ -495,6 +570,10 @@ mod on_a_gpu {
 fn the_number_of_threads_changes_no_bit() {
     let device = devices().remove(0);
     for shape in [shape(3, 150, 2, 3, 12), shape(1, 260, 1, 8, 32)] {
+        let shape = AttentionShape {
+            sinks: true,
+            ..shape
+        };
         let first = Some(first_keys(shape, &[90, 8], usize::MAX));
         let case = Case {
             first,
@@ -503,7 +582,7 @@ fn the_number_of_threads_changes_no_bit() {
         let on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             let pool = pool.expect("a pool");
-            pool.install(|| run(attention, &case, [true; 3], &device))
+            pool.install(|| run(attention, &case, [true; 4], &device))
         };
         let one = on(1);
         for threads in [2, 8] {
@@ -524,6 +603,7 @@ fn shapes_that_do_not_fit_are_refused() {
         value: of(5, 1),
         batch: 2,
         rotary: Some(&rotary),
+        sinks: None,
         ranges: None,
         spec: AttentionSpec::new(2, 1, 8),
     });
@@ -540,6 +620,7 @@ fn positions_that_do_not_fit_are_refused() {
         value: of(1),
         batch: 1,
         rotary: Some(&Rotary::new(0, 3, 8, 1e4, &device)),
+        sinks: None,
         ranges: None,
         spec: AttentionSpec::new(2, 1, 8),
     });

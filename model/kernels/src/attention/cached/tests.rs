@@ -15,6 +15,7 @@ type Attention = fn(CachedInput<'_>, [&mut Tensor<4>; 2]) -> Tensor<2>;
 struct Case {
     spec: AttentionSpec,
     rotary_dim: usize,
+    sinks: bool,
     block_positions: usize,
     /// Past and new positions of each segment.
     lengths: Vec<(usize, usize)>,
@@ -33,6 +34,7 @@ impl Case {
         Self {
             spec: AttentionSpec::new(heads, kv_heads, head_dim),
             rotary_dim: head_dim,
+            sinks: false,
             block_positions: longest.unwrap() + 2,
             lengths,
             scatter: (1, 1),
@@ -110,6 +112,7 @@ fn run(attention: Attention, case: &Case, device: &Device) -> [Vec<f32>; 3] {
         key,
         value,
         rotary: rotary.as_ref(),
+        sinks: case.sinks.then(|| wave([heads], 0.6, device) * 3.0),
         segments: &segments,
         spec: case.spec,
     };
@@ -129,6 +132,7 @@ fn run(attention: Attention, case: &Case, device: &Device) -> [Vec<f32>; 3] {
 on_every_device!(
     a_second_position,
     a_window_of_two,
+    a_sink_takes_a_part_of_the_weight,
     equals_the_reference,
     long_pasts_wide_heads_and_long_pieces,
     nothing_in_front_of_a_window_is_read,
@@ -158,6 +162,7 @@ fn a_second_position(device: Device) {
             key: row([3f32.ln(), 0.0]),
             value: row([0.0, 8.0]),
             rotary: Some(&Rotary::new(1, 1, 2, 1e4, &device)),
+            sinks: None,
             segments: &Segments::new(&[segment(1, 1, &[1])], 3, &device),
             spec: AttentionSpec::new(1, 1, 2),
         },
@@ -184,6 +189,7 @@ fn a_window_of_two(device: Device) {
             key: zeros(),
             value: rows([[4.0, 0.0], [0.0, 8.0]]),
             rotary: None,
+            sinks: None,
             segments: &Segments::new(&[segment(2, 2, &[2, 0])], 2, &device),
             spec: AttentionSpec {
                 window: Some(2),
@@ -215,7 +221,7 @@ fn equals_the_reference(device: Device) {
         scatter in (0usize..7, 1usize..7),
         block_positions in prop_oneof![1usize..5, 5usize..70],
         (kv_heads, group, half) in (1usize..3, 1usize..4, 1usize..9),
-        rotated in 0usize..10,
+        (rotated, sinks) in (0usize..10, any::<bool>()),
         window in prop_oneof![Just(None), (1usize..50).prop_map(Some)],
         scale in prop_oneof![Just(None), (0.1f32..1.5).prop_map(Some)],
     )| {
@@ -224,6 +230,7 @@ fn equals_the_reference(device: Device) {
         let case = Case {
             spec: AttentionSpec { window, scale, ..usual },
             rotary_dim: 2 * rotated.min(half),
+            sinks,
             block_positions,
             lengths,
             scatter,
@@ -247,6 +254,7 @@ fn long_pasts_wide_heads_and_long_pieces(device: Device) {
         case.spec.window = window;
         check(&case, &device).unwrap();
         (case.block_positions, case.scatter) = (16, (5, 7));
+        case.sinks = true;
         check(&case, &device).unwrap();
     }
     // Prompts of one length.
@@ -254,7 +262,32 @@ fn long_pasts_wide_heads_and_long_pieces(device: Device) {
         let mut case = Case::side_by_side([6, 2, 16], [(0, 70); 3]);
         case.spec.window = window;
         check(&case, &device).unwrap();
+        case.sinks = true;
+        check(&case, &device).unwrap();
     }
+}
+
+// Its scores are 0 and ln 3, that of the sink is ln 4: the weights are 1/8 and 3/8.
+fn a_sink_takes_a_part_of_the_weight(device: Device) {
+    let rows = |rows: [f32; 2]| Tensor::<2>::from_floats([rows], &device);
+    let mut keys = Tensor::<4>::zeros([1, 1, 2, 2], &device);
+    let mut so_far = Tensor::<4>::from_floats([[[[4.0, 0.0], [9.0, 9.0]]]], &device);
+    let output = cached_attention(
+        CachedInput {
+            query: rows([1.0, 0.0]),
+            key: rows([3f32.ln(), 0.0]),
+            value: rows([0.0, 8.0]),
+            rotary: None,
+            sinks: Some(Tensor::from_floats([4f32.ln()], &device)),
+            segments: &Segments::new(&[segment(1, 1, &[0])], 2, &device),
+            spec: AttentionSpec {
+                scale: 1.0,
+                ..AttentionSpec::new(1, 1, 2)
+            },
+        },
+        [&mut keys, &mut so_far],
+    );
+    assert_close("output", &values(output), &[0.5, 3.0], 5e-7).unwrap();
 }
 
 // What is there is not a number.
@@ -271,6 +304,7 @@ fn nothing_in_front_of_a_window_is_read(device: Device) {
             key: row() * 0.0,
             value: row(),
             rotary: None,
+            sinks: None,
             // The first key that is seen is at position 384, where a block of keys begins.
             segments: &Segments::new(
                 &[segment(603, 1, &(0..40).collect::<Vec<_>>())],
@@ -349,6 +383,7 @@ fn a_cache_has_the_blocks_of_a_segment() {
             key: x(),
             value: x(),
             rotary: None,
+            sinks: None,
             segments: &Segments::new(&[segment(5, 1, &[0, 1])], 5, &device),
             spec: AttentionSpec::new(1, 1, 4),
         },

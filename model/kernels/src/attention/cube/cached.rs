@@ -29,6 +29,7 @@ impl CachedAttention for Cube {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
         keys: FloatTensor<Self>,
@@ -39,7 +40,7 @@ impl CachedAttention for Cube {
         window: Option<usize>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let tables = Tables::new(cosines, sines, shape);
-        let (key, value) = (contiguous(key), contiguous(value));
+        let [key, value, sinks] = [key, value, sinks].map(contiguous);
         let table = contiguous(table);
         let cache = Cache {
             keys: owned(keys),
@@ -83,9 +84,9 @@ impl CachedAttention for Cube {
                 };
                 let key = rotate::rotate(key, &tables, shape.head_dim, 1.0);
                 let ranges = Ranges::new(first_keys(window, shape, &query), &query);
-                forward::forward(&query, &key, &value, &ranges, shape).0
+                forward::forward([&query, &key, &value, &sinks], &ranges, shape).0
             }
-            false => attend(&query, &cache, &segments, shape, window),
+            false => attend([&query, &sinks], &cache, &segments, shape, window),
         };
         (output, cache.keys, cache.values)
     }
@@ -125,7 +126,7 @@ fn first_keys(window: Option<usize>, shape: AttentionShape, like: &CubeTensor) -
 
 /// Outputs of queries that are rotated and scaled, over what their sequences hold.
 fn attend(
-    query: &CubeTensor,
+    [query, sinks]: [&CubeTensor; 2],
     cache: &Cache,
     segments: &[PlacedSegment],
     shape: AttentionShape,
@@ -190,9 +191,12 @@ fn attend(
         partial.into_buffer_arg(),
         maxima.into_buffer_arg(),
         sums.into_buffer_arg(),
+        sinks.clone().into_buffer_arg(),
         output.clone().into_buffer_arg(),
         spans,
+        heads,
         head_dim,
+        shape.sinks,
     );
     output
 }
@@ -257,15 +261,19 @@ fn store_kernel(
     }
 }
 
-/// `Σ exp(maximum − largest) · output / Σ exp(maximum − largest) · sum` over the spans; a unit a value.
+/// `Σ exp(maximum − largest) · output / Σ exp(maximum − largest) · sum` over the spans, where a sink is one more of them
+/// without an output; a unit a value.
 #[cube(launch)]
 fn merge_kernel(
     partial: &[f32],
     maxima: &[f32],
     sums: &[f32],
+    sinks: &[f32],
     output: &mut [f32],
     spans: usize,
+    heads: usize,
     head_dim: usize,
+    #[comptime] with_sinks: bool,
 ) {
     if ABSOLUTE_POS >= output.len() {
         terminate!();
@@ -273,11 +281,17 @@ fn merge_kernel(
     let row = ABSOLUTE_POS / head_dim;
     let rows = output.len() / head_dim;
     let mut largest = f32::new(f32::MIN);
+    if comptime!(with_sinks) {
+        largest = sinks[row % heads];
+    }
     for span in 0..spans {
         largest = max(largest, maxima[span * rows + row]);
     }
     let mut total = 0.0f32;
     let mut sum = 0.0f32;
+    if comptime!(with_sinks) {
+        sum = (sinks[row % heads] - largest).exp();
+    }
     for span in 0..spans {
         let factor = (maxima[span * rows + row] - largest).exp();
         total += factor * partial[span * output.len() + ABSOLUTE_POS];

@@ -30,6 +30,7 @@ pub struct Saved {
     key: CubeTensor,
     value: CubeTensor,
     output: CubeTensor,
+    sinks: CubeTensor,
     /// ln Σ exp(score), `[batch, length, heads]`.
     log_sum_exp: CubeTensor,
     tables: Tables,
@@ -82,22 +83,24 @@ impl Ranges {
     }
 }
 
-impl Operation<Cube, 3> for Attention<Cube> {
+impl Operation<Cube, 4> for Attention<Cube> {
     type Saved = Saved;
 
-    fn forward_saving(self, [query, key, value]: [CubeTensor; 3]) -> (CubeTensor, Saved) {
+    fn forward_saving(self, [query, key, value, sinks]: [CubeTensor; 4]) -> (CubeTensor, Saved) {
         let shape = self.shape;
         let tables = Tables::new(self.cosines, self.sines, shape);
         let ranges = Ranges::new(self.first, &query);
         let query = rotate::rotate(query, &tables, shape.head_dim, shape.scale);
         let key = rotate::rotate(key, &tables, shape.head_dim, 1.0);
-        let value = contiguous(value);
-        let (output, log_sum_exp) = forward::forward(&query, &key, &value, &ranges, shape);
+        let (value, sinks) = (contiguous(value), contiguous(sinks));
+        let (output, log_sum_exp) =
+            forward::forward([&query, &key, &value, &sinks], &ranges, shape);
         let saved = Saved {
             query,
             key,
             value,
             output: output.clone(),
+            sinks,
             log_sum_exp,
             tables,
             ranges,
@@ -109,15 +112,16 @@ impl Operation<Cube, 3> for Attention<Cube> {
     fn backward(
         saved: Saved,
         gradient: CubeTensor,
-        [query_wanted, key_wanted, value_wanted]: [bool; 3],
-    ) -> [Option<CubeTensor>; 3] {
+        [query_wanted, key_wanted, value_wanted, sinks_wanted]: [bool; 4],
+    ) -> [Option<CubeTensor>; 4] {
         let pass = backward::Pass::new(&saved, contiguous(gradient));
         let rotate_transposed =
             |heads| rotate::rotate_transposed(heads, &saved.tables, saved.shape.head_dim);
         let query = query_wanted.then(|| rotate_transposed(query::gradient(&pass)));
         let (key, value) = key_and_value::gradients(&pass, key_wanted, value_wanted);
         let key = key.map(rotate_transposed);
-        [query, key, value]
+        let sinks = (sinks_wanted && saved.shape.sinks).then(|| pass.sinks());
+        [query, key, value, sinks]
     }
 }
 
