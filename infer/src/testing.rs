@@ -19,6 +19,7 @@ pub fn tiny_config() -> ModelConfig {
         heads: 2,
         kv_heads: 1,
         head_dim: 8,
+        rotary_dim: 8,
         context_length: 32,
         rope_theta: 10_000.0,
         rope_scaling: None,
@@ -28,6 +29,7 @@ pub fn tiny_config() -> ModelConfig {
         initializer_range: 0.3,
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
+        sinks: false,
         layers: vec![LayerConfig::MOE; 2],
         moe: Some(MoeConfig {
             experts: ExpertsConfig {

@@ -23,7 +23,7 @@ pub struct Parameters {
     pub feed_forward: u128,
     /// Norm gains: two `[d_model]` per layer, the final norm, and the norms of queries and keys.
     pub norms: u128,
-    /// Biases of attention.
+    /// Biases and sinks of attention.
     pub biases: u128,
     /// The output head, `[vocab_size, d_model]`; 0 if it is tied to the embedding.
     pub head: u128,
@@ -47,6 +47,11 @@ impl Parameters {
             AttentionBias::Qkv => heads + 2 * kv_heads,
             AttentionBias::All => heads + 2 * kv_heads + d_model,
         };
+        let sinks = if config.sinks {
+            config.heads as u128
+        } else {
+            0
+        };
         Self {
             embedding: vocab_size * d_model,
             // Query and output projections have the width of all heads, key and value projections that of the key/value heads.
@@ -56,7 +61,7 @@ impl Parameters {
                 + shared_experts(config)
                 + dense_layers(config),
             norms: (2 * layers + 1) * d_model + layers * qk_norms,
-            biases: layers * biases,
+            biases: layers * (biases + sinks),
             head: if config.tied_embeddings {
                 0
             } else {
@@ -228,6 +233,7 @@ mod tests {
             heads: 168,
             kv_heads: 1,
             head_dim: 128,
+            rotary_dim: 128,
             context_length: 8192,
             rope_theta: 10_000.0,
             rope_scaling: None,
@@ -236,6 +242,7 @@ mod tests {
             initializer_range: 0.02,
             qk_norm: QkNorm::None,
             attention_bias: AttentionBias::None,
+            sinks: false,
             layers: vec![LayerConfig::MOE; 120],
             moe: Some(MoeConfig {
                 experts: ExpertsConfig {
@@ -282,6 +289,7 @@ mod tests {
             heads: 2,
             kv_heads: 1,
             head_dim: 6,
+            rotary_dim: 6,
             context_length: 8,
             ..described()
         };
@@ -364,6 +372,7 @@ mod tests {
         let mut shared = described();
         moe(&mut shared).experts.shared_d_ff = 3000;
         shared.attention_bias = AttentionBias::Qkv;
+        shared.sinks = true;
         for config in [
             described(),
             described().dense_baseline(),
@@ -383,7 +392,7 @@ mod tests {
                 router: of(&[Role::Router]),
                 feed_forward: of(&[Role::FeedForward, Role::Experts, Role::SharedExperts]),
                 norms: of(&[Role::Norm]),
-                biases: of(&[Role::Bias]),
+                biases: of(&[Role::Bias, Role::Sinks]),
                 head: of(&[Role::Head]),
             };
             assert_eq!(Parameters::of(&config), expected);

@@ -1,20 +1,21 @@
 //! Grouped-query attention.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::cache::LayerStep;
-use crate::config::{AttentionBias, ModelConfig, QkNorm};
+use crate::config::{AttentionBias, AttentionKind, ModelConfig, QkNorm};
 use crate::layout::Layout;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
-use firebox_kernels::{AttentionInput, attention};
+use firebox_kernels::{AttentionInput, AttentionSpec, attention};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150).
 ///
-/// `softmax(q kᵀ / √head_dim) v`, where position i attends to positions 0 … i, or those of them that a [`Layout`] says.
+/// `softmax(q kᵀ / √head_dim) v`, where position i attends to positions 0 … i, or those of them that a [`Layout`] says and
+/// that lie in the layer's window.
 #[derive(Module, Debug)]
 pub struct Attention {
     /// `[d_model, heads · head_dim]`
@@ -29,21 +30,26 @@ pub struct Attention {
     pub query_norm: Option<RmsNorm>,
     /// Norm of the keys.
     pub key_norm: Option<RmsNorm>,
+    /// `[heads]`: a score of each query head that takes part in its softmax without a key or a value.
+    pub sinks: Option<Param<Tensor<1>>>,
     #[module(skip)]
     qk_norm: QkNorm,
+    #[module(skip)]
+    kind: AttentionKind,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
 }
 
 impl Attention {
-    /// Takes its parameters from `source`, under `path`.
+    /// Takes the parameters of a layer's attention from `source`, under `path`.
     ///
     /// # Errors
     ///
     /// When the source does not have a parameter of the required path and shape.
     pub fn new<S: ParameterSource>(
         config: &ModelConfig,
+        kind: AttentionKind,
         path: &str,
         source: &mut S,
     ) -> Result<Self, S::Error> {
@@ -65,6 +71,12 @@ impl Attention {
             initializer: Initializer::Normal(config.residual_initializer_range()),
             ..projection("output", [all_heads, model])
         };
+        let sinks = ParameterSpec::new(
+            format!("{path}.sinks"),
+            Role::Sinks,
+            [(Axis::QueryHeads, heads)],
+            Initializer::Zeros,
+        );
         let qkv_bias = config.attention_bias != AttentionBias::None;
         let output_bias = config.attention_bias == AttentionBias::All;
         let qk_norm = |name: &str, heads: (Axis, usize), source: &mut S| {
@@ -82,7 +94,12 @@ impl Attention {
             output: Linear::new(output, output_bias, source)?,
             query_norm: qk_norm("query_norm", all_heads, source)?,
             key_norm: qk_norm("key_norm", all_kv_heads, source)?,
+            sinks: match config.sinks {
+                true => Some(source.parameter(sinks)?),
+                false => None,
+            },
             qk_norm: config.qk_norm,
+            kind,
             heads,
             kv_heads,
             head_dim,
@@ -106,15 +123,23 @@ impl Attention {
         let key = self.normed(key, self.kv_heads, &self.key_norm);
         let value = self.value.forward(x);
 
+        let spec = AttentionSpec {
+            window: self.kind.window(),
+            ..AttentionSpec::new(self.heads, self.kv_heads, self.head_dim)
+        };
+        let rotary = (self.kind != AttentionKind::Nope).then_some(rotary);
+        let sinks = self.sinks.as_ref().map(|sinks| sinks.val());
         let attended = match cache {
-            Some(cache) => cache.attend(query, key, value, rotary),
+            Some(cache) => cache.attend([query, key, value], rotary, sinks, spec),
             None => attention(AttentionInput {
                 query,
                 key,
                 value,
                 batch: *batch,
                 rotary,
+                sinks,
                 ranges: ranges.as_ref(),
+                spec,
             }),
         };
         self.output.forward(attended)
@@ -149,12 +174,15 @@ mod tests {
         indifferent_queries_take_the_mean_of_what_they_see,
         neighbours_are_one_radian_apart,
         heads_share_keys_and_values,
+        a_window_and_a_sink_by_hand,
+        without_positions_order_does_not_matter,
     );
 
     const IDENTITY: &[f32] = &[1.0, 0.0, 0.0, 1.0];
 
     fn attention(config: &ModelConfig, device: &Device, values: &[(&str, &[f32])]) -> Attention {
-        let Ok(attention) = Attention::new(config, "it", &mut ByHand { device, values });
+        let kind = config.layers[0].attention;
+        let Ok(attention) = Attention::new(config, kind, "it", &mut ByHand { device, values });
         attention
     }
 
@@ -205,6 +233,49 @@ mod tests {
         // Scores of the second query: cos 1 / √2 and cos 0 / √2, so a weight of 1 / (1 + e^((cos 1 − 1) / √2)).
         let expected = [0.0, 0.0, 0.0, 0.0, 0.0, 0.580_555_7];
         assert_close("weights", &found, &expected, 1e-6).unwrap();
+    }
+
+    fn a_window_and_a_sink_by_hand(device: Device) {
+        let mut config = smallest();
+        config.layers[0].attention = AttentionKind::Window(2);
+        config.sinks = true;
+        let three = 3f32.ln();
+        let parameters = [
+            ("it.value.weight", IDENTITY),
+            ("it.output.weight", IDENTITY),
+            ("it.sinks", &[three]),
+        ];
+        let attention = attention(&config, &device, &parameters);
+        let x = rows(&[[4.0, 0.0], [0.0, 5.0], [10.0, 5.0]], &device);
+        let found = values(attention.forward(x, &causal(1, 3, &device), None));
+        // All scores are 0, so that the weights are 1 / (3 + 1), then 1 / (3 + 2) for each of two.
+        let expected = [1.0, 0.0, 0.8, 1.0, 2.0, 2.0];
+        assert_close("window", &found, &expected, 1e-6).unwrap();
+    }
+
+    fn without_positions_order_does_not_matter(device: Device) {
+        let parameters = [
+            ("it.query.weight", IDENTITY),
+            ("it.key.weight", IDENTITY),
+            ("it.value.weight", IDENTITY),
+            ("it.output.weight", IDENTITY),
+        ];
+        let last = |kind: AttentionKind, x: &[[f32; 2]; 3]| {
+            let mut config = smallest();
+            config.layers[0].attention = kind;
+            let attention = attention(&config, &device, &parameters);
+            let found = attention.forward(rows(x, &device), &causal(1, 3, &device), None);
+            values(found)[4..].to_vec()
+        };
+        let (one, other) = (
+            [[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]],
+            [[0.0, 2.0], [1.0, 0.0], [1.0, 1.0]],
+        );
+        let nope = last(AttentionKind::Nope, &one);
+        let exchanged = last(AttentionKind::Nope, &other);
+        assert_close("exchanged", &nope, &exchanged, 1e-6).unwrap();
+        let rotary = last(AttentionKind::Full, &one);
+        assert_close("positions", &rotary, &nope, 1e-2).unwrap_err();
     }
 
     fn heads_share_keys_and_values(device: Device) {

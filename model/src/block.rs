@@ -42,7 +42,12 @@ impl Block {
         let width = (Axis::Model, config.d_model);
         Ok(Self {
             attention_norm: RmsNorm::new(config, width, &path("attention_norm"), source)?,
-            attention: Attention::new(config, &path("attention"), source)?,
+            attention: Attention::new(
+                config,
+                config.layers[layer].attention,
+                &path("attention"),
+                source,
+            )?,
             feed_forward_norm: RmsNorm::new(config, width, &path("feed_forward_norm"), source)?,
             feed_forward: FeedForward::new(config, layer, &path("feed_forward"), source)?,
         })

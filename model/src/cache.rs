@@ -4,13 +4,13 @@ use burn::tensor::{Device, Tensor};
 
 use crate::config::ModelConfig;
 use firebox_kernels::rope::Rotary;
-use firebox_kernels::{Segment, Segments, cached_attention};
+use firebox_kernels::{AttentionSpec, CachedInput, Segment, Segments, cached_attention};
 
 /// Keys and values of one layer.
 #[derive(Debug, Clone)]
 struct LayerCache {
-    keys: Tensor<4>,   // [sequences, kv_heads, capacity, head_dim]
-    values: Tensor<4>, // [sequences, kv_heads, capacity, head_dim]
+    keys: Tensor<4>,   // [kv_heads, sequences, capacity, head_dim]
+    values: Tensor<4>, // [kv_heads, sequences, capacity, head_dim]
 }
 
 /// A layer's part of a step.
@@ -25,18 +25,28 @@ impl LayerStep<'_> {
     ///
     /// # Shapes
     ///
-    /// - `query`, output: `[rows, heads · head_dim]`
-    /// - `key`, `value`: `[rows, kv_heads · head_dim]`; queries and keys before the rotary embedding
+    /// - `[query, key, value]`: `[rows, heads · head_dim]`, and `[rows, kv_heads · head_dim]` twice; queries and keys
+    ///   before the rotary embedding
     /// - `rotary`: of each row
+    /// - `sinks`: `[heads]`
+    /// - output: `[rows, heads · head_dim]`
     pub(crate) fn attend(
         self,
-        query: Tensor<2>,
-        key: Tensor<2>,
-        value: Tensor<2>,
-        rotary: &Rotary,
+        [query, key, value]: [Tensor<2>; 3],
+        rotary: Option<&Rotary>,
+        sinks: Option<Tensor<1>>,
+        spec: AttentionSpec,
     ) -> Tensor<2> {
-        let cache = [&mut self.cache.keys, &mut self.cache.values];
-        cached_attention(query, key, value, rotary, cache, self.segments)
+        let input = CachedInput {
+            query,
+            key,
+            value,
+            rotary,
+            sinks,
+            segments: self.segments,
+            spec,
+        };
+        cached_attention(input, [&mut self.cache.keys, &mut self.cache.values])
     }
 }
 
@@ -44,9 +54,9 @@ impl LayerCache {
     /// Makes room for `capacity` positions of each sequence.
     fn grow(&mut self, capacity: usize) {
         for cached in [&mut self.keys, &mut self.values] {
-            let [sequences, kv_heads, so_far, head_dim] = cached.dims();
-            let room = Tensor::zeros([sequences, kv_heads, capacity, head_dim], &cached.device());
-            let place = [0..sequences, 0..kv_heads, 0..so_far, 0..head_dim];
+            let [kv_heads, sequences, so_far, head_dim] = cached.dims();
+            let room = Tensor::zeros([kv_heads, sequences, capacity, head_dim], &cached.device());
+            let place = [0..kv_heads, 0..sequences, 0..so_far, 0..head_dim];
             cached.inplace(|cached| room.slice_assign(place, cached));
         }
     }
@@ -69,7 +79,7 @@ impl KeyValueCache {
     /// An empty cache for some sequences, with room for `tokens` tokens of each to begin with.
     pub fn new(config: &ModelConfig, sequences: usize, tokens: usize, device: &Device) -> Self {
         let capacity = tokens.max(1);
-        let shape = [sequences, config.kv_heads, capacity, config.head_dim];
+        let shape = [config.kv_heads, sequences, capacity, config.head_dim];
         let layer = || LayerCache {
             keys: Tensor::zeros(shape, device),
             values: Tensor::zeros(shape, device),
@@ -103,9 +113,9 @@ impl KeyValueCache {
     /// tokens follows.
     pub(crate) fn begin(&mut self, new: &[(usize, usize)]) -> Step<'_> {
         let segments = new.iter().map(|&(sequence, new)| Segment {
-            sequence,
             past: self.lengths[sequence],
             new,
+            blocks: vec![sequence],
         });
         let segments: Vec<Segment> = segments.collect();
         let longest = segments.iter().map(Segment::end).max().unwrap_or(0);
@@ -115,11 +125,11 @@ impl KeyValueCache {
                 layer.grow(self.capacity);
             }
         }
-        for segment in &segments {
-            self.lengths[segment.sequence] = segment.end();
+        for &(sequence, new) in new {
+            self.lengths[sequence] += new;
         }
         Step {
-            segments: Segments::new(segments, &self.device),
+            segments: Segments::new(&segments, self.capacity, &self.device),
             layers: &mut self.layers,
         }
     }
@@ -144,8 +154,14 @@ impl Step<'_> {
     /// The rotary rows of the step's tokens, from a table of at least as many positions as it is asked for.
     pub(crate) fn rotary(&self, table: impl FnOnce(usize) -> Rotary) -> Rotary {
         let segments = self.segments.list();
-        let table = table(segments.iter().map(Segment::end).max().unwrap_or(0));
-        if let [only] = segments[..] {
+        let table = table(
+            segments
+                .iter()
+                .map(|segment| segment.end())
+                .max()
+                .unwrap_or(0),
+        );
+        if let [only] = &segments[..] {
             return table.range(only.past, only.new);
         }
         let positions = segments
@@ -176,10 +192,9 @@ mod tests {
         let mut step = cache.begin(new);
         let rotary = step.rotary(|positions| Rotary::new(0, positions, 2, 1e4, &device));
         let input = |shift: f32| wave([rotary.rows(), 2], phase + shift, &device);
-        values(
-            step.layer(0)
-                .attend(input(0.0), input(0.3), input(0.6), &rotary),
-        )
+        let inputs = [input(0.0), input(0.3), input(0.6)];
+        let layer = step.layer(0);
+        values(layer.attend(inputs, Some(&rotary), None, AttentionSpec::new(1, 1, 2)))
     }
 
     fn what_is_cached_stays_as_the_cache_grows(device: Device) {

@@ -29,10 +29,12 @@ pub struct ModelConfig {
     pub heads: usize,
     /// Key/value heads; 1 is multi-query attention, `heads` is multi-head attention.
     pub kv_heads: usize,
-    /// Width of one head; even, because the rotary embedding rotates pairs of values.
+    /// Width of one head.
     pub head_dim: usize,
     /// Longest sequence, in tokens.
     pub context_length: usize,
+    /// Values of a head that are rotated, its first ones; even.
+    pub rotary_dim: usize,
     /// Base of the rotary embedding's frequencies.
     pub rope_theta: f64,
     /// Scaling of those frequencies, for contexts beyond those of pretraining.
@@ -47,6 +49,9 @@ pub struct ModelConfig {
     pub qk_norm: QkNorm,
     /// Biases of the projections of attention.
     pub attention_bias: AttentionBias,
+    /// Whether each query head has a learned score that takes part in its softmax without a key or a value, so that it can
+    /// attend to nothing (attention sinks; gpt-oss, arXiv 2508.10925).
+    pub sinks: bool,
     /// The transformer blocks, from the embedding to the head.
     pub layers: Vec<LayerConfig>,
     /// What the MoE layers have in common; `None` for a model without any.

@@ -32,6 +32,8 @@ pub enum Role {
     Norm,
     /// What a projection adds to its product.
     Bias,
+    /// The sinks of attention.
+    Sinks,
     /// A projection of attention.
     Attention,
     /// The weight of a router.
@@ -55,6 +57,8 @@ pub enum Axis {
     Model,
     /// Values of all query heads.
     Heads,
+    /// Query heads.
+    QueryHeads,
     /// Values of all key/value heads.
     KvHeads,
     /// Values of one head.
@@ -342,6 +346,8 @@ mod tests {
     fn dimensions_have_the_sizes_of_their_axes() {
         let mut config = tiny();
         config.qk_norm = crate::config::QkNorm::Projection;
+        config.attention_bias = crate::config::AttentionBias::All;
+        config.sinks = true;
         moe(&mut config).experts.shared_d_ff = 5;
         config.layers[1] = crate::config::LayerConfig::dense(3);
         for ParameterInfo {
@@ -356,6 +362,7 @@ mod tests {
                     Axis::Vocabulary => 37,
                     Axis::Model => 24,
                     Axis::Heads => 24,
+                    Axis::QueryHeads => 4,
                     Axis::KvHeads => 12,
                     Axis::HeadDim => 6,
                     Axis::Experts => 8,
@@ -417,6 +424,8 @@ mod tests {
         // What is asked for is what is there, of every kind of layer.
         let mut mixed = tiny();
         mixed.qk_norm = crate::config::QkNorm::Head;
+        mixed.attention_bias = crate::config::AttentionBias::Qkv;
+        mixed.sinks = true;
         mixed.layers[1] = crate::config::LayerConfig::dense(3);
         moe(&mut mixed).experts.shared_d_ff = 5;
         for config in [smallest(), mixed, tiny().dense_baseline()] {

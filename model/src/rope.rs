@@ -9,7 +9,7 @@ use crate::config::{ModelConfig, RopeScaling};
 /// The frequencies of a model. They are computed in f32, as in Hugging Face's `modeling_rope_utils`, so that the tables
 /// agree to the last bits.
 pub fn frequencies(config: &ModelConfig) -> Frequencies {
-    let plain = Frequencies::new(config.head_dim, config.rope_theta);
+    let plain = Frequencies::new(config.rotary_dim, config.rope_theta);
     match &config.rope_scaling {
         None => plain,
         Some(scaling) => scaled(plain, scaling, config),
@@ -61,7 +61,7 @@ fn scaled(plain: Frequencies, scaling: &RopeScaling, config: &ModelConfig) -> Fr
             attention_factor,
             truncate,
         } => {
-            let (dim, theta) = (config.head_dim as f64, config.rope_theta);
+            let (dim, theta) = (config.rotary_dim as f64, config.rope_theta);
             let place = |rotations: f64| {
                 let wavelength = original_context as f64 / (rotations * 2.0 * PI);
                 dim * wavelength.ln() / (2.0 * theta.ln())
@@ -75,7 +75,7 @@ fn scaled(plain: Frequencies, scaling: &RopeScaling, config: &ModelConfig) -> Fr
                 high += 0.001; // as there, against a division by zero
             }
             let mix = plain.radians.iter().enumerate().map(|(i, &radians)| {
-                let exponent = (2 * i) as f32 / config.head_dim as f32;
+                let exponent = (2 * i) as f32 / config.rotary_dim as f32;
                 let interpolated = 1.0 / (factor as f32 * (theta as f32).powf(exponent));
                 let ramp = ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
                 let plain = 1.0 - ramp;
@@ -104,7 +104,7 @@ mod tests {
 
     fn of(scaling: Option<RopeScaling>) -> Frequencies {
         let mut config = tiny();
-        (config.head_dim, config.rope_theta) = (8, 16.0);
+        (config.rotary_dim, config.rope_theta) = (8, 16.0);
         config.rope_scaling = scaling;
         frequencies(&config)
     }

@@ -19,6 +19,7 @@ pub fn tiny() -> ModelConfig {
         heads: 4,
         kv_heads: 2,
         head_dim: 6,
+        rotary_dim: 6,
         context_length: 32,
         rope_theta: 10_000.0,
         rope_scaling: None,
@@ -27,6 +28,7 @@ pub fn tiny() -> ModelConfig {
         initializer_range: 0.3,
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
+        sinks: false,
         layers: vec![LayerConfig::MOE; 2],
         moe: Some(MoeConfig {
             experts: ExpertsConfig {
@@ -68,6 +70,7 @@ pub fn smallest() -> ModelConfig {
         heads: 1,
         kv_heads: 1,
         head_dim: 2,
+        rotary_dim: 2,
         context_length: 8,
         norm_epsilon: 12.5,
         layers: vec![LayerConfig::MOE],

@@ -2,7 +2,7 @@
 //! every family, spelling and type in `fixtures` (see its README.md), on every backend.
 //!
 //! The network is that of training, its fused attention included. Where padding stands before a token, attention sees
-//! ranges, as with documents; two of the checkpoints have such rows.
+//! ranges, as with documents; four of the checkpoints have such rows.
 //!
 //! Tolerances are of `‖a − b‖ / ‖b‖` over a whole tensor. Both sides compute in f32 and add in different
 //! orders; a value passes through some hundred roundings of 6e-8, a gradient through twice as many. Against the
@@ -50,17 +50,20 @@ on_every_checkpoint! {
     dots1 = "dots1",
     llama_f16 = "llama-f16",
     llama3_rope = "llama3-rope",
+    mistral = "mistral",
     mixtral_long = "mixtral-long",
     mixtral_mqa = "mixtral-mqa",
     mixtral_tied_fused = "mixtral-tied-fused",
     olmoe_bf16_shards = "olmoe-bf16-shards",
+    qwen2 = "qwen2",
     qwen3 = "qwen3",
     qwen3_moe = "qwen3-moe",
     qwen3_yarn = "qwen3-yarn",
+    smollm3 = "smollm3",
 }
 
 /// Checkpoints whose tokens have padding before them.
-const PADDED_IN_FRONT: [&str; 2] = ["mixtral-tied-fused", "qwen3"];
+const PADDED_IN_FRONT: [&str; 4] = ["mistral", "mixtral-tied-fused", "qwen3", "smollm3"];
 
 #[test]
 fn every_fixture_is_tested() {

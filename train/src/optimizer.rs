@@ -39,7 +39,13 @@ struct Moments {
 fn decaying(config: &ModelConfig) -> BTreeSet<String> {
     let parameters = LanguageModel::parameter_list(config).into_iter();
     parameters
-        .filter(|parameter| !matches!(parameter.role, Role::Norm | Role::Bias | Role::Embedding))
+        .filter(|parameter| {
+            let role = parameter.role;
+            !matches!(
+                role,
+                Role::Norm | Role::Bias | Role::Sinks | Role::Embedding
+            )
+        })
         .map(|parameter| parameter.path)
         .collect()
 }

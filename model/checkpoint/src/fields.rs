@@ -295,6 +295,8 @@ impl<'a> Fields<'a> {
         let (rope_theta, rope_scaling) = self.rope(context)?;
         let feed_forwards = self.feed_forwards(layers)?;
         let sparse = feed_forwards.contains(&FeedForwardKind::Moe);
+        let head_dim = absent.head_dim.unwrap_or(d_model / heads.max(1));
+        let head_dim = self.size_or("head_dim", head_dim)?;
         let layer = |(attention, feed_forward)| LayerConfig {
             attention,
             feed_forward,
@@ -304,10 +306,8 @@ impl<'a> Fields<'a> {
             d_model,
             heads,
             kv_heads: self.kv_heads(heads)?,
-            head_dim: self.size_or(
-                "head_dim",
-                absent.head_dim.unwrap_or(d_model / heads.max(1)),
-            )?,
+            head_dim,
+            rotary_dim: head_dim,
             context_length: context,
             rope_theta,
             rope_scaling,
@@ -315,6 +315,7 @@ impl<'a> Fields<'a> {
             tied_embeddings: self.flag_or("tie_word_embeddings", absent.tie_word_embeddings)?,
             initializer_range: self.number_or("initializer_range", 0.02)?,
             qk_norm: family.qk_norm,
+            sinks: false,
             attention_bias: match family.bias {
                 Bias::None => AttentionBias::None,
                 Bias::Qkv => AttentionBias::Qkv,
@@ -488,9 +489,13 @@ impl<'a> Fields<'a> {
     /// Which layers have rotary positions: those with a 1 in `no_rope_layers`, or all but every
     /// `no_rope_layer_interval`th.
     fn rotary_layers(&self, layers: usize) -> Read<Vec<bool>> {
+        let absent = self.family.defaults.no_rope_layer_interval;
+        let key = "no_rope_layer_interval";
+        let interval = self.size_or(key, absent)?;
         let Some(value) = self.get("no_rope_layers") else {
-            let absent = self.family.defaults.no_rope_layer_interval;
-            let interval = self.size_or("no_rope_layer_interval", absent)?;
+            if interval == 0 {
+                return Err(self.error(key, &interval.into(), "must be at least 1"));
+            }
             return Ok((1..=layers)
                 .map(|layer| !layer.is_multiple_of(interval))
                 .collect());

@@ -234,7 +234,7 @@ impl ParameterSource for CheckpointParameters<'_> {
                 .expect_err("a parameter is missing"));
         };
         let storage = match role {
-            Role::Norm | Role::Bias | Role::Router => WeightStorage::F32,
+            Role::Norm | Role::Bias | Role::Sinks | Role::Router => WeightStorage::F32,
             _ => self.weight_storage,
         };
         let values = StoredValues {

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use common::{Case, cases, random};
 use divan::Bencher;
 use firebox_kernels::rope::Rotary;
-use firebox_kernels::{AttentionInput, KeyRanges, attention, attention_reference};
+use firebox_kernels::{AttentionInput, AttentionSpec, KeyRanges, attention, attention_reference};
 use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::device::finish;
 
@@ -42,6 +42,11 @@ fn inputs(shape: [usize; 5], device: &Device) -> ([Tensor<2>; 3], Rotary) {
     (inputs, Rotary::new(0, length, head_dim, 1e4, device))
 }
 
+fn spec(case: &Case<5>) -> AttentionSpec {
+    let [_, _, heads, kv_heads, head_dim] = case.sizes;
+    AttentionSpec::new(heads, kv_heads, head_dim)
+}
+
 /// As after the projections' products: tensors that nobody else holds. Kernel and reference are charged with their
 /// making.
 fn fresh(inputs: [&Tensor<2>; 3]) -> [Tensor<2>; 3] {
@@ -58,8 +63,10 @@ fn forward(bencher: Bencher, case: &Case<5>, attention: Attention) {
             key,
             value,
             batch,
-            rotary: &rotary,
+            rotary: Some(&rotary),
+            sinks: None,
             ranges: None,
+            spec: spec(case),
         }));
     });
 }
@@ -75,8 +82,10 @@ fn both_ways(bencher: Bencher, case: &Case<5>, attention: Attention, ranges: Opt
             key: fresh_key,
             value,
             batch,
-            rotary: &rotary,
+            rotary: Some(&rotary),
+            sinks: None,
             ranges,
+            spec: spec(case),
         });
         let gradients = output.sum().backward();
         finish(key.grad(&gradients).expect("it was asked for"));

@@ -1,4 +1,4 @@
-//! Rotary position embedding, half-split: value i is rotated with value i + head_dim/2.
+//! Rotary position embedding, half-split: value i is rotated with value i + rotary_dim/2.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,17 +6,20 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 /// Cosines and sines of the positions of some tokens, one row per token.
 ///
-/// `angle(position, i) = position · theta^(−2i / head_dim)` for i below head_dim/2, unless the frequencies are scaled
+/// `angle(position, i) = position · theta^(−2i / rotary_dim)` for i below rotary_dim/2, unless the frequencies are scaled
 /// (RoFormer, arXiv 2104.09864, eq. 15). The pairs are those of Hugging Face's Llama and Mixtral, which
 /// split the head in halves, where the paper pairs neighbours. The angles are computed in f32 as there,
 /// so that the tables agree to the last bits.
+///
+/// A head may have more values than are rotated: the first `rotary_dim` of them are, the others stay as they are
+/// (GPT-NeoX, arXiv 2204.06745; Hugging Face's `partial_rotary_factor`).
 ///
 /// The rows belong either to the positions of every sequence of a batch, which are then the same for all of them, or
 /// to all tokens of the batch, sequence by sequence.
 #[derive(Debug, Clone)]
 pub struct Rotary {
-    cosines: Tensor<2>, // [rows, head_dim / 2]
-    sines: Tensor<2>,   // [rows, head_dim / 2]
+    cosines: Tensor<2>, // [rows, rotary_dim / 2]
+    sines: Tensor<2>,   // [rows, rotary_dim / 2]
 }
 
 /// How far each pair of values rotates from one position to the next.
@@ -29,10 +32,10 @@ pub struct Frequencies {
 }
 
 impl Frequencies {
-    /// `theta^(−2i / head_dim)` for i below head_dim/2.
-    pub fn new(head_dim: usize, theta: f64) -> Self {
-        let radians = (0..head_dim / 2).map(|i| {
-            let exponent = (2 * i) as f32 / head_dim as f32;
+    /// `theta^(−2i / rotary_dim)` for i below rotary_dim/2.
+    pub fn new(rotary_dim: usize, theta: f64) -> Self {
+        let radians = (0..rotary_dim / 2).map(|i| {
+            let exponent = (2 * i) as f32 / rotary_dim as f32;
             1.0 / (theta as f32).powf(exponent)
         });
         Self {
@@ -44,8 +47,14 @@ impl Frequencies {
 
 impl Rotary {
     /// Rows for positions `start .. start + length`, of unscaled frequencies.
-    pub fn new(start: usize, length: usize, head_dim: usize, theta: f64, device: &Device) -> Self {
-        Self::with(start, length, &Frequencies::new(head_dim, theta), device)
+    pub fn new(
+        start: usize,
+        length: usize,
+        rotary_dim: usize,
+        theta: f64,
+        device: &Device,
+    ) -> Self {
+        Self::with(start, length, &Frequencies::new(rotary_dim, theta), device)
     }
 
     /// Rows for positions `start .. start + length`.
@@ -72,12 +81,12 @@ impl Rotary {
         self.cosines.dims()[0]
     }
 
-    /// Values of a head.
-    pub fn head_dim(&self) -> usize {
+    /// Values of a head that are rotated: its first ones.
+    pub fn rotary_dim(&self) -> usize {
         2 * self.cosines.dims()[1]
     }
 
-    /// Cosines and sines, each `[rows, head_dim / 2]`.
+    /// Cosines and sines, each `[rows, rotary_dim / 2]`.
     pub fn tables(&self) -> (Tensor<2>, Tensor<2>) {
         (self.cosines.clone(), self.sines.clone())
     }
@@ -112,13 +121,13 @@ impl Rotary {
     ///
     /// # Panics
     ///
-    /// When there are neither `new` nor `batch · new` rows of this width.
+    /// When there are neither `new` nor `batch · new` rows, or heads have fewer values than are rotated.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         let [batch, _, new, head_dim] = x.dims();
-        let half = head_dim / 2;
-        let rows = self.rows();
+        let (rotary_dim, rows) = (self.rotary_dim(), self.rows());
+        let half = rotary_dim / 2;
         assert!(
-            head_dim == self.head_dim() && (rows == new || rows == batch * new),
+            head_dim >= rotary_dim && (rows == new || rows == batch * new),
             "rotary rows {:?} against queries or keys {:?}",
             self.cosines.dims(),
             x.dims(),
@@ -126,14 +135,15 @@ impl Rotary {
         let table = |table: &Tensor<2>| table.clone().reshape([rows / new.max(1), 1, new, half]);
         let (cosines, sines) = (table(&self.cosines), table(&self.sines));
         let first = x.clone().narrow(3, 0, half);
-        let second = x.narrow(3, half, half);
-        Tensor::cat(
-            vec![
-                first.clone() * cosines.clone() - second.clone() * sines.clone(),
-                second * cosines + first * sines,
-            ],
-            3,
-        )
+        let second = x.clone().narrow(3, half, half);
+        let mut parts = vec![
+            first.clone() * cosines.clone() - second.clone() * sines.clone(),
+            second * cosines + first * sines,
+        ];
+        if rotary_dim < head_dim {
+            parts.push(x.narrow(3, rotary_dim, head_dim - rotary_dim));
+        }
+        Tensor::cat(parts, 3)
     }
 }
 
@@ -185,14 +195,14 @@ mod tests {
 
     on_every_device!(
         tables_of_a_position,
-        a_right_angle_exchanges_the_halves_of_a_head,
+        a_right_angle_exchanges_the_halves_of_what_is_rotated,
         rows_by_position_and_by_token,
     );
 
     // 100^(−2/4) is 1/10.
     fn tables_of_a_position(device: Device) {
         let rotary = Rotary::new(2, 1, 4, 100.0, &device);
-        assert_eq!((rotary.rows(), rotary.head_dim()), (1, 4));
+        assert_eq!((rotary.rows(), rotary.rotary_dim()), (1, 4));
         let (cosines, sines) = rotary.tables();
         let expected = [2f32.cos(), 0.2f32.cos()];
         assert_close("cosines", &values(cosines), &expected, 1e-6).unwrap();
@@ -200,13 +210,15 @@ mod tests {
         assert_close("sines", &values(sines), &expected, 1e-6).unwrap();
     }
 
-    fn a_right_angle_exchanges_the_halves_of_a_head(device: Device) {
+    fn a_right_angle_exchanges_the_halves_of_what_is_rotated(device: Device) {
         let rotary = Rotary {
             cosines: Tensor::zeros([1, 2], &device),
             sines: Tensor::ones([1, 2], &device),
         };
         let x = Tensor::<4>::from_floats([[[[1.0, 2.0, 3.0, 4.0]]]], &device);
         assert_eq!(values(rotary.apply(x)), [-3.0, -4.0, 1.0, 2.0]);
+        let x = Tensor::<4>::from_floats([[[[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]]], &device);
+        assert_eq!(values(rotary.apply(x)), [-3.0, -4.0, 1.0, 2.0, 5.0, 6.0]);
     }
 
     fn rows_by_position_and_by_token(device: Device) {

@@ -41,6 +41,8 @@ keys! {
         head_dim: usize,
         /// Longest sequence, in tokens.
         context_length: usize,
+        /// Values of a head that are rotated, its first ones; all by default.
+        rotary_dim: usize,
         /// Base of the rotary embedding's frequencies; 10,000 by default.
         rope_theta: f64,
         /// Added to the mean square in RMSNorm; 1e-5 by default.
@@ -53,6 +55,8 @@ keys! {
         qk_norm: QkNorm,
         /// Biases of the projections of attention; none by default.
         attention_bias: AttentionBias,
+        /// Whether each query head has a learned score without a key; false by default.
+        sinks: bool,
         /// The attention of each layer, repeated over the layers; full by default.
         attention: Vec<AttentionName>,
         /// Positions that a layer with a window attends to.

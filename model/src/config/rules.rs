@@ -103,16 +103,26 @@ impl ModelConfig {
             ),
             format!("allowed values: {}", listed(divisors(self.heads))),
         )?;
+        let (rotary_dim, head_dim) = (self.rotary_dim, self.head_dim);
+        if rotary_dim == head_dim {
+            return require(
+                head_dim.is_multiple_of(2),
+                "head_dim",
+                head_dim,
+                "must be even, because the rotary embedding rotates pairs of values",
+                format!(
+                    "use {} or {}, or set model.rotary_dim",
+                    head_dim.saturating_sub(1).max(2),
+                    head_dim + 1
+                ),
+            );
+        }
         require(
-            self.head_dim.is_multiple_of(2),
-            "head_dim",
-            self.head_dim,
-            "must be even, because the rotary embedding rotates pairs of values",
-            format!(
-                "use {} or {}",
-                self.head_dim.saturating_sub(1).max(2),
-                self.head_dim + 1
-            ),
+            rotary_dim.is_multiple_of(2) && (2..=head_dim).contains(&rotary_dim),
+            "rotary_dim",
+            rotary_dim,
+            format!("must be an even number from 2 to head_dim = {head_dim}"),
+            "half of head_dim is common; attention = [\"nope\"] rotates nothing",
         )
     }
 

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use firebox_console::report::Table;
 use firebox_model::accounting::Memory;
 use firebox_model::config::{
-    AttentionKind, ModelConfig, MoeConfig, QkNorm, RopeScaling, RouterConfig, Scores,
+    AttentionBias, AttentionKind, ModelConfig, MoeConfig, QkNorm, RopeScaling, RouterConfig, Scores,
 };
 
 use super::Report;
@@ -146,8 +146,18 @@ fn model_summary(model: &ModelConfig) -> String {
         Some(RopeScaling::Llama3 { factor, .. }) => format!(", Llama 3 rotary scaling by {factor}"),
         Some(RopeScaling::Yarn { factor, .. }) => format!(", YaRN by {factor}"),
     };
+    let biases = match model.attention_bias {
+        AttentionBias::None => "",
+        AttentionBias::Qkv => ", biases of queries, keys and values",
+        AttentionBias::All => ", biases of attention",
+    };
+    let sinks = if model.sinks { ", attention sinks" } else { "" };
+    let partial = match model.rotary_dim == model.head_dim {
+        true => String::new(),
+        false => format!(", {} values of a head rotated", model.rotary_dim),
+    };
     format!(
-        "{}, d_model {}, {} of {}, {}{qk_norm}{rope}, context {}",
+        "{}, d_model {}, {} of {}, {}{qk_norm}{biases}{sinks}{partial}{rope}, context {}",
         counted(model.layers.len() as u128, "layer"),
         grouped(model.d_model as u128),
         counted(model.heads as u128, "head"),
@@ -302,7 +312,7 @@ fn parameters(report: &Report) -> Table {
         ("shared experts", shared),
         (feed_forward, parts.feed_forward - experts - shared),
         ("norms", parts.norms),
-        ("biases", parts.biases),
+        ("biases and sinks", parts.biases),
         ("head", parts.head),
     ];
     let row = |table: Table, label: &str, count: u128, share: Option<String>| {

@@ -235,6 +235,12 @@ pub(super) const BIASES: &[Rule] = &[
     ),
 ];
 
+/// The sinks of attention.
+pub(super) const SINKS: &[Rule] = &[rule(
+    "blocks.{layer}.attention.sinks",
+    Stored::AsIs("model.layers.{layer}.self_attn.sinks"),
+)];
+
 /// The norms of queries and keys, by head or over all heads.
 pub(super) const QK_NORM: &[Rule] = &[
     rule(

@@ -1,6 +1,6 @@
 //! Our own: what no Hugging Face family computes, such as a mixture with a selection bias.
 
-use super::common::{BACKBONE, BIASES, DENSE, EXPERTS, NOTES, QK_NORM, SAMPLING, SHARED};
+use super::common::{BACKBONE, BIASES, DENSE, EXPERTS, NOTES, QK_NORM, SAMPLING, SHARED, SINKS};
 use super::field::{Field, read};
 use super::{Family, QWEN3_MOE};
 
@@ -14,7 +14,7 @@ pub const FIREBOX: Family = Family {
     architecture: "FireboxForCausalLM",
     model_type: "firebox",
     fields: &[NOTES, SAMPLING, FIELDS],
-    rules: &[BACKBONE, BIASES, QK_NORM, DENSE, EXPERTS, SHARED],
+    rules: &[BACKBONE, BIASES, SINKS, QK_NORM, DENSE, EXPERTS, SHARED],
     ..QWEN3_MOE
 };
 

@@ -200,6 +200,8 @@ impl Family {
         let computes = |family: &Self| {
             *family != FIREBOX
                 && family.qk_norm == config.qk_norm
+                && !config.sinks
+                && config.rotary_dim == config.head_dim
                 && family.bias.allow(config.attention_bias)
                 && family.windows.allow(config)
                 && (family.nope || !has_nope)

@@ -83,7 +83,7 @@ fn the_hint_of_an_unknown_field_says_how_to_accept_it() {
     assert_eq!(
         hint(&foreign, Accept::Key(&[])),
         "if it does not affect what the network computes, train.accept = [\"use_sliding_window\"] makes Firebox ignore \
-         it and keep it; if the weights are of the family qwen3 or qwen3_moe, set model_type"
+         it and keep it; if the weights are of the family qwen2 or qwen3 or smollm3 or qwen3_moe, set model_type"
     );
     assert!(hint(&unknown, Accept::Nothing).ends_with("remove it"));
 }
@@ -107,7 +107,7 @@ fn only_unknown_fields_of_the_file_are_accepted() {
         (
             json!({ "attention_bias": true }),
             "attention_bias",
-            "Firebox has no biases",
+            "in this family attention has no biases, whatever the field says",
         ),
         (
             json!({ "hidden_act": "gelu" }),
@@ -147,7 +147,7 @@ fn only_unknown_fields_of_the_file_are_accepted() {
     let changes = json!({ "attention_bias": true, "firebox_accepted": ["attention_bias", "gone"] });
     let error = read(&changed(&moe(), &changes), Accept::Nothing).unwrap_err();
     assert!(
-        error.to_string().contains("Firebox has no biases"),
+        error.to_string().contains("attention has no biases"),
         "{error}"
     );
 }

@@ -29,6 +29,7 @@ fn moe() -> ModelConfig {
         heads: 4,
         kv_heads: 2,
         head_dim: 8,
+        rotary_dim: 8,
         context_length: 64,
         rope_theta: 50_000.0,
         rope_scaling: None,
@@ -37,6 +38,7 @@ fn moe() -> ModelConfig {
         initializer_range: 0.03,
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
+        sinks: false,
         layers: vec![LayerConfig::MOE; 4],
         moe: Some(MoeConfig {
             experts: ExpertsConfig {
@@ -225,6 +227,20 @@ fn every_family_reads_what_it_writes() {
         (biased_attention(dots(), AttentionBias::All), DOTS1),
         (biased_attention(dots(), AttentionBias::Qkv), FIREBOX),
         (biased_attention(moe(), AttentionBias::All), FIREBOX),
+        (
+            ModelConfig {
+                sinks: true,
+                ..moe()
+            },
+            FIREBOX,
+        ),
+        (
+            ModelConfig {
+                rotary_dim: 4,
+                ..moe()
+            },
+            FIREBOX,
+        ),
         (attending(moe(), &[window]), MIXTRAL),
         (attending(moe(), &[window, full]), FIREBOX),
         (attending(moe(), &[AttentionKind::Nope, full]), FIREBOX),

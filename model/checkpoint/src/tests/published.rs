@@ -221,14 +221,14 @@ fn a_scaling_beside_rope_parameters_says_the_same() {
 
 #[test]
 fn what_is_not_computed_yet_is_refused_for_the_true_reason() {
-    let mistral = json!({
-        "architectures": ["MistralForCausalLM"], "hidden_size": 32, "intermediate_size": 48,
-        "max_position_embeddings": 32768, "model_type": "mistral", "num_attention_heads": 4,
+    let gemma = json!({
+        "architectures": ["Gemma2ForCausalLM"], "hidden_size": 32, "intermediate_size": 48,
+        "max_position_embeddings": 32768, "model_type": "gemma2", "num_attention_heads": 4,
         "num_hidden_layers": 2, "num_key_value_heads": 2, "sliding_window": null, "vocab_size": 256,
     });
-    let error = read(&mistral.to_string()).unwrap_err();
+    let error = read(&gemma.to_string()).unwrap_err();
     assert!(
-        error.contains("model_type = \"mistral\"") && error.contains("llama"),
+        error.contains("model_type = \"gemma2\"") && error.contains("llama"),
         "{error}"
     );
 }

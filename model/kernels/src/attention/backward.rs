@@ -21,6 +21,7 @@ pub(super) struct Saved<'a> {
     pub query: &'a [f32],
     pub key: &'a [f32],
     pub value: &'a [f32],
+    pub sinks: Option<&'a [f32]>,
     pub output: &'a [f32],
     pub log_sum_exp: &'a [f32],
     pub tables: RopeTables<'a>,
@@ -28,21 +29,23 @@ pub(super) struct Saved<'a> {
     pub shape: AttentionShape,
 }
 
-/// The gradients of those of query, key and value that need one.
+/// The gradients of those of query, key, value and sinks that need one.
 ///
 /// A part of the work is some of the query heads that share a key/value head, in one sequence. It reads and writes
 /// what belongs to its queries once, in blocks, while their keys, values and their gradients stay in the cache; the
 /// gradients of keys and values are then summed over the parts, in order.
 ///
 /// With weights P = exp(S − log_sum_exp), S the scores and dO the gradient of the output:
-/// dV = Pᵀ dO, dS = P ∘ (dO Vᵀ − rowsum(dO ∘ O)), dQ = dS K, dK = dSᵀ Q.
+/// dV = Pᵀ dO, dS = P ∘ (dO Vᵀ − rowsum(dO ∘ O)), dQ = dS K, dK = dSᵀ Q. A sink is a score of which the value is 0.
 pub(super) fn backward(
     saved: &Saved<'_>,
     gradient: &[f32],
-    needs_grad: [bool; 3],
-) -> [Option<Vec<f32>>; 3] {
+    needs_grad: [bool; 4],
+) -> [Option<Vec<f32>>; 4] {
+    let sinks = saved.sinks.filter(|_| needs_grad[3]);
     if gradient.is_empty() {
-        return needs_grad.map(|needs_grad| needs_grad.then(Vec::new));
+        let [query, key, value, _] = needs_grad.map(|needs_grad| needs_grad.then(Vec::new));
+        return [query, key, value, sinks.map(|sinks| vec![0.0; sinks.len()])];
     }
     let shape = saved.shape;
     let heads = heads_of_a_part(shape);
@@ -51,10 +54,11 @@ pub(super) fn backward(
         saved,
         gradient,
         keys: &keys,
+        sinks,
         heads,
         needs_grad,
     };
-    let [query_needs_grad, key_needs_grad, value_needs_grad] = needs_grad;
+    let [query_needs_grad, key_needs_grad, value_needs_grad, _] = needs_grad;
     let mut parts = Vec::new();
     // SAFETY: the column blocks of all parts cover all of it, and a part writes all of its own.
     #[allow(unsafe_code)]
@@ -89,7 +93,17 @@ pub(super) fn backward(
     });
     let value =
         value_needs_grad.then(|| sum_of_parts(&parts, shape, heads, |part| &part.value, |_, _| ()));
-    [query, key, value]
+    let sinks = sinks.map(|_| {
+        let mut sums = vec![0.0; shape.heads];
+        for part in parts.chunks_exact(shape.heads / heads) {
+            let of_sequence = part.iter().flat_map(|part| &part.sinks);
+            for (sum, term) in sums.iter_mut().zip(of_sequence) {
+                *sum += term;
+            }
+        }
+        sums.into_iter().map(|sum| sum as f32).collect()
+    });
+    [query, key, value, sinks]
 }
 
 /// As many of a group's query heads as leave [`PARTS`] parts; it must not depend on the number of threads.
@@ -127,10 +141,14 @@ fn column_blocks(
     column_blocks.collect()
 }
 
-/// Gradients that a part contributes, each `[length, head_dim]`; that of the keys is still rotated.
+/// Gradients that a part contributes.
 struct Part {
+    /// Still rotated, `[length, head_dim]`
     key: Vec<f32>,
+    /// `[length, head_dim]`
     value: Vec<f32>,
+    /// Of its query heads. Sums over all positions, in more than f32, since most of them cancel out.
+    sinks: Vec<f64>,
 }
 
 /// The gradient of keys or values: that of each head summed over the parts that share it, then finished.
@@ -181,8 +199,10 @@ struct Pass<'a> {
     saved: &'a Saved<'a>,
     gradient: &'a [f32],
     keys: &'a [f32],
+    /// Where their gradient is needed.
+    sinks: Option<&'a [f32]>,
     heads: usize,
-    needs_grad: [bool; 3],
+    needs_grad: [bool; 4],
 }
 
 impl Pass<'_> {
@@ -199,11 +219,12 @@ impl Pass<'_> {
             index % (shape.heads / heads) * heads,
         );
         let kv_head = first_head / shape.group();
-        let [_, key_needs_grad, value_needs_grad] = self.needs_grad;
+        let [_, key_needs_grad, value_needs_grad, _] = self.needs_grad;
         let sized = |needs_grad: bool| vec![0.0; if needs_grad { length * head_dim } else { 0 }];
         let mut part = Part {
             key: sized(key_needs_grad),
             value: sized(value_needs_grad),
+            sinks: vec![0.0; heads],
         };
 
         let mut scratch = Scratch::default();
@@ -212,6 +233,10 @@ impl Pass<'_> {
             for start in (0..stretch.length).step_by(step) {
                 let positions = start..(start + step).min(stretch.length);
                 self.pack(&mut scratch.rows, stretch, first_head, positions.clone());
+                if let Some(sinks) = self.sinks {
+                    let sinks = &sinks[first_head..first_head + heads];
+                    scratch.rows.add_gradient_of(sinks, &mut part.sinks);
+                }
                 let query = self.block(&mut scratch, &mut part, stretch, kv_head, &positions);
                 let Some(column_block) = &mut column_block else {
                     continue;
@@ -246,7 +271,7 @@ impl Pass<'_> {
     ) -> &'s mut [f32] {
         let shape = self.saved.shape;
         let (heads, head_dim, kv_width) = (self.heads, shape.head_dim, shape.kv_width());
-        let [query_needs_grad, key_needs_grad, value_needs_grad] = self.needs_grad;
+        let [query_needs_grad, key_needs_grad, value_needs_grad, _] = self.needs_grad;
         let first_key = (stretch.sequence * shape.kv_heads + kv_head) * shape.length;
         let keys = &self.keys[(first_key + stretch.start) * head_dim..];
         let values = &self.saved.value[stretch.token(0, shape) * kv_width + kv_head * head_dim..];
@@ -314,7 +339,7 @@ impl Pass<'_> {
                     query[rows * head_dim..].fill(0.0);
                 }
                 let query = &mut query[seen_rows];
-                gemm(d_scores, keys, shape.scale(), into, query, head_dim);
+                gemm(d_scores, keys, shape.scale, into, query, head_dim);
             }
         }
         query
@@ -348,7 +373,7 @@ impl Pass<'_> {
                     let before = block.queries.len();
                     block.queries.extend_from_slice(&query[columns.clone()]);
                     for head in block.queries[before..].chunks_exact_mut(head_dim) {
-                        tables.rotate(head, row, shape.scale());
+                        tables.rotate(head, row, shape.scale);
                     }
                     let gradient = &self.gradient[columns.clone()];
                     block.gradients.extend_from_slice(gradient);
@@ -397,6 +422,18 @@ impl Rows {
             &mut self.deltas,
         ] {
             values.clear();
+        }
+    }
+
+    /// Adds that of the sinks of the rows' heads: dS of a score without a value.
+    fn add_gradient_of(&self, sinks: &[f32], sums: &mut [f64]) {
+        let rows = self.log_sum_exp.chunks_exact(sinks.len());
+        let rows = rows.zip(self.deltas.chunks_exact(sinks.len()));
+        for (log_sum_exp, deltas) in rows {
+            let rows = log_sum_exp.iter().zip(deltas);
+            for ((sum, sink), (log_sum_exp, delta)) in sums.iter_mut().zip(sinks).zip(rows) {
+                *sum -= f64::from(exp(sink - log_sum_exp) * delta);
+            }
         }
     }
 }

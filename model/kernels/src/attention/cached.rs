@@ -4,18 +4,19 @@
 mod tests;
 
 use std::mem;
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{Bool, DType, Tensor};
 use firebox_runtime::device::{Kernels, kernels};
 use rayon::prelude::*;
 
-use super::reference::{masked_attention, split_heads};
+use super::reference::{masked_attention, rotated, split_heads};
 use super::rows::{AttentionShape, RopeTables, scratch_slice};
-use super::segments::with_first_rows;
-use super::{Segment, Segments, shape_of};
+use super::segments::PlacedSegment;
+use super::{AttentionSpec, Segments, shape_of, sink_scores, tables};
 use crate::host::Host;
 use crate::host::exp::exp;
 use crate::host::gemm::{Accumulate, Matrix, gemm};
@@ -29,73 +30,106 @@ const MIN_BYTES_PER_THREAD: usize = 1 << 17;
 /// in the second level of the cache.
 const BLOCK_ROWS: usize = 128;
 
+/// Positions whose keys and values a product takes together. Where they do not lie side by side, they are copied
+/// first, so that what is computed does not depend on where they lie.
+const CHUNK: usize = 256;
+
+/// New positions that are put into the cache together.
+const STORED: usize = 64;
+
+/// What [`cached_attention`] takes beside the cache.
+#[derive(Debug, Clone)]
+pub struct CachedInput<'a> {
+    /// `[rows, heads · head_dim]`, as the projection gives it.
+    pub query: Tensor<2>,
+    /// `[rows, kv_heads · head_dim]`
+    pub key: Tensor<2>,
+    /// `[rows, kv_heads · head_dim]`
+    pub value: Tensor<2>,
+    /// The rotary position of each row; `None` for queries and keys that do not depend on their positions.
+    pub rotary: Option<&'a Rotary>,
+    /// `[heads]`: see [`AttentionInput`](super::AttentionInput::sinks).
+    pub sinks: Option<Tensor<1>>,
+    /// Where the rows belong.
+    pub segments: &'a Segments,
+    /// What is computed.
+    pub spec: AttentionSpec,
+}
+
 /// Rotates new queries and keys by their positions, writes the keys and values into the cache, and attends over all
-/// that their sequence has there then.
+/// that their sequence has there then, or the window of it.
 ///
 /// The same values as [`cached_attention_reference`], which runs where there is no kernel: on devices without any, under
-/// autodiff, and for other types than f32. The kernel copies neither the cache nor a part of it, and what it computes of
-/// a sequence does not depend on the other segments.
+/// autodiff, and for other types than f32. The kernel copies neither the cache nor a part of it but where neighbouring
+/// positions lie apart, reads nothing in front of the window, and what it computes of a sequence depends neither on the
+/// other segments nor on the blocks that it lies in.
 ///
 /// # Shapes
 ///
-/// - `query`: `[rows, heads · head_dim]`, as the projection gives it
-/// - `key`, `value`: `[rows, kv_heads · head_dim]`
-/// - `rotary`: a row for each of these
-/// - `cache`: keys and values, `[sequences, kv_heads, capacity, head_dim]`
+/// - `cache`: keys and values, `[kv_heads, blocks, block_positions, head_dim]`
 /// - output: `[rows, heads · head_dim]`
 ///
 /// # Panics
 ///
-/// When the shapes do not fit, or a sequence has several segments.
-pub fn cached_attention(
-    query: Tensor<2>,
-    key: Tensor<2>,
-    value: Tensor<2>,
-    rotary: &Rotary,
-    cache: [&mut Tensor<4>; 2],
-    segments: &Segments,
-) -> Tensor<2> {
-    let [sequences, kv_heads, capacity, head_dim] = cache[0].dims();
-    let shape = shape_of(&query, &key, &value, 1, rotary);
-    let mut taken = vec![false; sequences];
-    let fits = segments.list().iter().all(|segment| {
-        let place = taken.get_mut(segment.sequence);
-        segment.end() <= capacity && place.is_some_and(|taken| !mem::replace(taken, true))
-    });
-    assert!(
-        shape.kv_heads == kv_heads
-            && shape.head_dim == head_dim
-            && fits
-            && segments.rows() == shape.length
-            && cache[1].dims() == cache[0].dims(),
-        "a cache {:?} and segments {:?} against {shape:?}",
-        cache[0].dims(),
-        segments.list(),
-    );
-    let device = query.device();
+/// When the shapes do not fit, or the cache does not have the segments' blocks.
+pub fn cached_attention(input: CachedInput<'_>, cache: [&mut Tensor<4>; 2]) -> Tensor<2> {
+    let shape = input.shape(&cache);
+    let device = input.query.device();
     let kernel = kernels(&device) != Kernels::None && !device.is_autodiff();
-    if !kernel || query.dtype() != DType::F32 {
-        return cached_attention_reference(query, key, value, rotary, cache, segments);
+    if !kernel || input.query.dtype() != DType::F32 {
+        return cached_attention_reference(input, cache);
     }
     // Taken out, since what nobody else holds is changed in place.
     let [keys, values] = cache;
     let take = |tensor: &mut Tensor<4>| mem::replace(tensor, Tensor::empty([0; 4], &device));
-    let (cosines, sines) = rotary.tables();
+    let sinks = sink_scores(input.sinks.clone(), &device);
+    let (cosines, sines) = tables(input.rotary, &device);
     let (output, new_keys, new_values) = <Dispatch as CachedAttention>::cached_attention(
-        query.into_dispatch(),
-        key.into_dispatch(),
-        value.into_dispatch(),
+        input.query.into_dispatch(),
+        input.key.into_dispatch(),
+        input.value.into_dispatch(),
+        sinks.into_dispatch(),
         cosines.into_dispatch(),
         sines.into_dispatch(),
         take(keys).into_dispatch(),
         take(values).into_dispatch(),
-        segments.table().clone().into_dispatch(),
-        segments.list().clone(),
+        input.segments.table().clone().into_dispatch(),
+        input.segments.list().clone(),
         shape,
+        input.spec.window,
     );
     *keys = Tensor::from_dispatch(new_keys);
     *values = Tensor::from_dispatch(new_values);
     Tensor::from_dispatch(output)
+}
+
+impl CachedInput<'_> {
+    /// That of all rows as if they were one sequence.
+    ///
+    /// # Panics
+    ///
+    /// When the shapes do not fit.
+    fn shape(&self, cache: &[&mut Tensor<4>; 2]) -> AttentionShape {
+        let shape = shape_of(
+            [&self.query, &self.key, &self.value],
+            1,
+            self.rotary,
+            self.sinks.as_ref(),
+            &self.spec,
+        );
+        let [kv_heads, blocks, block_positions, head_dim] = cache[0].dims();
+        assert!(
+            shape.kv_heads == kv_heads
+                && shape.head_dim == head_dim
+                && self.segments.rows() == shape.length
+                && self.segments.fit(blocks, block_positions)
+                && cache[1].dims() == cache[0].dims(),
+            "a cache {:?} and segments {:?} against {shape:?}",
+            cache[0].dims(),
+            self.segments.list(),
+        );
+        shape
+    }
 }
 
 /// [`cached_attention`] in plain tensor operations, segment by segment.
@@ -104,29 +138,65 @@ pub fn cached_attention(
 ///
 /// When the shapes do not fit.
 pub fn cached_attention_reference(
-    query: Tensor<2>,
-    key: Tensor<2>,
-    value: Tensor<2>,
-    rotary: &Rotary,
-    [keys, values]: [&mut Tensor<4>; 2],
-    segments: &Segments,
+    input: CachedInput<'_>,
+    mut cache: [&mut Tensor<4>; 2],
 ) -> Tensor<2> {
-    let [_, kv_heads, _, head_dim] = keys.dims();
-    let outputs = with_first_rows(segments.list()).map(|(row, segment)| {
-        let Segment {
-            sequence,
-            past,
-            new,
-        } = segment;
-        let all = segment.end();
+    let AttentionShape {
+        kv_heads,
+        head_dim,
+        scale,
+        ..
+    } = input.shape(&cache);
+    let [_, blocks, block_positions, _] = cache[0].dims();
+    let outputs = input.segments.list().iter().map(|segment| {
+        let (row, new, all) = (segment.row, segment.new, segment.end());
+        let first = first_seen(segment.past, input.spec.window.unwrap_or(usize::MAX));
         let of = |x: &Tensor<2>| split_heads(x.clone().narrow(0, row, new), 1, head_dim);
-        let rotary = rotary.range(row, new);
-        let place = [sequence..sequence + 1, 0..kv_heads, past..all, 0..head_dim];
-        let rotated = rotary.apply(of(&key));
-        keys.inplace(|keys| keys.slice_assign(place.clone(), rotated));
-        values.inplace(|values| values.slice_assign(place, of(&value)));
-        let so_far = |cache: &Tensor<4>| cache.clone().narrow(0, sequence, 1).narrow(2, 0, all);
-        masked_attention(rotary.apply(of(&query)), so_far(keys), so_far(values), None)
+        let rotary = input.rotary.map(|rotary| rotary.range(row, new));
+        let new_keys = rotated(of(&input.key), rotary.as_ref());
+        let so_far = [new_keys, of(&input.value)].map(|new| new.squeeze_dim::<3>(0));
+        let so_far = cache
+            .each_mut()
+            .into_iter()
+            .zip(so_far)
+            .map(|(cache, new)| {
+                let dims = cache.dims();
+                let by_position = [kv_heads, blocks * block_positions, head_dim];
+                let mut start = 0;
+                cache.inplace(|cached| {
+                    let mut cached = cached.reshape(by_position);
+                    for place in segment.places(segment.past..all) {
+                        let part = new.clone().narrow(1, start, place.len());
+                        start += place.len();
+                        cached = cached.slice_assign([0..kv_heads, place, 0..head_dim], part);
+                    }
+                    cached.reshape(dims)
+                });
+                let cached = cache.clone().reshape(by_position);
+                let parts = segment.places(first..all);
+                let parts = parts.map(|place| cached.clone().narrow(1, place.start, place.len()));
+                Tensor::cat(parts.collect(), 1).unsqueeze::<4>()
+            });
+        let so_far: Vec<Tensor<4>> = so_far.collect();
+        let [keys, values] = so_far.try_into().expect("keys and values");
+        let hidden = input.spec.window.map(|window| {
+            let (device, past) = (keys.device(), (segment.past - first) as i64);
+            let shape = [new, all - first];
+            let later = Tensor::<2, Bool>::tril_mask(shape, past, &device);
+            let before = past - window.min(all) as i64 + 1;
+            later
+                .bool_or(Tensor::triu_mask(shape, before, &device))
+                .unsqueeze()
+        });
+        let query = rotated(of(&input.query), rotary.as_ref());
+        masked_attention(
+            query,
+            keys,
+            values,
+            scale,
+            input.sinks.clone(),
+            hidden.as_ref(),
+        )
     });
     Tensor::cat(outputs.collect(), 0)
 }
@@ -143,13 +213,15 @@ pub trait CachedAttention: Backend {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
         table: IntTensor<Self>,
-        segments: Arc<[Segment]>,
+        segments: Arc<[PlacedSegment]>,
         shape: AttentionShape,
+        window: Option<usize>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
@@ -158,24 +230,29 @@ impl<B: Host> CachedAttention for B {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
         mut keys: FloatTensor<Self>,
         mut values: FloatTensor<Self>,
         _table: IntTensor<Self>,
-        segments: Arc<[Segment]>,
+        segments: Arc<[PlacedSegment]>,
         shape: AttentionShape,
+        window: Option<usize>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let sinks = B::values(&sinks);
         let new = New {
             query: &B::values(&query),
             key: &B::values(&key),
             value: &B::values(&value),
+            sinks: shape.sinks.then_some(&sinks[..]),
             tables: RopeTables {
                 cosines: &B::values(&cosines),
                 sines: &B::values(&sines),
+                half: shape.rotary_dim / 2,
             },
-            capacity: keys.shape()[2],
             segments: &segments,
+            window: window.unwrap_or(usize::MAX),
             shape,
         };
         let (keys_now, values_now) = (B::values_mut(&mut keys), B::values_mut(&mut values));
@@ -190,14 +267,39 @@ impl<B: Host> CachedAttention for B {
 
 /// Positions of a segment whose rows are computed together, for one key/value head.
 #[derive(Debug, Clone, Copy)]
-struct Block {
-    sequence: usize,
+struct Block<'a> {
+    segment: &'a PlacedSegment,
     kv_head: usize,
-    /// The row of the first position among all.
-    row: usize,
-    /// Positions before the first.
-    past: usize,
+    /// The first of its new positions that belongs to the block, counted from the sequence's first.
+    start: usize,
     positions: usize,
+}
+
+impl Block<'_> {
+    /// The row of a position among all.
+    fn row(&self, position: usize) -> usize {
+        self.segment.row + position - self.segment.past
+    }
+
+    /// The positions of which its rows see anything.
+    fn seen(&self, window: usize) -> Range<usize> {
+        first_seen(self.start, window)..self.start + self.positions
+    }
+}
+
+/// The first position that the query at a position sees.
+#[inline(always)]
+fn first_seen(position: usize, window: usize) -> usize {
+    (position + 1).saturating_sub(window)
+}
+
+/// What a thread needs; kept from block to block.
+#[derive(Default)]
+struct Scratch {
+    /// Queries and scores.
+    rows: Vec<f32>,
+    /// Keys or values that do not lie side by side.
+    gathered: Vec<f32>,
 }
 
 /// The rows of a step.
@@ -205,43 +307,62 @@ struct New<'a> {
     query: &'a [f32],
     key: &'a [f32],
     value: &'a [f32],
+    sinks: Option<&'a [f32]>,
     tables: RopeTables<'a>,
-    /// Positions that the cache has room for in each sequence.
-    capacity: usize,
-    segments: &'a [Segment],
+    segments: &'a [PlacedSegment],
+    /// The most positions that a query sees.
+    window: usize,
     shape: AttentionShape,
 }
 
 impl New<'_> {
-    /// Puts new keys, rotated, and values into the cache, `[sequences, kv_heads, capacity, head_dim]`.
+    /// Puts new keys, rotated, and values into the cache, `[kv_heads, places, head_dim]`.
     fn store(&self, keys: &mut [f32], values: &mut [f32]) {
         let AttentionShape {
             kv_heads, head_dim, ..
         } = self.shape;
-        let of_head = self.capacity * head_dim;
-        let mut segments = vec![None; keys.len() / (kv_heads * of_head).max(1)];
-        for (row, segment) in with_first_rows(self.segments) {
-            segments[segment.sequence] = Some((row, segment));
+        // Place, positions, and first row of what is put side by side.
+        let mut pieces: Vec<(usize, usize, usize)> = Vec::with_capacity(self.segments.len());
+        for segment in self.segments {
+            let mut row = segment.row;
+            for place in segment.places(segment.past..segment.end()) {
+                for start in place.clone().step_by(STORED) {
+                    let length = STORED.min(place.end - start);
+                    pieces.push((start, length, row));
+                    row += length;
+                }
+            }
         }
-        let bytes = size_of_val(self.key) * 2 / (segments.len() * kv_heads);
-        keys.par_chunks_mut(of_head)
-            .zip(values.par_chunks_mut(of_head))
-            .enumerate()
+        pieces.sort_unstable();
+        let of_head = keys.len() / kv_heads;
+        let heads = keys.chunks_exact_mut(of_head);
+        let heads = heads.zip(values.chunks_exact_mut(of_head)).enumerate();
+        let mut tasks = Vec::with_capacity(pieces.len() * kv_heads);
+        for (kv_head, (mut keys, mut values)) in heads {
+            let mut before = 0;
+            for &(place, length, row) in &pieces {
+                let end = place + length;
+                let (skipped, length) = ((place - before) * head_dim, length * head_dim);
+                let (keys, values) = (
+                    cut(&mut keys, skipped, length),
+                    cut(&mut values, skipped, length),
+                );
+                tasks.push((kv_head, row, keys, values));
+                before = end;
+            }
+        }
+        let bytes = size_of_val(self.key) * 2 / tasks.len();
+        tasks
+            .into_par_iter()
             .with_min_len((MIN_BYTES_PER_THREAD / bytes.max(1)).max(1))
-            .for_each(|(index, (keys, values))| {
-                let Some((row, segment)) = segments[index / kv_heads] else {
-                    return;
-                };
-                let place = segment.past * head_dim..segment.end() * head_dim;
-                let (keys, values) = (&mut keys[place.clone()], &mut values[place]);
+            .for_each(|(kv_head, row, keys, values)| {
                 vectorized(
                     #[inline(always)]
                     || {
                         let keys = keys.chunks_exact_mut(head_dim);
                         let values = values.chunks_exact_mut(head_dim);
-                        for (token, (key, value)) in keys.zip(values).enumerate() {
-                            let row = row + token;
-                            let from = (row * kv_heads + index % kv_heads) * head_dim;
+                        for ((key, value), row) in keys.zip(values).zip(row..) {
+                            let from = (row * kv_heads + kv_head) * head_dim;
                             key.copy_from_slice(&self.key[from..][..head_dim]);
                             self.tables.rotate(key, row, 1.0);
                             value.copy_from_slice(&self.value[from..][..head_dim]);
@@ -253,18 +374,17 @@ impl New<'_> {
 
     /// The rows of each segment in blocks, and of each block those of every key/value head. The cut depends on the
     /// segment alone.
-    fn blocks(&self) -> Vec<Block> {
+    fn blocks(&self) -> Vec<Block<'_>> {
         let AttentionShape { kv_heads, .. } = self.shape;
         let most = (BLOCK_ROWS / self.shape.group()).max(1);
         let mut blocks = Vec::with_capacity(self.segments.len() * kv_heads);
-        for (row, segment) in with_first_rows(self.segments) {
-            for start in (0..segment.new).step_by(most) {
+        for segment in self.segments {
+            for start in (segment.past..segment.end()).step_by(most) {
                 blocks.extend((0..kv_heads).map(|kv_head| Block {
-                    sequence: segment.sequence,
+                    segment,
                     kv_head,
-                    row: row + start,
-                    past: segment.past + start,
-                    positions: most.min(segment.new - start),
+                    start,
+                    positions: most.min(segment.end() - start),
                 }));
             }
         }
@@ -276,10 +396,10 @@ impl New<'_> {
         let AttentionShape {
             kv_heads, head_dim, ..
         } = self.shape;
-        let of_head = self.capacity * head_dim;
+        let of_head = keys.len() / kv_heads;
         let columns = self.shape.group() * head_dim;
         let blocks = self.blocks();
-        let longest = blocks.iter().map(|block| block.past + block.positions);
+        let longest = blocks.iter().map(|block| block.seen(self.window).len());
         let bytes = 2 * longest.max().unwrap_or(0) * head_dim * size_of::<f32>();
         let mut outputs = vec![0.0; self.query.len()];
         let mut rest = &mut outputs[..];
@@ -291,10 +411,9 @@ impl New<'_> {
         tasks
             .into_par_iter()
             .with_min_len((MIN_BYTES_PER_THREAD / bytes.max(1)).max(1))
-            .for_each_init(Vec::new, |scratch, (block, outputs)| {
-                let head = (block.sequence * kv_heads + block.kv_head) * of_head;
-                let place = head..head + (block.past + block.positions) * head_dim;
-                let cache = [&keys[place.clone()], &values[place]];
+            .for_each_init(Scratch::default, |scratch, (block, outputs)| {
+                let head = block.kv_head * of_head..(block.kv_head + 1) * of_head;
+                let cache = [&keys[head.clone()], &values[head]];
                 self.block(block, cache, scratch, outputs);
             });
         if kv_heads == 1 || blocks.iter().all(|block| block.positions == 1) {
@@ -317,18 +436,23 @@ impl New<'_> {
 
     /// # Shapes
     ///
-    /// - `keys`, `values`: `[past + positions, head_dim]`
+    /// - `keys`, `values`: `[places, head_dim]`
     /// - `outputs`: `[positions, group · head_dim]`
     fn block(
         &self,
-        block: Block,
+        block: Block<'_>,
         [keys, values]: [&[f32]; 2],
-        scratch: &mut Vec<f32>,
+        scratch: &mut Scratch,
         outputs: &mut [f32],
     ) {
         let shape = self.shape;
         let (group, head_dim) = (shape.group(), shape.head_dim);
-        let (rows, all) = (block.positions * group, block.past + block.positions);
+        let seen = block.seen(self.window);
+        let (rows, all) = (block.positions * group, seen.len());
+        let Scratch {
+            rows: scratch,
+            gathered,
+        } = scratch;
         let (queries, scores) =
             scratch_slice(scratch, rows * (head_dim + all)).split_at_mut(rows * head_dim);
 
@@ -336,52 +460,102 @@ impl New<'_> {
             #[inline(always)]
             || {
                 let packed = queries.chunks_exact_mut(group * head_dim);
-                for (position, packed) in packed.enumerate() {
-                    let row = block.row + position;
+                for (position, packed) in (block.start..).zip(packed) {
+                    let row = block.row(position);
                     let from = row * shape.width() + block.kv_head * group * head_dim;
                     packed.copy_from_slice(&self.query[from..][..group * head_dim]);
                     for head in packed.chunks_exact_mut(head_dim) {
-                        self.tables.rotate(head, row, shape.scale());
+                        self.tables.rotate(head, row, shape.scale);
                     }
                 }
             },
         );
-        gemm(
-            Matrix::new(queries, rows, head_dim),
-            Matrix::new(keys, all, head_dim).t(),
-            1.0,
-            Accumulate::Replace,
-            scores,
-            all,
-        );
+        let queries = Matrix::new(queries, rows, head_dim);
+        for chunk in chunks(seen.clone()) {
+            let columns = chunk.start - seen.start..chunk.end - seen.start;
+            let keys = side_by_side(keys, block.segment, chunk, head_dim, gathered);
+            let keys = Matrix::new(keys, columns.len(), head_dim);
+            let scores = &mut scores[columns.start..];
+            gemm(queries, keys.t(), 1.0, Accumulate::Replace, scores, all);
+        }
         vectorized(
             #[inline(always)]
             || {
                 for (row, scores) in scores.chunks_exact_mut(all).enumerate() {
-                    let (visible, later) = scores.split_at_mut(block.past + row / group + 1);
-                    softmax(visible);
+                    let position = block.start + row / group;
+                    let (visible, later) = scores.split_at_mut(position + 1 - seen.start);
+                    let first = first_seen(position, self.window) - seen.start;
+                    let (before, visible) = visible.split_at_mut(first);
+                    let head = block.kv_head * group + row % group;
+                    softmax(visible, self.sinks.map(|sinks| sinks[head]));
+                    before.fill(0.0);
                     later.fill(0.0);
                 }
             },
         );
-        gemm(
-            Matrix::new(scores, rows, all),
-            Matrix::new(values, all, head_dim),
-            1.0,
-            Accumulate::Replace,
-            outputs,
-            head_dim,
-        );
+        for chunk in chunks(seen.clone()) {
+            let columns = chunk.start - seen.start..chunk.end - seen.start;
+            let values = side_by_side(values, block.segment, chunk, head_dim, gathered);
+            let values = Matrix::new(values, columns.len(), head_dim);
+            let weights = Matrix::strided(&scores[columns.start..], rows, columns.len(), all);
+            let into = match columns.start {
+                0 => Accumulate::Replace,
+                _ => Accumulate::Add,
+            };
+            gemm(weights, values, 1.0, into, outputs, head_dim);
+        }
     }
 }
 
+/// The next `length` values after those that are skipped.
+fn cut<'a>(rest: &mut &'a mut [f32], skipped: usize, length: usize) -> &'a mut [f32] {
+    let cut = rest.split_off_mut(..skipped + length);
+    &mut cut.expect("places of the cache")[skipped..]
+}
+
+/// Positions in parts of [`CHUNK`], counted from the sequence's first.
+fn chunks(positions: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let Range { start, end } = positions;
+    let starts = (start / CHUNK * CHUNK..end).step_by(CHUNK);
+    starts.map(move |chunk| start.max(chunk)..end.min(chunk + CHUNK))
+}
+
+/// The keys or values of some positions of a segment, from those of all places of a head.
+fn side_by_side<'a>(
+    cached: &'a [f32],
+    segment: &PlacedSegment,
+    positions: Range<usize>,
+    head_dim: usize,
+    gathered: &'a mut Vec<f32>,
+) -> &'a [f32] {
+    let mut places = segment.places(positions.clone());
+    let of = |place: Range<usize>| &cached[place.start * head_dim..place.end * head_dim];
+    let first = places.next().expect("a place for each position");
+    if first.len() == positions.len() {
+        return of(first);
+    }
+    gathered.clear();
+    gathered.extend_from_slice(of(first));
+    for place in places {
+        gathered.extend_from_slice(of(place));
+    }
+    gathered
+}
+
 #[inline(always)]
-fn softmax(scores: &mut [f32]) {
-    let largest = maximum(scores);
+fn softmax(scores: &mut [f32], sink: Option<f32>) {
+    let mut largest = maximum(scores);
+    if let Some(sink) = sink {
+        largest = largest.max(sink);
+    }
     for score in scores.iter_mut() {
         *score = exp(*score - largest);
     }
-    let inverse = sum(scores, |weight| weight).recip();
+    let mut total = sum(scores, |weight| weight);
+    if let Some(sink) = sink {
+        total += exp(sink - largest);
+    }
+    let inverse = total.recip();
     for score in scores.iter_mut() {
         *score *= inverse;
     }

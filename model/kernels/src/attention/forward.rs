@@ -22,11 +22,11 @@ use crate::host::uninit::vecs_uninit_with;
 ///
 /// - `query`: `[batch, length, heads, head_dim]`
 /// - `key`, `value`: `[batch, length, kv_heads, head_dim]`
+/// - `sinks`: `[heads]`
 /// - output: `[batch, length, heads, head_dim]` and `[batch, length, heads]`
 pub(super) fn forward(
-    query: &[f32],
-    key: &[f32],
-    value: &[f32],
+    [query, key, value]: [&[f32]; 3],
+    sinks: Option<&[f32]>,
     tables: RopeTables<'_>,
     stretches: Stretches<'_>,
     shape: AttentionShape,
@@ -39,6 +39,7 @@ pub(super) fn forward(
         query,
         keys: &keys,
         value,
+        sinks,
         tables,
         shape,
     };
@@ -57,6 +58,7 @@ struct Pass<'a> {
     query: &'a [f32],
     keys: &'a [f32],
     value: &'a [f32],
+    sinks: Option<&'a [f32]>,
     tables: RopeTables<'a>,
     shape: AttentionShape,
 }
@@ -130,8 +132,20 @@ impl Pass<'_> {
             maxima: scratch_slice(&mut scratch.maxima, rows),
             sums: scratch_slice(&mut scratch.sums, rows),
         };
-        softmax.maxima.fill(f32::NEG_INFINITY);
-        softmax.sums.fill(0.0);
+        match self.sinks {
+            // As if they had been seen already, with a value of 0.
+            Some(sinks) => {
+                let of_group = &sinks[kv_head * group..][..group];
+                for maxima in softmax.maxima.chunks_exact_mut(group) {
+                    maxima.copy_from_slice(of_group);
+                }
+                softmax.sums.fill(1.0);
+            }
+            None => {
+                softmax.maxima.fill(f32::NEG_INFINITY);
+                softmax.sums.fill(0.0);
+            }
+        }
 
         let first_row = stretch.token(positions.start, shape);
         let columns = kv_head * group * head_dim..(kv_head + 1) * group * head_dim;
@@ -142,7 +156,7 @@ impl Pass<'_> {
                 for (packed, row) in packed.zip(first_row..) {
                     packed.copy_from_slice(&self.query[row * width..][columns.clone()]);
                     for head in packed.chunks_exact_mut(head_dim) {
-                        self.tables.rotate(head, row, shape.scale());
+                        self.tables.rotate(head, row, shape.scale);
                     }
                 }
             },

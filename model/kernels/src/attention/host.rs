@@ -15,24 +15,26 @@ use crate::operation::Operation;
 #[derive(Debug, Clone)]
 pub struct Saved<B: Host> {
     operation: Attention<B>,
-    /// Query, key, value.
-    inputs: [FloatTensor<B>; 3],
+    /// Query, key, value, sinks.
+    inputs: [FloatTensor<B>; 4],
     output: FloatTensor<B>,
     log_sum_exp: Arc<Vec<f32>>,
 }
 
 impl<B: Host> Attention<B> {
     /// The output, and the logarithm of each row's sum of exponentials.
-    fn attend(&self, inputs: &[FloatTensor<B>; 3]) -> (FloatTensor<B>, Vec<f32>) {
-        let [query, key, value] = inputs.each_ref().map(|t| B::values(t));
+    fn attend(&self, inputs: &[FloatTensor<B>; 4]) -> (FloatTensor<B>, Vec<f32>) {
+        let [query, key, value, sinks] = inputs.each_ref().map(|t| B::values(t));
+        let sinks = self.shape.sinks.then_some(&sinks[..]);
         let tables = RopeTables {
             cosines: &B::values(&self.cosines),
             sines: &B::values(&self.sines),
+            half: self.shape.rotary_dim / 2,
         };
         let first = first_keys::<B>(&self.first);
         let stretches = Stretches::new(first.as_deref(), self.shape);
         let (output, log_sum_exp) =
-            forward::forward(&query, &key, &value, tables, stretches, self.shape);
+            forward::forward([&query, &key, &value], sinks, tables, stretches, self.shape);
         (B::tensor(output, inputs[0].shape()), log_sum_exp)
     }
 }
@@ -45,14 +47,14 @@ fn first_keys<B: Host>(first: &FirstKeys<B>) -> Option<Vec<i64>> {
     }
 }
 
-impl<B: Host> Operation<B, 3> for Attention<B> {
+impl<B: Host> Operation<B, 4> for Attention<B> {
     type Saved = Saved<B>;
 
-    fn forward(self, inputs: [FloatTensor<B>; 3]) -> FloatTensor<B> {
+    fn forward(self, inputs: [FloatTensor<B>; 4]) -> FloatTensor<B> {
         self.attend(&inputs).0
     }
 
-    fn forward_saving(self, inputs: [FloatTensor<B>; 3]) -> (FloatTensor<B>, Saved<B>) {
+    fn forward_saving(self, inputs: [FloatTensor<B>; 4]) -> (FloatTensor<B>, Saved<B>) {
         let (output, log_sum_exp) = self.attend(&inputs);
         let saved = Saved {
             operation: self,
@@ -66,25 +68,27 @@ impl<B: Host> Operation<B, 3> for Attention<B> {
     fn backward(
         saved: Saved<B>,
         gradient: FloatTensor<B>,
-        needs_grad: [bool; 3],
-    ) -> [Option<FloatTensor<B>>; 3] {
+        needs_grad: [bool; 4],
+    ) -> [Option<FloatTensor<B>>; 4] {
         let Attention {
             cosines,
             sines,
             first,
             shape,
         } = &saved.operation;
-        let [query, key, value] = saved.inputs.each_ref().map(|t| B::values(t));
+        let [query, key, value, sinks] = saved.inputs.each_ref().map(|t| B::values(t));
         let first = first_keys::<B>(first);
         let slices = backward::Saved {
             query: &query,
             key: &key,
             value: &value,
+            sinks: shape.sinks.then_some(&sinks[..]),
             output: &B::values(&saved.output),
             log_sum_exp: &saved.log_sum_exp,
             tables: RopeTables {
                 cosines: &B::values(cosines),
                 sines: &B::values(sines),
+                half: shape.rotary_dim / 2,
             },
             stretches: Stretches::new(first.as_deref(), *shape),
             shape: *shape,

@@ -13,21 +13,25 @@ mod ranges;
 mod reference;
 mod rows;
 mod segments;
+mod spec;
 mod stretches;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use firebox_runtime::device::{Kernels, kernels};
 
-pub use cached::{cached_attention, cached_attention_reference};
+pub use cached::{CachedInput, cached_attention, cached_attention_reference};
 pub use ranges::{FirstKeys, KeyRanges};
 pub use reference::attention_reference;
 pub use rows::AttentionShape;
-pub use segments::{Segment, Segments};
+pub use segments::{PlacedSegment, Segment, Segments};
+pub use spec::AttentionSpec;
 
 use crate::operation::{Operation, differentiable};
 use crate::rope::Rotary;
@@ -43,14 +47,20 @@ pub struct AttentionInput<'a> {
     pub value: Tensor<2>,
     /// Number of sequences.
     pub batch: usize,
-    /// The rotary positions.
-    pub rotary: &'a Rotary,
-    /// The keys that each query sees; `None` for those of all positions up to its own.
+    /// The rotary positions; `None` for queries and keys that do not depend on their positions.
+    pub rotary: Option<&'a Rotary>,
+    /// `[heads]`: a score of each query head that takes part in its softmax without a key or a value, so that the weights
+    /// of what a query sees add up to less than 1 (gpt-oss, arXiv 2508.10925). It is not multiplied by the scale.
+    pub sinks: Option<Tensor<1>>,
+    /// The keys that each query sees; `None` for those of all positions up to its own. A window is taken of these.
     pub ranges: Option<&'a KeyRanges>,
+    /// What is computed.
+    pub spec: AttentionSpec,
 }
 
-/// `softmax(q kᵀ / √head_dim) v` within each of `batch` sequences, where a query sees the keys at its own position and
-/// before, or a [range](KeyRanges) of them; queries and keys are rotated by their positions first.
+/// `softmax(scale · q kᵀ) v` within each of `batch` sequences, where a query sees the keys at its own position and
+/// before, or a [range](KeyRanges) or window of them; queries and keys are rotated by their positions first. With sinks s,
+/// `Σ exp(zⱼ) vⱼ / (exp(s) + Σ exp(zⱼ))` over the scores z.
 ///
 /// Grouped-query attention (arXiv 2305.13245): `heads / kv_heads` query heads in a row share a key/value head.
 /// The same values as [`attention_reference`], which is what runs for other types than f32 and on a device without
@@ -70,23 +80,46 @@ pub fn attention(input: AttentionInput<'_>) -> Tensor<2> {
     if input.query.dims()[0] == 0 {
         return input.query; // as empty as the output, which some backends refuse to compute
     }
-    if kernels(&input.query.device()) == Kernels::None || input.query.dtype() != DType::F32 {
+    let device = input.query.device();
+    if kernels(&device) == Kernels::None || input.query.dtype() != DType::F32 {
         return attention_reference(input);
     }
-    let (cosines, sines) = input.rotary.tables();
+    let sinks = sink_scores(input.sinks.clone(), &device);
+    let (cosines, sines) = tables(input.rotary, &device);
+    let ranges = input.windowed_ranges();
     let output = <Dispatch as AttentionBackend>::attention(
         input.query.into_dispatch(),
         input.key.into_dispatch(),
         input.value.into_dispatch(),
+        sinks.into_dispatch(),
         cosines.into_dispatch(),
         sines.into_dispatch(),
-        input.ranges.into(),
+        ranges.as_deref().into(),
         shape,
     );
     Tensor::from_dispatch(output)
 }
 
-impl AttentionInput<'_> {
+/// Cosines and sines; single values that nobody reads where nothing is rotated.
+fn tables(rotary: Option<&Rotary>, device: &Device) -> (Tensor<2>, Tensor<2>) {
+    match rotary {
+        Some(rotary) => rotary.tables(),
+        None => {
+            let nothing = Tensor::empty([1, 1], device);
+            (nothing.clone(), nothing)
+        }
+    }
+}
+
+/// In f32; a single value that nobody reads where there are none.
+fn sink_scores(sinks: Option<Tensor<1>>, device: &Device) -> Tensor<1> {
+    match sinks {
+        Some(sinks) => sinks.cast(DType::F32),
+        None => Tensor::empty([1], device),
+    }
+}
+
+impl<'a> AttentionInput<'a> {
     /// # Panics
     ///
     /// When the shapes do not fit.
@@ -97,9 +130,11 @@ impl AttentionInput<'_> {
             value,
             batch,
             rotary,
+            sinks,
             ranges,
+            spec,
         } = self;
-        let shape = shape_of(query, key, value, *batch, rotary);
+        let shape = shape_of([query, key, value], *batch, *rotary, sinks.as_ref(), spec);
         let tokens = query.dims()[0];
         assert!(
             ranges.is_none_or(|ranges| ranges.tokens() == tokens),
@@ -108,35 +143,65 @@ impl AttentionInput<'_> {
         );
         shape
     }
+
+    /// The ranges and the window in one.
+    fn windowed_ranges(&self) -> Option<Cow<'a, KeyRanges>> {
+        let length = self.query.dims()[0] / self.batch.max(1);
+        let window = self.spec.window.filter(|&window| window < length);
+        match (self.ranges, window) {
+            (None, None) => None,
+            (Some(ranges), None) => Some(Cow::Borrowed(ranges)),
+            (Some(ranges), Some(window)) => Some(Cow::Owned(ranges.within(window, length))),
+            (None, Some(window)) => {
+                let device = self.query.device();
+                Some(Cow::Owned(KeyRanges::windows(
+                    self.batch, length, window, &device,
+                )))
+            }
+        }
+    }
 }
 
 fn shape_of(
-    query: &Tensor<2>,
-    key: &Tensor<2>,
-    value: &Tensor<2>,
+    [query, key, value]: [&Tensor<2>; 3],
     batch: usize,
-    rotary: &Rotary,
+    rotary: Option<&Rotary>,
+    sinks: Option<&Tensor<1>>,
+    spec: &AttentionSpec,
 ) -> AttentionShape {
-    let ([tokens, width], [key_tokens, kv_width]) = (query.dims(), key.dims());
-    let (length, head_dim) = (tokens / batch.max(1), rotary.head_dim());
-    let (heads, kv_heads) = (width / head_dim, kv_width / head_dim);
+    spec.check();
+    let AttentionSpec {
+        heads,
+        kv_heads,
+        head_dim,
+        scale,
+        ..
+    } = *spec;
+    let tokens = query.dims()[0];
+    let length = tokens / batch.max(1);
     assert!(
         tokens == batch * length
-            && key_tokens == tokens
-            && value.dims() == key.dims()
-            && (tokens == 0 || rotary.rows() == length || rotary.rows() == tokens),
-        "{batch} sequences and {} rotary rows against queries {:?}, keys {:?} and values {:?}",
-        rotary.rows(),
+            && query.dims()[1] == heads * head_dim
+            && key.dims() == [tokens, kv_heads * head_dim]
+            && value.dims() == key.dims(),
+        "{batch} sequences in queries {:?}, keys {:?} and values {:?} against {spec:?}",
         query.dims(),
         key.dims(),
         value.dims(),
     );
+    let rotary_dim = rotary.map_or(0, Rotary::rotary_dim);
     assert!(
-        width == heads * head_dim
-            && kv_width == kv_heads * head_dim
-            && kv_heads > 0
-            && heads.is_multiple_of(kv_heads),
-        "queries of {width} values and keys of {kv_width}, in heads of {head_dim}"
+        rotary_dim <= head_dim
+            && rotary.is_none_or(|rotary| {
+                tokens == 0 || rotary.rows() == length || rotary.rows() == tokens
+            }),
+        "{:?} rotary rows of {rotary_dim} values against {batch} sequences of {length} positions in heads of {head_dim}",
+        rotary.map(Rotary::rows),
+    );
+    assert!(
+        sinks.is_none_or(|sinks| sinks.dims() == [heads]),
+        "sinks {:?} against {heads} query heads",
+        sinks.map(Tensor::dims),
     );
     AttentionShape {
         batch,
@@ -144,15 +209,18 @@ fn shape_of(
         heads,
         kv_heads,
         head_dim,
+        rotary_dim,
+        scale,
+        sinks: sinks.is_some(),
     }
 }
 
-/// The operation, of `[query, key, value]`.
+/// The operation, of `[query, key, value, sinks]`.
 #[derive(Debug, Clone)]
 pub struct Attention<B: Backend> {
-    /// Of the rotary positions, `[length or batch · length, head_dim / 2]`.
+    /// Of the rotary positions, `[length or batch · length, rotary_dim / 2]`.
     cosines: FloatTensor<B>,
-    /// Of the rotary positions, `[length or batch · length, head_dim / 2]`.
+    /// Of the rotary positions, `[length or batch · length, rotary_dim / 2]`.
     sines: FloatTensor<B>,
     first: FirstKeys<B>,
     shape: AttentionShape,
@@ -166,11 +234,13 @@ pub struct Attention<B: Backend> {
 )]
 pub trait AttentionBackend: Backend {
     /// See [`attention`](self::attention); `cosines` and `sines` are the tables of its rotary
-    /// positions, `[length or batch · length, head_dim / 2]`, and take no gradient.
+    /// positions, `[length or batch · length, rotary_dim / 2]`, and take no gradient. `sinks` are `[heads]`, or a single
+    /// value that nobody reads.
     fn attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
         #[extension_type] first: FirstKeys<Self>,
@@ -180,12 +250,13 @@ pub trait AttentionBackend: Backend {
 
 impl<B: Backend> AttentionBackend for B
 where
-    Attention<B>: Operation<B, 3>,
+    Attention<B>: Operation<B, 4>,
 {
     fn attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
         first: FirstKeys<Self>,
@@ -197,18 +268,19 @@ where
             first,
             shape,
         };
-        operation.forward([query, key, value])
+        operation.forward([query, key, value, sinks])
     }
 }
 
 impl<B: Backend, C: CheckpointStrategy> AttentionBackend for Autodiff<B, C>
 where
-    Attention<B>: Operation<B, 3>,
+    Attention<B>: Operation<B, 4>,
 {
     fn attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
         first: FirstKeys<Self>,
@@ -220,6 +292,6 @@ where
             first: first.without_autodiff(),
             shape,
         };
-        differentiable::<_, B, C, 3>(operation, [query, key, value])
+        differentiable::<_, B, C, 4>(operation, [query, key, value, sinks])
     }
 }

@@ -10,7 +10,8 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 ///
 /// That is a document mask where `first` is the start of the query's document (arXiv 2402.13991), a sliding window of n
 /// where it is i − n + 1 (Mistral 7B, arXiv 2310.06825), and both at once where it is the larger of the two. Padding in
-/// front of a sequence is like a document. Made once per forward pass and shared by all layers.
+/// front of a sequence is like a document. Made once per forward pass and shared by all layers; the window of a layer is
+/// in its [`AttentionSpec`](super::AttentionSpec).
 #[derive(Debug, Clone)]
 pub struct KeyRanges {
     first: Tensor<1, Int>, // [tokens]
@@ -36,6 +37,24 @@ impl KeyRanges {
         let values: Vec<i32> = first.iter().map(|&first| first as i32).collect();
         Self {
             first: Tensor::from_data(TensorData::new(values, [first.len()]), device),
+        }
+    }
+
+    /// The last `window` positions up to each query's own.
+    pub(super) fn windows(batch: usize, length: usize, window: usize, device: &Device) -> Self {
+        let positions = Tensor::<1, Int>::arange(0..length as i64, device);
+        let first = positions.sub_scalar(window as i64 - 1).clamp_min(0);
+        Self {
+            first: first.repeat(&[batch]),
+        }
+    }
+
+    /// Of each range in sequences of `length` positions, the last `window`.
+    pub(super) fn within(&self, window: usize, length: usize) -> Self {
+        let batch = self.tokens() / length.max(1);
+        let windows = Self::windows(batch, length, window, &self.first.device());
+        Self {
+            first: self.first.clone().max_pair(windows.first),
         }
     }
 

@@ -4,6 +4,7 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Tensor};
 
 use super::AttentionInput;
+use crate::rope::Rotary;
 
 /// [`attention`](super::attention) in plain tensor operations.
 ///
@@ -11,20 +12,27 @@ use super::AttentionInput;
 ///
 /// When the shapes do not fit.
 pub fn attention_reference(input: AttentionInput<'_>) -> Tensor<2> {
-    let AttentionInput {
-        query,
-        key,
+    let shape = input.shape();
+    let ranges = input.windowed_ranges();
+    let hidden = ranges.map(|ranges| ranges.hidden(input.batch));
+    let [query, key, value] = [input.query, input.key, input.value]
+        .map(|heads| split_heads(heads, input.batch, shape.head_dim));
+    masked_attention(
+        rotated(query, input.rotary),
+        rotated(key, input.rotary),
         value,
-        batch,
-        rotary,
-        ranges,
-    } = input;
-    let head_dim = rotary.head_dim();
-    let query = rotary.apply(split_heads(query, batch, head_dim));
-    let key = rotary.apply(split_heads(key, batch, head_dim));
-    let value = split_heads(value, batch, head_dim);
-    let hidden = ranges.map(|ranges| ranges.hidden(batch));
-    masked_attention(query, key, value, hidden.as_ref())
+        shape.scale,
+        input.sinks,
+        hidden.as_ref(),
+    )
+}
+
+/// Queries or keys, rotated where there are positions to rotate them by.
+pub(super) fn rotated(x: Tensor<4>, rotary: Option<&Rotary>) -> Tensor<4> {
+    match rotary {
+        Some(rotary) => rotary.apply(x),
+        None => x,
+    }
 }
 
 /// `[batch · new, heads · head_dim]` → `[batch, heads, new, head_dim]`
@@ -35,18 +43,21 @@ pub(super) fn split_heads(x: Tensor<2>, batch: usize, head_dim: usize) -> Tensor
         .swap_dims(1, 2)
 }
 
-/// `softmax(q kᵀ / √head_dim) v`, of queries and keys that are rotated already.
+/// `softmax(scale · q kᵀ) v`, of queries and keys that are rotated already.
 ///
 /// # Shapes
 ///
 /// - `query`: `[batch, heads, new, head_dim]`
 /// - `key`, `value`: `[batch, kv_heads, all, head_dim]`, the new positions last
+/// - `sinks`: `[heads]`
 /// - `hidden`: `[batch or 1, 1, new, all]`, true where a new position must not see; `None` hides what comes later
 /// - output: `[batch · new, heads · head_dim]`
 pub(super) fn masked_attention(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
+    scale: f32,
+    sinks: Option<Tensor<1>>,
     hidden: Option<&Tensor<4, Bool>>,
 ) -> Tensor<2> {
     let [batch, heads, new, head_dim] = query.dims();
@@ -54,12 +65,9 @@ pub(super) fn masked_attention(
     let group = heads / kv_heads;
     // The query heads that share a key/value head stand under each other, so that the product reads each key
     // once and nothing is repeated.
-    let query = query.mul_scalar((head_dim as f64).powf(-0.5)).reshape([
-        batch,
-        kv_heads,
-        group * new,
-        head_dim,
-    ]);
+    let query = query
+        .mul_scalar(scale)
+        .reshape([batch, kv_heads, group * new, head_dim]);
     let mut scores = query
         .matmul(key.swap_dims(2, 3))
         .reshape([batch, heads, new, all]);
@@ -75,7 +83,15 @@ pub(super) fn masked_attention(
         let hidden = hidden.expand([batch, heads, new, all]);
         scores = scores.mask_fill(hidden, f32::NEG_INFINITY);
     }
-    let attended = softmax(scores, 3)
+    let weights = match sinks {
+        Some(sinks) => {
+            let sinks = sinks.cast(scores.dtype()).reshape([1, heads, 1, 1]);
+            let sinks = sinks.expand([batch, heads, new, 1]);
+            softmax(Tensor::cat(vec![scores, sinks], 3), 3).narrow(3, 0, all)
+        }
+        None => softmax(scores, 3),
+    };
+    let attended = weights
         .reshape([batch, kv_heads, group * new, all])
         .matmul(value);
     attended

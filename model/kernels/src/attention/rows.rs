@@ -18,8 +18,8 @@ pub(super) const KEYS: usize = 128;
 /// level of the cache.
 const ROWS: usize = 128;
 
-/// Sizes of an attention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the kernels need to know of an attention, but for its tensors.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
     /// Sequences.
     pub batch: usize,
@@ -31,6 +31,12 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Values of a head; even.
     pub head_dim: usize,
+    /// Values of a head that are rotated by their position, its first ones; even, 0 for none.
+    pub rotary_dim: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Whether there are sinks.
+    pub sinks: bool,
 }
 
 impl AttentionShape {
@@ -53,21 +59,18 @@ impl AttentionShape {
     pub(super) fn positions(&self, heads: usize) -> usize {
         (ROWS / heads).max(1)
     }
-
-    /// `1 / √head_dim`
-    pub(super) fn scale(&self) -> f32 {
-        (self.head_dim as f32).sqrt().recip()
-    }
 }
 
-/// Cosines and sines of the rotary positions, each `[rows, head_dim / 2]`: a row per position of a sequence, or a row
-/// per token of the batch.
+/// Cosines and sines of the rotary positions, each `[rows, half]`: a row per position of a sequence, or a row per token
+/// of the batch. Nobody reads them where `half` is 0.
 #[derive(Debug, Clone, Copy)]
 pub struct RopeTables<'a> {
     /// By position and frequency.
     pub cosines: &'a [f32],
     /// By position and frequency.
     pub sines: &'a [f32],
+    /// Pairs of values of a head that are rotated.
+    pub half: usize,
 }
 
 impl RopeTables<'_> {
@@ -85,10 +88,17 @@ impl RopeTables<'_> {
 
     #[inline(always)]
     fn rotate_by(&self, head: &mut [f32], token: usize, scale: f32, direction: f32) {
-        let half = head.len() / 2;
+        let half = self.half;
+        let (rotated, rest) = head.split_at_mut(2 * half);
+        for value in rest {
+            *value *= scale;
+        }
+        if half == 0 {
+            return;
+        }
         let row = token * half % self.cosines.len();
         let place = row..row + half;
-        let (first, second) = head.split_at_mut(half);
+        let (first, second) = rotated.split_at_mut(half);
         let tables = self.cosines[place.clone()].iter().zip(&self.sines[place]);
         for ((a, b), (cosine, sine)) in first.iter_mut().zip(second).zip(tables) {
             let sine = direction * sine;

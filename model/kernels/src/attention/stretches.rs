@@ -108,6 +108,9 @@ mod tests {
             heads: 1,
             kv_heads: 1,
             head_dim: 2,
+            rotary_dim: 2,
+            scale: 1.0,
+            sinks: false,
         };
         let stretches: Vec<_> = Stretches::new(Some(&first), shape).of_batch().collect();
         let places = |stretches: &[Stretch<'_>]| -> Vec<(usize, usize)> {
@@ -138,6 +141,9 @@ mod tests {
             heads: 1,
             kv_heads: 1,
             head_dim: 2,
+            rotary_dim: 2,
+            scale: 1.0,
+            sinks: false,
         };
         let stretches: Vec<_> = Stretches::new(Some(&first), shape).of_batch().collect();
         let [stretch] = stretches[..] else {

@@ -10,6 +10,10 @@ on_every_device!(
     three_positions_of_two_documents,
     equals_the_reference,
     documents_and_windows_equal_the_reference,
+    every_specification_equals_the_reference,
+    a_window_is_a_range,
+    a_sink_takes_a_part_of_the_weight,
+    sinks_around_the_sizes_of_blocks,
     ranges_around_the_sizes_of_blocks,
     a_document_is_what_it_is_alone,
     one_position_and_lengths_around_those_of_blocks,
@@ -42,6 +46,16 @@ fn shape(
         heads: kv_heads * group,
         kv_heads,
         head_dim,
+        rotary_dim: head_dim,
+        scale: (head_dim as f32).sqrt().recip(),
+        sinks: false,
+    }
+}
+
+fn spec(shape: AttentionShape) -> AttentionSpec {
+    AttentionSpec {
+        scale: shape.scale,
+        ..AttentionSpec::new(shape.heads, shape.kv_heads, shape.head_dim)
     }
 }
 
@@ -66,7 +80,7 @@ fn first_keys(shape: AttentionShape, documents: &[usize], window: usize) -> Vec<
     (0..shape.batch * shape.length).map(of_token).collect()
 }
 
-const NAMES: [&str; 4] = ["output", "d(query)", "d(key)", "d(value)"];
+const NAMES: [&str; 5] = ["output", "d(query)", "d(key)", "d(value)", "d(sinks)"];
 
 /// What is computed: the sizes, how large queries, keys and values are, and what each query sees.
 #[derive(Debug, Clone)]
@@ -74,6 +88,7 @@ struct Case {
     shape: AttentionShape,
     size: f32,
     first: Option<Vec<usize>>,
+    window: Option<usize>,
 }
 
 impl From<AttentionShape> for Case {
@@ -82,6 +97,7 @@ impl From<AttentionShape> for Case {
             shape,
             size: 1.0,
             first: None,
+            window: None,
         }
     }
 }
@@ -90,9 +106,9 @@ impl From<AttentionShape> for Case {
 fn run(
     attention: Attention,
     case: &Case,
-    needs_grad: [bool; 3],
+    needs_grad: [bool; 4],
     device: &Device,
-) -> [Option<Vec<f32>>; 4] {
+) -> [Option<Vec<f32>>; 5] {
     let device = device.clone().autodiff();
     let AttentionShape {
         batch,
@@ -100,8 +116,10 @@ fn run(
         heads,
         kv_heads,
         head_dim,
+        rotary_dim,
+        ..
     } = case.shape;
-    let rotary = Rotary::new(0, length, head_dim, 1e4, &device);
+    let rotary = (rotary_dim > 0).then(|| Rotary::new(0, length, rotary_dim, 1e4, &device));
     let ranges = case.first.as_ref();
     let ranges = ranges.map(|first| KeyRanges::new(first, length, &device));
     let tokens = batch * length;
@@ -111,23 +129,30 @@ fn run(
         let tensor = wave(tokens, heads * head_dim, phase, case.size, &device);
         tensor.set_require_grad(needs_grad[input])
     });
+    let sinks = wave(1, heads, 0.2, 3.0, &device).squeeze_dim::<1>(0);
+    let sinks = sinks.set_require_grad(needs_grad[3]);
     let output = attention(AttentionInput {
         query: query.clone(),
         key: key.clone(),
         value: value.clone(),
         batch,
-        rotary: &rotary,
+        rotary: rotary.as_ref(),
+        sinks: case.shape.sinks.then(|| sinks.clone()),
         ranges: ranges.as_ref(),
+        spec: AttentionSpec {
+            window: case.window,
+            ..spec(case.shape)
+        },
     });
     let weights = wave(tokens, heads * head_dim, 1.3, 1.0, &device);
     let gradients = (output.clone() * weights).sum().backward();
-    let values = |tensor: Tensor<2>| tensor.into_data().iter::<f32>().collect::<Vec<f32>>();
     let gradient = |input: Tensor<2>| input.grad(&gradients).map(values);
     [
         Some(values(output)),
         gradient(query),
         gradient(key),
         gradient(value),
+        sinks.grad(&gradients).map(values),
     ]
 }
 
@@ -136,10 +161,13 @@ fn run(
 /// what remains of it is the rounding of products of a value and a key or query: the second term.
 fn assert_same(case: impl Into<Case>, device: &Device) -> Result<(), TestCaseError> {
     let case = case.into();
-    let fast = run(attention, &case, [true; 3], device);
-    let slow = run(attention_reference, &case, [true; 3], device);
+    let fast = run(attention, &case, [true; 4], device);
+    let slow = run(attention_reference, &case, [true; 4], device);
     for (name, (fast, slow)) in NAMES.iter().zip(fast.iter().zip(&slow)) {
-        let (fast, slow) = (fast.as_ref().unwrap(), slow.as_ref().unwrap());
+        let (Some(fast), Some(slow)) = (fast, slow) else {
+            assert!(fast.is_none() && slow.is_none() && !case.shape.sinks);
+            continue;
+        };
         let what = format!("{device:?}, {case:?}, {name}");
         assert_near(&what, fast, slow, case.size)?;
     }
@@ -180,8 +208,10 @@ fn two_positions(device: Device) {
         key,
         value,
         batch: 1,
-        rotary: &rotary,
+        rotary: Some(&rotary),
+        sinks: None,
         ranges: None,
+        spec: AttentionSpec::new(1, 1, 2),
     });
     assert_close("output", &values(output), &[4.0, 0.0, 1.0, 6.0], 5e-7).unwrap();
 }
@@ -190,15 +220,16 @@ fn two_positions(device: Device) {
 fn three_positions_of_two_documents(device: Device) {
     let zeros = || Tensor::<2>::zeros([3, 2], &device);
     let value = Tensor::<2>::from_floats([[7.0, 7.0], [4.0, 0.0], [0.0, 8.0]], &device);
-    let rotary = Rotary::new(0, 3, 2, 1e4, &device);
     let ranges = KeyRanges::new(&[0, 1, 1], 3, &device);
     let output = attention(AttentionInput {
         query: zeros(),
         key: zeros(),
         value,
         batch: 1,
-        rotary: &rotary,
+        rotary: None,
+        sinks: None,
         ranges: Some(&ranges),
+        spec: AttentionSpec::new(1, 1, 2),
     });
     assert_close(
         "output",
@@ -217,7 +248,7 @@ fn equals_the_reference(device: Device) {
         size in prop_oneof![Just(1.0f32), Just(4.0)],
     )| {
         let shape = shape(batch, length, kv_heads, group, 2 * half);
-        assert_same(Case { shape, size, first: None }, &device)?;
+        assert_same(Case { size, ..shape.into() }, &device)?;
     });
 }
 
@@ -231,8 +262,53 @@ fn documents_and_windows_equal_the_reference(device: Device) {
     )| {
         let shape = shape(batch, length, kv_heads, group, 2 * half);
         let first = Some(first_keys(shape, &documents, window));
-        assert_same(Case { shape, size: 1.0, first }, &device)?;
+        assert_same(Case { first, ..shape.into() }, &device)?;
     });
+}
+
+fn every_specification_equals_the_reference(device: Device) {
+    proptest!(ProptestConfig::with_cases(40), |(
+        (batch, length) in (1usize..4, prop_oneof![1usize..20, 100usize..300]),
+        (kv_heads, group) in (1usize..3, 1usize..5),
+        half in 1usize..9,
+        (rotated, sinks) in (0usize..9, any::<bool>()),
+        scale in prop_oneof![Just(None), (0.1f32..1.5).prop_map(Some)],
+        documents in prop_oneof![
+            Just(Vec::new()),
+            prop::collection::vec(prop_oneof![1usize..5, 1usize..80, 100usize..300], 1..6),
+        ],
+        window in prop_oneof![Just(None), (1usize..10).prop_map(Some), (1usize..200).prop_map(Some)],
+    )| {
+        let usual = shape(batch, length, kv_heads, group, 2 * half);
+        let shape = AttentionShape {
+            rotary_dim: 2 * rotated.min(half),
+            scale: scale.unwrap_or(usual.scale),
+            sinks,
+            ..usual
+        };
+        let first = (!documents.is_empty()).then(|| first_keys(shape, &documents, usize::MAX));
+        assert_same(Case { first, window, ..shape.into() }, &device)?;
+    });
+}
+
+// A window is the same as a range for each query, of documents too.
+fn a_window_is_a_range(device: Device) {
+    let shape = shape(2, 150, 2, 3, 12);
+    for (documents, window) in [(None, 1), (None, 70), (Some(&[90, 40][..]), 50)] {
+        let of = |window| documents.map(|documents| first_keys(shape, documents, window));
+        let windowed = Case {
+            first: of(usize::MAX),
+            window: Some(window),
+            ..shape.into()
+        };
+        let ranges = Case {
+            first: of(window).or_else(|| Some(first_keys(shape, &[], window))),
+            ..shape.into()
+        };
+        let [windowed, ranges] =
+            [windowed, ranges].map(|case| run(attention, &case, [true; 4], &device));
+        assert_eq!(windowed, ranges);
+    }
 }
 
 fn ranges_around_the_sizes_of_blocks(device: Device) {
@@ -241,9 +317,8 @@ fn ranges_around_the_sizes_of_blocks(device: Device) {
         for (documents, window) in [(&[size][..], usize::MAX), (&[], size), (&[290, 30], size)] {
             let first = Some(first_keys(shape, documents, window));
             let case = Case {
-                shape,
-                size: 1.0,
                 first,
+                ..shape.into()
             };
             assert_same(case, &device).unwrap();
         }
@@ -284,8 +359,10 @@ fn a_document_is_what_it_is_alone(device: Device) {
             key: key.clone(),
             value: value.clone(),
             batch: 1,
-            rotary: &rotary,
+            rotary: Some(&rotary),
+            sinks: None,
             ranges,
+            spec: spec(packed),
         });
         let gradients = (output.clone() * cut(&weights)).sum().backward();
         let gradient = |input: Tensor<2>| input.grad(&gradients).expect("a gradient");
@@ -319,6 +396,58 @@ fn one_position_and_lengths_around_those_of_blocks(device: Device) {
     assert_same(shape(1, 5, 1, 150, 8), &device).unwrap();
 }
 
+// Scores of 0 and ln 3 and a sink of ln 4: weights of 1/8 and 3/8, where the first position has 1/5.
+fn a_sink_takes_a_part_of_the_weight(device: Device) {
+    let matrix = |rows: [[f32; 2]; 2]| Tensor::<2>::from_floats(rows, &device);
+    let output = attention(AttentionInput {
+        query: matrix([[1.0, 0.0]; 2]),
+        key: matrix([[0.0, 0.0], [3f32.ln(), 0.0]]),
+        value: matrix([[4.0, 0.0], [0.0, 8.0]]),
+        batch: 1,
+        rotary: None,
+        sinks: Some(Tensor::from_floats([4f32.ln()], &device)),
+        ranges: None,
+        spec: AttentionSpec {
+            scale: 1.0,
+            ..AttentionSpec::new(1, 1, 2)
+        },
+    });
+    assert_close("output", &values(output), &[0.8, 0.0, 0.5, 3.0], 5e-7).unwrap();
+}
+
+fn sinks_around_the_sizes_of_blocks(device: Device) {
+    for (length, kv_heads, group) in [(1, 1, 4), (64, 1, 4), (129, 2, 1), (300, 1, 3)] {
+        let shape = AttentionShape {
+            sinks: true,
+            ..shape(2, length, kv_heads, group, 8)
+        };
+        assert_same(shape, &device).unwrap();
+        // Much larger than all scores, or much smaller.
+        let case = Case {
+            size: 4.0,
+            ..shape.into()
+        };
+        assert_same(case, &device).unwrap();
+    }
+}
+
+#[test]
+#[should_panic(expected = "sinks Some([3]) against 2 query heads")]
+fn each_query_head_has_a_sink() {
+    let device = devices().remove(0);
+    let of = |heads: usize| wave(4, heads * 8, 0.0, 1.0, &device);
+    let _ = attention(AttentionInput {
+        query: of(2),
+        key: of(1),
+        value: of(1),
+        batch: 1,
+        rotary: None,
+        sinks: Some(Tensor::zeros([3], &device)),
+        ranges: None,
+        spec: AttentionSpec::new(2, 1, 8),
+    });
+}
+
 fn heads_that_share_keys_in_parts(device: Device) {
     assert_same(shape(64, 65, 3, 4, 8), &device).unwrap();
 }
@@ -337,8 +466,10 @@ fn nothing_gives_nothing(device: Device) {
         key: empty(1),
         value: empty(1),
         batch: 0,
-        rotary: &rotary,
+        rotary: Some(&rotary),
+        sinks: None,
         ranges: None,
+        spec: AttentionSpec::new(2, 1, 8),
     });
     assert_eq!(output.dims(), [0, 16]);
 }
@@ -350,7 +481,7 @@ fn large_scores_do_not_overflow(device: Device) {
         size: 60.0,
         ..shape(1, 70, 1, 2, 16).into()
     };
-    let none = [false, false, true];
+    let none = [false, false, true, false];
     let fast = run(attention, &case, none, &device);
     let slow = run(attention_reference, &case, none, &device);
     let (fast, slow) = (fast[0].as_ref().unwrap(), slow[0].as_ref().unwrap());
@@ -360,13 +491,16 @@ fn large_scores_do_not_overflow(device: Device) {
 }
 
 fn each_gradient_by_itself_is_the_same_and_others_are_not_computed(device: Device) {
-    let case = shape(2, 40, 2, 3, 10).into();
-    let all = run(attention, &case, [true; 3], &device);
-    for input in 0..3 {
-        let mut needs_grad = [false; 3];
+    let case = Case::from(AttentionShape {
+        sinks: true,
+        ..shape(2, 40, 2, 3, 10)
+    });
+    let all = run(attention, &case, [true; 4], &device);
+    for input in 0..4 {
+        let mut needs_grad = [false; 4];
         needs_grad[input] = true;
         let one = run(attention, &case, needs_grad, &device);
-        for other in 0..3 {
+        for other in 0..4 {
             let expected = if needs_grad[other] {
                 &all[other + 1]
             } else {
@@ -378,13 +512,16 @@ fn each_gradient_by_itself_is_the_same_and_others_are_not_computed(device: Devic
 }
 
 fn two_runs_give_the_same_bits(device: Device) {
-    let shape = shape(2, 150, 2, 3, 12);
+    let shape = AttentionShape {
+        sinks: true,
+        ..shape(2, 150, 2, 3, 12)
+    };
     let first = Some(first_keys(shape, &[40, 70], 50));
     let case = Case {
         first,
         ..shape.into()
     };
-    let [first, second] = [(); 2].map(|()| run(attention, &case, [true; 3], &device));
+    let [first, second] = [(); 2].map(|()| run(attention, &case, [true; 4], &device));
     assert_eq!(first, second);
 }
 
@@ -407,14 +544,21 @@ mod on_a_gpu {
             70,
             &autodiff,
         );
+        let sinks = wave(1, 2, 0.2, 1.0, &autodiff).squeeze_dim::<1>(0);
+        let sinks = sinks.require_grad();
         let pass = || {
             let output = attention(AttentionInput {
                 query: query.clone(),
                 key: key.clone(),
                 value: value.clone(),
                 batch: 2,
-                rotary: &rotary,
+                rotary: Some(&rotary),
+                sinks: Some(sinks.clone()),
                 ranges: Some(&ranges),
+                spec: AttentionSpec {
+                    window: Some(20),
+                    ..AttentionSpec::new(2, 1, 8)
+                },
             });
             drop(output.sum().backward());
         };
@@ -426,6 +570,10 @@ mod on_a_gpu {
 fn the_number_of_threads_changes_no_bit() {
     let device = devices().remove(0);
     for shape in [shape(3, 150, 2, 3, 12), shape(1, 260, 1, 8, 32)] {
+        let shape = AttentionShape {
+            sinks: true,
+            ..shape
+        };
         let first = Some(first_keys(shape, &[90, 8], usize::MAX));
         let case = Case {
             first,
@@ -434,7 +582,7 @@ fn the_number_of_threads_changes_no_bit() {
         let on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             let pool = pool.expect("a pool");
-            pool.install(|| run(attention, &case, [true; 3], &device))
+            pool.install(|| run(attention, &case, [true; 4], &device))
         };
         let one = on(1);
         for threads in [2, 8] {
@@ -444,7 +592,7 @@ fn the_number_of_threads_changes_no_bit() {
 }
 
 #[test]
-#[should_panic(expected = "2 sequences and 3 rotary rows against queries [5, 16]")]
+#[should_panic(expected = "2 sequences in queries [5, 16], keys [5, 8] and values [5, 8]")]
 fn shapes_that_do_not_fit_are_refused() {
     let device = devices().remove(0);
     let rotary = Rotary::new(0, 3, 8, 1e4, &device);
@@ -454,8 +602,27 @@ fn shapes_that_do_not_fit_are_refused() {
         key: of(5, 1),
         value: of(5, 1),
         batch: 2,
-        rotary: &rotary,
+        rotary: Some(&rotary),
+        sinks: None,
         ranges: None,
+        spec: AttentionSpec::new(2, 1, 8),
+    });
+}
+
+#[test]
+#[should_panic(expected = "Some(3) rotary rows of 8 values against 1 sequences of 4 positions")]
+fn positions_that_do_not_fit_are_refused() {
+    let device = devices().remove(0);
+    let of = |heads: usize| wave(4, heads * 8, 0.0, 1.0, &device);
+    let _ = attention(AttentionInput {
+        query: of(2),
+        key: of(1),
+        value: of(1),
+        batch: 1,
+        rotary: Some(&Rotary::new(0, 3, 8, 1e4, &device)),
+        sinks: None,
+        ranges: None,
+        spec: AttentionSpec::new(2, 1, 8),
     });
 }
 

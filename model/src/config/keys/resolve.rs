@@ -29,13 +29,15 @@ impl ModelKeys {
         let context_length = needed("context_length", self.context_length)?;
         let vocab_size = needed("vocab_size", self.vocab_size)?;
         check_layers(layers)?;
+        let head_dim = self.head_dim(d_model, heads)?;
         let model = ModelConfig {
             vocab_size,
             d_model,
             heads,
             kv_heads: self.kv_heads.unwrap_or(1),
-            head_dim: self.head_dim(d_model, heads)?,
+            head_dim,
             context_length,
+            rotary_dim: self.rotary_dim.unwrap_or(head_dim),
             rope_theta: self.rope_theta.unwrap_or(10_000.0),
             rope_scaling: match &self.rope_scaling {
                 None => None,
@@ -46,6 +48,7 @@ impl ModelKeys {
             initializer_range: self.initializer_range.unwrap_or(0.02),
             qk_norm: self.qk_norm.unwrap_or_default(),
             attention_bias: self.attention_bias.unwrap_or_default(),
+            sinks: self.sinks.unwrap_or(false),
             layers: Vec::new(),
             moe: None,
         };

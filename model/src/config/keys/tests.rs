@@ -119,7 +119,7 @@ fn what_is_written_reads_back() {
         json!({}),
         json!({ "feed_forward": "dense" }),
         json!({ "dense": { "layers": [1] }, "qk_norm": "head", "attention_bias": "qkv", "rope_scaling": scaling }),
-        json!({ "layers": 4, "attention": ["window", "full"], "window": 3 }),
+        json!({ "layers": 4, "attention": ["window", "full"], "window": 3, "sinks": true, "rotary_dim": 4 }),
         json!({ "router": { "scores": "sigmoid", "groups": 2, "balance": "pooled" } }),
     ] {
         let model = resolved(changes);

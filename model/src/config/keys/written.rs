@@ -24,12 +24,14 @@ impl ModelKeys {
             kv_heads: Some(model.kv_heads),
             head_dim: Some(model.head_dim),
             context_length: Some(model.context_length),
+            rotary_dim: Some(model.rotary_dim),
             rope_theta: Some(model.rope_theta),
             norm_epsilon: Some(model.norm_epsilon),
             tied_embeddings: Some(model.tied_embeddings),
             initializer_range: Some(model.initializer_range),
             qk_norm: Some(model.qk_norm),
             attention_bias: Some(model.attention_bias),
+            sinks: Some(model.sinks),
             attention: Some(pattern(&model.layers)),
             window: only(
                 model

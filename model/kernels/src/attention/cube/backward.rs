@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 
 use super::Saved;
 use super::tile::Float2;
-use crate::cube::{empty_float, units};
+use crate::cube::{UNITS, empty_float, sum_of_group, units};
 
 /// What the gradients of all three inputs are made of.
 pub struct Pass<'a> {
@@ -42,6 +42,23 @@ impl<'a> Pass<'a> {
             gradient,
             rows,
         }
+    }
+
+    /// The gradient of the sinks, `[heads]`: of scores without a value, −exp(sink − log_sum_exp) · rowsum(dO ∘ O).
+    pub fn sinks(&self) -> CubeTensor {
+        let Saved { sinks, shape, .. } = self.saved;
+        let output = empty_float(sinks, [shape.heads]);
+        sinks_kernel::launch(
+            &sinks.client,
+            CubeCount::new_1d(shape.heads as u32),
+            CubeDim::new_1d(UNITS as u32),
+            self.rows.clone().into_buffer_arg(),
+            sinks.clone().into_buffer_arg(),
+            output.clone().into_buffer_arg(),
+            shape.batch * shape.length,
+            shape.heads,
+        );
+        output
     }
 
     /// Query, key, value, the gradient of the output, and the rows.
@@ -78,4 +95,22 @@ fn rows_kernel(
     let mut row = Float2::new(log_sum_exp[ABSOLUTE_POS]);
     row.insert(1usize, sums.extract(0usize) + sums.extract(1usize));
     rows[ABSOLUTE_POS] = row;
+}
+
+/// A cube a head, whose units take every 256th token each.
+#[cube(launch)]
+fn sinks_kernel(rows: &[Float2], sinks: &[f32], output: &mut [f32], tokens: usize, heads: usize) {
+    let head = CUBE_POS_X as usize;
+    let sink = sinks[head];
+    let mut sum = 0.0f32;
+    let mut token = UNIT_POS as usize;
+    while token < tokens {
+        let row = rows[token * heads + head];
+        sum -= (sink - row.extract(0usize)).exp() * row.extract(1usize);
+        token += UNITS;
+    }
+    let sum = sum_of_group(sum, UNITS);
+    if UNIT_POS == 0 {
+        output[head] = sum;
+    }
 }

@@ -6,8 +6,10 @@
 
 use std::sync::Arc;
 
+use burn::backend::ops::IntTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, TensorMetadata};
+use burn::tensor::TensorData;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -15,7 +17,8 @@ use super::span::{ROWS, attend_kernel};
 use super::tile::TILE;
 use super::{CUBES, Ranges, Tables, column_blocks, forward, launch_of, rotate};
 use crate::attention::cached::CachedAttention;
-use crate::attention::{AttentionShape, FirstKeys, Segment};
+use crate::attention::segments::{PlacedSegment, TABLE_HEAD};
+use crate::attention::{AttentionShape, FirstKeys};
 use crate::cube::{contiguous, empty_float, owned, units};
 
 /// The most partial outputs that are combined.
@@ -26,22 +29,25 @@ impl CachedAttention for Cube {
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
+        sinks: FloatTensor<Self>,
         cosines: FloatTensor<Self>,
         sines: FloatTensor<Self>,
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
         table: IntTensor<Self>,
-        segments: Arc<[Segment]>,
+        segments: Arc<[PlacedSegment]>,
         shape: AttentionShape,
+        window: Option<usize>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let tables = Tables {
-            cosines: contiguous(cosines),
-            sines: contiguous(sines),
-        };
-        let (key, value) = (contiguous(key), contiguous(value));
-        let (keys, values) = (owned(keys), owned(values));
+        let tables = Tables::new(cosines, sines, shape);
+        let [key, value, sinks] = [key, value, sinks].map(contiguous);
         let table = contiguous(table);
-        let capacity = keys.shape()[2];
+        let cache = Cache {
+            keys: owned(keys),
+            values: owned(values),
+            width: table.shape()[1],
+            table,
+        };
         let (count, dim) = units(&key.client, key.shape().num_elements() / 2);
         store_kernel::launch(
             &key.client.clone(),
@@ -51,15 +57,18 @@ impl CachedAttention for Cube {
             value.clone().into_buffer_arg(),
             tables.cosines.clone().into_buffer_arg(),
             tables.sines.clone().into_buffer_arg(),
-            keys.clone().into_buffer_arg(),
-            values.clone().into_buffer_arg(),
-            table.clone().into_buffer_arg(),
+            cache.keys.clone().into_buffer_arg(),
+            cache.values.clone().into_buffer_arg(),
+            cache.table.clone().into_buffer_arg(),
             segments.len(),
+            cache.width,
             shape.kv_heads,
             shape.head_dim / 2,
-            capacity,
+            tables.half,
+            cache.places(),
+            cache.block_positions(),
         );
-        let query = rotate::rotate(query, &tables, shape.scale());
+        let query = rotate::rotate(query, &tables, shape.head_dim, shape.scale);
         let new = segments[0].new;
         let prompts = new > ROWS
             && segments
@@ -73,23 +82,55 @@ impl CachedAttention for Cube {
                     length: new,
                     ..shape
                 };
-                let key = rotate::rotate(key, &tables, 1.0);
-                let ranges = Ranges::new(FirstKeys::OfSequence, &query);
-                forward::forward(&query, &key, &value, &ranges, shape).0
+                let key = rotate::rotate(key, &tables, shape.head_dim, 1.0);
+                let ranges = Ranges::new(first_keys(window, shape, &query), &query);
+                forward::forward([&query, &key, &value, &sinks], &ranges, shape).0
             }
-            false => attend(&query, [&keys, &values], &table, &segments, shape),
+            false => attend([&query, &sinks], &cache, &segments, shape, window),
         };
-        (output, keys, values)
+        (output, cache.keys, cache.values)
     }
+}
+
+/// A cache, and where the segments of a step lie in it.
+struct Cache {
+    keys: CubeTensor,
+    values: CubeTensor,
+    /// `[segments, width]`, see [`Segments`](crate::attention::Segments).
+    table: CubeTensor,
+    width: usize,
+}
+
+impl Cache {
+    /// Positions of a block.
+    fn block_positions(&self) -> usize {
+        self.keys.shape()[2]
+    }
+
+    /// Positions that all blocks have room for.
+    fn places(&self) -> usize {
+        self.keys.shape()[1] * self.block_positions()
+    }
+}
+
+/// The first key that each query of some texts sees from their beginning.
+fn first_keys(window: Option<usize>, shape: AttentionShape, like: &CubeTensor) -> FirstKeys<Cube> {
+    let Some(window) = window.filter(|&window| window < shape.length) else {
+        return FirstKeys::OfSequence;
+    };
+    let first = (0..shape.length).map(|position| (position + 1).saturating_sub(window) as i32);
+    let first: Vec<i32> = first.cycle().take(shape.batch * shape.length).collect();
+    let first = TensorData::new(first, [shape.batch * shape.length]);
+    FirstKeys::OfQuery(Cube::int_from_data(first, &like.device))
 }
 
 /// Outputs of queries that are rotated and scaled, over what their sequences hold.
 fn attend(
-    query: &CubeTensor,
-    [keys, values]: [&CubeTensor; 2],
-    table: &CubeTensor,
-    segments: &[Segment],
+    [query, sinks]: [&CubeTensor; 2],
+    cache: &Cache,
+    segments: &[PlacedSegment],
     shape: AttentionShape,
+    window: Option<usize>,
 ) -> CubeTensor {
     let AttentionShape {
         heads,
@@ -98,11 +139,15 @@ fn attend(
         ..
     } = shape;
     let tokens = shape.batch * shape.length;
-    let of_all = |number: fn(&Segment) -> usize| segments.iter().map(number).max().unwrap_or(0);
+    let of_all =
+        |number: fn(&PlacedSegment) -> usize| segments.iter().map(number).max().unwrap_or(0);
     // Of the segment with the most new positions; cubes of others have nothing to do.
     let parts = (of_all(|segment| segment.new) * shape.group()).div_ceil(ROWS);
     let tasks = segments.len() * kv_heads * parts;
-    let blocks = of_all(Segment::end).div_ceil(TILE);
+    // What the rows of a cube see with a window begins anywhere in a block.
+    let window = window.unwrap_or(usize::MAX);
+    let positions = of_all(PlacedSegment::end).min(window.saturating_add(ROWS - 1 + TILE - 1));
+    let blocks = positions.div_ceil(TILE);
     let span = blocks.div_ceil(CUBES.div_ceil(tasks).min(SPANS));
     let spans = blocks.div_ceil(span);
     let rows = tokens * heads;
@@ -117,19 +162,22 @@ fn attend(
             count,
             dim,
             query.clone().into_buffer_arg(),
-            keys.clone().into_buffer_arg(),
-            values.clone().into_buffer_arg(),
+            cache.keys.clone().into_buffer_arg(),
+            cache.values.clone().into_buffer_arg(),
             partial.clone().into_buffer_arg(),
             maxima.clone().into_buffer_arg(),
             sums.clone().into_buffer_arg(),
-            table.clone().into_buffer_arg(),
+            cache.table.clone().into_buffer_arg(),
             tasks,
             parts,
             tokens,
             heads,
             kv_heads,
             head_dim / 2,
-            keys.shape()[2],
+            cache.width,
+            cache.places(),
+            cache.block_positions(),
+            window.min(u32::MAX as usize),
             span * TILE,
             column_blocks(head_dim),
         );
@@ -143,14 +191,25 @@ fn attend(
         partial.into_buffer_arg(),
         maxima.into_buffer_arg(),
         sums.into_buffer_arg(),
+        sinks.clone().into_buffer_arg(),
         output.clone().into_buffer_arg(),
         spans,
+        heads,
         head_dim,
+        shape.sinks,
     );
     output
 }
 
-/// Puts new keys, rotated, and values into the cache. A unit rotates value i of a head with value i + head_dim/2.
+/// The place of a position among all of the cache, where the blocks of its sequence are in the table from `blocks` on.
+#[cube]
+pub fn place_of(table: &[i32], blocks: usize, position: usize, block_positions: usize) -> usize {
+    table[blocks + position / block_positions] as usize * block_positions
+        + position % block_positions
+}
+
+/// Puts new keys, rotated, and values into the cache. A unit rotates value i of a head with value i + half, or copies two
+/// neighbours of the values behind those.
 #[cube(launch)]
 fn store_kernel(
     key: &[f32],
@@ -161,49 +220,60 @@ fn store_kernel(
     values: &mut [f32],
     table: &[i32],
     segments: usize,
+    width: usize,
     kv_heads: usize,
+    pairs: usize,
     half: usize,
-    capacity: usize,
+    places: usize,
+    block_positions: usize,
 ) {
     if ABSOLUTE_POS * 2 >= key.len() {
         terminate!();
     }
-    let head = ABSOLUTE_POS / half;
-    let i = ABSOLUTE_POS % half;
+    let head = ABSOLUTE_POS / pairs;
+    let i = ABSOLUTE_POS % pairs;
     let token = head / kv_heads;
     // Those of a step are few.
     let mut segment = 0usize;
     for later in 1..segments {
-        if table[later * 4 + 3] as usize <= token {
+        if table[later * width + 2] as usize <= token {
             segment = later;
         }
     }
-    let sequence = table[segment * 4] as usize;
-    let past = table[segment * 4 + 1] as usize;
-    let position = past + token - table[segment * 4 + 3] as usize;
-    let angle = token * half % cosines.len() + i;
-    let cosine = cosines[angle];
-    let sine = sines[angle];
-    let from = head * 2 * half + i;
-    let a = key[from];
-    let b = key[from + half];
-    let place = (sequence * kv_heads + head % kv_heads) * capacity + position;
-    let to = place * 2 * half + i;
-    keys[to] = a * cosine - b * sine;
-    keys[to + half] = b * cosine + a * sine;
-    values[to] = value[from];
-    values[to + half] = value[from + half];
+    let segment = segment * width;
+    let position = table[segment] as usize + token - table[segment + 2] as usize;
+    let place = place_of(table, segment + TABLE_HEAD, position, block_positions);
+    let from = head * 2 * pairs;
+    let to = (head % kv_heads * places + place) * 2 * pairs;
+    values[to + 2 * i] = value[from + 2 * i];
+    values[to + 2 * i + 1] = value[from + 2 * i + 1];
+    if i < half {
+        let angle = token * half % cosines.len() + i;
+        let cosine = cosines[angle];
+        let sine = sines[angle];
+        let a = key[from + i];
+        let b = key[from + i + half];
+        keys[to + i] = a * cosine - b * sine;
+        keys[to + i + half] = b * cosine + a * sine;
+    } else {
+        keys[to + 2 * i] = key[from + 2 * i];
+        keys[to + 2 * i + 1] = key[from + 2 * i + 1];
+    }
 }
 
-/// `Σ exp(maximum − largest) · output / Σ exp(maximum − largest) · sum` over the spans; a unit a value.
+/// `Σ exp(maximum − largest) · output / Σ exp(maximum − largest) · sum` over the spans, where a sink is one more of them
+/// without an output; a unit a value.
 #[cube(launch)]
 fn merge_kernel(
     partial: &[f32],
     maxima: &[f32],
     sums: &[f32],
+    sinks: &[f32],
     output: &mut [f32],
     spans: usize,
+    heads: usize,
     head_dim: usize,
+    #[comptime] with_sinks: bool,
 ) {
     if ABSOLUTE_POS >= output.len() {
         terminate!();
@@ -211,11 +281,17 @@ fn merge_kernel(
     let row = ABSOLUTE_POS / head_dim;
     let rows = output.len() / head_dim;
     let mut largest = f32::new(f32::MIN);
+    if comptime!(with_sinks) {
+        largest = sinks[row % heads];
+    }
     for span in 0..spans {
         largest = max(largest, maxima[span * rows + row]);
     }
     let mut total = 0.0f32;
     let mut sum = 0.0f32;
+    if comptime!(with_sinks) {
+        sum = (sinks[row % heads] - largest).exp();
+    }
     for span in 0..spans {
         let factor = (maxima[span * rows + row] - largest).exp();
         total += factor * partial[span * output.len() + ABSOLUTE_POS];

@@ -19,11 +19,10 @@ use crate::cube::empty_float;
 ///
 /// - `query`: `[batch, length, heads, head_dim]`, rotated and scaled
 /// - `key`, `value`: `[batch, length, kv_heads, head_dim]`, keys rotated
+/// - `sinks`: `[heads]`, where the shape has them
 /// - output: `[batch, length, heads, head_dim]` and `[batch, length, heads]`
 pub fn forward(
-    query: &CubeTensor,
-    key: &CubeTensor,
-    value: &CubeTensor,
+    [query, key, value, sinks]: [&CubeTensor; 4],
     ranges: &Ranges,
     shape: AttentionShape,
 ) -> (CubeTensor, CubeTensor) {
@@ -33,6 +32,7 @@ pub fn forward(
         heads,
         kv_heads,
         head_dim,
+        ..
     } = shape;
     let output = empty_float(query, query.shape());
     let log_sum_exp = empty_float(query, [batch, length, heads]);
@@ -47,6 +47,7 @@ pub fn forward(
             query.clone().into_buffer_arg(),
             key.clone().into_buffer_arg(),
             value.clone().into_buffer_arg(),
+            sinks.clone().into_buffer_arg(),
             ranges.first.clone().into_buffer_arg(),
             output.clone().into_buffer_arg(),
             log_sum_exp.clone().into_buffer_arg(),
@@ -57,6 +58,7 @@ pub fn forward(
             head_dim / 2,
             column_blocks(head_dim),
             ranges.given,
+            shape.sinks,
         );
     }
     (output, log_sum_exp)
@@ -68,6 +70,7 @@ fn forward_kernel(
     query: &[Float2],
     key: &[Float2],
     value: &[Float2],
+    sinks: &[f32],
     first_keys: &[i32],
     output: &mut [Float2],
     log_sum_exp: &mut [f32],
@@ -78,6 +81,7 @@ fn forward_kernel(
     pairs: usize,
     #[comptime] column_blocks: usize,
     #[comptime] ranges: bool,
+    #[comptime] with_sinks: bool,
 ) {
     let number = number_of_cube();
     if number >= batch * heads {
@@ -105,6 +109,11 @@ fn forward_kernel(
     for i in 0..VECTOR {
         maxima[i] = f32::MIN;
         sums[i] = 0.0f32;
+        if comptime!(with_sinks) {
+            // As if it had been seen already, with a value of 0, by one unit of the row.
+            maxima[i] = sinks[number % heads];
+            sums[i] = select(place == 0, 1.0f32, 0.0f32);
+        }
         first_seen[i] = first_key(
             first_keys,
             number / heads,

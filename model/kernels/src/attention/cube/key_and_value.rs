@@ -64,6 +64,7 @@ fn launch(pass: &Pass<'_>, key_wanted: bool, value_wanted: bool) -> [CubeTensor;
         heads,
         kv_heads,
         head_dim,
+        ..
     } = shape;
     let parts = parts(shape);
     let outputs = [key_wanted, value_wanted].map(|wanted| match wanted {

@@ -30,6 +30,7 @@ pub struct Saved {
     key: CubeTensor,
     value: CubeTensor,
     output: CubeTensor,
+    sinks: CubeTensor,
     /// ln Σ exp(score), `[batch, length, heads]`.
     log_sum_exp: CubeTensor,
     tables: Tables,
@@ -37,11 +38,24 @@ pub struct Saved {
     shape: AttentionShape,
 }
 
-/// Cosines and sines of the rotary positions, each `[length or batch · length, head_dim / 2]`.
+/// Cosines and sines of the rotary positions, each `[length or batch · length, half]`. Nobody reads them where `half` is
+/// 0.
 #[derive(Debug, Clone)]
 struct Tables {
     cosines: CubeTensor,
     sines: CubeTensor,
+    /// Pairs of values of a head that are rotated.
+    half: usize,
+}
+
+impl Tables {
+    fn new(cosines: CubeTensor, sines: CubeTensor, shape: AttentionShape) -> Self {
+        Self {
+            cosines: contiguous(cosines),
+            sines: contiguous(sines),
+            half: shape.rotary_dim / 2,
+        }
+    }
 }
 
 /// The first key that each query sees.
@@ -69,25 +83,24 @@ impl Ranges {
     }
 }
 
-impl Operation<Cube, 3> for Attention<Cube> {
+impl Operation<Cube, 4> for Attention<Cube> {
     type Saved = Saved;
 
-    fn forward_saving(self, [query, key, value]: [CubeTensor; 3]) -> (CubeTensor, Saved) {
+    fn forward_saving(self, [query, key, value, sinks]: [CubeTensor; 4]) -> (CubeTensor, Saved) {
         let shape = self.shape;
-        let tables = Tables {
-            cosines: contiguous(self.cosines),
-            sines: contiguous(self.sines),
-        };
+        let tables = Tables::new(self.cosines, self.sines, shape);
         let ranges = Ranges::new(self.first, &query);
-        let query = rotate::rotate(query, &tables, shape.scale());
-        let key = rotate::rotate(key, &tables, 1.0);
-        let value = contiguous(value);
-        let (output, log_sum_exp) = forward::forward(&query, &key, &value, &ranges, shape);
+        let query = rotate::rotate(query, &tables, shape.head_dim, shape.scale);
+        let key = rotate::rotate(key, &tables, shape.head_dim, 1.0);
+        let (value, sinks) = (contiguous(value), contiguous(sinks));
+        let (output, log_sum_exp) =
+            forward::forward([&query, &key, &value, &sinks], &ranges, shape);
         let saved = Saved {
             query,
             key,
             value,
             output: output.clone(),
+            sinks,
             log_sum_exp,
             tables,
             ranges,
@@ -99,14 +112,16 @@ impl Operation<Cube, 3> for Attention<Cube> {
     fn backward(
         saved: Saved,
         gradient: CubeTensor,
-        [query_wanted, key_wanted, value_wanted]: [bool; 3],
-    ) -> [Option<CubeTensor>; 3] {
+        [query_wanted, key_wanted, value_wanted, sinks_wanted]: [bool; 4],
+    ) -> [Option<CubeTensor>; 4] {
         let pass = backward::Pass::new(&saved, contiguous(gradient));
-        let query = query_wanted.then(|| query::gradient(&pass));
-        let query = query.map(|query| rotate::rotate_transposed(query, &saved.tables));
+        let rotate_transposed =
+            |heads| rotate::rotate_transposed(heads, &saved.tables, saved.shape.head_dim);
+        let query = query_wanted.then(|| rotate_transposed(query::gradient(&pass)));
         let (key, value) = key_and_value::gradients(&pass, key_wanted, value_wanted);
-        let key = key.map(|key| rotate::rotate_transposed(key, &saved.tables));
-        [query, key, value]
+        let key = key.map(rotate_transposed);
+        let sinks = (sinks_wanted && saved.shape.sinks).then(|| pass.sinks());
+        [query, key, value, sinks]
     }
 }
 

@@ -22,6 +22,7 @@ pub fn gradient(pass: &Pass<'_>) -> CubeTensor {
         heads,
         kv_heads,
         head_dim,
+        ..
     } = pass.saved.shape;
     let output = empty_float(&pass.gradient, pass.gradient.shape());
     let (count, dim) = launch_of(length.div_ceil(TILE), batch * heads);
@@ -45,7 +46,7 @@ pub fn gradient(pass: &Pass<'_>) -> CubeTensor {
             heads,
             kv_heads,
             head_dim / 2,
-            pass.saved.shape.scale(),
+            pass.saved.shape.scale,
             column_blocks(head_dim),
             pass.saved.ranges.given,
         );

@@ -5,26 +5,35 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::Tables;
-use crate::cube::{owned, units};
+use crate::cube::{contiguous, owned, units};
 
 /// Heads rotated by their positions, and scaled; in place where nobody else holds them.
 ///
 /// # Shapes
 ///
 /// - `heads`, output: `[batch · length, heads · head_dim]`
-pub fn rotate(heads: CubeTensor, tables: &Tables, scale: f32) -> CubeTensor {
-    launch(heads, tables, scale, false)
+pub fn rotate(heads: CubeTensor, tables: &Tables, head_dim: usize, scale: f32) -> CubeTensor {
+    launch(heads, tables, head_dim, scale, false)
 }
 
 /// The transpose of [`rotate`], which is what a gradient takes: the same with the angles negated.
-pub fn rotate_transposed(heads: CubeTensor, tables: &Tables) -> CubeTensor {
-    launch(heads, tables, 1.0, true)
+pub fn rotate_transposed(heads: CubeTensor, tables: &Tables, head_dim: usize) -> CubeTensor {
+    launch(heads, tables, head_dim, 1.0, true)
 }
 
-fn launch(heads: CubeTensor, tables: &Tables, scale: f32, back: bool) -> CubeTensor {
+fn launch(
+    heads: CubeTensor,
+    tables: &Tables,
+    head_dim: usize,
+    scale: f32,
+    back: bool,
+) -> CubeTensor {
+    if tables.half == 0 && scale == 1.0 {
+        return contiguous(heads);
+    }
     let heads = owned(heads);
     let [tokens, width] = heads.shape().dims();
-    let [rows, half] = tables.cosines.shape().dims();
+    let [rows, _] = tables.cosines.shape().dims();
     let (count, dim) = units(&heads.client, tokens * width / 2);
     rotate_kernel::launch(
         &heads.client,
@@ -34,15 +43,16 @@ fn launch(heads: CubeTensor, tables: &Tables, scale: f32, back: bool) -> CubeTen
         tables.cosines.clone().into_buffer_arg(),
         tables.sines.clone().into_buffer_arg(),
         rows,
-        width / (2 * half),
-        half,
+        width / head_dim,
+        head_dim / 2,
+        tables.half,
         scale,
         back,
     );
     heads
 }
 
-/// A unit rotates value i of a head with value i + head_dim/2.
+/// A unit rotates value i of a head with value i + half, or scales two neighbours of the values behind those.
 #[cube(launch)]
 fn rotate_kernel(
     values: &mut [f32],
@@ -50,6 +60,7 @@ fn rotate_kernel(
     sines: &[f32],
     rows: usize,
     heads: usize,
+    pairs: usize,
     half: usize,
     scale: f32,
     #[comptime] back: bool,
@@ -57,18 +68,22 @@ fn rotate_kernel(
     if ABSOLUTE_POS * 2 >= values.len() {
         terminate!();
     }
-    let head = ABSOLUTE_POS / half;
-    let i = ABSOLUTE_POS % half;
-    let angle = head / heads % rows * half + i;
-    let cosine = cosines[angle];
-    let mut sine = sines[angle];
-    if comptime!(back) {
-        sine = -sine;
+    let head = ABSOLUTE_POS / pairs;
+    let i = ABSOLUTE_POS % pairs;
+    let start = head * 2 * pairs;
+    if i < half {
+        let angle = head / heads % rows * half + i;
+        let cosine = cosines[angle];
+        let mut sine = sines[angle];
+        if comptime!(back) {
+            sine = -sine;
+        }
+        let a = values[start + i];
+        let b = values[start + i + half];
+        values[start + i] = scale * (a * cosine - b * sine);
+        values[start + i + half] = scale * (b * cosine + a * sine);
+    } else {
+        values[start + 2 * i] *= scale;
+        values[start + 2 * i + 1] *= scale;
     }
-    let first = head * 2 * half + i;
-    let second = first + half;
-    let a = values[first];
-    let b = values[second];
-    values[first] = scale * (a * cosine - b * sine);
-    values[second] = scale * (b * cosine + a * sine);
 }

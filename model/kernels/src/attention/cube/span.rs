@@ -2,10 +2,11 @@
 
 use cubecl::prelude::*;
 
+use super::cached::place_of;
 use super::tile::{
-    BLOCK_COLUMNS, DEPTH, Float2, Float4, Head, LEFT, PITCH, TILE, UNITS, VECTOR, bring_by_depth,
-    number_of_cube,
+    BLOCK_COLUMNS, DEPTH, Float2, Float4, LEFT, PITCH, TILE, UNITS, VECTOR, number_of_cube,
 };
+use crate::attention::segments::TABLE_HEAD;
 
 /// Rows that a cube computes outputs of: pairs of a new position and one of the query heads that share the keys.
 pub const ROWS: usize = UNITS / SIDE;
@@ -19,6 +20,34 @@ const SHARE: usize = TILE / ROWS;
 #[cube]
 fn row_of(first_token: usize, kv_head: usize, row: usize, group: usize, heads: usize) -> usize {
     (first_token + row / group) * heads + kv_head * group + row % group
+}
+
+/// A step's values of the keys of a block, each value's positions side by side; zeros from `count` on. A unit brings four
+/// positions, from these places.
+#[cube]
+fn bring_keys(
+    keys: &[Float2],
+    places: &Array<usize>,
+    count: usize,
+    depth: usize,
+    pairs: usize,
+    tile: &mut Shared<[Float4]>,
+) {
+    let line = UNIT_POS as usize % (DEPTH / 2);
+    let rows = UNIT_POS as usize / (DEPTH / 2);
+    let pair = depth + line;
+    let mut even = Float4::new(0.0f32);
+    let mut odd = Float4::new(0.0f32);
+    #[unroll]
+    for i in 0..VECTOR {
+        if rows * VECTOR + i < count && pair < pairs {
+            let values = keys[places[i] * pairs + pair];
+            even.insert(i, values.extract(0usize));
+            odd.insert(i, values.extract(1usize));
+        }
+    }
+    tile[line * 2 * PITCH + rows] = even;
+    tile[(line * 2 + 1) * PITCH + rows] = odd;
 }
 
 /// A cube some rows of one head of the cache, over a span of its positions. The outputs are not divided by the sums
@@ -42,7 +71,10 @@ pub fn attend_kernel(
     heads: usize,
     kv_heads: usize,
     pairs: usize,
-    capacity: usize,
+    table_width: usize,
+    places: usize,
+    block_positions: usize,
+    window: usize,
     span: usize,
     #[comptime] column_blocks: usize,
 ) {
@@ -51,24 +83,21 @@ pub fn attend_kernel(
         terminate!();
     }
     let group = heads / kv_heads;
-    let segment = number / (kv_heads * parts) * 4;
+    let segment = number / (kv_heads * parts) * table_width;
     let kv_head = number / parts % kv_heads;
-    let sequence = table[segment] as usize;
-    let past = table[segment + 1] as usize;
-    let new = table[segment + 2] as usize;
-    let first_token = table[segment + 3] as usize;
+    let past = table[segment] as usize;
+    let new = table[segment + 1] as usize;
+    let first_token = table[segment + 2] as usize;
+    let blocks = segment + TABLE_HEAD;
     let first_row = number % parts * ROWS;
     let all_rows = new * group;
     if first_row >= all_rows {
         terminate!();
     }
     let rows = min(ROWS, all_rows - first_row);
-    let cache = Head {
-        start: (sequence * kv_heads + kv_head) * capacity * pairs,
-        stride: pairs,
-        length: past + new,
-        pairs,
-    };
+    // Behind the last position that any of the rows sees.
+    let length = past + (first_row + rows - 1) / group + 1;
+    let head = kv_head * places;
     let width = pairs * 2;
     let unit = UNIT_POS as usize;
     let line = unit / SIDE;
@@ -76,6 +105,7 @@ pub fn attend_kernel(
     // Lines behind the last row compute it once more, and write nothing.
     let row = first_row + min(line, rows - 1);
     let visible = past + row / group + 1;
+    let first_visible = visible - min(window, visible);
     let row = row_of(first_token, kv_head, row, group, heads);
 
     let mut tile = Shared::<[Float4]>::new_slice(LEFT);
@@ -91,13 +121,26 @@ pub fn attend_kernel(
     let mut maximum = f32::new(f32::MIN);
     let mut sum = 0.0f32;
 
-    let mut start = CUBE_POS_X as usize * span;
-    let end = min(start + span, cache.length);
+    // Spans are counted from the block in which what the first row sees begins.
+    let first_end = past + first_row / group + 1;
+    let mut start = (first_end - min(window, first_end)) / TILE * TILE;
+    start += CUBE_POS_X as usize * span;
+    let end = min(start + span, length);
+    let mut key_places = Array::<usize>::new(VECTOR);
     while start < end {
+        #[unroll]
+        for i in 0..VECTOR {
+            let position = start + unit / (DEPTH / 2) * VECTOR + i;
+            key_places[i] = 0usize;
+            if position < length {
+                key_places[i] = head + place_of(table, blocks, position, block_positions);
+            }
+        }
+        let count = length - start;
         let mut scores = Float4::new(0.0f32);
         let mut depth = 0usize;
         while depth < pairs {
-            bring_by_depth(keys, &cache, start, depth, &mut tile);
+            bring_keys(keys, &key_places, count, depth, pairs, &mut tile);
             let column = depth * 2 + place;
             let mut value = 0.0f32;
             if column < width {
@@ -115,7 +158,8 @@ pub fn attend_kernel(
         let mut largest = maximum;
         #[unroll]
         for c in 0..VECTOR {
-            if start + place * VECTOR + c < visible {
+            let position = start + place * VECTOR + c;
+            if position < visible && position >= first_visible {
                 largest = max(largest, scores.extract(c));
             }
         }
@@ -130,7 +174,8 @@ pub fn attend_kernel(
         #[unroll]
         for c in 0..VECTOR {
             // A row need not see anything of a span.
-            let hidden = start + place * VECTOR + c >= visible;
+            let position = start + place * VECTOR + c;
+            let hidden = position >= visible || position < first_visible;
             let weight = select(hidden, 0.0f32, (scores.extract(c) - largest).exp());
             sum += weight;
             weights[line * TILE + place * VECTOR + c] = weight;
@@ -153,13 +198,14 @@ pub fn attend_kernel(
         for step in 0..SHARE {
             let of_block = line * SHARE + step;
             let position = start + of_block;
-            if position < cache.length {
+            if position < length {
+                let from = (head + place_of(table, blocks, position, block_positions)) * pairs;
                 #[unroll]
                 for column_block in 0..column_blocks {
                     let pair = column_block * SIDE + place;
                     let mut value = Float2::new(0.0f32);
                     if pair < pairs {
-                        value = values[cache.start + position * pairs + pair];
+                        value = values[from + pair];
                     }
                     #[unroll]
                     for row in 0..ROWS {

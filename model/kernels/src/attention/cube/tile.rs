@@ -255,7 +255,7 @@ pub fn write(
 
 /// A step's values of the positions from `first`, each value's positions side by side; zeros behind the last ones.
 #[cube]
-pub fn bring_by_depth(
+fn bring_by_depth(
     source: &[Float2],
     head: &Head,
     first: usize,
