@@ -100,7 +100,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::testing::{smallest, text, tiny, with_experts};
+    use crate::testing::{smallest, text, tiny, windowed, with_experts, without_positions};
     use firebox_runtime::device::{Kernels, default_name, kernels, select};
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values};
@@ -119,7 +119,13 @@ mod tests {
     }
 
     fn decoding_equals_one_forward_pass(device: Device) {
-        for config in [tiny(), with_experts(8, 8), tiny().dense_baseline()] {
+        for config in [
+            tiny(),
+            with_experts(8, 8),
+            tiny().dense_baseline(),
+            windowed(),
+            without_positions(),
+        ] {
             let model = LanguageModel::random(&config, 7, &device);
             let rows = text(2, 20, config.vocab_size);
             let tokens = token_tensor(rows.iter().map(Vec::as_slice), &device);
@@ -140,7 +146,7 @@ mod tests {
     }
 
     fn pieces_of_several_lengths_equal_those_of_one_sequence(device: Device) {
-        let config = tiny();
+        let config = windowed();
         let model = LanguageModel::random(&config, 7, &device);
         let rows = text(3, 25, config.vocab_size);
         let whole = rows.iter().map(|row| {

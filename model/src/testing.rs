@@ -6,7 +6,8 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::{
-    AttentionBias, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm, RouterConfig,
+    AttentionBias, AttentionKind, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm,
+    RouterConfig,
 };
 use crate::parameters::{Initializer, ParameterSource, ParameterSpec};
 
@@ -56,6 +57,31 @@ pub fn with_experts(count: usize, top_k: usize) -> ModelConfig {
     let mut config = tiny();
     let experts = &mut moe(&mut config).experts;
     (experts.count, experts.top_k) = (count, top_k);
+    config
+}
+
+/// [`tiny`] with a window before a dense feed-forward, then the whole context before a mixture; with sinks, biases, and
+/// rotary positions of a part of each head.
+pub fn windowed() -> ModelConfig {
+    ModelConfig {
+        rotary_dim: 4,
+        attention_bias: AttentionBias::All,
+        sinks: true,
+        layers: vec![
+            LayerConfig {
+                attention: AttentionKind::Window(5),
+                ..LayerConfig::dense(30)
+            },
+            LayerConfig::MOE,
+        ],
+        ..tiny()
+    }
+}
+
+/// [`tiny`] without rotary positions in the first layer.
+pub fn without_positions() -> ModelConfig {
+    let mut config = tiny();
+    config.layers[0].attention = AttentionKind::Nope;
     config
 }
 

@@ -7,9 +7,9 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use firebox_model::batch::Sequence;
-use firebox_model::config::BalanceKind;
+use firebox_model::config::{BalanceKind, ModelConfig};
 use firebox_model::moe::stats::LayerHealth;
-use firebox_model::testing::moe;
+use firebox_model::testing::{moe, windowed, without_positions};
 use firebox_runtime::on_every_device;
 use firebox_tests::models::{model, sequences, tiny};
 use firebox_tests::tensors::relative_error;
@@ -50,34 +50,43 @@ fn the_gradient_does_not_depend_on_the_cut_into_micro_batches(device: Device) {
 fn a_document_teaches_the_same_whatever_it_is_packed_with(device: Device) {
     const END: u32 = 0;
     let device = device.autodiff();
-    let config = tiny();
-    let model = model(&config, &device).train();
+    for (what, config) in [
+        ("full attention", tiny()),
+        ("a window", windowed()),
+        ("no positions", without_positions()),
+    ] {
+        packed_as_alone(what, &config, END, &device);
+    }
+}
+
+fn packed_as_alone(what: &str, config: &ModelConfig, end: u32, device: &Device) {
+    let model = model(config, device).train();
     // Documents of several lengths, one of a single token, and the next one's first token as the last target.
-    let texts = sequences(&config, 4, 8, &[0, 3, 7, 2]);
+    let texts = sequences(config, 4, 8, &[0, 3, 7, 2]);
     let documents: Vec<Vec<u32>> = texts
         .iter()
         .map(|text| {
             let tokens = text.tokens[..text.valid].iter().map(|token| token.max(&1));
-            tokens.copied().chain([END]).collect()
+            tokens.copied().chain([end]).collect()
         })
         .collect();
     let next = |number: usize| documents[(number + 1) % documents.len()][0];
     let context = documents.iter().map(Vec::len).sum();
-    let window = |tokens: &[u32]| Sequence::of_window(tokens, context, Some(END));
+    let window = |tokens: &[u32]| Sequence::of_window(tokens, context, Some(end));
     let alone: Vec<Sequence> = documents
         .iter()
         .enumerate()
         .map(|(number, document)| window(&[&document[..], &[next(number)]].concat()))
         .collect();
     let packed = [documents.concat(), vec![next(documents.len() - 1)]].concat();
-    let alone = forward_backward(&model, &alone, 4, &device);
-    let together = forward_backward(&model, &[window(&packed)], 1, &device);
-    same_result("packed", &together, &alone);
+    let alone = forward_backward(&model, &alone, 4, device);
+    let together = forward_backward(&model, &[window(&packed)], 1, device);
+    same_result(what, &together, &alone);
     let sees_all = Sequence::of_window(&packed, context, None);
-    let sees_all = forward_backward(&model, &[sees_all], 1, &device);
+    let sees_all = forward_backward(&model, &[sees_all], 1, device);
     assert!(
         (sees_all.loss - alone.loss).abs() > 1e-4,
-        "the mask does nothing"
+        "{what}: the mask does nothing"
     );
 }
 
