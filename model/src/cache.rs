@@ -1,16 +1,28 @@
 //! The key/value cache: keys and values of the earlier tokens of some sequences, for attention.
+//!
+//! It lies in blocks of some tokens each (PagedAttention, arXiv 2309.06180). A sequence takes blocks as it grows and
+//! gives them back when it is truncated; sequences that begin alike can share them.
 
-use burn::tensor::{Device, Tensor};
+mod pool;
+#[cfg(test)]
+mod tests;
 
+use burn::tensor::{Device, Int, Tensor};
+use thiserror::Error;
+
+use self::pool::BlockPool;
 use crate::config::ModelConfig;
 use firebox_kernels::rope::Rotary;
 use firebox_kernels::{AttentionSpec, CachedInput, Segment, Segments, cached_attention};
 
+/// Tokens of a block where nobody says otherwise.
+pub const BLOCK_TOKENS: usize = 16;
+
 /// Keys and values of one layer.
 #[derive(Debug, Clone)]
 struct LayerCache {
-    keys: Tensor<4>,   // [kv_heads, sequences, capacity, head_dim]
-    values: Tensor<4>, // [kv_heads, sequences, capacity, head_dim]
+    keys: Tensor<4>,   // [kv_heads, blocks, block_tokens, head_dim]
+    values: Tensor<4>, // [kv_heads, blocks, block_tokens, head_dim]
 }
 
 /// A layer's part of a step.
@@ -51,44 +63,95 @@ impl LayerStep<'_> {
 }
 
 impl LayerCache {
-    /// Makes room for `capacity` positions of each sequence.
-    fn grow(&mut self, capacity: usize) {
+    /// Makes room for so many blocks.
+    fn grow(&mut self, blocks: usize) {
         for cached in [&mut self.keys, &mut self.values] {
-            let [kv_heads, sequences, so_far, head_dim] = cached.dims();
-            let room = Tensor::zeros([kv_heads, sequences, capacity, head_dim], &cached.device());
-            let place = [0..kv_heads, 0..sequences, 0..so_far, 0..head_dim];
+            let [kv_heads, so_far, tokens, head_dim] = cached.dims();
+            let room = Tensor::zeros([kv_heads, blocks, tokens, head_dim], &cached.device());
+            let place = [0..kv_heads, 0..so_far, 0..tokens, 0..head_dim];
             cached.inplace(|cached| room.slice_assign(place, cached));
+        }
+    }
+
+    /// What is in one block, to another.
+    fn copy(&mut self, from: usize, to: usize) {
+        for cached in [&mut self.keys, &mut self.values] {
+            let [kv_heads, _, tokens, head_dim] = cached.dims();
+            let from = Tensor::<1, Int>::from_ints([from as i32], &cached.device());
+            // A copy, where a slice would hold on to all of the cache, which were not changed in place then.
+            let block = cached.clone().select(1, from);
+            let place = [0..kv_heads, to..to + 1, 0..tokens, 0..head_dim];
+            cached.inplace(|cached| cached.slice_assign(place, block));
         }
     }
 }
 
+/// A bounded cache has too few blocks left. What it holds is as before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the cache needs {needed} more blocks, of which {free} of {blocks} are free")]
+pub struct CacheFull {
+    /// Blocks that are needed.
+    pub needed: usize,
+    /// Blocks that nobody holds.
+    pub free: usize,
+    /// All blocks.
+    pub blocks: usize,
+}
+
 /// The keys and values of every layer, for a number of sequences that each have a length of their own.
 ///
-/// Room is made as it is needed: when the longest sequence exceeds it, it doubles.
+/// Room is made as it is needed, where it is not bounded: when all blocks are held, their number doubles.
 #[derive(Debug, Clone)]
 pub struct KeyValueCache {
     layers: Vec<LayerCache>,
+    /// The blocks of each sequence, in the order of its tokens.
+    blocks: Vec<Vec<usize>>,
     lengths: Vec<usize>,
-    capacity: usize,
-    /// The most tokens that a sequence can have.
-    context: usize,
+    pool: BlockPool,
+    block_tokens: usize,
+    /// Whether there are no more blocks than at the beginning.
+    bounded: bool,
     device: Device,
 }
 
 impl KeyValueCache {
     /// An empty cache for some sequences, with room for `tokens` tokens of each to begin with.
     pub fn new(config: &ModelConfig, sequences: usize, tokens: usize, device: &Device) -> Self {
-        let capacity = tokens.max(1);
-        let shape = [config.kv_heads, sequences, capacity, config.head_dim];
+        let blocks = sequences * tokens.max(1).div_ceil(BLOCK_TOKENS);
+        Self {
+            bounded: false,
+            ..Self::bounded(config, sequences, blocks, BLOCK_TOKENS, device)
+        }
+    }
+
+    /// An empty cache for some sequences, with so many blocks of so many tokens and never more. See
+    /// [`reserve`](Self::reserve) for what happens when they are all held.
+    ///
+    /// # Panics
+    ///
+    /// When blocks have no tokens.
+    pub fn bounded(
+        config: &ModelConfig,
+        sequences: usize,
+        blocks: usize,
+        block_tokens: usize,
+        device: &Device,
+    ) -> Self {
+        assert!(block_tokens > 0, "a block holds a token at least");
+        let shape = [config.kv_heads, blocks, block_tokens, config.head_dim];
         let layer = || LayerCache {
             keys: Tensor::zeros(shape, device),
             values: Tensor::zeros(shape, device),
         };
+        let mut pool = BlockPool::default();
+        pool.grow(blocks);
         Self {
             layers: config.layers.iter().map(|_| layer()).collect(),
+            blocks: vec![Vec::new(); sequences],
             lengths: vec![0; sequences],
-            capacity,
-            context: config.context_length,
+            pool,
+            block_tokens,
+            bounded: true,
             device: device.clone(),
         }
     }
@@ -98,7 +161,33 @@ impl KeyValueCache {
         &self.lengths
     }
 
-    /// Forgets what a sequence has beyond its first `length` tokens; 0 frees it for another text.
+    /// Tokens of a block.
+    pub fn block_tokens(&self) -> usize {
+        self.block_tokens
+    }
+
+    /// Blocks that there is room for now.
+    pub fn blocks(&self) -> usize {
+        self.pool.blocks()
+    }
+
+    /// Blocks that sequences hold; those that several share count once.
+    pub fn held_blocks(&self) -> usize {
+        self.pool.blocks() - self.pool.free()
+    }
+
+    /// Bytes of a block's keys and values, in all layers.
+    pub fn block_bytes(&self) -> usize {
+        let of_layer = |layer: &LayerCache| {
+            let [kv_heads, _, tokens, head_dim] = layer.keys.dims();
+            let values = kv_heads * tokens * head_dim;
+            values * (layer.keys.dtype().size() + layer.values.dtype().size())
+        };
+        self.layers.iter().map(of_layer).sum()
+    }
+
+    /// Forgets what a sequence has beyond its first `length` tokens, and gives back the blocks that hold nothing else; 0
+    /// frees it for another text.
     ///
     /// # Panics
     ///
@@ -107,29 +196,138 @@ impl KeyValueCache {
         let cached = &mut self.lengths[sequence];
         assert!(length <= *cached, "{length} of {cached} cached tokens");
         *cached = length;
+        let kept = length.div_ceil(self.block_tokens);
+        for block in self.blocks[sequence].drain(kept..) {
+            self.pool.give_back(block);
+        }
+    }
+
+    /// Makes an empty sequence begin with the first `length` tokens of another one, and share their blocks. Where that
+    /// ends within a block, the first of the sequences that goes on takes a copy of it.
+    ///
+    /// # Panics
+    ///
+    /// When the other sequence has fewer tokens, or the sequence is not empty.
+    pub fn fork(&mut self, from: usize, length: usize, to: usize) {
+        let (cached, own) = (self.lengths[from], self.lengths[to]);
+        assert!(length <= cached, "{length} of {cached} cached tokens");
+        assert!(
+            own == 0,
+            "a sequence of {own} cached tokens is to begin with others"
+        );
+        self.truncate(to, 0);
+        let shared = self.blocks[from][..length.div_ceil(self.block_tokens)].to_vec();
+        for &block in &shared {
+            self.pool.share(block);
+        }
+        (self.blocks[to], self.lengths[to]) = (shared, length);
+    }
+
+    /// Takes the blocks that a step needs which adds to each of these sequences so many tokens. The step need not come:
+    /// [`truncate`](Self::truncate) gives back what a sequence has too many of.
+    ///
+    /// # Errors
+    ///
+    /// When a bounded cache has too few blocks. Nothing is taken then.
+    pub fn reserve(&mut self, new: &[(usize, usize)]) -> Result<(), CacheFull> {
+        self.make_room(self.needed(new))?;
+        for &(sequence, new) in new {
+            let length = self.lengths[sequence];
+            if let Some(place) = self.written(sequence)
+                && self.pool.holders(self.blocks[sequence][place]) > 1
+            {
+                self.copy(sequence, place);
+            }
+            let blocks = &mut self.blocks[sequence];
+            let all = (length + new).div_ceil(self.block_tokens);
+            if let Some(count) = all.checked_sub(blocks.len()) {
+                let taken = self.pool.take(count, blocks.last().copied());
+                blocks.extend(taken);
+            }
+        }
+        Ok(())
+    }
+
+    /// The place among the blocks of a sequence of the one that its next token joins others in.
+    fn written(&self, sequence: usize) -> Option<usize> {
+        let length = self.lengths[sequence];
+        (!length.is_multiple_of(self.block_tokens)).then_some(length / self.block_tokens)
+    }
+
+    /// How many free blocks a step takes.
+    fn needed(&self, new: &[(usize, usize)]) -> usize {
+        let more = new.iter().map(|&(sequence, new)| {
+            let all = (self.lengths[sequence] + new).div_ceil(self.block_tokens);
+            all.saturating_sub(self.blocks[sequence].len())
+        });
+        let written = new.iter().filter_map(|&(sequence, _)| {
+            let place = self.written(sequence)?;
+            Some(self.blocks[sequence][place])
+        });
+        let mut written: Vec<usize> = written.collect();
+        written.sort_unstable();
+        // The last one that holds a block keeps it.
+        let copies = written.chunk_by(|a, b| a == b);
+        let copies = copies.map(|same| same.len().min(self.pool.holders(same[0]) - 1));
+        more.sum::<usize>() + copies.sum::<usize>()
+    }
+
+    /// Sees to it that so many blocks are free.
+    fn make_room(&mut self, needed: usize) -> Result<(), CacheFull> {
+        let (blocks, free) = (self.pool.blocks(), self.pool.free());
+        if needed <= free {
+            return Ok(());
+        }
+        if self.bounded {
+            return Err(CacheFull {
+                needed,
+                free,
+                blocks,
+            });
+        }
+        let blocks = (blocks + needed - free).max(2 * blocks);
+        self.pool.grow(blocks);
+        for layer in &mut self.layers {
+            layer.grow(blocks);
+        }
+        Ok(())
+    }
+
+    /// Replaces a shared block of a sequence by a copy.
+    fn copy(&mut self, sequence: usize, place: usize) {
+        let shared = self.blocks[sequence][place];
+        let before = place
+            .checked_sub(1)
+            .map(|place| self.blocks[sequence][place]);
+        let own = self.pool.take(1, before)[0];
+        for layer in &mut self.layers {
+            layer.copy(shared, own);
+        }
+        self.pool.give_back(shared);
+        self.blocks[sequence][place] = own;
     }
 
     /// Begins a step that adds to each of these sequences so many tokens, each at least one; the forward pass of those
     /// tokens follows.
+    ///
+    /// # Panics
+    ///
+    /// When a bounded cache has too few blocks; see [`reserve`](Self::reserve).
     pub(crate) fn begin(&mut self, new: &[(usize, usize)]) -> Step<'_> {
+        if let Err(full) = self.reserve(new) {
+            panic!("{full}");
+        }
         let segments = new.iter().map(|&(sequence, new)| Segment {
             past: self.lengths[sequence],
             new,
-            blocks: vec![sequence],
+            blocks: self.blocks[sequence].clone(),
         });
         let segments: Vec<Segment> = segments.collect();
-        let longest = segments.iter().map(Segment::end).max().unwrap_or(0);
-        if longest > self.capacity {
-            self.capacity = longest.max((2 * self.capacity).min(self.context));
-            for layer in &mut self.layers {
-                layer.grow(self.capacity);
-            }
-        }
         for &(sequence, new) in new {
             self.lengths[sequence] += new;
         }
         Step {
-            segments: Segments::new(&segments, self.capacity, &self.device),
+            segments: Segments::new(&segments, self.block_tokens, &self.device),
             layers: &mut self.layers,
         }
     }
@@ -154,13 +352,8 @@ impl Step<'_> {
     /// The rotary rows of the step's tokens, from a table of at least as many positions as it is asked for.
     pub(crate) fn rotary(&self, table: impl FnOnce(usize) -> Rotary) -> Rotary {
         let segments = self.segments.list();
-        let table = table(
-            segments
-                .iter()
-                .map(|segment| segment.end())
-                .max()
-                .unwrap_or(0),
-        );
+        let ends = segments.iter().map(|segment| segment.end());
+        let table = table(ends.max().unwrap_or(0));
         if let [only] = &segments[..] {
             return table.range(only.past, only.new);
         }
@@ -170,68 +363,5 @@ impl Step<'_> {
         let positions: Vec<i32> = positions.map(|position| position as i32).collect();
         let device = self.segments.table().device();
         table.at(&Tensor::from_ints(positions.as_slice(), &device))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::smallest;
-    use firebox_runtime::device::{default_name, select};
-    use firebox_runtime::on_every_device;
-    use firebox_runtime::testing::{assert_close, values, wave};
-
-    on_every_device!(
-        what_is_cached_stays_as_the_cache_grows,
-        a_truncated_sequence_is_written_anew,
-    );
-
-    /// The output for new tokens of a sequence, whose inputs begin at `phase`.
-    fn attend(cache: &mut KeyValueCache, new: &[(usize, usize)], phase: f32) -> Vec<f32> {
-        let device = cache.device.clone();
-        let mut step = cache.begin(new);
-        let rotary = step.rotary(|positions| Rotary::new(0, positions, 2, 1e4, &device));
-        let input = |shift: f32| wave([rotary.rows(), 2], phase + shift, &device);
-        let inputs = [input(0.0), input(0.3), input(0.6)];
-        let layer = step.layer(0);
-        values(layer.attend(inputs, Some(&rotary), None, AttentionSpec::new(1, 1, 2)))
-    }
-
-    fn what_is_cached_stays_as_the_cache_grows(device: Device) {
-        let steps: [&[(usize, usize)]; 4] =
-            [&[(1, 3)], &[(0, 2), (1, 1)], &[(2, 9), (1, 1)], &[(1, 20)]];
-        let run = |tokens: usize| {
-            let mut cache = KeyValueCache::new(&smallest(), 3, tokens, &device);
-            let found = steps.map(|step| attend(&mut cache, step, step.len() as f32));
-            (found.concat(), cache.lengths().to_vec(), cache.capacity)
-        };
-        let (grown, lengths, capacity) = run(0);
-        assert_eq!((&lengths[..], capacity), (&[2, 25, 9][..], 25));
-        let (whole, _, capacity) = run(40);
-        assert_eq!(capacity, 40);
-        assert_close("outputs", &grown, &whole, 2e-6).unwrap();
-    }
-
-    fn a_truncated_sequence_is_written_anew(device: Device) {
-        let cache = || KeyValueCache::new(&smallest(), 2, 4, &device);
-        let mut straight = cache();
-        attend(&mut straight, &[(0, 3), (1, 2)], 0.0);
-        let expected = attend(&mut straight, &[(0, 2)], 0.5);
-
-        let mut back = cache();
-        attend(&mut back, &[(0, 3), (1, 2)], 0.0);
-        attend(&mut back, &[(0, 4), (1, 1)], 3.0);
-        back.truncate(0, 3);
-        assert_eq!(back.lengths(), [3, 3]);
-        let found = attend(&mut back, &[(0, 2)], 0.5);
-        assert_close("outputs", &found, &expected, 2e-6).unwrap();
-    }
-
-    #[test]
-    #[should_panic(expected = "4 of 3 cached tokens")]
-    fn a_sequence_is_not_truncated_to_more_than_it_has() {
-        let mut cache = KeyValueCache::new(&smallest(), 1, 4, &select(default_name()).unwrap());
-        attend(&mut cache, &[(0, 3)], 0.0);
-        cache.truncate(0, 4);
     }
 }

@@ -50,7 +50,8 @@ impl LanguageModel {
     /// # Panics
     ///
     /// When there is no piece, a sequence is not in the cache or has two pieces, a piece has no tokens or fewer than the
-    /// logits that it asks for, or the context is exceeded.
+    /// logits that it asks for, the context is exceeded, or a bounded cache has too few blocks: see
+    /// [`reserve`](KeyValueCache::reserve).
     pub fn decode(&self, pieces: &[Piece], cache: &mut KeyValueCache) -> Option<Tensor<2>> {
         let context = self.config().context_length;
         let mut wanted: Vec<i32> = Vec::new();

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
+use firebox_console::numbers::bytes;
 use firebox_model::generate::DraftTokens;
 use firebox_model::sampling::Sampling;
 use firebox_runtime::control::Control;
@@ -155,6 +156,7 @@ impl GenerateArgs {
         };
         let sampling = Sampling::from(self.sampling);
         let stopped = || control.stop_requested();
+        let many = prompts.is_some();
         let generated = match prompts {
             Some(prompts) => {
                 let request = ManyRequest {
@@ -183,7 +185,7 @@ impl GenerateArgs {
                 generate(&engine, &request, &speculation, output, stopped)?
             }
         };
-        log(&generated, &speculation, &engine);
+        log(&generated, &speculation, &engine, many);
         match control.stop_requested() {
             true => Err(InferError::TextInterrupted {
                 tokens: generated.statistics.tokens,
@@ -203,7 +205,7 @@ fn prompt(given: String) -> Result<String, InferError> {
     read.map(|_| text).map_err(InferError::Input)
 }
 
-fn log(generated: &Generated, speculation: &Speculation, engine: &Engine) {
+fn log(generated: &Generated, speculation: &Speculation, engine: &Engine, many: bool) {
     let Generated {
         statistics,
         seconds,
@@ -216,6 +218,13 @@ fn log(generated: &Generated, speculation: &Speculation, engine: &Engine) {
         engine.device,
         speculation.summary(statistics)
     );
+    if many {
+        tracing::info!(
+            "the cache held up to {} of keys and values; {} tokens of prompts were shared",
+            bytes(statistics.cache_bytes as u128),
+            statistics.shared
+        );
+    }
 }
 
 fn number(text: &str, allowed: impl Fn(f64) -> bool, what: &str) -> Result<f64, String> {

@@ -64,6 +64,14 @@ impl Text {
         &self.tokens[self.start..]
     }
 
+    /// How many tokens the part that the model reads has in common with that of another text at their beginning, but for
+    /// the last one, whose logits are needed.
+    fn alike(&self, other: &Self) -> usize {
+        let own = self.window();
+        let alike = own[..own.len() - 1].iter().zip(other.window());
+        alike.take_while(|(a, b)| a == b).count()
+    }
+
     fn generated(&self) -> usize {
         self.tokens.len() - self.prompt
     }
@@ -174,10 +182,9 @@ impl Batch<'_> {
         receiver: &mut impl Receiver,
     ) {
         for (place, text) in self.texts.iter_mut().enumerate() {
-            if let Some(text) = text.take_if(|text| text.end.is_some()) {
-                text.tell(receiver);
-                self.cache.truncate(place, 0);
-                self.drafter.truncate(place, 0);
+            let ended = text.take_if(|text| text.end.is_some());
+            if let Some(ended) = &ended {
+                ended.tell(receiver);
             }
             while text.is_none()
                 && let Some((number, request)) = requests.next()
@@ -188,19 +195,60 @@ impl Batch<'_> {
                     *text = None;
                 }
             }
+            if let Some(ended) = ended {
+                // What the next text begins with stays.
+                let cached = self.cache.lengths()[place];
+                let alike = text.as_ref().map_or(0, |text| text.alike(&ended));
+                let kept = alike.min(cached);
+                self.statistics.shared += kept;
+                self.cache.truncate(place, kept);
+                self.drafter.truncate(place, kept);
+            }
         }
+    }
+
+    /// Gives texts of which nothing is read what others have read of the same beginning, in whole blocks. Returns which
+    /// texts wait for another one to read what they begin with.
+    fn share(&mut self) -> Vec<bool> {
+        let block = self.cache.block_tokens();
+        let mut waits = vec![false; self.texts.len()];
+        for place in 0..self.texts.len() {
+            let cached = self.cache.lengths();
+            let Some(text) = self.texts[place].as_ref().filter(|_| cached[place] == 0) else {
+                continue;
+            };
+            // Those that have begun, or begin before this one.
+            let others = self.texts.iter().enumerate().filter(|&(other, _)| {
+                other != place && !waits[other] && (cached[other] > 0 || other < place)
+            });
+            let alike = others.filter_map(|(other, of)| {
+                let alike = text.alike(of.as_ref()?) / block * block;
+                Some((alike, alike.min(cached[other]), other))
+            });
+            match alike.max() {
+                Some((alike, read, other)) if alike > 0 && read == alike => {
+                    self.cache.fork(other, alike, place);
+                    self.statistics.shared += alike;
+                }
+                Some((alike, ..)) => waits[place] = alike > 0,
+                None => {}
+            }
+        }
+        waits
     }
 
     fn step(&mut self, receiver: &mut impl Receiver) {
         let started = Instant::now();
         let context = self.model.config().context_length;
-        for (place, text) in self.texts.iter_mut().enumerate() {
-            if text.as_mut().is_some_and(|text| text.cut(context)) {
+        for place in 0..self.texts.len() {
+            let text = self.texts[place].as_mut();
+            if text.is_some_and(|text| text.cut(context)) {
                 self.cache.truncate(place, 0);
                 self.drafter.truncate(place, 0);
             }
         }
-        let (parts, wanted, draft) = self.parts();
+        let waits = self.share();
+        let (parts, wanted, draft) = self.parts(&waits);
         let pieces = parts.iter().map(|part| Piece {
             sequence: part.place,
             tokens: &part.tokens,
@@ -210,6 +258,8 @@ impl Batch<'_> {
             self.model
                 .decode(&pieces.collect::<Vec<_>>(), &mut self.cache),
         );
+        let held = self.cache.held_blocks() * self.cache.block_bytes();
+        self.statistics.cache_bytes = self.statistics.cache_bytes.max(held);
         let vocab_size = self.model.config().vocab_size;
         let before = self.statistics;
         let mut logits = logits.as_slice();
@@ -236,9 +286,9 @@ impl Batch<'_> {
         }
     }
 
-    /// What each text takes part with, the number of tokens that were wanted of the draft for each, and the seconds of
+    /// What each text that does not wait takes part with, the number of tokens that were wanted of the draft for each, and the seconds of
     /// drafting.
-    fn parts(&mut self) -> (Vec<Part>, usize, DraftSeconds) {
+    fn parts(&mut self, waits: &[bool]) -> (Vec<Part>, usize, DraftSeconds) {
         let context = self.model.config().context_length;
         let unread: Vec<usize> = self
             .texts
@@ -275,7 +325,7 @@ impl Batch<'_> {
         let mut room = STEP_TOKENS;
         let mut parts = Vec::with_capacity(self.texts.len());
         for (place, drafted) in drafted.into_iter().enumerate() {
-            let Some(text) = &self.texts[place] else {
+            let Some(text) = self.texts[place].as_ref().filter(|_| !waits[place]) else {
                 continue;
             };
             let window = text.window();

@@ -4,6 +4,9 @@
 //! many drafted tokens as are worth it; from the logits of these positions the next tokens are drawn (`verify`). When a
 //! text ends, the next one takes its place.
 //!
+//! Texts that begin alike share what is cached of their beginnings: a text waits while another one reads the same blocks
+//! of a prompt, and then takes them over.
+//!
 //! What is generated depends on the model, the prompt and its [`Sampling`] alone, but for the rounding of logits, which
 //! may depend on the number of rows of a step: a token can differ where two were as good as tied.
 
@@ -111,6 +114,10 @@ pub struct Statistics {
     pub drafted: usize,
     /// Drafted tokens that were what the model itself drew.
     pub accepted: usize,
+    /// Tokens of prompts that were not read, since another text with the same beginning had been.
+    pub shared: usize,
+    /// The most bytes of keys and values that texts held at once; those of a draft model are not among them.
+    pub cache_bytes: usize,
 }
 
 impl Statistics {

@@ -241,6 +241,64 @@ fn greedy(count: usize) -> [Request; 1] {
     }]
 }
 
+/// Prompts with a beginning of 20 tokens in common, of which a block is full, and some without.
+fn prompts_that_begin_alike() -> Vec<Request> {
+    let system = text(1, 20, 37).remove(0);
+    let request = |number: usize| Request {
+        prompt: match number % 3 {
+            2 => text(number + 1, 9, 37).remove(number),
+            _ => [&system[..], &[number as u32, 7]].concat(),
+        },
+        count: 6,
+        sampling: Sampling::greedy(),
+    };
+    (0..9).map(request).collect()
+}
+
+#[test]
+fn what_prompts_begin_with_alike_is_read_once() {
+    let model = model(3);
+    let requests = prompts_that_begin_alike();
+    let one_by_one: Vec<Vec<u32>> = requests
+        .iter()
+        .map(|request| {
+            let (found, statistics) = run(&model, std::slice::from_ref(request), Options::new(&[]));
+            assert_eq!(statistics.shared, 0);
+            found.tokens.concat()
+        })
+        .collect();
+    // One after the other, two neighbours have all 20 tokens in common, and the same place.
+    for (batch, shared) in [(1, 3 * 20), (9, 5 * 16)] {
+        for draft in [Draft::None, Draft::PromptLookup, Draft::Model(&model)] {
+            let options = Options {
+                eos_ids: &[],
+                ..with(batch, draft, DraftTokens::Fixed(2))
+            };
+            let (found, statistics) = run(&model, &requests, options);
+            assert_eq!(found.tokens, one_by_one, "{batch}, {draft:?}");
+            assert_eq!(statistics.shared, shared, "{batch}, {draft:?}");
+        }
+    }
+}
+
+#[test]
+fn what_texts_hold_is_counted() {
+    let model = model(3);
+    let requests = prompts_that_begin_alike();
+    let held = |batch: usize| {
+        let options = Options {
+            eos_ids: &[],
+            ..with(batch, Draft::None, DraftTokens::Auto)
+        };
+        run(&model, &requests, options).1.cache_bytes
+    };
+    // Keys and values of 16 tokens in two layers, two heads of six values each.
+    let block = 2 * 16 * 2 * 2 * 6 * 4;
+    assert_eq!(held(1), 2 * block);
+    // Six texts share one block and have another one, three have one.
+    assert_eq!(held(9), (1 + 6 + 3) * block);
+}
+
 #[test]
 fn a_draft_that_is_the_model_itself_is_accepted_whole() {
     let model = model(3);
@@ -259,6 +317,8 @@ fn a_draft_that_is_the_model_itself_is_accepted_whole() {
                 draws: 6,
                 drafted: 5 * depth,
                 accepted: 5 * depth,
+                shared: 0,
+                ..statistics
             };
             assert_eq!(statistics, expected);
         }

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension};
-use burn::tensor::{Bool, DType, Tensor};
+use burn::tensor::{DType, Tensor};
 use firebox_runtime::device::{Kernels, kernels};
 use rayon::prelude::*;
 
-use super::reference::{masked_attention, rotated, split_heads};
+use super::reference::{masked_attention, outside, rotated, split_heads};
 use super::rows::{AttentionShape, RopeTables, scratch_slice};
 use super::segments::PlacedSegment;
 use super::{AttentionSpec, Segments, shape_of, sink_scores, tables};
@@ -96,7 +96,6 @@ pub fn cached_attention(input: CachedInput<'_>, cache: [&mut Tensor<4>; 2]) -> T
         input.segments.table().clone().into_dispatch(),
         input.segments.list().clone(),
         shape,
-        input.spec.window,
     );
     *keys = Tensor::from_dispatch(new_keys);
     *values = Tensor::from_dispatch(new_values);
@@ -144,13 +143,14 @@ pub fn cached_attention_reference(
     let AttentionShape {
         kv_heads,
         head_dim,
+        window,
         scale,
         ..
     } = input.shape(&cache);
     let [_, blocks, block_positions, _] = cache[0].dims();
     let outputs = input.segments.list().iter().map(|segment| {
         let (row, new, all) = (segment.row, segment.new, segment.end());
-        let first = first_seen(segment.past, input.spec.window.unwrap_or(usize::MAX));
+        let first = first_seen(segment.past, window.unwrap_or(usize::MAX));
         let of = |x: &Tensor<2>| split_heads(x.clone().narrow(0, row, new), 1, head_dim);
         let rotary = input.rotary.map(|rotary| rotary.range(row, new));
         let new_keys = rotated(of(&input.key), rotary.as_ref());
@@ -179,15 +179,9 @@ pub fn cached_attention_reference(
             });
         let so_far: Vec<Tensor<4>> = so_far.collect();
         let [keys, values] = so_far.try_into().expect("keys and values");
-        let hidden = input.spec.window.map(|window| {
-            let (device, past) = (keys.device(), (segment.past - first) as i64);
-            let shape = [new, all - first];
-            let later = Tensor::<2, Bool>::tril_mask(shape, past, &device);
-            let before = past - window.min(all) as i64 + 1;
-            later
-                .bool_or(Tensor::triu_mask(shape, before, &device))
-                .unsqueeze()
-        });
+        let all = all - first;
+        let window = window.filter(|&window| window < all);
+        let hidden = window.map(|window| outside(window, [new, all], &keys.device()));
         let query = rotated(of(&input.query), rotary.as_ref());
         masked_attention(
             query,
@@ -221,7 +215,6 @@ pub trait CachedAttention: Backend {
         table: IntTensor<Self>,
         segments: Arc<[PlacedSegment]>,
         shape: AttentionShape,
-        window: Option<usize>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
@@ -238,7 +231,6 @@ impl<B: Host> CachedAttention for B {
         _table: IntTensor<Self>,
         segments: Arc<[PlacedSegment]>,
         shape: AttentionShape,
-        window: Option<usize>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let sinks = B::values(&sinks);
         let new = New {
@@ -252,7 +244,7 @@ impl<B: Host> CachedAttention for B {
                 half: shape.rotary_dim / 2,
             },
             segments: &segments,
-            window: window.unwrap_or(usize::MAX),
+            window: shape.window.unwrap_or(usize::MAX),
             shape,
         };
         let (keys_now, values_now) = (B::values_mut(&mut keys), B::values_mut(&mut values));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
 
-use super::rows::RopeTables;
+use super::rows::{AttentionShape, RopeTables};
 use super::stretches::Stretches;
 use super::{Attention, FirstKeys, backward, forward};
 use crate::host::Host;
@@ -31,7 +31,7 @@ impl<B: Host> Attention<B> {
             sines: &B::values(&self.sines),
             half: self.shape.rotary_dim / 2,
         };
-        let first = first_keys::<B>(&self.first);
+        let first = first_keys::<B>(&self.first, self.shape);
         let stretches = Stretches::new(first.as_deref(), self.shape);
         let (output, log_sum_exp) =
             forward::forward([&query, &key, &value], sinks, tables, stretches, self.shape);
@@ -39,12 +39,22 @@ impl<B: Host> Attention<B> {
     }
 }
 
-/// Of each query, where they differ.
-fn first_keys<B: Host>(first: &FirstKeys<B>) -> Option<Vec<i64>> {
-    match first {
+/// Of each query, where they differ; with the window.
+fn first_keys<B: Host>(first: &FirstKeys<B>, shape: AttentionShape) -> Option<Vec<i64>> {
+    let first = match first {
         FirstKeys::OfSequence => None,
         FirstKeys::OfQuery(first) => Some(B::integers(first.clone())),
+    };
+    let Some(window) = shape.window.filter(|&window| window < shape.length) else {
+        return first;
+    };
+    let mut first = first.unwrap_or_else(|| vec![0; shape.batch * shape.length]);
+    for first in first.chunks_exact_mut(shape.length) {
+        for (position, first) in first.iter_mut().enumerate() {
+            *first = (*first).max((position + 1).saturating_sub(window) as i64);
+        }
     }
+    Some(first)
 }
 
 impl<B: Host> Operation<B, 4> for Attention<B> {
@@ -77,7 +87,7 @@ impl<B: Host> Operation<B, 4> for Attention<B> {
             shape,
         } = &saved.operation;
         let [query, key, value, sinks] = saved.inputs.each_ref().map(|t| B::values(t));
-        let first = first_keys::<B>(first);
+        let first = first_keys::<B>(first, *shape);
         let slices = backward::Saved {
             query: &query,
             key: &key,

@@ -18,8 +18,6 @@ mod stretches;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
-
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
@@ -86,7 +84,6 @@ pub fn attention(input: AttentionInput<'_>) -> Tensor<2> {
     }
     let sinks = sink_scores(input.sinks.clone(), &device);
     let (cosines, sines) = tables(input.rotary, &device);
-    let ranges = input.windowed_ranges();
     let output = <Dispatch as AttentionBackend>::attention(
         input.query.into_dispatch(),
         input.key.into_dispatch(),
@@ -94,7 +91,7 @@ pub fn attention(input: AttentionInput<'_>) -> Tensor<2> {
         sinks.into_dispatch(),
         cosines.into_dispatch(),
         sines.into_dispatch(),
-        ranges.as_deref().into(),
+        input.ranges.into(),
         shape,
     );
     Tensor::from_dispatch(output)
@@ -119,7 +116,7 @@ fn sink_scores(sinks: Option<Tensor<1>>, device: &Device) -> Tensor<1> {
     }
 }
 
-impl<'a> AttentionInput<'a> {
+impl AttentionInput<'_> {
     /// # Panics
     ///
     /// When the shapes do not fit.
@@ -143,23 +140,6 @@ impl<'a> AttentionInput<'a> {
         );
         shape
     }
-
-    /// The ranges and the window in one.
-    fn windowed_ranges(&self) -> Option<Cow<'a, KeyRanges>> {
-        let length = self.query.dims()[0] / self.batch.max(1);
-        let window = self.spec.window.filter(|&window| window < length);
-        match (self.ranges, window) {
-            (None, None) => None,
-            (Some(ranges), None) => Some(Cow::Borrowed(ranges)),
-            (Some(ranges), Some(window)) => Some(Cow::Owned(ranges.within(window, length))),
-            (None, Some(window)) => {
-                let device = self.query.device();
-                Some(Cow::Owned(KeyRanges::windows(
-                    self.batch, length, window, &device,
-                )))
-            }
-        }
-    }
 }
 
 fn shape_of(
@@ -174,8 +154,8 @@ fn shape_of(
         heads,
         kv_heads,
         head_dim,
+        window,
         scale,
-        ..
     } = *spec;
     let tokens = query.dims()[0];
     let length = tokens / batch.max(1);
@@ -210,6 +190,7 @@ fn shape_of(
         kv_heads,
         head_dim,
         rotary_dim,
+        window,
         scale,
         sinks: sinks.is_some(),
     }

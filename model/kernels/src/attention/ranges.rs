@@ -40,24 +40,6 @@ impl KeyRanges {
         }
     }
 
-    /// The last `window` positions up to each query's own.
-    pub(super) fn windows(batch: usize, length: usize, window: usize, device: &Device) -> Self {
-        let positions = Tensor::<1, Int>::arange(0..length as i64, device);
-        let first = positions.sub_scalar(window as i64 - 1).clamp_min(0);
-        Self {
-            first: first.repeat(&[batch]),
-        }
-    }
-
-    /// Of each range in sequences of `length` positions, the last `window`.
-    pub(super) fn within(&self, window: usize, length: usize) -> Self {
-        let batch = self.tokens() / length.max(1);
-        let windows = Self::windows(batch, length, window, &self.first.device());
-        Self {
-            first: self.first.clone().max_pair(windows.first),
-        }
-    }
-
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.first.dims()[0]

@@ -1,7 +1,7 @@
 //! Attention in plain tensor operations, with whole matrices of scores.
 
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Device, Tensor};
 
 use super::AttentionInput;
 use crate::rope::Rotary;
@@ -13,8 +13,19 @@ use crate::rope::Rotary;
 /// When the shapes do not fit.
 pub fn attention_reference(input: AttentionInput<'_>) -> Tensor<2> {
     let shape = input.shape();
-    let ranges = input.windowed_ranges();
-    let hidden = ranges.map(|ranges| ranges.hidden(input.batch));
+    let ranges = input.ranges.map(|ranges| ranges.hidden(input.batch));
+    let window = shape.window.filter(|&window| window < shape.length);
+    let window = window.map(|window| {
+        let square = [shape.length; 2];
+        outside(window, square, &input.query.device())
+    });
+    let hidden = match (ranges, window) {
+        (Some(ranges), Some(window)) => {
+            let window = window.expand(ranges.dims());
+            Some(ranges.bool_or(window))
+        }
+        (ranges, window) => ranges.or(window),
+    };
     let [query, key, value] = [input.query, input.key, input.value]
         .map(|heads| split_heads(heads, input.batch, shape.head_dim));
     masked_attention(
@@ -33,6 +44,17 @@ pub(super) fn rotated(x: Tensor<4>, rotary: Option<&Rotary>) -> Tensor<4> {
         Some(rotary) => rotary.apply(x),
         None => x,
     }
+}
+
+/// `[1, 1, new, all]`, true where the query of a row, of which the last is that of the last key, does not see the key of a
+/// column within a window.
+pub(super) fn outside(window: usize, [new, all]: [usize; 2], device: &Device) -> Tensor<4, Bool> {
+    let past = (all - new) as i64;
+    let later = Tensor::<2, Bool>::tril_mask([new, all], past, device);
+    let before = past + 1 - window as i64;
+    later
+        .bool_or(Tensor::triu_mask([new, all], before, device))
+        .unsqueeze()
 }
 
 /// `[batch · new, heads · head_dim]` → `[batch, heads, new, head_dim]`

@@ -33,6 +33,8 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Values of a head that are rotated by their position, its first ones; even, 0 for none.
     pub rotary_dim: usize,
+    /// The most positions that a query sees, at least 1; `None` for all.
+    pub window: Option<usize>,
     /// Factor of the scores.
     pub scale: f32,
     /// Whether there are sinks.

@@ -109,6 +109,7 @@ mod tests {
             kv_heads: 1,
             head_dim: 2,
             rotary_dim: 2,
+            window: None,
             scale: 1.0,
             sinks: false,
         };
@@ -142,6 +143,7 @@ mod tests {
             kv_heads: 1,
             head_dim: 2,
             rotary_dim: 2,
+            window: None,
             scale: 1.0,
             sinks: false,
         };

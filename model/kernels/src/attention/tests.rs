@@ -47,6 +47,7 @@ fn shape(
         kv_heads,
         head_dim,
         rotary_dim: head_dim,
+        window: None,
         scale: (head_dim as f32).sqrt().recip(),
         sinks: false,
     }
@@ -54,6 +55,7 @@ fn shape(
 
 fn spec(shape: AttentionShape) -> AttentionSpec {
     AttentionSpec {
+        window: shape.window,
         scale: shape.scale,
         ..AttentionSpec::new(shape.heads, shape.kv_heads, shape.head_dim)
     }
@@ -88,7 +90,6 @@ struct Case {
     shape: AttentionShape,
     size: f32,
     first: Option<Vec<usize>>,
-    window: Option<usize>,
 }
 
 impl From<AttentionShape> for Case {
@@ -97,7 +98,6 @@ impl From<AttentionShape> for Case {
             shape,
             size: 1.0,
             first: None,
-            window: None,
         }
     }
 }
@@ -139,10 +139,7 @@ fn run(
         rotary: rotary.as_ref(),
         sinks: case.shape.sinks.then(|| sinks.clone()),
         ranges: ranges.as_ref(),
-        spec: AttentionSpec {
-            window: case.window,
-            ..spec(case.shape)
-        },
+        spec: spec(case.shape),
     });
     let weights = wave(tokens, heads * head_dim, 1.3, 1.0, &device);
     let gradients = (output.clone() * weights).sum().backward();
@@ -284,10 +281,11 @@ fn every_specification_equals_the_reference(device: Device) {
             rotary_dim: 2 * rotated.min(half),
             scale: scale.unwrap_or(usual.scale),
             sinks,
+            window,
             ..usual
         };
         let first = (!documents.is_empty()).then(|| first_keys(shape, &documents, usize::MAX));
-        assert_same(Case { first, window, ..shape.into() }, &device)?;
+        assert_same(Case { first, ..shape.into() }, &device)?;
     });
 }
 
@@ -298,8 +296,11 @@ fn a_window_is_a_range(device: Device) {
         let of = |window| documents.map(|documents| first_keys(shape, documents, window));
         let windowed = Case {
             first: of(usize::MAX),
-            window: Some(window),
-            ..shape.into()
+            ..AttentionShape {
+                window: Some(window),
+                ..shape
+            }
+            .into()
         };
         let ranges = Case {
             first: of(window).or_else(|| Some(first_keys(shape, &[], window))),

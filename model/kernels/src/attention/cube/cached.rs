@@ -6,10 +6,8 @@
 
 use std::sync::Arc;
 
-use burn::backend::ops::IntTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, TensorMetadata};
-use burn::tensor::TensorData;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -37,7 +35,6 @@ impl CachedAttention for Cube {
         table: IntTensor<Self>,
         segments: Arc<[PlacedSegment]>,
         shape: AttentionShape,
-        window: Option<usize>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let tables = Tables::new(cosines, sines, shape);
         let [key, value, sinks] = [key, value, sinks].map(contiguous);
@@ -83,10 +80,10 @@ impl CachedAttention for Cube {
                     ..shape
                 };
                 let key = rotate::rotate(key, &tables, shape.head_dim, 1.0);
-                let ranges = Ranges::new(first_keys(window, shape, &query), &query);
+                let ranges = Ranges::new(FirstKeys::OfSequence, shape, &query);
                 forward::forward([&query, &key, &value, &sinks], &ranges, shape).0
             }
-            false => attend([&query, &sinks], &cache, &segments, shape, window),
+            false => attend([&query, &sinks], &cache, &segments, shape),
         };
         (output, cache.keys, cache.values)
     }
@@ -113,24 +110,12 @@ impl Cache {
     }
 }
 
-/// The first key that each query of some texts sees from their beginning.
-fn first_keys(window: Option<usize>, shape: AttentionShape, like: &CubeTensor) -> FirstKeys<Cube> {
-    let Some(window) = window.filter(|&window| window < shape.length) else {
-        return FirstKeys::OfSequence;
-    };
-    let first = (0..shape.length).map(|position| (position + 1).saturating_sub(window) as i32);
-    let first: Vec<i32> = first.cycle().take(shape.batch * shape.length).collect();
-    let first = TensorData::new(first, [shape.batch * shape.length]);
-    FirstKeys::OfQuery(Cube::int_from_data(first, &like.device))
-}
-
 /// Outputs of queries that are rotated and scaled, over what their sequences hold.
 fn attend(
     [query, sinks]: [&CubeTensor; 2],
     cache: &Cache,
     segments: &[PlacedSegment],
     shape: AttentionShape,
-    window: Option<usize>,
 ) -> CubeTensor {
     let AttentionShape {
         heads,
@@ -145,7 +130,7 @@ fn attend(
     let parts = (of_all(|segment| segment.new) * shape.group()).div_ceil(ROWS);
     let tasks = segments.len() * kv_heads * parts;
     // What the rows of a cube see with a window begins anywhere in a block.
-    let window = window.unwrap_or(usize::MAX);
+    let window = shape.window.unwrap_or(usize::MAX);
     let positions = of_all(PlacedSegment::end).min(window.saturating_add(ROWS - 1 + TILE - 1));
     let blocks = positions.div_ceil(TILE);
     let span = blocks.div_ceil(CUBES.div_ceil(tasks).min(SPANS));

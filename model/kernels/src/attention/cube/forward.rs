@@ -9,7 +9,7 @@ use super::tile::{
     first_block, first_from_the_end, first_key, is_hidden, number_of_cube, row_of_unit, scores,
     write,
 };
-use super::{Ranges, column_blocks, launch_of};
+use super::{Limits, Ranges, column_blocks, launch_of};
 use crate::attention::AttentionShape;
 use crate::cube::empty_float;
 
@@ -56,8 +56,9 @@ pub fn forward(
             heads,
             kv_heads,
             head_dim / 2,
+            ranges.window,
             column_blocks(head_dim),
-            ranges.given,
+            ranges.limits,
             shape.sinks,
         );
     }
@@ -79,8 +80,9 @@ fn forward_kernel(
     heads: usize,
     kv_heads: usize,
     pairs: usize,
+    window: usize,
     #[comptime] column_blocks: usize,
-    #[comptime] ranges: bool,
+    #[comptime] limits: Limits,
     #[comptime] with_sinks: bool,
 ) {
     let number = number_of_cube();
@@ -119,11 +121,12 @@ fn forward_kernel(
             number / heads,
             first + row_of_unit(i),
             length,
-            ranges,
+            window,
+            limits,
         );
     }
 
-    let mut start = first_block(first_keys, number / heads, first, length, ranges);
+    let mut start = first_block(first_keys, number / heads, first, length, window, limits);
     while start <= first {
         scores(
             query,
@@ -146,7 +149,7 @@ fn forward_kernel(
                 #[unroll]
                 for c in 0..VECTOR {
                     let column = start + column_of_unit(j, c);
-                    let hidden = is_hidden(column, row, first_seen[i], ranges);
+                    let hidden = is_hidden(column, row, first_seen[i], limits);
                     let score = select(hidden, f32::MIN, all.extract(c));
                     maximum = max(maximum, score);
                     all.insert(c, score);

@@ -12,7 +12,7 @@ use super::tile::{
     DEPTH, Float2, Float4, Head, LEFT, RIGHT, SCORES, TILE, VECTOR, accumulate, column_of_unit,
     first_key, is_hidden, number_of_cube, row_of_unit, scores, write,
 };
-use super::{CUBES, column_blocks, launch_of};
+use super::{CUBES, Limits, column_blocks, launch_of};
 use crate::attention::AttentionShape;
 use crate::cube::{ROUNDS, empty_float, units};
 
@@ -96,10 +96,11 @@ fn launch(pass: &Pass<'_>, key_wanted: bool, value_wanted: bool) -> [CubeTensor;
             kv_heads,
             head_dim / 2,
             parts,
+            pass.saved.ranges.window,
             column_blocks(head_dim),
             key_wanted,
             value_wanted,
-            pass.saved.ranges.given,
+            pass.saved.ranges.limits,
         );
     }
     outputs
@@ -156,10 +157,11 @@ fn key_and_value_kernel(
     kv_heads: usize,
     pairs: usize,
     parts: usize,
+    window: usize,
     #[comptime] column_blocks: usize,
     #[comptime] key_wanted: bool,
     #[comptime] value_wanted: bool,
-    #[comptime] ranges: bool,
+    #[comptime] limits: Limits,
 ) {
     let number = number_of_cube();
     if number >= parts * batch * kv_heads {
@@ -223,12 +225,13 @@ fn key_and_value_kernel(
                     let row = rows[(head / heads * length + seen) * heads + head % heads];
                     let log_sum_exp = row.extract(0usize);
                     let shift = row.extract(1usize);
-                    let first_seen = first_key(first_keys, sequence, position, length, ranges);
+                    let first_seen =
+                        first_key(first_keys, sequence, position, length, window, limits);
                     #[unroll]
                     for i in 0..VECTOR {
                         let key = first + row_of_unit(i);
                         let hidden =
-                            is_hidden(key, position, first_seen, ranges) || position >= length;
+                            is_hidden(key, position, first_seen, limits) || position >= length;
                         let mut all = weights[i * SCORES + j];
                         let weight = (all.extract(c) - log_sum_exp).exp();
                         let weight = select(hidden, 0.0f32, weight);
@@ -267,9 +270,9 @@ fn key_and_value_kernel(
                 );
             }
             start += TILE;
-            if comptime!(ranges) {
+            if comptime!(limits.any()) {
                 // Where a block's first query does not see the last of these keys, no later one sees any.
-                if first_key(first_keys, sequence, start, length, ranges) >= first + TILE {
+                if first_key(first_keys, sequence, start, length, window, limits) >= first + TILE {
                     start = length;
                 }
             }

@@ -58,26 +58,47 @@ impl Tables {
     }
 }
 
-/// The first key that each query sees.
+/// What hides keys in front of a query.
 #[derive(Debug, Clone)]
 struct Ranges {
-    /// `[batch · length]`; a single value that nobody reads where every query sees its sequence's first key.
+    /// The first key that each query sees, `[batch · length]`; a single value that nobody reads where every query sees its
+    /// sequence's first key.
     first: CubeTensor,
-    /// Whether they are read. A kernel that does not is compiled without them.
-    given: bool,
+    /// The most positions that a query sees.
+    window: usize,
+    limits: Limits,
+}
+
+/// Which of [`Ranges`] there are. A kernel is compiled without the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Limits {
+    /// The first key of each query.
+    ranges: bool,
+    /// A window.
+    window: bool,
+}
+
+impl Limits {
+    /// Whether there is one at all.
+    fn any(self) -> bool {
+        self.ranges || self.window
+    }
 }
 
 impl Ranges {
-    fn new(first: FirstKeys<Cube>, like: &CubeTensor) -> Self {
-        match first {
-            FirstKeys::OfQuery(first) => Self {
-                first: contiguous(first),
-                given: true,
-            },
+    fn new(first: FirstKeys<Cube>, shape: AttentionShape, like: &CubeTensor) -> Self {
+        let (first, ranges) = match first {
+            FirstKeys::OfQuery(first) => (contiguous(first), true),
             // A kernel takes no empty buffer.
-            FirstKeys::OfSequence => Self {
-                first: empty_int(like, [1]),
-                given: false,
+            FirstKeys::OfSequence => (empty_int(like, [1]), false),
+        };
+        let window = shape.window.filter(|&window| window < shape.length);
+        Self {
+            first,
+            window: window.unwrap_or(shape.length),
+            limits: Limits {
+                ranges,
+                window: window.is_some(),
             },
         }
     }
@@ -89,7 +110,7 @@ impl Operation<Cube, 4> for Attention<Cube> {
     fn forward_saving(self, [query, key, value, sinks]: [CubeTensor; 4]) -> (CubeTensor, Saved) {
         let shape = self.shape;
         let tables = Tables::new(self.cosines, self.sines, shape);
-        let ranges = Ranges::new(self.first, &query);
+        let ranges = Ranges::new(self.first, shape, &query);
         let query = rotate::rotate(query, &tables, shape.head_dim, shape.scale);
         let key = rotate::rotate(key, &tables, shape.head_dim, 1.0);
         let (value, sinks) = (contiguous(value), contiguous(sinks));

@@ -10,7 +10,7 @@ use super::tile::{
     first_block, first_from_the_end, first_key, is_hidden, number_of_cube, row_of_unit, scores,
     write,
 };
-use super::{column_blocks, launch_of};
+use super::{Limits, column_blocks, launch_of};
 use crate::attention::AttentionShape;
 use crate::cube::empty_float;
 
@@ -47,8 +47,9 @@ pub fn gradient(pass: &Pass<'_>) -> CubeTensor {
             kv_heads,
             head_dim / 2,
             pass.saved.shape.scale,
+            pass.saved.ranges.window,
             column_blocks(head_dim),
-            pass.saved.ranges.given,
+            pass.saved.ranges.limits,
         );
     }
     output
@@ -70,8 +71,9 @@ fn query_kernel(
     kv_heads: usize,
     pairs: usize,
     scale: f32,
+    window: usize,
     #[comptime] column_blocks: usize,
-    #[comptime] ranges: bool,
+    #[comptime] limits: Limits,
 ) {
     let number = number_of_cube();
     if number >= batch * heads {
@@ -99,10 +101,10 @@ fn query_kernel(
         let position = min(first + row_of_unit(i), length - 1);
         of_row[i] = rows[(number / heads * length + position) * heads + number % heads];
         scales[i] = scale;
-        first_seen[i] = first_key(first_keys, number / heads, position, length, ranges);
+        first_seen[i] = first_key(first_keys, number / heads, position, length, window, limits);
     }
 
-    let mut start = first_block(first_keys, number / heads, first, length, ranges);
+    let mut start = first_block(first_keys, number / heads, first, length, window, limits);
     while start <= first {
         scores(
             query,
@@ -136,7 +138,7 @@ fn query_kernel(
                 #[unroll]
                 for c in 0..VECTOR {
                     let column = start + column_of_unit(j, c);
-                    let hidden = is_hidden(column, row, first_seen[i], ranges);
+                    let hidden = is_hidden(column, row, first_seen[i], limits);
                     let weight = (all.extract(c) - of_row[i].extract(0usize)).exp();
                     let score_gradient = weight * (found.extract(c) - of_row[i].extract(1usize));
                     found.insert(c, select(hidden, 0.0f32, score_gradient));

@@ -7,6 +7,8 @@
 
 use cubecl::prelude::*;
 
+use super::Limits;
+
 /// Two values side by side in memory.
 pub type Float2 = Vector<f32, Const<2>>;
 /// Four values.
@@ -83,11 +85,18 @@ pub fn first_key(
     sequence: usize,
     position: usize,
     length: usize,
-    #[comptime] ranges: bool,
+    window: usize,
+    #[comptime] limits: Limits,
 ) -> usize {
     let mut first = 0usize;
-    if comptime!(ranges) {
-        first = first_keys[sequence * length + min(position, length - 1)] as usize;
+    if comptime!(limits.any()) {
+        let position = min(position, length - 1);
+        if comptime!(limits.ranges) {
+            first = first_keys[sequence * length + position] as usize;
+        }
+        if comptime!(limits.window) {
+            first = max(first, position + 1 - min(window, position + 1));
+        }
     }
     first
 }
@@ -99,16 +108,22 @@ pub fn first_block(
     sequence: usize,
     first: usize,
     length: usize,
-    #[comptime] ranges: bool,
+    window: usize,
+    #[comptime] limits: Limits,
 ) -> usize {
-    first_key(first_keys, sequence, first, length, ranges) / TILE * TILE
+    first_key(first_keys, sequence, first, length, window, limits) / TILE * TILE
 }
 
 /// Whether the query at a position does not see a key, where the first one that it sees is `first_seen`.
 #[cube]
-pub fn is_hidden(key: usize, position: usize, first_seen: usize, #[comptime] ranges: bool) -> bool {
+pub fn is_hidden(
+    key: usize,
+    position: usize,
+    first_seen: usize,
+    #[comptime] limits: Limits,
+) -> bool {
     let mut hidden = key > position;
-    if comptime!(ranges) {
+    if comptime!(limits.any()) {
         hidden = hidden || key < first_seen;
     }
     hidden
