@@ -19,7 +19,7 @@ on_every_device!(
 );
 
 /// Of the weights of [`tiny`] with seed 7, each parameter's path and little-endian bits in the order of paths.
-const WEIGHTS: &str = "5b8275290bd31df53aeb7d48bef9aae044b5cb7cb7f053e74fc893ee773b0c2e";
+const WEIGHTS: &str = "512168bf7a165325cc94003dadf83b025fe6807a2e0fb4d5aadceafa7b161bd2";
 
 fn initial_weights_have_the_same_bits(device: Device) {
     let mut hash = Sha256::new();
@@ -39,7 +39,7 @@ fn initial_weights_have_the_same_bits(device: Device) {
 /// The training losses of the first steps of the run of `tests/src/runs.rs` with seed 2, in nats per token, as `flex`
 /// computes them. What changes its text, tokenizer, order of data, initial weights or arithmetic changes these.
 const LOSSES: [f64; 6] = [
-    5.6525736, 5.7021666, 5.5746994, 5.3171768, 5.1947269, 5.1564149,
+    5.6648979, 5.6956458, 5.6156921, 5.3286576, 5.2457327, 5.1821280,
 ];
 
 /// Largest difference of a device's losses over the loss. All devices add the same f32 terms in orders of their own,

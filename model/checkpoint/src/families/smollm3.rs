@@ -16,6 +16,7 @@ pub const SMOLLM3: Family = Family {
         num_attention_heads: 16,
         num_key_value_heads: Some(4),
         max_position_embeddings: 32_768,
+        rope_theta: 2e6,
         tie_word_embeddings: true,
         no_rope_layer_interval: 4,
         ..LLAMA.defaults
