@@ -8,7 +8,7 @@ use crate::config::{ModelConfig, QkNorm};
 use crate::layout::Layout;
 use crate::norm::RmsNorm;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
-use firebox_kernels::{AttentionInput, attention, linear};
+use firebox_kernels::{AttentionInput, Precision, attention, linear};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150). No biases.
@@ -30,6 +30,9 @@ pub struct Attention {
     pub key_norm: Option<RmsNorm>,
     #[module(skip)]
     qk_norm: QkNorm,
+    /// Of the projections; scores and what they weigh are f32.
+    #[module(skip)]
+    pub precision: Precision,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -79,6 +82,7 @@ impl Attention {
             query_norm: qk_norm("query_norm", all_heads, source)?,
             key_norm: qk_norm("key_norm", all_kv_heads, source)?,
             qk_norm: config.qk_norm,
+            precision: Precision::F32,
             heads,
             kv_heads,
             head_dim,
@@ -96,11 +100,11 @@ impl Attention {
             rotary,
             ranges,
         } = layout;
-        let query = linear(x.clone(), self.query.val());
+        let query = linear(x.clone(), self.query.val(), self.precision);
         let query = self.normed(query, self.heads, &self.query_norm);
-        let key = linear(x.clone(), self.key.val());
+        let key = linear(x.clone(), self.key.val(), self.precision);
         let key = self.normed(key, self.kv_heads, &self.key_norm);
-        let value = linear(x, self.value.val());
+        let value = linear(x, self.value.val(), self.precision);
 
         let attended = match cache {
             Some(cache) => cache.attend(query, key, value, rotary),
@@ -113,7 +117,7 @@ impl Attention {
                 ranges: ranges.as_ref(),
             }),
         };
-        linear(attended, self.output.val())
+        linear(attended, self.output.val(), self.precision)
     }
 
     /// Queries or keys after their norm, if there is one.

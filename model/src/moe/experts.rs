@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 
 use crate::config::ModelConfig;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
+use firebox_kernels::Precision;
 use firebox_kernels::dispatch::DispatchPlan;
 
 /// E SwiGLUs (see [`DenseFeedForward`](crate::feed_forward::DenseFeedForward)) with stacked weights.
@@ -16,6 +17,9 @@ pub struct Experts {
     pub up: Param<Tensor<3>>,
     /// `[experts, d_ff, d_model]`
     pub down: Param<Tensor<3>>,
+    /// Of their products.
+    #[module(skip)]
+    pub precision: Precision,
 }
 
 impl Experts {
@@ -46,6 +50,7 @@ impl Experts {
                 initializer: Initializer::Normal(config.residual_initializer_range()),
                 ..stack("down", [experts, inner, model])
             })?,
+            precision: Precision::F32,
         })
     }
 
@@ -57,7 +62,7 @@ impl Experts {
     /// - `weights`: `[tokens, top_k]`
     pub fn forward(&self, x: Tensor<2>, weights: Tensor<2>, plan: &DispatchPlan) -> Tensor<2> {
         let (gate, up, down) = (self.gate.val(), self.up.val(), self.down.val());
-        firebox_kernels::experts(x, weights, gate, up, down, plan)
+        firebox_kernels::experts(x, weights, gate, up, down, plan, self.precision)
     }
 }
 

@@ -100,11 +100,6 @@ impl Panels {
         self.width
     }
 
-    /// Of the inner dimension.
-    pub fn depth(&self) -> usize {
-        self.depth
-    }
-
     /// A panel's lines of a block of the inner dimension.
     #[inline(always)]
     fn panel(&self, inner: &Range<usize>, panel: usize) -> &[Line] {

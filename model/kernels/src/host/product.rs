@@ -3,7 +3,6 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use half::bf16;
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
@@ -13,7 +12,7 @@ use super::gemm::{self, Accumulate, Matrix};
 use super::panels::{self, Load, Panels, Side};
 use super::uninit::vec_uninit_with;
 use crate::dtype::StorageFloat;
-use crate::precision::Precision;
+use crate::precision::{Precision, rounded_to_bf16};
 
 /// What multiplies numbers in bf16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +142,7 @@ impl<'a> Ready<'a> {
         match (precision, T::as_f32(matrix.values())) {
             (Precision::F32, Some(values)) => Self::AsItIs(matrix.over(values)),
             (Precision::F32, None) => copied(|value| value),
-            (Precision::Bf16, _) => copied(|value| bf16::nearest(value).to_f32()),
+            (Precision::Bf16, _) => copied(rounded_to_bf16),
         }
     }
 

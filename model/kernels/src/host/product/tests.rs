@@ -1,4 +1,4 @@
-use half::f16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::*;
