@@ -9,19 +9,42 @@ use firebox_checkpoint::{
 use firebox_model::accounting::Parameters;
 use firebox_model::config::FeedForwardKind;
 use firebox_model::language_model::LanguageModel;
+use firebox_runtime::device;
 use firebox_text::{TOKENIZER_FILE, Tokenizer};
 
 use crate::config::{RunConfig, TokenizerConfig};
 use crate::error::TrainError;
 use firebox_console::numbers::scaled;
 
-/// Random weights, or those of the checkpoint `train.init`, in f32. A dense checkpoint is upcycled if the configuration
-/// asks for an MoE model.
+/// The device of a name, which must compute at the precision of the run.
+///
+/// # Errors
+///
+/// When the device is not available or does not compute at `train.precision`.
+pub fn select_device(name: &str, config: &RunConfig) -> Result<Device, TrainError> {
+    let selected = device::select(name)?;
+    let precision = config.train.precision;
+    match precision.runs_on(&selected) {
+        true => Ok(selected),
+        false => Err(TrainError::Precision {
+            precision,
+            device: name.to_owned(),
+        }),
+    }
+}
+
+/// Random weights, or those of the checkpoint `train.init`, in f32, with products at `train.precision`. A dense checkpoint is
+/// upcycled if the configuration asks for an MoE model.
 ///
 /// # Errors
 ///
 /// When the checkpoint does not exist, cannot be read, or does not fit `config.model`.
 pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageModel, TrainError> {
+    let model = starting_weights(config, device)?;
+    Ok(model.at_precision(config.train.precision))
+}
+
+fn starting_weights(config: &RunConfig, device: &Device) -> Result<LanguageModel, TrainError> {
     let seed = config.train.seed;
     let Some(init) = &config.train.init else {
         return Ok(LanguageModel::random(&config.model, seed, device));

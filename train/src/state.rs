@@ -107,7 +107,7 @@ pub fn load(
     let model = load_weights(folder, &own, &config.model, device)?;
     let moments = TensorFile::open(&folder.join(MOMENTS_FILE))?;
     let optimizer = AdamW::read(&moments, progress.step, &model, device)?;
-    Ok((model, optimizer))
+    Ok((model.at_precision(config.train.precision), optimizer))
 }
 
 /// Keys that may change between a run and its resume, because they do not change the weights, or change them by

@@ -36,8 +36,15 @@ const TOKENS: [[usize; 1]; 3] = [[1], [16], [2048]];
 /// Those of a training step.
 const STEP: [[usize; 1]; 1] = [[2048]];
 
-type Mixture =
-    fn(Tensor<2>, Tensor<2>, Tensor<3>, Tensor<3>, Tensor<3>, &DispatchPlan, Precision) -> Tensor<2>;
+type Mixture = fn(
+    Tensor<2>,
+    Tensor<2>,
+    Tensor<3>,
+    Tensor<3>,
+    Tensor<3>,
+    &DispatchPlan,
+    Precision,
+) -> Tensor<2>;
 type Dense = fn(Tensor<2>, Tensor<2>, Tensor<2>, Tensor<2>, Precision) -> Tensor<2>;
 
 /// The experts of each token, unevenly loaded: the first is chosen three times as often as the last.
@@ -78,7 +85,9 @@ fn mixture_both_ways(bencher: Bencher, case: &Case<1>, precision: Precision, mix
     let plan = plan(tokens, &device);
     bencher.bench_local(|| {
         let ([x, weights], [gate, up, down]) = (by_token.clone(), stacks.clone());
-        let gradients = mixture(x, weights, gate, up, down, &plan, precision).sum().backward();
+        let gradients = mixture(x, weights, gate, up, down, &plan, precision)
+            .sum()
+            .backward();
         finish(by_token[0].grad(&gradients).expect("it was asked for"));
         gradients
     });

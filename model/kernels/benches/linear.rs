@@ -51,7 +51,9 @@ fn both_ways(bencher: Bencher, case: &Case<3>, precision: Precision, linear: Lin
     let x = random([rows, d_in], &device).require_grad();
     let weight = random([d_in, d_out], &device).require_grad();
     bencher.bench_local(|| {
-        let gradients = linear(x.clone(), weight.clone(), precision).sum().backward();
+        let gradients = linear(x.clone(), weight.clone(), precision)
+            .sum()
+            .backward();
         finish(x.grad(&gradients).expect("it was asked for"));
         gradients
     });

@@ -5,10 +5,12 @@ use std::str::FromStr;
 
 use burn::tensor::{DType, Device, Tensor};
 use firebox_runtime::device::{Kernels, kernels};
+use serde::{Deserialize, Serialize};
 
 /// What the factors of a product of matrices are rounded to. Sums are f32 always, and so is everything that is not a
 /// product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// As they are.
     #[default]

@@ -84,17 +84,19 @@ pub fn backward(
         [&mut gate, &mut up, &mut factors],
     );
 
-    let down = needs_grad
-        .down
-        .then(|| {
-            let hidden = transposed(plan, &hidden, d_ff, precision);
-            stack_gradient(plan, (&hidden, d_ff), (&by_row, d_model), precision)
-        });
+    let down = needs_grad.down.then(|| {
+        let hidden = transposed(plan, &hidden, d_ff, precision);
+        stack_gradient(plan, (&hidden, d_ff), (&by_row, d_model), precision)
+    });
     drop(hidden);
     let rows = (needs_grad.gate || needs_grad.up).then(|| gather_all(inputs, &blocks));
-    let rows = rows.as_deref().map(|rows| transposed(plan, rows, d_model, precision));
+    let rows = rows
+        .as_deref()
+        .map(|rows| transposed(plan, rows, d_model, precision));
     let from_rows = |right: &[f32]| {
-        let rows = rows.as_deref().expect("there, as one of the two needs a gradient");
+        let rows = rows
+            .as_deref()
+            .expect("there, as one of the two needs a gradient");
         stack_gradient(plan, (rows, d_model), (right, d_ff), precision)
     };
     ByInput {
@@ -224,20 +226,19 @@ fn stack_gradient(
             starts.map(move |start| (factors, start..(start + GRADIENT_ROWS).min(d_left)))
         })
         .collect();
-    let fill = |gradient: &mut [MaybeUninit<f32>]| {
-        let of_task = tasks.iter().map(|(_, part)| part.len() * d_right);
-        let of_task = pieces(gradient, of_task);
-        tasks
-            .par_iter()
-            .zip(of_task)
-            .with_max_len(1)
-            .for_each(|((factors, part), gradient)| match factors {
-                (Some(left), Some(right)) => {
-                    product_uninit((left, part.clone()), right, gradient);
-                }
-                _ => gradient.fill(MaybeUninit::new(0.0)),
-            });
-    };
+    let fill =
+        |gradient: &mut [MaybeUninit<f32>]| {
+            let of_task = tasks.iter().map(|(_, part)| part.len() * d_right);
+            let of_task = pieces(gradient, of_task);
+            tasks.par_iter().zip(of_task).with_max_len(1).for_each(
+                |((factors, part), gradient)| match factors {
+                    (Some(left), Some(right)) => {
+                        product_uninit((left, part.clone()), right, gradient);
+                    }
+                    _ => gradient.fill(MaybeUninit::new(0.0)),
+                },
+            );
+        };
     // SAFETY: the tasks' pieces fill the gradient, and each is written.
     #[allow(unsafe_code)]
     unsafe {

@@ -109,8 +109,15 @@ fn one_value_through_one_expert_and_through_two(device: Device) {
     assert_close("experts", &data(output), &[-0.375 * ln3]).unwrap();
 }
 
-type Operation =
-    fn(Tensor<2>, Tensor<2>, Tensor<3>, Tensor<3>, Tensor<3>, &DispatchPlan, Precision) -> Tensor<2>;
+type Operation = fn(
+    Tensor<2>,
+    Tensor<2>,
+    Tensor<3>,
+    Tensor<3>,
+    Tensor<3>,
+    &DispatchPlan,
+    Precision,
+) -> Tensor<2>;
 
 fn data<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()

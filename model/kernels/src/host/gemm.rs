@@ -119,9 +119,8 @@ impl<'a, T> Matrix<'a, T> {
     /// Row by row.
     pub fn iter_rows(self) -> impl Iterator<Item = impl Iterator<Item = &'a T>> {
         let place = move |row, column| row * self.row + column * self.column;
-        (0..self.rows).map(move |row| {
-            (0..self.columns).map(move |column| &self.values[place(row, column)])
-        })
+        (0..self.rows)
+            .map(move |row| (0..self.columns).map(move |column| &self.values[place(row, column)]))
     }
 
     /// The same places of other values.

@@ -299,7 +299,10 @@ fn widened<T: StorageFloat, const ROUND: bool>(weight: T) -> f32 {
 
 /// [`widened`], in place of what was there.
 #[inline(always)]
-fn widen<'r, T: StorageFloat, const ROUND: bool>(weights: &[T], room: &'r mut [f32; STREAM_COLUMNS]) -> &'r [f32] {
+fn widen<'r, T: StorageFloat, const ROUND: bool>(
+    weights: &[T],
+    room: &'r mut [f32; STREAM_COLUMNS],
+) -> &'r [f32] {
     let room = &mut room[..weights.len()];
     for (wide, weight) in room.iter_mut().zip(weights) {
         *wide = widened::<T, ROUND>(*weight);

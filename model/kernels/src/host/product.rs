@@ -1,9 +1,11 @@
 //! Products of matrices at a [`Precision`]: each factor is made ready once, for any number of products.
 
+use std::fmt;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
+use serde::Serialize;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Amx;
@@ -15,7 +17,8 @@ use crate::dtype::StorageFloat;
 use crate::precision::{Precision, rounded_to_bf16};
 
 /// What multiplies numbers in bf16.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Bf16Unit {
     /// The processor's tiles (Intel AMX).
     Amx,
@@ -31,6 +34,15 @@ impl Bf16Unit {
             return Self::Amx;
         }
         Self::Widened
+    }
+}
+
+impl fmt::Display for Bf16Unit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Amx => "AMX",
+            Self::Widened => "widened to f32",
+        })
     }
 }
 
@@ -85,7 +97,10 @@ impl<'a> Left<'a> {
         #[cfg(target_arch = "x86_64")]
         if let (Precision::Bf16, Bf16Unit::Amx, Some(amx)) = (precision, unit, Amx::get()) {
             let parallel = on == On::AllThreads;
-            return Self(Ready::Tiles(amx, Panels::new(amx, matrix, Side::Left, parallel)));
+            return Self(Ready::Tiles(
+                amx,
+                Panels::new(amx, matrix, Side::Left, parallel),
+            ));
         }
         let _ = (unit, on);
         Self(Ready::plain(matrix, precision))
@@ -112,7 +127,10 @@ impl<'a> Right<'a> {
         #[cfg(target_arch = "x86_64")]
         if let (Precision::Bf16, Bf16Unit::Amx, Some(amx)) = (precision, unit, Amx::get()) {
             let parallel = on == On::AllThreads;
-            return Self(Ready::Tiles(amx, Panels::new(amx, matrix, Side::Right, parallel)));
+            return Self(Ready::Tiles(
+                amx,
+                Panels::new(amx, matrix, Side::Right, parallel),
+            ));
         }
         let _ = (unit, on);
         Self(Ready::plain(matrix, precision))

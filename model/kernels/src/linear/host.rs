@@ -42,14 +42,12 @@ impl<B: Host> Operation<B, 2> for Linear {
         let gradient = B::values(&gradient);
         let of_x = x_needs_grad.then(|| {
             let weight = B::values(&weight);
-            let values =
-                kernel::x_gradient(&gradient, rows, &weight, sizes, layout, precision);
+            let values = kernel::x_gradient(&gradient, rows, &weight, sizes, layout, precision);
             B::tensor(values, x.shape())
         });
         let of_weight = weight_needs_grad.then(|| {
             let x = B::values(&x);
-            let values =
-                kernel::weight_gradient(&gradient, rows, &x, sizes, layout, precision);
+            let values = kernel::weight_gradient(&gradient, rows, &x, sizes, layout, precision);
             B::tensor(values, weight.shape())
         });
         [of_x, of_weight]

@@ -44,7 +44,10 @@ fn weights(shape: [usize; 2], held: DType, device: &Device) -> Option<Tensor<2>>
 
 /// Both add the same products, in an order that may differ.
 fn assert_same([rows, d_in, d_out]: [usize; 3], device: &Device) -> Result<(), TestCaseError> {
-    for (held, precision) in TYPES.into_iter().flat_map(|held| precisions(device).map(move |p| (held, p))) {
+    for (held, precision) in TYPES
+        .into_iter()
+        .flat_map(|held| precisions(device).map(move |p| (held, p)))
+    {
         let x = wave([rows, d_in], 0.1, device);
         let Some(weight) = weights([d_in, d_out], held, device) else {
             continue;
@@ -86,7 +89,10 @@ fn gradients(
     let x = wave(x, 0.1, &device).require_grad();
     let weight = wave(weight, 0.5, &device).require_grad();
     let output = product(x.clone(), weight.clone(), precision);
-    let factors = wave(output.dims(), 0.9, &device).mul_scalar(8.0).round().div_scalar(8.0);
+    let factors = wave(output.dims(), 0.9, &device)
+        .mul_scalar(8.0)
+        .round()
+        .div_scalar(8.0);
     let found = (output * factors).sum().backward();
     [&x, &weight].map(|tensor| values(tensor.grad(&found).expect("a gradient of each")))
 }

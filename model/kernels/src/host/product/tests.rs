@@ -66,7 +66,10 @@ fn two_by_two(unit: Bf16Unit) {
 }
 
 fn values(matrix: Matrix<'_>) -> Vec<Vec<f32>> {
-    matrix.iter_rows().map(|row| row.copied().collect()).collect()
+    matrix
+        .iter_rows()
+        .map(|row| row.copied().collect())
+        .collect()
 }
 
 /// Compares with sums in f64 of the same rounded numbers. Each of the sums' k additions of a product in f32 is off by half a
@@ -137,7 +140,11 @@ fn sums_are_as_exact_as_f32_makes_them(unit: Bf16Unit) {
                 false => (Matrix::new(&a, m, k), Matrix::new(&b, k, n)),
                 true => (Matrix::new(&a, k, m).t(), Matrix::new(&b, n, k).t()),
             };
-            for (scale, into) in [(1.0, Accumulate::Replace), (1.0, Accumulate::Add), (0.3, Accumulate::Add)] {
+            for (scale, into) in [
+                (1.0, Accumulate::Replace),
+                (1.0, Accumulate::Add),
+                (0.3, Accumulate::Add),
+            ] {
                 check(unit, a, b, scale, into, 0).unwrap();
             }
         }
@@ -151,7 +158,9 @@ fn every_number_is_rounded_to_the_nearest(unit: Bf16Unit) {
     let ties = (0x0080..0x7f80u32).map(|upper| upper << 16 | 0x8000);
     let bits = normal.chain(ties).flat_map(|bits| [bits, bits | 1 << 31]);
     let numbers: Vec<f32> = bits.map(f32::from_bits).collect();
-    let expected = numbers.iter().map(|&number| bf16::from_f32(number).to_f32().to_bits());
+    let expected = numbers
+        .iter()
+        .map(|&number| bf16::from_f32(number).to_f32().to_bits());
     let expected: Vec<u32> = expected.collect();
     let bits = |found: Vec<f32>| -> Vec<u32> { found.into_iter().map(f32::to_bits).collect() };
     let (one, count) = (Matrix::new(&[1.0], 1, 1), numbers.len());
@@ -182,10 +191,18 @@ fn what_is_not_finite_stays_in_its_row_and_column(unit: Bf16Unit) {
     let mut a = noise(m * k, 0.1, 1.0);
     let b = vec![1.0; k * n];
     let largest = f32::MAX; // rounds to infinity
-    for (row, value) in [(3, f32::NAN), (5, f32::INFINITY), (36, f32::NEG_INFINITY), (7, largest)] {
+    for (row, value) in [
+        (3, f32::NAN),
+        (5, f32::INFINITY),
+        (36, f32::NEG_INFINITY),
+        (7, largest),
+    ] {
         a[row * k + k - 1] = value;
     }
-    let found = whole(&left(unit, Matrix::new(&a, m, k)), &right(unit, Matrix::new(&b, k, n)));
+    let found = whole(
+        &left(unit, Matrix::new(&a, m, k)),
+        &right(unit, Matrix::new(&b, k, n)),
+    );
     for (row, values) in found.chunks(n).enumerate() {
         let expected = |value: &f32| match row {
             3 => value.is_nan(),
@@ -200,7 +217,10 @@ fn what_is_not_finite_stays_in_its_row_and_column(unit: Bf16Unit) {
 fn small_numbers_are_kept_or_count_as_zero(unit: Bf16Unit) {
     let small = 1e-40f32;
     let (a, b) = ([small, 1.0], [2f32.powi(120), 1.0]);
-    let found = whole(&left(unit, Matrix::new(&a, 1, 2)), &right(unit, Matrix::new(&b, 2, 1)));
+    let found = whole(
+        &left(unit, Matrix::new(&a, 1, 2)),
+        &right(unit, Matrix::new(&b, 2, 1)),
+    );
     let kept = bf16::from_f32(small).to_f32() * b[0] + 1.0;
     assert!(found[0] == 1.0 || found[0] == kept, "{found:?}");
 }
@@ -251,28 +271,72 @@ fn speed() {
             f();
             least = least.min(started.elapsed().as_secs_f64());
         }
-        println!("  {name}: {:.3} ms, {:.1} G/s", least * 1e3, work / least / 1e9);
+        println!(
+            "  {name}: {:.3} ms, {:.1} G/s",
+            least * 1e3,
+            work / least / 1e9
+        );
     };
-    for [m, n, k] in [[1024, 1024, 1024], [2048, 2048, 2048], [256, 512, 1024], [256, 1024, 512], [2048, 512, 512], [512, 512, 2048], [2048, 4096, 512], [2048, 512, 4096], [512, 4096, 2048], [256, 256, 64]] {
+    for [m, n, k] in [
+        [1024, 1024, 1024],
+        [2048, 2048, 2048],
+        [256, 512, 1024],
+        [256, 1024, 512],
+        [2048, 512, 512],
+        [512, 512, 2048],
+        [2048, 4096, 512],
+        [2048, 512, 4096],
+        [512, 4096, 2048],
+        [256, 256, 64],
+    ] {
         println!("{m} {n} {k}");
         let (a, b) = (noise(m * k, 0.1, 1.0), noise(k * n, 0.5, 1.0));
         let (at, bt) = (Matrix::new(&a, k, m).t(), Matrix::new(&b, n, k).t());
         let (a, b) = (Matrix::new(&a, m, k), Matrix::new(&b, k, n));
         let p = Precision::Bf16;
         let flop = 2.0 * (m * n * k) as f64;
-        best("f32 parallel", flop, &mut || drop(gemm::gemm_parallel(a, b)));
-        best("bf16 parallel", flop, &mut || drop(product_parallel(&Left::new(a, p, On::AllThreads), &Right::new(b, p, On::AllThreads))));
-        best("bf16 parallel, transposed", flop, &mut || drop(product_parallel(&Left::new(at, p, On::AllThreads), &Right::new(bt, p, On::AllThreads))));
-        let (x, y) = (Left::new(a, p, On::AllThreads), Right::new(b, p, On::AllThreads));
-        best("bf16 ready parallel", flop, &mut || drop(product_parallel(&x, &y)));
+        best("f32 parallel", flop, &mut || {
+            drop(gemm::gemm_parallel(a, b))
+        });
+        best("bf16 parallel", flop, &mut || {
+            drop(product_parallel(
+                &Left::new(a, p, On::AllThreads),
+                &Right::new(b, p, On::AllThreads),
+            ))
+        });
+        best("bf16 parallel, transposed", flop, &mut || {
+            drop(product_parallel(
+                &Left::new(at, p, On::AllThreads),
+                &Right::new(bt, p, On::AllThreads),
+            ))
+        });
+        let (x, y) = (
+            Left::new(a, p, On::AllThreads),
+            Right::new(b, p, On::AllThreads),
+        );
+        best("bf16 ready parallel", flop, &mut || {
+            drop(product_parallel(&x, &y))
+        });
         let mut out = vec![0.0; m * n];
-        best("bf16 ready single", flop, &mut || product((&x, 0..m), &y, 1.0, Accumulate::Replace, &mut out, n));
-        best("f32 single", flop, &mut || gemm::gemm(a, b, 1.0, Accumulate::Replace, &mut out, n));
+        best("bf16 ready single", flop, &mut || {
+            product((&x, 0..m), &y, 1.0, Accumulate::Replace, &mut out, n)
+        });
+        best("f32 single", flop, &mut || {
+            gemm::gemm(a, b, 1.0, Accumulate::Replace, &mut out, n)
+        });
         for (name, on) in [("one", On::ThisThread), ("all", On::AllThreads)] {
-            best(&format!("left {name}"), (m * k) as f64, &mut || drop(Left::new(a, p, on)));
-            best(&format!("left t {name}"), (m * k) as f64, &mut || drop(Left::new(at, p, on)));
-            best(&format!("right {name}"), (n * k) as f64, &mut || drop(Right::new(b, p, on)));
-            best(&format!("right t {name}"), (n * k) as f64, &mut || drop(Right::new(bt, p, on)));
+            best(&format!("left {name}"), (m * k) as f64, &mut || {
+                drop(Left::new(a, p, on))
+            });
+            best(&format!("left t {name}"), (m * k) as f64, &mut || {
+                drop(Left::new(at, p, on))
+            });
+            best(&format!("right {name}"), (n * k) as f64, &mut || {
+                drop(Right::new(b, p, on))
+            });
+            best(&format!("right t {name}"), (n * k) as f64, &mut || {
+                drop(Right::new(bt, p, on))
+            });
         }
     }
 }
