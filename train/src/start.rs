@@ -125,8 +125,37 @@ pub fn with_own_tokenizer(config: &RunConfig, checkpoint: &Path) -> RunConfig {
 mod tests {
     use std::fs;
 
+    use firebox_kernels::Precision;
+
     use super::*;
     use crate::testing::{SmallRun, bits, default_device};
+
+    #[test]
+    fn a_model_computes_at_the_precision_of_its_run() {
+        let run = SmallRun::new();
+        let device = default_device();
+        let precision = |set: &[&str]| {
+            starting_model(&run.config(set), &device)
+                .unwrap()
+                .precision()
+        };
+        assert_eq!(precision(&[]), Precision::F32);
+        assert_eq!(precision(&["train.precision=bf16"]), Precision::Bf16);
+    }
+
+    #[cfg(feature = "ndarray")]
+    #[test]
+    fn a_device_without_products_in_bf16_is_refused() {
+        let run = SmallRun::new();
+        assert!(select_device("ndarray", &run.config(&[])).is_ok());
+        let bf16 = run.config(&["train.precision=bf16"]);
+        assert!(select_device("flex", &bf16).is_ok());
+        let error = select_device("ndarray", &bf16).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "train.precision = bf16: the device ndarray does not compute products in bf16"
+        );
+    }
 
     #[test]
     fn without_a_checkpoint_the_weights_follow_from_the_seed() {

@@ -192,6 +192,10 @@ fn unknown_keys_are_named_with_the_nearest_known_one() {
     ");
     insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed: count, top_k, d_ff, shared_d_ff");
     insta::assert_snapshot!(set(&["schedule.decay=linear"]), @r#"run.toml: schedule.decay = "linear" (from --set) must be "cosine" or "wsd""#);
+    insta::assert_snapshot!(set(&["train.precision=f16"]), @r#"
+    run.toml: train.precision = "f16" (from --set) must be "f32" or "bf16"
+    hint: did you mean `bf16`?
+    "#);
 }
 
 #[test]

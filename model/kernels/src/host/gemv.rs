@@ -14,7 +14,7 @@ use half::{bf16, f16};
 use super::gemm::{Matrix, gemm_uninit_strided};
 use super::product::{Factor, Left, On, Right, product_uninit};
 use super::simd::{Fused, dot, prefetch, vectorized, vectorized_fused};
-use crate::dtype::StorageFloat;
+use crate::dtype::{StorageFloat, WeightDtype};
 use crate::precision::{Precision, rounded_to_bf16};
 
 /// The most rows of activations for which the weights are streamed. Measured: at 8 rows, arithmetic and memory take
@@ -292,8 +292,8 @@ impl<'a, T: Factor> Weights<'a, T> {
 #[inline(always)]
 fn widened<T: StorageFloat, const ROUND: bool>(weight: T) -> f32 {
     match ROUND {
-        true => rounded_to_bf16(weight.widen()),
-        false => weight.widen(),
+        true if T::DTYPE != WeightDtype::Bf16 => rounded_to_bf16(weight.widen()),
+        _ => weight.widen(),
     }
 }
 
