@@ -8,7 +8,7 @@ use crate::config::{ModelConfig, QkNorm};
 use crate::layout::Layout;
 use crate::norm::RmsNorm;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
-use firebox_kernels::{AttentionInput, Precision, attention, linear};
+use firebox_kernels::{AttentionInput, Precision, attention, attention_in_bf16, linear};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150). No biases.
@@ -30,7 +30,7 @@ pub struct Attention {
     pub key_norm: Option<RmsNorm>,
     #[module(skip)]
     qk_norm: QkNorm,
-    /// Of the projections; scores and what they weigh are f32.
+    /// Of the projections, and of attention itself without a cache; with one that is f32.
     #[module(skip)]
     pub precision: Precision,
     heads: usize,
@@ -106,9 +106,13 @@ impl Attention {
         let key = self.normed(key, self.kv_heads, &self.key_norm);
         let value = linear(x, self.value.val(), self.precision);
 
+        let attend = match self.precision {
+            Precision::F32 => attention,
+            Precision::Bf16 => attention_in_bf16,
+        };
         let attended = match cache {
             Some(cache) => cache.attend(query, key, value, rotary),
-            None => attention(AttentionInput {
+            None => attend(AttentionInput {
                 query,
                 key,
                 value,

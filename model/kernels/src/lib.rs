@@ -61,8 +61,8 @@ mod sum_of_squares;
 
 pub use adamw::{AdamWUpdate, adamw, adamw_reference};
 pub use attention::{
-    AttentionInput, KeyRanges, Segment, Segments, attention, attention_reference, cached_attention,
-    cached_attention_reference,
+    AttentionInput, KeyRanges, Segment, Segments, attention, attention_in_bf16,
+    attention_reference, cached_attention, cached_attention_reference,
 };
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
 pub use embedding::embedding;

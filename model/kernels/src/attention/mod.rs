@@ -30,6 +30,7 @@ pub use rows::AttentionShape;
 pub use segments::{Segment, Segments};
 
 use crate::operation::{Operation, differentiable};
+use crate::precision::Precision;
 use crate::rope::Rotary;
 
 /// What [`attention`](self::attention) takes.
@@ -66,6 +67,21 @@ pub struct AttentionInput<'a> {
 ///
 /// When the shapes do not fit.
 pub fn attention(input: AttentionInput<'_>) -> Tensor<2> {
+    at_precision(input, Precision::F32)
+}
+
+/// [`attention`](self::attention) with the factors of its products in bf16, forward and backward: queries and keys after
+/// their rotation, values, weights, and gradients. Scores, softmax and sums are f32.
+///
+/// # Panics
+///
+/// When the shapes do not fit, or the device [does not compute](Precision::runs_on) such products.
+pub fn attention_in_bf16(input: AttentionInput<'_>) -> Tensor<2> {
+    Precision::Bf16.check(&input.query.device());
+    at_precision(input, Precision::Bf16)
+}
+
+fn at_precision(input: AttentionInput<'_>, precision: Precision) -> Tensor<2> {
     let shape = input.shape();
     if input.query.dims()[0] == 0 {
         return input.query; // as empty as the output, which some backends refuse to compute
@@ -82,6 +98,7 @@ pub fn attention(input: AttentionInput<'_>) -> Tensor<2> {
         sines.into_dispatch(),
         input.ranges.into(),
         shape,
+        precision,
     );
     Tensor::from_dispatch(output)
 }
@@ -156,6 +173,7 @@ pub struct Attention<B: Backend> {
     sines: FloatTensor<B>,
     first: FirstKeys<B>,
     shape: AttentionShape,
+    precision: Precision,
 }
 
 /// The backends' side of [`attention`](self::attention).
@@ -175,6 +193,7 @@ pub trait AttentionBackend: Backend {
         sines: FloatTensor<Self>,
         #[extension_type] first: FirstKeys<Self>,
         shape: AttentionShape,
+        precision: Precision,
     ) -> FloatTensor<Self>;
 }
 
@@ -190,12 +209,14 @@ where
         sines: FloatTensor<Self>,
         first: FirstKeys<Self>,
         shape: AttentionShape,
+        precision: Precision,
     ) -> FloatTensor<Self> {
         let operation = Attention::<B> {
             cosines,
             sines,
             first,
             shape,
+            precision,
         };
         operation.forward([query, key, value])
     }
@@ -213,12 +234,14 @@ where
         sines: FloatTensor<Self>,
         first: FirstKeys<Self>,
         shape: AttentionShape,
+        precision: Precision,
     ) -> FloatTensor<Self> {
         let operation = Attention::<B> {
             cosines: cosines.into_primitive(),
             sines: sines.into_primitive(),
             first: first.without_autodiff(),
             shape,
+            precision,
         };
         differentiable::<_, B, C, 3>(operation, [query, key, value])
     }

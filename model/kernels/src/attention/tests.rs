@@ -9,6 +9,7 @@ on_every_device!(
     two_positions,
     three_positions_of_two_documents,
     equals_the_reference,
+    in_bf16_the_reference_is_near,
     documents_and_windows_equal_the_reference,
     ranges_around_the_sizes_of_blocks,
     a_document_is_what_it_is_alone,
@@ -207,6 +208,37 @@ fn three_positions_of_two_documents(device: Device) {
         5e-7,
     )
     .unwrap();
+}
+
+/// In bf16: the reference of f32 is as near as one rounding by 2⁻⁸ of each of the factors makes it, of which the way to a
+/// gradient has up to six; and what is not f32 shows.
+fn in_bf16_the_reference_is_near(device: Device) {
+    if !Precision::Bf16.runs_on(&device) {
+        return;
+    }
+    for shape in [
+        shape(2, 150, 2, 3, 12),
+        shape(1, 260, 1, 8, 64),
+        shape(3, 7, 1, 1, 6),
+    ] {
+        let first = Some(first_keys(shape, &[90, 8], usize::MAX));
+        let documents = Case {
+            first,
+            ..shape.into()
+        };
+        for case in [shape.into(), documents] {
+            let fast = run(attention_in_bf16, &case, [true; 3], &device);
+            let slow = run(attention_reference, &case, [true; 3], &device);
+            for (name, (fast, slow)) in NAMES.iter().zip(fast.iter().zip(&slow)) {
+                let (fast, slow) = (fast.as_ref().unwrap(), slow.as_ref().unwrap());
+                assert_close(name, fast, slow, 6.0 / 256.0).unwrap();
+                assert!(
+                    assert_close(name, fast, slow, 1e-4).is_err(),
+                    "{name} is not rounded"
+                );
+            }
+        }
+    }
 }
 
 fn equals_the_reference(device: Device) {
@@ -434,7 +466,10 @@ fn the_number_of_threads_changes_no_bit() {
         let on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             let pool = pool.expect("a pool");
-            pool.install(|| run(attention, &case, [true; 3], &device))
+            pool.install(|| {
+                [attention as Attention, attention_in_bf16]
+                    .map(|attention| run(attention, &case, [true; 3], &device))
+            })
         };
         let one = on(1);
         for threads in [2, 8] {

@@ -199,6 +199,25 @@ pub fn product(
     }
 }
 
+/// [`gemm`](gemm::gemm) at a precision: [`product`] of factors that serve for one.
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn gemm_at(
+    precision: Precision,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    scale: f32,
+    into: Accumulate,
+    output: &mut [f32],
+    stride: usize,
+) {
+    let a = Left::new(a, precision, On::ThisThread);
+    let b = Right::new(b, precision, On::ThisThread);
+    product((&a, 0..a.rows()), &b, scale, into, output, stride);
+}
+
 /// [`product`] in memory without values yet, row-major without gaps; it is returned, now with values.
 ///
 /// # Panics
