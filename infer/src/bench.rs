@@ -8,6 +8,7 @@ use burn::tensor::Tensor;
 use firebox_console::report::Table;
 use firebox_kernels::bandwidth::read_bandwidth;
 use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::{Bf16Unit, Precision};
 use firebox_model::accounting::Accounting;
 use firebox_model::cache::KeyValueCache;
 use firebox_model::decode::Piece;
@@ -17,7 +18,7 @@ use firebox_runtime::device::is_host;
 use serde::Serialize;
 
 use crate::InferError;
-use crate::engine::open_model;
+use crate::engine::{check_precision, open_model};
 
 /// What to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct BenchOptions {
     pub batch: usize,
     /// Number of repetitions; the best time of each phase is reported.
     pub repeats: usize,
+    /// Precision of matrix products.
+    pub precision: Precision,
 }
 
 /// The measurement: as text through its `Display`, as JSON through serde.
@@ -41,6 +44,11 @@ pub struct Bench {
     pub threads: usize,
     /// The type of the weights on this device: `f32`, `bf16` or `f16`.
     pub dtype: String,
+    /// Precision of matrix products.
+    pub precision: Precision,
+    /// What multiplies in bf16, if that is the precision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bf16_unit: Option<Bf16Unit>,
     /// Memory read bandwidth of all threads together, in bytes per second; CPU backends only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes_per_second: Option<f64>,
@@ -82,12 +90,15 @@ pub fn bench(
     options: BenchOptions,
 ) -> Result<Bench, InferError> {
     let selected = device::select(device)?;
+    check_precision(options.precision, device)?;
     let model = open_model(checkpoint, accept, &selected, dtype)?.1.model;
+    let model = model.at_precision(options.precision);
     let BenchOptions {
         prompt,
         new,
         batch,
         repeats,
+        precision,
     } = options;
     let largest = model.config().context_length;
     if prompt + new > largest {
@@ -111,6 +122,8 @@ pub fn bench(
         device: device.to_owned(),
         threads: device::threads(),
         dtype: stored.to_string(),
+        precision,
+        bf16_unit: (precision == Precision::Bf16).then(Bf16Unit::of_this_machine),
         memory_bytes_per_second: memory,
         parameters: accounting.total,
         active: accounting.active,
@@ -168,7 +181,14 @@ impl fmt::Display for Bench {
         let rows = [
             (
                 "device",
-                format!("{}, {} threads", self.device, self.threads),
+                format!(
+                    "{}, {} threads, products in {}{}",
+                    self.device,
+                    self.threads,
+                    self.precision,
+                    self.bf16_unit
+                        .map_or_else(String::new, |unit| format!(" ({unit})")),
+                ),
             ),
             (
                 "parameters",
@@ -223,6 +243,7 @@ mod tests {
             new: 5,
             batch: 2,
             repeats: 2,
+            precision: Precision::F32,
         };
         let started = Instant::now();
         let found = bench(

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use firebox_console::process::COMPARE_DEVICE;
 use firebox_console::terminal::print;
+use firebox_kernels::Precision;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::control::Control;
 use firebox_runtime::device;
@@ -100,23 +101,30 @@ struct ModelArgs {
     device: String,
 }
 
-/// The storage type of the weights.
+/// The storage type of the weights, and the precision of products with them.
 #[derive(Debug, Clone, Copy, Args)]
 struct DtypeArgs {
     /// Type to keep the weights in: f32, bf16 or f16.
     ///
-    /// All computation is in f32, and router weights stay in f32. bf16 and f16 halve the memory and thereby the decode
+    /// Computation is in f32 (see --precision), and router weights stay in f32. bf16 and f16 halve the memory and thereby the decode
     /// time. Weights that the checkpoint stores in this type are unchanged; others are rounded, to 3 significant digits in
     /// bf16 and 4 in f16, whose largest value is 65504. ndarray supports f32 only: there, weights are rounded to the type
     /// but kept in f32.
     #[arg(long, value_name = "TYPE", default_value_t)]
     dtype: WeightDtype,
+    /// Precision of the factors of matrix products: f32 or bf16.
+    ///
+    /// bf16 rounds them to 3 significant digits; sums, routers, norms and softmax stay in f32. On a CPU with AMX
+    /// (`cargo infer devices` says so) long prompts and texts take a fraction of the time. On the device flex only.
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    precision: Precision,
 }
 
 impl ModelArgs {
     fn open(&self, weights: DtypeArgs) -> Result<Engine, InferError> {
         let CheckpointArgs { checkpoint, accept } = &self.source;
-        Engine::open(checkpoint, accept, &self.device, weights.dtype)
+        Engine::open(checkpoint, accept, &self.device, weights.dtype)?
+            .at_precision(weights.precision)
     }
 }
 

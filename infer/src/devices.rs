@@ -4,6 +4,7 @@ use std::fmt;
 
 use firebox_console::advice::Advise as _;
 use firebox_console::numbers;
+use firebox_kernels::{Bf16Unit, Precision};
 use firebox_runtime::adapter::Adapter;
 use firebox_runtime::device::{self, Backend, DeviceError};
 use serde::Serialize;
@@ -19,9 +20,29 @@ struct Offer {
     #[serde(flatten)]
     backend: Backend,
     /// Properties of each device.
-    adapters: Vec<Adapter>,
+    adapters: Vec<Properties>,
     /// How to get a device; `None` if there is one.
     hint: Option<String>,
+}
+
+/// Properties of a device.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Properties {
+    #[serde(flatten)]
+    adapter: Adapter,
+    /// What multiplies in bf16; `None` if nothing does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bf16_products: Option<Bf16Unit>,
+}
+
+impl Properties {
+    fn of(name: &str) -> Result<Self, DeviceError> {
+        let runs = Precision::Bf16.runs_on(&device::select(name)?);
+        Ok(Self {
+            adapter: Adapter::of(name)?,
+            bf16_products: runs.then(Bf16Unit::of_this_machine),
+        })
+    }
 }
 
 impl Devices {
@@ -32,7 +53,7 @@ impl Devices {
     /// When a listed device can no longer be opened.
     pub fn find() -> Result<Self, DeviceError> {
         let offer = |backend: Backend| {
-            let adapters = backend.devices.iter().map(|name| Adapter::of(name));
+            let adapters = backend.devices.iter().map(|name| Properties::of(name));
             let adapters = adapters.collect::<Result<_, _>>()?;
             Ok(Offer::new(backend, adapters))
         };
@@ -42,7 +63,7 @@ impl Devices {
 }
 
 impl Offer {
-    fn new(backend: Backend, adapters: Vec<Adapter>) -> Self {
+    fn new(backend: Backend, adapters: Vec<Properties>) -> Self {
         let name = backend.name;
         let hint = match (backend.compiled, backend.devices.is_empty()) {
             (false, _) => Some(build_hint(name)),
@@ -84,9 +105,13 @@ impl fmt::Display for Devices {
                 name, description, ..
             } = &offer.backend;
             writeln!(formatter, "{name:<8}  {:<17}  {description}", offer.state())?;
-            for adapter in &offer.adapters {
-                writeln!(formatter, "          --device {}", adapter.device)?;
-                for (name, value) in facts(adapter) {
+            for properties in &offer.adapters {
+                writeln!(
+                    formatter,
+                    "          --device {}",
+                    properties.adapter.device
+                )?;
+                for (name, value) in facts(properties) {
                     writeln!(formatter, "            {name:<15}  {value}")?;
                 }
             }
@@ -99,7 +124,11 @@ impl fmt::Display for Devices {
 }
 
 /// Properties of a device, one per line.
-fn facts(adapter: &Adapter) -> Vec<(&'static str, String)> {
+fn facts(properties: &Properties) -> Vec<(&'static str, String)> {
+    let Properties {
+        adapter,
+        bf16_products,
+    } = properties;
     let called = [adapter.name.as_deref(), adapter.kind];
     let called: Vec<&str> = called.into_iter().flatten().collect();
     let size = |bytes: u64| numbers::bytes(bytes.into());
@@ -113,6 +142,7 @@ fn facts(adapter: &Adapter) -> Vec<(&'static str, String)> {
             adapter.threads.map(|threads| threads.to_string()),
         ),
         ("dtypes", Some(adapter.dtypes.join(", "))),
+        ("bf16 products", bf16_products.map(|unit| unit.to_string())),
     ];
     let known = lines.into_iter();
     known
@@ -126,15 +156,18 @@ mod tests {
 
     fn offer(compiled: bool, names: &[&str]) -> String {
         let devices: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let adapter = |device: &String| Adapter {
-            device: device.clone(),
-            name: Some("Tender 4".to_owned()),
-            kind: Some("discrete GPU"),
-            driver: Some("Vulkan, steam 1829".to_owned()),
-            memory: Some(8 << 30),
-            largest_buffer: None,
-            threads: None,
-            dtypes: vec!["f32", "f16"],
+        let adapter = |device: &String| Properties {
+            bf16_products: Some(Bf16Unit::Amx),
+            adapter: Adapter {
+                device: device.clone(),
+                name: Some("Tender 4".to_owned()),
+                kind: Some("discrete GPU"),
+                driver: Some("Vulkan, steam 1829".to_owned()),
+                memory: Some(8 << 30),
+                largest_buffer: None,
+                threads: None,
+                dtypes: vec!["f32", "f16"],
+            },
         };
         let adapters = devices.iter().map(adapter).collect();
         let backend = Backend {
@@ -171,6 +204,7 @@ mod tests {
             "steam 1829",
             "8.00 GiB",
             "f32, f16",
+            "bf16 products    AMX",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

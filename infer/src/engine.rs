@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use firebox_checkpoint::{Accept, Checkpoint, Notes, checkpoint_folder, load};
+use firebox_kernels::Precision;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::accounting::Parameters;
 use firebox_model::language_model::LanguageModel;
@@ -85,6 +86,17 @@ impl Engine {
         self
     }
 
+    /// The same engine with matrix products of this precision; see [`LanguageModel::at_precision`].
+    ///
+    /// # Errors
+    ///
+    /// When the device does not compute such products.
+    pub fn at_precision(mut self, precision: Precision) -> Result<Self, InferError> {
+        check_precision(precision, &self.device)?;
+        self.model = self.model.at_precision(precision);
+        Ok(self)
+    }
+
     /// Token ids of a text to continue (see [`Tokenizer::prompt`]), all within the model's vocabulary.
     ///
     /// # Errors
@@ -132,6 +144,21 @@ pub fn open_model(
     let checkpoint = load(&folder, Accept::Flag(accept), device, dtype)?;
     warn_of_accepted(&folder, &checkpoint.notes);
     Ok((folder, checkpoint))
+}
+
+/// Checks that a device computes products of a precision.
+///
+/// # Errors
+///
+/// When it does not, or is not available.
+pub(crate) fn check_precision(precision: Precision, device: &str) -> Result<(), InferError> {
+    match precision.runs_on(&device::select(device)?) {
+        true => Ok(()),
+        false => Err(InferError::Precision {
+            precision,
+            device: device.to_owned(),
+        }),
+    }
 }
 
 /// Warns of places of a text that spell special tokens and do not become them.
@@ -217,6 +244,35 @@ mod tests {
         let error =
             Engine::open(small.path(), &[], device::default_name(), WeightDtype::F32).unwrap_err();
         assert!(error.to_string().contains("token id 257"), "{error}");
+    }
+
+    #[test]
+    fn products_in_bf16_are_near_those_in_f32() {
+        let tiny = TinyCheckpoint::new(&tiny_config(), 1);
+        let loss = |precision| {
+            let opened = Engine::open(tiny.path(), &[], "flex", WeightDtype::F32);
+            let engine = opened.unwrap().at_precision(precision).unwrap();
+            let ids = firebox_model::language_model::token_tensor(
+                [[1, 2, 3, 4].as_slice()].into_iter(),
+                &device::select("flex").unwrap(),
+            );
+            firebox_runtime::testing::values(engine.model.forward(ids).logits)
+        };
+        let [exact, rounded] = Precision::ALL.map(loss);
+        assert_ne!(exact, rounded);
+        firebox_runtime::testing::assert_close("logits", &rounded, &exact, 0.02).unwrap();
+    }
+
+    #[cfg(feature = "ndarray")]
+    #[test]
+    fn a_device_without_products_in_bf16_is_refused() {
+        let tiny = TinyCheckpoint::new(&tiny_config(), 1);
+        let engine = Engine::open(tiny.path(), &[], "ndarray", WeightDtype::F32).unwrap();
+        let error = engine.at_precision(Precision::Bf16).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "--precision bf16: the device ndarray does not compute products in bf16"
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use firebox_checkpoint::{CheckpointError, FolderError};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
+use firebox_kernels::Precision;
 use firebox_runtime::device::DeviceError;
 use firebox_runtime::failure::DeviceFailure;
 use firebox_text::TokenizerError;
@@ -19,6 +20,16 @@ pub enum InferError {
     /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The device has no products of this precision.
+    #[error(
+        "--precision {precision}: the device {device} does not compute products in {precision}"
+    )]
+    Precision {
+        /// The precision.
+        precision: Precision,
+        /// The device's name.
+        device: String,
+    },
     /// A given path does not exist.
     #[error("{} does not exist", path.display())]
     Missing {
@@ -246,6 +257,9 @@ impl Advise for InferError {
                 Advice::USAGE.hint(devices::build_hint(backend))
             }
             Self::Device(error) => error.advice(),
+            Self::Precision { .. } => {
+                usage("use --device flex, or omit --precision: every device computes in f32")
+            }
             Self::Computation(failure) => failure.advice(LESS_MEMORY),
             Self::Checkpoint(error) => error.advice(),
             Self::Folder(error) => error.advice(),

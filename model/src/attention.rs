@@ -9,7 +9,7 @@ use crate::layout::Layout;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
-use firebox_kernels::{AttentionInput, AttentionSpec, attention};
+use firebox_kernels::{AttentionInput, AttentionSpec, Precision, attention};
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150).
@@ -36,6 +36,9 @@ pub struct Attention {
     qk_norm: QkNorm,
     #[module(skip)]
     kind: AttentionKind,
+    /// Of the projections, and of attention itself without a cache; with one that is f32.
+    #[module(skip)]
+    pub precision: Precision,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -100,6 +103,7 @@ impl Attention {
             },
             qk_norm: config.qk_norm,
             kind,
+            precision: Precision::F32,
             heads,
             kv_heads,
             head_dim,
@@ -117,11 +121,11 @@ impl Attention {
             rotary,
             ranges,
         } = layout;
-        let query = self.query.forward(x.clone());
+        let query = self.query.forward(x.clone(), self.precision);
         let query = self.normed(query, self.heads, &self.query_norm);
-        let key = self.key.forward(x.clone());
+        let key = self.key.forward(x.clone(), self.precision);
         let key = self.normed(key, self.kv_heads, &self.key_norm);
-        let value = self.value.forward(x);
+        let value = self.value.forward(x, self.precision);
 
         let spec = AttentionSpec {
             window: self.kind.window(),
@@ -140,9 +144,10 @@ impl Attention {
                 sinks,
                 ranges: ranges.as_ref(),
                 spec,
+                precision: self.precision,
             }),
         };
-        self.output.forward(attended)
+        self.output.forward(attended, self.precision)
     }
 
     /// Queries or keys after their norm, if there is one.

@@ -29,7 +29,7 @@ pub struct ModelConfig {
     pub heads: usize,
     /// Key/value heads; 1 is multi-query attention, `heads` is multi-head attention.
     pub kv_heads: usize,
-    /// Width of one head.
+    /// Width of one head; even.
     pub head_dim: usize,
     /// Longest sequence, in tokens.
     pub context_length: usize,

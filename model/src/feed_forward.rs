@@ -8,7 +8,7 @@ use crate::moe::{MixtureOfExperts, Routing};
 use crate::observer::Observer;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use crate::parts::{LayerPart, Part};
-use firebox_kernels::swiglu;
+use firebox_kernels::{Precision, swiglu};
 
 /// SwiGLU: `(silu(x W_gate) ⊙ x W_up) W_down` (arXiv 2002.05202).
 #[derive(Module, Debug)]
@@ -19,6 +19,9 @@ pub struct DenseFeedForward {
     pub up: Param<Tensor<2>>,
     /// `[d_ff, d_model]`
     pub down: Param<Tensor<2>>,
+    /// Of its products.
+    #[module(skip)]
+    pub precision: Precision,
 }
 
 impl DenseFeedForward {
@@ -46,6 +49,7 @@ impl DenseFeedForward {
                 initializer: Initializer::Normal(config.residual_initializer_range()),
                 ..matrix("down", [inner, model])
             })?,
+            precision: Precision::F32,
         })
     }
 
@@ -53,7 +57,8 @@ impl DenseFeedForward {
     ///
     /// - `x`, output: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        swiglu(x, self.gate.val(), self.up.val(), self.down.val())
+        let (gate, up, down) = (self.gate.val(), self.up.val(), self.down.val());
+        swiglu(x, gate, up, down, self.precision)
     }
 }
 
@@ -92,6 +97,19 @@ impl FeedForward {
                 source,
             )?),
         })
+    }
+
+    /// Computes the products at this precision from now on; the router's stay f32.
+    pub fn set_precision(&mut self, precision: Precision) {
+        match self {
+            Self::Moe(moe) => {
+                moe.experts.precision = precision;
+                if let Some(shared) = &mut moe.shared {
+                    shared.precision = precision;
+                }
+            }
+            Self::Dense(dense) => dense.precision = precision,
+        }
     }
 
     /// Returns the output, and the routing of an MoE layer.

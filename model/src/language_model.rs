@@ -21,7 +21,7 @@ use crate::parameters::{
 use crate::parts::{LayerPart, Part};
 use crate::rope;
 use firebox_kernels::rope::{Rotary, RotaryCache};
-use firebox_kernels::{embedding, linear, linear_transposed};
+use firebox_kernels::{Precision, embedding, linear, linear_transposed};
 
 /// A decoder-only mixture-of-experts language model.
 ///
@@ -38,6 +38,8 @@ pub struct LanguageModel {
     pub head: Option<Param<Tensor<2>>>,
     #[module(skip)]
     config: ModelConfig,
+    #[module(skip)]
+    precision: Precision,
     #[module(skip)]
     rotary: RotaryCache,
 }
@@ -91,6 +93,7 @@ impl LanguageModel {
                 Some(source.parameter(head)?)
             },
             config: config.clone(),
+            precision: Precision::F32,
             rotary: RotaryCache::new(rope::frequencies(config)),
         })
     }
@@ -113,6 +116,23 @@ impl LanguageModel {
     /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The same model with products of this precision, those of the gradients too: of projections, feed-forwards and head.
+    /// Everything else, the routers' products included, is f32; so are the weights.
+    #[must_use]
+    pub fn at_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        for block in &mut self.blocks {
+            block.attention.precision = precision;
+            block.feed_forward.set_precision(precision);
+        }
+        self
+    }
+
+    /// That of the products.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Number of parameters.
@@ -269,8 +289,8 @@ impl LanguageModel {
 
     pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         match &self.head {
-            Some(head) => linear(hidden, head.val()),
-            None => linear_transposed(hidden, self.embedding.val()),
+            Some(head) => linear(hidden, head.val(), self.precision),
+            None => linear_transposed(hidden, self.embedding.val(), self.precision),
         }
     }
 }

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::parameters::{Initializer, ParameterSource, ParameterSpec, Role};
-use firebox_kernels::linear;
+use firebox_kernels::{Precision, linear};
 
 /// `x W`, or `x W + b`.
 #[derive(Module, Debug)]
@@ -46,12 +46,14 @@ impl Linear {
         })
     }
 
+    /// The product at this precision, and the sum with the bias in f32.
+    ///
     /// # Shapes
     ///
     /// - `x`: `[rows, d_in]`
     /// - output: `[rows, d_out]`
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let product = linear(x, self.weight.val());
+    pub fn forward(&self, x: Tensor<2>, precision: Precision) -> Tensor<2> {
+        let product = linear(x, self.weight.val(), precision);
         match &self.bias {
             Some(bias) => product + bias.val().unsqueeze(),
             None => product,
@@ -84,7 +86,7 @@ mod tests {
             let initializer = Initializer::Normal(1.0);
             let spec = ParameterSpec::new("it", Role::Attention, dimensions, initializer);
             let Ok(linear) = Linear::new(spec, biased, &mut source);
-            values(linear.forward(rows(&[[1.0, 0.0], [1.0, 1.0]], &device)))
+            values(linear.forward(rows(&[[1.0, 0.0], [1.0, 1.0]], &device), Precision::F32))
         };
         assert_eq!(of(false), [1.0, 2.0, 4.0, 6.0]);
         assert_eq!(of(true), [1.5, 1.5, 4.5, 5.5]);

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use firebox_kernels::matrix_peak;
+use firebox_kernels::{Bf16Unit, Precision, matrix_peak};
 use firebox_model::accounting::Accounting;
 use firebox_model::batch::Sequence;
 use firebox_model::config::ModelConfig;
@@ -23,6 +23,7 @@ use crate::config::RunConfig;
 use crate::error::TrainError;
 use crate::gradient::forward_backward;
 use crate::optimizer::{AdamW, clip_scale};
+use crate::start::select_device;
 pub use vary::{Row, Variation, vary};
 
 /// Options of a benchmark.
@@ -43,7 +44,12 @@ pub struct Bench {
     pub device: String,
     /// Number of threads for CPU backends.
     pub threads: usize,
-    /// The fastest of several large f32 matrix products on this device, in FLOP/s.
+    /// Precision of the products.
+    pub precision: Precision,
+    /// What multiplies in bf16, if that is the precision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bf16_unit: Option<Bf16Unit>,
+    /// The fastest of several large matrix products of this precision on this device, in FLOP/s.
     pub matmul_peak: f64,
     /// The configured model.
     pub model: Speed,
@@ -87,7 +93,7 @@ const WARM_UP: usize = 3;
 ///
 /// When the device cannot be used.
 pub fn bench(config: &RunConfig, options: &BenchOptions) -> Result<Bench, TrainError> {
-    let selected = device::select(&options.device)?;
+    let selected = select_device(&options.device, config)?;
     let model = measure(config, &config.model, options.steps, &selected);
     let is_moe = config.model.moe.is_some();
     let dense_baseline = (options.baseline && is_moe).then(|| {
@@ -95,12 +101,15 @@ pub fn bench(config: &RunConfig, options: &BenchOptions) -> Result<Bench, TrainE
         measure(config, &baseline, options.steps, &selected)
     });
     // Measured last, so that its matrices do not count in the models' peak memory.
-    let matmul_peak = matrix_peak(&selected);
+    let precision = config.train.precision;
+    let matmul_peak = matrix_peak(&selected, precision);
     let model = model.speed(matmul_peak);
     let dense_baseline = dense_baseline.map(|baseline| baseline.speed(matmul_peak));
     Ok(Bench {
         device: options.device.clone(),
         threads: device::threads(),
+        precision,
+        bf16_unit: (precision == Precision::Bf16).then(Bf16Unit::of_this_machine),
         matmul_peak,
         moe_overhead: dense_baseline
             .as_ref()
@@ -124,7 +133,9 @@ fn measure(config: &RunConfig, model: &ModelConfig, steps: usize, device: &Devic
         .batch_tokens
         .sequences_at(0, model.context_length);
     let mut generator = ChaCha8Rng::seed_from_u64(config.train.seed);
-    let mut trained = LanguageModel::random(model, config.train.seed, device).train();
+    let mut trained = LanguageModel::random(model, config.train.seed, device)
+        .at_precision(config.train.precision)
+        .train();
     let autodiff = device.clone().autodiff();
     let mut optimizer = AdamW::default();
     let mut seconds = Vec::with_capacity(steps);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use firebox_checkpoint::{CheckpointError, FolderError};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
+use firebox_kernels::Precision;
 use firebox_runtime::device::DeviceError;
 use firebox_runtime::failure::DeviceFailure;
 use firebox_text::TokenizerError;
@@ -19,6 +20,16 @@ pub enum TrainError {
     /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The device has no products of the configured precision.
+    #[error(
+        "train.precision = {precision}: the device {device} does not compute products in {precision}"
+    )]
+    Precision {
+        /// `train.precision`
+        precision: Precision,
+        /// The device's name.
+        device: String,
+    },
     /// The text cannot be read or prepared.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -150,6 +161,8 @@ impl Advise for TrainError {
     fn advice(&self) -> Advice {
         match self {
             Self::Device(error) => error.advice(),
+            Self::Precision { .. } => Advice::USAGE
+                .hint("use --device flex, or --set train.precision=f32, which every device computes"),
             Self::Data(error) => error.advice(),
             Self::Tokenizer(error) => error.advice(),
             Self::Init(error) => error.advice(),

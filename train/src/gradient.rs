@@ -166,6 +166,7 @@ impl GradientSum {
 
 #[cfg(test)]
 mod tests {
+    use firebox_kernels::Precision;
     use firebox_model::parameters::{MapParameter, map};
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values};
@@ -173,7 +174,10 @@ mod tests {
     use super::*;
     use crate::testing::SmallRun;
 
-    on_every_device!(the_gradient_of_a_head_of_zeros);
+    on_every_device!(
+        the_gradient_of_a_head_of_zeros,
+        the_gradient_in_bf16_is_near
+    );
 
     /// With a head of zeros every token is as likely as any other, and nothing before the head has a gradient: that of
     /// the head is `hᵀ (1/V − target) / T`, with h what the head is given.
@@ -229,6 +233,37 @@ mod tests {
             let load: Vec<&[u64]> = result.health.tokens_per_expert().collect();
             assert_eq!(load.len(), 1);
             assert_eq!(load[0].iter().sum::<u64>(), 4, "padding is not counted");
+        }
+    }
+
+    /// A factor is rounded by 2⁻⁸ of it at most, and a gradient has gone through about twenty products of rounded factors,
+    /// whose errors add up like random ones.
+    fn the_gradient_in_bf16_is_near(device: Device) {
+        if !Precision::Bf16.runs_on(&device) {
+            return;
+        }
+        let mut config = SmallRun::new().config(&[]).model;
+        config.vocab_size = 5;
+        let device = device.autodiff();
+        let sequences = [[0, 1, 2, 3], [4, 4, 1, 0]];
+        let sequences = sequences.map(|tokens| Sequence::of_window(&tokens, 3, None));
+        let [exact, rounded] = Precision::ALL.map(|precision| {
+            let model = LanguageModel::random(&config, 7, &device).at_precision(precision);
+            forward_backward(&model.train(), &sequences, 1, &device)
+        });
+        assert!((rounded.loss - exact.loss).abs() < 1e-3 * exact.loss);
+        let pairs = rounded
+            .gradients
+            .by_path()
+            .iter()
+            .zip(exact.gradients.by_path());
+        for ((path, rounded), (_, exact)) in pairs {
+            let (rounded, exact) = (values(rounded.clone()), values(exact.clone()));
+            assert_close(path, &rounded, &exact, 20f64.sqrt() / 256.0).unwrap();
+            assert!(
+                path.contains("embedding") || rounded != exact,
+                "{path} is not rounded"
+            );
         }
     }
 }

@@ -8,19 +8,42 @@ use firebox_checkpoint::{
 };
 use firebox_model::accounting::Parameters;
 use firebox_model::language_model::LanguageModel;
+use firebox_runtime::device;
 use firebox_text::{TOKENIZER_FILE, Tokenizer};
 
 use crate::config::{RunConfig, TokenizerConfig};
 use crate::error::TrainError;
 use firebox_console::numbers::scaled;
 
-/// Random weights, or those of the checkpoint `train.init`, in f32. A dense checkpoint is upcycled if the configuration
-/// asks for an MoE model.
+/// The device of a name, which must compute at the precision of the run.
+///
+/// # Errors
+///
+/// When the device is not available or does not compute at `train.precision`.
+pub fn select_device(name: &str, config: &RunConfig) -> Result<Device, TrainError> {
+    let selected = device::select(name)?;
+    let precision = config.train.precision;
+    match precision.runs_on(&selected) {
+        true => Ok(selected),
+        false => Err(TrainError::Precision {
+            precision,
+            device: name.to_owned(),
+        }),
+    }
+}
+
+/// Random weights, or those of the checkpoint `train.init`, in f32, with products at `train.precision`. A dense checkpoint is
+/// upcycled if the configuration asks for an MoE model.
 ///
 /// # Errors
 ///
 /// When the checkpoint does not exist, cannot be read, or does not fit `config.model`.
 pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageModel, TrainError> {
+    let model = starting_weights(config, device)?;
+    Ok(model.at_precision(config.train.precision))
+}
+
+fn starting_weights(config: &RunConfig, device: &Device) -> Result<LanguageModel, TrainError> {
     let seed = config.train.seed;
     let Some(init) = &config.train.init else {
         return Ok(LanguageModel::random(&config.model, seed, device));
@@ -100,8 +123,37 @@ pub fn with_own_tokenizer(config: &RunConfig, checkpoint: &Path) -> RunConfig {
 mod tests {
     use std::fs;
 
+    use firebox_kernels::Precision;
+
     use super::*;
     use crate::testing::{SmallRun, bits, default_device};
+
+    #[test]
+    fn a_model_computes_at_the_precision_of_its_run() {
+        let run = SmallRun::new();
+        let device = default_device();
+        let precision = |set: &[&str]| {
+            starting_model(&run.config(set), &device)
+                .unwrap()
+                .precision()
+        };
+        assert_eq!(precision(&[]), Precision::F32);
+        assert_eq!(precision(&["train.precision=bf16"]), Precision::Bf16);
+    }
+
+    #[cfg(feature = "ndarray")]
+    #[test]
+    fn a_device_without_products_in_bf16_is_refused() {
+        let run = SmallRun::new();
+        assert!(select_device("ndarray", &run.config(&[])).is_ok());
+        let bf16 = run.config(&["train.precision=bf16"]);
+        assert!(select_device("flex", &bf16).is_ok());
+        let error = select_device("ndarray", &bf16).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "train.precision = bf16: the device ndarray does not compute products in bf16"
+        );
+    }
 
     #[test]
     fn without_a_checkpoint_the_weights_follow_from_the_seed() {

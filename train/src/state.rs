@@ -107,7 +107,7 @@ pub fn load(
     let model = load_weights(folder, &own, &config.model, device)?;
     let moments = TensorFile::open(&folder.join(MOMENTS_FILE))?;
     let optimizer = AdamW::read(&moments, progress.step, &model, device)?;
-    Ok((model, optimizer))
+    Ok((model.at_precision(config.train.precision), optimizer))
 }
 
 /// Keys that may change between a run and its resume, because they do not change the weights, or change them by
@@ -250,11 +250,13 @@ mod tests {
             "optimizer.learning_rate=0.5",
             "train.seed=9",
             "model.context_length=4",
+            "train.precision=bf16",
         ];
         let found = differences(&changed);
-        assert_eq!(found.len(), 3, "{found:?}");
+        assert_eq!(found.len(), 4, "{found:?}");
         assert_eq!(found[0], "model.context_length: 8 → 4");
         assert_eq!(found[1], "optimizer.learning_rate: 0.01 → 0.5");
-        assert!(found[2].starts_with("train.seed: ") && found[2].ends_with(" → 9"));
+        assert_eq!(found[2], r#"train.precision: "f32" → "bf16""#);
+        assert!(found[3].starts_with("train.seed: ") && found[3].ends_with(" → 9"));
     }
 }

@@ -15,7 +15,6 @@ use firebox_model::generate::generate;
 use firebox_model::moe::stats::warning;
 use firebox_model::sampling::Sampling;
 use firebox_runtime::control::Control;
-use firebox_runtime::device;
 use firebox_runtime::failure::guard;
 
 use crate::config::RunConfig;
@@ -25,6 +24,7 @@ use crate::lock::Lock;
 use crate::metrics::{MetricsLog, Record, SourceLoss, TrainRecord, Validation, ValidationRecord};
 use crate::progress::ProgressDisplay;
 use crate::run_folder::{self, RunFolder};
+use crate::start::select_device;
 use crate::state::{self, Best};
 use crate::step::TrainingState;
 
@@ -73,7 +73,7 @@ pub fn run(
     options: &RunOptions,
     control: &Control,
 ) -> Result<Outcome, TrainError> {
-    let device = device::select(&options.device)?;
+    let device = select_device(&options.device, config)?;
     let outcome = guard(&options.device, || train(config, options, &device, control));
     outcome.map_err(|failure| TrainError::Computation {
         step: control.step(),

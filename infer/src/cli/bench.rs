@@ -41,6 +41,7 @@ impl BenchArgs {
             new: self.new_tokens,
             batch: self.batch,
             repeats: self.repeats,
+            precision: self.weights.precision,
         };
         let measured = bench(
             &self.model.source.checkpoint,

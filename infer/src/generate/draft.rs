@@ -40,8 +40,8 @@ impl Default for Speculation {
 }
 
 impl Draft {
-    /// Opens a checkpoint, or the newest one of a run, as a draft for a model; on the same device, with its weights in
-    /// `dtype`. See [`Engine::open`] for `accept`.
+    /// Opens a checkpoint, or the newest one of a run, as a draft for a model; on the same device, with products of the same
+    /// precision, and with its weights in `dtype`. See [`Engine::open`] for `accept`.
     ///
     /// # Errors
     ///
@@ -52,7 +52,8 @@ impl Draft {
         dtype: WeightDtype,
         engine: &Engine,
     ) -> Result<Self, InferError> {
-        let draft = Engine::open(checkpoint, accept, &engine.device, dtype)?;
+        let draft = Engine::open(checkpoint, accept, &engine.device, dtype)?
+            .at_precision(engine.model.precision())?;
         let difference = |reason| InferError::Draft {
             draft: checkpoint.to_owned(),
             reason,

@@ -8,7 +8,9 @@ use burn::tensor::{Device, Tensor};
 use common::{Case, cases, random};
 use divan::Bencher;
 use firebox_kernels::rope::Rotary;
-use firebox_kernels::{AttentionInput, AttentionSpec, KeyRanges, attention, attention_reference};
+use firebox_kernels::{
+    AttentionInput, AttentionSpec, KeyRanges, Precision, attention, attention_reference,
+};
 use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::device::finish;
 
@@ -59,6 +61,7 @@ fn forward(bencher: Bencher, case: &Case<5>, attention: Attention) {
     bencher.bench_local(|| {
         let [query, key, value] = fresh([&query, &key, &value]);
         finish(attention(AttentionInput {
+            precision: Precision::F32,
             query,
             key,
             value,
@@ -78,6 +81,7 @@ fn both_ways(bencher: Bencher, case: &Case<5>, attention: Attention, ranges: Opt
     bencher.bench_local(|| {
         let [query, fresh_key, value] = fresh([&query, &key, &value]);
         let output = attention(AttentionInput {
+            precision: Precision::F32,
             query,
             key: fresh_key,
             value,

@@ -12,7 +12,7 @@ use common::{Case, cases, random};
 use divan::Bencher;
 use few::bench_rows;
 use firebox_kernels::dispatch::DispatchPlan;
-use firebox_kernels::{experts, experts_reference, swiglu, swiglu_reference};
+use firebox_kernels::{Precision, experts, experts_reference, swiglu, swiglu_reference};
 use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::device::finish;
 
@@ -36,9 +36,16 @@ const TOKENS: [[usize; 1]; 3] = [[1], [16], [2048]];
 /// Those of a training step.
 const STEP: [[usize; 1]; 1] = [[2048]];
 
-type Mixture =
-    fn(Tensor<2>, Tensor<2>, Tensor<3>, Tensor<3>, Tensor<3>, &DispatchPlan) -> Tensor<2>;
-type Dense = fn(Tensor<2>, Tensor<2>, Tensor<2>, Tensor<2>) -> Tensor<2>;
+type Mixture = fn(
+    Tensor<2>,
+    Tensor<2>,
+    Tensor<3>,
+    Tensor<3>,
+    Tensor<3>,
+    &DispatchPlan,
+    Precision,
+) -> Tensor<2>;
+type Dense = fn(Tensor<2>, Tensor<2>, Tensor<2>, Tensor<2>, Precision) -> Tensor<2>;
 
 /// The experts of each token, unevenly loaded: the first is chosen three times as often as the last.
 fn plan(tokens: usize, device: &Device) -> DispatchPlan {
@@ -60,17 +67,17 @@ fn mixture_inputs(tokens: usize, device: &Device) -> ([Tensor<2>; 2], [Tensor<3>
     (by_token, stacks)
 }
 
-fn mixture_forward(bencher: Bencher, case: &Case<1>, mixture: Mixture) {
+fn mixture_forward(bencher: Bencher, case: &Case<1>, precision: Precision, mixture: Mixture) {
     let ([tokens], device) = (case.sizes, case.device());
     let (by_token, stacks) = mixture_inputs(tokens, &device);
     let plan = plan(tokens, &device);
     bench_rows(bencher, tokens, &device, || {
         let ([x, weights], [gate, up, down]) = (by_token.clone(), stacks.clone());
-        finish(mixture(x, weights, gate, up, down, &plan));
+        finish(mixture(x, weights, gate, up, down, &plan, precision));
     });
 }
 
-fn mixture_both_ways(bencher: Bencher, case: &Case<1>, mixture: Mixture) {
+fn mixture_both_ways(bencher: Bencher, case: &Case<1>, precision: Precision, mixture: Mixture) {
     let ([tokens], device) = (case.sizes, case.device().autodiff());
     let (by_token, stacks) = mixture_inputs(tokens, &device);
     let by_token = by_token.map(Tensor::require_grad);
@@ -78,7 +85,9 @@ fn mixture_both_ways(bencher: Bencher, case: &Case<1>, mixture: Mixture) {
     let plan = plan(tokens, &device);
     bencher.bench_local(|| {
         let ([x, weights], [gate, up, down]) = (by_token.clone(), stacks.clone());
-        let gradients = mixture(x, weights, gate, up, down, &plan).sum().backward();
+        let gradients = mixture(x, weights, gate, up, down, &plan, precision)
+            .sum()
+            .backward();
         finish(by_token[0].grad(&gradients).expect("it was asked for"));
         gradients
     });
@@ -99,7 +108,7 @@ fn dense_forward(bencher: Bencher, case: &Case<1>, dense: Dense) {
     let inputs = dense_inputs(case.sizes[0], &case.device());
     bench_rows(bencher, case.sizes[0], &case.device(), || {
         let [x, gate, up, down] = inputs.clone();
-        finish(dense(x, gate, up, down));
+        finish(dense(x, gate, up, down, Precision::F32));
     });
 }
 
@@ -108,7 +117,7 @@ fn dense_both_ways(bencher: Bencher, case: &Case<1>, dense: Dense) {
     let inputs = dense_inputs(case.sizes[0], &device).map(Tensor::require_grad);
     bencher.bench_local(|| {
         let [x, gate, up, down] = inputs.clone();
-        let gradients = dense(x, gate, up, down).sum().backward();
+        let gradients = dense(x, gate, up, down, Precision::F32).sum().backward();
         finish(inputs[0].grad(&gradients).expect("it was asked for"));
         gradients
     });
@@ -116,22 +125,37 @@ fn dense_both_ways(bencher: Bencher, case: &Case<1>, dense: Dense) {
 
 #[divan::bench(args = cases(&TOKENS))]
 fn mixture_forward_kernel(bencher: Bencher, case: &Case<1>) {
-    mixture_forward(bencher, case, experts);
+    mixture_forward(bencher, case, Precision::F32, experts);
 }
 
 #[divan::bench(args = cases(&TOKENS))]
 fn mixture_forward_reference(bencher: Bencher, case: &Case<1>) {
-    mixture_forward(bencher, case, experts_reference);
+    mixture_forward(bencher, case, Precision::F32, experts_reference);
+}
+
+/// Factors in bf16, on the devices with such products.
+fn with_bf16<const N: usize>(sizes: &[[usize; N]]) -> impl Iterator<Item = Case<N>> {
+    cases(sizes).filter(|case| Precision::Bf16.runs_on(&case.device()))
+}
+
+#[divan::bench(args = with_bf16(&TOKENS))]
+fn mixture_forward_kernel_in_bf16(bencher: Bencher, case: &Case<1>) {
+    mixture_forward(bencher, case, Precision::Bf16, experts);
+}
+
+#[divan::bench(args = with_bf16(&STEP))]
+fn mixture_both_ways_kernel_in_bf16(bencher: Bencher, case: &Case<1>) {
+    mixture_both_ways(bencher, case, Precision::Bf16, experts);
 }
 
 #[divan::bench(args = cases(&STEP))]
 fn mixture_both_ways_kernel(bencher: Bencher, case: &Case<1>) {
-    mixture_both_ways(bencher, case, experts);
+    mixture_both_ways(bencher, case, Precision::F32, experts);
 }
 
 #[divan::bench(args = cases(&STEP))]
 fn mixture_both_ways_reference(bencher: Bencher, case: &Case<1>) {
-    mixture_both_ways(bencher, case, experts_reference);
+    mixture_both_ways(bencher, case, Precision::F32, experts_reference);
 }
 
 #[divan::bench(args = cases(&TOKENS))]

@@ -11,7 +11,7 @@ use burn::tensor::{DType, Tensor};
 use common::{Case, cases, random};
 use divan::Bencher;
 use few::bench_rows;
-use firebox_kernels::{linear, linear_reference};
+use firebox_kernels::{Precision, linear, linear_reference};
 use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::device::finish;
 
@@ -35,23 +35,25 @@ const SHAPES: [[usize; 3]; 4] = [
 /// Those of training.
 const STEP: [[usize; 3]; 2] = [[2048, 256, 512], [2048, 512, 4096]];
 
-type Linear = fn(Tensor<2>, Tensor<2>) -> Tensor<2>;
+type Linear = fn(Tensor<2>, Tensor<2>, Precision) -> Tensor<2>;
 
-fn forward(bencher: Bencher, case: &Case<3>, held: DType, linear: Linear) {
+fn forward(bencher: Bencher, case: &Case<3>, held: DType, precision: Precision, linear: Linear) {
     let ([rows, d_in, d_out], device) = (case.sizes, case.device());
     let x = random([rows, d_in], &device);
     let weight = random([d_in, d_out], &device).cast(held);
     bench_rows(bencher, rows, &device, || {
-        finish(linear(x.clone(), weight.clone()))
+        finish(linear(x.clone(), weight.clone(), precision))
     });
 }
 
-fn both_ways(bencher: Bencher, case: &Case<3>, linear: Linear) {
+fn both_ways(bencher: Bencher, case: &Case<3>, precision: Precision, linear: Linear) {
     let ([rows, d_in, d_out], device) = (case.sizes, case.device().autodiff());
     let x = random([rows, d_in], &device).require_grad();
     let weight = random([d_in, d_out], &device).require_grad();
     bencher.bench_local(|| {
-        let gradients = linear(x.clone(), weight.clone()).sum().backward();
+        let gradients = linear(x.clone(), weight.clone(), precision)
+            .sum()
+            .backward();
         finish(x.grad(&gradients).expect("it was asked for"));
         gradients
     });
@@ -59,26 +61,41 @@ fn both_ways(bencher: Bencher, case: &Case<3>, linear: Linear) {
 
 #[divan::bench(args = cases(&SHAPES))]
 fn forward_kernel(bencher: Bencher, case: &Case<3>) {
-    forward(bencher, case, DType::F32, linear);
+    forward(bencher, case, DType::F32, Precision::F32, linear);
 }
 
 #[divan::bench(args = cases(&SHAPES))]
 fn forward_reference(bencher: Bencher, case: &Case<3>) {
-    forward(bencher, case, DType::F32, linear_reference);
+    forward(bencher, case, DType::F32, Precision::F32, linear_reference);
 }
 
 /// On the devices that hold bf16 as it is: flex, and some GPUs.
 #[divan::bench(args = cases(&SHAPES).filter(|case| case.device().supports_dtype(DType::BF16)))]
 fn forward_kernel_of_bf16(bencher: Bencher, case: &Case<3>) {
-    forward(bencher, case, DType::BF16, linear);
+    forward(bencher, case, DType::BF16, Precision::F32, linear);
+}
+
+/// Factors in bf16, on the devices with such products.
+fn with_bf16<const N: usize>(sizes: &[[usize; N]]) -> impl Iterator<Item = Case<N>> {
+    cases(sizes).filter(|case| Precision::Bf16.runs_on(&case.device()))
+}
+
+#[divan::bench(args = with_bf16(&SHAPES))]
+fn forward_kernel_in_bf16(bencher: Bencher, case: &Case<3>) {
+    forward(bencher, case, DType::F32, Precision::Bf16, linear);
+}
+
+#[divan::bench(args = with_bf16(&STEP))]
+fn both_ways_kernel_in_bf16(bencher: Bencher, case: &Case<3>) {
+    both_ways(bencher, case, Precision::Bf16, linear);
 }
 
 #[divan::bench(args = cases(&STEP))]
 fn both_ways_kernel(bencher: Bencher, case: &Case<3>) {
-    both_ways(bencher, case, linear);
+    both_ways(bencher, case, Precision::F32, linear);
 }
 
 #[divan::bench(args = cases(&STEP))]
 fn both_ways_reference(bencher: Bencher, case: &Case<3>) {
-    both_ways(bencher, case, linear_reference);
+    both_ways(bencher, case, Precision::F32, linear_reference);
 }

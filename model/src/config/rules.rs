@@ -104,19 +104,17 @@ impl ModelConfig {
             format!("allowed values: {}", listed(divisors(self.heads))),
         )?;
         let (rotary_dim, head_dim) = (self.rotary_dim, self.head_dim);
-        if rotary_dim == head_dim {
-            return require(
-                head_dim.is_multiple_of(2),
-                "head_dim",
-                head_dim,
-                "must be even, because the rotary embedding rotates pairs of values",
-                format!(
-                    "use {} or {}, or set model.rotary_dim",
-                    head_dim.saturating_sub(1).max(2),
-                    head_dim + 1
-                ),
-            );
-        }
+        require(
+            head_dim.is_multiple_of(2),
+            "head_dim",
+            head_dim,
+            "must be even, because the rotary embedding rotates pairs of values",
+            format!(
+                "use {} or {}",
+                head_dim.saturating_sub(1).max(2),
+                head_dim + 1
+            ),
+        )?;
         require(
             rotary_dim.is_multiple_of(2) && (2..=head_dim).contains(&rotary_dim),
             "rotary_dim",

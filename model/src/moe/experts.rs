@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 
 use crate::config::{ExpertsConfig, ModelConfig};
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
+use firebox_kernels::Precision;
 use firebox_kernels::dispatch::DispatchPlan;
 
 /// E SwiGLUs (see [`DenseFeedForward`](crate::feed_forward::DenseFeedForward)) with stacked weights.
@@ -16,6 +17,9 @@ pub struct Experts {
     pub up: Param<Tensor<3>>,
     /// `[experts, d_ff, d_model]`
     pub down: Param<Tensor<3>>,
+    /// Of their products.
+    #[module(skip)]
+    pub precision: Precision,
 }
 
 impl Experts {
@@ -47,6 +51,7 @@ impl Experts {
                 initializer: Initializer::Normal(config.residual_initializer_range()),
                 ..stack("down", [count, inner, model])
             })?,
+            precision: Precision::F32,
         })
     }
 
@@ -58,7 +63,7 @@ impl Experts {
     /// - `weights`: `[tokens, top_k]`
     pub fn forward(&self, x: Tensor<2>, weights: Tensor<2>, plan: &DispatchPlan) -> Tensor<2> {
         let (gate, up, down) = (self.gate.val(), self.up.val(), self.down.val());
-        firebox_kernels::experts(x, weights, gate, up, down, plan)
+        firebox_kernels::experts(x, weights, gate, up, down, plan, self.precision)
     }
 }
 

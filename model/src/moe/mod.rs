@@ -145,6 +145,7 @@ mod tests {
             gate: of(&experts.gate),
             up: of(&experts.up),
             down: of(&experts.down),
+            precision: experts.precision,
         }
     }
 

@@ -7,7 +7,7 @@ use burn::tensor::{Bool, Int, Tensor};
 use crate::config::{ModelConfig, MoeConfig, Scores};
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use firebox_kernels::dispatch::DispatchPlan;
-use firebox_kernels::linear;
+use firebox_kernels::{Precision, linear};
 
 /// Top-k router: Mixtral's (arXiv 2401.04088, with the softmax over all experts first), or DeepSeek-V3's
 /// (arXiv 2412.19437, eqs. 13–16).
@@ -89,7 +89,8 @@ impl Router {
     ///
     /// - `x`: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<2>) -> RouterOutput {
-        let logits = linear(x, self.weight.val());
+        // In f32 always: rounding must not choose experts.
+        let logits = linear(x, self.weight.val(), Precision::F32);
         let probabilities = softmax(log_scores(self.scores, logits.clone()), 1);
         let scores = match self.scores {
             Scores::Softmax => probabilities.clone(),

@@ -13,9 +13,12 @@ impl fmt::Display for Bench {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             formatter,
-            "{} with {}; f32 matmul peak {}/s\n",
+            "{} with {}; products in {}{}, matmul peak {}/s\n",
             self.device,
             counted(self.threads as u128, "thread"),
+            self.precision,
+            self.bf16_unit
+                .map_or_else(String::new, |unit| format!(" ({unit})")),
             flop(self.matmul_peak)
         )?;
         let baseline = self.dense_baseline.as_ref();

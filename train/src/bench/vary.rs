@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use firebox_kernels::matrix_peak;
+use firebox_kernels::{Precision, matrix_peak};
 use firebox_model::accounting::Accounting;
 use firebox_runtime::device;
 use serde::Serialize;
@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::{Speed, measure};
 use crate::config::RunConfig;
 use crate::error::TrainError;
+use crate::start::select_device;
 use firebox_console::numbers::{counted, flop, scaled};
 use firebox_console::report::Table;
 
@@ -55,6 +56,9 @@ pub fn vary(
     steps: usize,
 ) -> Result<Variation, TrainError> {
     let selected = device::select(device)?;
+    for (_, config) in &configs {
+        select_device(device, config)?;
+    }
     let measured: Vec<_> = configs
         .iter()
         .map(|(value, config)| {
@@ -64,7 +68,7 @@ pub fn vary(
             measured
         })
         .collect();
-    let matmul_peak = matrix_peak(&selected);
+    let matmul_peak = matrix_peak(&selected, Precision::F32);
     let rows = configs.into_iter().zip(measured);
     let rows = rows.map(|((value, config), measured)| {
         let speed = measured.speed(matmul_peak);

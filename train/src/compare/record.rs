@@ -7,7 +7,6 @@ use firebox_console::terminal::print;
 use firebox_model::moe::stats::LayerHealth;
 use firebox_model::parameters::{MapParameter, map};
 use firebox_runtime::control::Control;
-use firebox_runtime::device;
 use firebox_runtime::failure::guard;
 use firebox_runtime::memory;
 use serde::{Deserialize, Serialize};
@@ -16,7 +15,7 @@ use crate::config::RunConfig;
 use crate::data::prepare;
 use crate::error::TrainError;
 use crate::optimizer::AdamW;
-use crate::start::starting_model;
+use crate::start::{select_device, starting_model};
 use crate::state::Progress;
 use crate::step::TrainingState;
 
@@ -59,7 +58,7 @@ pub fn record(
     control: &Control,
     mut done: impl FnMut(&StepRecord) -> io::Result<()>,
 ) -> Result<(), TrainError> {
-    let selected = device::select(device)?;
+    let selected = select_device(device, config)?;
     let prepared = prepare(config, false)?;
     let mut config = config.clone();
     if config.train.init.is_none() {

@@ -17,6 +17,7 @@ mod tests;
 
 use std::path::PathBuf;
 
+use firebox_kernels::Precision;
 use firebox_model::config::ModelConfig;
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
@@ -240,6 +241,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Number of sequences of `model.context_length` tokens per forward and backward pass.
     pub micro_batch: usize,
+    /// Precision of the factors of matrix products, forward and backward; weights, router, norms, softmax, loss and optimizer
+    /// are f32.
+    pub precision: Precision,
     /// Steps between lines of `metrics.jsonl`.
     pub log_every: u64,
     /// Steps between validations; the last step is always validated.

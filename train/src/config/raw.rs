@@ -5,6 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use firebox_kernels::Precision;
 use firebox_model::config::ModelKeys;
 use serde::Deserialize;
 use serde::de::{
@@ -88,6 +89,7 @@ pub(super) struct RawTrain {
     pub steps: u64,
     pub seed: Option<u64>,
     pub micro_batch: Option<usize>,
+    pub precision: Option<Precision>,
     pub log_every: Option<u64>,
     pub validate_every: Option<u64>,
     pub validation_tokens: Option<u64>,

@@ -95,6 +95,7 @@ fn train(raw: RawTrain) -> Checked<TrainConfig> {
         steps: raw.steps,
         seed: raw.seed.unwrap_or(0),
         micro_batch: raw.micro_batch.unwrap_or(8),
+        precision: raw.precision.unwrap_or_default(),
         log_every: raw.log_every.unwrap_or(10),
         validate_every: raw.validate_every.unwrap_or(100),
         validation_tokens: raw.validation_tokens.unwrap_or(100_000),

@@ -9,9 +9,11 @@ use rayon::prelude::*;
 use super::rows::{AttentionShape, KEYS, LANES, RopeTables, rotated_keys, scratch_slice};
 use super::stretches::{Stretch, Stretches};
 use crate::host::exp::exp;
-use crate::host::gemm::{Accumulate, Matrix, gemm};
+use crate::host::gemm::{Accumulate, Matrix};
+use crate::host::product::gemm_at;
 use crate::host::simd::vectorized;
 use crate::host::uninit::vec_uninit_with;
+use crate::precision::Precision;
 
 /// Independent parts that the work is cut into, where there are heads enough.
 const PARTS: usize = 8;
@@ -27,6 +29,7 @@ pub(super) struct Saved<'a> {
     pub tables: RopeTables<'a>,
     pub stretches: Stretches<'a>,
     pub shape: AttentionShape,
+    pub precision: Precision,
 }
 
 /// The gradients of those of query, key, value and sinks that need one.
@@ -269,7 +272,7 @@ impl Pass<'_> {
         kv_head: usize,
         positions: &Range<usize>,
     ) -> &'s mut [f32] {
-        let shape = self.saved.shape;
+        let (shape, precision) = (self.saved.shape, self.saved.precision);
         let (heads, head_dim, kv_width) = (self.heads, shape.head_dim, shape.kv_width());
         let [query_needs_grad, key_needs_grad, value_needs_grad, _] = self.needs_grad;
         let first_key = (stretch.sequence * shape.kv_heads + kv_head) * shape.length;
@@ -295,9 +298,17 @@ impl Pass<'_> {
             let keys = Matrix::new(&keys[start * head_dim..end * head_dim], count, head_dim);
             let values = Matrix::strided(&values[start * kv_width..], count, head_dim, kv_width);
 
-            gemm(queries, keys.t(), 1.0, Accumulate::Replace, weights, KEYS);
+            gemm_at(
+                precision,
+                queries,
+                keys.t(),
+                1.0,
+                Accumulate::Replace,
+                weights,
+                KEYS,
+            );
             let into = Accumulate::Replace;
-            gemm(gradients, values.t(), 1.0, into, d_scores, KEYS);
+            gemm_at(precision, gradients, values.t(), 1.0, into, d_scores, KEYS);
             vectorized(
                 #[inline(always)]
                 || {
@@ -323,11 +334,19 @@ impl Pass<'_> {
             let into = Accumulate::Add;
             if value_needs_grad {
                 let value = &mut part.value[place.clone()];
-                gemm(weights.t(), gradients, 1.0, into, value, head_dim);
+                gemm_at(
+                    precision,
+                    weights.t(),
+                    gradients,
+                    1.0,
+                    into,
+                    value,
+                    head_dim,
+                );
             }
             if key_needs_grad {
                 let key = &mut part.key[place];
-                gemm(d_scores.t(), queries, 1.0, into, key, head_dim);
+                gemm_at(precision, d_scores.t(), queries, 1.0, into, key, head_dim);
             }
             if query_needs_grad {
                 let into = match index {
@@ -339,7 +358,15 @@ impl Pass<'_> {
                     query[rows * head_dim..].fill(0.0);
                 }
                 let query = &mut query[seen_rows];
-                gemm(d_scores, keys, shape.scale, into, query, head_dim);
+                gemm_at(
+                    precision,
+                    d_scores,
+                    keys,
+                    shape.scale,
+                    into,
+                    query,
+                    head_dim,
+                );
             }
         }
         query

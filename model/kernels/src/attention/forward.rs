@@ -8,9 +8,11 @@ use rayon::prelude::*;
 use super::rows::{AttentionShape, KEYS, LANES, RopeTables, rotated_keys, scratch_slice};
 use super::stretches::{Stretch, Stretches};
 use crate::host::exp::exp;
-use crate::host::gemm::{Accumulate, Matrix, gemm};
+use crate::host::gemm::{Accumulate, Matrix};
+use crate::host::product::gemm_at;
 use crate::host::simd::vectorized;
 use crate::host::uninit::vecs_uninit_with;
+use crate::precision::Precision;
 
 /// Outputs, and of every row of scores ln Σ exp(score), from which the backward pass finds the weights again.
 ///
@@ -30,6 +32,7 @@ pub(super) fn forward(
     tables: RopeTables<'_>,
     stretches: Stretches<'_>,
     shape: AttentionShape,
+    precision: Precision,
 ) -> (Vec<f32>, Vec<f32>) {
     if query.is_empty() {
         return (Vec::new(), Vec::new());
@@ -42,6 +45,7 @@ pub(super) fn forward(
         sinks,
         tables,
         shape,
+        precision,
     };
     let rows = query.len() / shape.head_dim;
     // SAFETY: the blocks of all sequences cover all rows, and a block writes all of its rows in both.
@@ -61,6 +65,7 @@ struct Pass<'a> {
     sinks: Option<&'a [f32]>,
     tables: RopeTables<'a>,
     shape: AttentionShape,
+    precision: Precision,
 }
 
 /// What a block needs; kept from block to block.
@@ -178,7 +183,8 @@ impl Pass<'_> {
             let scores = &mut scores[..rows * KEYS];
             let seen_rows = skipped * head_dim..(skipped + rows) * head_dim;
             let outputs = &mut outputs[seen_rows.clone()];
-            gemm(
+            gemm_at(
+                self.precision,
                 Matrix::new(&queries[seen_rows], rows, head_dim),
                 Matrix::new(&keys[start * head_dim..end * head_dim], count, head_dim).t(),
                 1.0,
@@ -202,7 +208,8 @@ impl Pass<'_> {
                     }
                 },
             );
-            gemm(
+            gemm_at(
+                self.precision,
                 Matrix::strided(scores, rows, count, KEYS),
                 Matrix::strided(&values[start * kv_width..], count, head_dim, kv_width),
                 1.0,

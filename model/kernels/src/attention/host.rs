@@ -33,8 +33,14 @@ impl<B: Host> Attention<B> {
         };
         let first = first_keys::<B>(&self.first, self.shape);
         let stretches = Stretches::new(first.as_deref(), self.shape);
-        let (output, log_sum_exp) =
-            forward::forward([&query, &key, &value], sinks, tables, stretches, self.shape);
+        let (output, log_sum_exp) = forward::forward(
+            [&query, &key, &value],
+            sinks,
+            tables,
+            stretches,
+            self.shape,
+            self.precision,
+        );
         (B::tensor(output, inputs[0].shape()), log_sum_exp)
     }
 }
@@ -85,6 +91,7 @@ impl<B: Host> Operation<B, 4> for Attention<B> {
             sines,
             first,
             shape,
+            precision,
         } = &saved.operation;
         let [query, key, value, sinks] = saved.inputs.each_ref().map(|t| B::values(t));
         let first = first_keys::<B>(first, *shape);
@@ -102,6 +109,7 @@ impl<B: Host> Operation<B, 4> for Attention<B> {
             },
             stretches: Stretches::new(first.as_deref(), *shape),
             shape: *shape,
+            precision: *precision,
         };
         let found = backward::backward(&slices, &B::values(&gradient), needs_grad);
         let mut shapes = saved.inputs.iter().map(|tensor| tensor.shape());

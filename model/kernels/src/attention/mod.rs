@@ -32,6 +32,7 @@ pub use segments::{PlacedSegment, Segment, Segments};
 pub use spec::AttentionSpec;
 
 use crate::operation::{Operation, differentiable};
+use crate::precision::Precision;
 use crate::rope::Rotary;
 
 /// What [`attention`](self::attention) takes.
@@ -54,6 +55,9 @@ pub struct AttentionInput<'a> {
     pub ranges: Option<&'a KeyRanges>,
     /// What is computed.
     pub spec: AttentionSpec,
+    /// That of the factors of its products, forward and backward: queries and keys after their rotation, values, weights,
+    /// and gradients. Scores, softmax and sums are f32.
+    pub precision: Precision,
 }
 
 /// `softmax(scale · q kᵀ) v` within each of `batch` sequences, where a query sees the keys at its own position and
@@ -74,6 +78,7 @@ pub struct AttentionInput<'a> {
 ///
 /// When the shapes do not fit.
 pub fn attention(input: AttentionInput<'_>) -> Tensor<2> {
+    input.precision.check(&input.query.device());
     let shape = input.shape();
     if input.query.dims()[0] == 0 {
         return input.query; // as empty as the output, which some backends refuse to compute
@@ -93,6 +98,7 @@ pub fn attention(input: AttentionInput<'_>) -> Tensor<2> {
         sines.into_dispatch(),
         input.ranges.into(),
         shape,
+        input.precision,
     );
     Tensor::from_dispatch(output)
 }
@@ -130,6 +136,7 @@ impl AttentionInput<'_> {
             sinks,
             ranges,
             spec,
+            ..
         } = self;
         let shape = shape_of([query, key, value], *batch, *rotary, sinks.as_ref(), spec);
         let tokens = query.dims()[0];
@@ -205,6 +212,7 @@ pub struct Attention<B: Backend> {
     sines: FloatTensor<B>,
     first: FirstKeys<B>,
     shape: AttentionShape,
+    precision: Precision,
 }
 
 /// The backends' side of [`attention`](self::attention).
@@ -226,6 +234,7 @@ pub trait AttentionBackend: Backend {
         sines: FloatTensor<Self>,
         #[extension_type] first: FirstKeys<Self>,
         shape: AttentionShape,
+        precision: Precision,
     ) -> FloatTensor<Self>;
 }
 
@@ -242,12 +251,14 @@ where
         sines: FloatTensor<Self>,
         first: FirstKeys<Self>,
         shape: AttentionShape,
+        precision: Precision,
     ) -> FloatTensor<Self> {
         let operation = Attention::<B> {
             cosines,
             sines,
             first,
             shape,
+            precision,
         };
         operation.forward([query, key, value, sinks])
     }
@@ -266,12 +277,14 @@ where
         sines: FloatTensor<Self>,
         first: FirstKeys<Self>,
         shape: AttentionShape,
+        precision: Precision,
     ) -> FloatTensor<Self> {
         let operation = Attention::<B> {
             cosines: cosines.into_primitive(),
             sines: sines.into_primitive(),
             first: first.without_autodiff(),
             shape,
+            precision,
         };
         differentiable::<_, B, C, 4>(operation, [query, key, value, sinks])
     }

@@ -9,6 +9,7 @@ on_every_device!(
     two_positions,
     three_positions_of_two_documents,
     equals_the_reference,
+    in_bf16_the_reference_is_near,
     documents_and_windows_equal_the_reference,
     every_specification_equals_the_reference,
     a_window_is_a_range,
@@ -132,6 +133,7 @@ fn run(
     let sinks = wave(1, heads, 0.2, 3.0, &device).squeeze_dim::<1>(0);
     let sinks = sinks.set_require_grad(needs_grad[3]);
     let output = attention(AttentionInput {
+        precision: Precision::F32,
         query: query.clone(),
         key: key.clone(),
         value: value.clone(),
@@ -201,6 +203,7 @@ fn two_positions(device: Device) {
     let value = matrix([[4.0, 0.0], [0.0, 8.0]]);
     let rotary = Rotary::new(0, 2, 2, 1e4, &device);
     let output = attention(AttentionInput {
+        precision: Precision::F32,
         query,
         key,
         value,
@@ -219,6 +222,7 @@ fn three_positions_of_two_documents(device: Device) {
     let value = Tensor::<2>::from_floats([[7.0, 7.0], [4.0, 0.0], [0.0, 8.0]], &device);
     let ranges = KeyRanges::new(&[0, 1, 1], 3, &device);
     let output = attention(AttentionInput {
+        precision: Precision::F32,
         query: zeros(),
         key: zeros(),
         value,
@@ -235,6 +239,44 @@ fn three_positions_of_two_documents(device: Device) {
         5e-7,
     )
     .unwrap();
+}
+
+fn in_bf16(input: AttentionInput<'_>) -> Tensor<2> {
+    attention(AttentionInput {
+        precision: Precision::Bf16,
+        ..input
+    })
+}
+
+/// In bf16: the reference of f32 is as near as one rounding by 2⁻⁸ of each of the factors makes it, of which the way to a
+/// gradient has up to six; and what is not f32 shows.
+fn in_bf16_the_reference_is_near(device: Device) {
+    if !Precision::Bf16.runs_on(&device) {
+        return;
+    }
+    for shape in [
+        shape(2, 150, 2, 3, 12),
+        shape(1, 260, 1, 8, 64),
+        shape(3, 7, 1, 1, 6),
+    ] {
+        let first = Some(first_keys(shape, &[90, 8], usize::MAX));
+        let documents = Case {
+            first,
+            ..shape.into()
+        };
+        for case in [shape.into(), documents] {
+            let fast = run(in_bf16, &case, [true; 4], &device);
+            let slow = run(attention_reference, &case, [true; 4], &device);
+            for (name, (fast, slow)) in NAMES.iter().zip(fast.iter().zip(&slow)) {
+                let (fast, slow) = (fast.as_ref().unwrap(), slow.as_ref().unwrap());
+                assert_close(name, fast, slow, 6.0 / 256.0).unwrap();
+                assert!(
+                    assert_close(name, fast, slow, 1e-4).is_err(),
+                    "{name} is not rounded"
+                );
+            }
+        }
+    }
 }
 
 fn equals_the_reference(device: Device) {
@@ -356,6 +398,7 @@ fn a_document_is_what_it_is_alone(device: Device) {
         let cut = |tensor: &Tensor<2>| tensor.clone().slice([rows.clone()]);
         let [query, key, value] = inputs.each_ref().map(|input| cut(input).require_grad());
         let output = attention(AttentionInput {
+            precision: Precision::F32,
             query: query.clone(),
             key: key.clone(),
             value: value.clone(),
@@ -401,6 +444,7 @@ fn one_position_and_lengths_around_those_of_blocks(device: Device) {
 fn a_sink_takes_a_part_of_the_weight(device: Device) {
     let matrix = |rows: [[f32; 2]; 2]| Tensor::<2>::from_floats(rows, &device);
     let output = attention(AttentionInput {
+        precision: Precision::F32,
         query: matrix([[1.0, 0.0]; 2]),
         key: matrix([[0.0, 0.0], [3f32.ln(), 0.0]]),
         value: matrix([[4.0, 0.0], [0.0, 8.0]]),
@@ -438,6 +482,7 @@ fn each_query_head_has_a_sink() {
     let device = devices().remove(0);
     let of = |heads: usize| wave(4, heads * 8, 0.0, 1.0, &device);
     let _ = attention(AttentionInput {
+        precision: Precision::F32,
         query: of(2),
         key: of(1),
         value: of(1),
@@ -463,6 +508,7 @@ fn nothing_gives_nothing(device: Device) {
     let rotary = Rotary::new(0, 3, 8, 1e4, &device);
     let empty = |heads: usize| wave(0, heads * 8, 0.0, 1.0, &device);
     let output = attention(AttentionInput {
+        precision: Precision::F32,
         query: empty(2),
         key: empty(1),
         value: empty(1),
@@ -549,6 +595,7 @@ mod on_a_gpu {
         let sinks = sinks.require_grad();
         let pass = || {
             let output = attention(AttentionInput {
+                precision: Precision::F32,
                 query: query.clone(),
                 key: key.clone(),
                 value: value.clone(),
@@ -583,7 +630,10 @@ fn the_number_of_threads_changes_no_bit() {
         let on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             let pool = pool.expect("a pool");
-            pool.install(|| run(attention, &case, [true; 4], &device))
+            pool.install(|| {
+                [attention as Attention, in_bf16]
+                    .map(|attention| run(attention, &case, [true; 4], &device))
+            })
         };
         let one = on(1);
         for threads in [2, 8] {
@@ -599,6 +649,7 @@ fn shapes_that_do_not_fit_are_refused() {
     let rotary = Rotary::new(0, 3, 8, 1e4, &device);
     let of = |rows: usize, heads: usize| wave(rows, heads * 8, 0.0, 1.0, &device);
     let _ = attention(AttentionInput {
+        precision: Precision::F32,
         query: of(5, 2),
         key: of(5, 1),
         value: of(5, 1),
@@ -616,6 +667,7 @@ fn positions_that_do_not_fit_are_refused() {
     let device = devices().remove(0);
     let of = |heads: usize| wave(4, heads * 8, 0.0, 1.0, &device);
     let _ = attention(AttentionInput {
+        precision: Precision::F32,
         query: of(2),
         key: of(1),
         value: of(1),

@@ -6,12 +6,14 @@ use rayon::prelude::*;
 
 use super::activation::activate_backward;
 use super::forward::{Inputs, Saved};
-use super::rows::{BLOCK_ROWS, Block, blocks, combine, even_parts, gather, pieces};
+use super::rows::{Block, block_rows, blocks, combine, gather, pieces};
 use crate::dispatch::HostPlan;
-use crate::host::gemm::{Accumulate, Matrix, gemm, gemm_uninit};
+use crate::host::gemm::{Accumulate, Matrix};
+use crate::host::product::{Left, On, Right, product, product_uninit};
 use crate::host::uninit::{vec_uninit_with, vecs_uninit_with};
+use crate::precision::Precision;
 
-/// The most rows of a weight matrix's gradient that are computed by one task.
+/// The most rows of a weight matrix's gradient that are computed by one task; a multiple of 32.
 const GRADIENT_ROWS: usize = 128;
 
 /// One value for each input that has a gradient.
@@ -68,7 +70,8 @@ pub fn backward(
     needs_grad: ByInput<bool>,
 ) -> ByInput<Option<Vec<f32>>> {
     let (plan, d_model, d_ff) = (inputs.plan, inputs.d_model, inputs.d_ff);
-    let blocks = blocks(plan, BLOCK_ROWS);
+    let precision = inputs.precision;
+    let blocks = blocks(plan, block_rows(precision));
     let Saved { mut gate, mut up } = saved;
     let mut factors = vec![0.0; plan.token_of_row.len()];
     for (&row, &weight) in plan.row_of_assignment.iter().zip(inputs.weights) {
@@ -81,16 +84,20 @@ pub fn backward(
         [&mut gate, &mut up, &mut factors],
     );
 
-    let down = needs_grad
-        .down
-        .then(|| stack_gradient(plan, (&hidden, d_ff), (&by_row, d_model)));
+    let down = needs_grad.down.then(|| {
+        let hidden = transposed(plan, &hidden, d_ff, precision);
+        stack_gradient(plan, (&hidden, d_ff), (&by_row, d_model), precision)
+    });
     drop(hidden);
     let rows = (needs_grad.gate || needs_grad.up).then(|| gather_all(inputs, &blocks));
+    let rows = rows
+        .as_deref()
+        .map(|rows| transposed(plan, rows, d_model, precision));
     let from_rows = |right: &[f32]| {
         let rows = rows
             .as_deref()
-            .expect("gathered, as one of the two is needs_grad");
-        stack_gradient(plan, (rows, d_model), (right, d_ff))
+            .expect("there, as one of the two needs a gradient");
+        stack_gradient(plan, (rows, d_model), (right, d_ff), precision)
     };
     ByInput {
         down,
@@ -129,13 +136,12 @@ fn hidden_gradients(
             .with_max_len(1)
             .for_each(|(((((block, gate), up), factors), by_row), hidden)| {
                 let tokens = &inputs.plan.token_of_row[block.rows.clone()];
-                let by_row = Matrix::new(
-                    gather(gradient, tokens, d_model, by_row),
-                    tokens.len(),
-                    d_model,
-                );
+                let by_row = gather(gradient, tokens, d_model, by_row);
+                let by_row = Matrix::new(by_row, tokens.len(), d_model);
+                let by_row = Left::new(by_row, inputs.precision, On::ThisThread);
                 let down = Matrix::new(inputs.matrix(inputs.down, block.expert), d_ff, d_model);
-                let products = gemm_uninit(by_row, down.t(), 1.0, hidden);
+                let down = Right::new(down.t(), inputs.precision, On::ThisThread);
+                let products = product_uninit((&by_row, 0..tokens.len()), &down, hidden);
                 activate_backward(gate, up, products, factors, d_ff);
             });
     };
@@ -164,40 +170,75 @@ fn gather_all(inputs: &Inputs, blocks: &[Block]) -> Vec<f32> {
     }
 }
 
+/// The rows of each expert, transposed: `[width, rows of the expert]`; `None` for an expert without rows.
+fn transposed<'a>(
+    plan: &HostPlan,
+    rows: &'a [f32],
+    width: usize,
+    precision: Precision,
+) -> Vec<Option<Left<'a>>> {
+    of_each_expert(plan, rows, width, |matrix| {
+        Left::new(matrix.t(), precision, On::ThisThread)
+    })
+}
+
+/// What `make` makes of the rows of each expert; `None` for an expert without rows.
+fn of_each_expert<'a, R: Send>(
+    plan: &HostPlan,
+    rows: &'a [f32],
+    width: usize,
+    make: impl Fn(Matrix<'a>) -> R + Sync,
+) -> Vec<Option<R>> {
+    let ranges = plan.offsets.par_windows(2).with_max_len(1);
+    let ready = ranges.map(|range| {
+        let values = &rows[range[0] * width..range[1] * width];
+        let rows = range[1] - range[0];
+        (rows > 0).then(|| make(Matrix::new(values, rows, width)))
+    });
+    ready.collect()
+}
+
 /// `leftᵀ right` over the rows of each expert, `[experts, left, right]`, each value written once: zeros for an
 /// expert without rows.
 ///
 /// A task computes some rows of one matrix from all rows of its expert, so that an expert with most of the load
 /// still occupies every core, and sums do not depend on how work is shared out.
+///
+/// # Shapes
+///
+/// - `left`: [`transposed`], each `[d_left, rows of the expert]`
+/// - `right`: `[rows, d_right]`
 fn stack_gradient(
     plan: &HostPlan,
-    (left, d_left): (&[f32], usize),
+    (left, d_left): (&[Option<Left<'_>>], usize),
     (right, d_right): (&[f32], usize),
+    precision: Precision,
 ) -> Vec<f32> {
+    let right = of_each_expert(plan, right, d_right, |matrix| {
+        Right::new(matrix, precision, On::ThisThread)
+    });
     let length = plan.experts * d_left * d_right;
-    let tasks: Vec<_> = (0..plan.experts)
-        .flat_map(|expert| even_parts(d_left, GRADIENT_ROWS).map(move |part| (expert, part)))
+    let tasks: Vec<_> = left
+        .iter()
+        .zip(&right)
+        .flat_map(|factors| {
+            let starts = (0..d_left).step_by(GRADIENT_ROWS);
+            starts.map(move |start| (factors, start..(start + GRADIENT_ROWS).min(d_left)))
+        })
         .collect();
-    let fill = |gradient: &mut [MaybeUninit<f32>]| {
-        let of_task = tasks.iter().map(|(_, part)| part.len() * d_right);
-        let of_task = pieces(gradient, of_task);
-        tasks
-            .par_iter()
-            .zip(of_task)
-            .with_max_len(1)
-            .for_each(|((expert, part), gradient)| {
-                let (start, end) = (plan.offsets[*expert], plan.offsets[expert + 1]);
-                if start == end {
-                    gradient.fill(MaybeUninit::new(0.0));
-                    return;
-                }
-                let left = &left[start * d_left + part.start..];
-                let left = Matrix::strided(left, end - start, part.len(), d_left);
-                let right = &right[start * d_right..end * d_right];
-                let right = Matrix::new(right, end - start, d_right);
-                gemm_uninit(left.t(), right, 1.0, gradient);
-            });
-    };
+    let fill =
+        |gradient: &mut [MaybeUninit<f32>]| {
+            let of_task = tasks.iter().map(|(_, part)| part.len() * d_right);
+            let of_task = pieces(gradient, of_task);
+            tasks.par_iter().zip(of_task).with_max_len(1).for_each(
+                |((factors, part), gradient)| match factors {
+                    (Some(left), Some(right)) => {
+                        product_uninit((left, part.clone()), right, gradient);
+                    }
+                    _ => gradient.fill(MaybeUninit::new(0.0)),
+                },
+            );
+        };
     // SAFETY: the tasks' pieces fill the gradient, and each is written.
     #[allow(unsafe_code)]
     unsafe {
@@ -219,9 +260,12 @@ fn row_gradients(inputs: &Inputs, blocks: &[Block], [gate, up]: [&[f32]; 2], by_
                 (up, inputs.up, Accumulate::Add),
             ] {
                 let hidden = &hidden[block.rows.start * d_ff..block.rows.end * d_ff];
-                let hidden = Matrix::new(hidden, block.rows.len(), d_ff);
+                let rows = block.rows.len();
+                let hidden = Matrix::new(hidden, rows, d_ff);
+                let hidden = Left::new(hidden, inputs.precision, On::ThisThread);
                 let weight = Matrix::new(inputs.matrix(stack, block.expert), d_model, d_ff);
-                gemm(hidden, weight.t(), 1.0, into, by_row, d_model);
+                let weight = Right::new(weight.t(), inputs.precision, On::ThisThread);
+                product((&hidden, 0..rows), &weight, 1.0, into, by_row, d_model);
             }
         });
 }

@@ -6,11 +6,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::activation::activate;
-use super::rows::{BLOCK_ROWS, Block, blocks, combine, even_parts, gather, pieces};
+use super::rows::{Block, block_rows, blocks, combine, even_parts, gather, pieces};
 use crate::dispatch::HostPlan;
-use crate::dtype::StorageFloat;
 use crate::host::gemv::{Layout, Weights};
+use crate::host::product::Factor;
 use crate::host::uninit::{uninit, vec_uninit_with, vecs_uninit_with};
+use crate::precision::Precision;
 
 /// With fewer tasks than this, the hidden width is cut too, so that a few tokens occupy several cores.
 const TASKS: usize = 16;
@@ -37,6 +38,8 @@ pub struct Inputs<'a, T = f32> {
     pub d_model: usize,
     /// Width of an expert's hidden activations.
     pub d_ff: usize,
+    /// Of the products.
+    pub precision: Precision,
 }
 
 /// What the backward pass needs of the forward pass and would take two of three products to compute again:
@@ -59,7 +62,7 @@ struct Scratch {
     panel: Vec<f32>,
 }
 
-impl<'a, T: StorageFloat> Inputs<'a, T> {
+impl<'a, T: Factor> Inputs<'a, T> {
     /// One expert's matrix of a stack, `[d_model, d_ff]` or `[d_ff, d_model]`.
     pub fn matrix(&self, stack: &'a [T], expert: usize) -> &'a [T] {
         let size = self.d_model * self.d_ff;
@@ -78,7 +81,7 @@ impl<'a, T: StorageFloat> Inputs<'a, T> {
         [scratch_rows, panel]: [&mut Vec<f32>; 2],
         [gate, up, hidden, outputs]: [&mut [MaybeUninit<f32>]; 4],
     ) {
-        let (d_model, d_ff) = (self.d_model, self.d_ff);
+        let (d_model, d_ff, precision) = (self.d_model, self.d_ff, self.precision);
         let count = block.rows.len();
         let tokens = &self.plan.token_of_row[block.rows.clone()];
         let rows = gather(
@@ -91,19 +94,19 @@ impl<'a, T: StorageFloat> Inputs<'a, T> {
             let matrix = self.matrix(stack, block.expert);
             Weights::new(matrix, d_model, d_ff, Layout::Inputs).outputs(columns.clone())
         };
-        let gate = into(self.gate).product(rows, count, panel, gate);
-        let up = into(self.up).product(rows, count, panel, up);
+        let gate = into(self.gate).product(rows, count, precision, panel, gate);
+        let up = into(self.up).product(rows, count, precision, panel, up);
         let hidden = activate(gate, up, hidden);
         let down = self.matrix(self.down, block.expert);
         let down = Weights::new(down, d_ff, d_model, Layout::Inputs).inputs(columns);
-        down.product(hidden, count, panel, outputs);
+        down.product(hidden, count, precision, panel, outputs);
     }
 }
 
 /// Each token's weighted sum of its experts' outputs, `[tokens, d_model]`.
-pub fn forward<T: StorageFloat>(inputs: &Inputs<T>) -> Vec<f32> {
+pub fn forward<T: Factor>(inputs: &Inputs<T>) -> Vec<f32> {
     let (rows, d_model) = (inputs.rows(), inputs.d_model);
-    let blocks = blocks(inputs.plan, BLOCK_ROWS);
+    let blocks = blocks(inputs.plan, block_rows(inputs.precision));
     let slices = TASKS.div_ceil(blocks.len().max(1));
     let columns: Vec<_> =
         even_parts(inputs.d_ff, inputs.d_ff.div_ceil(slices).max(WIDTH)).collect();
@@ -138,7 +141,7 @@ pub fn forward<T: StorageFloat>(inputs: &Inputs<T>) -> Vec<f32> {
 /// [`forward`], and what [`backward`](super::backward::backward) needs of it.
 pub fn forward_saving(inputs: &Inputs) -> (Vec<f32>, Saved) {
     let (rows, d_model, d_ff) = (inputs.rows(), inputs.d_model, inputs.d_ff);
-    let blocks = blocks(inputs.plan, BLOCK_ROWS);
+    let blocks = blocks(inputs.plan, block_rows(inputs.precision));
     let lengths = |width| blocks.iter().map(move |block| block.rows.len() * width);
     let fill = |[gate, up, outputs]: [&mut [MaybeUninit<f32>]; 3]| {
         blocks

@@ -7,9 +7,9 @@ use super::Experts;
 use super::backward::{self, ByInput};
 use super::forward::{self, Inputs};
 use crate::dispatch::Tables;
-use crate::dtype::StorageFloat;
 use crate::host::Host;
 use crate::host::gemv::WeightStorage;
+use crate::host::product::Factor;
 use crate::operation::Operation;
 
 impl<B: Host> Experts<B> {
@@ -25,7 +25,7 @@ impl<B: Host> Experts<B> {
 
     /// It runs inside the thread pool as a whole: entering the pool anew for each of its steps takes about as long as
     /// the steps of a single token.
-    fn with<T: StorageFloat, R: Send>(
+    fn with<T: Factor, R: Send>(
         &self,
         inputs: &[FloatTensor<B>; 5],
         [gate, up, down]: [&[T]; 3],
@@ -44,6 +44,7 @@ impl<B: Host> Experts<B> {
             plan,
             d_model,
             d_ff,
+            precision: self.precision,
         };
         rayon::scope(|_| work(&inputs))
     }

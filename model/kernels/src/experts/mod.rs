@@ -24,10 +24,12 @@ use super::dispatch::Tables;
 use super::linear_reference;
 use crate::dispatch::DispatchPlan;
 use crate::operation::{Operation, differentiable};
+use crate::precision::Precision;
 use firebox_runtime::device::{Kernels, kernels};
 
 /// Each token's weighted sum of its experts' outputs: `y[t] = Σ_j w[t, j] · SwiGLU_e(x[t])`, with e the j-th expert of
-/// token t and `SwiGLU_e(x) = (silu(x W_gate[e]) ⊙ x W_up[e]) W_down[e]` (arXiv 2002.05202).
+/// token t and `SwiGLU_e(x) = (silu(x W_gate[e]) ⊙ x W_up[e]) W_down[e]` (arXiv 2002.05202). `precision` is that of the
+/// matrix products' factors, those of the gradients too; the weighted sum is f32.
 ///
 /// # Shapes
 ///
@@ -38,7 +40,7 @@ use firebox_runtime::device::{Kernels, kernels};
 ///
 /// # Panics
 ///
-/// When the shapes do not fit each other or the plan.
+/// When the shapes do not fit each other or the plan, or the device [does not compute](Precision::runs_on) at the precision.
 pub fn experts(
     x: Tensor<2>,
     weights: Tensor<2>,
@@ -46,17 +48,19 @@ pub fn experts(
     up: Tensor<3>,
     down: Tensor<3>,
     plan: &DispatchPlan,
+    precision: Precision,
 ) -> Tensor<2> {
     check(&x, &weights, [&gate, &up, &down], plan);
     let device = x.device();
+    precision.check(&device);
     let kernels = kernels(&device);
     if kernels == Kernels::None {
-        return experts_reference(x, weights, gate, up, down, plan);
+        return experts_reference(x, weights, gate, up, down, plan, precision);
     }
     // Weights of other types than f32 have a kernel over slices alone, and no gradient.
     if gate.dtype() != DType::F32 && (kernels == Kernels::Cube || device.is_autodiff()) {
         let [gate, up, down] = [gate, up, down].map(|stack| stack.cast(DType::F32));
-        return experts(x, weights, gate, up, down, plan);
+        return experts(x, weights, gate, up, down, plan, precision);
     }
     Tensor::from_dispatch(<Dispatch as ExpertsBackend>::experts(
         x.into_dispatch(),
@@ -65,10 +69,12 @@ pub fn experts(
         up.into_dispatch(),
         down.into_dispatch(),
         plan.tables().clone(),
+        precision,
     ))
 }
 
-/// [`experts`] in plain tensor operations. Reads the plan back from the device.
+/// [`experts`] in plain tensor operations. Reads the plan back from the device. Of the gradients in bf16, factors that are
+/// gradients are not rounded.
 ///
 /// # Panics
 ///
@@ -80,6 +86,7 @@ pub fn experts_reference(
     up: Tensor<3>,
     down: Tensor<3>,
     plan: &DispatchPlan,
+    precision: Precision,
 ) -> Tensor<2> {
     check(&x, &weights, [&gate, &up, &down], plan);
     let [tokens, d_model] = x.dims();
@@ -100,6 +107,7 @@ pub fn experts_reference(
                 of(&gate, expert),
                 of(&up, expert),
                 of(&down, expert),
+                precision,
             )
         })
         .collect();
@@ -124,11 +132,18 @@ pub fn experts_reference(
 ///
 /// # Panics
 ///
-/// When the shapes do not fit each other.
-pub fn swiglu(x: Tensor<2>, gate: Tensor<2>, up: Tensor<2>, down: Tensor<2>) -> Tensor<2> {
+/// When the shapes do not fit each other, or the device [does not compute](Precision::runs_on) at the precision.
+pub fn swiglu(
+    x: Tensor<2>,
+    gate: Tensor<2>,
+    up: Tensor<2>,
+    down: Tensor<2>,
+    precision: Precision,
+) -> Tensor<2> {
+    precision.check(&x.device());
     let (device, [tokens, _]) = (x.device(), x.dims());
     if kernels(&device) != Kernels::Slices {
-        return swiglu_reference(x, gate, up, down);
+        return swiglu_reference(x, gate, up, down, precision);
     }
     experts(
         x,
@@ -137,6 +152,7 @@ pub fn swiglu(x: Tensor<2>, gate: Tensor<2>, up: Tensor<2>, down: Tensor<2>) -> 
         up.unsqueeze(),
         down.unsqueeze(),
         &DispatchPlan::new(&vec![0; tokens], 1, 1, &device),
+        precision,
     )
 }
 
@@ -146,11 +162,11 @@ pub fn swiglu_reference(
     gate: Tensor<2>,
     up: Tensor<2>,
     down: Tensor<2>,
+    precision: Precision,
 ) -> Tensor<2> {
-    linear_reference(
-        silu(linear_reference(x.clone(), gate)) * linear_reference(x, up),
-        down,
-    )
+    let gate = linear_reference(x.clone(), gate, precision);
+    let hidden = silu(gate) * linear_reference(x, up, precision);
+    linear_reference(hidden, down, precision)
 }
 
 fn check(x: &Tensor<2>, weights: &Tensor<2>, stacks: [&Tensor<3>; 3], plan: &DispatchPlan) {
@@ -178,6 +194,7 @@ fn check(x: &Tensor<2>, weights: &Tensor<2>, stacks: [&Tensor<3>; 3], plan: &Dis
 #[derive(Debug, Clone)]
 pub struct Experts<B: Backend> {
     tables: Tables<B>,
+    precision: Precision,
 }
 
 /// The backends' side of [`experts`].
@@ -195,6 +212,7 @@ pub trait ExpertsBackend: Backend {
         up: FloatTensor<Self>,
         down: FloatTensor<Self>,
         #[extension_type] tables: Tables<Self>,
+        precision: Precision,
     ) -> FloatTensor<Self>;
 }
 
@@ -209,8 +227,9 @@ where
         up: FloatTensor<Self>,
         down: FloatTensor<Self>,
         tables: Tables<Self>,
+        precision: Precision,
     ) -> FloatTensor<Self> {
-        Experts::<B> { tables }.forward([x, weights, gate, up, down])
+        Experts::<B> { tables, precision }.forward([x, weights, gate, up, down])
     }
 }
 
@@ -225,9 +244,10 @@ where
         up: FloatTensor<Self>,
         down: FloatTensor<Self>,
         tables: Tables<Self>,
+        precision: Precision,
     ) -> FloatTensor<Self> {
         let tables = tables.without_autodiff();
-        let operation = Experts::<B> { tables };
+        let operation = Experts::<B> { tables, precision };
         differentiable::<_, B, C, 5>(operation, [x, weights, gate, up, down])
     }
 }

@@ -7,11 +7,23 @@ use rayon::prelude::*;
 
 use crate::dispatch::HostPlan;
 use crate::host::uninit::vec_uninit_with;
+use crate::precision::Precision;
 
 /// The most rows that are worked on at a time. Measured with d_model 256 and 512 and experts of 512 and 1024:
 /// below, the backward pass packs transposed weight matrices too often (128 rows: 10 % slower); above, little is
 /// gained (512 rows: 3–5 %), and too few blocks are left to occupy all cores evenly.
-pub const BLOCK_ROWS: usize = 256;
+const BLOCK_ROWS: usize = 256;
+
+/// The same in bf16, where each block rounds the weights anew.
+const BLOCK_ROWS_OF_BF16: usize = 512;
+
+/// The most rows of a block at a precision.
+pub fn block_rows(precision: Precision) -> usize {
+    match precision {
+        Precision::F32 => BLOCK_ROWS,
+        Precision::Bf16 => BLOCK_ROWS_OF_BF16,
+    }
+}
 
 /// Tokens whose rows are combined by one task.
 const TOKENS: usize = 64;

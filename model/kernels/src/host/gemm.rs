@@ -24,21 +24,21 @@ use super::uninit::vec_uninit_with;
 
 /// A matrix in a slice; value (i, j) stands at `i · row + j · column`.
 #[derive(Debug, Clone, Copy)]
-pub struct Matrix<'a> {
-    values: &'a [f32],
+pub struct Matrix<'a, T = f32> {
+    values: &'a [T],
     rows: usize,
     columns: usize,
     row: usize,
     column: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, T> Matrix<'a, T> {
     /// Row-major, without gaps.
     ///
     /// # Panics
     ///
     /// When the slice has another length.
-    pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
+    pub fn new(values: &'a [T], rows: usize, columns: usize) -> Self {
         assert_eq!(values.len(), rows * columns, "a matrix [{rows}, {columns}]");
         Self {
             values,
@@ -54,7 +54,7 @@ impl<'a> Matrix<'a> {
     /// # Panics
     ///
     /// When the slice is shorter.
-    pub fn strided(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+    pub fn strided(values: &'a [T], rows: usize, columns: usize, stride: usize) -> Self {
         let needed = rows.saturating_sub(1) * stride + columns;
         assert!(
             stride >= columns && (rows == 0 || values.len() >= needed),
@@ -98,6 +98,46 @@ impl<'a> Matrix<'a> {
             column: self.row,
             ..self
         }
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.columns]
+    }
+
+    /// From one row to the next, and from one column to the next, in values.
+    pub fn strides(&self) -> [usize; 2] {
+        [self.row, self.column]
+    }
+
+    /// Where a value stands; beyond the last row or column it may be nowhere.
+    pub fn pointer(&self, row: usize, column: usize) -> *const T {
+        let place = row * self.row + column * self.column;
+        self.values.as_ptr().wrapping_add(place)
+    }
+
+    /// Row by row.
+    pub fn iter_rows(self) -> impl Iterator<Item = impl Iterator<Item = &'a T>> {
+        let place = move |row, column| row * self.row + column * self.column;
+        (0..self.rows)
+            .map(move |row| (0..self.columns).map(move |column| &self.values[place(row, column)]))
+    }
+
+    /// The same places of other values.
+    pub fn over<'v, V>(&self, values: &'v [V]) -> Matrix<'v, V> {
+        assert_eq!(values.len(), self.values.len());
+        Matrix {
+            values,
+            rows: self.rows,
+            columns: self.columns,
+            row: self.row,
+            column: self.column,
+        }
+    }
+
+    /// The slice that the matrix lies in.
+    pub fn values(&self) -> &'a [T] {
+        self.values
     }
 }
 
@@ -233,7 +273,7 @@ pub fn gemm_parallel(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
 /// `output` must be valid for writes of `a.rows` rows of `b.columns` values, `stride` apart, overlap neither
 /// matrix, and hold values where the product is added.
 #[allow(unsafe_code)]
-unsafe fn multiply(
+pub(super) unsafe fn multiply(
     a: Matrix<'_>,
     b: Matrix<'_>,
     scale: f32,

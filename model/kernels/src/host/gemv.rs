@@ -12,8 +12,10 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::gemm::{Matrix, gemm_uninit_strided};
+use super::product::{Factor, Left, On, Right, product_uninit};
 use super::simd::{Fused, dot, prefetch, vectorized, vectorized_fused};
-use crate::dtype::StorageFloat;
+use crate::dtype::{StorageFloat, WeightDtype};
+use crate::precision::{Precision, rounded_to_bf16};
 
 /// The most rows of activations for which the weights are streamed. Measured: at 8 rows, arithmetic and memory take
 /// about as long as each other.
@@ -51,7 +53,7 @@ pub struct Weights<'a, T> {
     layout: Layout,
 }
 
-impl<'a, T: StorageFloat> Weights<'a, T> {
+impl<'a, T: Factor> Weights<'a, T> {
     /// A whole matrix in row-major order.
     ///
     /// # Panics
@@ -106,8 +108,8 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
         self.d_in * self.d_out * size_of::<T>()
     }
 
-    /// `x · f32(weights)`, on this thread alone. Each value is a sum in an order that `d_in` alone decides, as long as
-    /// the rows are few.
+    /// `x · f32(weights)` at a precision, on this thread alone. Each value is a sum in an order that `d_in` alone decides,
+    /// as long as the rows are few.
     ///
     /// # Shapes
     ///
@@ -121,6 +123,7 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
         self,
         x: &[f32],
         rows: usize,
+        precision: Precision,
         panel: &mut Vec<f32>,
         output: &'o mut [MaybeUninit<f32>],
     ) -> &'o mut [f32] {
@@ -142,14 +145,20 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
             if output.is_empty() || x.is_empty() {
                 return output;
             }
-            vectorized_fused(
-                #[inline(always)]
-                |fused| match self.layout {
-                    Layout::Inputs => self.stream(x, output, fused),
-                    Layout::Outputs => self.dots(x, output, fused),
-                },
-            );
+            match precision {
+                Precision::F32 => self.few::<false>(x, output),
+                Precision::Bf16 => {
+                    let x: Vec<f32> = x.iter().map(|&value| rounded_to_bf16(value)).collect();
+                    self.few::<true>(&x, output);
+                }
+            }
             return output;
+        }
+        if precision == Precision::Bf16 {
+            let x = Left::new(Matrix::new(x, rows, self.d_in), precision, On::ThisThread);
+            let weights = self.matrix(self.values, self.stride);
+            let weights = Right::new(weights, precision, On::ThisThread);
+            return product_uninit((&x, 0..rows), &weights, output);
         }
         self.panels(Matrix::new(x, rows, self.d_in), panel, output);
         // SAFETY: the panels cover all columns, and each product writes its columns of every row.
@@ -159,9 +168,20 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
         }
     }
 
+    /// The product with few rows, of weights that are rounded to bf16 on the way if `ROUND`.
+    fn few<const ROUND: bool>(self, x: &[f32], output: &mut [f32]) {
+        vectorized_fused(
+            #[inline(always)]
+            |fused| match self.layout {
+                Layout::Inputs => self.stream::<ROUND>(x, output, fused),
+                Layout::Outputs => self.dots::<ROUND>(x, output, fused),
+            },
+        );
+    }
+
     /// Adds the products to `output`, a few rows of weights at a time, each row from one end to the other.
     #[inline(always)]
-    fn stream(self, x: &[f32], output: &mut [f32], fused: Fused) {
+    fn stream<const ROUND: bool>(self, x: &[f32], output: &mut [f32], fused: Fused) {
         let mut widened = [[0.0; STREAM_COLUMNS]; STREAMS];
         let once = x.len() == self.d_in;
         let whole = self.d_in / STREAMS * STREAMS;
@@ -181,17 +201,18 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
                 }
                 if once {
                     // Each weight is used once, so that its wide form needs no place.
-                    add(&mut output[columns], &x[first..], rows, streams, fused);
+                    add::<T, ROUND>(&mut output[columns], &x[first..], rows, streams, fused);
                     continue;
                 }
                 let mut wide: [&[f32]; STREAMS] = [&[]; STREAMS];
                 for ((wide, row), room) in wide.iter_mut().zip(rows).zip(&mut widened) {
-                    *wide = T::as_f32(row).unwrap_or_else(|| widen(row, room));
+                    let ready = T::as_f32(row).filter(|_| !ROUND);
+                    *wide = ready.unwrap_or_else(|| widen::<T, ROUND>(row, room));
                 }
                 let activations = x.chunks_exact(self.d_in);
                 for (x, output) in activations.zip(output.chunks_exact_mut(self.d_out)) {
                     let output = &mut output[columns.clone()];
-                    add(output, &x[first..], wide, streams, fused);
+                    add::<f32, false>(output, &x[first..], wide, streams, fused);
                 }
             }
         }
@@ -199,12 +220,20 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
 
     /// One scalar product after the other.
     #[inline(always)]
-    fn dots(self, x: &[f32], output: &mut [f32], fused: Fused) {
+    fn dots<const ROUND: bool>(self, x: &[f32], output: &mut [f32], fused: Fused) {
+        let mut rounded = Vec::new();
         let rows = self.values.chunks(self.stride.max(1)).take(self.d_out);
         for (column, weights) in rows.enumerate() {
             let weights = &weights[..self.d_in];
+            if ROUND {
+                rounded.clear();
+                rounded.extend(weights.iter().map(|&weight| widened::<T, ROUND>(weight)));
+            }
             for (row, x) in x.chunks_exact(self.d_in).enumerate() {
-                output[row * self.d_out + column] = dot(x, weights, fused);
+                output[row * self.d_out + column] = match ROUND {
+                    true => dot(x, &rounded, fused),
+                    false => dot(x, weights, fused),
+                };
             }
         }
     }
@@ -250,7 +279,7 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
     }
 
     /// `[d_in, d_out]`, of values that lie as the weights do, with rows `stride` apart.
-    fn matrix<'v>(&self, values: &'v [f32], stride: usize) -> Matrix<'v> {
+    fn matrix<'v, V>(&self, values: &'v [V], stride: usize) -> Matrix<'v, V> {
         let matrix = Matrix::strided(values, self.rows(), self.row(), stride);
         match self.layout {
             Layout::Inputs => matrix,
@@ -259,19 +288,31 @@ impl<'a, T: StorageFloat> Weights<'a, T> {
     }
 }
 
-/// In f32, in place of what was there.
+/// In f32, rounded to bf16 first if `ROUND`.
 #[inline(always)]
-fn widen<'r, T: StorageFloat>(weights: &[T], room: &'r mut [f32; STREAM_COLUMNS]) -> &'r [f32] {
+fn widened<T: StorageFloat, const ROUND: bool>(weight: T) -> f32 {
+    match ROUND {
+        true if T::DTYPE != WeightDtype::Bf16 => rounded_to_bf16(weight.widen()),
+        _ => weight.widen(),
+    }
+}
+
+/// [`widened`], in place of what was there.
+#[inline(always)]
+fn widen<'r, T: StorageFloat, const ROUND: bool>(
+    weights: &[T],
+    room: &'r mut [f32; STREAM_COLUMNS],
+) -> &'r [f32] {
     let room = &mut room[..weights.len()];
     for (wide, weight) in room.iter_mut().zip(weights) {
-        *wide = weight.widen();
+        *wide = widened::<T, ROUND>(*weight);
     }
     room
 }
 
 /// Adds the first values of `x` times the first rows.
 #[inline(always)]
-fn add<T: StorageFloat>(
+fn add<T: StorageFloat, const ROUND: bool>(
     sums: &mut [f32],
     x: &[f32],
     rows: [&[T]; STREAMS],
@@ -279,11 +320,11 @@ fn add<T: StorageFloat>(
     fused: Fused,
 ) {
     match x.first_chunk() {
-        Some(x) if count == STREAMS => add_streams(sums, x, rows, fused),
+        Some(x) if count == STREAMS => add_streams::<T, ROUND>(sums, x, rows, fused),
         _ => {
             for (&x, row) in x.iter().zip(rows) {
                 for (sum, weight) in sums.iter_mut().zip(row) {
-                    *sum = fused.add(x, weight.widen(), *sum);
+                    *sum = fused.add(x, widened::<T, ROUND>(*weight), *sum);
                 }
             }
         }
@@ -292,7 +333,7 @@ fn add<T: StorageFloat>(
 
 /// Rows at once, by pairs: fewer sums follow each other than with one after the other, so that less is rounded away.
 #[inline(always)]
-fn add_streams<T: StorageFloat>(
+fn add_streams<T: StorageFloat, const ROUND: bool>(
     sums: &mut [f32],
     x: &[f32; STREAMS],
     rows: [&[T]; STREAMS],
@@ -302,7 +343,8 @@ fn add_streams<T: StorageFloat>(
     let first = a.iter().zip(b).zip(c.iter().zip(d));
     let second = e.iter().zip(f).zip(g.iter().zip(h));
     for (sum, (((a, b), (c, d)), ((e, f), (g, h)))) in sums.iter_mut().zip(first.zip(second)) {
-        let pair = |i: usize, a: &T, b: &T| fused.add(x[i], a.widen(), x[i + 1] * b.widen());
+        let wide = widened::<T, ROUND>;
+        let pair = |i: usize, a: &T, b: &T| fused.add(x[i], wide(*a), x[i + 1] * wide(*b));
         let first = pair(0, a, b) + pair(2, c, d);
         let second = pair(4, e, f) + pair(6, g, h);
         *sum += first + second;

@@ -3,9 +3,14 @@
 //! Every CPU kernel is a function of slices. [`Host`] is how tensors of `flex` become slices and slices tensors;
 //! `ndarray` stays without kernels, as the reference.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub(crate) mod exp;
 pub(crate) mod gemm;
 pub(crate) mod gemv;
+#[cfg(target_arch = "x86_64")]
+mod panels;
+pub(crate) mod product;
 pub(crate) mod simd;
 pub(crate) mod spin_pool;
 pub(crate) mod uninit;

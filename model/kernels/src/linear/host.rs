@@ -13,12 +13,19 @@ impl<B: Host> Operation<B, 2> for Linear {
 
     fn forward_saving(self, inputs: [FloatTensor<B>; 2]) -> (FloatTensor<B>, Self::Saved) {
         let [x, weight] = &inputs;
-        let (rows, sizes, layout) = (x.shape()[0], self.sizes(weight), self.layout);
+        let (rows, sizes) = (x.shape()[0], self.sizes(weight));
+        let Self { layout, precision } = self;
         let x = B::values(x);
         let values = match &B::weights(weight) {
-            WeightStorage::F32(weights) => kernel::linear(&x, rows, weights, sizes, layout),
-            WeightStorage::Bf16(weights) => kernel::linear(&x, rows, weights, sizes, layout),
-            WeightStorage::F16(weights) => kernel::linear(&x, rows, weights, sizes, layout),
+            WeightStorage::F32(weights) => {
+                kernel::linear(&x, rows, weights, sizes, layout, precision)
+            }
+            WeightStorage::Bf16(weights) => {
+                kernel::linear(&x, rows, weights, sizes, layout, precision)
+            }
+            WeightStorage::F16(weights) => {
+                kernel::linear(&x, rows, weights, sizes, layout, precision)
+            }
         };
         let output = B::tensor(values, [rows, sizes[1]].into());
         drop(x);
@@ -31,14 +38,16 @@ impl<B: Host> Operation<B, 2> for Linear {
         [x_needs_grad, weight_needs_grad]: [bool; 2],
     ) -> [Option<FloatTensor<B>>; 2] {
         let (rows, sizes) = (x.shape()[0], operation.sizes(&weight));
-        let layout = operation.layout;
+        let Self { layout, precision } = operation;
         let gradient = B::values(&gradient);
         let of_x = x_needs_grad.then(|| {
-            let values = kernel::x_gradient(&gradient, rows, &B::values(&weight), sizes, layout);
+            let weight = B::values(&weight);
+            let values = kernel::x_gradient(&gradient, rows, &weight, sizes, layout, precision);
             B::tensor(values, x.shape())
         });
         let of_weight = weight_needs_grad.then(|| {
-            let values = kernel::weight_gradient(&gradient, rows, &B::values(&x), sizes, layout);
+            let x = B::values(&x);
+            let values = kernel::weight_gradient(&gradient, rows, &x, sizes, layout, precision);
             B::tensor(values, weight.shape())
         });
         [of_x, of_weight]

@@ -6,10 +6,11 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use crate::dtype::StorageFloat;
-use crate::host::gemm::{Matrix, gemm_parallel};
+use crate::host::gemm::Matrix;
 use crate::host::gemv::{GEMV_MAX_ROWS, Layout, Weights};
+use crate::host::product::{Factor, Left, On, Right, product_parallel};
 use crate::host::uninit::vec_uninit_with;
+use crate::precision::Precision;
 
 /// Minimum bytes of weights per thread, where rows are few: handing out a task takes a tenth of the time of as many.
 const MIN_BYTES_PER_THREAD: usize = 1 << 17;
@@ -17,7 +18,7 @@ const MIN_BYTES_PER_THREAD: usize = 1 << 17;
 /// Columns of a task with many rows.
 const COLUMNS: usize = 256;
 
-/// `x · f32(weights)`
+/// `x · f32(weights)` at a precision.
 ///
 /// # Shapes
 ///
@@ -28,18 +29,18 @@ const COLUMNS: usize = 256;
 /// # Panics
 ///
 /// When the shapes do not fit.
-pub fn linear<T: StorageFloat>(
+pub fn linear<T: Factor>(
     x: &[f32],
     rows: usize,
     weights: &[T],
     [d_in, d_out]: [usize; 2],
     layout: Layout,
+    precision: Precision,
 ) -> Vec<f32> {
-    if rows > GEMV_MAX_ROWS
-        && let Some(weights) = T::as_f32(weights)
-    {
+    // Weights that must become f32 first do so panel by panel, below.
+    if rows > GEMV_MAX_ROWS && (precision == Precision::Bf16 || T::as_f32(weights).is_some()) {
         let weights = matrix(weights, [d_in, d_out], layout);
-        return gemm_parallel(Matrix::new(x, rows, d_in), weights);
+        return all_threads(Matrix::new(x, rows, d_in), weights, precision);
     }
     let weights = Weights::new(weights, d_in, d_out, layout);
     let width = match rows <= GEMV_MAX_ROWS {
@@ -53,7 +54,7 @@ pub fn linear<T: StorageFloat>(
     };
     let fill = |places: &mut [MaybeUninit<f32>]| {
         if width >= d_out {
-            weights.product(x, rows, &mut Vec::new(), places);
+            weights.product(x, rows, precision, &mut Vec::new(), places);
         } else {
             // Each part writes its columns of every row side by side.
             places
@@ -62,7 +63,8 @@ pub fn linear<T: StorageFloat>(
                 .enumerate()
                 .for_each_init(Vec::new, |panel, (part, places)| {
                     let columns = part * width..((part + 1) * width).min(d_out);
-                    weights.outputs(columns).product(x, rows, panel, places);
+                    let weights = weights.outputs(columns);
+                    weights.product(x, rows, precision, panel, places);
                 });
         }
     };
@@ -73,6 +75,12 @@ pub fn linear<T: StorageFloat>(
         return side_by_side(&output, rows, d_out, width);
     }
     output
+}
+
+/// A product of all rows.
+fn all_threads<T: Factor>(a: Matrix<'_>, b: Matrix<'_, T>, precision: Precision) -> Vec<f32> {
+    let a = Left::new(a, precision, On::AllThreads);
+    product_parallel(&a, &Right::new(b, precision, On::AllThreads))
 }
 
 /// `gradient · weightsᵀ`, `[rows, d_in]`
@@ -87,9 +95,10 @@ pub fn x_gradient(
     weights: &[f32],
     [d_in, d_out]: [usize; 2],
     layout: Layout,
+    precision: Precision,
 ) -> Vec<f32> {
     let weights = matrix(weights, [d_in, d_out], layout);
-    gemm_parallel(Matrix::new(gradient, rows, d_out), weights.t())
+    all_threads(Matrix::new(gradient, rows, d_out), weights.t(), precision)
 }
 
 /// `xᵀ · gradient`, or the transpose of it, as the layout says.
@@ -104,17 +113,18 @@ pub fn weight_gradient(
     x: &[f32],
     [d_in, d_out]: [usize; 2],
     layout: Layout,
+    precision: Precision,
 ) -> Vec<f32> {
     let x = Matrix::new(x, rows, d_in);
     let gradient = Matrix::new(gradient, rows, d_out);
     match layout {
-        Layout::Inputs => gemm_parallel(x.t(), gradient),
-        Layout::Outputs => gemm_parallel(gradient.t(), x),
+        Layout::Inputs => all_threads(x.t(), gradient, precision),
+        Layout::Outputs => all_threads(gradient.t(), x, precision),
     }
 }
 
 /// `[d_in, d_out]`, whatever the layout.
-fn matrix(weights: &[f32], [d_in, d_out]: [usize; 2], layout: Layout) -> Matrix<'_> {
+fn matrix<T>(weights: &[T], [d_in, d_out]: [usize; 2], layout: Layout) -> Matrix<'_, T> {
     match layout {
         Layout::Inputs => Matrix::new(weights, d_in, d_out),
         Layout::Outputs => Matrix::new(weights, d_out, d_in).t(),

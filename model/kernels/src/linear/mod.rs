@@ -12,9 +12,11 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::host::gemv::Layout;
 use crate::operation::{Operation, differentiable};
+use crate::precision::Precision;
 use firebox_runtime::device::{Kernels, kernels};
 
-/// `x · f32(weight)`: weights may be held in f32, bf16 or f16; activations, products and sums are f32.
+/// `x · f32(weight)`: weights may be held in f32, bf16 or f16; activations and sums are f32. `precision` is that of the
+/// factors, of this product and of those of the gradients.
 ///
 /// The same values as [`linear_reference`], which runs everywhere but on `flex`. There, few rows read each weight from
 /// memory once, as it is held there; and the gradients, products with transposed matrices, take them as they lie.
@@ -27,17 +29,18 @@ use firebox_runtime::device::{Kernels, kernels};
 ///
 /// # Panics
 ///
-/// When the shapes do not fit.
-pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+/// When the shapes do not fit, or the device [does not compute](Precision::runs_on) at the precision.
+pub fn linear(x: Tensor<2>, weight: Tensor<2>, precision: Precision) -> Tensor<2> {
+    precision.check(&x.device());
     let ([rows, d_in], [d_weight, _]) = (x.dims(), weight.dims());
     assert_eq!(
         d_in, d_weight,
         "x [{rows}, {d_in}] against weights [{d_weight}, …]"
     );
     if !has_kernel(&x.device(), weight.dtype()) {
-        return linear_reference(x, weight);
+        return linear_reference(x, weight, precision);
     }
-    on_host(x, weight, Layout::Inputs)
+    on_host(x, weight, Layout::Inputs, precision)
 }
 
 /// [`linear`] with a weight that is stored the other way round, as an embedding that serves as the head.
@@ -50,26 +53,29 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 ///
 /// # Panics
 ///
-/// When the shapes do not fit.
-pub fn linear_transposed(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+/// When the shapes do not fit, or the device [does not compute](Precision::runs_on) at the precision.
+pub fn linear_transposed(x: Tensor<2>, weight: Tensor<2>, precision: Precision) -> Tensor<2> {
+    precision.check(&x.device());
     let ([rows, d_in], [_, d_weight]) = (x.dims(), weight.dims());
     assert_eq!(
         d_in, d_weight,
         "x [{rows}, {d_in}] against weights […, {d_weight}]"
     );
     if !has_kernel(&x.device(), weight.dtype()) {
-        return linear_reference(x, weight.transpose());
+        return linear_reference(x, weight.transpose(), precision);
     }
-    on_host(x, weight, Layout::Outputs)
+    on_host(x, weight, Layout::Outputs, precision)
 }
 
-/// [`linear`] in plain tensor operations.
+/// [`linear`] in plain tensor operations. Of its gradients in bf16, the factor that is the gradient of the output is not
+/// rounded.
 ///
 /// # Panics
 ///
-/// When the shapes do not fit.
-pub fn linear_reference(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    x.matmul(weight.cast(DType::F32))
+/// When the shapes do not fit, or in bf16 on a device that does not hold it.
+pub fn linear_reference(x: Tensor<2>, weight: Tensor<2>, precision: Precision) -> Tensor<2> {
+    let weight = precision.rounded(weight.cast(DType::F32));
+    precision.rounded(x).matmul(weight)
 }
 
 /// Weights of other types than f32 have no gradient.
@@ -77,11 +83,11 @@ fn has_kernel(device: &Device, weight: DType) -> bool {
     kernels(device) == Kernels::Slices && (weight == DType::F32 || !device.is_autodiff())
 }
 
-fn on_host(x: Tensor<2>, weight: Tensor<2>, layout: Layout) -> Tensor<2> {
+fn on_host(x: Tensor<2>, weight: Tensor<2>, layout: Layout, precision: Precision) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as LinearBackend>::linear(
         x.into_dispatch(),
         weight.into_dispatch(),
-        Linear { layout },
+        Linear { layout, precision },
     ))
 }
 
@@ -90,6 +96,8 @@ fn on_host(x: Tensor<2>, weight: Tensor<2>, layout: Layout) -> Tensor<2> {
 pub struct Linear {
     /// That of the weight.
     layout: Layout,
+    /// Of the products, those of the gradients too.
+    precision: Precision,
 }
 
 /// The side of [`linear`](self::linear) of the backend with kernels over slices.

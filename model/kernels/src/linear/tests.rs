@@ -1,7 +1,7 @@
 use burn::tensor::{DType, Device, Tensor};
 use proptest::prelude::*;
 
-use super::{linear, linear_reference, linear_transposed};
+use super::{Precision, linear, linear_reference, linear_transposed};
 use firebox_runtime::on_every_device;
 use firebox_runtime::testing::{assert_close, devices, on_threads, values, wave};
 
@@ -22,8 +22,18 @@ on_every_device!(
 fn a_row_by_a_matrix(device: Device) {
     let x = Tensor::from_floats([[1.0, 2.0]], &device);
     let weight = Tensor::from_floats([[3.0, 4.0], [5.0, 6.0]], &device);
-    assert_eq!(values(linear(x.clone(), weight.clone())), [13.0, 16.0]);
-    assert_eq!(values(linear_transposed(x, weight)), [11.0, 17.0]);
+    for precision in precisions(&device) {
+        let found = linear(x.clone(), weight.clone(), precision);
+        assert_eq!(values(found), [13.0, 16.0]);
+        let found = linear_transposed(x.clone(), weight.clone(), precision);
+        assert_eq!(values(found), [11.0, 17.0]);
+    }
+}
+
+/// Those that a device computes at.
+fn precisions(device: &Device) -> impl Iterator<Item = Precision> {
+    let all = Precision::ALL.into_iter();
+    all.filter(|precision| precision.runs_on(device))
 }
 
 /// Weights in a type, where the device has it.
@@ -34,20 +44,24 @@ fn weights(shape: [usize; 2], held: DType, device: &Device) -> Option<Tensor<2>>
 
 /// Both add the same products, in an order that may differ.
 fn assert_same([rows, d_in, d_out]: [usize; 3], device: &Device) -> Result<(), TestCaseError> {
-    for held in TYPES {
+    for (held, precision) in TYPES
+        .into_iter()
+        .flat_map(|held| precisions(device).map(move |p| (held, p)))
+    {
         let x = wave([rows, d_in], 0.1, device);
         let Some(weight) = weights([d_in, d_out], held, device) else {
             continue;
         };
-        let expected = values(linear_reference(x.clone(), weight.clone()));
-        let what = format!("weights in {held:?}");
-        let found = linear(x.clone(), weight);
+        let reference = |weight| values(linear_reference(x.clone(), weight, precision));
+        let expected = reference(weight.clone());
+        let what = format!("weights in {held:?}, products in {precision}");
+        let found = linear(x.clone(), weight, precision);
         prop_assert_eq!(found.dims(), [rows, d_out]);
         assert_close(&what, &values(found), &expected, 1e-6)?;
 
         let weight = weights([d_out, d_in], held, device).expect("held before");
-        let expected = values(linear_reference(x.clone(), weight.clone().transpose()));
-        let found = values(linear_transposed(x, weight));
+        let expected = reference(weight.clone().transpose());
+        let found = values(linear_transposed(x.clone(), weight, precision));
         assert_close(&what, &found, &expected, 1e-6)?;
     }
     Ok(())
@@ -60,9 +74,13 @@ fn equals_the_reference(device: Device) {
     });
 }
 
-/// Gradients of a weighted sum of the product, for x and weights.
+type Product = fn(Tensor<2>, Tensor<2>, Precision) -> Tensor<2>;
+
+/// Gradients of a weighted sum of the product, for x and weights. The weights of the sum are numbers in bf16, so that the
+/// reference, which does not round them, has the same factors.
 fn gradients(
-    product: impl Fn(Tensor<2>, Tensor<2>) -> Tensor<2>,
+    product: Product,
+    precision: Precision,
     x: [usize; 2],
     weight: [usize; 2],
     device: &Device,
@@ -70,8 +88,11 @@ fn gradients(
     let device = device.clone().autodiff();
     let x = wave(x, 0.1, &device).require_grad();
     let weight = wave(weight, 0.5, &device).require_grad();
-    let output = product(x.clone(), weight.clone());
-    let factors = wave(output.dims(), 0.9, &device);
+    let output = product(x.clone(), weight.clone(), precision);
+    let factors = wave(output.dims(), 0.9, &device)
+        .mul_scalar(8.0)
+        .round()
+        .div_scalar(8.0);
     let found = (output * factors).sum().backward();
     [&x, &weight].map(|tensor| values(tensor.grad(&found).expect("a gradient of each")))
 }
@@ -80,25 +101,26 @@ fn assert_same_gradients(
     [rows, d_in, d_out]: [usize; 3],
     device: &Device,
 ) -> Result<(), TestCaseError> {
-    let of = |product: fn(Tensor<2>, Tensor<2>) -> Tensor<2>, weight| {
-        gradients(product, [rows, d_in], weight, device)
-    };
-    let transposed = |x, weight: Tensor<2>| linear_reference(x, weight.transpose());
-    for (found, expected) in [
-        (
-            of(linear, [d_in, d_out]),
-            of(linear_reference, [d_in, d_out]),
-        ),
-        (
-            of(linear_transposed, [d_out, d_in]),
-            of(transposed, [d_out, d_in]),
-        ),
-    ] {
-        for (what, (found, expected)) in ["d(x)", "d(weight)"]
-            .iter()
-            .zip(found.iter().zip(&expected))
-        {
-            assert_close(what, found, expected, 2e-6)?;
+    let transposed: Product =
+        |x, weight, precision| linear_reference(x, weight.transpose(), precision);
+    for precision in precisions(device) {
+        let of = |product, weight| gradients(product, precision, [rows, d_in], weight, device);
+        for (found, expected) in [
+            (
+                of(linear, [d_in, d_out]),
+                of(linear_reference, [d_in, d_out]),
+            ),
+            (
+                of(linear_transposed, [d_out, d_in]),
+                of(transposed, [d_out, d_in]),
+            ),
+        ] {
+            for (what, (found, expected)) in ["d(x)", "d(weight)"]
+                .iter()
+                .zip(found.iter().zip(&expected))
+            {
+                assert_close(&format!("{what} in {precision}"), found, expected, 2e-6)?;
+            }
         }
     }
     Ok(())
@@ -131,8 +153,9 @@ fn a_transposed_view_is_read_as_what_it_shows(device: Device) {
             continue;
         };
         let x = wave([2, 30], 0.1, &device);
-        let expected = values(linear_transposed(x.clone(), weight.clone()));
-        let found = values(linear(x, weight.transpose()));
+        let expected = linear_transposed(x.clone(), weight.clone(), Precision::F32);
+        let found = linear(x, weight.transpose(), Precision::F32);
+        let (found, expected) = (values(found), values(expected));
         assert_close("transposed", &found, &expected, 1e-6).unwrap();
     }
 }
@@ -145,9 +168,12 @@ fn a_single_row_equals_the_same_row_among_others(device: Device) {
         };
         let x = wave([12, 3000], 0.1, &device);
         let alone = x.clone().narrow(0, 3, 1);
-        for product in [linear, linear_reference] {
-            let among = product(x.clone(), weight.clone()).narrow(0, 3, 1);
-            let alone = values(product(alone.clone(), weight.clone()));
+        for (product, precision) in [linear as Product, linear_reference]
+            .into_iter()
+            .flat_map(|product| precisions(&device).map(move |p| (product, p)))
+        {
+            let among = product(x.clone(), weight.clone(), precision).narrow(0, 3, 1);
+            let alone = values(product(alone.clone(), weight.clone(), precision));
             assert_close(&format!("{held:?}"), &alone, &values(among), 4e-6).unwrap();
         }
     }
@@ -160,9 +186,13 @@ fn any_number_of_threads_gives_the_same_bits(device: Device) {
                 continue;
             };
             let x = wave([rows, 257], 0.1, &device);
-            on_threads(move || values(linear(x.clone(), weight.clone())));
-            if held == DType::F32 {
-                on_threads(|| gradients(linear, [rows, 257], [257, 150], &device).concat());
+            for precision in precisions(&device) {
+                on_threads(|| values(linear(x.clone(), weight.clone(), precision)));
+                if held == DType::F32 {
+                    on_threads(|| {
+                        gradients(linear, precision, [rows, 257], [257, 150], &device).concat()
+                    });
+                }
             }
         }
     }
@@ -172,5 +202,15 @@ fn any_number_of_threads_gives_the_same_bits(device: Device) {
 #[should_panic(expected = "against weights [3, …]")]
 fn widths_that_differ_are_refused() {
     let device = devices().remove(0);
-    let _ = linear(wave([4, 2], 0.0, &device), wave([3, 2], 0.0, &device));
+    let (x, weight) = (wave([4, 2], 0.0, &device), wave([3, 2], 0.0, &device));
+    let _ = linear(x, weight, Precision::F32);
+}
+
+#[cfg(feature = "ndarray")]
+#[test]
+#[should_panic(expected = "no products in bf16")]
+fn a_device_without_products_in_bf16_says_so() {
+    let device = firebox_runtime::device::select("ndarray").unwrap();
+    let (x, weight) = (wave([4, 2], 0.0, &device), wave([2, 2], 0.0, &device));
+    let _ = linear(x, weight, Precision::Bf16);
 }

@@ -1,0 +1,309 @@
+//! Products of matrices at a [`Precision`]: each factor is made ready once, for any number of products.
+
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+#[cfg(target_arch = "x86_64")]
+use super::amx::Amx;
+use super::gemm::{self, Accumulate, Matrix};
+#[cfg(target_arch = "x86_64")]
+use super::panels::{self, Load, Panels, Side};
+use super::uninit::vec_uninit_with;
+use crate::dtype::StorageFloat;
+use crate::precision::{Precision, rounded_to_bf16};
+
+/// What multiplies numbers in bf16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bf16Unit {
+    /// The processor's tiles (Intel AMX).
+    Amx,
+    /// The f32 product, of numbers that were rounded to bf16.
+    Widened,
+}
+
+impl Bf16Unit {
+    /// That of this machine.
+    pub fn of_this_machine() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if Amx::get().is_some() {
+            return Self::Amx;
+        }
+        Self::Widened
+    }
+}
+
+impl fmt::Display for Bf16Unit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Amx => "AMX",
+            Self::Widened => "widened to f32",
+        })
+    }
+}
+
+/// On which threads a factor is made ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum On {
+    /// On the thread that asks.
+    ThisThread,
+    /// On all.
+    AllThreads,
+}
+
+/// A type that factors are made of.
+#[cfg(target_arch = "x86_64")]
+pub trait Factor: Load {}
+#[cfg(target_arch = "x86_64")]
+impl<T: Load> Factor for T {}
+
+/// A type that factors are made of.
+#[cfg(not(target_arch = "x86_64"))]
+pub trait Factor: StorageFloat {}
+#[cfg(not(target_arch = "x86_64"))]
+impl<T: StorageFloat> Factor for T {}
+
+/// a of a · b, ready for products.
+#[derive(Debug)]
+pub struct Left<'a>(Ready<'a>);
+
+/// b of a · b, ready for products.
+#[derive(Debug)]
+pub struct Right<'a>(Ready<'a>);
+
+#[derive(Debug)]
+enum Ready<'a> {
+    AsItIs(Matrix<'a>),
+    /// Row-major, without gaps.
+    Copied {
+        values: Vec<f32>,
+        shape: [usize; 2],
+    },
+    #[cfg(target_arch = "x86_64")]
+    Tiles(Amx, Panels),
+}
+
+impl<'a> Left<'a> {
+    /// At a precision.
+    pub fn new<T: Factor>(matrix: Matrix<'a, T>, precision: Precision, on: On) -> Self {
+        Self::by(Bf16Unit::of_this_machine(), matrix, precision, on)
+    }
+
+    fn by<T: Factor>(unit: Bf16Unit, matrix: Matrix<'a, T>, precision: Precision, on: On) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if let (Precision::Bf16, Bf16Unit::Amx, Some(amx)) = (precision, unit, Amx::get()) {
+            let parallel = on == On::AllThreads;
+            return Self(Ready::Tiles(
+                amx,
+                Panels::new(amx, matrix, Side::Left, parallel),
+            ));
+        }
+        let _ = (unit, on);
+        Self(Ready::plain(matrix, precision))
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        match &self.0 {
+            Ready::AsItIs(matrix) => matrix.shape()[0],
+            Ready::Copied { shape, .. } => shape[0],
+            #[cfg(target_arch = "x86_64")]
+            Ready::Tiles(_, panels) => panels.width(),
+        }
+    }
+}
+
+impl<'a> Right<'a> {
+    /// At a precision.
+    pub fn new<T: Factor>(matrix: Matrix<'a, T>, precision: Precision, on: On) -> Self {
+        Self::by(Bf16Unit::of_this_machine(), matrix, precision, on)
+    }
+
+    fn by<T: Factor>(unit: Bf16Unit, matrix: Matrix<'a, T>, precision: Precision, on: On) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if let (Precision::Bf16, Bf16Unit::Amx, Some(amx)) = (precision, unit, Amx::get()) {
+            let parallel = on == On::AllThreads;
+            return Self(Ready::Tiles(
+                amx,
+                Panels::new(amx, matrix, Side::Right, parallel),
+            ));
+        }
+        let _ = (unit, on);
+        Self(Ready::plain(matrix, precision))
+    }
+
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        match &self.0 {
+            Ready::AsItIs(matrix) => matrix.shape()[1],
+            Ready::Copied { shape, .. } => shape[1],
+            #[cfg(target_arch = "x86_64")]
+            Ready::Tiles(_, panels) => panels.width(),
+        }
+    }
+}
+
+impl<'a> Ready<'a> {
+    /// For the f32 product.
+    fn plain<T: StorageFloat>(matrix: Matrix<'a, T>, precision: Precision) -> Self {
+        let copied = |number: fn(f32) -> f32| Self::Copied {
+            values: matrix
+                .iter_rows()
+                .flat_map(|row| row.map(|value| number(value.widen())))
+                .collect(),
+            shape: matrix.shape(),
+        };
+        match (precision, T::as_f32(matrix.values())) {
+            (Precision::F32, Some(values)) => Self::AsItIs(matrix.over(values)),
+            (Precision::F32, None) => copied(|value| value),
+            (Precision::Bf16, _) => copied(rounded_to_bf16),
+        }
+    }
+
+    fn matrix(&self) -> Matrix<'_> {
+        match self {
+            Self::AsItIs(matrix) => *matrix,
+            Self::Copied {
+                values,
+                shape: [rows, columns],
+            } => Matrix::new(values, *rows, *columns),
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles(..) => unreachable!("both factors of a product are made ready alike"),
+        }
+    }
+}
+
+/// `output ← scale · a[rows] b`, or added to it, on this thread alone; else as [`gemm`](gemm::gemm). Parts of the rows give
+/// the bits of the whole.
+///
+/// # Panics
+///
+/// When the shapes do not fit, the factors are not of the same precision, or rows do not begin at a multiple of 32.
+pub fn product(
+    (a, rows): (&Left<'_>, Range<usize>),
+    b: &Right<'_>,
+    scale: f32,
+    into: Accumulate,
+    output: &mut [f32],
+    stride: usize,
+) {
+    check(&rows, b, output.len(), stride);
+    // SAFETY: the output holds the rows, as was checked, and is initialised and borrowed alone.
+    #[allow(unsafe_code)]
+    unsafe {
+        multiply((a, rows), b, scale, into, output.as_mut_ptr(), stride);
+    }
+}
+
+/// [`gemm`](gemm::gemm) at a precision: [`product`] of factors that serve for one.
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn gemm_at(
+    precision: Precision,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    scale: f32,
+    into: Accumulate,
+    output: &mut [f32],
+    stride: usize,
+) {
+    let a = Left::new(a, precision, On::ThisThread);
+    let b = Right::new(b, precision, On::ThisThread);
+    product((&a, 0..a.rows()), &b, scale, into, output, stride);
+}
+
+/// [`product`] in memory without values yet, row-major without gaps; it is returned, now with values.
+///
+/// # Panics
+///
+/// When the shapes do not fit, the factors are not of the same precision, or rows do not begin at a multiple of 32.
+pub fn product_uninit<'o>(
+    (a, rows): (&Left<'_>, Range<usize>),
+    b: &Right<'_>,
+    output: &'o mut [MaybeUninit<f32>],
+) -> &'o mut [f32] {
+    let columns = b.columns();
+    assert_eq!(output.len(), rows.len() * columns, "[{rows:?}, {columns}]");
+    // SAFETY: the output has the size of the product, as was asserted, is borrowed alone, and all of it is written.
+    #[allow(unsafe_code)]
+    unsafe {
+        let first = output.as_mut_ptr().cast();
+        multiply((a, rows), b, 1.0, Accumulate::Replace, first, columns);
+        output.assume_init_mut()
+    }
+}
+
+/// Rows of a task of [`product_parallel`], a multiple of 32: with fewer, b passes through the cache more often.
+const SMALLEST_PART: usize = 64;
+const LARGEST_PART: usize = 512;
+
+/// `a b` by all threads, row-major without gaps. The bits do not depend on their number.
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn product_parallel(a: &Left<'_>, b: &Right<'_>) -> Vec<f32> {
+    #[cfg(target_arch = "x86_64")]
+    if let Ready::Tiles(..) = a.0 {
+        let (rows, columns) = (a.rows(), b.columns());
+        // Each sum is taken in the order of the inner dimension, so that the parts may depend on the threads.
+        let part = rows.div_ceil(4 * rayon::current_num_threads());
+        let part = part.next_multiple_of(SMALLEST_PART).min(LARGEST_PART);
+        let fill = |output: &mut [MaybeUninit<f32>]| {
+            let parts = output.par_chunks_mut((part * columns).max(1)).enumerate();
+            parts.with_max_len(1).for_each(|(index, output)| {
+                let start = index * part;
+                let rows = start..start + output.len() / columns;
+                product_uninit((a, rows), b, output);
+            });
+        };
+        // SAFETY: the parts cover the output, and each is written.
+        #[allow(unsafe_code)]
+        return unsafe { vec_uninit_with(rows * columns, fill) };
+    }
+    gemm::gemm_parallel(a.0.matrix(), b.0.matrix())
+}
+
+fn check(rows: &Range<usize>, b: &Right<'_>, length: usize, stride: usize) {
+    let columns = b.columns();
+    let needed = rows.len().saturating_sub(1) * stride + columns;
+    assert!(
+        stride >= columns && (rows.is_empty() || length >= needed),
+        "[{rows:?}, {columns}] with rows {stride} apart into {length} values"
+    );
+}
+
+/// # Safety
+///
+/// `output` must be valid for writes of the rows, `stride` values apart, and hold values where the product is added.
+#[allow(unsafe_code)]
+unsafe fn multiply(
+    (a, rows): (&Left<'_>, Range<usize>),
+    b: &Right<'_>,
+    scale: f32,
+    into: Accumulate,
+    output: *mut f32,
+    stride: usize,
+) {
+    if rows.is_empty() || b.columns() == 0 {
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let (Ready::Tiles(amx, left), Ready::Tiles(_, right)) = (&a.0, &b.0) {
+        // SAFETY: the caller's promise.
+        unsafe { panels::multiply(*amx, (left, rows), right, scale, into, output, stride) };
+        return;
+    }
+    let part = a.0.matrix().part(rows);
+    // SAFETY: the caller's promise.
+    unsafe { gemm::multiply(part, b.0.matrix(), scale, into, output, stride) };
+}
+
+#[cfg(test)]
+mod tests;
