@@ -218,7 +218,7 @@ fn log(generated: &Generated, speculation: &Speculation, engine: &Engine, many: 
         engine.device,
         speculation.summary(statistics)
     );
-    if many {
+    if many && statistics.cache_bytes > 0 {
         tracing::info!(
             "the cache held up to {} of keys and values; {} tokens of prompts were shared",
             bytes(statistics.cache_bytes as u128),

@@ -1,5 +1,5 @@
 use burn::tensor::{Device, Tensor, TensorData};
-use firebox_kernels::{AttentionInput, attention_reference};
+use firebox_kernels::{AttentionInput, Precision, attention_reference};
 use firebox_runtime::device::{default_name, select};
 use firebox_runtime::on_every_device;
 use firebox_runtime::testing::{assert_close, values};
@@ -57,6 +57,7 @@ fn attend(cache: &mut KeyValueCache, new: &[(usize, &[u32])]) -> Vec<f32> {
 fn alone(tokens: &[u32], new: usize, device: &Device) -> Vec<f32> {
     let [query, key, value] = inputs(tokens, device);
     let output = attention_reference(AttentionInput {
+        precision: Precision::F32,
         query,
         key,
         value,

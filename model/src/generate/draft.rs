@@ -13,7 +13,7 @@ use crate::language_model::LanguageModel;
 pub enum Drafter<'a> {
     None,
     Lookup,
-    Model(DraftModel<'a>),
+    Model(Box<DraftModel<'a>>),
 }
 
 /// The tokens that were drafted for a text.
@@ -24,10 +24,10 @@ impl<'a> Drafter<'a> {
         match draft {
             Draft::None => Self::None,
             Draft::PromptLookup => Self::Lookup,
-            Draft::Model(model) => Self::Model(DraftModel {
+            Draft::Model(model) => Self::Model(Box::new(DraftModel {
                 model,
                 cache: KeyValueCache::new(model.config(), batch, 0, &model.embedding.lazy_device()),
-            }),
+            })),
         }
     }
 

@@ -225,6 +225,7 @@ pub trait AttentionBackend: Backend {
     /// See [`attention`](self::attention); `cosines` and `sines` are the tables of its rotary
     /// positions, `[length or batch · length, rotary_dim / 2]`, and take no gradient. `sinks` are `[heads]`, or a single
     /// value that nobody reads.
+    #[allow(clippy::too_many_arguments)] // each tensor crosses the border between backends by itself
     fn attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,

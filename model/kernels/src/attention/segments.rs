@@ -198,12 +198,15 @@ mod tests {
     #[test]
     fn places_of_positions() {
         let step = segments(&[segment(0, 3, &[7]), segment(9, 6, &[2, 3, 9, 0, 1])]);
-        let places = |positions| step.list()[1].places(positions).collect::<Vec<_>>();
+        let places = |positions| -> Vec<(usize, usize)> {
+            let places = step.list()[1].places(positions);
+            places.map(|place| (place.start, place.end)).collect()
+        };
         assert_eq!(step.list()[1].row, 3);
-        assert_eq!(places(0..15), [8..16, 36..40, 0..3]);
-        assert_eq!(places(0..8), [8..16]);
-        assert_eq!(places(7..9), [15..16, 36..37]);
-        assert_eq!(places(13..15), [1..3]);
+        assert_eq!(places(0..15), [(8, 16), (36, 40), (0, 3)]);
+        assert_eq!(places(0..8), [(8, 16)]);
+        assert_eq!(places(7..9), [(15, 16), (36, 37)]);
+        assert_eq!(places(13..15), [(1, 3)]);
         assert!(places(13..13).is_empty());
         assert!(step.fit(10, 4) && !step.fit(9, 4) && !step.fit(10, 5));
         let table: Vec<i64> = step.table().to_data().iter().collect();
