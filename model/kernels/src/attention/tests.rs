@@ -266,7 +266,9 @@ fn in_bf16_the_reference_is_near(device: Device) {
             let fast = run(in_bf16, &case, [true; 4], &device);
             let slow = run(attention_reference, &case, [true; 4], &device);
             for (name, (fast, slow)) in NAMES.iter().zip(fast.iter().zip(&slow)) {
-                let (fast, slow) = (fast.as_ref().unwrap(), slow.as_ref().unwrap());
+                let (Some(fast), Some(slow)) = (fast, slow) else {
+                    continue; // there are no sinks
+                };
                 assert_close(name, fast, slow, 6.0 / 256.0).unwrap();
                 assert!(
                     assert_close(name, fast, slow, 1e-4).is_err(),
