@@ -185,6 +185,7 @@ pub struct Attention<B: Backend> {
 pub trait AttentionBackend: Backend {
     /// See [`attention`](self::attention); `cosines` and `sines` are the tables of its rotary
     /// positions, `[length or batch · length, head_dim / 2]`, and take no gradient.
+    #[allow(clippy::too_many_arguments)] // each tensor crosses the border between backends by itself
     fn attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,

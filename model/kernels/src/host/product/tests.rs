@@ -74,7 +74,6 @@ fn values(matrix: Matrix<'_>) -> Vec<Vec<f32>> {
 
 /// Compares with sums in f64 of the same rounded numbers. Each of the sums' k additions of a product in f32 is off by half a
 /// unit at most of what the products' sizes add up to; scaling and adding to the output cost one each.
-#[allow(clippy::too_many_arguments)]
 fn check(
     unit: Bf16Unit,
     a: Matrix<'_>,
@@ -91,26 +90,26 @@ fn check(
     product((&ready.0, 0..m), &ready.1, scale, into, &mut output, stride);
     let (a, b) = (values(a), values(b));
     let rounded = |value: f32| f64::from(bf16::from_f32(value).to_f32());
-    for i in 0..m {
-        for j in 0..stride {
-            let place = i * stride + j;
-            if j >= n {
-                prop_assert_eq!(output[place], before[place]);
-                continue;
-            }
+    let rows = output
+        .chunks(stride.max(1))
+        .zip(before.chunks(stride.max(1)));
+    for (a, (output, before)) in a.iter().zip(rows) {
+        prop_assert_eq!(&output[n..], &before[n..]);
+        for (column, (&found, &before)) in output[..n].iter().zip(before).enumerate() {
             let base = match into {
                 Accumulate::Replace => 0.0,
-                Accumulate::Add => f64::from(before[place]),
+                Accumulate::Add => f64::from(before),
             };
-            let terms = (0..k).map(|l| rounded(a[i][l]) * rounded(b[l][j]));
+            let pairs = a.iter().zip(&b);
+            let terms = pairs.map(|(&a, b)| rounded(a) * rounded(b[column]));
             let (sum, size) = terms.fold((0.0, 0.0), |(s, z), t: f64| (s + t, z + t.abs()));
             let (sum, size) = (
                 base + f64::from(scale) * sum,
                 base.abs() + f64::from(scale.abs()) * size,
             );
             let allowed = (k + 2) as f64 * HALF_UNIT * size;
-            let error = (f64::from(output[place]) - sum).abs();
-            prop_assert!(error <= allowed, "{i}, {j}: {error:e}, allowed {allowed:e}");
+            let error = (f64::from(found) - sum).abs();
+            prop_assert!(error <= allowed, "off by {error:e}, allowed {allowed:e}");
         }
     }
     Ok(())
