@@ -3,11 +3,11 @@
 Needs torch, transformers and safetensors (measured with 2.15, 5.23 and 0.8). Run it on the same machine,
 alternating with Firebox:
 
-    python train/benches/pytorch.py train [--large] [--dense] [--compile] [--experts eager|grouped_mm]
+    python train/benches/pytorch.py train [--large] [--dense] [--compile] [--autocast] [--experts eager|grouped_mm]
     python train/benches/pytorch.py save FOLDER [--large]          # random weights, for both generation benchmarks
-    python train/benches/pytorch.py generate FOLDER [--prompt 128] [--new 64] [--experts eager|grouped_mm]
+    python train/benches/pytorch.py generate FOLDER [--prompt 128] [--new 64] [--autocast] [--experts eager|grouped_mm]
 
-Each measurement prints one JSON object.
+--autocast computes matrix products in bf16, as `train.precision = "bf16"` and `--precision bf16` do. Each measurement prints one JSON object.
 """
 
 import argparse
@@ -46,7 +46,9 @@ def train(arguments):
     for step in range(arguments.steps + 3):
         ids = torch.randint(0, shape.vocab_size, (rows, length))
         started = time.perf_counter()
-        run(input_ids=ids, labels=ids).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.autocast):
+            loss = run(input_ids=ids, labels=ids).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -67,7 +69,7 @@ def generate(arguments):
     ).eval()
     prompt = [[index * 7919 % model.config.vocab_size for index in range(arguments.prompt)]]
     first, rest = float("inf"), float("inf")
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=arguments.autocast):
         for _ in range(5):
             started = time.perf_counter()
             output = model(input_ids=torch.tensor(prompt), use_cache=True)
@@ -91,6 +93,7 @@ def main():
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--dense", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--autocast", action="store_true")
     parser.add_argument("--experts", default=None)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--prompt", type=int, default=128)

@@ -176,6 +176,8 @@ fn flatten(path: String, value: &serde_json::Value, keys: &mut BTreeMap<String, 
 
 #[cfg(test)]
 mod tests {
+    use firebox_kernels::Precision;
+
     use super::*;
     use crate::data::prepare;
     use crate::step::TrainingState;
@@ -183,12 +185,19 @@ mod tests {
 
     #[test]
     fn what_is_saved_is_loaded() {
+        for precision in Precision::ALL {
+            save_and_load(precision);
+        }
+    }
+
+    fn save_and_load(precision: Precision) {
         let run = SmallRun::new();
-        let config = run.config(&["model.router.bias_update_rate=0.25"]);
+        let set = format!("train.precision={precision}");
+        let config = run.config(&["model.router.bias_update_rate=0.25", &set]);
         let device = default_device();
         let prepared = prepare(&config, false).unwrap();
         let stream = prepared.training_stream(8, 1, config.sequences()).unwrap();
-        let model = LanguageModel::random(&config.model, 1, &device);
+        let model = LanguageModel::random(&config.model, 1, &device).at_precision(precision);
         let training = TrainingState::new(model, AdamW::default(), Progress::default(), &device);
         let (mut training, _) = training.step(&config, &stream).unwrap();
         training.progress.data_hash = "5eed".to_owned();
@@ -219,6 +228,7 @@ mod tests {
         assert_eq!(&found, progress);
         let (loaded, moments) = load(&folder, &found, &config, &device).unwrap();
         assert_eq!(bits(&loaded), bits(model));
+        assert_eq!(loaded.precision(), precision);
         assert_eq!(loaded.router_bias(), model.router_bias());
         assert_ne!(loaded.router_bias(), [[0.0, 0.0]]);
         assert_eq!(moments.steps(), 1);

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::activation::activate;
 use super::rows::{Block, block_rows, blocks, combine, even_parts, gather, pieces};
 use crate::dispatch::HostPlan;
-use crate::host::gemv::{Layout, Weights};
+use crate::host::gemv::{Activations, Layout, Weights};
 use crate::host::product::Factor;
 use crate::host::uninit::{uninit, vec_uninit_with, vecs_uninit_with};
 use crate::precision::Precision;
@@ -90,16 +90,18 @@ impl<'a, T: Factor> Inputs<'a, T> {
             d_model,
             uninit(scratch_rows, count * d_model),
         );
+        let rows = Activations::new(rows, count, d_model, precision);
         let into = |stack| {
             let matrix = self.matrix(stack, block.expert);
             Weights::new(matrix, d_model, d_ff, Layout::Inputs).outputs(columns.clone())
         };
-        let gate = into(self.gate).product(rows, count, precision, panel, gate);
-        let up = into(self.up).product(rows, count, precision, panel, up);
+        let gate = into(self.gate).product(&rows, panel, gate);
+        let up = into(self.up).product(&rows, panel, up);
         let hidden = activate(gate, up, hidden);
+        let hidden = Activations::new(hidden, count, columns.len(), precision);
         let down = self.matrix(self.down, block.expert);
         let down = Weights::new(down, d_ff, d_model, Layout::Inputs).inputs(columns);
-        down.product(hidden, count, precision, panel, outputs);
+        down.product(&hidden, panel, outputs);
     }
 }
 

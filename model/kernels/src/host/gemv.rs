@@ -42,6 +42,40 @@ pub enum Layout {
     Outputs,
 }
 
+/// Activations `[rows, width]` as products with any number of [`Weights`] take them.
+#[derive(Debug)]
+pub struct Activations<'a> {
+    held: Held<'a>,
+    rows: usize,
+    width: usize,
+}
+
+#[derive(Debug)]
+enum Held<'a> {
+    /// And whether weights are to be rounded to bf16, as the values are then.
+    Values(Cow<'a, [f32]>, bool),
+    /// More than a few rows in bf16.
+    Ready(Left<'a>, Precision),
+}
+
+impl<'a> Activations<'a> {
+    /// # Panics
+    ///
+    /// When there are not `rows · width` values.
+    pub fn new(values: &'a [f32], rows: usize, width: usize, precision: Precision) -> Self {
+        let matrix = Matrix::new(values, rows, width);
+        let held = match precision {
+            Precision::F32 => Held::Values(Cow::Borrowed(values), false),
+            Precision::Bf16 if rows <= GEMV_MAX_ROWS => {
+                let rounded = values.iter().map(|&value| rounded_to_bf16(value));
+                Held::Values(rounded.collect(), true)
+            }
+            Precision::Bf16 => Held::Ready(Left::new(matrix, precision, On::ThisThread), precision),
+        };
+        Self { held, rows, width }
+    }
+}
+
 /// A matrix of weights in a slice, from `d_in` values to `d_out`.
 #[derive(Debug, Clone, Copy)]
 pub struct Weights<'a, T> {
@@ -108,8 +142,8 @@ impl<'a, T: Factor> Weights<'a, T> {
         self.d_in * self.d_out * size_of::<T>()
     }
 
-    /// `x · f32(weights)` at a precision, on this thread alone. Each value is a sum in an order that `d_in` alone decides,
-    /// as long as the rows are few.
+    /// `x · f32(weights)` at the precision of x, on this thread alone. Each value is a sum in an order that `d_in` alone
+    /// decides, as long as the rows are few.
     ///
     /// # Shapes
     ///
@@ -121,20 +155,27 @@ impl<'a, T: Factor> Weights<'a, T> {
     /// When the shapes do not fit.
     pub fn product<'o>(
         self,
-        x: &[f32],
-        rows: usize,
-        precision: Precision,
+        x: &Activations<'_>,
         panel: &mut Vec<f32>,
         output: &'o mut [MaybeUninit<f32>],
     ) -> &'o mut [f32] {
+        let rows = x.rows;
         assert!(
-            x.len() == rows * self.d_in && output.len() == rows * self.d_out,
+            x.width == self.d_in && output.len() == rows * self.d_out,
             "[{rows}, {}] times [{}, {}] into {} values",
-            self.d_in,
+            x.width,
             self.d_in,
             self.d_out,
             output.len()
         );
+        let (x, round) = match &x.held {
+            Held::Ready(x, precision) => {
+                let weights = self.matrix(self.values, self.stride);
+                let weights = Right::new(weights, *precision, On::ThisThread);
+                return product_uninit((x, 0..rows), &weights, output);
+            }
+            Held::Values(values, round) => (&values[..], *round),
+        };
         if rows <= GEMV_MAX_ROWS {
             output.iter_mut().for_each(|value| {
                 value.write(0.0);
@@ -145,20 +186,11 @@ impl<'a, T: Factor> Weights<'a, T> {
             if output.is_empty() || x.is_empty() {
                 return output;
             }
-            match precision {
-                Precision::F32 => self.few::<false>(x, output),
-                Precision::Bf16 => {
-                    let x: Vec<f32> = x.iter().map(|&value| rounded_to_bf16(value)).collect();
-                    self.few::<true>(&x, output);
-                }
+            match round {
+                false => self.few::<false>(x, output),
+                true => self.few::<true>(x, output),
             }
             return output;
-        }
-        if precision == Precision::Bf16 {
-            let x = Left::new(Matrix::new(x, rows, self.d_in), precision, On::ThisThread);
-            let weights = self.matrix(self.values, self.stride);
-            let weights = Right::new(weights, precision, On::ThisThread);
-            return product_uninit((&x, 0..rows), &weights, output);
         }
         self.panels(Matrix::new(x, rows, self.d_in), panel, output);
         // SAFETY: the panels cover all columns, and each product writes its columns of every row.

@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use crate::host::gemm::Matrix;
-use crate::host::gemv::{GEMV_MAX_ROWS, Layout, Weights};
+use crate::host::gemv::{Activations, GEMV_MAX_ROWS, Layout, Weights};
 use crate::host::product::{Factor, Left, On, Right, product_parallel};
 use crate::host::uninit::vec_uninit_with;
 use crate::precision::Precision;
@@ -42,6 +42,7 @@ pub fn linear<T: Factor>(
         let weights = matrix(weights, [d_in, d_out], layout);
         return all_threads(Matrix::new(x, rows, d_in), weights, precision);
     }
+    let x = Activations::new(x, rows, d_in, precision);
     let weights = Weights::new(weights, d_in, d_out, layout);
     let width = match rows <= GEMV_MAX_ROWS {
         // The cut changes no bit: a column's sum is the same wherever it is taken.
@@ -54,7 +55,7 @@ pub fn linear<T: Factor>(
     };
     let fill = |places: &mut [MaybeUninit<f32>]| {
         if width >= d_out {
-            weights.product(x, rows, precision, &mut Vec::new(), places);
+            weights.product(&x, &mut Vec::new(), places);
         } else {
             // Each part writes its columns of every row side by side.
             places
@@ -64,7 +65,7 @@ pub fn linear<T: Factor>(
                 .for_each_init(Vec::new, |panel, (part, places)| {
                     let columns = part * width..((part + 1) * width).min(d_out);
                     let weights = weights.outputs(columns);
-                    weights.product(x, rows, precision, panel, places);
+                    weights.product(&x, panel, places);
                 });
         }
     };

@@ -74,7 +74,6 @@ fn values(matrix: Matrix<'_>) -> Vec<Vec<f32>> {
 
 /// Compares with sums in f64 of the same rounded numbers. Each of the sums' k additions of a product in f32 is off by half a
 /// unit at most of what the products' sizes add up to; scaling and adding to the output cost one each.
-#[allow(clippy::too_many_arguments)]
 fn check(
     unit: Bf16Unit,
     a: Matrix<'_>,
@@ -91,26 +90,26 @@ fn check(
     product((&ready.0, 0..m), &ready.1, scale, into, &mut output, stride);
     let (a, b) = (values(a), values(b));
     let rounded = |value: f32| f64::from(bf16::from_f32(value).to_f32());
-    for i in 0..m {
-        for j in 0..stride {
-            let place = i * stride + j;
-            if j >= n {
-                prop_assert_eq!(output[place], before[place]);
-                continue;
-            }
+    let rows = output
+        .chunks(stride.max(1))
+        .zip(before.chunks(stride.max(1)));
+    for (a, (output, before)) in a.iter().zip(rows) {
+        prop_assert_eq!(&output[n..], &before[n..]);
+        for (column, (&found, &before)) in output[..n].iter().zip(before).enumerate() {
             let base = match into {
                 Accumulate::Replace => 0.0,
-                Accumulate::Add => f64::from(before[place]),
+                Accumulate::Add => f64::from(before),
             };
-            let terms = (0..k).map(|l| rounded(a[i][l]) * rounded(b[l][j]));
+            let pairs = a.iter().zip(&b);
+            let terms = pairs.map(|(&a, b)| rounded(a) * rounded(b[column]));
             let (sum, size) = terms.fold((0.0, 0.0), |(s, z), t: f64| (s + t, z + t.abs()));
             let (sum, size) = (
                 base + f64::from(scale) * sum,
                 base.abs() + f64::from(scale.abs()) * size,
             );
             let allowed = (k + 2) as f64 * HALF_UNIT * size;
-            let error = (f64::from(output[place]) - sum).abs();
-            prop_assert!(error <= allowed, "{i}, {j}: {error:e}, allowed {allowed:e}");
+            let error = (f64::from(found) - sum).abs();
+            prop_assert!(error <= allowed, "off by {error:e}, allowed {allowed:e}");
         }
     }
     Ok(())
@@ -258,85 +257,4 @@ fn nothing_to_add_up(unit: Bf16Unit) {
     let mut output = [1.0; 6];
     product((&a, 0..3), &b, 1.0, Accumulate::Add, &mut output, 2);
     assert_eq!(output, [1.0; 6]);
-}
-
-#[test]
-#[ignore]
-fn speed() {
-    use std::time::Instant;
-    let best = |name: &str, work: f64, f: &mut dyn FnMut()| {
-        let mut least = f64::MAX;
-        for _ in 0..9 {
-            let started = Instant::now();
-            f();
-            least = least.min(started.elapsed().as_secs_f64());
-        }
-        println!(
-            "  {name}: {:.3} ms, {:.1} G/s",
-            least * 1e3,
-            work / least / 1e9
-        );
-    };
-    for [m, n, k] in [
-        [1024, 1024, 1024],
-        [2048, 2048, 2048],
-        [256, 512, 1024],
-        [256, 1024, 512],
-        [2048, 512, 512],
-        [512, 512, 2048],
-        [2048, 4096, 512],
-        [2048, 512, 4096],
-        [512, 4096, 2048],
-        [256, 256, 64],
-    ] {
-        println!("{m} {n} {k}");
-        let (a, b) = (noise(m * k, 0.1, 1.0), noise(k * n, 0.5, 1.0));
-        let (at, bt) = (Matrix::new(&a, k, m).t(), Matrix::new(&b, n, k).t());
-        let (a, b) = (Matrix::new(&a, m, k), Matrix::new(&b, k, n));
-        let p = Precision::Bf16;
-        let flop = 2.0 * (m * n * k) as f64;
-        best("f32 parallel", flop, &mut || {
-            drop(gemm::gemm_parallel(a, b))
-        });
-        best("bf16 parallel", flop, &mut || {
-            drop(product_parallel(
-                &Left::new(a, p, On::AllThreads),
-                &Right::new(b, p, On::AllThreads),
-            ))
-        });
-        best("bf16 parallel, transposed", flop, &mut || {
-            drop(product_parallel(
-                &Left::new(at, p, On::AllThreads),
-                &Right::new(bt, p, On::AllThreads),
-            ))
-        });
-        let (x, y) = (
-            Left::new(a, p, On::AllThreads),
-            Right::new(b, p, On::AllThreads),
-        );
-        best("bf16 ready parallel", flop, &mut || {
-            drop(product_parallel(&x, &y))
-        });
-        let mut out = vec![0.0; m * n];
-        best("bf16 ready single", flop, &mut || {
-            product((&x, 0..m), &y, 1.0, Accumulate::Replace, &mut out, n)
-        });
-        best("f32 single", flop, &mut || {
-            gemm::gemm(a, b, 1.0, Accumulate::Replace, &mut out, n)
-        });
-        for (name, on) in [("one", On::ThisThread), ("all", On::AllThreads)] {
-            best(&format!("left {name}"), (m * k) as f64, &mut || {
-                drop(Left::new(a, p, on))
-            });
-            best(&format!("left t {name}"), (m * k) as f64, &mut || {
-                drop(Left::new(at, p, on))
-            });
-            best(&format!("right {name}"), (n * k) as f64, &mut || {
-                drop(Right::new(b, p, on))
-            });
-            best(&format!("right t {name}"), (n * k) as f64, &mut || {
-                drop(Right::new(bt, p, on))
-            });
-        }
-    }
 }
