@@ -48,6 +48,7 @@ macro_rules! on_every_checkpoint {
 
 on_every_checkpoint! {
     dots1 = "dots1",
+    glm4_moe = "glm4-moe",
     llama_f16 = "llama-f16",
     llama3_rope = "llama3-rope",
     mistral = "mistral",

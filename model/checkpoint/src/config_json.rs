@@ -15,7 +15,7 @@ use super::notes::generation_eos_ids;
 use super::{Accept, CONFIG_FILE, CheckpointError, Notes};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
-    AttentionBias, AttentionKind, BalanceKind, ModelConfig, MoeConfig, RopeScaling,
+    AttentionBias, AttentionKind, BalanceKind, ModelConfig, MoeConfig, QkNorm, RopeScaling,
 };
 
 /// The content of a `config.json`.
@@ -163,6 +163,16 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
     value
 }
 
+/// The factor whose product with the width of a head, rounded down, is the number of values that are rotated.
+fn partial_rotary_factor(model: &ModelConfig) -> f64 {
+    let head_dim = model.head_dim as f64;
+    let mut factor = model.rotary_dim as f64 / head_dim;
+    while ((head_dim * factor) as usize) < model.rotary_dim {
+        factor = factor.next_up();
+    }
+    factor
+}
+
 /// Says which layers attend to a window, or that none does where the family might have one; which have no rotary
 /// positions; and whether there are biases.
 fn add_attention(fields: &mut Map<String, Value>, model: &ModelConfig, family: &Family) {
@@ -181,8 +191,14 @@ fn add_attention(fields: &mut Map<String, Value>, model: &ModelConfig, family: &
     if family.bias != Bias::Qkv {
         add(
             "attention_bias",
-            json!(model.attention_bias == AttentionBias::All),
+            json!(model.attention_bias != AttentionBias::None),
         );
+    }
+    if let Some(switch) = family.qk_norm_switch {
+        add(switch, json!(model.qk_norm != QkNorm::None));
+    }
+    if family.partial_rotary {
+        add("partial_rotary_factor", json!(partial_rotary_factor(model)));
     }
     if family.nope {
         let rotary = model.layers.iter();

@@ -14,8 +14,8 @@ use super::families::{
 use super::{Accept, CheckpointConfig, CheckpointError, Notes};
 use firebox_model::config::{
     AttentionBias, AttentionKind, BalanceKind, ConfigError, ExpertsConfig, FeedForwardKind,
-    FeedForwardName, LayerConfig, MOST_LAYERS, ModelConfig, ModelKeys, MoeConfig, RouterConfig,
-    Scores,
+    FeedForwardName, LayerConfig, MOST_LAYERS, ModelConfig, ModelKeys, MoeConfig, QkNorm,
+    RouterConfig, Scores,
 };
 
 /// A file that is being read.
@@ -222,6 +222,7 @@ impl<'a> Fields<'a> {
             "context_length" => "max_position_embeddings",
             "window" => "sliding_window",
             "norm_epsilon" => "rms_norm_eps",
+            "rotary_dim" => "partial_rotary_factor",
             "experts.count" => self.family.experts.first().copied().unwrap_or(key),
             "experts.top_k" => "num_experts_per_tok",
             "experts.d_ff" => self.family.d_ff,
@@ -307,22 +308,24 @@ impl<'a> Fields<'a> {
             heads,
             kv_heads: self.kv_heads(heads)?,
             head_dim,
-            rotary_dim: head_dim,
+            rotary_dim: self.rotary_dim(head_dim)?,
             context_length: context,
             rope_theta,
             rope_scaling,
             norm_epsilon: self.number_or("rms_norm_eps", absent.rms_norm_eps)?,
             tied_embeddings: self.flag_or("tie_word_embeddings", absent.tie_word_embeddings)?,
             initializer_range: self.number_or("initializer_range", 0.02)?,
-            qk_norm: family.qk_norm,
+            qk_norm: match family.qk_norm_switch {
+                Some(switch) if !self.flag(switch)? => QkNorm::None,
+                _ => family.qk_norm,
+            },
             sinks: false,
             attention_bias: match family.bias {
                 Bias::None => AttentionBias::None,
                 Bias::Qkv => AttentionBias::Qkv,
-                Bias::AsConfigured => match self.flag("attention_bias")? {
-                    true => AttentionBias::All,
-                    false => AttentionBias::None,
-                },
+                Bias::AsConfigured if self.flag("attention_bias")? => AttentionBias::All,
+                Bias::QkvAsConfigured if self.flag("attention_bias")? => AttentionBias::Qkv,
+                Bias::AsConfigured | Bias::QkvAsConfigured => AttentionBias::None,
             },
             layers: attention
                 .into_iter()
@@ -345,7 +348,9 @@ impl<'a> Fields<'a> {
                 count: self.experts()?,
                 top_k: self.size_or("num_experts_per_tok", absent.num_experts_per_tok)?,
                 d_ff,
-                shared_d_ff: self.size_or("n_shared_experts", 0)?.saturating_mul(d_ff),
+                shared_d_ff: self
+                    .size_or("n_shared_experts", absent.n_shared_experts)?
+                    .saturating_mul(d_ff),
             },
             router: RouterConfig {
                 scores: match family.router {
@@ -357,7 +362,9 @@ impl<'a> Fields<'a> {
                 top_groups: self.size_or("topk_group", 1)?,
                 normalize: match family.normalize {
                     Normalize::Always => true,
-                    Normalize::AsConfigured => self.flag("norm_topk_prob")?,
+                    Normalize::AsConfigured => {
+                        self.flag_or("norm_topk_prob", absent.norm_topk_prob)?
+                    }
                 },
                 balance: BalanceKind::Pooled,
                 balance_coefficient: self
@@ -398,7 +405,10 @@ impl<'a> Fields<'a> {
         let is_dense: Vec<bool> = match family.dense_layers {
             DenseLayers::None => vec![false; layers],
             DenseLayers::First => {
-                let first = self.size_or("first_k_dense_replace", 0)?;
+                let first = self.size_or(
+                    "first_k_dense_replace",
+                    family.defaults.first_k_dense_replace,
+                )?;
                 (0..layers).map(|layer| layer < first).collect()
             }
             DenseLayers::Any => {

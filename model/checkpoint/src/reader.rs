@@ -154,7 +154,11 @@ impl<'a> CheckpointParameters<'a> {
             let shape = [config.vocab_size, config.d_model];
             mismatch.expect(HEAD, &shape, store.info(HEAD));
         }
+        let beyond = family.predicts_further().then_some(config.layers.len());
         for (name, info) in store.tensors() {
+            if beyond.is_some_and(|layers| layer_of(name).is_some_and(|layer| layer >= layers)) {
+                continue;
+            }
             // A fused tensor of which the model needs only a part does not match either.
             if read
                 .get(name)
@@ -326,4 +330,10 @@ impl StoredValues<'_> {
         };
         Ok(TensorData::new(values, self.shape))
     }
+}
+
+/// The layer in a tensor's name, such as 3 in `model.layers.3.mlp.gate.weight`.
+fn layer_of(name: &str) -> Option<usize> {
+    let rest = name.strip_prefix("model.layers.")?;
+    rest.split('.').next()?.parse().ok()
 }

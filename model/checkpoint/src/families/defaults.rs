@@ -26,10 +26,18 @@ pub struct Defaults {
     pub rms_norm_eps: f64,
     /// `rope_parameters.rope_theta`
     pub rope_theta: f64,
-    /// `num_experts`, `num_local_experts`
+    /// `num_experts`, `num_local_experts`, `n_routed_experts`
     pub num_experts: usize,
     /// `num_experts_per_tok`
     pub num_experts_per_tok: usize,
+    /// `n_shared_experts`
+    pub n_shared_experts: usize,
+    /// `first_k_dense_replace`
+    pub first_k_dense_replace: usize,
+    /// `norm_topk_prob`
+    pub norm_topk_prob: bool,
+    /// `partial_rotary_factor`
+    pub partial_rotary_factor: f64,
     /// `router_aux_loss_coef`
     pub router_aux_loss_coef: f64,
     /// `tie_word_embeddings`
@@ -57,6 +65,10 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     rope_theta: 10_000.0,
     num_experts: 0,
     num_experts_per_tok: 0,
+    n_shared_experts: 0,
+    first_k_dense_replace: 0,
+    norm_topk_prob: false,
+    partial_rotary_factor: 1.0,
     router_aux_loss_coef: 0.0,
     tie_word_embeddings: false,
     no_rope_layer_interval: 0,

@@ -6,6 +6,7 @@ mod defaults;
 mod dots1;
 mod field;
 mod firebox;
+mod glm4_moe;
 mod llama;
 mod mistral;
 mod mixtral;
@@ -20,6 +21,7 @@ pub use defaults::Defaults;
 pub use dots1::DOTS1;
 pub use field::{Field, Usage};
 pub use firebox::{FIREBOX, ROUTER_BIAS};
+pub use glm4_moe::GLM4_MOE;
 pub use llama::LLAMA;
 pub use mistral::MISTRAL;
 pub use mixtral::MIXTRAL;
@@ -43,10 +45,14 @@ pub struct Family {
     pub model_type: &'static str,
     /// Norm of queries and keys.
     pub qk_norm: QkNorm,
+    /// The field that turns this norm on, where it is not on always.
+    pub qk_norm_switch: Option<&'static str>,
     /// Biases of attention.
     pub bias: Bias,
     /// Which layers may attend to a window.
     pub windows: Windows,
+    /// Whether a part of each head may be rotated (`partial_rotary_factor`).
+    pub partial_rotary: bool,
     /// Whether layers may have no rotary positions (`no_rope_layers`).
     pub nope: bool,
     /// What follows attention.
@@ -136,6 +142,8 @@ pub enum Bias {
     Qkv,
     /// All or none, as `attention_bias` says; none where it is absent.
     AsConfigured,
+    /// Queries, keys and values or none, as `attention_bias` says; none where it is absent.
+    QkvAsConfigured,
 }
 
 impl Bias {
@@ -145,6 +153,7 @@ impl Bias {
             Self::None => bias == AttentionBias::None,
             Self::Qkv => bias == AttentionBias::Qkv,
             Self::AsConfigured => bias != AttentionBias::Qkv,
+            Self::QkvAsConfigured => bias != AttentionBias::All,
         }
     }
 }
@@ -181,8 +190,8 @@ impl Windows {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 10] = [
-        LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, MIXTRAL, OLMOE, QWEN3_MOE, DOTS1, FIREBOX,
+    pub const ALL: [Self; 11] = [
+        LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, MIXTRAL, OLMOE, QWEN3_MOE, DOTS1, GLM4_MOE, FIREBOX,
     ];
 
     /// Whether its checkpoints may have a selection bias for each router.
@@ -199,9 +208,9 @@ impl Family {
         let even = config.heads * config.head_dim == config.d_model;
         let computes = |family: &Self| {
             *family != FIREBOX
-                && family.qk_norm == config.qk_norm
+                && family.allows_qk_norm(config.qk_norm)
                 && !config.sinks
-                && config.rotary_dim == config.head_dim
+                && (family.partial_rotary || config.rotary_dim == config.head_dim)
                 && family.bias.allow(config.attention_bias)
                 && family.windows.allow(config)
                 && (family.nope || !has_nope)
@@ -210,6 +219,16 @@ impl Family {
                 && (family.qk_norm != QkNorm::Projection || even)
         };
         Self::ALL.into_iter().find(computes).unwrap_or(FIREBOX)
+    }
+
+    /// Whether files may hold layers behind the last one, which predict further tokens (arXiv 2412.19437, section 2.2) and
+    /// which generation does without.
+    pub fn predicts_further(&self) -> bool {
+        self.usage("num_nextn_predict_layers").is_some()
+    }
+
+    fn allows_qk_norm(&self, qk_norm: QkNorm) -> bool {
+        qk_norm == self.qk_norm || self.qk_norm_switch.is_some() && qk_norm == QkNorm::None
     }
 
     /// Whether it has these feed-forwards; `biased` when a router has a selection bias.

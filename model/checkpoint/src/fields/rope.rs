@@ -6,6 +6,9 @@ use super::{Fields, Read};
 use firebox_model::config::RopeScaling;
 use firebox_model::rope::yarn_length;
 
+/// The field with the part of each head that is rotated.
+const PARTIAL: &str = "partial_rotary_factor";
+
 /// A table of config.json.
 struct Table<'a> {
     fields: &'a Fields<'a>,
@@ -57,6 +60,21 @@ impl Fields<'_> {
             }
             _ => Ok(rope),
         }
+    }
+
+    /// How many values of a head of so many are rotated. A factor in a table wins over one beside it.
+    pub(super) fn rotary_dim(&self, head_dim: usize) -> Read<usize> {
+        if !self.family.partial_rotary {
+            return Ok(head_dim);
+        }
+        let key = PARTIAL;
+        let tables = [self.table("rope_scaling")?, self.table("rope_parameters")?];
+        let mut factor = None;
+        for table in tables.iter().flatten() {
+            factor = factor.or(table.number(key)?);
+        }
+        let beside = self.number_or(key, self.family.defaults.partial_rotary_factor)?;
+        Ok((head_dim as f64 * factor.unwrap_or(beside)) as usize)
     }
 
     /// A table that is there and has fields.
@@ -169,9 +187,8 @@ impl Table<'_> {
             let allowed = match key.as_str() {
                 "rope_theta" | "rope_type" | "type" => true,
                 key if known.contains(&key) => true,
-                "partial_rotary_factor" | "factor" => {
-                    value.is_null() || value.as_f64() == Some(1.0)
-                }
+                PARTIAL if self.fields.family.partial_rotary => true,
+                PARTIAL | "factor" => value.is_null() || value.as_f64() == Some(1.0),
                 _ => value.is_null(),
             };
             if !allowed {

@@ -12,7 +12,8 @@ use serde_json::{Map, Value};
 
 use crate::dtype::StoredDtype as _;
 use crate::families::{
-    DOTS1, FIREBOX, Family, LLAMA, MISTRAL, MIXTRAL, OLMOE, QWEN2, QWEN3, QWEN3_MOE, SMOLLM3,
+    DOTS1, FIREBOX, Family, GLM4_MOE, LLAMA, MISTRAL, MIXTRAL, OLMOE, QWEN2, QWEN3, QWEN3_MOE,
+    SMOLLM3,
 };
 use crate::{Accept, CONFIG_FILE, CheckpointConfig, Notes, config_json, read_config};
 use firebox_kernels::dtype::WeightDtype;
@@ -117,6 +118,16 @@ fn dots() -> ModelConfig {
     model
 }
 
+/// [`dots`] as a model of the family of GLM-4-MoE.
+fn glm() -> ModelConfig {
+    ModelConfig {
+        rotary_dim: 4,
+        attention_bias: AttentionBias::Qkv,
+        qk_norm: QkNorm::None,
+        ..dots()
+    }
+}
+
 /// The same with one thing that the family does not compute.
 fn dots_without(change: impl FnOnce(&mut ModelConfig)) -> ModelConfig {
     let mut model = dots();
@@ -202,7 +213,7 @@ fn every_family_reads_what_it_writes() {
             dots_without(|model| mixture(model).router.scores = Scores::Softmax),
             FIREBOX,
         ),
-        (dots_without(|model| model.qk_norm = QkNorm::None), FIREBOX),
+        (dots_without(|model| model.qk_norm = QkNorm::None), GLM4_MOE),
         (
             dots_without(|model| model.layers[1].feed_forward = FeedForwardKind::Moe),
             DOTS1,
@@ -225,7 +236,16 @@ fn every_family_reads_what_it_writes() {
             LLAMA,
         ),
         (biased_attention(dots(), AttentionBias::All), DOTS1),
-        (biased_attention(dots(), AttentionBias::Qkv), FIREBOX),
+        (biased_attention(dots(), AttentionBias::Qkv), GLM4_MOE),
+        (glm(), GLM4_MOE),
+        (biased_attention(glm(), AttentionBias::All), FIREBOX),
+        (
+            ModelConfig {
+                rotary_dim: 6,
+                ..glm()
+            },
+            GLM4_MOE,
+        ),
         (biased_attention(moe(), AttentionBias::All), FIREBOX),
         (
             ModelConfig {
