@@ -1,6 +1,6 @@
 //! A [`ParameterSource`] that reads a checkpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::module::Param;
@@ -154,9 +154,12 @@ impl<'a> CheckpointParameters<'a> {
             let shape = [config.vocab_size, config.d_model];
             mismatch.expect(HEAD, &shape, store.info(HEAD));
         }
-        let beyond = family.predicts_further().then_some(config.layers.len());
+        let further = match family.predicts_further() {
+            true => further_layers(&store, config.layers.len()),
+            false => BTreeSet::new(),
+        };
         for (name, info) in store.tensors() {
-            if beyond.is_some_and(|layers| layer_of(name).is_some_and(|layer| layer >= layers)) {
+            if layer_of(name).is_some_and(|layer| further.contains(&layer)) {
                 continue;
             }
             // A fused tensor of which the model needs only a part does not match either.
@@ -330,6 +333,14 @@ impl StoredValues<'_> {
         };
         Ok(TensorData::new(values, self.shape))
     }
+}
+
+/// The layers behind the last one that predict further tokens: they begin with a projection of their own.
+fn further_layers(store: &TensorStore, layers: usize) -> BTreeSet<usize> {
+    let names = store.tensors().map(|(name, _)| name);
+    let names = names.filter(|name| name.ends_with(".eh_proj.weight"));
+    let further = names.filter_map(layer_of);
+    further.filter(|layer| *layer >= layers).collect()
 }
 
 /// The layer in a tensor's name, such as 3 in `model.layers.3.mlp.gate.weight`.
