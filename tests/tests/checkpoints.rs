@@ -183,6 +183,22 @@ fn files_as_tools_leave_them_give_the_same_model() {
     let error = load(folder.path()).unwrap_err().to_string();
     assert!(error.contains("self_attn.other"), "{error}");
 
+    // Published files hold a layer behind the last one, which predicts the token after the next.
+    let case = "glm4-moe";
+    let folder = copy(case);
+    let further = |name: &str| NamedTensor::float(name, [2], || vec![1.0, 2.0]);
+    let further = [
+        "model.layers.2.eh_proj.weight",
+        "model.layers.2.enorm.weight",
+    ]
+    .map(further);
+    rewrite(folder.path(), str::to_owned, further.into());
+    same(&folder, case, "a layer that predicts further tokens");
+    let other = NamedTensor::float("model.layers.3.enorm.weight", [1], || vec![1.0]);
+    rewrite(folder.path(), str::to_owned, vec![other]);
+    let error = load(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("model.layers.3.enorm.weight"), "{error}");
+
     let case = "mixtral-tied-fused";
     let folder = copy(case);
     let head = |name: &str| name.replace("model.embed_tokens.weight", "lm_head.weight");
