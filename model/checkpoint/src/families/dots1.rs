@@ -14,6 +14,7 @@ pub const DOTS1: Family = Family {
     model_type: "dots1",
     qk_norm: QkNorm::Head,
     bias: Bias::AsConfigured,
+    sinks: false,
     windows: Windows::ByLayer,
     nope: false,
     feed_forward: FeedForwardName::Moe,

@@ -12,6 +12,7 @@ pub const LLAMA: Family = Family {
     model_type: "llama",
     qk_norm: QkNorm::None,
     bias: Bias::AsConfigured,
+    sinks: false,
     windows: Windows::None,
     nope: false,
     feed_forward: FeedForwardName::Dense,

@@ -16,6 +16,7 @@ pub const MIXTRAL: Family = Family {
     model_type: "mixtral",
     qk_norm: QkNorm::None,
     bias: Bias::None,
+    sinks: false,
     windows: Windows::All,
     nope: false,
     feed_forward: FeedForwardName::Moe,

@@ -15,6 +15,7 @@ pub const OLMOE: Family = Family {
     model_type: "olmoe",
     qk_norm: QkNorm::Projection,
     bias: Bias::AsConfigured,
+    sinks: false,
     windows: Windows::None,
     nope: false,
     feed_forward: FeedForwardName::Moe,

@@ -14,6 +14,7 @@ pub const QWEN3: Family = Family {
     model_type: "qwen3",
     qk_norm: QkNorm::Head,
     bias: Bias::AsConfigured,
+    sinks: false,
     windows: Windows::ByLayer,
     nope: false,
     feed_forward: FeedForwardName::Dense,

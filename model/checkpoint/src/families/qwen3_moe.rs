@@ -15,6 +15,7 @@ pub const QWEN3_MOE: Family = Family {
     model_type: "qwen3_moe",
     qk_norm: QkNorm::Head,
     bias: Bias::AsConfigured,
+    sinks: false,
     windows: Windows::All,
     nope: false,
     feed_forward: FeedForwardName::Moe,

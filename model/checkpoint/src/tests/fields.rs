@@ -3,7 +3,9 @@
 use firebox_model::config::{AttentionBias, AttentionKind, ModelConfig, QkNorm};
 use serde_json::{Value, json};
 
-use super::{attending, biased_attention, changed, dense, dots, family, moe, read, with_dense};
+use super::{
+    attending, biased_attention, changed, dense, dots, family, gpt_oss, moe, read, with_dense,
+};
 use crate::families::{Family, Field, Usage};
 
 #[test]
@@ -43,7 +45,7 @@ fn unsupported_fields_are_rejected_by_name() {
 }
 
 /// A model that each family computes; the mixture of Qwen3-MoE has a dense layer.
-fn models() -> [ModelConfig; 10] {
+fn models() -> [ModelConfig; 11] {
     let normed = |qk_norm| ModelConfig { qk_norm, ..moe() };
     let models = [
         dense(QkNorm::None),
@@ -55,6 +57,7 @@ fn models() -> [ModelConfig; 10] {
         normed(QkNorm::Projection),
         with_dense(normed(QkNorm::Head), &[0]),
         dots(),
+        gpt_oss(),
         dense(QkNorm::Projection),
     ];
     assert_eq!(models.each_ref().map(family), Family::ALL);
