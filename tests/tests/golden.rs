@@ -49,6 +49,7 @@ macro_rules! on_every_checkpoint {
 on_every_checkpoint! {
     dots1 = "dots1",
     gpt_oss = "gpt-oss",
+    gpt_oss_mxfp4 = "gpt-oss-mxfp4",
     llama_f16 = "llama-f16",
     llama3_rope = "llama3-rope",
     mistral = "mistral",

@@ -259,6 +259,8 @@ impl<'a> Fields<'a> {
                 false => Err(self.error(key, value, rule)),
             },
             None if is_off(value) || key.starts_with('_') => Ok(()),
+            // The tensors themselves say which of them are.
+            None if key == "quantization_config" && self.family.is_packed(value) => Ok(()),
             None if QUANTIZATION.contains(&key) => Err(CheckpointError::Quantized {
                 path: self.path.to_owned(),
                 key: key.to_owned(),

@@ -31,6 +31,8 @@ pub use qwen3::QWEN3;
 pub use qwen3_moe::QWEN3_MOE;
 pub use smollm3::SMOLLM3;
 
+use serde_json::{Value, json};
+
 use super::layout::{Rule, pattern};
 use firebox_model::config::{
     AttentionBias, AttentionKind, ExpertActivation, FeedForwardName, ModelConfig, MoeConfig,
@@ -201,6 +203,11 @@ impl Family {
     /// Whether its checkpoints may have a selection bias for each router.
     pub fn has_selection_bias(&self) -> bool {
         *self == FIREBOX || self.router == RouterKind::DeepSeekV3
+    }
+
+    /// Whether a `quantization_config` says that the experts are in MXFP4, in a family that has them so.
+    pub(super) fn is_packed(&self, quantization: &Value) -> bool {
+        *self == GPT_OSS && quantization.get("quant_method") == Some(&json!("mxfp4"))
     }
 
     /// The family that computes what this model computes; `biased` when a router has a selection bias.

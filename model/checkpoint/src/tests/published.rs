@@ -233,6 +233,12 @@ fn gpt_oss_as_published() {
     let same = with(json!({ "layer_types": null })).unwrap();
     assert_eq!(same.model, found.model);
     // An empty table is none of the defaults.
+    let packed = json!({ "quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"] });
+    let same = with(json!({ "quantization_config": packed })).unwrap();
+    assert_eq!(
+        (same.model, same.notes),
+        (found.model.clone(), found.notes.clone())
+    );
     let plain = with(json!({ "rope_scaling": {} })).unwrap();
     assert_eq!(plain.model.rope_scaling, None);
     let text = config_json(&found.model, &found.family, &found.notes, WeightDtype::F32);

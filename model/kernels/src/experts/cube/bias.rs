@@ -155,8 +155,9 @@ fn gradient_kernel(
 ) {
     let expert = CUBE_POS_Y as usize;
     let unit = UNIT_POS as usize;
+    let lane = unit % LANES;
     let column = CUBE_POS_X as usize * comptime!(UNITS / LANES) + unit / LANES;
-    let mut row = offsets[expert] as usize + unit % LANES;
+    let mut row = offsets[expert] as usize + lane;
     let mut end = offsets[expert + 1] as usize;
     if column >= width {
         end = 0usize;
@@ -172,7 +173,7 @@ fn gradient_kernel(
         row += LANES;
     }
     let sum = sum_of_group(sum, LANES);
-    if column < width && unit % LANES == 0 {
+    if column < width && lane == 0 {
         gradient[expert * width + column] = sum;
     }
 }
