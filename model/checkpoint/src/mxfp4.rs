@@ -22,8 +22,10 @@ const ROWS: usize = 16;
 /// What four bits stand for, but for their sign, which is the highest of them.
 const MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
-/// The endings of the two names.
+/// The ending of the name of the values.
 pub(super) const BLOCKS: &str = "_blocks";
+
+/// The ending of the name of their scales.
 pub(super) const SCALES: &str = "_scales";
 
 /// A tensor in MXFP4.
@@ -41,7 +43,7 @@ impl Packed {
         let &[experts, d_out, groups, GROUP_BYTES] = blocks else {
             return None;
         };
-        let shape = vec![experts, groups * GROUP, d_out];
+        let shape = vec![experts, groups.checked_mul(GROUP)?, d_out];
         (*scales == [experts, d_out, groups]).then(|| Self {
             info: TensorInfo::derived(shape, WeightDtype::Bf16),
             files,

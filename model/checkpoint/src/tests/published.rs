@@ -251,8 +251,8 @@ fn gpt_oss_as_published() {
         (json!({ "swiglu_limit": "7" }), "swiglu_limit"),
         (json!({ "norm_topk_prob": false }), "norm_topk_prob"),
         (
-            json!({ "quantization_config": { "quant_method": "mxfp4" } }),
-            "quantization_config",
+            json!({ "quantization_config": { "quant_method": "gptq" } }),
+            "quantization_config: the weights are quantized",
         ),
     ] {
         let error = with(changes).unwrap_err();
