@@ -4,7 +4,8 @@ use std::path::Path;
 
 use firebox_checkpoint::{Notes, SaveOptions, save};
 use firebox_model::config::{
-    AttentionBias, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm, RouterConfig,
+    AttentionBias, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm,
+    RouterConfig,
 };
 use firebox_model::language_model::LanguageModel;
 use firebox_runtime::device;
@@ -36,6 +37,8 @@ pub fn tiny_config() -> ModelConfig {
                 count: 4,
                 top_k: 2,
                 d_ff: 16,
+                activation: ExpertActivation::Swiglu,
+                biases: false,
                 shared_d_ff: 0,
             },
             router: RouterConfig {

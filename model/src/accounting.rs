@@ -23,7 +23,7 @@ pub struct Parameters {
     pub feed_forward: u128,
     /// Norm gains: two `[d_model]` per layer, the final norm, and the norms of queries and keys.
     pub norms: u128,
-    /// Biases and sinks of attention.
+    /// Biases and sinks of attention, and biases of routers and experts.
     pub biases: u128,
     /// The output head, `[vocab_size, d_model]`; 0 if it is tied to the embedding.
     pub head: u128,
@@ -61,7 +61,9 @@ impl Parameters {
                 + shared_experts(config)
                 + dense_layers(config),
             norms: (2 * layers + 1) * d_model + layers * qk_norms,
-            biases: layers * (biases + sinks),
+            biases: layers * (biases + sinks)
+                + router_biases(config)
+                + experts * expert_biases(config),
             head: if config.tied_embeddings {
                 0
             } else {
@@ -81,6 +83,19 @@ impl Parameters {
 pub fn expert_parameters_all_layers(config: &ModelConfig) -> u128 {
     let d_ff = config.moe.as_ref().map_or(0, |moe| moe.experts.d_ff);
     moe_layers(config) * swiglu(config, d_ff)
+}
+
+/// Biases of one expert, summed over all layers: those of gate, up and down, `2 · d_ff + d_model` per MoE layer.
+fn expert_biases(config: &ModelConfig) -> u128 {
+    let biased = config.moe.as_ref().filter(|moe| moe.experts.biases);
+    let of_layer = biased.map_or(0, |moe| 2 * moe.experts.d_ff + config.d_model);
+    moe_layers(config) * of_layer as u128
+}
+
+/// Biases of all routers' logits.
+fn router_biases(config: &ModelConfig) -> u128 {
+    let biased = config.moe.as_ref().filter(|moe| moe.router.logit_bias);
+    moe_layers(config) * biased.map_or(0, |moe| moe.experts.count as u128)
 }
 
 /// Experts of a layer's mixture; 0 in a model without one.
@@ -196,11 +211,16 @@ impl Accounting {
         let keys: f64 = keys.map(|layer| mean_keys(config, layer.attention)).sum();
         let attention_scores = 2.0 * 2.0 * (config.heads * config.head_dim) as f64 * keys;
         let forward = 2.0 * (shared + selected) as f64;
+        let unselected = config
+            .moe
+            .as_ref()
+            .map_or(0, |moe| moe.experts.count - moe.experts.top_k);
+        let biases = parameters.biases - unselected as u128 * expert_biases(config);
         let weights = BYTES_PER_F32 * total;
         Self {
             parameters,
             total,
-            active: shared + selected + parameters.norms + parameters.biases + lookup,
+            active: shared + selected + parameters.norms + biases + lookup,
             expert_parameters_all_layers: expert_parameters_all_layers(config),
             operations: Operations {
                 forward,
@@ -220,7 +240,7 @@ impl Accounting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ExpertsConfig, LayerConfig, MoeConfig, RouterConfig};
+    use crate::config::{ExpertActivation, ExpertsConfig, LayerConfig, MoeConfig, RouterConfig};
     use crate::language_model::LanguageModel;
     use crate::parameters::{ParameterInfo, Role};
     use crate::testing::moe;
@@ -249,6 +269,8 @@ mod tests {
                     count: 16,
                     top_k: 2,
                     d_ff: 28_672,
+                    activation: ExpertActivation::Swiglu,
+                    biases: false,
                     shared_d_ff: 0,
                 },
                 router: RouterConfig::DEFAULT,
@@ -297,6 +319,8 @@ mod tests {
             count: 3,
             top_k: 2,
             d_ff: 5,
+            activation: ExpertActivation::Swiglu,
+            biases: false,
             shared_d_ff: 0,
         };
         let accounting = Accounting::of(&config);
@@ -373,12 +397,16 @@ mod tests {
         moe(&mut shared).experts.shared_d_ff = 3000;
         shared.attention_bias = AttentionBias::Qkv;
         shared.sinks = true;
+        let mut biased = described();
+        moe(&mut biased).experts.biases = true;
+        moe(&mut biased).router.logit_bias = true;
         for config in [
             described(),
             described().dense_baseline(),
             normed,
             shared.dense_baseline(),
             shared,
+            biased,
         ] {
             let built = LanguageModel::parameter_list(&config);
             let of = |roles: &[Role]| {
@@ -392,11 +420,28 @@ mod tests {
                 router: of(&[Role::Router]),
                 feed_forward: of(&[Role::FeedForward, Role::Experts, Role::SharedExperts]),
                 norms: of(&[Role::Norm]),
-                biases: of(&[Role::Bias, Role::Sinks]),
+                biases: of(&[Role::Bias, Role::RouterBias, Role::Sinks]),
                 head: of(&[Role::Head]),
             };
             assert_eq!(Parameters::of(&config), expected);
         }
+    }
+
+    #[test]
+    fn biases_of_experts_that_are_not_selected_are_not_active() {
+        let count = |biases, logit_bias| {
+            let mut config = described();
+            moe(&mut config).experts.biases = biases;
+            moe(&mut config).router.logit_bias = logit_bias;
+            let accounting = Accounting::of(&config);
+            [accounting.total, accounting.active]
+        };
+        let [plain, of_experts, of_routers] = [(false, false), (true, false), (false, true)]
+            .map(|(biases, logit_bias)| count(biases, logit_bias));
+        let one = 120 * (2 * 28_672 + 10_752);
+        let added = |to: [u128; 2]| [to[0] - plain[0], to[1] - plain[1]];
+        assert_eq!(added(of_experts), [16 * one, 2 * one]);
+        assert_eq!(added(of_routers), [120 * 16; 2]);
     }
 
     #[test]

@@ -9,11 +9,12 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
+use firebox_kernels::Activation;
 use serde::{Deserialize, Serialize};
 
 pub use keys::{
-    AttentionName, DenseKeys, ExpertsKeys, FeedForwardName, ModelKeys, RopeScalingKeys,
-    RopeScalingName, RouterKeys,
+    ActivationName, AttentionName, DenseKeys, ExpertsKeys, FeedForwardName, ModelKeys,
+    RopeScalingKeys, RopeScalingName, RouterKeys,
 };
 pub use rope_scaling::RopeScaling;
 pub use rules::{ConfigError, LARGEST_SIZE, MOST_LAYERS};
@@ -128,7 +129,7 @@ pub enum AttentionBias {
 }
 
 /// The experts of a mixture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpertsConfig {
     /// Number of experts per layer (E).
     pub count: usize,
@@ -136,14 +137,48 @@ pub struct ExpertsConfig {
     pub top_k: usize,
     /// Hidden width of one expert's SwiGLU.
     pub d_ff: usize,
+    /// How each expert makes its hidden activations.
+    pub activation: ExpertActivation,
+    /// Whether each expert adds biases to its products.
+    pub biases: bool,
     /// Hidden width of the shared experts' SwiGLU, which every token passes through besides its own experts
     /// (DeepSeekMoE, arXiv 2401.06066); 0 without shared experts.
     pub shared_d_ff: usize,
 }
 
+/// How an expert makes its hidden activations of the products with its gate and up matrices; see [`Activation`].
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum ExpertActivation {
+    /// `silu(gate) ⊙ up`.
+    #[default]
+    Swiglu,
+    /// The same with clamped values, one added to up, and a factor within the sigmoid (gpt-oss, arXiv 2508.10925).
+    ClampedSwiglu {
+        /// That factor.
+        alpha: f64,
+        /// The largest value of gate, and the largest magnitude of up.
+        limit: f64,
+    },
+}
+
+impl From<ExpertActivation> for Activation {
+    fn from(activation: ExpertActivation) -> Self {
+        match activation {
+            ExpertActivation::Swiglu => Self::Swiglu,
+            ExpertActivation::ClampedSwiglu { alpha, limit } => Self::ClampedSwiglu {
+                alpha: alpha as f32,
+                limit: limit as f32,
+            },
+        }
+    }
+}
+
 /// The routing of a mixture, and how it is kept balanced.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RouterConfig {
+    /// Whether a learned bias is added to the logits (gpt-oss). The selection bias is another thing: it is not learned by
+    /// gradients, and decides the selection alone.
+    pub logit_bias: bool,
     /// How the logits become scores.
     pub scores: Scores,
     /// Divide the selected experts' weights by their sum (Mixtral does).

@@ -101,7 +101,9 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::testing::{smallest, text, tiny, windowed, with_experts, without_positions};
+    use crate::testing::{
+        clamped, smallest, text, tiny, windowed, with_experts, without_positions,
+    };
     use firebox_runtime::device::{Kernels, default_name, kernels, select};
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values};
@@ -125,6 +127,7 @@ mod tests {
             with_experts(8, 8),
             tiny().dense_baseline(),
             windowed(),
+            clamped(),
             without_positions(),
         ] {
             let model = LanguageModel::random(&config, 7, &device);

@@ -38,6 +38,8 @@ pub enum Role {
     Attention,
     /// The weight of a router.
     Router,
+    /// What a router adds to its logits.
+    RouterBias,
     /// A matrix of a dense feed-forward.
     FeedForward,
     /// The stacked matrices of a layer's experts.
@@ -349,6 +351,8 @@ mod tests {
         config.attention_bias = crate::config::AttentionBias::All;
         config.sinks = true;
         moe(&mut config).experts.shared_d_ff = 5;
+        moe(&mut config).experts.biases = true;
+        moe(&mut config).router.logit_bias = true;
         config.layers[1] = crate::config::LayerConfig::dense(3);
         for ParameterInfo {
             path,
@@ -367,7 +371,7 @@ mod tests {
                     Axis::HeadDim => 6,
                     Axis::Experts => 8,
                     Axis::FeedForward => match role {
-                        Role::Experts => 20,
+                        Role::Experts | Role::Bias => 20,
                         Role::SharedExperts => 5,
                         _ => 3,
                     },
@@ -428,6 +432,8 @@ mod tests {
         mixed.sinks = true;
         mixed.layers[1] = crate::config::LayerConfig::dense(3);
         moe(&mut mixed).experts.shared_d_ff = 5;
+        moe(&mut mixed).experts.biases = true;
+        moe(&mut mixed).router.logit_bias = true;
         for config in [smallest(), mixed, tiny().dense_baseline()] {
             let model = LanguageModel::random(&config, 1, &device);
             let mut seen = self::seen(&model);

@@ -6,8 +6,8 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::{
-    AttentionBias, AttentionKind, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm,
-    RouterConfig,
+    AttentionBias, AttentionKind, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig,
+    MoeConfig, QkNorm, RouterConfig,
 };
 use crate::parameters::{Initializer, ParameterSource, ParameterSpec};
 
@@ -36,6 +36,8 @@ pub fn tiny() -> ModelConfig {
                 count: 8,
                 top_k: 2,
                 d_ff: 20,
+                activation: ExpertActivation::Swiglu,
+                biases: false,
                 shared_d_ff: 0,
             },
             router: RouterConfig {
@@ -76,6 +78,22 @@ pub fn windowed() -> ModelConfig {
         ],
         ..tiny()
     }
+}
+
+/// [`tiny`] with what gpt-oss has besides: windows in every other layer, sinks, biases everywhere, and clamped experts.
+pub fn clamped() -> ModelConfig {
+    let mut config = tiny();
+    config.attention_bias = AttentionBias::All;
+    config.sinks = true;
+    config.layers[0].attention = AttentionKind::Window(5);
+    let MoeConfig { experts, router } = moe(&mut config);
+    experts.biases = true;
+    experts.activation = ExpertActivation::ClampedSwiglu {
+        alpha: 1.702,
+        limit: 0.5,
+    };
+    router.logit_bias = true;
+    config
 }
 
 /// [`tiny`] without rotary positions in the first layer.

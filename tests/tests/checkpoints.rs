@@ -67,7 +67,13 @@ fn a_round_trip_changes_no_bit(device: Device) {
 #[test]
 fn what_transformers_wrote_is_written_again_bit_by_bit() {
     // Its own names and type: tensors are the same, whatever file they are in.
-    for case in ["mixtral-mqa", "olmoe-bf16-shards", "qwen3-moe", "llama-f16"] {
+    for case in [
+        "mixtral-mqa",
+        "olmoe-bf16-shards",
+        "qwen3-moe",
+        "llama-f16",
+        "gpt-oss",
+    ] {
         let path = fixtures::folder(case);
         let output = TempDir::new().unwrap();
         let export = Export {

@@ -170,6 +170,39 @@ fn weights_that_are_no_numbers_are_named() {
 }
 
 #[test]
+fn packed_experts_have_both_of_their_tensors() {
+    // Names of the same length, so that the header stays as long as it is.
+    let renamed = |from: &str, to: &str| {
+        error("gpt-oss-mxfp4", |folder| {
+            let path = folder.join(MODEL_FILE);
+            let mut bytes = fs::read(&path).unwrap();
+            let place = bytes
+                .windows(from.len())
+                .position(|part| part == from.as_bytes());
+            bytes[place.unwrap()..][..to.len()].copy_from_slice(to.as_bytes());
+            fs::write(path, bytes).unwrap();
+        })
+    };
+    let lone = renamed(
+        "layers.1.mlp.experts.down_proj_scales",
+        "layers.1.mlp.experts.down_proj_scaled",
+    );
+    assert_says(&lone, &["layers.1.mlp.experts.down_proj_", "U8"]);
+    // The largest exponent is not a number.
+    let text = error("gpt-oss-mxfp4", |folder| {
+        let path = folder.join(MODEL_FILE);
+        let mut bytes = fs::read(&path).unwrap();
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        let name = "model.layers.1.mlp.experts.gate_up_proj_scales";
+        let start = header[name]["data_offsets"][0].as_u64().unwrap() as usize;
+        bytes[8 + length + start + 5] = 255;
+        fs::write(path, bytes).unwrap();
+    });
+    assert_says(&text, &["layers.1.mlp.experts.gate_up_proj_scales"]);
+}
+
+#[test]
 fn a_head_that_is_not_tied_after_all_is_refused() {
     let text = error("qwen3", |folder| {
         rewrite(folder, |name, shape, mut values| {

@@ -2,7 +2,7 @@
 //! every family, spelling and type in `fixtures` (see its README.md), on every backend.
 //!
 //! The network is that of training, its fused attention included. Where padding stands before a token, attention sees
-//! ranges, as with documents; four of the checkpoints have such rows.
+//! ranges, as with documents; five of the checkpoints have such rows.
 //!
 //! Tolerances are of `‖a − b‖ / ‖b‖` over a whole tensor. Both sides compute in f32 and add in different
 //! orders; a value passes through some hundred roundings of 6e-8, a gradient through twice as many. Against the
@@ -49,6 +49,8 @@ macro_rules! on_every_checkpoint {
 on_every_checkpoint! {
     dots1 = "dots1",
     glm4_moe = "glm4-moe",
+    gpt_oss = "gpt-oss",
+    gpt_oss_mxfp4 = "gpt-oss-mxfp4",
     llama_f16 = "llama-f16",
     llama3_rope = "llama3-rope",
     mistral = "mistral",
@@ -64,7 +66,13 @@ on_every_checkpoint! {
 }
 
 /// Checkpoints whose tokens have padding before them.
-const PADDED_IN_FRONT: [&str; 4] = ["mistral", "mixtral-tied-fused", "qwen3", "smollm3"];
+const PADDED_IN_FRONT: [&str; 5] = [
+    "gpt-oss",
+    "mistral",
+    "mixtral-tied-fused",
+    "qwen3",
+    "smollm3",
+];
 
 #[test]
 fn every_fixture_is_tested() {

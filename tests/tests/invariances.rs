@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor};
 use firebox_model::batch::Sequence;
 use firebox_model::config::{BalanceKind, ModelConfig};
 use firebox_model::moe::stats::LayerHealth;
-use firebox_model::testing::{moe, windowed, without_positions};
+use firebox_model::testing::{clamped, moe, windowed, without_positions};
 use firebox_runtime::on_every_device;
 use firebox_tests::models::{model, sequences, tiny};
 use firebox_tests::tensors::relative_error;
@@ -53,6 +53,7 @@ fn a_document_teaches_the_same_whatever_it_is_packed_with(device: Device) {
     for (what, config) in [
         ("full attention", tiny()),
         ("a window", windowed()),
+        ("clamped experts", clamped()),
         ("no positions", without_positions()),
     ] {
         packed_as_alone(what, &config, END, &device);

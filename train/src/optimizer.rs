@@ -18,7 +18,7 @@ const SECOND: &str = "second_moment";
 
 /// AdamW with its state; [`adamw`] documents the formula.
 ///
-/// Weight decay does not apply to norm gains and embeddings: shrinking them does not simplify the function.
+/// Weight decay does not apply to norm gains, biases, sinks and embeddings: shrinking them does not simplify the function.
 #[derive(Debug, Default)]
 pub struct AdamW {
     /// Updates so far (t).
@@ -43,7 +43,7 @@ fn decaying(config: &ModelConfig) -> BTreeSet<String> {
             let role = parameter.role;
             !matches!(
                 role,
-                Role::Norm | Role::Bias | Role::Sinks | Role::Embedding
+                Role::Norm | Role::Bias | Role::RouterBias | Role::Sinks | Role::Embedding
             )
         })
         .map(|parameter| parameter.path)

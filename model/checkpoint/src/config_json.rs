@@ -15,7 +15,8 @@ use super::notes::generation_eos_ids;
 use super::{Accept, CONFIG_FILE, CheckpointError, Notes};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
-    AttentionBias, AttentionKind, BalanceKind, ModelConfig, MoeConfig, QkNorm, RopeScaling,
+    AttentionBias, AttentionKind, BalanceKind, ExpertActivation, ModelConfig, MoeConfig, QkNorm,
+    RopeScaling,
 };
 
 /// The content of a `config.json`.
@@ -134,7 +135,7 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
         BalanceKind::PerLayer => router.balance_coefficient / experts.top_k as f64,
     };
     match family.router {
-        RouterKind::Softmax => {
+        RouterKind::Softmax | RouterKind::GptOss => {
             add("router_aux_loss_coef", json!(coefficient));
         }
         RouterKind::DeepSeekV3 => {
@@ -146,6 +147,10 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
             add("topk_group", json!(router.top_groups));
             add("routed_scaling_factor", json!(router.scaling));
         }
+    }
+    if let ExpertActivation::ClampedSwiglu { alpha, limit } = experts.activation {
+        add("swiglu_alpha", json!(alpha));
+        add("swiglu_limit", json!(limit));
     }
     match family.dense_layers {
         DenseLayers::None => return value,
@@ -180,7 +185,10 @@ fn add_attention(fields: &mut Map<String, Value>, model: &ModelConfig, family: &
         .layers
         .iter()
         .filter_map(|layer| layer.attention.window());
-    let window = windows.next();
+    let alternating = family.windows == Windows::Alternating;
+    // Of a family with layer_types always, `transformers` asks for one even where no layer has it.
+    let unused = family.defaults.sliding_window.filter(|_| alternating);
+    let window = windows.next().or(unused);
     let mut add = |key: &str, value: Value| fields.insert(key.to_owned(), value);
     if window.is_some() || family.defaults.sliding_window.is_some() {
         add("sliding_window", json!(window));
@@ -205,7 +213,7 @@ fn add_attention(fields: &mut Map<String, Value>, model: &ModelConfig, family: &
         let rotary = rotary.map(|layer| u8::from(layer.attention != AttentionKind::Nope));
         add("no_rope_layers", rotary.collect());
     }
-    if window.is_some() && family.windows == Windows::ByLayer {
+    if alternating || window.is_some() && family.windows == Windows::ByLayer {
         let kinds = model.layers.iter().map(|layer| match layer.attention {
             AttentionKind::Window(_) => "sliding_attention",
             AttentionKind::Full | AttentionKind::Nope => "full_attention",

@@ -13,9 +13,9 @@ use super::families::{
 };
 use super::{Accept, CheckpointConfig, CheckpointError, Notes};
 use firebox_model::config::{
-    AttentionBias, AttentionKind, BalanceKind, ConfigError, ExpertsConfig, FeedForwardKind,
-    FeedForwardName, LayerConfig, MOST_LAYERS, ModelConfig, ModelKeys, MoeConfig, QkNorm,
-    RouterConfig, Scores,
+    AttentionBias, AttentionKind, BalanceKind, ConfigError, ExpertActivation, ExpertsConfig,
+    FeedForwardKind, FeedForwardName, LayerConfig, MOST_LAYERS, ModelConfig, ModelKeys, MoeConfig,
+    QkNorm, RouterConfig, Scores,
 };
 
 /// A file that is being read.
@@ -226,6 +226,8 @@ impl<'a> Fields<'a> {
             "experts.count" => self.family.experts.first().copied().unwrap_or(key),
             "experts.top_k" => "num_experts_per_tok",
             "experts.d_ff" => self.family.d_ff,
+            "experts.alpha" => "swiglu_alpha",
+            "experts.limit" => "swiglu_limit",
             "dense.d_ff" => "intermediate_size",
             "dense.layers" if self.family.dense_layers == DenseLayers::First => {
                 "first_k_dense_replace"
@@ -258,6 +260,8 @@ impl<'a> Fields<'a> {
                 false => Err(self.error(key, value, rule)),
             },
             None if is_off(value) || key.starts_with('_') => Ok(()),
+            // The tensors themselves say which of them are.
+            None if key == "quantization_config" && self.family.is_packed(value) => Ok(()),
             None if QUANTIZATION.contains(&key) => Err(CheckpointError::Quantized {
                 path: self.path.to_owned(),
                 key: key.to_owned(),
@@ -296,8 +300,11 @@ impl<'a> Fields<'a> {
         let (rope_theta, rope_scaling) = self.rope(context)?;
         let feed_forwards = self.feed_forwards(layers)?;
         let sparse = feed_forwards.contains(&FeedForwardKind::Moe);
-        let head_dim = absent.head_dim.unwrap_or(d_model / heads.max(1));
-        let head_dim = self.size_or("head_dim", head_dim)?;
+        let of_heads = d_model / heads.max(1);
+        let head_dim = match self.value.get("head_dim") {
+            None => absent.head_dim.unwrap_or(of_heads),
+            Some(_) => self.size_or("head_dim", of_heads)?,
+        };
         let layer = |(attention, feed_forward)| LayerConfig {
             attention,
             feed_forward,
@@ -319,14 +326,8 @@ impl<'a> Fields<'a> {
                 Some(switch) if !self.flag(switch)? => QkNorm::None,
                 _ => family.qk_norm,
             },
-            sinks: false,
-            attention_bias: match family.bias {
-                Bias::None => AttentionBias::None,
-                Bias::Qkv => AttentionBias::Qkv,
-                Bias::AsConfigured if self.flag("attention_bias")? => AttentionBias::All,
-                Bias::QkvAsConfigured if self.flag("attention_bias")? => AttentionBias::Qkv,
-                Bias::AsConfigured | Bias::QkvAsConfigured => AttentionBias::None,
-            },
+            sinks: family.sinks,
+            attention_bias: self.attention_bias()?,
             layers: attention
                 .into_iter()
                 .zip(feed_forwards)
@@ -339,22 +340,43 @@ impl<'a> Fields<'a> {
         })
     }
 
+    fn attention_bias(&self) -> Read<AttentionBias> {
+        let absent = self.family.defaults.attention_bias;
+        let switch = || self.flag_or("attention_bias", absent);
+        Ok(match self.family.bias {
+            Bias::Qkv => AttentionBias::Qkv,
+            Bias::AsConfigured if switch()? => AttentionBias::All,
+            Bias::QkvAsConfigured if switch()? => AttentionBias::Qkv,
+            Bias::None | Bias::AsConfigured | Bias::QkvAsConfigured => AttentionBias::None,
+        })
+    }
+
     fn moe(&self) -> Read<MoeConfig> {
         let family = &self.family;
         let absent = &family.defaults;
         let d_ff = self.size_or(family.d_ff, width(absent, family.d_ff))?;
+        let of_gpt_oss = family.router == RouterKind::GptOss;
         Ok(MoeConfig {
             experts: ExpertsConfig {
                 count: self.experts()?,
                 top_k: self.size_or("num_experts_per_tok", absent.num_experts_per_tok)?,
                 d_ff,
+                activation: match of_gpt_oss {
+                    true => ExpertActivation::ClampedSwiglu {
+                        alpha: self.number_or("swiglu_alpha", 1.702)?,
+                        limit: self.number_or("swiglu_limit", 7.0)?,
+                    },
+                    false => ExpertActivation::Swiglu,
+                },
+                biases: of_gpt_oss,
                 shared_d_ff: self
                     .size_or("n_shared_experts", absent.n_shared_experts)?
                     .saturating_mul(d_ff),
             },
             router: RouterConfig {
+                logit_bias: of_gpt_oss,
                 scores: match family.router {
-                    RouterKind::Softmax => Scores::Softmax,
+                    RouterKind::Softmax | RouterKind::GptOss => Scores::Softmax,
                     RouterKind::DeepSeekV3 => Scores::Sigmoid,
                 },
                 scaling: self.number_or("routed_scaling_factor", 1.0)?,
@@ -462,8 +484,16 @@ impl<'a> Fields<'a> {
         let window = window.filter(|_| in_use);
         let hides = window.filter(|&window| window < context);
         let by_layer = self.family.windows == Windows::ByLayer;
-        if by_layer && let Some(kinds) = self.get("layer_types") {
+        let alternating = self.family.windows == Windows::Alternating;
+        if (by_layer || alternating)
+            && let Some(kinds) = self.get("layer_types")
+        {
             return self.listed_attention(kinds, layers, window, hides);
+        }
+        if alternating {
+            let kinds = ["sliding_attention", "full_attention"];
+            let kinds = kinds.into_iter().cycle().take(layers).collect();
+            return self.listed_attention(&kinds, layers, window, hides);
         }
         if let Some(value) = self.get("layer_types") {
             let kinds = value.as_array();

@@ -1,5 +1,7 @@
 //! The mapping from parameters to a checkpoint's tensors, as data.
 
+use std::ops::Range;
+
 /// How a parameter is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
@@ -17,6 +19,16 @@ pub enum Stored {
         /// Index of the matrix among those that are stacked in the tensor.
         part: usize,
         /// Number of stacked matrices.
+        parts: usize,
+    },
+    /// `[…, width]` in the model; in the file, the places `part`, `part + parts`, … of the last dimension of
+    /// `[…, parts · width]`.
+    Interleaved {
+        /// The tensor's name.
+        name: &'static str,
+        /// Index of the parameter among those whose values take turns.
+        part: usize,
+        /// Their number.
         parts: usize,
     },
 }
@@ -52,8 +64,17 @@ pub struct Piece {
     pub start: usize,
     /// Number of values.
     pub length: usize,
+    /// From one value of the piece to the next in the tensor; 1 where they lie side by side.
+    pub step: usize,
     /// `(d_in, d_out)` of a matrix that is `[d_in, d_out]` in the model and `[d_out, d_in]` in the file.
     pub transposed: Option<(usize, usize)>,
+}
+
+impl Piece {
+    /// What the piece takes of the tensor, from its first value to its last.
+    pub fn span(&self) -> Range<usize> {
+        self.start..self.start + (self.length.max(1) - 1) * self.step + self.length.min(1)
+    }
 }
 
 impl Rule {
@@ -77,7 +98,7 @@ impl Rule {
     pub fn count(&self, spelling: Spelling, shape: &[usize]) -> usize {
         match self.stored(spelling) {
             Stored::AsIs(_) | Stored::Transposed(_) => 1,
-            Stored::PerExpert(_) | Stored::Fused { .. } => shape[0],
+            Stored::PerExpert(_) | Stored::Fused { .. } | Stored::Interleaved { .. } => shape[0],
         }
     }
 
@@ -98,6 +119,7 @@ impl Rule {
             shape: shape.to_vec(),
             start: 0,
             length: shape.iter().product(),
+            step: 1,
             transposed,
         };
         match (self.stored(spelling), shape) {
@@ -115,8 +137,22 @@ impl Rule {
                 shape: vec![experts, parts * d_out, d_in],
                 start: (index * parts + part) * d_in * d_out,
                 length: d_in * d_out,
+                step: 1,
                 transposed: Some((d_in, d_out)),
             },
+            (Stored::Interleaved { name, part, parts }, &[_, ref inner @ .., width]) => {
+                let mut stored = shape.to_vec();
+                stored[shape.len() - 1] = parts * width;
+                let length = inner.iter().product::<usize>() * width;
+                Piece {
+                    name: fill(name, layer, None),
+                    shape: stored,
+                    start: index * parts * length + part,
+                    length,
+                    step: parts,
+                    transposed: None,
+                }
+            }
             (stored, _) => panic!("{} {shape:?} cannot be stored as {stored:?}", self.path),
         }
     }
@@ -167,7 +203,35 @@ pub fn transpose<T: Copy>(values: &[T], rows: usize, columns: usize, output: &mu
 
 #[cfg(test)]
 mod tests {
-    use super::transpose;
+    use super::{Rule, Spelling, Stored, transpose};
+
+    #[test]
+    fn interleaved_parameters_take_turns() {
+        let stored = |part| Stored::Interleaved {
+            name: "both",
+            part,
+            parts: 2,
+        };
+        let piece = |part, shape: &[usize], index| {
+            let rule = Rule {
+                path: "it",
+                saved: stored(part),
+                fused: stored(part),
+            };
+            assert_eq!(rule.count(Spelling::Saved, shape), shape[0]);
+            rule.piece(Spelling::Saved, None, shape, index)
+        };
+        let second = piece(1, &[4, 3, 5], 2);
+        assert_eq!(second.shape, [4, 3, 10]);
+        // Two experts of 30 values, then the second value, and every other one of 30.
+        assert_eq!((second.start, second.length, second.step), (61, 15, 2));
+        assert_eq!(second.span(), 61..90);
+        let bias = piece(0, &[4, 5], 3);
+        assert_eq!(
+            (bias.shape.as_slice(), bias.span()),
+            ([4, 10].as_slice(), 30..39)
+        );
+    }
 
     #[test]
     fn a_transpose_larger_than_a_block() {

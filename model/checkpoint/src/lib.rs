@@ -13,6 +13,7 @@ mod fields;
 mod folder;
 pub mod layout;
 mod mismatch;
+mod mxfp4;
 mod notes;
 mod reader;
 mod store;

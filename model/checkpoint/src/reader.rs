@@ -102,15 +102,15 @@ impl<'a> CheckpointParameters<'a> {
                     (Spelling::Saved, saved)
                 };
                 let count = rule.count(spelling, &shape);
+                let last = rule.piece(spelling, layer, &shape, count - 1);
+                let shared = spelling == Spelling::Fused || count > 1 && last.name == first.name;
                 let found = store.info(&first.name);
-                let absent = found
-                    .is_none_or(|info| spelling == Spelling::Fused && info.shape != first.shape);
+                let absent = found.is_none_or(|info| shared && info.shape != first.shape);
                 if absent {
                     mismatch.expect(&first.name, &first.shape, found);
                     return None;
                 }
-                if spelling == Spelling::Saved && count > tensors {
-                    let last = rule.piece(spelling, layer, &shape, count - 1);
+                if !shared && count > tensors {
                     mismatch.expect(&last.name, &last.shape, None);
                     return None;
                 }
@@ -241,7 +241,9 @@ impl ParameterSource for CheckpointParameters<'_> {
                 .expect_err("a parameter is missing"));
         };
         let storage = match role {
-            Role::Norm | Role::Bias | Role::Sinks | Role::Router => WeightStorage::F32,
+            Role::Norm | Role::Bias | Role::Sinks | Role::Router | Role::RouterBias => {
+                WeightStorage::F32
+            }
             _ => self.weight_storage,
         };
         let values = StoredValues {
@@ -309,12 +311,9 @@ struct StoredValues<'a> {
 
 impl StoredValues<'_> {
     fn read<T: StorageFloat>(&self) -> Result<TensorData, CheckpointError> {
-        let read = |piece: &Piece| {
-            let range = piece.start..piece.start + piece.length;
-            self.store.read_as::<T>(&piece.name, range)
-        };
+        let read = |piece: &Piece| self.store.read_as::<T>(&piece.name, piece.span());
         let values = match self.pieces {
-            [whole] if whole.transposed.is_none() => read(whole)?,
+            [whole] if whole.transposed.is_none() && whole.step == 1 => read(whole)?,
             pieces => {
                 // In parallel over experts: most of the time is spent transposing and touching fresh memory.
                 let mut values = vec![T::default(); self.shape.iter().product()];
@@ -324,7 +323,13 @@ impl StoredValues<'_> {
                     let stored = read(piece)?;
                     match piece.transposed {
                         Some((d_in, d_out)) => transpose(&stored, d_out, d_in, output),
-                        None => output.copy_from_slice(&stored),
+                        None => {
+                            let values = stored.into_iter().step_by(piece.step);
+                            output
+                                .iter_mut()
+                                .zip(values)
+                                .for_each(|(to, value)| *to = value);
+                        }
                     }
                     Ok(())
                 })?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use firebox_console::durable::FileError;
 use serde::Deserialize;
 
+use super::mxfp4::{BLOCKS, Packed, SCALES};
 use super::{CheckpointError, INDEX_FILE, MODEL_FILE, TensorFile, TensorInfo};
 use firebox_kernels::dtype::StorageFloat;
 
@@ -18,6 +19,8 @@ pub struct TensorStore {
     files: Vec<TensorFile>,
     /// Index of the file of each tensor.
     file_of: BTreeMap<String, usize>,
+    /// Tensors that two tensors of bytes stand for.
+    packed: BTreeMap<String, Packed>,
 }
 
 /// `model.safetensors.index.json`
@@ -59,16 +62,9 @@ impl TensorStore {
                 })
             }
             (true, _) => {
-                let file = TensorFile::open(&single)?;
-                Ok(Self {
-                    folder: folder.to_owned(),
-                    file_of: file
-                        .tensors()
-                        .keys()
-                        .map(|name| (name.clone(), 0))
-                        .collect(),
-                    files: vec![file],
-                })
+                let file = TensorFile::open_with_bytes(&single)?;
+                let file_of = names(&file).map(|name| (name.clone(), 0)).collect();
+                Self::of_files(folder, vec![file], file_of)
             }
             (false, true) => Self::sharded(folder, &index),
             (false, false) => Err(CheckpointError::NotACheckpoint {
@@ -100,31 +96,63 @@ impl TensorStore {
                 return Err(error(format!("the shard {name} is missing")));
             }
             numbers.insert(name, files.len());
-            files.push(TensorFile::open(&shard)?);
+            files.push(TensorFile::open_with_bytes(&shard)?);
         }
         for (name, shard) in &index.weight_map {
-            if !files[numbers[shard.as_str()]].tensors().contains_key(name) {
+            let file = &files[numbers[shard.as_str()]];
+            if !file.tensors().contains_key(name) && !file.bytes().contains_key(name) {
                 return Err(error(format!(
                     "{name} is listed in {shard}, which does not contain it"
                 )));
             }
         }
         for (shard, &number) in &numbers {
-            let tensors = files[number].tensors().keys();
             let stray = |name: &&String| index.weight_map.get(*name).is_none_or(|s| s != shard);
-            if let Some(name) = tensors.clone().find(stray) {
+            if let Some(name) = names(&files[number]).find(stray) {
                 return Err(error(format!(
                     "{shard} contains {name}, which the index does not list for it"
                 )));
             }
         }
         let entries = index.weight_map.iter();
+        let file_of = entries
+            .map(|(name, shard)| (name.clone(), numbers[shard.as_str()]))
+            .collect();
+        Self::of_files(folder, files, file_of)
+    }
+
+    /// Pairs the tensors of bytes, each of which has to be one of two.
+    fn of_files(
+        folder: &Path,
+        files: Vec<TensorFile>,
+        mut file_of: BTreeMap<String, usize>,
+    ) -> Result<Self, CheckpointError> {
+        let is_bytes = |(name, file): &(&String, &usize)| files[**file].bytes().contains_key(*name);
+        let bytes = file_of.iter().filter(is_bytes);
+        let bytes: BTreeMap<String, usize> =
+            bytes.map(|(name, &file)| (name.clone(), file)).collect();
+        file_of.retain(|name, _| !bytes.contains_key(name));
+        let pair = |blocks: &str| {
+            let name = blocks.strip_suffix(BLOCKS)?;
+            let scales = format!("{name}{SCALES}");
+            let places = [bytes[blocks], *bytes.get(&scales)?];
+            let shape = |file: usize, name: &str| files[file].bytes()[name].shape.as_slice();
+            let (of_blocks, of_scales) = (shape(places[0], blocks), shape(places[1], &scales));
+            Some((name.to_owned(), Packed::new(of_blocks, of_scales, places)?))
+        };
+        let packed: BTreeMap<String, Packed> = bytes.keys().filter_map(|name| pair(name)).collect();
+        let whole = |name: &String| {
+            let stem = name.strip_suffix(BLOCKS).or(name.strip_suffix(SCALES));
+            stem.is_some_and(|stem| packed.contains_key(stem) && !file_of.contains_key(stem))
+        };
+        if let Some((name, &file)) = bytes.iter().find(|(name, _)| !whole(name)) {
+            return Err(files[file].not_numbers(name));
+        }
         Ok(Self {
             folder: folder.to_owned(),
-            file_of: entries
-                .map(|(name, shard)| (name.clone(), numbers[shard.as_str()]))
-                .collect(),
             files,
+            file_of,
+            packed,
         })
     }
 
@@ -133,16 +161,21 @@ impl TensorStore {
         &self.folder
     }
 
-    /// All tensors, by name, except for stored frequencies of rotary positions, which follow from config.json.
+    /// All tensors, except for stored frequencies of rotary positions, which follow from config.json.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        let packed = self.packed.iter();
         self.file_of
             .iter()
             .filter(|(name, _)| !is_buffer(name))
             .map(|(name, &file)| (name.as_str(), &self.files[file].tensors()[name]))
+            .chain(packed.map(|(name, packed)| (name.as_str(), &packed.info)))
     }
 
     /// Shape and type of a tensor; `None` if there is no tensor of this name.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        if let Some(packed) = self.packed.get(name) {
+            return Some(&packed.info);
+        }
         let file = *self.file_of.get(name)?;
         self.files[file].tensors().get(name)
     }
@@ -174,8 +207,23 @@ impl TensorStore {
         name: &str,
         range: Range<usize>,
     ) -> Result<Vec<T>, CheckpointError> {
-        self.files[self.file_of[name]].read_as(name, range)
+        let Some(packed) = self.packed.get(name) else {
+            return self.files[self.file_of[name]].read_as(name, range);
+        };
+        let size = packed.info.shape[1..].iter().product::<usize>().max(1);
+        let mut values = Vec::with_capacity(range.len());
+        for expert in range.start / size..range.end.div_ceil(size) {
+            let matrix = packed.matrix(name, &self.files, expert)?;
+            let inside = |place: usize| place.saturating_sub(expert * size).min(size);
+            values.extend_from_slice(&matrix[inside(range.start)..inside(range.end)]);
+        }
+        Ok(values)
     }
+}
+
+/// The names of all tensors in a file, of those of bytes too.
+fn names(file: &TensorFile) -> impl Iterator<Item = &String> {
+    file.tensors().keys().chain(file.bytes().keys())
 }
 
 /// Whether a tensor follows from config.json: older versions of `transformers` stored the frequencies of rotary

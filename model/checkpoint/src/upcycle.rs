@@ -60,7 +60,7 @@ impl ParameterSource for Upcycled<'_> {
         spec: ParameterSpec<D>,
     ) -> Result<Param<Tensor<D>>, CheckpointError> {
         match spec.role {
-            Role::Router => {
+            Role::Router | Role::RouterBias => {
                 let Ok(router) = self.fresh.parameter(spec);
                 Ok(router)
             }

@@ -80,8 +80,28 @@ fn family(model: &LanguageModel) -> Family {
 /// One tensor of a file, and its pieces of parameters.
 struct Assembled {
     shape: Vec<usize>,
-    /// By their offset in the tensor.
-    pieces: BTreeMap<usize, Box<dyn Fn() -> Vec<f32>>>,
+    /// By their offset in the tensor: from one value to the next, and the values.
+    pieces: BTreeMap<usize, (usize, Values)>,
+}
+
+type Values = Box<dyn Fn() -> Vec<f32>>;
+
+impl Assembled {
+    fn values(&self) -> Vec<f32> {
+        if self.pieces.len() == 1
+            && let Some((1, values)) = self.pieces.get(&0)
+        {
+            return values();
+        }
+        let mut whole = vec![0.0; self.shape.iter().product()];
+        for (&start, (step, values)) in &self.pieces {
+            let places = whole[start..].iter_mut().step_by(*step);
+            places
+                .zip(values())
+                .for_each(|(place, value)| *place = value);
+        }
+        whole
+    }
 }
 
 fn tensors(
@@ -102,11 +122,8 @@ fn tensors(
         order, mut tensors, ..
     } = collect;
     let assembled = order.into_iter().map(|name| {
-        let Assembled { shape, pieces } = tensors.remove(&name).expect("collected once");
-        NamedTensor::float(name, shape, move || match pieces.len() {
-            1 => pieces[&0](),
-            _ => pieces.values().flat_map(|piece| piece()).collect(),
-        })
+        let assembled = tensors.remove(&name).expect("collected once");
+        NamedTensor::float(name, assembled.shape.clone(), move || assembled.values())
     });
     assembled.collect()
 }
@@ -139,6 +156,7 @@ impl VisitParameter for Collect<'_> {
                 name,
                 shape,
                 start,
+                step,
                 transposed,
                 ..
             } = rule.piece(self.spelling, layer, &dims, index);
@@ -164,7 +182,7 @@ impl VisitParameter for Collect<'_> {
                     pieces: BTreeMap::new(),
                 }
             });
-            tensor.pieces.insert(start, Box::new(values));
+            tensor.pieces.insert(start, (step, Box::new(values)));
         }
     }
 }

@@ -12,7 +12,9 @@ use common::{Case, cases, random};
 use divan::Bencher;
 use few::bench_rows;
 use firebox_kernels::dispatch::DispatchPlan;
-use firebox_kernels::{Precision, experts, experts_reference, swiglu, swiglu_reference};
+use firebox_kernels::{
+    Activation, ExpertWeights, Precision, experts, experts_reference, swiglu, swiglu_reference,
+};
 use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::device::finish;
 
@@ -36,15 +38,8 @@ const TOKENS: [[usize; 1]; 3] = [[1], [16], [2048]];
 /// Those of a training step.
 const STEP: [[usize; 1]; 1] = [[2048]];
 
-type Mixture = fn(
-    Tensor<2>,
-    Tensor<2>,
-    Tensor<3>,
-    Tensor<3>,
-    Tensor<3>,
-    &DispatchPlan,
-    Precision,
-) -> Tensor<2>;
+type Mixture =
+    fn(Tensor<2>, Tensor<2>, ExpertWeights, &DispatchPlan, Activation, Precision) -> Tensor<2>;
 type Dense = fn(Tensor<2>, Tensor<2>, Tensor<2>, Tensor<2>, Precision) -> Tensor<2>;
 
 /// The experts of each token, unevenly loaded: the first is chosen three times as often as the last.
@@ -67,13 +62,29 @@ fn mixture_inputs(tokens: usize, device: &Device) -> ([Tensor<2>; 2], [Tensor<3>
     (by_token, stacks)
 }
 
+fn of_experts([gate, up, down]: [Tensor<3>; 3]) -> ExpertWeights {
+    ExpertWeights {
+        gate,
+        up,
+        down,
+        biases: None,
+    }
+}
+
 fn mixture_forward(bencher: Bencher, case: &Case<1>, precision: Precision, mixture: Mixture) {
     let ([tokens], device) = (case.sizes, case.device());
     let (by_token, stacks) = mixture_inputs(tokens, &device);
     let plan = plan(tokens, &device);
     bench_rows(bencher, tokens, &device, || {
-        let ([x, weights], [gate, up, down]) = (by_token.clone(), stacks.clone());
-        finish(mixture(x, weights, gate, up, down, &plan, precision));
+        let ([x, weights], of_experts) = (by_token.clone(), of_experts(stacks.clone()));
+        finish(mixture(
+            x,
+            weights,
+            of_experts,
+            &plan,
+            Activation::Swiglu,
+            precision,
+        ));
     });
 }
 
@@ -84,8 +95,8 @@ fn mixture_both_ways(bencher: Bencher, case: &Case<1>, precision: Precision, mix
     let stacks = stacks.map(Tensor::require_grad);
     let plan = plan(tokens, &device);
     bencher.bench_local(|| {
-        let ([x, weights], [gate, up, down]) = (by_token.clone(), stacks.clone());
-        let gradients = mixture(x, weights, gate, up, down, &plan, precision)
+        let ([x, weights], of_experts) = (by_token.clone(), of_experts(stacks.clone()));
+        let gradients = mixture(x, weights, of_experts, &plan, Activation::Swiglu, precision)
             .sum()
             .backward();
         finish(by_token[0].grad(&gradients).expect("it was asked for"));

@@ -117,14 +117,34 @@ keys! {
         top_k: usize,
         /// Hidden width of one expert's SwiGLU.
         d_ff: usize,
+        /// Its activation; "swiglu" by default.
+        activation: ActivationName,
+        /// Where values are clamped ("clamped-swiglu"); 7 by default.
+        limit: f64,
+        /// Factor within the sigmoid ("clamped-swiglu"); 1.702 by default.
+        alpha: f64,
+        /// Whether each expert adds biases to its products; false by default.
+        biases: bool,
         /// Hidden width of the shared experts' SwiGLU; 0, none, by default.
         shared_d_ff: usize,
     }
 }
 
+/// A word of [`ExpertsKeys::activation`]; see [`ExpertActivation`](super::ExpertActivation).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActivationName {
+    /// That of most families.
+    Swiglu,
+    /// That of gpt-oss.
+    ClampedSwiglu,
+}
+
 keys! {
     /// `[model.router]`; the defaults are [`RouterConfig::DEFAULT`].
     RouterKeys {
+        /// Whether a learned bias is added to the logits.
+        logit_bias: bool,
         /// How the logits become scores.
         scores: Scores,
         /// Whether the weights of a token's experts are divided by their sum.
@@ -185,6 +205,7 @@ pub enum RopeScalingName {
 impl RouterConfig {
     /// What absent keys of `[model.router]` mean.
     pub const DEFAULT: Self = Self {
+        logit_bias: false,
         scores: Scores::Softmax,
         normalize: true,
         scaling: 1.0,

@@ -3,7 +3,7 @@
 use super::rules::{ConfigError, LARGEST_SIZE, require};
 
 /// A scaling of the rotary frequencies; see [`rope`](crate::rope).
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
     /// Position interpolation (arXiv 2306.15595).
     Linear {

@@ -1,8 +1,8 @@
 //! The rules that a configuration must keep, whatever it was read from.
 
 use super::{
-    AttentionKind, ExpertsConfig, FeedForwardKind, ModelConfig, MoeConfig, RopeScaling,
-    RouterConfig,
+    AttentionKind, ExpertActivation, ExpertsConfig, FeedForwardKind, ModelConfig, MoeConfig,
+    RopeScaling, RouterConfig,
 };
 
 /// The largest allowed size; it keeps products of sizes within the range of their types.
@@ -174,6 +174,10 @@ impl MoeConfig {
             format!("must be at most {LARGEST_SIZE}"),
             "0 means no shared experts",
         )?;
+        if let ExpertActivation::ClampedSwiglu { alpha, limit } = experts.activation {
+            finite("experts.alpha", alpha, true)?;
+            finite("experts.limit", limit, true)?;
+        }
         self.validate_groups()?;
         require(
             (1e-6..=1e6).contains(&router.scaling),

@@ -1,14 +1,15 @@
-//! The experts: SwiGLUs with stacked weights.
+//! The experts: feed-forwards with stacked weights.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::config::{ExpertsConfig, ModelConfig};
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
-use firebox_kernels::Precision;
 use firebox_kernels::dispatch::DispatchPlan;
+use firebox_kernels::{Activation, ExpertWeights, Precision};
 
-/// E SwiGLUs (see [`DenseFeedForward`](crate::feed_forward::DenseFeedForward)) with stacked weights.
+/// E feed-forwards with stacked weights: SwiGLUs (see [`DenseFeedForward`](crate::feed_forward::DenseFeedForward)), or as
+/// the configuration says.
 #[derive(Module, Debug)]
 pub struct Experts {
     /// `[experts, d_model, d_ff]`
@@ -17,9 +18,49 @@ pub struct Experts {
     pub up: Param<Tensor<3>>,
     /// `[experts, d_ff, d_model]`
     pub down: Param<Tensor<3>>,
+    /// Of the products with these.
+    pub biases: Option<ExpertBiases>,
+    #[module(skip)]
+    activation: Activation,
     /// Of their products.
     #[module(skip)]
     pub precision: Precision,
+}
+
+/// The biases of stacked experts.
+#[derive(Module, Debug)]
+pub struct ExpertBiases {
+    /// `[experts, d_ff]`
+    pub gate: Param<Tensor<2>>,
+    /// `[experts, d_ff]`
+    pub up: Param<Tensor<2>>,
+    /// `[experts, d_model]`
+    pub down: Param<Tensor<2>>,
+}
+
+impl ExpertBiases {
+    /// Takes them from `source`, under `path`; experts, hidden width and width of the residual stream.
+    fn new<S: ParameterSource>(
+        [count, inner, model]: [(Axis, usize); 3],
+        path: &str,
+        source: &mut S,
+    ) -> Result<Self, S::Error> {
+        let mut bias = |name: &str, width| {
+            let path = format!("{path}.{name}");
+            let dimensions = [count, width];
+            source.parameter(ParameterSpec::new(
+                path,
+                Role::Bias,
+                dimensions,
+                Initializer::Zeros,
+            ))
+        };
+        Ok(Self {
+            gate: bias("gate", inner)?,
+            up: bias("up", inner)?,
+            down: bias("down", model)?,
+        })
+    }
 }
 
 impl Experts {
@@ -51,6 +92,15 @@ impl Experts {
                 initializer: Initializer::Normal(config.residual_initializer_range()),
                 ..stack("down", [count, inner, model])
             })?,
+            biases: match experts.biases {
+                true => Some(ExpertBiases::new(
+                    [count, inner, model],
+                    &format!("{path}.biases"),
+                    source,
+                )?),
+                false => None,
+            },
+            activation: experts.activation.into(),
             precision: Precision::F32,
         })
     }
@@ -62,8 +112,21 @@ impl Experts {
     /// - `x`, output: `[tokens, d_model]`
     /// - `weights`: `[tokens, top_k]`
     pub fn forward(&self, x: Tensor<2>, weights: Tensor<2>, plan: &DispatchPlan) -> Tensor<2> {
-        let (gate, up, down) = (self.gate.val(), self.up.val(), self.down.val());
-        firebox_kernels::experts(x, weights, gate, up, down, plan, self.precision)
+        let biases = self
+            .biases
+            .as_ref()
+            .map(|biases| firebox_kernels::ExpertBiases {
+                gate: biases.gate.val(),
+                up: biases.up.val(),
+                down: biases.down.val(),
+            });
+        let experts = ExpertWeights {
+            gate: self.gate.val(),
+            up: self.up.val(),
+            down: self.down.val(),
+            biases,
+        };
+        firebox_kernels::experts(x, weights, experts, plan, self.activation, self.precision)
     }
 }
 
@@ -72,11 +135,42 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::config::ExpertActivation;
     use crate::testing::{ByHand, moe, rows, with_experts};
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values};
 
-    on_every_device!(answers_by_hand);
+    on_every_device!(answers_by_hand, clamps_and_biases_by_hand);
+
+    fn clamps_and_biases_by_hand(device: Device) {
+        let mut config = with_experts(2, 1);
+        config.d_model = 1;
+        let shape = &mut moe(&mut config).experts;
+        (shape.d_ff, shape.biases) = (1, true);
+        shape.activation = ExpertActivation::ClampedSwiglu {
+            alpha: 1.0,
+            limit: 2.0,
+        };
+        let shape = *shape;
+        let three = 3f32.ln();
+        let mut source = ByHand {
+            device: &device,
+            values: &[
+                ("experts.gate", &[three, 0.0]),
+                ("experts.up", &[0.0, 9.0]),
+                ("experts.down", &[4.0 / three; 2]),
+                ("biases.gate", &[0.0, three]),
+                ("biases.up", &[1.0, 0.0]),
+                ("biases.down", &[10.0, -1.0]),
+            ],
+        };
+        let Ok(experts) = Experts::new(&config, &shape, "experts", &mut source);
+        // silu(ln 3) = ln 3 · 3/4, times 1 + 1 and times 2 + 1.
+        let plan = DispatchPlan::new(&[0, 1], 2, 1, &device);
+        let weights = rows(&[[0.5], [2.0]], &device);
+        let found = values(experts.forward(Tensor::ones([2, 1], &device), weights, &plan));
+        assert_close("two tokens", &found, &[8.0, 16.0], 1e-6).unwrap();
+    }
 
     fn answers_by_hand(device: Device) {
         let mut config = with_experts(3, 2);

@@ -12,13 +12,15 @@ use firebox_kernels::{Precision, linear};
 /// Top-k router: Mixtral's (arXiv 2401.04088, with the softmax over all experts first), or DeepSeek-V3's
 /// (arXiv 2412.19437, eqs. 13–16).
 ///
-/// `s` is the softmax of `x W` or the sigmoid of each of its values; the k experts with the largest `s + bias` are
+/// `s` is the softmax of the logits `x W`, or of `x W + b`, or the sigmoid of each of them; the k experts with the largest `s + bias` are
 /// selected, from the groups of experts whose two best are best together, if there are groups; their weights are `s`,
 /// divided by its sum over the selected experts if `normalize` is set, times `scaling`.
 #[derive(Module, Debug)]
 pub struct Router {
     /// `[d_model, experts]`
     pub weight: Param<Tensor<2>>,
+    /// b, `[experts]`
+    pub logit_bias: Option<Param<Tensor<1>>>,
     /// Added to the scores for the selection only (DeepSeek, arXiv 2408.15664); not trained by gradients.
     /// `[experts]`; empty if bias balancing was never on.
     #[module(skip)]
@@ -66,8 +68,17 @@ impl Router {
             ],
             Initializer::Normal(config.initializer_range),
         );
+        let logit_bias = || {
+            let path = format!("{path}.logit_bias");
+            let experts = [(Axis::Experts, experts.count)];
+            ParameterSpec::new(path, Role::RouterBias, experts, Initializer::Zeros)
+        };
         Ok(Self {
             weight: source.parameter(weight)?,
+            logit_bias: match router.logit_bias {
+                true => Some(source.parameter(logit_bias())?),
+                false => None,
+            },
             bias: Vec::new(),
             top_k: experts.top_k,
             scores: router.scores,
@@ -91,6 +102,10 @@ impl Router {
     pub fn forward(&self, x: Tensor<2>) -> RouterOutput {
         // In f32 always: rounding must not choose experts.
         let logits = linear(x, self.weight.val(), Precision::F32);
+        let logits = match &self.logit_bias {
+            Some(bias) => logits + bias.val().unsqueeze(),
+            None => logits,
+        };
         let probabilities = softmax(log_scores(self.scores, logits.clone()), 1);
         let scores = match self.scores {
             Scores::Softmax => probabilities.clone(),
@@ -186,6 +201,7 @@ mod tests {
         one_of_eight_two_of_eight_and_five_of_eight,
         equal_scores_go_to_the_first,
         sigmoids_by_hand,
+        a_bias_of_the_logits_and_a_softmax_over_the_chosen,
         two_groups_of_four,
         groups_select_as_the_formula_says,
     );
@@ -226,6 +242,27 @@ mod tests {
         assert_eq!(chosen(&choice), [0, 2]);
         let weights = [1.0 / 6.0, 5.0 / 6.0];
         assert_close("biased", &values(choice.weights), &weights, 1e-6).unwrap();
+    }
+
+    fn a_bias_of_the_logits_and_a_softmax_over_the_chosen(device: Device) {
+        let mut config = with_experts(9, 3);
+        moe(&mut config).router.logit_bias = true;
+        let mut source = RandomParameters {
+            seed: 5,
+            device: &device,
+        };
+        let moe = moe(&mut config).clone();
+        let Ok(mut router) = Router::new(&config, &moe, "router", &mut source);
+        let x = wave([50, config.d_model], 0.3, &device);
+        let before = router.forward(x.clone()).logits;
+        let bias = wave([1, 9], 0.7, &device).squeeze_dim::<1>(0);
+        router.logit_bias = Some(Param::from_tensor(bias.clone()));
+        let choice = router.forward(x);
+        let expected = values(before + bias.unsqueeze());
+        assert_eq!(values(choice.logits.clone()), expected);
+        let of_chosen = softmax(choice.logits.gather(1, choice.plan.chosen()), 1);
+        let expected = values(of_chosen);
+        assert_close("weights", &values(choice.weights), &expected, 1e-6).unwrap();
     }
 
     fn sigmoids_by_hand(device: Device) {

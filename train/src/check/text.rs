@@ -5,7 +5,8 @@ use std::fmt::{self, Display, Formatter};
 use firebox_console::report::Table;
 use firebox_model::accounting::Memory;
 use firebox_model::config::{
-    AttentionBias, AttentionKind, ModelConfig, MoeConfig, QkNorm, RopeScaling, RouterConfig, Scores,
+    AttentionBias, AttentionKind, ExpertActivation, ModelConfig, MoeConfig, QkNorm, RopeScaling,
+    RouterConfig, Scores,
 };
 
 use super::Report;
@@ -211,9 +212,14 @@ fn feed_forward_summary(model: &ModelConfig) -> String {
         return format!("dense, d_ff {}", widths.collect::<Vec<String>>().join(", "));
     };
     format!(
-        "{} of d_ff {}, {} per token{}{}",
+        "{} of d_ff {}{}{}, {} per token{}{}",
         counted(experts.count as u128, "expert"),
         grouped(experts.d_ff as u128),
+        match experts.activation {
+            ExpertActivation::Swiglu => String::new(),
+            ExpertActivation::ClampedSwiglu { limit, .. } => format!(" clamped at {limit}"),
+        },
+        if experts.biases { " with biases" } else { "" },
         experts.top_k,
         match experts.shared_d_ff {
             0 => String::new(),
@@ -239,6 +245,10 @@ fn balance_summary(router: &RouterConfig) -> String {
         Scores::Softmax => "",
         Scores::Sigmoid => "sigmoid scores, ",
     };
+    let logits = match router.logit_bias {
+        true => "biased logits, ",
+        false => "",
+    };
     let groups = match router.groups {
         1 => String::new(),
         groups => format!("experts of {} of {groups} groups, ", router.top_groups),
@@ -252,7 +262,7 @@ fn balance_summary(router: &RouterConfig) -> String {
         scaling => format!("weights × {scaling}, "),
     };
     format!(
-        "{scores}{groups}{scaling}balance loss × {}, router z-loss × {}, {bias}",
+        "{scores}{logits}{groups}{scaling}balance loss × {}, router z-loss × {}, {bias}",
         router.balance_coefficient, router.z_coefficient
     )
 }

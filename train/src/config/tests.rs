@@ -196,7 +196,7 @@ fn unknown_keys_are_named_with_the_nearest_known_one() {
     run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed: init, accept, steps, seed, micro_batch, precision, log_every, validate_every, validation_tokens, sample
     hint: did you mean `steps`?
     ");
-    insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed: count, top_k, d_ff, shared_d_ff");
+    insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed: count, top_k, d_ff, activation, limit, alpha, biases, shared_d_ff");
     insta::assert_snapshot!(set(&["schedule.decay=linear"]), @r#"run.toml: schedule.decay = "linear" (from --set) must be "cosine" or "wsd""#);
     insta::assert_snapshot!(set(&["train.precision=f16"]), @r#"
     run.toml: train.precision = "f16" (from --set) must be "f32" or "bf16"

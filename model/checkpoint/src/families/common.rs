@@ -241,6 +241,26 @@ pub(super) const SINKS: &[Rule] = &[rule(
     Stored::AsIs("model.layers.{layer}.self_attn.sinks"),
 )];
 
+/// The biases of routers and experts, as Firebox names them.
+pub(super) const MIXTURE_BIASES: &[Rule] = &[
+    rule(
+        "blocks.{layer}.feed_forward.router.logit_bias",
+        Stored::AsIs("model.layers.{layer}.mlp.gate.bias"),
+    ),
+    rule(
+        "blocks.{layer}.feed_forward.experts.biases.gate",
+        Stored::AsIs("model.layers.{layer}.mlp.experts.gate_proj_bias"),
+    ),
+    rule(
+        "blocks.{layer}.feed_forward.experts.biases.up",
+        Stored::AsIs("model.layers.{layer}.mlp.experts.up_proj_bias"),
+    ),
+    rule(
+        "blocks.{layer}.feed_forward.experts.biases.down",
+        Stored::AsIs("model.layers.{layer}.mlp.experts.down_proj_bias"),
+    ),
+];
+
 /// The norms of queries and keys, by head or over all heads.
 pub(super) const QK_NORM: &[Rule] = &[
     rule(

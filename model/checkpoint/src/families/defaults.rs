@@ -1,5 +1,7 @@
 //! What an absent field means.
 
+use firebox_model::config::RopeScaling;
+
 /// The values that fields of config.json have where they are absent, per family: those of its configuration class in
 /// `transformers` 5.24. Fields that a family does not have are 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,6 +28,8 @@ pub struct Defaults {
     pub rms_norm_eps: f64,
     /// `rope_parameters.rope_theta`
     pub rope_theta: f64,
+    /// `rope_parameters`, where neither these nor `rope_scaling` are there.
+    pub rope_scaling: Option<RopeScaling>,
     /// `num_experts`, `num_local_experts`, `n_routed_experts`
     pub num_experts: usize,
     /// `num_experts_per_tok`
@@ -42,6 +46,8 @@ pub struct Defaults {
     pub router_aux_loss_coef: f64,
     /// `tie_word_embeddings`
     pub tie_word_embeddings: bool,
+    /// `attention_bias`
+    pub attention_bias: bool,
     /// `no_rope_layer_interval`
     pub no_rope_layer_interval: usize,
     /// `sliding_window`, where it is in use.
@@ -63,6 +69,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     max_position_embeddings: 2048,
     rms_norm_eps: 1e-6,
     rope_theta: 10_000.0,
+    rope_scaling: None,
     num_experts: 0,
     num_experts_per_tok: 0,
     n_shared_experts: 0,
@@ -71,6 +78,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     partial_rotary_factor: 1.0,
     router_aux_loss_coef: 0.0,
     tie_word_embeddings: false,
+    attention_bias: false,
     no_rope_layer_interval: 0,
     sliding_window: None,
     max_window_layers: 0,

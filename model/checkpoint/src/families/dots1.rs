@@ -15,6 +15,7 @@ pub const DOTS1: Family = Family {
     qk_norm: QkNorm::Head,
     qk_norm_switch: None,
     bias: Bias::AsConfigured,
+    sinks: false,
     windows: Windows::ByLayer,
     partial_rotary: false,
     nope: false,

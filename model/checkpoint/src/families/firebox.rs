@@ -1,6 +1,8 @@
 //! Our own: what no Hugging Face family computes, such as a mixture with a selection bias.
 
-use super::common::{BACKBONE, BIASES, DENSE, EXPERTS, NOTES, QK_NORM, SAMPLING, SHARED, SINKS};
+use super::common::{
+    BACKBONE, BIASES, DENSE, EXPERTS, MIXTURE_BIASES, NOTES, QK_NORM, SAMPLING, SHARED, SINKS,
+};
 use super::field::{Field, read};
 use super::{Family, QWEN3_MOE};
 
@@ -14,7 +16,16 @@ pub const FIREBOX: Family = Family {
     architecture: "FireboxForCausalLM",
     model_type: "firebox",
     fields: &[NOTES, SAMPLING, FIELDS],
-    rules: &[BACKBONE, BIASES, SINKS, QK_NORM, DENSE, EXPERTS, SHARED],
+    rules: &[
+        BACKBONE,
+        BIASES,
+        SINKS,
+        QK_NORM,
+        DENSE,
+        EXPERTS,
+        MIXTURE_BIASES,
+        SHARED,
+    ],
     ..QWEN3_MOE
 };
 

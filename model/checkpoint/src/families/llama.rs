@@ -13,6 +13,7 @@ pub const LLAMA: Family = Family {
     qk_norm: QkNorm::None,
     qk_norm_switch: None,
     bias: Bias::AsConfigured,
+    sinks: false,
     windows: Windows::None,
     partial_rotary: false,
     nope: false,

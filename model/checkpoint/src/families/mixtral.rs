@@ -17,6 +17,7 @@ pub const MIXTRAL: Family = Family {
     qk_norm: QkNorm::None,
     qk_norm_switch: None,
     bias: Bias::None,
+    sinks: false,
     windows: Windows::All,
     partial_rotary: false,
     nope: false,

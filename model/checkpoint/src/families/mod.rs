@@ -7,6 +7,7 @@ mod dots1;
 mod field;
 mod firebox;
 mod glm4_moe;
+mod gpt_oss;
 mod llama;
 mod mistral;
 mod mixtral;
@@ -22,6 +23,7 @@ pub use dots1::DOTS1;
 pub use field::{Field, Usage};
 pub use firebox::{FIREBOX, ROUTER_BIAS};
 pub use glm4_moe::GLM4_MOE;
+pub use gpt_oss::GPT_OSS;
 pub use llama::LLAMA;
 pub use mistral::MISTRAL;
 pub use mixtral::MIXTRAL;
@@ -31,9 +33,12 @@ pub use qwen3::QWEN3;
 pub use qwen3_moe::QWEN3_MOE;
 pub use smollm3::SMOLLM3;
 
+use serde_json::{Value, json};
+
 use super::layout::{Rule, pattern};
 use firebox_model::config::{
-    AttentionBias, AttentionKind, FeedForwardName, ModelConfig, MoeConfig, QkNorm, Scores,
+    AttentionBias, AttentionKind, ExpertActivation, FeedForwardName, ModelConfig, MoeConfig,
+    QkNorm, Scores,
 };
 
 /// A family of checkpoints.
@@ -49,6 +54,8 @@ pub struct Family {
     pub qk_norm_switch: Option<&'static str>,
     /// Biases of attention.
     pub bias: Bias,
+    /// Whether attention has sinks.
+    pub sinks: bool,
     /// Which layers may attend to a window.
     pub windows: Windows,
     /// Whether a part of each head may be rotated (`partial_rotary_factor`).
@@ -89,6 +96,8 @@ pub enum Normalize {
 pub enum RouterKind {
     /// The largest softmax probabilities.
     Softmax,
+    /// The same with biases of the logits, which are parameters; and experts with biases and clamped activations.
+    GptOss,
     /// DeepSeek-V3's: sigmoid scores, a selection bias that is part of the checkpoint, groups of experts, a scaling factor,
     /// and shared experts whose width is a multiple of an expert's.
     DeepSeekV3,
@@ -97,13 +106,17 @@ pub enum RouterKind {
 impl RouterKind {
     /// Whether this is what the configuration computes.
     fn computes(self, MoeConfig { experts, router }: &MoeConfig, biased: bool) -> bool {
+        let clamped = experts.activation != ExpertActivation::Swiglu;
+        let of_gpt_oss = [clamped, experts.biases, router.logit_bias];
+        let softmax = (router.groups, router.scaling, experts.shared_d_ff) == (1, 1.0, 0)
+            && router.scores == Scores::Softmax
+            && !biased;
         match self {
-            Self::Softmax => {
-                let all = (router.groups, router.scaling, experts.shared_d_ff) == (1, 1.0, 0);
-                router.scores == Scores::Softmax && all && !biased
-            }
+            Self::Softmax => softmax && of_gpt_oss == [false; 3],
+            Self::GptOss => softmax && of_gpt_oss == [true; 3],
             Self::DeepSeekV3 => {
-                router.scores == Scores::Sigmoid
+                of_gpt_oss == [false; 3]
+                    && router.scores == Scores::Sigmoid
                     && experts.shared_d_ff > 0
                     && experts.shared_d_ff.is_multiple_of(experts.d_ff)
             }
@@ -140,7 +153,7 @@ pub enum Bias {
     None,
     /// Queries, keys and values.
     Qkv,
-    /// All or none, as `attention_bias` says; none where it is absent.
+    /// All or none, as `attention_bias` says.
     AsConfigured,
     /// Queries, keys and values or none, as `attention_bias` says; none where it is absent.
     QkvAsConfigured,
@@ -167,6 +180,8 @@ pub enum Windows {
     All,
     /// Each by itself (`layer_types`), or those from `max_window_layers` on.
     ByLayer,
+    /// Each by itself (`layer_types`), or every other layer from the first one on.
+    Alternating,
 }
 
 impl Windows {
@@ -180,7 +195,7 @@ impl Windows {
         match self {
             Self::None => false,
             Self::All => kinds().all(|kind| kind == AttentionKind::Window(window)),
-            Self::ByLayer => {
+            Self::ByLayer | Self::Alternating => {
                 let allowed = [AttentionKind::Full, AttentionKind::Window(window)];
                 kinds().all(|kind| allowed.contains(&kind))
             }
@@ -190,13 +205,19 @@ impl Windows {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 11] = [
-        LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, MIXTRAL, OLMOE, QWEN3_MOE, DOTS1, GLM4_MOE, FIREBOX,
+    pub const ALL: [Self; 12] = [
+        LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, MIXTRAL, OLMOE, QWEN3_MOE, DOTS1, GLM4_MOE, GPT_OSS,
+        FIREBOX,
     ];
 
     /// Whether its checkpoints may have a selection bias for each router.
     pub fn has_selection_bias(&self) -> bool {
         *self == FIREBOX || self.router == RouterKind::DeepSeekV3
+    }
+
+    /// Whether a `quantization_config` says that the experts are in MXFP4, in a family that has them so.
+    pub(super) fn is_packed(&self, quantization: &Value) -> bool {
+        *self == GPT_OSS && quantization.get("quant_method") == Some(&json!("mxfp4"))
     }
 
     /// The family that computes what this model computes; `biased` when a router has a selection bias.
@@ -209,7 +230,7 @@ impl Family {
         let computes = |family: &Self| {
             *family != FIREBOX
                 && family.allows_qk_norm(config.qk_norm)
-                && !config.sinks
+                && family.sinks == config.sinks
                 && (family.partial_rotary || config.rotary_dim == config.head_dim)
                 && family.bias.allow(config.attention_bias)
                 && family.windows.allow(config)

@@ -16,6 +16,7 @@ pub const OLMOE: Family = Family {
     qk_norm: QkNorm::Projection,
     qk_norm_switch: None,
     bias: Bias::AsConfigured,
+    sinks: false,
     windows: Windows::None,
     partial_rotary: false,
     nope: false,

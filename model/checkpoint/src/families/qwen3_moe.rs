@@ -16,6 +16,7 @@ pub const QWEN3_MOE: Family = Family {
     qk_norm: QkNorm::Head,
     qk_norm_switch: None,
     bias: Bias::AsConfigured,
+    sinks: false,
     windows: Windows::All,
     partial_rotary: false,
     nope: false,

@@ -36,8 +36,12 @@ impl Fields<'_> {
         let name = new.as_ref().or(old.as_ref()).map_or("", |table| table.name);
         let rope = match (&new, &old) {
             (None, None) => {
-                let theta = beside.unwrap_or(self.family.defaults.rope_theta);
-                return Ok((theta, None));
+                let absent = &self.family.defaults;
+                let theta = beside.unwrap_or(absent.rope_theta);
+                let neither = ["rope_parameters", "rope_scaling"]
+                    .iter()
+                    .all(|name| self.get(name).is_none());
+                return Ok((theta, absent.rope_scaling.filter(|_| neither)));
             }
             (Some(table), None) | (None, Some(table)) => of(table)?,
             (Some(new), Some(old)) => {

@@ -1,7 +1,8 @@
 //! What is absent, and what is spelled in another way.
 
 use firebox_model::config::{
-    AttentionKind, BalanceKind, ExpertsConfig, LayerConfig, ModelConfig, QkNorm, RouterConfig,
+    AttentionBias, AttentionKind, BalanceKind, ExpertActivation, ExpertsConfig, LayerConfig,
+    ModelConfig, MoeConfig, QkNorm, RopeScaling, RouterConfig,
 };
 use serde_json::json;
 
@@ -151,7 +152,35 @@ fn absent_fields_have_the_defaults_of_transformers() {
     } = mixture.router;
     assert_eq!((normalize, scaling, groups, top_groups), (false, 1.0, 1, 1));
     assert_eq!(balance_coefficient, 0.0);
-    // Null is absent, but for the key/value heads: as many as query heads.
+    let oss = of("gpt_oss");
+    assert_eq!(sizes(&oss), [201_088, 2880, 36, 64, 8, 64, 131_072]);
+    assert_eq!(experts(&oss), [128, 4, 2880]);
+    assert_eq!(
+        (oss.norm_epsilon, oss.rope_theta, oss.sinks),
+        (1e-5, 150_000.0, true)
+    );
+    assert_eq!(oss.attention_bias, AttentionBias::All);
+    let window = AttentionKind::Window(128);
+    let kinds = oss.layers.iter().map(|layer| layer.attention);
+    assert!(kinds.eq([window, AttentionKind::Full].into_iter().cycle().take(36)));
+    let yarn = RopeScaling::Yarn {
+        factor: 32.0,
+        original_context: 4096,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        attention_factor: None,
+        truncate: false,
+    };
+    assert_eq!(oss.rope_scaling, Some(yarn));
+    let MoeConfig { experts, router } = oss.moe.unwrap();
+    let (alpha, limit) = (1.702, 7.0);
+    assert_eq!(
+        experts.activation,
+        ExpertActivation::ClampedSwiglu { alpha, limit }
+    );
+    assert!(experts.biases && router.logit_bias && router.normalize);
+    assert_eq!(router.balance_coefficient, 0.001);
+    // Null is absent, but for the key/value heads, as many as query heads, and the width of one.
     let null = json!({
         "model_type": "qwen3", "num_key_value_heads": null, "num_attention_heads": 8,
         "rms_norm_eps": null, "vocab_size": null,
@@ -159,4 +188,6 @@ fn absent_fields_have_the_defaults_of_transformers() {
     let null = read(&null.to_string()).unwrap().model;
     assert_eq!((null.kv_heads, null.norm_epsilon), (8, 1e-6));
     assert_eq!(null.vocab_size, 151_936);
+    let null = json!({ "model_type": "gpt_oss", "head_dim": null, "hidden_size": 1280 });
+    assert_eq!(read(&null.to_string()).unwrap().model.head_dim, 20);
 }

@@ -4,7 +4,7 @@ use firebox_model::config::{AttentionBias, AttentionKind, ModelConfig, QkNorm};
 use serde_json::{Value, json};
 
 use super::{
-    attending, biased_attention, changed, dense, dots, family, glm, moe, read, with_dense,
+    attending, biased_attention, changed, dense, dots, family, glm, gpt_oss, moe, read, with_dense,
 };
 use crate::families::{Family, Field, Usage};
 
@@ -45,7 +45,7 @@ fn unsupported_fields_are_rejected_by_name() {
 }
 
 /// A model that each family computes; the mixture of Qwen3-MoE has a dense layer.
-fn models() -> [ModelConfig; 11] {
+fn models() -> [ModelConfig; 12] {
     let normed = |qk_norm| ModelConfig { qk_norm, ..moe() };
     let models = [
         dense(QkNorm::None),
@@ -58,6 +58,7 @@ fn models() -> [ModelConfig; 11] {
         with_dense(normed(QkNorm::Head), &[0]),
         dots(),
         glm(),
+        gpt_oss(),
         dense(QkNorm::Projection),
     ];
     assert_eq!(models.each_ref().map(family), Family::ALL);

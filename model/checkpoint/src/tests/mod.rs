@@ -12,14 +12,14 @@ use serde_json::{Map, Value};
 
 use crate::dtype::StoredDtype as _;
 use crate::families::{
-    DOTS1, FIREBOX, Family, GLM4_MOE, LLAMA, MISTRAL, MIXTRAL, OLMOE, QWEN2, QWEN3, QWEN3_MOE,
-    SMOLLM3,
+    DOTS1, FIREBOX, Family, GLM4_MOE, GPT_OSS, LLAMA, MISTRAL, MIXTRAL, OLMOE, QWEN2, QWEN3,
+    QWEN3_MOE, SMOLLM3,
 };
 use crate::{Accept, CONFIG_FILE, CheckpointConfig, Notes, config_json, read_config};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
-    AttentionBias, AttentionKind, BalanceKind, ExpertsConfig, FeedForwardKind, LayerConfig,
-    ModelConfig, MoeConfig, QkNorm, RouterConfig, Scores,
+    AttentionBias, AttentionKind, BalanceKind, ExpertActivation, ExpertsConfig, FeedForwardKind,
+    LayerConfig, ModelConfig, MoeConfig, QkNorm, RouterConfig, Scores,
 };
 
 /// An MoE model in Mixtral's family, with a distinct value in every field.
@@ -46,6 +46,8 @@ fn moe() -> ModelConfig {
                 count: 6,
                 top_k: 3,
                 d_ff: 20,
+                activation: ExpertActivation::Swiglu,
+                biases: false,
                 shared_d_ff: 0,
             },
             router: RouterConfig {
@@ -126,6 +128,27 @@ fn glm() -> ModelConfig {
         qk_norm: QkNorm::None,
         ..dots()
     }
+}
+
+/// A model of the family of gpt-oss, with a distinct value in every field.
+fn gpt_oss() -> ModelConfig {
+    let kinds = [AttentionKind::Window(8), AttentionKind::Full];
+    let mut model = biased_attention(attending(moe(), &kinds), AttentionBias::All);
+    model.sinks = true;
+    let MoeConfig { experts, router } = mixture(&mut model);
+    experts.activation = ExpertActivation::ClampedSwiglu {
+        alpha: 1.5,
+        limit: 3.0,
+    };
+    (experts.biases, router.logit_bias) = (true, true);
+    model
+}
+
+/// The same with one thing that the family does not compute.
+fn gpt_oss_without(change: impl FnOnce(&mut ModelConfig)) -> ModelConfig {
+    let mut model = gpt_oss();
+    change(&mut model);
+    model
 }
 
 /// The same with one thing that the family does not compute.
@@ -259,6 +282,34 @@ fn every_family_reads_what_it_writes() {
                 rotary_dim: 4,
                 ..moe()
             },
+            FIREBOX,
+        ),
+        (gpt_oss(), GPT_OSS),
+        (attending(gpt_oss(), &[full]), GPT_OSS),
+        (attending(gpt_oss(), &[full, full, window]), GPT_OSS),
+        (biased_attention(gpt_oss(), AttentionBias::None), GPT_OSS),
+        (biased_attention(gpt_oss(), AttentionBias::Qkv), FIREBOX),
+        (gpt_oss_without(|model| model.sinks = false), FIREBOX),
+        (
+            gpt_oss_without(|model| mixture(model).experts.biases = false),
+            FIREBOX,
+        ),
+        (
+            gpt_oss_without(|model| mixture(model).router.logit_bias = false),
+            FIREBOX,
+        ),
+        (
+            gpt_oss_without(|model| {
+                mixture(model).experts.activation = ExpertActivation::Swiglu;
+            }),
+            FIREBOX,
+        ),
+        (
+            gpt_oss_without(|model| mixture(model).router.normalize = false),
+            FIREBOX,
+        ),
+        (
+            dots_without(|model| mixture(model).experts.biases = true),
             FIREBOX,
         ),
         (attending(moe(), &[window]), MIXTRAL),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::read;
 use crate::config_json;
 use firebox_kernels::dtype::WeightDtype;
-use firebox_model::config::RopeScaling;
+use firebox_model::config::{AttentionKind, RopeScaling};
 
 #[test]
 fn configurations_of_published_models_are_read() {
@@ -195,6 +195,67 @@ fn qwen3_with_yarn() {
         ),
     ] {
         let error = with(scaling).unwrap_err();
+        assert!(error.contains(key), "no {key} in {error}");
+    }
+}
+
+#[test]
+fn gpt_oss_as_published() {
+    let published = json!({
+        "architectures": ["GptOssForCausalLM"], "attention_bias": true, "attention_dropout": 0.0,
+        "eos_token_id": 245, "experts_per_token": 2, "head_dim": 16, "hidden_act": "silu",
+        "hidden_size": 32, "initial_context_length": 4096, "initializer_range": 0.02,
+        "intermediate_size": 32, "layer_types": ["sliding_attention", "full_attention"],
+        "max_position_embeddings": 131072, "model_type": "gpt_oss", "num_attention_heads": 4,
+        "num_experts_per_tok": 2, "num_hidden_layers": 2, "num_key_value_heads": 2,
+        "num_local_experts": 8, "output_router_logits": false, "pad_token_id": 240,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
+            "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": false,
+        },
+        "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128,
+        "swiglu_limit": 7.0, "tie_word_embeddings": false, "transformers_version": "4.55.0.dev0",
+        "use_cache": true, "vocab_size": 256,
+    });
+    let with = |changes: Value| {
+        let mut config = published.clone();
+        let fields = config.as_object_mut().unwrap();
+        fields.extend(changes.as_object().unwrap().clone());
+        read(&config.to_string())
+    };
+    let found = with(json!({})).unwrap();
+    let kinds = found.model.layers.iter().map(|layer| layer.attention);
+    assert!(kinds.eq([AttentionKind::Window(128), AttentionKind::Full]));
+    // What is absent, or null, of the rotary positions is the same.
+    let same = with(json!({ "rope_scaling": null })).unwrap();
+    assert_eq!(same.model, found.model);
+    let same = with(json!({ "layer_types": null })).unwrap();
+    assert_eq!(same.model, found.model);
+    // An empty table is none of the defaults.
+    let packed = json!({ "quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"] });
+    let same = with(json!({ "quantization_config": packed })).unwrap();
+    assert_eq!(
+        (same.model, same.notes),
+        (found.model.clone(), found.notes.clone())
+    );
+    let plain = with(json!({ "rope_scaling": {} })).unwrap();
+    assert_eq!(plain.model.rope_scaling, None);
+    let text = config_json(&found.model, &found.family, &found.notes, WeightDtype::F32);
+    assert_eq!(read(&text).unwrap().model, found.model);
+
+    for (changes, key) in [
+        (json!({ "sliding_window": null }), "sliding_window"),
+        (json!({ "swiglu_limit": 0.0 }), "swiglu_limit"),
+        (json!({ "swiglu_alpha": -1.0 }), "swiglu_alpha"),
+        (json!({ "swiglu_limit": "7" }), "swiglu_limit"),
+        (json!({ "norm_topk_prob": false }), "norm_topk_prob"),
+        (
+            json!({ "quantization_config": { "quant_method": "gptq" } }),
+            "quantization_config: the weights are quantized",
+        ),
+    ] {
+        let error = with(changes).unwrap_err();
         assert!(error.contains(key), "no {key} in {error}");
     }
 }

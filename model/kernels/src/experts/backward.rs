@@ -4,9 +4,9 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::activation::activate_backward;
+use super::activation::{activate_backward, dot};
 use super::forward::{Inputs, Saved};
-use super::rows::{Block, block_rows, blocks, combine, gather, pieces};
+use super::rows::{Block, block_rows, blocks, combine, gather, pieces, sum_by_expert};
 use crate::dispatch::HostPlan;
 use crate::host::gemm::{Accumulate, Matrix};
 use crate::host::product::{Left, On, Right, product, product_uninit};
@@ -29,21 +29,30 @@ pub struct ByInput<T> {
     pub up: T,
     /// `[experts, d_ff, d_model]`
     pub down: T,
+    /// `[experts, d_ff]`
+    pub gate_bias: T,
+    /// `[experts, d_ff]`
+    pub up_bias: T,
+    /// `[experts, d_model]`
+    pub down_bias: T,
 }
 
-impl<T> From<[T; 5]> for ByInput<T> {
-    fn from([x, weights, gate, up, down]: [T; 5]) -> Self {
+impl<T> From<[T; 8]> for ByInput<T> {
+    fn from([x, weights, gate, up, down, gate_bias, up_bias, down_bias]: [T; 8]) -> Self {
         Self {
             x,
             weights,
             gate,
             up,
             down,
+            gate_bias,
+            up_bias,
+            down_bias,
         }
     }
 }
 
-impl<T> From<ByInput<T>> for [T; 5] {
+impl<T> From<ByInput<T>> for [T; 8] {
     fn from(by_input: ByInput<T>) -> Self {
         let ByInput {
             x,
@@ -51,8 +60,11 @@ impl<T> From<ByInput<T>> for [T; 5] {
             gate,
             up,
             down,
+            gate_bias,
+            up_bias,
+            down_bias,
         } = by_input;
-        [x, weights, gate, up, down]
+        [x, weights, gate, up, down, gate_bias, up_bias, down_bias]
     }
 }
 
@@ -62,7 +74,8 @@ impl<T> From<ByInput<T>> for [T; 5] {
 /// `P = D · W_downᵀ` and what follows from it elementwise, in the places of what was saved (see
 /// [`activate_backward`]); then each weight matrix's gradient, a product over all rows of its expert:
 /// `d(W_down) = (w h)ᵀ D`, `d(W_gate) = Xᵀ d(gate)`, `d(W_up) = Xᵀ d(up)`; then
-/// `d(X) = d(gate) · W_gateᵀ + d(up) · W_upᵀ`, in the place of `D`.
+/// `d(X) = d(gate) · W_gateᵀ + d(up) · W_upᵀ`, in the place of `D`. Gradients of biases are sums over the rows of each
+/// expert: of d(gate), of d(up), and of `w D`.
 pub fn backward(
     inputs: &Inputs,
     saved: Saved,
@@ -77,6 +90,8 @@ pub fn backward(
     for (&row, &weight) in plan.row_of_assignment.iter().zip(inputs.weights) {
         factors[row as usize] = weight;
     }
+    let biased = inputs.biases.is_some();
+    let weight_of_row = (biased && needs_grad.down_bias).then(|| factors.clone());
     let (mut by_row, hidden) = hidden_gradients(
         inputs,
         &blocks,
@@ -99,8 +114,13 @@ pub fn backward(
             .expect("there, as one of the two needs a gradient");
         stack_gradient(plan, (rows, d_model), (right, d_ff), precision)
     };
+    let sum_of = |rows: &[f32]| sum_by_expert(plan, rows, None, d_ff);
     ByInput {
         down,
+        gate_bias: (biased && needs_grad.gate_bias).then(|| sum_of(&gate)),
+        up_bias: (biased && needs_grad.up_bias).then(|| sum_of(&up)),
+        down_bias: weight_of_row
+            .map(|weights| sum_by_expert(plan, &by_row, Some(&weights), d_model)),
         gate: needs_grad.gate.then(|| from_rows(&gate)),
         up: needs_grad.up.then(|| from_rows(&up)),
         weights: needs_grad.weights.then(|| {
@@ -136,13 +156,20 @@ fn hidden_gradients(
             .with_max_len(1)
             .for_each(|(((((block, gate), up), factors), by_row), hidden)| {
                 let tokens = &inputs.plan.token_of_row[block.rows.clone()];
-                let by_row = gather(gradient, tokens, d_model, by_row);
-                let by_row = Matrix::new(by_row, tokens.len(), d_model);
+                let of_rows: &[f32] = gather(gradient, tokens, d_model, by_row);
+                let by_row = Matrix::new(of_rows, tokens.len(), d_model);
                 let by_row = Left::new(by_row, inputs.precision, On::ThisThread);
                 let down = Matrix::new(inputs.matrix(inputs.down, block.expert), d_ff, d_model);
                 let down = Right::new(down.t(), inputs.precision, On::ThisThread);
                 let products = product_uninit((&by_row, 0..tokens.len()), &down, hidden);
-                activate_backward(gate, up, products, factors, d_ff);
+                activate_backward(inputs.activation, [gate, up, products], factors, d_ff);
+                // The bias is a part of what the router's weight multiplies.
+                if let Some(biases) = &inputs.biases {
+                    let bias = &biases.down[block.expert * d_model..][..d_model];
+                    for (factor, row) in factors.iter_mut().zip(of_rows.chunks_exact(d_model)) {
+                        *factor += dot(bias, row);
+                    }
+                }
             });
     };
     // SAFETY: the blocks' pieces fill both, and each is written.

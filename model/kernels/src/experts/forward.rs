@@ -6,7 +6,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::activation::activate;
-use super::rows::{Block, block_rows, blocks, combine, even_parts, gather, pieces};
+use super::rows::{Block, add_to_rows, block_rows, blocks, combine, even_parts, gather, pieces};
+use super::spec::Activation;
 use crate::dispatch::HostPlan;
 use crate::host::gemv::{Activations, Layout, Weights};
 use crate::host::product::Factor;
@@ -32,6 +33,10 @@ pub struct Inputs<'a, T = f32> {
     pub up: &'a [T],
     /// `[experts, d_ff, d_model]`
     pub down: &'a [T],
+    /// Of the products with these.
+    pub biases: Option<Biases<'a>>,
+    /// Between the products.
+    pub activation: Activation,
     /// Which row goes where.
     pub plan: &'a HostPlan,
     /// Width of the residual stream.
@@ -42,13 +47,24 @@ pub struct Inputs<'a, T = f32> {
     pub precision: Precision,
 }
 
+/// The experts' biases.
+#[derive(Debug, Clone, Copy)]
+pub struct Biases<'a> {
+    /// `[experts, d_ff]`
+    pub gate: &'a [f32],
+    /// `[experts, d_ff]`
+    pub up: &'a [f32],
+    /// `[experts, d_model]`
+    pub down: &'a [f32],
+}
+
 /// What the backward pass needs of the forward pass and would take two of three products to compute again:
-/// the rows' products with the gate and up matrices, each `[rows, d_ff]`.
+/// the rows' products with the gate and up matrices, with their biases, each `[rows, d_ff]`.
 #[derive(Debug, Clone)]
 pub struct Saved {
-    /// `x W_gate`, before the activation.
+    /// `x W_gate + b_gate`, before the activation.
     pub gate: Vec<f32>,
-    /// `x W_up`
+    /// `x W_up + b_up`
     pub up: Vec<f32>,
 }
 
@@ -97,11 +113,21 @@ impl<'a, T: Factor> Inputs<'a, T> {
         };
         let gate = into(self.gate).product(&rows, panel, gate);
         let up = into(self.up).product(&rows, panel, up);
-        let hidden = activate(gate, up, hidden);
+        if let Some(biases) = &self.biases {
+            let of = |bias: &'a [f32]| &bias[block.expert * d_ff..][columns.clone()];
+            add_to_rows(gate, of(biases.gate));
+            add_to_rows(up, of(biases.up));
+        }
+        let hidden = activate(self.activation, gate, up, hidden);
         let hidden = Activations::new(hidden, count, columns.len(), precision);
         let down = self.matrix(self.down, block.expert);
+        let is_first = columns.start == 0;
         let down = Weights::new(down, d_ff, d_model, Layout::Inputs).inputs(columns);
-        down.product(&hidden, panel, outputs);
+        let outputs = down.product(&hidden, panel, outputs);
+        // Once a row, of whose outputs each slice of the hidden width has a part.
+        if let Some(biases) = self.biases.filter(|_| is_first) {
+            add_to_rows(outputs, &biases.down[block.expert * d_model..][..d_model]);
+        }
     }
 }
 

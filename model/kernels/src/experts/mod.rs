@@ -1,4 +1,4 @@
-//! Everything between router and residual stream as one operation: gather, the experts' SwiGLUs, weighted sum.
+//! Everything between router and residual stream as one operation: gather, the experts' feed-forwards, weighted sum.
 //!
 //! On `flex` each expert's rows are taken in blocks whose activations stay in a core's cache from one
 //! product to the next ([`forward`]). On the CubeCL backends each product is one launch over all experts, whatever
@@ -11,13 +11,13 @@ mod cube;
 mod forward;
 mod host;
 mod rows;
+mod spec;
 #[cfg(test)]
 mod tests;
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
-use burn::tensor::activation::silu;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::dispatch::Tables;
@@ -26,17 +26,17 @@ use crate::dispatch::DispatchPlan;
 use crate::operation::{Operation, differentiable};
 use crate::precision::Precision;
 use firebox_runtime::device::{Kernels, kernels};
+use spec::ExpertsSpec;
+pub use spec::{Activation, ExpertBiases, ExpertWeights};
 
-/// Each token's weighted sum of its experts' outputs: `y[t] = Σ_j w[t, j] · SwiGLU_e(x[t])`, with e the j-th expert of
-/// token t and `SwiGLU_e(x) = (silu(x W_gate[e]) ⊙ x W_up[e]) W_down[e]` (arXiv 2002.05202). `precision` is that of the
-/// matrix products' factors, those of the gradients too; the weighted sum is f32.
+/// Each token's weighted sum of its experts' outputs: `y[t] = Σ_j w[t, j] · E_e(x[t])`, with e the j-th expert of token t and
+/// `E_e(x) = a(x W_gate[e] + b_gate[e], x W_up[e] + b_up[e]) W_down[e] + b_down[e]`, with [`Activation`] a. `precision` is
+/// that of the matrix products' factors, those of the gradients too; biases and the weighted sum are f32.
 ///
 /// # Shapes
 ///
 /// - `x`, output: `[tokens, d_model]`
 /// - `weights`: `[tokens, top_k]`
-/// - `gate`, `up`: `[experts, d_model, d_ff]`
-/// - `down`: `[experts, d_ff, d_model]`
 ///
 /// # Panics
 ///
@@ -44,32 +44,53 @@ use firebox_runtime::device::{Kernels, kernels};
 pub fn experts(
     x: Tensor<2>,
     weights: Tensor<2>,
-    gate: Tensor<3>,
-    up: Tensor<3>,
-    down: Tensor<3>,
+    experts: ExpertWeights,
     plan: &DispatchPlan,
+    activation: Activation,
     precision: Precision,
 ) -> Tensor<2> {
-    check(&x, &weights, [&gate, &up, &down], plan);
+    check(&x, &weights, &experts, plan);
     let device = x.device();
     precision.check(&device);
     let kernels = kernels(&device);
     if kernels == Kernels::None {
-        return experts_reference(x, weights, gate, up, down, plan, precision);
+        return experts_reference(x, weights, experts, plan, activation, precision);
     }
+    let ExpertWeights {
+        mut gate,
+        mut up,
+        mut down,
+        biases,
+    } = experts;
     // Weights of other types than f32 have a kernel over slices alone, and no gradient.
     if gate.dtype() != DType::F32 && (kernels == Kernels::Cube || device.is_autodiff()) {
-        let [gate, up, down] = [gate, up, down].map(|stack| stack.cast(DType::F32));
-        return experts(x, weights, gate, up, down, plan, precision);
+        [gate, up, down] = [gate, up, down].map(|stack| stack.cast(DType::F32));
     }
+    let spec = ExpertsSpec {
+        activation,
+        biased: biases.is_some(),
+        precision,
+    };
+    let [gate_bias, up_bias, down_bias] = match biases {
+        Some(biases) => [biases.gate, biases.up, biases.down],
+        // Tensors that nobody reads.
+        None => [
+            weights.clone().detach(),
+            weights.clone().detach(),
+            weights.clone().detach(),
+        ],
+    };
     Tensor::from_dispatch(<Dispatch as ExpertsBackend>::experts(
         x.into_dispatch(),
         weights.into_dispatch(),
         gate.into_dispatch(),
         up.into_dispatch(),
         down.into_dispatch(),
+        gate_bias.into_dispatch(),
+        up_bias.into_dispatch(),
+        down_bias.into_dispatch(),
         plan.tables().clone(),
-        precision,
+        spec,
     ))
 }
 
@@ -82,13 +103,12 @@ pub fn experts(
 pub fn experts_reference(
     x: Tensor<2>,
     weights: Tensor<2>,
-    gate: Tensor<3>,
-    up: Tensor<3>,
-    down: Tensor<3>,
+    experts: ExpertWeights,
     plan: &DispatchPlan,
+    activation: Activation,
     precision: Precision,
 ) -> Tensor<2> {
-    check(&x, &weights, [&gate, &up, &down], plan);
+    check(&x, &weights, &experts, plan);
     let [tokens, d_model] = x.dims();
     let plan = plan.to_host();
     let device = x.device();
@@ -98,17 +118,22 @@ pub fn experts_reference(
         Tensor::<1, Int>::from_data(TensorData::new(values, [length]), &device)
     };
     let of = |stack: &Tensor<3>, expert| stack.clone().narrow(0, expert, 1).squeeze_dim::<2>(0);
+    let ExpertWeights {
+        gate,
+        up,
+        down,
+        biases,
+    } = experts;
     let occupied = (0..plan.experts).filter(|&e| plan.offsets[e] < plan.offsets[e + 1]);
     let outputs: Vec<Tensor<2>> = occupied
         .map(|expert| {
             let rows = &plan.token_of_row[plan.offsets[expert]..plan.offsets[expert + 1]];
-            swiglu_reference(
-                x.clone().select(0, indices(rows)),
-                of(&gate, expert),
-                of(&up, expert),
-                of(&down, expert),
-                precision,
-            )
+            let biases = biases.as_ref().map(|biases| {
+                [&biases.gate, &biases.up, &biases.down].map(|b| b.clone().narrow(0, expert, 1))
+            });
+            let x = x.clone().select(0, indices(rows));
+            let stacks = [of(&gate, expert), of(&up, expert), of(&down, expert)];
+            expert_reference(x, stacks, biases, activation, precision)
         })
         .collect();
     if outputs.is_empty() {
@@ -120,6 +145,23 @@ pub fn experts_reference(
     (outputs * weights.unsqueeze_dim(2))
         .sum_dim(1)
         .reshape([tokens, d_model])
+}
+
+/// One expert's outputs, `[rows, d_model]`; biases are `[1, width]`.
+fn expert_reference(
+    x: Tensor<2>,
+    [gate, up, down]: [Tensor<2>; 3],
+    biases: Option<[Tensor<2>; 3]>,
+    activation: Activation,
+    precision: Precision,
+) -> Tensor<2> {
+    let gate = linear_reference(x.clone(), gate, precision);
+    let up = linear_reference(x, up, precision);
+    let Some([of_gate, of_up, of_down]) = biases else {
+        return linear_reference(activation.reference(gate, up), down, precision);
+    };
+    let hidden = activation.reference(gate + of_gate, up + of_up);
+    linear_reference(hidden, down, precision) + of_down
 }
 
 /// `(silu(x W_gate) ⊙ x W_up) W_down` (arXiv 2002.05202): [`experts`] with one that every token visits.
@@ -145,13 +187,18 @@ pub fn swiglu(
     if kernels(&device) != Kernels::Slices {
         return swiglu_reference(x, gate, up, down, precision);
     }
+    let weights = ExpertWeights {
+        gate: gate.unsqueeze(),
+        up: up.unsqueeze(),
+        down: down.unsqueeze(),
+        biases: None,
+    };
     experts(
         x,
         Tensor::ones([tokens, 1], &device),
-        gate.unsqueeze(),
-        up.unsqueeze(),
-        down.unsqueeze(),
+        weights,
         &DispatchPlan::new(&vec![0; tokens], 1, 1, &device),
+        Activation::Swiglu,
         precision,
     )
 }
@@ -164,13 +211,12 @@ pub fn swiglu_reference(
     down: Tensor<2>,
     precision: Precision,
 ) -> Tensor<2> {
-    let gate = linear_reference(x.clone(), gate, precision);
-    let hidden = silu(gate) * linear_reference(x, up, precision);
-    linear_reference(hidden, down, precision)
+    expert_reference(x, [gate, up, down], None, Activation::Swiglu, precision)
 }
 
-fn check(x: &Tensor<2>, weights: &Tensor<2>, stacks: [&Tensor<3>; 3], plan: &DispatchPlan) {
+fn check(x: &Tensor<2>, weights: &Tensor<2>, of: &ExpertWeights, plan: &DispatchPlan) {
     let [tokens, d_model] = x.dims();
+    let stacks = [&of.gate, &of.up, &of.down];
     let [gate, up, down] = stacks.map(|stack| stack.dims());
     let d_ff = gate[2];
     assert_eq!(plan.tokens(), tokens, "tokens of the plan");
@@ -188,13 +234,18 @@ fn check(x: &Tensor<2>, weights: &Tensor<2>, stacks: [&Tensor<3>; 3], plan: &Dis
         types.iter().all(|&held| held == types[0]),
         "weights of one type, not {types:?}"
     );
+    if let Some(biases) = &of.biases {
+        assert_eq!(biases.gate.dims(), [experts, d_ff], "biases of gate");
+        assert_eq!(biases.up.dims(), [experts, d_ff], "biases of up");
+        assert_eq!(biases.down.dims(), [experts, d_model], "biases of down");
+    }
 }
 
-/// The operation, of `[x, weights, gate, up, down]`.
+/// The operation, of `[x, weights, gate, up, down]` and the biases of the last three.
 #[derive(Debug, Clone)]
 pub struct Experts<B: Backend> {
     tables: Tables<B>,
-    precision: Precision,
+    spec: ExpertsSpec,
 }
 
 /// The backends' side of [`experts`].
@@ -204,21 +255,25 @@ pub struct Experts<B: Backend> {
     Autodiff
 )]
 pub trait ExpertsBackend: Backend {
-    /// See [`experts`](super::experts).
+    /// See [`experts`](super::experts); of experts without biases, nobody reads these.
+    #[allow(clippy::too_many_arguments)] // each tensor crosses the border between backends by itself
     fn experts(
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         down: FloatTensor<Self>,
+        gate_bias: FloatTensor<Self>,
+        up_bias: FloatTensor<Self>,
+        down_bias: FloatTensor<Self>,
         #[extension_type] tables: Tables<Self>,
-        precision: Precision,
+        spec: ExpertsSpec,
     ) -> FloatTensor<Self>;
 }
 
 impl<B: Backend> ExpertsBackend for B
 where
-    Experts<B>: Operation<B, 5>,
+    Experts<B>: Operation<B, 8>,
 {
     fn experts(
         x: FloatTensor<Self>,
@@ -226,16 +281,20 @@ where
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         down: FloatTensor<Self>,
+        gate_bias: FloatTensor<Self>,
+        up_bias: FloatTensor<Self>,
+        down_bias: FloatTensor<Self>,
         tables: Tables<Self>,
-        precision: Precision,
+        spec: ExpertsSpec,
     ) -> FloatTensor<Self> {
-        Experts::<B> { tables, precision }.forward([x, weights, gate, up, down])
+        let inputs = [x, weights, gate, up, down, gate_bias, up_bias, down_bias];
+        Experts::<B> { tables, spec }.forward(inputs)
     }
 }
 
 impl<B: Backend, C: CheckpointStrategy> ExpertsBackend for Autodiff<B, C>
 where
-    Experts<B>: Operation<B, 5>,
+    Experts<B>: Operation<B, 8>,
 {
     fn experts(
         x: FloatTensor<Self>,
@@ -243,11 +302,15 @@ where
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         down: FloatTensor<Self>,
+        gate_bias: FloatTensor<Self>,
+        up_bias: FloatTensor<Self>,
+        down_bias: FloatTensor<Self>,
         tables: Tables<Self>,
-        precision: Precision,
+        spec: ExpertsSpec,
     ) -> FloatTensor<Self> {
         let tables = tables.without_autodiff();
-        let operation = Experts::<B> { tables, precision };
-        differentiable::<_, B, C, 5>(operation, [x, weights, gate, up, down])
+        let operation = Experts::<B> { tables, spec };
+        let inputs = [x, weights, gate, up, down, gate_bias, up_bias, down_bias];
+        differentiable::<_, B, C, 8>(operation, inputs)
     }
 }

@@ -93,6 +93,57 @@ pub fn gather<'a>(
     }
 }
 
+/// Adds a bias to each row, `[rows, width]`.
+pub fn add_to_rows(rows: &mut [f32], bias: &[f32]) {
+    for row in rows.chunks_exact_mut(bias.len()) {
+        for (value, bias) in row.iter_mut().zip(bias) {
+            *value += bias;
+        }
+    }
+}
+
+/// Rows that [`sum_by_expert`] adds up one after the other.
+const SUMMED_ROWS: usize = 256;
+
+/// Columns that a task of [`sum_by_expert`] adds up.
+const SUMMED_COLUMNS: usize = 256;
+
+/// The sum of each expert's rows, `[experts, width]`, each row times its factor, or 1 when absent: blocks of rows each by
+/// itself, then their sums.
+///
+/// # Shapes
+///
+/// - `rows`: `[rows, width]`
+/// - `factors`: `[rows]`
+pub fn sum_by_expert(
+    plan: &HostPlan,
+    rows: &[f32],
+    factors: Option<&[f32]>,
+    width: usize,
+) -> Vec<f32> {
+    let mut sums = vec![0.0; plan.experts * width];
+    let by_expert = sums.par_chunks_exact_mut(width).enumerate();
+    by_expert.for_each(|(expert, sums)| {
+        let of_expert = plan.offsets[expert]..plan.offsets[expert + 1];
+        let by_column = sums.par_chunks_mut(SUMMED_COLUMNS).enumerate();
+        by_column.for_each(|(part, sums)| {
+            let columns = part * SUMMED_COLUMNS..part * SUMMED_COLUMNS + sums.len();
+            for block in of_expert.clone().step_by(SUMMED_ROWS) {
+                let mut of_block = [0.0f32; SUMMED_COLUMNS];
+                for row in block..(block + SUMMED_ROWS).min(of_expert.end) {
+                    let factor = factors.map_or(1.0, |factors| factors[row]);
+                    let values = &rows[row * width..][columns.clone()];
+                    let pairs = of_block.iter_mut().zip(values);
+                    pairs.for_each(|(sum, value)| *sum += factor * value);
+                }
+                let pairs = sums.iter_mut().zip(of_block);
+                pairs.for_each(|(sum, of_block)| *sum += of_block);
+            }
+        });
+    });
+    sums
+}
+
 /// `output[t] = Σ_s Σ_j factors[t, j] · rows[s, row of (t, j)]`, always added in this order: s outside, then j.
 ///
 /// # Shapes

@@ -1,8 +1,10 @@
+mod clamped;
+
 use burn::tensor::Device;
 use proptest::prelude::*;
 
 use super::backward::ByInput;
-use super::forward::Inputs;
+use super::forward::{Biases, Inputs};
 use super::*;
 use crate::dispatch::HostPlan;
 use firebox_runtime::on_every_device;
@@ -30,6 +32,8 @@ struct Case {
     plan: HostPlan,
     /// Whether x and the experts' weights are numbers in bf16.
     rounded: bool,
+    activation: Activation,
+    biased: bool,
 }
 
 impl Case {
@@ -39,6 +43,8 @@ impl Case {
             d_ff,
             plan: HostPlan::new(chosen, experts, top_k),
             rounded: false,
+            activation: Activation::Swiglu,
+            biased: false,
         }
     }
 
@@ -52,8 +58,8 @@ impl Case {
         self.plan.token_of_row.len() / self.plan.top_k
     }
 
-    /// x, router weights, gate, up, down.
-    fn operands(&self) -> [Vec<f32>; 5] {
+    /// x, router weights, gate, up, down, and their biases.
+    fn operands(&self) -> [Vec<f32>; 8] {
         let stack = self.plan.experts * self.d_model * self.d_ff;
         let [of_model, of_hidden] = [self.d_model, self.d_ff].map(|d_in| (d_in as f32).powf(-0.5));
         let factor = |length, phase, size| {
@@ -70,17 +76,27 @@ impl Case {
             factor(stack, 0.5, of_model),
             factor(stack, 0.7, of_model),
             factor(stack, 0.9, of_hidden),
+            values(self.plan.experts * self.d_ff, 1.1, 1.0),
+            values(self.plan.experts * self.d_ff, 1.3, 1.0),
+            values(self.plan.experts * self.d_model, 1.5, 1.0),
         ]
     }
 
-    fn inputs<'a>(&'a self, operands: &'a [Vec<f32>; 5]) -> Inputs<'a> {
-        let [x, weights, gate, up, down] = operands;
+    fn inputs<'a>(&'a self, operands: &'a [Vec<f32>; 8]) -> Inputs<'a> {
+        let [x, weights, gate, up, down, of_gate, of_up, of_down] = operands;
+        let biases = Biases {
+            gate: of_gate,
+            up: of_up,
+            down: of_down,
+        };
         Inputs {
             x,
             weights,
             gate,
             up,
             down,
+            biases: self.biased.then_some(biases),
+            activation: self.activation,
             plan: &self.plan,
             d_model: self.d_model,
             d_ff: self.d_ff,
@@ -99,25 +115,22 @@ fn one_value_through_one_expert_and_through_two(device: Device) {
     let output = experts(
         one(1.0),
         Tensor::from_floats([[0.75, 0.25]], &device),
-        stack([ln3, -ln3]),
-        stack([2.0, 4.0]),
-        stack([1.0, 1.0]),
+        ExpertWeights {
+            gate: stack([ln3, -ln3]),
+            up: stack([2.0, 4.0]),
+            down: stack([1.0, 1.0]),
+            biases: None,
+        },
         &DispatchPlan::new(&[1, 0], 2, 2, &device),
+        Activation::Swiglu,
         Precision::F32,
     );
     // The second expert comes first: 3/4 · (−ln 3) + 1/4 · 3/2 ln 3
     assert_close("experts", &data(output), &[-0.375 * ln3]).unwrap();
 }
 
-type Operation = fn(
-    Tensor<2>,
-    Tensor<2>,
-    Tensor<3>,
-    Tensor<3>,
-    Tensor<3>,
-    &DispatchPlan,
-    Precision,
-) -> Tensor<2>;
+type Operation =
+    fn(Tensor<2>, Tensor<2>, ExpertWeights, &DispatchPlan, Activation, Precision) -> Tensor<2>;
 
 fn data<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()
@@ -125,73 +138,90 @@ fn data<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 
 const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
-/// The output without gradients, the output with them, and the gradients of a weighted sum of it for x, router
-/// weights, gate, up and down. Of the last three, held in another type than f32, there are none.
+/// The output without gradients, the output with them, and the gradients of a weighted sum of it for x, router weights,
+/// gate, up and down, and the biases where there are any. Of gate, up and down, held in another type than f32, there are
+/// none.
 fn run(
     operation: Operation,
     case: &Case,
     (held, precision): (DType, Precision),
     device: &Device,
-) -> Vec<Vec<f32>> {
+) -> Vec<(&'static str, Vec<f32>)> {
     let (tokens, d_model, d_ff) = (case.tokens(), case.d_model, case.d_ff);
     let (experts, top_k) = (case.plan.experts, case.plan.top_k);
-    let [x, weights, gate, up, down] = case.operands();
+    let operands = case.operands();
     let tensors = |device: &Device| {
+        let [x, weights, gate, up, down, of_gate, of_up, of_down] = &operands;
         let matrix = |values: &Vec<f32>, shape: [usize; 2]| {
             Tensor::<2>::from_data(TensorData::new(values.clone(), shape), device)
         };
         let stack = |values: &Vec<f32>, shape: [usize; 3]| {
             Tensor::<3>::from_data(TensorData::new(values.clone(), shape), device).cast(held)
         };
-        (
-            matrix(&x, [tokens, d_model]),
-            matrix(&weights, [tokens, top_k]),
-            stack(&gate, [experts, d_model, d_ff]),
-            stack(&up, [experts, d_model, d_ff]),
-            stack(&down, [experts, d_ff, d_model]),
-        )
+        let biases = ExpertBiases {
+            gate: matrix(of_gate, [experts, d_ff]),
+            up: matrix(of_up, [experts, d_ff]),
+            down: matrix(of_down, [experts, d_model]),
+        };
+        let weights_of_experts = ExpertWeights {
+            gate: stack(gate, [experts, d_model, d_ff]),
+            up: stack(up, [experts, d_model, d_ff]),
+            down: stack(down, [experts, d_ff, d_model]),
+            biases: case.biased.then_some(biases),
+        };
+        let x = matrix(x, [tokens, d_model]);
+        (x, matrix(weights, [tokens, top_k]), weights_of_experts)
     };
-    let (x, weights, gate, up, down) = tensors(device);
-    let plain = operation(x, weights, gate, up, down, &case.plan_on(device), precision);
+    let (x, weights, of_experts) = tensors(device);
+    let plan = case.plan_on(device);
+    let plain = operation(x, weights, of_experts, &plan, case.activation, precision);
 
     let device = device.clone().autodiff();
-    let (x, weights, gate, up, down) = tensors(&device);
+    let (x, weights, mut of_experts) = tensors(&device);
     let (x, weights) = (x.require_grad(), weights.require_grad());
-    let stacks = match held {
-        DType::F32 => [gate, up, down].map(Tensor::require_grad),
-        _ => [gate, up, down],
-    };
-    let [gate, up, down] = stacks.clone();
+    if held == DType::F32 {
+        of_experts.gate = of_experts.gate.require_grad();
+        of_experts.up = of_experts.up.require_grad();
+        of_experts.down = of_experts.down.require_grad();
+    }
+    of_experts.biases = of_experts.biases.map(|biases| ExpertBiases {
+        gate: biases.gate.require_grad(),
+        up: biases.up.require_grad(),
+        down: biases.down.require_grad(),
+    });
     let plan = case.plan_on(&device);
-    let output = operation(x.clone(), weights.clone(), gate, up, down, &plan, precision);
+    let output = operation(
+        x.clone(),
+        weights.clone(),
+        of_experts.clone(),
+        &plan,
+        case.activation,
+        precision,
+    );
     let factors = TensorData::new(values(tokens * d_model, 0.2, 1.0), [tokens, d_model]);
     let gradients = (output.clone() * Tensor::from_data(factors, &device))
         .sum()
         .backward();
     let mut found = vec![
-        data(plain),
-        data(output),
-        data(x.grad(&gradients).unwrap()),
-        data(weights.grad(&gradients).unwrap()),
+        ("output without gradients", data(plain)),
+        ("output", data(output)),
+        ("d(x)", data(x.grad(&gradients).unwrap())),
+        ("d(weights)", data(weights.grad(&gradients).unwrap())),
     ];
-    found.extend(
-        stacks
-            .iter()
-            .filter_map(|stack| stack.grad(&gradients))
-            .map(data),
-    );
+    if held == DType::F32 {
+        let grad = |stack: &Tensor<3>| data(stack.grad(&gradients).unwrap());
+        found.push(("d(gate)", grad(&of_experts.gate)));
+        found.push(("d(up)", grad(&of_experts.up)));
+        found.push(("d(down)", grad(&of_experts.down)));
+    }
+    if let Some(biases) = &of_experts.biases {
+        let grad = |bias: &Tensor<2>| data(bias.grad(&gradients).unwrap());
+        found.push(("d(gate bias)", grad(&biases.gate)));
+        found.push(("d(up bias)", grad(&biases.up)));
+        found.push(("d(down bias)", grad(&biases.down)));
+    }
     found
 }
-
-const KINDS: [&str; 7] = [
-    "output without gradients",
-    "output",
-    "d(x)",
-    "d(weights)",
-    "d(gate)",
-    "d(up)",
-    "d(down)",
-];
 
 fn assert_close(kind: &str, found: &[f32], expected: &[f32]) -> Result<(), TestCaseError> {
     assert_within(kind, found, expected, TOLERANCE)
@@ -227,9 +257,13 @@ fn assert_same(case: &Case, device: &Device) -> Result<(), TestCaseError> {
     {
         let fast = run(experts, case, (held, Precision::F32), device);
         let slow = run(experts_reference, case, (held, Precision::F32), device);
-        let gradients = if held == DType::F32 { 5 } else { 2 };
-        prop_assert_eq!((fast.len(), slow.len()), (2 + gradients, 2 + gradients));
-        for ((kind, fast), slow) in KINDS.iter().zip(&fast).zip(&slow) {
+        let stacks = if held == DType::F32 { 3 } else { 0 };
+        let biases = if case.biased { 3 } else { 0 };
+        prop_assert_eq!(
+            (fast.len(), slow.len()),
+            (4 + stacks + biases, 4 + stacks + biases)
+        );
+        for ((kind, fast), (_, slow)) in fast.iter().zip(&slow) {
             assert_close(&format!("{kind}, weights in {held:?}"), fast, slow)?;
         }
     }
@@ -276,11 +310,11 @@ fn assert_near_in_bf16(case: &Case, device: &Device) -> Result<(), TestCaseError
     let fast = run(experts, case, held, device);
     let again = run(experts, &rounded(case), held, device);
     let slow = run(experts_reference, case, held, device);
-    for (place, (kind, fast)) in KINDS.iter().zip(&fast).enumerate() {
-        prop_assert_eq!(fast, &again[place], "{}", kind);
+    for (place, (kind, fast)) in fast.iter().enumerate() {
+        prop_assert_eq!(fast, &again[place].1, "{}", kind);
         let roundings = if place < 2 { 1.0 } else { 4.0 };
         let kind = format!("{kind}, products in bf16");
-        assert_within(&kind, fast, &slow[place], roundings / 256.0)?;
+        assert_within(&kind, fast, &slow[place].1, roundings / 256.0)?;
     }
     Ok(())
 }
@@ -317,9 +351,15 @@ fn no_tokens_at_all(device: Device) {
         Tensor::zeros([0, 6], &device),
         Tensor::zeros([0, 2], &device),
     );
-    let (gate, up, down) = (stack([3, 6, 5]), stack([3, 6, 5]), stack([3, 5, 6]));
+    let of_experts = ExpertWeights {
+        gate: stack([3, 6, 5]),
+        up: stack([3, 6, 5]),
+        down: stack([3, 5, 6]),
+        biases: None,
+    };
     let plan = case.plan_on(&device);
-    let output = experts(x, weights, gate, up, down, &plan, Precision::F32);
+    let activation = Activation::Swiglu;
+    let output = experts(x, weights, of_experts, &plan, activation, Precision::F32);
     assert_eq!(output.dims(), [0, 6]);
 }
 
@@ -370,13 +410,19 @@ const fn all() -> ByInput<bool> {
         gate: true,
         up: true,
         down: true,
+        gate_bias: true,
+        up_bias: true,
+        down_bias: true,
     }
 }
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     let chosen: Vec<u32> = (0..900).flat_map(|t| [t * t % 3, 3 + t % 2]).collect();
-    let case = Case::new(40, 136, &chosen, 6, 2);
+    let case = Case {
+        biased: true,
+        ..Case::new(40, 136, &chosen, 6, 2)
+    };
     let operands = case.operands();
     let gradient = values(900 * 40, 0.2, 1.0);
     let run = |precision, threads| {
@@ -427,5 +473,18 @@ fn shapes_that_do_not_fit_are_refused() {
         Tensor::zeros([2, 4], &device),
         Tensor::zeros([2, 1], &device),
     );
-    let _ = experts(x, weights, stack(), stack(), stack(), &plan, Precision::F32);
+    let of_experts = ExpertWeights {
+        gate: stack(),
+        up: stack(),
+        down: stack(),
+        biases: None,
+    };
+    let _ = experts(
+        x,
+        weights,
+        of_experts,
+        &plan,
+        Activation::Swiglu,
+        Precision::F32,
+    );
 }

@@ -1,13 +1,13 @@
 //! From keys to a configuration.
 
 use super::{
-    AttentionName, ExpertsKeys, FeedForwardName, ModelKeys, RopeScalingKeys, RopeScalingName,
-    RouterKeys,
+    ActivationName, AttentionName, ExpertsKeys, FeedForwardName, ModelKeys, RopeScalingKeys,
+    RopeScalingName, RouterKeys,
 };
 use crate::config::rules::{check_layers, require};
 use crate::config::{
-    AttentionKind, ConfigError, ExpertsConfig, FeedForwardKind, LARGEST_SIZE, LayerConfig,
-    ModelConfig, MoeConfig, RopeScaling, RouterConfig,
+    AttentionKind, ConfigError, ExpertActivation, ExpertsConfig, FeedForwardKind, LARGEST_SIZE,
+    LayerConfig, ModelConfig, MoeConfig, RopeScaling, RouterConfig,
 };
 
 type Checked<T> = Result<T, ConfigError>;
@@ -187,8 +187,29 @@ impl ExpertsKeys {
             count: needed("experts.count", self.count)?,
             top_k: needed("experts.top_k", self.top_k)?,
             d_ff: needed("experts.d_ff", self.d_ff)?,
+            activation: self.activation()?,
+            biases: self.biases.unwrap_or(false),
             shared_d_ff: self.shared_d_ff.unwrap_or(0),
         })
+    }
+
+    fn activation(&self) -> Checked<ExpertActivation> {
+        if self.activation == Some(ActivationName::ClampedSwiglu) {
+            return Ok(ExpertActivation::ClampedSwiglu {
+                alpha: self.alpha.unwrap_or(1.702),
+                limit: self.limit.unwrap_or(7.0),
+            });
+        }
+        for (key, written) in [
+            ("experts.limit", self.limit.is_some()),
+            ("experts.alpha", self.alpha.is_some()),
+        ] {
+            if written {
+                let condition = "unless model.experts.activation = \"clamped-swiglu\"";
+                return Err(ConfigError::without_effect(key, condition, "remove it"));
+            }
+        }
+        Ok(ExpertActivation::Swiglu)
     }
 }
 
@@ -196,6 +217,7 @@ impl RouterKeys {
     /// The router, with these values for absent keys.
     pub fn resolve(&self, absent: RouterConfig) -> RouterConfig {
         RouterConfig {
+            logit_bias: self.logit_bias.unwrap_or(absent.logit_bias),
             scores: self.scores.unwrap_or(absent.scores),
             normalize: self.normalize.unwrap_or(absent.normalize),
             scaling: self.scaling.unwrap_or(absent.scaling),

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::{AttentionKind, ConfigError, LayerConfig, ModelConfig};
+use crate::config::{AttentionKind, ConfigError, ExpertActivation, LayerConfig, ModelConfig};
 
 /// Two layers of four experts, with some keys changed; null removes one.
 fn keys(changes: Value) -> ModelKeys {
@@ -113,6 +113,37 @@ fn a_number_of_layers_is_refused_before_they_are_made() {
 }
 
 #[test]
+fn a_limit_belongs_to_a_clamped_activation() {
+    let with = |changes: Value| {
+        let mut experts = json!({ "count": 4, "top_k": 2, "d_ff": 20 });
+        let fields = experts.as_object_mut().unwrap();
+        fields.extend(changes.as_object().unwrap().clone());
+        keys(json!({ "experts": experts })).resolve()
+    };
+    let activation = |changes| with(changes).unwrap().moe.unwrap().experts.activation;
+    assert_eq!(activation(json!({})), ExpertActivation::Swiglu);
+    let (alpha, limit) = (1.702, 7.0);
+    let clamped = activation(json!({ "activation": "clamped-swiglu" }));
+    assert_eq!(clamped, ExpertActivation::ClampedSwiglu { alpha, limit });
+    let own = json!({ "activation": "clamped-swiglu", "alpha": 1.0, "limit": 2.5 });
+    let (alpha, limit) = (1.0, 2.5);
+    assert_eq!(
+        activation(own),
+        ExpertActivation::ClampedSwiglu { alpha, limit }
+    );
+    for (key, path) in [("limit", "experts.limit"), ("alpha", "experts.alpha")] {
+        let unused = with(json!({ key: 2.0 })).unwrap_err().to_string();
+        let expected =
+            format!("{path} has no effect unless model.experts.activation = \"clamped-swiglu\"");
+        assert_eq!(unused, expected);
+        for value in [0.0, -1.0, 1e300] {
+            let error = with(json!({ "activation": "clamped-swiglu", key: value })).unwrap_err();
+            assert_eq!(error.key, path);
+        }
+    }
+}
+
+#[test]
 fn what_is_written_reads_back() {
     let scaling = json!({ "kind": "yarn", "factor": 4.0, "original_context": 8 });
     for changes in [
@@ -120,6 +151,9 @@ fn what_is_written_reads_back() {
         json!({ "feed_forward": "dense" }),
         json!({ "dense": { "layers": [1] }, "qk_norm": "head", "attention_bias": "qkv", "rope_scaling": scaling }),
         json!({ "layers": 4, "attention": ["window", "full"], "window": 3, "sinks": true, "rotary_dim": 4 }),
+        json!({ "experts": {
+            "count": 4, "top_k": 2, "d_ff": 20, "activation": "clamped-swiglu", "limit": 3.0, "biases": true,
+        }, "router": { "logit_bias": true } }),
         json!({ "router": { "scores": "sigmoid", "groups": 2, "balance": "pooled" } }),
     ] {
         let model = resolved(changes);

@@ -3,10 +3,13 @@
 use serde::{Serialize, Serializer};
 
 use super::{
-    AttentionName, DenseKeys, ExpertsKeys, FeedForwardName, ModelKeys, RopeScalingKeys,
-    RopeScalingName, RouterKeys,
+    ActivationName, AttentionName, DenseKeys, ExpertsKeys, FeedForwardName, ModelKeys,
+    RopeScalingKeys, RopeScalingName, RouterKeys,
 };
-use crate::config::{AttentionKind, LayerConfig, ModelConfig, RopeScaling, RouterConfig};
+use crate::config::{
+    AttentionKind, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, RopeScaling,
+    RouterConfig,
+};
 
 impl ModelKeys {
     /// The keys of a configuration, every default among them.
@@ -45,12 +48,7 @@ impl ModelKeys {
             }),
             rope_scaling: model.rope_scaling.as_ref().map(RopeScalingKeys::of),
             dense: dense(model),
-            experts: moe.map(|moe| ExpertsKeys {
-                count: Some(moe.experts.count),
-                top_k: Some(moe.experts.top_k),
-                d_ff: Some(moe.experts.d_ff),
-                shared_d_ff: Some(moe.experts.shared_d_ff),
-            }),
+            experts: moe.map(|moe| ExpertsKeys::of(&moe.experts)),
             router: moe.map(|moe| RouterKeys::of(&moe.router)),
         }
     }
@@ -91,9 +89,33 @@ fn dense(model: &ModelConfig) -> Option<DenseKeys> {
     })
 }
 
+impl ExpertsKeys {
+    fn of(experts: &ExpertsConfig) -> Self {
+        let plain = Self {
+            count: Some(experts.count),
+            top_k: Some(experts.top_k),
+            d_ff: Some(experts.d_ff),
+            activation: Some(ActivationName::Swiglu),
+            biases: Some(experts.biases),
+            shared_d_ff: Some(experts.shared_d_ff),
+            ..Self::default()
+        };
+        match experts.activation {
+            ExpertActivation::Swiglu => plain,
+            ExpertActivation::ClampedSwiglu { alpha, limit } => Self {
+                activation: Some(ActivationName::ClampedSwiglu),
+                limit: Some(limit),
+                alpha: Some(alpha),
+                ..plain
+            },
+        }
+    }
+}
+
 impl RouterKeys {
     fn of(router: &RouterConfig) -> Self {
         Self {
+            logit_bias: Some(router.logit_bias),
             scores: Some(router.scores),
             normalize: Some(router.normalize),
             scaling: Some(router.scaling),

@@ -1,8 +1,9 @@
 //! The CubeCL backends' side: launches whose number and size depend on shapes alone, never on the load.
 //!
-//! [`product`] multiplies rows by their experts' matrices, [`rows`] does what stands between the products. Every sum
-//! is taken in one order, without atomics, so that two runs give the same bits.
+//! [`product`] multiplies rows by their experts' matrices, [`rows`] does what stands between the products, [`bias`] what
+//! biases need besides. Every sum is taken in one order, without atomics, so that two runs give the same bits.
 
+mod bias;
 mod product;
 mod rows;
 mod tile;
@@ -11,12 +12,12 @@ use burn::backend::{Cube, TensorMetadata};
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::Experts;
+use super::{Activation, Experts};
 use crate::cube::{contiguous, owned, zeros};
 use crate::dispatch::Tables;
 use crate::operation::Operation;
 
-/// The rows' products with the gate and up matrices, each `[rows, d_ff]`.
+/// The rows' products with the gate and up matrices, with their biases, each `[rows, d_ff]`.
 #[derive(Debug, Clone)]
 pub struct Saved {
     gate: CubeTensor,
@@ -30,11 +31,15 @@ struct Work {
     gate: CubeTensor,
     up: CubeTensor,
     down: CubeTensor,
+    /// Of gate, up and down.
+    biases: Option<[CubeTensor; 3]>,
+    activation: Activation,
     plan: Plan,
 }
 
 /// The tables on the device, and their sizes.
 struct Plan {
+    chosen: CubeTensor,
     assignment_of_row: CubeTensor,
     row_of_assignment: CubeTensor,
     offsets: CubeTensor,
@@ -56,6 +61,7 @@ impl Plan {
         };
         let [tokens, top_k] = chosen.shape().dims();
         Self {
+            chosen: chosen.clone(),
             assignment_of_row: assignment_of_row.clone(),
             row_of_assignment: row_of_assignment.clone(),
             offsets: offsets.clone(),
@@ -71,14 +77,16 @@ impl Plan {
 }
 
 impl Work {
-    fn new(operation: &Experts<Cube>, inputs: [CubeTensor; 5]) -> Self {
-        let [x, weights, gate, up, down] = inputs.map(contiguous);
+    fn new(operation: &Experts<Cube>, inputs: [CubeTensor; 8]) -> Self {
+        let [x, weights, gate, up, down, biases @ ..] = inputs.map(contiguous);
         Self {
             x,
             weights,
             gate,
             up,
             down,
+            biases: operation.spec.biased.then_some(biases),
+            activation: operation.spec.activation,
             plan: Plan::new(&operation.tables),
         }
     }
@@ -92,19 +100,26 @@ impl Work {
             product::rows_by_stack(&self.plan, product::Operand::Tokens(&self.x), stack)
         };
         let (gate, up) = (into(&self.gate), into(&self.up));
-        let hidden = rows::activate(&gate, &up);
+        if let Some([of_gate, of_up, _]) = &self.biases {
+            bias::add(&self.plan, &gate, of_gate);
+            bias::add(&self.plan, &up, of_up);
+        }
+        let hidden = rows::activate(self.activation, &gate, &up);
         let outputs =
             product::rows_by_stack(&self.plan, product::Operand::Rows(&hidden), &self.down);
+        if let Some([_, _, of_down]) = &self.biases {
+            bias::add(&self.plan, &outputs, of_down);
+        }
         let output = rows::combine(&self.plan, &outputs, Some(&self.weights));
         Some((output, Saved { gate, up }))
     }
 }
 
-impl Operation<Cube, 5> for Experts<Cube> {
+impl Operation<Cube, 8> for Experts<Cube> {
     /// The products are `None` without rows.
-    type Saved = (Self, [CubeTensor; 5], Option<Saved>);
+    type Saved = (Self, [CubeTensor; 8], Option<Saved>);
 
-    fn forward_saving(self, inputs: [CubeTensor; 5]) -> (CubeTensor, Self::Saved) {
+    fn forward_saving(self, inputs: [CubeTensor; 8]) -> (CubeTensor, Self::Saved) {
         let (output, saved) = match Work::new(&self, inputs.clone()).forward() {
             Some((output, saved)) => (output, Some(saved)),
             None => (inputs[0].clone(), None),
@@ -116,8 +131,8 @@ impl Operation<Cube, 5> for Experts<Cube> {
     fn backward(
         (operation, inputs, saved): Self::Saved,
         gradient: CubeTensor,
-        [x, weights, gate, up, down]: [bool; 5],
-    ) -> [Option<CubeTensor>; 5] {
+        [x, weights, gate, up, down, of_biases @ ..]: [bool; 8],
+    ) -> [Option<CubeTensor>; 8] {
         use product::Operand::{Rows, Tokens};
 
         let Some(saved) = saved else {
@@ -128,7 +143,20 @@ impl Operation<Cube, 5> for Experts<Cube> {
         let gradient = contiguous(gradient);
         let (of_gate, of_up) = (owned(saved.gate), owned(saved.up));
         let hidden = product::rows_by_transposed(plan, Tokens(&gradient), &work.down, None);
-        let of_weights = rows::activate_backward(plan, &of_gate, &of_up, &hidden, &work.weights);
+        let rows = [&of_gate, &of_up, &hidden];
+        let of_weights = rows::activate_backward(plan, work.activation, rows, &work.weights);
+        let mut biases = [None, None, None];
+        if let Some([_, _, of_down]) = &work.biases {
+            bias::add_products(plan, &of_weights, of_down, &gradient);
+            let wanted = |place: usize, rows| of_biases[place].then_some(rows);
+            biases = [
+                wanted(0, bias::Summand::Rows(&of_gate)),
+                wanted(1, bias::Summand::Rows(&of_up)),
+                wanted(2, bias::Summand::Tokens(&gradient, &work.weights)),
+            ]
+            .map(|summand| summand.map(|summand| bias::gradient(plan, summand)));
+        }
+        let [gate_bias, up_bias, down_bias] = biases;
         let of_stack = |left, right| product::stack_gradient(plan, left, right);
         let down = down.then(|| of_stack(Rows(&hidden), Tokens(&gradient)));
         let gate = gate.then(|| of_stack(Tokens(&work.x), Rows(&of_gate)));
@@ -138,6 +166,7 @@ impl Operation<Cube, 5> for Experts<Cube> {
             let by_row = product::rows_by_transposed(plan, Rows(&of_up), &work.up, Some(by_row));
             rows::combine(plan, &by_row, None)
         });
-        [x, weights.then_some(of_weights), gate, up, down]
+        let weights = weights.then_some(of_weights);
+        [x, weights, gate, up, down, gate_bias, up_bias, down_bias]
     }
 }

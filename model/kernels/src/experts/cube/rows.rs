@@ -5,16 +5,26 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
+use super::super::Activation;
 use super::Plan;
 use crate::cube::{UNITS, empty_float, sum_of_group, units};
 
 /// Units that work on one row.
 const LANES: usize = 64;
 
-/// `silu(gate) ⊙ up`, all `[rows, d_ff]`.
-pub fn activate(gate: &CubeTensor, up: &CubeTensor) -> CubeTensor {
+/// Whether an activation is clamped; its alpha and its limit, or two numbers that nobody reads.
+fn clamp_of(activation: Activation) -> (bool, f32, f32) {
+    match activation {
+        Activation::Swiglu => (false, 0.0, 0.0),
+        Activation::ClampedSwiglu { alpha, limit } => (true, alpha, limit),
+    }
+}
+
+/// The hidden activations of gate and up, all `[rows, d_ff]`.
+pub fn activate(activation: Activation, gate: &CubeTensor, up: &CubeTensor) -> CubeTensor {
     let hidden = empty_float(gate, gate.shape());
     let (count, dim) = units(&gate.client, gate.shape().num_elements());
+    let (clamped, alpha, limit) = clamp_of(activation);
     activate_kernel::launch(
         &gate.client,
         count,
@@ -22,6 +32,9 @@ pub fn activate(gate: &CubeTensor, up: &CubeTensor) -> CubeTensor {
         gate.clone().into_buffer_arg(),
         up.clone().into_buffer_arg(),
         hidden.clone().into_buffer_arg(),
+        alpha,
+        limit,
+        clamped,
     );
     hidden
 }
@@ -32,14 +45,14 @@ pub fn activate(gate: &CubeTensor, up: &CubeTensor) -> CubeTensor {
 /// `[tokens, top_k]`.
 pub fn activate_backward(
     plan: &Plan,
-    gate: &CubeTensor,
-    up: &CubeTensor,
-    products: &CubeTensor,
+    activation: Activation,
+    [gate, up, products]: [&CubeTensor; 3],
     weights: &CubeTensor,
 ) -> CubeTensor {
     let [rows, width] = gate.shape().dims();
     let gradient = empty_float(weights, weights.shape());
     let dim = CubeDim::new_1d(UNITS as u32);
+    let (clamped, alpha, limit) = clamp_of(activation);
     activate_backward_kernel::launch(
         &gate.client,
         calculate_cube_count_elemwise(&gate.client, rows * LANES, dim),
@@ -51,6 +64,9 @@ pub fn activate_backward(
         plan.assignment_of_row.clone().into_buffer_arg(),
         gradient.clone().into_buffer_arg(),
         width,
+        alpha,
+        limit,
+        clamped,
     );
     gradient
 }
@@ -82,12 +98,36 @@ fn sigmoid(x: f32) -> f32 {
 
 /// A unit a value.
 #[cube(launch)]
-fn activate_kernel(gate: &[f32], up: &[f32], hidden: &mut [f32]) {
+fn activate_kernel(
+    gate: &[f32],
+    up: &[f32],
+    hidden: &mut [f32],
+    alpha: f32,
+    limit: f32,
+    #[comptime] clamped: bool,
+) {
     if ABSOLUTE_POS >= hidden.len() {
         terminate!();
     }
-    let value = gate[ABSOLUTE_POS];
-    hidden[ABSOLUTE_POS] = value * sigmoid(value) * up[ABSOLUTE_POS];
+    let mut value = gate[ABSOLUTE_POS];
+    let mut factor = up[ABSOLUTE_POS];
+    if comptime!(clamped) {
+        value = at_most(value, limit);
+        factor = -at_most(-at_most(factor, limit), limit) + 1.0f32;
+        hidden[ABSOLUTE_POS] = value * sigmoid(alpha * value) * factor;
+    } else {
+        hidden[ABSOLUTE_POS] = value * sigmoid(value) * factor;
+    }
+}
+
+/// A comparison that lets NaN pass.
+#[cube]
+fn at_most(value: f32, limit: f32) -> f32 {
+    let mut result = value;
+    if value > limit {
+        result = limit;
+    }
+    result
 }
 
 /// A cube four rows; the 64 units of a row take every 64th value of it.
@@ -100,6 +140,9 @@ fn activate_backward_kernel(
     assignment_of_row: &[i32],
     gradient: &mut [f32],
     width: usize,
+    alpha: f32,
+    limit: f32,
+    #[comptime] clamped: bool,
 ) {
     let row = ABSOLUTE_POS / LANES;
     let lane = ABSOLUTE_POS % LANES;
@@ -113,14 +156,34 @@ fn activate_backward_kernel(
     let mut place = row * width + lane;
     let mut sum = 0.0f32;
     while place < end {
-        let value = gate[place];
-        let sigma = sigmoid(value);
-        let silu = value * sigma;
-        let hidden = silu * up[place];
+        let before = gate[place];
+        let factor_before = up[place];
+        let mut value = before;
+        let mut raised = factor_before;
+        let mut scaled = before;
+        if comptime!(clamped) {
+            value = at_most(before, limit);
+            raised = -at_most(-at_most(factor_before, limit), limit) + 1.0f32;
+            scaled = alpha * value;
+        }
+        let sigma = sigmoid(scaled);
+        let gated = value * sigma;
+        let hidden = gated * raised;
         let product = products[place];
         sum += hidden * product;
-        gate[place] = factor * product * up[place] * (sigma * (1.0f32 + value * (1.0f32 - sigma)));
-        up[place] = factor * product * silu;
+        let mut of_gate =
+            factor * product * raised * (sigma * (1.0f32 + scaled * (1.0f32 - sigma)));
+        let mut of_up = factor * product * gated;
+        if comptime!(clamped) {
+            if before > limit {
+                of_gate = 0.0f32;
+            }
+            if factor_before.abs() > limit {
+                of_up = 0.0f32;
+            }
+        }
+        gate[place] = of_gate;
+        up[place] = of_up;
         products[place] = factor * hidden;
         place += LANES;
     }

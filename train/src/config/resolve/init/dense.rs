@@ -1,6 +1,6 @@
 //! Starting from a dense checkpoint: the model stays dense or is upcycled to MoE.
 
-use firebox_model::config::{DenseKeys, ExpertsKeys, RouterKeys};
+use firebox_model::config::{ActivationName, DenseKeys, ExpertsKeys, RouterKeys};
 
 use super::Origin;
 use crate::config::error::Problem;
@@ -64,11 +64,20 @@ impl Origin {
             let rule = "must be 0 when upcycling: the copies of the dense feed-forward already compute what it computed";
             return Err(Problem::new("model.experts.shared_d_ff", rule).hint("remove it"));
         }
+        if written.activation == Some(ActivationName::ClampedSwiglu) {
+            let rule = "must be \"swiglu\" when upcycling: the copies have to compute what the dense feed-forward computed";
+            return Err(Problem::new("model.experts.activation", rule).hint("remove it"));
+        }
+        if written.biases == Some(true) {
+            let rule = "must be false when upcycling: the dense feed-forward has no biases";
+            return Err(Problem::new("model.experts.biases", rule).hint("remove it"));
+        }
         Ok(ExpertsKeys {
             count: Some(count),
             top_k: Some(top_k),
             d_ff: Some(self.copied_width("model.experts.d_ff", written.d_ff)?),
             shared_d_ff: None,
+            ..written
         })
     }
 

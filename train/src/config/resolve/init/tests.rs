@@ -149,12 +149,35 @@ fn a_dense_checkpoint_is_upcycled_or_stays_dense() {
     let dense = "model.dense.layers=[1]";
     let partly = origin.start(&[&moe[..], &[dense]].concat()).unwrap();
     assert!(partly.model.dense_layers().eq([(1, 96)]));
+    // New routers may be of any kind; copies of the feed-forward are what it was.
+    let biased = origin.start(&[&moe[..], &["model.router.logit_bias=true"]].concat());
+    assert!(biased.unwrap().model.moe.unwrap().router.logit_bias);
+    for (set, key) in [
+        ("model.experts.activation=clamped-swiglu", "activation"),
+        ("model.experts.biases=true", "biases"),
+    ] {
+        let refusal = origin.refusal(&[&moe[..], &[set]].concat());
+        let expected = format!("model.experts.{key} = ");
+        assert!(
+            refusal.contains(&expected) && refusal.contains("when upcycling"),
+            "{refusal}"
+        );
+    }
 }
 
 #[test]
 fn what_was_resolved_reads_back_with_and_without_the_checkpoint() {
     let moe: &[&str] = &["model.experts={ count = 4, top_k = 2 }"];
-    let cases: [(&[&str], &[&str]); 3] = [
+    let clamped = "model.experts.activation=clamped-swiglu";
+    let cases: [(&[&str], &[&str]); 4] = [
+        (
+            &[
+                clamped,
+                "model.experts.biases=true",
+                "model.router.logit_bias=true",
+            ],
+            &[],
+        ),
         (&["model.feed_forward=dense"], &[]),
         (
             &[
@@ -307,7 +330,7 @@ fn a_checkpoint_that_cannot_be_used_is_named() {
     ");
     assert!(origin.start(&["tokenizer.kind=bytes"]).is_ok());
     fs::write(origin.0.path().join(CONFIG_FILE), "{}").unwrap();
-    insta::assert_snapshot!(origin.refusal(&[]), @r#"run.toml:7: train.init = "FOLDER" cannot be used: FOLDER/config.json: model_type = null: Firebox reads llama, mistral, qwen2, qwen3, smollm3, mixtral, olmoe, qwen3_moe, dots1, glm4_moe, firebox"#);
+    insta::assert_snapshot!(origin.refusal(&[]), @r#"run.toml:7: train.init = "FOLDER" cannot be used: FOLDER/config.json: model_type = null: Firebox reads llama, mistral, qwen2, qwen3, smollm3, mixtral, olmoe, qwen3_moe, dots1, glm4_moe, gpt_oss, firebox"#);
     fs::remove_file(origin.0.path().join(CONFIG_FILE)).unwrap();
     insta::assert_snapshot!(origin.refusal(&[]), @r#"
     run.toml:7: train.init = "FOLDER" cannot be used: FOLDER is not a checkpoint: config.json is missing
