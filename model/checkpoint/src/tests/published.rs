@@ -232,13 +232,14 @@ fn gpt_oss_as_published() {
     assert_eq!(same.model, found.model);
     let same = with(json!({ "layer_types": null })).unwrap();
     assert_eq!(same.model, found.model);
-    // An empty table is none of the defaults.
+    // Whether experts are packed, their tensors say.
     let packed = json!({ "quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"] });
     let same = with(json!({ "quantization_config": packed })).unwrap();
     assert_eq!(
         (same.model, same.notes),
         (found.model.clone(), found.notes.clone())
     );
+    // An empty table is none of the defaults.
     let plain = with(json!({ "rope_scaling": {} })).unwrap();
     assert_eq!(plain.model.rope_scaling, None);
     let text = config_json(&found.model, &found.family, &found.notes, WeightDtype::F32);
