@@ -25,8 +25,8 @@ use crate::engine::Engine;
 
 /// Evaluate, sample, benchmark and compare language-model checkpoints.
 ///
-/// Reads checkpoints written by `cargo train` and Hugging Face checkpoints of Mixtral, OLMoE, Qwen3-MoE, dots.llm1, Qwen3
-/// and Llama.
+/// Reads checkpoints written by `cargo train` and Hugging Face checkpoints of Mixtral, OLMoE, Qwen3-MoE, dots.llm1,
+/// GLM-4-MoE and gpt-oss, and of the dense Llama, Mistral, Qwen2, Qwen3 and SmolLM3.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo infer",

@@ -26,6 +26,8 @@ pub struct Engine {
     pub folder: PathBuf,
     /// The device's name, such as `flex` or `wgpu:1`.
     pub device: String,
+    /// The type that weights are kept in.
+    pub dtype: WeightDtype,
     /// The token that ends a document, if the model was trained to see each document by itself; see
     /// [`Notes::document_mask`](firebox_checkpoint::Notes::document_mask).
     pub document_end: Option<u32>,
@@ -65,6 +67,7 @@ impl Engine {
             model,
             folder: folder.clone(),
             device: device.to_owned(),
+            dtype,
         };
         let empty: Vec<u32> = engine.tokenizer.document(&[]).collect();
         engine.check(&empty)?;

@@ -116,6 +116,14 @@ pub enum InferError {
         /// The path.
         file: PathBuf,
     },
+    /// The output of `trace` would take the place of what it reads.
+    #[error("--output {}: {reason}", file.display())]
+    TraceOutput {
+        /// The path.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// Two processes write to one output file of `generate --prompts`.
     #[error("{} is being written by another process", file.display())]
     OutputInUse {
@@ -293,6 +301,7 @@ impl Advise for InferError {
             Self::AnswerLine { .. } => usage(
                 "--output continues a file that the same command began, with the same prompts; choose another file, or remove this one",
             ),
+            Self::TraceOutput { .. } => usage("name another file, such as trace.safetensors"),
             Self::OutputNotAFile { .. } => usage("without --output, texts go to standard output"),
             Self::OutputInUse { .. } => failure("wait until it has ended, or name another file"),
             Self::Draft { .. } => usage(

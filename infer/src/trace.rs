@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
-use firebox_checkpoint::{NamedTensor, named_gradients, write_tensors};
+use firebox_checkpoint::{NamedTensor, checkpoint_folder, named_gradients, write_tensors};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::{LanguageModel, Trace};
 use firebox_model::layout::Placement;
@@ -52,6 +52,7 @@ pub fn trace(
     output: &Path,
     gradients: bool,
 ) -> Result<Losses, InferError> {
+    refuse_what_is_read(checkpoint, input, output)?;
     let plain = device::select(device)?;
     let selected = if gradients { plain.autodiff() } else { plain };
     let (_, opened) = open_model(checkpoint, accept, &selected, WeightDtype::F32)?;
@@ -183,4 +184,27 @@ fn named<const D: usize>(name: impl Into<String>, tensor: Tensor<D>) -> NamedTen
     NamedTensor::float(name, tensor.dims(), move || {
         tensor.to_data().iter::<f32>().collect()
     })
+}
+/// Refuses an output that is the input, or a file of the checkpoint.
+fn refuse_what_is_read(checkpoint: &Path, input: &Path, output: &Path) -> Result<(), InferError> {
+    let same = |a: &Path, b: &Path| {
+        a.canonicalize()
+            .ok()
+            .is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+    };
+    let refusal = |reason| {
+        Err(InferError::TraceOutput {
+            file: output.to_owned(),
+            reason,
+        })
+    };
+    if same(output, input) {
+        return refusal("is the input");
+    }
+    let folder = output.parent().filter(|folder| *folder != Path::new(""));
+    let opened = checkpoint_folder(checkpoint).unwrap_or_else(|_| checkpoint.to_owned());
+    if output.exists() && same(folder.unwrap_or(Path::new(".")), &opened) {
+        return refusal("is a file of the checkpoint");
+    }
+    Ok(())
 }

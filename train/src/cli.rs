@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::process::COMPARE_DEVICE;
+use firebox_console::report::page_path;
 use firebox_console::terminal::print;
 use firebox_runtime::control::Control;
 use firebox_runtime::device;
@@ -209,7 +210,7 @@ struct CompareArgs {
     #[arg(long, value_name = "RATIO", default_value_t = TOLERANCE, value_parser = positive)]
     tolerance: f64,
     /// Also write an HTML page with charts.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = page_path)]
     html: Option<PathBuf>,
     /// Print one JSON object instead of tables.
     #[arg(long)]

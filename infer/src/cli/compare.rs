@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use firebox_console::progress::Progress;
+use firebox_console::report::page_path;
 use firebox_console::terminal::print;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::device;
@@ -60,7 +61,7 @@ pub(super) struct CompareArgs {
     #[arg(long, value_name = "T", value_parser = positive)]
     tolerance: Option<f64>,
     /// Also write an HTML report.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = page_path)]
     html: Option<PathBuf>,
     /// Print one JSON object instead of tables.
     #[arg(long)]

@@ -401,10 +401,21 @@ fn difference_of_weights(chosen: (Matrix, Matrix), weights: (Matrix, Matrix)) ->
     Difference::over(&a, &b, |token| !other[token])
 }
 
+/// The least norm that a gradient's difference is set beside, as a fraction of the norm of all gradients together. Some
+/// gradients are zero but for rounding, such as that of a key's bias without rotary positions, which moves all scores of a
+/// query alike.
+const NEGLIGIBLE: f64 = 1e-2;
+
 fn gradients(
     reference: &TraceFile,
     traced: &TraceFile,
 ) -> Result<Option<Vec<Gradient>>, InferError> {
+    let mut squares = 0.0;
+    for name in traced.names(trace_file::GRADIENT) {
+        let expected = reference.find(name);
+        squares += expected.map_or(0.0, |expected| expected.squares());
+    }
+    let negligible = NEGLIGIBLE * squares.sqrt();
     let mut gradients = Vec::new();
     for name in traced.names(trace_file::GRADIENT) {
         let Some(expected) = reference.find(name) else {
@@ -414,7 +425,7 @@ fn gradients(
         gradients.push(Gradient {
             layer: layer_of(parameter),
             name: parameter.to_owned(),
-            difference: Difference::of(&traced.matrix(name)?, &expected),
+            difference: Difference::of_gradient(&traced.matrix(name)?, &expected, negligible),
         });
     }
     gradients.sort_by(|a, b| a.layer.cmp(&b.layer).then_with(|| a.name.cmp(&b.name)));

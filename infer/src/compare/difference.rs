@@ -55,6 +55,18 @@ impl Difference {
         Self::over(values, reference, |_| true)
     }
 
+    /// Over all rows, relative to a norm of at least `negligible`.
+    pub(super) fn of_gradient(values: &Matrix, reference: &Matrix, negligible: f64) -> Self {
+        let Self { absolute, relative } = Self::of(values, reference);
+        let norm = reference.squares().sqrt();
+        // Of nothing to compare with, the relative difference is infinite, or not a number.
+        let relative = match absolute.is_finite() && norm < negligible {
+            true => values.distance(reference) / negligible,
+            false => relative,
+        };
+        Self { absolute, relative }
+    }
+
     /// Over the rows for which `included` is true.
     ///
     /// # Panics
@@ -145,6 +157,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_gradient_that_is_nothing_but_rounding_differs_by_nothing() {
+        let matrix = |values: &[f32]| Matrix::new(2, values.to_vec());
+        let (a, b) = (matrix(&[1e-9, -2e-9]), matrix(&[-1e-9, 1e-9]));
+        let relative = |negligible| Difference::of_gradient(&a, &b, negligible).relative;
+        assert!(relative(0.0) > 2.0);
+        assert!(relative(0.01) < 1e-6);
+        // What is not small is as before.
+        let (a, b) = (matrix(&[3.0, 4.0]), matrix(&[3.0, 4.5]));
+        let found = Difference::of_gradient(&a, &b, 0.01);
+        assert_eq!(found.relative, Difference::of(&a, &b).relative);
+        let lost = Difference::of_gradient(&matrix(&[f32::NAN, 0.0]), &b, 100.0);
+        assert_eq!(lost.relative, f64::INFINITY);
+    }
 
     #[test]
     fn a_difference_is_largest_and_relative() {

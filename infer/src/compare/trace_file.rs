@@ -88,6 +88,21 @@ impl Matrix {
     pub fn columns(&self) -> usize {
         self.shape[1]
     }
+
+    /// The sum of all squares.
+    pub fn squares(&self) -> f64 {
+        self.values
+            .iter()
+            .map(|&value| f64::from(value).powi(2))
+            .sum()
+    }
+
+    /// The norm of the difference from another matrix of this shape.
+    pub fn distance(&self, other: &Self) -> f64 {
+        let pairs = self.values.iter().zip(&other.values);
+        let squares = pairs.map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2));
+        squares.sum::<f64>().sqrt()
+    }
 }
 
 /// Speed and memory of a device, and the model's router bias.

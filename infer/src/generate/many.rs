@@ -2,8 +2,10 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Instant, SystemTime};
 
 use firebox_console::progress::Progress;
 use firebox_model::generate::{self, End, Ended, Receiver};
@@ -134,12 +136,16 @@ impl ManyRequest {
     }
 }
 
-/// A hash of what the text after a prompt depends on, in 16 hexadecimal digits. The model is known by its folder.
+/// A hash of what the text after a prompt depends on, in 16 hexadecimal digits. The model is known by its folder, and by
+/// when its files were written.
 fn digest(engine: &Engine, prompt: &Prompt, request: &ManyRequest) -> String {
     let folder = &engine.folder;
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+    let computed = (&engine.device, engine.dtype, engine.model.precision());
     let what = (
+        written(&folder),
         folder,
+        computed,
         engine.tokenizer.takes_special_tokens(),
         &prompt.prompt,
         request.count(prompt),
@@ -150,6 +156,20 @@ fn digest(engine: &Engine, prompt: &Prompt, request: &ManyRequest) -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+/// Size and time of each file with weights.
+fn written(folder: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
+    let files = folder.read_dir().into_iter().flatten().flatten();
+    let weights = files.filter(|file| file.path().extension().is_some_and(|e| e == "safetensors"));
+    let mut found: Vec<_> = weights
+        .filter_map(|file| {
+            let about = file.metadata().ok()?;
+            Some((file.file_name(), about.len(), about.modified().ok()))
+        })
+        .collect();
+    found.sort();
+    found
 }
 
 /// The token ids of prompts, and how they are to be continued.

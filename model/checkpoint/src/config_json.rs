@@ -87,6 +87,10 @@ pub fn config_json(
     let fields = value.as_object_mut().expect("an object");
     fields.extend(specific.as_object().expect("an object").clone());
     notes.add_to(fields, family);
+    if family.predicts_further() {
+        // Layers behind the last one are not written.
+        fields.insert("num_nextn_predict_layers".to_owned(), json!(0));
+    }
     serde_json::to_string_pretty(&value).expect("a value with string keys can be written as JSON")
         + "\n"
 }
@@ -108,6 +112,8 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
         "initializer_range": model.initializer_range,
         "hidden_act": "silu",
         "attention_dropout": 0.0,
+        // Some families have a default that may be no token of this vocabulary, or one whose embedding is then not trained.
+        "pad_token_id": null,
     });
     let fields = value.as_object_mut().expect("an object");
     if model.rope_scaling.is_some() {

@@ -510,8 +510,14 @@ impl<'a> Fields<'a> {
         if self.family.windows == Windows::None
             && let Some(window) = hides
         {
-            let rule =
-                "in this family every layer attends to the whole context, whatever the field says";
+            let rule = match self.family.nope {
+                true => {
+                    "Firebox has no windows in layers without rotary positions, where this family has them"
+                }
+                false => {
+                    "in this family every layer attends to the whole context, whatever the field says"
+                }
+            };
             return Err(self.error("sliding_window", &window.into(), rule));
         }
         let rotary = match self.family.nope {

@@ -117,7 +117,9 @@ impl Notes {
             let window = WINDOWS.contains(&key.as_str()) && family.usage(key) == Some(Usage::Read);
             let accepted = self.accepted.contains(key) && family.usage(key).is_none();
             let written = accepted || neutral || noted || same && window;
-            if written && !STORAGE.contains(&key.as_str()) {
+            // A run may have extended the context.
+            let extended = key == POSITIONS && value.as_u64() < fields[POSITIONS].as_u64();
+            if written && !extended && !STORAGE.contains(&key.as_str()) {
                 fields.insert(key.clone(), value.clone());
             }
         }
@@ -130,17 +132,15 @@ impl Notes {
     }
 }
 
+/// Number of positions of a model.
+const POSITIONS: &str = "max_position_embeddings";
+
 /// Firebox's own note of a training with `data.document_mask`, which `transformers` ignores.
 const DOCUMENT_MASK: &str = "firebox_document_mask";
 
 /// Fields that are read, and that a checkpoint made from this one still says: training changes neither what ends a
-/// text, nor how many positions a model has, and says itself how it saw documents.
-const NOTED: [&str; 4] = [
-    "bos_token_id",
-    "eos_token_id",
-    "max_position_embeddings",
-    DOCUMENT_MASK,
-];
+/// text, nor, unless it extends the context, how many positions a model has, and says itself how it saw documents.
+const NOTED: [&str; 4] = ["bos_token_id", "eos_token_id", POSITIONS, DOCUMENT_MASK];
 
 /// Fields that say that no attention has a window. Another family may make another thing of them.
 const WINDOWS: [&str; 4] = [

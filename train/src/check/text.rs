@@ -86,9 +86,10 @@ fn configuration(config: &RunConfig) -> Table {
         (
             "steps",
             format!(
-                "{}, micro-batches of {}, seed {}",
+                "{}, micro-batches of {}, products in {}, seed {}",
                 grouped(train.steps),
                 counted(train.micro_batch as u128, "sequence"),
+                train.precision,
                 train.seed
             ),
         ),

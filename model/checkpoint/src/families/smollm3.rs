@@ -1,7 +1,7 @@
 //! SmolLM3: Llama without rotary positions in every fourth layer (NoPE, arXiv 2501.18795).
 
 use super::common::{BACKBONE, BACKBONE_FIELDS, BIASES, DENSE, NOTES, SAMPLING};
-use super::field::{Field, off, read};
+use super::field::{Field, neutral, off, read};
 use super::{Defaults, Family, LLAMA};
 
 /// SmolLM3.
@@ -31,5 +31,7 @@ const FIELDS: &[Field] = &[
     read("no_rope_layer_interval"),
     read("no_rope_layers"),
     read("use_sliding_window"),
+    // In published files, of Qwen3 and not of this family.
+    neutral("max_window_layers"),
     off("mlp_bias", "Firebox has no biases in a feed-forward"),
 ];

@@ -78,7 +78,16 @@ impl Fields<'_> {
             factor = factor.or(table.number(key)?);
         }
         let beside = self.number_or(key, self.family.defaults.partial_rotary_factor)?;
-        Ok((head_dim as f64 * factor.unwrap_or(beside)) as usize)
+        let factor = factor.unwrap_or(beside);
+        let rotated = head_dim as f64 * factor;
+        let allowed = (2.0..=head_dim as f64).contains(&rotated);
+        if !allowed || !(rotated as usize).is_multiple_of(2) {
+            let rule = format!(
+                "must leave an even number of values from 2 to head_dim = {head_dim} to be rotated"
+            );
+            return Err(self.error(key, &factor.into(), &rule));
+        }
+        Ok(rotated as usize)
     }
 
     /// A table that is there and has fields.

@@ -19,5 +19,5 @@ mod table;
 
 pub use axis::Scale;
 pub use chart::{Chart, Series};
-pub use page::{Page, Verdict};
+pub use page::{Page, Verdict, page_path};
 pub use table::{Cell, Table};

@@ -1,6 +1,6 @@
 //! An HTML page with tables and charts.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -140,6 +140,22 @@ impl Page {
     /// When the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
         durable::write(path, self.render())
+    }
+}
+
+/// The path of a page as an argument gives it: one that ends in `.html`, so that a page takes the place of nothing else.
+///
+/// # Errors
+///
+/// What is wrong with another path.
+pub fn page_path(argument: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(argument);
+    match path
+        .extension()
+        .is_some_and(|extension| extension == "html")
+    {
+        true => Ok(path),
+        false => Err("must end in .html, such as compare.html".to_owned()),
     }
 }
 

@@ -52,7 +52,7 @@ impl ModelKeys {
             layers: Vec::new(),
             moe: None,
         };
-        let attention = self.attention_pattern()?;
+        let attention = self.attention_pattern(layers)?;
         let (feed_forwards, moe) = self.feed_forwards(layers)?;
         let layer = |(layer, feed_forward)| LayerConfig {
             attention: attention[layer % attention.len()],
@@ -89,7 +89,7 @@ impl ModelKeys {
     }
 
     /// The attention of the first layers, which is repeated over the others.
-    fn attention_pattern(&self) -> Checked<Vec<AttentionKind>> {
+    fn attention_pattern(&self, layers: usize) -> Checked<Vec<AttentionKind>> {
         let names = self.attention.as_deref().unwrap_or(&[AttentionName::Full]);
         if names.is_empty() {
             return Err(ConfigError {
@@ -97,6 +97,14 @@ impl ModelKeys {
                 value: None,
                 rule: "must have at least one word".to_owned(),
                 hint: Some("[\"window\", \"full\"] alternates between the two".to_owned()),
+            });
+        }
+        if names.len() > layers {
+            return Err(ConfigError {
+                key: "attention",
+                value: None,
+                rule: format!("must have at most model.layers = {layers} words"),
+                hint: Some("the words are repeated over the layers".to_owned()),
             });
         }
         if self.window.is_some() && !names.contains(&AttentionName::Window) {

@@ -56,7 +56,9 @@ fn a_pattern_is_repeated_over_the_layers() {
         unused.to_string().starts_with("window has no effect"),
         "{unused}"
     );
-    assert_eq!(refused(json!({ "attention": [] })).key, "attention");
+    for words in [json!([]), json!(["full", "full", "nope"])] {
+        assert_eq!(refused(json!({ "attention": words })).key, "attention");
+    }
     let zero = refused(json!({ "attention": ["window"], "window": 0 }));
     assert_eq!(zero.key, "window");
 }
