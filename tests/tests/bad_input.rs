@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use firebox_tests::binaries;
+use firebox_tests::fixtures;
 use firebox_tests::runs::TestRun;
 
 /// What a command printed for people, once it is certain that it failed well.
@@ -397,4 +398,29 @@ fn prompts_that_cannot_be_used() {
         let text = generate(more);
         assert!(text.contains(words), "{more:?}: no {words:?} in {text}");
     }
+}
+
+#[test]
+fn no_output_takes_the_place_of_what_is_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = fixtures::folder("llama-f16");
+    for (name, content) in fixtures::files(&source) {
+        fs::write(folder.path().join(name), content).expect("written");
+    }
+    let checkpoint = folder.path().to_str().expect("a path");
+    let file = |name: &str| format!("{checkpoint}/{name}");
+    let (weights, input) = (file("model.safetensors"), file("expected.safetensors"));
+    let before = fs::read(&weights).expect("weights");
+    for (output, words) in [
+        (&input, "is the input"),
+        (&weights, "is a file of the checkpoint"),
+    ] {
+        let arguments = ["trace", checkpoint, "--input", &input, "--output", output];
+        let text = failure(binaries::infer(&arguments), 2);
+        assert!(text.contains(words) && text.contains("hint: "), "{text}");
+    }
+    let arguments = ["compare", checkpoint, "--html", &weights];
+    let text = failure(binaries::infer(&arguments), 2);
+    assert!(text.contains("must end in .html"), "{text}");
+    assert_eq!(fs::read(&weights).expect("weights"), before);
 }

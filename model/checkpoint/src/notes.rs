@@ -118,7 +118,8 @@ impl Notes {
             let accepted = self.accepted.contains(key) && family.usage(key).is_none();
             let written = accepted || neutral || noted || same && window;
             // A run may have extended the context.
-            let extended = key == POSITIONS && value.as_u64() < fields[POSITIONS].as_u64();
+            let own = fields.get(POSITIONS).and_then(Value::as_u64);
+            let extended = key == POSITIONS && own.is_some_and(|own| value.as_u64() < Some(own));
             if written && !extended && !STORAGE.contains(&key.as_str()) {
                 fields.insert(key.clone(), value.clone());
             }

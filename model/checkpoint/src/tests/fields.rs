@@ -175,6 +175,16 @@ fn a_window_is_not_turned_off_by_the_switch_of_another_family() {
     assert_eq!(found.model, attending(moe(), &[AttentionKind::Window(8)]));
 }
 
+#[test]
+fn a_part_of_a_head_that_cannot_be_rotated_is_named_as_the_file_has_it() {
+    for factor in [0.4, -0.5, 1.5] {
+        let changes = json!({ "partial_rotary_factor": factor });
+        let error = read(&changed(&glm(), &changes)).unwrap_err();
+        let expected = format!("partial_rotary_factor = {factor}");
+        assert!(error.contains(&expected), "{error}");
+    }
+}
+
 /// `transformers` computes nothing of a window in these families, or has no mask for it.
 #[test]
 fn a_window_that_is_not_computed_is_refused() {

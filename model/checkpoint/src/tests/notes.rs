@@ -32,6 +32,22 @@ fn what_says_nothing_of_the_computation_is_kept_for_writing() {
         };
         assert_eq!(&written[key], expected, "{key}");
     }
+    // A longer one, with other rotary positions.
+    let longer = ModelConfig {
+        context_length: 128,
+        ..model.clone()
+    };
+    let text = config_json(&longer, &found.family, &found.notes, WeightDtype::F32);
+    let written: Map<String, Value> = serde_json::from_str(&text).unwrap();
+    assert_eq!(written["max_position_embeddings"], 128);
+    // Nobody said which token is padding.
+    let text = config_json(
+        &longer,
+        &found.family,
+        &Default::default(),
+        WeightDtype::F32,
+    );
+    assert!(text.contains("\"pad_token_id\": null"), "{text}");
     let options: Vec<_> = found.notes.training_options(&found.family).collect();
     assert_eq!(options, [("attention_dropout", &json!(0.1))]);
     // Another family has fields of its own.
