@@ -130,7 +130,7 @@ keys! {
     }
 }
 
-/// A word of [`ExpertsKeys::activation`]; see [`ExpertActivation`](super::ExpertActivation).
+/// A word of `activation` in [`ExpertsKeys`]; see [`ExpertActivation`](super::ExpertActivation).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ActivationName {
