@@ -1,5 +1,6 @@
 //! The fields of a `config.json`: each is read, known to say nothing of what is computed, or refused by name.
 
+mod attention;
 mod rope;
 
 use std::collections::BTreeSet;
@@ -13,9 +14,8 @@ use super::families::{
 };
 use super::{Accept, CheckpointConfig, CheckpointError, Notes};
 use firebox_model::config::{
-    AttentionBias, AttentionKind, BalanceKind, ConfigError, ExpertActivation, ExpertsConfig,
-    FeedForwardKind, FeedForwardName, LayerConfig, MOST_LAYERS, ModelConfig, ModelKeys, MoeConfig,
-    QkNorm, RouterConfig, Scores,
+    BalanceKind, ConfigError, ExpertActivation, ExpertsConfig, FeedForwardKind, FeedForwardName,
+    LayerConfig, MOST_LAYERS, ModelConfig, ModelKeys, MoeConfig, QkNorm, RouterConfig, Scores,
 };
 
 /// A file that is being read.
@@ -340,17 +340,6 @@ impl<'a> Fields<'a> {
         })
     }
 
-    fn attention_bias(&self) -> Read<AttentionBias> {
-        let absent = self.family.defaults.attention_bias;
-        let switch = || self.flag_or("attention_bias", absent);
-        Ok(match self.family.bias {
-            Bias::Qkv => AttentionBias::Qkv,
-            Bias::AsConfigured if switch()? => AttentionBias::All,
-            Bias::QkvAsConfigured if switch()? => AttentionBias::Qkv,
-            Bias::None | Bias::AsConfigured | Bias::QkvAsConfigured => AttentionBias::None,
-        })
-    }
-
     fn moe(&self) -> Read<MoeConfig> {
         let family = &self.family;
         let absent = &family.defaults;
@@ -467,124 +456,6 @@ impl<'a> Fields<'a> {
             false => self.family.defaults.num_key_value_heads.unwrap_or(heads),
         };
         self.size_or(key, absent)
-    }
-
-    /// The attention of each layer. A window that is as long as the context hides nothing, and families with a switch
-    /// for it have it off unless the switch is on.
-    fn attention(&self, layers: usize, context: usize) -> Read<Vec<AttentionKind>> {
-        let absent = &self.family.defaults;
-        let has = |key| self.family.usage(key) == Some(Usage::Read);
-        let written = self.size_or("sliding_window", 0)?;
-        let in_use = !has("use_sliding_window") || self.flag("use_sliding_window")?;
-        let window = match self.value.get("sliding_window") {
-            Some(Value::Null) => None,
-            Some(_) => Some(written),
-            None => absent.sliding_window,
-        };
-        let window = window.filter(|_| in_use);
-        let hides = window.filter(|&window| window < context);
-        let by_layer = self.family.windows == Windows::ByLayer;
-        let alternating = self.family.windows == Windows::Alternating;
-        if (by_layer || alternating)
-            && let Some(kinds) = self.get("layer_types")
-        {
-            return self.listed_attention(kinds, layers, window, hides);
-        }
-        if alternating {
-            let kinds = ["sliding_attention", "full_attention"];
-            let kinds = kinds.into_iter().cycle().take(layers).collect();
-            return self.listed_attention(&kinds, layers, window, hides);
-        }
-        if let Some(value) = self.get("layer_types") {
-            let kinds = value.as_array();
-            let kinds = kinds.ok_or_else(|| self.error("layer_types", value, "must be a list"))?;
-            if let Some(kind) = kinds.iter().find(|kind| *kind != "full_attention") {
-                let rule = "in this family all layers attend alike, whatever the field says";
-                return Err(self.error("layer_types", kind, rule));
-            }
-        }
-        let begins = match by_layer {
-            true => self.size_or("max_window_layers", absent.max_window_layers)?,
-            false => 0,
-        };
-        if self.family.windows == Windows::None
-            && let Some(window) = hides
-        {
-            let rule = match self.family.nope {
-                true => {
-                    "Firebox has no windows in layers without rotary positions, where this family has them"
-                }
-                false => {
-                    "in this family every layer attends to the whole context, whatever the field says"
-                }
-            };
-            return Err(self.error("sliding_window", &window.into(), rule));
-        }
-        let rotary = match self.family.nope {
-            true => self.rotary_layers(layers)?,
-            false => vec![true; layers],
-        };
-        let kind = |(layer, rotary): (usize, bool)| match hides {
-            Some(window) if layer >= begins => AttentionKind::Window(window),
-            _ if !rotary => AttentionKind::Nope,
-            _ => AttentionKind::Full,
-        };
-        Ok(rotary.into_iter().enumerate().map(kind).collect())
-    }
-
-    /// Which layers have rotary positions: those with a 1 in `no_rope_layers`, or all but every
-    /// `no_rope_layer_interval`th.
-    fn rotary_layers(&self, layers: usize) -> Read<Vec<bool>> {
-        let absent = self.family.defaults.no_rope_layer_interval;
-        let key = "no_rope_layer_interval";
-        let interval = self.size_or(key, absent)?;
-        let Some(value) = self.get("no_rope_layers") else {
-            if interval == 0 {
-                return Err(self.error(key, &interval.into(), "must be at least 1"));
-            }
-            return Ok((1..=layers)
-                .map(|layer| !layer.is_multiple_of(interval))
-                .collect());
-        };
-        let flags = self.numbers("no_rope_layers", value)?;
-        if flags.len() != layers {
-            let rule = format!("must have a number for each of the {layers} layers");
-            return Err(self.error("no_rope_layers", value, &rule));
-        }
-        Ok(flags.into_iter().map(|flag| flag != 0).collect())
-    }
-
-    /// The attention of each layer as `layer_types` lists it, where `window` is in use and hides something.
-    fn listed_attention(
-        &self,
-        kinds: &Value,
-        layers: usize,
-        window: Option<usize>,
-        hides: Option<usize>,
-    ) -> Read<Vec<AttentionKind>> {
-        let list = kinds
-            .as_array()
-            .ok_or_else(|| self.error("layer_types", kinds, "must be a list"))?;
-        if list.len() != layers {
-            let rule = format!("must have a word for each of the {layers} layers");
-            return Err(self.error("layer_types", kinds, &rule));
-        }
-        let kind = |kind: &Value| match (kind.as_str(), window) {
-            (Some("full_attention"), _) => Ok(AttentionKind::Full),
-            (Some("sliding_attention"), Some(_)) => {
-                Ok(hides.map_or(AttentionKind::Full, AttentionKind::Window))
-            }
-            (Some("sliding_attention"), None) => {
-                let rule = "has no window: sliding_window is null, or use_sliding_window is false";
-                Err(self.error("layer_types", kind, rule))
-            }
-            _ => Err(self.error(
-                "layer_types",
-                kind,
-                "must be full_attention or sliding_attention",
-            )),
-        };
-        list.iter().map(kind).collect()
     }
 
     /// One token or a list of them; none where it is absent.
