@@ -115,7 +115,7 @@ struct DtypeArgs {
     /// Precision of the factors of matrix products: f32 or bf16.
     ///
     /// bf16 rounds them to 3 significant digits; sums, routers, norms and softmax stay in f32. On a CPU with AMX
-    /// (`cargo infer devices` says so) long prompts and texts take a fraction of the time. On the device flex only.
+    /// (`cargo infer devices` says so) long prompts and texts take less time. On the device flex only.
     #[arg(long, value_name = "TYPE", default_value_t)]
     precision: Precision,
 }

@@ -26,7 +26,8 @@ pub struct Answer {
     pub tokens: usize,
     /// `stop` after an end-of-text token, `length` after the maximum number of tokens.
     pub finish_reason: FinishReason,
-    /// A hash of what the text depends on: the checkpoint's folder, the prompt, and the options.
+    /// A hash of what the text depends on: the checkpoint's folder and when its weights were written, how they are
+    /// computed with, the prompt, and the options.
     pub request: String,
 }
 

@@ -41,10 +41,13 @@ pub fn generate_many<W: Write>(
     answers: &mut Answers<W>,
     stopped: impl Fn() -> bool,
 ) -> Result<Generated, InferError> {
-    let mut open: Vec<&Prompt> = Vec::new();
+    let model = model(engine);
+    let (mut open, mut digests): (Vec<&Prompt>, Vec<String>) = Default::default();
     for prompt in prompts {
-        if !answers.has(&prompt.id, &digest(engine, prompt, request))? {
+        let digest = digest(&model, engine, prompt, request);
+        if !answers.has(&prompt.id, &digest)? {
             open.push(prompt);
+            digests.push(digest);
         }
     }
     let done = prompts.len() - open.len();
@@ -57,8 +60,8 @@ pub fn generate_many<W: Write>(
     let halted = Cell::new(false);
     let mut many = Many {
         engine,
-        request,
         prompts: &open,
+        digests: &digests,
         requests: &requests,
         begun: BTreeMap::new(),
         waiting: BTreeMap::new(),
@@ -136,16 +139,19 @@ impl ManyRequest {
     }
 }
 
-/// A hash of what the text after a prompt depends on, in 16 hexadecimal digits. The model is known by its folder, and by
-/// when its files were written.
-fn digest(engine: &Engine, prompt: &Prompt, request: &ManyRequest) -> String {
+/// What computes the texts: a model, which is known by its folder and by size and time of its files with weights, and how
+/// these are computed with.
+fn model(engine: &Engine) -> String {
     let folder = &engine.folder;
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.clone());
     let computed = (&engine.device, engine.dtype, engine.model.precision());
+    format!("{:?}", (written(&folder), folder, computed))
+}
+
+/// A hash of what the text after a prompt depends on, in 16 hexadecimal digits.
+fn digest(model: &str, engine: &Engine, prompt: &Prompt, request: &ManyRequest) -> String {
     let what = (
-        written(&folder),
-        folder,
-        computed,
+        model,
         engine.tokenizer.takes_special_tokens(),
         &prompt.prompt,
         request.count(prompt),
@@ -213,8 +219,9 @@ fn requests(
 /// Takes texts as they come, and writes them in the order of their prompts.
 struct Many<'a, W, S> {
     engine: &'a Engine,
-    request: &'a ManyRequest,
     prompts: &'a [&'a Prompt],
+    /// Of each prompt.
+    digests: &'a [String],
     requests: &'a [generate::Request],
     /// Tokens of the texts that have not ended.
     begun: BTreeMap<usize, Vec<u32>>,
@@ -254,7 +261,7 @@ impl<W: Write, S: Fn() -> bool> Receiver for Many<'_, W, S> {
             text: self.text(&self.requests[text].prompt, &tokens),
             tokens: tokens.len(),
             finish_reason,
-            request: digest(self.engine, self.prompts[text], self.request),
+            request: self.digests[text].clone(),
         };
         self.waiting.insert(text, answer);
         while let Some(answer) = self.waiting.remove(&self.written) {

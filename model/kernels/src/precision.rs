@@ -29,7 +29,11 @@ impl Precision {
         self == Self::F32 || kernels(device) == Kernels::Slices
     }
 
-    /// Panics where [`runs_on`](Self::runs_on) says no.
+    /// Asserts that a device computes products at this precision.
+    ///
+    /// # Panics
+    ///
+    /// When it [does not](Self::runs_on).
     pub(crate) fn check(self, device: &Device) {
         assert!(self.runs_on(device), "no products in {self} on this device");
     }
