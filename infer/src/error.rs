@@ -117,7 +117,7 @@ pub enum InferError {
         file: PathBuf,
     },
     /// The output of `trace` would take the place of what it reads.
-    #[error("--output {}: {reason}", file.display())]
+    #[error("--output {} {reason}", file.display())]
     TraceOutput {
         /// The path.
         file: PathBuf,

@@ -185,6 +185,7 @@ fn named<const D: usize>(name: impl Into<String>, tensor: Tensor<D>) -> NamedTen
         tensor.to_data().iter::<f32>().collect()
     })
 }
+
 /// Refuses an output that is the input, or a file of the checkpoint.
 fn refuse_what_is_read(checkpoint: &Path, input: &Path, output: &Path) -> Result<(), InferError> {
     let same = |a: &Path, b: &Path| {

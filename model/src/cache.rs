@@ -88,7 +88,7 @@ impl LayerCache {
 
 /// A bounded cache has too few blocks left. What it holds is as before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("the cache needs {needed} more blocks, of which {free} of {blocks} are free")]
+#[error("the cache needs {needed} more blocks, but {free} of {blocks} are free")]
 pub struct CacheFull {
     /// Blocks that are needed.
     pub needed: usize,

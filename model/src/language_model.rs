@@ -118,8 +118,8 @@ impl LanguageModel {
         &self.config
     }
 
-    /// The same model with products of this precision, those of the gradients too: of projections, feed-forwards and head.
-    /// Everything else, the routers' products included, is f32; so are the weights.
+    /// The same model with products of this precision, those of the gradients too: of projections, attention without a cache,
+    /// feed-forwards and head. Everything else, the routers' products included, is f32; so are the weights.
     #[must_use]
     pub fn at_precision(mut self, precision: Precision) -> Self {
         self.precision = precision;

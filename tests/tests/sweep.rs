@@ -65,7 +65,11 @@ fn a_field_changes_what_it_changes_in_transformers_or_is_refused_by_name() {
         wrong.join("\n")
     );
     println!("{same} the same or harmless, {refused} refused");
-    assert!(lines.len() > 900 && same > 600, "{same} of {}", lines.len());
+    assert!(
+        lines.len() > 2400 && same > 1400,
+        "{same} of {}",
+        lines.len()
+    );
 }
 
 /// Cross-entropy and total loss, in nats per token; or why the checkpoint is refused.

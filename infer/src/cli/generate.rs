@@ -186,7 +186,8 @@ impl GenerateArgs {
             }
         };
         log(&generated, &speculation, &engine, many);
-        match control.stop_requested() {
+        // Many texts that are all written were not interrupted.
+        match control.stop_requested() && !many {
             true => Err(InferError::TextInterrupted {
                 tokens: generated.statistics.tokens,
             }),

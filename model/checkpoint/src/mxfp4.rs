@@ -2,7 +2,7 @@
 //!
 //! `NAME_blocks`, `[experts, d_out, d_in / 32, 16]`, has two values of four bits in each byte, the first one in its lower
 //! half; `NAME_scales`, `[experts, d_out, d_in / 32]`, has the exponent of a power of two for each 32 values. Together they
-//! stand for `NAME`, `[experts, d_in, d_out]`, whose values bf16 has all.
+//! stand for `NAME`, `[experts, d_in, d_out]`, all of whose values bf16 can represent.
 
 use std::path::PathBuf;
 

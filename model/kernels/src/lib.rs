@@ -29,7 +29,7 @@
 //! What they share: `operation` (the bridge to autodiff), `host` (products of matrices, vector instructions, memory) and
 //! `cube` (launches and sums).
 //!
-//! Products of matrices take a [`Precision`]: in bf16 a factor is rounded once for all products that it is part of
+//! Products of matrices take a [`Precision`]: in bf16 a factor can be rounded once for many products
 //! (`host::product`), into the order in which the tiles of a CPU with AMX read it (`host::panels`, `host::amx`).
 //!
 //! Which of them runs, [`device::kernels`](firebox_runtime::device::kernels) decides by the device. `ndarray` has no

@@ -239,7 +239,7 @@ fn a_bounded_cache_says_that_it_is_full() {
     let full = cache.reserve(&[(0, 2), (1, 5)]).unwrap_err();
     assert_eq!(
         full.to_string(),
-        "the cache needs 2 more blocks, of which 1 of 3 are free"
+        "the cache needs 2 more blocks, but 1 of 3 are free"
     );
     // A copy needs a block too.
     cache.fork(0, 6, 1);
@@ -253,7 +253,7 @@ fn a_bounded_cache_says_that_it_is_full() {
 }
 
 #[test]
-#[should_panic(expected = "the cache needs 2 more blocks, of which 1 of 1 are free")]
+#[should_panic(expected = "the cache needs 2 more blocks, but 1 of 1 are free")]
 fn a_step_does_not_fit_into_a_full_cache() {
     attend(&mut bounded(1), &[(0, &text(5))]);
 }

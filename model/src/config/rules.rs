@@ -237,7 +237,7 @@ pub(super) fn check_layers(layers: usize) -> Result<(), ConfigError> {
         "layers",
         layers,
         format!("must lie between 1 and {MOST_LAYERS}"),
-        "GPT-4 is described with 120",
+        "models have some dozens of layers",
     )
 }
 

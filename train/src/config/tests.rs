@@ -249,7 +249,7 @@ fn values_out_of_range_say_what_is_allowed() {
     ");
     insta::assert_snapshot!(replaced("layers = 2", "layers = 9_000_000_000_000"), @r"
     run.toml:3: model.layers = 9000000000000 must lie between 1 and 65536
-    hint: GPT-4 is described with 120
+    hint: models have some dozens of layers
     ");
     insta::assert_snapshot!(replaced("learning_rate = 0.001", "learning_rate = nan"), @"run.toml:24: optimizer.learning_rate = nan must be above 0 and finite in f32");
     insta::assert_snapshot!(replaced("batch_tokens = 256", "batch_tokens = 31"), @"run.toml:27: schedule.batch_tokens = 31 must be at least model.context_length = 32, one sequence");

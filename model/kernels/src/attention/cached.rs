@@ -42,7 +42,7 @@ pub struct CachedInput<'a> {
 ///
 /// The same values as [`cached_attention_reference`], which runs where there is no kernel: on devices without any, under
 /// autodiff, and for other types than f32. The kernel copies neither the cache nor a part of it but where neighbouring
-/// positions lie apart, reads nothing in front of the window, and what it computes of a sequence depends neither on the
+/// positions lie apart, reads no block in front of the window, and what it computes of a sequence depends neither on the
 /// other segments nor on the blocks that it lies in.
 ///
 /// # Shapes

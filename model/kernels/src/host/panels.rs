@@ -59,8 +59,8 @@ impl Panels {
         };
         let [width, depth] = source.shape();
         let panels = width.div_ceil(BLOCK);
-        let mut lines = Vec::with_capacity(panels * depth.div_ceil(DEPTH) * LINES);
-        let length = lines.capacity();
+        let length = panels * depth.div_ceil(DEPTH) * LINES;
+        let mut lines = Vec::with_capacity(length);
         let mut rest = &mut lines.spare_capacity_mut()[..length];
         let mut tasks = Vec::new();
         for inner in blocks(depth) {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use firebox_checkpoint::{
     Accept, CheckpointConfig, CheckpointError, checkpoint_folder, read_config,
 };
-use firebox_model::config::{FeedForwardName, ModelConfig, ModelKeys};
+use firebox_model::config::{AttentionName, FeedForwardName, ModelConfig, ModelKeys};
 use serde::Serialize;
 use toml::{Table, Value};
 
@@ -62,11 +62,17 @@ impl Origin {
         let own_kind = own.feed_forward.unwrap_or(Moe);
         let kind = written.feed_forward.unwrap_or(own_kind);
         let dense_is_written = written.feed_forward == Some(Dense);
-        let context_length = self.context(&written)?;
+        let context_length = self.context(&written, &own)?;
+        let extended = context_length > self.config.model.context_length;
         // These have rules of their own; all others must be those of the checkpoint.
         let (dense, experts, router) = (written.dense, written.experts, written.router);
         let (rope_theta, rope_scaling) = (written.rope_theta, written.rope_scaling);
+        let layers = own.layers.unwrap_or(0);
+        let attention = written
+            .attention
+            .filter(|words| !repeat_alike(words, own.attention.as_deref(), layers));
         let others = ModelKeys {
+            attention,
             context_length: None,
             feed_forward: None,
             dense: None,
@@ -77,12 +83,24 @@ impl Origin {
             ..written
         };
         self.agree("model", &others, &own)?;
+        if !extended {
+            let positions = ModelKeys {
+                rope_theta,
+                ..ModelKeys::default()
+            };
+            self.agree("model", &positions, &own)?;
+            let own_scaling = own.rope_scaling.clone().unwrap_or_default();
+            let scaling = rope_scaling.clone().unwrap_or_default();
+            self.agree("model.rope_scaling", &scaling, &own_scaling)?;
+        }
         let shape = ModelKeys {
             context_length: Some(context_length),
             feed_forward: Some(kind),
-            // No weight depends on the positions.
             rope_theta: rope_theta.or(own.rope_theta),
-            rope_scaling: rope_scaling.or_else(|| own.rope_scaling.clone()),
+            rope_scaling: match extended {
+                true => rope_scaling.or_else(|| own.rope_scaling.clone()),
+                false => own.rope_scaling.clone(),
+            },
             ..own.clone()
         };
         model(&match (own_kind, kind) {
@@ -114,13 +132,17 @@ impl Origin {
         })
     }
 
-    fn context(&self, written: &ModelKeys) -> Checked<usize> {
+    fn context(&self, written: &ModelKeys, own_keys: &ModelKeys) -> Checked<usize> {
         let own = self.config.model.context_length;
         let Some(context) = written.context_length else {
             return Ok(own.min(LONGEST_DEFAULT_CONTEXT));
         };
-        let extended = written.rope_scaling.is_some() || written.rope_theta.is_some();
-        if context > own && !extended {
+        let differ = |written: &ModelKeys| {
+            let theta = written.rope_theta.is_some() && written.rope_theta != own_keys.rope_theta;
+            let scaling = &written.rope_scaling;
+            theta || scaling.is_some() && *scaling != own_keys.rope_scaling
+        };
+        if context > own && !differ(written) {
             let rule = format!("must be at most {own}, the context of {}", self.name());
             return Err(Problem::new("model.context_length", rule).hint(
                 "a longer context needs other rotary positions: set [model.rope_scaling], or model.rope_theta",
@@ -149,6 +171,12 @@ impl Origin {
     fn name(&self) -> String {
         format!("the checkpoint {}", self.folder.display())
     }
+}
+
+/// Whether two patterns say the same of so many layers.
+fn repeat_alike(written: &[AttentionName], own: Option<&[AttentionName]>, layers: usize) -> bool {
+    let of = |words: &[AttentionName], layer: usize| words.get(layer % words.len().max(1)).copied();
+    own.is_some_and(|own| (0..layers).all(|layer| of(written, layer) == of(own, layer)))
 }
 
 /// Whether two values are equal, up to rounding: a float may change by one bit when written to JSON and read back.

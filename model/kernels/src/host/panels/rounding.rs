@@ -44,8 +44,8 @@ pub unsafe fn fill<T: Load>(
             widths,
             depths,
         };
-        // SAFETY: the corner lies within the matrix, and has as many rows and columns as are there; the features are
-        // enabled here.
+        // SAFETY: the matrix has `widths` × `depths` values at the corner, possibly none, and nothing else is read; the
+        // features are enabled here.
         let mut vectors = unsafe {
             match by_row {
                 true => from.rows(),

@@ -314,6 +314,20 @@ fn a_context_is_extended_with_other_rotary_positions() {
         .unwrap()
         .model;
     assert_eq!((higher.context_length, higher.rope_theta), (128, 1e6));
+    // The checkpoint's own base is no other one, and without a longer context the checkpoint decides.
+    let same = origin.refusal(&[longer, "model.rope_theta=10000.0"]);
+    assert!(same.contains("must be at most 32"), "{same}");
+    insta::assert_snapshot!(origin.refusal(&["model.rope_theta=1e6"]), @r"
+    run.toml: model.rope_theta = 1000000.0 (from --set) must be 10000.0, as in the checkpoint FOLDER
+    hint: remove it; the checkpoint determines it
+    ");
+    let scaled = origin.refusal(&[scaling]);
+    assert!(
+        scaled.contains("model.rope_scaling.") && scaled.contains("has none"),
+        "{scaled}"
+    );
+    let spelled = origin.start(&["model.attention=['full', 'full']"]);
+    assert_eq!(spelled.unwrap().model, origin.start(&[]).unwrap().model);
     insta::assert_snapshot!(origin.refusal(&[longer]), @r"
     run.toml: model.context_length = 128 (from --set) must be at most 32, the context of the checkpoint FOLDER
     hint: a longer context needs other rotary positions: set [model.rope_scaling], or model.rope_theta
