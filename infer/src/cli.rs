@@ -106,10 +106,10 @@ struct ModelArgs {
 struct DtypeArgs {
     /// Type to keep the weights in: f32, bf16 or f16.
     ///
-    /// Computation is in f32 (see --precision), and router weights stay in f32. bf16 and f16 halve the memory and thereby the decode
-    /// time. Weights that the checkpoint stores in this type are unchanged; others are rounded, to 3 significant digits in
-    /// bf16 and 4 in f16, whose largest value is 65504. ndarray supports f32 only: there, weights are rounded to the type
-    /// but kept in f32.
+    /// Computation is in f32 (see --precision), and router weights stay in f32. bf16 and f16 halve the memory and thereby
+    /// the decode time. Weights that the checkpoint stores in this type are unchanged; others are rounded, to 3
+    /// significant digits in bf16 and 4 in f16, whose largest value is 65504. ndarray supports f32 only: there, weights
+    /// are rounded to the type but kept in f32.
     #[arg(long, value_name = "TYPE", default_value_t)]
     dtype: WeightDtype,
     /// Precision of the factors of matrix products: f32 or bf16.

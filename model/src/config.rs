@@ -161,6 +161,13 @@ pub enum ExpertActivation {
     },
 }
 
+impl ExpertActivation {
+    /// The factor within the sigmoid of gpt-oss.
+    pub const ALPHA: f64 = 1.702;
+    /// The limit of gpt-oss.
+    pub const LIMIT: f64 = 7.0;
+}
+
 impl From<ExpertActivation> for Activation {
     fn from(activation: ExpertActivation) -> Self {
         match activation {
@@ -247,9 +254,11 @@ impl AttentionKind {
 }
 
 impl ExpertsConfig {
-    /// Total hidden width of the feed-forwards of a token: `d_ff × top_k` and the shared experts.
+    /// Total hidden width of the feed-forwards of a token: `d_ff × top_k` and the shared experts. Saturates, since sizes
+    /// may not be checked yet.
     pub fn active_d_ff(&self) -> usize {
-        self.d_ff * self.top_k + self.shared_d_ff
+        let selected = self.d_ff.saturating_mul(self.top_k);
+        selected.saturating_add(self.shared_d_ff)
     }
 }
 

@@ -7,7 +7,8 @@ alternating with Firebox:
     python train/benches/pytorch.py save FOLDER [--large]          # random weights, for both generation benchmarks
     python train/benches/pytorch.py generate FOLDER [--prompt 128] [--new 64] [--autocast] [--experts eager|grouped_mm]
 
---autocast computes matrix products in bf16, as `train.precision = "bf16"` and `--precision bf16` do. Each measurement prints one JSON object.
+--autocast computes matrix products in bf16, as `train.precision = "bf16"` and `--precision bf16` do. Each measurement
+prints one JSON object.
 """
 
 import argparse

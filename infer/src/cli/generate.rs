@@ -27,8 +27,8 @@ pub(super) const HELP: &str = "Examples:\n  \
     default: the line number), \"max_tokens\" and \"seed\" (defaults: the command line's). Each prompt gives one line, in\n\
     the same order: {\"id\": 1, \"text\": \"() {\", \"tokens\": 2, \"finish_reason\": \"length\", \"request\": \"5e…\"}. The text is\n\
     the one that --prompt gives with the same seed; finish_reason is \"stop\" after an end-of-text token and \"length\"\n\
-    after the maximum number of tokens; request is a hash of the checkpoint's folder, the prompt and the options, by\n\
-    which a continued --output knows its own lines.\n\n\
+    after the maximum number of tokens; request is a hash of the checkpoint's folder and the sizes and times of its\n\
+    files, the prompt and the options, by which a continued --output knows its own lines.\n\n\
     Sampling options apply in this order: penalties, temperature, top-k, top-p, min-p. The noise of a draw depends on\n\
     the seed and the position alone, so a seed gives the same text with and without a draft, and alone or in a batch;\n\
     only where two tokens are nearly tied can rounding in a batch make a difference.\n\n\

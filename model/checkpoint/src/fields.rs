@@ -175,25 +175,23 @@ impl<'a> Fields<'a> {
     fn own_model(&self) -> Read<ModelConfig> {
         let model = self.get("model").unwrap_or(&Value::Null);
         let keys: ModelKeys = serde_path_to_error::deserialize(model).map_err(|error| {
-            let path = error.path().to_string();
             let rule = error.inner().to_string();
-            match path.as_str() {
-                "." => self.error("model", &Value::Null, &rule),
-                path => {
-                    let pointer = format!("/{}", path.replace('.', "/"));
-                    let value = model.pointer(&pointer).unwrap_or(&Value::Null);
-                    self.error(&format!("model.{path}"), value, &rule)
-                }
+            match error.path().to_string().as_str() {
+                "." => self.error("model", model, &rule),
+                path => self.error(&format!("model.{path}"), at(model, path), &rule),
             }
         })?;
         keys.resolve().map_err(|error| self.broken(error))
     }
 
     fn broken(&self, error: ConfigError) -> CheckpointError {
+        let model = self.value.get("model").unwrap_or(&Value::Null);
         CheckpointError::Config {
             path: self.path.to_owned(),
             key: self.field_of(error.key),
-            value: error.value.unwrap_or_else(|| "null".to_owned()),
+            value: error
+                .value
+                .unwrap_or_else(|| at(model, error.key).to_string()),
             rule: error.rule,
         }
     }
@@ -352,8 +350,8 @@ impl<'a> Fields<'a> {
                 d_ff,
                 activation: match of_gpt_oss {
                     true => ExpertActivation::ClampedSwiglu {
-                        alpha: self.number_or("swiglu_alpha", 1.702)?,
-                        limit: self.number_or("swiglu_limit", 7.0)?,
+                        alpha: self.number_or("swiglu_alpha", ExpertActivation::ALPHA)?,
+                        limit: self.number_or("swiglu_limit", ExpertActivation::LIMIT)?,
                     },
                     false => ExpertActivation::Swiglu,
                 },
@@ -523,6 +521,12 @@ impl<'a> Fields<'a> {
     fn error(&self, key: &str, value: &Value, rule: &str) -> CheckpointError {
         refusal(self.path, key, value, rule)
     }
+}
+
+/// What is at a path such as `experts.top_k`; null if nothing is.
+fn at<'a>(value: &'a Value, path: &str) -> &'a Value {
+    let pointer = format!("/{}", path.replace('.', "/"));
+    value.pointer(&pointer).unwrap_or(&Value::Null)
 }
 
 fn refusal(path: &Path, key: &str, value: &Value, rule: &str) -> CheckpointError {

@@ -136,22 +136,18 @@ impl ModelConfig {
                 )?;
             }
             if let FeedForwardKind::Dense { d_ff } = layer.feed_forward {
-                require(
-                    (1..=LARGEST_SIZE).contains(&d_ff),
-                    "dense.d_ff",
-                    d_ff,
-                    format!("must lie between 1 and {LARGEST_SIZE}"),
-                    "experts.d_ff × experts.top_k needs as many FLOPs as the selected experts",
-                )?;
+                size("dense.d_ff", d_ff)?;
             }
         }
-        let has_moe_layers = self.moe_layers().next().is_some();
-        assert_eq!(
-            has_moe_layers,
-            self.moe.is_some(),
-            "MoE layers have a mixture, and a mixture has layers"
-        );
-        Ok(())
+        match (self.moe_layers().next(), &self.moe) {
+            (Some(_), None) => Err(ConfigError::missing("experts")),
+            (None, Some(_)) => Err(ConfigError::without_effect(
+                "experts",
+                "without an MoE layer",
+                "make a layer MoE, or leave the mixture out",
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

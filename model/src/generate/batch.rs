@@ -207,30 +207,32 @@ impl Batch<'_> {
         }
     }
 
-    /// Gives texts of which nothing is read what others have read of the same beginning, in whole blocks. Returns which
-    /// texts wait for another one to read what they begin with.
+    /// Gives texts what others have read of the same beginning, in whole blocks, where that is more than they have
+    /// themselves. Returns which texts wait for another one to read what they begin with.
     fn share(&mut self) -> Vec<bool> {
         let block = self.cache.block_tokens();
         let mut waits = vec![false; self.texts.len()];
         for place in 0..self.texts.len() {
             let cached = self.cache.lengths();
-            let Some(text) = self.texts[place].as_ref().filter(|_| cached[place] == 0) else {
+            let own = cached[place];
+            let Some(text) = &self.texts[place] else {
                 continue;
             };
-            // Those that have begun, or begin before this one.
+            // Those that are further, or as far and in front, so that no two wait for each other.
             let others = self.texts.iter().enumerate().filter(|&(other, _)| {
-                other != place && !waits[other] && (cached[other] > 0 || other < place)
+                !waits[other] && (cached[other] > own || cached[other] == own && other < place)
             });
             let alike = others.filter_map(|(other, of)| {
                 let alike = text.alike(of.as_ref()?) / block * block;
                 Some((alike, alike.min(cached[other]), other))
             });
             match alike.max() {
-                Some((alike, read, other)) if alike > 0 && read == alike => {
+                Some((alike, read, other)) if alike > own && read == alike => {
+                    self.cache.truncate(place, 0);
                     self.cache.fork(other, alike, place);
-                    self.statistics.shared += alike;
+                    self.statistics.shared += alike - own;
                 }
-                Some((alike, ..)) => waits[place] = alike > 0,
+                Some((alike, ..)) => waits[place] = alike > own,
                 None => {}
             }
         }
@@ -286,8 +288,8 @@ impl Batch<'_> {
         }
     }
 
-    /// What each text that does not wait takes part with, the number of tokens that were wanted of the draft for each, and the seconds of
-    /// drafting.
+    /// What each text that does not wait takes part with, the number of tokens that were wanted of the draft for each, and
+    /// the seconds of drafting.
     fn parts(&mut self, waits: &[bool]) -> (Vec<Part>, usize, DraftSeconds) {
         let context = self.model.config().context_length;
         let unread: Vec<usize> = self

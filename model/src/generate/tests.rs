@@ -282,6 +282,32 @@ fn what_prompts_begin_with_alike_is_read_once() {
 }
 
 #[test]
+fn a_first_token_in_common_does_not_keep_a_longer_beginning_away() {
+    let model = model(3);
+    let system = text(1, 20, 37).remove(0);
+    let other = (system[1] + 1) % 37;
+    let prompts = [
+        ([&system[..], &[1]].concat(), 6),
+        (vec![system[0], other], 2),
+        // Takes the place of the second one, of which it keeps a token, while the first one goes on.
+        ([&system[..], &[2]].concat(), 6),
+    ];
+    let requests = prompts.map(|(prompt, count)| Request {
+        prompt,
+        count,
+        sampling: Sampling::greedy(),
+    });
+    let (one_by_one, _) = run(&model, &requests, Options::new(&[]));
+    let options = Options {
+        eos_ids: &[],
+        ..with(2, Draft::None, DraftTokens::Auto)
+    };
+    let (found, statistics) = run(&model, &requests, options);
+    assert_eq!(found.tokens, one_by_one.tokens);
+    assert_eq!(statistics.shared, 16);
+}
+
+#[test]
 fn what_texts_hold_is_counted() {
     let model = model(3);
     let requests = prompts_that_begin_alike();

@@ -12,9 +12,9 @@ use firebox_kernels::{Precision, linear};
 /// Top-k router: Mixtral's (arXiv 2401.04088, with the softmax over all experts first), or DeepSeek-V3's
 /// (arXiv 2412.19437, eqs. 13–16).
 ///
-/// `s` is the softmax of the logits `x W`, or of `x W + b`, or the sigmoid of each of them; the k experts with the largest `s + bias` are
-/// selected, from the groups of experts whose two best are best together, if there are groups; their weights are `s`,
-/// divided by its sum over the selected experts if `normalize` is set, times `scaling`.
+/// `s` is the softmax of the logits `x W`, or of `x W + b`, or the sigmoid of each of them; the k experts with the
+/// largest `s + bias` are selected, from the groups of experts whose two best are best together, if there are groups;
+/// their weights are `s`, divided by its sum over the selected experts if `normalize` is set, times `scaling`.
 #[derive(Module, Debug)]
 pub struct Router {
     /// `[d_model, experts]`

@@ -21,8 +21,6 @@ pub struct Variation {
     pub device: String,
     /// Number of threads for CPU backends.
     pub threads: usize,
-    /// The fastest of several large f32 matrix products on this device, in FLOP/s.
-    pub matmul_peak: f64,
     /// The configuration key.
     pub key: String,
     /// One row per value, in the order given.
@@ -34,6 +32,10 @@ pub struct Variation {
 pub struct Row {
     /// The value, as given.
     pub value: String,
+    /// Precision of the products.
+    pub precision: Precision,
+    /// The fastest of several large matrix products of this precision on this device, in FLOP/s.
+    pub matmul_peak: f64,
     /// Step time over tokens, in microseconds.
     pub microseconds_per_token: f64,
     /// FLOPs of training per token, including attention scores.
@@ -68,13 +70,27 @@ pub fn vary(
             measured
         })
         .collect();
-    let matmul_peak = matrix_peak(&selected, Precision::F32);
+    let of_any = |precision| {
+        let mut precisions = configs.iter().map(|(_, config)| config.train.precision);
+        precisions.any(|of| of == precision)
+    };
+    let used = Precision::ALL
+        .into_iter()
+        .filter(|precision| of_any(*precision));
+    let peaks: Vec<(Precision, f64)> = used
+        .map(|precision| (precision, matrix_peak(&selected, precision)))
+        .collect();
     let rows = configs.into_iter().zip(measured);
     let rows = rows.map(|((value, config), measured)| {
+        let precision = config.train.precision;
+        let peak = peaks.iter().find(|(of, _)| *of == precision);
+        let (_, matmul_peak) = *peak.expect("the peak of each precision that is used");
         let speed = measured.speed(matmul_peak);
         let operations = Accounting::of(&config.model).operations;
         Row {
             value,
+            precision,
+            matmul_peak,
             microseconds_per_token: 1e6 / speed.tokens_per_second,
             operations_per_token: operations.training + 3.0 * operations.attention_scores,
             speed,
@@ -83,7 +99,6 @@ pub fn vary(
     Ok(Variation {
         device: device.to_owned(),
         threads: device::threads(),
-        matmul_peak,
         key: key.to_owned(),
         rows: rows.collect(),
     })
@@ -91,13 +106,19 @@ pub fn vary(
 
 impl fmt::Display for Variation {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            formatter,
-            "{} with {}; f32 matmul peak {}/s\n",
-            self.device,
-            counted(self.threads as u128, "thread"),
-            flop(self.matmul_peak)
-        )?;
+        let threads = counted(self.threads as u128, "thread");
+        write!(formatter, "{} with {threads}", self.device)?;
+        for precision in Precision::ALL {
+            let row = self.rows.iter().find(|row| row.precision == precision);
+            if let Some(row) = row {
+                write!(
+                    formatter,
+                    "; {precision} matmul peak {}/s",
+                    flop(row.matmul_peak)
+                )?;
+            }
+        }
+        formatter.write_str("\n\n")?;
         let table = Table::new("").numbers([
             self.key.as_str(),
             "parameters",

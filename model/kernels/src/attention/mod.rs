@@ -76,7 +76,7 @@ pub struct AttentionInput<'a> {
 ///
 /// # Panics
 ///
-/// When the shapes do not fit.
+/// When the shapes do not fit, or the device does not compute products of this precision.
 pub fn attention(input: AttentionInput<'_>) -> Tensor<2> {
     input.precision.check(&input.query.device());
     let shape = input.shape();

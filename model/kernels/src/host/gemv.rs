@@ -257,12 +257,14 @@ impl<'a, T: Factor> Weights<'a, T> {
         let rows = self.values.chunks(self.stride.max(1)).take(self.d_out);
         for (column, weights) in rows.enumerate() {
             let weights = &weights[..self.d_in];
-            if ROUND {
+            // Weights in bf16 are that already.
+            let round = ROUND && T::DTYPE != WeightDtype::Bf16;
+            if round {
                 rounded.clear();
                 rounded.extend(weights.iter().map(|&weight| widened::<T, ROUND>(weight)));
             }
             for (row, x) in x.chunks_exact(self.d_in).enumerate() {
-                output[row * self.d_out + column] = match ROUND {
+                output[row * self.d_out + column] = match round {
                     true => dot(x, &rounded, fused),
                     false => dot(x, weights, fused),
                 };

@@ -137,7 +137,7 @@ impl ModelKeys {
             }
             let d_ff = match (d_ff, &self.experts) {
                 (Some(d_ff), _) => d_ff,
-                (None, Some(experts)) => active_d_ff(&experts.resolve()?),
+                (None, Some(experts)) => experts.resolve()?.active_d_ff(),
                 (None, None) => return Err(ConfigError::missing("dense.d_ff")),
             };
             return Ok((vec![FeedForwardKind::Dense { d_ff }; layers], None));
@@ -145,7 +145,7 @@ impl ModelKeys {
         let experts = needed("experts", self.experts.as_ref())?.resolve()?;
         let mut kinds = vec![FeedForwardKind::Moe; layers];
         if let Some(dense) = dense {
-            let d_ff = d_ff.unwrap_or_else(|| active_d_ff(&experts));
+            let d_ff = d_ff.unwrap_or_else(|| experts.active_d_ff());
             let listed = needed("dense.layers", dense.layers.as_deref())?;
             check_dense(listed, layers)?;
             for &layer in listed {
@@ -155,16 +155,10 @@ impl ModelKeys {
         let router = self.router.clone().unwrap_or_default();
         let moe = MoeConfig {
             experts,
-            router: router.resolve(RouterConfig::DEFAULT),
+            router: router.resolve(),
         };
         Ok((kinds, Some(moe)))
     }
-}
-
-/// [`ExpertsConfig::active_d_ff`] of sizes that are not checked yet.
-fn active_d_ff(experts: &ExpertsConfig) -> usize {
-    let selected = experts.d_ff.saturating_mul(experts.top_k);
-    selected.saturating_add(experts.shared_d_ff)
 }
 
 fn check_dense(dense: &[usize], layers: usize) -> Checked<()> {
@@ -204,8 +198,8 @@ impl ExpertsKeys {
     fn activation(&self) -> Checked<ExpertActivation> {
         if self.activation == Some(ActivationName::ClampedSwiglu) {
             return Ok(ExpertActivation::ClampedSwiglu {
-                alpha: self.alpha.unwrap_or(1.702),
-                limit: self.limit.unwrap_or(7.0),
+                alpha: self.alpha.unwrap_or(ExpertActivation::ALPHA),
+                limit: self.limit.unwrap_or(ExpertActivation::LIMIT),
             });
         }
         for (key, written) in [
@@ -222,8 +216,9 @@ impl ExpertsKeys {
 }
 
 impl RouterKeys {
-    /// The router, with these values for absent keys.
-    pub fn resolve(&self, absent: RouterConfig) -> RouterConfig {
+    /// The router; absent keys are those of [`RouterConfig::DEFAULT`].
+    pub fn resolve(&self) -> RouterConfig {
+        let absent = RouterConfig::DEFAULT;
         RouterConfig {
             logit_bias: self.logit_bias.unwrap_or(absent.logit_bias),
             scores: self.scores.unwrap_or(absent.scores),
