@@ -8,6 +8,7 @@ use thiserror::Error;
 use crate::Operation;
 
 /// Why a run ended: the first rank that failed, what it was doing, and what happened to it. Every rank reports the same.
+#[cfg_attr(feature = "mpi", derive(serde::Deserialize, serde::Serialize))]
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub struct Failure {
     /// The rank, in the whole run.
@@ -29,6 +30,7 @@ impl fmt::Display for Failure {
 }
 
 /// What happened to a rank.
+#[cfg_attr(feature = "mpi", derive(serde::Deserialize, serde::Serialize))]
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Cause {
     /// It panicked, with this message.
@@ -68,6 +70,11 @@ pub enum Cause {
         /// The rank that waited.
         waiter: usize,
     },
+    /// Its process ended without a word.
+    #[error(
+        "died: its process ended without a word, as after `kill -9` or when the system runs out of memory"
+    )]
+    Died,
     /// It called an operation that does not fit that of another rank, or in a way that no rank may. The text goes on
     /// where the rank's name ends.
     #[error("{0}")]

@@ -17,10 +17,13 @@
 //! # Ok::<(), firebox_comm::RunError<CommError>>(())
 //! ```
 
+mod blame;
 mod call;
 mod comm;
 mod error;
+pub mod mpi;
 mod options;
+mod pool;
 mod sum;
 pub mod threads;
 mod traffic;

@@ -12,20 +12,14 @@ mod tests;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use firebox_console::panics::caught;
-use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use self::board::Board;
 use self::group::Group;
+use crate::pool::{GRACE, pool, settle};
 use crate::{Cause, Comm, Options, RunError};
-
-/// How long ranks may take to notice a failure, once it is known, before they are left behind.
-const GRACE: Duration = Duration::from_secs(1);
-
-/// The stack of a rank: as much as a main thread has.
-const STACK_BYTES: usize = 8 << 20;
 
 /// Runs `body` on so many ranks, and gives back what each of them returned, in the order of the ranks.
 ///
@@ -61,7 +55,11 @@ where
         let (body, sender) = (Arc::clone(&body), sender.clone());
         let settled = Arc::clone(&board);
         let work = move || {
-            let result = settle(&settled, rank, caught(|| body(comm)));
+            let outcome = caught(|| body(comm));
+            let result = settle(outcome, |cause| settled.fail(rank, cause));
+            if matches!(result, Some(Ok(_))) {
+                settled.end(rank);
+            }
             // Nobody listens any more when this rank was left behind.
             let _ = sender.send((rank, result));
         };
@@ -85,36 +83,6 @@ where
             failure: failure.clone(),
             error: results.into_iter().flatten().find_map(Result::err),
         }),
-    }
-}
-
-/// The threads of one rank.
-fn pool(rank: usize, threads: usize) -> Result<ThreadPool, rayon::ThreadPoolBuildError> {
-    ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .stack_size(STACK_BYTES)
-        .thread_name(move |thread| format!("rank-{rank}.{thread}"))
-        .build()
-}
-
-/// What a rank's end means for the others. Its own error is kept only if that is what the run failed by.
-fn settle<T, E: Display>(
-    board: &Board,
-    rank: usize,
-    outcome: Result<Result<T, E>, String>,
-) -> Option<Result<T, E>> {
-    match outcome {
-        Ok(Ok(value)) => {
-            board.end(rank);
-            Some(Ok(value))
-        }
-        Ok(Err(error)) => board
-            .fail(rank, Cause::Failed(error.to_string()))
-            .then_some(Err(error)),
-        Err(message) => {
-            board.fail(rank, Cause::Panicked(message));
-            None
-        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::Add;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A kind of operation of a [`Comm`](crate::Comm).
+#[cfg_attr(feature = "mpi", derive(serde::Deserialize, serde::Serialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// [`split`](crate::Comm::split)

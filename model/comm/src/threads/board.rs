@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use super::group::Group;
+use crate::blame::late;
 use crate::{Cause, CommError, Failure, Operation};
 
 /// Locks what stays whole when a thread panics in between.
@@ -115,33 +116,10 @@ impl Board {
         self.fail(ended, Cause::Ended { operation, waiter });
     }
 
-    /// Fails the run since a rank has waited for another until the deadline. The other is not the cause where it waits
-    /// itself: that is the rank at the end of this chain, or all of them where it has none.
+    /// Fails the run since a rank has waited for another until the deadline.
     pub(super) fn fail_late(&self, operation: Operation, waiter: usize, other: usize) {
-        let deadline = self.deadline;
-        let mut chain = vec![(operation, waiter, other)];
-        let last = loop {
-            let &(_, _, other) = chain.last().expect("one to begin with");
-            if chain.iter().any(|&(_, waiter, _)| waiter == other) {
-                break None;
-            }
-            match lock(&self.ranks[other]).waits {
-                Some((operation, next)) => chain.push((operation, other, next)),
-                None => break chain.last().copied(),
-            }
-        };
-        let cause = match last {
-            Some((operation, waiter, _)) => Cause::Late {
-                operation,
-                waiter,
-                deadline,
-            },
-            None => Cause::Deadlock {
-                operation,
-                other,
-                deadline,
-            },
-        };
-        self.fail(last.map_or(waiter, |(_, _, other)| other), cause);
+        let waits = |rank: usize| lock(&self.ranks[rank]).waits;
+        let (rank, cause) = late((operation, waiter, other), self.deadline, waits);
+        self.fail(rank, cause);
     }
 }
