@@ -10,7 +10,7 @@ use std::process;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mpi::ffi::{self, MPI_Comm, MPI_Win};
 
@@ -32,6 +32,8 @@ pub(super) enum Stage {
     Ended = 1,
     /// It knows that all others have ended too: its process may go.
     Done = 2,
+    /// It has reported the failure of the run.
+    Told = 3,
 }
 
 /// One rank's part of the memory.
@@ -152,6 +154,20 @@ impl Node {
     fn first(&self) -> &Slot {
         let mut here = self.slots.iter().flatten();
         here.next().expect("a rank is on its own machine")
+    }
+
+    /// Waits until all ranks of this machine, but one that is dead, have come so far; not longer than so.
+    pub(super) fn await_others(&self, stage: Stage, dead: Option<usize>, longest: Duration) {
+        let started = Instant::now();
+        let here = || (0..self.slots.len()).filter(|&rank| self.has(rank) && Some(rank) != dead);
+        loop {
+            let seen = self.news();
+            let left = longest.saturating_sub(started.elapsed());
+            if left.is_zero() || here().all(|rank| self.has_reached(rank, stage)) {
+                return;
+            }
+            self.sleep(seen, left);
+        }
     }
 
     /// Whether a rank is on this machine.

@@ -83,6 +83,7 @@ pub fn run(comm: &Arc<dyn Comm>, seed: u64) -> Result<(), CommError> {
 /// Runs a program in the group of these ranks of the run.
 fn run_in(comm: &Arc<dyn Comm>, ranks: &[usize], seed: u64, depth: u64) -> Result<(), CommError> {
     assert_eq!(comm.size(), ranks.len());
+    let earlier = comm.traffic();
     let mut expected = [0; Operation::ALL.len()];
     for step in 0..STEPS {
         let own = |rank: usize| Numbers::new(seed, step, Some(ranks[rank]));
@@ -159,8 +160,9 @@ fn run_in(comm: &Arc<dyn Comm>, ranks: &[usize], seed: u64, depth: u64) -> Resul
             }
         }
     }
+    let traffic = comm.traffic().since(&earlier);
     for operation in Operation::ALL {
-        let bytes = comm.traffic().of(operation).bytes;
+        let bytes = traffic.of(operation).bytes;
         assert_eq!(bytes, expected[operation as usize], "bytes of {operation}");
     }
     Ok(())
