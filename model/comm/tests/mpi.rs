@@ -64,6 +64,7 @@ fn a_rank() {
             let mut seeds = 0..SEEDS;
             seeds
                 .try_for_each(|seed| program::run(&comm, seed))
+                .and_then(|()| program::long_sum(&comm))
                 .map_err(|error| error.to_string())
         }
         ("a message without a receiver", _) => {

@@ -237,7 +237,7 @@ impl Node {
     /// One thread at a time may do so.
     pub(super) fn publish(&self, failure: &Failure) -> bool {
         let own = self.own();
-        own.failure.write(&encoded(failure, FAILURE));
+        own.failure.write(&encoded(failure));
         let (failed, number) = (&self.first().failed, self.rank as u32 + 1);
         let first = failed.compare_exchange(0, number, Ordering::AcqRel, Ordering::Relaxed);
         self.notify_all();
@@ -285,12 +285,12 @@ fn namespace() -> u64 {
     fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
 
-/// In so many bytes: long texts are cut.
-pub(super) fn encoded(failure: &Failure, bytes: usize) -> Vec<u8> {
+/// In [`FAILURE`] bytes: long texts are cut.
+pub(super) fn encoded(failure: &Failure) -> Vec<u8> {
     let mut failure = failure.clone();
     loop {
         let encoded = serde_json::to_vec(&failure).expect("a failure has texts and numbers only");
-        if encoded.len() <= bytes {
+        if encoded.len() <= FAILURE {
             return encoded;
         }
         let Failure { doing, cause, .. } = &mut failure;
@@ -322,9 +322,9 @@ mod tests {
             cause: Cause::Panicked(text),
         };
         let short = failure("no room".to_owned());
-        let decoded: Failure = serde_json::from_slice(&encoded(&short, FAILURE)).unwrap();
+        let decoded: Failure = serde_json::from_slice(&encoded(&short)).unwrap();
         assert_eq!(decoded, short);
-        let long = encoded(&failure("\u{1}é".repeat(FAILURE)), FAILURE);
+        let long = encoded(&failure("\u{1}é".repeat(FAILURE)));
         assert!(long.len() <= FAILURE);
         let decoded: Failure = serde_json::from_slice(&long).unwrap();
         assert_eq!(decoded.rank, 7);
