@@ -19,14 +19,17 @@ int main(int argc, char **argv) {
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Barrier(MPI_COMM_WORLD);
-    if (rank == 0) MPI_Send(&value, 1, MPI_INT, 1, 0, MPI_COMM_WORLD);
+    if (rank == 0) {
+        usleep(200000);
+        MPI_Send(&value, 1, MPI_INT, 1, 0, MPI_COMM_WORLD);
+    }
     if (rank == 1) {
         usleep(500000);
         for (int probe = 1; probe <= 2; probe++) {
             MPI_Improbe(0, 0, MPI_COMM_WORLD, &flag, &message, MPI_STATUS_IGNORE);
             printf("probe %d %s\n", probe, flag ? "finds the message" : "finds nothing");
         }
-        if (flag) MPI_Mrecv(&value, 1, MPI_INT, &message, MPI_STATUS_IGNORE);
+        if (message != MPI_MESSAGE_NULL) MPI_Mrecv(&value, 1, MPI_INT, &message, MPI_STATUS_IGNORE);
     }
     MPI_Finalize();
     return 0;
