@@ -1,0 +1,94 @@
+//! What all ranks of a group have to agree on when they call a collective operation.
+
+use std::fmt;
+
+use crate::Operation;
+
+/// A collective operation, with what has to be the same on all ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    Split,
+    AllReduceSum { length: usize },
+    AllGather,
+    Broadcast { root: usize },
+    Barrier,
+}
+
+impl Call {
+    pub(crate) fn operation(self) -> Operation {
+        match self {
+            Self::Split => Operation::Split,
+            Self::AllReduceSum { .. } => Operation::AllReduceSum,
+            Self::AllGather => Operation::AllGather,
+            Self::Broadcast { .. } => Operation::Broadcast,
+            Self::Barrier => Operation::Barrier,
+        }
+    }
+}
+
+#[cfg(feature = "mpi")]
+impl Call {
+    /// Bytes of a call in a message.
+    pub(crate) const BYTES: usize = 9;
+
+    /// As it goes along with a message.
+    pub(crate) fn encoded(self) -> [u8; Self::BYTES] {
+        let number = match self {
+            Self::AllReduceSum { length: number } | Self::Broadcast { root: number } => number,
+            Self::Split | Self::AllGather | Self::Barrier => 0,
+        };
+        let mut bytes = [self.operation() as u8; Self::BYTES];
+        bytes[1..].copy_from_slice(&(number as u64).to_le_bytes());
+        bytes
+    }
+
+    /// From [`encoded`](Self::encoded).
+    ///
+    /// # Panics
+    ///
+    /// When it is not from there.
+    pub(crate) fn decoded(bytes: &[u8]) -> Self {
+        let (&operation, number) = bytes.split_first().expect("a call has 9 bytes");
+        let number = u64::from_le_bytes(number.try_into().expect("a call has 9 bytes")) as usize;
+        match Operation::ALL[operation as usize] {
+            Operation::Split => Self::Split,
+            Operation::AllReduceSum => Self::AllReduceSum { length: number },
+            Operation::AllGather => Self::AllGather,
+            Operation::Broadcast => Self::Broadcast { root: number },
+            Operation::Barrier => Self::Barrier,
+            Operation::Send | Operation::Recv => {
+                unreachable!("only collective operations are encoded")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.operation().with_article())?;
+        match self {
+            Self::AllReduceSum { length } => write!(formatter, " of {length} values"),
+            Self::Broadcast { root } => write!(formatter, " from rank {root} of the group"),
+            Self::Split | Self::AllGather | Self::Barrier => Ok(()),
+        }
+    }
+}
+
+#[cfg(all(test, feature = "mpi"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_read_as_it_was_written() {
+        let calls = [
+            Call::Split,
+            Call::AllReduceSum { length: 5_376 },
+            Call::AllGather,
+            Call::Broadcast { root: 127 },
+            Call::Barrier,
+        ];
+        for call in calls {
+            assert_eq!(Call::decoded(&call.encoded()), call);
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What a rank can do with the others.
+
+use std::fmt::{self, Debug};
+use std::sync::Arc;
+
+use crate::{CommError, Traffic};
+
+/// One rank's handle of a group of ranks that exchange messages.
+///
+/// All ranks of a group call the same operations in the same order, but for [`send`](Self::send) and
+/// [`recv`](Self::recv). Ranks in arguments are those of the group, from 0; a [`Failure`](crate::Failure) names ranks
+/// of the whole run.
+///
+/// # Errors
+///
+/// Every operation fails once any rank of the run has failed, in whichever group, and fails the run itself when it has
+/// waited longer than its deadline ([`Options`](crate::Options)), or when the ranks of a group call operations that do
+/// not fit together.
+pub trait Comm: Debug + Send + Sync {
+    /// This rank's place in the group.
+    fn rank(&self) -> usize;
+
+    /// How many ranks the group has.
+    fn size(&self) -> usize;
+
+    /// The group of the ranks that give the same color, in the order of their ranks here.
+    ///
+    /// # Errors
+    ///
+    /// As of every operation.
+    fn split(&self, color: usize) -> Result<Arc<dyn Comm>, CommError>;
+
+    /// Adds up the vectors of all ranks, which are of one length, element by element in the order of the ranks:
+    /// `x₀ + x₁ + x₂ …`, each sum rounded to f32. Every rank gets the same bits, whatever carries the messages; only
+    /// which NaN stands for several is open.
+    ///
+    /// # Errors
+    ///
+    /// As of every operation. `values` are of no use then.
+    fn all_reduce_sum(&self, values: &mut [f32]) -> Result<(), CommError>;
+
+    /// The bytes of every rank, in the order of the ranks. Lengths may differ.
+    ///
+    /// # Errors
+    ///
+    /// As of every operation.
+    fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError>;
+
+    /// Gives the bytes of rank `root` to all: those of the other ranks are replaced.
+    ///
+    /// # Errors
+    ///
+    /// As of every operation, and when there is no rank `root`.
+    fn broadcast(&self, root: usize, bytes: &mut Vec<u8>) -> Result<(), CommError>;
+
+    /// Sends bytes to another rank, or to this one. It does not wait until they are received. Messages from one rank
+    /// to another arrive in the order in which they were sent.
+    ///
+    /// # Errors
+    ///
+    /// As of every operation, and when there is no rank `to`.
+    fn send(&self, to: usize, bytes: &[u8]) -> Result<(), CommError>;
+
+    /// The next message of a rank, waited for.
+    ///
+    /// # Errors
+    ///
+    /// As of every operation, and when there is no rank `from`.
+    fn recv(&self, from: usize) -> Result<Vec<u8>, CommError>;
+
+    /// Waits until all ranks are here.
+    ///
+    /// # Errors
+    ///
+    /// As of every operation.
+    fn barrier(&self) -> Result<(), CommError>;
+
+    /// What this rank did with this group so far; groups split from it count for themselves.
+    fn traffic(&self) -> Traffic;
+
+    /// Says what this rank is about to do, such as `layer 7 of 120`, for the sentence that others print if it fails.
+    /// It is cheap: a short text is formatted and kept.
+    fn doing(&self, what: fmt::Arguments<'_>);
+
+    /// Fails every operation of every rank from now on, in this rank's name.
+    fn abort(&self, reason: &str);
+}

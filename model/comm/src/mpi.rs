@@ -1,0 +1,82 @@
+//! Ranks as processes under MPI: `mpirun -n 8 program …`, `srun`, or anything else that starts MPI programs.
+//!
+//! It takes the feature `mpi`, whose build needs an MPI and libclang; on Debian the packages `libopenmpi-dev`,
+//! `openmpi-bin` and `libclang-dev`. A build with the feature on a machine without them ends in the build script of
+//! `mpi-sys`, which lists where it has looked. Without the feature this module is here all the same, and
+//! [`World::start`] says what is missing.
+//!
+//! Of MPI, only messages from point to point are used: sums are taken in rank order here, so that they have the bits
+//! of [`threads`](crate::threads) (`MPI_Allreduce` chooses the order by length and by the number of ranks); and a rank that
+//! waits sleeps, where MPI's own operations spin. Ranks of one machine share memory (a window of MPI), in which they say
+//! what they are doing, wake each other and tell of failures; each watches the processes of the others, so that one that
+//! is killed is named at once. What this needs of the system is Linux's (5.3 or newer); elsewhere, waiting ranks look up
+//! now and then, and one that is killed has not answered when the deadline is over.
+//!
+//! Between machines, failures travel as messages. What a rank on another machine is doing and for whom it waits is not
+//! known, so that a deadline may blame a rank that itself waits for a third.
+
+#[cfg(not(feature = "mpi"))]
+mod absent;
+#[cfg(feature = "mpi")]
+mod futex;
+#[cfg(feature = "mpi")]
+mod member;
+#[cfg(feature = "mpi")]
+mod monitor;
+#[cfg(feature = "mpi")]
+mod node;
+#[cfg(feature = "mpi")]
+mod process;
+#[cfg(feature = "mpi")]
+mod text;
+#[cfg(feature = "mpi")]
+mod transport;
+#[cfg(feature = "mpi")]
+mod world;
+
+use std::env;
+
+use firebox_console::advice::{Advice, Advise};
+use thiserror::Error;
+
+#[cfg(not(feature = "mpi"))]
+pub use absent::World;
+#[cfg(feature = "mpi")]
+pub use world::World;
+
+/// What launchers tell a process of its place: Open MPI and PMIx, MPICH and Slurm's PMI.
+const LAUNCHERS: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"];
+
+/// Whether this process was started as a rank by an MPI launcher. Which rank, only MPI says: see [`World::start`].
+pub fn launched() -> bool {
+    LAUNCHERS.iter().any(|name| env::var_os(name).is_some())
+}
+
+/// MPI cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum MpiError {
+    /// This program was built without it.
+    #[error("this program was built without MPI")]
+    Missing,
+    /// It was started before, in the same process.
+    #[error("MPI is in use by this process already")]
+    Started,
+    /// It does not allow calls from several threads, one at a time.
+    #[error(
+        "this MPI serves a single thread of a process only (MPI_THREAD_SERIALIZED is not provided)"
+    )]
+    Threads,
+}
+
+impl Advise for MpiError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Missing => Advice::USAGE.hint(
+                "build it with --features mpi, which needs an MPI and libclang (Debian: apt install libopenmpi-dev openmpi-bin libclang-dev); \
+                 or run it without a launcher such as mpirun: the ranks are then threads",
+            ),
+            Self::Started => Advice::FAILURE,
+            Self::Threads => Advice::FAILURE.hint("use an MPI that was built with support for threads"),
+        }
+    }
+}

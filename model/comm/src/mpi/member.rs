@@ -1,0 +1,340 @@
+//! One rank's handle of a group, whose collective operations are made of messages from rank to rank.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::Duration;
+
+use super::process::{END, Process};
+use crate::call::Call;
+use crate::sum::{add_bytes, bytes_of};
+use crate::traffic::Counters;
+use crate::{Cause, Comm, CommError, Operation, Traffic};
+
+/// Tags of a group: one of its collective operations, one of `send`.
+const TAGS: u32 = 2;
+
+/// Values of a vector from which on each rank sums a part of it, where links between ranks are what takes the time.
+/// Below, the first rank sums everything, which takes fewer messages and less work.
+const PARTS_FROM: usize = 1 << 20;
+
+/// Ranks to which a rank passes on what all are to have.
+const FAN_OUT: usize = 8;
+
+/// One rank of a group.
+#[derive(Debug)]
+pub(super) struct Member {
+    process: Arc<Process>,
+    /// The ranks of this group, by their names in the whole run.
+    ranks: Vec<usize>,
+    rank: usize,
+    tag: u32,
+    /// How long an operation waits; for ever if there is none.
+    patience: Option<Duration>,
+    counters: Counters,
+    /// Held during a collective operation.
+    busy: Mutex<()>,
+}
+
+impl Member {
+    /// The group of all ranks.
+    pub(super) fn world(process: &Arc<Process>) -> Self {
+        let tag = process.next_tag();
+        process.reserve_tags(tag + TAGS);
+        let all = (0..process.size).collect();
+        let patience = Some(process.deadline);
+        Self::new(process, all, process.rank, tag, patience)
+    }
+
+    /// Waits until all ranks have come to their end, for as long as they need.
+    ///
+    /// # Errors
+    ///
+    /// When the run fails.
+    pub(super) fn end(process: &Arc<Process>) -> Result<(), CommError> {
+        let all = (0..process.size).collect();
+        Self::new(process, all, process.rank, END, None).barrier()
+    }
+
+    fn new(
+        process: &Arc<Process>,
+        ranks: Vec<usize>,
+        rank: usize,
+        tag: u32,
+        patience: Option<Duration>,
+    ) -> Self {
+        Self {
+            process: Arc::clone(process),
+            ranks,
+            rank,
+            tag,
+            patience,
+            counters: Counters::default(),
+            busy: Mutex::default(),
+        }
+    }
+
+    /// # Errors
+    ///
+    /// When the run has failed, or there is no rank `other` in this group.
+    fn check(&self, operation: Operation, other: usize) -> Result<(), CommError> {
+        let size = self.size();
+        if other >= size {
+            let article = operation.with_article();
+            let mistake = format!("named rank {other} of a group of {size} in {article}");
+            return Err(self.misuse(operation, self.rank, mistake));
+        }
+        match self.process.failure() {
+            Some(_) => Err(self.process.error(operation)),
+            None => Ok(()),
+        }
+    }
+
+    fn misuse(&self, operation: Operation, rank: usize, mistake: String) -> CommError {
+        self.process.fail(self.ranks[rank], Cause::Misuse(mistake));
+        self.process.error(operation)
+    }
+
+    /// Does a collective operation, in which the caller hands over so many bytes.
+    fn collective<T>(
+        &self,
+        call: Call,
+        bytes: usize,
+        work: impl FnOnce() -> Result<T, CommError>,
+    ) -> Result<T, CommError> {
+        let operation = call.operation();
+        self.check(operation, self.rank)?;
+        let _busy = match self.busy.try_lock() {
+            Ok(busy) => busy,
+            Err(TryLockError::Poisoned(busy)) => busy.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let twice = "called two operations of one group at once, on different threads";
+                return Err(self.misuse(operation, self.rank, twice.to_owned()));
+            }
+        };
+        let done = work()?;
+        self.counters.add(operation, bytes);
+        Ok(done)
+    }
+
+    /// Sends a part of a collective operation.
+    fn pass(&self, call: Call, to: usize, bytes: &[u8]) {
+        let message = [bytes, &call.encoded()].concat();
+        self.process.send(self.ranks[to], self.tag, message);
+    }
+
+    /// Receives a part of a collective operation.
+    fn take(&self, call: Call, from: usize) -> Result<Vec<u8>, CommError> {
+        let operation = call.operation();
+        let from_all = self.ranks[from];
+        let mut bytes = self
+            .process
+            .receive(operation, from_all, self.tag, self.patience)?;
+        let other = bytes.split_off(bytes.len() - Call::BYTES);
+        if other == call.encoded() {
+            return Ok(bytes);
+        }
+        let (own, other) = (self.ranks[self.rank], Call::decoded(&other));
+        let mistake = format!("called {other} where rank {own} called {call}");
+        Err(self.misuse(operation, from, mistake))
+    }
+
+    /// Gives the bytes of `root` to all, from rank to rank in a tree.
+    fn spread(&self, call: Call, root: usize, own: Vec<u8>) -> Result<Vec<u8>, CommError> {
+        let size = self.size();
+        let place = (self.rank + size - root) % size;
+        let rank_at = |place: usize| (place + root) % size;
+        let bytes = match place.checked_sub(1) {
+            None => own,
+            Some(before) => self.take(call, rank_at(before / FAN_OUT))?,
+        };
+        let children = FAN_OUT * place + 1..=FAN_OUT * (place + 1);
+        for child in children.take_while(|&child| child < size) {
+            self.pass(call, rank_at(child), &bytes);
+        }
+        Ok(bytes)
+    }
+
+    /// Gives the bytes of every rank to all, by way of the first one.
+    fn gather(&self, call: Call, own: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        let mut together = Vec::new();
+        if self.rank > 0 {
+            self.pass(call, 0, own);
+        } else {
+            let mut join = |bytes: &[u8]| {
+                together.extend((bytes.len() as u64).to_le_bytes());
+                together.extend(bytes);
+            };
+            join(own);
+            for other in 1..self.size() {
+                join(&self.take(call, other)?);
+            }
+        }
+        let together = self.spread(call, 0, together)?;
+        let mut rest = together.as_slice();
+        let mut all = Vec::with_capacity(self.size());
+        while let Some((length, bytes)) = rest.split_first_chunk() {
+            let (bytes, after) = bytes.split_at(u64::from_le_bytes(*length) as usize);
+            all.push(bytes.to_vec());
+            rest = after;
+        }
+        Ok(all)
+    }
+
+    /// The first rank sums all vectors.
+    fn sum_at_first(&self, call: Call, values: &mut [f32]) -> Result<(), CommError> {
+        if self.rank > 0 {
+            self.pass(call, 0, bytes_of(values));
+            return copy(values, &self.spread(call, 0, Vec::new())?);
+        }
+        for other in 1..self.size() {
+            add_bytes(values, &self.take(call, other)?);
+        }
+        self.spread(call, 0, bytes_of(values).to_vec())?;
+        Ok(())
+    }
+
+    /// Every rank sums a part of all vectors.
+    fn sum_in_parts(&self, call: Call, values: &mut [f32]) -> Result<(), CommError> {
+        let (size, length) = (self.size(), values.len());
+        let part =
+            |rank: usize| -> Range<usize> { rank * length / size..(rank + 1) * length / size };
+        // The next rank first, so that not all of them send to the same one.
+        let others = || (1..size).map(|step| (self.rank + step) % size);
+        for other in others() {
+            self.pass(call, other, bytes_of(&values[part(other)]));
+        }
+        let own = values[part(self.rank)].to_vec();
+        let sum = &mut values[part(self.rank)];
+        for other in 0..size {
+            let received = match other == self.rank {
+                true => None,
+                false => Some(self.take(call, other)?),
+            };
+            let more = received.as_deref().unwrap_or(bytes_of(&own));
+            match other {
+                0 => copy(sum, more)?,
+                _ => add_bytes(sum, more),
+            }
+        }
+        let sum = bytes_of(sum).to_vec();
+        for other in others() {
+            self.pass(call, other, &sum);
+        }
+        others().try_for_each(|other| copy(&mut values[part(other)], &self.take(call, other)?))
+    }
+}
+
+/// The values of these bytes.
+fn copy(values: &mut [f32], bytes: &[u8]) -> Result<(), CommError> {
+    bytemuck::cast_slice_mut(values).copy_from_slice(bytes);
+    Ok(())
+}
+
+impl Comm for Member {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.ranks.len()
+    }
+
+    fn split(&self, color: usize) -> Result<Arc<dyn Comm>, CommError> {
+        let own = [color as u64, self.process.next_tag().into()];
+        let own = own.map(u64::to_le_bytes).concat();
+        let all = self.collective(Call::Split, 0, || self.gather(Call::Split, &own))?;
+        let all: Vec<[u64; 2]> = all
+            .iter()
+            .map(|both| bytemuck::pod_read_unaligned(both))
+            .collect();
+        let colors: BTreeSet<u64> = all.iter().map(|&[color, _]| color).collect();
+        // All ranks of this group use the same tags, which none of them has used in another group.
+        let first_tag = all.iter().map(|&[_, tag]| tag as u32).max().unwrap_or(0);
+        let place = colors
+            .iter()
+            .take_while(|&&other| other < color as u64)
+            .count() as u32;
+        self.process
+            .reserve_tags(first_tag + TAGS * colors.len() as u32);
+        let members = all.iter().zip(&self.ranks);
+        let members = members.filter(|([other, _], _)| *other == color as u64);
+        let ranks: Vec<usize> = members.map(|(_, &rank)| rank).collect();
+        let rank = ranks
+            .iter()
+            .take_while(|&&rank| rank != self.process.rank)
+            .count();
+        let tag = first_tag + TAGS * place;
+        Ok(Arc::new(Self::new(
+            &self.process,
+            ranks,
+            rank,
+            tag,
+            self.patience,
+        )))
+    }
+
+    fn all_reduce_sum(&self, values: &mut [f32]) -> Result<(), CommError> {
+        let length = values.len();
+        let call = Call::AllReduceSum { length };
+        self.collective(call, size_of_val(values), || match self.size() {
+            1 => Ok(()),
+            size if length < PARTS_FROM.max(size) => self.sum_at_first(call, values),
+            _ => self.sum_in_parts(call, values),
+        })
+    }
+
+    fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        let call = Call::AllGather;
+        self.collective(call, bytes.len(), || self.gather(call, bytes))
+    }
+
+    fn broadcast(&self, root: usize, bytes: &mut Vec<u8>) -> Result<(), CommError> {
+        self.check(Operation::Broadcast, root)?;
+        let call = Call::Broadcast { root };
+        let own = match root == self.rank {
+            true => std::mem::take(bytes),
+            false => Vec::new(),
+        };
+        *bytes = self.collective(call, own.len(), || self.spread(call, root, own))?;
+        Ok(())
+    }
+
+    fn send(&self, to: usize, bytes: &[u8]) -> Result<(), CommError> {
+        self.check(Operation::Send, to)?;
+        self.process
+            .send(self.ranks[to], self.tag + 1, bytes.to_vec());
+        self.counters.add(Operation::Send, bytes.len());
+        Ok(())
+    }
+
+    fn recv(&self, from: usize) -> Result<Vec<u8>, CommError> {
+        let operation = Operation::Recv;
+        self.check(operation, from)?;
+        let bytes =
+            self.process
+                .receive(operation, self.ranks[from], self.tag + 1, self.patience)?;
+        self.counters.add(operation, 0);
+        Ok(bytes)
+    }
+
+    fn barrier(&self) -> Result<(), CommError> {
+        let call = Call::Barrier;
+        self.collective(call, 0, || self.gather(call, &[]))?;
+        Ok(())
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.counters.traffic()
+    }
+
+    fn doing(&self, what: fmt::Arguments<'_>) {
+        self.process.node.doing(what);
+    }
+
+    fn abort(&self, reason: &str) {
+        self.process
+            .fail(self.process.rank, Cause::Aborted(reason.to_owned()));
+    }
+}

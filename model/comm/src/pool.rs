@@ -1,0 +1,44 @@
+//! The threads that a rank computes with, and how it ends.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+
+use crate::Cause;
+
+/// How long a rank may take to notice a failure, once it is known, before it is left behind. Open MPI sends SIGTERM to
+/// all ranks a second after one has died: they have said why they end by then.
+pub(crate) const GRACE: Duration = Duration::from_millis(400);
+
+/// The stack of a rank: as much as a main thread has.
+const STACK_BYTES: usize = 8 << 20;
+
+/// So many threads for one rank.
+///
+/// # Errors
+///
+/// When the system gives no more.
+pub(crate) fn pool(rank: usize, threads: usize) -> Result<ThreadPool, ThreadPoolBuildError> {
+    ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .stack_size(STACK_BYTES)
+        .thread_name(move |thread| format!("rank-{rank}.{thread}"))
+        .build()
+}
+
+/// Makes of a rank's end, which is what [`caught`](firebox_console::panics::caught) gives, what is left to report: its
+/// value, or its error if that is what the run failed by. `fail` fails the run, and says so.
+pub(crate) fn settle<T, E: Display>(
+    outcome: Result<Result<T, E>, String>,
+    fail: impl FnOnce(Cause) -> bool,
+) -> Option<Result<T, E>> {
+    match outcome {
+        Ok(Ok(value)) => Some(Ok(value)),
+        Ok(Err(error)) => fail(Cause::Failed(error.to_string())).then_some(Err(error)),
+        Err(message) => {
+            fail(Cause::Panicked(message));
+            None
+        }
+    }
+}

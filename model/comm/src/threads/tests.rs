@@ -1,0 +1,94 @@
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::{CommError, Failure, Operation};
+
+/// Runs so many ranks, with little patience.
+fn failure<T: Send + 'static>(
+    size: usize,
+    body: impl Fn(Arc<dyn Comm>) -> Result<T, CommError> + Send + Sync + 'static,
+) -> Failure {
+    let options = Options {
+        deadline: Duration::from_millis(1500),
+        ..Options::default()
+    };
+    let started = Instant::now();
+    let error = run(size, &options, body).map(|_| ()).unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(30));
+    error.failure
+}
+
+#[test]
+fn a_rank_has_a_pool_of_its_own() {
+    let options = Options {
+        threads: 3,
+        ..Options::default()
+    };
+    let names = run(2, &options, |_| {
+        let names = rayon::broadcast(|_| thread::current().name().unwrap_or_default().to_owned());
+        Ok::<_, CommError>(names)
+    });
+    let expected = [0, 1].map(|rank| [0, 1, 2].map(|thread| format!("rank-{rank}.{thread}")));
+    assert_eq!(names.unwrap(), expected);
+}
+
+#[test]
+fn the_error_of_a_rank_is_given_back_and_what_follows_from_it_is_not() {
+    let result = run(4, &Options::default(), |comm| {
+        comm.doing(format_args!("reading its slices"));
+        if comm.rank() == 2 {
+            return Err("no such file".to_owned());
+        }
+        comm.barrier().map_err(|error| error.to_string())
+    });
+    let error = result.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "rank 2 (reading its slices) failed: no such file"
+    );
+    assert_eq!(error.error.as_deref(), Some("no such file"));
+}
+
+#[test]
+fn a_rank_that_never_returns_is_left_behind() {
+    let failure = failure(3, |comm| {
+        comm.doing(format_args!("layer {}", comm.rank()));
+        if comm.rank() == 1 {
+            loop {
+                thread::sleep(Duration::from_secs(3600));
+            }
+        }
+        comm.barrier()
+    });
+    assert_eq!((failure.rank, failure.doing.as_str()), (1, "layer 1"));
+    assert!(
+        matches!(
+            failure.cause,
+            Cause::Late {
+                operation: Operation::Barrier,
+                waiter: 0 | 2,
+                ..
+            }
+        ),
+        "{failure}"
+    );
+}
+
+#[test]
+fn an_operation_that_is_called_twice_at_once_is_refused() {
+    let failure = failure(2, |comm| {
+        if comm.rank() == 1 {
+            return comm.barrier();
+        }
+        thread::scope(|scope| {
+            let first = scope.spawn(|| comm.all_gather(b"one"));
+            let second = scope.spawn(|| comm.all_gather(b"two"));
+            let _ = first.join().unwrap()?;
+            second.join().unwrap().map(|_| ())
+        })
+    });
+    // Or rank 1, whose barrier fits neither, if it comes between the two.
+    assert!(matches!(failure.cause, Cause::Misuse(_)), "{failure}");
+}

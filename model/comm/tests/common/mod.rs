@@ -1,0 +1,4 @@
+//! What ranks do in tests, the same on threads and under MPI.
+
+pub mod failures;
+pub mod program;
