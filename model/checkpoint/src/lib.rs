@@ -17,6 +17,7 @@ mod mxfp4;
 mod notes;
 mod plan;
 mod reader;
+pub mod sharded;
 mod store;
 mod tensor_file;
 mod tensor_writer;

@@ -14,7 +14,8 @@ mod slice;
 pub mod stages;
 #[cfg(test)]
 mod tests;
+pub mod traffic;
 
 pub use layout::{Coordinates, LayoutError, MOST_RANKS, RankLayout, share};
-pub use shard::{Holding, Shard};
+pub use shard::{Holding, Shard, are_stages};
 pub use slice::Slice;

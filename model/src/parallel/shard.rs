@@ -238,6 +238,27 @@ impl Shard {
         }
     }
 
+    /// How many of the values that it holds of a parameter are copies: every value of a model counts on one rank, the first
+    /// one that has it, and a copy does not.
+    pub fn copies(&self, parameter: &ParameterInfo) -> usize {
+        let Some(slice) = self.slice(parameter) else {
+            return 0;
+        };
+        let cuts = parameter.axes.iter();
+        let mut cuts = cuts.map(|&axis| self.rule(parameter.role, axis));
+        let second = parameter.role == Role::Embedding && !self.is_first_stage();
+        let whole = cuts.clone().all(|cut| cut == Cut::Whole);
+        if second || whole && self.at.tensor > 0 {
+            return slice.elements();
+        }
+        if !cuts.any(|cut| matches!(cut, Cut::KvHeads(_))) {
+            return 0;
+        }
+        let counted = self.counted_kv_heads();
+        let copies = counted.iter().filter(|counted| !**counted).count();
+        slice.elements() / counted.len() * copies
+    }
+
     /// The table: how a dimension is divided.
     fn rule(&self, role: Role, axis: Axis) -> Cut {
         match (axis, role) {
