@@ -5,6 +5,8 @@ mod compare;
 mod eval;
 mod export;
 mod generate;
+mod plan;
+mod shard;
 mod trace;
 
 use std::path::PathBuf;
@@ -14,6 +16,7 @@ use firebox_console::process::COMPARE_DEVICE;
 use firebox_console::terminal::print;
 use firebox_kernels::Precision;
 use firebox_kernels::dtype::WeightDtype;
+use firebox_model::parallel::RankLayout;
 use firebox_runtime::control::Control;
 use firebox_runtime::device;
 use firebox_runtime::failure::guard;
@@ -36,6 +39,7 @@ use crate::engine::Engine;
         cargo infer eval runs/quickstart --data notes.txt         loss on a text, newest checkpoint of the run\n  \
         cargo infer generate runs/quickstart --prompt \"fn main\"   continue a prompt\n  \
         cargo infer compare runs/quickstart                       differences between devices\n  \
+        cargo infer shard runs/quickstart --tensor 2 --output D   a folder for each of two ranks\n  \
         cargo infer devices                                       available devices\n\n\
         CHECKPOINT is a folder with config.json, model.safetensors and tokenizer.json, or a run folder such as\n\
         runs/NAME, which selects its newest checkpoint. Results go to standard output; logs and progress go to\n\
@@ -64,6 +68,18 @@ enum Command {
     /// Convert a checkpoint to another dtype, or split it into shards.
     #[command(after_help = export::HELP)]
     Export(export::ExportArgs),
+    /// Divide a checkpoint among ranks, into a folder for each.
+    #[command(after_help = shard::HELP)]
+    Shard(shard::ShardArgs),
+    /// Make the checkpoint again that was divided among ranks.
+    #[command(after_help = shard::UNSHARD_HELP)]
+    Unshard(shard::UnshardArgs),
+    /// Check every tensor of every rank of a sharded checkpoint.
+    #[command(after_help = shard::VERIFY_HELP)]
+    Verify(shard::VerifyArgs),
+    /// Estimate bytes, speed and cost of a model over ranks, without running it.
+    #[command(after_help = plan::HELP)]
+    Plan(plan::PlanArgs),
     /// Measure prefill and decode speed.
     #[command(after_help = bench::HELP)]
     Bench(bench::BenchArgs),
@@ -89,6 +105,39 @@ struct CheckpointArgs {
     /// this one keeps them and no longer needs the option.
     #[arg(long, value_name = "FIELD")]
     accept: Vec<String>,
+}
+
+/// How ranks divide a model.
+#[derive(Debug, Clone, Copy, Args)]
+struct LayoutArgs {
+    /// Tensor ranks of a stage: they share its heads, hidden widths and vocabulary.
+    ///
+    /// Sizes that they do not divide evenly differ by one. Key/value heads that are fewer than the ranks are copied.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    tensor: usize,
+    /// Pipeline stages: each has a run of layers, of about equal bytes and operations.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pipeline: usize,
+    /// Groups of tensor ranks that have whole experts; must divide --tensor.
+    ///
+    /// With 1, each rank has a part of every expert, so that all ranks work on every token.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    expert: usize,
+}
+
+impl LayoutArgs {
+    fn layout(self) -> RankLayout {
+        let Self {
+            tensor,
+            pipeline,
+            expert,
+        } = self;
+        RankLayout {
+            pipeline,
+            tensor,
+            expert,
+        }
+    }
 }
 
 /// The checkpoint and the device that it runs on.
@@ -168,7 +217,13 @@ impl Command {
             Self::Trace(args) => &args.model,
             Self::Bench(args) => &args.model,
             Self::CompareDevice(args) => return Some(&args.device),
-            Self::Compare(_) | Self::Export(_) | Self::Devices(_) => return None,
+            Self::Compare(_)
+            | Self::Export(_)
+            | Self::Plan(_)
+            | Self::Shard(_)
+            | Self::Unshard(_)
+            | Self::Verify(_)
+            | Self::Devices(_) => return None,
         };
         Some(&model.device)
     }
@@ -179,6 +234,10 @@ impl Command {
             Command::Generate(args) => args.execute(control),
             Command::Trace(args) => args.execute(),
             Command::Export(args) => args.execute(),
+            Command::Plan(args) => args.execute(),
+            Command::Shard(args) => args.execute(),
+            Command::Unshard(args) => args.execute(),
+            Command::Verify(args) => args.execute(),
             Command::Bench(args) => args.execute(),
             Command::Compare(args) => args.execute(threads),
             Command::CompareDevice(args) => args.execute(),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use firebox_checkpoint::{CheckpointError, FolderError};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
+use firebox_console::numbers::counted;
 use firebox_kernels::Precision;
 use firebox_runtime::device::DeviceError;
 use firebox_runtime::failure::DeviceFailure;
@@ -13,6 +14,7 @@ use firebox_text::TokenizerError;
 use firebox_text::packing::PackingError;
 
 use crate::devices;
+use crate::plan::PlanError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -194,6 +196,19 @@ pub enum InferError {
         /// The folder.
         folder: PathBuf,
     },
+    /// Nothing can be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A sharded checkpoint is not what it should be.
+    #[error("{} has {}; the first one: {first}", folder.display(), counted(*faults as u128, "fault"))]
+    Faulty {
+        /// The folder.
+        folder: PathBuf,
+        /// How many things are wrong.
+        faults: usize,
+        /// The first of them.
+        first: String,
+    },
     /// The device failed.
     #[error(transparent)]
     Computation(#[from] DeviceFailure),
@@ -324,6 +339,10 @@ impl Advise for InferError {
             Self::Context { .. } => usage("omit --context to use the model's own, up to 2048"),
             Self::BenchTooLong { .. } => usage("lower --prompt-tokens or --new-tokens"),
             Self::NotEmpty { .. } => usage("choose another folder, or empty this one"),
+            Self::Plan(error) => error.advice(),
+            Self::Faulty { .. } => failure(
+                "divide the checkpoint again, or copy the folders of these ranks again from where they are whole",
+            ),
             Self::DeviceFailed { hint, .. } => Advice {
                 hint: hint.clone(),
                 ..Advice::FAILURE

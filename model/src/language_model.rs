@@ -101,7 +101,7 @@ impl LanguageModel {
     /// A model with random weights, which depend on the seed only, not on the device.
     pub fn random(config: &ModelConfig, seed: u64, device: &Device) -> Self {
         let built: Result<Self, Infallible> =
-            Self::new(config, &mut RandomParameters { seed, device });
+            Self::new(config, &mut RandomParameters::new(seed, device));
         let Ok(model) = built;
         model
     }

@@ -53,6 +53,7 @@ pub mod loss;
 pub mod moe;
 pub mod norm;
 pub mod observer;
+pub mod parallel;
 pub mod parameters;
 pub mod parts;
 pub mod rope;

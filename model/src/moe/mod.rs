@@ -129,7 +129,7 @@ mod tests {
     );
 
     fn mixture(config: &ModelConfig, device: &Device) -> MixtureOfExperts {
-        let mut source = RandomParameters { seed: 3, device };
+        let mut source = RandomParameters::new(3, device);
         let moe = config.moe.as_ref().expect("a mixture");
         let Ok(mixture) = MixtureOfExperts::new(config, moe, "mixture", &mut source);
         mixture
