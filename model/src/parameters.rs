@@ -11,6 +11,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 
 pub use self::random::RandomValues;
+use crate::parallel::{Holding, Shard, Slice};
 
 /// The initial value of a parameter that is not loaded from a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -102,6 +103,16 @@ impl<const D: usize> ParameterSpec<D> {
             initializer,
         }
     }
+
+    /// What it is, without its value.
+    pub fn info(&self) -> ParameterInfo {
+        ParameterInfo {
+            path: self.path.clone(),
+            role: self.role,
+            axes: self.axes.to_vec(),
+            shape: self.shape.to_vec(),
+        }
+    }
 }
 
 /// A parameter of a configuration.
@@ -118,10 +129,25 @@ pub struct ParameterInfo {
 }
 
 impl ParameterInfo {
+    /// The layer that it belongs to; `None` for embedding, final norm and head.
+    pub fn layer(&self) -> Option<usize> {
+        let (layer, _) = self.path.strip_prefix("blocks.")?.split_once('.')?;
+        layer.parse().ok()
+    }
+
     /// Number of values.
     pub fn elements(&self) -> u128 {
         self.shape.iter().map(|&size| size as u128).product()
     }
+}
+
+/// What a source provides of a parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// These of its values.
+    Values(Slice),
+    /// Zeros of this shape; see [`Holding::Zeros`].
+    Zeros(Vec<usize>),
 }
 
 /// Provides the parameters of a model under construction.
@@ -129,11 +155,37 @@ pub trait ParameterSource {
     /// Why a parameter cannot be provided.
     type Error;
 
-    /// This parameter, trainable.
+    /// The rank that it provides parameters for; `None` for a model that is whole.
+    fn shard(&self) -> Option<&Shard> {
+        None
+    }
+
+    /// What the source provides of a parameter: what its rank holds, or all of it.
+    ///
+    /// # Panics
+    ///
+    /// When the parameter belongs to another stage than the rank's.
+    fn held<const D: usize>(&self, spec: &ParameterSpec<D>) -> Held {
+        let Some(shard) = self.shard() else {
+            return Held::Values(Slice::whole(spec.shape));
+        };
+        match shard.holding(&spec.info()) {
+            Holding::Part(slice) => Held::Values(slice),
+            Holding::Zeros(shape) => Held::Zeros(shape),
+            Holding::Elsewhere => panic!("{} is not on rank {}", spec.path, shard.rank()),
+        }
+    }
+
+    /// This parameter, trainable. A source for a rank is asked for the whole parameter and gives what the rank holds of it
+    /// ([`Shard::holding`]).
     ///
     /// # Errors
     ///
     /// When this source has no such parameter of this shape.
+    ///
+    /// # Panics
+    ///
+    /// When the parameter belongs to another stage than the rank's.
     fn parameter<const D: usize>(
         &mut self,
         spec: ParameterSpec<D>,
@@ -143,28 +195,51 @@ pub trait ParameterSource {
 /// Random weights, drawn on the host: [`RandomValues`], of which a part can be drawn alone.
 #[derive(Debug)]
 pub struct RandomParameters<'a> {
-    /// Seed of all weights.
-    pub seed: u64,
-    /// Device of the tensors.
-    pub device: &'a Device,
+    seed: u64,
+    device: &'a Device,
+    shard: Option<Shard>,
+}
+
+impl<'a> RandomParameters<'a> {
+    /// Those of a seed, on a device.
+    pub fn new(seed: u64, device: &'a Device) -> Self {
+        Self {
+            seed,
+            device,
+            shard: None,
+        }
+    }
+
+    /// What a rank holds of the same weights; nothing else is drawn.
+    #[must_use]
+    pub fn of_shard(self, shard: Shard) -> Self {
+        Self {
+            shard: Some(shard),
+            ..self
+        }
+    }
 }
 
 impl ParameterSource for RandomParameters<'_> {
     type Error = Infallible;
 
+    fn shard(&self) -> Option<&Shard> {
+        self.shard.as_ref()
+    }
+
     fn parameter<const D: usize>(
         &mut self,
         spec: ParameterSpec<D>,
     ) -> Result<Param<Tensor<D>>, Infallible> {
-        let shape = spec.shape;
-        let value = match spec.initializer {
-            Initializer::Ones => Tensor::ones(shape, self.device),
-            Initializer::Zeros => Tensor::zeros(shape, self.device),
-            Initializer::Normal(deviation) => {
-                let values = RandomValues::new(self.seed, &spec.path, deviation);
-                let values = values.draw(0..shape.iter().product());
-                Tensor::from_data(TensorData::new(values, shape), self.device)
+        let value = match (self.held(&spec), spec.initializer) {
+            (Held::Values(slice), Initializer::Ones) => Tensor::ones(slice.shape(), self.device),
+            (Held::Values(slice), Initializer::Zeros) => Tensor::zeros(slice.shape(), self.device),
+            (Held::Values(slice), Initializer::Normal(deviation)) => {
+                let values = RandomValues::new(self.seed, &spec.path, deviation).of(&slice);
+                let data = TensorData::new(values, slice.shape());
+                Tensor::from_data(data, self.device)
             }
+            (Held::Zeros(shape), _) => Tensor::zeros(shape, self.device),
         };
         Ok(Param::from_tensor(value))
     }
@@ -182,12 +257,7 @@ impl ParameterSource for ParameterList {
         spec: ParameterSpec<D>,
     ) -> Result<Param<Tensor<D>>, Infallible> {
         let shape = spec.shape;
-        self.0.push(ParameterInfo {
-            path: spec.path,
-            role: spec.role,
-            axes: spec.axes.to_vec(),
-            shape: shape.to_vec(),
-        });
+        self.0.push(spec.info());
         // Allocated on first read, which never happens.
         let value = move |device: &Device, _| Tensor::zeros(shape, device);
         let (id, device) = (ParamId::new(), Device::default());
@@ -301,7 +371,7 @@ mod tests {
     );
 
     fn drawn(seed: u64, path: &str, length: usize, device: &Device) -> Vec<f32> {
-        let mut source = RandomParameters { seed, device };
+        let mut source = RandomParameters::new(seed, device);
         let Ok(parameter) = source.parameter(ParameterSpec::new(
             path,
             Role::Head,
@@ -331,10 +401,7 @@ mod tests {
             mean.abs() < 0.08 && (variance - 4.0).abs() < 0.23,
             "{mean}, {variance}"
         );
-        let mut source = RandomParameters {
-            seed: 7,
-            device: &device,
-        };
+        let mut source = RandomParameters::new(7, &device);
         let Ok(ones) = source.parameter(ParameterSpec::new(
             "norm.gamma",
             Role::Norm,

@@ -89,6 +89,11 @@ impl Router {
         })
     }
 
+    /// Number of experts.
+    pub fn experts(&self) -> usize {
+        self.weight.lazy_shape()[1]
+    }
+
     /// How the logits become scores.
     pub fn scores(&self) -> Scores {
         self.scores
@@ -247,10 +252,7 @@ mod tests {
     fn a_bias_of_the_logits_and_a_softmax_over_the_chosen(device: Device) {
         let mut config = with_experts(9, 3);
         moe(&mut config).router.logit_bias = true;
-        let mut source = RandomParameters {
-            seed: 5,
-            device: &device,
-        };
+        let mut source = RandomParameters::new(5, &device);
         let moe = moe(&mut config).clone();
         let Ok(mut router) = Router::new(&config, &moe, "router", &mut source);
         let x = wave([50, config.d_model], 0.3, &device);
@@ -336,10 +338,7 @@ mod tests {
             let router = &mut moe(&mut config).router;
             (router.groups, router.top_groups) = (groups, top_groups);
             router.scores = Scores::Sigmoid;
-            let mut source = RandomParameters {
-                seed: 5,
-                device: &device,
-            };
+            let mut source = RandomParameters::new(5, &device);
             let moe = moe(&mut config).clone();
             let Ok(mut router) = Router::new(&config, &moe, "router", &mut source);
             router.bias = (0..experts).map(|e| (e as f32 * 1.7).sin() * 0.2).collect();

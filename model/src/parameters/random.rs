@@ -7,6 +7,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::parallel::Slice;
+
 /// Values that one thread draws at once.
 const CHUNK: usize = 1 << 16;
 
@@ -46,9 +48,27 @@ impl RandomValues {
 
     /// The values in a range of places, drawn by all threads.
     pub fn draw(&self, places: Range<usize>) -> Vec<f32> {
-        let mut values = vec![0.0; places.len()];
-        let chunks = values.par_chunks_mut(CHUNK).enumerate();
-        chunks.for_each(|(index, chunk)| self.fill(places.start + index * CHUNK, chunk));
+        self.draw_runs(places.len(), [places].into_iter())
+    }
+
+    /// The values of a part of the parameter, in its own row-major order, drawn by all threads.
+    pub fn of(&self, slice: &Slice) -> Vec<f32> {
+        self.draw_runs(slice.elements(), slice.runs())
+    }
+
+    /// The values of ranges of places, of so many in all.
+    fn draw_runs(&self, length: usize, runs: impl Iterator<Item = Range<usize>>) -> Vec<f32> {
+        let mut values = vec![0.0; length];
+        let mut rest = values.as_mut_slice();
+        let mut chunks = Vec::new();
+        for run in runs {
+            let (values, after) = rest.split_at_mut(run.len());
+            rest = after;
+            let starts = run.step_by(CHUNK);
+            chunks.extend(starts.zip(values.chunks_mut(CHUNK)));
+        }
+        let chunks = chunks.into_par_iter();
+        chunks.for_each(|(first, values)| self.fill(first, values));
         values
     }
 
@@ -195,6 +215,14 @@ mod tests {
             let first = expert * rows + 11;
             let part = source.draw(first * columns..(first + 3) * columns);
             assert_eq!(part, stack[11 * columns..14 * columns]);
+            // Ranges of each dimension, columns too.
+            let ranges = vec![
+                vec![expert..expert + 1, 0..1],
+                vec![3..9],
+                vec![5..40, 5..6],
+            ];
+            let part = Slice::new([experts, rows, columns], ranges);
+            assert_eq!(source.of(&part), part.take(&whole));
         }
     }
 

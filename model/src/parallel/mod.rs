@@ -1,0 +1,30 @@
+//! Many ranks that hold one model together: which rank has which part of which parameter.
+//!
+//! A [`RankLayout`] says how many pipeline stages there are, how many tensor ranks each of them has, and into how many
+//! groups these divide the experts. [`stages`] deals the layers out to the stages, and a [`Shard`] is one rank of it all:
+//! what it holds of a parameter follows from the parameter's role and axes, by one table ([`Shard::holding`]), as a
+//! [`Slice`].
+//!
+//! A [`ParameterSource`](crate::parameters::ParameterSource) with a shard gives each module its part: modules ask for whole
+//! parameters, and take the sizes that they compute with from what they get.
+
+mod cross_entropy;
+mod driver;
+mod group;
+mod layout;
+mod ranks;
+mod shard;
+mod slice;
+mod stage;
+pub mod stages;
+mod step;
+#[cfg(test)]
+mod tests;
+
+pub use driver::Driver;
+pub use group::TensorGroup;
+pub use layout::{Coordinates, LayoutError, MOST_RANKS, RankLayout, share};
+pub use ranks::Ranks;
+pub use shard::{Holding, Shard};
+pub use slice::Slice;
+pub use stage::{pass, serve};

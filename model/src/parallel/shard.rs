@@ -1,0 +1,295 @@
+//! What one rank holds of every parameter.
+
+use std::ops::Range;
+
+use super::layout::require;
+use super::stages::stages;
+use super::{Coordinates, LayoutError, RankLayout, Slice, share};
+use crate::config::ModelConfig;
+use crate::parameters::{Axis, ParameterInfo, Role};
+
+/// One rank of a layout of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    layout: RankLayout,
+    rank: usize,
+    at: Coordinates,
+    layers: Range<usize>,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    tied_embeddings: bool,
+}
+
+/// What a rank holds of a parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holding {
+    /// Nothing: its stage has no such parameter.
+    Elsewhere,
+    /// These of its values.
+    Part(Slice),
+    /// Zeros of this shape, in place of what is added once: another tensor rank of its stage holds the values. They are in no
+    /// file.
+    Zeros(Vec<usize>),
+}
+
+/// How the tensor ranks of a stage divide a dimension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// Each rank has all of it.
+    Whole,
+    /// Each rank has its query heads, of so many values.
+    Heads(usize),
+    /// Each rank has the key/value heads of its query heads, of so many values.
+    KvHeads(usize),
+    /// Each rank has a share.
+    Ranks,
+    /// Each group of ranks has a share.
+    Groups,
+    /// Each rank of a group has a share.
+    WithinGroup,
+}
+
+impl Shard {
+    /// A rank of a layout, with the stages that [`stages`] gives.
+    ///
+    /// # Errors
+    ///
+    /// When the model cannot be laid out so ([`RankLayout::check`]), or the layout has no such rank.
+    pub fn new(config: &ModelConfig, layout: RankLayout, rank: usize) -> Result<Self, LayoutError> {
+        layout.check(config)?;
+        Self::with_stages(config, layout, &stages(config, layout.pipeline), rank)
+    }
+
+    /// Every rank of a layout, in order.
+    ///
+    /// # Errors
+    ///
+    /// When the model cannot be laid out so ([`RankLayout::check`]).
+    pub fn all(config: &ModelConfig, layout: RankLayout) -> Result<Vec<Self>, LayoutError> {
+        layout.check(config)?;
+        let stages = stages(config, layout.pipeline);
+        let ranks = 0..layout.ranks();
+        ranks
+            .map(|rank| Self::with_stages(config, layout, &stages, rank))
+            .collect()
+    }
+
+    /// A rank of a layout whose stages have these layers.
+    ///
+    /// # Errors
+    ///
+    /// When the model cannot be laid out so ([`RankLayout::check`]), or the layout has no such rank.
+    ///
+    /// # Panics
+    ///
+    /// When the stages are not runs of the model's layers, one after the other, one for each stage of the layout.
+    pub fn with_stages(
+        config: &ModelConfig,
+        layout: RankLayout,
+        stages: &[Range<usize>],
+        rank: usize,
+    ) -> Result<Self, LayoutError> {
+        layout.check(config)?;
+        assert!(
+            are_stages(stages, layout.pipeline, config.layers.len()),
+            "{stages:?} for {layout}"
+        );
+        let ranks = layout.ranks();
+        require(
+            rank < ranks,
+            "rank",
+            rank,
+            format!("is beyond the ranks of {layout}"),
+            format!("ranks are counted from 0 to {}", ranks - 1),
+        )?;
+        let at = layout.coordinates(rank);
+        Ok(Self {
+            layout,
+            rank,
+            at,
+            layers: stages[at.stage].clone(),
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            tied_embeddings: config.tied_embeddings,
+        })
+    }
+
+    /// The layout.
+    pub fn layout(&self) -> RankLayout {
+        self.layout
+    }
+
+    /// The rank's number.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Where the rank stands in the layout.
+    pub fn at(&self) -> Coordinates {
+        self.at
+    }
+
+    /// The layers of its stage.
+    pub fn layers(&self) -> Range<usize> {
+        self.layers.clone()
+    }
+
+    /// Whether its stage is the first one, which embeds tokens.
+    pub fn is_first_stage(&self) -> bool {
+        self.at.stage == 0
+    }
+
+    /// Whether its stage is the last one, which has the final norm and the head.
+    pub fn is_last_stage(&self) -> bool {
+        self.at.stage + 1 == self.layout.pipeline
+    }
+
+    /// Its share of something that all tensor ranks of a stage divide among themselves, such as the token ids.
+    pub fn share(&self, size: usize) -> Range<usize> {
+        share(size, self.layout.tensor, self.at.tensor)
+    }
+
+    /// Its experts, of so many in a layer.
+    pub fn experts(&self, count: usize) -> Range<usize> {
+        share(count, self.layout.expert, self.at.group)
+    }
+
+    /// Its query heads.
+    pub fn query_heads(&self) -> Range<usize> {
+        self.share(self.heads)
+    }
+
+    /// The key/value head of each of its groups of query heads. Its query heads make groups of equal size, the largest for
+    /// which all heads of a group have the same key/value head; where they do not begin or end with one of the model's
+    /// groups, a key/value head stands here more than once.
+    pub fn kv_heads(&self) -> Vec<usize> {
+        let per_kv_head = self.heads / self.kv_heads;
+        let queries = self.query_heads();
+        let one = queries.start / per_kv_head == (queries.end - 1) / per_kv_head;
+        // Otherwise: the end of a group of the model, whole ones, and the start of one.
+        let first = queries.start.next_multiple_of(per_kv_head) - queries.start;
+        let last = queries.end % per_kv_head;
+        let group = match one {
+            true => queries.len(),
+            false if first + last == queries.len() => gcd(first, last),
+            false => gcd(gcd(first, last), per_kv_head),
+        };
+        let groups = queries.step_by(group);
+        groups.map(|query| query / per_kv_head).collect()
+    }
+
+    /// For each of [`kv_heads`](Self::kv_heads), whether this is the one place, among all tensor ranks, where it counts:
+    /// what is summed over all key/value heads, such as the squares of a norm over all of them, would count copies twice.
+    pub fn counted_kv_heads(&self) -> Vec<bool> {
+        let per_kv_head = self.heads / self.kv_heads;
+        let queries = self.query_heads();
+        let mut before = None;
+        let heads = self.kv_heads().into_iter();
+        let counted = heads.map(|head| {
+            let copy = before.replace(head) == Some(head);
+            !copy && queries.contains(&(head * per_kv_head))
+        });
+        counted.collect()
+    }
+
+    /// What the rank holds of a parameter.
+    ///
+    /// - Of a layer: if it is one of its stage's. The embedding is on the first stage, and on the last one too if the head is
+    ///   tied to it; the final norm and the head are on the last one.
+    /// - Of each dimension: what [`Cut`] says, by role and axis.
+    /// - A bias of the residual stream (an output bias of attention, `[d_model]`; the down biases of experts,
+    ///   `[experts, d_model]`) is added to products that the ranks sum up, so that it must be added once: it is on the first
+    ///   of the ranks that share the product, and zeros are on the others. The modules add what they have before the sum.
+    /// - What is divided by no rule (norms, routers) each tensor rank of the stage holds.
+    pub fn holding(&self, parameter: &ParameterInfo) -> Holding {
+        let on_stage = match (parameter.layer(), parameter.role) {
+            (Some(layer), _) => self.layers.contains(&layer),
+            (None, Role::Embedding) => {
+                self.is_first_stage() || self.tied_embeddings && self.is_last_stage()
+            }
+            (None, _) => self.is_last_stage(),
+        };
+        if !on_stage {
+            return Holding::Elsewhere;
+        }
+        let role = parameter.role;
+        let dimensions = parameter.axes.iter().zip(&parameter.shape);
+        let ranges = dimensions.map(|(&axis, &size)| self.cut(self.rule(role, axis), size));
+        let slice = Slice::new(parameter.shape.clone(), ranges.collect());
+        if role == Role::Bias && parameter.axes.last() == Some(&Axis::Model) {
+            let sharers = match parameter.axes[0] {
+                Axis::Experts => self.at.within_group,
+                _ => self.at.tensor,
+            };
+            if sharers > 0 {
+                return Holding::Zeros(slice.shape());
+            }
+        }
+        Holding::Part(slice)
+    }
+
+    /// The values of a parameter that the rank holds; `None` if there are none.
+    pub fn slice(&self, parameter: &ParameterInfo) -> Option<Slice> {
+        match self.holding(parameter) {
+            Holding::Part(slice) => Some(slice),
+            Holding::Elsewhere | Holding::Zeros(_) => None,
+        }
+    }
+
+    /// The table: how a dimension is divided.
+    fn rule(&self, role: Role, axis: Axis) -> Cut {
+        match (axis, role) {
+            (Axis::Model | Axis::HeadDim, _) => Cut::Whole,
+            (Axis::Heads, _) => Cut::Heads(self.head_dim),
+            (Axis::QueryHeads, _) => Cut::Heads(1),
+            (Axis::KvHeads, _) => Cut::KvHeads(self.head_dim),
+            (Axis::Vocabulary, _) => Cut::Ranks,
+            // Each rank chooses the experts of all tokens.
+            (Axis::Experts, Role::Router | Role::RouterBias) => Cut::Whole,
+            (Axis::Experts, _) => Cut::Groups,
+            // Of the experts; other feed-forwards have no biases.
+            (Axis::FeedForward, Role::Experts | Role::Bias) => Cut::WithinGroup,
+            (Axis::FeedForward, _) => Cut::Ranks,
+        }
+    }
+
+    /// The ranges of a dimension of this size that the rank has.
+    fn cut(&self, cut: Cut, size: usize) -> Vec<Range<usize>> {
+        let one = match cut {
+            Cut::Whole => 0..size,
+            Cut::Ranks => self.share(size),
+            Cut::Groups => self.experts(size),
+            Cut::WithinGroup => share(size, self.layout.group_size(), self.at.within_group),
+            Cut::Heads(width) => {
+                let heads = self.query_heads();
+                heads.start * width..heads.end * width
+            }
+            Cut::KvHeads(width) => {
+                let heads = self.kv_heads().into_iter();
+                return heads.map(|head| head * width..(head + 1) * width).collect();
+            }
+        };
+        vec![one]
+    }
+}
+
+/// Whether these are runs of the layers, one after the other, one for each stage.
+pub fn are_stages(stages: &[Range<usize>], count: usize, layers: usize) -> bool {
+    let mut end = 0;
+    stages.len() == count
+        && stages.iter().all(|stage| {
+            let follows = stage.start == end && stage.end > end;
+            end = stage.end;
+            follows
+        })
+        && end == layers
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    match b {
+        0 => a,
+        _ => gcd(b, a % b),
+    }
+}

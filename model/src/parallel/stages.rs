@@ -1,0 +1,260 @@
+//! Which layers each pipeline stage has.
+
+use std::ops::{Add, Range};
+
+use serde::Serialize;
+
+use crate::config::ModelConfig;
+use crate::language_model::LanguageModel;
+use crate::parameters::{ParameterInfo, Role};
+
+/// What a part of a model weighs.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Load {
+    /// Parameters, which decide over memory.
+    pub parameters: f64,
+    /// Floating-point operations for one token: two for each weight that multiplies it. Scores of attention are left out.
+    pub operations: f64,
+}
+
+impl Add for Load {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            parameters: self.parameters + other.parameters,
+            operations: self.operations + other.operations,
+        }
+    }
+}
+
+impl Load {
+    fn of(parameter: &ParameterInfo, config: &ModelConfig) -> Self {
+        let parameters = parameter.elements() as f64;
+        let active = match parameter.role {
+            Role::Attention
+            | Role::Router
+            | Role::FeedForward
+            | Role::SharedExperts
+            | Role::Head => 1.0,
+            Role::Experts => config.moe.as_ref().map_or(0.0, |moe| {
+                moe.experts.top_k as f64 / moe.experts.count as f64
+            }),
+            // A lookup, and sums.
+            Role::Embedding | Role::Norm | Role::Bias | Role::Sinks | Role::RouterBias => 0.0,
+        };
+        Self {
+            parameters,
+            operations: 2.0 * active * parameters,
+        }
+    }
+}
+
+/// What the layers of a model weigh, and what is in front of them and behind them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loads {
+    embedding: Load,
+    layers: Vec<Load>,
+    /// The last norm and the head. A head that is tied to the embedding is a second copy of it, unless both are on the
+    /// same rank.
+    head: Load,
+    tied: bool,
+}
+
+impl Loads {
+    /// Those of a model.
+    pub fn of(config: &ModelConfig) -> Self {
+        let mut loads = Self {
+            embedding: Load::default(),
+            layers: vec![Load::default(); config.layers.len()],
+            head: Load::default(),
+            tied: config.tied_embeddings,
+        };
+        for parameter in LanguageModel::parameter_list(config) {
+            let place = match (parameter.layer(), parameter.role) {
+                (Some(layer), _) => &mut loads.layers[layer],
+                (None, Role::Embedding) => &mut loads.embedding,
+                (None, _) => &mut loads.head,
+            };
+            *place = *place + Load::of(&parameter, config);
+        }
+        if config.tied_embeddings {
+            let parameters = loads.embedding.parameters;
+            let copy = Load {
+                parameters,
+                operations: 2.0 * parameters,
+            };
+            loads.head = loads.head + copy;
+        }
+        loads
+    }
+
+    /// What each stage weighs.
+    pub fn of_stages(&self, stages: &[Range<usize>]) -> Vec<Load> {
+        let last = stages.len().saturating_sub(1);
+        let stages = stages.iter().enumerate().map(|(number, layers)| {
+            let mut load = self.layers[layers.clone()]
+                .iter()
+                .fold(Load::default(), |sum, &layer| sum + layer);
+            if number == 0 {
+                load = load + self.embedding;
+            }
+            if number == last {
+                load = load + self.head;
+            }
+            if last == 0 && self.tied {
+                load.parameters -= self.embedding.parameters;
+            }
+            load
+        });
+        stages.collect()
+    }
+
+    fn total(&self) -> Load {
+        let layers = self
+            .layers
+            .iter()
+            .fold(Load::default(), |sum, &layer| sum + layer);
+        layers + self.embedding + self.head
+    }
+}
+
+/// The layers of each of `count` pipeline stages, in order, so that the fullest stage is as light as can be: a stage weighs
+/// the larger of its shares of all parameters and of all operations, embedding and head included. Of all such divisions it
+/// is the one whose stages are most alike (the least sum of squares), and of equal ones the one with the larger stages in
+/// front.
+///
+/// # Panics
+///
+/// When there are no stages, or more of them than layers.
+pub fn stages(config: &ModelConfig, count: usize) -> Vec<Range<usize>> {
+    let layers = config.layers.len();
+    assert!(
+        (1..=layers).contains(&count),
+        "{count} stages of {layers} layers"
+    );
+    Division::new(&Loads::of(config), count).best()
+}
+
+/// The search for a division.
+struct Division {
+    /// Shares of everything up to a layer.
+    before: Vec<Load>,
+    embedding: Load,
+    head: Load,
+    count: usize,
+}
+
+impl Division {
+    fn new(loads: &Loads, count: usize) -> Self {
+        let total = loads.total();
+        let share = |load: Load| Load {
+            parameters: load.parameters / total.parameters,
+            operations: load.operations / total.operations,
+        };
+        let mut sum = Load::default();
+        let mut before = vec![sum];
+        before.extend(loads.layers.iter().map(|&layer| {
+            sum = sum + layer;
+            share(sum)
+        }));
+        Self {
+            before,
+            embedding: share(loads.embedding),
+            head: share(loads.head),
+            count,
+        }
+    }
+
+    fn layers(&self) -> usize {
+        self.before.len() - 1
+    }
+
+    /// What these layers weigh as a stage.
+    fn weight(&self, layers: Range<usize>) -> f64 {
+        let (start, end) = (self.before[layers.start], self.before[layers.end]);
+        let mut load = Load {
+            parameters: end.parameters - start.parameters,
+            operations: end.operations - start.operations,
+        };
+        if layers.start == 0 {
+            load = load + self.embedding;
+        }
+        if layers.end == self.layers() {
+            load = load + self.head;
+        }
+        load.parameters.max(load.operations)
+    }
+
+    /// Whether no stage need weigh more than this. Stages that take as many layers as they can leave the fewest to the
+    /// last one, which alone has the head.
+    fn suffices(&self, most: f64) -> bool {
+        let mut start = 0;
+        for stage in 0..self.count {
+            let limit = self.layers() - (self.count - 1 - stage);
+            let mut end = start + 1;
+            if self.weight(start..end) > most {
+                return false;
+            }
+            while end < limit && self.weight(start..end + 1) <= most {
+                end += 1;
+            }
+            start = end;
+        }
+        start == self.layers()
+    }
+
+    /// The least weight that suffices: by halving, down to neighbouring floats. Weights are not negative, so that their
+    /// bits are in the order of their values.
+    fn least(&self) -> f64 {
+        let mut too_small = 0.0f64.to_bits();
+        let mut enough = self.weight(0..self.layers()).to_bits();
+        while enough - too_small > 1 {
+            let middle = too_small + (enough - too_small) / 2;
+            match self.suffices(f64::from_bits(middle)) {
+                true => enough = middle,
+                false => too_small = middle,
+            }
+        }
+        f64::from_bits(enough)
+    }
+
+    /// Of the divisions whose stages weigh no more than need be, the one with the least sum of squares.
+    fn best(&self) -> Vec<Range<usize>> {
+        let most = self.least();
+        let layers = self.layers();
+        // The least sum of squares of stages from a layer on, and the end of the first of them; from the last stage back.
+        let mut rest = vec![f64::INFINITY; layers + 1];
+        rest[layers] = 0.0;
+        let mut ends = vec![vec![0; layers + 1]; self.count];
+        for stage in (0..self.count).rev() {
+            let mut squares = vec![f64::INFINITY; layers + 1];
+            let starts = match stage {
+                0 => 0..=0,
+                _ => stage..=layers - (self.count - stage),
+            };
+            for start in starts {
+                for (end, rest) in rest.iter().enumerate().skip(start + 1) {
+                    let weight = self.weight(start..end);
+                    if weight > most {
+                        break;
+                    }
+                    let sum = weight * weight + rest;
+                    // Differences of rounding are none.
+                    if sum <= squares[start] * (1.0 + 1e-12) {
+                        squares[start] = sum;
+                        ends[stage][start] = end;
+                    }
+                }
+            }
+            rest = squares;
+        }
+        let mut start = 0;
+        let stages = ends.iter().map(|ends| {
+            let stage = start..ends[start];
+            start = stage.end;
+            stage
+        });
+        stages.collect()
+    }
+}
