@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use firebox_model::parallel::Slice;
+
 /// How a parameter is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
@@ -70,10 +72,63 @@ pub struct Piece {
     pub transposed: Option<(usize, usize)>,
 }
 
+/// The numbers that names are filled with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Numbers {
+    /// The layer, where the parameter has one.
+    pub layer: Option<usize>,
+    /// The number of the first expert of the parameter: 0, unless it is a part of a larger one.
+    pub first_expert: usize,
+}
+
+impl Numbers {
+    /// Of a whole parameter of this layer.
+    pub fn of_layer(layer: Option<usize>) -> Self {
+        Self {
+            layer,
+            first_expert: 0,
+        }
+    }
+}
+
 impl Piece {
-    /// What the piece takes of the tensor, from its first value to its last.
-    pub fn span(&self) -> Range<usize> {
-        self.start..self.start + (self.length.max(1) - 1) * self.step + self.length.min(1)
+    /// What a part of the piece's values takes of the tensor, given its ranges along each dimension of the matrix. Where values
+    /// take turns (`step`), those of their neighbours are taken too, so that its values are every `step`-th of them, from
+    /// [`phase`](Self::phase) on.
+    pub fn part(&self, ranges: &[Vec<Range<usize>>]) -> Slice {
+        let inner: usize = self.shape[1..].iter().product();
+        let moved = |ranges: &[Range<usize>], by: usize| -> Vec<Range<usize>> {
+            let moved = ranges.iter().map(|range| range.start + by..range.end + by);
+            moved.collect()
+        };
+        let ranges = match (self.transposed, ranges) {
+            (None, _) if self.step == 1 => ranges.to_vec(),
+            (None, [between @ .., last]) => {
+                let index = self.start / inner;
+                let together = last
+                    .iter()
+                    .map(|range| range.start * self.step..range.end * self.step);
+                let mut all = vec![vec![index..index + 1]];
+                all.extend_from_slice(between);
+                all.push(together.collect());
+                all
+            }
+            (Some((d_in, _)), [inputs, outputs]) => match self.shape.as_slice() {
+                [_, _] => vec![outputs.clone(), inputs.clone()],
+                _ => {
+                    let index = self.start / inner;
+                    let outputs = moved(outputs, self.start % inner / d_in);
+                    vec![vec![index..index + 1], outputs, inputs.clone()]
+                }
+            },
+            _ => panic!("{ranges:?} of {self:?}"),
+        };
+        Slice::new(self.shape.clone(), ranges)
+    }
+
+    /// The place of the piece's first value among those that take turns with it.
+    pub fn phase(&self) -> usize {
+        self.start % self.step
     }
 }
 
@@ -94,11 +149,19 @@ impl Rule {
         }
     }
 
+    /// Whether each index of the parameter's first dimension has a piece of its own.
+    pub fn is_stack(&self, spelling: Spelling) -> bool {
+        match self.stored(spelling) {
+            Stored::AsIs(_) | Stored::Transposed(_) => false,
+            Stored::PerExpert(_) | Stored::Fused { .. } | Stored::Interleaved { .. } => true,
+        }
+    }
+
     /// Number of pieces of a parameter of this shape.
     pub fn count(&self, spelling: Spelling, shape: &[usize]) -> usize {
-        match self.stored(spelling) {
-            Stored::AsIs(_) | Stored::Transposed(_) => 1,
-            Stored::PerExpert(_) | Stored::Fused { .. } | Stored::Interleaved { .. } => shape[0],
+        match self.is_stack(spelling) {
+            true => shape[0],
+            false => 1,
         }
     }
 
@@ -110,7 +173,10 @@ impl Rule {
     pub fn piece(
         &self,
         spelling: Spelling,
-        layer: Option<usize>,
+        Numbers {
+            layer,
+            first_expert,
+        }: Numbers,
         shape: &[usize],
         index: usize,
     ) -> Piece {
@@ -129,7 +195,7 @@ impl Rule {
                 whole(name, &[d_out, d_in], Some((d_in, d_out)))
             }
             (Stored::PerExpert(name), &[_, d_in, d_out]) => {
-                let name = fill(name, layer, Some(index));
+                let name = fill(name, layer, Some(first_expert + index));
                 whole(name, &[d_out, d_in], Some((d_in, d_out)))
             }
             (Stored::Fused { name, part, parts }, &[experts, d_in, d_out]) => Piece {
@@ -203,7 +269,7 @@ pub fn transpose<T: Copy>(values: &[T], rows: usize, columns: usize, output: &mu
 
 #[cfg(test)]
 mod tests {
-    use super::{Rule, Spelling, Stored, transpose};
+    use super::*;
 
     #[test]
     fn interleaved_parameters_take_turns() {
@@ -219,18 +285,47 @@ mod tests {
                 fused: stored(part),
             };
             assert_eq!(rule.count(Spelling::Saved, shape), shape[0]);
-            rule.piece(Spelling::Saved, None, shape, index)
+            rule.piece(Spelling::Saved, Numbers::default(), shape, index)
         };
         let second = piece(1, &[4, 3, 5], 2);
         assert_eq!(second.shape, [4, 3, 10]);
         // Two experts of 30 values, then the second value, and every other one of 30.
         assert_eq!((second.start, second.length, second.step), (61, 15, 2));
-        assert_eq!(second.span(), 61..90);
+        assert_eq!(second.phase(), 1);
+        let runs = |piece: &Piece, ranges: &[Vec<Range<usize>>]| -> Vec<Range<usize>> {
+            piece.part(ranges).runs().collect()
+        };
+        assert_eq!(runs(&second, &[vec![0..3], vec![0..5]]), [60..90]);
+        assert_eq!(runs(&second, &[vec![1..3], vec![2..4]]), [74..78, 84..88]);
         let bias = piece(0, &[4, 5], 3);
-        assert_eq!(
-            (bias.shape.as_slice(), bias.span()),
-            ([4, 10].as_slice(), 30..39)
-        );
+        assert_eq!(bias.shape, [4, 10]);
+        assert_eq!(runs(&bias, &[vec![1..2, 4..5]]), [32..34, 38..40]);
+    }
+
+    #[test]
+    fn rows_and_columns_of_an_expert_in_a_fused_tensor() {
+        let rule = Rule {
+            path: "it",
+            saved: Stored::PerExpert("{expert}"),
+            fused: Stored::Fused {
+                name: "both",
+                part: 1,
+                parts: 2,
+            },
+        };
+        // In the model `[experts, d_in, d_out]`; three experts of 4 → 5.
+        let numbers = Numbers {
+            layer: None,
+            first_expert: 7,
+        };
+        let ranges = [vec![1..3], vec![0..2, 4..5]];
+        let fused = rule.piece(Spelling::Fused, numbers, &[3, 4, 5], 2);
+        let part = fused.part(&ranges);
+        assert_eq!(part.of(), [3, 10, 4]);
+        assert_eq!(part.ranges(), [vec![2..3], vec![5..7, 9..10], vec![1..3]]);
+        let alone = rule.piece(Spelling::Saved, numbers, &[3, 4, 5], 2);
+        assert_eq!(alone.name, "9");
+        assert_eq!(alone.part(&ranges).ranges(), [vec![0..2, 4..5], vec![1..3]]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod layout;
 mod mismatch;
 mod mxfp4;
 mod notes;
+mod plan;
 mod reader;
 mod store;
 mod tensor_file;

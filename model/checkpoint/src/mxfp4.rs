@@ -4,11 +4,13 @@
 //! half; `NAME_scales`, `[experts, d_out, d_in / 32]`, has the exponent of a power of two for each 32 values. Together they
 //! stand for `NAME`, `[experts, d_in, d_out]`, all of whose values bf16 can represent.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use super::tensor_file::TensorInfo;
 use super::{CheckpointError, TensorFile};
 use firebox_kernels::dtype::{StorageFloat, WeightDtype};
+use firebox_model::parallel::Slice;
 
 /// Values that share a scale.
 const GROUP: usize = 32;
@@ -50,31 +52,29 @@ impl Packed {
         })
     }
 
-    /// The matrix of one expert, `[d_in, d_out]`.
+    /// A part of what it stands for. Groups of values are read whole.
     ///
     /// # Errors
     ///
     /// When a file cannot be read, a value is not finite, or beyond the range of the type.
-    pub fn matrix<T: StorageFloat>(
+    ///
+    /// # Panics
+    ///
+    /// When the part is one of another shape.
+    pub fn read_part<T: StorageFloat>(
         &self,
         name: &str,
         files: &[TensorFile],
-        expert: usize,
+        part: &Slice,
     ) -> Result<Vec<T>, CheckpointError> {
-        let (d_in, d_out) = (self.info.shape[1], self.info.shape[2]);
-        let [of_blocks, of_scales] = self.files.map(|file| &files[file]);
-        let groups = d_in / GROUP * d_out;
-        let range = |size: usize| expert * groups * size..(expert + 1) * groups * size;
-        let blocks = of_blocks.read_bytes(&format!("{name}{BLOCKS}"), range(GROUP_BYTES))?;
-        let scales = of_scales.read_bytes(&format!("{name}{SCALES}"), range(1))?;
-        // The largest exponent stands for NaN.
-        if scales.contains(&u8::MAX) {
-            let file: PathBuf = of_scales.path().to_owned();
-            let name = format!("{name}{SCALES}");
-            return Err(CheckpointError::NotFinite { file, name });
+        assert_eq!(self.info.shape, part.of(), "the shape of {name}");
+        let [experts, inputs, outputs] = part.ranges() else {
+            unreachable!("a shape of three")
+        };
+        let mut values = Vec::with_capacity(part.elements());
+        for expert in experts.iter().cloned().flatten() {
+            values.extend(self.read_expert::<T>(name, files, expert, [inputs, outputs])?);
         }
-        let mut values = vec![T::default(); d_in * d_out];
-        unpack(&blocks, &scales, d_out, &mut values);
         match values.iter().all(|value| value.finite()) {
             true => Ok(values),
             false => Err(CheckpointError::OutOfRange {
@@ -82,6 +82,52 @@ impl Packed {
                 dtype: T::DTYPE,
             }),
         }
+    }
+
+    /// Ranges of inputs and outputs of the matrix of one expert, `[d_in, d_out]`.
+    fn read_expert<T: StorageFloat>(
+        &self,
+        name: &str,
+        files: &[TensorFile],
+        expert: usize,
+        [inputs, outputs]: [&Vec<Range<usize>>; 2],
+    ) -> Result<Vec<T>, CheckpointError> {
+        let (experts, d_in, d_out) = (self.info.shape[0], self.info.shape[1], self.info.shape[2]);
+        // The groups that the inputs lie in.
+        let first = inputs.iter().map(|range| range.start).min().unwrap_or(0) / GROUP;
+        let last = inputs.iter().map(|range| range.end).max().unwrap_or(0);
+        let groups = first..last.div_ceil(GROUP);
+        let rows: Vec<Range<usize>> = outputs
+            .iter()
+            .map(|range| expert * d_out + range.start..expert * d_out + range.end)
+            .collect();
+        let count = outputs.iter().map(Range::len).sum();
+        let part = |size: usize| {
+            let of = [experts * d_out, d_in / GROUP * size];
+            let columns = groups.start * size..groups.end * size;
+            Slice::new(of, vec![rows.clone(), vec![columns]])
+        };
+        let [of_blocks, of_scales] = self.files.map(|file| &files[file]);
+        let blocks = of_blocks.read_bytes(&format!("{name}{BLOCKS}"), &part(GROUP_BYTES))?;
+        let scales = of_scales.read_bytes(&format!("{name}{SCALES}"), &part(1))?;
+        // The largest exponent stands for NaN.
+        if scales.contains(&u8::MAX) {
+            let file: PathBuf = of_scales.path().to_owned();
+            let name = format!("{name}{SCALES}");
+            return Err(CheckpointError::NotFinite { file, name });
+        }
+        let unpacked = groups.len() * GROUP;
+        let mut values = vec![T::default(); unpacked * count];
+        unpack(&blocks, &scales, count, &mut values);
+        let before = groups.start * GROUP;
+        let inside = inputs
+            .iter()
+            .map(|range| range.start - before..range.end - before);
+        let inside = Slice::new([unpacked, count], vec![inside.collect(), vec![0..count]]);
+        Ok(match inside.is_whole() {
+            true => values,
+            false => inside.take(&values),
+        })
     }
 }
 

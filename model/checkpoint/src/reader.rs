@@ -1,6 +1,5 @@
 //! A [`ParameterSource`] that reads a checkpoint.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::module::Param;
@@ -9,15 +8,16 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::CheckpointError;
-use super::families::{EMBEDDING, Family, HEAD, ROUTER_BIAS};
-use super::layout::{Piece, Rule, Spelling, fill, transpose};
+use super::families::{EMBEDDING, Family, HEAD};
+use super::layout::transpose;
 use super::mismatch::Mismatch;
+use super::plan::{EMBEDDING_PATH, Files, Plan, Planned};
 use super::store::TensorStore;
 use firebox_kernels::dtype::StorageFloat;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
-use firebox_model::language_model::LanguageModel;
-use firebox_model::parameters::{ParameterInfo, ParameterSource, ParameterSpec, Role};
+use firebox_model::parallel::{Shard, Slice};
+use firebox_model::parameters::{Held, ParameterSource, ParameterSpec, Role};
 use firebox_runtime::device::is_host;
 
 /// Reads parameters from a checkpoint folder, one after the other. Opening it compares all names and shapes: each
@@ -25,9 +25,8 @@ use firebox_runtime::device::is_host;
 #[derive(Debug)]
 pub struct CheckpointParameters<'a> {
     store: TensorStore,
-    plan: BTreeMap<String, Planned>,
-    /// Tensor names of the routers' selection bias, one per MoE layer; empty if there is none.
-    biases: Vec<String>,
+    plan: Plan,
+    shard: Option<Shard>,
     device: &'a Device,
     weight_storage: WeightStorage,
 }
@@ -39,13 +38,6 @@ struct WeightStorage {
     rounded: WeightDtype,
     /// The type of the tensors, which represents the rounded values exactly.
     stored: WeightDtype,
-}
-
-/// The tensors of a parameter.
-#[derive(Debug)]
-struct Planned {
-    shape: Vec<usize>,
-    pieces: Vec<Piece>,
 }
 
 impl<'a> CheckpointParameters<'a> {
@@ -63,124 +55,64 @@ impl<'a> CheckpointParameters<'a> {
         device: &'a Device,
         dtype: WeightDtype,
     ) -> Result<Self, CheckpointError> {
+        Self::of_files(folder, config, family, device, dtype, Files::Whole(None))
+    }
+
+    /// The same for one rank: it reads what the rank holds of each parameter, and nothing else of the files but their
+    /// headers.
+    ///
+    /// # Errors
+    ///
+    /// See [`open`](Self::open).
+    pub fn open_shard(
+        folder: &Path,
+        config: &ModelConfig,
+        family: &Family,
+        device: &'a Device,
+        dtype: WeightDtype,
+        shard: &Shard,
+    ) -> Result<Self, CheckpointError> {
+        let files = Files::Whole(Some(shard));
+        Self::of_files(folder, config, family, device, dtype, files)
+    }
+
+    /// The same from a folder that has the tensors of this rank alone.
+    ///
+    /// # Errors
+    ///
+    /// See [`open`](Self::open).
+    pub fn open_rank(
+        folder: &Path,
+        config: &ModelConfig,
+        family: &Family,
+        device: &'a Device,
+        dtype: WeightDtype,
+        shard: &Shard,
+    ) -> Result<Self, CheckpointError> {
+        let files = Files::OfRank(shard);
+        Self::of_files(folder, config, family, device, dtype, files)
+    }
+
+    fn of_files(
+        folder: &Path,
+        config: &ModelConfig,
+        family: &Family,
+        device: &'a Device,
+        dtype: WeightDtype,
+        files: Files<'_>,
+    ) -> Result<Self, CheckpointError> {
         let weight_storage = WeightStorage::on(device, dtype)?;
         let store = TensorStore::open(folder)?;
-        // A size beyond what these files can contain would make the list of parameters unboundedly long.
-        let tensors = store.tensors().count();
-        if config.layers.len() > tensors {
-            return Err(CheckpointError::Mismatch {
-                place: folder.to_owned(),
-                differences: format!(
-                    "config.json has {} layers, but the files contain only {tensors} tensors",
-                    config.layers.len()
-                ),
-            });
-        }
-        let mut mismatch = Mismatch::default();
-        let plan: BTreeMap<String, Planned> = LanguageModel::parameter_list(config)
-            .into_iter()
-            .filter_map(|ParameterInfo { path, shape, .. }| {
-                let Some((rule, layer)) = family.rule(&path) else {
-                    mismatch.expect(&path, &shape, None);
-                    return None;
-                };
-                // Tools that write shared tensors once may keep the head's name.
-                let swapped = path == EMBEDDING_PATH
-                    && config.tied_embeddings
-                    && store.info(EMBEDDING).is_none()
-                    && store.info(HEAD).is_some();
-                let rule = match swapped {
-                    true => Rule::as_is(EMBEDDING_PATH, HEAD),
-                    false => rule,
-                };
-                let first = |spelling| rule.piece(spelling, layer, &shape, 0);
-                let (saved, fused) = (first(Spelling::Saved), first(Spelling::Fused));
-                let has = |piece: &Piece| store.info(&piece.name).is_some();
-                let (spelling, first) = if has(&fused) && !has(&saved) {
-                    (Spelling::Fused, fused)
-                } else {
-                    (Spelling::Saved, saved)
-                };
-                let count = rule.count(spelling, &shape);
-                let last = rule.piece(spelling, layer, &shape, count - 1);
-                let shared = spelling == Spelling::Fused || count > 1 && last.name == first.name;
-                let found = store.info(&first.name);
-                let absent = found.is_none_or(|info| shared && info.shape != first.shape);
-                if absent {
-                    mismatch.expect(&first.name, &first.shape, found);
-                    return None;
-                }
-                if !shared && count > tensors {
-                    mismatch.expect(&last.name, &last.shape, None);
-                    return None;
-                }
-                let pieces = (0..count).map(|index| rule.piece(spelling, layer, &shape, index));
-                let pieces = pieces.collect();
-                Some((path, Planned { shape, pieces }))
-            })
-            .collect();
-        let names = config
-            .moe_layers()
-            .map(|layer| fill(ROUTER_BIAS, Some(layer), None));
-        let names: Vec<String> = names.collect();
-        // Every router has one, or none has.
-        let any = names.iter().any(|name| store.info(name).is_some());
-        let biases = match family.has_selection_bias() && any {
-            true => names,
-            false => Vec::new(),
-        };
-
-        let mut read: BTreeMap<&str, usize> = BTreeMap::new();
-        for piece in plan.values().flat_map(|planned| &planned.pieces) {
-            match read.get_mut(piece.name.as_str()) {
-                Some(length) => *length = length.saturating_add(piece.length),
-                None => {
-                    let found = store.info(&piece.name);
-                    let fits = mismatch.expect(&piece.name, &piece.shape, found);
-                    // A tensor with another shape is not listed twice.
-                    read.insert(&piece.name, if fits { piece.length } else { usize::MAX });
-                }
-            }
-        }
-        let experts = config.moe.as_ref().map_or(0, |moe| moe.experts.count);
-        for name in &biases {
-            read.insert(name, experts);
-            mismatch.expect(name, &[experts], store.info(name));
-        }
-        let redundant_head =
-            config.tied_embeddings && store.info(HEAD).is_some() && store.info(EMBEDDING).is_some();
-        if redundant_head {
-            read.insert(HEAD, config.vocab_size * config.d_model);
-            let shape = [config.vocab_size, config.d_model];
-            mismatch.expect(HEAD, &shape, store.info(HEAD));
-        }
-        let further = match family.predicts_further() {
-            true => further_layers(&store, config.layers.len()),
-            false => BTreeSet::new(),
-        };
-        for (name, info) in store.tensors() {
-            if layer_of(name).is_some_and(|layer| further.contains(&layer)) {
-                continue;
-            }
-            // A fused tensor of which the model needs only a part does not match either.
-            if read
-                .get(name)
-                .is_none_or(|&length| length < info.elements())
-            {
-                mismatch.superfluous(name, &info.shape);
-            }
-        }
-        mismatch.check(folder)?;
-
+        let plan = Plan::new(&store, config, family, files)?;
         let opened = Self {
             store,
             plan,
-            biases,
+            shard: files.shard().cloned(),
             device,
             weight_storage,
         };
-        if redundant_head {
-            opened.check_tied_head(config.d_model)?;
+        if opened.plan.has_tied_head {
+            opened.check_tied_head()?;
         }
         Ok(opened)
     }
@@ -192,25 +124,35 @@ impl<'a> CheckpointParameters<'a> {
         all.all(|dtype| dtype == first).then_some(first)
     }
 
-    /// The selection bias of each router; empty if the checkpoint has none.
+    /// The number of bytes of weights that were read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.store.bytes_read()
+    }
+
+    /// The selection bias of each router, of the rank's stage where it is a rank that reads; empty if the checkpoint has none.
     ///
     /// # Errors
     ///
     /// When it cannot be read.
     pub fn router_bias(&self) -> Result<Vec<Vec<f32>>, CheckpointError> {
-        let values = |name: &String| {
-            let experts = self.store.info(name).map_or(0, |info| info.elements());
-            self.store.read(name, 0..experts)
-        };
-        self.biases.iter().map(values).collect()
+        let biases = self.plan.biases.iter();
+        biases.map(|name| self.store.read(name)).collect()
     }
 
-    /// Some files contain a head although it is tied to the embedding; then the two must be equal.
-    fn check_tied_head(&self, d_model: usize) -> Result<(), CheckpointError> {
-        let values = self.store.info(HEAD).map_or(0, |info| info.elements());
-        for start in (0..values).step_by(d_model) {
-            let row = start..start + d_model;
-            if self.store.read(HEAD, row.clone())? != self.store.read(EMBEDDING, row)? {
+    /// Some files contain a head although it is tied to the embedding; then the two must be equal. A rank compares the rows
+    /// that it has.
+    fn check_tied_head(&self) -> Result<(), CheckpointError> {
+        let Some(embedding) = self.plan.parameters.get(EMBEDDING_PATH) else {
+            return Ok(()); // another rank's
+        };
+        let d_model = embedding.whole[1];
+        for row in embedding.part.ranges()[0].iter().cloned().flatten() {
+            let row = Slice::new(
+                embedding.whole.clone(),
+                vec![vec![row..row + 1], vec![0..d_model]],
+            );
+            let of = |name| self.store.read_part::<f32>(name, &row);
+            if of(HEAD)? != of(EMBEDDING)? {
                 return Err(CheckpointError::HeadNotTied {
                     folder: self.store.folder().to_owned(),
                 });
@@ -223,47 +165,36 @@ impl<'a> CheckpointParameters<'a> {
 impl ParameterSource for CheckpointParameters<'_> {
     type Error = CheckpointError;
 
+    fn shard(&self) -> Option<&Shard> {
+        self.shard.as_ref()
+    }
+
     fn parameter<const D: usize>(
         &mut self,
-        ParameterSpec {
-            path, role, shape, ..
-        }: ParameterSpec<D>,
+        spec: ParameterSpec<D>,
     ) -> Result<Param<Tensor<D>>, CheckpointError> {
-        let planned = self
-            .plan
-            .get(&path)
-            .filter(|planned| planned.shape == shape);
-        let Some(Planned { pieces, .. }) = planned else {
+        if let Held::Zeros(shape) = self.held(&spec) {
+            return Ok(Param::from_tensor(Tensor::zeros(shape, self.device)));
+        }
+        let planned = self.plan.parameters.get(&spec.path);
+        let planned = planned.filter(|planned| planned.whole == spec.shape);
+        let Some(planned) = planned else {
             let mut mismatch = Mismatch::default();
-            mismatch.expect(&path, &shape, None);
+            mismatch.expect(&spec.path, &spec.shape, None);
             return Err(mismatch
                 .check(self.store.folder())
                 .expect_err("a parameter is missing"));
         };
-        let storage = match role {
+        let storage = match spec.role {
             Role::Norm | Role::Bias | Role::Sinks | Role::Router | Role::RouterBias => {
                 WeightStorage::F32
             }
             _ => self.weight_storage,
         };
-        let values = StoredValues {
-            store: &self.store,
-            pieces,
-            shape: &shape,
-        };
-        let data = match storage {
-            WeightStorage {
-                rounded: WeightDtype::F32,
-                ..
-            } => values.read::<f32>(),
-            WeightStorage {
-                rounded: WeightDtype::Bf16,
-                ..
-            } => values.read::<bf16>(),
-            WeightStorage {
-                rounded: WeightDtype::F16,
-                ..
-            } => values.read::<f16>(),
+        let data = match storage.rounded {
+            WeightDtype::F32 => read::<f32>(&self.store, planned),
+            WeightDtype::Bf16 => read::<bf16>(&self.store, planned),
+            WeightDtype::F16 => read::<f16>(&self.store, planned),
         }?;
         let stored = storage.stored.tensor_type();
         let value = Tensor::from_data(data.convert_dtype(stored), (self.device, stored));
@@ -275,9 +206,6 @@ impl ParameterSource for CheckpointParameters<'_> {
         })
     }
 }
-
-/// Path of the embedding.
-const EMBEDDING_PATH: &str = "embedding";
 
 impl WeightStorage {
     const F32: Self = Self {
@@ -302,54 +230,47 @@ impl WeightStorage {
     }
 }
 
-/// The values of one parameter in the files.
-struct StoredValues<'a> {
-    store: &'a TensorStore,
-    pieces: &'a [Piece],
-    shape: &'a [usize],
-}
-
-impl StoredValues<'_> {
-    fn read<T: StorageFloat>(&self) -> Result<TensorData, CheckpointError> {
-        let read = |piece: &Piece| self.store.read_as::<T>(&piece.name, piece.span());
-        let values = match self.pieces {
-            [whole] if whole.transposed.is_none() && whole.step == 1 => read(whole)?,
-            pieces => {
-                // In parallel over experts: most of the time is spent transposing and touching fresh memory.
-                let mut values = vec![T::default(); self.shape.iter().product()];
-                let length = pieces[0].length.max(1);
-                let outputs = values.par_chunks_mut(length).zip(pieces);
-                outputs.try_for_each(|(output, piece)| -> Result<(), CheckpointError> {
-                    let stored = read(piece)?;
-                    match piece.transposed {
-                        Some((d_in, d_out)) => transpose(&stored, d_out, d_in, output),
-                        None => {
-                            let values = stored.into_iter().step_by(piece.step);
-                            output
-                                .iter_mut()
-                                .zip(values)
-                                .for_each(|(to, value)| *to = value);
-                        }
-                    }
-                    Ok(())
-                })?;
+/// The values of a parameter that are wanted.
+fn read<T: StorageFloat>(
+    store: &TensorStore,
+    planned: &Planned,
+) -> Result<TensorData, CheckpointError> {
+    let (part, shape) = (&planned.part, planned.part.shape());
+    if !planned.is_stack() {
+        let piece = planned.piece(0);
+        let stored = store.read_part::<T>(&piece.name, &piece.part(part.ranges()))?;
+        let values = match shape[..] {
+            [d_in, d_out] if piece.transposed.is_some() => {
+                let mut values = vec![T::default(); stored.len()];
+                transpose(&stored, d_out, d_in, &mut values);
                 values
             }
+            _ => stored,
         };
-        Ok(TensorData::new(values, self.shape))
+        return Ok(TensorData::new(values, shape));
     }
-}
-
-/// The layers behind the last one that predict further tokens: they begin with a projection of their own.
-fn further_layers(store: &TensorStore, layers: usize) -> BTreeSet<usize> {
-    let names = store.tensors().map(|(name, _)| name);
-    let names = names.filter(|name| name.ends_with(".eh_proj.weight"));
-    let further = names.filter_map(layer_of);
-    further.filter(|layer| *layer >= layers).collect()
-}
-
-/// The layer in a tensor's name, such as 3 in `model.layers.3.mlp.gate.weight`.
-fn layer_of(name: &str) -> Option<usize> {
-    let rest = name.strip_prefix("model.layers.")?;
-    rest.split('.').next()?.parse().ok()
+    // In parallel over experts: most of the time is spent transposing and touching fresh memory.
+    let [stack, matrix @ ..] = part.ranges() else {
+        unreachable!("a stack has a dimension")
+    };
+    let indices: Vec<usize> = stack.iter().cloned().flatten().collect();
+    let mut values = vec![T::default(); part.elements()];
+    let length = shape[1..].iter().product::<usize>().max(1);
+    let outputs = values.par_chunks_mut(length).zip(indices);
+    outputs.try_for_each(|(output, index)| -> Result<(), CheckpointError> {
+        let piece = planned.piece(index);
+        let stored = store.read_part::<T>(&piece.name, &piece.part(matrix))?;
+        match piece.transposed {
+            Some(_) => transpose(&stored, shape[2], shape[1], output),
+            None => {
+                let values = stored.into_iter().skip(piece.phase()).step_by(piece.step);
+                output
+                    .iter_mut()
+                    .zip(values)
+                    .for_each(|(to, value)| *to = value);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(TensorData::new(values, shape))
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use firebox_console::durable::FileError;
@@ -11,6 +10,7 @@ use serde::Deserialize;
 use super::mxfp4::{BLOCKS, Packed, SCALES};
 use super::{CheckpointError, INDEX_FILE, MODEL_FILE, TensorFile, TensorInfo};
 use firebox_kernels::dtype::StorageFloat;
+use firebox_model::parallel::Slice;
 
 /// All tensors of a checkpoint, in one or several files.
 #[derive(Debug)]
@@ -180,7 +180,7 @@ impl TensorStore {
         self.files[file].tensors().get(name)
     }
 
-    /// A range of a tensor's values.
+    /// A tensor's values.
     ///
     /// # Errors
     ///
@@ -188,12 +188,13 @@ impl TensorStore {
     ///
     /// # Panics
     ///
-    /// When there is no tensor of this name, or `range` exceeds its values.
-    pub fn read(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
-        self.read_as(name, range)
+    /// When there is no tensor of this name.
+    pub fn read(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        let shape = self.info(name).map(|info| info.shape.clone());
+        self.read_part(name, &Slice::whole(shape.unwrap_or_default()))
     }
 
-    /// A range of a tensor's values, rounded to the nearest values of a type.
+    /// A part of a tensor, rounded to the nearest values of a type. Nothing else is read, but for short gaps between what is.
     ///
     /// # Errors
     ///
@@ -201,23 +202,21 @@ impl TensorStore {
     ///
     /// # Panics
     ///
-    /// See [`read`](Self::read).
-    pub fn read_as<T: StorageFloat>(
+    /// When there is no tensor of this name, or it has another shape.
+    pub fn read_part<T: StorageFloat>(
         &self,
         name: &str,
-        range: Range<usize>,
+        part: &Slice,
     ) -> Result<Vec<T>, CheckpointError> {
-        let Some(packed) = self.packed.get(name) else {
-            return self.files[self.file_of[name]].read_as(name, range);
-        };
-        let size = packed.info.shape[1..].iter().product::<usize>().max(1);
-        let mut values = Vec::with_capacity(range.len());
-        for expert in range.start / size..range.end.div_ceil(size) {
-            let matrix = packed.matrix(name, &self.files, expert)?;
-            let inside = |place: usize| place.saturating_sub(expert * size).min(size);
-            values.extend_from_slice(&matrix[inside(range.start)..inside(range.end)]);
+        match self.packed.get(name) {
+            Some(packed) => packed.read_part(name, &self.files, part),
+            None => self.files[self.file_of[name]].read_part(name, part),
         }
-        Ok(values)
+    }
+
+    /// The number of bytes of weights that were read since the folder was opened.
+    pub fn bytes_read(&self) -> u64 {
+        self.files.iter().map(TensorFile::bytes_read).sum()
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use firebox_console::durable::FileError;
@@ -16,6 +17,13 @@ use super::CheckpointError;
 use super::dtype::StoredDtype as _;
 use firebox_kernels::dtype::StorageFloat;
 use firebox_kernels::dtype::WeightDtype;
+use firebox_model::parallel::Slice;
+
+/// Bytes between two runs of values that are read rather than passed over: a page of the system's cache.
+const GAP: usize = 4096;
+
+/// Bytes that are read together at most, unless a single run is longer.
+const AT_ONCE: usize = 1 << 20;
 
 /// A safetensors file that is open for reading, with a checked header. Values are read on demand, with ordinary reads,
 /// so that only the requested values are in memory.
@@ -26,6 +34,8 @@ pub struct TensorFile {
     tensors: BTreeMap<String, TensorInfo>,
     /// Tensors of bytes, which are no numbers by themselves.
     bytes: BTreeMap<String, BytesInfo>,
+    /// Bytes of values that were read.
+    read: AtomicU64,
 }
 
 /// The header's entry of a tensor of bytes.
@@ -125,6 +135,7 @@ impl TensorFile {
             tensors: tensors.collect::<Result<_, CheckpointError>>()?,
             bytes: bytes.collect(),
             file: Mutex::new(file),
+            read: AtomicU64::new(0),
         })
     }
 
@@ -152,26 +163,69 @@ impl TensorFile {
         }
     }
 
-    /// A range of a tensor of bytes.
+    /// A part of a tensor of bytes.
     ///
     /// # Panics
     ///
     /// When there is no such tensor.
-    pub(crate) fn read_bytes(
-        &self,
-        name: &str,
-        range: Range<usize>,
-    ) -> Result<Vec<u8>, CheckpointError> {
-        self.read_at(self.bytes[name].offset + range.start as u64, range.len())
+    pub(crate) fn read_bytes(&self, name: &str, part: &Slice) -> Result<Vec<u8>, CheckpointError> {
+        self.read_runs(self.bytes[name].offset, 1, part)
     }
 
-    fn read_at(&self, offset: u64, length: usize) -> Result<Vec<u8>, CheckpointError> {
-        let mut bytes = vec![0; length];
+    /// Reads what a part of a tensor needs, whose values begin at `offset` and have so many bytes each. Runs that are close
+    /// to each other are read together, with what is between them, up to [`AT_ONCE`] bytes.
+    fn read_runs(
+        &self,
+        offset: u64,
+        width: usize,
+        part: &Slice,
+    ) -> Result<Vec<u8>, CheckpointError> {
+        let mut bytes = vec![0; part.elements() * width];
+        let mut rest = bytes.as_mut_slice();
+        let runs = part.runs().map(|run| run.start * width..run.end * width);
+        let mut runs = runs.peekable();
+        let mut together: Vec<Range<usize>> = Vec::new();
+        let mut between = Vec::new();
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(offset))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(FileError::of("read", &self.path))?;
+        let mut read = |place: usize, bytes: &mut [u8]| {
+            self.read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            file.seek(SeekFrom::Start(offset + place as u64))
+                .and_then(|_| file.read_exact(bytes))
+                .map_err(FileError::of("read", &self.path))
+        };
+        while let Some(first) = runs.next() {
+            together.clear();
+            let mut end = first.end;
+            together.push(first.clone());
+            while let Some(next) = runs.next_if(|next| {
+                let close = next.start >= end && next.start - end <= GAP;
+                close && next.end - first.start <= AT_ONCE
+            }) {
+                end = next.end;
+                together.push(next);
+            }
+            let length: usize = together.iter().map(|run| run.len()).sum();
+            let (wanted, after) = rest.split_at_mut(length);
+            rest = after;
+            if let [run] = together.as_slice() {
+                read(run.start, wanted)?;
+                continue;
+            }
+            between.resize(end - first.start, 0);
+            read(first.start, &mut between)?;
+            let mut wanted = wanted;
+            for run in &together {
+                let (to, after) = wanted.split_at_mut(run.len());
+                to.copy_from_slice(&between[run.start - first.start..run.end - first.start]);
+                wanted = after;
+            }
+        }
         Ok(bytes)
+    }
+
+    /// The number of bytes of values that were read since the file was opened.
+    pub fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
     }
 
     /// Values of a tensor, in row-major order.
@@ -184,10 +238,25 @@ impl TensorFile {
     ///
     /// When there is no tensor of this name.
     pub fn read(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
-        self.read_as(name, 0..self.tensors[name].elements())
+        self.read_part(name, &Slice::whole(self.tensors[name].shape.clone()))
     }
 
-    /// A range of a tensor's values, rounded to the nearest values of a type.
+    /// The bytes of a part of a tensor, as they are stored.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    ///
+    /// # Panics
+    ///
+    /// When there is no tensor of this name, or it has another shape.
+    pub fn read_stored(&self, name: &str, part: &Slice) -> Result<Vec<u8>, CheckpointError> {
+        let info = &self.tensors[name];
+        assert_eq!(info.shape, part.of(), "the shape of {name}");
+        self.read_runs(info.offset, info.dtype.bytes(), part)
+    }
+
+    /// A part of a tensor, rounded to the nearest values of a type.
     ///
     /// # Errors
     ///
@@ -195,17 +264,14 @@ impl TensorFile {
     ///
     /// # Panics
     ///
-    /// When there is no tensor of this name, or `range` exceeds its values.
-    pub fn read_as<T: StorageFloat>(
+    /// When there is no tensor of this name, or it has another shape.
+    pub fn read_part<T: StorageFloat>(
         &self,
         name: &str,
-        range: Range<usize>,
+        part: &Slice,
     ) -> Result<Vec<T>, CheckpointError> {
+        let bytes = self.read_stored(name, part)?;
         let info = &self.tensors[name];
-        assert!(range.end <= info.elements(), "{name} has too few values");
-        let width = info.dtype.bytes();
-        let offset = info.offset + (range.start * width) as u64;
-        let bytes = self.read_at(offset, range.len() * width)?;
         let values = info.dtype.decode(&bytes);
         if values.iter().all(|value: &T| value.finite()) {
             return Ok(values);

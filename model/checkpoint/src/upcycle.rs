@@ -42,7 +42,7 @@ pub fn upcycle(
             device,
             WeightDtype::F32,
         )?,
-        fresh: RandomParameters { seed, device },
+        fresh: RandomParameters::new(seed, device),
     };
     LanguageModel::new(moe, &mut source)
 }

@@ -10,7 +10,7 @@ use firebox_console::durable;
 
 use super::config_json::config_json;
 use super::families::{Family, ROUTER_BIAS, RouterKind};
-use super::layout::{Piece, Spelling, fill, transpose};
+use super::layout::{Numbers, Piece, Spelling, fill, transpose};
 use super::tensor_writer::write_weights;
 use super::{CONFIG_FILE, CheckpointError, NamedTensor, Notes};
 use firebox_kernels::dtype::WeightDtype;
@@ -159,7 +159,7 @@ impl VisitParameter for Collect<'_> {
                 step,
                 transposed,
                 ..
-            } = rule.piece(self.spelling, layer, &dims, index);
+            } = rule.piece(self.spelling, Numbers::of_layer(layer), &dims, index);
             let value = value.clone();
             let values = move || {
                 let value = if count > 1 {
