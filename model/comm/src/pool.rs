@@ -7,8 +7,9 @@ use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use crate::Cause;
 
-/// How long a rank may take to notice a failure, once it is known, before it is left behind.
-pub(crate) const GRACE: Duration = Duration::from_secs(1);
+/// How long a rank may take to notice a failure, once it is known, before it is left behind. Open MPI sends SIGTERM to
+/// all ranks a second after one has died: they have said why they end by then.
+pub(crate) const GRACE: Duration = Duration::from_millis(400);
 
 /// The stack of a rank: as much as a main thread has.
 const STACK_BYTES: usize = 8 << 20;

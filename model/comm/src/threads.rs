@@ -29,7 +29,7 @@ use crate::{Cause, Comm, Options, RunError};
 /// # Errors
 ///
 /// The first failure: a rank that panicked, returned an error, called [`Comm::abort`], or did not come to an operation
-/// before its deadline. It is returned when all other ranks have ended, or a second later: a rank that hangs is left
+/// before its deadline. It is returned when all other ranks have ended, or shortly after: a rank that hangs is left
 /// behind, and ends with the process. Also when the system gives no more threads.
 ///
 /// # Panics

@@ -20,6 +20,14 @@ proptest! {
 }
 
 #[test]
+fn a_long_vector_is_summed_in_the_order_of_the_ranks() {
+    for size in [1, 2, 5] {
+        let run = threads::run(size, &Options::default(), |comm| program::long_sum(&comm));
+        run.unwrap();
+    }
+}
+
+#[test]
 fn a_failure_ends_all_ranks_with_the_same_sentence() {
     for failing in failures::ALL {
         for size in [2, 3, 8] {

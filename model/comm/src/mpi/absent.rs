@@ -40,6 +40,7 @@ impl World {
         self,
         _options: &Options,
         _body: impl FnOnce(Arc<dyn Comm>) -> Result<T, E> + Send + 'static,
+        _report: impl FnOnce(&RunError<E>),
     ) -> Result<T, RunError<E>>
     where
         T: Send + 'static,

@@ -15,9 +15,9 @@ use crate::{Cause, Comm, CommError, Operation, Traffic};
 /// Tags of a group: one of its collective operations, one of `send`.
 const TAGS: u32 = 2;
 
-/// Values of a vector from which on each rank sums a part of it. Below, the first rank sums everything, which takes
-/// fewer messages.
-const PARTS_FROM: usize = 64 << 10;
+/// Values of a vector from which on each rank sums a part of it, where links between ranks are what takes the time.
+/// Below, the first rank sums everything, which takes fewer messages and less work.
+const PARTS_FROM: usize = 1 << 20;
 
 /// Ranks to which a rank passes on what all are to have.
 const FAN_OUT: usize = 8;
@@ -119,9 +119,9 @@ impl Member {
     }
 
     /// Sends a part of a collective operation.
-    fn pass(&self, call: Call, to: usize, mut bytes: Vec<u8>) {
-        bytes.extend(call.encoded());
-        self.process.send(self.ranks[to], self.tag, bytes);
+    fn pass(&self, call: Call, to: usize, bytes: &[u8]) {
+        let message = [bytes, &call.encoded()].concat();
+        self.process.send(self.ranks[to], self.tag, message);
     }
 
     /// Receives a part of a collective operation.
@@ -151,7 +151,7 @@ impl Member {
         };
         let children = FAN_OUT * place + 1..=FAN_OUT * (place + 1);
         for child in children.take_while(|&child| child < size) {
-            self.pass(call, rank_at(child), bytes.clone());
+            self.pass(call, rank_at(child), &bytes);
         }
         Ok(bytes)
     }
@@ -160,7 +160,7 @@ impl Member {
     fn gather(&self, call: Call, own: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
         let mut together = Vec::new();
         if self.rank > 0 {
-            self.pass(call, 0, own.to_vec());
+            self.pass(call, 0, own);
         } else {
             let mut join = |bytes: &[u8]| {
                 together.extend((bytes.len() as u64).to_le_bytes());
@@ -185,7 +185,7 @@ impl Member {
     /// The first rank sums all vectors.
     fn sum_at_first(&self, call: Call, values: &mut [f32]) -> Result<(), CommError> {
         if self.rank > 0 {
-            self.pass(call, 0, bytes_of(values).to_vec());
+            self.pass(call, 0, bytes_of(values));
             return copy(values, &self.spread(call, 0, Vec::new())?);
         }
         for other in 1..self.size() {
@@ -203,7 +203,7 @@ impl Member {
         // The next rank first, so that not all of them send to the same one.
         let others = || (1..size).map(|step| (self.rank + step) % size);
         for other in others() {
-            self.pass(call, other, bytes_of(&values[part(other)]).to_vec());
+            self.pass(call, other, bytes_of(&values[part(other)]));
         }
         let own = values[part(self.rank)].to_vec();
         let sum = &mut values[part(self.rank)];
@@ -220,7 +220,7 @@ impl Member {
         }
         let sum = bytes_of(sum).to_vec();
         for other in others() {
-            self.pass(call, other, sum.clone());
+            self.pass(call, other, &sum);
         }
         others().try_for_each(|other| copy(&mut values[part(other)], &self.take(call, other)?))
     }

@@ -10,7 +10,7 @@ use std::process;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mpi::ffi::{self, MPI_Comm, MPI_Win};
 
@@ -32,6 +32,8 @@ pub(super) enum Stage {
     Ended = 1,
     /// It knows that all others have ended too: its process may go.
     Done = 2,
+    /// It has reported the failure of the run.
+    Told = 3,
 }
 
 /// One rank's part of the memory.
@@ -154,6 +156,20 @@ impl Node {
         here.next().expect("a rank is on its own machine")
     }
 
+    /// Waits until all ranks of this machine, but one that is dead, have come so far; not longer than so.
+    pub(super) fn await_others(&self, stage: Stage, dead: Option<usize>, longest: Duration) {
+        let started = Instant::now();
+        let here = || (0..self.slots.len()).filter(|&rank| self.has(rank) && Some(rank) != dead);
+        loop {
+            let seen = self.news();
+            let left = longest.saturating_sub(started.elapsed());
+            if left.is_zero() || here().all(|rank| self.has_reached(rank, stage)) {
+                return;
+            }
+            self.sleep(seen, left);
+        }
+    }
+
     /// Whether a rank is on this machine.
     pub(super) fn has(&self, rank: usize) -> bool {
         self.slots[rank].is_some()
@@ -221,7 +237,7 @@ impl Node {
     /// One thread at a time may do so.
     pub(super) fn publish(&self, failure: &Failure) -> bool {
         let own = self.own();
-        own.failure.write(&encoded(failure, FAILURE));
+        own.failure.write(&encoded(failure));
         let (failed, number) = (&self.first().failed, self.rank as u32 + 1);
         let first = failed.compare_exchange(0, number, Ordering::AcqRel, Ordering::Relaxed);
         self.notify_all();
@@ -269,12 +285,12 @@ fn namespace() -> u64 {
     fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
 
-/// In so many bytes: long texts are cut.
-pub(super) fn encoded(failure: &Failure, bytes: usize) -> Vec<u8> {
+/// In [`FAILURE`] bytes: long texts are cut.
+pub(super) fn encoded(failure: &Failure) -> Vec<u8> {
     let mut failure = failure.clone();
     loop {
         let encoded = serde_json::to_vec(&failure).expect("a failure has texts and numbers only");
-        if encoded.len() <= bytes {
+        if encoded.len() <= FAILURE {
             return encoded;
         }
         let Failure { doing, cause, .. } = &mut failure;
@@ -306,9 +322,9 @@ mod tests {
             cause: Cause::Panicked(text),
         };
         let short = failure("no room".to_owned());
-        let decoded: Failure = serde_json::from_slice(&encoded(&short, FAILURE)).unwrap();
+        let decoded: Failure = serde_json::from_slice(&encoded(&short)).unwrap();
         assert_eq!(decoded, short);
-        let long = encoded(&failure("\u{1}é".repeat(FAILURE)), FAILURE);
+        let long = encoded(&failure("\u{1}é".repeat(FAILURE)));
         assert!(long.len() <= FAILURE);
         let decoded: Failure = serde_json::from_slice(&long).unwrap();
         assert_eq!(decoded.rank, 7);

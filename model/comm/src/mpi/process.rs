@@ -18,12 +18,12 @@ const FAILED: u32 = 1;
 /// The first group's tag; each has two.
 const WORLD: u32 = 2;
 
-/// The most bytes of a failure in a message.
-const FAILURE: usize = 16 << 10;
-
 /// The longest time that a rank sleeps for which its neighbours have news: they wake it, but MPI may hold back a
 /// message that they have sent.
 const LONGEST: Duration = Duration::from_millis(16);
+
+/// The longest time that a rank sleeps that takes part in a message which is on its way.
+const LONGEST_ON_ITS_WAY: Duration = Duration::from_micros(200);
 
 /// The longest time that a rank sleeps for which another machine has news.
 const LONGEST_ELSEWHERE: Duration = Duration::from_millis(1);
@@ -101,11 +101,8 @@ impl Process {
         self.node.elsewhere().first()?;
         let mut transport = self.transport();
         let mut message = transport.receive_from_any(FAILED)?;
-        let bytes = loop {
-            if let Some(bytes) = transport.arrived(&mut message) {
-                break bytes;
-            }
-        };
+        // So few bytes come in one piece.
+        let bytes = transport.arrived(&mut message)?;
         serde_json::from_slice(&bytes).ok()
     }
 
@@ -121,9 +118,11 @@ impl Process {
             return false;
         }
         for &other in self.node.elsewhere() {
-            transport.send(other, FAILED, encoded(&failure, FAILURE));
+            transport.send(other, FAILED, encoded(&failure));
         }
-        self.failure.set(failure).is_ok()
+        // Another thread that has read there what was published has the same.
+        self.failure.get_or_init(|| failure);
+        true
     }
 
     /// The error of an operation of this rank.
@@ -187,11 +186,25 @@ impl Process {
                 patience.saturating_sub(started.elapsed())
             });
             self.node.sleep(seen, longest.min(left));
-            longest = (2 * longest).min(match self.node.has(from) {
+            longest *= 2;
+            if self.node.news() == seen && self.urge(message.is_some().then_some(from)) {
+                longest = longest.min(LONGEST_ON_ITS_WAY);
+            }
+            longest = longest.min(match self.node.has(from) {
                 true => LONGEST,
                 false => LONGEST_ELSEWHERE,
             });
         }
+    }
+
+    /// Wakes those whose part it is to move on a message that is on its way: MPI may take a large one across in steps,
+    /// each of which is taken by a process that looks for messages. Says whether there is such a message.
+    fn urge(&self, sender: Option<usize>) -> bool {
+        let transport = self.transport();
+        let partners: Vec<usize> = transport.receivers().chain(sender).collect();
+        drop(transport);
+        partners.iter().for_each(|&rank| self.node.notify(rank));
+        !partners.is_empty()
     }
 
     /// Moves on what was sent, and looks for a message.

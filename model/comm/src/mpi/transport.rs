@@ -31,8 +31,8 @@ impl Drop for Transfer {
 #[derive(Debug)]
 pub(super) struct Transport {
     comm: MPI_Comm,
-    /// Those that were sent and have not left yet.
-    leaving: Vec<Transfer>,
+    /// Those that were sent and have not left yet, with their receivers.
+    leaving: Vec<(usize, Transfer)>,
 }
 
 // SAFETY: as of `Transfer`.
@@ -76,13 +76,16 @@ impl Transport {
             );
         }
         if !self.has_arrived(&mut transfer) {
-            self.leaving.push(transfer);
+            self.leaving.push((to, transfer));
         }
     }
 
     /// Begins to receive the next message from a process, if there is one.
     pub(super) fn receive(&mut self, from: usize, tag: u32) -> Option<Transfer> {
-        self.receive_from(from as i32, tag)
+        let from = from as i32;
+        // Open MPI first looks among what it has taken in, and then takes in what has come: twice is needed.
+        let message = self.receive_from(from, tag);
+        message.or_else(|| self.receive_from(from, tag))
     }
 
     /// Begins to receive the next message from any process, if there is one.
@@ -144,10 +147,15 @@ impl Transport {
         flag != 0
     }
 
+    /// Who is to receive what has not left yet.
+    pub(super) fn receivers(&self) -> impl Iterator<Item = usize> {
+        self.leaving.iter().map(|&(to, _)| to)
+    }
+
     /// Moves on what was sent.
     pub(super) fn progress(&mut self) {
         let mut leaving = mem::take(&mut self.leaving);
-        leaving.retain_mut(|transfer| !self.has_arrived(transfer));
+        leaving.retain_mut(|(_, transfer)| !self.has_arrived(transfer));
         self.leaving = leaving;
     }
 }

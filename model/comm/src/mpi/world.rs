@@ -6,6 +6,7 @@ use std::fmt::{self, Debug, Display};
 use std::io;
 use std::mem::{self, ManuallyDrop};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use firebox_console::panics::caught;
 use mpi::Threading;
@@ -20,6 +21,9 @@ use super::transport::Transport;
 use super::{MpiError, monitor};
 use crate::pool::{pool, settle};
 use crate::{Cause, Comm, Options, RunError};
+
+/// How long a process that has reported a failure waits for the reports of others.
+const REPORTS: Duration = Duration::from_millis(800);
 
 /// MPI in use by this process: one of several that a launcher has started.
 ///
@@ -76,17 +80,23 @@ impl World {
     }
 
     /// Runs `body` as this process's rank, on a rayon pool of its own, and gives back what it returned when all ranks
-    /// have come to their end.
+    /// have come to their end. No handle of a group may be kept longer.
     ///
     /// # Errors
     ///
-    /// As of [`threads::run`](crate::threads::run), on every rank; and when the process of another rank ends without a word. MPI is of
-    /// no use then, and a rank that hangs is left behind: the process is to report the failure and to exit with
-    /// another code than 0. A launcher ends what is left of the other processes, with SIGTERM before SIGKILL.
+    /// As of [`threads::run`](crate::threads::run), on every rank; and when the process of another rank ends without a
+    /// word. The process is to exit then, with another code than 0: MPI is of no use any more, and a rank that hangs
+    /// is left behind. `report` says so to a person before, since Open MPI kills the remaining processes as soon as two
+    /// have ended: they wait for each other until all have reported.
+    ///
+    /// # Panics
+    ///
+    /// When a handle of a group is kept longer than `body` runs.
     pub fn run<T, E>(
         self,
         options: &Options,
         body: impl FnOnce(Arc<dyn Comm>) -> Result<T, E> + Send + 'static,
+        report: impl FnOnce(&RunError<E>),
     ) -> Result<T, RunError<E>>
     where
         T: Send + 'static,
@@ -114,12 +124,15 @@ impl World {
             None
         });
         if let Some(failure) = process.failure().cloned() {
+            let dead = (failure.cause == Cause::Died).then_some(failure.rank);
+            let error = result.and_then(Result::err);
+            let error = RunError { failure, error };
+            report(&error);
+            process.node.reach(Stage::Told);
+            process.node.await_others(Stage::Told, dead, REPORTS);
             // What MPI has of this process's memory stays as it is until the process ends.
             mem::forget(process);
-            return Err(RunError {
-                failure,
-                error: result.and_then(Result::err),
-            });
+            return Err(error);
         }
         let (Some(Ok(value)), Ok(process)) = (result, Arc::try_unwrap(process)) else {
             panic!("a handle of a group is kept longer than `body` runs");

@@ -80,9 +80,31 @@ pub fn run(comm: &Arc<dyn Comm>, seed: u64) -> Result<(), CommError> {
     run_in(comm, &all, seed, DEPTH)
 }
 
+/// Sums vectors that are long enough for every way of doing it.
+///
+/// # Panics
+///
+/// When the sum is wrong.
+pub fn long_sum(comm: &Arc<dyn Comm>) -> Result<(), CommError> {
+    let value = |rank: usize, place: usize| (place % 1_009) as f32 * 0.1 + rank as f32 * 1e4;
+    let length = (1 << 20) + 7;
+    let mut values: Vec<f32> = (0..length).map(|place| value(comm.rank(), place)).collect();
+    comm.all_reduce_sum(&mut values)?;
+    for (place, sum) in values.into_iter().enumerate() {
+        let inputs = (0..comm.size()).map(|rank| value(rank, place));
+        assert_eq!(
+            Some(sum),
+            inputs.reduce(|sum, input| sum + input),
+            "at {place}"
+        );
+    }
+    Ok(())
+}
+
 /// Runs a program in the group of these ranks of the run.
 fn run_in(comm: &Arc<dyn Comm>, ranks: &[usize], seed: u64, depth: u64) -> Result<(), CommError> {
     assert_eq!(comm.size(), ranks.len());
+    let earlier = comm.traffic();
     let mut expected = [0; Operation::ALL.len()];
     for step in 0..STEPS {
         let own = |rank: usize| Numbers::new(seed, step, Some(ranks[rank]));
@@ -159,8 +181,9 @@ fn run_in(comm: &Arc<dyn Comm>, ranks: &[usize], seed: u64, depth: u64) -> Resul
             }
         }
     }
+    let traffic = comm.traffic().since(&earlier);
     for operation in Operation::ALL {
-        let bytes = comm.traffic().of(operation).bytes;
+        let bytes = traffic.of(operation).bytes;
         assert_eq!(bytes, expected[operation as usize], "bytes of {operation}");
     }
     Ok(())
