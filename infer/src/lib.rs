@@ -32,6 +32,7 @@ mod error;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod ranks;
 #[cfg(test)]
 mod testing;
 pub mod trace;

@@ -37,7 +37,7 @@ pub struct Evaluation {
 ///
 /// When sequences differ in length or exceed the context.
 pub fn evaluate(
-    network: &mut impl Network,
+    network: &mut (impl Network + ?Sized),
     sequences: impl Iterator<Item = Sequence>,
     bytes: u64,
     rows: usize,
@@ -54,7 +54,7 @@ pub fn evaluate(
 ///
 /// When sequences differ in length or exceed the context.
 pub fn evaluate_parts<S: Iterator<Item = Sequence>>(
-    network: &mut impl Network,
+    network: &mut (impl Network + ?Sized),
     parts: impl Iterator<Item = (S, u64)>,
     rows: usize,
     mut progress: impl FnMut(u64),

@@ -192,6 +192,11 @@ impl LanguageModel {
         self.blocks[0].attention_norm.gamma.lazy_device()
     }
 
+    /// The type that its matrices are held in.
+    pub fn weight_type(&self) -> DType {
+        self.blocks[0].attention.query.weight.val().dtype()
+    }
+
     /// That of the products.
     pub fn precision(&self) -> Precision {
         self.precision
@@ -287,7 +292,7 @@ impl LanguageModel {
     /// When there are biases, but not one for each router.
     pub fn set_router_bias(&mut self, biases: &[Vec<f32>]) {
         assert!(
-            biases.is_empty() || biases.len() == self.config.moe_layers().count(),
+            biases.is_empty() || biases.len() == self.moe_layers().count(),
             "selection biases of {} routers",
             biases.len()
         );

@@ -69,7 +69,7 @@ pub trait Comm: Debug + Send + Sync {
     fn recv(&self, from: usize) -> Result<Vec<u8>, CommError>;
 
     /// The next message of a rank that sends when it has something to send: [`recv`](Self::recv) without a deadline. A rank
-    /// that fails or ends is noticed all the same.
+    /// that fails is noticed all the same.
     ///
     /// # Errors
     ///

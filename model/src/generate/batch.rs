@@ -131,7 +131,7 @@ struct Flight {
 /// When a prompt is empty or has a token that is not in the vocabulary, a draft model has a vocabulary of another size,
 /// or `options.batch` or `options.in_flight` is 0.
 pub fn generate_all(
-    network: &mut impl Network,
+    network: &mut (impl Network + ?Sized),
     requests: impl IntoIterator<Item = Request>,
     options: &Options,
     receiver: &mut impl Receiver,
@@ -177,7 +177,7 @@ pub fn generate_all(
     }
 }
 
-struct Batch<'a, N> {
+struct Batch<'a, N: ?Sized> {
     network: &'a mut N,
     eos_ids: &'a [u32],
     /// By place in the cache.
@@ -189,7 +189,7 @@ struct Batch<'a, N> {
     statistics: Statistics,
 }
 
-impl<N: Network> Batch<'_, N> {
+impl<N: Network + ?Sized> Batch<'_, N> {
     /// The places of a group.
     fn places(&self, group: usize) -> impl Iterator<Item = usize> + use<N> {
         (group..self.texts.len()).step_by(self.groups)

@@ -10,6 +10,8 @@
 
 mod cross_entropy;
 mod driver;
+#[cfg(test)]
+mod exactness;
 mod group;
 mod layout;
 mod ranks;
@@ -27,4 +29,4 @@ pub use layout::{Coordinates, LayoutError, MOST_RANKS, RankLayout, share};
 pub use ranks::Ranks;
 pub use shard::{Holding, Shard};
 pub use slice::Slice;
-pub use stage::{pass, serve};
+pub use stage::{observed, serve};

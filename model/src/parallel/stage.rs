@@ -1,6 +1,6 @@
 //! A rank at work: its part of every step.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 use super::Ranks;
 use super::cross_entropy::cross_entropy_sum;
@@ -13,8 +13,9 @@ use crate::language_model::{Entry, LanguageModel};
 use crate::layout::Placement;
 use crate::moe::Routing;
 use crate::moe::stats::HealthSums;
-use crate::network::{self, PaddedRows, Part};
+use crate::network::{self, PaddedRows};
 use crate::observer::{Observer, ResidualStream, Unobserved};
+use crate::parts::{LayerPart, Part};
 use crate::sampling::{Draws, Memory};
 
 /// One rank's part of a model, with what it keeps between steps.
@@ -48,13 +49,34 @@ pub fn serve(model: &LanguageModel, ranks: &Ranks) {
     }
 }
 
-/// The passes of a forward pass without a cache that are on this rank's stage: the residual stream comes from the stage
-/// before and goes to the next one. Returns it as the last stage has it, `None` on another one; and the routing of the
-/// stage's layers.
-pub fn pass(
+/// This rank's part of [`LanguageModel::observed`], which all ranks call with the same arguments: an observer sees the parts
+/// of its stage. Returns the logits, those of the whole vocabulary, on the last stage, `None` on another one; and the routing
+/// of the stage's layers.
+///
+/// # Panics
+///
+/// As [`serve`], and when a sequence is longer than the context.
+pub fn observed(
     model: &LanguageModel,
     ranks: &Ranks,
-    tokens: Tensor<2, burn::tensor::Int>,
+    tokens: Tensor<2, Int>,
+    placement: &Placement,
+    observer: &mut impl Observer,
+) -> (Option<Tensor<2>>, Vec<Routing>) {
+    let (stream, routing) = pass(model, ranks, tokens, placement, observer);
+    let logits = stream.map(|stream| {
+        let logits = ranks.tensor().gather_columns(model.logits(stream));
+        observer.output(LayerPart::outside(Part::Head), logits)
+    });
+    (logits, routing)
+}
+
+/// A stage's part of a forward pass without a cache: the residual stream comes from the stage before and goes to the next one.
+/// Returns it after the final norm on the last stage, `None` on another one; and the routing of the stage's layers.
+fn pass(
+    model: &LanguageModel,
+    ranks: &Ranks,
+    tokens: Tensor<2, Int>,
     placement: &Placement,
     observer: &mut impl Observer,
 ) -> (Option<Tensor<2>>, Vec<Routing>) {
@@ -115,8 +137,8 @@ impl<'a> Stage<'a> {
         }
     }
 
-    pub fn decode(&mut self, parts: &[Part]) -> Option<Reply> {
-        let pieces: Vec<Piece> = parts.iter().map(Part::piece).collect();
+    pub fn decode(&mut self, parts: &[network::Part]) -> Option<Reply> {
+        let pieces: Vec<Piece> = parts.iter().map(network::Part::piece).collect();
         let entry = match self.ranks.is_first_stage() {
             true => self.model.entry(&pieces),
             false => received(self.model, self.ranks),
@@ -161,7 +183,7 @@ impl<'a> Stage<'a> {
     fn trace(&mut self, rows: PaddedRows) -> Reply {
         let mut hidden = ResidualStream::default();
         let (tokens, placement) = rows.on(&self.model.device());
-        let (stream, routing) = pass(self.model, self.ranks, tokens, &placement, &mut hidden);
+        let (logits, routing) = observed(self.model, self.ranks, tokens, &placement, &mut hidden);
         let routed = routing.into_iter().map(|routing| {
             let chosen = routing.plan.chosen().into_data();
             Routed {
@@ -174,10 +196,7 @@ impl<'a> Stage<'a> {
         Reply::Trace {
             hidden: hidden.0.into_iter().map(values).collect(),
             routing: routed.collect(),
-            logits: stream.map(|stream| {
-                let logits = self.model.logits(stream);
-                values(self.ranks.tensor().gather_columns(logits))
-            }),
+            logits: logits.map(values),
         }
     }
 
