@@ -116,7 +116,7 @@ pub fn bench(
     }
     let accounting = Accounting::of(model.config());
     let per_sequence = new as f64 / decode;
-    let stored = WeightDtype::of_tensor(model.embedding.val().dtype()).unwrap_or(dtype);
+    let stored = WeightDtype::of_tensor(model.weight_type()).unwrap_or(dtype);
     let decode_bytes = stored.bytes() as f64 * accounting.active as f64 * per_sequence;
     Ok(Bench {
         device: device.to_owned(),
@@ -141,7 +141,7 @@ pub fn bench(
 /// Seconds for the prefill, and for decoding the new tokens greedily.
 fn once(model: &LanguageModel, prompt: usize, new: usize, batch: usize) -> (f64, f64) {
     let config = model.config();
-    let device = model.embedding.lazy_device();
+    let device = model.device();
     let mut cache = KeyValueCache::new(config, batch, prompt + new, &device);
     // Rows and neighbouring tokens differ, so that tokens spread over experts as in real text.
     let ids: Vec<Vec<u32>> = (0..batch)

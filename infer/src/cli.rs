@@ -25,6 +25,7 @@ use serde::Serialize;
 use crate::InferError;
 use crate::devices::Devices;
 use crate::engine::Engine;
+use crate::ranks::RankOptions;
 
 /// Evaluate, sample, benchmark and compare language-model checkpoints.
 ///
@@ -95,7 +96,7 @@ enum Command {
 }
 
 /// The checkpoint.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct CheckpointArgs {
     /// Checkpoint folder, or run folder for its newest checkpoint.
     checkpoint: PathBuf,
@@ -141,13 +142,42 @@ impl LayoutArgs {
 }
 
 /// The checkpoint and the device that it runs on.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct ModelArgs {
     #[command(flatten)]
     source: CheckpointArgs,
     /// Device to run on, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
     #[arg(long, default_value = device::default_name())]
     device: String,
+}
+
+/// How ranks divide the model.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Many ranks")]
+struct RankArgs {
+    /// Number of ranks that share the matrices of every layer: heads, widths of feed-forwards, vocabulary.
+    ///
+    /// Ranks are threads of this process, each with a part of the model; or, where the same command line is started by
+    /// `mpirun -n RANKS`, a process each. There are tensor × pipeline ranks.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    tensor: usize,
+    /// Number of pipeline stages, each with a run of layers; while a later stage is at some texts, the earlier ones are at
+    /// others.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pipeline: usize,
+    /// Number of groups of tensor ranks that have whole experts; 1 is a part of every expert on every rank. Divides --tensor.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    expert: usize,
+}
+
+impl From<RankArgs> for RankLayout {
+    fn from(args: RankArgs) -> Self {
+        Self {
+            pipeline: args.pipeline,
+            tensor: args.tensor,
+            expert: args.expert,
+        }
+    }
 }
 
 /// The storage type of the weights, and the precision of products with them.
@@ -169,11 +199,45 @@ struct DtypeArgs {
     precision: Precision,
 }
 
+/// Opens a checkpoint.
+type Opener = Box<dyn FnOnce() -> Result<Engine, InferError>>;
+
 impl ModelArgs {
     fn open(&self, weights: DtypeArgs) -> Result<Engine, InferError> {
         let CheckpointArgs { checkpoint, accept } = &self.source;
         Engine::open(checkpoint, accept, &self.device, weights.dtype)?
             .at_precision(weights.precision)
+    }
+
+    fn on_ranks(&self, weights: DtypeArgs, ranks: RankArgs, threads: Option<u16>) -> RankOptions {
+        RankOptions {
+            checkpoint: self.source.checkpoint.clone(),
+            accept: self.source.accept.clone(),
+            device: self.device.clone(),
+            dtype: weights.dtype,
+            precision: weights.precision,
+            layout: ranks.into(),
+            threads: threads.map(usize::from),
+        }
+    }
+
+    /// Does `work`, which is given how to open the checkpoint: one rank holds it, or many do. Under MPI, processes of other ranks
+    /// than the first do their part and nothing else.
+    fn with_engine(
+        &self,
+        weights: DtypeArgs,
+        ranks: RankArgs,
+        threads: Option<u16>,
+        work: impl FnOnce(Opener) -> Result<(), InferError> + Send + 'static,
+    ) -> Result<(), InferError> {
+        let options = self.on_ranks(weights, ranks, threads);
+        if !options.are_ranks() {
+            let model = self.clone();
+            return work(Box::new(move || model.open(weights)));
+        }
+        let of_first = options.clone();
+        options.run(move |part| work(Box::new(move || Engine::on_ranks(&of_first, part))))?;
+        Ok(())
     }
 }
 
@@ -230,9 +294,9 @@ impl Command {
 
     fn execute(self, threads: Option<u16>, control: &Control) -> Result<(), InferError> {
         match self {
-            Command::Eval(args) => args.execute(),
-            Command::Generate(args) => args.execute(control),
-            Command::Trace(args) => args.execute(),
+            Command::Eval(args) => args.execute(threads),
+            Command::Generate(args) => args.execute(threads, control),
+            Command::Trace(args) => args.execute(threads),
             Command::Export(args) => args.execute(),
             Command::Plan(args) => args.execute(),
             Command::Shard(args) => args.execute(),
@@ -240,7 +304,7 @@ impl Command {
             Command::Verify(args) => args.execute(),
             Command::Bench(args) => args.execute(),
             Command::Compare(args) => args.execute(threads),
-            Command::CompareDevice(args) => args.execute(),
+            Command::CompareDevice(args) => args.execute(threads),
             Command::Devices(DevicesArgs { json: true }) => print_json(&Devices::find()?),
             Command::Devices(DevicesArgs { json: false }) => {
                 print(&Devices::find()?.to_string()).map_err(InferError::Output)

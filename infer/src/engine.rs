@@ -4,22 +4,27 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use firebox_checkpoint::{Accept, Checkpoint, Notes, checkpoint_folder, load};
+use firebox_checkpoint::{Accept, Checkpoint, Notes, checkpoint_folder, load, read_config};
 use firebox_kernels::Precision;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::accounting::Parameters;
 use firebox_model::language_model::LanguageModel;
+use firebox_model::network::{Local, Network};
+use firebox_model::parallel::{Driver, Ranks};
 use firebox_runtime::device;
 use firebox_text::TOKENIZER_FILE;
 use firebox_text::Tokenizer;
 
 use crate::InferError;
+use crate::ranks::{Part, RankOptions};
 
 /// A model on a device, and the tokenizer that it was trained with.
 #[derive(Debug)]
 pub struct Engine {
-    /// The network, without gradients.
+    /// The network, without gradients; the first rank's part of it where there are several.
     pub model: LanguageModel,
+    /// The ranks that hold the network together; `None` if there is one alone.
+    pub ranks: Option<Ranks>,
     /// Text to token ids and back.
     pub tokenizer: Tokenizer,
     /// The checkpoint's folder.
@@ -56,28 +61,72 @@ impl Engine {
             notes,
             ..
         } = opened;
+        let engine = Self::new(folder, model, &eos_ids, &notes, device, dtype)?;
+        tracing::info!(
+            "loaded {} ({} parameters) on {device} in {:.2} s",
+            engine.folder.display(),
+            Parameters::of(engine.model.config()).total(),
+            started.elapsed().as_secs_f64(),
+        );
+        Ok(engine)
+    }
+
+    /// The first rank's engine, given its part of the model.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn on_ranks(options: &RankOptions, part: Part) -> Result<Self, InferError> {
+        let folder = checkpoint_folder(&options.checkpoint)?;
+        let config = read_config(&folder, Accept::Flag(&options.accept))?;
+        warn_of_accepted(&folder, &config.notes);
+        let (eos_ids, notes) = (&config.eos_ids, &config.notes);
+        let device = &options.device;
+        let mut engine = Self::new(folder, part.model, eos_ids, notes, device, options.dtype)?;
+        tracing::info!(
+            "loaded {} ({} parameters) on {} ranks of {device}: {}",
+            engine.folder.display(),
+            Parameters::of(engine.model.config()).total(),
+            options.layout.ranks(),
+            options.layout,
+        );
+        engine.ranks = Some(part.ranks);
+        Ok(engine)
+    }
+
+    fn new(
+        folder: PathBuf,
+        model: LanguageModel,
+        eos_ids: &[u32],
+        notes: &Notes,
+        device: &str,
+        dtype: WeightDtype,
+    ) -> Result<Self, InferError> {
         let path = folder.join(TOKENIZER_FILE);
         if !path.exists() {
             return Err(InferError::NoTokenizer { folder });
         }
-        let tokenizer = Tokenizer::load(&path, &eos_ids)?;
+        let tokenizer = Tokenizer::load(&path, eos_ids)?;
         let engine = Self {
             document_end: notes.document_mask().then(|| tokenizer.eos_id()),
             tokenizer,
             model,
-            folder: folder.clone(),
+            ranks: None,
+            folder,
             device: device.to_owned(),
             dtype,
         };
         let empty: Vec<u32> = engine.tokenizer.document(&[]).collect();
         engine.check(&empty)?;
-        tracing::info!(
-            "loaded {} ({} parameters) on {device} in {:.2} s",
-            folder.display(),
-            Parameters::of(engine.model.config()).total(),
-            started.elapsed().as_secs_f64(),
-        );
         Ok(engine)
+    }
+
+    /// What computes: this process, or all ranks.
+    pub fn network(&self) -> Box<dyn Network + '_> {
+        match &self.ranks {
+            None => Box::new(Local::new(&self.model)),
+            Some(ranks) => Box::new(Driver::new(&self.model, ranks)),
+        }
     }
 
     /// The same engine; with `special_tokens`, text that spells a special token becomes that token.

@@ -4,10 +4,13 @@ use std::io;
 use std::path::PathBuf;
 
 use firebox_checkpoint::{CheckpointError, FolderError};
+use firebox_comm::mpi::MpiError;
+use firebox_comm::{CommError, Failure};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 use firebox_console::numbers::counted;
 use firebox_kernels::Precision;
+use firebox_model::parallel::{LayoutError, RankLayout};
 use firebox_runtime::device::DeviceError;
 use firebox_runtime::failure::DeviceFailure;
 use firebox_text::TokenizerError;
@@ -245,12 +248,46 @@ pub enum InferError {
     /// A worker process cannot be started or read.
     #[error("cannot run a worker process: {0}")]
     Process(io::Error),
+    /// The ranks cannot hold the model so.
+    #[error("--{_0}")]
+    Layout(#[from] LayoutError),
+    /// There are more or fewer processes than ranks.
+    #[error("MPI has started {processes} process(es), but {layout} are {} ranks", layout.ranks())]
+    Processes {
+        /// Processes that were started.
+        processes: usize,
+        /// How ranks divide the model.
+        layout: RankLayout,
+    },
+    /// Gradients on several ranks.
+    #[error("--gradients takes a single rank")]
+    GradientsOnRanks,
+    /// MPI cannot be used.
+    #[error(transparent)]
+    Mpi(#[from] MpiError),
+    /// A rank failed.
+    #[error("{failure}")]
+    Rank {
+        /// Which rank, and what happened.
+        failure: Box<Failure>,
+        /// The error that it returned, if it did.
+        error: Option<Box<InferError>>,
+    },
+    /// A message between ranks failed, since one of them has.
+    #[error(transparent)]
+    Comm(Box<CommError>),
     /// Standard input cannot be read as text.
     #[error("cannot read the prompt from standard input: {0}")]
     Input(io::Error),
     /// Standard output cannot be written.
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
+}
+
+impl From<CommError> for InferError {
+    fn from(error: CommError) -> Self {
+        Self::Comm(Box::new(error))
+    }
 }
 
 // Boxed: a checkpoint's error names files, tensors and shapes, and would make every result large.
@@ -350,6 +387,17 @@ impl Advise for InferError {
             Self::Differs { .. } => failure(
                 "look at the first part that differs; later differences may follow from it. --html FILE shows all layers; --tolerance allows more",
             ),
+            Self::Layout(error) => usage(&error.hint),
+            Self::Processes { .. } => usage(
+                "start as many processes as ranks: mpirun -n N with N = tensor × pipeline, or without mpirun, with ranks as threads",
+            ),
+            Self::GradientsOnRanks => usage("omit --tensor, --pipeline and --expert"),
+            Self::Mpi(error) => error.advice(),
+            Self::Rank { error, .. } => match error {
+                Some(error) => error.advice(),
+                None => Advice::FAILURE,
+            },
+            Self::Comm(_) => Advice::FAILURE,
             Self::Missing { .. } | Self::Read(_) => Advice::USAGE,
             Self::Process(_) | Self::Write(_) | Self::Input(_) | Self::Output(_) => Advice::FAILURE,
         }

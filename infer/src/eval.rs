@@ -172,7 +172,8 @@ pub fn evaluate(
     let started = Instant::now();
     let windows = text.windows(context);
     let sequences = windows.map(|window| Sequence::of_window(window, context, engine.document_end));
-    let evaluation = evaluate::evaluate(&engine.model, sequences, text.bytes(), rows, progress);
+    let network = &mut *engine.network();
+    let evaluation = evaluate::evaluate(network, sequences, text.bytes(), rows, progress);
     let nats = evaluation.nats_per_token;
     if !nats.is_finite() {
         return Err(InferError::NotFinite {

@@ -34,6 +34,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod plan;
+pub mod ranks;
 pub mod sharded;
 #[cfg(test)]
 mod testing;

@@ -3,17 +3,19 @@
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use firebox_checkpoint::{NamedTensor, checkpoint_folder, named_gradients, write_tensors};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::{LanguageModel, Trace};
-use firebox_model::layout::Placement;
 use firebox_model::loss::{Objective, Targets, load_balancing};
 use firebox_model::moe::balance::TokensPerExpert;
+use firebox_model::network::{Local, Network, PaddedRows};
+use firebox_model::parallel::Driver;
 use firebox_runtime::device;
 
 use crate::InferError;
 use crate::engine::open_model;
+use crate::ranks::{Part, RankOptions};
 use crate::trace_input::TraceInput;
 
 /// The losses of a trace.
@@ -60,9 +62,41 @@ pub fn trace(
         true => opened.model.train(),
         false => opened.model,
     };
+    let network = &mut Local::new(&model);
+    let gradients = gradients.then_some(&model);
+    write(network, &model.device(), input, output, gradients)
+}
+
+/// The same of a checkpoint that many ranks hold together, without gradients.
+///
+/// # Errors
+///
+/// As [`trace`], and when the ranks cannot hold the model so or one of them fails. Under MPI, the other processes than the
+/// first have no losses to tell.
+pub fn trace_on_ranks(
+    options: RankOptions,
+    input: &Path,
+    output: &Path,
+) -> Result<Option<Losses>, InferError> {
+    refuse_what_is_read(&options.checkpoint, input, output)?;
+    let (input, output) = (input.to_owned(), output.to_owned());
+    options.run(move |Part { model, ranks }| {
+        let network = &mut Driver::new(&model, &ranks);
+        write(network, &model.device(), &input, &output, None)
+    })
+}
+
+/// Writes the values of a network, and the gradients of a model if it is given.
+fn write(
+    network: &mut impl Network,
+    device: &Device,
+    input: &Path,
+    output: &Path,
+    gradients: Option<&LanguageModel>,
+) -> Result<Losses, InferError> {
     let tokens = TraceInput::read(input)?;
-    tokens.check(input, model.config())?;
-    let computed = Computed::new(&model, &tokens);
+    tokens.check(input, network.config())?;
+    let computed = Computed::new(network, device, &tokens);
     let pairs = tokens.pairs();
     if pairs == 0 {
         return Err(InferError::TraceInput {
@@ -103,9 +137,9 @@ pub fn trace(
     tensors.push(named("loss.total", computed.total.clone()));
     let scalar = |tensor: &Tensor<1>| f64::from(tensor.to_data().iter::<f32>().sum::<f32>());
     let (cross_entropy, total) = (scalar(&computed.cross_entropy), scalar(&computed.total));
-    if gradients {
+    if let Some(model) = gradients {
         let found = computed.total.backward();
-        let named = named_gradients(&model, &found);
+        let named = named_gradients(model, &found);
         tensors.extend(named.into_iter().map(|tensor| NamedTensor {
             name: format!("grad.{}", tensor.name),
             ..tensor
@@ -128,23 +162,25 @@ struct Computed {
 }
 
 impl Computed {
-    fn new(model: &LanguageModel, tokens: &TraceInput) -> Self {
-        let device = model.embedding.lazy_device();
+    fn new(network: &mut impl Network, device: &Device, tokens: &TraceInput) -> Self {
         let flags = |flags: Vec<bool>| {
             let values: Vec<f32> = flags
                 .into_iter()
                 .map(|flag| f32::from(u8::from(flag)))
                 .collect();
             let length = values.len();
-            Tensor::<1>::from_data(TensorData::new(values, [length]), &device)
+            Tensor::<1>::from_data(TensorData::new(values, [length]), device)
         };
         let ids = |ids: Vec<u32>, shape: [usize; 2]| {
             let ids: Vec<i32> = ids.into_iter().map(|id| id as i32).collect();
-            Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device)
+            Tensor::<2, Int>::from_data(TensorData::new(ids, shape), device)
         };
         let shape = [tokens.batch, tokens.sequence];
-        let placement = Placement::padded(&tokens.valid, tokens.sequence, &device);
-        let trace = model.trace(ids(tokens.ids.clone(), shape), &placement);
+        let trace = network.trace(PaddedRows {
+            ids: &tokens.ids,
+            valid: &tokens.valid,
+            length: tokens.sequence,
+        });
 
         let (targets, loss_mask) = tokens.targets();
         let routing = &trace.output.routing;
@@ -152,7 +188,7 @@ impl Computed {
         let count = tokens.valid.iter().filter(|valid| **valid).count() as u64;
         let mut tokens_per_expert = TokensPerExpert::default();
         tokens_per_expert.add(routing, Some(&valid), count);
-        let config = model.config();
+        let config = network.config();
         let load_balancing = config.moe.as_ref().and_then(|moe| {
             let kind = moe.router.balance;
             load_balancing(kind, routing, Some(&valid), &tokens_per_expert)

@@ -8,6 +8,7 @@ use crate::config::{AttentionBias, AttentionKind, ModelConfig, QkNorm};
 use crate::layout::Layout;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
+use crate::parallel::{Shard, TensorGroup};
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use firebox_kernels::{AttentionInput, AttentionSpec, Precision, attention};
 
@@ -39,9 +40,22 @@ pub struct Attention {
     /// Of the projections, and of attention itself without a cache; with one that is f32.
     #[module(skip)]
     pub precision: Precision,
+    /// Those that it has; a rank among others has some of the model's.
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    #[module(skip)]
+    ranks: Option<Ranks>,
+}
+
+/// What attention needs to know of the other ranks that share a layer's heads.
+#[derive(Debug, Clone)]
+struct Ranks {
+    group: TensorGroup,
+    /// Query and key/value heads of the whole layer.
+    heads: [usize; 2],
+    /// 1 for each value of a key/value head that this rank counts, 0 for copies of those that another place counts.
+    counted: Vec<f32>,
 }
 
 impl Attention {
@@ -90,9 +104,14 @@ impl Attention {
             };
             RmsNorm::new(config, width, &format!("{path}.{name}"), source).map(Some)
         };
+        let query = Linear::new(projection("query", [model, all_heads]), qkv_bias, source)?;
+        let key = Linear::new(projection("key", [model, all_kv_heads]), qkv_bias, source)?;
+        let heads_of = |projection: &Linear| projection.weight.lazy_shape()[1] / head_dim;
         Ok(Self {
-            query: Linear::new(projection("query", [model, all_heads]), qkv_bias, source)?,
-            key: Linear::new(projection("key", [model, all_kv_heads]), qkv_bias, source)?,
+            heads: heads_of(&query),
+            kv_heads: heads_of(&key),
+            query,
+            key,
             value: Linear::new(projection("value", [model, all_kv_heads]), qkv_bias, source)?,
             output: Linear::new(output, output_bias, source)?,
             query_norm: qk_norm("query_norm", all_heads, source)?,
@@ -104,10 +123,25 @@ impl Attention {
             qk_norm: config.qk_norm,
             kind,
             precision: Precision::F32,
-            heads,
-            kv_heads,
             head_dim,
+            ranks: None,
         })
+    }
+
+    /// Number of key/value heads that it has.
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads
+    }
+
+    /// Computes its heads' part of what these ranks compute together from now on.
+    pub(crate) fn join(&mut self, group: &TensorGroup, shard: &Shard, config: &ModelConfig) {
+        let counted = shard.counted_kv_heads().into_iter();
+        let counted = counted.map(|counted| f32::from(u8::from(counted)));
+        self.ranks = Some(Ranks {
+            group: group.clone(),
+            heads: [config.heads, config.kv_heads],
+            counted: counted.flat_map(|flag| vec![flag; self.head_dim]).collect(),
+        });
     }
 
     /// Attends within each of the layout's sequences, and to the positions before them in the cache.
@@ -122,9 +156,8 @@ impl Attention {
             ranges,
         } = layout;
         let query = self.query.forward(x.clone(), self.precision);
-        let query = self.normed(query, self.heads, &self.query_norm);
         let key = self.key.forward(x.clone(), self.precision);
-        let key = self.normed(key, self.kv_heads, &self.key_norm);
+        let [query, key] = self.normed(query, key);
         let value = self.value.forward(x, self.precision);
 
         let spec = AttentionSpec {
@@ -147,20 +180,57 @@ impl Attention {
                 precision: self.precision,
             }),
         };
-        self.output.forward(attended, self.precision)
+        let output = self.output.forward(attended, self.precision);
+        match &self.ranks {
+            Some(ranks) => ranks.group.sum(output),
+            None => output,
+        }
     }
 
-    /// Queries or keys after their norm, if there is one.
-    fn normed(&self, x: Tensor<2>, heads: usize, norm: &Option<RmsNorm>) -> Tensor<2> {
-        let [tokens, width] = x.dims();
-        match norm {
-            Some(norm) if self.qk_norm == QkNorm::Projection => norm.forward(x),
-            Some(norm) => {
-                let by_head = x.reshape([tokens * heads, self.head_dim]);
-                norm.forward(by_head).reshape([tokens, width])
+    /// Queries and keys after their norms, if there are any.
+    fn normed(&self, query: Tensor<2>, key: Tensor<2>) -> [Tensor<2>; 2] {
+        let (Some(query_norm), Some(key_norm)) = (&self.query_norm, &self.key_norm) else {
+            return [query, key];
+        };
+        match (self.qk_norm, &self.ranks) {
+            (QkNorm::Projection, Some(ranks)) if ranks.group.size() > 1 => {
+                let squares = ranks.mean_squares(&query, &key, self.head_dim);
+                let [of_query, of_key] = squares;
+                [
+                    query_norm.forward_given(query, of_query),
+                    key_norm.forward_given(key, of_key),
+                ]
             }
-            None => x,
+            (QkNorm::Projection, _) => [query_norm.forward(query), key_norm.forward(key)],
+            _ => [
+                self.normed_by_head(query, self.heads, query_norm),
+                self.normed_by_head(key, self.kv_heads, key_norm),
+            ],
         }
+    }
+
+    fn normed_by_head(&self, x: Tensor<2>, heads: usize, norm: &RmsNorm) -> Tensor<2> {
+        let [tokens, width] = x.dims();
+        let by_head = x.reshape([tokens * heads, self.head_dim]);
+        norm.forward(by_head).reshape([tokens, width])
+    }
+}
+
+impl Ranks {
+    /// The mean squares of all query heads and of all key/value heads of the layer, `[tokens, 1]` each.
+    fn mean_squares(&self, query: &Tensor<2>, key: &Tensor<2>, head_dim: usize) -> [Tensor<2>; 2] {
+        let counted = Tensor::<1>::from_floats(self.counted.as_slice(), &key.device());
+        let squares = [
+            query.clone().square(),
+            key.clone().square() * counted.unsqueeze(),
+        ];
+        let sums = squares.map(|squares| squares.sum_dim(1)).to_vec();
+        let sums = self.group.sum(Tensor::cat(sums, 1));
+        let [heads, kv_heads] = self.heads;
+        [(0, heads), (1, kv_heads)].map(|(place, heads)| {
+            let sum = sums.clone().narrow(1, place, 1);
+            sum.div_scalar((heads * head_dim) as f64)
+        })
     }
 }
 

@@ -1,11 +1,12 @@
 //! Batches of sequences: rows of equal length with shifted targets.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 
 use crate::layout::Placement;
 
 /// A window of text: input tokens and their targets.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sequence {
     /// Token ids.
     pub tokens: Vec<u32>,

@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use self::pool::BlockPool;
 use crate::config::ModelConfig;
+use crate::language_model::LanguageModel;
 use firebox_kernels::rope::Rotary;
 use firebox_kernels::{AttentionSpec, CachedInput, Segment, Segments, cached_attention};
 
@@ -98,6 +99,39 @@ pub struct CacheFull {
     pub blocks: usize,
 }
 
+/// What a cache has for each token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Number of layers.
+    pub layers: usize,
+    /// Key/value heads of a layer.
+    pub kv_heads: usize,
+    /// Values of a head.
+    pub head_dim: usize,
+}
+
+impl From<&ModelConfig> for CacheShape {
+    /// That of the whole model.
+    fn from(config: &ModelConfig) -> Self {
+        Self {
+            layers: config.layers.len(),
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+        }
+    }
+}
+
+impl From<&LanguageModel> for CacheShape {
+    /// Of the layers and heads that a rank has of the model.
+    fn from(model: &LanguageModel) -> Self {
+        Self {
+            layers: model.blocks.len(),
+            kv_heads: model.blocks[0].attention.kv_heads(),
+            head_dim: model.config().head_dim,
+        }
+    }
+}
+
 /// The keys and values of every layer, for a number of sequences that each have a length of their own.
 ///
 /// Room is made as it is needed, where it is not bounded: when all blocks are held, their number doubles.
@@ -116,11 +150,16 @@ pub struct KeyValueCache {
 
 impl KeyValueCache {
     /// An empty cache for some sequences, with room for `tokens` tokens of each to begin with.
-    pub fn new(config: &ModelConfig, sequences: usize, tokens: usize, device: &Device) -> Self {
+    pub fn new(
+        shape: impl Into<CacheShape>,
+        sequences: usize,
+        tokens: usize,
+        device: &Device,
+    ) -> Self {
         let blocks = sequences * tokens.max(1).div_ceil(BLOCK_TOKENS);
         Self {
             bounded: false,
-            ..Self::bounded(config, sequences, blocks, BLOCK_TOKENS, device)
+            ..Self::bounded(shape, sequences, blocks, BLOCK_TOKENS, device)
         }
     }
 
@@ -131,14 +170,19 @@ impl KeyValueCache {
     ///
     /// When blocks have no tokens.
     pub fn bounded(
-        config: &ModelConfig,
+        shape: impl Into<CacheShape>,
         sequences: usize,
         blocks: usize,
         block_tokens: usize,
         device: &Device,
     ) -> Self {
         assert!(block_tokens > 0, "a block holds a token at least");
-        let shape = [config.kv_heads, blocks, block_tokens, config.head_dim];
+        let CacheShape {
+            layers,
+            kv_heads,
+            head_dim,
+        } = shape.into();
+        let shape = [kv_heads, blocks, block_tokens, head_dim];
         let layer = || LayerCache {
             keys: Tensor::zeros(shape, device),
             values: Tensor::zeros(shape, device),
@@ -146,7 +190,7 @@ impl KeyValueCache {
         let mut pool = BlockPool::default();
         pool.grow(blocks);
         Self {
-            layers: config.layers.iter().map(|_| layer()).collect(),
+            layers: (0..layers).map(|_| layer()).collect(),
             blocks: vec![Vec::new(); sequences],
             lengths: vec![0; sequences],
             pool,

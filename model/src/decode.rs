@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor};
 
 use crate::cache::KeyValueCache;
-use crate::language_model::{LanguageModel, token_tensor};
+use crate::language_model::{Entry, LanguageModel};
 use firebox_kernels::latency_bound;
 
 /// New tokens of one sequence of a cache.
@@ -53,6 +53,31 @@ impl LanguageModel {
     /// logits that it asks for, the context is exceeded, or a bounded cache has too few blocks: see
     /// [`reserve`](KeyValueCache::reserve).
     pub fn decode(&self, pieces: &[Piece], cache: &mut KeyValueCache) -> Option<Tensor<2>> {
+        match self.decode_stage(self.entry(pieces), pieces, cache) {
+            Decoded::Logits(logits) => logits,
+            Decoded::Stream(_) => panic!("a stage that is not the last has no logits"),
+        }
+    }
+
+    /// The tokens of pieces, for a first stage.
+    pub(crate) fn entry(&self, pieces: &[Piece]) -> Entry {
+        let tokens = pieces.iter().flat_map(|piece| piece.tokens);
+        let tokens: Vec<i32> = tokens.map(|&id| id as i32).collect();
+        Entry::Tokens(Tensor::from_ints(&tokens[..], &self.device()))
+    }
+
+    /// A pipeline stage's part of [`decode`](Self::decode), with the tokens of the pieces or the residual stream of the stage
+    /// before. Logits are those of the rank's part of the vocabulary.
+    ///
+    /// # Panics
+    ///
+    /// As [`decode`](Self::decode).
+    pub(crate) fn decode_stage(
+        &self,
+        entry: Entry,
+        pieces: &[Piece],
+        cache: &mut KeyValueCache,
+    ) -> Decoded {
         let context = self.config().context_length;
         let mut wanted: Vec<i32> = Vec::new();
         let mut rows = 0;
@@ -71,29 +96,35 @@ impl LanguageModel {
             rows += new;
             wanted.extend((rows - piece.logits..rows).map(|row| row as i32));
         }
-        let device = self.embedding.lazy_device();
+        let device = self.device();
         let new = pieces
             .iter()
             .map(|piece| (piece.sequence, piece.tokens.len()));
         let mut step = cache.begin(&new.collect::<Vec<_>>());
-        let tokens: Vec<u32> = pieces
-            .iter()
-            .flat_map(|piece| piece.tokens)
-            .copied()
-            .collect();
-        let tokens = token_tensor([tokens.as_slice()].into_iter(), &device);
         latency_bound(rows, &device, || {
-            let hidden = self.stepped(tokens, &mut step);
+            let hidden = self.stepped(entry, &mut step);
+            if self.norm.is_none() {
+                return Decoded::Stream(hidden);
+            }
             if wanted.is_empty() {
-                return None;
+                return Decoded::Logits(None);
             }
             let hidden = match wanted.len() == rows {
                 true => hidden,
                 false => hidden.select(0, Tensor::<1, Int>::from_ints(&wanted[..], &device)),
             };
-            Some(self.logits(hidden))
+            Decoded::Logits(Some(self.logits(hidden)))
         })
     }
+}
+
+/// What a pipeline stage makes of a step.
+#[derive(Debug)]
+pub(crate) enum Decoded {
+    /// The residual stream for the next stage, `[tokens, d_model]`.
+    Stream(Tensor<2>),
+    /// The logits that the pieces ask for, on the last stage.
+    Logits(Option<Tensor<2>>),
 }
 
 #[cfg(test)]
@@ -101,6 +132,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::language_model::token_tensor;
     use crate::testing::{
         clamped, smallest, text, tiny, windowed, with_experts, without_positions,
     };

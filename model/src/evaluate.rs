@@ -1,12 +1,10 @@
 //! The quality of a model on text: loss in nats and bits per byte, and router health.
 
-use burn::tensor::Tensor;
 use serde::Serialize;
 
-use crate::batch::{Batch, Sequence};
-use crate::language_model::LanguageModel;
-use crate::loss::cross_entropy_sum;
+use crate::batch::Sequence;
 use crate::moe::stats::{HealthSums, LayerHealth};
+use crate::network::{BatchSums, Network};
 
 /// Default number of sequences per batch: the same in training and evaluation, so that sums are taken in the same
 /// order.
@@ -39,14 +37,14 @@ pub struct Evaluation {
 ///
 /// When sequences differ in length or exceed the context.
 pub fn evaluate(
-    model: &LanguageModel,
+    network: &mut (impl Network + ?Sized),
     sequences: impl Iterator<Item = Sequence>,
     bytes: u64,
     rows: usize,
     progress: impl FnMut(u64),
 ) -> Evaluation {
     let parts = std::iter::once((sequences, bytes));
-    evaluate_parts(model, parts, rows, progress).0
+    evaluate_parts(network, parts, rows, progress).0
 }
 
 /// The same for the parts of a text, such as its sources: evaluates the whole and each part. A part is its sequences,
@@ -56,12 +54,13 @@ pub fn evaluate(
 ///
 /// When sequences differ in length or exceed the context.
 pub fn evaluate_parts<S: Iterator<Item = Sequence>>(
-    model: &LanguageModel,
+    network: &mut (impl Network + ?Sized),
     parts: impl Iterator<Item = (S, u64)>,
     rows: usize,
     mut progress: impl FnMut(u64),
 ) -> (Evaluation, Vec<Evaluation>) {
-    let device = model.embedding.lazy_device();
+    // Batches that are under way.
+    let most = network.stages();
     let mut whole = Sums::default();
     let mut evaluations = Vec::new();
     for (sequences, bytes) in parts {
@@ -71,18 +70,20 @@ pub fn evaluate_parts<S: Iterator<Item = Sequence>>(
         };
         whole.bytes += bytes;
         let mut sequences = sequences.peekable();
-        while sequences.peek().is_some() {
-            let chunk: Vec<Sequence> = sequences.by_ref().take(rows.max(1)).collect();
-            let batch = Batch::new(&chunk, &device);
-            let output = model.forward_batch(&batch);
-            let logits = output.logits.flatten::<2>(0, 1);
-            let loss = cross_entropy_sum(logits, batch.targets, batch.valid.as_ref());
-            let terms = HealthSums::terms(&output.routing, batch.valid.as_ref());
-            let read = Tensor::cat(std::iter::once(loss).chain(terms).collect(), 0);
-            let values: Vec<f32> = read.into_data().iter::<f32>().collect();
-            let layers: Vec<usize> = output.routing.iter().map(|routing| routing.layer).collect();
+        let mut under_way = 0;
+        loop {
+            while under_way < most && sequences.peek().is_some() {
+                let batch: Vec<Sequence> = sequences.by_ref().take(rows.max(1)).collect();
+                network.submit_batch(&batch);
+                under_way += 1;
+            }
+            if under_way == 0 {
+                break;
+            }
+            let batch = network.sums();
+            under_way -= 1;
             for sums in [&mut whole, &mut part] {
-                sums.add(&layers, batch.valid_tokens, &values);
+                sums.add(&batch);
             }
             progress(whole.tokens);
         }
@@ -101,12 +102,10 @@ struct Sums {
 }
 
 impl Sums {
-    /// Adds a batch: the indices of its MoE layers, its number of targets, and its loss in nats followed by
-    /// [`HealthSums::terms`].
-    fn add(&mut self, layers: &[usize], tokens: u64, values: &[f32]) {
-        self.nats += f64::from(values[0]);
-        self.tokens += tokens;
-        self.health.add(layers, tokens, &values[1..]);
+    fn add(&mut self, batch: &BatchSums) {
+        self.nats += f64::from(batch.nats);
+        self.tokens += batch.tokens;
+        self.health.add(&batch.layers, batch.tokens, &batch.health);
     }
 
     fn evaluation(&self) -> Evaluation {
@@ -128,6 +127,8 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::language_model::LanguageModel;
+    use crate::network::Local;
     use crate::testing::{ByHand, moe, smallest, text, tiny};
     use firebox_runtime::on_every_device;
 
@@ -146,9 +147,15 @@ mod tests {
         let windows = [[0, 1, 2, 3].as_slice(), &[3, 2], &[1, 1, 1]];
         let sequences = windows.map(|tokens| Sequence::of_window(tokens, 3, None));
         let mut heard = Vec::new();
-        let found = evaluate(&model, sequences.into_iter(), 3, 2, |tokens| {
-            heard.push(tokens);
-        });
+        let found = evaluate(
+            &mut Local::new(&model),
+            sequences.into_iter(),
+            3,
+            2,
+            |tokens| {
+                heard.push(tokens);
+            },
+        );
         // 3 + 1 and 2 tokens of two bits each, which stand for three bytes.
         assert_eq!(heard, [4, 6]);
         assert_eq!((found.tokens, found.bytes), (6, 3));
@@ -178,9 +185,15 @@ mod tests {
         let with_bytes = parts
             .iter()
             .map(|&(windows, bytes)| (sequences(windows).into_iter(), bytes));
-        let (whole, found) = evaluate_parts(&model, with_bytes, 2, |_| {});
+        let (whole, found) = evaluate_parts(&mut Local::new(&model), with_bytes, 2, |_| {});
         for (&(windows, bytes), found) in parts.iter().zip(&found) {
-            let alone = evaluate(&model, sequences(windows).into_iter(), bytes, 2, |_| {});
+            let alone = evaluate(
+                &mut Local::new(&model),
+                sequences(windows).into_iter(),
+                bytes,
+                2,
+                |_| {},
+            );
             assert_eq!(found, &alone);
         }
         assert_eq!((whole.tokens, whole.bytes), (60, 50));
@@ -194,11 +207,17 @@ mod tests {
         assert!((load(&whole) - mean).abs() < 1e-12);
         // A single part is evaluated as the text itself.
         let once = std::iter::once((sequences(&windows).into_iter(), 50));
-        let (one, part) = evaluate_parts(&model, once, 2, |_| {});
+        let (one, part) = evaluate_parts(&mut Local::new(&model), once, 2, |_| {});
         assert_eq!((part.len(), &part[0]), (1, &one));
         assert_eq!(
             one,
-            evaluate(&model, sequences(&windows).into_iter(), 50, 2, |_| {})
+            evaluate(
+                &mut Local::new(&model),
+                sequences(&windows).into_iter(),
+                50,
+                2,
+                |_| {}
+            )
         );
     }
 
@@ -212,7 +231,15 @@ mod tests {
         let sequences = windows
             .iter()
             .map(|tokens| Sequence::of_window(tokens, 12, None));
-        let evaluate = |rows| evaluate(&model.valid(), sequences.clone(), 50, rows, |_| {});
+        let evaluate = |rows| {
+            evaluate(
+                &mut Local::new(&model.valid()),
+                sequences.clone(),
+                50,
+                rows,
+                |_| {},
+            )
+        };
         let first = evaluate(2);
         assert_eq!(first, evaluate(2));
         assert_eq!(first.tokens, 54);

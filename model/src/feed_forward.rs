@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use crate::config::{FeedForwardKind, ModelConfig};
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::observer::Observer;
+use crate::parallel::{Shard, TensorGroup};
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use crate::parts::{LayerPart, Part};
 use firebox_kernels::{Precision, swiglu};
@@ -22,6 +23,9 @@ pub struct DenseFeedForward {
     /// Of its products.
     #[module(skip)]
     pub precision: Precision,
+    /// The ranks that its output is added up over, each of which has a part of the width.
+    #[module(skip)]
+    pub(crate) group: Option<TensorGroup>,
 }
 
 impl DenseFeedForward {
@@ -50,6 +54,7 @@ impl DenseFeedForward {
                 ..matrix("down", [inner, model])
             })?,
             precision: Precision::F32,
+            group: None,
         })
     }
 
@@ -58,7 +63,11 @@ impl DenseFeedForward {
     /// - `x`, output: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let (gate, up, down) = (self.gate.val(), self.up.val(), self.down.val());
-        swiglu(x, gate, up, down, self.precision)
+        let output = swiglu(x, gate, up, down, self.precision);
+        match &self.group {
+            Some(group) => group.sum(output),
+            None => output,
+        }
     }
 }
 
@@ -109,6 +118,14 @@ impl FeedForward {
                 }
             }
             Self::Dense(dense) => dense.precision = precision,
+        }
+    }
+
+    /// Computes its part of what these ranks compute together from now on.
+    pub(crate) fn join(&mut self, group: &TensorGroup, shard: &Shard) {
+        match self {
+            Self::Moe(moe) => moe.join(group, shard),
+            Self::Dense(dense) => dense.group = Some(group.clone()),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The whole network: embedding → blocks → norm → head.
+//! The network: embedding → blocks → norm → head, or a rank's part of it.
 
 use std::convert::Infallible;
 
@@ -14,6 +14,7 @@ use crate::layout::{Layout, Placement};
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::observer::{Observer, ResidualStream, Unobserved};
+use crate::parallel::{Shard, TensorGroup};
 use crate::parameters::{
     Axis, Initializer, ParameterInfo, ParameterList, ParameterSource, ParameterSpec,
     RandomParameters, Role,
@@ -26,15 +27,19 @@ use firebox_kernels::{Precision, embedding, linear, linear_transposed};
 /// A decoder-only mixture-of-experts language model.
 ///
 /// Base maths and conventions are those of Hugging Face's Mixtral (arXiv 2401.04088).
+///
+/// It may be a rank's part of a model that many ranks hold together (see [`parallel`](crate::parallel)): a pipeline stage,
+/// and of its matrices what the rank has among the tensor ranks of the stage. Its configuration is that of the whole model.
 #[derive(Module, Debug)]
 pub struct LanguageModel {
-    /// `[vocab_size, d_model]`
-    pub embedding: Param<Tensor<2>>,
-    /// The blocks, in execution order.
+    /// `[vocab_size, d_model]`; `None` on a pipeline stage that does without: neither the first one nor one whose head is
+    /// tied to it.
+    pub embedding: Option<Param<Tensor<2>>>,
+    /// The blocks, in execution order; those of a pipeline stage are some of the model's.
     pub blocks: Vec<Block>,
-    /// The final norm, before the head.
-    pub norm: RmsNorm,
-    /// `[d_model, vocab_size]`; `None` if the head is tied to the embedding.
+    /// The final norm, before the head; `None` on a pipeline stage that is not the last one.
+    pub norm: Option<RmsNorm>,
+    /// `[d_model, vocab_size]`; `None` if the head is tied to the embedding, or on another pipeline stage.
     pub head: Option<Param<Tensor<2>>>,
     #[module(skip)]
     config: ModelConfig,
@@ -42,6 +47,21 @@ pub struct LanguageModel {
     precision: Precision,
     #[module(skip)]
     rotary: RotaryCache,
+    /// Whose part this is; `None` for a whole model.
+    #[module(skip)]
+    shard: Option<Shard>,
+    /// The ranks that share its matrices, once they are known to each other.
+    #[module(skip)]
+    group: Option<TensorGroup>,
+}
+
+/// What a pass begins with.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// Token ids, `[tokens]`, on the first stage.
+    Tokens(Tensor<1, Int>),
+    /// The residual stream, `[tokens, d_model]`, which the stage before has computed.
+    Stream(Tensor<2>),
 }
 
 /// The output of a forward pass.
@@ -73,28 +93,42 @@ impl LanguageModel {
         let initializer = Initializer::Normal(config.initializer_range);
         let vocabulary = (Axis::Vocabulary, config.vocab_size);
         let model = (Axis::Model, config.d_model);
-        let blocks = 0..config.layers.len();
+        let shard = source.shard().cloned();
+        let is_first = shard.as_ref().is_none_or(Shard::is_first_stage);
+        let is_last = shard.as_ref().is_none_or(Shard::is_last_stage);
+        let mut blocks = match &shard {
+            Some(shard) => shard.layers(),
+            None => 0..config.layers.len(),
+        };
+        let embedding = ParameterSpec::new(
+            "embedding",
+            Role::Embedding,
+            [vocabulary, model],
+            initializer,
+        );
+        let head = ParameterSpec::new("head", Role::Head, [model, vocabulary], initializer);
         Ok(Self {
-            embedding: source.parameter(ParameterSpec::new(
-                "embedding",
-                Role::Embedding,
-                [vocabulary, model],
-                initializer,
-            ))?,
-            blocks: blocks
-                .map(|layer| Block::new(config, layer, source))
-                .collect::<Result<_, _>>()?,
-            norm: RmsNorm::new(config, model, "norm", source)?,
-            head: if config.tied_embeddings {
-                None
-            } else {
-                let dimensions = [model, vocabulary];
-                let head = ParameterSpec::new("head", Role::Head, dimensions, initializer);
-                Some(source.parameter(head)?)
+            embedding: match is_first || is_last && config.tied_embeddings {
+                true => Some(source.parameter(embedding)?),
+                false => None,
+            },
+            blocks: blocks.try_fold(Vec::new(), |mut blocks, layer| {
+                blocks.push(Block::new(config, layer, source)?);
+                Ok(blocks)
+            })?,
+            norm: match is_last {
+                true => Some(RmsNorm::new(config, model, "norm", source)?),
+                false => None,
+            },
+            head: match is_last && !config.tied_embeddings {
+                true => Some(source.parameter(head)?),
+                false => None,
             },
             config: config.clone(),
             precision: Precision::F32,
             rotary: RotaryCache::new(rope::frequencies(config)),
+            shard,
+            group: None,
         })
     }
 
@@ -128,6 +162,39 @@ impl LanguageModel {
             block.feed_forward.set_precision(precision);
         }
         self
+    }
+
+    /// The same part of a model, among the tensor ranks of its stage: what they compute together is added up over them.
+    ///
+    /// # Panics
+    ///
+    /// When it is a whole model, or a part that another rank of the group is to have.
+    #[must_use]
+    pub fn among(mut self, group: TensorGroup) -> Self {
+        let shard = self.shard.as_ref().expect("a rank's part of a model");
+        let place = (group.rank(), group.size());
+        assert_eq!((shard.at().tensor, shard.layout().tensor), place);
+        for block in &mut self.blocks {
+            block.attention.join(&group, shard, &self.config);
+            block.feed_forward.join(&group, shard);
+        }
+        self.group = Some(group);
+        self
+    }
+
+    /// Whose part of a model this is; `None` for a whole one.
+    pub fn shard(&self) -> Option<&Shard> {
+        self.shard.as_ref()
+    }
+
+    /// The device that the parameters are on.
+    pub fn device(&self) -> Device {
+        self.blocks[0].attention_norm.gamma.lazy_device()
+    }
+
+    /// The type that its matrices are held in.
+    pub fn weight_type(&self) -> DType {
+        self.blocks[0].attention.query.weight.val().dtype()
     }
 
     /// That of the products.
@@ -168,9 +235,9 @@ impl LanguageModel {
         placement: &Placement,
         observer: &mut impl Observer,
     ) -> ModelOutput {
-        let [batch, sequence] = tokens.dims();
-        let layout = self.layout(&tokens, placement);
-        let (hidden, routing) = self.hidden(tokens, &layout, None, observer);
+        let shape @ [batch, sequence] = tokens.dims();
+        let entry = Entry::Tokens(tokens.flatten(0, 1));
+        let (hidden, routing) = self.pass(entry, shape, placement, observer);
         let logits = self.logits(hidden);
         let logits = observer.output(LayerPart::outside(Part::Head), logits);
         ModelOutput {
@@ -194,9 +261,27 @@ impl LanguageModel {
 
     /// The routing of the tokens of a batch, without computing the head.
     pub fn route(&self, batch: &Batch) -> Vec<Routing> {
-        let layout = self.layout(&batch.tokens, &batch.placement);
-        self.hidden(batch.tokens.clone(), &layout, None, &mut Unobserved)
-            .1
+        let entry = Entry::Tokens(batch.tokens.clone().flatten(0, 1));
+        let shape = batch.tokens.dims();
+        self.pass(entry, shape, &batch.placement, &mut Unobserved).1
+    }
+
+    /// The residual stream of `shape` tokens, `[batch · sequence, d_model]`, after the blocks of a stage, and after the final
+    /// norm on the last one; and the routing of its MoE layers.
+    ///
+    /// # Panics
+    ///
+    /// When a sequence is longer than the context.
+    pub(crate) fn pass(
+        &self,
+        entry: Entry,
+        [batch, sequence]: [usize; 2],
+        placement: &Placement,
+        observer: &mut impl Observer,
+    ) -> (Tensor<2>, Vec<Routing>) {
+        let table = self.table(sequence, &self.device());
+        let layout = placement.layout(batch, sequence, &table);
+        self.hidden(entry, &layout, None, observer)
     }
 
     /// Sets the selection bias of every router, in the order of the MoE layers; see
@@ -207,7 +292,7 @@ impl LanguageModel {
     /// When there are biases, but not one for each router.
     pub fn set_router_bias(&mut self, biases: &[Vec<f32>]) {
         assert!(
-            biases.is_empty() || biases.len() == self.config.moe_layers().count(),
+            biases.is_empty() || biases.len() == self.moe_layers().count(),
             "selection biases of {} routers",
             biases.len()
         );
@@ -239,42 +324,58 @@ impl LanguageModel {
             })
     }
 
-    /// The residual stream after the final norm, `[batch · sequence, d_model]`, and the routing of the MoE layers.
+    /// See [`pass`](Self::pass).
     fn hidden(
         &self,
-        tokens: Tensor<2, Int>,
+        entry: Entry,
         layout: &Layout,
         mut cache: Option<&mut Step>,
         observer: &mut impl Observer,
     ) -> (Tensor<2>, Vec<Routing>) {
-        let embedded = embedding(self.embedding.val(), tokens.flatten(0, 1)).cast(DType::F32);
-        let mut x = observer.output(LayerPart::outside(Part::Embedding), embedded);
+        assert!(
+            self.shard.is_none() || self.group.is_some(),
+            "a part of a model computes among the ranks that have the others"
+        );
+        let mut x = match entry {
+            Entry::Tokens(tokens) => {
+                let embedded = self.embedded(tokens);
+                observer.output(LayerPart::outside(Part::Embedding), embedded)
+            }
+            Entry::Stream(stream) => stream,
+        };
+        let first = self.shard.as_ref().map_or(0, |shard| shard.layers().start);
         let mut routing = Vec::with_capacity(self.blocks.len());
-        for (layer, block) in self.blocks.iter().enumerate() {
+        for (place, block) in self.blocks.iter().enumerate() {
             observer.residual(&x);
-            let cache = cache.as_deref_mut().map(|step| step.layer(layer));
+            let cache = cache.as_deref_mut().map(|step| step.layer(place));
             let routed;
-            (x, routed) = block.forward(x, layer, layout, cache, observer);
+            (x, routed) = block.forward(x, first + place, layout, cache, observer);
             routing.extend(routed);
         }
-        let normed = observer.output(LayerPart::outside(Part::Norm), self.norm.forward(x));
-        observer.residual(&normed);
-        (normed, routing)
+        if let Some(norm) = &self.norm {
+            x = observer.output(LayerPart::outside(Part::Norm), norm.forward(x));
+            observer.residual(&x);
+        }
+        (x, routing)
     }
 
-    /// The layout of tokens without a cache.
-    fn layout(&self, tokens: &Tensor<2, Int>, placement: &Placement) -> Layout {
-        let [batch, sequence] = tokens.dims();
-        let table = self.table(sequence, &tokens.device());
-        placement.layout(batch, sequence, &table)
+    /// The rows of the embedding table that `tokens` name, `[tokens, d_model]`.
+    fn embedded(&self, tokens: Tensor<1, Int>) -> Tensor<2> {
+        let table = self.embedding.as_ref().expect("a first stage").val();
+        match (&self.group, &self.shard) {
+            (Some(group), Some(shard)) if group.size() > 1 => {
+                group.embedding(table, tokens, shard.share(self.config.vocab_size).start)
+            }
+            _ => embedding(table, tokens).cast(DType::F32),
+        }
     }
 
-    /// The residual stream after the final norm of the tokens of a step, `[tokens, d_model]`.
-    pub(crate) fn stepped(&self, tokens: Tensor<2, Int>, step: &mut Step) -> Tensor<2> {
-        let device = tokens.device();
+    /// See [`pass`](Self::pass), of the tokens of a step, `[tokens, d_model]`.
+    pub(crate) fn stepped(&self, entry: Entry, step: &mut Step) -> Tensor<2> {
+        let device = self.device();
         let rotary = step.rotary(|positions| self.table(positions, &device));
         let layout = Layout::causal(1, rotary);
-        self.hidden(tokens, &layout, Some(step), &mut Unobserved).0
+        self.hidden(entry, &layout, Some(step), &mut Unobserved).0
     }
 
     /// A table of at least so many rotary positions.
@@ -287,10 +388,21 @@ impl LanguageModel {
         self.rotary.table(positions, device)
     }
 
+    /// The logits of the residual stream after the final norm, those of this rank's part of the vocabulary.
+    ///
+    /// # Shapes
+    ///
+    /// - `hidden`: `[tokens, d_model]`
+    /// - output: `[tokens, token ids of this rank]`
+    ///
+    /// # Panics
+    ///
+    /// When this is a stage without a head.
     pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        match &self.head {
-            Some(head) => linear(hidden, head.val(), self.precision),
-            None => linear_transposed(hidden, self.embedding.val(), self.precision),
+        match (&self.head, &self.embedding) {
+            (Some(head), _) => linear(hidden, head.val(), self.precision),
+            (None, Some(embedding)) => linear_transposed(hidden, embedding.val(), self.precision),
+            (None, None) => panic!("a last stage has a head"),
         }
     }
 }

@@ -51,6 +51,7 @@ pub mod layout;
 pub mod linear;
 pub mod loss;
 pub mod moe;
+pub mod network;
 pub mod norm;
 pub mod observer;
 pub mod parallel;

@@ -45,6 +45,17 @@ impl RmsNorm {
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         rms_norm(x, self.gamma.val(), self.epsilon)
     }
+
+    /// The same of a part of the values that are normed together, with the mean square of them all.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, output: `[rows, width of the part]`
+    /// - `mean_square`: `[rows, 1]`
+    pub(crate) fn forward_given(&self, x: Tensor<2>, mean_square: Tensor<2>) -> Tensor<2> {
+        let scale = mean_square.add_scalar(self.epsilon).sqrt().recip();
+        x * scale * self.gamma.val().unsqueeze()
+    }
 }
 
 #[cfg(test)]

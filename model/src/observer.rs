@@ -25,6 +25,12 @@ pub trait Observer {
         computed
     }
 
+    /// Whether it looks at the outputs of single parts, or replaces them. Ranks that share a layer's matrices then add up each
+    /// part by itself.
+    fn sees_parts(&self) -> bool {
+        true
+    }
+
     /// Called with the residual stream, `[tokens, d_model]`, before each block and after the final norm.
     fn residual(&mut self, _: &Tensor<2>) {}
 }
@@ -33,13 +39,21 @@ pub trait Observer {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Unobserved;
 
-impl Observer for Unobserved {}
+impl Observer for Unobserved {
+    fn sees_parts(&self) -> bool {
+        false
+    }
+}
 
 /// Records the residual stream.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ResidualStream(pub Vec<Tensor<2>>);
 
 impl Observer for ResidualStream {
+    fn sees_parts(&self) -> bool {
+        false
+    }
+
     fn residual(&mut self, stream: &Tensor<2>) {
         self.0.push(stream.clone());
     }

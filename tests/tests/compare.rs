@@ -127,7 +127,7 @@ fn a_reference_that_fails_is_replaced_by_the_next_device() {
     model.embedding = model
         .embedding
         .clone()
-        .map(|weights| weights.mul_scalar(1e8));
+        .map(|table| table.map(|weights| weights.mul_scalar(1e8)));
     save(&model, folder.path(), &SaveOptions::default(), |_| ()).expect("a checkpoint");
     let output = binaries::infer(&["compare"])
         .arg(folder.path())

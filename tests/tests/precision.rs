@@ -99,7 +99,8 @@ fn text_is_as_likely_as_with_the_same_weights_in_f32(device: Device) {
             let folder = stored(&config, dtype, &device);
             let text = sequences(&config, 5, 12, &[0, 7, 0, 3, 11]);
             let nats = |model: LanguageModel| {
-                evaluate(&model, text.iter().cloned(), 50, 2, |_| ()).nats_per_token
+                evaluate(&mut Local::new(&model), text.iter().cloned(), 50, 2, |_| ())
+                    .nats_per_token
             };
             let whole = load(folder.path(), Accept::Nothing, &device, WeightDtype::F32).unwrap();
             let expected = nats(whole.model);

@@ -13,6 +13,7 @@ use firebox_model::batch::Sequence;
 use firebox_model::evaluate::{self, evaluate_parts};
 use firebox_model::generate::generate;
 use firebox_model::moe::stats::warning;
+use firebox_model::network::Local;
 use firebox_model::sampling::Sampling;
 use firebox_runtime::control::Control;
 use firebox_runtime::failure::guard;
@@ -250,9 +251,10 @@ impl Run {
             (sequences, part.bytes)
         });
         let model = self.training.model.valid();
-        let (whole, evaluations) = evaluate_parts(&model, texts, evaluate::ROWS, |tokens| {
-            display.validating(tokens, all);
-        });
+        let (whole, evaluations) =
+            evaluate_parts(&mut Local::new(&model), texts, evaluate::ROWS, |tokens| {
+                display.validating(tokens, all);
+            });
         let sources = parts.iter().zip(&evaluations);
         let sources = sources.map(|(part, found)| SourceLoss::new(part.source.clone(), found));
         Ok(Validation {

@@ -12,13 +12,14 @@ use firebox_runtime::device;
 
 use super::{CheckpointArgs, at_least_one, print_json};
 use crate::InferError;
-use crate::compare::{Candidate, Options, Worker, compare};
+use crate::compare::{Candidate, LayoutName, Options, Worker, compare};
 use crate::eval::Text;
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer compare runs/quickstart\n  \
     cargo infer compare runs/quickstart --devices flex,wgpu --gradients --html compared.html\n  \
-    cargo infer compare runs/quickstart --devices flex --dtype f32,bf16 --data notes.txt\n\n\
+    cargo infer compare runs/quickstart --devices flex --dtype f32,bf16 --data notes.txt\n  \
+    cargo infer compare runs/quickstart --devices flex --layouts 1x1,1x2,2x2x2\n\n\
     The first device is the reference. Each part of each layer is also computed from the reference's inputs, so\n\
     that an error is reported where it originates. The allowed relative difference of a part is 2e-5 in f32\n\
     (devices agree to 1e-6), 2e-3 in f16 and 1.6e-2 in bf16 (eight roundings), and five times that for the whole\n\
@@ -40,6 +41,15 @@ pub(super) struct CompareArgs {
         default_value = "f32"
     )]
     dtype: Vec<WeightDtype>,
+    /// Layouts of ranks to compare, such as 1x1,2x1,2x4: pipeline stages × tensor ranks, and `x` groups of experts if there
+    /// are several; each device runs with each of them.
+    #[arg(
+        long,
+        value_name = "LAYOUTS",
+        value_delimiter = ',',
+        default_value = "1x1"
+    )]
+    layouts: Vec<LayoutName>,
     /// Text files; each file is one document, a file of JSON lines (.jsonl, .ndjson, or .json whose first line is an
     /// object) has one document per line [default: the built-in sample text].
     #[arg(long, value_name = "PATH", num_args = 1..)]
@@ -77,6 +87,8 @@ pub(super) struct DeviceArgs {
     #[arg(long)]
     dtype: WeightDtype,
     #[arg(long)]
+    layout: LayoutName,
+    #[arg(long)]
     tokens: PathBuf,
     #[arg(long)]
     output: PathBuf,
@@ -101,19 +113,20 @@ impl CompareArgs {
                 .collect(),
             false => self.devices,
         };
-        let candidate = |device: &String, dtype| Candidate {
-            device: device.clone(),
-            dtype,
-        };
-        let candidates = devices.iter().flat_map(|device| {
-            self.dtype
-                .iter()
-                .map(move |&dtype| candidate(device, dtype))
-        });
+        let mut candidates = Vec::new();
+        for device in &devices {
+            for &dtype in &self.dtype {
+                candidates.extend(self.layouts.iter().map(|&LayoutName(layout)| Candidate {
+                    device: device.clone(),
+                    dtype,
+                    layout,
+                }));
+            }
+        }
         let options = Options {
             checkpoint: self.source.checkpoint,
             accept: self.source.accept,
-            candidates: candidates.collect(),
+            candidates,
             text,
             special_tokens: self.special_tokens,
             tokens: self.tokens,
@@ -140,16 +153,18 @@ impl CompareArgs {
 }
 
 impl DeviceArgs {
-    pub(super) fn execute(self) -> Result<(), InferError> {
+    pub(super) fn execute(self, threads: Option<u16>) -> Result<(), InferError> {
         let worker = Worker {
             checkpoint: self.source.checkpoint,
             accept: self.source.accept,
             device: self.device,
             dtype: self.dtype,
+            layout: self.layout.0,
             tokens: self.tokens,
             output: self.output,
             reference: self.reference,
             gradients: self.gradients,
+            threads: threads.map(usize::from),
         };
         let mut output = std::io::stdout().lock();
         worker.run(|stage| {

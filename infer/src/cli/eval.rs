@@ -8,14 +8,16 @@ use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
 use firebox_model::evaluate::ROWS;
 
-use super::{DtypeArgs, ModelArgs, at_least_one, print_json};
+use super::{DtypeArgs, ModelArgs, RankArgs, at_least_one, print_json};
 use crate::InferError;
+use crate::engine::Engine;
 use crate::eval::{Text, default_context, evaluate};
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer eval runs/quickstart --data notes.txt\n  \
     cargo infer eval runs/quickstart --data held-out.jsonl --field content --json\n  \
-    cargo infer eval runs/quickstart/checkpoints/step-0000100 --data a.txt b.txt --max-tokens 10000\n\n\
+    cargo infer eval runs/quickstart/checkpoints/step-0000100 --data a.txt b.txt --max-tokens 10000\n  \
+    cargo infer eval runs/quickstart --data notes.txt --tensor 2 --pipeline 2\n\n\
     The loss equals the validation loss of `cargo train` on all held-out text of a source, unless --batch or\n\
     --context is given or the model's context exceeds 2048. Of several sources, each is validated by itself.";
 
@@ -25,6 +27,8 @@ pub(super) struct EvalArgs {
     pub(super) model: ModelArgs,
     #[command(flatten)]
     weights: DtypeArgs,
+    #[command(flatten)]
+    ranks: RankArgs,
     /// Text files; each file is one document, a file of JSON lines (.jsonl, .ndjson, or .json whose first line is an
     /// object) has one document per line.
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
@@ -50,14 +54,20 @@ pub(super) struct EvalArgs {
 }
 
 impl EvalArgs {
-    pub(super) fn execute(self) -> Result<(), InferError> {
+    pub(super) fn execute(self, threads: Option<u16>) -> Result<(), InferError> {
         let text = Text {
-            files: self.data,
-            field: self.field,
+            files: self.data.clone(),
+            field: self.field.clone(),
             max_tokens: self.max_tokens,
         };
         text.check()?;
-        let engine = self.model.open(self.weights)?;
+        let (model, weights, ranks) = (self.model.clone(), self.weights, self.ranks);
+        model.with_engine(weights, ranks, threads, move |open| {
+            self.evaluate(open()?, &text)
+        })
+    }
+
+    fn evaluate(&self, engine: Engine, text: &Text) -> Result<(), InferError> {
         let engine = engine.reading_special_tokens(self.special_tokens);
         let packed = text.pack(&engine)?;
         let context = self.context.unwrap_or_else(|| default_context(&engine));

@@ -9,11 +9,11 @@ use firebox_model::generate::DraftTokens;
 use firebox_model::sampling::Sampling;
 use firebox_runtime::control::Control;
 
-use super::{DtypeArgs, ModelArgs, at_least_one};
+use super::{DtypeArgs, ModelArgs, Opener, RankArgs, at_least_one};
 use crate::InferError;
 use crate::engine::Engine;
 use crate::generate::{
-    Answers, Draft, Generated, ManyRequest, Request, Speculation, generate, generate_many,
+    Answers, Draft, Generated, ManyRequest, Prompt, Request, Speculation, generate, generate_many,
     read_prompts,
 };
 
@@ -22,7 +22,8 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer generate runs/quickstart --prompt \"\" --temperature 0\n  \
     cargo infer generate runs/quickstart --prompt - --max-tokens 50 < prompt.txt > output.txt\n  \
     cargo infer generate runs/quickstart --prompts prompts.jsonl --output texts.jsonl\n  \
-    cargo infer generate Qwen3-4B --draft Qwen3-0.6B --prompt \"The firebox\"\n\n\
+    cargo infer generate Qwen3-4B --draft Qwen3-0.6B --prompt \"The firebox\"\n  \
+    cargo infer generate runs/quickstart --prompts prompts.jsonl --tensor 2 --pipeline 2\n\n\
     A line of --prompts is a JSON object, such as {\"prompt\": \"fn main\"}. Optional are \"id\" (a string or an integer;\n\
     default: the line number), \"max_tokens\" and \"seed\" (defaults: the command line's). Each prompt gives one line, in\n\
     the same order: {\"id\": 1, \"text\": \"() {\", \"tokens\": 2, \"finish_reason\": \"length\", \"request\": \"5e…\"}. The text is\n\
@@ -51,6 +52,8 @@ pub(super) struct GenerateArgs {
     pub(super) model: ModelArgs,
     #[command(flatten)]
     weights: DtypeArgs,
+    #[command(flatten)]
+    ranks: RankArgs,
     /// Text to continue; `-` reads it from standard input. An empty prompt starts a new document.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) prompt: Option<String>,
@@ -64,6 +67,10 @@ pub(super) struct GenerateArgs {
     /// Number of prompts to continue at once; more is faster and needs more memory.
     #[arg(long, value_name = "N", conflicts_with = "prompt", default_value_t = 32, value_parser = at_least_one)]
     batch: usize,
+    /// Number of groups in which prompts take turns, so that as many steps are under way at once [default: the number of
+    /// pipeline stages].
+    #[arg(long, value_name = "N", conflicts_with = "prompt", value_parser = at_least_one)]
+    in_flight: Option<usize>,
     /// Let a prompt that spells a special token, such as <|im_start|>, contain that token.
     #[arg(long)]
     special_tokens: bool,
@@ -134,15 +141,27 @@ impl From<SamplingArgs> for Sampling {
 }
 
 impl GenerateArgs {
-    pub(super) fn execute(self, control: &Control) -> Result<(), InferError> {
+    pub(super) fn execute(self, threads: Option<u16>, control: &Control) -> Result<(), InferError> {
         // What is wrong with a file shows before a model is loaded.
         let prompts = self.prompts.as_deref().map(read_prompts).transpose()?;
+        let (model, weights, ranks) = (self.model.clone(), self.weights, self.ranks);
+        let control = control.clone();
+        model.with_engine(weights, ranks, threads, move |open| {
+            self.generate(open, prompts.as_deref(), &control)
+        })
+    }
+
+    fn generate(
+        &self,
+        open: Opener,
+        prompts: Option<&[Prompt]>,
+        control: &Control,
+    ) -> Result<(), InferError> {
         let mut answers = match &self.output {
             Some(path) => Answers::file(path)?,
             None => Answers::Writer(io::stdout()),
         };
-        let engine = self.model.open(self.weights)?;
-        let engine = engine.reading_special_tokens(self.special_tokens);
+        let engine = open()?.reading_special_tokens(self.special_tokens);
         let speculation = Speculation {
             draft: match self.draft.as_deref() {
                 None => Draft::None,
@@ -163,11 +182,12 @@ impl GenerateArgs {
                     max_tokens: self.max_tokens,
                     sampling,
                     batch: self.batch,
+                    in_flight: self.in_flight,
                 };
                 control.heed_stop();
                 generate_many(
                     &engine,
-                    &prompts,
+                    prompts,
                     &request,
                     &speculation,
                     &mut answers,
@@ -176,7 +196,7 @@ impl GenerateArgs {
             }
             None => {
                 let request = Request {
-                    prompt: prompt(self.prompt.unwrap_or_default())?,
+                    prompt: prompt(self.prompt.clone().unwrap_or_default())?,
                     max_tokens: self.max_tokens,
                     sampling,
                 };

@@ -5,9 +5,12 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::{CheckpointArgs, ModelArgs};
+use firebox_kernels::Precision;
+use firebox_kernels::dtype::WeightDtype;
+
+use super::{CheckpointArgs, DtypeArgs, ModelArgs, RankArgs};
 use crate::InferError;
-use crate::trace::trace;
+use crate::trace::{trace, trace_on_ranks};
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer trace runs/quickstart --input tokens.safetensors --output trace.safetensors\n  \
@@ -19,30 +22,41 @@ pub(super) const HELP: &str = "Examples:\n  \
 pub(super) struct TraceArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
+    #[command(flatten)]
+    ranks: RankArgs,
     /// Safetensors file with input_ids and, optionally, attention_mask.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// Safetensors file to write.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// Also write the gradient of the total loss for every parameter.
+    /// Also write the gradient of the total loss for every parameter; on a single rank.
     #[arg(long)]
     gradients: bool,
 }
 
 impl TraceArgs {
-    pub(super) fn execute(self) -> Result<(), InferError> {
+    pub(super) fn execute(self, threads: Option<u16>) -> Result<(), InferError> {
         let started = Instant::now();
         let ModelArgs { source, device } = &self.model;
         let CheckpointArgs { checkpoint, accept } = source;
-        let losses = trace(
-            checkpoint,
-            accept,
-            device,
-            &self.input,
-            &self.output,
-            self.gradients,
-        )?;
+        let weights = DtypeArgs {
+            dtype: WeightDtype::F32,
+            precision: Precision::F32,
+        };
+        let (input, output) = (&self.input, &self.output);
+        let options = self.model.on_ranks(weights, self.ranks, threads);
+        let losses = match options.are_ranks() {
+            true if self.gradients => return Err(InferError::GradientsOnRanks),
+            true => trace_on_ranks(options, input, output)?,
+            false => {
+                let gradients = self.gradients;
+                Some(trace(checkpoint, accept, device, input, output, gradients)?)
+            }
+        };
+        let Some(losses) = losses else {
+            return Ok(());
+        };
         tracing::info!(
             "wrote {} tensors to {}: cross-entropy {:.6}, total loss {:.6}, on {device} in {:.2} s",
             losses.tensors,

@@ -264,12 +264,11 @@ pub fn compare_traces(
     let unflipped = layers
         .iter()
         .all(|layer| layer.flips.as_ref().is_none_or(|flips| flips.flipped == 0));
-    let decoded = match traced.find(trace_file::DECODED) {
-        Some(logits) => Some(Difference::of(
-            &logits,
-            &reference.matrix(trace_file::DECODED)?,
-        )),
-        None => None,
+    // Many ranks together decode nothing here.
+    let decoded = [traced, reference].map(|trace| trace.find(trace_file::DECODED));
+    let decoded = match decoded {
+        [Some(logits), Some(of_reference)] => Some(Difference::of(&logits, &of_reference)),
+        _ => None,
     };
     let gradients = gradients(reference, traced)?;
     // A flip legitimately changes both.

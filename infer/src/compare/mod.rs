@@ -22,6 +22,7 @@ mod worker;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use firebox_checkpoint::{Accept, checkpoint_folder, read_config};
 use firebox_console::advice::Advise as _;
@@ -29,6 +30,7 @@ use firebox_console::durable::FileError;
 use firebox_console::process::{self, COMPARE_DEVICE, hidden_command};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
+use firebox_model::parallel::RankLayout;
 use firebox_runtime::device;
 use serde::Serialize;
 
@@ -42,7 +44,7 @@ pub use flips::Flips;
 pub use tokens::Tokens;
 pub use tolerance::{Fault, Tolerances};
 pub use trace_file::{Timings, TraceFile};
-pub use worker::{Worker, trace_parts};
+pub use worker::{Observed, Worker, trace_parts};
 
 use crate::InferError;
 use crate::engine::warn_of_accepted;
@@ -58,15 +60,64 @@ pub struct Candidate {
     pub device: String,
     /// The type of the weights.
     pub dtype: WeightDtype,
+    /// How ranks divide the model.
+    pub layout: RankLayout,
 }
 
 impl fmt::Display for Candidate {
-    /// `flex` for f32 weights, `flex·bf16` for others.
+    /// `flex` for f32 weights on a single rank, `flex·bf16·2x4` for others: two pipeline stages of four tensor ranks, and
+    /// `2x4x2` with two groups of experts.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.dtype {
-            WeightDtype::F32 => formatter.write_str(&self.device),
-            dtype => write!(formatter, "{}·{dtype}", self.device),
+        formatter.write_str(&self.device)?;
+        if self.dtype != WeightDtype::F32 {
+            write!(formatter, "·{}", self.dtype)?;
         }
+        match self.layout {
+            RankLayout::ONE => Ok(()),
+            layout => write!(formatter, "·{}", LayoutName(layout)),
+        }
+    }
+}
+
+/// A layout as `--layouts` has it, such as `2x4` or `2x4x2`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayoutName(pub RankLayout);
+
+impl fmt::Display for LayoutName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(RankLayout {
+            pipeline,
+            tensor,
+            expert,
+        }) = self;
+        write!(formatter, "{pipeline}x{tensor}")?;
+        match expert {
+            1 => Ok(()),
+            expert => write!(formatter, "x{expert}"),
+        }
+    }
+}
+
+impl FromStr for LayoutName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers: Option<Vec<usize>> =
+            text.split('x').map(|number| number.parse().ok()).collect();
+        let (pipeline, tensor, expert) = match numbers.as_deref() {
+            Some(&[pipeline, tensor]) => (pipeline, tensor, 1),
+            Some(&[pipeline, tensor, expert]) => (pipeline, tensor, expert),
+            _ => {
+                return Err(
+                    "must be PIPELINExTENSOR or PIPELINExTENSORxEXPERT, such as 2x4".to_owned(),
+                );
+            }
+        };
+        Ok(Self(RankLayout {
+            pipeline,
+            tensor,
+            expert,
+        }))
     }
 }
 
@@ -85,7 +136,7 @@ pub struct Options {
     pub special_tokens: bool,
     /// Maximum number of tokens.
     pub tokens: usize,
-    /// Also compare the gradient of the training loss for every parameter, for the candidates in f32.
+    /// Also compare the gradient of the training loss for every parameter, for the candidates in f32 on a single rank.
     pub gradients: bool,
     /// Replaces the tolerances of each candidate's dtype; see [`Tolerances::around`].
     pub tolerance: Option<f64>,
@@ -170,6 +221,9 @@ pub fn compare(
     warn_of_accepted(&checkpoint, &config.notes);
     let tokens = Tokens::choose(&checkpoint, &config, options)?;
     let model = config.model;
+    for candidate in &options.candidates {
+        candidate.layout.check(&model)?;
+    }
     let folder = tempfile::tempdir().map_err(FileError::of("write", &std::env::temp_dir()))?;
     let token_file = folder.path().join("tokens.json");
     tokens.write(&token_file)?;
@@ -240,6 +294,7 @@ impl Runner<'_> {
             .arg(&worker.checkpoint)
             .args(["--device", &worker.device])
             .args(["--dtype", &worker.dtype.to_string()])
+            .args(["--layout", &LayoutName(worker.layout).to_string()])
             .arg("--tokens")
             .arg(&worker.tokens)
             .arg("--output")
@@ -272,13 +327,16 @@ impl Runner<'_> {
             accept: self.options.accept.clone(),
             device: candidate.device.clone(),
             dtype: candidate.dtype,
+            layout: candidate.layout,
             tokens: self.token_file.clone(),
             output: output.clone(),
             reference: self
                 .reference
                 .as_ref()
                 .map(|reference| reference.path.clone()),
-            gradients: self.options.gradients && candidate.dtype == WeightDtype::F32,
+            gradients: self.options.gradients
+                && candidate.dtype == WeightDtype::F32
+                && candidate.layout == RankLayout::ONE,
         };
         if let Err(failure) = self.measure(&worker, &mut stage)? {
             return Ok(Outcome::Failed(failure));

@@ -98,7 +98,7 @@ fn traced(
     tokens: &Tokens,
     reference: Option<&TraceFile>,
 ) -> TraceFile {
-    let matrices = trace_parts(model, tokens, reference).unwrap();
+    let matrices = trace_parts(Observed::Alone(model), tokens, reference).unwrap();
     let name = if reference.is_some() {
         "traced"
     } else {
@@ -167,7 +167,9 @@ fn scale_expert(experts: &mut Param<Tensor<3>>, index: usize, factor: f32) {
 fn a_fault_is_reported_by_layer_and_part() {
     type Break = fn(&mut LanguageModel);
     let cases: [(&str, Break); 8] = [
-        ("embedding", |model| scaled(&mut model.embedding, 1.001)),
+        ("embedding", |model| {
+            scaled(model.embedding.as_mut().unwrap(), 1.001)
+        }),
         ("layer 0, norm before attention", |model| {
             scaled(&mut model.blocks[0].attention_norm.gamma, 1.001)
         }),
@@ -183,7 +185,9 @@ fn a_fault_is_reported_by_layer_and_part() {
         ("layer 1, experts", |model| {
             scale_expert(&mut moe(model, 1).experts.down, 2, 1.001)
         }),
-        ("final norm", |model| scaled(&mut model.norm.gamma, 1.001)),
+        ("final norm", |model| {
+            scaled(&mut model.norm.as_mut().unwrap().gamma, 1.001)
+        }),
         ("head", |model| scaled(model.head.as_mut().unwrap(), 1.001)),
     ];
     let case = Case::new(&tiny_config());

@@ -50,7 +50,7 @@ pub(super) fn chosen(layer: usize) -> String {
 }
 
 /// A matrix in row-major order.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Matrix {
     /// `[rows, columns]`
     shape: [usize; 2],

@@ -6,6 +6,7 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use firebox_checkpoint::{NamedTensor, Values, named_gradients};
+use firebox_kernels::Precision;
 use firebox_kernels::dispatch::DispatchPlan;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::batch::Batch;
@@ -13,10 +14,12 @@ use firebox_model::cache::KeyValueCache;
 use firebox_model::decode::Piece;
 use firebox_model::language_model::{LanguageModel, ModelOutput};
 use firebox_model::loss::{Objective, Targets};
+use firebox_model::moe::Routing;
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::moe::router::RouterOutput;
-use firebox_model::observer::Observer;
-use firebox_model::parts::{LayerPart, Part};
+use firebox_model::observer::{Observer, Unobserved};
+use firebox_model::parallel::{RankLayout, observed};
+use firebox_model::parts::{self, LayerPart};
 use firebox_runtime::device::finish;
 use firebox_runtime::{device, memory};
 
@@ -24,6 +27,7 @@ use super::tokens::Tokens;
 use super::trace_file::{self, Matrix, Timings, TraceFile};
 use crate::InferError;
 use crate::engine::open_model;
+use crate::ranks::{Part, RankOptions};
 
 /// Number of timed warm forward passes, of which the best counts.
 const REPEATS: usize = 3;
@@ -43,14 +47,18 @@ pub struct Worker {
     pub device: String,
     /// The type of the weights.
     pub dtype: WeightDtype,
+    /// How ranks divide the model.
+    pub layout: RankLayout,
     /// A file of [`Tokens`].
     pub tokens: PathBuf,
     /// The [`TraceFile`] to write.
     pub output: PathBuf,
     /// The reference's trace file; `None` for the reference itself.
     pub reference: Option<PathBuf>,
-    /// Also compute the gradient of every parameter.
+    /// Also compute the gradient of every parameter; on a single rank.
     pub gradients: bool,
+    /// Threads of all ranks together; `None` for one per physical core.
+    pub threads: Option<usize>,
 }
 
 impl Worker {
@@ -62,6 +70,10 @@ impl Worker {
     pub fn run(&self, mut stage: impl FnMut(&str)) -> Result<(), InferError> {
         let started = Instant::now();
         let tokens = Tokens::read(&self.tokens)?;
+        if self.layout != RankLayout::ONE {
+            stage("on many ranks");
+            return self.run_on_ranks(started, tokens);
+        }
         let selected = device::select(&self.device)?;
         let open = |device: &Device, dtype| -> Result<LanguageModel, InferError> {
             let (_, opened) = open_model(&self.checkpoint, &self.accept, device, dtype)?;
@@ -71,10 +83,10 @@ impl Worker {
         let model = open(&selected, self.dtype)?;
         let load_seconds = started.elapsed().as_secs_f64();
         stage("first batch");
-        forward(&model, &tokens, &selected);
+        Observed::Alone(&model).forward(&tokens);
         let first_result_seconds = started.elapsed().as_secs_f64();
         stage("prefill");
-        let prefill = best_forward(&model, &tokens, &selected);
+        let prefill = best_forward(&model, &tokens);
         stage("decode");
         let decoded = decode(&model, &tokens, &selected);
         let timings = Timings {
@@ -88,7 +100,8 @@ impl Worker {
         };
         stage("part by part");
         let reference = self.reference.as_deref().map(TraceFile::open).transpose()?;
-        let mut matrices = trace_parts(&model, &tokens, reference.as_ref())?;
+        let network = Observed::Alone(&model);
+        let mut matrices = trace_parts(network, &tokens, reference.as_ref())?;
         matrices.extend(decoded.map(|decoded| (trace_file::DECODED.to_owned(), decoded.logits)));
         drop(model);
         if self.gradients {
@@ -98,30 +111,151 @@ impl Worker {
         }
         TraceFile::write(&self.output, &timings, &matrices)
     }
+
+    /// The same on many ranks, without a cache. The first tensor rank of each stage has the results of its layers.
+    fn run_on_ranks(&self, started: Instant, tokens: Tokens) -> Result<(), InferError> {
+        let options = RankOptions {
+            checkpoint: self.checkpoint.clone(),
+            accept: self.accept.clone(),
+            device: self.device.clone(),
+            dtype: self.dtype,
+            precision: Precision::F32,
+            layout: self.layout,
+            threads: self.threads,
+        };
+        let reference = self.reference.clone();
+        let (timings, matrices) = options.on_every_rank(move |part| {
+            let load_seconds = started.elapsed().as_secs_f64();
+            let network = Observed::Among(&part);
+            network.forward(&tokens);
+            part.ranks.world().barrier()?;
+            let first_result_seconds = started.elapsed().as_secs_f64();
+            let passes = Instant::now();
+            for _ in 0..REPEATS {
+                network.forward(&tokens);
+                part.ranks.world().barrier()?;
+            }
+            let prefill = passes.elapsed().as_secs_f64() / REPEATS as f64;
+            let reference = reference.as_deref().map(TraceFile::open).transpose()?;
+            let own = trace_parts(network, &tokens, reference.as_ref())?;
+            let own = match part.ranks.at().tensor {
+                0 => (own, part.model.router_bias()),
+                _ => Default::default(),
+            };
+            let mut matrices = Vec::new();
+            let mut router_bias = Vec::new();
+            for (of_rank, bias) in gathered(&part, &own)? {
+                matrices.extend(of_rank);
+                router_bias.extend(bias);
+            }
+            let timings = Timings {
+                threads: device::threads() * part.ranks.layout().ranks(),
+                load_seconds,
+                first_result_seconds,
+                prefill_tokens_per_second: tokens.count() as f64 / prefill,
+                decode_tokens_per_second: None,
+                peak_memory: memory::peak(),
+                router_bias,
+            };
+            Ok((timings, matrices))
+        })?;
+        TraceFile::write(&self.output, &timings, &matrices)
+    }
 }
 
-/// The outputs of a model for the tokens, of the whole network and of each part alone; each part is given the
-/// reference's inputs, or the model's own without a reference.
+/// What a rank has of a trace: matrices by name, and the selection biases of its routers.
+type OfRank = (Vec<(String, Matrix)>, Vec<Vec<f32>>);
+
+/// What every rank has, in the order of the ranks.
+fn gathered(part: &Part, own: &OfRank) -> Result<Vec<OfRank>, InferError> {
+    let bytes = postcard::to_allocvec(own).expect("numbers and names");
+    let of_ranks = part.ranks.world().all_gather(&bytes)?;
+    let read = |bytes: &Vec<u8>| postcard::from_bytes(bytes).expect("of the same program");
+    Ok(of_ranks.iter().map(read).collect())
+}
+
+/// What computes a forward pass that is looked at.
+#[derive(Debug, Clone, Copy)]
+pub enum Observed<'a> {
+    /// A whole model.
+    Alone(&'a LanguageModel),
+    /// A rank's part of a model, on every rank.
+    Among(&'a Part),
+}
+
+impl<'a> Observed<'a> {
+    fn model(&self) -> &'a LanguageModel {
+        match self {
+            Self::Alone(model) => model,
+            Self::Among(part) => &part.model,
+        }
+    }
+
+    /// Index of the first layer that is here.
+    fn first_layer(&self) -> usize {
+        self.model().shard().map_or(0, |shard| shard.layers().start)
+    }
+
+    /// The logits, `[tokens, vocab_size]`, where they are here, and the routing of the layers that are here.
+    fn pass(
+        &self,
+        batch: &Batch,
+        observer: &mut impl Observer,
+    ) -> (Option<Tensor<2>>, Vec<Routing>) {
+        let (tokens, placement) = (batch.tokens.clone(), &batch.placement);
+        match self {
+            Self::Alone(model) => {
+                let output = model.observed(tokens, placement, observer);
+                (Some(output.logits.flatten(0, 1)), output.routing)
+            }
+            Self::Among(part) => observed(&part.model, &part.ranks, tokens, placement, observer),
+        }
+    }
+
+    /// One forward pass, including the wait for its result.
+    fn forward(&self, tokens: &Tokens) {
+        let batch = Batch::new(&tokens.sequences(), &self.model().device());
+        if let (Some(logits), _) = self.pass(&batch, &mut Unobserved) {
+            finish(logits);
+        }
+    }
+}
+
+/// Records the residual stream.
+#[derive(Default)]
+struct Stream(Vec<Tensor<2>>);
+
+impl Observer for Stream {
+    fn sees_parts(&self) -> bool {
+        false
+    }
+
+    fn residual(&mut self, stream: &Tensor<2>) {
+        self.0.push(stream.clone());
+    }
+}
+
+/// The outputs of a network for the tokens, of the whole network and of each part alone; each part is given the reference's
+/// inputs, or the network's own without a reference. On a rank among others these are the outputs of its stage.
 ///
 /// # Errors
 ///
 /// When the reference cannot be read.
 pub fn trace_parts(
-    model: &LanguageModel,
+    network: Observed,
     tokens: &Tokens,
     reference: Option<&TraceFile>,
 ) -> Result<Vec<(String, Matrix)>, InferError> {
-    let device = model.embedding.lazy_device();
+    let model = network.model();
+    let device = model.device();
     let batch = Batch::new(&tokens.sequences(), &device);
     let mut matrices = Vec::new();
-    let trace = model.trace(batch.tokens.clone(), &batch.placement);
-    for (index, hidden) in trace.hidden.into_iter().enumerate() {
-        matrices.push((
-            trace_file::hidden(index),
-            Matrix::of(hidden.flatten::<2>(0, 1)),
-        ));
+    let mut stream = Stream::default();
+    let (logits, routing) = network.pass(&batch, &mut stream);
+    for (index, hidden) in (network.first_layer()..).zip(stream.0) {
+        matrices.push((trace_file::hidden(index), Matrix::of(hidden)));
     }
-    for routing in trace.output.routing {
+    for routing in routing {
         let plan = routing.plan;
         matrices.push((
             trace_file::router(routing.layer),
@@ -132,10 +266,8 @@ pub fn trace_parts(
         let chosen = Matrix::new(plan.top_k(), chosen);
         matrices.push((trace_file::chosen(routing.layer), chosen));
     }
-    matrices.push((
-        trace_file::LOGITS.to_owned(),
-        Matrix::of(trace.output.logits.flatten::<2>(0, 1)),
-    ));
+    let logits = logits.map(|logits| (trace_file::LOGITS.to_owned(), Matrix::of(logits)));
+    matrices.extend(logits);
 
     let mut recorder = Recorder {
         matrices,
@@ -143,14 +275,18 @@ pub fn trace_parts(
         device,
         error: None,
     };
-    let output = model.observed(batch.tokens, &batch.placement, &mut recorder);
-    let loss = objective(model, output, batch.targets).cross_entropy;
+    let (logits, routing) = network.pass(&batch, &mut recorder);
     let Recorder {
         mut matrices,
         error,
         ..
     } = recorder;
-    matrices.push((trace_file::LOSS.to_owned(), Matrix::of(loss.unsqueeze())));
+    if let Some(logits) = logits {
+        let logits = logits.unsqueeze();
+        let output = ModelOutput { logits, routing };
+        let loss = objective(model, output, batch.targets).cross_entropy;
+        matrices.push((trace_file::LOSS.to_owned(), Matrix::of(loss.unsqueeze())));
+    }
     match error {
         Some(error) => Err(error),
         None => Ok(matrices),
@@ -201,14 +337,14 @@ impl Observer for Recorder<'_> {
     fn routing(&mut self, layer: usize, computed: RouterOutput) -> RouterOutput {
         let part = |part| LayerPart::of_layer(layer, part);
         // The selection has already been made from these logits, so replacing them would have no effect.
-        let _ = self.output(part(Part::Router), computed.logits.clone());
+        let _ = self.output(part(parts::Part::Router), computed.logits.clone());
         let (count, top_k) = (computed.plan.experts(), computed.plan.top_k());
-        let selection = trace_file::alone(part(Part::Selection));
+        let selection = trace_file::alone(part(parts::Part::Selection));
         let chosen = computed.plan.chosen().into_data();
         let chosen = chosen.iter::<i32>().map(|expert| expert as f32).collect();
         let reference = self.reference(&selection);
         self.matrices.push((selection, Matrix::new(top_k, chosen)));
-        let weights = self.output(part(Part::RoutingWeights), computed.weights);
+        let weights = self.output(part(parts::Part::RoutingWeights), computed.weights);
         let plan = match reference {
             Some(selection) => {
                 let experts = selection.values.iter().map(|&expert| expert as u32);
@@ -224,20 +360,13 @@ impl Observer for Recorder<'_> {
     }
 }
 
-/// One forward pass, including the wait for its result.
-fn forward(model: &LanguageModel, tokens: &Tokens, device: &Device) {
-    let batch = Batch::new(&tokens.sequences(), device);
-    let logits = model.forward_batch(&batch).logits;
-    finish(logits);
-}
-
 /// Seconds of the fastest of up to [`REPEATS`] forward passes.
-fn best_forward(model: &LanguageModel, tokens: &Tokens, device: &Device) -> f64 {
+fn best_forward(model: &LanguageModel, tokens: &Tokens) -> f64 {
     let mut best = f64::INFINITY;
     let all = Instant::now();
     for _ in 0..REPEATS {
         let started = Instant::now();
-        forward(model, tokens, device);
+        Observed::Alone(model).forward(tokens);
         best = best.min(started.elapsed().as_secs_f64());
         if all.elapsed().as_secs_f64() > TIMING_SECONDS {
             break;
@@ -304,7 +433,7 @@ fn objective(model: &LanguageModel, output: ModelOutput, targets: Tensor<1, Int>
 
 /// Gradients of the training loss: mean cross-entropy plus the auxiliary losses of the checkpoint's configuration.
 fn gradients(model: &LanguageModel, tokens: &Tokens) -> Vec<(String, Matrix)> {
-    let batch = Batch::new(&tokens.sequences(), &model.embedding.lazy_device());
+    let batch = Batch::new(&tokens.sequences(), &model.device());
     let output = model.forward_batch(&batch);
     let found = objective(model, output, batch.targets).total().backward();
     let named = named_gradients(model, &found);

@@ -78,11 +78,17 @@ impl Draft {
 }
 
 impl Speculation {
-    /// Up to `batch` texts at once, which any of `eos_ids` ends.
-    pub(super) fn options<'a>(&'a self, eos_ids: &'a [u32], batch: usize) -> Options<'a> {
+    /// Up to `batch` texts at once, which any of `eos_ids` ends, in `in_flight` groups.
+    pub(super) fn options<'a>(
+        &'a self,
+        eos_ids: &'a [u32],
+        batch: usize,
+        in_flight: usize,
+    ) -> Options<'a> {
         Options {
             eos_ids,
             batch,
+            in_flight,
             draft: match &self.draft {
                 Draft::None => generate::Draft::None,
                 Draft::PromptLookup => generate::Draft::PromptLookup,

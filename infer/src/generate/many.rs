@@ -25,6 +25,9 @@ pub struct ManyRequest {
     pub sampling: Sampling,
     /// The most prompts at once.
     pub batch: usize,
+    /// In how many groups they take turns, so that as many steps are under way at once; `None` for one for each pipeline
+    /// stage.
+    pub in_flight: Option<usize>,
 }
 
 /// Continues prompts, up to a number of them at once, and writes the texts in the order of the prompts. Prompts that are
@@ -75,8 +78,10 @@ pub fn generate_many<W: Write>(
         progress: &progress,
         started,
     };
+    let network = &mut *engine.network();
+    let in_flight = request.in_flight.unwrap_or_else(|| network.stages());
     let statistics = generate::generate_all(
-        &engine.model,
+        network,
         // No text begins after the end.
         requests
             .iter()
@@ -85,6 +90,7 @@ pub fn generate_many<W: Write>(
         &speculation.options(
             engine.tokenizer.eos_ids(),
             request.batch.min(requests.len()).max(1),
+            in_flight,
         ),
         &mut many,
     );
@@ -336,6 +342,7 @@ mod tests {
                 ..Sampling::default()
             },
             batch,
+            in_flight: None,
         }
     }
 

@@ -83,8 +83,9 @@ pub fn generate(
             count: request.max_tokens,
             sampling: request.sampling,
         };
-        let options = speculation.options(engine.tokenizer.eos_ids(), 1);
-        statistics = generate::generate_all(&engine.model, [text], &options, &mut only);
+        let options = speculation.options(engine.tokenizer.eos_ids(), 1, 1);
+        let network = &mut *engine.network();
+        statistics = generate::generate_all(network, [text], &options, &mut only);
     }
     let seconds = started.elapsed().as_secs_f64();
     let rest = only.decoder.finish().unwrap_or_default();

@@ -46,6 +46,7 @@ pub use writer::{SaveOptions, named_gradients, save};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
+use firebox_model::parallel::Shard;
 
 /// File name of the weights in a checkpoint folder.
 pub const MODEL_FILE: &str = "model.safetensors";
@@ -98,6 +99,26 @@ pub fn load_weights(
     device: &Device,
 ) -> Result<LanguageModel, CheckpointError> {
     Ok(load_as(folder, config, model, device, WeightDtype::F32)?.model)
+}
+
+/// Reads a rank's part of the weights in a folder, whose config.json is `config`, and nothing else of its files but their
+/// headers.
+///
+/// # Errors
+///
+/// See [`load`].
+pub fn load_shard(
+    folder: &Path,
+    config: &CheckpointConfig,
+    device: &Device,
+    dtype: WeightDtype,
+    shard: &Shard,
+) -> Result<LanguageModel, CheckpointError> {
+    let (model, family) = (&config.model, &config.family);
+    let mut source = CheckpointParameters::open_shard(folder, model, family, device, dtype, shard)?;
+    let mut model = LanguageModel::new(model, &mut source)?;
+    model.set_router_bias(&source.router_bias()?);
+    Ok(model)
 }
 
 fn load_as(

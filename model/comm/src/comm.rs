@@ -68,6 +68,14 @@ pub trait Comm: Debug + Send + Sync {
     /// As of every operation, and when there is no rank `from`.
     fn recv(&self, from: usize) -> Result<Vec<u8>, CommError>;
 
+    /// The next message of a rank that sends when it has something to send: [`recv`](Self::recv) without a deadline. A rank
+    /// that fails is noticed all the same.
+    ///
+    /// # Errors
+    ///
+    /// As of every operation but for its deadline, and when there is no rank `from`.
+    fn wait(&self, from: usize) -> Result<Vec<u8>, CommError>;
+
     /// Waits until all ranks are here.
     ///
     /// # Errors

@@ -70,7 +70,8 @@ pub use attention::{
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
 pub use embedding::embedding;
 pub use experts::{
-    Activation, ExpertBiases, ExpertWeights, experts, experts_reference, swiglu, swiglu_reference,
+    Activation, ExpertBiases, ExpertWeights, experts, experts_reference, steps, swiglu,
+    swiglu_reference,
 };
 pub use host::latency_bound;
 pub use host::product::Bf16Unit;

@@ -1,31 +1,25 @@
 //! Many texts at once.
 
+use std::collections::VecDeque;
 use std::time::Instant;
-
-use burn::tensor::Tensor;
 
 use super::draft::{Drafted, Drafter};
 use super::pace::{Pace, Step};
 use super::verify::verify;
 use super::{Draft, End, Ended, Options, Receiver, Request, Statistics};
-use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
-use crate::decode::Piece;
-use crate::language_model::LanguageModel;
-use crate::sampling::Sampler;
+use crate::network::{self, Network};
+use crate::sampling::{Draws, Sampling};
 
 /// The most tokens of prompts that a step reads, which bounds its memory.
 pub const STEP_TOKENS: usize = 1024;
-
-/// Room in a cache for a text to begin with, in tokens.
-const FIRST_ROOM: usize = 64;
 
 /// A text in the making.
 #[derive(Debug)]
 pub struct Text {
     /// Of its request.
     number: usize,
-    sampler: Sampler,
+    sampling: Sampling,
     /// Prompt and generated tokens.
     pub tokens: Vec<u32>,
     /// Number of tokens of the prompt.
@@ -49,7 +43,7 @@ impl Text {
         );
         Self {
             number,
-            sampler: Sampler::new(request.sampling),
+            sampling: request.sampling,
             tokens: request.prompt,
             prompt,
             start: prompt.saturating_sub(config.context_length),
@@ -76,10 +70,9 @@ impl Text {
         self.tokens.len() - self.prompt
     }
 
-    /// The next token, of these logits.
-    pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let (prompt, generated) = self.tokens.split_at(self.prompt);
-        self.sampler.sample(logits, prompt, generated)
+    /// What is drawn after the text, along a draft.
+    pub fn draws(&self, draft: &[u32]) -> Draws<'_> {
+        Draws::new(self.sampling, &self.tokens, self.prompt, draft)
     }
 
     /// Drops the older half when there are more tokens than the context has; returns whether it did.
@@ -114,74 +107,103 @@ struct Part {
     draws: bool,
 }
 
+/// A step that was submitted.
+struct Flight {
+    /// Which of the groups of texts it is of.
+    group: usize,
+    parts: Vec<Part>,
+    /// Tokens that were wanted of the draft for each text.
+    wanted: usize,
+    draft: DraftSeconds,
+    started: Instant,
+}
+
 /// Continues texts, up to `options.batch` at once, and tells the receiver. A text takes the place of one that ended; its
 /// request is asked for no earlier.
+///
+/// The texts take turns in `options.in_flight` groups: while a step of one group is under way, the steps of the others are
+/// submitted, so that every stage of a pipeline has something to do.
 ///
 /// What is generated for a request is what [`generate`](super::generate) gives, but for rounding.
 ///
 /// # Panics
 ///
 /// When a prompt is empty or has a token that is not in the vocabulary, a draft model has a vocabulary of another size,
-/// or `options.batch` is 0.
+/// or `options.batch` or `options.in_flight` is 0.
 pub fn generate_all(
-    model: &LanguageModel,
+    network: &mut (impl Network + ?Sized),
     requests: impl IntoIterator<Item = Request>,
     options: &Options,
     receiver: &mut impl Receiver,
 ) -> Statistics {
-    let config = model.config();
     if let Draft::Model(draft) = options.draft {
         assert_eq!(
             draft.config().vocab_size,
-            config.vocab_size,
+            network.config().vocab_size,
             "the vocabularies of a model and its draft"
         );
     }
     assert!(options.batch > 0, "a batch has at least one text");
-    let device = model.embedding.lazy_device();
+    assert!(options.in_flight > 0, "at least one step is under way");
+    let groups = options.in_flight.min(options.batch);
+    network.begin(options.batch);
     let mut batch = Batch {
-        model,
+        network,
         eos_ids: options.eos_ids,
         texts: (0..options.batch).map(|_| None).collect(),
-        cache: KeyValueCache::new(
-            config,
-            options.batch,
-            FIRST_ROOM.min(config.context_length),
-            &device,
-        ),
+        groups,
         drafter: Drafter::new(options.draft, options.batch),
         pace: Pace::new(options.draft_tokens),
         statistics: Statistics::default(),
     };
     let mut requests = requests.into_iter().enumerate();
+    let mut in_flight: VecDeque<Flight> = VecDeque::new();
+    // In the order in which their last steps ended.
+    let mut idle: VecDeque<usize> = (0..groups).collect();
     loop {
-        batch.fill(&mut requests, receiver);
-        if batch.texts.iter().all(Option::is_none) {
-            return batch.statistics;
+        for _ in 0..idle.len() {
+            let group = idle.pop_front().expect("as many as were counted");
+            batch.fill(group, &mut requests, receiver);
+            match batch.submit(group) {
+                Some(flight) => in_flight.push_back(flight),
+                None => idle.push_back(group),
+            }
         }
-        batch.step(receiver);
+        let Some(flight) = in_flight.pop_front() else {
+            return batch.statistics;
+        };
+        idle.push_back(flight.group);
+        batch.finish(flight, receiver);
     }
 }
 
-struct Batch<'a> {
-    model: &'a LanguageModel,
+struct Batch<'a, N: ?Sized> {
+    network: &'a mut N,
     eos_ids: &'a [u32],
     /// By place in the cache.
     texts: Vec<Option<Text>>,
-    cache: KeyValueCache,
+    /// Number of groups; a text's is the remainder of its place.
+    groups: usize,
     drafter: Drafter<'a>,
     pace: Pace,
     statistics: Statistics,
 }
 
-impl Batch<'_> {
-    /// Takes out the texts that ended, and gives free places to the next requests.
+impl<N: Network + ?Sized> Batch<'_, N> {
+    /// The places of a group.
+    fn places(&self, group: usize) -> impl Iterator<Item = usize> + use<N> {
+        (group..self.texts.len()).step_by(self.groups)
+    }
+
+    /// Takes out the texts of a group that ended, and gives free places to the next requests.
     fn fill(
         &mut self,
+        group: usize,
         requests: &mut impl Iterator<Item = (usize, Request)>,
         receiver: &mut impl Receiver,
     ) {
-        for (place, text) in self.texts.iter_mut().enumerate() {
+        for place in self.places(group) {
+            let text = &mut self.texts[place];
             let ended = text.take_if(|text| text.end.is_some());
             if let Some(ended) = &ended {
                 ended.tell(receiver);
@@ -189,7 +211,7 @@ impl Batch<'_> {
             while text.is_none()
                 && let Some((number, request)) = requests.next()
             {
-                let new = text.insert(Text::new(number, request, self.model.config()));
+                let new = text.insert(Text::new(number, request, self.network.config()));
                 if new.end.is_some() {
                     new.tell(receiver);
                     *text = None;
@@ -197,23 +219,23 @@ impl Batch<'_> {
             }
             if let Some(ended) = ended {
                 // What the next text begins with stays.
-                let cached = self.cache.lengths()[place];
+                let cached = self.network.cache().lengths()[place];
                 let alike = text.as_ref().map_or(0, |text| text.alike(&ended));
                 let kept = alike.min(cached);
                 self.statistics.shared += kept;
-                self.cache.truncate(place, kept);
+                self.network.truncate(place, kept);
                 self.drafter.truncate(place, kept);
             }
         }
     }
 
-    /// Gives texts what others have read of the same beginning, in whole blocks, where that is more than they have
+    /// Gives texts of a group what others have read of the same beginning, in whole blocks, where that is more than they have
     /// themselves. Returns which texts wait for another one to read what they begin with.
-    fn share(&mut self) -> Vec<bool> {
-        let block = self.cache.block_tokens();
+    fn share(&mut self, group: usize) -> Vec<bool> {
+        let block = self.network.cache().block_tokens();
         let mut waits = vec![false; self.texts.len()];
         for place in 0..self.texts.len() {
-            let cached = self.cache.lengths();
+            let cached = self.network.cache().lengths();
             let own = cached[place];
             let Some(text) = &self.texts[place] else {
                 continue;
@@ -228,9 +250,11 @@ impl Batch<'_> {
             });
             match alike.max() {
                 Some((alike, read, other)) if alike > own && read == alike => {
-                    self.cache.truncate(place, 0);
-                    self.cache.fork(other, alike, place);
-                    self.statistics.shared += alike - own;
+                    if place % self.groups == group {
+                        self.network.truncate(place, 0);
+                        self.network.fork(other, alike, place);
+                        self.statistics.shared += alike - own;
+                    }
                 }
                 Some((alike, ..)) => waits[place] = alike > own,
                 None => {}
@@ -239,36 +263,57 @@ impl Batch<'_> {
         waits
     }
 
-    fn step(&mut self, receiver: &mut impl Receiver) {
+    /// Begins a step of a group; `None` if it has nothing to do now.
+    fn submit(&mut self, group: usize) -> Option<Flight> {
         let started = Instant::now();
-        let context = self.model.config().context_length;
-        for place in 0..self.texts.len() {
+        let context = self.network.config().context_length;
+        for place in self.places(group) {
             let text = self.texts[place].as_mut();
             if text.is_some_and(|text| text.cut(context)) {
-                self.cache.truncate(place, 0);
+                self.network.truncate(place, 0);
                 self.drafter.truncate(place, 0);
             }
         }
-        let waits = self.share();
-        let (parts, wanted, draft) = self.parts(&waits);
-        let pieces = parts.iter().map(|part| Piece {
-            sequence: part.place,
-            tokens: &part.tokens,
-            logits: usize::from(part.draws) * (part.drafted.len() + 1),
+        let waits = self.share(group);
+        let (parts, wanted, draft) = self.parts(group, &waits);
+        if parts.is_empty() {
+            return None;
+        }
+        let of_network = parts.iter().map(|part| {
+            let text = self.texts[part.place].as_ref();
+            let text = text.expect("a text in its place");
+            network::Part {
+                sequence: part.place,
+                tokens: part.tokens.as_slice().into(),
+                draws: part.draws.then(|| text.draws(&part.drafted)),
+            }
         });
-        let logits = rows(
-            self.model
-                .decode(&pieces.collect::<Vec<_>>(), &mut self.cache),
-        );
-        let held = self.cache.held_blocks() * self.cache.block_bytes();
+        self.network.submit(&of_network.collect::<Vec<_>>());
+        let cache = self.network.cache();
+        let held = cache.held_blocks() * cache.block_bytes();
         self.statistics.cache_bytes = self.statistics.cache_bytes.max(held);
-        let vocab_size = self.model.config().vocab_size;
+        Some(Flight {
+            group,
+            parts,
+            wanted,
+            draft,
+            started,
+        })
+    }
+
+    /// Takes what came of a step.
+    fn finish(&mut self, flight: Flight, receiver: &mut impl Receiver) {
+        let Flight {
+            parts,
+            wanted,
+            draft,
+            started,
+            ..
+        } = flight;
         let before = self.statistics;
-        let mut logits = logits.as_slice();
-        for part in parts.iter().filter(|part| part.draws) {
-            let (of_part, rest) = logits.split_at((part.drafted.len() + 1) * vocab_size);
-            logits = rest;
-            let accepted = self.draw(part, of_part, receiver);
+        let drawn = self.network.drawn();
+        for (part, drawn) in parts.iter().filter(|part| part.draws).zip(drawn) {
+            let accepted = self.take(part, &drawn, receiver);
             self.pace.compared(part.drafted.len(), accepted);
         }
         // Steps that read prompts tell nothing of those that do not.
@@ -288,16 +333,16 @@ impl Batch<'_> {
         }
     }
 
-    /// What each text that does not wait takes part with, the number of tokens that were wanted of the draft for each, and
-    /// the seconds of drafting.
-    fn parts(&mut self, waits: &[bool]) -> (Vec<Part>, usize, DraftSeconds) {
-        let context = self.model.config().context_length;
-        let unread: Vec<usize> = self
-            .texts
-            .iter()
-            .zip(self.cache.lengths())
-            .map(|(text, cached)| text.as_ref().map_or(0, |text| text.window().len() - cached))
-            .collect();
+    /// What each text of a group that does not wait takes part with, the number of tokens that were wanted of the draft for
+    /// each, and the seconds of drafting.
+    fn parts(&mut self, group: usize, waits: &[bool]) -> (Vec<Part>, usize, DraftSeconds) {
+        let context = self.network.config().context_length;
+        let mut unread = vec![0; self.texts.len()];
+        for place in self.places(group) {
+            if let Some(text) = &self.texts[place] {
+                unread[place] = text.window().len() - self.network.cache().lengths()[place];
+            }
+        }
         let writing = unread.iter().filter(|&&unread| unread == 1).count();
         let depth = match self.drafter.drafts() {
             true => self.pace.draft_tokens(writing),
@@ -352,15 +397,14 @@ impl Batch<'_> {
         (parts, depth, seconds)
     }
 
-    /// Draws the next tokens of a text. Returns how many drafted tokens were drawn.
-    fn draw(&mut self, part: &Part, logits: &[f32], receiver: &mut impl Receiver) -> usize {
+    /// Appends to a text what was drawn. Returns how many drafted tokens were drawn.
+    fn take(&mut self, part: &Part, drawn: &[u32], receiver: &mut impl Receiver) -> usize {
         let text = self.texts[part.place]
             .as_mut()
             .expect("a text in its place");
         let (read, before) = (text.window().len(), text.tokens.len());
         let is_eos = |id: u32| self.eos_ids.contains(&id);
-        let (sampler, tokens) = (&mut text.sampler, &mut text.tokens);
-        let accepted = verify(sampler, logits, tokens, text.prompt, &part.drafted, is_eos);
+        let accepted = verify(drawn, &mut text.tokens, &part.drafted, is_eos);
         for place in before..text.tokens.len() {
             let id = text.tokens[place];
             if is_eos(id) {
@@ -377,7 +421,7 @@ impl Batch<'_> {
         if text.end.is_none() && text.generated() == text.count {
             text.end = Some(End::Count);
         }
-        self.cache.truncate(part.place, read + accepted);
+        self.network.truncate(part.place, read + accepted);
         self.drafter.truncate(part.place, read + accepted);
         self.statistics.draws += 1;
         self.statistics.tokens += text.tokens.len() - before;
@@ -394,12 +438,4 @@ pub struct DraftSeconds {
     pub round: Option<f64>,
     /// All drafting of the step.
     pub all: f64,
-}
-
-/// Logits on the host, in row-major order.
-pub fn rows(logits: Option<Tensor<2>>) -> Vec<f32> {
-    logits.map_or_else(Vec::new, |logits| {
-        let data = logits.into_data();
-        data.try_into_vec().expect("logits in f32")
-    })
 }

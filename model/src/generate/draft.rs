@@ -2,11 +2,9 @@
 
 use std::time::Instant;
 
-use super::batch::{STEP_TOKENS, Text, rows};
+use super::batch::{STEP_TOKENS, Text};
 use super::{Draft, lookup};
-use crate::cache::KeyValueCache;
-use crate::decode::Piece;
-use crate::language_model::LanguageModel;
+use crate::network::{Local, Network, Part};
 
 /// Makes drafts for the texts of a batch.
 #[derive(Debug)]
@@ -24,10 +22,11 @@ impl<'a> Drafter<'a> {
         match draft {
             Draft::None => Self::None,
             Draft::PromptLookup => Self::Lookup,
-            Draft::Model(model) => Self::Model(Box::new(DraftModel {
-                model,
-                cache: KeyValueCache::new(model.config(), batch, 0, &model.embedding.lazy_device()),
-            })),
+            Draft::Model(model) => {
+                let mut network = Local::new(model);
+                network.begin(batch);
+                Self::Model(Box::new(DraftModel { network }))
+            }
         }
     }
 
@@ -59,8 +58,8 @@ impl<'a> Drafter<'a> {
     /// Forgets what follows the first `length` tokens of a text's window.
     pub fn truncate(&mut self, place: usize, length: usize) {
         if let Self::Model(draft) = self {
-            let cached = draft.cache.lengths()[place];
-            draft.cache.truncate(place, cached.min(length));
+            let cached = draft.network.cache().lengths()[place];
+            draft.network.truncate(place, cached.min(length));
         }
     }
 }
@@ -68,14 +67,13 @@ impl<'a> Drafter<'a> {
 /// A model that drafts, with a cache of the same places.
 #[derive(Debug)]
 pub struct DraftModel<'a> {
-    model: &'a LanguageModel,
-    cache: KeyValueCache,
+    network: Local<'a>,
 }
 
 impl DraftModel<'_> {
     fn draft(&mut self, texts: &mut [Option<Text>], most: &[usize]) -> (Vec<Drafted>, Option<f64>) {
         let mut drafted = vec![Vec::new(); texts.len()];
-        let context = self.model.config().context_length;
+        let context = self.network.config().context_length;
         // The last drafted token is not read any more.
         let most: Vec<usize> = texts
             .iter()
@@ -89,24 +87,23 @@ impl DraftModel<'_> {
         let started = Instant::now();
         let rounds = most.iter().copied().max().unwrap_or(0);
         for round in 0..rounds {
-            let pieces = texts
-                .iter()
-                .enumerate()
-                .filter(|(place, _)| most[*place] > round);
-            let pieces = pieces.filter_map(|(place, text)| {
-                let window = text.as_ref()?.window();
-                Some(Piece::new(place, &window[self.cache.lengths()[place]..]))
+            let of_round = texts.iter().enumerate();
+            let of_round = of_round.filter(|(place, _)| most[*place] > round);
+            let parts = of_round.filter_map(|(place, text)| {
+                let text = text.as_ref()?;
+                Some(Part {
+                    sequence: place,
+                    tokens: text.window()[self.network.cache().lengths()[place]..].into(),
+                    draws: Some(text.draws(&[])),
+                })
             });
-            let pieces: Vec<Piece> = pieces.collect();
-            let places: Vec<usize> = pieces.iter().map(|piece| piece.sequence).collect();
-            let logits = self.model.decode(&pieces, &mut self.cache);
-            let logits = rows(logits);
-            let vocab_size = logits.len() / places.len();
-            for (place, logits) in places.into_iter().zip(logits.chunks_exact(vocab_size)) {
+            let parts: Vec<Part> = parts.collect();
+            let places: Vec<usize> = parts.iter().map(|part| part.sequence).collect();
+            self.network.submit(&parts);
+            for (place, drawn) in places.into_iter().zip(self.network.drawn()) {
                 if let Some(text) = &mut texts[place] {
-                    let token = text.sample(logits);
-                    text.tokens.push(token);
-                    drafted[place].push(token);
+                    text.tokens.extend(&drawn);
+                    drafted[place].extend(drawn);
                 }
             }
         }
@@ -123,26 +120,27 @@ impl DraftModel<'_> {
     /// tokens. Returns whether there was any.
     fn read(&mut self, texts: &[Option<Text>], most: &[usize]) -> bool {
         let mut room = STEP_TOKENS;
-        let mut pieces = Vec::new();
+        let mut parts = Vec::new();
         for (place, (text, &most)) in texts.iter().zip(most).enumerate() {
             let Some(text) = text.as_ref().filter(|_| most > 0) else {
                 continue;
             };
-            let unread = &text.window()[self.cache.lengths()[place]..];
+            let unread = &text.window()[self.network.cache().lengths()[place]..];
             // Two are what a step leaves unread when all of its draft is accepted.
             if unread.len() > 2 && room > 0 {
                 let tokens = &unread[..room.min(unread.len() - 1)];
                 room -= tokens.len();
-                pieces.push(Piece {
+                parts.push(Part {
                     sequence: place,
-                    tokens,
-                    logits: 0,
+                    tokens: tokens.into(),
+                    draws: None,
                 });
             }
         }
-        if !pieces.is_empty() {
-            self.model.decode(&pieces, &mut self.cache);
+        if !parts.is_empty() {
+            self.network.submit(&parts);
+            self.network.drawn();
         }
-        !pieces.is_empty()
+        !parts.is_empty()
     }
 }

@@ -22,6 +22,7 @@ pub use batch::generate_all;
 pub use pace::DraftTokens;
 
 use crate::language_model::LanguageModel;
+use crate::network::Local;
 use crate::sampling::Sampling;
 
 /// A text to continue.
@@ -85,6 +86,9 @@ pub struct Options<'a> {
     pub eos_ids: &'a [u32],
     /// The most texts at once, at least 1.
     pub batch: usize,
+    /// In how many groups the texts take turns, at least 1: the most steps that are under way at once. More than one is for
+    /// a [`Network`](crate::network::Network) of several stages.
+    pub in_flight: usize,
     /// Where drafted tokens come from.
     pub draft: Draft<'a>,
     /// How many tokens are drafted for a text and step.
@@ -97,6 +101,7 @@ impl<'a> Options<'a> {
         Self {
             eos_ids,
             batch: 1,
+            in_flight: 1,
             draft: Draft::None,
             draft_tokens: DraftTokens::Auto,
         }
@@ -159,7 +164,8 @@ pub fn generate(
         count,
         sampling,
     };
-    generate_all(model, [request], &Options::new(eos_ids), &mut only);
+    let network = &mut Local::new(model);
+    generate_all(network, [request], &Options::new(eos_ids), &mut only);
     only.cut
 }
 

@@ -100,7 +100,12 @@ fn run(model: &LanguageModel, requests: &[Request], options: Options) -> (Texts,
         ended: vec![None; requests.len()],
         order: Vec::new(),
     };
-    let statistics = generate_all(model, requests.iter().cloned(), &options, &mut texts);
+    let statistics = generate_all(
+        &mut Local::new(model),
+        requests.iter().cloned(),
+        &options,
+        &mut texts,
+    );
     let tokens: usize = texts.tokens.iter().map(Vec::len).sum();
     assert_eq!(statistics.tokens, tokens);
     assert!(texts.ended.iter().all(Option::is_some));
@@ -184,7 +189,7 @@ fn a_large_batch_changes_a_greedy_text_at_ties_alone() {
         };
         // Where they part, the two tokens are as good as tied.
         let before = [&request.prompt[..], &texts[0][..place]].concat();
-        let tokens = token_tensor([&before[..]].into_iter(), &model.embedding.lazy_device());
+        let tokens = token_tensor([&before[..]].into_iter(), &model.device());
         let logits = model.forward(tokens).logits.narrow(1, before.len() - 1, 1);
         let logits = values(logits);
         let [one, other] = texts.map(|text| logits[text.get(place).map_or(5, |&id| id as usize)]);

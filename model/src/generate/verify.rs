@@ -1,28 +1,16 @@
 //! The rule by which drafted tokens count.
 
-use crate::sampling::Sampler;
-
-/// Draws from the logits after a text, and after each drafted token as long as the draft is what was drawn: a drafted
-/// token counts when the model itself draws it. So the text is the one without a draft, whatever is drafted.
+/// Appends to a text what the model drew after it, and after each drafted token as long as the draft is what was drawn: a
+/// drafted token counts when the model itself draws it. So the text is the one without a draft, whatever is drafted.
 ///
-/// The drawn tokens are appended to `text`, whose first `prompt` tokens are its prompt; one for which `ends` is true is
-/// the last. Returns the number of drafted tokens that were drawn.
-///
-/// # Shapes
-///
-/// - `logits`: `[draft + 1, vocab_size]`
+/// A token for which `ends` is true is the last. Returns the number of drafted tokens that were drawn.
 pub fn verify(
-    sampler: &mut Sampler,
-    logits: &[f32],
+    drawn: &[u32],
     text: &mut Vec<u32>,
-    prompt: usize,
     draft: &[u32],
     ends: impl Fn(u32) -> bool,
 ) -> usize {
-    let vocab_size = logits.len() / (draft.len() + 1);
-    for (place, logits) in logits.chunks_exact(vocab_size).enumerate() {
-        let (before, generated) = text.split_at(prompt);
-        let drawn = sampler.sample(logits, before, generated);
+    for (place, &drawn) in drawn.iter().enumerate() {
         text.push(drawn);
         let accepted = draft.get(place) == Some(&drawn);
         if !accepted || ends(drawn) {
@@ -38,8 +26,8 @@ mod tests {
     use rand_chacha::rand_core::{Rng, SeedableRng};
 
     use super::*;
-    use crate::sampling::Sampling;
     use crate::sampling::testing::{deviate, processed};
+    use crate::sampling::{Draws, Memory, Sampler, Sampling};
 
     /// Tokens drafted at a time.
     const DEPTH: usize = 2;
@@ -121,13 +109,12 @@ mod tests {
 
         /// Ours, with drafts of the same noise, or of other noise.
         fn coupled(&self, seed: u64, of_draft: u64) -> Vec<u32> {
-            let with = |seed| {
-                Sampler::new(Sampling {
-                    seed,
-                    ..self.sampling
-                })
+            let with = |seed| Sampling {
+                seed,
+                ..self.sampling
             };
-            let (mut sampler, mut drafter) = (with(seed), with(of_draft));
+            let (sampling, mut drafter) = (with(seed), Sampler::new(with(of_draft)));
+            let mut memory = Memory::default();
             let mut text = vec![0];
             while text.len() <= LENGTH {
                 let mut guess = text.clone();
@@ -139,7 +126,8 @@ mod tests {
                 let rows = guess[text.len() - 1..].iter();
                 let logits: Vec<f32> = rows.flat_map(|&last| self.target[last as usize]).collect();
                 let draft = guess.split_off(text.len());
-                verify(&mut sampler, &logits, &mut text, 1, &draft, |_| false);
+                let drawn = Draws::new(sampling, &text, 1, &draft).from(&logits, &mut memory);
+                verify(&drawn, &mut text, &draft, |_| false);
             }
             text[1..=LENGTH].to_vec()
         }

@@ -5,12 +5,15 @@ pub mod experts;
 pub mod router;
 pub mod stats;
 
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::config::{ModelConfig, MoeConfig, Scores};
 use crate::feed_forward::DenseFeedForward;
 use crate::observer::Observer;
+use crate::parallel::{Shard, TensorGroup};
 use crate::parameters::{ParameterSource, Role};
 use crate::parts::{LayerPart, Part};
 use experts::Experts;
@@ -26,6 +29,17 @@ pub struct MixtureOfExperts {
     pub experts: Experts,
     /// The experts that every token passes through, as one SwiGLU.
     pub shared: Option<DenseFeedForward>,
+    #[module(skip)]
+    ranks: Option<Ranks>,
+}
+
+/// What a mixture needs to know of the other ranks that share its experts.
+#[derive(Debug, Clone)]
+struct Ranks {
+    /// Those that its output is added up over.
+    group: TensorGroup,
+    /// The experts that this rank has, or has parts of; `None` for all.
+    experts: Option<Range<usize>>,
 }
 
 /// The routing of some tokens in one layer. Auxiliary losses and statistics are functions of this; the model keeps no
@@ -73,7 +87,17 @@ impl MixtureOfExperts {
                     )?)
                 }
             },
+            ranks: None,
         })
+    }
+
+    /// Computes its experts' part of what these ranks compute together from now on. Each of them routes all tokens.
+    pub(crate) fn join(&mut self, group: &TensorGroup, shard: &Shard) {
+        let experts = shard.experts(self.router.experts());
+        self.ranks = Some(Ranks {
+            group: group.clone(),
+            experts: (experts.len() < self.router.experts()).then_some(experts),
+        });
     }
 
     /// Dropless: all `tokens · top_k` assignments are computed, however unevenly they are distributed.
@@ -89,13 +113,26 @@ impl MixtureOfExperts {
     ) -> (Tensor<2>, Routing) {
         let routed = observer.routing(layer, self.router.forward(x.clone()));
         let part = |part| LayerPart::of_layer(layer, part);
-        let output = self
-            .experts
-            .forward(x.clone(), routed.weights, &routed.plan);
-        let mut output = observer.output(part(Part::Experts), output);
-        if let Some(shared) = &self.shared {
-            output = output + observer.output(part(Part::SharedExperts), shared.forward(x));
-        }
+        let group = self.ranks.as_ref().map(|ranks| &ranks.group);
+        let own = self.ranks.as_ref().and_then(|ranks| ranks.experts.clone());
+        let own = own.map(|experts| routed.plan.part(experts));
+        let plan = own.as_ref().unwrap_or(&routed.plan);
+        let output = self.experts.forward(x.clone(), routed.weights, plan);
+        let whole = |output: Tensor<2>| match group {
+            Some(group) => group.sum(output),
+            None => output,
+        };
+        let output = match &self.shared {
+            None => observer.output(part(Part::Experts), whole(output)),
+            // One sum over the ranks serves both where nobody looks at each.
+            Some(shared) if group.is_some() && !observer.sees_parts() => {
+                whole(output + shared.forward(x))
+            }
+            Some(shared) => {
+                let output = observer.output(part(Part::Experts), whole(output));
+                output + observer.output(part(Part::SharedExperts), whole(shared.forward(x)))
+            }
+        };
         (
             output,
             Routing {
@@ -146,6 +183,7 @@ mod tests {
             up: of(&experts.up),
             down: of(&experts.down),
             precision: experts.precision,
+            group: None,
         }
     }
 

@@ -89,6 +89,11 @@ impl Router {
         })
     }
 
+    /// Number of experts.
+    pub fn experts(&self) -> usize {
+        self.weight.lazy_shape()[1]
+    }
+
     /// How the logits become scores.
     pub fn scores(&self) -> Scores {
         self.scores

@@ -8,14 +8,26 @@
 //! A [`ParameterSource`](crate::parameters::ParameterSource) with a shard gives each module its part: modules ask for whole
 //! parameters, and take the sizes that they compute with from what they get.
 
+mod cross_entropy;
+mod driver;
+#[cfg(test)]
+mod exactness;
+mod group;
 mod layout;
+mod ranks;
 mod shard;
 mod slice;
+mod stage;
 pub mod stages;
+mod step;
 #[cfg(test)]
 mod tests;
 pub mod traffic;
 
+pub use driver::Driver;
+pub use group::TensorGroup;
 pub use layout::{Coordinates, LayoutError, MOST_RANKS, RankLayout, share};
+pub use ranks::Ranks;
 pub use shard::{Holding, Shard, are_stages};
 pub use slice::Slice;
+pub use stage::{observed, serve};

@@ -6,6 +6,8 @@
 //! models that share the noise mostly draw the same token where their probabilities are alike (Daliri, Musco and Suresh,
 //! arXiv 2408.07978), which is what lets a draft model guess what the other one will draw.
 
+mod along;
+mod draw;
 mod noise;
 mod penalties;
 mod select;
@@ -14,13 +16,15 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
-use noise::Noise;
-use penalties::Penalties;
-use select::Candidates;
+use serde::{Deserialize, Serialize};
+
+pub use along::Draws;
+
+pub(crate) use draw::{Alone, Exchange, Memory, Row, draw};
 
 /// How the next token is chosen. The options apply in the order in which they stand here, those of `transformers`:
 /// penalties, temperature, `top_k`, `top_p`, `min_p`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// Logits of tokens that occur in the prompt or the generated text are divided (positive ones) or multiplied
     /// (negative ones) by this (CTRL, arXiv 1909.05858); 1 changes nothing.
@@ -67,12 +71,20 @@ impl Sampling {
     }
 }
 
+impl Sampling {
+    /// Whether what is drawn depends on which tokens occurred, and not only on how many were generated.
+    pub fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
+    }
+}
+
 /// Chooses tokens from logits. It keeps memory to work in, and nothing of what it chose.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     sampling: Sampling,
-    penalties: Penalties,
-    candidates: Candidates,
+    memory: Memory,
 }
 
 impl Sampler {
@@ -80,8 +92,7 @@ impl Sampler {
     pub fn new(sampling: Sampling) -> Self {
         Self {
             sampling,
-            penalties: Penalties::default(),
-            candidates: Candidates::default(),
+            memory: Memory::default(),
         }
     }
 
@@ -91,51 +102,14 @@ impl Sampler {
     ///
     /// When there are no logits.
     pub fn sample(&mut self, logits: &[f32], prompt: &[u32], generated: &[u32]) -> u32 {
-        let Self {
-            sampling,
-            penalties,
-            candidates,
-        } = self;
-        let logits = penalties.apply(logits, sampling, prompt, generated);
-        let likeliest = likeliest(logits);
-        let largest = f64::from(logits[likeliest as usize]);
-        if sampling.temperature == 0.0 || !largest.is_finite() {
-            return likeliest;
-        }
-        let scores = select::Scores {
+        assert!(!logits.is_empty(), "a vocabulary is not empty");
+        let row = Row {
             logits,
-            largest,
-            temperature: sampling.temperature,
+            sampling: self.sampling,
+            prompt,
+            generated,
+            position: generated.len(),
         };
-        let noise = Noise::new(sampling.seed, 0, generated.len() as u64);
-        // The smallest −ln(u) / p is the largest ln p + g. It begins with the likeliest token, so that for most others
-        // 1 − u ≤ −ln(u) is too large already.
-        let mut best = (noise.exponential(likeliest), likeliest);
-        let mut consider = |id: u32| {
-            let uniform = noise.uniform(id);
-            if 1.0 - uniform < best.0 {
-                let cost = -uniform.ln() / scores.weight(id);
-                if cost < best.0 {
-                    best = (cost, id);
-                }
-            }
-        };
-        match candidates.select(&scores, sampling) {
-            Some(kept) => kept.iter().copied().for_each(&mut consider),
-            None => (0..logits.len() as u32).for_each(&mut consider),
-        }
-        best.1
+        draw(&[row], 0, &mut self.memory, &mut Alone)[0]
     }
-}
-
-/// The id of the largest logit, the smallest one among equals.
-fn likeliest(logits: &[f32]) -> u32 {
-    assert!(!logits.is_empty(), "a vocabulary is not empty");
-    let mut best = (f32::NEG_INFINITY, 0);
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > best.0 {
-            best = (logit, id as u32);
-        }
-    }
-    best.1
 }

@@ -10,10 +10,12 @@ pub struct Penalties {
 }
 
 impl Penalties {
-    /// The logits after the penalties: for repetition first, then for presence and frequency.
+    /// The logits after the penalties: for repetition first, then for presence and frequency. They are those of a part of
+    /// the vocabulary, which begins with id `first`.
     pub fn apply<'a>(
         &'a mut self,
         logits: &'a [f32],
+        first: u32,
         sampling: &Sampling,
         prompt: &[u32],
         generated: &[u32],
@@ -31,7 +33,8 @@ impl Penalties {
             self.ids.extend(texts.into_iter().flatten());
             self.ids.sort_unstable();
             for same in self.ids.chunk_by(|a, b| a == b) {
-                if let Some(logit) = self.logits.get_mut(same[0] as usize) {
+                let place = same[0].checked_sub(first);
+                if let Some(logit) = place.and_then(|place| self.logits.get_mut(place as usize)) {
                     change(logit, same.len());
                 }
             }
@@ -66,10 +69,12 @@ mod tests {
         let mut penalties = Penalties::default();
         let logits = [4.0, -4.0, 0.0, 3.0, 1.0];
         // Token 9 is not in the vocabulary.
-        let found = penalties.apply(&logits, &sampling, &[0, 0, 9], &[1, 3, 3]);
+        let found = penalties.apply(&logits, 0, &sampling, &[0, 0, 9], &[1, 3, 3]);
         // 0: 4/2. 1: −4·2 − 0.5 − 0.25. 3: 3/2 − 0.5 − 2·0.25.
         assert_eq!(found, [2.0, -8.75, 0.0, 0.5, 1.0]);
+        let part = penalties.apply(&logits[2..4], 2, &sampling, &[0, 0, 9], &[1, 3, 3]);
+        assert_eq!(part, [0.0, 0.5]);
         let none = Sampling::default();
-        assert_eq!(penalties.apply(&logits, &none, &[0], &[1]), logits);
+        assert_eq!(penalties.apply(&logits, 0, &none, &[0], &[1]), logits);
     }
 }

@@ -319,6 +319,15 @@ impl Comm for Member {
         Ok(bytes)
     }
 
+    fn wait(&self, from: usize) -> Result<Vec<u8>, CommError> {
+        let operation = Operation::Recv;
+        self.check(operation, from)?;
+        let (from, tag) = (self.ranks[from], self.tag + 1);
+        let bytes = self.process.receive(operation, from, tag, None)?;
+        self.counters.add(operation, 0);
+        Ok(bytes)
+    }
+
     fn barrier(&self) -> Result<(), CommError> {
         let call = Call::Barrier;
         self.collective(call, 0, || self.gather(call, &[]))?;

@@ -1,7 +1,7 @@
 //! A group of ranks that meet in shared memory.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::board::{Board, lock};
 use super::mailbox::Mailbox;
@@ -10,6 +10,9 @@ use super::member::Member;
 use super::reduction::Reduction;
 use crate::call::Call;
 use crate::{Cause, Comm, CommError, Operation};
+
+/// How long a rank sleeps at a time that waits without a deadline.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// Some ranks of a run.
 #[derive(Debug)]
@@ -140,12 +143,22 @@ impl Group {
         meeting.withdraw(rank);
     }
 
-    /// Waits for the next message that another rank has sent.
-    pub(super) fn receive(&self, rank: usize, from: usize) -> Result<Vec<u8>, CommError> {
+    /// Waits for the next message that another rank has sent; `None` as the deadline is that there is none.
+    pub(super) fn receive(
+        &self,
+        rank: usize,
+        from: usize,
+        deadline: Option<Duration>,
+    ) -> Result<Vec<u8>, CommError> {
         let (own, other, operation) = (self.ranks[rank], self.ranks[from], Operation::Recv);
-        self.board.waits(own, Some((operation, other)));
         let hopeless = || self.board.failure().is_some() || self.board.ended(other);
-        let message = self.mailboxes[rank].take(from, self.board.deadline(), hopeless);
+        self.board.waits(own, Some((operation, other)));
+        let message = loop {
+            let message = self.mailboxes[rank].take(from, deadline.unwrap_or(LONG), hopeless);
+            if message.is_some() || deadline.is_some() || hopeless() {
+                break message;
+            }
+        };
         self.board.waits(own, None);
         message.ok_or_else(|| {
             match self.board.ended(other) {

@@ -119,7 +119,15 @@ impl Comm for Member {
 
     fn recv(&self, from: usize) -> Result<Vec<u8>, CommError> {
         self.check(Operation::Recv, from)?;
-        let bytes = self.group.receive(self.rank, from)?;
+        let deadline = self.group.board.deadline();
+        let bytes = self.group.receive(self.rank, from, Some(deadline))?;
+        self.counters.add(Operation::Recv, 0);
+        Ok(bytes)
+    }
+
+    fn wait(&self, from: usize) -> Result<Vec<u8>, CommError> {
+        self.check(Operation::Recv, from)?;
+        let bytes = self.group.receive(self.rank, from, None)?;
         self.counters.add(Operation::Recv, 0);
         Ok(bytes)
     }

@@ -52,6 +52,28 @@ fn the_error_of_a_rank_is_given_back_and_what_follows_from_it_is_not() {
 }
 
 #[test]
+fn a_message_that_comes_when_it_comes_is_waited_for_beyond_the_deadline() {
+    let options = Options {
+        deadline: Duration::from_millis(20),
+        ..Options::default()
+    };
+    let waited = run(2, &options, |comm| match comm.rank() {
+        0 => {
+            thread::sleep(Duration::from_millis(200));
+            comm.send(1, &[7])?;
+            Ok(Vec::new())
+        }
+        _ => comm.wait(0),
+    });
+    assert_eq!(waited.unwrap()[1], [7]);
+    let failure = failure(2, |comm| match comm.rank() {
+        0 => panic!("no more"),
+        _ => comm.wait(0),
+    });
+    assert_eq!(failure.to_string(), "rank 0 panicked: no more");
+}
+
+#[test]
 fn a_rank_that_never_returns_is_left_behind() {
     let failure = failure(3, |comm| {
         comm.doing(format_args!("layer {}", comm.rank()));

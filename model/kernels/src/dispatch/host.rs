@@ -1,5 +1,10 @@
 //! The dispatch plan over slices.
 
+use std::ops::Range;
+
+/// The row of an assignment to an expert that the plan does not have; see [`HostPlan::part`].
+pub const ELSEWHERE: u32 = u32::MAX;
+
 /// Which row of the experts' work belongs to which assignment; see [`Tables`](super::Tables).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostPlan {
@@ -11,7 +16,7 @@ pub struct HostPlan {
     pub expert_of_assignment: Vec<u32>,
     /// The token whose activations a row holds.
     pub token_of_row: Vec<u32>,
-    /// The row that an assignment went to.
+    /// The row that an assignment went to; [`ELSEWHERE`] if that is none of this plan's.
     pub row_of_assignment: Vec<u32>,
     /// Rows `offsets[e] .. offsets[e + 1]` belong to expert e; E + 1 of them.
     pub offsets: Vec<usize>,
@@ -53,6 +58,31 @@ impl HostPlan {
             token_of_row,
             row_of_assignment,
             offsets,
+        }
+    }
+
+    /// The plan of some of the experts, which are counted from 0 then: the rows of the others are left out.
+    ///
+    /// # Panics
+    ///
+    /// When there are no such experts.
+    pub fn part(&self, experts: Range<usize>) -> Self {
+        let rows = self.offsets[experts.start]..self.offsets[experts.end];
+        let row_of_assignment =
+            self.row_of_assignment
+                .iter()
+                .map(|&row| match rows.contains(&(row as usize)) {
+                    true => row - rows.start as u32,
+                    false => ELSEWHERE,
+                });
+        let offsets = self.offsets[experts.start..=experts.end].iter();
+        Self {
+            experts: experts.len(),
+            top_k: self.top_k,
+            expert_of_assignment: self.expert_of_assignment.clone(),
+            row_of_assignment: row_of_assignment.collect(),
+            offsets: offsets.map(|offset| offset - rows.start).collect(),
+            token_of_row: self.token_of_row[rows].to_vec(),
         }
     }
 

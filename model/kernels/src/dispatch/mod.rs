@@ -17,7 +17,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, ExtensionType, TensorMetadata, backend_extension};
 
 use super::host::Host;
-pub use host::HostPlan;
+pub use host::{ELSEWHERE, HostPlan};
 pub use plan::DispatchPlan;
 
 /// The tables of a dispatch plan.

@@ -1,5 +1,6 @@
 //! The dispatch plan: assignments sorted by expert.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::backend::Dispatch;
@@ -20,6 +21,8 @@ pub struct DispatchPlan {
     top_k: usize,
     device: Device,
     tables: Tables<Dispatch>,
+    /// Whether it has all experts.
+    is_whole: bool,
 }
 
 impl DispatchPlan {
@@ -61,6 +64,7 @@ impl DispatchPlan {
             top_k,
             device,
             tables,
+            is_whole: true,
         }
     }
 
@@ -84,7 +88,30 @@ impl DispatchPlan {
             top_k,
             device,
             tables,
+            is_whole: true,
         }
+    }
+
+    /// The plan of some of the experts, of all tokens, for a rank that has these alone: the rows of the other experts are left
+    /// out, so that what it makes of a token is the part of these experts, nothing for a token that visits none of them. It
+    /// lies on the host; a choice on another device is read back.
+    ///
+    /// # Panics
+    ///
+    /// When there are no such experts.
+    #[must_use]
+    pub fn part(&self, experts: Range<usize>) -> Self {
+        Self {
+            experts: experts.len(),
+            tables: Tables::Host(Arc::new(self.to_host().part(experts))),
+            is_whole: false,
+            ..self.clone()
+        }
+    }
+
+    /// Whether it has all experts, and is no [`part`](Self::part).
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// Number of tokens.
@@ -114,14 +141,19 @@ impl DispatchPlan {
         }
     }
 
-    /// Assignments to each expert from the tokens that `valid` marks; from all when it is absent. Padding is
+    /// Assignments to each expert of a whole plan from the tokens that `valid` marks; from all when it is absent. Padding is
     /// computed like any token but is not counted. Exact up to 2²⁴ assignments of one expert.
     ///
     /// # Shapes
     ///
     /// - `valid`: `[tokens]`, 1 for a token and 0 for padding
     /// - output: `[experts]`, without gradients
+    ///
+    /// # Panics
+    ///
+    /// When the plan is a part.
     pub fn load(&self, valid: Option<&Tensor<1>>) -> Tensor<1> {
+        assert!(self.is_whole, "the load of all experts");
         let valid = match valid {
             Some(valid) => valid.clone().inner(),
             None => Tensor::ones([self.tokens], &self.device),

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::activation::{activate_backward, dot};
 use super::forward::{Inputs, Saved};
 use super::rows::{Block, block_rows, blocks, combine, gather, pieces, sum_by_expert};
-use crate::dispatch::HostPlan;
+use crate::dispatch::{ELSEWHERE, HostPlan};
 use crate::host::gemm::{Accumulate, Matrix};
 use crate::host::product::{Left, On, Right, product, product_uninit};
 use crate::host::uninit::{vec_uninit_with, vecs_uninit_with};
@@ -88,7 +88,9 @@ pub fn backward(
     let Saved { mut gate, mut up } = saved;
     let mut factors = vec![0.0; plan.token_of_row.len()];
     for (&row, &weight) in plan.row_of_assignment.iter().zip(inputs.weights) {
-        factors[row as usize] = weight;
+        if row != ELSEWHERE {
+            factors[row as usize] = weight;
+        }
     }
     let biased = inputs.biases.is_some();
     let weight_of_row = (biased && needs_grad.down_bias).then(|| factors.clone());
@@ -125,7 +127,8 @@ pub fn backward(
         up: needs_grad.up.then(|| from_rows(&up)),
         weights: needs_grad.weights.then(|| {
             let rows = plan.row_of_assignment.iter();
-            rows.map(|&row| factors[row as usize]).collect()
+            let factor = |&row: &u32| factors.get(row as usize).copied().unwrap_or(0.0);
+            rows.map(factor).collect()
         }),
         x: needs_grad.x.then(|| {
             row_gradients(inputs, &blocks, [&gate, &up], &mut by_row);

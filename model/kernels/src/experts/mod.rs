@@ -12,26 +12,30 @@ mod forward;
 mod host;
 mod rows;
 mod spec;
+pub mod steps;
 #[cfg(test)]
 mod tests;
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 
 use super::dispatch::Tables;
-use super::linear_reference;
 use crate::dispatch::DispatchPlan;
 use crate::operation::{Operation, differentiable};
 use crate::precision::Precision;
 use firebox_runtime::device::{Kernels, kernels};
 use spec::ExpertsSpec;
 pub use spec::{Activation, ExpertBiases, ExpertWeights};
+use steps::{combine, dispatch, expert_reference, grouped};
 
 /// Each token's weighted sum of its experts' outputs: `y[t] = Σ_j w[t, j] · E_e(x[t])`, with e the j-th expert of token t and
 /// `E_e(x) = a(x W_gate[e] + b_gate[e], x W_up[e] + b_up[e]) W_down[e] + b_down[e]`, with [`Activation`] a. `precision` is
 /// that of the matrix products' factors, those of the gradients too; biases and the weighted sum are f32.
+///
+/// A plan of some of the experts ([`DispatchPlan::part`]) gives these experts' part of the sum, with the weights of these
+/// experts alone.
 ///
 /// # Shapes
 ///
@@ -53,7 +57,8 @@ pub fn experts(
     let device = x.device();
     precision.check(&device);
     let kernels = kernels(&device);
-    if kernels == Kernels::None {
+    // The kernels on a device have all experts.
+    if kernels == Kernels::None || kernels == Kernels::Cube && !plan.is_whole() {
         return experts_reference(x, weights, experts, plan, activation, precision);
     }
     let ExpertWeights {
@@ -94,8 +99,8 @@ pub fn experts(
     ))
 }
 
-/// [`experts`] in plain tensor operations. Reads the plan back from the device. Of the gradients in bf16, factors that are
-/// gradients are not rounded.
+/// [`experts`] in plain tensor operations: the [`steps`] one by one. Reads the plan back from the device. Of
+/// the gradients in bf16, factors that are gradients are not rounded.
 ///
 /// # Panics
 ///
@@ -109,59 +114,9 @@ pub fn experts_reference(
     precision: Precision,
 ) -> Tensor<2> {
     check(&x, &weights, &experts, plan);
-    let [tokens, d_model] = x.dims();
-    let plan = plan.to_host();
-    let device = x.device();
-    let indices = |values: &[u32]| {
-        let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
-        let length = values.len();
-        Tensor::<1, Int>::from_data(TensorData::new(values, [length]), &device)
-    };
-    let of = |stack: &Tensor<3>, expert| stack.clone().narrow(0, expert, 1).squeeze_dim::<2>(0);
-    let ExpertWeights {
-        gate,
-        up,
-        down,
-        biases,
-    } = experts;
-    let occupied = (0..plan.experts).filter(|&e| plan.offsets[e] < plan.offsets[e + 1]);
-    let outputs: Vec<Tensor<2>> = occupied
-        .map(|expert| {
-            let rows = &plan.token_of_row[plan.offsets[expert]..plan.offsets[expert + 1]];
-            let biases = biases.as_ref().map(|biases| {
-                [&biases.gate, &biases.up, &biases.down].map(|b| b.clone().narrow(0, expert, 1))
-            });
-            let x = x.clone().select(0, indices(rows));
-            let stacks = [of(&gate, expert), of(&up, expert), of(&down, expert)];
-            expert_reference(x, stacks, biases, activation, precision)
-        })
-        .collect();
-    if outputs.is_empty() {
-        return x;
-    }
-    let outputs = Tensor::cat(outputs, 0)
-        .select(0, indices(&plan.row_of_assignment)) // back in the order of tokens
-        .reshape([tokens, plan.top_k, d_model]);
-    (outputs * weights.unsqueeze_dim(2))
-        .sum_dim(1)
-        .reshape([tokens, d_model])
-}
-
-/// One expert's outputs, `[rows, d_model]`; biases are `[1, width]`.
-fn expert_reference(
-    x: Tensor<2>,
-    [gate, up, down]: [Tensor<2>; 3],
-    biases: Option<[Tensor<2>; 3]>,
-    activation: Activation,
-    precision: Precision,
-) -> Tensor<2> {
-    let gate = linear_reference(x.clone(), gate, precision);
-    let up = linear_reference(x, up, precision);
-    let Some([of_gate, of_up, of_down]) = biases else {
-        return linear_reference(activation.reference(gate, up), down, precision);
-    };
-    let hidden = activation.reference(gate + of_gate, up + of_up);
-    linear_reference(hidden, down, precision) + of_down
+    let rows = dispatch(x, plan);
+    let rows = grouped(rows, experts, plan, activation, precision);
+    combine(rows, weights, plan)
 }
 
 /// `(silu(x W_gate) ⊙ x W_up) W_down` (arXiv 2002.05202): [`experts`] with one that every token visits.

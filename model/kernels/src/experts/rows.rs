@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::dispatch::HostPlan;
+use crate::dispatch::{ELSEWHERE, HostPlan};
 use crate::host::uninit::vec_uninit_with;
 use crate::precision::Precision;
 
@@ -144,7 +144,8 @@ pub fn sum_by_expert(
     sums
 }
 
-/// `output[t] = Σ_s Σ_j factors[t, j] · rows[s, row of (t, j)]`, always added in this order: s outside, then j.
+/// `output[t] = Σ_s Σ_j factors[t, j] · rows[s, row of (t, j)]`, always added in this order: s outside, then j. What has no
+/// row adds nothing.
 ///
 /// # Shapes
 ///
@@ -158,9 +159,9 @@ pub fn combine(
     factors: Option<&[f32]>,
     width: usize,
 ) -> Vec<f32> {
-    let (assignments, top_k) = (plan.row_of_assignment.len(), plan.top_k);
-    let length = assignments / top_k * width;
-    assert_eq!(rows.len(), slices * assignments * width);
+    let (of_slice, top_k) = (plan.token_of_row.len(), plan.top_k);
+    let length = plan.row_of_assignment.len() / top_k * width;
+    assert_eq!(rows.len(), slices * of_slice * width);
     let fill = |output: &mut [MaybeUninit<f32>]| {
         output
             .par_chunks_mut(TOKENS * width)
@@ -169,16 +170,23 @@ pub fn combine(
                 for (within, output) in outputs.chunks_exact_mut(width).enumerate() {
                     let first = (chunk * TOKENS + within) * top_k;
                     let mut terms = (0..slices).flat_map(|slice| {
-                        (first..first + top_k).map(move |assignment| {
-                            let row =
-                                slice * assignments + plan.row_of_assignment[assignment] as usize;
+                        (first..first + top_k).filter_map(move |assignment| {
+                            let row = plan.row_of_assignment[assignment];
+                            if row == ELSEWHERE {
+                                return None;
+                            }
+                            let row = slice * of_slice + row as usize;
                             let factor = factors.map_or(1.0, |factors| factors[assignment]);
-                            (&rows[row * width..][..width], factor)
+                            Some((&rows[row * width..][..width], factor))
                         })
                     });
-                    let (row, factor) = terms.next().expect("a token visits at least one expert");
-                    for (output, value) in output.iter_mut().zip(row) {
-                        output.write(factor * value);
+                    match terms.next() {
+                        Some((row, factor)) => {
+                            for (output, value) in output.iter_mut().zip(row) {
+                                output.write(factor * value);
+                            }
+                        }
+                        None => output.fill(MaybeUninit::new(0.0)),
                     }
                     // SAFETY: a row has the length of the output, so that each value was written above.
                     #[allow(unsafe_code)]

@@ -1,0 +1,153 @@
+//! Cross-entropy of logits that lie on several ranks, each with a part of the vocabulary.
+
+use burn::tensor::{DType, Int, Tensor};
+
+use crate::sampling::Exchange;
+
+/// What a rank tells the others of a row: its largest logit, the sum of `exp(logit − largest)`, and the target's logit, 0 if
+/// that is another rank's. A NaN among the logits makes the sum NaN, and so the loss on every rank: no maximum over ranks has
+/// to carry it.
+type Terms = (f32, f32, f32);
+
+/// The sum over the targets that count of `−ln p(target)` in nats, the same on every rank.
+///
+/// # Shapes
+///
+/// - `logits`: `[tokens, token ids of this rank]`, of the ids from `first` on
+/// - `targets`: `[tokens]`
+/// - `counted`: `[tokens]`, 1 for a target that counts and 0 for padding; `None` if all count
+pub(super) fn cross_entropy_sum(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    counted: Option<&Tensor<1>>,
+    first: usize,
+    exchange: &mut impl Exchange,
+) -> f32 {
+    let counted: Option<Vec<f32>> = counted.map(|flags| flags.to_data().iter::<f32>().collect());
+    let of_ranks = exchange.all(terms(logits.cast(DType::F32), targets, first));
+    let mut nats = 0.0;
+    for row in 0..of_ranks[0].len() {
+        if counted.as_ref().is_none_or(|counted| counted[row] != 0.0) {
+            nats += surprise(of_ranks.iter().map(|terms| terms[row]));
+        }
+    }
+    nats as f32
+}
+
+fn terms(logits: Tensor<2>, targets: Tensor<1, Int>, first: usize) -> Vec<Terms> {
+    let [_, own] = logits.dims();
+    // A part of nothing but minus infinity sums up to 0.
+    let largest = logits.clone().max_dim(1).clamp_min(f32::MIN);
+    let sum = (logits.clone() - largest.clone()).exp().sum_dim(1);
+    let targets = targets - first as i64;
+    let elsewhere = targets
+        .clone()
+        .lower_elem(0)
+        .bool_or(targets.clone().greater_equal_elem(own as i64));
+    let places = targets.clamp(0, own as i64 - 1).unsqueeze_dim::<2>(1);
+    let of_target = logits.gather(1, places);
+    let of_target = of_target.mask_fill(elsewhere.unsqueeze_dim(1), 0.0);
+    let read = Tensor::cat(vec![largest, sum, of_target], 1).into_data();
+    let values: Vec<f32> = read.iter::<f32>().collect();
+    let rows = values.as_chunks::<3>().0.iter();
+    rows.map(|&[largest, sum, of_target]| (largest, sum, of_target))
+        .collect()
+}
+
+/// `−ln p(target)` of a row, from the terms of all ranks.
+fn surprise(terms: impl Iterator<Item = Terms> + Clone) -> f64 {
+    let largest = terms.clone().map(|terms| terms.0).fold(f32::MIN, f32::max);
+    let largest = f64::from(largest);
+    let (mut sum, mut of_target) = (0.0, 0.0);
+    for (own, of_rank, target) in terms {
+        sum += f64::from(of_rank) * (f64::from(own) - largest).exp();
+        of_target += f64::from(target);
+    }
+    sum.ln() + largest - of_target
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+    use firebox_runtime::on_every_device;
+    use firebox_runtime::testing::{values, wave};
+
+    use super::*;
+    use crate::loss;
+
+    on_every_device!(
+        parts_of_the_vocabulary_give_the_loss_of_the_whole,
+        what_is_not_finite_on_one_rank_is_told_by_all,
+    );
+
+    /// What other ranks say stands ready.
+    struct Said(Vec<Vec<Terms>>);
+
+    impl Exchange for Said {
+        fn all<T: serde::Serialize + serde::de::DeserializeOwned>(&mut self, _: T) -> Vec<T> {
+            let bytes = postcard::to_allocvec(&self.0).unwrap();
+            postcard::from_bytes(&bytes).unwrap()
+        }
+    }
+
+    /// The loss that each rank finds.
+    fn by_rank(
+        logits: &Tensor<2>,
+        targets: &Tensor<1, Int>,
+        counted: Option<&Tensor<1>>,
+        cuts: &[usize],
+    ) -> Vec<f32> {
+        let part = |cut: &[usize]| logits.clone().narrow(1, cut[0], cut[1] - cut[0]);
+        let said = cuts.windows(2);
+        let said: Vec<_> = said
+            .map(|cut| terms(part(cut), targets.clone(), cut[0]))
+            .collect();
+        let found = cuts.windows(2).map(|cut| {
+            let said = &mut Said(said.clone());
+            cross_entropy_sum(part(cut), targets.clone(), counted, cut[0], said)
+        });
+        found.collect()
+    }
+
+    fn parts_of_the_vocabulary_give_the_loss_of_the_whole(device: Device) {
+        let logits = wave([9, 37], 0.37, &device).mul_scalar(6.0);
+        let targets = Tensor::<1, Int>::from_ints([0, 36, 12, 13, 5, 20, 29, 1, 11], &device);
+        let counted = [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0];
+        let counted = Tensor::<1>::from_floats(counted, &device);
+        for counted in [None, Some(&counted)] {
+            let whole = loss::cross_entropy_sum(logits.clone(), targets.clone(), counted);
+            let whole = values(whole)[0];
+            for cuts in [&[0, 37][..], &[0, 13, 37], &[0, 1, 12, 13, 36, 37]] {
+                for found in by_rank(&logits, &targets, counted, cuts) {
+                    assert!(
+                        (found / whole - 1.0).abs() < 1e-6,
+                        "{found}, {whole}, {cuts:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    fn what_is_not_finite_on_one_rank_is_told_by_all(device: Device) {
+        let with = |value: f32, place: usize| {
+            let mut logits = vec![0.5f32; 12];
+            logits[place] = value;
+            Tensor::from_data(TensorData::new(logits, [2, 6]), &device)
+        };
+        let targets = Tensor::<1, Int>::from_ints([3, 0], &device);
+        for place in [0, 5, 8] {
+            let found = by_rank(&with(f32::NAN, place), &targets, None, &[0, 2, 4, 6]);
+            assert!(found.iter().all(|nats| nats.is_nan()), "{place}: {found:?}");
+            let found = by_rank(&with(f32::INFINITY, place), &targets, None, &[0, 2, 4, 6]);
+            assert!(found.iter().all(|nats| !nats.is_finite()), "{found:?}");
+        }
+        // A rank may have nothing that can be.
+        let nothing = f32::NEG_INFINITY;
+        let logits = [1.0, 1.0, nothing, nothing, 1.0, 1.0];
+        let logits = Tensor::from_floats([logits, logits], &device);
+        let targets = Tensor::<1, Int>::from_ints([0, 5], &device);
+        for found in by_rank(&logits, &targets, None, &[0, 2, 4, 6]) {
+            assert!((found - 2.0 * 4f32.ln()).abs() < 1e-6, "{found}");
+        }
+    }
+}

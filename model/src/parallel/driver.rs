@@ -1,0 +1,224 @@
+//! The first rank: it says what is computed, and takes the results.
+
+use std::collections::VecDeque;
+
+use burn::tensor::{Tensor, TensorData};
+
+use super::Ranks;
+use super::group::encoded;
+use super::stage::Stage;
+use super::step::{Edit, Reply, Routed, Step};
+use crate::batch::Sequence;
+use crate::cache::KeyValueCache;
+use crate::config::ModelConfig;
+use crate::language_model::{LanguageModel, ModelOutput, Trace};
+use crate::moe::Routing;
+use crate::network::{BatchSums, Network, PaddedRows, Part};
+use crate::sampling::Draws;
+use firebox_kernels::dispatch::DispatchPlan;
+
+/// Many ranks that hold a model together, seen from the first one. The others [`serve`](super::serve) until it is dropped.
+///
+/// A step goes from stage to stage, and the first rank does its own part of it before [`submit`](Network::submit) returns.
+/// Whatever depends on time or on what was drawn before is decided here alone.
+#[derive(Debug)]
+pub struct Driver<'a> {
+    stage: Stage<'a>,
+    /// Changes of the cache that the other ranks do not know of yet.
+    edits: Vec<Edit>,
+    /// For each step whose result was not asked for, what the first stage has told.
+    own: VecDeque<Option<Reply>>,
+    /// Numbers of targets that count in the batches whose sums were not asked for.
+    counts: VecDeque<u64>,
+}
+
+impl<'a> Driver<'a> {
+    /// The first rank with its part of the model, among its ranks.
+    ///
+    /// # Panics
+    ///
+    /// When this is not the first rank. Here and in every method: when a message fails, see
+    /// [`TensorGroup`](super::TensorGroup).
+    pub fn new(model: &'a LanguageModel, ranks: &'a Ranks) -> Self {
+        assert!(ranks.is_first(), "the first rank says what is computed");
+        Self {
+            stage: Stage::new(model, ranks),
+            edits: Vec::new(),
+            own: VecDeque::new(),
+            counts: VecDeque::new(),
+        }
+    }
+
+    /// Begins a step on all ranks.
+    fn start(&mut self, step: &Step) {
+        self.stage.ranks.pass_on(&encoded(step));
+    }
+
+    /// Begins a step on all ranks, and does this rank's part.
+    fn run(&mut self, step: &Step) {
+        self.start(step);
+        let reply = self.stage.run(step);
+        self.own.push_back(reply);
+    }
+
+    /// What the stages tell of the earliest step whose result was not asked for, from the first one to the last.
+    fn replies(&mut self) -> impl Iterator<Item = Reply> {
+        let own = self.own.pop_front().expect("a step that was submitted");
+        let ranks = self.stage.ranks;
+        let later = (1..ranks.layout().pipeline).map(|stage| ranks.reply_of(stage));
+        own.into_iter().chain(later)
+    }
+
+    fn tensor<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+        Tensor::from_data(TensorData::new(values, shape), &self.stage.model.device())
+    }
+
+    fn routing(&self, routed: Routed) -> Routing {
+        let moe = self.config().moe.as_ref().expect("routers of a mixture");
+        let (experts, top_k) = (moe.experts.count, moe.experts.top_k);
+        let tokens = routed.chosen.len() / top_k;
+        let device = self.stage.model.device();
+        Routing {
+            layer: routed.layer,
+            scores: moe.router.scores,
+            logits: self.tensor(routed.logits, [tokens, experts]),
+            probabilities: self.tensor(routed.probabilities, [tokens, experts]),
+            plan: DispatchPlan::new(&routed.chosen, experts, top_k, &device),
+        }
+    }
+}
+
+impl Drop for Driver<'_> {
+    fn drop(&mut self) {
+        // After a failure the other ranks have ended already, and a panic in a panic would end the process.
+        if !std::thread::panicking() {
+            self.start(&Step::End);
+        }
+    }
+}
+
+impl Network for Driver<'_> {
+    fn config(&self) -> &ModelConfig {
+        self.stage.model.config()
+    }
+
+    fn stages(&self) -> usize {
+        self.stage.ranks.layout().pipeline
+    }
+
+    fn begin(&mut self, sequences: usize) {
+        self.edits.clear();
+        let step = Step::Begin { sequences };
+        self.start(&step);
+        self.stage.run(&step);
+    }
+
+    fn cache(&self) -> &KeyValueCache {
+        &self.stage.cache
+    }
+
+    fn truncate(&mut self, sequence: usize, length: usize) {
+        // As it mostly is.
+        if self.cache().lengths()[sequence] != length {
+            let edit = Edit::Truncate { sequence, length };
+            self.stage.edit(edit);
+            self.edits.push(edit);
+        }
+    }
+
+    fn fork(&mut self, from: usize, length: usize, to: usize) {
+        let edit = Edit::Fork { from, length, to };
+        self.stage.edit(edit);
+        self.edits.push(edit);
+    }
+
+    fn submit(&mut self, parts: &[Part]) {
+        let stripped = parts.iter().map(|part| Part {
+            sequence: part.sequence,
+            tokens: part.tokens.as_ref().into(),
+            draws: part.draws.as_ref().map(Draws::stripped),
+        });
+        let stripped: Vec<Part> = stripped.collect();
+        let edits = std::mem::take(&mut self.edits);
+        self.start(&Step::Decode {
+            edits: edits.into(),
+            parts: stripped.as_slice().into(),
+        });
+        // The changes of the cache are done here.
+        let reply = self.stage.decode(&stripped);
+        self.own.push_back(reply);
+    }
+
+    fn drawn(&mut self) -> Vec<Vec<u32>> {
+        let own = self.own.pop_front().expect("a step that was submitted");
+        let ranks = self.stage.ranks;
+        let reply = own.unwrap_or_else(|| ranks.reply_of(ranks.layout().pipeline - 1));
+        match reply {
+            Reply::Drawn(drawn) => drawn,
+            other => panic!("{other:?} of a step of a cache"),
+        }
+    }
+
+    fn submit_batch(&mut self, sequences: &[Sequence]) {
+        let counts = sequences.iter().map(|sequence| sequence.valid as u64);
+        self.counts.push_back(counts.sum());
+        self.run(&Step::Batch(sequences.into()));
+    }
+
+    fn sums(&mut self) -> BatchSums {
+        let mut sums = BatchSums {
+            nats: 0.0,
+            tokens: self.counts.pop_front().expect("a batch that was submitted"),
+            layers: Vec::new(),
+            health: Vec::new(),
+        };
+        for reply in self.replies() {
+            let Reply::Sums {
+                nats,
+                layers,
+                health,
+            } = reply
+            else {
+                panic!("{reply:?} of a batch");
+            };
+            sums.nats = nats.unwrap_or(sums.nats);
+            sums.layers.extend(layers);
+            sums.health.extend(health);
+        }
+        sums
+    }
+
+    fn trace(&mut self, rows: PaddedRows) -> Trace {
+        self.run(&Step::Trace {
+            ids: rows.ids.into(),
+            valid: rows.valid.into(),
+            length: rows.length,
+        });
+        let [batch, sequence] = rows.shape();
+        let (d_model, vocab_size) = (self.config().d_model, self.config().vocab_size);
+        let (mut hidden, mut routing, mut of_logits) = (Vec::new(), Vec::new(), None);
+        let replies: Vec<Reply> = self.replies().collect();
+        for reply in replies {
+            let Reply::Trace {
+                hidden: of_stage,
+                routing: routed,
+                logits,
+            } = reply
+            else {
+                panic!("{reply:?} of a trace");
+            };
+            let of_stage = of_stage.into_iter();
+            hidden.extend(of_stage.map(|values| self.tensor(values, [batch, sequence, d_model])));
+            routing.extend(routed.into_iter().map(|routed| self.routing(routed)));
+            of_logits = of_logits.or(logits);
+        }
+        let logits = of_logits.expect("logits of the last stage");
+        Trace {
+            hidden,
+            output: ModelOutput {
+                logits: self.tensor(logits, [batch, sequence, vocab_size]),
+                routing,
+            },
+        }
+    }
+}

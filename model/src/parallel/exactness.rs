@@ -1,0 +1,338 @@
+//! Many ranks give what one gives.
+
+use std::sync::Arc;
+
+use firebox_comm::{Comm, CommError, Operation, Options, Traffic, threads};
+use firebox_runtime::device::{default_name, select};
+use firebox_runtime::testing::values;
+
+use super::{Driver, RankLayout, Ranks, Shard, serve};
+use crate::batch::Sequence;
+use crate::config::{ModelConfig, QkNorm};
+use crate::evaluate::{Evaluation, evaluate};
+use crate::generate::{
+    self, Draft, DraftTokens, Ended, Receiver, Request, Statistics, generate_all,
+};
+use crate::language_model::{LanguageModel, Trace};
+use crate::network::{Local, Network, PaddedRows};
+use crate::parameters::RandomParameters;
+use crate::sampling::Sampling;
+use crate::testing::{clamped, moe, text, tiny, windowed, with_experts, without_positions};
+
+const SEED: u64 = 7;
+
+fn layout([pipeline, tensor, expert]: [usize; 3]) -> RankLayout {
+    RankLayout {
+        pipeline,
+        tensor,
+        expert,
+    }
+}
+
+fn model(config: &ModelConfig) -> LanguageModel {
+    LanguageModel::random(config, SEED, &select(default_name()).unwrap())
+}
+
+/// What the first rank makes of the model of [`model`], and what each rank has sent among the tensor ranks of its stage and
+/// along the pipeline.
+fn on_ranks<T: Send + 'static>(
+    config: &ModelConfig,
+    layout: RankLayout,
+    command: impl Fn(&mut Driver) -> T + Send + Sync + 'static,
+) -> (T, Vec<[Traffic; 2]>) {
+    let config = config.clone();
+    let rank = move |world: Arc<dyn Comm>| {
+        let ranks = Ranks::new(world, layout)?;
+        let shard = Shard::new(&config, layout, ranks.world().rank()).expect("a layout that fits");
+        let device = select(default_name()).unwrap();
+        let mut source = RandomParameters::new(SEED, &device).of_shard(shard);
+        let Ok(model) = LanguageModel::new(&config, &mut source);
+        let model = model.among(ranks.tensor().clone());
+        let result = match ranks.is_first() {
+            true => Some(command(&mut Driver::new(&model, &ranks))),
+            false => {
+                serve(&model, &ranks);
+                None
+            }
+        };
+        Ok::<_, CommError>((result, ranks.traffic()))
+    };
+    let results = threads::run(layout.ranks(), &Options::default(), rank).expect("no rank fails");
+    let (mut results, traffic): (Vec<_>, Vec<_>) = results.into_iter().unzip();
+    (results.swap_remove(0).expect("that of the first"), traffic)
+}
+
+/// Models with everything that a layer can have, and layouts that fit them.
+fn cases() -> Vec<(&'static str, ModelConfig, Vec<[usize; 3]>)> {
+    let mut shared = tiny();
+    moe(&mut shared).experts.shared_d_ff = 5;
+    shared.tied_embeddings = true;
+    let mut normed = tiny();
+    normed.qk_norm = QkNorm::Projection;
+    let mut by_head = without_positions();
+    by_head.qk_norm = QkNorm::Head;
+    let mut single = with_experts(5, 2);
+    single.kv_heads = 1;
+    let all = vec![
+        [1, 2, 1],
+        [2, 1, 1],
+        [1, 3, 1],
+        [2, 3, 1],
+        [1, 4, 2],
+        [2, 4, 4],
+    ];
+    vec![
+        ("tiny", tiny(), all.clone()),
+        (
+            "dense",
+            tiny().dense_baseline(),
+            vec![[2, 1, 1], [1, 3, 1], [2, 4, 1]],
+        ),
+        ("windows, sinks, a dense layer", windowed(), all.clone()),
+        ("clamped experts with biases", clamped(), all.clone()),
+        ("shared experts, a tied head", shared, all.clone()),
+        ("a norm over all heads", normed, all.clone()),
+        ("a norm of each head", by_head, all),
+        (
+            "one key/value head, five experts",
+            single,
+            vec![[2, 3, 3], [1, 4, 2], [2, 2, 2]],
+        ),
+    ]
+}
+
+fn values_of(trace: Trace) -> Vec<(String, Vec<f32>)> {
+    let hidden = trace.hidden.into_iter().enumerate();
+    let hidden = hidden.map(|(number, hidden)| (format!("hidden {number}"), values(hidden)));
+    let routers = trace.output.routing.into_iter().map(|routing| {
+        let name = format!("router {}", routing.layer);
+        (name, values(routing.logits))
+    });
+    let logits = ("logits".to_owned(), values(trace.output.logits));
+    hidden.chain(routers).chain([logits]).collect()
+}
+
+fn traced(network: &mut impl Network) -> Vec<(String, Vec<f32>)> {
+    let rows = text(3, 11, network.config().vocab_size).concat();
+    values_of(network.trace(PaddedRows {
+        ids: &rows,
+        valid: &[true; 33],
+        length: 11,
+    }))
+}
+
+#[test]
+fn every_value_is_that_of_one_rank() {
+    for (name, config, layouts) in cases() {
+        let expected = traced(&mut Local::new(&model(&config)));
+        for numbers in layouts {
+            let layout = layout(numbers);
+            let (found, _) = on_ranks(&config, layout, |driver| traced(driver));
+            assert_eq!(found.len(), expected.len(), "{name}, {layout}");
+            for ((what, found), (_, expected)) in found.iter().zip(&expected) {
+                let largest = expected.iter().fold(0f32, |a, b| a.max(b.abs()));
+                let off = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+                let off = off.fold(0f32, f32::max) / largest;
+                // A pipeline computes the same; more ranks of a stage add up in another order.
+                let allowed = if numbers[1] == 1 { 0.0 } else { 3e-6 };
+                assert!(off <= allowed, "{name}, {layout}, {what}: {off:e}");
+            }
+        }
+    }
+}
+
+fn evaluated(network: &mut impl Network) -> Evaluation {
+    let windows = text(7, 13, network.config().vocab_size);
+    let sequences = windows.iter().enumerate().map(|(number, tokens)| {
+        Sequence::of_window(&tokens[..13 - number], 12, (number > 3).then_some(0))
+    });
+    // Batches with positions and without do not mix.
+    let (plain, documents) = sequences.partition::<Vec<_>, _>(|s| s.positions.is_none());
+    let all = plain.into_iter().chain(documents).collect::<Vec<_>>();
+    evaluate(network, all.into_iter(), 50, 1, |_| {})
+}
+
+#[test]
+fn losses_and_router_health_are_those_of_one_rank() {
+    for (name, config, layouts) in cases() {
+        let expected = evaluated(&mut Local::new(&model(&config)));
+        for numbers in layouts {
+            let layout = layout(numbers);
+            let (found, _) = on_ranks(&config, layout, |driver| evaluated(driver));
+            assert_eq!(found.tokens, expected.tokens);
+            let off = (found.nats_per_token / expected.nats_per_token - 1.0).abs();
+            assert!(off < 1e-6, "{name}, {layout}: {off:e}");
+            for (found, expected) in found.layers.iter().zip(&expected.layers) {
+                assert_eq!((found.layer, &found.load), (expected.layer, &expected.load));
+                let off = (found.entropy / expected.entropy - 1.0).abs();
+                assert!(off < 1e-5, "{name}, {layout}: {off:e}");
+            }
+            assert_eq!(found.layers.len(), expected.layers.len());
+        }
+    }
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Texts(Vec<Vec<u32>>);
+
+impl Receiver for Texts {
+    fn token(&mut self, text: usize, id: u32) -> bool {
+        self.0[text].push(id);
+        true
+    }
+
+    fn ended(&mut self, _: usize, _: Ended) {}
+}
+
+/// Some beginnings are alike, and some texts exceed the context.
+fn requests() -> Vec<Request> {
+    let request = |number: usize| Request {
+        prompt: text(3, [3, 20, 1, 24, 7][number % 5], 37).remove(number % 3),
+        count: 9 + 5 * (number % 4),
+        sampling: Sampling {
+            temperature: [0.0, 0.7, 1.3][number % 3],
+            seed: number as u64,
+            top_k: [0, 0, 9][number % 3],
+            top_p: [1.0, 0.9][number % 2],
+            min_p: [0.0, 0.0, 0.0, 0.02][number % 4],
+            repetition_penalty: [1.0, 1.0, 1.2][number % 3],
+            frequency_penalty: [0.0, 0.1][number % 2],
+            ..Sampling::default()
+        },
+    };
+    (0..9).map(request).collect()
+}
+
+fn generated(
+    network: &mut impl Network,
+    batch: usize,
+    in_flight: usize,
+    draft: Draft,
+) -> (Texts, Statistics) {
+    let requests = requests();
+    let mut texts = Texts(vec![Vec::new(); requests.len()]);
+    let options = generate::Options {
+        batch,
+        in_flight,
+        draft,
+        draft_tokens: DraftTokens::Fixed(3),
+        ..generate::Options::new(&[5])
+    };
+    let statistics = generate_all(network, requests, &options, &mut texts);
+    (texts, statistics)
+}
+
+#[test]
+fn texts_are_those_of_one_rank_with_any_draft_and_number_in_flight() {
+    for (name, config, layouts) in cases() {
+        let whole = model(&config);
+        let (expected, _) = generated(&mut Local::new(&whole), 1, 1, Draft::None);
+        for numbers in layouts {
+            let layout = layout(numbers);
+            let (runs, _) = on_ranks(&config, layout, move |driver| {
+                let draft = LanguageModel::random(
+                    driver.config(),
+                    SEED + 1,
+                    &select(default_name()).unwrap(),
+                );
+                [
+                    generated(driver, 1, 1, Draft::None),
+                    generated(driver, 5, 1, Draft::PromptLookup),
+                    generated(driver, 8, 4, Draft::None),
+                    generated(driver, 9, 16, Draft::Model(&draft)),
+                ]
+            });
+            for (number, (found, statistics)) in runs.iter().enumerate() {
+                assert_eq!(found, &expected, "{name}, {layout}, run {number}");
+                assert!(statistics.shared > 0 || number == 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hundred_and_twenty_layers_on_a_hundred_and_twenty_eight_ranks() {
+    let mut config = with_experts(16, 2);
+    config.layers = vec![config.layers[0]; 120];
+    (config.heads, config.kv_heads) = (8, 1);
+    config.initializer_range = 0.1;
+    let whole = model(&config);
+    let expected = (
+        evaluated(&mut Local::new(&whole)),
+        generated(&mut Local::new(&whole), 4, 1, Draft::None).0,
+    );
+    for numbers in [[5, 3, 1], [16, 8, 1], [16, 8, 4]] {
+        let layout = layout(numbers);
+        let (found, _) = on_ranks(&config, layout, |driver| {
+            (evaluated(driver), generated(driver, 9, 4, Draft::None).0)
+        });
+        let off = (found.0.nats_per_token / expected.0.nats_per_token - 1.0).abs();
+        assert!(off < 1e-6, "{layout}: {off:e}");
+        assert_eq!(found.1, expected.1, "{layout}");
+    }
+}
+
+#[test]
+fn what_ranks_send_is_what_the_layers_say() {
+    for (name, config, layouts) in cases() {
+        for numbers in layouts {
+            let layout = layout(numbers);
+            let (_, before) = on_ranks(&config, layout, |_| ());
+            let (_, traffic) = on_ranks(&config, layout, |driver| drop(traced(driver)));
+            let tokens = 33;
+            for (rank, (traffic, before)) in traffic.iter().zip(before).enumerate() {
+                let shard = Shard::new(&config, layout, rank).unwrap();
+                let [tensor, pipeline] = [0, 1].map(|place| traffic[place].since(&before[place]));
+                let mut floats = 0;
+                let mut sums = 0;
+                if layout.tensor > 1 {
+                    // One after attention and one after the feed-forward of each layer, and one after the embedding.
+                    sums = 2 * shard.layers().len() + usize::from(shard.is_first_stage());
+                    floats = sums * tokens * config.d_model;
+                    if config.qk_norm == QkNorm::Projection {
+                        sums += shard.layers().len();
+                        floats += shard.layers().len() * tokens * 2;
+                    }
+                }
+                let reduced = tensor.of(Operation::AllReduceSum);
+                let found = (reduced.calls, reduced.bytes);
+                let expected = (sums as u64, 4 * floats as u64);
+                assert_eq!(found, expected, "{name}, {layout}, rank {rank}");
+                let hops = u64::from(!shard.is_last_stage());
+                let sent = pipeline.of(Operation::Send);
+                let bytes = hops * (4 * tokens * config.d_model) as u64;
+                assert_eq!((sent.calls, sent.bytes), (hops, bytes), "{name}, {layout}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_panics_is_named() {
+    let config = tiny();
+    let layout = layout([2, 2, 1]);
+    let rank = move |world: Arc<dyn Comm>| {
+        let ranks = Ranks::new(world, layout)?;
+        let shard = Shard::new(&config, layout, ranks.world().rank()).expect("a layout that fits");
+        let device = select(default_name()).unwrap();
+        let mut source = RandomParameters::new(SEED, &device).of_shard(shard);
+        let Ok(model) = LanguageModel::new(&config, &mut source);
+        let model = model.among(ranks.tensor().clone());
+        match ranks.world().rank() {
+            0 => drop(generated(
+                &mut Driver::new(&model, &ranks),
+                4,
+                2,
+                Draft::None,
+            )),
+            3 => panic!("no more"),
+            _ => serve(&model, &ranks),
+        }
+        Ok::<_, CommError>(())
+    };
+    let failed = threads::run(layout.ranks(), &Options::default(), rank).unwrap_err();
+    assert!(
+        failed.to_string().starts_with("rank 3 panicked: no more"),
+        "{failed}"
+    );
+}

@@ -1,0 +1,212 @@
+//! A rank at work: its part of every step.
+
+use burn::tensor::{Int, Tensor};
+
+use super::Ranks;
+use super::cross_entropy::cross_entropy_sum;
+use super::group::decoded;
+use super::step::{Edit, Reply, Routed, Step};
+use crate::batch::{Batch, Sequence};
+use crate::cache::KeyValueCache;
+use crate::decode::{Decoded, Piece};
+use crate::language_model::{Entry, LanguageModel};
+use crate::layout::Placement;
+use crate::moe::Routing;
+use crate::moe::stats::HealthSums;
+use crate::network::{self, PaddedRows};
+use crate::observer::{Observer, ResidualStream, Unobserved};
+use crate::parts::{LayerPart, Part};
+use crate::sampling::{Draws, Memory};
+
+/// One rank's part of a model, with what it keeps between steps.
+#[derive(Debug)]
+pub(super) struct Stage<'a> {
+    pub model: &'a LanguageModel,
+    pub ranks: &'a Ranks,
+    pub cache: KeyValueCache,
+    memory: Memory,
+}
+
+/// Does the part of every step of a rank that is not the first one, until the first one has no more.
+///
+/// # Panics
+///
+/// When the model is not this rank's part, or a message fails: see [`TensorGroup`](super::TensorGroup).
+pub fn serve(model: &LanguageModel, ranks: &Ranks) {
+    let mut stage = Stage::new(model, ranks);
+    loop {
+        let bytes = ranks.next_step();
+        ranks.pass_on(&bytes);
+        let step: Step = decoded(&bytes);
+        if matches!(step, Step::End) {
+            return;
+        }
+        if let Some(reply) = stage.run(&step)
+            && ranks.at().tensor == 0
+        {
+            ranks.reply(&reply);
+        }
+    }
+}
+
+/// This rank's part of [`LanguageModel::observed`], which all ranks call with the same arguments: an observer sees the parts
+/// of its stage. Returns the logits, those of the whole vocabulary, on the last stage, `None` on another one; and the routing
+/// of the stage's layers.
+///
+/// # Panics
+///
+/// As [`serve`], and when a sequence is longer than the context.
+pub fn observed(
+    model: &LanguageModel,
+    ranks: &Ranks,
+    tokens: Tensor<2, Int>,
+    placement: &Placement,
+    observer: &mut impl Observer,
+) -> (Option<Tensor<2>>, Vec<Routing>) {
+    let (stream, routing) = pass(model, ranks, tokens, placement, observer);
+    let logits = stream.map(|stream| {
+        let logits = ranks.tensor().gather_columns(model.logits(stream));
+        observer.output(LayerPart::outside(Part::Head), logits)
+    });
+    (logits, routing)
+}
+
+/// A stage's part of a forward pass without a cache: the residual stream comes from the stage before and goes to the next one.
+/// Returns it after the final norm on the last stage, `None` on another one; and the routing of the stage's layers.
+fn pass(
+    model: &LanguageModel,
+    ranks: &Ranks,
+    tokens: Tensor<2, Int>,
+    placement: &Placement,
+    observer: &mut impl Observer,
+) -> (Option<Tensor<2>>, Vec<Routing>) {
+    let shape = tokens.dims();
+    let entry = match ranks.is_first_stage() {
+        true => Entry::Tokens(tokens.flatten(0, 1)),
+        false => received(model, ranks),
+    };
+    let (stream, routing) = model.pass(entry, shape, placement, observer);
+    match ranks.is_last_stage() {
+        true => (Some(stream), routing),
+        false => {
+            ranks.send_stream(stream);
+            (None, routing)
+        }
+    }
+}
+
+fn received(model: &LanguageModel, ranks: &Ranks) -> Entry {
+    Entry::Stream(ranks.receive_stream(model.config().d_model, &model.device()))
+}
+
+impl<'a> Stage<'a> {
+    pub fn new(model: &'a LanguageModel, ranks: &'a Ranks) -> Self {
+        Self {
+            model,
+            ranks,
+            cache: network::cache(model, 0),
+            memory: Memory::default(),
+        }
+    }
+
+    /// Does this rank's part of a step. Returns what the first tensor rank of the stage has to tell of it.
+    pub fn run(&mut self, step: &Step) -> Option<Reply> {
+        match step {
+            Step::Begin { sequences } => {
+                self.cache = network::cache(self.model, *sequences);
+                None
+            }
+            Step::Decode { edits, parts } => {
+                edits.iter().for_each(|&edit| self.edit(edit));
+                self.decode(parts)
+            }
+            Step::Batch(sequences) => Some(self.batch(sequences)),
+            Step::Trace { ids, valid, length } => Some(self.trace(PaddedRows {
+                ids,
+                valid,
+                length: *length,
+            })),
+            Step::End => None,
+        }
+    }
+
+    pub fn edit(&mut self, edit: Edit) {
+        match edit {
+            Edit::Truncate { sequence, length } => self.cache.truncate(sequence, length),
+            Edit::Fork { from, length, to } => self.cache.fork(from, length, to),
+        }
+    }
+
+    pub fn decode(&mut self, parts: &[network::Part]) -> Option<Reply> {
+        let pieces: Vec<Piece> = parts.iter().map(network::Part::piece).collect();
+        let entry = match self.ranks.is_first_stage() {
+            true => self.model.entry(&pieces),
+            false => received(self.model, self.ranks),
+        };
+        let logits = match self.model.decode_stage(entry, &pieces, &mut self.cache) {
+            Decoded::Stream(stream) => {
+                self.ranks.send_stream(stream);
+                return None;
+            }
+            Decoded::Logits(logits) => network::host(logits),
+        };
+        let texts: Vec<Draws> = parts.iter().filter_map(|part| part.draws.clone()).collect();
+        if texts.is_empty() {
+            return Some(Reply::Drawn(Vec::new()));
+        }
+        let exchange = &mut self.ranks.tensor().clone();
+        let first = self.first_token() as u32;
+        let memory = &mut self.memory;
+        let drawn = Draws::from_parts(&texts, &logits, first, memory, exchange);
+        Some(Reply::Drawn(drawn))
+    }
+
+    fn batch(&mut self, sequences: &[Sequence]) -> Reply {
+        let batch = Batch::new(sequences, &self.model.device());
+        let tokens = batch.tokens.clone();
+        let observer = &mut Unobserved;
+        let (stream, routing) = pass(self.model, self.ranks, tokens, &batch.placement, observer);
+        let counted = batch.valid.as_ref();
+        let health = HealthSums::terms(&routing, counted);
+        Reply::Sums {
+            nats: stream.map(|stream| {
+                let logits = self.model.logits(stream);
+                let exchange = &mut self.ranks.tensor().clone();
+                let first = self.first_token();
+                cross_entropy_sum(logits, batch.targets, counted, first, exchange)
+            }),
+            layers: routing.iter().map(|routing| routing.layer).collect(),
+            health: health.map_or_else(Vec::new, values),
+        }
+    }
+
+    fn trace(&mut self, rows: PaddedRows) -> Reply {
+        let mut hidden = ResidualStream::default();
+        let (tokens, placement) = rows.on(&self.model.device());
+        let (logits, routing) = observed(self.model, self.ranks, tokens, &placement, &mut hidden);
+        let routed = routing.into_iter().map(|routing| {
+            let chosen = routing.plan.chosen().into_data();
+            Routed {
+                layer: routing.layer,
+                logits: values(routing.logits),
+                probabilities: values(routing.probabilities),
+                chosen: chosen.iter::<i64>().map(|expert| expert as u32).collect(),
+            }
+        });
+        Reply::Trace {
+            hidden: hidden.0.into_iter().map(values).collect(),
+            routing: routed.collect(),
+            logits: logits.map(values),
+        }
+    }
+
+    /// The first token id of which this rank has the logits.
+    fn first_token(&self) -> usize {
+        let shard = self.model.shard().expect("a rank's part of a model");
+        shard.share(self.model.config().vocab_size).start
+    }
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}

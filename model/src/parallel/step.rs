@@ -1,0 +1,79 @@
+//! What the first rank asks all ranks to compute, and what they tell it.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::batch::Sequence;
+use crate::network::Part;
+
+/// Something that every rank does its part of.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Step<'a> {
+    /// An empty cache for so many sequences takes the place of the one before.
+    Begin { sequences: usize },
+    /// Changes of the cache, then a pass of new tokens of some of its sequences.
+    Decode {
+        edits: Cow<'a, [Edit]>,
+        parts: Cow<'a, [Part<'a>]>,
+    },
+    /// A pass of sequences without a cache, and their loss.
+    Batch(Cow<'a, [Sequence]>),
+    /// A pass of rows of `length` tokens without a cache, and its values.
+    Trace {
+        ids: Cow<'a, [u32]>,
+        valid: Cow<'a, [bool]>,
+        length: usize,
+    },
+    /// There is nothing more to do.
+    End,
+}
+
+/// A change of the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Edit {
+    Truncate {
+        sequence: usize,
+        length: usize,
+    },
+    Fork {
+        from: usize,
+        length: usize,
+        to: usize,
+    },
+}
+
+/// What the first tensor rank of a stage tells of a step.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Reply {
+    /// Of a [`Step::Decode`], from the last stage.
+    Drawn(Vec<Vec<u32>>),
+    /// Of a [`Step::Batch`], from every stage.
+    Sums {
+        /// From the last stage.
+        nats: Option<f32>,
+        /// Of the stage's MoE layers.
+        layers: Vec<usize>,
+        health: Vec<f32>,
+    },
+    /// Of a [`Step::Trace`], from every stage.
+    Trace {
+        /// The residual stream before each block, and on the last stage after the final norm.
+        hidden: Vec<Vec<f32>>,
+        routing: Vec<Routed>,
+        /// From the last stage.
+        logits: Option<Vec<f32>>,
+    },
+}
+
+/// What a router did.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Routed {
+    pub layer: usize,
+    /// `[tokens, experts]`
+    pub logits: Vec<f32>,
+    /// `[tokens, experts]`
+    pub probabilities: Vec<f32>,
+    /// `[tokens, top_k]`
+    pub chosen: Vec<u32>,
+}

@@ -1,0 +1,151 @@
+//! Many ranks give what one rank gives, of every reference checkpoint under every layout that it allows.
+
+use std::fs;
+use std::path::Path;
+
+use firebox_checkpoint::{Accept, load, read_config};
+use firebox_infer::ranks::{Part, RankOptions};
+use firebox_infer::trace::{trace, trace_on_ranks};
+use firebox_kernels::Precision;
+use firebox_kernels::dtype::WeightDtype;
+use firebox_model::generate::{End, Ended, Options, Receiver, Request, generate_all};
+use firebox_model::network::{Local, Network};
+use firebox_model::parallel::{Driver, RankLayout};
+use firebox_model::sampling::Sampling;
+use firebox_runtime::device::select;
+use firebox_tests::fixtures;
+use firebox_tests::tensors::Tensors;
+
+/// Pipeline stages, tensor ranks, groups of experts.
+const LAYOUTS: [[usize; 3]; 11] = [
+    [1, 1, 1],
+    [2, 1, 1],
+    [4, 1, 1],
+    [1, 2, 1],
+    [1, 3, 1],
+    [1, 4, 1],
+    [2, 3, 1],
+    [2, 8, 1],
+    [1, 2, 2],
+    [2, 4, 2],
+    [2, 4, 4],
+];
+
+/// Those that a checkpoint allows.
+fn layouts(checkpoint: &Path) -> Vec<RankLayout> {
+    let config = read_config(checkpoint, Accept::Nothing).expect("a fixture");
+    let layouts = LAYOUTS.map(|[pipeline, tensor, expert]| RankLayout {
+        pipeline,
+        tensor,
+        expert,
+    });
+    let allowed = layouts
+        .into_iter()
+        .filter(|layout| layout.check(&config.model).is_ok());
+    allowed.collect()
+}
+
+fn on(checkpoint: &Path, layout: RankLayout) -> RankOptions {
+    RankOptions {
+        checkpoint: checkpoint.to_owned(),
+        accept: Vec::new(),
+        device: "flex".to_owned(),
+        dtype: WeightDtype::F32,
+        precision: Precision::F32,
+        layout,
+        threads: Some(1),
+    }
+}
+
+#[test]
+fn values_of_every_checkpoint_are_those_of_one_rank() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut seen = 0;
+    for (case, path) in fixtures::cases() {
+        let input = path.join("expected.safetensors");
+        let alone = folder.path().join("alone");
+        trace(&path, &[], "flex", &input, &alone, false).expect("a trace");
+        for layout in layouts(&path) {
+            let among = folder.path().join("among");
+            trace_on_ranks(on(&path, layout), &input, &among).expect("a trace");
+            if layout.tensor == 1 {
+                // A pipeline computes the same, to the last bit.
+                assert_eq!(fs::read(&among).unwrap(), fs::read(&alone).unwrap());
+            }
+            let (found, expected) = (Tensors::read(&among), Tensors::read(&alone));
+            assert_eq!(found.names(), expected.names(), "{case}, {layout}");
+            for name in expected.names() {
+                if ["input_ids", "attention_mask"].contains(&name.as_str()) {
+                    continue;
+                }
+                let (found, expected) = (found.floats(&name), expected.floats(&name));
+                let largest = expected.iter().fold(0f32, |a, b| a.max(b.abs()));
+                let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+                let off = off.fold(0f32, f32::max) / largest;
+                assert!(
+                    off <= ALLOWED,
+                    "{case}, {layout}: {name} is off by {off:.1e}"
+                );
+            }
+            seen += usize::from(layout != RankLayout::ONE);
+        }
+    }
+    assert!(seen >= 80, "{seen} layouts of checkpoints");
+}
+
+/// Of the largest value: some f32 roundings of 6e-8.
+const ALLOWED: f32 = 2e-6;
+
+struct Text(Vec<u32>);
+
+impl Receiver for Text {
+    fn token(&mut self, _: usize, id: u32) -> bool {
+        self.0.push(id);
+        true
+    }
+
+    fn ended(&mut self, _: usize, ended: Ended) {
+        assert_eq!(ended.end, End::Count);
+    }
+}
+
+fn text(network: &mut impl Network, prompt: &[u32], sampling: Sampling) -> Vec<u32> {
+    let mut text = Text(Vec::new());
+    let request = Request {
+        prompt: prompt.to_vec(),
+        count: 16,
+        sampling,
+    };
+    generate_all(network, [request], &Options::new(&[]), &mut text);
+    text.0
+}
+
+#[test]
+fn tokens_of_every_checkpoint_are_those_of_one_rank() {
+    let sampled = Sampling {
+        temperature: 0.9,
+        top_k: 40,
+        top_p: 0.95,
+        seed: 3,
+        ..Sampling::default()
+    };
+    for (case, path) in fixtures::cases() {
+        let ids = Tensors::read(&path.join("expected.safetensors")).integers("greedy");
+        let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
+        let prompt = ids[..ids.len() - 16].to_vec();
+        let device = select("flex").expect("flex");
+        let whole = load(&path, Accept::Nothing, &device, WeightDtype::F32).expect("a fixture");
+        let both = [Sampling::greedy(), sampled];
+        let expected = both.map(|sampling| text(&mut Local::new(&whole.model), &prompt, sampling));
+        assert_eq!(expected[0], ids[ids.len() - 16..], "{case}");
+        for layout in layouts(&path) {
+            let prompt = prompt.clone();
+            let found = on(&path, layout).run(move |Part { model, ranks }| {
+                let network = &mut Driver::new(&model, &ranks);
+                Ok(both.map(|sampling| text(network, &prompt, sampling)))
+            });
+            let found = found.expect("no rank fails").expect("the first rank's");
+            assert_eq!(found, expected, "{case}, {layout}");
+        }
+    }
+}
