@@ -248,16 +248,16 @@ impl<N: Network + ?Sized> Batch<'_, N> {
                 let alike = text.alike(of.as_ref()?) / block * block;
                 Some((alike, alike.min(cached[other]), other))
             });
-            match alike.max() {
-                Some((alike, read, other)) if alike > own && read == alike => {
-                    if place % self.groups == group {
-                        self.network.truncate(place, 0);
-                        self.network.fork(other, alike, place);
-                        self.statistics.shared += alike - own;
-                    }
-                }
-                Some((alike, ..)) => waits[place] = alike > own,
-                None => {}
+            let longest = alike.max().filter(|(alike, ..)| *alike > own);
+            let Some((alike, read, other)) = longest else {
+                continue;
+            };
+            if read < alike {
+                waits[place] = true;
+            } else if place % self.groups == group {
+                self.network.truncate(place, 0);
+                self.network.fork(other, alike, place);
+                self.statistics.shared += alike - own;
             }
         }
         waits
