@@ -1,5 +1,7 @@
 //! What a layout needs, and how fast it is.
 
+use std::ops::Range;
+
 use serde::Serialize;
 
 use firebox_model::config::ModelConfig;
@@ -58,6 +60,9 @@ pub struct Plan {
     /// Dollars for a million generated tokens, their prompts included.
     pub dollars_per_million: f64,
 }
+
+/// A tensor rank of the stage with these layers.
+type Place<'a> = (usize, &'a Range<usize>);
 
 /// A model over tensor ranks, prepared for plans with any number of stages.
 #[derive(Debug)]
@@ -129,12 +134,10 @@ impl<'a> Planner<'a> {
                 .iter()
                 .flat_map(|layers| (0..self.tensor).map(move |rank| (rank, layers)))
         };
-        let most = |of: &dyn Fn((usize, &std::ops::Range<usize>)) -> f64| {
-            places().map(of).fold(0.0, f64::max)
-        };
+        let most = |of: &dyn Fn(Place<'_>) -> f64| places().map(of).fold(0.0, f64::max);
         let weights =
-            |(rank, layers): (usize, &_)| width * self.loads.of_stage(rank, layers).parameters();
-        let of_text = |(rank, layers): (usize, &_)| width * self.loads.cached(rank, layers, length);
+            |(rank, layers): Place<'_>| width * self.loads.of_stage(rank, layers).parameters();
+        let of_text = |(rank, layers): Place<'_>| width * self.loads.cached(rank, layers, length);
         let activations = self.activations();
         let free = |place| self.hardware.memory_bytes - weights(place) - activations;
         let texts = places().map(|place| (free(place) / of_text(place)).floor().max(0.0));

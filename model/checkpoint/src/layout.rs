@@ -322,6 +322,7 @@ pub fn transpose<T: Copy>(values: &[T], rows: usize, columns: usize, output: &mu
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // slices are lists of ranges
 mod tests {
     use super::*;
 
