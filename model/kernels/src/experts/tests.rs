@@ -1,6 +1,6 @@
 mod clamped;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, TensorData};
 use proptest::prelude::*;
 
 use super::backward::ByInput;
