@@ -151,32 +151,61 @@ impl HealthSums {
 
 /// A warning if experts collapse: if some are dead, or one receives more than three times the mean (for fewer than
 /// five experts, more than halfway between the mean and everything). None for so few `assignments` of tokens to experts per
-/// layer that a dead expert may be chance: below 20 per expert, of which one is a twentieth.
+/// layer that a dead expert may be chance: below 20 per expert, of which one is a twentieth. Of many layers it describes the
+/// worst.
 pub fn warning(health: &[LayerHealth], assignments: u64) -> Option<String> {
-    let sick: Vec<(bool, String)> = health
-        .iter()
-        .filter_map(|health| {
-            let experts = health.load.len();
-            let overloaded = experts > 1 && health.max_over_mean > 3.0_f64.min(0.5 * experts as f64 + 0.5);
-            let dead = health.dead_experts;
-            let judged = DEAD_BELOW * assignments as f64 >= experts as f64;
-            let busiest = format!("the busiest receives {:.1} times the mean", health.max_over_mean);
-            let text = match dead {
-                0 => format!("layer {}: {busiest}", health.layer),
-                _ => format!(
-                    "layer {}: {dead} of {experts} experts receive less than 5 % of the mean tokens per expert, {busiest}",
-                    health.layer
-                ),
-            };
-            (judged && (dead > 0 || overloaded)).then_some((dead > 0, text))
-        })
-        .collect();
-    let what = match sick.iter().any(|(dead, _)| *dead) {
+    let is_sick = |health: &&LayerHealth| {
+        let experts = health.load.len();
+        let most = 3.0_f64.min(0.5 * experts as f64 + 0.5);
+        let overloaded = experts > 1 && health.max_over_mean > most;
+        let judged = DEAD_BELOW * assignments as f64 >= experts as f64;
+        judged && (health.dead_experts > 0 || overloaded)
+    };
+    let mut sick: Vec<&LayerHealth> = health.iter().filter(is_sick).collect();
+    let what = match sick.iter().any(|health| health.dead_experts > 0) {
         true => "experts are collapsing",
         false => "experts are unevenly used",
     };
-    let layers: Vec<String> = sick.into_iter().map(|(_, text)| text).collect();
-    (!layers.is_empty()).then(|| format!("{what}; {}", layers.join("; ")))
+    let count = sick.len();
+    let which = match count {
+        0 => return None,
+        ..=MOST_NAMED => String::new(),
+        _ => format!(
+            " in {count} of {} layers, of which these are the worst",
+            health.len()
+        ),
+    };
+    if count > MOST_NAMED {
+        sick.sort_by(|a, b| {
+            let dead = b.dead_experts.cmp(&a.dead_experts);
+            dead.then(b.max_over_mean.total_cmp(&a.max_over_mean))
+        });
+        sick.truncate(MOST_NAMED);
+    }
+    let layers: Vec<String> = sick.into_iter().map(described).collect();
+    Some(format!("{what}{which}; {}", layers.join("; ")))
+}
+
+/// The most layers that a warning describes.
+const MOST_NAMED: usize = 4;
+
+fn described(health: &LayerHealth) -> String {
+    let LayerHealth {
+        layer,
+        dead_experts: dead,
+        ..
+    } = health;
+    let experts = health.load.len();
+    let busiest = format!(
+        "the busiest receives {:.1} times the mean",
+        health.max_over_mean
+    );
+    match dead {
+        0 => format!("layer {layer}: {busiest}"),
+        _ => format!(
+            "layer {layer}: {dead} of {experts} experts receive less than 5 % of the mean tokens per expert, {busiest}"
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -273,6 +302,24 @@ mod tests {
             warning(&health, 1000)
                 .unwrap()
                 .contains("layer 0: 1 of 4 experts")
+        );
+    }
+
+    #[test]
+    fn the_worst_of_many_layers_are_reported() {
+        let layers = (0..9).map(|layer| LayerHealth {
+            layer,
+            ..health(&[10 + layer as u64, 10, 10, 10, 10, 10, 10, 100]).remove(0)
+        });
+        let mut layers: Vec<LayerHealth> = layers.collect();
+        layers[7].dead_experts = 1;
+        let warning = warning(&layers, 1000).unwrap();
+        let expected = "experts are collapsing in 9 of 9 layers, of which these are the worst; layer 7: 1 of 8 experts";
+        assert!(warning.starts_with(expected), "{warning}");
+        assert_eq!(warning.matches("layer ").count(), 4, "{warning}");
+        assert!(
+            warning.contains("; layer 0: the busiest receives 4.7 times"),
+            "{warning}"
         );
     }
 
