@@ -117,7 +117,7 @@ impl RankLayout {
             "pipeline",
             pipeline,
             format!(
-                "and tensor = {tensor} make {} ranks; at most {MOST_RANKS} are supported",
+                "and --tensor {tensor} make {} ranks; at most {MOST_RANKS} are supported",
                 self.ranks()
             ),
             "use fewer of either",
