@@ -23,7 +23,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub use driver::Driver;
+pub use driver::{Driver, dismiss};
 pub use group::TensorGroup;
 pub use layout::{Coordinates, LayoutError, MOST_RANKS, RankLayout, share};
 pub use ranks::Ranks;
