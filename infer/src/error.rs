@@ -249,7 +249,7 @@ pub enum InferError {
     #[error("cannot run a worker process: {0}")]
     Process(io::Error),
     /// The ranks cannot hold the model so.
-    #[error("--{_0}")]
+    #[error("--{0}")]
     Layout(#[from] LayoutError),
     /// There are more or fewer processes than ranks.
     #[error("MPI has started {processes} process(es), but {layout} are {} ranks", layout.ranks())]

@@ -11,7 +11,7 @@ use firebox_comm::{Comm, Options, RunError, mpi, threads};
 use firebox_kernels::Precision;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::LanguageModel;
-use firebox_model::parallel::{RankLayout, Ranks, Shard, serve};
+use firebox_model::parallel::{RankLayout, Ranks, Shard, dismiss, serve};
 use firebox_runtime::device;
 
 use crate::InferError;
@@ -64,18 +64,17 @@ impl RankOptions {
         command: impl FnOnce(Part) -> Result<T, InferError> + Send + 'static,
     ) -> Result<Option<T>, InferError> {
         let command = Mutex::new(Some(command));
-        self.on_every_rank(move |part| match part.ranks.is_first() {
-            true => {
-                let command = command
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take();
-                command.expect("there is one first rank")(part).map(Some)
+        self.on_every_rank(move |part| {
+            let ranks = part.ranks.clone();
+            if !ranks.is_first() {
+                serve(&part.model, &ranks);
+                return Ok(None);
             }
-            false => {
-                serve(&part.model, &part.ranks);
-                Ok(None)
-            }
+            let mut command = command.lock().unwrap_or_else(PoisonError::into_inner);
+            let command = command.take().expect("there is one first rank");
+            let result = command(part)?;
+            dismiss(&ranks);
+            Ok(Some(result))
         })
     }
 

@@ -338,6 +338,7 @@ impl Runner<'_> {
             gradients: self.options.gradients
                 && candidate.dtype == WeightDtype::F32
                 && candidate.layout == RankLayout::ONE,
+            threads: self.options.threads.map(usize::from),
         };
         if let Err(failure) = self.measure(&worker, &mut stage)? {
             return Ok(Outcome::Failed(failure));

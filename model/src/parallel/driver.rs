@@ -17,7 +17,8 @@ use crate::network::{BatchSums, Network, PaddedRows, Part};
 use crate::sampling::Draws;
 use firebox_kernels::dispatch::DispatchPlan;
 
-/// Many ranks that hold a model together, seen from the first one. The others [`serve`](super::serve) until it is dropped.
+/// Many ranks that hold a model together, seen from the first one. The others [`serve`](super::serve) until the first one
+/// [dismisses](dismiss) them.
 ///
 /// A step goes from stage to stage, and the first rank does its own part of it before [`submit`](Network::submit) returns.
 /// Whatever depends on time or on what was drawn before is decided here alone.
@@ -30,6 +31,16 @@ pub struct Driver<'a> {
     own: VecDeque<Option<Reply>>,
     /// Numbers of targets that count in the batches whose sums were not asked for.
     counts: VecDeque<u64>,
+}
+
+/// Tells the other ranks, which [`serve`](super::serve), that there is nothing more to do.
+///
+/// # Panics
+///
+/// When this is not the first rank, or a message fails: see [`TensorGroup`](super::TensorGroup).
+pub fn dismiss(ranks: &Ranks) {
+    assert!(ranks.is_first(), "the first rank says what is computed");
+    ranks.pass_on(&encoded(&Step::End));
 }
 
 impl<'a> Driver<'a> {
@@ -84,15 +95,6 @@ impl<'a> Driver<'a> {
             logits: self.tensor(routed.logits, [tokens, experts]),
             probabilities: self.tensor(routed.probabilities, [tokens, experts]),
             plan: DispatchPlan::new(&routed.chosen, experts, top_k, &device),
-        }
-    }
-}
-
-impl Drop for Driver<'_> {
-    fn drop(&mut self) {
-        // After a failure the other ranks have ended already, and a panic in a panic would end the process.
-        if !std::thread::panicking() {
-            self.start(&Step::End);
         }
     }
 }

@@ -24,7 +24,7 @@ mod step;
 mod tests;
 pub mod traffic;
 
-pub use driver::Driver;
+pub use driver::{Driver, dismiss};
 pub use group::TensorGroup;
 pub use layout::{Coordinates, LayoutError, MOST_RANKS, RankLayout, share};
 pub use ranks::Ranks;

@@ -13,6 +13,7 @@ use firebox_runtime::testing::{devices, noise as values};
 on_every_device!(
     one_value_through_one_expert_and_through_two,
     equals_the_reference,
+    parts_of_the_experts_add_up_to_all_of_them,
     one_token_one_expert_and_one_with_everything,
     several_blocks_of_rows_and_slices_of_the_hidden_width,
     no_tokens_at_all,
@@ -288,6 +289,59 @@ fn equals_the_reference(device: Device) {
     proptest!(ProptestConfig::with_cases(32), |(case in cases())| {
         assert_same(&case, &device)?;
         assert_near_in_bf16(&case, &device)?;
+    });
+}
+
+/// Each of some runs of experts by itself, and the sum of what they say.
+fn in_parts(
+    x: Tensor<2>,
+    weights: Tensor<2>,
+    of: ExpertWeights,
+    plan: &DispatchPlan,
+    activation: Activation,
+    precision: Precision,
+) -> Tensor<2> {
+    let count = plan.experts();
+    let cuts = [0, 1, count.div_ceil(2), count];
+    let ranges = cuts.windows(2).map(|cut| cut[0]..cut[1].max(cut[0]));
+    let outputs = ranges.filter(|range| !range.is_empty()).map(|range| {
+        let (start, length) = (range.start, range.len());
+        let stack = |stack: &Tensor<3>| stack.clone().narrow(0, start, length);
+        let bias = |bias: &Tensor<2>| bias.clone().narrow(0, start, length);
+        let own = ExpertWeights {
+            gate: stack(&of.gate),
+            up: stack(&of.up),
+            down: stack(&of.down),
+            biases: of.biases.as_ref().map(|biases| ExpertBiases {
+                gate: bias(&biases.gate),
+                up: bias(&biases.up),
+                down: bias(&biases.down),
+            }),
+        };
+        let plan = plan.part(range);
+        experts(
+            x.clone(),
+            weights.clone(),
+            own,
+            &plan,
+            activation,
+            precision,
+        )
+    });
+    let sum = outputs.reduce(|sum, output| sum + output);
+    sum.expect("at least one expert")
+}
+
+fn parts_of_the_experts_add_up_to_all_of_them(device: Device) {
+    proptest!(ProptestConfig::with_cases(24), |(case in cases(), biased in any::<bool>())| {
+        let case = Case { biased, ..case };
+        let f32 = (DType::F32, Precision::F32);
+        let parts = run(in_parts, &case, f32, &device);
+        let all = run(experts_reference, &case, f32, &device);
+        prop_assert_eq!(parts.len(), all.len());
+        for ((kind, parts), (_, all)) in parts.iter().zip(&all) {
+            assert_close(kind, parts, all)?;
+        }
     });
 }
 
