@@ -169,7 +169,7 @@ pub fn warning(health: &[LayerHealth], assignments: u64) -> Option<String> {
     let count = sick.len();
     let which = match count {
         0 => return None,
-        ..=MOST_NAMED => String::new(),
+        1..=MOST_NAMED => String::new(),
         _ => format!(
             " in {count} of {} layers, of which these are the worst",
             health.len()
