@@ -328,7 +328,6 @@ impl Runner<'_> {
             device: candidate.device.clone(),
             dtype: candidate.dtype,
             layout: candidate.layout,
-            threads: self.options.threads.map(usize::from),
             tokens: self.token_file.clone(),
             output: output.clone(),
             reference: self
