@@ -58,7 +58,7 @@ fn a_failure_ends_all_ranks_with_the_same_sentence() {
 #[test]
 fn the_rank_at_the_root_of_a_chain_of_waiting_ranks_is_named() {
     let options = Options {
-        deadline: Duration::from_millis(200),
+        deadline: failures::DEADLINE,
         ..Options::default()
     };
     let run = threads::run(5, &options, |comm| {
@@ -75,7 +75,7 @@ fn the_rank_at_the_root_of_a_chain_of_waiting_ranks_is_named() {
 #[test]
 fn ranks_that_wait_for_each_other_are_told_so() {
     let options = Options {
-        deadline: Duration::from_millis(200),
+        deadline: failures::DEADLINE,
         ..Options::default()
     };
     let run = threads::run(2, &options, |comm| comm.recv(1 - comm.rank()).map(|_| ()));

@@ -11,7 +11,7 @@ fn failure<T: Send + 'static>(
     body: impl Fn(Arc<dyn Comm>) -> Result<T, CommError> + Send + Sync + 'static,
 ) -> Failure {
     let options = Options {
-        deadline: Duration::from_millis(300),
+        deadline: Duration::from_millis(1500),
         ..Options::default()
     };
     let started = Instant::now();

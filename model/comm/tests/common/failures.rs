@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use firebox_comm::{Comm, CommError};
 
-/// The deadline of operations where ranks hang.
-pub const DEADLINE: Duration = Duration::from_millis(400);
+/// The deadline of operations where ranks hang: more than the others can be delayed by on a busy machine.
+pub const DEADLINE: Duration = Duration::from_millis(1500);
 
 /// What a run does, and the beginning of the sentence that names the rank that fails: always the last one.
 pub struct Failing {
@@ -66,7 +66,7 @@ pub const ALL: [Failing; 7] = [
         },
         sentence: |size| {
             format!(
-                "rank {} (layer 7 of 120) did not answer within 400ms: rank ",
+                "rank {} (layer 7 of 120) did not answer within 1.5s: rank ",
                 size - 1
             )
         },
