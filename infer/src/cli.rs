@@ -5,6 +5,8 @@ mod compare;
 mod eval;
 mod export;
 mod generate;
+mod plan;
+mod shard;
 mod trace;
 
 use std::path::PathBuf;
@@ -38,6 +40,7 @@ use crate::ranks::RankOptions;
         cargo infer eval runs/quickstart --data notes.txt         loss on a text, newest checkpoint of the run\n  \
         cargo infer generate runs/quickstart --prompt \"fn main\"   continue a prompt\n  \
         cargo infer compare runs/quickstart                       differences between devices\n  \
+        cargo infer shard runs/quickstart --tensor 2 --output D   a folder for each of two ranks\n  \
         cargo infer devices                                       available devices\n\n\
         CHECKPOINT is a folder with config.json, model.safetensors and tokenizer.json, or a run folder such as\n\
         runs/NAME, which selects its newest checkpoint. Results go to standard output; logs and progress go to\n\
@@ -66,6 +69,18 @@ enum Command {
     /// Convert a checkpoint to another dtype, or split it into shards.
     #[command(after_help = export::HELP)]
     Export(export::ExportArgs),
+    /// Divide a checkpoint among ranks, into a folder for each.
+    #[command(after_help = shard::HELP)]
+    Shard(shard::ShardArgs),
+    /// Make the checkpoint again that was divided among ranks.
+    #[command(after_help = shard::UNSHARD_HELP)]
+    Unshard(shard::UnshardArgs),
+    /// Check every tensor of every rank of a sharded checkpoint.
+    #[command(after_help = shard::VERIFY_HELP)]
+    Verify(shard::VerifyArgs),
+    /// Estimate bytes, speed and cost of a model over ranks, without running it.
+    #[command(after_help = plan::HELP)]
+    Plan(plan::PlanArgs),
     /// Measure prefill and decode speed.
     #[command(after_help = bench::HELP)]
     Bench(bench::BenchArgs),
@@ -93,6 +108,39 @@ struct CheckpointArgs {
     accept: Vec<String>,
 }
 
+/// How ranks divide a model.
+#[derive(Debug, Clone, Copy, Args)]
+struct LayoutArgs {
+    /// Tensor ranks of a stage: they share its heads, hidden widths and vocabulary.
+    ///
+    /// Sizes that they do not divide evenly differ by one. Key/value heads that are fewer than the ranks are copied.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    tensor: usize,
+    /// Pipeline stages: each has a run of layers, of about equal bytes and operations.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pipeline: usize,
+    /// Groups of tensor ranks that have whole experts; must divide --tensor.
+    ///
+    /// With 1, each rank has a part of every expert, so that all ranks work on every token.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    expert: usize,
+}
+
+impl LayoutArgs {
+    fn layout(self) -> RankLayout {
+        let Self {
+            tensor,
+            pipeline,
+            expert,
+        } = self;
+        RankLayout {
+            pipeline,
+            tensor,
+            expert,
+        }
+    }
+}
+
 /// The checkpoint and the device that it runs on.
 #[derive(Debug, Clone, Args)]
 struct ModelArgs {
@@ -101,35 +149,6 @@ struct ModelArgs {
     /// Device to run on, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
     #[arg(long, default_value = device::default_name())]
     device: String,
-}
-
-/// How ranks divide the model.
-#[derive(Debug, Clone, Copy, Args)]
-#[command(next_help_heading = "Many ranks")]
-struct RankArgs {
-    /// Number of ranks that share the matrices of every layer: heads, widths of feed-forwards, vocabulary.
-    ///
-    /// Ranks are threads of this process, each with a part of the model; or, where the same command line is started by
-    /// `mpirun -n RANKS`, a process each. There are tensor × pipeline ranks.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
-    tensor: usize,
-    /// Number of pipeline stages, each with a run of layers; while a later stage is at some texts, the earlier ones are at
-    /// others.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
-    pipeline: usize,
-    /// Number of groups of tensor ranks that have whole experts; 1 is a part of every expert on every rank. Divides --tensor.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
-    expert: usize,
-}
-
-impl From<RankArgs> for RankLayout {
-    fn from(args: RankArgs) -> Self {
-        Self {
-            pipeline: args.pipeline,
-            tensor: args.tensor,
-            expert: args.expert,
-        }
-    }
 }
 
 /// The storage type of the weights, and the precision of products with them.
@@ -161,14 +180,14 @@ impl ModelArgs {
             .at_precision(weights.precision)
     }
 
-    fn on_ranks(&self, weights: DtypeArgs, ranks: RankArgs, threads: Option<u16>) -> RankOptions {
+    fn on_ranks(&self, weights: DtypeArgs, ranks: LayoutArgs, threads: Option<u16>) -> RankOptions {
         RankOptions {
             checkpoint: self.source.checkpoint.clone(),
             accept: self.source.accept.clone(),
             device: self.device.clone(),
             dtype: weights.dtype,
             precision: weights.precision,
-            layout: ranks.into(),
+            layout: ranks.layout(),
             threads: threads.map(usize::from),
         }
     }
@@ -178,7 +197,7 @@ impl ModelArgs {
     fn with_engine(
         &self,
         weights: DtypeArgs,
-        ranks: RankArgs,
+        ranks: LayoutArgs,
         threads: Option<u16>,
         work: impl FnOnce(Opener) -> Result<(), InferError> + Send + 'static,
     ) -> Result<(), InferError> {
@@ -233,7 +252,13 @@ impl Command {
             Self::Trace(args) => &args.model,
             Self::Bench(args) => &args.model,
             Self::CompareDevice(args) => return Some(&args.device),
-            Self::Compare(_) | Self::Export(_) | Self::Devices(_) => return None,
+            Self::Compare(_)
+            | Self::Export(_)
+            | Self::Plan(_)
+            | Self::Shard(_)
+            | Self::Unshard(_)
+            | Self::Verify(_)
+            | Self::Devices(_) => return None,
         };
         Some(&model.device)
     }
@@ -244,6 +269,10 @@ impl Command {
             Command::Generate(args) => args.execute(threads, control),
             Command::Trace(args) => args.execute(threads),
             Command::Export(args) => args.execute(),
+            Command::Plan(args) => args.execute(),
+            Command::Shard(args) => args.execute(),
+            Command::Unshard(args) => args.execute(),
+            Command::Verify(args) => args.execute(),
             Command::Bench(args) => args.execute(),
             Command::Compare(args) => args.execute(threads),
             Command::CompareDevice(args) => args.execute(threads),

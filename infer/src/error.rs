@@ -8,6 +8,7 @@ use firebox_comm::mpi::MpiError;
 use firebox_comm::{CommError, Failure};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
+use firebox_console::numbers::counted;
 use firebox_kernels::Precision;
 use firebox_model::parallel::{LayoutError, RankLayout};
 use firebox_runtime::device::DeviceError;
@@ -16,6 +17,7 @@ use firebox_text::TokenizerError;
 use firebox_text::packing::PackingError;
 
 use crate::devices;
+use crate::plan::PlanError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -197,6 +199,19 @@ pub enum InferError {
         /// The folder.
         folder: PathBuf,
     },
+    /// Nothing can be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A sharded checkpoint is not what it should be.
+    #[error("{} has {}; the first one: {first}", folder.display(), counted(*faults as u128, "fault"))]
+    Faulty {
+        /// The folder.
+        folder: PathBuf,
+        /// How many things are wrong.
+        faults: usize,
+        /// The first of them.
+        first: String,
+    },
     /// The device failed.
     #[error(transparent)]
     Computation(#[from] DeviceFailure),
@@ -234,7 +249,7 @@ pub enum InferError {
     #[error("cannot run a worker process: {0}")]
     Process(io::Error),
     /// The ranks cannot hold the model so.
-    #[error("--{0}")]
+    #[error(transparent)]
     Layout(#[from] LayoutError),
     /// There are more or fewer processes than ranks.
     #[error("MPI has started {processes} process(es), but {layout} are {} ranks", layout.ranks())]
@@ -242,6 +257,14 @@ pub enum InferError {
         /// Processes that were started.
         processes: usize,
         /// How ranks divide the model.
+        layout: RankLayout,
+    },
+    /// A checkpoint that is divided among other ranks.
+    #[error("{} is divided among {layout}", folder.display())]
+    Divided {
+        /// The folder.
+        folder: PathBuf,
+        /// How it is divided.
         layout: RankLayout,
     },
     /// Gradients on several ranks.
@@ -361,6 +384,10 @@ impl Advise for InferError {
             Self::Context { .. } => usage("omit --context to use the model's own, up to 2048"),
             Self::BenchTooLong { .. } => usage("lower --prompt-tokens or --new-tokens"),
             Self::NotEmpty { .. } => usage("choose another folder, or empty this one"),
+            Self::Plan(error) => error.advice(),
+            Self::Faulty { .. } => failure(
+                "divide the checkpoint again, or copy the folders of these ranks again from where they are whole",
+            ),
             Self::DeviceFailed { hint, .. } => Advice {
                 hint: hint.clone(),
                 ..Advice::FAILURE
@@ -371,6 +398,9 @@ impl Advise for InferError {
             Self::Layout(error) => usage(&error.hint),
             Self::Processes { .. } => usage(
                 "start as many processes as ranks: mpirun -n N with N = tensor × pipeline, or without mpirun, with ranks as threads",
+            ),
+            Self::Divided { .. } => usage(
+                "omit --tensor, --pipeline and --expert; `cargo infer unshard` makes a checkpoint that can be divided otherwise",
             ),
             Self::GradientsOnRanks => usage("omit --tensor, --pipeline and --expert"),
             Self::Mpi(error) => error.advice(),

@@ -2,7 +2,8 @@
 //!
 //! [`engine`] opens a checkpoint on a device; [`eval`] measures its loss on text, [`generate`] continues one prompt or many,
 //! [`mod@bench`] measures prefill and decode speed, [`trace`] writes intermediate values to a file, [`compare`] reports the
-//! differences between devices, and [`export`] converts it to another dtype or into shards.
+//! differences between devices, [`export`] converts it to another dtype or into shards, and [`sharded`] shows how it is divided
+//! among ranks. [`plan`] estimates bytes, speed and cost of a model over ranks.
 //! [`cli`] is the command line on top of them.
 //!
 //! ```no_run
@@ -32,7 +33,9 @@ mod error;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod plan;
 pub mod ranks;
+pub mod sharded;
 #[cfg(test)]
 mod testing;
 pub mod trace;

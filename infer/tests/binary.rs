@@ -244,3 +244,62 @@ fn a_damaged_checkpoint_exits_with_1() {
         "{errors}"
     );
 }
+
+#[test]
+fn a_checkpoint_is_divided_checked_and_made_again() {
+    let tiny = TinyCheckpoint::new(&tiny_config(), 1);
+    let target = tempfile::tempdir().unwrap();
+    let [sharded, again] = ["sharded", "again"].map(|name| target.path().join(name));
+    let divide = [
+        "shard",
+        words(tiny.path()),
+        "--tensor",
+        "2",
+        "--pipeline",
+        "2",
+        "--output",
+        words(&sharded),
+    ];
+    let table = succeed(divide);
+    assert!(
+        table.contains("stage") && table.contains("mean / max"),
+        "{table}"
+    );
+    assert_eq!(succeed(divide), table, "the same again");
+    let json: Value =
+        serde_json::from_str(&succeed(["verify", words(&sharded), "--json"])).unwrap();
+    assert_eq!(json["faults"], serde_json::json!([]));
+    assert_eq!(json["summary"]["ranks"].as_array().unwrap().len(), 4);
+    succeed(["unshard", words(&sharded), "--output", words(&again)]);
+    for entry in fs::read_dir(tiny.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let copy = again.join(path.file_name().unwrap());
+        assert!(
+            fs::read(&path).unwrap() == fs::read(copy).unwrap(),
+            "{path:?}"
+        );
+    }
+
+    let errors = fail(
+        2,
+        [
+            "shard",
+            words(tiny.path()),
+            "--tensor",
+            "99",
+            "--output",
+            "x",
+        ],
+    );
+    assert!(
+        errors.contains("--tensor 99 is more ranks than the model's"),
+        "{errors}"
+    );
+    let errors = fail(2, ["unshard", words(tiny.path()), "--output", "x"]);
+    assert!(errors.contains("is not a sharded checkpoint"), "{errors}");
+    fs::remove_dir_all(sharded.join("rank-001")).unwrap();
+    let output = output(["verify", words(&sharded), words(tiny.path())]);
+    assert_eq!(output.status.code(), Some(1));
+    let found = String::from_utf8(output.stdout).unwrap();
+    assert!(found.contains("rank-001: "), "{found}");
+}

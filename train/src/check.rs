@@ -188,6 +188,7 @@ mod tests {
             "558 GFLOP",
             "3.67 TFLOP",
             "25,000 × A100",
+            "wrong by a factor of 1000",
         ] {
             assert!(text.contains(part), "{part} is missing from\n{text}");
         }

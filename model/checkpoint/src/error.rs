@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 use firebox_kernels::dtype::WeightDtype;
+use firebox_model::parallel::LayoutError;
 
 use super::families::Family;
 
@@ -95,6 +96,27 @@ pub enum CheckpointError {
         key: String,
         /// The method, such as `gptq`.
         method: Option<String>,
+    },
+    /// A model cannot be divided so.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The folder is not a sharded checkpoint.
+    #[error("{} is not a sharded checkpoint: layout.json is missing", folder.display())]
+    NotSharded {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A folder that has something in it.
+    #[error("{} exists and is not empty", folder.display())]
+    Occupied {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A packed checkpoint cannot be divided.
+    #[error("{} is packed in MXFP4, whose groups of values ranks cannot divide", folder.display())]
+    PackedShard {
+        /// The checkpoint.
+        folder: PathBuf,
     },
     /// The tensors are not those of the model.
     #[error("{}: the tensors do not match the model: {differences}", place.display())]
@@ -194,6 +216,15 @@ impl Advise for CheckpointError {
             Self::NotACheckpoint { folder, .. } if has_pickle(folder) => Advice::USAGE.hint(
                 "its weights are a pickle, which Firebox does not read; convert them in Python: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER)",
             ),
+            Self::Layout(error) => Advice::USAGE.hint(error.hint.clone()),
+            Self::NotSharded { .. } => Advice::USAGE.hint(
+                "`cargo infer shard CHECKPOINT --tensor N --pipeline N --output FOLDER` writes one",
+            ),
+            Self::Occupied { .. } => Advice::USAGE.hint("choose another folder, or empty this one"),
+            Self::PackedShard { folder } => Advice::USAGE.hint(format!(
+                "unpack it first: cargo infer export {} --output OTHER --dtype bf16",
+                folder.display()
+            )),
             Self::NotACheckpoint { .. } => Advice::USAGE.hint(
                 "a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100",
             ),

@@ -165,6 +165,60 @@ impl Rule {
         }
     }
 
+    /// What a part of a parameter takes of which tensors, those of the parameters with it that are in the same tensor: where
+    /// several are fused or take turns, they are divided alike, and what belongs together stays together.
+    ///
+    /// # Panics
+    ///
+    /// When the rule cannot store a parameter of this rank.
+    pub fn tensors(
+        &self,
+        spelling: Spelling,
+        layer: Option<usize>,
+        part: &Slice,
+    ) -> Vec<(String, Slice)> {
+        let moved = |ranges: &[Range<usize>], factor: usize, by: usize| {
+            let moved = ranges.iter();
+            let moved = moved.map(|range| range.start * factor + by..range.end * factor + by);
+            moved.collect::<Vec<_>>()
+        };
+        let (of, ranges) = (part.of(), part.ranges());
+        let one = |name, slice| vec![(fill(name, layer, None), slice)];
+        match (self.stored(spelling), of, ranges) {
+            (Stored::AsIs(name), ..) => one(name, part.clone()),
+            (Stored::Transposed(name), &[d_in, d_out], [inputs, outputs]) => {
+                let ranges = vec![outputs.clone(), inputs.clone()];
+                one(name, Slice::new([d_out, d_in], ranges))
+            }
+            (Stored::PerExpert(name), &[_, d_in, d_out], [experts, inputs, outputs]) => {
+                let experts = experts.iter().cloned().flatten();
+                let of_expert = experts.map(|expert| {
+                    let ranges = vec![outputs.clone(), inputs.clone()];
+                    let slice = Slice::new([d_out, d_in], ranges);
+                    (fill(name, layer, Some(expert)), slice)
+                });
+                of_expert.collect()
+            }
+            (
+                Stored::Fused { name, parts, .. },
+                &[experts, d_in, d_out],
+                [stack, inputs, outputs],
+            ) => {
+                let rows = (0..parts).flat_map(|part| moved(outputs, 1, part * d_out));
+                let ranges = vec![stack.clone(), rows.collect(), inputs.clone()];
+                one(name, Slice::new([experts, parts * d_out, d_in], ranges))
+            }
+            (Stored::Interleaved { name, parts, .. }, [front @ .., width], [before @ .., last]) => {
+                let mut of = front.to_vec();
+                of.push(parts * width);
+                let mut ranges = before.to_vec();
+                ranges.push(moved(last, parts, 0));
+                one(name, Slice::new(of, ranges))
+            }
+            (stored, ..) => panic!("{} {of:?} cannot be stored as {stored:?}", self.path),
+        }
+    }
+
     /// Piece `index` of a parameter of this shape; the pieces are consecutive in the parameter.
     ///
     /// # Panics
@@ -268,6 +322,7 @@ pub fn transpose<T: Copy>(values: &[T], rows: usize, columns: usize, output: &mu
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // slices are lists of ranges
 mod tests {
     use super::*;
 
@@ -326,6 +381,57 @@ mod tests {
         let alone = rule.piece(Spelling::Saved, numbers, &[3, 4, 5], 2);
         assert_eq!(alone.name, "9");
         assert_eq!(alone.part(&ranges).ranges(), [vec![0..2, 4..5], vec![1..3]]);
+    }
+
+    /// The tensor of a part is the part of the tensor, whichever way it is stored.
+    #[test]
+    fn a_part_is_stored_in_parts_of_tensors() {
+        let name = "it.{expert}";
+        for stored in [
+            Stored::PerExpert(name),
+            Stored::Fused {
+                name,
+                part: 1,
+                parts: 3,
+            },
+            Stored::Interleaved {
+                name,
+                part: 2,
+                parts: 3,
+            },
+            Stored::AsIs(name),
+        ] {
+            let rule = Rule {
+                path: "it",
+                saved: stored,
+                fused: stored,
+            };
+            let shape = [4, 5, 6];
+            let part = Slice::new(shape, vec![vec![1..3], vec![0..2, 4..5], vec![2..6]]);
+            let tensors = rule.tensors(Spelling::Saved, None, &part);
+            let numbers = Numbers {
+                layer: None,
+                first_expert: 1,
+            };
+            for index in 0..rule.count(Spelling::Saved, &part.shape()) {
+                // What the rank reads of the whole tensor, and of its own one.
+                let whole = rule.piece(Spelling::Saved, Numbers::default(), &shape, 1 + index);
+                let local = rule.piece(Spelling::Saved, numbers, &part.shape(), index);
+                let (_, slice) = tensors
+                    .iter()
+                    .find(|(name, _)| *name == local.name)
+                    .unwrap();
+                assert_eq!(local.shape, slice.shape(), "{stored:?}");
+                let values: Vec<usize> = (0..slice.of().iter().product()).collect();
+                let mine = slice.take(&values);
+                let (ranges, all) = match rule.is_stack(Spelling::Saved) {
+                    true => (&part.ranges()[1..], vec![vec![0..3], vec![0..4]]),
+                    false => (part.ranges(), vec![vec![0..2], vec![0..3], vec![0..4]]),
+                };
+                let expected = whole.part(ranges).take(&values);
+                assert_eq!(local.part(&all).take(&mine), expected, "{stored:?}");
+            }
+        }
     }
 
     #[test]

@@ -39,8 +39,8 @@ pub(crate) struct Plan {
 /// The tensors of a parameter.
 #[derive(Debug)]
 pub(crate) struct Planned {
-    /// The shape of the whole parameter.
-    pub whole: Vec<usize>,
+    /// What is wanted of the whole parameter.
+    pub held: Slice,
     /// What is wanted of what the files have.
     pub part: Slice,
     rule: Rule,
@@ -65,23 +65,11 @@ impl Files<'_> {
         }
     }
 
-    /// What the files have of a parameter: its shape there and its first index; `None` if they have nothing.
-    fn stored(&self, parameter: &ParameterInfo) -> Option<(Vec<usize>, usize)> {
-        match self {
-            Self::Whole(_) => Some((parameter.shape.clone(), 0)),
-            Self::OfRank(shard) => {
-                let slice = shard.slice(parameter)?;
-                let first = slice.ranges()[0].first().map_or(0, |range| range.start);
-                Some((slice.shape(), first))
-            }
-        }
-    }
-
-    /// What is wanted of what the files have of a parameter; `None` if nothing is.
-    fn wanted(&self, parameter: &ParameterInfo, stored: &[usize]) -> Option<Slice> {
-        match self {
-            Self::Whole(Some(shard)) => shard.slice(parameter),
-            Self::Whole(None) | Self::OfRank(_) => Some(Slice::whole(stored)),
+    /// What is wanted of a parameter; `None` if nothing is.
+    fn wanted(&self, parameter: &ParameterInfo) -> Option<Slice> {
+        match self.shard() {
+            Some(shard) => shard.slice(parameter),
+            None => Some(Slice::whole(parameter.shape.clone())),
         }
     }
 }
@@ -90,6 +78,12 @@ impl Planned {
     /// Whether each index of its first dimension has a piece of its own.
     pub fn is_stack(&self) -> bool {
         self.rule.is_stack(self.spelling)
+    }
+
+    /// What is wanted of which tensors of a whole model, with the parameters that share them.
+    pub fn tensors(&self) -> Vec<(String, Slice)> {
+        self.rule
+            .tensors(self.spelling, self.numbers.layer, &self.held)
     }
 
     /// One of its pieces; of a stack, the one of this index of what the files have.
@@ -135,15 +129,29 @@ impl Plan {
         };
         let mut parameters = BTreeMap::new();
         for parameter in LanguageModel::parameter_list(config) {
-            let Some((stored, first_expert)) = files.stored(&parameter) else {
-                continue;
+            let held = files.wanted(&parameter);
+            let (stored, first_expert) = match (files, &held) {
+                (Files::Whole(_), _) => (parameter.shape.clone(), 0),
+                (Files::OfRank(_), None) => continue,
+                (Files::OfRank(_), Some(held)) => {
+                    let first = held.ranges()[0].first().map_or(0, |range| range.start);
+                    (held.shape(), first)
+                }
             };
-            let wanted = files.wanted(&parameter, &stored);
-            let Some(planned) = search.find(&parameter, Slice::whole(stored), first_expert) else {
-                continue;
-            };
-            if let Some(part) = wanted {
-                parameters.insert(parameter.path, Planned { part, ..planned });
+            let found = search.find(&parameter.path, &stored, first_expert);
+            if let (Some((rule, spelling, numbers)), Some(held)) = (found, held) {
+                let part = match files {
+                    Files::Whole(_) => held.clone(),
+                    Files::OfRank(_) => Slice::whole(stored),
+                };
+                let planned = Planned {
+                    held,
+                    part,
+                    rule,
+                    spelling,
+                    numbers,
+                };
+                parameters.insert(parameter.path, planned);
             }
         }
         let biases = search.biases(config, files);
@@ -170,14 +178,14 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The tensors of what the files have of a parameter.
+    /// Where the files have a parameter, or a part of it, of this shape.
     fn find(
         &mut self,
-        parameter: &ParameterInfo,
-        stored: Slice,
+        path: &str,
+        shape: &[usize],
         first_expert: usize,
-    ) -> Option<Planned> {
-        let (store, path, shape) = (self.store, parameter.path.as_str(), stored.of());
+    ) -> Option<(Rule, Spelling, Numbers)> {
+        let store = self.store;
         let Some((rule, layer)) = self.family.rule(path) else {
             self.mismatch.expect(path, shape, None);
             return None;
@@ -229,13 +237,7 @@ impl Search<'_> {
                 }
             }
         }
-        Some(Planned {
-            whole: parameter.shape.clone(),
-            part: stored,
-            rule,
-            spelling,
-            numbers,
-        })
+        Some((rule, spelling, numbers))
     }
 
     /// The selection biases. Every router has one, or none has.

@@ -145,12 +145,9 @@ impl<'a> CheckpointParameters<'a> {
         let Some(embedding) = self.plan.parameters.get(EMBEDDING_PATH) else {
             return Ok(()); // another rank's
         };
-        let d_model = embedding.whole[1];
-        for row in embedding.part.ranges()[0].iter().cloned().flatten() {
-            let row = Slice::new(
-                embedding.whole.clone(),
-                vec![vec![row..row + 1], vec![0..d_model]],
-            );
+        let whole = embedding.held.of();
+        for row in embedding.held.ranges()[0].iter().cloned().flatten() {
+            let row = Slice::new(whole, vec![vec![row..row + 1], vec![0..whole[1]]]);
             let of = |name| self.store.read_part::<f32>(name, &row);
             if of(HEAD)? != of(EMBEDDING)? {
                 return Err(CheckpointError::HeadNotTied {
@@ -177,7 +174,7 @@ impl ParameterSource for CheckpointParameters<'_> {
             return Ok(Param::from_tensor(Tensor::zeros(shape, self.device)));
         }
         let planned = self.plan.parameters.get(&spec.path);
-        let planned = planned.filter(|planned| planned.whole == spec.shape);
+        let planned = planned.filter(|planned| planned.held.of() == spec.shape);
         let Some(planned) = planned else {
             let mut mismatch = Mismatch::default();
             mismatch.expect(&spec.path, &spec.shape, None);

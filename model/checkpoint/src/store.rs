@@ -214,6 +214,29 @@ impl TensorStore {
         }
     }
 
+    /// The bytes of a part of a tensor, as they are stored.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    ///
+    /// # Panics
+    ///
+    /// When there is no tensor of this name, it has another shape, or is packed.
+    pub fn read_stored(&self, name: &str, part: &Slice) -> Result<Vec<u8>, CheckpointError> {
+        self.files[self.file_of[name]].read_stored(name, part)
+    }
+
+    /// Whether tensors are packed in MXFP4.
+    pub fn is_packed(&self) -> bool {
+        !self.packed.is_empty()
+    }
+
+    /// The files of the tensors.
+    pub fn files(&self) -> impl Iterator<Item = &TensorFile> {
+        self.files.iter()
+    }
+
     /// The number of bytes of weights that were read since the folder was opened.
     pub fn bytes_read(&self) -> u64 {
         self.files.iter().map(TensorFile::bytes_read).sum()

@@ -130,12 +130,6 @@ fn fill(
     tensors: &[NamedTensor<'_>],
     dtype: WeightDtype,
 ) -> Result<(), CheckpointError> {
-    // The library creates files that only their owner can read; a checkpoint has the usual permissions.
-    let permissions = File::create(unfinished)
-        .and_then(|file| file.metadata())
-        .map_err(FileError::of("write", path))?
-        .permissions();
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let out_of_range = OnceCell::new();
     let named = tensors.iter().map(|tensor| {
         let outgoing = Outgoing {
@@ -145,7 +139,26 @@ fn fill(
         };
         (tensor.name.as_str(), outgoing)
     });
-    safetensors::serialize_to_file(named, Some(metadata), unfinished).map_err(
+    serialize(unfinished, path, named)?;
+    match out_of_range.into_inner() {
+        Some(name) => Err(CheckpointError::OutOfRange { name, dtype }),
+        None => Ok(()),
+    }
+}
+
+/// Writes these tensors to `unfinished`, which will be renamed to `path`; one of them at a time is in memory.
+pub(super) fn serialize<'a, V: View>(
+    unfinished: &Path,
+    path: &Path,
+    tensors: impl Iterator<Item = (&'a str, V)>,
+) -> Result<(), CheckpointError> {
+    // The library creates files that only their owner can read; a checkpoint has the usual permissions.
+    let permissions = File::create(unfinished)
+        .and_then(|file| file.metadata())
+        .map_err(FileError::of("write", path))?
+        .permissions();
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(tensors, Some(metadata), unfinished).map_err(
         |error| match error {
             SafeTensorError::IoError(source) => FileError::of("write", path)(source).into(),
             other => CheckpointError::Damaged {
@@ -154,9 +167,6 @@ fn fill(
             },
         },
     )?;
-    if let Some(name) = out_of_range.into_inner() {
-        return Err(CheckpointError::OutOfRange { name, dtype });
-    }
     Ok(fs::set_permissions(unfinished, permissions).map_err(FileError::of("write", path))?)
 }
 

@@ -40,13 +40,13 @@ pub struct Coordinates {
 
 /// Why a model cannot be laid out so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key} = {value} {rule}")]
+#[error("--{key} {value} {rule}")]
 pub struct LayoutError {
-    /// `pipeline`, `tensor`, `expert` or `rank`.
+    /// `pipeline`, `tensor`, `expert` or `rank`, which are options of commands.
     pub key: &'static str,
     /// Its value.
     pub value: usize,
-    /// What is allowed; the rest of a sentence that begins with key and value.
+    /// What is allowed; the rest of a sentence that begins with the option and its value.
     pub rule: String,
     /// What to do about it.
     pub hint: String,
@@ -117,7 +117,7 @@ impl RankLayout {
             "pipeline",
             pipeline,
             format!(
-                "and tensor = {tensor} make {} ranks; at most {MOST_RANKS} are supported",
+                "and --tensor {tensor} make {} ranks; at most {MOST_RANKS} are supported",
                 self.ranks()
             ),
             "use fewer of either",
@@ -139,7 +139,7 @@ impl RankLayout {
             tensor.is_multiple_of(expert),
             "expert",
             expert,
-            format!("must divide tensor = {tensor}: the tensor ranks of a stage form the groups"),
+            format!("must divide --tensor {tensor}: the tensor ranks of a stage form the groups"),
             format!("allowed values: {}", divisors(tensor)),
         )?;
         let Some(moe) = &config.moe else {
@@ -278,40 +278,40 @@ mod tests {
         for (layout, expected) in [
             (
                 [0, 1, 1],
-                "pipeline = 0 must lie between 1 and 4096 (1 does not divide anything)",
+                "--pipeline 0 must lie between 1 and 4096 (1 does not divide anything)",
             ),
             (
                 [4000, 2, 1],
-                "pipeline = 4000 and tensor = 2 make 8000 ranks; at most 4096 are supported (use fewer of either)",
+                "--pipeline 4000 and --tensor 2 make 8000 ranks; at most 4096 are supported (use fewer of either)",
             ),
             (
                 [3, 1, 1],
-                "pipeline = 3 is more stages than the model's 2 layers (use 2 or fewer; the other ranks can be tensor ranks)",
+                "--pipeline 3 is more stages than the model's 2 layers (use 2 or fewer; the other ranks can be tensor ranks)",
             ),
             (
                 [1, 5, 1],
-                "tensor = 5 is more ranks than the model's 4 query heads, which they share (use 4 or fewer; the other ranks can be pipeline stages)",
+                "--tensor 5 is more ranks than the model's 4 query heads, which they share (use 4 or fewer; the other ranks can be pipeline stages)",
             ),
             (
                 [1, 4, 3],
-                "expert = 3 must divide tensor = 4: the tensor ranks of a stage form the groups (allowed values: 1, 2, 4)",
+                "--expert 3 must divide --tensor 4: the tensor ranks of a stage form the groups (allowed values: 1, 2, 4)",
             ),
         ] {
             assert_eq!(check(layout, &tiny), expected);
         }
         assert_eq!(
             check([1, 2, 2], &tiny.dense_baseline()),
-            "expert = 2 divides the experts, and the model has none (omit it)"
+            "--expert 2 divides the experts, and the model has none (omit it)"
         );
         let mut narrow = tiny.clone();
         moe(&mut narrow).experts.d_ff = 1;
         assert_eq!(
             check([1, 4, 2], &narrow),
-            "tensor = 4 puts 2 ranks on an expert, which is only 1 wide (use 2 or fewer, or more groups of experts)"
+            "--tensor 4 puts 2 ranks on an expert, which is only 1 wide (use 2 or fewer, or more groups of experts)"
         );
         let mut few = tiny.clone();
         moe(&mut few).experts.count = 2;
-        assert!(check([1, 4, 4], &few).starts_with("expert = 4 is more groups than the 2 experts"));
+        assert!(check([1, 4, 4], &few).starts_with("--expert 4 is more groups than the 2 experts"));
         let mut shared = tiny;
         moe(&mut shared).experts.shared_d_ff = 3;
         assert!(check([1, 4, 1], &shared).contains("3 values of the shared experts"));

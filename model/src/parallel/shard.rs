@@ -198,7 +198,8 @@ impl Shard {
     ///
     /// - Of a layer: if it is one of its stage's. The embedding is on the first stage, and on the last one too if the head is
     ///   tied to it; the final norm and the head are on the last one.
-    /// - Of each dimension: what [`Cut`] says, by role and axis.
+    /// - Of each dimension, by role and axis: its query heads and their key/value heads; its share of the token ids and of the
+    ///   hidden widths; of experts, those of its group, and its share within the group of their hidden width.
     /// - A bias of the residual stream (an output bias of attention, `[d_model]`; the down biases of experts,
     ///   `[experts, d_model]`) is added to products that the ranks sum up, so that it must be added once: it is on the first
     ///   of the ranks that share the product, and zeros are on the others. The modules add what they have before the sum.
@@ -236,6 +237,27 @@ impl Shard {
             Holding::Part(slice) => Some(slice),
             Holding::Elsewhere | Holding::Zeros(_) => None,
         }
+    }
+
+    /// How many of the values that it holds of a parameter are copies: every value of a model counts on one rank, the first
+    /// one that has it, and a copy does not.
+    pub fn copies(&self, parameter: &ParameterInfo) -> usize {
+        let Some(slice) = self.slice(parameter) else {
+            return 0;
+        };
+        let cuts = parameter.axes.iter();
+        let mut cuts = cuts.map(|&axis| self.rule(parameter.role, axis));
+        let second = parameter.role == Role::Embedding && !self.is_first_stage();
+        let whole = cuts.clone().all(|cut| cut == Cut::Whole);
+        if second || whole && self.at.tensor > 0 {
+            return slice.elements();
+        }
+        if !cuts.any(|cut| matches!(cut, Cut::KvHeads(_))) {
+            return 0;
+        }
+        let counted = self.counted_kv_heads();
+        let copies = counted.iter().filter(|counted| !**counted).count();
+        slice.elements() / counted.len() * copies
     }
 
     /// The table: how a dimension is divided.

@@ -6,6 +6,7 @@ use burn::tensor::Device;
 use proptest::prelude::*;
 
 use super::stages::{Loads, stages};
+use super::traffic::Traffic;
 use super::*;
 use crate::config::{
     AttentionBias, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm,
@@ -169,6 +170,18 @@ proptest! {
     }
 
     #[test]
+    fn without_copies_every_value_is_held_once((config, layout) in laid_out()) {
+        let shards = Shard::all(&config, layout).unwrap();
+        for parameter in LanguageModel::parameter_list(&config) {
+            let held = shards.iter().map(|shard| {
+                let held = shard.slice(&parameter).map_or(0, |slice| slice.elements());
+                held - shard.copies(&parameter)
+            });
+            prop_assert_eq!(held.sum::<usize>() as u128, parameter.elements(), "{}", &parameter.path);
+        }
+    }
+
+    #[test]
     fn shapes_of_a_rank_fit_together((config, layout) in laid_out()) {
         let parameters: BTreeMap<String, ParameterInfo> = LanguageModel::parameter_list(&config)
             .into_iter()
@@ -324,6 +337,12 @@ fn the_described_model_over_128_ranks() {
     let counted = shards.iter().map(Shard::counted_kv_heads);
     let counted = counted.filter(|counted| counted[0]).count();
     assert_eq!(counted, 16);
+
+    // A token in bf16: two sums a layer, and 15 hops of 21.5 kB.
+    let traffic = Traffic::of_pass(&config, layout, 1, 2);
+    assert_eq!(traffic.layer_sums.count, 240);
+    assert_eq!(traffic.hops.count, 15);
+    assert_eq!(traffic.hops.bytes, 15 * 21_504);
 }
 
 #[test]
@@ -383,7 +402,7 @@ fn a_rank_that_does_not_exist_is_refused() {
     let error = Shard::new(&tiny(), RankLayout::ONE, 1).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "rank = 1 is beyond the ranks of 1 pipeline stage × 1 tensor rank"
+        "--rank 1 is beyond the ranks of 1 pipeline stage × 1 tensor rank"
     );
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use firebox_console::report::Table;
-use firebox_model::accounting::Memory;
+use firebox_model::accounting::{Memory, SLIP, is_described};
 use firebox_model::config::{
     AttentionBias, AttentionKind, ExpertActivation, ModelConfig, MoeConfig, QkNorm, RopeScaling,
     RouterConfig, Scores,
@@ -389,7 +389,11 @@ fn operations(report: &Report) -> Table {
     }
     let every = flop(operations.forward_every_expert);
     let every = ("  with all experts", every, String::new());
-    figures(title, [forward, every, scores, training])
+    let table = figures(title, [forward, every, scores, training]);
+    match is_described(&report.model) {
+        true => table.note(SLIP),
+        false => table,
+    }
 }
 
 fn training(report: &Report) -> Table {

@@ -1,0 +1,154 @@
+//! `cargo infer shard`, `unshard` and `verify`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use firebox_checkpoint::sharded::{Sharding, Summary, Verified, shard, unshard, verify};
+use firebox_checkpoint::{Accept, checkpoint_folder};
+use firebox_console::numbers::bytes;
+use firebox_console::progress::Progress;
+use firebox_console::terminal::print;
+
+use super::{CheckpointArgs, LayoutArgs, print_json};
+use crate::InferError;
+use crate::sharded::{fault_list, table};
+
+pub(super) const HELP: &str = "Examples:\n  \
+    cargo infer shard runs/quickstart --tensor 2 --pipeline 2 --output quickstart-4\n  \
+    cargo infer shard Mixtral-8x7B --tensor 8 --expert 8 --output mixtral-8     whole experts on each rank\n\n\
+    The folder has one for each rank (rank-000 …), with its part of every tensor under the tensor's Hugging Face name,\n\
+    layout.json with a hash of each, and the checkpoint's other files. `cargo infer unshard` makes the checkpoint again.\n\
+    What cannot be divided is copied to every tensor rank of a stage: norms, routers, and key/value heads that are fewer\n\
+    than the ranks. The same command again finds that the folder is there, and compares it with the checkpoint.";
+
+pub(super) const UNSHARD_HELP: &str = "Example:\n  \
+    cargo infer unshard quickstart-4 --output quickstart      the same files as before, byte by byte";
+
+pub(super) const VERIFY_HELP: &str = "Examples:\n  \
+    cargo infer verify quickstart-4                    shapes, hashes, and copies on different ranks\n  \
+    cargo infer verify quickstart-4 runs/quickstart    also that it is this checkpoint\n\n\
+    Says what is wrong by rank and tensor; exit code 1 if anything is.";
+
+#[derive(Debug, Args)]
+pub(super) struct ShardArgs {
+    #[command(flatten)]
+    source: CheckpointArgs,
+    #[command(flatten)]
+    layout: LayoutArgs,
+    /// Folder to write; must be empty, absent, or what this command wrote before.
+    #[arg(long, value_name = "FOLDER")]
+    output: PathBuf,
+    /// Print a JSON object with every rank instead of a table by stages.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct UnshardArgs {
+    /// Folder that `cargo infer shard` wrote.
+    sharded: PathBuf,
+    /// Folder to write; must be empty or absent.
+    #[arg(long, value_name = "FOLDER")]
+    output: PathBuf,
+    /// Unknown field of config.json to ignore; may be given several times.
+    #[arg(long, value_name = "FIELD")]
+    accept: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Folder that `cargo infer shard` wrote.
+    sharded: PathBuf,
+    /// Checkpoint to compare it with: its folder, or a run folder for its newest checkpoint.
+    checkpoint: Option<PathBuf>,
+    /// Unknown field of config.json to ignore; may be given several times.
+    #[arg(long, value_name = "FIELD")]
+    accept: Vec<String>,
+    /// Print a JSON object with every rank and fault.
+    #[arg(long)]
+    json: bool,
+}
+
+impl ShardArgs {
+    pub(super) fn execute(self) -> Result<(), InferError> {
+        let started = Instant::now();
+        let CheckpointArgs { checkpoint, accept } = &self.source;
+        let folder = checkpoint_folder(checkpoint)?;
+        let progress = Progress::new("dividing the checkpoint", 0);
+        let (accept, layout) = (Accept::Flag(accept), self.layout.layout());
+        let sharding = shard(&folder, accept, layout, &self.output, reported(&progress));
+        drop(progress);
+        let (summary, done) = match sharding? {
+            Sharding::Written(summary) => (summary, "wrote"),
+            Sharding::AlreadyThere(summary) => (summary, "found the same ranks in"),
+        };
+        tracing::info!(
+            "{done} {}, {:.2} s",
+            self.output.display(),
+            started.elapsed().as_secs_f64()
+        );
+        show(&summary, self.json)
+    }
+}
+
+impl UnshardArgs {
+    pub(super) fn execute(self) -> Result<(), InferError> {
+        let started = Instant::now();
+        let progress = Progress::new("joining the ranks", 0);
+        let accept = Accept::Flag(&self.accept);
+        let joined = unshard(&self.sharded, accept, &self.output, reported(&progress));
+        drop(progress);
+        joined?;
+        tracing::info!(
+            "wrote {}, {:.2} s",
+            self.output.display(),
+            started.elapsed().as_secs_f64()
+        );
+        Ok(())
+    }
+}
+
+impl VerifyArgs {
+    pub(super) fn execute(self) -> Result<(), InferError> {
+        let checkpoint = self.checkpoint.as_deref().map(checkpoint_folder);
+        let checkpoint = checkpoint.transpose()?;
+        let progress = Progress::new("checking the ranks", 0);
+        let accept = Accept::Flag(&self.accept);
+        let (sharded, checkpoint) = (&self.sharded, checkpoint.as_deref());
+        let verified = verify(sharded, accept, checkpoint, reported(&progress));
+        drop(progress);
+        let verified = verified?;
+        let Verified { summary, faults } = &verified;
+        match self.json {
+            true => print_json(&verified)?,
+            false => {
+                show(summary, false)?;
+                print(&fault_list(faults)).map_err(InferError::Output)?;
+            }
+        }
+        match faults.first() {
+            None => Ok(()),
+            Some(first) => Err(InferError::Faulty {
+                folder: self.sharded,
+                faults: faults.len(),
+                first: first.to_string(),
+            }),
+        }
+    }
+}
+
+/// Shows bytes that are done, and their total.
+fn reported(progress: &Progress) -> impl FnMut(u64, u64) {
+    |done, total| {
+        progress.set_total(total);
+        progress.update(done, format!("of {} of weights", bytes(total.into())));
+    }
+}
+
+fn show(summary: &Summary, json: bool) -> Result<(), InferError> {
+    match json {
+        true => print_json(summary),
+        false => print(&table(summary).to_string()).map_err(InferError::Output),
+    }
+}

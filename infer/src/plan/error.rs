@@ -1,0 +1,106 @@
+//! Why nothing can be planned.
+
+use std::path::PathBuf;
+
+use firebox_checkpoint::{CheckpointError, FolderError};
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
+use firebox_model::parallel::LayoutError;
+
+/// Why nothing can be planned.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The model cannot be laid out so.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// There is no such hardware.
+    #[error("--hardware {name} is neither a file nor one of {known}")]
+    UnknownHardware {
+        /// What was given.
+        name: String,
+        /// Known names.
+        known: String,
+    },
+    /// A file does not describe hardware.
+    #[error("{file} does not describe hardware: {reason}")]
+    Hardware {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file does not describe a model.
+    #[error("{} does not describe a model: {reason}", file.display())]
+    Model {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// A text is longer than the model's context.
+    #[error("--prompt and --output are {tokens} tokens together, which exceeds the context of {largest} of {}", model.display())]
+    Context {
+        /// Tokens of a text.
+        tokens: usize,
+        /// The context.
+        largest: usize,
+        /// The model.
+        model: PathBuf,
+    },
+    /// No layout keeps the bounds.
+    #[error("no layout of at most {ranks} ranks holds the model and its caches{}", bound(*latency))]
+    NothingFits {
+        /// The largest number of ranks.
+        ranks: usize,
+        /// The longest time of a token, in seconds.
+        latency: Option<f64>,
+    },
+    /// A file cannot be read.
+    #[error(transparent)]
+    Read(#[from] FileError),
+    /// The checkpoint's config.json cannot be read.
+    #[error(transparent)]
+    Checkpoint(Box<CheckpointError>),
+    /// A path does not lead to a checkpoint.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+}
+
+impl From<CheckpointError> for PlanError {
+    fn from(error: CheckpointError) -> Self {
+        Self::Checkpoint(Box::new(error))
+    }
+}
+
+fn bound(latency: Option<f64>) -> String {
+    match latency {
+        Some(seconds) => format!(" within {:.1} ms a token", seconds * 1e3),
+        None => String::new(),
+    }
+}
+
+impl Advise for PlanError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::Layout(error) => Advice::USAGE.hint(error.hint.clone()),
+            Self::UnknownHardware { .. } => {
+                Advice::USAGE.hint("write a file like configs/hardware/a100.toml and name it")
+            }
+            Self::Hardware { .. } => Advice::USAGE
+                .hint("configs/hardware/a100.toml has every key, with its unit"),
+            Self::Model { hint, .. } => Advice {
+                hint: hint.clone(),
+                ..Advice::USAGE
+            },
+            Self::Context { .. } => Advice::USAGE.hint("lower one of them"),
+            Self::NothingFits { .. } => Advice::USAGE.hint(
+                "allow more ranks (--max-ranks) or more time (--latency), or lower --batch, --prompt or --output",
+            ),
+            Self::Read(_) => Advice::USAGE,
+            Self::Checkpoint(error) => error.advice(),
+            Self::Folder(error) => error.advice(),
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What each tensor rank has of each layer, and of what is outside the layers.
+
+use std::ops::Range;
+
+use firebox_model::config::ModelConfig;
+use firebox_model::language_model::LanguageModel;
+use firebox_model::parallel::{LayoutError, RankLayout, Shard};
+use firebox_model::parameters::Role;
+
+/// Parameters and widths of a rank, of a layer or of several.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Load {
+    /// Parameters that every token is multiplied with, and small ones.
+    pub dense: f64,
+    /// Parameters of experts.
+    pub experts: f64,
+    /// Experts, of which each has an equal part of those; the largest number of a layer.
+    pub expert_count: usize,
+    /// Rows of a table that tokens look up.
+    pub table: f64,
+    /// Values of keys and values that are kept for a token, over the layers.
+    pub cached: f64,
+    /// Values of query heads that meet each of those, over the layers.
+    pub queries: f64,
+}
+
+impl Load {
+    fn add(&mut self, other: &Self) {
+        self.dense += other.dense;
+        self.experts += other.experts;
+        self.expert_count = self.expert_count.max(other.expert_count);
+        self.table += other.table;
+        self.cached += other.cached;
+        self.queries += other.queries;
+    }
+
+    /// All parameters.
+    pub fn parameters(&self) -> f64 {
+        self.dense + self.experts + self.table
+    }
+}
+
+/// The loads of a model's parts on the tensor ranks of a stage.
+#[derive(Debug)]
+pub(super) struct Loads {
+    /// By rank and layer.
+    layers: Vec<Vec<Load>>,
+    /// By rank.
+    embedding: Vec<Load>,
+    /// By rank; the last norm and the head.
+    head: Vec<Load>,
+    /// The window of each layer, where it has one.
+    windows: Vec<Option<usize>>,
+    tied: bool,
+}
+
+impl Loads {
+    /// Those of a model over so many tensor ranks, in so many groups of experts.
+    pub fn of(config: &ModelConfig, tensor: usize, expert: usize) -> Result<Self, LayoutError> {
+        let layout = RankLayout {
+            pipeline: 1,
+            tensor,
+            expert,
+        };
+        let shards = Shard::all(config, layout)?;
+        let parameters = LanguageModel::parameter_list(config);
+        let mut loads = Self {
+            layers: vec![vec![Load::default(); config.layers.len()]; tensor],
+            embedding: vec![Load::default(); tensor],
+            head: vec![Load::default(); tensor],
+            windows: config
+                .layers
+                .iter()
+                .map(|layer| layer.attention.window())
+                .collect(),
+            tied: config.tied_embeddings,
+        };
+        for (rank, shard) in shards.iter().enumerate() {
+            for parameter in &parameters {
+                let Some(slice) = shard.slice(parameter) else {
+                    continue;
+                };
+                let (shape, held) = (slice.shape(), slice.elements() as f64);
+                let load = match (parameter.layer(), parameter.role) {
+                    (Some(layer), _) => &mut loads.layers[rank][layer],
+                    (None, Role::Embedding) => &mut loads.embedding[rank],
+                    (None, _) => &mut loads.head[rank],
+                };
+                match parameter.role {
+                    Role::Experts => {
+                        load.experts += held;
+                        load.expert_count = shape[0];
+                    }
+                    Role::Embedding => load.table += held,
+                    _ => load.dense += held,
+                }
+            }
+            let width = config.head_dim as f64;
+            for load in &mut loads.layers[rank] {
+                load.cached = 2.0 * shard.kv_heads().len() as f64 * width;
+                load.queries = shard.query_heads().len() as f64 * width;
+            }
+            if config.tied_embeddings {
+                // The head multiplies with the same table.
+                loads.head[rank].dense += loads.embedding[rank].table;
+            }
+        }
+        Ok(loads)
+    }
+
+    /// What a rank of a stage with these layers has.
+    pub fn of_stage(&self, rank: usize, layers: &Range<usize>) -> Load {
+        let of_rank = &self.layers[rank];
+        let mut sum = Load::default();
+        of_rank[layers.clone()]
+            .iter()
+            .for_each(|load| sum.add(load));
+        let (first, last) = (layers.start == 0, layers.end == of_rank.len());
+        // A tied table is there once, where one rank has both ends.
+        if first && !(last && self.tied) {
+            sum.add(&self.embedding[rank]);
+        }
+        if last {
+            sum.add(&self.head[rank]);
+        }
+        sum
+    }
+
+    /// Values of keys and values that a rank keeps of a text of this length, in these layers. A layer with a window keeps no
+    /// more positions than that.
+    pub fn cached(&self, rank: usize, layers: &Range<usize>, length: f64) -> f64 {
+        self.over_positions(rank, layers, length, |load| load.cached)
+    }
+
+    /// Values of queries times positions that a rank attends to with the last token of a text of this length.
+    pub fn attended(&self, rank: usize, layers: &Range<usize>, length: f64) -> f64 {
+        self.over_positions(rank, layers, length, |load| load.queries)
+    }
+
+    fn over_positions(
+        &self,
+        rank: usize,
+        layers: &Range<usize>,
+        length: f64,
+        of: fn(&Load) -> f64,
+    ) -> f64 {
+        let of_layer = layers.clone().map(|layer| {
+            let positions = self.windows[layer].map_or(length, |window| length.min(window as f64));
+            of(&self.layers[rank][layer]) * positions
+        });
+        of_layer.sum()
+    }
+}

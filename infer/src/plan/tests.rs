@@ -1,0 +1,170 @@
+//! The described GPT-4, and what has to hold for any plan.
+
+use std::path::Path;
+
+use firebox_checkpoint::Accept;
+use firebox_model::config::ModelConfig;
+use firebox_model::parallel::RankLayout;
+
+use super::*;
+
+fn model(name: &str) -> ModelConfig {
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    open_model(&configs.join(name), Accept::Nothing).unwrap()
+}
+
+fn layout(pipeline: usize, tensor: usize) -> RankLayout {
+    RankLayout {
+        pipeline,
+        tensor,
+        expert: 1,
+    }
+}
+
+fn workload(batch: usize) -> Workload {
+    Workload {
+        batch,
+        prompt: 2048,
+        output: 512,
+        width: 2,
+    }
+}
+
+fn a100() -> Hardware {
+    Hardware::open("a100").unwrap()
+}
+
+#[test]
+fn the_described_model_over_128_a100() {
+    let gpt4 = model("gpt4.toml");
+    let plan = Plan::of(&gpt4, layout(16, 8), &a100(), workload(64)).unwrap();
+    assert_eq!(plan.ranks, 128);
+    // 3.67 TB over 128 ranks are 28.6 GB; a stage of eight layers has a little more.
+    assert!((30.0e9..31.0e9).contains(&plan.weight_bytes), "{plan:?}");
+    // One key/value head of 128 on each rank: 8 layers · 2 · 128 · 2 bytes · 2560 positions · 64 texts.
+    assert_eq!(plan.cache_bytes, 8.0 * 512.0 * 2560.0 * 64.0);
+    assert!(plan.fits && plan.stage_balance >= 0.9375);
+    assert_eq!(plan.traffic.layer_sums.count, 240);
+    assert_eq!(plan.traffic.hops.bytes, 15 * 21_504);
+    // Four texts at a time follow each other through 16 stages.
+    let visited = plan.expert_utilization.unwrap();
+    assert!((visited - (1.0 - 0.875f64.powi(4))).abs() < 1e-12);
+}
+
+/// What the published description says of its cost comes out where the mixture's many weights are read for few tokens, and
+/// not with large batches, where operations decide.
+#[test]
+fn the_described_model_costs_about_three_times_a_dense_175b() {
+    let (gpt4, dense) = (model("gpt4.toml"), model("dense-175b.toml"));
+    let ratio = |batch| {
+        let plan = Plan::of(&gpt4, layout(16, 8), &a100(), workload(batch)).unwrap();
+        let beside = fewest_stages(&dense, 8, &a100(), workload(batch)).unwrap();
+        plan.dollars_per_million / beside.dollars_per_million
+    };
+    let ratios = [1, 64, 256, 1024, 4096].map(ratio);
+    assert!(ratios.is_sorted_by(|a, b| a > b), "{ratios:?}");
+    assert!(ratios[2] > 3.0 && ratios[3] < 3.0, "{ratios:?}");
+    // Of the operations alone: 279 B active parameters over 175 B are 1.6.
+    assert!(ratios[4] < 1.6, "{ratios:?}");
+}
+
+#[test]
+fn more_texts_cost_less_each_and_take_longer() {
+    let gpt4 = model("gpt4.toml");
+    let plans: Vec<Plan> = [1, 16, 64, 256]
+        .map(|batch| Plan::of(&gpt4, layout(16, 8), &a100(), workload(batch)).unwrap())
+        .into();
+    for pair in plans.windows(2) {
+        assert!(pair[0].dollars_per_million > pair[1].dollars_per_million);
+        assert!(pair[0].token_seconds <= pair[1].token_seconds);
+    }
+}
+
+/// A dense model without caches or messages to speak of, on one rank: its bytes over the bandwidth, or its operations over
+/// the peak.
+#[test]
+fn a_roofline_by_hand() {
+    let mut dense = model("dense-175b.toml");
+    dense.tied_embeddings = false;
+    let mut hardware = a100();
+    (hardware.memory_bandwidth, hardware.peak_flops) = (1e12, 1e18);
+    (hardware.bandwidth_efficiency, hardware.flops_efficiency) = (1.0, 1.0);
+    let alone = Workload {
+        batch: 1,
+        prompt: 1,
+        output: 1,
+        width: 2,
+    };
+    let plan = Plan::of(&dense, RankLayout::ONE, &hardware, alone).unwrap();
+    let accounting = firebox_model::accounting::Accounting::of(&dense);
+    let table = accounting.parameters.embedding as f64;
+    let read = 2.0 * (accounting.total as f64 - table) / 1e12;
+    assert!((plan.token_seconds / read - 1.0).abs() < 1e-4, "{plan:?}");
+    hardware.peak_flops = 1e10;
+    let plan = Plan::of(&dense, RankLayout::ONE, &hardware, alone).unwrap();
+    let computed = accounting.operations.forward / 1e10;
+    assert!(
+        (plan.token_seconds / computed - 1.0).abs() < 1e-3,
+        "{plan:?}"
+    );
+    assert!(!plan.fits && plan.largest_batch == 0);
+}
+
+#[test]
+fn the_search_finds_what_is_cheapest_within_its_bounds() {
+    let dense = model("dense-175b.toml");
+    let numbers =
+        [1, 2, 4, 8].map(|tensor| (1..=16 / tensor).map(move |pipeline| (pipeline, tensor)));
+    let plans = numbers.into_iter().flatten().map(|(pipeline, tensor)| {
+        Plan::of(&dense, layout(pipeline, tensor), &a100(), workload(16)).unwrap()
+    });
+    let plans: Vec<Plan> = plans.filter(|plan| plan.fits).collect();
+    assert!(plans.len() > 3, "{}", plans.len());
+    let search = |latency| {
+        let bounds = Bounds { ranks: 16, latency };
+        cheapest(&dense, &a100(), workload(16), bounds)
+    };
+    let cost = |plan: &Plan| plan.dollars_per_million;
+    for bound in plans
+        .iter()
+        .map(|plan| plan.token_seconds)
+        .chain([f64::INFINITY])
+    {
+        let allowed = plans.iter().filter(|plan| plan.token_seconds <= bound);
+        let least = allowed.map(cost).fold(f64::INFINITY, f64::min);
+        let found = search(Some(bound)).unwrap();
+        assert!(
+            found.token_seconds <= bound && cost(&found) == least,
+            "{bound}: {found:?}"
+        );
+    }
+    let error = search(Some(1e-6)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "no layout of at most 16 ranks holds the model and its caches within 0.0 ms a token"
+    );
+}
+
+/// With one text, each further token of a draft reads experts that a step would not have read.
+#[test]
+fn drafts_pay_off_less_for_a_mixture_than_for_a_dense_model() {
+    let best = |name, layout| {
+        let found = speculate(&model(name), layout, &a100(), workload(1), 0.8, 0.05).unwrap();
+        assert_eq!(found[0].speedup, 1.0);
+        let speedups = found.iter().map(|speculation| speculation.speedup);
+        speedups.fold(0.0, f64::max)
+    };
+    let (mixture, dense) = (
+        best("gpt4.toml", layout(16, 8)),
+        best("dense-175b.toml", layout(2, 8)),
+    );
+    assert!(mixture > 1.0 && dense > mixture, "{mixture}, {dense}");
+}
+
+#[test]
+fn experts_that_are_visited() {
+    assert_eq!(expert_utilization(2, 16, 1.0), 0.125);
+    assert!((expert_utilization(2, 16, 2.0) - 0.234_375).abs() < 1e-12);
+    assert!(expert_utilization(2, 16, 64.0) > 0.9998);
+    assert_eq!(expert_utilization(4, 4, 1.0), 1.0);
+}

@@ -1,0 +1,138 @@
+//! `layout.json`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use firebox_console::durable::{self, FileError};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::LAYOUT_FILE;
+use crate::CheckpointError;
+use firebox_model::config::ModelConfig;
+use firebox_model::parallel::{RankLayout, are_stages};
+
+/// The version of the format.
+const VERSION: u32 = 1;
+
+/// SHA-256 of tensors or files by name, as 64 hexadecimal digits.
+pub(super) type Hashes = BTreeMap<String, String>;
+
+/// How a checkpoint is divided, and a hash of everything that it is divided into.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Manifest {
+    version: u32,
+    /// The ranks.
+    pub layout: RankLayout,
+    /// The first layer of each stage, and the one behind its last.
+    stages: Vec<[usize; 2]>,
+    /// The weights' files of the checkpoint, each of which has a header in `original`.
+    pub files: Vec<String>,
+    /// The files in `original`.
+    pub original: Hashes,
+    /// The tensors of each rank.
+    pub ranks: Vec<Hashes>,
+}
+
+impl Manifest {
+    /// That of ranks which are not written yet.
+    pub fn new(layout: RankLayout, stages: &[Range<usize>]) -> Self {
+        Self {
+            version: VERSION,
+            layout,
+            stages: stages
+                .iter()
+                .map(|stage| [stage.start, stage.end])
+                .collect(),
+            files: Vec::new(),
+            original: Hashes::new(),
+            ranks: Vec::new(),
+        }
+    }
+
+    /// The layers of each stage.
+    pub fn stages(&self) -> Vec<Range<usize>> {
+        self.stages.iter().map(|&[start, end]| start..end).collect()
+    }
+
+    /// Reads it from a folder.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing, damaged or of another version.
+    pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
+        let path = folder.join(LAYOUT_FILE);
+        if !path.exists() {
+            return Err(CheckpointError::NotSharded {
+                folder: folder.to_owned(),
+            });
+        }
+        let damaged = |reason: String| CheckpointError::Damaged {
+            path: path.clone(),
+            reason,
+        };
+        let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
+        let manifest: Self =
+            serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        match manifest.version {
+            VERSION => Ok(manifest),
+            version => Err(damaged(format!(
+                "it is of version {version}, and this build reads version {VERSION}"
+            ))),
+        }
+    }
+
+    /// Checks that it is one of this model.
+    ///
+    /// # Errors
+    ///
+    /// When it is not.
+    pub fn check(&self, folder: &Path, model: &ModelConfig) -> Result<(), CheckpointError> {
+        let damaged = |reason: String| CheckpointError::Damaged {
+            path: folder.join(LAYOUT_FILE),
+            reason,
+        };
+        let layout = self.layout;
+        layout
+            .check(model)
+            .map_err(|error| damaged(format!("{error}: config.json is of another model")))?;
+        if !are_stages(&self.stages(), layout.pipeline, model.layers.len()) {
+            return Err(damaged(format!(
+                "its stages {:?} do not divide the {} layers of config.json",
+                self.stages,
+                model.layers.len()
+            )));
+        }
+        if self.ranks.len() != layout.ranks() {
+            return Err(damaged(format!(
+                "it lists {} ranks, and the layout has {}",
+                self.ranks.len(),
+                layout.ranks()
+            )));
+        }
+        let plain = |name: &&String| Path::new(name).file_name() != Some(name.as_ref());
+        if let Some(name) = self.files.iter().chain(self.original.keys()).find(plain) {
+            return Err(damaged(format!("{name:?} is not a file name")));
+        }
+        Ok(())
+    }
+
+    /// Writes it into a folder.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<(), CheckpointError> {
+        let text = serde_json::to_string_pretty(self).expect("strings and integers") + "\n";
+        Ok(durable::write(&folder.join(LAYOUT_FILE), text)?)
+    }
+}
+
+/// The hash of some bytes.
+pub(super) fn hash(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
