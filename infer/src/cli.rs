@@ -151,35 +151,6 @@ struct ModelArgs {
     device: String,
 }
 
-/// How ranks divide the model.
-#[derive(Debug, Clone, Copy, Args)]
-#[command(next_help_heading = "Many ranks")]
-struct RankArgs {
-    /// Number of ranks that share the matrices of every layer: heads, widths of feed-forwards, vocabulary.
-    ///
-    /// Ranks are threads of this process, each with a part of the model; or, where the same command line is started by
-    /// `mpirun -n RANKS`, a process each. There are tensor × pipeline ranks.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
-    tensor: usize,
-    /// Number of pipeline stages, each with a run of layers; while a later stage is at some texts, the earlier ones are at
-    /// others.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
-    pipeline: usize,
-    /// Number of groups of tensor ranks that have whole experts; 1 is a part of every expert on every rank. Divides --tensor.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
-    expert: usize,
-}
-
-impl From<RankArgs> for RankLayout {
-    fn from(args: RankArgs) -> Self {
-        Self {
-            pipeline: args.pipeline,
-            tensor: args.tensor,
-            expert: args.expert,
-        }
-    }
-}
-
 /// The storage type of the weights, and the precision of products with them.
 #[derive(Debug, Clone, Copy, Args)]
 struct DtypeArgs {
@@ -209,14 +180,14 @@ impl ModelArgs {
             .at_precision(weights.precision)
     }
 
-    fn on_ranks(&self, weights: DtypeArgs, ranks: RankArgs, threads: Option<u16>) -> RankOptions {
+    fn on_ranks(&self, weights: DtypeArgs, ranks: LayoutArgs, threads: Option<u16>) -> RankOptions {
         RankOptions {
             checkpoint: self.source.checkpoint.clone(),
             accept: self.source.accept.clone(),
             device: self.device.clone(),
             dtype: weights.dtype,
             precision: weights.precision,
-            layout: ranks.into(),
+            layout: ranks.layout(),
             threads: threads.map(usize::from),
         }
     }
@@ -226,7 +197,7 @@ impl ModelArgs {
     fn with_engine(
         &self,
         weights: DtypeArgs,
-        ranks: RankArgs,
+        ranks: LayoutArgs,
         threads: Option<u16>,
         work: impl FnOnce(Opener) -> Result<(), InferError> + Send + 'static,
     ) -> Result<(), InferError> {

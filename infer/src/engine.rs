@@ -82,15 +82,16 @@ impl Engine {
         warn_of_accepted(&folder, &config.notes);
         let (eos_ids, notes) = (&config.eos_ids, &config.notes);
         let device = &options.device;
-        let mut engine = Self::new(folder, part.model, eos_ids, notes, device, options.dtype)?;
+        let (model, ranks) = (part.model, part.ranks);
+        let mut engine = Self::new(folder, model, eos_ids, notes, device, options.dtype)?;
         tracing::info!(
             "loaded {} ({} parameters) on {} ranks of {device}: {}",
             engine.folder.display(),
             Parameters::of(engine.model.config()).total(),
-            options.layout.ranks(),
-            options.layout,
+            ranks.layout().ranks(),
+            ranks.layout(),
         );
-        engine.ranks = Some(part.ranks);
+        engine.ranks = Some(ranks);
         Ok(engine)
     }
 

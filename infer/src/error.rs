@@ -249,7 +249,7 @@ pub enum InferError {
     #[error("cannot run a worker process: {0}")]
     Process(io::Error),
     /// The ranks cannot hold the model so.
-    #[error("--{0}")]
+    #[error(transparent)]
     Layout(#[from] LayoutError),
     /// There are more or fewer processes than ranks.
     #[error("MPI has started {processes} process(es), but {layout} are {} ranks", layout.ranks())]
@@ -257,6 +257,14 @@ pub enum InferError {
         /// Processes that were started.
         processes: usize,
         /// How ranks divide the model.
+        layout: RankLayout,
+    },
+    /// A checkpoint that is divided among other ranks.
+    #[error("{} is divided among {layout}", folder.display())]
+    Divided {
+        /// The folder.
+        folder: PathBuf,
+        /// How it is divided.
         layout: RankLayout,
     },
     /// Gradients on several ranks.
@@ -390,6 +398,9 @@ impl Advise for InferError {
             Self::Layout(error) => usage(&error.hint),
             Self::Processes { .. } => usage(
                 "start as many processes as ranks: mpirun -n N with N = tensor × pipeline, or without mpirun, with ranks as threads",
+            ),
+            Self::Divided { .. } => usage(
+                "omit --tensor, --pipeline and --expert; `cargo infer unshard` makes a checkpoint that can be divided otherwise",
             ),
             Self::GradientsOnRanks => usage("omit --tensor, --pipeline and --expert"),
             Self::Mpi(error) => error.advice(),

@@ -6,7 +6,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use firebox_checkpoint::{Accept, CheckpointConfig, checkpoint_folder, load_shard, read_config};
+use burn::tensor::Device;
+use firebox_checkpoint::sharded::ShardedCheckpoint;
+use firebox_checkpoint::{
+    Accept, CheckpointConfig, checkpoint_folder, load_rank, load_shard, read_config,
+};
 use firebox_comm::{Comm, Options, RunError, mpi, threads};
 use firebox_kernels::Precision;
 use firebox_kernels::dtype::WeightDtype;
@@ -15,6 +19,7 @@ use firebox_model::parallel::{RankLayout, Ranks, Shard, dismiss, serve};
 use firebox_runtime::device;
 
 use crate::InferError;
+use crate::engine::check_precision;
 
 /// How long a rank waits for another one in the middle of a step.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -22,7 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(300);
 /// A checkpoint, and the layout of the ranks that hold it together.
 #[derive(Debug, Clone)]
 pub struct RankOptions {
-    /// A checkpoint folder or a run folder.
+    /// A checkpoint folder, whole or divided among ranks, or a run folder.
     pub checkpoint: PathBuf,
     /// Fields of its config.json that are accepted although Firebox does not know them.
     pub accept: Vec<String>,
@@ -32,7 +37,7 @@ pub struct RankOptions {
     pub dtype: WeightDtype,
     /// That of products.
     pub precision: Precision,
-    /// How the ranks divide the model.
+    /// How the ranks divide the model; of a divided checkpoint [`RankLayout::ONE`] or its own.
     pub layout: RankLayout,
     /// Threads of all ranks of this process together; `None` for one per physical core.
     pub threads: Option<usize>,
@@ -50,7 +55,11 @@ pub struct Part {
 impl RankOptions {
     /// Whether the command runs on ranks: there are several, or a launcher has started this process as one.
     pub fn are_ranks(&self) -> bool {
-        self.layout != RankLayout::ONE || mpi::launched()
+        let is_divided = || {
+            let folder = checkpoint_folder(&self.checkpoint);
+            folder.is_ok_and(|folder| ShardedCheckpoint::is_one(&folder))
+        };
+        self.layout != RankLayout::ONE || mpi::launched() || is_divided()
     }
 
     /// Runs `command` on the first rank, with its part of the model, while the others do theirs. What it computes by
@@ -87,14 +96,12 @@ impl RankOptions {
         self,
         work: impl Fn(Part) -> Result<T, InferError> + Send + Sync + 'static,
     ) -> Result<T, InferError> {
-        let folder = checkpoint_folder(&self.checkpoint)?;
-        let config = read_config(&folder, Accept::Flag(&self.accept))?;
-        self.layout.check(&config.model)?;
-        crate::engine::check_precision(self.precision, &self.device)?;
+        let source = Source::open(&self)?;
+        let layout = source.layout;
+        check_precision(self.precision, &self.device)?;
         let threads = self.threads.unwrap_or_else(device::threads);
-        let layout = self.layout;
         let ranks = layout.ranks();
-        let body = move |comm: Arc<dyn Comm>| work(self.open(comm, &folder, &config)?);
+        let body = move |comm: Arc<dyn Comm>| work(self.open(comm, &source)?);
         if mpi::launched() {
             let world = mpi::World::start()?;
             if world.size() != ranks {
@@ -112,17 +119,12 @@ impl RankOptions {
     }
 
     /// This rank's part.
-    fn open(
-        &self,
-        comm: Arc<dyn Comm>,
-        folder: &std::path::Path,
-        config: &CheckpointConfig,
-    ) -> Result<Part, InferError> {
+    fn open(&self, comm: Arc<dyn Comm>, source: &Source) -> Result<Part, InferError> {
+        let folder = &source.folder;
         comm.doing(format_args!("reading its part of {}", folder.display()));
-        let ranks = Ranks::new(comm, self.layout)?;
-        let shard = Shard::new(&config.model, self.layout, ranks.world().rank())?;
+        let ranks = Ranks::new(comm, source.layout)?;
         let device = device::select(&self.device)?;
-        let model = load_shard(folder, config, &device, self.dtype, &shard)?;
+        let model = source.part(ranks.world().rank(), &device, self.dtype)?;
         let model = model.at_precision(self.precision);
         // Reading may take longer than any step.
         for other in 1..ranks.world().size() {
@@ -136,6 +138,57 @@ impl RankOptions {
         Ok(Part {
             model: model.among(ranks.tensor().clone()),
             ranks,
+        })
+    }
+}
+
+/// Where the weights are.
+#[derive(Debug)]
+struct Source {
+    folder: PathBuf,
+    config: CheckpointConfig,
+    layout: RankLayout,
+    /// If each rank has a folder of its own.
+    divided: Option<ShardedCheckpoint>,
+}
+
+impl Source {
+    fn open(options: &RankOptions) -> Result<Self, InferError> {
+        let folder = checkpoint_folder(&options.checkpoint)?;
+        let accept = Accept::Flag(&options.accept);
+        let divided = match ShardedCheckpoint::is_one(&folder) {
+            true => Some(ShardedCheckpoint::open(&folder, accept)?),
+            false => None,
+        };
+        let (config, layout) = match &divided {
+            Some(divided) => (divided.config().clone(), divided.layout()),
+            None => (read_config(&folder, accept)?, options.layout),
+        };
+        layout.check(&config.model)?;
+        if options.layout != layout && options.layout != RankLayout::ONE {
+            return Err(InferError::Divided { folder, layout });
+        }
+        Ok(Self {
+            folder,
+            config,
+            layout,
+            divided,
+        })
+    }
+
+    /// A rank's part of the model.
+    fn part(
+        &self,
+        rank: usize,
+        device: &Device,
+        dtype: WeightDtype,
+    ) -> Result<LanguageModel, InferError> {
+        Ok(match &self.divided {
+            Some(divided) => load_rank(divided, rank, device, dtype)?,
+            None => {
+                let shard = Shard::new(&self.config.model, self.layout, rank)?;
+                load_shard(&self.folder, &self.config, device, dtype, &shard)?
+            }
         })
     }
 }

@@ -65,6 +65,7 @@ fn values_of_every_checkpoint_are_those_of_one_rank() {
         let input = path.join("expected.safetensors");
         let alone = folder.path().join("alone");
         trace(&path, &[], "flex", &input, &alone, false).expect("a trace");
+        let mut worst = [0f32; 2];
         for layout in layouts(&path) {
             let among = folder.path().join("among");
             trace_on_ranks(on(&path, layout), &input, &among).expect("a trace");
@@ -73,8 +74,11 @@ fn values_of_every_checkpoint_are_those_of_one_rank() {
                 assert_eq!(fs::read(&among).unwrap(), fs::read(&alone).unwrap());
             }
             let (found, expected) = (Tensors::read(&among), Tensors::read(&alone));
-            assert_eq!(found.names(), expected.names(), "{case}, {layout}");
-            for name in expected.names() {
+            let [mut names, mut expected_names] = [found.names(), expected.names()];
+            names.sort();
+            expected_names.sort();
+            assert_eq!(names, expected_names, "{case}, {layout}");
+            for name in names {
                 if ["input_ids", "attention_mask"].contains(&name.as_str()) {
                     continue;
                 }
@@ -82,19 +86,25 @@ fn values_of_every_checkpoint_are_those_of_one_rank() {
                 let largest = expected.iter().fold(0f32, |a, b| a.max(b.abs()));
                 let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
                 let off = off.fold(0f32, f32::max) / largest;
+                let is_logits = name == "logits";
                 assert!(
-                    off <= ALLOWED,
+                    off <= if is_logits { LOGITS } else { OTHERS },
                     "{case}, {layout}: {name} is off by {off:.1e}"
                 );
+                let worst = &mut worst[usize::from(!is_logits)];
+                *worst = worst.max(off);
             }
             seen += usize::from(layout != RankLayout::ONE);
         }
+        println!("{case}: logits {:.1e}, others {:.1e}", worst[0], worst[1]);
     }
     assert!(seen >= 80, "{seen} layouts of checkpoints");
 }
 
-/// Of the largest value: some f32 roundings of 6e-8.
-const ALLOWED: f32 = 2e-6;
+/// Allowed differences as parts of the largest value: of logits, and of the other values, among which are those of residual
+/// streams before a norm. Both sides are some hundred f32 roundings of 6e-8 away from the exact values.
+const LOGITS: f32 = 2e-6;
+const OTHERS: f32 = 3e-6;
 
 struct Text(Vec<u32>);
 

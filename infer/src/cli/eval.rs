@@ -8,7 +8,7 @@ use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
 use firebox_model::evaluate::ROWS;
 
-use super::{DtypeArgs, ModelArgs, RankArgs, at_least_one, print_json};
+use super::{DtypeArgs, LayoutArgs, ModelArgs, at_least_one, print_json};
 use crate::InferError;
 use crate::engine::Engine;
 use crate::eval::{Text, default_context, evaluate};
@@ -28,7 +28,7 @@ pub(super) struct EvalArgs {
     #[command(flatten)]
     weights: DtypeArgs,
     #[command(flatten)]
-    ranks: RankArgs,
+    ranks: LayoutArgs,
     /// Text files; each file is one document, a file of JSON lines (.jsonl, .ndjson, or .json whose first line is an
     /// object) has one document per line.
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]

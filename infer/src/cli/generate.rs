@@ -9,7 +9,7 @@ use firebox_model::generate::DraftTokens;
 use firebox_model::sampling::Sampling;
 use firebox_runtime::control::Control;
 
-use super::{DtypeArgs, ModelArgs, Opener, RankArgs, at_least_one};
+use super::{DtypeArgs, LayoutArgs, ModelArgs, Opener, at_least_one};
 use crate::InferError;
 use crate::engine::Engine;
 use crate::generate::{
@@ -53,7 +53,7 @@ pub(super) struct GenerateArgs {
     #[command(flatten)]
     weights: DtypeArgs,
     #[command(flatten)]
-    ranks: RankArgs,
+    ranks: LayoutArgs,
     /// Text to continue; `-` reads it from standard input. An empty prompt starts a new document.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) prompt: Option<String>,

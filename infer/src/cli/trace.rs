@@ -8,7 +8,7 @@ use clap::Args;
 use firebox_kernels::Precision;
 use firebox_kernels::dtype::WeightDtype;
 
-use super::{CheckpointArgs, DtypeArgs, ModelArgs, RankArgs};
+use super::{CheckpointArgs, DtypeArgs, LayoutArgs, ModelArgs};
 use crate::InferError;
 use crate::trace::{trace, trace_on_ranks};
 
@@ -23,7 +23,7 @@ pub(super) struct TraceArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
     #[command(flatten)]
-    ranks: RankArgs,
+    ranks: LayoutArgs,
     /// Safetensors file with input_ids and, optionally, attention_mask.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,

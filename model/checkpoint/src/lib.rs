@@ -47,6 +47,7 @@ use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parallel::Shard;
+use sharded::ShardedCheckpoint;
 
 /// File name of the weights in a checkpoint folder.
 pub const MODEL_FILE: &str = "model.safetensors";
@@ -115,8 +116,30 @@ pub fn load_shard(
     shard: &Shard,
 ) -> Result<LanguageModel, CheckpointError> {
     let (model, family) = (&config.model, &config.family);
-    let mut source = CheckpointParameters::open_shard(folder, model, family, device, dtype, shard)?;
-    let mut model = LanguageModel::new(model, &mut source)?;
+    let source = CheckpointParameters::open_shard(folder, model, family, device, dtype, shard)?;
+    part_of(source, config)
+}
+
+/// Reads a rank's part of a checkpoint that is divided among ranks, from the rank's own folder.
+///
+/// # Errors
+///
+/// See [`load`]; and when there is no such rank.
+pub fn load_rank(
+    checkpoint: &ShardedCheckpoint,
+    rank: usize,
+    device: &Device,
+    dtype: WeightDtype,
+) -> Result<LanguageModel, CheckpointError> {
+    let source = checkpoint.parameters(rank, device, dtype)?;
+    part_of(source, checkpoint.config())
+}
+
+fn part_of(
+    mut source: CheckpointParameters,
+    config: &CheckpointConfig,
+) -> Result<LanguageModel, CheckpointError> {
+    let mut model = LanguageModel::new(&config.model, &mut source)?;
     model.set_router_bias(&source.router_bias()?);
     Ok(model)
 }

@@ -7,6 +7,10 @@
 //!
 //! A [`ParameterSource`](crate::parameters::ParameterSource) with a shard gives each module its part: modules ask for whole
 //! parameters, and take the sizes that they compute with from what they get.
+//!
+//! At work, a rank is tied to the others by [`Ranks`]. The first one has the model as a
+//! [`Network`](crate::network::Network), the [`Driver`]; the others [`serve`]. A message that fails ends a rank's work by a
+//! panic that prints nothing ([`TensorGroup`]), which whoever started the rank catches.
 
 mod cross_entropy;
 mod driver;
