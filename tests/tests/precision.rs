@@ -10,6 +10,7 @@ use firebox_model::config::ModelConfig;
 use firebox_model::decode::Piece;
 use firebox_model::evaluate::evaluate;
 use firebox_model::language_model::{LanguageModel, token_tensor};
+use firebox_model::network::Local;
 use firebox_model::parameters::{VisitParameter, visit};
 use firebox_runtime::device::is_host;
 use firebox_runtime::on_every_device;

@@ -247,14 +247,13 @@ impl<N: Network + ?Sized> Batch<'_, N> {
                 let alike = text.alike(of.as_ref()?) / block * block;
                 Some((alike, alike.min(cached[other]), other))
             });
+            let is_own = place % self.groups == group;
             match alike.max() {
-                Some((alike, read, other)) if alike > 0 && read == alike => {
-                    if place % self.groups == group {
-                        self.network.fork(other, alike, place);
-                        self.statistics.shared += alike;
-                    }
+                Some((alike, read, other)) if is_own && alike > 0 && read == alike => {
+                    self.network.fork(other, alike, place);
+                    self.statistics.shared += alike;
                 }
-                Some((alike, ..)) => waits[place] = alike > 0,
+                Some((alike, read, _)) => waits[place] = read < alike,
                 None => {}
             }
         }
