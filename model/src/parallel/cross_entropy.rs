@@ -69,16 +69,14 @@ fn surprise(terms: impl Iterator<Item = Terms> + Clone) -> f64 {
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Device, TensorData};
+    use firebox_runtime::device::{default_name, select};
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{values, wave};
 
     use super::*;
     use crate::loss;
 
-    on_every_device!(
-        parts_of_the_vocabulary_give_the_loss_of_the_whole,
-        what_is_not_finite_on_one_rank_is_told_by_all,
-    );
+    on_every_device!(parts_of_the_vocabulary_give_the_loss_of_the_whole);
 
     /// What other ranks say stands ready.
     struct Said(Vec<Vec<Terms>>);
@@ -128,7 +126,10 @@ mod tests {
         }
     }
 
-    fn what_is_not_finite_on_one_rank_is_told_by_all(device: Device) {
+    /// On the CPU: languages for GPUs leave open what becomes of a NaN.
+    #[test]
+    fn what_is_not_finite_on_one_rank_is_told_by_all() {
+        let device = select(default_name()).unwrap();
         let with = |value: f32, place: usize| {
             let mut logits = vec![0.5f32; 12];
             logits[place] = value;

@@ -17,7 +17,12 @@ use crate::precision::Precision;
 /// - `x`: `[tokens, d_model]`
 /// - output: `[rows, d_model]`
 pub fn dispatch(x: Tensor<2>, plan: &DispatchPlan) -> Tensor<2> {
-    let rows = indices(&plan.to_host().token_of_row, &x.device());
+    let plan = plan.to_host();
+    if plan.token_of_row.is_empty() {
+        // Some backends refuse to select nothing.
+        return Tensor::empty([0, x.dims()[1]], &x.device());
+    }
+    let rows = indices(&plan.token_of_row, &x.device());
     x.select(0, rows)
 }
 
@@ -70,8 +75,8 @@ pub fn combine(rows: Tensor<2>, weights: Tensor<2>, plan: &DispatchPlan) -> Tens
     let [tokens, top_k] = weights.dims();
     let device = rows.device();
     let plan = plan.to_host();
-    if tokens == 0 {
-        return Tensor::zeros([0, d_model], &device);
+    if tokens == 0 || count == 0 {
+        return Tensor::zeros([tokens, d_model], &device);
     }
     let (rows, places) = match plan.row_of_assignment.contains(&ELSEWHERE) {
         false => (rows, plan.row_of_assignment.clone()),
