@@ -24,7 +24,7 @@ pub(crate) enum Files<'a> {
     OfRank(&'a Shard),
 }
 
-/// Where everything is that is wanted of a folder.
+/// Which tensors of a folder to read, and into which parameters.
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// By path; those that the rank has, where a rank reads.

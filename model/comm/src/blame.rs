@@ -1,12 +1,12 @@
-//! Which rank is at the root of a wait that is in vain.
+//! Which rank is to blame when another has waited for it until the deadline.
 
 use std::time::Duration;
 
 use crate::{Cause, Operation};
 
-/// Who is to blame, and for what, when a rank has waited in an operation for another until the deadline. The other
-/// is not, where it waits itself: then it is the rank at the end of this chain, or the chain where it has no end.
-/// `waits` says in which operation a rank waits, and for whom.
+/// The rank to blame, and the cause, when `waiter` has waited in an operation for `other` until the deadline. If `other` is
+/// waiting too, the chain of waiting ranks is followed: the rank at its end is to blame, and a chain that closes is a
+/// deadlock. `waits` gives the operation that a rank is waiting in, and for whom.
 pub(crate) fn late(
     (operation, waiter, other): (Operation, usize, usize),
     deadline: Duration,

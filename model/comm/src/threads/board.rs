@@ -80,7 +80,7 @@ impl Board {
         first
     }
 
-    /// A rank has ended as it should. Whoever waits for it would wait in vain.
+    /// Notes that a rank has finished. It sends no more messages, so ranks that wait for one fail.
     pub(super) fn end(&self, rank: usize) {
         lock(&self.ranks[rank]).ended = true;
         self.wake();
