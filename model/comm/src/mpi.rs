@@ -44,12 +44,31 @@ pub use absent::World;
 #[cfg(feature = "mpi")]
 pub use world::World;
 
-/// What launchers tell a process of its place: Open MPI and PMIx, MPICH and Slurm's PMI.
-const LAUNCHERS: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"];
+/// The number of processes, as launchers tell it: Open MPI, MPICH and Slurm's PMI, and a step of a Slurm job.
+const SIZES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
 
-/// Whether this process was started as a rank by an MPI launcher. Which rank, only MPI says: see [`World::start`].
+/// The place of a process among them, as launchers tell it.
+const RANKS: [&str; 2] = ["PMIX_RANK", "PMI_RANK"];
+
+/// Whether an MPI launcher has started this process as one of several. Which rank it is, only MPI says: see
+/// [`World::start`]. A process that is alone, as in a Slurm job of one task, is no rank and needs no MPI.
 pub fn launched() -> bool {
-    LAUNCHERS.iter().any(|name| env::var_os(name).is_some())
+    launched_with(|name| env::var(name).ok())
+}
+
+fn launched_with(variable: impl Fn(&str) -> Option<String>) -> bool {
+    if !RANKS
+        .iter()
+        .chain(&SIZES[..1])
+        .any(|name| variable(name).is_some())
+    {
+        return false;
+    }
+    let mut sizes = SIZES
+        .iter()
+        .filter_map(|name| variable(name)?.parse::<usize>().ok());
+    // A launcher that does not tell the size is asked through MPI.
+    sizes.next().is_none_or(|size| size > 1)
 }
 
 /// MPI cannot be used.
@@ -78,5 +97,41 @@ impl Advise for MpiError {
             Self::Started => Advice::FAILURE,
             Self::Threads => Advice::FAILURE.hint("use an MPI that was built with support for threads"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::launched_with;
+
+    #[test]
+    fn a_process_that_is_alone_is_no_rank() {
+        let launched = |variables: &[(&str, &str)]| {
+            launched_with(|name| {
+                let found = variables.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert!(!launched(&[]));
+        assert!(launched(&[
+            ("OMPI_COMM_WORLD_SIZE", "2"),
+            ("PMIX_RANK", "0")
+        ]));
+        assert!(!launched(&[
+            ("OMPI_COMM_WORLD_SIZE", "1"),
+            ("PMIX_RANK", "0")
+        ]));
+        assert!(launched(&[("PMI_RANK", "1"), ("PMI_SIZE", "4")]));
+        // Slurm tells every task of a job its number; without PMI they are no ranks.
+        assert!(!launched(&[("SLURM_STEP_NUM_TASKS", "4")]));
+        assert!(launched(&[
+            ("PMI_RANK", "0"),
+            ("SLURM_STEP_NUM_TASKS", "4")
+        ]));
+        assert!(!launched(&[
+            ("PMI_RANK", "0"),
+            ("SLURM_STEP_NUM_TASKS", "1")
+        ]));
+        assert!(launched(&[("PMIX_RANK", "0")]));
     }
 }
