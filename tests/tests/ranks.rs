@@ -8,7 +8,7 @@ use firebox_infer::ranks::{Part, RankOptions};
 use firebox_infer::trace::{trace, trace_on_ranks};
 use firebox_kernels::Precision;
 use firebox_kernels::dtype::WeightDtype;
-use firebox_model::generate::{End, Ended, Options, Receiver, Request, generate_all};
+use firebox_model::generate::{End, Ended, Options, Receiver, Request, Token, generate_all};
 use firebox_model::network::{Local, Network};
 use firebox_model::parallel::{Driver, RankLayout};
 use firebox_model::sampling::Sampling;
@@ -109,8 +109,8 @@ const OTHERS: f32 = 3e-6;
 struct Text(Vec<u32>);
 
 impl Receiver for Text {
-    fn token(&mut self, _: usize, id: u32) -> bool {
-        self.0.push(id);
+    fn token(&mut self, _: usize, token: Token) -> bool {
+        self.0.push(token.id);
         true
     }
 
@@ -121,11 +121,7 @@ impl Receiver for Text {
 
 fn text(network: &mut impl Network, prompt: &[u32], sampling: Sampling) -> Vec<u32> {
     let mut text = Text(Vec::new());
-    let request = Request {
-        prompt: prompt.to_vec(),
-        count: 16,
-        sampling,
-    };
+    let request = Request::new(prompt.to_vec(), 16, sampling);
     generate_all(network, [request], &Options::new(&[]), &mut text);
     text.0
 }

@@ -136,6 +136,7 @@ impl From<SamplingArgs> for Sampling {
             top_p: args.top_p,
             min_p: args.min_p,
             seed: args.seed,
+            choice: 0,
         }
     }
 }

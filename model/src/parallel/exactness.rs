@@ -11,7 +11,7 @@ use crate::batch::Sequence;
 use crate::config::{ModelConfig, QkNorm};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::generate::{
-    self, Draft, DraftTokens, Ended, Receiver, Request, Statistics, generate_all,
+    self, Draft, DraftTokens, Ended, Receiver, Request, Statistics, Token, generate_all,
 };
 use crate::language_model::{LanguageModel, Trace};
 use crate::network::{Local, Network, PaddedRows};
@@ -180,8 +180,8 @@ fn losses_and_router_health_are_those_of_one_rank() {
 struct Texts(Vec<Vec<u32>>);
 
 impl Receiver for Texts {
-    fn token(&mut self, text: usize, id: u32) -> bool {
-        self.0[text].push(id);
+    fn token(&mut self, text: usize, token: Token) -> bool {
+        self.0[text].push(token.id);
         true
     }
 
@@ -190,19 +190,21 @@ impl Receiver for Texts {
 
 /// Some beginnings are alike, and some texts exceed the context.
 fn requests() -> Vec<Request> {
-    let request = |number: usize| Request {
-        prompt: text(3, [3, 20, 1, 24, 7][number % 5], 37).remove(number % 3),
-        count: 9 + 5 * (number % 4),
-        sampling: Sampling {
-            temperature: [0.0, 0.7, 1.3][number % 3],
-            seed: number as u64,
-            top_k: [0, 0, 9][number % 3],
-            top_p: [1.0, 0.9][number % 2],
-            min_p: [0.0, 0.0, 0.0, 0.02][number % 4],
-            repetition_penalty: [1.0, 1.0, 1.2][number % 3],
-            frequency_penalty: [0.0, 0.1][number % 2],
-            ..Sampling::default()
-        },
+    let request = |number: usize| {
+        Request::new(
+            text(3, [3, 20, 1, 24, 7][number % 5], 37).remove(number % 3),
+            9 + 5 * (number % 4),
+            Sampling {
+                temperature: [0.0, 0.7, 1.3][number % 3],
+                seed: number as u64,
+                top_k: [0, 0, 9][number % 3],
+                top_p: [1.0, 0.9][number % 2],
+                min_p: [0.0, 0.0, 0.0, 0.02][number % 4],
+                repetition_penalty: [1.0, 1.0, 1.2][number % 3],
+                frequency_penalty: [0.0, 0.1][number % 2],
+                ..Sampling::default()
+            },
+        )
     };
     (0..9).map(request).collect()
 }

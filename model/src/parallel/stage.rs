@@ -12,11 +12,12 @@ use crate::decode::{Decoded, Piece};
 use crate::language_model::{Entry, LanguageModel};
 use crate::layout::Placement;
 use crate::moe::Routing;
+use crate::moe::loads::ExpertLoads;
 use crate::moe::stats::HealthSums;
-use crate::network::{self, PaddedRows};
+use crate::network::{self, PaddedRows, Session};
 use crate::observer::{Observer, ResidualStream, Unobserved};
 use crate::parts::{LayerPart, Part};
-use crate::sampling::{Draws, Memory};
+use crate::sampling::{Asked, Memory};
 
 /// One rank's part of a model, with what it keeps between steps.
 #[derive(Debug)]
@@ -24,7 +25,9 @@ pub(super) struct Stage<'a> {
     pub model: &'a LanguageModel,
     pub ranks: &'a Ranks,
     pub cache: KeyValueCache,
+    session: Session,
     memory: Memory,
+    loads: Vec<ExpertLoads>,
 }
 
 /// The worker loop of every rank but rank 0: runs its part of each step until there are no more.
@@ -99,24 +102,33 @@ fn received(model: &LanguageModel, ranks: &Ranks) -> Entry {
 
 impl<'a> Stage<'a> {
     pub fn new(model: &'a LanguageModel, ranks: &'a Ranks) -> Self {
+        let session = Session::new(0);
         Self {
             model,
             ranks,
-            cache: network::cache(model, 0),
+            cache: session.cache(model),
+            session,
             memory: Memory::default(),
+            loads: Vec::new(),
         }
     }
 
     /// Does this rank's part of a step. Returns the reply of the stage on its first tensor rank, if there is one.
     pub fn run(&mut self, step: &Step) -> Option<Reply> {
         match step {
-            Step::Begin { sequences } => {
-                self.cache = network::cache(self.model, *sequences);
+            Step::Begin(session) => {
+                self.session = *session;
+                self.cache = session.cache(self.model);
+                self.loads.clear();
                 None
             }
             Step::Decode { edits, parts } => {
                 edits.iter().for_each(|&edit| self.edit(edit));
                 self.decode(parts)
+            }
+            Step::ExpertLoads => {
+                let loads = std::mem::take(&mut self.loads);
+                self.replies().then_some(Reply::ExpertLoads(loads))
             }
             Step::Batch(sequences) => self.batch(sequences),
             Step::Trace { ids, valid, length } => self.trace(PaddedRows {
@@ -141,24 +153,22 @@ impl<'a> Stage<'a> {
             true => self.model.entry(&pieces),
             false => received(self.model, self.ranks),
         };
-        let logits = match self.model.decode_stage(entry, &pieces, &mut self.cache) {
+        let (decoded, routing) = self.model.decode_stage(entry, &pieces, &mut self.cache);
+        // All tensor ranks of a stage have the same routing.
+        if self.session.counts_experts && self.replies() {
+            ExpertLoads::add(&mut self.loads, &routing);
+        }
+        let logits = match decoded {
             Decoded::Stream(stream) => {
                 self.ranks.send_stream(stream);
                 return None;
             }
             Decoded::Logits(logits) => network::host(logits),
         };
-        let texts: Vec<Draws> = parts.iter().filter_map(|part| part.draws.clone()).collect();
-        if texts.is_empty() {
-            return self.replies().then(|| Reply::Drawn(Vec::new()));
-        }
+        let asked: Vec<Asked> = parts.iter().map(|part| part.asked.clone()).collect();
         let exchange = &mut self.ranks.tensor().clone();
         let first = self.first_token() as u32;
-        let memory = &mut self.memory;
-        let drawn = match exchange.size() {
-            1 => Draws::of_each(&texts, &logits, memory),
-            _ => Draws::from_parts(&texts, &logits, first, memory, exchange),
-        };
+        let drawn = Asked::answer(&asked, &logits, first, &mut self.memory, exchange);
         self.replies().then_some(Reply::Drawn(drawn))
     }
 
