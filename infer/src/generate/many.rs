@@ -288,10 +288,7 @@ impl<W, S> Many<'_, W, S> {
     /// The text of tokens that follow a prompt. Some decoders need the tokens before the first one: they drop a space at
     /// the start of a text.
     fn text(&self, prompt: &[u32], tokens: &[u32]) -> String {
-        let mut decoder = self.engine.tokenizer.stream();
-        for &id in prompt {
-            decoder.push(id);
-        }
+        let mut decoder = self.engine.tokenizer.stream().after(prompt);
         let mut text: String = tokens.iter().filter_map(|&id| decoder.push(id)).collect();
         text.push_str(&decoder.finish().unwrap_or_default());
         text

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use firebox_model::generate::{self, Ended, Receiver, Statistics, Token};
 use firebox_model::sampling::Sampling;
-use firebox_text::StreamDecoder;
+use firebox_text::{StreamDecoder, Tokenizer};
 
 use crate::InferError;
 use crate::engine::Engine;
@@ -64,10 +64,7 @@ pub fn generate(
         );
     }
     // The decoder needs the tokens before the first new one: some decoders drop a space at the start of a text.
-    let mut decoder = engine.tokenizer.stream();
-    for &id in &prompt {
-        decoder.push(id);
-    }
+    let decoder = engine.tokenizer.stream().after(&prompt);
 
     let mut only = Only {
         written: show(output, &request.prompt),
@@ -107,7 +104,7 @@ pub fn generate(
 struct Only<'a, W, S> {
     written: io::Result<()>,
     output: &'a mut W,
-    decoder: StreamDecoder<'a>,
+    decoder: StreamDecoder<&'a Tokenizer>,
     stopped: S,
     cut: Option<usize>,
 }
@@ -137,7 +134,6 @@ mod tests {
     use firebox_kernels::dtype::WeightDtype;
     use firebox_runtime::device;
     use firebox_text::TOKENIZER_FILE;
-    use firebox_text::Tokenizer;
 
     use super::*;
     use crate::testing::{TinyCheckpoint, tiny_config};

@@ -8,11 +8,13 @@
 
 mod bos;
 mod byte_level;
+mod config;
 mod cuts;
 mod encode;
 mod error;
 mod folder;
 mod special;
+mod spelling;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -24,14 +26,16 @@ use std::sync::Arc;
 
 use aho_corasick::AhoCorasick;
 use firebox_console::durable::{self, FileError};
+use tokenizers::AddedToken;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::BpeTrainer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, DecoderWrapper};
 
 use cuts::Cuts;
 use folder::Companions;
+use spelling::Spelling;
 
+pub use config::TokenizerConfig;
 pub use error::TokenizerError;
 pub use stream::StreamDecoder;
 
@@ -60,6 +64,8 @@ pub struct Tokenizer {
     eos_ids: Vec<u32>,
     /// Number of UTF-8 bytes of each id.
     bytes: Vec<u32>,
+    /// How its decoder makes text of tokens.
+    spelling: Spelling,
     /// Whether ids 0–255 are the bytes themselves and no other id occurs in text.
     identity: bool,
     /// Where texts can be cut without changing their tokens.
@@ -235,6 +241,7 @@ impl Tokenizer {
             json: json.into(),
             companions: Companions::default(),
             bytes: byte_counts(&inner, vocab_size),
+            spelling: Spelling::of(inner.get_decoder()),
             identity: byte_level::is_identity(&inner),
             cuts: Cuts::of(&inner),
             special: special::spelling(&inner),
@@ -331,7 +338,12 @@ impl Tokenizer {
     /// Text of token ids. Special tokens and ids that are not in the vocabulary are omitted; invalid
     /// UTF-8 becomes U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
-        self.inner.decode(ids, true).unwrap_or_else(|_| {
+        self.decode_with(ids, false)
+    }
+
+    /// The same as [`decode`](Self::decode); with `special_tokens`, they are shown.
+    pub fn decode_with(&self, ids: &[u32], special_tokens: bool) -> String {
+        self.inner.decode(ids, !special_tokens).unwrap_or_else(|_| {
             // The decoder does not accept these tokens: show their own text.
             ids.iter()
                 .filter_map(|&id| self.inner.id_to_token(id))
@@ -362,8 +374,8 @@ impl Tokenizer {
     }
 
     /// A decoder that takes one token after the other, for streaming.
-    pub fn stream(&self) -> StreamDecoder<'_> {
-        StreamDecoder::new(self)
+    pub fn stream(&self) -> StreamDecoder<&Self> {
+        StreamDecoder::new(self, false)
     }
 }
 
@@ -411,7 +423,7 @@ fn id_of(inner: &tokenizers::Tokenizer, token: &str) -> Result<u32, TokenizerErr
 /// Number of UTF-8 bytes of every id's text.
 fn byte_counts(inner: &tokenizers::Tokenizer, vocab_size: usize) -> Vec<u32> {
     let added = inner.get_added_tokens_decoder();
-    let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+    let spelling = Spelling::of(inner.get_decoder());
     let bytes = |id: u32| {
         if let Some(token) = added.get(&id) {
             return if token.special {
@@ -423,19 +435,7 @@ fn byte_counts(inner: &tokenizers::Tokenizer, vocab_size: usize) -> Vec<u32> {
         let Some(token) = inner.id_to_token(id) else {
             return 0;
         };
-        if byte_level {
-            // One character per byte.
-            return token.chars().count();
-        }
-        if token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') {
-            // SentencePiece's fallback for a byte without a token.
-            return 1;
-        }
-        // SentencePiece writes a space as U+2581.
-        token
-            .chars()
-            .map(|c| if c == '\u{2581}' { 1 } else { c.len_utf8() })
-            .sum()
+        spelling.all_bytes(&token).len()
     };
     (0..vocab_size as u32).map(|id| bytes(id) as u32).collect()
 }

@@ -22,6 +22,19 @@ pub(super) fn characters() -> [char; 256] {
     })
 }
 
+/// The byte that a character represents, if it does.
+pub(super) fn byte(c: char) -> Option<u8> {
+    let byte = match u32::from(c) {
+        printable @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => printable,
+        // Bytes 00 to 20, 7F to A0, and AD.
+        mapped @ 0x100..=0x120 => mapped - 0x100,
+        mapped @ 0x121..=0x142 => mapped - 0x121 + 0x7F,
+        0x143 => 0xAD,
+        _ => return None,
+    };
+    u8::try_from(byte).ok()
+}
+
 /// No merges and no splitting: id = byte, and EOS is 256.
 pub(super) fn identity_json() -> String {
     let vocabulary: Map<String, Value> = characters()
@@ -89,4 +102,18 @@ fn pre_tokenizer_is(inner: &tokenizers::Tokenizer, expected: Value) -> bool {
         .get_pre_tokenizer()
         .and_then(|own| serde_json::to_value(own).ok())
         == Some(expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_represent_bytes_and_bytes_characters() {
+        for (value, c) in (0..=255).zip(characters()) {
+            assert_eq!(byte(c), Some(value));
+        }
+        let represents = ('\0'..=char::MAX).filter(|&c| byte(c).is_some());
+        assert_eq!(represents.count(), 256);
+    }
 }

@@ -25,6 +25,14 @@ pub enum TokenizerError {
         /// The parser's message.
         message: String,
     },
+    /// A file beside the `tokenizer.json` is not what its name says.
+    #[error("{file}: {message}")]
+    Companion {
+        /// The file's name.
+        file: &'static str,
+        /// What is wrong.
+        message: String,
+    },
     /// The given EOS token does not exist.
     #[error(
         "{} has no token {token:?}, which is configured as the end-of-text token",
@@ -104,6 +112,9 @@ impl Advise for TokenizerError {
             }
             Self::UnknownBos { .. } => {
                 "every id under post_processor must be in added_tokens or in the model's vocabulary"
+            }
+            Self::Companion { .. } => {
+                "copy the file again from where the checkpoint comes from, or remove it"
             }
             Self::Parse { .. } => "use the tokenizer.json of a Hugging Face fast tokenizer",
             Self::Encode { message, .. } if message.contains(RETRY_LIMIT) => {

@@ -14,9 +14,9 @@ use super::TOKENIZER_FILE;
 use super::{Tokenizer, TokenizerError, read};
 
 /// Names the tokenizer's class and its special tokens.
-const CONFIG: &str = "tokenizer_config.json";
+pub(super) const CONFIG: &str = "tokenizer_config.json";
 /// Names the special tokens alone.
-const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+pub(super) const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 
 /// The files that Hugging Face stores next to a `tokenizer.json`.
 const COMPANIONS: [&str; 9] = [
@@ -38,15 +38,18 @@ const COMPANIONS: [&str; 9] = [
 pub(super) struct Companions(Arc<[(&'static str, Vec<u8>)]>);
 
 impl Companions {
+    /// The content of a file, if it is there.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        let (_, content) = self.0.iter().find(|(own, _)| *own == name)?;
+        Some(content)
+    }
+
     /// The token that ends a text, as tokenizer_config.json or special_tokens_map.json name it; either spells a token as
     /// its text or as an object with its text.
     pub fn eos_token(&self) -> Option<String> {
         [CONFIG, SPECIAL_TOKENS].into_iter().find_map(|file| {
-            let (_, content) = self.0.iter().find(|(name, _)| *name == file)?;
-            let value: Value = serde_json::from_slice(content).ok()?;
-            let token = &value["eos_token"];
-            let text = token.as_str().or_else(|| token["content"].as_str());
-            text.map(str::to_owned)
+            let value: Value = serde_json::from_slice(self.get(file)?).ok()?;
+            token_text(&value["eos_token"])
         })
     }
 
@@ -60,6 +63,12 @@ impl Companions {
             .map(|(name, path)| Ok((name, read(&path)?)));
         Ok(Self(files.collect::<Result<_, TokenizerError>>()?))
     }
+}
+
+/// The text of a token, which is spelled as that or as an object with it.
+pub(super) fn token_text(token: &Value) -> Option<String> {
+    let text = token.as_str().or_else(|| token["content"].as_str());
+    text.map(str::to_owned)
 }
 
 impl Tokenizer {
@@ -79,7 +88,7 @@ impl Tokenizer {
         for (name, content) in &*self.companions.0 {
             write(name, content)?;
         }
-        if self.companions.0.iter().all(|&(name, _)| name != CONFIG) {
+        if self.companions.get(CONFIG).is_none() {
             write(CONFIG, self.config_json(context).as_bytes())?;
         }
         Ok(())
@@ -87,7 +96,7 @@ impl Tokenizer {
 
     /// A `tokenizer_config.json` that names the BOS and EOS tokens and leaves everything else to
     /// `tokenizer.json`.
-    fn config_json(&self, context: usize) -> String {
+    pub(super) fn config_json(&self, context: usize) -> String {
         let token = |id| self.inner.id_to_token(id);
         let mut config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",

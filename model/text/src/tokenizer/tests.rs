@@ -316,19 +316,25 @@ fn a_bos_id_without_a_token_is_an_error() {
     assert!(error.to_string().contains("invalid utf-8"), "{error}");
 }
 
-#[test]
-fn bytes_of_a_sentencepiece_like_vocabulary() {
+/// Bytes as tokens, a space as `▁`, and no space at the start of a text.
+fn sentencepiece_like() -> Tokenizer {
     let json = r#"{
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
         "post_processor": null,
         "added_tokens": [{"id": 0, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
                           "normalized": false, "special": true}],
         "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
         "model": {"type": "BPE", "byte_fallback": true, "merges": [],
-                  "vocab": {"</s>": 0, "<0xC3>": 1, "<0xA9>": 2, "▁": 3, "ü": 4}}
+                  "vocab": {"</s>": 0, "<0xC3>": 1, "<0xA9>": 2, "▁": 3, "ü": 4, "▁a": 5}}
     }"#;
-    let tokenizer = Tokenizer::from_bytes(json.as_bytes(), "</s>").unwrap();
+    Tokenizer::from_bytes(json.as_bytes(), "</s>").unwrap()
+}
+
+#[test]
+fn bytes_of_a_sentencepiece_like_vocabulary() {
+    let tokenizer = sentencepiece_like();
     assert_eq!(tokenizer.bytes_of(&[1, 2, 3, 4, 0]), 2 + 1 + 2);
     assert_eq!(tokenizer.decode(&[1, 2, 3, 4, 0]), "é ü");
     let mut stream = tokenizer.stream();
@@ -337,6 +343,51 @@ fn bytes_of_a_sentencepiece_like_vocabulary() {
         [None, Some("é".into()), Some(" ".into()), Some("ü".into())]
     );
     assert_eq!(stream.finish(), None);
+}
+
+#[test]
+fn tokens_alone_show_their_bytes() {
+    let tokenizer = sentencepiece_like();
+    let texts = [0, 1, 4, 5, 6].map(|id| tokenizer.token_text(id));
+    assert_eq!(texts, ["</s>", "\u{FFFD}", "ü", " a", ""]);
+    assert_eq!(tokenizer.token_bytes(1), [0xC3]);
+    let bytes = Tokenizer::bytes();
+    let texts = [97, 0xC3, 32, 256, 257].map(|id| bytes.token_text(id));
+    assert_eq!(texts, ["a", "\u{FFFD}", " ", "<|endoftext|>", ""]);
+    assert_eq!(bytes.token_bytes(0xC3), [0xC3]);
+}
+
+#[test]
+fn special_tokens_are_shown_on_request() {
+    let tokenizer = Tokenizer::bytes();
+    let shown = |special_tokens| {
+        let mut stream = StreamDecoder::new(&tokenizer, special_tokens);
+        let mut text: String = [97, 256, 98]
+            .iter()
+            .filter_map(|&id| stream.push(id))
+            .collect();
+        text.extend(stream.finish());
+        assert_eq!(text, tokenizer.decode_with(&[97, 256, 98], special_tokens));
+        text
+    };
+    assert_eq!(shown(false), "ab");
+    assert_eq!(shown(true), "a<|endoftext|>b");
+}
+
+#[test]
+fn a_stream_after_a_prompt_goes_on_with_its_last_character() {
+    let tokenizer = Tokenizer::bytes();
+    let ids = tokenizer.encode("Tür \u{1F525}").unwrap();
+    let (last, prompt) = ids.split_last().unwrap();
+    let mut stream = tokenizer.stream().after(prompt);
+    assert_eq!(stream.push(*last), Some("\u{1F525}".to_owned()));
+    // A space at the start of what follows is not at the start of the text.
+    let tokenizer = sentencepiece_like();
+    assert_eq!(tokenizer.stream().push(5), Some("a".to_owned()));
+    assert_eq!(
+        tokenizer.stream().after(&[4]).push(5),
+        Some(" a".to_owned())
+    );
 }
 
 proptest! {
@@ -368,6 +419,19 @@ proptest! {
         let mut text: String = ids.iter().filter_map(|&id| stream.push(id)).collect();
         text.extend(stream.finish());
         prop_assert_eq!(text, tokenizer.decode(&ids));
+    }
+
+    #[test]
+    fn streaming_shows_what_decoding_shows_where_characters_are_whole(
+        parts in prop::collection::vec(prop::sample::select(vec![&[1u32, 2][..], &[3], &[4], &[5], &[0], &[6]]), 0..20),
+        special_tokens in any::<bool>(),
+    ) {
+        let tokenizer = sentencepiece_like();
+        let ids = parts.concat();
+        let mut stream = StreamDecoder::new(&tokenizer, special_tokens);
+        let mut text: String = ids.iter().filter_map(|&id| stream.push(id)).collect();
+        text.extend(stream.finish());
+        prop_assert_eq!(text, tokenizer.decode_with(&ids, special_tokens));
     }
 
     #[test]

@@ -1,0 +1,153 @@
+//! The body of `/v1/chat/completions`.
+
+use super::body::Body;
+use super::field::{Field, Kind};
+use super::generation::{self, Generation, LIKELIEST};
+use crate::error::ApiError;
+
+/// What messages may be.
+const ALLOWED: &str = "a list of messages with role and content";
+/// What the content of a message may be.
+const CONTENT: &str = "a text or a list of parts of type \"text\"";
+
+const FIELDS: &[&str] = &[
+    "messages",
+    "max_completion_tokens",
+    "logprobs",
+    "top_logprobs",
+];
+
+/// A request for the next message of a chat.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChatRequest {
+    /// How texts are generated; its `max_tokens` is that of `max_completion_tokens`, where there is one.
+    pub generation: Generation,
+    /// At least one.
+    pub messages: Vec<Message>,
+    /// How many of the likeliest tokens to name with log-probabilities, if those are wanted.
+    pub logprobs: Option<usize>,
+}
+
+/// What somebody has said.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Message {
+    /// Who: `system`, `user`, `assistant`, or what else the template knows.
+    pub role: String,
+    /// What; the parts of a list are joined by line ends.
+    pub content: String,
+}
+
+impl ChatRequest {
+    /// Reads a body.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong with it.
+    pub fn read(body: &Body<'_>) -> Result<Self, ApiError> {
+        let messages = body.field("messages").ok_or_else(|| ApiError::Missing {
+            param: "messages".to_owned(),
+            allowed: ALLOWED,
+        })?;
+        let mut generation = Generation::read(body, 1)?;
+        let newer = body.optional("max_completion_tokens", |field| field.count(1..=usize::MAX))?;
+        generation.max_tokens = newer.or(generation.max_tokens);
+        Ok(Self {
+            generation,
+            messages: read_messages(&messages)?,
+            logprobs: logprobs(body)?,
+        })
+    }
+
+    /// The names of all fields.
+    pub const KNOWN: &'static [&'static [&'static str]] = &[FIELDS, generation::FIELDS];
+}
+
+fn logprobs(body: &Body<'_>) -> Result<Option<usize>, ApiError> {
+    let wanted = body.optional("logprobs", |field| field.boolean())?;
+    let Some(field) = body.field("top_logprobs") else {
+        return Ok((wanted == Some(true)).then_some(0));
+    };
+    let likeliest = field.count(0..=LIKELIEST)?;
+    match wanted {
+        Some(true) => Ok(Some(likeliest)),
+        _ => Err(field.refused("is for log-probabilities; set logprobs to true or leave it out")),
+    }
+}
+
+/// Reads messages.
+pub(super) fn read_messages(field: &Field<'_>) -> Result<Vec<Message>, ApiError> {
+    let mut messages = Vec::new();
+    field.items(ALLOWED, |index, raw| {
+        messages.push(message(field.item(index, raw))?);
+        Ok(())
+    })?;
+    match messages.is_empty() {
+        true => Err(field.refused("is an empty list; it must have at least one message")),
+        false => Ok(messages),
+    }
+}
+
+fn message(field: Field<'_>) -> Result<Message, ApiError> {
+    let (mut role, mut content) = (None, None);
+    field.members("an object with role and content", |name, value| {
+        match name {
+            "role" => role = Some(value.text()?),
+            "content" => content = Some(read_content(&value)?),
+            "tool_calls" | "function_call" => {
+                return Err(value.unsupported("models are not given tools"));
+            }
+            // A name, for example: templates rarely show it.
+            _ => (),
+        }
+        Ok(())
+    })?;
+    let missing = |name, allowed| ApiError::Missing {
+        param: format!("{}.{name}", field.name()),
+        allowed,
+    };
+    Ok(Message {
+        role: role.ok_or_else(|| missing("role", "a text such as \"user\""))?,
+        content: content.ok_or_else(|| missing("content", CONTENT))?,
+    })
+}
+
+fn read_content(field: &Field<'_>) -> Result<String, ApiError> {
+    if field.kind() == Kind::Text {
+        return field.text();
+    }
+    let mut parts = Vec::new();
+    field.items(CONTENT, |index, raw| {
+        parts.push(part(field.item(index, raw))?);
+        Ok(())
+    })?;
+    Ok(parts.join("\n"))
+}
+
+fn part(field: Field<'_>) -> Result<String, ApiError> {
+    let (mut kind, mut text) = (None, None);
+    field.members("an object with type and text", |name, value| {
+        match name {
+            "type" => kind = Some(value.text()?),
+            "text" => text = Some(value.text()?),
+            _ => (),
+        }
+        Ok(())
+    })?;
+    match (kind.as_deref(), text) {
+        (Some("text"), Some(text)) => Ok(text),
+        (Some("text") | None, _) => Err(ApiError::Missing {
+            param: format!(
+                "{}.{}",
+                field.name(),
+                match kind {
+                    None => "type",
+                    Some(_) => "text",
+                }
+            ),
+            allowed: "that of a part such as {\"type\": \"text\", \"text\": \"Hello\"}",
+        }),
+        (Some(kind), _) => Err(field.unsupported(format!(
+            "it is a part of type {kind:?}, and this model reads text alone"
+        ))),
+    }
+}
