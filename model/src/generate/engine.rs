@@ -147,6 +147,11 @@ impl<'a, N: Network + ?Sized> Engine<'a, N> {
         }
     }
 
+    /// Number of requests so far, which is the number of the next one's text.
+    pub fn requests(&self) -> usize {
+        self.requests
+    }
+
     /// Number of texts in the making.
     pub fn running(&self) -> usize {
         let mut running = 0;
@@ -190,8 +195,8 @@ impl<'a, N: Network + ?Sized> Engine<'a, N> {
         loop {
             for _ in 0..self.idle.len() {
                 let group = self.idle.pop_front().expect("as many as were counted");
-                self.fill(group, receiver);
-                match self.submit(group) {
+                self.fill(group);
+                match self.submit(group, receiver) {
                     Some(flight) => self.in_flight.push_back(flight),
                     None => self.idle.push_back(group),
                 }
@@ -223,7 +228,7 @@ impl<'a, N: Network + ?Sized> Engine<'a, N> {
     }
 
     /// Begins a step of a group; `None` if it has nothing to do now.
-    fn submit(&mut self, group: usize) -> Option<Flight> {
+    fn submit(&mut self, group: usize, receiver: &mut impl Receiver) -> Option<Flight> {
         let started = Instant::now();
         let context = self.network.config().context_length;
         for place in self.places(group) {
@@ -235,6 +240,10 @@ impl<'a, N: Network + ?Sized> Engine<'a, N> {
         }
         let waits = self.share(group);
         let (reads, wanted) = self.reads_that_fit(group, &waits)?;
+        for read in &reads {
+            let text = self.texts[read.place].as_mut();
+            text.expect("a text in its place").begin(receiver);
+        }
         let (parts, draft) = self.parts(reads);
         let of_network = parts.iter().map(|part| {
             let text = self.texts[part.place].as_ref();

@@ -110,8 +110,8 @@ pub struct Ended {
 
 /// Takes what is generated. Texts have numbers in the order in which their requests came, from 0, and end in any order.
 pub trait Receiver {
-    /// A text is no longer waiting for its turn.
-    fn began(&mut self, _text: usize) {}
+    /// The first tokens of a text are being read, but for so many that another text with the same beginning has read.
+    fn began(&mut self, _text: usize, _shared: usize) {}
 
     /// How likely further tokens of a text's prompt are, from the second one on.
     fn prompt_scored(&mut self, _text: usize, _scores: Vec<Scored>) {}

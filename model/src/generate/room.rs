@@ -2,14 +2,13 @@
 //! have ended lose theirs, and then the newest ones begin anew later.
 
 use super::Engine;
-use super::Receiver;
 use super::parts::Read;
 use super::text::Text;
 use crate::network::Network;
 
 impl<N: Network + ?Sized> Engine<'_, N> {
     /// Gives places of a group to texts that wait, in the order in which they came.
-    pub(super) fn fill(&mut self, group: usize, receiver: &mut impl Receiver) {
+    pub(super) fn fill(&mut self, group: usize) {
         let most = (group..self.options.batch).step_by(self.groups).len();
         let is_running =
             |text: &Option<Text>| text.as_ref().is_some_and(|text| text.end().is_none());
@@ -40,9 +39,6 @@ impl<N: Network + ?Sized> Engine<'_, N> {
             self.drafter.truncate(place, kept);
             text.take_over(kept);
             self.statistics.shared += kept;
-            if !std::mem::replace(&mut text.has_begun, true) {
-                receiver.began(text.number);
-            }
             self.texts[place] = Some(text);
         }
     }

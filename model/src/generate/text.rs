@@ -21,7 +21,7 @@ pub struct Text {
     /// Tokens of its prompt that were not read, since others had been.
     shared: usize,
     /// Whether the receiver knows that it has begun.
-    pub has_begun: bool,
+    has_begun: bool,
     cut: Option<usize>,
     end: Option<End>,
 }
@@ -135,6 +135,13 @@ impl Text {
             self.start = self.tokens.len() - (context / 2).max(1);
         }
         exceeds
+    }
+
+    /// Its first tokens are being read.
+    pub fn begin(&mut self, receiver: &mut impl Receiver) {
+        if !std::mem::replace(&mut self.has_begun, true) {
+            receiver.began(self.number, self.shared);
+        }
     }
 
     /// It need not read so many tokens more.

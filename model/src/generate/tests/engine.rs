@@ -17,7 +17,7 @@ on_every_device!(
 /// What was told of each text.
 #[derive(Debug, Default)]
 struct Told {
-    began: Vec<usize>,
+    began: Vec<(usize, usize)>,
     prompts: BTreeMap<usize, Vec<Scored>>,
     tokens: BTreeMap<usize, Vec<Token>>,
     ended: BTreeMap<usize, Ended>,
@@ -31,8 +31,8 @@ impl Told {
 }
 
 impl Receiver for Told {
-    fn began(&mut self, text: usize) {
-        self.began.push(text);
+    fn began(&mut self, text: usize, shared: usize) {
+        self.began.push((text, shared));
     }
 
     fn prompt_scored(&mut self, text: usize, scores: Vec<Scored>) {
@@ -283,7 +283,10 @@ fn what_ended_texts_begin_with_is_kept() {
     }
     assert_eq!(shared, [0, 0, 0, 0, BLOCK_TOKENS]);
     assert_eq!(engine.statistics().shared, BLOCK_TOKENS);
-    assert_eq!(told.began, [0, 1, 2, 3, 4]);
+    assert_eq!(
+        told.began,
+        [(0, 0), (1, 0), (2, 0), (3, 0), (4, BLOCK_TOKENS)]
+    );
     // A cache that is not bounded is never full.
     assert_eq!(engine.network.cache().free_blocks(), None);
 }
