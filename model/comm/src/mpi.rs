@@ -17,6 +17,8 @@
 
 #[cfg(not(feature = "mpi"))]
 mod absent;
+#[cfg(all(test, feature = "mpi"))]
+mod alone;
 #[cfg(feature = "mpi")]
 mod futex;
 #[cfg(feature = "mpi")]

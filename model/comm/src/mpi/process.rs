@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::node::{Node, Stage, encoded};
-use super::transport::{Transfer, Transport};
+use super::transport::{Incoming, Transport};
 use crate::blame::late;
 use crate::{Cause, CommError, Failure, Operation};
 
@@ -157,7 +157,7 @@ impl Process {
         patience: Option<Duration>,
     ) -> Result<Vec<u8>, CommError> {
         let started = Instant::now();
-        let mut message: Option<Transfer> = None;
+        let mut message: Option<Incoming> = None;
         let mut ended: Option<Instant> = None;
         let mut longest = Duration::from_micros(50);
         loop {
@@ -208,7 +208,7 @@ impl Process {
     }
 
     /// Moves on what was sent, and looks for a message.
-    fn poll(&self, message: &mut Option<Transfer>, from: usize, tag: u32) -> Option<Vec<u8>> {
+    fn poll(&self, message: &mut Option<Incoming>, from: usize, tag: u32) -> Option<Vec<u8>> {
         let mut transport = self.transport();
         transport.progress();
         if message.is_none() {

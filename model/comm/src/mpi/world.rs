@@ -17,7 +17,7 @@ use mpi::traits::{AsRaw, Communicator};
 use super::member::Member;
 use super::node::{Node, Stage};
 use super::process::Process;
-use super::transport::Transport;
+use super::transport::{PIECE, Transport};
 use super::{MpiError, monitor};
 use crate::pool::{pool, settle};
 use crate::{Cause, Comm, Options, RunError};
@@ -111,7 +111,7 @@ impl World {
         } = self;
         // SAFETY: the communicator is alive until the transport is not, was made for it alone, and MPI was started at
         // this level. What else calls MPI below does so when no other thread is left.
-        let transport = unsafe { Transport::new(comm.as_raw()) };
+        let transport = unsafe { Transport::new(comm.as_raw(), PIECE) };
         let process = Arc::new(Process::new(
             [rank, size],
             node,
