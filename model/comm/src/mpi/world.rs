@@ -15,7 +15,7 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{AsRaw, Communicator};
 
 use super::member::Member;
-use super::node::{Node, Stage};
+use super::node::{Node, Shutdown};
 use super::process::Process;
 use super::transport::{PIECE, Transport};
 use super::{MpiError, monitor};
@@ -23,7 +23,7 @@ use crate::pool::{pool, settle};
 use crate::{Cause, Comm, Options, RunError};
 
 /// How long a process that has reported a failure waits for the reports of others.
-const REPORTS: Duration = Duration::from_millis(800);
+const REPORTS: Duration = Duration::from_secs(5);
 
 /// MPI in use by this process: one of several that a launcher has started.
 ///
@@ -128,8 +128,8 @@ impl World {
             let error = result.and_then(Result::err);
             let error = RunError { failure, error };
             report(&error);
-            process.node.reach(Stage::Told);
-            process.node.await_others(Stage::Told, dead, REPORTS);
+            process.node.reach(Shutdown::Reported);
+            process.node.await_others(Shutdown::Reported, dead, REPORTS);
             // What MPI has of this process's memory stays as it is until the process ends.
             mem::forget(process);
             return Err(error);
@@ -168,9 +168,9 @@ where
         let outcome = caught(|| body(comm));
         let mut result = settle(outcome, |cause| own.fail(own.rank, cause));
         if matches!(result, Some(Ok(_))) {
-            own.node.reach(Stage::Ended);
+            own.node.reach(Shutdown::Finished);
             match Member::end(&own) {
-                Ok(()) => own.node.reach(Stage::Done),
+                Ok(()) => own.node.reach(Shutdown::Complete),
                 Err(_) => result = None,
             }
         }
