@@ -13,9 +13,9 @@
 //! and a killed rank is reported only as a timeout.
 //!
 //! Between machines, failures travel as messages. What a rank on another machine is doing, for whom it waits, whether it
-//! makes progress or has finished is not known. So an operation that waits for such a rank fails at the deadline
-//! ([`Options::deadline`](crate::Options::deadline)) whatever the rank does, and may blame one that itself waits for a
-//! third.
+//! makes progress or has finished is not known. So a rank that waits for a message of such a rank fails the run at the
+//! deadline ([`Options::deadline`](crate::Options::deadline)) whatever the other one does, and may blame one that itself
+//! waits for a third.
 
 #[cfg(not(feature = "mpi"))]
 mod absent;

@@ -12,8 +12,8 @@ pub struct Options {
     /// for as long. If that rank waits itself, what counts is the rank that it waits for, and so on. So a rank may wait
     /// for a long pipeline as long as one stage after the other makes progress, and a stage that hangs is named.
     ///
-    /// Under MPI, ranks see the progress of those on the same machine only. An operation that waits for a rank on
-    /// another machine fails at the deadline, so that it has to exceed the whole time until that rank answers.
+    /// Under MPI, ranks see the progress of those on the same machine only. A rank that waits for one on another machine
+    /// fails the run at the deadline, which therefore has to exceed the whole time until that one answers.
     pub deadline: Duration,
 }
 

@@ -31,8 +31,10 @@ const TICK: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 ///
-/// The first failure: a rank that panicked, returned an error, or did not come to an operation before its deadline. It is returned when all other ranks have ended, or shortly after: a rank that hangs is left
-/// behind, and ends with the process. Also when the system gives no more threads.
+/// The first failure: a rank that panicked, returned an error, made no progress within the deadline while another one
+/// waited for it, or finished without what another one waited for. It is returned when all other ranks have ended, or
+/// shortly after: a rank that hangs is left behind, and ends with the process. Also when the system gives no more
+/// threads.
 ///
 /// # Panics
 ///

@@ -242,7 +242,7 @@ impl Node {
         let Some(slot) = self.slots[rank] else {
             return Activity {
                 waits: None,
-                idle: Duration::MAX,
+                idle: None,
             };
         };
         let waits = slot.waits.load(Ordering::Acquire);
@@ -250,7 +250,7 @@ impl Node {
         let operation = ((waits >> 32) as usize).checked_sub(1);
         Activity {
             waits: operation.map(|kind| (Operation::ALL[kind], (waits as u32 - 1) as usize)),
-            idle: self.joined.elapsed().saturating_sub(stepped),
+            idle: Some(self.joined.elapsed().saturating_sub(stepped)),
         }
     }
 

@@ -150,7 +150,7 @@ impl Board {
             let status = lock(&self.ranks[rank]);
             Activity {
                 waits: status.waits,
-                idle: status.stepped.elapsed(),
+                idle: Some(status.stepped.elapsed()),
             }
         };
         let wait = |&other: &usize| blame((operation, waiter, other), self.deadline, activity);
