@@ -63,7 +63,8 @@ pub trait Comm: Debug + Send + Sync {
     fn recv(&self, from: usize) -> Result<Vec<u8>, CommError>;
 
     /// The next message of a rank that sends when it has something to send: [`recv`](Self::recv) without a deadline. If
-    /// any rank fails or dies, or this one finishes without a message, the wait ends with an error all the same.
+    /// any rank fails or dies, or this one finishes without a message, the wait ends with an error all the same. Under MPI,
+    /// that a rank finishes is known on its own machine only.
     ///
     /// # Errors
     ///

@@ -79,14 +79,14 @@ impl World {
         self.size
     }
 
-    /// Runs `body` as this process's rank, on a rayon pool of its own, and gives back what it returned when all ranks
-    /// have come to their end. No handle of a group may be kept longer.
+    /// Runs `body` as this process's rank, on a rayon pool of its own, and returns its result when all ranks have
+    /// finished. No handle of a group may be kept longer.
     ///
     /// # Errors
     ///
-    /// As of [`threads::run`](crate::threads::run), on every rank; and when the process of another rank ends without a
-    /// word. The process is to exit then, with another code than 0: MPI is of no use any more, and a rank that hangs
-    /// is left behind. `report` says so to a person before, since Open MPI kills the remaining processes as soon as two
+    /// As of [`threads::run`](crate::threads::run), on every rank; and when the process of another rank is killed. The
+    /// process is to exit then, with another code than 0: MPI is of no use any more, and a rank that hangs is left
+    /// behind. `report` says so to a person before, since Open MPI kills the remaining processes as soon as two
     /// have ended: they wait for each other until all have reported.
     ///
     /// # Panics
