@@ -141,6 +141,15 @@ impl LayoutArgs {
     }
 }
 
+/// Where it is written when each pipeline stage computes.
+#[derive(Debug, Clone, Args)]
+struct TimelineArgs {
+    /// Write when each pipeline stage computes and waits, step by step, in the trace event format (chrome://tracing,
+    /// Perfetto), and log the busy share of each.
+    #[arg(long, value_name = "FILE")]
+    timeline: Option<PathBuf>,
+}
+
 /// The checkpoint and the device that it runs on.
 #[derive(Debug, Clone, Args)]
 struct ModelArgs {

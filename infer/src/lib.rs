@@ -38,6 +38,7 @@ pub mod ranks;
 pub mod sharded;
 #[cfg(test)]
 mod testing;
+pub mod timeline;
 pub mod trace;
 mod trace_input;
 

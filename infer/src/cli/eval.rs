@@ -8,7 +8,7 @@ use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
 use firebox_model::evaluate::ROWS;
 
-use super::{DtypeArgs, LayoutArgs, ModelArgs, at_least_one, print_json};
+use super::{DtypeArgs, LayoutArgs, ModelArgs, TimelineArgs, at_least_one, print_json};
 use crate::InferError;
 use crate::engine::Engine;
 use crate::eval::{Text, default_context, evaluate};
@@ -48,6 +48,8 @@ pub(super) struct EvalArgs {
     /// Stop after this many predicted tokens.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_tokens: Option<u64>,
+    #[command(flatten)]
+    timeline: TimelineArgs,
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -68,7 +70,9 @@ impl EvalArgs {
     }
 
     fn evaluate(&self, engine: Engine, text: &Text) -> Result<(), InferError> {
-        let engine = engine.reading_special_tokens(self.special_tokens);
+        let engine = engine
+            .reading_special_tokens(self.special_tokens)
+            .with_timeline(self.timeline.timeline.clone());
         let packed = text.pack(&engine)?;
         let context = self.context.unwrap_or_else(|| default_context(&engine));
         let tokens = packed.targets();

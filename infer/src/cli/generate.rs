@@ -9,7 +9,7 @@ use firebox_model::generate::DraftTokens;
 use firebox_model::sampling::Sampling;
 use firebox_runtime::control::Control;
 
-use super::{DtypeArgs, LayoutArgs, ModelArgs, Opener, at_least_one};
+use super::{DtypeArgs, LayoutArgs, ModelArgs, Opener, TimelineArgs, at_least_one};
 use crate::InferError;
 use crate::engine::Engine;
 use crate::generate::{
@@ -74,6 +74,8 @@ pub(super) struct GenerateArgs {
     /// Let a prompt that spells a special token, such as <|im_start|>, contain that token.
     #[arg(long)]
     special_tokens: bool,
+    #[command(flatten)]
+    timeline: TimelineArgs,
     /// Maximum number of tokens to generate.
     #[arg(long, value_name = "N", default_value_t = 200)]
     max_tokens: usize,
@@ -162,7 +164,9 @@ impl GenerateArgs {
             Some(path) => Answers::file(path)?,
             None => Answers::Writer(io::stdout()),
         };
-        let engine = open()?.reading_special_tokens(self.special_tokens);
+        let engine = open()?
+            .reading_special_tokens(self.special_tokens)
+            .with_timeline(self.timeline.timeline.clone());
         let speculation = Speculation {
             draft: match self.draft.as_deref() {
                 None => Draft::None,

@@ -94,6 +94,7 @@ pub fn generate_many<W: Write>(
         ),
         &mut many,
     );
+    engine.finish(network)?;
     let Many {
         written,
         cut,
