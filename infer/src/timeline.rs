@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use firebox_console::durable;
-use firebox_console::numbers::percent;
 use firebox_model::timeline::{Activity, Span, busy_shares};
 use serde_json::{Value, json};
 
@@ -19,7 +18,8 @@ pub fn write(path: &Path, spans: &[Span]) -> Result<(), InferError> {
     durable::write(path, trace.to_string())?;
     let shares = busy_shares(spans);
     let mean = shares.iter().sum::<f64>() / shares.len().max(1) as f64;
-    let shares: Vec<String> = shares.iter().map(|&share| percent(share)).collect();
+    let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+    let shares: Vec<String> = shares.into_iter().map(percent).collect();
     tracing::info!(
         "{} shows when each stage computes (open it in https://ui.perfetto.dev or chrome://tracing); busy shares of the \
          stages: {}; on average {}",
