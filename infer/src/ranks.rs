@@ -111,7 +111,7 @@ impl RankOptions {
                 });
             }
             let options = options(threads);
-            let report = |_: &RunError<InferError>| ();
+            let report = |_: &RunError<InferError>, _: bool| ();
             return Ok(world.run(&options, body, report)?);
         }
         let mut results = threads::run(ranks, &options(threads / ranks), body)?;

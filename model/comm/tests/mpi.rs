@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{failures, program};
+use common::{Words, failures, program};
 use firebox_comm::mpi::{self, World};
 use firebox_comm::{Comm, CommError, Options, RunError};
 
@@ -79,12 +79,13 @@ fn a_rank() {
         }
         (role, _) => Err(format!("there is no role {role}")),
     };
+    let body = |comm| body(comm).map_err(Words);
     if world.run(&options, body, report).is_err() {
         process::exit(3);
     }
 }
 
-fn report(error: &RunError<String>) {
+fn report(error: &RunError<Words>, _is_first: bool) {
     // In one piece, since the launcher brings together what the ranks write, piece by piece.
     let line = format!("error: {error}\n");
     io::stderr().write_all(line.as_bytes()).unwrap();

@@ -5,7 +5,7 @@ mod common;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::{failures, program};
+use common::{Words, failures, program};
 use firebox_comm::{Cause, CommError, Operation, Options, threads};
 use proptest::prelude::*;
 
@@ -42,7 +42,7 @@ fn a_failure_ends_all_ranks_with_the_same_sentence() {
                 let result = (failing.body)(&comm);
                 let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
                 seen.extend(result.as_ref().err().cloned());
-                result
+                result.map_err(Words)
             });
             let (name, sentence) = (failing.name, (failing.sentence)(size));
             let error = run.unwrap_err();
@@ -94,7 +94,7 @@ fn ranks_that_wait_for_each_other_are_told_so() {
 fn functions_without_errors_unwind_in_silence() {
     let run = threads::run(3, &Options::default(), |comm| {
         if comm.rank() == 1 {
-            return Err("no such file".to_owned());
+            return Err(Words("no such file".to_owned()));
         }
         comm.barrier()
             .unwrap_or_else(|error: CommError| error.unwind());
