@@ -1,5 +1,6 @@
 //! `cargo infer shard`, `unshard` and `verify`.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use firebox_checkpoint::{Accept, checkpoint_folder};
 use firebox_console::numbers::bytes;
 use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
+use firebox_runtime::control::Control;
 
 use super::{CheckpointArgs, LayoutArgs, print_json};
 use crate::InferError;
@@ -71,13 +73,19 @@ pub(super) struct VerifyArgs {
 }
 
 impl ShardArgs {
-    pub(super) fn execute(self) -> Result<(), InferError> {
+    pub(super) fn execute(self, control: &Control) -> Result<(), InferError> {
         let started = Instant::now();
         let CheckpointArgs { checkpoint, accept } = &self.source;
         let folder = checkpoint_folder(checkpoint)?;
         let progress = Progress::new("dividing the checkpoint", 0);
         let (accept, layout) = (Accept::Flag(accept), self.layout.layout());
-        let sharding = shard(&folder, accept, layout, &self.output, reported(&progress));
+        let sharding = shard(
+            &folder,
+            accept,
+            layout,
+            &self.output,
+            reported(&progress, control),
+        );
         drop(progress);
         let (summary, done) = match sharding? {
             Sharding::Written(summary) => (summary, "wrote"),
@@ -93,11 +101,16 @@ impl ShardArgs {
 }
 
 impl UnshardArgs {
-    pub(super) fn execute(self) -> Result<(), InferError> {
+    pub(super) fn execute(self, control: &Control) -> Result<(), InferError> {
         let started = Instant::now();
         let progress = Progress::new("joining the ranks", 0);
         let accept = Accept::Flag(&self.accept);
-        let joined = unshard(&self.sharded, accept, &self.output, reported(&progress));
+        let joined = unshard(
+            &self.sharded,
+            accept,
+            &self.output,
+            reported(&progress, control),
+        );
         drop(progress);
         joined?;
         tracing::info!(
@@ -110,13 +123,13 @@ impl UnshardArgs {
 }
 
 impl VerifyArgs {
-    pub(super) fn execute(self) -> Result<(), InferError> {
+    pub(super) fn execute(self, control: &Control) -> Result<(), InferError> {
         let checkpoint = self.checkpoint.as_deref().map(checkpoint_folder);
         let checkpoint = checkpoint.transpose()?;
         let progress = Progress::new("checking the ranks", 0);
         let accept = Accept::Flag(&self.accept);
         let (sharded, checkpoint) = (&self.sharded, checkpoint.as_deref());
-        let verified = verify(sharded, accept, checkpoint, reported(&progress));
+        let verified = verify(sharded, accept, checkpoint, reported(&progress, control));
         drop(progress);
         let verified = verified?;
         let Verified { summary, faults } = &verified;
@@ -138,11 +151,16 @@ impl VerifyArgs {
     }
 }
 
-/// Shows bytes that are done, and their total.
-fn reported(progress: &Progress) -> impl FnMut(u64, u64) {
-    |done, total| {
+/// Shows bytes that are done, and their total, and ends the work at Ctrl-C.
+fn reported(progress: &Progress, control: &Control) -> impl FnMut(u64, u64) -> ControlFlow<()> {
+    control.heed_stop();
+    move |done, total| {
         progress.set_total(total);
         progress.update(done, format!("of {} of weights", bytes(total.into())));
+        match control.stop_requested() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     }
 }
 

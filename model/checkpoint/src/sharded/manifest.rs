@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use firebox_console::durable::{self, FileError};
+use firebox_console::numbers::hexadecimal;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -17,6 +18,9 @@ use firebox_model::parallel::{RankLayout, are_stages};
 /// The version of the format.
 const VERSION: u32 = 1;
 
+/// What is wrong with a tensor or file that is not as it was written.
+pub(super) const HASH_DIFFERS: &str = "does not match its hash in layout.json";
+
 /// SHA-256 of tensors or files by name, as 64 hexadecimal digits.
 pub(super) type Hashes = BTreeMap<String, String>;
 
@@ -25,9 +29,9 @@ pub(super) type Hashes = BTreeMap<String, String>;
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
     version: u32,
-    /// The ranks.
+    /// The parallel layout.
     pub layout: RankLayout,
-    /// The first layer of each stage, and the one behind its last.
+    /// The layers of each stage: first and end (exclusive).
     stages: Vec<[usize; 2]>,
     /// The weights' files of the checkpoint, each of which has a header in `original`.
     pub files: Vec<String>,
@@ -120,6 +124,15 @@ impl Manifest {
         Ok(())
     }
 
+    /// What is wrong with the bytes that a rank has of a tensor, if anything is.
+    pub fn fault(&self, rank: usize, tensor: &str, bytes: &[u8]) -> Option<&'static str> {
+        match self.ranks[rank].get(tensor) {
+            Some(expected) if *expected == hash(bytes) => None,
+            Some(_) => Some(HASH_DIFFERS),
+            None => Some("is not listed in layout.json"),
+        }
+    }
+
     /// Writes it into a folder.
     ///
     /// # Errors
@@ -133,6 +146,5 @@ impl Manifest {
 
 /// The hash of some bytes.
 pub(super) fn hash(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&Sha256::digest(bytes))
 }

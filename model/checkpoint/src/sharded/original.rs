@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use firebox_console::durable::{self, FileError};
 use safetensors::tensor::Metadata;
 
-use super::manifest::{Hashes, Manifest, hash};
+use super::manifest::{HASH_DIFFERS, Manifest, hash};
+use super::others::copy_into;
 use super::write::copy_tensors;
 use crate::dtype::StoredDtype as _;
 use crate::{CheckpointError, INDEX_FILE, TensorFile, TensorStore};
@@ -43,8 +44,15 @@ pub(super) struct OriginalTensor {
     pub dtype: WeightDtype,
 }
 
+impl OriginalTensor {
+    /// Number of its bytes.
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64 * self.dtype.bytes() as u64
+    }
+}
+
 /// The folder in a sharded checkpoint.
-pub(super) fn folder(sharded: &Path) -> PathBuf {
+fn folder(sharded: &Path) -> PathBuf {
     sharded.join(FOLDER)
 }
 
@@ -76,7 +84,7 @@ pub(super) fn write(
     let kept: Vec<(String, Slice)> = kept.collect();
     if !kept.is_empty() {
         let tensors = kept.iter().map(|(name, slice)| (name.as_str(), slice));
-        copy_tensors(store, tensors, &folder.join(KEPT_FILE), &mut |_| ())?;
+        copy_tensors(store, tensors, &folder.join(KEPT_FILE), &mut |_| Ok(()))?;
         let hash = hash_of(&folder.join(KEPT_FILE))?;
         manifest.original.insert(KEPT_FILE.to_owned(), hash);
     }
@@ -122,6 +130,19 @@ pub(super) fn read(
     files.collect()
 }
 
+/// Copies the index of the weights' files into a folder, if there is one.
+///
+/// # Errors
+///
+/// When it cannot be read or written.
+pub(super) fn copy_index(sharded: &Path, folder: &Path) -> Result<(), CheckpointError> {
+    let index = self::folder(sharded).join(INDEX_FILE);
+    match index.exists() {
+        true => copy_into(&index, folder),
+        false => Ok(()),
+    }
+}
+
 /// The tensors of no rank; `None` if there are none.
 ///
 /// # Errors
@@ -137,13 +158,28 @@ pub(super) fn kept(
     }
 }
 
+/// Checks that all files are as they were written.
+///
+/// # Errors
+///
+/// The first that is not.
+pub(super) fn check(sharded: &Path, manifest: &Manifest) -> Result<(), CheckpointError> {
+    match faults(sharded, manifest).into_iter().next() {
+        None => Ok(()),
+        Some((file, reason)) => Err(CheckpointError::Damaged {
+            path: sharded.join(file),
+            reason: format!("it {reason}"),
+        }),
+    }
+}
+
 /// The files that are not as they were written, and why.
-pub(super) fn faults(sharded: &Path, original: &Hashes) -> Vec<(String, String)> {
-    let faults = original.iter().filter_map(|(name, expected)| {
+pub(super) fn faults(sharded: &Path, manifest: &Manifest) -> Vec<(String, String)> {
+    let faults = manifest.original.iter().filter_map(|(name, expected)| {
         let fault = match hash_of(&folder(sharded).join(name)) {
             Ok(found) if found == *expected => return None,
-            Ok(_) => "is not as it was written".to_owned(),
-            Err(error) => error.to_string(),
+            Ok(_) => HASH_DIFFERS.to_owned(),
+            Err(error) => format!("cannot be read: {}", error.source),
         };
         Some((format!("{FOLDER}/{name}"), fault))
     });
