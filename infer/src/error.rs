@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use firebox_checkpoint::{CheckpointError, FolderError};
 use firebox_comm::mpi::MpiError;
-use firebox_comm::{CommError, Failure};
+use firebox_comm::{Cause, CommError, Failure};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 use firebox_console::numbers::counted;
@@ -252,7 +252,7 @@ pub enum InferError {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// There are more or fewer processes than ranks.
-    #[error("MPI has started {processes} process(es), but {layout} are {} ranks", layout.ranks())]
+    #[error("MPI has started {processes} processes, but {layout} are {} ranks", layout.ranks())]
     Processes {
         /// Processes that were started.
         processes: usize,
@@ -268,18 +268,25 @@ pub enum InferError {
         layout: RankLayout,
     },
     /// Gradients on several ranks.
-    #[error("--gradients takes a single rank")]
+    #[error("--gradients works only on a single rank")]
     GradientsOnRanks,
     /// MPI cannot be used.
     #[error(transparent)]
     Mpi(#[from] MpiError),
-    /// A rank failed.
-    #[error("{failure}")]
-    Rank {
-        /// Which rank, and what happened.
-        failure: Box<Failure>,
-        /// The error that it returned, if it did.
-        error: Option<Box<InferError>>,
+    /// A rank failed. What went wrong on the first one is told as if it were the only one.
+    #[error("{}", told(.0))]
+    Rank(Box<Failure>),
+    /// One of several processes has printed what is wrong.
+    #[error("one of the processes has failed")]
+    Reported {
+        /// The exit code of all of them.
+        exit_code: u8,
+    },
+    /// A command that takes one process is started as several.
+    #[error("MPI has started {processes} processes, and this command runs in one")]
+    SingleProcess {
+        /// Processes that were started.
+        processes: usize,
     },
     /// A message between ranks failed, since one of them has.
     #[error(transparent)]
@@ -308,6 +315,14 @@ impl From<CheckpointError> for InferError {
 /// How to reduce the memory of a command.
 pub const LESS_MEMORY: &str =
     "use fewer (--batch) or shorter sequences, or keep the weights in bf16 (--dtype bf16)";
+
+fn told(failure: &Failure) -> String {
+    match &failure.cause {
+        Cause::Failed { error, .. } if failure.rank == 0 => error.clone(),
+        _ => failure.to_string(),
+    }
+}
+
 fn and_more(more: usize) -> String {
     match more {
         0 => String::new(),
@@ -397,18 +412,24 @@ impl Advise for InferError {
             ),
             Self::Layout(error) => usage(&error.hint),
             Self::Processes { .. } => usage(
-                "start as many processes as ranks: mpirun -n N with N = tensor × pipeline, or without mpirun, with ranks as threads",
+                "start as many processes as ranks: mpirun -n N with N = tensor × pipeline, or run without mpirun: ranks are then threads",
             ),
             Self::Divided { .. } => usage(
                 "omit --tensor, --pipeline and --expert; `cargo infer unshard` makes a checkpoint that can be divided otherwise",
             ),
-            Self::GradientsOnRanks => usage("omit --tensor, --pipeline and --expert"),
+            Self::GradientsOnRanks => usage(
+                "run it without mpirun and without --tensor, --pipeline and --expert, on a checkpoint that is not divided (see `cargo infer unshard`)",
+            ),
             Self::Mpi(error) => error.advice(),
-            Self::Rank { error, .. } => match error {
-                Some(error) => error.advice(),
-                None => Advice::FAILURE,
+            Self::Rank(failure) => failure.advice(),
+            Self::Reported { exit_code } => Advice {
+                is_printed: true,
+                ..Advice::FAILURE.exit_code(*exit_code)
             },
-            Self::Comm(_) => Advice::FAILURE,
+            Self::SingleProcess { .. } => {
+                usage("start it without mpirun; eval, generate and trace run on many processes")
+            }
+            Self::Comm(error) => error.advice(),
             Self::Missing { .. } | Self::Read(_) => Advice::USAGE,
             Self::Process(_) | Self::Write(_) | Self::Input(_) | Self::Output(_) => Advice::FAILURE,
         }

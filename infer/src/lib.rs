@@ -34,6 +34,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod plan;
+mod processes;
 pub mod ranks;
 pub mod sharded;
 #[cfg(test)]

@@ -9,13 +9,14 @@ use firebox_model::generate::DraftTokens;
 use firebox_model::sampling::Sampling;
 use firebox_runtime::control::Control;
 
-use super::{DtypeArgs, LayoutArgs, ModelArgs, Opener, at_least_one};
+use super::{DtypeArgs, LayoutArgs, ModelArgs, Opener, Process, at_least_one};
 use crate::InferError;
 use crate::engine::Engine;
 use crate::generate::{
     Answers, Draft, Generated, ManyRequest, Prompt, Request, Speculation, generate, generate_many,
     read_prompts,
 };
+use crate::ranks::RankOptions;
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer generate runs/quickstart --prompt \"fn main\"\n  \
@@ -141,12 +142,16 @@ impl From<SamplingArgs> for Sampling {
 }
 
 impl GenerateArgs {
-    pub(super) fn execute(self, threads: Option<u16>, control: &Control) -> Result<(), InferError> {
+    pub(super) fn on_ranks(&self, process: &Process) -> RankOptions {
+        self.model.on_ranks(self.weights, self.ranks, process)
+    }
+
+    pub(super) fn execute(self, process: &Process, control: &Control) -> Result<(), InferError> {
         // What is wrong with a file shows before a model is loaded.
         let prompts = self.prompts.as_deref().map(read_prompts).transpose()?;
         let (model, weights, ranks) = (self.model.clone(), self.weights, self.ranks);
         let control = control.clone();
-        model.with_engine(weights, ranks, threads, move |open| {
+        model.with_engine(weights, ranks, process, move |open| {
             self.generate(open, prompts.as_deref(), &control)
         })
     }

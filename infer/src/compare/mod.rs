@@ -141,7 +141,7 @@ pub struct Options {
     /// Replaces the tolerances of each candidate's dtype; see [`Tolerances::around`].
     pub tolerance: Option<f64>,
     /// Number of threads of the CPU backends.
-    pub threads: Option<u16>,
+    pub threads: Option<usize>,
 }
 
 /// The result; the fields are those of `--json`, where a value that is not finite is null.
@@ -337,7 +337,7 @@ impl Runner<'_> {
             gradients: self.options.gradients
                 && candidate.dtype == WeightDtype::F32
                 && candidate.layout == RankLayout::ONE,
-            threads: self.options.threads.map(usize::from),
+            threads: self.options.threads,
         };
         if let Err(failure) = self.measure(&worker, &mut stage)? {
             return Ok(Outcome::Failed(failure));

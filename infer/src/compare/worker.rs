@@ -122,6 +122,7 @@ impl Worker {
             precision: Precision::F32,
             layout: self.layout,
             threads: self.threads,
+            processes: None,
         };
         let reference = self.reference.clone();
         let (timings, matrices) = options.on_every_rank(move |part| {
