@@ -319,7 +319,11 @@ impl Command {
         match (rank, options) {
             (0, Some(_)) => self.execute(process, control),
             (0, None) => Err(InferError::SingleProcess { processes }),
-            (_, Some(options)) => options.serve(),
+            (_, Some(options)) => {
+                // Ctrl-C reaches all of them, and it is for the first one to end the work.
+                control.heed_stop();
+                options.serve()
+            }
             (_, None) => Ok(()),
         }
     }
