@@ -75,13 +75,13 @@ enum Command {
     /// Divide a checkpoint among ranks, into a folder for each.
     #[command(after_help = shard::HELP)]
     Shard(shard::ShardArgs),
-    /// Make the checkpoint again that was divided among ranks.
+    /// Reassemble a sharded checkpoint.
     #[command(after_help = shard::UNSHARD_HELP)]
     Unshard(shard::UnshardArgs),
     /// Check every tensor of every rank of a sharded checkpoint.
     #[command(after_help = shard::VERIFY_HELP)]
     Verify(shard::VerifyArgs),
-    /// Estimate bytes, speed and cost of a model over ranks, without running it.
+    /// Estimate bytes, speed and cost of a model on many ranks, without running it.
     #[command(after_help = plan::HELP)]
     Plan(plan::PlanArgs),
     /// Measure prefill and decode speed.
@@ -114,15 +114,15 @@ struct CheckpointArgs {
 /// How ranks divide a model.
 #[derive(Debug, Clone, Copy, Args)]
 struct LayoutArgs {
-    /// Tensor ranks of a stage: they share its heads, hidden widths and vocabulary.
+    /// Tensor parallelism: ranks per stage, which split heads, feed-forward width and vocabulary.
     ///
     /// Sizes that they do not divide evenly differ by one. Key/value heads that are fewer than the ranks are copied.
     #[arg(long, value_name = "N", default_value_t = 1)]
     tensor: usize,
-    /// Pipeline stages: each has a run of layers, of about equal bytes and operations.
+    /// Pipeline parallelism: stages, each with a run of layers of about equal bytes and operations.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pipeline: usize,
-    /// Groups of tensor ranks that have whole experts; must divide --tensor.
+    /// Expert parallelism: number of groups that a stage's ranks form; each holds whole experts. Must divide --tensor.
     ///
     /// With 1, each rank has a part of every expert, so that all ranks work on every token.
     #[arg(long, value_name = "N", default_value_t = 1)]

@@ -16,6 +16,7 @@ use firebox_runtime::failure::DeviceFailure;
 use firebox_text::TokenizerError;
 use firebox_text::packing::PackingError;
 
+use crate::compare::LayoutName;
 use crate::devices;
 use crate::plan::PlanError;
 
@@ -193,12 +194,6 @@ pub enum InferError {
         /// The model's context, in tokens.
         largest: usize,
     },
-    /// The output folder is not empty.
-    #[error("{} exists and is not empty", folder.display())]
-    NotEmpty {
-        /// The folder.
-        folder: PathBuf,
-    },
     /// Nothing can be planned.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -226,7 +221,7 @@ pub enum InferError {
     /// A device of a comparison failed.
     #[error("{name} failed: {reason}")]
     DeviceFailed {
-        /// The device and the type of its weights.
+        /// The device, the type of its weights and the layout of its ranks.
         name: String,
         /// The reason, in one sentence.
         reason: String,
@@ -236,9 +231,9 @@ pub enum InferError {
     /// A device of a comparison differs by more than its tolerance.
     #[error("{name} differs from {reference} in {fault}{}", and_more(*more))]
     Differs {
-        /// The device and the type of its weights.
+        /// The device, the type of its weights and the layout of its ranks.
         name: String,
-        /// The reference device.
+        /// The same of the reference.
         reference: String,
         /// The first fault: where, by how much, and the tolerance.
         fault: String,
@@ -262,6 +257,14 @@ pub enum InferError {
     /// A checkpoint that is divided among other ranks.
     #[error("{} is divided among {layout}", folder.display())]
     Divided {
+        /// The folder.
+        folder: PathBuf,
+        /// How it is divided.
+        layout: RankLayout,
+    },
+    /// A comparison of a checkpoint that is divided among ranks, in another layout.
+    #[error("{} is divided among {layout}, and is compared in this layout alone", folder.display())]
+    DividedComparison {
         /// The folder.
         folder: PathBuf,
         /// How it is divided.
@@ -398,10 +401,9 @@ impl Advise for InferError {
             ),
             Self::Context { .. } => usage("omit --context to use the model's own, up to 2048"),
             Self::BenchTooLong { .. } => usage("lower --prompt-tokens or --new-tokens"),
-            Self::NotEmpty { .. } => usage("choose another folder, or empty this one"),
             Self::Plan(error) => error.advice(),
             Self::Faulty { .. } => failure(
-                "divide the checkpoint again, or copy the folders of these ranks again from where they are whole",
+                "divide the checkpoint again, or copy what is listed from an undamaged copy",
             ),
             Self::DeviceFailed { hint, .. } => Advice {
                 hint: hint.clone(),
@@ -417,6 +419,11 @@ impl Advise for InferError {
             Self::Divided { .. } => usage(
                 "omit --tensor, --pipeline and --expert; `cargo infer unshard` makes a checkpoint that can be divided otherwise",
             ),
+            Self::DividedComparison { folder, layout } => Advice::USAGE.hint(format!(
+                "--layouts {} compares devices in it; to compare layouts, reassemble the checkpoint first: cargo infer unshard {} --output OTHER",
+                LayoutName(*layout),
+                folder.display()
+            )),
             Self::GradientsOnRanks => usage(
                 "run it without mpirun and without --tensor, --pipeline and --expert, on a checkpoint that is not divided (see `cargo infer unshard`)",
             ),

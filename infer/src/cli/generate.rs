@@ -68,8 +68,8 @@ pub(super) struct GenerateArgs {
     /// Number of prompts to continue at once; more is faster and needs more memory.
     #[arg(long, value_name = "N", conflicts_with = "prompt", default_value_t = 32, value_parser = at_least_one)]
     batch: usize,
-    /// Number of groups in which prompts take turns, so that as many steps are under way at once [default: the number of
-    /// pipeline stages].
+    /// Number of micro-batches in the pipeline at once: groups of prompts that take turns [default: the number of pipeline
+    /// stages].
     #[arg(long, value_name = "N", conflicts_with = "prompt", value_parser = at_least_one)]
     in_flight: Option<usize>,
     /// Let a prompt that spells a special token, such as <|im_start|>, contain that token.

@@ -41,6 +41,12 @@ pub(super) struct Manifest {
     pub ranks: Vec<Hashes>,
 }
 
+/// The field that every version has.
+#[derive(Debug, Deserialize)]
+struct Version {
+    version: u32,
+}
+
 impl Manifest {
     /// That of ranks which are not written yet.
     pub fn new(layout: RankLayout, stages: &[Range<usize>]) -> Self {
@@ -79,14 +85,15 @@ impl Manifest {
             reason,
         };
         let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
-        let manifest: Self =
+        // By itself, since another version may have other fields.
+        let Version { version } =
             serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-        match manifest.version {
-            VERSION => Ok(manifest),
-            version => Err(damaged(format!(
+        if version != VERSION {
+            return Err(damaged(format!(
                 "it is of version {version}, and this build reads version {VERSION}"
-            ))),
+            )));
         }
+        serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))
     }
 
     /// Checks that it is one of this model.
@@ -100,9 +107,10 @@ impl Manifest {
             reason,
         };
         let layout = self.layout;
-        layout
-            .check(model)
-            .map_err(|error| damaged(format!("{error}: config.json is of another model")))?;
+        layout.check(model).map_err(|error| {
+            let reason = error.to_string().replace("--", "");
+            damaged(format!("its layout does not fit config.json: {reason}"))
+        })?;
         if !are_stages(&self.stages(), layout.pipeline, model.layers.len()) {
             return Err(damaged(format!(
                 "its stages {:?} do not divide the {} layers of config.json",
@@ -147,4 +155,19 @@ impl Manifest {
 /// The hash of some bytes.
 pub(super) fn hash(bytes: &[u8]) -> String {
     hexadecimal(&Sha256::digest(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_version_is_named_whatever_its_fields_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!("{{\"version\": {}, \"parts\": []}}", VERSION + 1);
+        fs::write(folder.path().join(LAYOUT_FILE), text).unwrap();
+        let error = Manifest::read(folder.path()).unwrap_err().to_string();
+        let said = "it is of version 2, and this build reads version 1";
+        assert!(error.ends_with(said), "{error}");
+    }
 }

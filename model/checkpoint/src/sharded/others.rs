@@ -24,9 +24,12 @@ const WEIGHTS: [&str; 9] = [
 
 /// The files in a folder that are neither weights nor the state of a training run, nor hidden; in the order of their names.
 fn others(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
-    let entries = fs::read_dir(folder).map_err(FileError::of("read", folder))?;
-    let files = entries.flatten().map(|entry| entry.path());
-    let mut others: Vec<PathBuf> = files
+    let failed = || FileError::of("read", folder);
+    let entries = fs::read_dir(folder).map_err(failed())?;
+    let paths = entries.map(|entry| Ok(entry.map_err(failed())?.path()));
+    let paths = paths.collect::<Result<Vec<_>, FileError>>()?;
+    let mut others: Vec<PathBuf> = paths
+        .into_iter()
         .filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let extension = path.extension().unwrap_or_default().to_string_lossy();

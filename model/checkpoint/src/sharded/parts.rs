@@ -1,4 +1,4 @@
-//! Puts the parts of the ranks together, a band of a tensor at a time.
+//! Reassembles tensors from the ranks' slices, some rows at a time.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -93,6 +93,15 @@ pub(super) fn bands(tensor: &OriginalTensor) -> Vec<Range<usize>> {
     starts
         .map(|start| start..(start + at_once).min(rows))
         .collect()
+}
+
+/// One of these runs, as a part of the tensor.
+pub(super) fn band_of(tensor: &OriginalTensor, rows: &Range<usize>) -> Slice {
+    let mut ranges = Slice::whole(tensor.shape.clone()).ranges().to_vec();
+    if let Some(first) = ranges.first_mut() {
+        *first = vec![rows.clone()];
+    }
+    Slice::new(tensor.shape.clone(), ranges)
 }
 
 /// Bytes of one index of its first dimension.

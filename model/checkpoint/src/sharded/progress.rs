@@ -22,6 +22,11 @@ impl<F: FnMut(u64, u64) -> ControlFlow<()>> Progress<F> {
         }
     }
 
+    /// So many bytes more are to be done.
+    pub fn expect(&mut self, bytes: u64) {
+        self.total += bytes;
+    }
+
     /// So many bytes more are done.
     ///
     /// # Errors

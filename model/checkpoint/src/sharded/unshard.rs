@@ -1,4 +1,4 @@
-//! Makes a checkpoint of its ranks again.
+//! Reassembles the original checkpoint.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -9,18 +9,17 @@ use firebox_console::durable::{self, FileError, Unfinished};
 
 use super::original::{self, OriginalFile, OriginalTensor};
 use super::others::copy_others;
-use super::parts::{Band, Holders, bands, row_bytes};
+use super::parts::{Band, Holders, band_of, bands, row_bytes};
 use super::progress::Progress;
 use super::ranks::RankTensors;
 use super::{ShardedCheckpoint, rank_name};
 use crate::folder::require_free;
 use crate::plan::Files;
 use crate::{Accept, CheckpointError, TensorFile, TensorStore};
-use firebox_model::parallel::Slice;
 
 /// Makes the files of the checkpoint that was divided into a folder again, byte by byte, in the folder `output`, which must be
 /// empty or absent and appears only when it is complete. What ranks have is compared with its hashes on the way. `progress`
-/// is called with the number of bytes of weights written and their total; [`ControlFlow::Break`] ends the work.
+/// is called with the number of bytes of weights done and their total; [`ControlFlow::Break`] ends the work.
 ///
 /// # Errors
 ///
@@ -34,7 +33,10 @@ pub fn unshard(
 ) -> Result<(), CheckpointError> {
     let sharded = ShardedCheckpoint::open(folder, accept)?;
     require_free(output)?;
-    original::check(folder, &sharded.manifest)?;
+    let mut progress = Progress::new(progress, original::kept_bytes(folder));
+    original::check(folder, &sharded.manifest, &mut |bytes| {
+        progress.advance(bytes)
+    })?;
     let files = original::read(folder, &sharded.manifest)?;
     let kept = original::kept(folder, &sharded.manifest)?;
     let mut ranks = Vec::new();
@@ -43,12 +45,12 @@ pub fn unshard(
     }
     let holders = Holders::new(&sharded, ranks.iter().enumerate());
     let tensors = files.iter().flat_map(|file| &file.tensors);
-    let total = tensors.map(OriginalTensor::bytes).sum();
+    progress.expect(tensors.map(OriginalTensor::bytes).sum());
     let mut joining = Joining {
         sharded: &sharded,
         holders,
         kept,
-        progress: Progress::new(progress, total),
+        progress,
     };
     let unfinished = Unfinished::create(output)?;
     for file in &files {
@@ -59,7 +61,7 @@ pub fn unshard(
     Ok(unfinished.finish()?)
 }
 
-/// What a rank has, after a look at its files: they are exactly the rank's, of the types of the checkpoint.
+/// What a rank has, after a look at its files: they are exactly the rank's, and parts of the checkpoint's tensors.
 pub(super) fn rank_tensors(
     sharded: &ShardedCheckpoint,
     rank: usize,
@@ -76,8 +78,20 @@ pub(super) fn rank_tensors(
             return Err(CheckpointError::Damaged {
                 path: sharded.rank_folder(rank),
                 reason: format!(
-                    "{} is in {}, and was in {}",
+                    "{} has type {}; the original has {}",
                     tensor.name, info.dtype, tensor.dtype
+                ),
+            });
+        }
+        let part = &tensors.parts[&tensor.name];
+        if part.of() != tensor.shape {
+            return Err(CheckpointError::Damaged {
+                path: sharded.rank_folder(rank),
+                reason: format!(
+                    "{} is a part of {:?}; the original has {:?}",
+                    tensor.name,
+                    part.of(),
+                    tensor.shape
                 ),
             });
         }
@@ -119,9 +133,12 @@ impl<F: FnMut(u64, u64) -> ControlFlow<()>> Joining<'_, F> {
         let name = &tensor.name;
         let kept = self.kept.as_ref();
         if let Some(kept) = kept.filter(|kept| kept.tensors().contains_key(name)) {
-            let bytes = kept.read_stored(name, &Slice::whole(tensor.shape.clone()))?;
-            each(&bytes)?;
-            return self.progress.advance(bytes.len());
+            for rows in bands(tensor) {
+                let bytes = kept.read_stored(name, &band_of(tensor, &rows))?;
+                each(&bytes)?;
+                self.progress.advance(bytes.len())?;
+            }
+            return Ok(());
         }
         self.holders.check(name)?;
         let holders = self.holders.of(name);

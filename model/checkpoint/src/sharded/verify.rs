@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::{MAIN_SEPARATOR, Path};
 
 use serde::Serialize;
 
 use super::original::{self, OriginalFile, OriginalTensor};
 use super::others::differences;
-use super::parts::{Band, Holders, bands, row_bytes};
+use super::parts::{Band, Holders, band_of, bands, row_bytes};
 use super::progress::Progress;
 use super::ranks::RankTensors;
 use super::summary::Summary;
@@ -17,6 +17,9 @@ use super::unshard::rank_tensors;
 use super::{ShardedCheckpoint, rank_name};
 use crate::{Accept, CheckpointError, MODEL_FILE, TensorFile, TensorStore};
 use firebox_model::parallel::Slice;
+
+/// What is wrong with a tensor that has other values than the checkpoint's.
+const OTHER_VALUES: &str = "differs from the checkpoint";
 
 /// Something that is wrong with a sharded checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -72,7 +75,10 @@ pub fn verify(
             faults.add(None, Some(&file), fault);
         }
     }
-    let of_original = original::faults(folder, &sharded.manifest);
+    let mut progress = Progress::new(progress, original::kept_bytes(folder));
+    let of_original = original::faults(folder, &sharded.manifest, &mut |bytes| {
+        progress.advance(bytes)
+    })?;
     // Without these files nobody knows which tensors the checkpoint had.
     let original = match of_original.is_empty() {
         true => faults.value(None, Original::read(&sharded)),
@@ -107,6 +113,7 @@ pub fn verify(
     let tensors: Vec<&OriginalTensor> = tensors.into_iter().filter(needs_values).collect();
     let of_ranks: u64 = ranks.values().map(|rank| rank.summary.bytes).sum();
     let of_tensors: u64 = tensors.iter().map(|tensor| tensor.bytes()).sum();
+    progress.expect(of_ranks + of_tensors);
     let mut checking = Checking {
         sharded: &sharded,
         holders,
@@ -115,7 +122,7 @@ pub fn verify(
             .as_ref()
             .and_then(|original| original.kept.as_ref()),
         faults,
-        progress: Progress::new(progress, of_ranks + of_tensors),
+        progress,
     };
     for (&rank, tensors) in &ranks {
         checking.hashes(rank, tensors)?;
@@ -235,47 +242,51 @@ impl<F: FnMut(u64, u64) -> ControlFlow<()>> Checking<'_, F> {
             self.faults.add(None, Some(name), fault);
         }
         let kept = self.kept;
-        if let Some(kept) = kept.filter(|kept| kept.tensors().contains_key(name)) {
-            let whole = Slice::whole(tensor.shape.clone());
-            let theirs = store.map(|store| store.read_stored(name, &whole));
-            let theirs = theirs.transpose()?;
-            let ours = self.faults.value(None, kept.read_stored(name, &whole));
-            if let (Some(ours), Some(theirs)) = (ours, theirs)
-                && ours != theirs
-            {
-                let fault = "differs from the checkpoint";
-                self.faults.add(None, Some(name), fault);
-            }
-            return self.progress.advance(tensor.bytes() as usize);
-        }
+        let kept = kept.filter(|kept| kept.tensors().contains_key(name));
         let holders = self.holders.of(name);
         for rows in bands(tensor) {
-            let mut band = Band::new(rows.len() * row_bytes(tensor));
-            let theirs = store.map(|store| {
-                let mut ranges = Slice::whole(tensor.shape.clone()).ranges().to_vec();
-                ranges[0] = vec![rows.clone()];
-                store.read_stored(name, &Slice::new(tensor.shape.clone(), ranges))
-            });
+            let part = band_of(tensor, &rows);
+            let theirs = store.map(|store| store.read_stored(name, &part));
             let theirs = theirs.transpose()?;
-            for (rank, slice) in &holders {
-                let part = self.holders.part(*rank, slice, tensor, &rows);
-                let rank = Some(*rank);
-                let Some(part) = self.faults.value(rank, part).flatten() else {
-                    continue;
-                };
-                if !band.put(&part) {
-                    let fault = "differs from a copy that an earlier rank has";
-                    self.faults.add(rank, Some(name), fault);
+            match kept {
+                Some(kept) => {
+                    let ours = self.faults.value(None, kept.read_stored(name, &part));
+                    if theirs.is_some() && ours.is_some() && theirs != ours {
+                        self.faults.add(None, Some(name), OTHER_VALUES);
+                    }
                 }
-                if let Some(theirs) = &theirs
-                    && part.pieces().any(|(run, bytes)| theirs[run] != *bytes)
-                {
-                    let fault = "differs from the checkpoint";
-                    self.faults.add(rank, Some(name), fault);
-                }
+                None => self.compare(tensor, &holders, &rows, theirs.as_deref()),
             }
-            self.progress.advance(band.bytes.len())?;
+            self.progress.advance(rows.len() * row_bytes(tensor))?;
         }
         Ok(())
+    }
+
+    /// Compares what ranks have of some indices of a tensor's first dimension with each other and with the checkpoint's bytes.
+    fn compare(
+        &mut self,
+        tensor: &OriginalTensor,
+        holders: &[(usize, Slice)],
+        rows: &Range<usize>,
+        theirs: Option<&[u8]>,
+    ) {
+        let name = Some(tensor.name.as_str());
+        let mut band = Band::new(rows.len() * row_bytes(tensor));
+        for (rank, slice) in holders {
+            let part = self.holders.part(*rank, slice, tensor, rows);
+            let rank = Some(*rank);
+            let Some(part) = self.faults.value(rank, part).flatten() else {
+                continue;
+            };
+            if !band.put(&part) {
+                let fault = "differs from a copy that an earlier rank has";
+                self.faults.add(rank, name, fault);
+            }
+            if let Some(theirs) = theirs
+                && part.pieces().any(|(run, bytes)| theirs[run] != *bytes)
+            {
+                self.faults.add(rank, name, OTHER_VALUES);
+            }
+        }
     }
 }

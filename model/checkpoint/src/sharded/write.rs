@@ -69,7 +69,14 @@ pub fn shard(
     let unfinished = Unfinished::create(output)?;
     let target = unfinished.path();
     let mut manifest = Manifest::new(layout, &stages(&config.model, layout.pipeline));
-    let mut progress = Progress::new(progress, summary.bytes);
+    let names = ranks.iter().flat_map(|rank| rank.parts.keys());
+    let names: BTreeSet<&str> = names.map(String::as_str).collect();
+    let kept = original::to_keep(&store, &names);
+    let of_kept = kept.iter().filter_map(|(name, _)| store.info(name));
+    let of_kept: usize = of_kept
+        .map(|info| info.elements() * info.dtype.bytes())
+        .sum();
+    let mut progress = Progress::new(progress, summary.bytes + of_kept as u64);
     for (rank, RankTensors { parts, .. }) in ranks.iter().enumerate() {
         let folder = target.join(rank_name(rank));
         fs::create_dir(&folder).map_err(FileError::of("create", &folder))?;
@@ -79,9 +86,9 @@ pub fn shard(
         })?;
         manifest.ranks.push(hashes);
     }
-    let names = ranks.iter().flat_map(|rank| rank.parts.keys());
-    let names: BTreeSet<&str> = names.map(String::as_str).collect();
-    original::write(&store, &names, target, &mut manifest)?;
+    original::write(&store, &kept, target, &mut manifest, &mut |bytes| {
+        progress.advance(bytes)
+    })?;
     copy_others(folder, target)?;
     manifest.write(target)?;
     unfinished.finish()?;
