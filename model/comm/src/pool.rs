@@ -6,11 +6,16 @@ use std::time::Duration;
 use firebox_console::advice::{Advice, Advise};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-use crate::Cause;
+use crate::{Cause, Failure};
 
-/// How long a rank may take to notice a failure, once it is known, before it is left behind. Open MPI sends SIGTERM to
-/// all ranks a second after one has died: they have said why they end by then.
-pub(crate) const GRACE: Duration = Duration::from_millis(400);
+/// How long a rank may take to notice a failure, once it is known, before it is left behind.
+pub(crate) fn grace(failure: &Failure) -> Duration {
+    match failure.cause {
+        // Open MPI sends SIGTERM to all ranks a second after one has died: they are to report before that.
+        Cause::Died => Duration::from_millis(400),
+        _ => Duration::from_secs(2),
+    }
+}
 
 /// The stack of a rank: as much as a main thread has.
 const STACK_BYTES: usize = 8 << 20;
@@ -39,8 +44,8 @@ pub(crate) fn pool(rank: usize, threads: usize) -> Result<ThreadPool, ThreadPool
         .build()
 }
 
-/// Makes of a rank's end, which is what [`caught`](firebox_console::panics::caught) gives, what is left to report: its
-/// value, or its error if that is what the run failed by. `fail` fails the run, and says so.
+/// Turns a rank's outcome, which [`caught`](firebox_console::panics::caught) returns, into its result, and records a
+/// failure. `fail` fails the run, and returns whether this is what the run failed by: only then the error is kept.
 pub(crate) fn settle<T, E: Advise>(
     outcome: Result<Result<T, E>, String>,
     fail: impl FnOnce(Cause) -> bool,

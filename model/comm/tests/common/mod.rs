@@ -1,6 +1,7 @@
 //! What ranks do in tests, the same on threads and under MPI.
 
 pub mod failures;
+pub mod pipeline;
 pub mod program;
 
 use firebox_console::advice::{Advice, Advise};
