@@ -8,10 +8,11 @@ use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
 use firebox_model::evaluate::ROWS;
 
-use super::{DtypeArgs, LayoutArgs, ModelArgs, TimelineArgs, at_least_one, print_json};
+use super::{DtypeArgs, LayoutArgs, ModelArgs, Process, TimelineArgs, at_least_one, print_json};
 use crate::InferError;
 use crate::engine::Engine;
 use crate::eval::{Text, default_context, evaluate};
+use crate::ranks::RankOptions;
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer eval runs/quickstart --data notes.txt\n  \
@@ -56,7 +57,11 @@ pub(super) struct EvalArgs {
 }
 
 impl EvalArgs {
-    pub(super) fn execute(self, threads: Option<u16>) -> Result<(), InferError> {
+    pub(super) fn on_ranks(&self, process: &Process) -> RankOptions {
+        self.model.on_ranks(self.weights, self.ranks, process)
+    }
+
+    pub(super) fn execute(self, process: &Process) -> Result<(), InferError> {
         let text = Text {
             files: self.data.clone(),
             field: self.field.clone(),
@@ -64,7 +69,7 @@ impl EvalArgs {
         };
         text.check()?;
         let (model, weights, ranks) = (self.model.clone(), self.weights, self.ranks);
-        model.with_engine(weights, ranks, threads, move |open| {
+        model.with_engine(weights, ranks, process, move |open| {
             self.evaluate(open()?, &text)
         })
     }

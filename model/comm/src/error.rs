@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::terminal::sentence;
 use thiserror::Error;
 
 use crate::Operation;
@@ -39,9 +41,16 @@ pub enum Cause {
     /// It panicked, with this message.
     #[error("panicked: {0}")]
     Panicked(String),
-    /// It returned an error, with this text.
-    #[error("failed: {0}")]
-    Failed(String),
+    /// It returned an error.
+    #[error("failed: {error}")]
+    Failed {
+        /// The error and its causes, as text.
+        error: String,
+        /// What to do about it.
+        hint: Option<String>,
+        /// The exit code of the process.
+        exit_code: u8,
+    },
     /// Another rank waited for it, and it made no progress within the deadline.
     #[error("did not answer within {deadline:?}: rank {waiter} waited for it in {}", operation.with_article())]
     Late {
@@ -82,6 +91,35 @@ pub enum Cause {
     Misuse(String),
 }
 
+impl Cause {
+    /// The error that a rank returned.
+    pub(crate) fn failed(error: &impl Advise) -> Self {
+        let Advice {
+            hint, exit_code, ..
+        } = error.advice();
+        Self::Failed {
+            error: sentence(error),
+            hint,
+            exit_code,
+        }
+    }
+}
+
+impl Advise for Failure {
+    /// That of the error that the rank returned, on every rank.
+    fn advice(&self) -> Advice {
+        match &self.cause {
+            Cause::Failed {
+                hint, exit_code, ..
+            } => Advice {
+                hint: hint.clone(),
+                ..Advice::FAILURE.exit_code(*exit_code)
+            },
+            _ => Advice::FAILURE,
+        }
+    }
+}
+
 /// An operation that failed on one rank, since that rank or another has failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub struct CommError {
@@ -101,6 +139,12 @@ impl CommError {
     }
 }
 
+impl Advise for CommError {
+    fn advice(&self) -> Advice {
+        self.failure.advice()
+    }
+}
+
 impl fmt::Display for CommError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.rank != self.failure.rank {
@@ -117,7 +161,7 @@ impl fmt::Display for CommError {
 pub struct RunError<E> {
     /// The first failure; those that followed from it are left out.
     pub failure: Failure,
-    /// The error that the failed rank returned, if that was the failure.
+    /// The error that the failed rank returned, if that was the failure and the rank is of this process.
     pub error: Option<E>,
 }
 

@@ -1,8 +1,9 @@
 //! The threads that a rank computes with, and how it ends.
 
-use std::fmt::Display;
+use std::error::Error;
 use std::time::Duration;
 
+use firebox_console::advice::{Advice, Advise};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use crate::{Cause, Failure};
@@ -19,6 +20,17 @@ pub(crate) fn grace(failure: &Failure) -> Duration {
 /// The stack of a rank: as much as a main thread has.
 const STACK_BYTES: usize = 8 << 20;
 
+/// The system gives a rank no threads.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct NoThreads<E: Error + 'static>(pub E);
+
+impl<E: Error> Advise for NoThreads<E> {
+    fn advice(&self) -> Advice {
+        Advice::FAILURE
+    }
+}
+
 /// So many threads for one rank.
 ///
 /// # Errors
@@ -34,13 +46,13 @@ pub(crate) fn pool(rank: usize, threads: usize) -> Result<ThreadPool, ThreadPool
 
 /// Turns a rank's outcome, which [`caught`](firebox_console::panics::caught) returns, into its result, and records a
 /// failure. `fail` fails the run, and returns whether this is what the run failed by: only then the error is kept.
-pub(crate) fn settle<T, E: Display>(
+pub(crate) fn settle<T, E: Advise>(
     outcome: Result<Result<T, E>, String>,
     fail: impl FnOnce(Cause) -> bool,
 ) -> Option<Result<T, E>> {
     match outcome {
         Ok(Ok(value)) => Some(Ok(value)),
-        Ok(Err(error)) => fail(Cause::Failed(error.to_string())).then_some(Err(error)),
+        Ok(Err(error)) => fail(Cause::failed(&error)).then_some(Err(error)),
         Err(message) => {
             fail(Cause::Panicked(message));
             None

@@ -9,16 +9,16 @@ mod reduction;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use firebox_console::advice::Advise;
 use firebox_console::panics::caught;
 
 use self::board::Board;
 use self::group::Group;
-use crate::pool::{grace, pool, settle};
+use crate::pool::{NoThreads, grace, pool, settle};
 use crate::{Cause, Comm, Options, RunError};
 
 /// How often the thread that has started the ranks looks for a failure.
@@ -46,7 +46,7 @@ pub fn run<T, E>(
 ) -> Result<Vec<T>, RunError<E>>
 where
     T: Send + 'static,
-    E: Display + Send + 'static,
+    E: Advise + Send + 'static,
 {
     assert!(size > 0, "a run has at least one rank");
     let board = Board::new(size, options.deadline);
@@ -74,7 +74,7 @@ where
             }
             Err(error) => {
                 board.doing(rank, format_args!("starting its threads"));
-                board.fail(rank, Cause::Failed(error.to_string()));
+                board.fail(rank, Cause::failed(&NoThreads(error)));
                 break;
             }
         }

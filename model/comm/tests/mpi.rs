@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{failures, pipeline, program};
+use common::{Words, failures, pipeline, program};
 use firebox_comm::mpi::{self, World};
 use firebox_comm::{Comm, CommError, Options, RunError};
 use tempfile::TempDir;
@@ -67,6 +67,7 @@ fn a_rank() {
             None => play(&role, &comm, is_at_work).map_err(|error| error.to_string()),
         }
     };
+    let body = move |comm| body(comm).map_err(Words);
     if world.run(&options, body, report).is_err() {
         process::exit(3);
     }
@@ -100,7 +101,7 @@ fn play(role: &str, comm: &Arc<dyn Comm>, is_at_work: impl FnOnce()) -> Result<(
     }
 }
 
-fn report(error: &RunError<String>) {
+fn report(error: &RunError<Words>, _is_first: bool) {
     // In one piece, since the launcher brings together what the ranks write, piece by piece.
     let line = format!("error: {error}\n");
     io::stderr().write_all(line.as_bytes()).unwrap();

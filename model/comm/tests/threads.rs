@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::failures::{self, Failing};
-use common::{pipeline, program};
+use common::{Words, pipeline, program};
 use firebox_comm::{Cause, CommError, Operation, Options, threads};
 use proptest::prelude::*;
 
@@ -59,7 +59,7 @@ fn fails_as_told(failing: &Failing, size: usize) {
             // The test does not wait for the rank that fails.
             let _ = sender.send(end.clone());
         }
-        result
+        result.map_err(Words)
     });
     let error = run.unwrap_err();
     assert!(error.to_string().starts_with(&sentence), "{name}: {error}");
@@ -138,7 +138,7 @@ fn functions_without_errors_unwind_in_silence() {
     }
     let run = threads::run(3, &Options::default(), |comm| {
         if comm.rank() == 1 {
-            return Err("no such file".to_owned());
+            return Err(Words("no such file".to_owned()));
         }
         comm.barrier()
             .unwrap_or_else(|error: CommError| error.unwind());

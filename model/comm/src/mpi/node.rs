@@ -55,6 +55,8 @@ struct Slot {
     process: AtomicU32,
     /// In the first slot only: the rank that has written the first failure, plus one, or 0.
     failed: AtomicU32,
+    /// In the first slot only: whether a rank has begun to report the failure.
+    reported: AtomicU32,
     /// Where the number of the process is valid.
     namespace: AtomicU64,
     doing: SharedText<DOING>,
@@ -181,6 +183,16 @@ impl Node {
     /// Whether a rank is on this machine.
     pub(super) fn has(&self, rank: usize) -> bool {
         self.slots[rank].is_some()
+    }
+
+    /// How many ranks are on this machine.
+    pub(super) fn size(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+
+    /// Whether no other rank of this machine has asked this before.
+    pub(super) fn is_first_to_report(&self) -> bool {
+        self.first().reported.swap(1, Ordering::AcqRel) == 0
     }
 
     /// The ranks on other machines.
@@ -327,8 +339,13 @@ pub(super) fn encoded(failure: &Failure) -> Vec<u8> {
         }
         let Failure { doing, cause, .. } = &mut failure;
         shorten(doing);
-        if let Cause::Panicked(text) | Cause::Failed(text) | Cause::Misuse(text) = cause {
-            shorten(text);
+        match cause {
+            Cause::Panicked(text) | Cause::Misuse(text) => shorten(text),
+            Cause::Failed { error, hint, .. } => {
+                shorten(error);
+                hint.as_mut().map(shorten);
+            }
+            _ => (),
         }
     }
 }
