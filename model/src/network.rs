@@ -20,6 +20,7 @@ use crate::loss::cross_entropy_sum;
 use crate::moe::loads::ExpertLoads;
 use crate::moe::stats::HealthSums;
 use crate::sampling::{Alone, Asked, Drawn, Memory};
+use crate::timeline::{Activity, Recorder, Span};
 
 /// A sequence's input to one step: its new tokens, and what is sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -164,6 +165,12 @@ pub trait Network {
     /// [`Session::counts_experts`] is false.
     fn expert_loads(&mut self) -> Vec<ExpertLoads>;
 
+    /// Records from now on when each stage computes and when it waits.
+    fn record(&mut self);
+
+    /// What was recorded since the [beginning](Self::record), or since this was asked last.
+    fn spans(&mut self) -> Vec<Span>;
+
     /// Begins a forward pass of sequences of one length without a cache.
     ///
     /// # Panics
@@ -196,6 +203,7 @@ pub struct Local<'a> {
     drawn: VecDeque<Vec<Drawn>>,
     loads: Vec<ExpertLoads>,
     sums: VecDeque<BatchSums>,
+    recorder: Recorder,
 }
 
 /// Room in a cache that grows for a sequence to begin with, in tokens.
@@ -213,8 +221,14 @@ impl<'a> Local<'a> {
             drawn: VecDeque::new(),
             loads: Vec::new(),
             sums: VecDeque::new(),
+            recorder: Recorder::default(),
         }
     }
+}
+
+/// Tokens that a pass of sequences computes.
+pub(crate) fn tokens_of(sequences: &[Sequence]) -> usize {
+    sequences.iter().map(|sequence| sequence.tokens.len()).sum()
 }
 
 /// Logits on the host, in row-major order.
@@ -249,6 +263,8 @@ impl Network for Local<'_> {
     }
 
     fn submit(&mut self, parts: &[Part]) {
+        self.recorder
+            .step(parts.iter().map(|part| part.tokens.len()).sum());
         let pieces: Vec<Piece> = parts.iter().map(Part::piece).collect();
         let entry = self.model.entry(&pieces);
         let (decoded, routing) = self.model.decode_stage(entry, &pieces, &mut self.cache);
@@ -262,6 +278,7 @@ impl Network for Local<'_> {
         let asked: Vec<Asked> = parts.iter().map(|part| part.asked.clone()).collect();
         let drawn = Asked::answer(&asked, &logits, 0, &mut self.memory, &mut Alone);
         self.drawn.push_back(drawn);
+        self.recorder.did(Activity::Compute);
     }
 
     fn drawn(&mut self) -> Vec<Drawn> {
@@ -272,7 +289,16 @@ impl Network for Local<'_> {
         std::mem::take(&mut self.loads)
     }
 
+    fn record(&mut self) {
+        self.recorder.start(0);
+    }
+
+    fn spans(&mut self) -> Vec<Span> {
+        self.recorder.take()
+    }
+
     fn submit_batch(&mut self, sequences: &[Sequence]) {
+        self.recorder.step(tokens_of(sequences));
         let batch = Batch::new(sequences, &self.model.device());
         let output = self.model.forward_batch(&batch);
         let logits = output.logits.flatten::<2>(0, 1);
@@ -287,6 +313,7 @@ impl Network for Local<'_> {
             layers: output.routing.iter().map(|routing| routing.layer).collect(),
             health,
         });
+        self.recorder.did(Activity::Compute);
     }
 
     fn sums(&mut self) -> BatchSums {

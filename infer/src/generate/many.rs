@@ -7,6 +7,7 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::{Instant, SystemTime};
 
+use firebox_console::numbers::hexadecimal;
 use firebox_console::progress::Progress;
 use firebox_model::generate::{self, End, Ended, Receiver, Token};
 use firebox_model::sampling::Sampling;
@@ -94,6 +95,7 @@ pub fn generate_many<W: Write>(
         ),
         &mut many,
     );
+    engine.finish(network)?;
     let Many {
         written,
         cut,
@@ -164,10 +166,7 @@ fn digest(model: &str, engine: &Engine, prompt: &Prompt, request: &ManyRequest) 
         request.sampling(prompt),
     );
     let digest = Sha256::digest(format!("{what:?}"));
-    digest[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hexadecimal(&digest[..8])
 }
 
 /// Size and time of each file with weights.

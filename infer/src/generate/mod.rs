@@ -79,6 +79,7 @@ pub fn generate(
         let options = speculation.options(engine.tokenizer.eos_ids(), 1, 1);
         let network = &mut *engine.network();
         statistics = generate::generate_all(network, [text], &options, &mut only);
+        engine.finish(network)?;
     }
     let seconds = started.elapsed().as_secs_f64();
     let rest = only.decoder.finish().unwrap_or_default();

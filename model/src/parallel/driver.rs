@@ -16,6 +16,7 @@ use crate::moe::Routing;
 use crate::moe::loads::ExpertLoads;
 use crate::network::{BatchSums, Network, PaddedRows, Part, Session};
 use crate::sampling::Drawn;
+use crate::timeline::Span;
 use firebox_kernels::dispatch::DispatchPlan;
 
 /// Many ranks that hold a model together, seen from the first one. The others [`serve`](super::serve) until the first one
@@ -79,6 +80,20 @@ impl<'a> Driver<'a> {
         let ranks = self.stage.ranks;
         let later = (1..ranks.layout().pipeline).map(|stage| ranks.reply_of(stage));
         own.into_iter().chain(later)
+    }
+
+    /// The replies of all stages to a step that computes nothing, while steps of a cache may be under way.
+    fn ask(&mut self, step: &Step) -> Vec<Reply> {
+        // The last stage replies to those first.
+        for place in 0..self.own.len() {
+            if self.own[place].is_none() {
+                self.own[place] = Some(self.last_reply());
+            }
+        }
+        self.start(step);
+        let own = self.stage.run(step);
+        let later = (1..self.stages()).map(|stage| self.stage.ranks.reply_of(stage));
+        own.into_iter().chain(later).collect()
     }
 
     /// The reply of the last stage to the oldest step to which it has not been taken.
@@ -166,20 +181,26 @@ impl Network for Driver<'_> {
     }
 
     fn expert_loads(&mut self) -> Vec<ExpertLoads> {
-        // The last stage replies to the steps under way first.
-        for place in 0..self.own.len() {
-            if self.own[place].is_none() {
-                self.own[place] = Some(self.last_reply());
-            }
-        }
-        self.start(&Step::ExpertLoads);
-        let own = self.stage.run(&Step::ExpertLoads);
-        let later = (1..self.stages()).map(|stage| self.stage.ranks.reply_of(stage));
-        let of_stages = own.into_iter().chain(later).map(|reply| match reply {
+        let of_stages = self.ask(&Step::ExpertLoads).into_iter();
+        let loads = of_stages.map(|reply| match reply {
             Reply::ExpertLoads(loads) => loads,
             other => panic!("{other:?} of the loads of experts"),
         });
-        of_stages.flatten().collect()
+        loads.flatten().collect()
+    }
+
+    fn record(&mut self) {
+        self.start(&Step::Record);
+        self.stage.run(&Step::Record);
+    }
+
+    fn spans(&mut self) -> Vec<Span> {
+        let of_stages = self.ask(&Step::Spans).into_iter();
+        let spans = of_stages.map(|reply| match reply {
+            Reply::Spans(spans) => spans,
+            other => panic!("{other:?} of what was recorded"),
+        });
+        spans.flatten().collect()
     }
 
     fn submit_batch(&mut self, sequences: &[Sequence]) {

@@ -1,5 +1,6 @@
 //! Many ranks give what one gives.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use firebox_comm::{Comm, CommError, Operation, Options, Traffic, threads};
@@ -18,6 +19,7 @@ use crate::network::{Local, Network, PaddedRows};
 use crate::parameters::RandomParameters;
 use crate::sampling::Sampling;
 use crate::testing::{clamped, moe, text, tiny, windowed, with_experts, without_positions};
+use crate::timeline::{Activity, Span};
 
 const SEED: u64 = 7;
 
@@ -188,6 +190,17 @@ impl Receiver for Texts {
     fn ended(&mut self, _: usize, _: Ended) {}
 }
 
+/// Takes no notice.
+struct Ignoring;
+
+impl Receiver for Ignoring {
+    fn token(&mut self, _: usize, _: Token) -> bool {
+        true
+    }
+
+    fn ended(&mut self, _: usize, _: Ended) {}
+}
+
 /// Some beginnings are alike, and some texts exceed the context.
 fn requests() -> Vec<Request> {
     let request = |number: usize| {
@@ -302,6 +315,50 @@ fn what_ranks_send_is_what_is_predicted() {
                 }
             }
         }
+    }
+}
+
+/// Spans by stage and activity, without the times.
+fn recorded(spans: &[Span]) -> BTreeMap<(usize, Activity), Vec<(u64, usize)>> {
+    let mut by_stage = BTreeMap::new();
+    for span in spans {
+        let key = (span.stage, span.activity);
+        let steps: &mut Vec<(u64, usize)> = by_stage.entry(key).or_default();
+        steps.push((span.step, span.tokens));
+    }
+    by_stage
+}
+
+#[test]
+fn each_stage_records_each_step() {
+    let config = tiny();
+    let record = |network: &mut dyn Network| {
+        network.record();
+        generate_all(
+            network,
+            requests(),
+            &generate::Options::new(&[5]),
+            &mut Ignoring,
+        );
+        recorded(&network.spans())
+    };
+    let alone = record(&mut Local::new(&model(&config)));
+    let steps = &alone[&(0, Activity::Compute)];
+    assert_eq!(alone.len(), 1);
+    let steps = steps.clone();
+    for numbers in [[2, 1, 1], [2, 2, 1], [1, 2, 1]] {
+        let layout = layout(numbers);
+        let (found, _) = on_ranks(&config, layout, move |driver| record(driver));
+        let last = layout.pipeline - 1;
+        let activities = (0..layout.pipeline).flat_map(|stage| {
+            let wait = (stage > 0).then_some((stage, Activity::Wait));
+            let send = (stage < last).then_some((stage, Activity::Send));
+            wait.into_iter()
+                .chain([(stage, Activity::Compute)])
+                .chain(send)
+        });
+        assert!(found.keys().copied().eq(activities), "{layout}: {found:?}");
+        assert!(found.values().all(|found| *found == steps), "{layout}");
     }
 }
 

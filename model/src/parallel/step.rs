@@ -8,6 +8,7 @@ use crate::batch::Sequence;
 use crate::moe::loads::ExpertLoads;
 use crate::network::{Part, Session};
 use crate::sampling::Drawn;
+use crate::timeline::Span;
 
 /// Something that every rank does its part of.
 #[derive(Debug, Serialize, Deserialize)]
@@ -19,6 +20,10 @@ pub(super) enum Step<'a> {
         edits: Cow<'a, [Edit]>,
         parts: Cow<'a, [Part<'a>]>,
     },
+    /// From now on each stage records when it computes.
+    Record,
+    /// What was recorded since this was asked last.
+    Spans,
     /// What experts did since this was asked last.
     ExpertLoads,
     /// A pass of sequences without a cache, and their loss.
@@ -54,6 +59,8 @@ pub(super) enum Reply {
     Drawn(Vec<Drawn>),
     /// Of a [`Step::ExpertLoads`], from every stage: of its MoE layers.
     ExpertLoads(Vec<ExpertLoads>),
+    /// Of a [`Step::Spans`], from every stage.
+    Spans(Vec<Span>),
     /// Of a [`Step::Batch`], from every stage.
     Sums {
         /// From the last stage.
