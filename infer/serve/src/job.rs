@@ -22,6 +22,9 @@ pub trait Submit: fmt::Debug + Send + Sync {
     ///
     /// When they are not taken.
     fn submit(&self, jobs: Vec<Job>) -> Result<(), Rejected>;
+
+    /// Takes no jobs any more and drops those that it has, so that each fails.
+    fn abort(&self);
 }
 
 /// Why jobs are not taken.
@@ -196,6 +199,12 @@ impl Inbox {
     /// The next event; `None` after the last one of the last job.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Sent>> {
         self.0.poll_recv(context)
+    }
+
+    /// Says that nobody waits any more, and takes what was sent before.
+    pub fn close_and_take(&mut self) -> Option<Sent> {
+        self.0.close();
+        self.0.try_recv().ok()
     }
 }
 

@@ -1,6 +1,18 @@
-//! An HTTP server with OpenAI's interface around a scheduler of generated texts.
+//! An HTTP server with OpenAI's interface: requests become jobs, and events of jobs become replies and streams.
+//!
+//! [`http`] takes requests, [`request`] reads them, [`prepare`] makes [`job`]s of them, which go to a
+//! [`Submit`](job::Submit)ter, and [`reply`] makes objects and chunks of what happens to them. Nothing here computes a model.
 
 pub mod error;
+pub mod http;
 pub mod job;
+pub mod lifecycle;
+pub mod metrics;
+pub mod prepare;
+pub mod reply;
 pub mod request;
+pub mod served;
+pub mod template;
+#[cfg(test)]
+mod testing;
 pub mod text;

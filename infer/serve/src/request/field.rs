@@ -168,7 +168,7 @@ impl<'a> Field<'a> {
             _ => {
                 let (least, most) = range.into_inner();
                 Err(self.wrong_value(&match most {
-                    _ if most >= i128::from(u32::MAX) && least >= 0 => {
+                    _ if most > i128::from(u32::MAX) && least >= 0 => {
                         format!("an integer of at least {least}")
                     }
                     _ => format!("an integer from {least} to {most}"),
@@ -400,7 +400,7 @@ mod tests {
         let error = with(r#""\ud83d""#, |field| field.text()).unwrap_err();
         assert_eq!(error.code(), "invalid_json");
         assert_eq!(
-            message("{}", Field::text),
+            message("{}", |field| field.text()),
             "x is an object; it must be a text"
         );
     }

@@ -3,14 +3,14 @@
 //! A wrong type or a value out of range is refused with the field's name and what is allowed; nothing is corrected in silence. Only
 //! the model is not needed for this: what depends on it (ids, the context) is checked in [`prepare`](crate::prepare).
 
-pub mod body;
-pub mod chat;
-pub mod completion;
-pub mod field;
-pub mod generation;
+mod body;
+mod chat;
+mod completion;
+mod field;
+mod generation;
 #[cfg(test)]
 mod tests;
-pub mod tokenize;
+mod tokenize;
 
 pub use body::Body;
 pub use chat::{ChatRequest, Message};

@@ -1,0 +1,142 @@
+//! The paths that say what is served.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+
+use super::{App, body, respond};
+use crate::error::ApiError;
+use crate::lifecycle::Phase;
+use crate::metrics::TEXT_FORMAT;
+use crate::request::{Body as Fields, DetokenizeRequest, TokenizeRequest};
+use crate::served::Served;
+
+/// Fields of `tokenizer_config.json` that clients may expect to be there.
+const TOKENIZER_FIELDS: [&str; 5] = [
+    "eos_token",
+    "bos_token",
+    "pad_token",
+    "unk_token",
+    "tokenizer_class",
+];
+
+/// `/`
+pub async fn page() -> Response {
+    with_type("text/html; charset=utf-8", include_str!("../page.html"))
+}
+
+/// `/health`
+pub async fn health(State(app): State<Arc<App>>) -> Response {
+    match app.lifecycle.phase() {
+        Phase::Ready => respond::json(StatusCode::OK, &json!({ "status": "ok" })),
+        Phase::Draining | Phase::Stopping => {
+            let error = ApiError::ShuttingDown;
+            let draining = json!({ "status": "draining" });
+            respond::json_later(error.status(), &draining, error.retry_after())
+        }
+    }
+}
+
+/// `/metrics`
+pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+    with_type(TEXT_FORMAT, app.metrics.text())
+}
+
+/// `/version`
+pub async fn version() -> Response {
+    let version = json!({ "version": env!("CARGO_PKG_VERSION") });
+    respond::json(StatusCode::OK, &version)
+}
+
+/// `/v1/models`
+pub async fn models(State(app): State<Arc<App>>) -> Response {
+    let list = json!({ "object": "list", "data": [card(&app.served)] });
+    respond::json(StatusCode::OK, &list)
+}
+
+/// `/v1/models/ID`
+pub async fn model(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    app.served.check_model(Some(id.trim_end_matches('/')))?;
+    Ok(respond::json(StatusCode::OK, &card(&app.served)))
+}
+
+fn card(served: &Served) -> Value {
+    json!({
+        "id": served.name, "object": "model", "created": served.created, "owned_by": "firebox",
+        "max_model_len": served.context,
+    })
+}
+
+/// `/tokenizer_info`: the fields of `tokenizer_config.json`, with special tokens as texts.
+pub async fn tokenizer(State(app): State<Arc<App>>) -> Response {
+    let config = &app.served.config;
+    let mut fields: Map<String, Value> = config.fields.clone();
+    for name in TOKENIZER_FIELDS {
+        fields.entry(name).or_insert(Value::Null);
+    }
+    for (&name, token) in &config.special_tokens {
+        fields.insert(name.to_owned(), token.as_str().into());
+    }
+    fields.insert(
+        "chat_template".to_owned(),
+        config.chat_template.clone().into(),
+    );
+    respond::json(StatusCode::OK, &Value::Object(fields))
+}
+
+/// `/tokenize`
+pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let options = &app.options;
+    let bytes = body::read(request, options.body_limit, options.read_timeout).await?;
+    let work = move |app: &App| {
+        let body = Fields::read(&bytes, TokenizeRequest::KNOWN)?;
+        app.ignore(&body.unknown);
+        let request = TokenizeRequest::read(&body)?;
+        let served = &app.served;
+        served.check_model(request.model.as_deref())?;
+        let begin = request.add_special_tokens;
+        let tokens = served.encode("prompt", &request.prompt, begin)?;
+        Ok(json!({ "count": tokens.len(), "max_model_len": served.context, "tokens": tokens }))
+    };
+    Ok(respond::json(
+        StatusCode::OK,
+        &app.clone().with_text(work).await?,
+    ))
+}
+
+/// `/detokenize`
+pub async fn detokenize(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let options = &app.options;
+    let bytes = body::read(request, options.body_limit, options.read_timeout).await?;
+    let work = move |app: &App| {
+        let body = Fields::read(&bytes, DetokenizeRequest::KNOWN)?;
+        app.ignore(&body.unknown);
+        let request = DetokenizeRequest::read(&body)?;
+        let served = &app.served;
+        served.check_model(request.model.as_deref())?;
+        served.check_ids("tokens", request.tokens.iter().copied())?;
+        Ok(json!({ "prompt": served.tokenizer.decode_with(&request.tokens, true) }))
+    };
+    Ok(respond::json(
+        StatusCode::OK,
+        &app.clone().with_text(work).await?,
+    ))
+}
+
+fn with_type(kind: &'static str, text: impl Into<Body>) -> Response {
+    let mut response = Response::new(text.into());
+    let kind = HeaderValue::from_static(kind);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
