@@ -13,7 +13,8 @@ use firebox_model::sampling::Scored;
 use crate::job::{Event, Finish, Job, Rejected, StopReason, Submit};
 use crate::metrics::Metrics;
 
-/// How often the loads of experts are asked for while there is work.
+/// How often the loads of experts are asked for. Where many ranks hold the model, this also shows that all of them are there
+/// while there is nothing else to do.
 const LOADS_EVERY: Duration = Duration::from_millis(500);
 
 /// How much of the seconds that sequences took before counts beside the last one.
@@ -125,14 +126,16 @@ impl Scheduler {
         metrics.waiting.set(0);
     }
 
-    /// The jobs that have come, for a thread that has so many waiting; it waits for some where it has nothing else to do.
-    /// `None` when there will be no more.
+    /// The jobs that have come, for a thread that has so many waiting; it waits for some, though not for long, where it has
+    /// nothing else to do. `None` when there will be no more.
     fn take(&self, waiting: usize, is_idle: bool) -> Option<Vec<(Instant, Job)>> {
         let mut queue = self.queue();
         queue.waiting = waiting;
-        while is_idle && queue.jobs.is_empty() && !queue.is_closed {
-            let changed = self.0.changed.wait(queue);
-            queue = changed.unwrap_or_else(PoisonError::into_inner);
+        if is_idle {
+            let is_empty = |queue: &mut Queue| queue.jobs.is_empty() && !queue.is_closed;
+            let changed = &self.0.changed;
+            let waited = changed.wait_timeout_while(queue, LOADS_EVERY, is_empty);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         if queue.is_closed {
             return None;
@@ -349,3 +352,6 @@ impl Receiver for Told<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
