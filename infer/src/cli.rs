@@ -10,8 +10,10 @@ mod shard;
 mod trace;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
+use firebox_comm::{Comm, mpi};
 use firebox_console::process::COMPARE_DEVICE;
 use firebox_console::terminal::print;
 use firebox_kernels::Precision;
@@ -25,6 +27,7 @@ use serde::Serialize;
 use crate::InferError;
 use crate::devices::Devices;
 use crate::engine::Engine;
+use crate::processes;
 use crate::ranks::RankOptions;
 
 /// Evaluate, sample, benchmark and compare language-model checkpoints.
@@ -72,13 +75,13 @@ enum Command {
     /// Divide a checkpoint among ranks, into a folder for each.
     #[command(after_help = shard::HELP)]
     Shard(shard::ShardArgs),
-    /// Make the checkpoint again that was divided among ranks.
+    /// Reassemble a sharded checkpoint.
     #[command(after_help = shard::UNSHARD_HELP)]
     Unshard(shard::UnshardArgs),
     /// Check every tensor of every rank of a sharded checkpoint.
     #[command(after_help = shard::VERIFY_HELP)]
     Verify(shard::VerifyArgs),
-    /// Estimate bytes, speed and cost of a model over ranks, without running it.
+    /// Estimate bytes, speed and cost of a model on many ranks, without running it.
     #[command(after_help = plan::HELP)]
     Plan(plan::PlanArgs),
     /// Measure prefill and decode speed.
@@ -111,15 +114,15 @@ struct CheckpointArgs {
 /// How ranks divide a model.
 #[derive(Debug, Clone, Copy, Args)]
 struct LayoutArgs {
-    /// Tensor ranks of a stage: they share its heads, hidden widths and vocabulary.
+    /// Tensor parallelism: ranks per stage, which split heads, feed-forward width and vocabulary.
     ///
     /// Sizes that they do not divide evenly differ by one. Key/value heads that are fewer than the ranks are copied.
     #[arg(long, value_name = "N", default_value_t = 1)]
     tensor: usize,
-    /// Pipeline stages: each has a run of layers, of about equal bytes and operations.
+    /// Pipeline parallelism: stages, each with a run of layers of about equal bytes and operations.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pipeline: usize,
-    /// Groups of tensor ranks that have whole experts; must divide --tensor.
+    /// Expert parallelism: number of groups that a stage's ranks form; each holds whole experts. Must divide --tensor.
     ///
     /// With 1, each rank has a part of every expert, so that all ranks work on every token.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -139,6 +142,15 @@ impl LayoutArgs {
             expert,
         }
     }
+}
+
+/// Where it is written when each pipeline stage computes.
+#[derive(Debug, Clone, Args)]
+struct TimelineArgs {
+    /// Write when each pipeline stage computes and waits, step by step, in the trace event format (chrome://tracing,
+    /// Perfetto), and log the busy share of each.
+    #[arg(long, value_name = "FILE")]
+    timeline: Option<PathBuf>,
 }
 
 /// The checkpoint and the device that it runs on.
@@ -170,6 +182,15 @@ struct DtypeArgs {
     precision: Precision,
 }
 
+/// This process: the number of its threads, and the others that run the same command with it.
+#[derive(Debug, Clone)]
+struct Process {
+    /// `--threads`.
+    threads: Option<usize>,
+    /// The ranks that MPI has started as processes, this one among them.
+    processes: Option<Arc<dyn Comm>>,
+}
+
 /// Opens a checkpoint.
 type Opener = Box<dyn FnOnce() -> Result<Engine, InferError>>;
 
@@ -180,7 +201,7 @@ impl ModelArgs {
             .at_precision(weights.precision)
     }
 
-    fn on_ranks(&self, weights: DtypeArgs, ranks: LayoutArgs, threads: Option<u16>) -> RankOptions {
+    fn on_ranks(&self, weights: DtypeArgs, ranks: LayoutArgs, process: &Process) -> RankOptions {
         RankOptions {
             checkpoint: self.source.checkpoint.clone(),
             accept: self.source.accept.clone(),
@@ -188,27 +209,26 @@ impl ModelArgs {
             dtype: weights.dtype,
             precision: weights.precision,
             layout: ranks.layout(),
-            threads: threads.map(usize::from),
+            threads: process.threads,
+            processes: process.processes.clone(),
         }
     }
 
-    /// Does `work`, which is given how to open the checkpoint: one rank holds it, or many do. Under MPI, processes of other ranks
-    /// than the first do their part and nothing else.
+    /// Does `work`, which is given how to open the checkpoint: one rank holds it, or many do.
     fn with_engine(
         &self,
         weights: DtypeArgs,
         ranks: LayoutArgs,
-        threads: Option<u16>,
+        process: &Process,
         work: impl FnOnce(Opener) -> Result<(), InferError> + Send + 'static,
     ) -> Result<(), InferError> {
-        let options = self.on_ranks(weights, ranks, threads);
+        let options = self.on_ranks(weights, ranks, process);
         if !options.are_ranks() {
             let model = self.clone();
             return work(Box::new(move || model.open(weights)));
         }
         let of_first = options.clone();
-        options.run(move |part| work(Box::new(move || Engine::on_ranks(&of_first, part))))?;
-        Ok(())
+        options.run(move |part| work(Box::new(move || Engine::on_ranks(&of_first, part))))
     }
 }
 
@@ -220,16 +240,40 @@ struct DevicesArgs {
 }
 
 impl Cli {
-    /// Runs the command.
+    /// Reads the command line. The process ends here if it asks for help, or has something wrong.
+    ///
+    /// # Errors
+    ///
+    /// [`InferError::Reported`] in place of that end, where this is one of several processes under MPI: the first has printed
+    /// the help, or what is wrong.
+    pub fn read() -> Result<Self, InferError> {
+        Self::try_parse().map_err(|error| match mpi::launched() {
+            true => processes::reported(error),
+            false => error.exit(),
+        })
+    }
+
+    /// Runs the command, or this process's part of it where a launcher has started several.
     ///
     /// # Errors
     ///
     /// The command's error, with an exit code and often a hint.
     pub fn execute(self, control: &Control) -> Result<(), InferError> {
-        let Some(device) = self.device().map(str::to_owned) else {
-            return self.command.execute(self.threads, control);
+        let threads = self.threads();
+        if mpi::launched() {
+            let control = control.clone();
+            return processes::run(threads, move |world| {
+                self.command.on_rank(threads, world, &control)
+            });
+        }
+        let process = Process {
+            threads,
+            processes: None,
         };
-        guard(&device, || self.command.execute(self.threads, control))?
+        let Some(device) = self.device().map(str::to_owned) else {
+            return self.command.execute(process, control);
+        };
+        guard(&device, || self.command.execute(process, control))?
     }
 
     /// Number of threads for the CPU backends, if `--threads` is given.
@@ -263,16 +307,47 @@ impl Command {
         Some(&model.device)
     }
 
-    fn execute(self, threads: Option<u16>, control: &Control) -> Result<(), InferError> {
+    /// Runs the command on the first of several processes, and what it takes of the others on these.
+    fn on_rank(
+        self,
+        threads: Option<usize>,
+        world: Arc<dyn Comm>,
+        control: &Control,
+    ) -> Result<(), InferError> {
+        let (rank, processes) = (world.rank(), world.size());
+        let process = Process {
+            threads,
+            processes: Some(world),
+        };
+        let options = match &self {
+            Self::Eval(args) => Some(args.on_ranks(&process)),
+            Self::Generate(args) => Some(args.on_ranks(&process)),
+            Self::Trace(args) => Some(args.on_ranks(&process)),
+            _ => None,
+        };
+        match (rank, options) {
+            (0, Some(_)) => self.execute(process, control),
+            (0, None) => Err(InferError::SingleProcess { processes }),
+            (_, Some(options)) => {
+                // Ctrl-C reaches all of them, and it is for the first one to end the work.
+                control.heed_stop();
+                options.serve()
+            }
+            (_, None) => Ok(()),
+        }
+    }
+
+    fn execute(self, process: Process, control: &Control) -> Result<(), InferError> {
+        let threads = process.threads;
         match self {
-            Command::Eval(args) => args.execute(threads),
-            Command::Generate(args) => args.execute(threads, control),
-            Command::Trace(args) => args.execute(threads),
+            Command::Eval(args) => args.execute(&process),
+            Command::Generate(args) => args.execute(&process, control),
+            Command::Trace(args) => args.execute(&process),
             Command::Export(args) => args.execute(),
             Command::Plan(args) => args.execute(),
-            Command::Shard(args) => args.execute(),
-            Command::Unshard(args) => args.execute(),
-            Command::Verify(args) => args.execute(),
+            Command::Shard(args) => args.execute(control),
+            Command::Unshard(args) => args.execute(control),
+            Command::Verify(args) => args.execute(control),
             Command::Bench(args) => args.execute(),
             Command::Compare(args) => args.execute(threads),
             Command::CompareDevice(args) => args.execute(threads),

@@ -17,6 +17,7 @@ use firebox_text::Tokenizer;
 
 use crate::InferError;
 use crate::ranks::{Part, RankOptions};
+use crate::timeline;
 
 /// A model on a device, and the tokenizer that it was trained with.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub struct Engine {
     /// The token that ends a document, if the model was trained to see each document by itself; see
     /// [`Notes::document_mask`](firebox_checkpoint::Notes::document_mask).
     pub document_end: Option<u32>,
+    /// Where it is written when each pipeline stage computed; `None` if that is not recorded.
+    timeline: Option<PathBuf>,
 }
 
 impl Engine {
@@ -110,6 +113,7 @@ impl Engine {
         let tokenizer = Tokenizer::load(&path, eos_ids)?;
         let engine = Self {
             document_end: notes.document_mask().then(|| tokenizer.eos_id()),
+            timeline: None,
             tokenizer,
             model,
             ranks: None,
@@ -124,9 +128,32 @@ impl Engine {
 
     /// What computes: this process, or all ranks.
     pub fn network(&self) -> Box<dyn Network + '_> {
-        match &self.ranks {
+        let mut network: Box<dyn Network + '_> = match &self.ranks {
             None => Box::new(Local::new(&self.model)),
             Some(ranks) => Box::new(Driver::new(&self.model, ranks)),
+        };
+        if self.timeline.is_some() {
+            network.record();
+        }
+        network
+    }
+
+    /// The same engine; with a path, [`finish`](Self::finish) writes there when each pipeline stage computed.
+    #[must_use]
+    pub fn with_timeline(mut self, path: Option<PathBuf>) -> Self {
+        self.timeline = path;
+        self
+    }
+
+    /// Writes what its [`network`](Self::network) has recorded, if it has.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn finish(&self, network: &mut (impl Network + ?Sized)) -> Result<(), InferError> {
+        match &self.timeline {
+            Some(path) => timeline::write(path, &network.spans()),
+            None => Ok(()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use firebox_checkpoint::{CheckpointError, FolderError};
 use firebox_comm::mpi::MpiError;
-use firebox_comm::{CommError, Failure};
+use firebox_comm::{Cause, CommError, Failure};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 use firebox_console::numbers::counted;
@@ -16,6 +16,7 @@ use firebox_runtime::failure::DeviceFailure;
 use firebox_text::TokenizerError;
 use firebox_text::packing::PackingError;
 
+use crate::compare::LayoutName;
 use crate::devices;
 use crate::plan::PlanError;
 
@@ -193,12 +194,6 @@ pub enum InferError {
         /// The model's context, in tokens.
         largest: usize,
     },
-    /// The output folder is not empty.
-    #[error("{} exists and is not empty", folder.display())]
-    NotEmpty {
-        /// The folder.
-        folder: PathBuf,
-    },
     /// Nothing can be planned.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -226,7 +221,7 @@ pub enum InferError {
     /// A device of a comparison failed.
     #[error("{name} failed: {reason}")]
     DeviceFailed {
-        /// The device and the type of its weights.
+        /// The device, the type of its weights and the layout of its ranks.
         name: String,
         /// The reason, in one sentence.
         reason: String,
@@ -236,9 +231,9 @@ pub enum InferError {
     /// A device of a comparison differs by more than its tolerance.
     #[error("{name} differs from {reference} in {fault}{}", and_more(*more))]
     Differs {
-        /// The device and the type of its weights.
+        /// The device, the type of its weights and the layout of its ranks.
         name: String,
-        /// The reference device.
+        /// The same of the reference.
         reference: String,
         /// The first fault: where, by how much, and the tolerance.
         fault: String,
@@ -252,7 +247,7 @@ pub enum InferError {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// There are more or fewer processes than ranks.
-    #[error("MPI has started {processes} process(es), but {layout} are {} ranks", layout.ranks())]
+    #[error("MPI has started {processes} processes, but {layout} are {} ranks", layout.ranks())]
     Processes {
         /// Processes that were started.
         processes: usize,
@@ -267,19 +262,34 @@ pub enum InferError {
         /// How it is divided.
         layout: RankLayout,
     },
+    /// A comparison of a checkpoint that is divided among ranks, in another layout.
+    #[error("{} is divided among {layout}, and is compared in this layout alone", folder.display())]
+    DividedComparison {
+        /// The folder.
+        folder: PathBuf,
+        /// How it is divided.
+        layout: RankLayout,
+    },
     /// Gradients on several ranks.
-    #[error("--gradients takes a single rank")]
+    #[error("--gradients works only on a single rank")]
     GradientsOnRanks,
     /// MPI cannot be used.
     #[error(transparent)]
     Mpi(#[from] MpiError),
-    /// A rank failed.
-    #[error("{failure}")]
-    Rank {
-        /// Which rank, and what happened.
-        failure: Box<Failure>,
-        /// The error that it returned, if it did.
-        error: Option<Box<InferError>>,
+    /// A rank failed. What went wrong on the first one is told as if it were the only one.
+    #[error("{}", told(.0))]
+    Rank(Box<Failure>),
+    /// One of several processes has printed what is wrong.
+    #[error("one of the processes has failed")]
+    Reported {
+        /// The exit code of all of them.
+        exit_code: u8,
+    },
+    /// A command that takes one process is started as several.
+    #[error("MPI has started {processes} processes, and this command runs in one")]
+    SingleProcess {
+        /// Processes that were started.
+        processes: usize,
     },
     /// A message between ranks failed, since one of them has.
     #[error(transparent)]
@@ -308,6 +318,14 @@ impl From<CheckpointError> for InferError {
 /// How to reduce the memory of a command.
 pub const LESS_MEMORY: &str =
     "use fewer (--batch) or shorter sequences, or keep the weights in bf16 (--dtype bf16)";
+
+fn told(failure: &Failure) -> String {
+    match &failure.cause {
+        Cause::Failed { error, .. } if failure.rank == 0 => error.clone(),
+        _ => failure.to_string(),
+    }
+}
+
 fn and_more(more: usize) -> String {
     match more {
         0 => String::new(),
@@ -383,10 +401,9 @@ impl Advise for InferError {
             ),
             Self::Context { .. } => usage("omit --context to use the model's own, up to 2048"),
             Self::BenchTooLong { .. } => usage("lower --prompt-tokens or --new-tokens"),
-            Self::NotEmpty { .. } => usage("choose another folder, or empty this one"),
             Self::Plan(error) => error.advice(),
             Self::Faulty { .. } => failure(
-                "divide the checkpoint again, or copy the folders of these ranks again from where they are whole",
+                "divide the checkpoint again, or copy what is listed from an undamaged copy",
             ),
             Self::DeviceFailed { hint, .. } => Advice {
                 hint: hint.clone(),
@@ -397,18 +414,29 @@ impl Advise for InferError {
             ),
             Self::Layout(error) => usage(&error.hint),
             Self::Processes { .. } => usage(
-                "start as many processes as ranks: mpirun -n N with N = tensor × pipeline, or without mpirun, with ranks as threads",
+                "start as many processes as ranks: mpirun -n N with N = tensor × pipeline, or run without mpirun: ranks are then threads",
             ),
             Self::Divided { .. } => usage(
                 "omit --tensor, --pipeline and --expert; `cargo infer unshard` makes a checkpoint that can be divided otherwise",
             ),
-            Self::GradientsOnRanks => usage("omit --tensor, --pipeline and --expert"),
+            Self::DividedComparison { folder, layout } => Advice::USAGE.hint(format!(
+                "--layouts {} compares devices in it; to compare layouts, reassemble the checkpoint first: cargo infer unshard {} --output OTHER",
+                LayoutName(*layout),
+                folder.display()
+            )),
+            Self::GradientsOnRanks => usage(
+                "run it without mpirun and without --tensor, --pipeline and --expert, on a checkpoint that is not divided (see `cargo infer unshard`)",
+            ),
             Self::Mpi(error) => error.advice(),
-            Self::Rank { error, .. } => match error {
-                Some(error) => error.advice(),
-                None => Advice::FAILURE,
+            Self::Rank(failure) => failure.advice(),
+            Self::Reported { exit_code } => Advice {
+                is_printed: true,
+                ..Advice::FAILURE.exit_code(*exit_code)
             },
-            Self::Comm(_) => Advice::FAILURE,
+            Self::SingleProcess { .. } => {
+                usage("start it without mpirun; eval, generate and trace run on many processes")
+            }
+            Self::Comm(error) => error.advice(),
             Self::Missing { .. } | Self::Read(_) => Advice::USAGE,
             Self::Process(_) | Self::Write(_) | Self::Input(_) | Self::Output(_) => Advice::FAILURE,
         }

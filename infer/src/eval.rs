@@ -174,6 +174,7 @@ pub fn evaluate(
     let sequences = windows.map(|window| Sequence::of_window(window, context, engine.document_end));
     let network = &mut *engine.network();
     let evaluation = evaluate::evaluate(network, sequences, text.bytes(), rows, progress);
+    engine.finish(network)?;
     let nats = evaluation.nats_per_token;
     if !nats.is_finite() {
         return Err(InferError::NotFinite {

@@ -1,9 +1,8 @@
 //! Converts a checkpoint: to another dtype, into shards, under the tensor names of `transformers`.
 
-use std::fs;
 use std::path::Path;
 
-use firebox_checkpoint::{Checkpoint, SaveOptions, save};
+use firebox_checkpoint::{Checkpoint, SaveOptions, require_free, save};
 use firebox_console::durable::Unfinished;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::device;
@@ -37,12 +36,7 @@ impl Export {
         output: &Path,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<WeightDtype, InferError> {
-        let occupied = fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some());
-        if occupied || output.is_file() {
-            return Err(InferError::NotEmpty {
-                folder: output.to_owned(),
-            });
-        }
+        require_free(output)?;
         let device = device::select(device::default_name())?;
         let (folder, opened) = open_model(checkpoint, accept, &device, WeightDtype::F32)?;
         let Checkpoint {

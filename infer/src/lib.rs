@@ -3,7 +3,7 @@
 //! [`engine`] opens a checkpoint on a device; [`eval`] measures its loss on text, [`generate`] continues one prompt or many,
 //! [`mod@bench`] measures prefill and decode speed, [`trace`] writes intermediate values to a file, [`compare`] reports the
 //! differences between devices, [`export`] converts it to another dtype or into shards, and [`sharded`] shows how it is divided
-//! among ranks. [`plan`] estimates bytes, speed and cost of a model over ranks.
+//! among ranks. [`plan`] estimates bytes, speed and cost of a model on many ranks, and [`ranks`] runs a command on them.
 //! [`cli`] is the command line on top of them.
 //!
 //! ```no_run
@@ -34,10 +34,12 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod plan;
+mod processes;
 pub mod ranks;
 pub mod sharded;
 #[cfg(test)]
 mod testing;
+pub mod timeline;
 pub mod trace;
 mod trace_input;
 

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use firebox_console::terminal;
 use firebox_infer::LESS_MEMORY;
 use firebox_infer::cli::Cli;
@@ -16,7 +15,7 @@ static GLOBAL: Allocator = ALLOCATOR;
 fn main() -> ExitCode {
     allocator::keep_freed();
     let command = || {
-        let cli = Cli::parse();
+        let cli = Cli::read()?;
         let control = Control::default();
         device::set_threads(cli.threads());
         if let Some(device) = cli.device() {

@@ -4,14 +4,13 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use burn::tensor::Device;
 use firebox_checkpoint::sharded::ShardedCheckpoint;
 use firebox_checkpoint::{
     Accept, CheckpointConfig, checkpoint_folder, load_rank, load_shard, read_config,
 };
-use firebox_comm::{Comm, Options, RunError, mpi, threads};
+use firebox_comm::{Comm, RunError, threads};
 use firebox_kernels::Precision;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::LanguageModel;
@@ -20,9 +19,7 @@ use firebox_runtime::device;
 
 use crate::InferError;
 use crate::engine::check_precision;
-
-/// How long a rank waits for another one in the middle of a step.
-const DEADLINE: Duration = Duration::from_secs(300);
+use crate::processes;
 
 /// A checkpoint, and the layout of the ranks that hold it together.
 #[derive(Debug, Clone)]
@@ -39,55 +36,85 @@ pub struct RankOptions {
     pub precision: Precision,
     /// How the ranks divide the model; of a divided checkpoint [`RankLayout::ONE`] or its own.
     pub layout: RankLayout,
-    /// Threads of all ranks of this process together; `None` for one per physical core.
+    /// Threads of all ranks together, where these are threads of this process; `None` for one per physical core.
     pub threads: Option<usize>,
+    /// The ranks that MPI has started as processes, this one among them; `None` for threads of this process.
+    pub processes: Option<Arc<dyn Comm>>,
 }
 
 /// A rank's part of a checkpoint.
 #[derive(Debug)]
 pub struct Part {
-    /// Among the ranks of its stage.
+    /// The rank's shard of the model.
     pub model: LanguageModel,
-    /// Its ties to the others.
+    /// Its communicators.
     pub ranks: Ranks,
 }
 
 impl RankOptions {
-    /// Whether the command runs on ranks: there are several, or a launcher has started this process as one.
+    /// Whether the command runs on ranks: there are several, or the checkpoint is divided among some.
     pub fn are_ranks(&self) -> bool {
         let is_divided = || {
             let folder = checkpoint_folder(&self.checkpoint);
             folder.is_ok_and(|folder| ShardedCheckpoint::is_one(&folder))
         };
-        self.layout != RankLayout::ONE || mpi::launched() || is_divided()
+        self.layout != RankLayout::ONE || self.processes.is_some() || is_divided()
     }
 
     /// Runs `command` on the first rank, with its part of the model, while the others do theirs. What it computes by
-    /// [`Driver`](firebox_model::parallel::Driver) all ranks compute. Under MPI, the other processes return without a result.
+    /// [`Driver`](firebox_model::parallel::Driver) all ranks compute. Where ranks are processes, the first one calls this, and
+    /// the others call [`serve`](Self::serve).
     ///
     /// # Errors
     ///
-    /// What the command returns; when the model cannot be laid out so, before any rank is started; when a rank fails.
+    /// What the command returns; when the model cannot be laid out so, before any rank reads its part; when a rank fails.
     pub fn run<T: Send + 'static>(
         self,
         command: impl FnOnce(Part) -> Result<T, InferError> + Send + 'static,
-    ) -> Result<Option<T>, InferError> {
+    ) -> Result<T, InferError> {
+        if let Some(world) = self.processes.clone() {
+            let source = Source::open(&self)?;
+            let (processes, layout) = (world.size(), source.layout);
+            if processes != layout.ranks() {
+                return Err(InferError::Processes { processes, layout });
+            }
+            for other in 1..processes {
+                world.send(other, &[])?;
+            }
+            return lead(self.open(world, &source)?, command);
+        }
         let command = Mutex::new(Some(command));
-        self.on_every_rank(move |part| {
-            let ranks = part.ranks.clone();
-            if !ranks.is_first() {
-                serve(&part.model, &ranks);
+        let result = self.on_every_rank(move |part| {
+            if !part.ranks.is_first() {
+                serve(&part.model, &part.ranks);
                 return Ok(None);
             }
             let mut command = command.lock().unwrap_or_else(PoisonError::into_inner);
             let command = command.take().expect("there is one first rank");
-            let result = command(part)?;
-            dismiss(&ranks);
-            Ok(Some(result))
-        })
+            lead(part, command).map(Some)
+        });
+        Ok(result?.expect("the result of the first rank"))
     }
 
-    /// Runs `work` on every rank with its part of the model, and returns the result of the first rank, or of this process.
+    /// Does this process's part of what the first one [runs](Self::run).
+    ///
+    /// # Errors
+    ///
+    /// When a rank fails, this one or another.
+    ///
+    /// # Panics
+    ///
+    /// When ranks are not processes.
+    pub fn serve(self) -> Result<(), InferError> {
+        let world = self.processes.clone().expect("ranks are processes");
+        // What is wrong with the command or the checkpoint, the first rank has said by then.
+        world.wait(0)?;
+        let part = self.open(world, &Source::open(&self)?)?;
+        serve(&part.model, &part.ranks);
+        Ok(())
+    }
+
+    /// Runs `work` on every rank with its part of the model, each a thread of this process, and returns the result of the first.
     ///
     /// # Errors
     ///
@@ -97,24 +124,11 @@ impl RankOptions {
         work: impl Fn(Part) -> Result<T, InferError> + Send + Sync + 'static,
     ) -> Result<T, InferError> {
         let source = Source::open(&self)?;
-        let layout = source.layout;
-        check_precision(self.precision, &self.device)?;
+        let ranks = source.layout.ranks();
         let threads = self.threads.unwrap_or_else(device::threads);
-        let ranks = layout.ranks();
+        let options = processes::options(threads / ranks);
         let body = move |comm: Arc<dyn Comm>| work(self.open(comm, &source)?);
-        if mpi::launched() {
-            let world = mpi::World::start()?;
-            if world.size() != ranks {
-                return Err(InferError::Processes {
-                    processes: world.size(),
-                    layout,
-                });
-            }
-            let options = options(threads);
-            let report = |_: &RunError<InferError>| ();
-            return Ok(world.run(&options, body, report)?);
-        }
-        let mut results = threads::run(ranks, &options(threads / ranks), body)?;
+        let mut results = threads::run(ranks, &options, body)?;
         Ok(results.swap_remove(0))
     }
 
@@ -153,7 +167,9 @@ struct Source {
 }
 
 impl Source {
+    /// Finds the checkpoint, and checks that it and the device allow what the options ask for.
     fn open(options: &RankOptions) -> Result<Self, InferError> {
+        check_precision(options.precision, &options.device)?;
         let folder = checkpoint_folder(&options.checkpoint)?;
         let accept = Accept::Flag(&options.accept);
         let divided = match ShardedCheckpoint::is_one(&folder) {
@@ -193,12 +209,15 @@ impl Source {
     }
 }
 
-/// How ranks run that have so many threads each, at least one.
-fn options(threads: usize) -> Options {
-    Options {
-        threads: threads.max(1),
-        deadline: DEADLINE,
-    }
+/// Runs a command on the first rank, and then lets the others go.
+fn lead<T>(
+    part: Part,
+    command: impl FnOnce(Part) -> Result<T, InferError>,
+) -> Result<T, InferError> {
+    let ranks = part.ranks.clone();
+    let result = command(part)?;
+    dismiss(&ranks);
+    Ok(result)
 }
 
 impl From<RunError<InferError>> for InferError {
@@ -206,10 +225,7 @@ impl From<RunError<InferError>> for InferError {
         match error {
             // What went wrong on the first rank is told as if it were the only one.
             Some(error) if failure.rank == 0 => error,
-            error => Self::Rank {
-                failure: Box::new(failure),
-                error: error.map(Box::new),
-            },
+            _ => Self::Rank(Box::new(failure)),
         }
     }
 }

@@ -71,13 +71,12 @@ pub fn trace(
 ///
 /// # Errors
 ///
-/// As [`trace`], and when the ranks cannot hold the model so or one of them fails. Under MPI, the other processes than the
-/// first have no losses to tell.
+/// As [`trace`], and when the ranks cannot hold the model so or one of them fails.
 pub fn trace_on_ranks(
     options: RankOptions,
     input: &Path,
     output: &Path,
-) -> Result<Option<Losses>, InferError> {
+) -> Result<Losses, InferError> {
     refuse_what_is_read(&options.checkpoint, input, output)?;
     let (input, output) = (input.to_owned(), output.to_owned());
     options.run(move |Part { model, ranks }| {

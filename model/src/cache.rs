@@ -99,6 +99,15 @@ pub struct CacheFull {
     pub blocks: usize,
 }
 
+/// How many blocks a cache has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// So many to begin with; their number doubles when all are held.
+    Growing(usize),
+    /// So many and never more. See [`KeyValueCache::reserve`] for what happens when they are all held.
+    Bounded(usize),
+}
+
 /// Dimensions of the cached keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheShape {
@@ -163,23 +172,19 @@ impl KeyValueCache {
         tokens: usize,
         device: &Device,
     ) -> Self {
-        let blocks = sequences * tokens.max(1).div_ceil(BLOCK_TOKENS);
-        Self {
-            bounded: false,
-            ..Self::bounded(shape, sequences, blocks, BLOCK_TOKENS, device)
-        }
+        let room = Room::Growing(sequences * tokens.max(1).div_ceil(BLOCK_TOKENS));
+        Self::in_blocks(shape, sequences, room, BLOCK_TOKENS, device)
     }
 
-    /// An empty cache for some sequences, with so many blocks of so many tokens and never more. See
-    /// [`reserve`](Self::reserve) for what happens when they are all held.
+    /// An empty cache for some sequences, in blocks of so many tokens.
     ///
     /// # Panics
     ///
     /// When blocks have no tokens.
-    pub fn bounded(
+    pub fn in_blocks(
         shape: impl Into<CacheShape>,
         sequences: usize,
-        blocks: usize,
+        room: Room,
         block_tokens: usize,
         device: &Device,
     ) -> Self {
@@ -189,6 +194,7 @@ impl KeyValueCache {
             kv_heads,
             head_dim,
         } = shape.into();
+        let (Room::Growing(blocks) | Room::Bounded(blocks)) = room;
         let shape = [kv_heads, blocks, block_tokens, head_dim];
         let layer = || LayerCache {
             keys: Tensor::zeros(shape, device),
@@ -202,7 +208,7 @@ impl KeyValueCache {
             lengths: vec![0; sequences],
             pool,
             block_tokens,
-            bounded: true,
+            bounded: matches!(room, Room::Bounded(_)),
             device: device.clone(),
         }
     }
@@ -225,6 +231,22 @@ impl KeyValueCache {
     /// Blocks that sequences hold; those that several share count once.
     pub fn held_blocks(&self) -> usize {
         self.pool.blocks() - self.pool.free()
+    }
+
+    /// Blocks that some of the sequences hold; those that several of them share count once.
+    pub fn held_blocks_of(&self, sequences: impl Iterator<Item = usize>) -> usize {
+        let mut held: Vec<usize> = sequences
+            .flat_map(|sequence| &self.blocks[sequence])
+            .copied()
+            .collect();
+        held.sort_unstable();
+        held.dedup();
+        held.len()
+    }
+
+    /// Blocks that a step can take; no bound is `None`.
+    pub fn free_blocks(&self) -> Option<usize> {
+        self.bounded.then(|| self.pool.free())
     }
 
     /// Bytes of a block's keys and values, in all layers.
@@ -305,8 +327,8 @@ impl KeyValueCache {
         (!length.is_multiple_of(self.block_tokens)).then_some(length / self.block_tokens)
     }
 
-    /// How many free blocks a step takes.
-    fn needed(&self, new: &[(usize, usize)]) -> usize {
+    /// How many free blocks a step takes that adds to each of these sequences so many tokens.
+    pub fn needed(&self, new: &[(usize, usize)]) -> usize {
         let more = new.iter().map(|&(sequence, new)| {
             let all = (self.lengths[sequence] + new).div_ceil(self.block_tokens);
             all.saturating_sub(self.blocks[sequence].len())

@@ -4,6 +4,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::cache::KeyValueCache;
 use crate::language_model::{Entry, LanguageModel};
+use crate::moe::Routing;
 use firebox_kernels::latency_bound;
 
 /// New tokens of one sequence of a cache.
@@ -53,7 +54,7 @@ impl LanguageModel {
     /// logits that it asks for, the context is exceeded, or a bounded cache has too few blocks: see
     /// [`reserve`](KeyValueCache::reserve).
     pub fn decode(&self, pieces: &[Piece], cache: &mut KeyValueCache) -> Option<Tensor<2>> {
-        match self.decode_stage(self.entry(pieces), pieces, cache) {
+        match self.decode_stage(self.entry(pieces), pieces, cache).0 {
             Decoded::Logits(logits) => logits,
             Decoded::Stream(_) => panic!("a stage that is not the last has no logits"),
         }
@@ -67,7 +68,7 @@ impl LanguageModel {
     }
 
     /// A pipeline stage's part of [`decode`](Self::decode), with the tokens of the pieces or the residual stream of the stage
-    /// before. Logits are those of the rank's part of the vocabulary.
+    /// before. Logits are those of the rank's part of the vocabulary. Returns also the routing of the stage's layers.
     ///
     /// # Panics
     ///
@@ -77,7 +78,7 @@ impl LanguageModel {
         entry: Entry,
         pieces: &[Piece],
         cache: &mut KeyValueCache,
-    ) -> Decoded {
+    ) -> (Decoded, Vec<Routing>) {
         let context = self.config().context_length;
         let mut wanted: Vec<i32> = Vec::new();
         let mut rows = 0;
@@ -102,18 +103,18 @@ impl LanguageModel {
             .map(|piece| (piece.sequence, piece.tokens.len()));
         let mut step = cache.begin(&new.collect::<Vec<_>>());
         latency_bound(rows, &device, || {
-            let hidden = self.stepped(entry, &mut step);
+            let (hidden, routing) = self.stepped(entry, &mut step);
             if self.norm.is_none() {
-                return Decoded::Stream(hidden);
+                return (Decoded::Stream(hidden), routing);
             }
             if wanted.is_empty() {
-                return Decoded::Logits(None);
+                return (Decoded::Logits(None), routing);
             }
             let hidden = match wanted.len() == rows {
                 true => hidden,
                 false => hidden.select(0, Tensor::<1, Int>::from_ints(&wanted[..], &device)),
             };
-            Decoded::Logits(Some(self.logits(hidden)))
+            (Decoded::Logits(Some(self.logits(hidden))), routing)
         })
     }
 }

@@ -376,11 +376,11 @@ impl LanguageModel {
     }
 
     /// See [`pass`](Self::pass), of the tokens of a step, `[tokens, d_model]`.
-    pub(crate) fn stepped(&self, entry: Entry, step: &mut Step) -> Tensor<2> {
+    pub(crate) fn stepped(&self, entry: Entry, step: &mut Step) -> (Tensor<2>, Vec<Routing>) {
         let device = self.device();
         let rotary = step.rotary(|positions| self.table(positions, &device));
         let layout = Layout::causal(1, rotary);
-        self.hidden(entry, &layout, Some(step), &mut Unobserved).0
+        self.hidden(entry, &layout, Some(step), &mut Unobserved)
     }
 
     /// A table of at least so many rotary positions.

@@ -60,3 +60,4 @@ pub mod parts;
 pub mod rope;
 pub mod sampling;
 pub mod testing;
+pub mod timeline;

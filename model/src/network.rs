@@ -11,14 +11,16 @@ use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, Sequence};
-use crate::cache::KeyValueCache;
+use crate::cache::{BLOCK_TOKENS, KeyValueCache, Room};
 use crate::config::ModelConfig;
-use crate::decode::Piece;
+use crate::decode::{Decoded, Piece};
 use crate::language_model::{LanguageModel, Trace, token_tensor};
 use crate::layout::Placement;
 use crate::loss::cross_entropy_sum;
+use crate::moe::loads::ExpertLoads;
 use crate::moe::stats::HealthSums;
-use crate::sampling::{Draws, Memory};
+use crate::sampling::{Alone, Asked, Drawn, Memory};
+use crate::timeline::{Activity, Recorder, Span};
 
 /// A sequence's input to one step: its new tokens, and what is sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,8 +29,8 @@ pub struct Part<'a> {
     pub sequence: usize,
     /// The tokens that follow those in the cache, at least one.
     pub tokens: Cow<'a, [u32]>,
-    /// What is drawn from the logits after the last of them; `None` for a part of a prompt.
-    pub draws: Option<Draws<'a>>,
+    /// What is asked of the logits after the last of them; nothing of most parts of a prompt.
+    pub asked: Asked<'a>,
 }
 
 impl Part<'_> {
@@ -36,8 +38,50 @@ impl Part<'_> {
         Piece {
             sequence: self.sequence,
             tokens: &self.tokens,
-            logits: self.draws.as_ref().map_or(0, Draws::rows),
+            logits: self.asked.rows(),
         }
+    }
+}
+
+/// How sequences are decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Sequences of the cache.
+    pub sequences: usize,
+    /// Blocks of the cache, of which there are never more; `None` lets it grow.
+    pub blocks: Option<usize>,
+    /// Tokens of a block.
+    pub block_tokens: usize,
+    /// Whether to count which experts the steps visit.
+    pub counts_experts: bool,
+}
+
+impl Session {
+    /// With a cache that grows, and nothing counted.
+    pub fn new(sequences: usize) -> Self {
+        Self {
+            sequences,
+            blocks: None,
+            block_tokens: BLOCK_TOKENS,
+            counts_experts: false,
+        }
+    }
+
+    /// The empty cache of a model, or of a rank's part of one.
+    pub(crate) fn cache(&self, model: &LanguageModel) -> KeyValueCache {
+        let Self {
+            sequences,
+            blocks,
+            block_tokens,
+            ..
+        } = *self;
+        let room = FIRST_ROOM.min(model.config().context_length);
+        let begin = sequences * room.div_ceil(block_tokens);
+        let room = match blocks {
+            Some(blocks) => Room::Bounded(blocks),
+            None => Room::Growing(begin),
+        };
+        KeyValueCache::in_blocks(model, sequences, room, block_tokens, &model.device())
     }
 }
 
@@ -89,8 +133,8 @@ pub trait Network {
         1
     }
 
-    /// Begins anew with an empty cache for so many sequences.
-    fn begin(&mut self, sequences: usize);
+    /// Begins anew with an empty cache.
+    fn begin(&mut self, session: Session);
 
     /// The cache, with all steps that were submitted. Where many ranks hold a model together it is the first one's: that of
     /// every rank has the same sequences and blocks, of other layers and heads.
@@ -109,13 +153,23 @@ pub trait Network {
     /// As [`LanguageModel::decode`].
     fn submit(&mut self, parts: &[Part]);
 
-    /// What was drawn in the oldest [submitted](Self::submit) step whose result has not been taken: for each of its parts
-    /// that draw, in order, the tokens up to the first one that its draft does not have.
+    /// What came of the oldest [submitted](Self::submit) step whose result has not been taken, for each of its parts, in
+    /// order; nothing for a part of which nothing was asked.
     ///
     /// # Panics
     ///
     /// When there is no such step.
-    fn drawn(&mut self) -> Vec<Vec<u32>>;
+    fn drawn(&mut self) -> Vec<Drawn>;
+
+    /// What the experts of each MoE layer did in the steps since this was asked last; nothing where
+    /// [`Session::counts_experts`] is false.
+    fn expert_loads(&mut self) -> Vec<ExpertLoads>;
+
+    /// Records from now on when each stage computes and when it waits.
+    fn record(&mut self);
+
+    /// What was recorded since the [beginning](Self::record), or since this was asked last.
+    fn spans(&mut self) -> Vec<Span>;
 
     /// Begins a forward pass of sequences of one length without a cache.
     ///
@@ -143,32 +197,38 @@ pub trait Network {
 #[derive(Debug)]
 pub struct Local<'a> {
     model: &'a LanguageModel,
+    session: Session,
     cache: KeyValueCache,
     memory: Memory,
-    drawn: VecDeque<Vec<Vec<u32>>>,
+    drawn: VecDeque<Vec<Drawn>>,
+    loads: Vec<ExpertLoads>,
     sums: VecDeque<BatchSums>,
+    recorder: Recorder,
 }
 
-/// Room in a cache for a sequence to begin with, in tokens.
+/// Room in a cache that grows for a sequence to begin with, in tokens.
 const FIRST_ROOM: usize = 64;
 
 impl<'a> Local<'a> {
     /// A whole model.
     pub fn new(model: &'a LanguageModel) -> Self {
+        let session = Session::new(0);
         Self {
             model,
-            cache: cache(model, 0),
+            session,
+            cache: session.cache(model),
             memory: Memory::default(),
             drawn: VecDeque::new(),
+            loads: Vec::new(),
             sums: VecDeque::new(),
+            recorder: Recorder::default(),
         }
     }
 }
 
-/// An empty cache for so many sequences of a model.
-pub(crate) fn cache(model: &LanguageModel, sequences: usize) -> KeyValueCache {
-    let room = FIRST_ROOM.min(model.config().context_length);
-    KeyValueCache::new(model, sequences, room, &model.device())
+/// Tokens that a pass of sequences computes.
+pub(crate) fn tokens_of(sequences: &[Sequence]) -> usize {
+    sequences.iter().map(|sequence| sequence.tokens.len()).sum()
 }
 
 /// Logits on the host, in row-major order.
@@ -184,8 +244,10 @@ impl Network for Local<'_> {
         self.model.config()
     }
 
-    fn begin(&mut self, sequences: usize) {
-        self.cache = cache(self.model, sequences);
+    fn begin(&mut self, session: Session) {
+        self.session = session;
+        self.cache = session.cache(self.model);
+        self.loads.clear();
     }
 
     fn cache(&self) -> &KeyValueCache {
@@ -201,18 +263,42 @@ impl Network for Local<'_> {
     }
 
     fn submit(&mut self, parts: &[Part]) {
+        self.recorder
+            .step(parts.iter().map(|part| part.tokens.len()).sum());
         let pieces: Vec<Piece> = parts.iter().map(Part::piece).collect();
-        let logits = host(self.model.decode(&pieces, &mut self.cache));
-        let texts: Vec<Draws> = parts.iter().filter_map(|part| part.draws.clone()).collect();
-        let drawn = Draws::of_each(&texts, &logits, &mut self.memory);
+        let entry = self.model.entry(&pieces);
+        let (decoded, routing) = self.model.decode_stage(entry, &pieces, &mut self.cache);
+        let Decoded::Logits(logits) = decoded else {
+            panic!("a whole model has a head");
+        };
+        if self.session.counts_experts {
+            ExpertLoads::add(&mut self.loads, &routing);
+        }
+        let logits = host(logits);
+        let asked: Vec<Asked> = parts.iter().map(|part| part.asked.clone()).collect();
+        let drawn = Asked::answer(&asked, &logits, 0, &mut self.memory, &mut Alone);
         self.drawn.push_back(drawn);
+        self.recorder.did(Activity::Compute);
     }
 
-    fn drawn(&mut self) -> Vec<Vec<u32>> {
+    fn drawn(&mut self) -> Vec<Drawn> {
         self.drawn.pop_front().expect("a step that was submitted")
     }
 
+    fn expert_loads(&mut self) -> Vec<ExpertLoads> {
+        std::mem::take(&mut self.loads)
+    }
+
+    fn record(&mut self) {
+        self.recorder.start(0);
+    }
+
+    fn spans(&mut self) -> Vec<Span> {
+        self.recorder.take()
+    }
+
     fn submit_batch(&mut self, sequences: &[Sequence]) {
+        self.recorder.step(tokens_of(sequences));
         let batch = Batch::new(sequences, &self.model.device());
         let output = self.model.forward_batch(&batch);
         let logits = output.logits.flatten::<2>(0, 1);
@@ -227,6 +313,7 @@ impl Network for Local<'_> {
             layers: output.routing.iter().map(|routing| routing.layer).collect(),
             health,
         });
+        self.recorder.did(Activity::Compute);
     }
 
     fn sums(&mut self) -> BatchSums {

@@ -1,5 +1,6 @@
 //! Many ranks give what one rank gives, of every reference checkpoint under every layout that it allows.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -8,7 +9,7 @@ use firebox_infer::ranks::{Part, RankOptions};
 use firebox_infer::trace::{trace, trace_on_ranks};
 use firebox_kernels::Precision;
 use firebox_kernels::dtype::WeightDtype;
-use firebox_model::generate::{End, Ended, Options, Receiver, Request, generate_all};
+use firebox_model::generate::{End, Ended, Options, Receiver, Request, Token, generate_all};
 use firebox_model::network::{Local, Network};
 use firebox_model::parallel::{Driver, RankLayout};
 use firebox_model::sampling::Sampling;
@@ -17,7 +18,7 @@ use firebox_tests::fixtures;
 use firebox_tests::tensors::Tensors;
 
 /// Pipeline stages, tensor ranks, groups of experts.
-const LAYOUTS: [[usize; 3]; 11] = [
+const LAYOUTS: [[usize; 3]; 10] = [
     [1, 1, 1],
     [2, 1, 1],
     [4, 1, 1],
@@ -25,7 +26,6 @@ const LAYOUTS: [[usize; 3]; 11] = [
     [1, 3, 1],
     [1, 4, 1],
     [2, 3, 1],
-    [2, 8, 1],
     [1, 2, 2],
     [2, 4, 2],
     [2, 4, 4],
@@ -54,13 +54,14 @@ fn on(checkpoint: &Path, layout: RankLayout) -> RankOptions {
         precision: Precision::F32,
         layout,
         threads: Some(1),
+        processes: None,
     }
 }
 
 #[test]
 fn values_of_every_checkpoint_are_those_of_one_rank() {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut seen = 0;
+    let mut seen = BTreeMap::new();
     for (case, path) in fixtures::cases() {
         let input = path.join("expected.safetensors");
         let alone = folder.path().join("alone");
@@ -94,11 +95,16 @@ fn values_of_every_checkpoint_are_those_of_one_rank() {
                 let worst = &mut worst[usize::from(!is_logits)];
                 *worst = worst.max(off);
             }
-            seen += usize::from(layout != RankLayout::ONE);
+            *seen.entry(layout.to_string()).or_insert(0) += 1;
         }
         println!("{case}: logits {:.1e}, others {:.1e}", worst[0], worst[1]);
     }
-    assert!(seen >= 80, "{seen} layouts of checkpoints");
+    // Some checkpoints allow each of them.
+    assert_eq!(seen.len(), LAYOUTS.len(), "{seen:?}");
+    assert!(
+        seen.values().all(|&checkpoints| checkpoints >= 3),
+        "{seen:?}"
+    );
 }
 
 /// Allowed differences as parts of the largest value: of logits, and of the other values, among which are those of residual
@@ -109,8 +115,8 @@ const OTHERS: f32 = 3e-6;
 struct Text(Vec<u32>);
 
 impl Receiver for Text {
-    fn token(&mut self, _: usize, id: u32) -> bool {
-        self.0.push(id);
+    fn token(&mut self, _: usize, token: Token) -> bool {
+        self.0.push(token.id);
         true
     }
 
@@ -121,11 +127,7 @@ impl Receiver for Text {
 
 fn text(network: &mut impl Network, prompt: &[u32], sampling: Sampling) -> Vec<u32> {
     let mut text = Text(Vec::new());
-    let request = Request {
-        prompt: prompt.to_vec(),
-        count: 16,
-        sampling,
-    };
+    let request = Request::new(prompt.to_vec(), 16, sampling);
     generate_all(network, [request], &Options::new(&[]), &mut text);
     text.0
 }
@@ -154,7 +156,7 @@ fn tokens_of_every_checkpoint_are_those_of_one_rank() {
                 let network = &mut Driver::new(&model, &ranks);
                 Ok(both.map(|sampling| text(network, &prompt, sampling)))
             });
-            let found = found.expect("no rank fails").expect("the first rank's");
+            let found = found.expect("no rank fails");
             assert_eq!(found, expected, "{case}, {layout}");
         }
     }

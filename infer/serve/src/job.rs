@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use firebox_model::sampling::Sampling;
+use firebox_model::sampling::{Sampling, Scored};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::text::TextWriter;
@@ -123,17 +123,6 @@ pub enum StopReason {
     Token(u32),
     /// One of the request's texts.
     Text(String),
-}
-
-/// A token, and how likely the model's own logits make it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Scored {
-    /// The token.
-    pub id: u32,
-    /// Its log-probability, in nats.
-    pub log_probability: f32,
-    /// The likeliest tokens with their log-probabilities, likeliest first.
-    pub likeliest: Vec<(u32, f32)>,
 }
 
 /// Sends the events of one job. If it is dropped before the job's end, the job has [`Failed`](Event::Failed).

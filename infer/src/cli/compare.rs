@@ -99,7 +99,7 @@ pub(super) struct DeviceArgs {
 }
 
 impl CompareArgs {
-    pub(super) fn execute(self, threads: Option<u16>) -> Result<(), InferError> {
+    pub(super) fn execute(self, threads: Option<usize>) -> Result<(), InferError> {
         let text = (!self.data.is_empty()).then_some(Text {
             files: self.data,
             field: self.field,
@@ -153,7 +153,7 @@ impl CompareArgs {
 }
 
 impl DeviceArgs {
-    pub(super) fn execute(self, threads: Option<u16>) -> Result<(), InferError> {
+    pub(super) fn execute(self, threads: Option<usize>) -> Result<(), InferError> {
         let worker = Worker {
             checkpoint: self.source.checkpoint,
             accept: self.source.accept,
@@ -164,7 +164,7 @@ impl DeviceArgs {
             output: self.output,
             reference: self.reference,
             gradients: self.gradients,
-            threads: threads.map(usize::from),
+            threads,
         };
         let mut output = std::io::stdout().lock();
         worker.run(|stage| {

@@ -8,10 +8,11 @@ use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
 use firebox_model::evaluate::ROWS;
 
-use super::{DtypeArgs, LayoutArgs, ModelArgs, at_least_one, print_json};
+use super::{DtypeArgs, LayoutArgs, ModelArgs, Process, TimelineArgs, at_least_one, print_json};
 use crate::InferError;
 use crate::engine::Engine;
 use crate::eval::{Text, default_context, evaluate};
+use crate::ranks::RankOptions;
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer eval runs/quickstart --data notes.txt\n  \
@@ -48,13 +49,19 @@ pub(super) struct EvalArgs {
     /// Stop after this many predicted tokens.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_tokens: Option<u64>,
+    #[command(flatten)]
+    timeline: TimelineArgs,
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
 }
 
 impl EvalArgs {
-    pub(super) fn execute(self, threads: Option<u16>) -> Result<(), InferError> {
+    pub(super) fn on_ranks(&self, process: &Process) -> RankOptions {
+        self.model.on_ranks(self.weights, self.ranks, process)
+    }
+
+    pub(super) fn execute(self, process: &Process) -> Result<(), InferError> {
         let text = Text {
             files: self.data.clone(),
             field: self.field.clone(),
@@ -62,13 +69,15 @@ impl EvalArgs {
         };
         text.check()?;
         let (model, weights, ranks) = (self.model.clone(), self.weights, self.ranks);
-        model.with_engine(weights, ranks, threads, move |open| {
+        model.with_engine(weights, ranks, process, move |open| {
             self.evaluate(open()?, &text)
         })
     }
 
     fn evaluate(&self, engine: Engine, text: &Text) -> Result<(), InferError> {
-        let engine = engine.reading_special_tokens(self.special_tokens);
+        let engine = engine
+            .reading_special_tokens(self.special_tokens)
+            .with_timeline(self.timeline.timeline.clone());
         let packed = text.pack(&engine)?;
         let context = self.context.unwrap_or_else(|| default_context(&engine));
         let tokens = packed.targets();

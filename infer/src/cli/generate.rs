@@ -9,13 +9,14 @@ use firebox_model::generate::DraftTokens;
 use firebox_model::sampling::Sampling;
 use firebox_runtime::control::Control;
 
-use super::{DtypeArgs, LayoutArgs, ModelArgs, Opener, at_least_one};
+use super::{DtypeArgs, LayoutArgs, ModelArgs, Opener, Process, TimelineArgs, at_least_one};
 use crate::InferError;
 use crate::engine::Engine;
 use crate::generate::{
     Answers, Draft, Generated, ManyRequest, Prompt, Request, Speculation, generate, generate_many,
     read_prompts,
 };
+use crate::ranks::RankOptions;
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer generate runs/quickstart --prompt \"fn main\"\n  \
@@ -67,13 +68,15 @@ pub(super) struct GenerateArgs {
     /// Number of prompts to continue at once; more is faster and needs more memory.
     #[arg(long, value_name = "N", conflicts_with = "prompt", default_value_t = 32, value_parser = at_least_one)]
     batch: usize,
-    /// Number of groups in which prompts take turns, so that as many steps are under way at once [default: the number of
-    /// pipeline stages].
+    /// Number of micro-batches in the pipeline at once: groups of prompts that take turns [default: the number of pipeline
+    /// stages].
     #[arg(long, value_name = "N", conflicts_with = "prompt", value_parser = at_least_one)]
     in_flight: Option<usize>,
     /// Let a prompt that spells a special token, such as <|im_start|>, contain that token.
     #[arg(long)]
     special_tokens: bool,
+    #[command(flatten)]
+    timeline: TimelineArgs,
     /// Maximum number of tokens to generate.
     #[arg(long, value_name = "N", default_value_t = 200)]
     max_tokens: usize,
@@ -136,17 +139,22 @@ impl From<SamplingArgs> for Sampling {
             top_p: args.top_p,
             min_p: args.min_p,
             seed: args.seed,
+            choice: 0,
         }
     }
 }
 
 impl GenerateArgs {
-    pub(super) fn execute(self, threads: Option<u16>, control: &Control) -> Result<(), InferError> {
+    pub(super) fn on_ranks(&self, process: &Process) -> RankOptions {
+        self.model.on_ranks(self.weights, self.ranks, process)
+    }
+
+    pub(super) fn execute(self, process: &Process, control: &Control) -> Result<(), InferError> {
         // What is wrong with a file shows before a model is loaded.
         let prompts = self.prompts.as_deref().map(read_prompts).transpose()?;
         let (model, weights, ranks) = (self.model.clone(), self.weights, self.ranks);
         let control = control.clone();
-        model.with_engine(weights, ranks, threads, move |open| {
+        model.with_engine(weights, ranks, process, move |open| {
             self.generate(open, prompts.as_deref(), &control)
         })
     }
@@ -161,7 +169,9 @@ impl GenerateArgs {
             Some(path) => Answers::file(path)?,
             None => Answers::Writer(io::stdout()),
         };
-        let engine = open()?.reading_special_tokens(self.special_tokens);
+        let engine = open()?
+            .reading_special_tokens(self.special_tokens)
+            .with_timeline(self.timeline.timeline.clone());
         let speculation = Speculation {
             draft: match self.draft.as_deref() {
                 None => Draft::None,

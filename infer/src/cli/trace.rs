@@ -8,8 +8,9 @@ use clap::Args;
 use firebox_kernels::Precision;
 use firebox_kernels::dtype::WeightDtype;
 
-use super::{CheckpointArgs, DtypeArgs, LayoutArgs, ModelArgs};
+use super::{CheckpointArgs, DtypeArgs, LayoutArgs, ModelArgs, Process};
 use crate::InferError;
+use crate::ranks::RankOptions;
 use crate::trace::{trace, trace_on_ranks};
 
 pub(super) const HELP: &str = "Examples:\n  \
@@ -36,26 +37,27 @@ pub(super) struct TraceArgs {
 }
 
 impl TraceArgs {
-    pub(super) fn execute(self, threads: Option<u16>) -> Result<(), InferError> {
-        let started = Instant::now();
-        let ModelArgs { source, device } = &self.model;
-        let CheckpointArgs { checkpoint, accept } = source;
+    pub(super) fn on_ranks(&self, process: &Process) -> RankOptions {
         let weights = DtypeArgs {
             dtype: WeightDtype::F32,
             precision: Precision::F32,
         };
+        self.model.on_ranks(weights, self.ranks, process)
+    }
+
+    pub(super) fn execute(self, process: &Process) -> Result<(), InferError> {
+        let started = Instant::now();
+        let ModelArgs { source, device } = &self.model;
+        let CheckpointArgs { checkpoint, accept } = source;
         let (input, output) = (&self.input, &self.output);
-        let options = self.model.on_ranks(weights, self.ranks, threads);
+        let options = self.on_ranks(process);
         let losses = match options.are_ranks() {
             true if self.gradients => return Err(InferError::GradientsOnRanks),
             true => trace_on_ranks(options, input, output)?,
             false => {
                 let gradients = self.gradients;
-                Some(trace(checkpoint, accept, device, input, output, gradients)?)
+                trace(checkpoint, accept, device, input, output, gradients)?
             }
-        };
-        let Some(losses) = losses else {
-            return Ok(());
         };
         tracing::info!(
             "wrote {} tensors to {}: cross-entropy {:.6}, total loss {:.6}, on {device} in {:.2} s",

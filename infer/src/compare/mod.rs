@@ -24,6 +24,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use firebox_checkpoint::sharded::ShardedCheckpoint;
 use firebox_checkpoint::{Accept, checkpoint_folder, read_config};
 use firebox_console::advice::Advise as _;
 use firebox_console::durable::FileError;
@@ -53,7 +54,7 @@ use crate::eval::Text;
 /// How a device needs less memory.
 const LESS_MEMORY: &str = "lower --tokens, or keep the weights in --dtype bf16";
 
-/// A device and the type of its weights.
+/// A device, the type of its weights, and the layout of its ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// A name for `--device`.
@@ -141,7 +142,7 @@ pub struct Options {
     /// Replaces the tolerances of each candidate's dtype; see [`Tolerances::around`].
     pub tolerance: Option<f64>,
     /// Number of threads of the CPU backends.
-    pub threads: Option<u16>,
+    pub threads: Option<usize>,
 }
 
 /// The result; the fields are those of `--json`, where a value that is not finite is null.
@@ -168,12 +169,14 @@ pub struct Comparison {
 /// A candidate's result in a [`Comparison`].
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// Such as `flex` or `wgpu·bf16`.
+    /// Such as `flex`, `wgpu·bf16` or `flex·2x4`.
     pub name: String,
     /// A name for `--device`.
     pub device: String,
     /// The type of the weights.
     pub dtype: String,
+    /// How ranks divide the model.
+    pub layout: RankLayout,
     /// Its measurements, or why it failed.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -217,11 +220,20 @@ pub fn compare(
         device::check(&candidate.device)?;
     }
     let checkpoint = checkpoint_folder(&options.checkpoint)?;
-    let config = read_config(&checkpoint, Accept::Flag(&options.accept))?;
+    let accept = Accept::Flag(&options.accept);
+    let config = read_config(&checkpoint, accept)?;
     warn_of_accepted(&checkpoint, &config.notes);
     let tokens = Tokens::choose(&checkpoint, &config, options)?;
     let model = config.model;
+    let divided = match ShardedCheckpoint::is_one(&checkpoint) {
+        true => Some(ShardedCheckpoint::open(&checkpoint, accept)?.layout()),
+        false => None,
+    };
     for candidate in &options.candidates {
+        if let Some(layout) = divided.filter(|layout| *layout != candidate.layout) {
+            let folder = checkpoint;
+            return Err(InferError::DividedComparison { folder, layout });
+        }
         candidate.layout.check(&model)?;
     }
     let folder = tempfile::tempdir().map_err(FileError::of("write", &std::env::temp_dir()))?;
@@ -245,6 +257,7 @@ pub fn compare(
             name,
             device: candidate.device.clone(),
             dtype: candidate.dtype.to_string(),
+            layout: candidate.layout,
             outcome,
         });
     }
@@ -337,7 +350,7 @@ impl Runner<'_> {
             gradients: self.options.gradients
                 && candidate.dtype == WeightDtype::F32
                 && candidate.layout == RankLayout::ONE,
-            threads: self.options.threads.map(usize::from),
+            threads: self.options.threads,
         };
         if let Err(failure) = self.measure(&worker, &mut stage)? {
             return Ok(Outcome::Failed(failure));

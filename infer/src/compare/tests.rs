@@ -267,6 +267,7 @@ fn comparison() -> Comparison {
         name: name.to_owned(),
         device: name.to_owned(),
         dtype: "f32".to_owned(),
+        layout: RankLayout::ONE,
         outcome,
     };
     Comparison {

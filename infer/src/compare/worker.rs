@@ -83,10 +83,11 @@ impl Worker {
         let model = open(&selected, self.dtype)?;
         let load_seconds = started.elapsed().as_secs_f64();
         stage("first batch");
-        Observed::Alone(&model).forward(&tokens);
+        let network = Observed::Alone(&model);
+        network.forward(&tokens)?;
         let first_result_seconds = started.elapsed().as_secs_f64();
         stage("prefill");
-        let prefill = best_forward(&model, &tokens);
+        let prefill = best_forward(network, &tokens)?;
         stage("decode");
         let decoded = decode(&model, &tokens, &selected);
         let timings = Timings {
@@ -100,7 +101,6 @@ impl Worker {
         };
         stage("part by part");
         let reference = self.reference.as_deref().map(TraceFile::open).transpose()?;
-        let network = Observed::Alone(&model);
         let mut matrices = trace_parts(network, &tokens, reference.as_ref())?;
         matrices.extend(decoded.map(|decoded| (trace_file::DECODED.to_owned(), decoded.logits)));
         drop(model);
@@ -122,20 +122,15 @@ impl Worker {
             precision: Precision::F32,
             layout: self.layout,
             threads: self.threads,
+            processes: None,
         };
         let reference = self.reference.clone();
         let (timings, matrices) = options.on_every_rank(move |part| {
             let load_seconds = started.elapsed().as_secs_f64();
             let network = Observed::Among(&part);
-            network.forward(&tokens);
-            part.ranks.world().barrier()?;
+            network.forward(&tokens)?;
             let first_result_seconds = started.elapsed().as_secs_f64();
-            let passes = Instant::now();
-            for _ in 0..REPEATS {
-                network.forward(&tokens);
-                part.ranks.world().barrier()?;
-            }
-            let prefill = passes.elapsed().as_secs_f64() / REPEATS as f64;
+            let prefill = best_forward(network, &tokens)?;
             let reference = reference.as_deref().map(TraceFile::open).transpose()?;
             let own = trace_parts(network, &tokens, reference.as_ref())?;
             let own = match part.ranks.at().tensor {
@@ -212,12 +207,25 @@ impl<'a> Observed<'a> {
         }
     }
 
-    /// One forward pass, including the wait for its result.
-    fn forward(&self, tokens: &Tokens) {
+    /// One forward pass, including the wait for its result on all ranks.
+    fn forward(&self, tokens: &Tokens) -> Result<(), InferError> {
         let batch = Batch::new(&tokens.sequences(), &self.model().device());
         if let (Some(logits), _) = self.pass(&batch, &mut Unobserved) {
             finish(logits);
         }
+        match self {
+            Self::Alone(_) => Ok(()),
+            Self::Among(part) => Ok(part.ranks.world().barrier()?),
+        }
+    }
+
+    /// The answer of the first rank, on every rank.
+    fn of_first(&self, answer: bool) -> Result<bool, InferError> {
+        let Self::Among(part) = self else {
+            return Ok(answer);
+        };
+        let answers = part.ranks.world().all_gather(&[u8::from(answer)])?;
+        Ok(answers[0] == [1])
     }
 }
 
@@ -360,19 +368,20 @@ impl Observer for Recorder<'_> {
     }
 }
 
-/// Seconds of the fastest of up to [`REPEATS`] forward passes.
-fn best_forward(model: &LanguageModel, tokens: &Tokens) -> f64 {
+/// Seconds of the fastest of up to [`REPEATS`] forward passes, on one rank or many.
+fn best_forward(network: Observed, tokens: &Tokens) -> Result<f64, InferError> {
     let mut best = f64::INFINITY;
     let all = Instant::now();
     for _ in 0..REPEATS {
         let started = Instant::now();
-        Observed::Alone(model).forward(tokens);
+        network.forward(tokens)?;
         best = best.min(started.elapsed().as_secs_f64());
-        if all.elapsed().as_secs_f64() > TIMING_SECONDS {
+        // Ranks go on together.
+        if network.of_first(all.elapsed().as_secs_f64() > TIMING_SECONDS)? {
             break;
         }
     }
-    best
+    Ok(best)
 }
 
 /// The result of decoding tokens one at a time.

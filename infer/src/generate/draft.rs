@@ -86,7 +86,6 @@ impl Speculation {
         in_flight: usize,
     ) -> Options<'a> {
         Options {
-            eos_ids,
             batch,
             in_flight,
             draft: match &self.draft {
@@ -95,6 +94,7 @@ impl Speculation {
                 Draft::Model(model) => generate::Draft::Model(model),
             },
             draft_tokens: self.draft_tokens,
+            ..Options::new(eos_ids)
         }
     }
 

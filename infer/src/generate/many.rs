@@ -7,8 +7,9 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::{Instant, SystemTime};
 
+use firebox_console::numbers::hexadecimal;
 use firebox_console::progress::Progress;
-use firebox_model::generate::{self, End, Ended, Receiver};
+use firebox_model::generate::{self, End, Ended, Receiver, Token};
 use firebox_model::sampling::Sampling;
 use sha2::{Digest, Sha256};
 
@@ -94,6 +95,7 @@ pub fn generate_many<W: Write>(
         ),
         &mut many,
     );
+    engine.finish(network)?;
     let Many {
         written,
         cut,
@@ -164,10 +166,7 @@ fn digest(model: &str, engine: &Engine, prompt: &Prompt, request: &ManyRequest) 
         request.sampling(prompt),
     );
     let digest = Sha256::digest(format!("{what:?}"));
-    digest[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hexadecimal(&digest[..8])
 }
 
 /// Size and time of each file with weights.
@@ -203,11 +202,11 @@ fn requests(
             id: serde_json::json!(prompt.id).to_string(),
             error: Box::new(error),
         })?;
-        Ok(generate::Request {
-            prompt: ids,
-            count: request.count(prompt),
-            sampling: request.sampling(prompt),
-        })
+        Ok(generate::Request::new(
+            ids,
+            request.count(prompt),
+            request.sampling(prompt),
+        ))
     });
     let requests = encoded.collect::<Result<Vec<_>, InferError>>()?;
     let long = requests
@@ -248,8 +247,8 @@ struct Many<'a, W, S> {
 }
 
 impl<W: Write, S: Fn() -> bool> Receiver for Many<'_, W, S> {
-    fn token(&mut self, text: usize, id: u32) -> bool {
-        self.begun.entry(text).or_default().push(id);
+    fn token(&mut self, text: usize, token: Token) -> bool {
+        self.begun.entry(text).or_default().push(token.id);
         self.tokens += 1;
         !self.halted.get() && !(self.stopped)()
     }

@@ -8,7 +8,7 @@ mod prompts;
 use std::io::{self, ErrorKind, Write};
 use std::time::Instant;
 
-use firebox_model::generate::{self, Ended, Receiver, Statistics};
+use firebox_model::generate::{self, Ended, Receiver, Statistics, Token};
 use firebox_model::sampling::Sampling;
 use firebox_text::{StreamDecoder, Tokenizer};
 
@@ -75,14 +75,11 @@ pub fn generate(
     };
     let mut statistics = Statistics::default();
     if only.written.is_ok() {
-        let text = generate::Request {
-            prompt,
-            count: request.max_tokens,
-            sampling: request.sampling,
-        };
+        let text = generate::Request::new(prompt, request.max_tokens, request.sampling);
         let options = speculation.options(engine.tokenizer.eos_ids(), 1, 1);
         let network = &mut *engine.network();
         statistics = generate::generate_all(network, [text], &options, &mut only);
+        engine.finish(network)?;
     }
     let seconds = started.elapsed().as_secs_f64();
     let rest = only.decoder.finish().unwrap_or_default();
@@ -114,8 +111,8 @@ struct Only<'a, W, S> {
 }
 
 impl<W: Write, S: Fn() -> bool> Receiver for Only<'_, W, S> {
-    fn token(&mut self, _: usize, id: u32) -> bool {
-        if let Some(text) = self.decoder.push(id) {
+    fn token(&mut self, _: usize, token: Token) -> bool {
+        if let Some(text) = self.decoder.push(token.id) {
             self.written = show(self.output, &text);
         }
         self.written.is_ok() && !(self.stopped)()

@@ -112,6 +112,15 @@ pub enum CheckpointError {
         /// The folder.
         folder: PathBuf,
     },
+    /// A sharded checkpoint where a whole one is needed.
+    #[error("{} is divided among ranks, and this needs a whole checkpoint", folder.display())]
+    Sharded {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The work was ended on request.
+    #[error("interrupted; nothing was written")]
+    Stopped,
     /// A packed checkpoint cannot be divided.
     #[error("{} is packed in MXFP4, whose groups of values ranks cannot divide", folder.display())]
     PackedShard {
@@ -221,6 +230,12 @@ impl Advise for CheckpointError {
                 "`cargo infer shard CHECKPOINT --tensor N --pipeline N --output FOLDER` writes one",
             ),
             Self::Occupied { .. } => Advice::USAGE.hint("choose another folder, or empty this one"),
+            Self::Sharded { folder } => Advice::USAGE.hint(format!(
+                "reassemble it first: cargo infer unshard {} --output OTHER",
+                folder.display()
+            )),
+            // As shells report SIGINT.
+            Self::Stopped => Advice::FAILURE.exit_code(130),
             Self::PackedShard { folder } => Advice::USAGE.hint(format!(
                 "unpack it first: cargo infer export {} --output OTHER --dtype bf16",
                 folder.display()

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 
-use super::{CONFIG_FILE, MODEL_FILE};
+use super::{CONFIG_FILE, CheckpointError, MODEL_FILE};
 
 /// Name of the folder with the checkpoints of a run.
 pub const CHECKPOINTS: &str = "checkpoints";
@@ -178,6 +178,21 @@ pub fn checkpoint_folder(path: &Path) -> Result<PathBuf, FolderError> {
         });
     }
     Ok(folder)
+}
+
+/// Checks that a folder can be written as a whole: it is empty or absent.
+///
+/// # Errors
+///
+/// [`CheckpointError::Occupied`] if it is not.
+pub fn require_free(folder: &Path) -> Result<(), CheckpointError> {
+    let has_entries = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+    match has_entries || folder.is_file() {
+        true => Err(CheckpointError::Occupied {
+            folder: folder.to_owned(),
+        }),
+        false => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ use burn::tensor::Device;
 pub use accept::Accept;
 pub use config_json::{CheckpointConfig, config_json, read_config};
 pub use error::CheckpointError;
-pub use folder::{CHECKPOINTS, FolderError, LATEST, checkpoint_folder};
+pub use folder::{CHECKPOINTS, FolderError, LATEST, checkpoint_folder, require_free};
 pub use mismatch::Mismatch;
 pub use notes::{GENERATION_FILE, Notes};
 pub use reader::CheckpointParameters;

@@ -1,4 +1,4 @@
-//! Which tensors of a folder belong to which parameters, and whether they are exactly those of the model.
+//! Maps each parameter to the tensors that store it and the part to read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,12 +15,12 @@ use firebox_model::parameters::ParameterInfo;
 /// Path of the embedding.
 pub(crate) const EMBEDDING_PATH: &str = "embedding";
 
-/// Whose tensors the files of a folder have.
+/// What a folder contains.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Files<'a> {
-    /// Those of a whole model; if a rank reads them, its part is wanted.
+    /// A whole model; with a shard, only that rank's part is read.
     Whole(Option<&'a Shard>),
-    /// Those of a rank, in its shapes.
+    /// A rank's tensors, in its shapes.
     OfRank(&'a Shard),
 }
 
@@ -39,9 +39,9 @@ pub(crate) struct Plan {
 /// The tensors of a parameter.
 #[derive(Debug)]
 pub(crate) struct Planned {
-    /// What is wanted of the whole parameter.
+    /// Slice of the full parameter.
     pub held: Slice,
-    /// What is wanted of what the files have.
+    /// The same slice in the files' coordinates.
     pub part: Slice,
     rule: Rule,
     spelling: Spelling,
@@ -80,7 +80,7 @@ impl Planned {
         self.rule.is_stack(self.spelling)
     }
 
-    /// What is wanted of which tensors of a whole model, with the parameters that share them.
+    /// Tensors of the unsharded checkpoint to read, each with its slice.
     pub fn tensors(&self) -> Vec<(String, Slice)> {
         self.rule
             .tensors(self.spelling, self.numbers.layer, &self.held)

@@ -8,6 +8,7 @@ use firebox_console::durable::FileError;
 use serde::Deserialize;
 
 use super::mxfp4::{BLOCKS, Packed, SCALES};
+use super::sharded::ShardedCheckpoint;
 use super::{CheckpointError, INDEX_FILE, MODEL_FILE, TensorFile, TensorInfo};
 use firebox_kernels::dtype::StorageFloat;
 use firebox_model::parallel::Slice;
@@ -67,6 +68,9 @@ impl TensorStore {
                 Self::of_files(folder, vec![file], file_of)
             }
             (false, true) => Self::sharded(folder, &index),
+            (false, false) if ShardedCheckpoint::is_one(folder) => Err(CheckpointError::Sharded {
+                folder: folder.to_owned(),
+            }),
             (false, false) => Err(CheckpointError::NotACheckpoint {
                 folder: folder.to_owned(),
                 missing: MODEL_FILE,

@@ -10,7 +10,6 @@ pub(crate) enum Call {
     Split,
     AllReduceSum { length: usize },
     AllGather,
-    Broadcast { root: usize },
     Barrier,
 }
 
@@ -20,7 +19,6 @@ impl Call {
             Self::Split => Operation::Split,
             Self::AllReduceSum { .. } => Operation::AllReduceSum,
             Self::AllGather => Operation::AllGather,
-            Self::Broadcast { .. } => Operation::Broadcast,
             Self::Barrier => Operation::Barrier,
         }
     }
@@ -34,7 +32,7 @@ impl Call {
     /// As it goes along with a message.
     pub(crate) fn encoded(self) -> [u8; Self::BYTES] {
         let number = match self {
-            Self::AllReduceSum { length: number } | Self::Broadcast { root: number } => number,
+            Self::AllReduceSum { length } => length,
             Self::Split | Self::AllGather | Self::Barrier => 0,
         };
         let mut bytes = [self.operation() as u8; Self::BYTES];
@@ -54,7 +52,6 @@ impl Call {
             Operation::Split => Self::Split,
             Operation::AllReduceSum => Self::AllReduceSum { length: number },
             Operation::AllGather => Self::AllGather,
-            Operation::Broadcast => Self::Broadcast { root: number },
             Operation::Barrier => Self::Barrier,
             Operation::Send | Operation::Recv => {
                 unreachable!("only collective operations are encoded")
@@ -68,7 +65,6 @@ impl fmt::Display for Call {
         formatter.write_str(self.operation().with_article())?;
         match self {
             Self::AllReduceSum { length } => write!(formatter, " of {length} values"),
-            Self::Broadcast { root } => write!(formatter, " from rank {root} of the group"),
             Self::Split | Self::AllGather | Self::Barrier => Ok(()),
         }
     }
@@ -84,7 +80,6 @@ mod tests {
             Call::Split,
             Call::AllReduceSum { length: 5_376 },
             Call::AllGather,
-            Call::Broadcast { root: 127 },
             Call::Barrier,
         ];
         for call in calls {

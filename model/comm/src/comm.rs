@@ -13,9 +13,10 @@ use crate::{CommError, Traffic};
 ///
 /// # Errors
 ///
-/// Every operation fails once any rank of the run has failed, in whichever group, and fails the run itself when it has
-/// waited longer than its deadline ([`Options`](crate::Options)), or when the ranks of a group call operations that do
-/// not fit together.
+/// Every operation fails once any rank of the run has failed, in whichever group. It fails the run itself when it waits
+/// for a rank that has finished, or that makes no progress within the deadline
+/// ([`Options::deadline`](crate::Options::deadline), which counts from the beginning of the operation); and when the
+/// ranks of a group call operations that do not fit together.
 pub trait Comm: Debug + Send + Sync {
     /// This rank's place in the group.
     fn rank(&self) -> usize;
@@ -46,13 +47,6 @@ pub trait Comm: Debug + Send + Sync {
     /// As of every operation.
     fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError>;
 
-    /// Gives the bytes of rank `root` to all: those of the other ranks are replaced.
-    ///
-    /// # Errors
-    ///
-    /// As of every operation, and when there is no rank `root`.
-    fn broadcast(&self, root: usize, bytes: &mut Vec<u8>) -> Result<(), CommError>;
-
     /// Sends bytes to another rank, or to this one. It does not wait until they are received. Messages from one rank
     /// to another arrive in the order in which they were sent.
     ///
@@ -68,8 +62,9 @@ pub trait Comm: Debug + Send + Sync {
     /// As of every operation, and when there is no rank `from`.
     fn recv(&self, from: usize) -> Result<Vec<u8>, CommError>;
 
-    /// The next message of a rank that sends when it has something to send: [`recv`](Self::recv) without a deadline. A rank
-    /// that fails is noticed all the same.
+    /// The next message of a rank that sends when it has something to send: [`recv`](Self::recv) without a deadline. If
+    /// any rank fails or dies, or this one finishes without a message, the wait ends with an error all the same. Under MPI,
+    /// that a rank finishes is known on its own machine only.
     ///
     /// # Errors
     ///
@@ -89,7 +84,4 @@ pub trait Comm: Debug + Send + Sync {
     /// Says what this rank is about to do, such as `layer 7 of 120`, for the sentence that others print if it fails.
     /// It is cheap: a short text is formatted and kept.
     fn doing(&self, what: fmt::Arguments<'_>);
-
-    /// Fails every operation of every rank from now on, in this rank's name.
-    fn abort(&self, reason: &str);
 }

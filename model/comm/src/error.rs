@@ -3,11 +3,16 @@
 use std::fmt;
 use std::time::Duration;
 
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::terminal::sentence;
 use thiserror::Error;
 
 use crate::Operation;
 
-/// Why a run ended: the first rank that failed, what it was doing, and what happened to it. Every rank reports the same.
+/// Why a run ended: the first rank that failed, what it was doing, and what happened to it.
+///
+/// Every rank reports the same. Only under MPI, when ranks on different machines fail at nearly the same time, each
+/// machine may report its own.
 #[cfg_attr(feature = "mpi", derive(serde::Deserialize, serde::Serialize))]
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub struct Failure {
@@ -36,49 +41,83 @@ pub enum Cause {
     /// It panicked, with this message.
     #[error("panicked: {0}")]
     Panicked(String),
-    /// It returned an error, with this text.
-    #[error("failed: {0}")]
-    Failed(String),
-    /// It called [`abort`](crate::Comm::abort), with this reason.
-    #[error("gave up: {0}")]
-    Aborted(String),
-    /// Another rank waited for it until the deadline.
+    /// It returned an error.
+    #[error("failed: {error}")]
+    Failed {
+        /// The error and its causes, as text.
+        error: String,
+        /// What to do about it.
+        hint: Option<String>,
+        /// The exit code of the process.
+        exit_code: u8,
+    },
+    /// Another rank waited for it, and it made no progress within the deadline.
     #[error("did not answer within {deadline:?}: rank {waiter} waited for it in {}", operation.with_article())]
     Late {
         /// The operation that waited.
         operation: Operation,
         /// The rank that waited.
         waiter: usize,
-        /// How long it waited.
+        /// The deadline.
         deadline: Duration,
     },
-    /// It waited for ranks that waited for it, until the deadline.
-    #[error("waited {deadline:?} in {} for rank {other}, which waited for it in turn", operation.with_article())]
+    /// It waited for ranks that waited for it, until the deadline. It is the lowest of these ranks.
+    #[error(
+        "is in a deadlock: it waited {deadline:?} in {} for rank {other}, which, directly or through others, waited for it",
+        operation.with_article()
+    )]
     Deadlock {
         /// The operation in which it waited.
         operation: Operation,
         /// The next rank of those that wait for each other.
         other: usize,
-        /// How long it waited.
+        /// The deadline.
         deadline: Duration,
     },
-    /// It had come to its end, while another rank waited for it.
-    #[error("had ended when rank {waiter} waited for it in {}", operation.with_article())]
+    /// It had finished its work, while another rank waited for it.
+    #[error("had already finished when rank {waiter} waited for it in {}", operation.with_article())]
     Ended {
         /// The operation that waited.
         operation: Operation,
         /// The rank that waited.
         waiter: usize,
     },
-    /// Its process ended without a word.
-    #[error(
-        "died: its process ended without a word, as after `kill -9` or when the system runs out of memory"
-    )]
+    /// Its process exited without reporting an error.
+    #[error("was killed: its process exited without reporting an error (SIGKILL, out of memory)")]
     Died,
-    /// It called an operation that does not fit that of another rank, or in a way that no rank may. The text goes on
-    /// where the rank's name ends.
+    /// It called an operation that does not fit that of another rank, or in a way that no rank may. The text is the
+    /// predicate of the sentence "rank N …".
     #[error("{0}")]
     Misuse(String),
+}
+
+impl Cause {
+    /// The error that a rank returned.
+    pub(crate) fn failed(error: &impl Advise) -> Self {
+        let Advice {
+            hint, exit_code, ..
+        } = error.advice();
+        Self::Failed {
+            error: sentence(error),
+            hint,
+            exit_code,
+        }
+    }
+}
+
+impl Advise for Failure {
+    /// That of the error that the rank returned, on every rank.
+    fn advice(&self) -> Advice {
+        match &self.cause {
+            Cause::Failed {
+                hint, exit_code, ..
+            } => Advice {
+                hint: hint.clone(),
+                ..Advice::FAILURE.exit_code(*exit_code)
+            },
+            _ => Advice::FAILURE,
+        }
+    }
 }
 
 /// An operation that failed on one rank, since that rank or another has failed.
@@ -100,6 +139,12 @@ impl CommError {
     }
 }
 
+impl Advise for CommError {
+    fn advice(&self) -> Advice {
+        self.failure.advice()
+    }
+}
+
 impl fmt::Display for CommError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.rank != self.failure.rank {
@@ -116,7 +161,7 @@ impl fmt::Display for CommError {
 pub struct RunError<E> {
     /// The first failure; those that followed from it are left out.
     pub failure: Failure,
-    /// The error that the failed rank returned, if that was the failure.
+    /// The error that the failed rank returned, if that was the failure and the rank is of this process.
     pub error: Option<E>,
 }
 

@@ -1,9 +1,9 @@
 //! Ranks that compute together and exchange messages: threads of one process, or processes under MPI.
 //!
 //! A rank gets a [`Comm`], the handle of a group of ranks, and never learns what carries the messages. Sums are taken
-//! in rank order, so that threads and MPI give the same bits. Every operation has a deadline; and when one rank
-//! panics, returns an error, dies or hangs, the operations of all ranks fail at once with a [`Failure`], which names
-//! the rank and what it was doing.
+//! in rank order, so that threads and MPI give the same bits. Operations have a deadline; and when one rank panics,
+//! returns an error, dies or hangs, the operations of all ranks fail at once with a [`Failure`], which names the rank
+//! and what it was doing.
 //!
 //! ```
 //! use firebox_comm::{CommError, Options, threads};
@@ -26,6 +26,7 @@ mod options;
 mod pool;
 mod sum;
 pub mod threads;
+mod timeout;
 mod traffic;
 
 pub use comm::Comm;

@@ -9,14 +9,18 @@
 //! of [`threads`](crate::threads) (`MPI_Allreduce` chooses the order by length and by the number of ranks); and a rank that
 //! waits sleeps, where MPI's own operations spin. Ranks of one machine share memory (a window of MPI), in which they say
 //! what they are doing, wake each other and tell of failures; each watches the processes of the others, so that one that
-//! is killed is named at once. What this needs of the system is Linux's (5.3 or newer); elsewhere, waiting ranks look up
-//! now and then, and one that is killed has not answered when the deadline is over.
+//! is killed is named at once. What this needs of the system is Linux's (5.3 or newer); elsewhere, waiting ranks poll,
+//! and a killed rank is reported only as a timeout.
 //!
-//! Between machines, failures travel as messages. What a rank on another machine is doing and for whom it waits is not
-//! known, so that a deadline may blame a rank that itself waits for a third.
+//! Between machines, failures travel as messages. What a rank on another machine is doing, for whom it waits, whether it
+//! makes progress or has finished is not known. So a rank that waits for a message of such a rank fails the run at the
+//! deadline ([`Options::deadline`](crate::Options::deadline)) whatever the other one does, and may blame one that itself
+//! waits for a third.
 
 #[cfg(not(feature = "mpi"))]
 mod absent;
+#[cfg(all(test, feature = "mpi"))]
+mod alone;
 #[cfg(feature = "mpi")]
 mod futex;
 #[cfg(feature = "mpi")]

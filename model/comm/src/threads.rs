@@ -1,25 +1,28 @@
 //! Ranks as threads of this process, which hand each other messages in shared memory.
 
 mod board;
+mod collective;
 mod group;
 mod mailbox;
-mod meeting;
 mod member;
 mod reduction;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use firebox_console::advice::Advise;
 use firebox_console::panics::caught;
 
 use self::board::Board;
 use self::group::Group;
-use crate::pool::{GRACE, pool, settle};
+use crate::pool::{NoThreads, grace, pool, settle};
 use crate::{Cause, Comm, Options, RunError};
+
+/// How often the thread that has started the ranks looks for a failure.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Runs `body` on so many ranks, and gives back what each of them returned, in the order of the ranks.
 ///
@@ -28,9 +31,10 @@ use crate::{Cause, Comm, Options, RunError};
 ///
 /// # Errors
 ///
-/// The first failure: a rank that panicked, returned an error, called [`Comm::abort`], or did not come to an operation
-/// before its deadline. It is returned when all other ranks have ended, or shortly after: a rank that hangs is left
-/// behind, and ends with the process. Also when the system gives no more threads.
+/// The first failure: a rank that panicked, returned an error, made no progress within the deadline while another one
+/// waited for it, or finished without what another one waited for. It is returned when all other ranks have ended, or
+/// shortly after: a rank that hangs is left behind, and ends with the process. Also when the system gives no more
+/// threads.
 ///
 /// # Panics
 ///
@@ -42,7 +46,7 @@ pub fn run<T, E>(
 ) -> Result<Vec<T>, RunError<E>>
 where
     T: Send + 'static,
-    E: Display + Send + 'static,
+    E: Advise + Send + 'static,
 {
     assert!(size > 0, "a run has at least one rank");
     let board = Board::new(size, options.deadline);
@@ -70,7 +74,7 @@ where
             }
             Err(error) => {
                 board.doing(rank, format_args!("starting its threads"));
-                board.fail(rank, Cause::Failed(error.to_string()));
+                board.fail(rank, Cause::failed(&NoThreads(error)));
                 break;
             }
         }
@@ -86,7 +90,7 @@ where
     }
 }
 
-/// Waits until every rank has ended, but no longer than [`GRACE`] for those that do not notice a failure.
+/// Waits until every rank has ended, but no longer than [`grace`] for those that do not notice a failure.
 fn collect<R>(
     board: &Board,
     size: usize,
@@ -96,9 +100,9 @@ fn collect<R>(
     let mut left = None;
     loop {
         let next = match (left, board.failure()) {
-            (None, None) => ended.recv_timeout(GRACE),
-            (None, Some(_)) => {
-                left = Some(Instant::now() + GRACE);
+            (None, None) => ended.recv_timeout(TICK),
+            (None, Some(failure)) => {
+                left = Some(Instant::now() + grace(failure));
                 continue;
             }
             (Some(left), _) => ended.recv_timeout(left.saturating_duration_since(Instant::now())),

@@ -1,7 +1,6 @@
 //! What a rank hands to a group's operations.
 
 use std::fmt;
-use std::ops::Add;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A kind of operation of a [`Comm`](crate::Comm).
@@ -14,8 +13,6 @@ pub enum Operation {
     AllReduceSum,
     /// [`all_gather`](crate::Comm::all_gather)
     AllGather,
-    /// [`broadcast`](crate::Comm::broadcast)
-    Broadcast,
     /// [`send`](crate::Comm::send)
     Send,
     /// [`recv`](crate::Comm::recv)
@@ -26,11 +23,10 @@ pub enum Operation {
 
 impl Operation {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 6] = [
         Self::Split,
         Self::AllReduceSum,
         Self::AllGather,
-        Self::Broadcast,
         Self::Send,
         Self::Recv,
         Self::Barrier,
@@ -42,7 +38,6 @@ impl Operation {
             Self::Split => "a split",
             Self::AllReduceSum => "an all-reduce",
             Self::AllGather => "an all-gather",
-            Self::Broadcast => "a broadcast",
             Self::Send => "a send",
             Self::Recv => "a receive",
             Self::Barrier => "a barrier",
@@ -56,7 +51,6 @@ impl fmt::Display for Operation {
             Self::Split => "split",
             Self::AllReduceSum => "all-reduce",
             Self::AllGather => "all-gather",
-            Self::Broadcast => "broadcast",
             Self::Send => "send",
             Self::Recv => "receive",
             Self::Barrier => "barrier",
@@ -73,22 +67,11 @@ pub struct Count {
     pub bytes: u64,
 }
 
-impl Add for Count {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            calls: self.calls + other.calls,
-            bytes: self.bytes + other.bytes,
-        }
-    }
-}
-
 /// What one rank handed to the operations of one group, by kind.
 ///
 /// Counted is the payload at the call, not what a transport makes of it: 4 bytes a value of an all-reduce, this
-/// rank's own bytes of an all-gather, the bytes of a broadcast at its root and none elsewhere, the bytes of a send. A
-/// receive, a barrier and a split are calls without bytes. So the bytes of a layout can be predicted to the last one.
+/// rank's own bytes of an all-gather, the bytes of a send. A receive, a barrier and a split are calls without bytes. So
+/// the bytes of a layout can be predicted to the last one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
     counts: [Count; Operation::ALL.len()],
@@ -100,30 +83,12 @@ impl Traffic {
         self.counts[operation as usize]
     }
 
-    /// All kinds together.
-    pub fn total(&self) -> Count {
-        let none = Count::default();
-        self.counts.iter().fold(none, |sum, &count| sum + count)
-    }
-
     /// What came after an earlier state of the same counters.
     pub fn since(&self, earlier: &Self) -> Self {
         let mut counts = self.counts;
         for (count, earlier) in counts.iter_mut().zip(earlier.counts) {
             count.calls -= earlier.calls;
             count.bytes -= earlier.bytes;
-        }
-        Self { counts }
-    }
-}
-
-impl Add for Traffic {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        let mut counts = self.counts;
-        for (count, more) in counts.iter_mut().zip(other.counts) {
-            *count = *count + more;
         }
         Self { counts }
     }
@@ -167,9 +132,10 @@ mod tests {
         let count = |calls, bytes| Count { calls, bytes };
         assert_eq!(traffic.of(Operation::Send), count(2, 12));
         assert_eq!(traffic.of(Operation::Recv), count(0, 0));
-        assert_eq!(traffic.total(), count(3, 12));
-        assert_eq!(traffic.since(&earlier).total(), count(2, 7));
-        assert_eq!(traffic.since(&earlier) + earlier, traffic);
+        assert_eq!(traffic.of(Operation::Barrier), count(1, 0));
+        let later = traffic.since(&earlier);
+        assert_eq!(later.of(Operation::Send), count(1, 7));
+        assert_eq!(later.of(Operation::Barrier), count(1, 0));
         for (place, operation) in Operation::ALL.into_iter().enumerate() {
             assert_eq!(operation as usize, place);
         }

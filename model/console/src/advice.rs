@@ -9,6 +9,8 @@ pub struct Advice {
     pub hint: Option<String>,
     /// 2 when the command line or the configuration is at fault, otherwise 1.
     pub exit_code: u8,
+    /// Whether the error has been printed, so that only the exit code is left to give.
+    pub is_printed: bool,
 }
 
 impl Advice {
@@ -16,12 +18,14 @@ impl Advice {
     pub const FAILURE: Self = Self {
         hint: None,
         exit_code: 1,
+        is_printed: false,
     };
 
     /// The command line or the configuration is at fault: exit code 2.
     pub const USAGE: Self = Self {
         hint: None,
         exit_code: 2,
+        is_printed: false,
     };
 
     /// The same exit code, with a hint.

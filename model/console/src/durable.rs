@@ -87,13 +87,19 @@ pub struct Unfinished {
 
 impl Unfinished {
     /// An empty folder that will be at `target`. Makes the folders above it, and removes what a crash left of an earlier
-    /// one.
+    /// one, which the log says.
     ///
     /// # Errors
     ///
     /// When it cannot be created.
     pub fn create(target: &Path) -> Result<Self, FileError> {
         let path = unfinished(target);
+        if path.exists() {
+            tracing::warn!(
+                "removing {}, which a command that was killed has left",
+                path.display()
+            );
+        }
         remove_folder(&path)?;
         fs::create_dir_all(&path).map_err(FileError::of("create", &path))?;
         Ok(Self {

@@ -125,6 +125,11 @@ pub fn counted(count: u128, noun: &str) -> String {
     format!("{} {noun}{plural}", grouped(count))
 }
 
+/// Two lower-case hexadecimal digits for each byte, as hashes are written.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -218,5 +223,11 @@ mod tests {
             ["0", "12", "999", "1,000", "1,234,567"]
         );
         assert_eq!([0.07, 0.01, 0.325].map(percent), ["7 %", "1 %", "32.5 %"]);
+    }
+
+    #[test]
+    fn bytes_have_two_digits_each() {
+        assert_eq!(hexadecimal(&[0, 10, 255]), "000aff");
+        assert_eq!(hexadecimal(&[]), "");
     }
 }

@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::advice::Advise;
+use crate::advice::{Advice, Advise};
 use crate::panics;
 
 /// Sends the log to standard error, in colour on a terminal. `RUST_LOG` chooses what is in it; by default
@@ -44,14 +44,13 @@ pub fn run<E: Advise>(command: impl FnOnce() -> Result<(), E>) -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             let advice = error.advice();
-            report(&error, advice.hint.as_deref());
+            if !advice.is_printed {
+                report(&error);
+            }
             ExitCode::from(advice.exit_code)
         }
         Err(message) => {
-            report(
-                &Fault(message),
-                Some("please report it; RUST_LOG=debug RUST_BACKTRACE=1 show where it happened"),
-            );
+            report(&Fault(message));
             ExitCode::FAILURE
         }
     }
@@ -62,12 +61,21 @@ pub fn run<E: Advise>(command: impl FnOnce() -> Result<(), E>) -> ExitCode {
 #[error("internal error: {0}")]
 struct Fault(String);
 
-/// Prints an error in one sentence, and what to do about it on a line of its own.
-fn report(error: &dyn Error, hint: Option<&str>) {
-    eprintln!("error: {}", sentence(error));
-    if let Some(hint) = hint {
-        eprintln!("hint: {hint}");
+impl Advise for Fault {
+    fn advice(&self) -> Advice {
+        Advice::FAILURE
+            .hint("please report it; RUST_LOG=debug RUST_BACKTRACE=1 show where it happened")
     }
+}
+
+/// Prints an error on standard error in one sentence, and what to do about it on a line of its own.
+pub fn report(error: &impl Advise) {
+    let mut text = format!("error: {}\n", sentence(error));
+    if let Some(hint) = error.hint() {
+        text += &format!("hint: {hint}\n");
+    }
+    // In one piece, since launchers of several processes bring together what these write, piece by piece.
+    eprint!("{text}");
 }
 
 /// Writes to standard output; a reader that has seen enough (`| head`) is not an error.

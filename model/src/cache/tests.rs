@@ -169,10 +169,8 @@ fn any_history_equals_sequences_by_themselves(device: Device) {
         bound in prop_oneof![Just(None), (1usize..30).prop_map(Some)],
     )| {
         let config = smallest();
-        let mut cache = KeyValueCache {
-            bounded: bound.is_some(),
-            ..KeyValueCache::bounded(&config, SEQUENCES, bound.unwrap_or(1), block_tokens, &device)
-        };
+        let room = bound.map_or(Room::Growing(1), Room::Bounded);
+        let mut cache = KeyValueCache::in_blocks(&config, SEQUENCES, room, block_tokens, &device);
         let mut texts = vec![Vec::new(); SEQUENCES];
         let mut next = 0;
         for event in events {
@@ -229,7 +227,7 @@ fn any_history_equals_sequences_by_themselves(device: Device) {
 
 fn bounded(blocks: usize) -> KeyValueCache {
     let device = select(default_name()).unwrap();
-    KeyValueCache::bounded(&smallest(), 2, blocks, 4, &device)
+    KeyValueCache::in_blocks(&smallest(), 2, Room::Bounded(blocks), 4, &device)
 }
 
 #[test]

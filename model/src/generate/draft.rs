@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
-use super::batch::{STEP_TOKENS, Text};
-use super::{Draft, lookup};
-use crate::network::{Local, Network, Part};
+use super::text::Text;
+use super::{Draft, STEP_TOKENS, lookup};
+use crate::network::{Local, Network, Part, Session};
+use crate::sampling::Asked;
 
 /// Makes drafts for the texts of a batch.
 #[derive(Debug)]
@@ -18,13 +19,14 @@ pub enum Drafter<'a> {
 pub type Drafted = Vec<u32>;
 
 impl<'a> Drafter<'a> {
-    pub fn new(draft: Draft<'a>, batch: usize) -> Self {
+    /// For so many places.
+    pub fn new(draft: Draft<'a>, places: usize) -> Self {
         match draft {
             Draft::None => Self::None,
             Draft::PromptLookup => Self::Lookup,
             Draft::Model(model) => {
                 let mut network = Local::new(model);
-                network.begin(batch);
+                network.begin(Session::new(places));
                 Self::Model(Box::new(DraftModel { network }))
             }
         }
@@ -94,7 +96,7 @@ impl DraftModel<'_> {
                 Some(Part {
                     sequence: place,
                     tokens: text.window()[self.network.cache().lengths()[place]..].into(),
-                    draws: Some(text.draws(&[])),
+                    asked: Asked::draws(text.draws(&[]).scored(None)),
                 })
             });
             let parts: Vec<Part> = parts.collect();
@@ -102,8 +104,8 @@ impl DraftModel<'_> {
             self.network.submit(&parts);
             for (place, drawn) in places.into_iter().zip(self.network.drawn()) {
                 if let Some(text) = &mut texts[place] {
-                    text.tokens.extend(&drawn);
-                    drafted[place].extend(drawn);
+                    text.tokens.extend(&drawn.tokens);
+                    drafted[place].extend(drawn.tokens);
                 }
             }
         }
@@ -133,7 +135,7 @@ impl DraftModel<'_> {
                 parts.push(Part {
                     sequence: place,
                     tokens: tokens.into(),
-                    draws: None,
+                    asked: Asked::default(),
                 });
             }
         }

@@ -10,20 +10,27 @@
 //! What is generated depends on the model, the prompt and its [`Sampling`] alone, but for the rounding of logits, which
 //! may depend on the number of rows of a step: a token can differ where two were as good as tied.
 
-mod batch;
 mod draft;
+mod engine;
 mod lookup;
 mod pace;
+mod parts;
+mod room;
 #[cfg(test)]
 mod tests;
+mod text;
 mod verify;
 
-pub use batch::generate_all;
+pub use engine::{Engine, StepReport, generate_all, least_blocks};
 pub use pace::DraftTokens;
 
+use crate::cache::BLOCK_TOKENS;
 use crate::language_model::LanguageModel;
 use crate::network::Local;
-use crate::sampling::Sampling;
+use crate::sampling::{Sampling, Scored};
+
+/// The most tokens of prompts that a step reads where nobody says otherwise.
+pub const STEP_TOKENS: usize = 1024;
 
 /// A text to continue.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,12 +41,42 @@ pub struct Request {
     pub count: usize,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// What is added to the logits of some tokens before everything else that changes them.
+    pub bias: Vec<(u32, f32)>,
+    /// Tokens that end the text besides those of [`Options::eos_ids`].
+    pub stop_ids: Vec<u32>,
+    /// Makes the tokens of [`Options::eos_ids`] like others.
+    pub ignores_eos: bool,
+    /// How many of the likeliest tokens come with the score of each token; `None` for no scores.
+    pub likeliest: Option<usize>,
+    /// Whether the tokens of the prompt are scored too. The prompt is then read whole, and fits the context.
+    pub scores_prompt: bool,
+}
+
+impl Request {
+    /// Without a bias, scores, or further tokens that end it.
+    pub fn new(prompt: Vec<u32>, count: usize, sampling: Sampling) -> Self {
+        Self {
+            prompt,
+            count,
+            sampling,
+            bias: Vec::new(),
+            stop_ids: Vec::new(),
+            ignores_eos: false,
+            likeliest: None,
+            scores_prompt: false,
+        }
+    }
+
+    fn ends(&self, id: u32, eos_ids: &[u32]) -> bool {
+        self.stop_ids.contains(&id) || !self.ignores_eos && eos_ids.contains(&id)
+    }
 }
 
 /// Why a text ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// An end-of-text token was drawn.
+    /// A token that ends the text was drawn.
     Eos,
     /// The most tokens were generated.
     Count,
@@ -47,21 +84,40 @@ pub enum End {
     Stopped,
 }
 
+/// A generated token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// How likely it was, if the [request](Request::likeliest) asks for that.
+    pub scored: Option<Scored>,
+}
+
 /// A text that ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Ended {
     /// Why.
     pub end: End,
-    /// Number of tokens that were generated; an end-of-text token is not among them.
+    /// Number of tokens that were generated; one that ends the text is not among them.
     pub tokens: usize,
     /// Number of tokens that had been generated when the text exceeded the context for the first time.
     pub cut: Option<usize>,
+    /// Tokens of its prompt that were not read, since another text with the same beginning had been.
+    pub shared: usize,
+    /// The token that ended it, with [`End::Eos`].
+    pub last: Option<Token>,
 }
 
-/// Takes what is generated. Texts have the numbers of their requests, from 0, and end in any order.
+/// Takes what is generated. Texts have numbers in the order in which their requests came, from 0, and end in any order.
 pub trait Receiver {
+    /// The first tokens of a text are being read, but for so many that another text with the same beginning has read.
+    fn began(&mut self, _text: usize, _shared: usize) {}
+
+    /// How likely further tokens of a text's prompt are, from the second one on.
+    fn prompt_scored(&mut self, _text: usize, _scores: Vec<Scored>) {}
+
     /// The next token of a text; false ends the text.
-    fn token(&mut self, text: usize, id: u32) -> bool;
+    fn token(&mut self, text: usize, token: Token) -> bool;
 
     /// The end of a text.
     fn ended(&mut self, text: usize, ended: Ended);
@@ -86,6 +142,17 @@ pub struct Options<'a> {
     pub eos_ids: &'a [u32],
     /// The most texts at once, at least 1.
     pub batch: usize,
+    /// The most texts that have ended of which keys and values are kept for others that begin alike.
+    pub kept: usize,
+    /// The most tokens of prompts that a step reads, at least 1, which bounds its time and memory.
+    pub step_tokens: usize,
+    /// Blocks of the cache, and never more, at least one more than a text of the whole context has: then the oldest texts
+    /// that have ended lose theirs, and the newest ones begin anew later. `None` lets the cache grow.
+    pub blocks: Option<usize>,
+    /// Tokens of a block.
+    pub block_tokens: usize,
+    /// Whether the network counts which experts the steps visit.
+    pub counts_experts: bool,
     /// In how many groups the texts take turns, at least 1: the most steps that are under way at once. More than one is for
     /// a [`Network`](crate::network::Network) of several stages.
     pub in_flight: usize,
@@ -101,6 +168,11 @@ impl<'a> Options<'a> {
         Self {
             eos_ids,
             batch: 1,
+            kept: 0,
+            step_tokens: STEP_TOKENS,
+            blocks: None,
+            block_tokens: BLOCK_TOKENS,
+            counts_experts: false,
             in_flight: 1,
             draft: Draft::None,
             draft_tokens: DraftTokens::Auto,
@@ -121,6 +193,8 @@ pub struct Statistics {
     pub accepted: usize,
     /// Tokens of prompts that were not read, since another text with the same beginning had been.
     pub shared: usize,
+    /// Texts that lost what was cached of them and began anew, since a bounded cache was full.
+    pub preempted: usize,
     /// The most bytes of keys and values that texts held at once, over all ranks; those of a draft model and copies of
     /// key/value heads that several ranks have are not among them.
     pub cache_bytes: usize,
@@ -160,11 +234,7 @@ pub fn generate(
     emit: impl FnMut(u32) -> bool,
 ) -> Option<usize> {
     let mut only = Only { emit, cut: None };
-    let request = Request {
-        prompt: prompt.to_vec(),
-        count,
-        sampling,
-    };
+    let request = Request::new(prompt.to_vec(), count, sampling);
     let network = &mut Local::new(model);
     generate_all(network, [request], &Options::new(eos_ids), &mut only);
     only.cut
@@ -177,8 +247,8 @@ struct Only<F> {
 }
 
 impl<F: FnMut(u32) -> bool> Receiver for Only<F> {
-    fn token(&mut self, _: usize, id: u32) -> bool {
-        (self.emit)(id)
+    fn token(&mut self, _: usize, token: Token) -> bool {
+        (self.emit)(token.id)
     }
 
     fn ended(&mut self, _: usize, ended: Ended) {

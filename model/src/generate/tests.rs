@@ -1,3 +1,5 @@
+mod engine;
+
 use burn::tensor::{Device, Tensor};
 
 use super::*;
@@ -81,14 +83,16 @@ struct Texts {
 }
 
 impl Receiver for Texts {
-    fn token(&mut self, text: usize, id: u32) -> bool {
+    fn token(&mut self, text: usize, token: Token) -> bool {
         assert_eq!(self.ended[text], None);
-        self.tokens[text].push(id);
+        self.tokens[text].push(token.id);
         true
     }
 
     fn ended(&mut self, text: usize, ended: Ended) {
         assert_eq!(self.tokens[text].len(), ended.tokens);
+        // What is shared depends on the neighbours.
+        let ended = Ended { shared: 0, ..ended };
         assert_eq!(self.ended[text].replace(ended), None);
         self.order.push(text);
     }
@@ -114,16 +118,18 @@ fn run(model: &LanguageModel, requests: &[Request], options: Options) -> (Texts,
 
 /// Prompts of several lengths, at temperatures 0, 0.7 and 1.3, some of which exceed the context of 32.
 fn requests(count: usize) -> Vec<Request> {
-    let request = |number: usize| Request {
-        prompt: text(number + 1, [3, 11, 1, 24, 7][number % 5], 37).remove(number),
-        count: count + 3 * (number % 4),
-        sampling: Sampling {
-            temperature: [0.0, 0.7, 1.3][number % 3],
-            seed: number as u64,
-            top_p: [1.0, 0.95][number % 2],
-            repetition_penalty: [1.0, 1.0, 1.0, 1.2][number % 4],
-            ..Sampling::default()
-        },
+    let request = |number: usize| {
+        Request::new(
+            text(number + 1, [3, 11, 1, 24, 7][number % 5], 37).remove(number),
+            count + 3 * (number % 4),
+            Sampling {
+                temperature: [0.0, 0.7, 1.3][number % 3],
+                seed: number as u64,
+                top_p: [1.0, 0.95][number % 2],
+                repetition_penalty: [1.0, 1.0, 1.0, 1.2][number % 4],
+                ..Sampling::default()
+            },
+        )
     };
     (0..9).map(request).collect()
 }
@@ -169,10 +175,12 @@ fn drafts_on_every_device_change_nothing(device: Device) {
 #[test]
 fn a_large_batch_changes_a_greedy_text_at_ties_alone() {
     let model = model(3);
-    let request = |number: usize| Request {
-        prompt: text(number + 1, 1 + number % 11, 37).remove(number),
-        count: 18,
-        sampling: Sampling::greedy(),
+    let request = |number: usize| {
+        Request::new(
+            text(number + 1, 1 + number % 11, 37).remove(number),
+            18,
+            Sampling::greedy(),
+        )
     };
     let requests: Vec<Request> = (0..24).map(request).collect();
     let [(alone, _), (together, _)] = [1, 24].map(|batch| {
@@ -213,9 +221,16 @@ fn a_seed_gives_the_same_text_with_any_draft() {
         plain
             .ended
             .iter()
-            .any(|ended| ended.unwrap().end == End::Eos)
+            .flatten()
+            .any(|ended| ended.end == End::Eos)
     );
-    assert!(plain.ended.iter().any(|ended| ended.unwrap().cut.is_some()));
+    assert!(
+        plain
+            .ended
+            .iter()
+            .flatten()
+            .any(|ended| ended.cut.is_some())
+    );
     for draft in [
         Draft::PromptLookup,
         Draft::Model(&target),
@@ -239,23 +254,21 @@ fn a_seed_gives_the_same_text_with_any_draft() {
 
 /// Of one greedy text of `count` tokens.
 fn greedy(count: usize) -> [Request; 1] {
-    [Request {
-        prompt: vec![1, 2, 3],
-        count,
-        sampling: Sampling::greedy(),
-    }]
+    [Request::new(vec![1, 2, 3], count, Sampling::greedy())]
 }
 
 /// Prompts with a beginning of 20 tokens in common, of which a block is full, and some without.
 fn prompts_that_begin_alike() -> Vec<Request> {
     let system = text(1, 20, 37).remove(0);
-    let request = |number: usize| Request {
-        prompt: match number % 3 {
-            2 => text(number + 1, 9, 37).remove(number),
-            _ => [&system[..], &[number as u32, 7]].concat(),
-        },
-        count: 6,
-        sampling: Sampling::greedy(),
+    let request = |number: usize| {
+        Request::new(
+            match number % 3 {
+                2 => text(number + 1, 9, 37).remove(number),
+                _ => [&system[..], &[number as u32, 7]].concat(),
+            },
+            6,
+            Sampling::greedy(),
+        )
     };
     (0..9).map(request).collect()
 }
@@ -297,11 +310,7 @@ fn a_first_token_in_common_does_not_keep_a_longer_beginning_away() {
         // Takes the place of the second one, of which it keeps a token, while the first one goes on.
         ([&system[..], &[2]].concat(), 6),
     ];
-    let requests = prompts.map(|(prompt, count)| Request {
-        prompt,
-        count,
-        sampling: Sampling::greedy(),
-    });
+    let requests = prompts.map(|(prompt, count)| Request::new(prompt, count, Sampling::greedy()));
     let (one_by_one, _) = run(&model, &requests, Options::new(&[]));
     let options = Options {
         eos_ids: &[],
@@ -319,11 +328,7 @@ fn a_text_does_not_wait_for_one_that_has_ended() {
     let model = LanguageModel::random(&config, 3, &select(default_name()).unwrap());
     // Read in two steps. Its only token fills a block, but is itself not read any more.
     let first = text(1, 70 * 16 - 1, 37).remove(0);
-    let request = |prompt: Vec<u32>, count: usize| Request {
-        prompt,
-        count,
-        sampling: Sampling::greedy(),
-    };
+    let request = |prompt: Vec<u32>, count: usize| Request::new(prompt, count, Sampling::greedy());
     let alone = |request: &Request| {
         let (found, _) = run(&model, std::slice::from_ref(request), Options::new(&[]));
         found.tokens.concat()
@@ -423,7 +428,7 @@ fn ends_inside_an_accepted_run() {
             ..with(1, Draft::Model(&model), DraftTokens::Fixed(8))
         };
         let (found, _) = run(&model, &greedy(count), options);
-        (found.tokens.concat(), found.ended[0].unwrap().end)
+        (found.tokens.concat(), found.ended[0].as_ref().unwrap().end)
     };
     for count in 1..20 {
         assert_eq!(drafted(count, &[]), (text[..count].to_vec(), End::Count));

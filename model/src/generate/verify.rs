@@ -126,7 +126,8 @@ mod tests {
                 let rows = guess[text.len() - 1..].iter();
                 let logits: Vec<f32> = rows.flat_map(|&last| self.target[last as usize]).collect();
                 let draft = guess.split_off(text.len());
-                let drawn = Draws::new(sampling, &text, 1, &draft).from(&logits, &mut memory);
+                let drawn = Draws::new(sampling, &text, 1, &draft)
+                    .alone(&logits.chunks(VOCABULARY).collect::<Vec<_>>(), &mut memory);
                 verify(&drawn, &mut text, &draft, |_| false);
             }
             text[1..=LENGTH].to_vec()

@@ -2,6 +2,7 @@
 
 pub mod balance;
 pub mod experts;
+pub mod loads;
 pub mod router;
 pub mod stats;
 

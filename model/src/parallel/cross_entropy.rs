@@ -78,6 +78,10 @@ mod tests {
     struct Said(Vec<Vec<Terms>>);
 
     impl Exchange for Said {
+        fn ranks(&self) -> usize {
+            self.0.len()
+        }
+
         fn all<T: serde::Serialize + serde::de::DeserializeOwned>(&mut self, _: T) -> Vec<T> {
             let bytes = postcard::to_allocvec(&self.0).unwrap();
             postcard::from_bytes(&bytes).unwrap()

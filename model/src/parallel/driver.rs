@@ -13,8 +13,10 @@ use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
 use crate::language_model::{LanguageModel, ModelOutput, Trace};
 use crate::moe::Routing;
-use crate::network::{BatchSums, Network, PaddedRows, Part};
-use crate::sampling::Draws;
+use crate::moe::loads::ExpertLoads;
+use crate::network::{BatchSums, Network, PaddedRows, Part, Session};
+use crate::sampling::Drawn;
+use crate::timeline::Span;
 use firebox_kernels::dispatch::DispatchPlan;
 
 /// Many ranks that hold a model together, seen from the first one. The others [`serve`](super::serve) until the first one
@@ -80,6 +82,25 @@ impl<'a> Driver<'a> {
         own.into_iter().chain(later)
     }
 
+    /// The replies of all stages to a step that computes nothing, while steps of a cache may be under way.
+    fn ask(&mut self, step: &Step) -> Vec<Reply> {
+        // The last stage replies to those first.
+        for place in 0..self.own.len() {
+            if self.own[place].is_none() {
+                self.own[place] = Some(self.last_reply());
+            }
+        }
+        self.start(step);
+        let own = self.stage.run(step);
+        let later = (1..self.stages()).map(|stage| self.stage.ranks.reply_of(stage));
+        own.into_iter().chain(later).collect()
+    }
+
+    /// The reply of the last stage to the oldest step to which it has not been taken.
+    fn last_reply(&self) -> Reply {
+        self.stage.ranks.reply_of(self.stages() - 1)
+    }
+
     fn tensor<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
         Tensor::from_data(TensorData::new(values, shape), &self.stage.model.device())
     }
@@ -108,9 +129,9 @@ impl Network for Driver<'_> {
         self.stage.ranks.layout().pipeline
     }
 
-    fn begin(&mut self, sequences: usize) {
+    fn begin(&mut self, session: Session) {
         self.edits.clear();
-        let step = Step::Begin { sequences };
+        let step = Step::Begin(session);
         self.start(&step);
         self.stage.run(&step);
     }
@@ -138,7 +159,7 @@ impl Network for Driver<'_> {
         let stripped = parts.iter().map(|part| Part {
             sequence: part.sequence,
             tokens: part.tokens.as_ref().into(),
-            draws: part.draws.as_ref().map(Draws::stripped),
+            asked: part.asked.stripped(),
         });
         let stripped: Vec<Part> = stripped.collect();
         let edits = std::mem::take(&mut self.edits);
@@ -151,14 +172,35 @@ impl Network for Driver<'_> {
         self.own.push_back(reply);
     }
 
-    fn drawn(&mut self) -> Vec<Vec<u32>> {
+    fn drawn(&mut self) -> Vec<Drawn> {
         let own = self.own.pop_front().expect("a step that was submitted");
-        let ranks = self.stage.ranks;
-        let reply = own.unwrap_or_else(|| ranks.reply_of(ranks.layout().pipeline - 1));
-        match reply {
+        match own.unwrap_or_else(|| self.last_reply()) {
             Reply::Drawn(drawn) => drawn,
             other => panic!("{other:?} of a step of a cache"),
         }
+    }
+
+    fn expert_loads(&mut self) -> Vec<ExpertLoads> {
+        let of_stages = self.ask(&Step::ExpertLoads).into_iter();
+        let loads = of_stages.map(|reply| match reply {
+            Reply::ExpertLoads(loads) => loads,
+            other => panic!("{other:?} of the loads of experts"),
+        });
+        loads.flatten().collect()
+    }
+
+    fn record(&mut self) {
+        self.start(&Step::Record);
+        self.stage.run(&Step::Record);
+    }
+
+    fn spans(&mut self) -> Vec<Span> {
+        let of_stages = self.ask(&Step::Spans).into_iter();
+        let spans = of_stages.map(|reply| match reply {
+            Reply::Spans(spans) => spans,
+            other => panic!("{other:?} of what was recorded"),
+        });
+        spans.flatten().collect()
     }
 
     fn submit_batch(&mut self, sequences: &[Sequence]) {

@@ -1,5 +1,6 @@
 //! Many ranks give what one gives.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use firebox_comm::{Comm, CommError, Operation, Options, Traffic, threads};
@@ -11,13 +12,14 @@ use crate::batch::Sequence;
 use crate::config::{ModelConfig, QkNorm};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::generate::{
-    self, Draft, DraftTokens, Ended, Receiver, Request, Statistics, generate_all,
+    self, Draft, DraftTokens, Ended, Receiver, Request, Statistics, Token, generate_all,
 };
 use crate::language_model::{LanguageModel, Trace};
 use crate::network::{Local, Network, PaddedRows};
 use crate::parameters::RandomParameters;
 use crate::sampling::Sampling;
 use crate::testing::{clamped, moe, text, tiny, windowed, with_experts, without_positions};
+use crate::timeline::{Activity, Span};
 
 const SEED: u64 = 7;
 
@@ -180,8 +182,19 @@ fn losses_and_router_health_are_those_of_one_rank() {
 struct Texts(Vec<Vec<u32>>);
 
 impl Receiver for Texts {
-    fn token(&mut self, text: usize, id: u32) -> bool {
-        self.0[text].push(id);
+    fn token(&mut self, text: usize, token: Token) -> bool {
+        self.0[text].push(token.id);
+        true
+    }
+
+    fn ended(&mut self, _: usize, _: Ended) {}
+}
+
+/// Takes no notice.
+struct Ignoring;
+
+impl Receiver for Ignoring {
+    fn token(&mut self, _: usize, _: Token) -> bool {
         true
     }
 
@@ -190,19 +203,21 @@ impl Receiver for Texts {
 
 /// Some beginnings are alike, and some texts exceed the context.
 fn requests() -> Vec<Request> {
-    let request = |number: usize| Request {
-        prompt: text(3, [3, 20, 1, 24, 7][number % 5], 37).remove(number % 3),
-        count: 9 + 5 * (number % 4),
-        sampling: Sampling {
-            temperature: [0.0, 0.7, 1.3][number % 3],
-            seed: number as u64,
-            top_k: [0, 0, 9][number % 3],
-            top_p: [1.0, 0.9][number % 2],
-            min_p: [0.0, 0.0, 0.0, 0.02][number % 4],
-            repetition_penalty: [1.0, 1.0, 1.2][number % 3],
-            frequency_penalty: [0.0, 0.1][number % 2],
-            ..Sampling::default()
-        },
+    let request = |number: usize| {
+        Request::new(
+            text(3, [3, 20, 1, 24, 7][number % 5], 37).remove(number % 3),
+            9 + 5 * (number % 4),
+            Sampling {
+                temperature: [0.0, 0.7, 1.3][number % 3],
+                seed: number as u64,
+                top_k: [0, 0, 9][number % 3],
+                top_p: [1.0, 0.9][number % 2],
+                min_p: [0.0, 0.0, 0.0, 0.02][number % 4],
+                repetition_penalty: [1.0, 1.0, 1.2][number % 3],
+                frequency_penalty: [0.0, 0.1][number % 2],
+                ..Sampling::default()
+            },
+        )
     };
     (0..9).map(request).collect()
 }
@@ -300,6 +315,50 @@ fn what_ranks_send_is_what_is_predicted() {
                 }
             }
         }
+    }
+}
+
+/// Spans by stage and activity, without the times.
+fn recorded(spans: &[Span]) -> BTreeMap<(usize, Activity), Vec<(u64, usize)>> {
+    let mut by_stage = BTreeMap::new();
+    for span in spans {
+        let key = (span.stage, span.activity);
+        let steps: &mut Vec<(u64, usize)> = by_stage.entry(key).or_default();
+        steps.push((span.step, span.tokens));
+    }
+    by_stage
+}
+
+#[test]
+fn each_stage_records_each_step() {
+    let config = tiny();
+    let record = |network: &mut dyn Network| {
+        network.record();
+        generate_all(
+            network,
+            requests(),
+            &generate::Options::new(&[5]),
+            &mut Ignoring,
+        );
+        recorded(&network.spans())
+    };
+    let alone = record(&mut Local::new(&model(&config)));
+    let steps = &alone[&(0, Activity::Compute)];
+    assert_eq!(alone.len(), 1);
+    let steps = steps.clone();
+    for numbers in [[2, 1, 1], [2, 2, 1], [1, 2, 1]] {
+        let layout = layout(numbers);
+        let (found, _) = on_ranks(&config, layout, move |driver| record(driver));
+        let last = layout.pipeline - 1;
+        let activities = (0..layout.pipeline).flat_map(|stage| {
+            let wait = (stage > 0).then_some((stage, Activity::Wait));
+            let send = (stage < last).then_some((stage, Activity::Send));
+            wait.into_iter()
+                .chain([(stage, Activity::Compute)])
+                .chain(send)
+        });
+        assert!(found.keys().copied().eq(activities), "{layout}: {found:?}");
+        assert!(found.values().all(|found| *found == steps), "{layout}");
     }
 }
 

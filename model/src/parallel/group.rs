@@ -95,6 +95,10 @@ impl TensorGroup {
 }
 
 impl Exchange for TensorGroup {
+    fn ranks(&self) -> usize {
+        self.size()
+    }
+
     fn all<T: Serialize + DeserializeOwned>(&mut self, own: T) -> Vec<T> {
         if self.size() == 1 {
             return vec![own];

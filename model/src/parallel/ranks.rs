@@ -92,9 +92,8 @@ impl Ranks {
     /// # Shapes
     ///
     /// - `stream`: `[tokens, d_model]`
-    pub(super) fn send_stream(&self, stream: Tensor<2>) {
-        let values: Vec<f32> = stream.into_data().try_into_vec().expect("values in f32");
-        unwound(self.pipeline.send(self.at.stage + 1, &bytes(&values)));
+    pub(super) fn send_stream(&self, stream: &[f32]) {
+        unwound(self.pipeline.send(self.at.stage + 1, &bytes(stream)));
     }
 
     /// The residual stream of the stage before, `[tokens, d_model]`.

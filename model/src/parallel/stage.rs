@@ -12,11 +12,13 @@ use crate::decode::{Decoded, Piece};
 use crate::language_model::{Entry, LanguageModel};
 use crate::layout::Placement;
 use crate::moe::Routing;
+use crate::moe::loads::ExpertLoads;
 use crate::moe::stats::HealthSums;
-use crate::network::{self, PaddedRows};
+use crate::network::{self, PaddedRows, Session};
 use crate::observer::{Observer, ResidualStream, Unobserved};
 use crate::parts::{LayerPart, Part};
-use crate::sampling::{Draws, Memory};
+use crate::sampling::{Asked, Memory};
+use crate::timeline::{Activity, Recorder};
 
 /// One rank's part of a model, with what it keeps between steps.
 #[derive(Debug)]
@@ -24,7 +26,10 @@ pub(super) struct Stage<'a> {
     pub model: &'a LanguageModel,
     pub ranks: &'a Ranks,
     pub cache: KeyValueCache,
+    session: Session,
     memory: Memory,
+    loads: Vec<ExpertLoads>,
+    recorder: Recorder,
 }
 
 /// The worker loop of every rank but rank 0: runs its part of each step until there are no more.
@@ -61,7 +66,8 @@ pub fn observed(
     placement: &Placement,
     observer: &mut impl Observer,
 ) -> (Option<Tensor<2>>, Vec<Routing>) {
-    let (stream, routing) = pass(model, ranks, tokens, placement, observer);
+    let recorder = &mut Recorder::default();
+    let (stream, routing) = pass(model, ranks, tokens, placement, observer, recorder);
     let logits = stream.map(|stream| {
         let logits = ranks.tensor().gather_columns(model.logits(stream));
         observer.output(LayerPart::outside(Part::Head), logits)
@@ -77,46 +83,75 @@ fn pass(
     tokens: Tensor<2, Int>,
     placement: &Placement,
     observer: &mut impl Observer,
+    recorder: &mut Recorder,
 ) -> (Option<Tensor<2>>, Vec<Routing>) {
     let shape = tokens.dims();
     let entry = match ranks.is_first_stage() {
         true => Entry::Tokens(tokens.flatten(0, 1)),
-        false => received(model, ranks),
+        false => received(model, ranks, recorder),
     };
     let (stream, routing) = model.pass(entry, shape, placement, observer);
     match ranks.is_last_stage() {
         true => (Some(stream), routing),
         false => {
-            ranks.send_stream(stream);
+            sent(stream, ranks, recorder);
             (None, routing)
         }
     }
 }
 
-fn received(model: &LanguageModel, ranks: &Ranks) -> Entry {
-    Entry::Stream(ranks.receive_stream(model.config().d_model, &model.device()))
+fn received(model: &LanguageModel, ranks: &Ranks, recorder: &mut Recorder) -> Entry {
+    let stream = ranks.receive_stream(model.config().d_model, &model.device());
+    recorder.did(Activity::Wait);
+    Entry::Stream(stream)
+}
+
+fn sent(stream: Tensor<2>, ranks: &Ranks, recorder: &mut Recorder) {
+    // The host has the values when they are computed.
+    let values = host(stream);
+    recorder.did(Activity::Compute);
+    ranks.send_stream(&values);
+    recorder.did(Activity::Send);
 }
 
 impl<'a> Stage<'a> {
     pub fn new(model: &'a LanguageModel, ranks: &'a Ranks) -> Self {
+        let session = Session::new(0);
         Self {
             model,
             ranks,
-            cache: network::cache(model, 0),
+            cache: session.cache(model),
+            session,
             memory: Memory::default(),
+            loads: Vec::new(),
+            recorder: Recorder::default(),
         }
     }
 
     /// Does this rank's part of a step. Returns the reply of the stage on its first tensor rank, if there is one.
     pub fn run(&mut self, step: &Step) -> Option<Reply> {
         match step {
-            Step::Begin { sequences } => {
-                self.cache = network::cache(self.model, *sequences);
+            Step::Begin(session) => {
+                self.session = *session;
+                self.cache = session.cache(self.model);
+                self.loads.clear();
                 None
             }
             Step::Decode { edits, parts } => {
                 edits.iter().for_each(|&edit| self.edit(edit));
                 self.decode(parts)
+            }
+            Step::Record => {
+                self.recorder.start(self.ranks.at().stage);
+                None
+            }
+            Step::Spans => {
+                let spans = self.recorder.take();
+                self.replies().then_some(Reply::Spans(spans))
+            }
+            Step::ExpertLoads => {
+                let loads = std::mem::take(&mut self.loads);
+                self.replies().then_some(Reply::ExpertLoads(loads))
             }
             Step::Batch(sequences) => self.batch(sequences),
             Step::Trace { ids, valid, length } => self.trace(PaddedRows {
@@ -136,29 +171,30 @@ impl<'a> Stage<'a> {
     }
 
     pub fn decode(&mut self, parts: &[network::Part]) -> Option<Reply> {
+        self.recorder
+            .step(parts.iter().map(|part| part.tokens.len()).sum());
         let pieces: Vec<Piece> = parts.iter().map(network::Part::piece).collect();
         let entry = match self.ranks.is_first_stage() {
             true => self.model.entry(&pieces),
-            false => received(self.model, self.ranks),
+            false => received(self.model, self.ranks, &mut self.recorder),
         };
-        let logits = match self.model.decode_stage(entry, &pieces, &mut self.cache) {
+        let (decoded, routing) = self.model.decode_stage(entry, &pieces, &mut self.cache);
+        // All tensor ranks of a stage have the same routing.
+        if self.session.counts_experts && self.replies() {
+            ExpertLoads::add(&mut self.loads, &routing);
+        }
+        let logits = match decoded {
             Decoded::Stream(stream) => {
-                self.ranks.send_stream(stream);
+                sent(stream, self.ranks, &mut self.recorder);
                 return None;
             }
             Decoded::Logits(logits) => network::host(logits),
         };
-        let texts: Vec<Draws> = parts.iter().filter_map(|part| part.draws.clone()).collect();
-        if texts.is_empty() {
-            return self.replies().then(|| Reply::Drawn(Vec::new()));
-        }
+        let asked: Vec<Asked> = parts.iter().map(|part| part.asked.clone()).collect();
         let exchange = &mut self.ranks.tensor().clone();
         let first = self.first_token() as u32;
-        let memory = &mut self.memory;
-        let drawn = match exchange.size() {
-            1 => Draws::of_each(&texts, &logits, memory),
-            _ => Draws::from_parts(&texts, &logits, first, memory, exchange),
-        };
+        let drawn = Asked::answer(&asked, &logits, first, &mut self.memory, exchange);
+        self.recorder.did(Activity::Compute);
         self.replies().then_some(Reply::Drawn(drawn))
     }
 
@@ -166,7 +202,13 @@ impl<'a> Stage<'a> {
         let batch = Batch::new(sequences, &self.model.device());
         let tokens = batch.tokens.clone();
         let observer = &mut Unobserved;
-        let (stream, routing) = pass(self.model, self.ranks, tokens, &batch.placement, observer);
+        let recorder = &mut self.recorder;
+        recorder.step(network::tokens_of(sequences));
+        let placement = &batch.placement;
+        let (stream, routing) = pass(
+            self.model, self.ranks, tokens, placement, observer, recorder,
+        );
+        let is_last = stream.is_some();
         let counted = batch.valid.as_ref();
         let nats = stream.map(|stream| {
             let logits = self.model.logits(stream);
@@ -174,17 +216,23 @@ impl<'a> Stage<'a> {
             let first = self.first_token();
             cross_entropy_sum(logits, batch.targets, counted, first, exchange)
         });
+        let health = HealthSums::terms(&routing, counted).map_or_else(Vec::new, values);
+        if is_last {
+            self.recorder.did(Activity::Compute);
+        }
         self.replies().then(|| Reply::Sums {
             nats,
             layers: routing.iter().map(|routing| routing.layer).collect(),
-            health: HealthSums::terms(&routing, counted).map_or_else(Vec::new, values),
+            health,
         })
     }
 
     fn trace(&mut self, rows: PaddedRows) -> Option<Reply> {
         let mut hidden = ResidualStream::default();
         let (tokens, placement) = rows.on(&self.model.device());
-        let (stream, routing) = pass(self.model, self.ranks, tokens, &placement, &mut hidden);
+        let recorder = &mut Recorder::default();
+        let ranks = self.ranks;
+        let (stream, routing) = pass(self.model, ranks, tokens, &placement, &mut hidden, recorder);
         let logits = stream.map(|stream| {
             let logits = self.model.logits(stream);
             self.ranks.tensor().gather_columns(logits)
@@ -218,6 +266,10 @@ impl<'a> Stage<'a> {
         let shard = self.model.shard().expect("a rank's part of a model");
         shard.share(self.model.config().vocab_size).start
     }
+}
+
+fn host(tensor: Tensor<2>) -> Vec<f32> {
+    tensor.into_data().try_into_vec().expect("values in f32")
 }
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {

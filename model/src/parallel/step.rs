@@ -5,18 +5,27 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Sequence;
-use crate::network::Part;
+use crate::moe::loads::ExpertLoads;
+use crate::network::{Part, Session};
+use crate::sampling::Drawn;
+use crate::timeline::Span;
 
 /// Something that every rank does its part of.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Step<'a> {
-    /// An empty cache for so many sequences takes the place of the one before.
-    Begin { sequences: usize },
+    /// An empty cache takes the place of the one before.
+    Begin(Session),
     /// Changes of the cache, then a pass of new tokens of some of its sequences.
     Decode {
         edits: Cow<'a, [Edit]>,
         parts: Cow<'a, [Part<'a>]>,
     },
+    /// From now on each stage records when it computes.
+    Record,
+    /// What was recorded since this was asked last.
+    Spans,
+    /// What experts did since this was asked last.
+    ExpertLoads,
     /// A pass of sequences without a cache, and their loss.
     Batch(Cow<'a, [Sequence]>),
     /// A pass of rows of `length` tokens without a cache, and its values.
@@ -47,7 +56,11 @@ pub(super) enum Edit {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Reply {
     /// Of a [`Step::Decode`], from the last stage.
-    Drawn(Vec<Vec<u32>>),
+    Drawn(Vec<Drawn>),
+    /// Of a [`Step::ExpertLoads`], from every stage: of its MoE layers.
+    ExpertLoads(Vec<ExpertLoads>),
+    /// Of a [`Step::Spans`], from every stage.
+    Spans(Vec<Span>),
     /// Of a [`Step::Batch`], from every stage.
     Sums {
         /// From the last stage.

@@ -14,6 +14,9 @@ use super::select::{Candidates, Choice, Scores, select};
 
 /// All-gather among the ranks that share the vocabulary, in the order of their parts.
 pub trait Exchange {
+    /// Number of ranks.
+    fn ranks(&self) -> usize;
+
     /// The messages of all ranks, of which `own` is this rank's.
     fn all<T: Serialize + DeserializeOwned>(&mut self, own: T) -> Vec<T>;
 }
@@ -23,6 +26,10 @@ pub trait Exchange {
 pub struct Alone;
 
 impl Exchange for Alone {
+    fn ranks(&self) -> usize {
+        1
+    }
+
     fn all<T>(&mut self, own: T) -> Vec<T> {
         vec![own]
     }
@@ -35,6 +42,8 @@ pub struct Row<'a> {
     pub logits: &'a [f32],
     /// How it is drawn.
     pub sampling: Sampling,
+    /// What is added to the logits of some tokens before anything else.
+    pub bias: &'a [(u32, f32)],
     /// The prompt; only penalties look at it.
     pub prompt: &'a [u32],
     /// What was generated after it; only penalties look at it.
@@ -73,7 +82,8 @@ impl Draw<'_> {
         let Some(scores) = self.scores() else {
             return (0.0, likeliest);
         };
-        let noise = Noise::new(self.row.sampling.seed, 0, self.row.position as u64);
+        let Sampling { seed, choice, .. } = self.row.sampling;
+        let noise = Noise::new(seed, choice, self.row.position as u64);
         // It begins with the likeliest token, so that for most others 1 − u ≤ −ln(u) is too large already.
         let mut best = (noise.exponential(likeliest), likeliest);
         let mut consider = |id: u32| {
@@ -107,8 +117,7 @@ pub fn draw(
         .iter()
         .zip(memory)
         .map(|(&row, (penalties, candidates))| {
-            let (prompt, generated) = (row.prompt, row.generated);
-            let logits = penalties.apply(row.logits, first, &row.sampling, prompt, generated);
+            let logits = penalties.apply(&row, first);
             let likeliest = likeliest(logits, first);
             let draw = Draw {
                 logits,

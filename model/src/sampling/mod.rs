@@ -10,6 +10,7 @@ mod along;
 mod draw;
 mod noise;
 mod penalties;
+mod scores;
 mod select;
 #[cfg(test)]
 pub mod testing;
@@ -18,9 +19,11 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use along::Draws;
+pub use along::{Asked, Drawn, Draws, Targets};
+pub use scores::Scored;
 
 pub(crate) use draw::{Alone, Exchange, Memory, Row, draw};
+pub(crate) use scores::{ScoredRow, score};
 
 /// How the next token is chosen. The options apply in the order in which they stand here, those of `transformers`:
 /// penalties, temperature, `top_k`, `top_p`, `min_p`.
@@ -44,6 +47,8 @@ pub struct Sampling {
     pub min_p: f64,
     /// Seed of the noise.
     pub seed: u64,
+    /// Number of the text among those that have the same seed: each has noise of its own.
+    pub choice: u64,
 }
 
 impl Default for Sampling {
@@ -57,6 +62,7 @@ impl Default for Sampling {
             top_p: 1.0,
             min_p: 0.0,
             seed: 0,
+            choice: 0,
         }
     }
 }
@@ -106,6 +112,7 @@ impl Sampler {
         let row = Row {
             logits,
             sampling: self.sampling,
+            bias: &[],
             prompt,
             generated,
             position: generated.len(),

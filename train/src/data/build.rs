@@ -150,7 +150,7 @@ pub(super) fn for_each_document(
         hasher.update(hash);
         use_document(document, &hash)?;
     }
-    let found = hexadecimal(&hasher.finalize().into());
+    let found = hexadecimal(&hasher.finalize());
     if found != survey.hash {
         return Err(DataError::Changed {
             source_name: source.name.clone(),

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+pub(super) use firebox_console::numbers::hexadecimal;
 use sha2::{Digest, Sha256};
 
 /// A SHA-256.
@@ -28,11 +29,6 @@ pub(super) fn hash_file(path: &Path, mut progress: impl FnMut(u64)) -> io::Resul
             }
         }
     }
-}
-
-/// 64 lower-case hexadecimal digits.
-pub(super) fn hexadecimal(hash: &Hash) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A number in [0, 1), uniform over hashes: their first 53 bits.

@@ -79,7 +79,7 @@ impl Footprint {
     }
 
     fn hash(self) -> String {
-        hexadecimal(&self.hasher.finalize().into())
+        hexadecimal(&self.hasher.finalize())
     }
 }
 

@@ -188,7 +188,7 @@ fn read(
         );
     }
     let found = SourceSurvey {
-        hash: hexadecimal(&hasher.finalize().into()),
+        hash: hexadecimal(&hasher.finalize()),
         documents,
         bytes,
         training_bytes,

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use firebox_console::durable::{self, FileError};
+use firebox_console::numbers::hexadecimal;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -17,6 +18,9 @@ use firebox_model::parallel::{RankLayout, are_stages};
 /// The version of the format.
 const VERSION: u32 = 1;
 
+/// What is wrong with a tensor or file that is not as it was written.
+pub(super) const HASH_DIFFERS: &str = "does not match its hash in layout.json";
+
 /// SHA-256 of tensors or files by name, as 64 hexadecimal digits.
 pub(super) type Hashes = BTreeMap<String, String>;
 
@@ -25,9 +29,9 @@ pub(super) type Hashes = BTreeMap<String, String>;
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
     version: u32,
-    /// The ranks.
+    /// The parallel layout.
     pub layout: RankLayout,
-    /// The first layer of each stage, and the one behind its last.
+    /// The layers of each stage: first and end (exclusive).
     stages: Vec<[usize; 2]>,
     /// The weights' files of the checkpoint, each of which has a header in `original`.
     pub files: Vec<String>,
@@ -35,6 +39,12 @@ pub(super) struct Manifest {
     pub original: Hashes,
     /// The tensors of each rank.
     pub ranks: Vec<Hashes>,
+}
+
+/// The field that every version has.
+#[derive(Debug, Deserialize)]
+struct Version {
+    version: u32,
 }
 
 impl Manifest {
@@ -75,14 +85,15 @@ impl Manifest {
             reason,
         };
         let text = fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
-        let manifest: Self =
+        // By itself, since another version may have other fields.
+        let Version { version } =
             serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-        match manifest.version {
-            VERSION => Ok(manifest),
-            version => Err(damaged(format!(
+        if version != VERSION {
+            return Err(damaged(format!(
                 "it is of version {version}, and this build reads version {VERSION}"
-            ))),
+            )));
         }
+        serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))
     }
 
     /// Checks that it is one of this model.
@@ -96,9 +107,10 @@ impl Manifest {
             reason,
         };
         let layout = self.layout;
-        layout
-            .check(model)
-            .map_err(|error| damaged(format!("{error}: config.json is of another model")))?;
+        layout.check(model).map_err(|error| {
+            let reason = error.to_string().replace("--", "");
+            damaged(format!("its layout does not fit config.json: {reason}"))
+        })?;
         if !are_stages(&self.stages(), layout.pipeline, model.layers.len()) {
             return Err(damaged(format!(
                 "its stages {:?} do not divide the {} layers of config.json",
@@ -120,6 +132,15 @@ impl Manifest {
         Ok(())
     }
 
+    /// What is wrong with the bytes that a rank has of a tensor, if anything is.
+    pub fn fault(&self, rank: usize, tensor: &str, bytes: &[u8]) -> Option<&'static str> {
+        match self.ranks[rank].get(tensor) {
+            Some(expected) if *expected == hash(bytes) => None,
+            Some(_) => Some(HASH_DIFFERS),
+            None => Some("is not listed in layout.json"),
+        }
+    }
+
     /// Writes it into a folder.
     ///
     /// # Errors
@@ -133,6 +154,20 @@ impl Manifest {
 
 /// The hash of some bytes.
 pub(super) fn hash(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_version_is_named_whatever_its_fields_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!("{{\"version\": {}, \"parts\": []}}", VERSION + 1);
+        fs::write(folder.path().join(LAYOUT_FILE), text).unwrap();
+        let error = Manifest::read(folder.path()).unwrap_err().to_string();
+        let said = "it is of version 2, and this build reads version 1";
+        assert!(error.ends_with(said), "{error}");
+    }
 }

@@ -2,17 +2,19 @@
 //!
 //! ```text
 //! layout.json            how it is divided, and a hash of every tensor of every rank
-//! config.json …          the checkpoint's own files but for the weights, unchanged
+//! config.json …          the checkpoint's own files, unchanged, but for weights, training state, hidden files and folders
 //! rank-000/model.safetensors …
 //! original/              what unsharding needs besides: headers of the weights' files, their index, tensors of no rank
 //! ```
 //!
-//! [`shard`] writes one, [`unshard`] makes the checkpoint of it again, byte by byte, and [`verify`] says what is wrong with
-//! one. [`ShardedCheckpoint::parameters`] is how a rank reads its part.
+//! [`shard`] writes one, [`unshard`] makes these files again, byte by byte, and [`verify`] says what is wrong with one.
+//! [`ShardedCheckpoint::parameters`] is how a rank reads its part.
 
 mod manifest;
 mod original;
+mod others;
 mod parts;
+mod progress;
 mod ranks;
 mod summary;
 mod unshard;

@@ -6,9 +6,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use firebox_console::durable::{self, FileError};
+use firebox_console::numbers::hexadecimal;
 use safetensors::tensor::Metadata;
+use sha2::{Digest, Sha256};
 
-use super::manifest::{Hashes, Manifest, hash};
+use super::manifest::{HASH_DIFFERS, Manifest, hash};
+use super::others::copy_into;
 use super::write::copy_tensors;
 use crate::dtype::StoredDtype as _;
 use crate::{CheckpointError, INDEX_FILE, TensorFile, TensorStore};
@@ -20,6 +23,9 @@ const FOLDER: &str = "original";
 
 /// The tensors that no rank has: those that the network does not use.
 const KEPT_FILE: &str = "kept.safetensors";
+
+/// Bytes of a file that are hashed at once.
+const AT_ONCE: usize = 1 << 20;
 
 /// A weights' file of a checkpoint.
 #[derive(Debug)]
@@ -43,18 +49,35 @@ pub(super) struct OriginalTensor {
     pub dtype: WeightDtype,
 }
 
+impl OriginalTensor {
+    /// Number of its bytes.
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64 * self.dtype.bytes() as u64
+    }
+}
+
 /// The folder in a sharded checkpoint.
-pub(super) fn folder(sharded: &Path) -> PathBuf {
+fn folder(sharded: &Path) -> PathBuf {
     sharded.join(FOLDER)
 }
 
-/// Writes what is kept of the files of a store into the folder of a sharded checkpoint, given the names of the tensors
-/// that ranks have.
+/// The tensors of a store that no rank has, given the names of those that ranks have. Each is wholly kept. They may be large:
+/// a model's further-prediction layers are whole layers with experts.
+pub(super) fn to_keep(store: &TensorStore, of_ranks: &BTreeSet<&str>) -> Vec<(String, Slice)> {
+    let tensors = store.files().flat_map(|file| file.tensors());
+    let kept = tensors.filter(|(name, _)| !of_ranks.contains(name.as_str()));
+    kept.map(|(name, info)| (name.clone(), Slice::whole(info.shape.clone())))
+        .collect()
+}
+
+/// Writes what is kept of the files of a store into the folder of a sharded checkpoint, given the [tensors to
+/// keep](to_keep). `progress` is called with the number of bytes of each tensor, and its error ends the work.
 pub(super) fn write(
     store: &TensorStore,
-    of_ranks: &BTreeSet<&str>,
+    kept: &[(String, Slice)],
     sharded: &Path,
     manifest: &mut Manifest,
+    progress: &mut dyn FnMut(usize) -> Result<(), CheckpointError>,
 ) -> Result<(), CheckpointError> {
     let folder = folder(sharded);
     fs::create_dir_all(&folder).map_err(FileError::of("create", &folder))?;
@@ -70,14 +93,11 @@ pub(super) fn write(
         let content = fs::read(&index).map_err(FileError::of("read", &index))?;
         keep(&folder, INDEX_FILE, &content, manifest)?;
     }
-    let kept = store.files().flat_map(|file| file.tensors());
-    let kept = kept.filter(|(name, _)| !of_ranks.contains(name.as_str()));
-    let kept = kept.map(|(name, info)| (name.clone(), Slice::whole(info.shape.clone())));
-    let kept: Vec<(String, Slice)> = kept.collect();
     if !kept.is_empty() {
+        let path = folder.join(KEPT_FILE);
         let tensors = kept.iter().map(|(name, slice)| (name.as_str(), slice));
-        copy_tensors(store, tensors, &folder.join(KEPT_FILE), &mut |_| ())?;
-        let hash = hash_of(&folder.join(KEPT_FILE))?;
+        copy_tensors(store, tensors, &path, progress)?;
+        let hash = hash_of(&path, &mut |_| Ok(()))?;
         manifest.original.insert(KEPT_FILE.to_owned(), hash);
     }
     Ok(())
@@ -122,6 +142,19 @@ pub(super) fn read(
     files.collect()
 }
 
+/// Copies the index of the weights' files into a folder, if there is one.
+///
+/// # Errors
+///
+/// When it cannot be read or written.
+pub(super) fn copy_index(sharded: &Path, folder: &Path) -> Result<(), CheckpointError> {
+    let index = self::folder(sharded).join(INDEX_FILE);
+    match index.exists() {
+        true => copy_into(&index, folder),
+        false => Ok(()),
+    }
+}
+
 /// The tensors of no rank; `None` if there are none.
 ///
 /// # Errors
@@ -137,17 +170,56 @@ pub(super) fn kept(
     }
 }
 
-/// The files that are not as they were written, and why.
-pub(super) fn faults(sharded: &Path, original: &Hashes) -> Vec<(String, String)> {
-    let faults = original.iter().filter_map(|(name, expected)| {
-        let fault = match hash_of(&folder(sharded).join(name)) {
-            Ok(found) if found == *expected => return None,
-            Ok(_) => "is not as it was written".to_owned(),
-            Err(error) => error.to_string(),
+/// Bytes of the file with the tensors of no rank; 0 if there is none.
+pub(super) fn kept_bytes(sharded: &Path) -> u64 {
+    fs::metadata(folder(sharded).join(KEPT_FILE)).map_or(0, |file| file.len())
+}
+
+/// Checks that all files are as they were written. `progress` is called as by [`faults`].
+///
+/// # Errors
+///
+/// The first that is not, or that of `progress`.
+pub(super) fn check(
+    sharded: &Path,
+    manifest: &Manifest,
+    progress: &mut dyn FnMut(usize) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    match faults(sharded, manifest, progress)?.into_iter().next() {
+        None => Ok(()),
+        Some((file, reason)) => Err(CheckpointError::Damaged {
+            path: sharded.join(file),
+            reason: format!("it {reason}"),
+        }),
+    }
+}
+
+/// The files that are not as they were written, and why. `progress` is called with numbers of bytes of the tensors that are
+/// read, [`kept_bytes`] together.
+///
+/// # Errors
+///
+/// That of `progress`, which ends the work.
+pub(super) fn faults(
+    sharded: &Path,
+    manifest: &Manifest,
+    progress: &mut dyn FnMut(usize) -> Result<(), CheckpointError>,
+) -> Result<Vec<(String, String)>, CheckpointError> {
+    let mut faults = Vec::new();
+    for (name, expected) in &manifest.original {
+        let mut read = |bytes| match name == KEPT_FILE {
+            true => progress(bytes),
+            false => Ok(()),
         };
-        Some((format!("{FOLDER}/{name}"), fault))
-    });
-    faults.collect()
+        let fault = match hash_of(&folder(sharded).join(name), &mut read) {
+            Ok(found) if found == *expected => continue,
+            Ok(_) => HASH_DIFFERS.to_owned(),
+            Err(CheckpointError::Io(error)) => format!("cannot be read: {}", error.source),
+            Err(error) => return Err(error),
+        };
+        faults.push((format!("{FOLDER}/{name}"), fault));
+    }
+    Ok(faults)
 }
 
 fn header_name(file: &str) -> String {
@@ -166,9 +238,23 @@ fn keep(
     Ok(())
 }
 
-/// The hash of a file, all of which is read at once: headers and tensors that no rank has are small.
-fn hash_of(path: &Path) -> Result<String, FileError> {
-    Ok(hash(&fs::read(path).map_err(FileError::of("read", path))?))
+/// The hash of a file, some bytes of which are in memory at once; `progress` is called with how many they are.
+fn hash_of(
+    path: &Path,
+    progress: &mut dyn FnMut(usize) -> Result<(), CheckpointError>,
+) -> Result<String, CheckpointError> {
+    let failed = || FileError::of("read", path);
+    let mut file = fs::File::open(path).map_err(failed())?;
+    let mut hasher = Sha256::new();
+    let mut bytes = vec![0; AT_ONCE];
+    loop {
+        let read = file.read(&mut bytes).map_err(failed())?;
+        if read == 0 {
+            return Ok(hexadecimal(&hasher.finalize()));
+        }
+        hasher.update(&bytes[..read]);
+        progress(read)?;
+    }
 }
 
 /// The header of a safetensors file, with its length in front.

@@ -1,4 +1,4 @@
-//! Puts the parts of the ranks together, a band of a tensor at a time.
+//! Reassembles tensors from the ranks' slices, some rows at a time.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -26,8 +26,6 @@ pub(super) struct Holders<'a> {
 /// What a rank has of a band.
 #[derive(Debug)]
 pub(super) struct Part {
-    /// The rank.
-    pub rank: usize,
     /// Where its bytes belong, from the beginning of the band.
     pub runs: Vec<Range<usize>>,
     /// The bytes of all runs, one after the other.
@@ -97,6 +95,15 @@ pub(super) fn bands(tensor: &OriginalTensor) -> Vec<Range<usize>> {
         .collect()
 }
 
+/// One of these runs, as a part of the tensor.
+pub(super) fn band_of(tensor: &OriginalTensor, rows: &Range<usize>) -> Slice {
+    let mut ranges = Slice::whole(tensor.shape.clone()).ranges().to_vec();
+    if let Some(first) = ranges.first_mut() {
+        *first = vec![rows.clone()];
+    }
+    Slice::new(tensor.shape.clone(), ranges)
+}
+
 /// Bytes of one index of its first dimension.
 pub(super) fn row_bytes(tensor: &OriginalTensor) -> usize {
     let inner: usize = tensor.shape.iter().skip(1).product();
@@ -133,59 +140,82 @@ impl<'a> Holders<'a> {
             .is_some_and(|(_, part)| held > part.of().iter().product())
     }
 
-    /// What the ranks have of some indices of a tensor's first dimension.
+    /// The ranks that have parts of a tensor, with these parts.
+    pub fn of(&self, name: &str) -> Vec<(usize, Slice)> {
+        self.of.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Checks that the ranks have of a tensor what they were given. One rank's part is in memory at once.
     ///
     /// # Errors
     ///
-    /// When a rank's file cannot be read.
+    /// When a rank's file cannot be read, or its part has not the hash that `layout.json` says.
     ///
     /// # Panics
     ///
-    /// When a rank's file has not what the rank has.
-    pub fn parts(
+    /// As [`part`](Self::part).
+    pub fn check(&mut self, name: &str) -> Result<(), CheckpointError> {
+        for (rank, slice) in self.of(name) {
+            let file = self.file(rank)?;
+            let bytes = file.read_stored(name, &Slice::whole(slice.shape()))?;
+            if let Some(fault) = self.sharded.manifest.fault(rank, name, &bytes) {
+                return Err(CheckpointError::Damaged {
+                    path: self.sharded.rank_folder(rank).join(MODEL_FILE),
+                    reason: format!("{name} {fault}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What a rank has of some indices of a tensor's first dimension, given its part of the tensor; `None` if it has nothing
+    /// of these.
+    ///
+    /// # Errors
+    ///
+    /// When the rank's file cannot be read.
+    ///
+    /// # Panics
+    ///
+    /// When the rank's file has not what the rank has.
+    pub fn part(
         &mut self,
+        rank: usize,
+        slice: &Slice,
         tensor: &OriginalTensor,
         band: &Range<usize>,
-    ) -> Result<Vec<Part>, CheckpointError> {
-        let holders = self.of.get(&tensor.name).cloned().unwrap_or_default();
-        let width = tensor.dtype.bytes();
-        let mut parts = Vec::new();
-        for (rank, slice) in holders {
-            // The same indices in the tensor and in the rank's.
-            let (mut global, mut local, mut before) = (Vec::new(), Vec::new(), 0);
-            for range in &slice.ranges()[0] {
-                let (start, end) = (range.start.max(band.start), range.end.min(band.end));
-                if start < end {
-                    global.push(start - band.start..end - band.start);
-                    local.push(before + start - range.start..before + end - range.start);
-                }
-                before += range.len();
+    ) -> Result<Option<Part>, CheckpointError> {
+        // The same indices in the tensor and in the rank's.
+        let (mut global, mut local, mut before) = (Vec::new(), Vec::new(), 0);
+        for range in &slice.ranges()[0] {
+            let (start, end) = (range.start.max(band.start), range.end.min(band.end));
+            if start < end {
+                global.push(start - band.start..end - band.start);
+                local.push(before + start - range.start..before + end - range.start);
             }
-            if global.is_empty() {
-                continue;
-            }
-            let with_first = |shape: Vec<usize>, first, inner: Vec<Vec<Range<usize>>>| {
-                let mut ranges = vec![first];
-                ranges.extend(inner);
-                Slice::new(shape, ranges)
-            };
-            let inner = slice.ranges()[1..].to_vec();
-            let mut of_band = slice.of().to_vec();
-            of_band[0] = band.len();
-            let places = with_first(of_band, global, inner);
-            let shape = slice.shape();
-            let all = Slice::whole(&shape[1..]).ranges().to_vec();
-            let own = with_first(shape, local, all);
-            parts.push(Part {
-                rank,
-                runs: places
-                    .runs()
-                    .map(|run| run.start * width..run.end * width)
-                    .collect(),
-                bytes: self.file(rank)?.read_stored(&tensor.name, &own)?,
-            });
+            before += range.len();
         }
-        Ok(parts)
+        if global.is_empty() {
+            return Ok(None);
+        }
+        let with_first = |shape: Vec<usize>, first, inner: Vec<Vec<Range<usize>>>| {
+            let mut ranges = vec![first];
+            ranges.extend(inner);
+            Slice::new(shape, ranges)
+        };
+        let inner = slice.ranges()[1..].to_vec();
+        let mut of_band = slice.of().to_vec();
+        of_band[0] = band.len();
+        let places = with_first(of_band, global, inner);
+        let shape = slice.shape();
+        let all = Slice::whole(&shape[1..]).ranges().to_vec();
+        let own = with_first(shape, local, all);
+        let width = tensor.dtype.bytes();
+        let runs = places.runs();
+        Ok(Some(Part {
+            runs: runs.map(|run| run.start * width..run.end * width).collect(),
+            bytes: self.file(rank)?.read_stored(&tensor.name, &own)?,
+        }))
     }
 
     fn file(&mut self, rank: usize) -> Result<&TensorFile, CheckpointError> {

@@ -9,7 +9,7 @@ use firebox_model::parallel::RankLayout;
 pub struct RankSummary {
     /// The rank.
     pub rank: usize,
-    /// Its first layer, and the one behind its last.
+    /// Its layers: first and end (exclusive).
     pub layers: [usize; 2],
     /// Bytes of its tensors.
     pub bytes: u64,
@@ -21,7 +21,7 @@ pub struct RankSummary {
 /// What the ranks have.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
-    /// The layout.
+    /// The parallel layout.
     pub layout: RankLayout,
     /// In order.
     pub ranks: Vec<RankSummary>,

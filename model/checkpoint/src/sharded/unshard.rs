@@ -1,40 +1,42 @@
-//! Makes a checkpoint of its ranks again.
+//! Reassembles the original checkpoint.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use firebox_console::durable::{self, FileError, Unfinished};
 
 use super::original::{self, OriginalFile, OriginalTensor};
-use super::parts::{Band, Holders, bands, row_bytes};
+use super::others::copy_others;
+use super::parts::{Band, Holders, band_of, bands, row_bytes};
+use super::progress::Progress;
 use super::ranks::RankTensors;
-use super::write::{copy_into, is_occupied, other_files};
 use super::{ShardedCheckpoint, rank_name};
+use crate::folder::require_free;
 use crate::plan::Files;
-use crate::{Accept, CheckpointError, INDEX_FILE, TensorFile, TensorStore};
-use firebox_model::parallel::Slice;
+use crate::{Accept, CheckpointError, TensorFile, TensorStore};
 
-/// Makes the checkpoint that was divided into a folder again, byte by byte, in the folder `output`, which must be empty or
-/// absent and appears only when it is complete. `progress` is called with the number of bytes of weights written and their
-/// total.
+/// Makes the files of the checkpoint that was divided into a folder again, byte by byte, in the folder `output`, which must be
+/// empty or absent and appears only when it is complete. What ranks have is compared with its hashes on the way. `progress`
+/// is called with the number of bytes of weights done and their total; [`ControlFlow::Break`] ends the work.
 ///
 /// # Errors
 ///
-/// When a rank's folder is missing or damaged, two ranks differ in what they both have, or `output` cannot be written or is
-/// not empty.
+/// When a rank's folder is missing or damaged, a tensor does not match its hash, two ranks differ in what they both have,
+/// `output` cannot be written or is not empty, or the work was ended.
 pub fn unshard(
     folder: &Path,
     accept: Accept,
     output: &Path,
-    mut progress: impl FnMut(u64, u64),
+    progress: impl FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<(), CheckpointError> {
     let sharded = ShardedCheckpoint::open(folder, accept)?;
-    if is_occupied(output) {
-        return Err(CheckpointError::Occupied {
-            folder: output.to_owned(),
-        });
-    }
+    require_free(output)?;
+    let mut progress = Progress::new(progress, original::kept_bytes(folder));
+    original::check(folder, &sharded.manifest, &mut |bytes| {
+        progress.advance(bytes)
+    })?;
     let files = original::read(folder, &sharded.manifest)?;
     let kept = original::kept(folder, &sharded.manifest)?;
     let mut ranks = Vec::new();
@@ -42,34 +44,24 @@ pub fn unshard(
         ranks.push(rank_tensors(&sharded, rank, &files)?);
     }
     let holders = Holders::new(&sharded, ranks.iter().enumerate());
-    let bytes = |tensor: &OriginalTensor| {
-        tensor.shape.iter().product::<usize>() as u64 * tensor.dtype.bytes() as u64
-    };
-    let total = files.iter().flat_map(|file| &file.tensors).map(bytes).sum();
+    let tensors = files.iter().flat_map(|file| &file.tensors);
+    progress.expect(tensors.map(OriginalTensor::bytes).sum());
     let mut joining = Joining {
         sharded: &sharded,
         holders,
         kept,
+        progress,
     };
-    let mut done = 0;
     let unfinished = Unfinished::create(output)?;
     for file in &files {
-        joining.write(file, unfinished.path(), |bytes| {
-            done += bytes;
-            progress(done, total);
-        })?;
+        joining.write(file, unfinished.path())?;
     }
-    let index = original::folder(folder).join(INDEX_FILE);
-    if index.exists() {
-        copy_into(&index, unfinished.path())?;
-    }
-    for path in other_files(folder)? {
-        copy_into(&path, unfinished.path())?;
-    }
+    original::copy_index(folder, unfinished.path())?;
+    copy_others(folder, unfinished.path())?;
     Ok(unfinished.finish()?)
 }
 
-/// What a rank has, after a look at its files: they are exactly the rank's, of the types of the checkpoint.
+/// What a rank has, after a look at its files: they are exactly the rank's, and parts of the checkpoint's tensors.
 pub(super) fn rank_tensors(
     sharded: &ShardedCheckpoint,
     rank: usize,
@@ -86,8 +78,20 @@ pub(super) fn rank_tensors(
             return Err(CheckpointError::Damaged {
                 path: sharded.rank_folder(rank),
                 reason: format!(
-                    "{} is in {}, and was in {}",
+                    "{} has type {}; the original has {}",
                     tensor.name, info.dtype, tensor.dtype
+                ),
+            });
+        }
+        let part = &tensors.parts[&tensor.name];
+        if part.of() != tensor.shape {
+            return Err(CheckpointError::Damaged {
+                path: sharded.rank_folder(rank),
+                reason: format!(
+                    "{} is a part of {:?}; the original has {:?}",
+                    tensor.name,
+                    part.of(),
+                    tensor.shape
                 ),
             });
         }
@@ -96,20 +100,16 @@ pub(super) fn rank_tensors(
 }
 
 /// The ranks that are joined.
-struct Joining<'a> {
+struct Joining<'a, F> {
     sharded: &'a ShardedCheckpoint,
     holders: Holders<'a>,
     kept: Option<TensorFile>,
+    progress: Progress<F>,
 }
 
-impl Joining<'_> {
+impl<F: FnMut(u64, u64) -> ControlFlow<()>> Joining<'_, F> {
     /// Writes a file of the checkpoint.
-    fn write(
-        &mut self,
-        file: &OriginalFile,
-        folder: &Path,
-        mut progress: impl FnMut(u64),
-    ) -> Result<(), CheckpointError> {
+    fn write(&mut self, file: &OriginalFile, folder: &Path) -> Result<(), CheckpointError> {
         let path = folder.join(&file.name);
         durable::write_with(&path, |unfinished| -> Result<(), CheckpointError> {
             let failed = || FileError::of("write", &path);
@@ -117,7 +117,6 @@ impl Joining<'_> {
             output.write_all(&file.header).map_err(failed())?;
             for tensor in &file.tensors {
                 self.each_band(tensor, |bytes| {
-                    progress(bytes.len() as u64);
                     Ok(output.write_all(bytes).map_err(failed())?)
                 })?;
             }
@@ -134,22 +133,31 @@ impl Joining<'_> {
         let name = &tensor.name;
         let kept = self.kept.as_ref();
         if let Some(kept) = kept.filter(|kept| kept.tensors().contains_key(name)) {
-            return each(&kept.read_stored(name, &Slice::whole(tensor.shape.clone()))?);
+            for rows in bands(tensor) {
+                let bytes = kept.read_stored(name, &band_of(tensor, &rows))?;
+                each(&bytes)?;
+                self.progress.advance(bytes.len())?;
+            }
+            return Ok(());
         }
+        self.holders.check(name)?;
+        let holders = self.holders.of(name);
         for rows in bands(tensor) {
             let mut band = Band::new(rows.len() * row_bytes(tensor));
-            for part in self.holders.parts(tensor, &rows)? {
-                if !band.put(&part) {
+            for (rank, slice) in &holders {
+                let part = self.holders.part(*rank, slice, tensor, &rows)?;
+                if !part.is_none_or(|part| band.put(&part)) {
                     return Err(self.damaged(format!(
-                        "{} has another {name} than the ranks before it, of what they all have",
-                        rank_name(part.rank)
+                        "{}: its copy of {name} differs from another rank's",
+                        rank_name(*rank)
                     )));
                 }
             }
             if !band.is_full() {
-                return Err(self.damaged(format!("no rank has all of {name}")));
+                return Err(self.damaged(format!("part of {name} is on no rank")));
             }
             each(&band.bytes)?;
+            self.progress.advance(band.bytes.len())?;
         }
         Ok(())
     }

@@ -4,19 +4,23 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::ops::ControlFlow;
+use std::path::Path;
 
 use firebox_console::durable::{self, FileError, Unfinished};
 use safetensors::tensor::{Dtype, View};
 
 use super::manifest::{Hashes, Manifest, hash};
+use super::others::copy_others;
+use super::progress::Progress;
 use super::ranks::RankTensors;
 use super::summary::Summary;
-use super::{LAYOUT_FILE, ShardedCheckpoint, original, rank_name, verify};
+use super::{ShardedCheckpoint, original, rank_name, verify};
 use crate::dtype::StoredDtype as _;
+use crate::folder::require_free;
 use crate::plan::Files;
 use crate::tensor_writer::serialize;
-use crate::{Accept, CheckpointConfig, CheckpointError, INDEX_FILE, MODEL_FILE, TensorStore};
+use crate::{Accept, CheckpointConfig, CheckpointError, MODEL_FILE, TensorStore};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::parallel::stages::stages;
 use firebox_model::parallel::{RankLayout, Shard, Slice};
@@ -30,20 +34,21 @@ pub enum Sharding {
     AlreadyThere(Summary),
 }
 
-/// Divides the checkpoint in a folder (see [`read_config`](crate::read_config) for `accept`) among the ranks of a layout, into the folder `output`,
-/// which must be empty, absent, or what this would write; it appears only when it is complete. No more than one tensor's part
-/// is in memory. `progress` is called with the number of bytes of weights written, or compared, and their total.
+/// Divides the checkpoint in a folder (see [`read_config`](crate::read_config) for `accept`) among the ranks of a layout,
+/// into the folder `output`, which must be empty, absent, or what this would write; it appears only when it is complete. No
+/// more than one tensor's part is in memory. `progress` is called with the number of bytes of weights written, or compared,
+/// and their total; [`ControlFlow::Break`] ends the work.
 ///
 /// # Errors
 ///
-/// When the checkpoint cannot be read or is packed in MXFP4, cannot be laid out so, or `output` cannot be written or has
-/// something else in it.
+/// When the checkpoint cannot be read or is packed in MXFP4, cannot be laid out so, `output` cannot be written or has
+/// something else in it, or the work was ended.
 pub fn shard(
     folder: &Path,
     accept: Accept,
     layout: RankLayout,
     output: &Path,
-    mut progress: impl FnMut(u64, u64),
+    progress: impl FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Sharding, CheckpointError> {
     let config = crate::read_config(folder, accept)?;
     let store = TensorStore::open(folder)?;
@@ -55,34 +60,36 @@ pub fn shard(
     let ranks = rank_tensors(&store, &config, layout)?;
     let summaries = ranks.iter().map(|rank| rank.summary).collect();
     let summary = Summary::new(layout, summaries);
-    if is_occupied(output) {
-        return match is_same(folder, accept, layout, output, &mut progress) {
+    if let Err(occupied) = require_free(output) {
+        return match is_same(folder, accept, layout, output, progress)? {
             true => Ok(Sharding::AlreadyThere(summary)),
-            false => Err(CheckpointError::Occupied {
-                folder: output.to_owned(),
-            }),
+            false => Err(occupied),
         };
     }
     let unfinished = Unfinished::create(output)?;
     let target = unfinished.path();
     let mut manifest = Manifest::new(layout, &stages(&config.model, layout.pipeline));
-    let mut done = 0;
+    let names = ranks.iter().flat_map(|rank| rank.parts.keys());
+    let names: BTreeSet<&str> = names.map(String::as_str).collect();
+    let kept = original::to_keep(&store, &names);
+    let of_kept = kept.iter().filter_map(|(name, _)| store.info(name));
+    let of_kept: usize = of_kept
+        .map(|info| info.elements() * info.dtype.bytes())
+        .sum();
+    let mut progress = Progress::new(progress, summary.bytes + of_kept as u64);
     for (rank, RankTensors { parts, .. }) in ranks.iter().enumerate() {
         let folder = target.join(rank_name(rank));
         fs::create_dir(&folder).map_err(FileError::of("create", &folder))?;
         let parts = parts.iter().map(|(name, part)| (name.as_str(), part));
         let hashes = copy_tensors(&store, parts, &folder.join(MODEL_FILE), &mut |bytes| {
-            done += bytes;
-            progress(done, summary.bytes);
+            progress.advance(bytes)
         })?;
         manifest.ranks.push(hashes);
     }
-    let names = ranks.iter().flat_map(|rank| rank.parts.keys());
-    let names: BTreeSet<&str> = names.map(String::as_str).collect();
-    original::write(&store, &names, target, &mut manifest)?;
-    for path in other_files(folder)? {
-        copy_into(&path, target)?;
-    }
+    original::write(&store, &kept, target, &mut manifest, &mut |bytes| {
+        progress.advance(bytes)
+    })?;
+    copy_others(folder, target)?;
     manifest.write(target)?;
     unfinished.finish()?;
     Ok(Sharding::Written(summary))
@@ -101,81 +108,33 @@ fn rank_tensors(
         .collect()
 }
 
-pub(super) fn is_occupied(folder: &Path) -> bool {
-    let has_entries = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
-    has_entries || folder.is_file()
-}
-
-/// Whether a folder is a checkpoint that was divided so.
+/// Whether a folder is this checkpoint, divided so.
+///
+/// # Errors
+///
+/// When the checkpoint cannot be read, or the work was ended.
 fn is_same(
     folder: &Path,
     accept: Accept,
     layout: RankLayout,
     output: &Path,
-    progress: impl FnMut(u64, u64),
-) -> bool {
-    let same_files = || -> Result<bool, CheckpointError> {
-        for path in other_files(folder)? {
-            let copy = output.join(path.file_name().unwrap_or_default());
-            let [ours, theirs] = [&path, &copy].map(|path| fs::read(path).ok());
-            if ours != theirs {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    };
-    let opened = ShardedCheckpoint::open(output, accept);
-    opened.is_ok_and(|opened| opened.layout() == layout)
-        && same_files().unwrap_or(false)
-        && verify(output, accept, Some(folder), progress)
-            .is_ok_and(|verified| verified.faults.is_empty())
-}
-
-/// Files of a checkpoint that are neither weights nor the state of a training run.
-pub(super) fn other_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    const WEIGHTS: [&str; 9] = [
-        "safetensors",
-        "bin",
-        "pt",
-        "pth",
-        "ckpt",
-        "gguf",
-        "h5",
-        "msgpack",
-        "onnx",
-    ];
-    let entries = fs::read_dir(folder).map_err(FileError::of("read", folder))?;
-    let files = entries.flatten().map(|entry| entry.path());
-    let mut others: Vec<PathBuf> = files
-        .filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let extension = path.extension().unwrap_or_default().to_string_lossy();
-            path.is_file()
-                && !name.starts_with('.')
-                && !name.starts_with("train_state.")
-                && !name.ends_with(".index.json")
-                && ![INDEX_FILE, LAYOUT_FILE].contains(&name.as_ref())
-                && !WEIGHTS.contains(&extension.as_ref())
-        })
-        .collect();
-    others.sort();
-    Ok(others)
-}
-
-/// Copies a file into a folder.
-pub(super) fn copy_into(path: &Path, folder: &Path) -> Result<(), CheckpointError> {
-    let content = fs::read(path).map_err(FileError::of("read", path))?;
-    let copy = folder.join(path.file_name().unwrap_or_default());
-    Ok(durable::write(&copy, content)?)
+    progress: impl FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<bool, CheckpointError> {
+    let there = ShardedCheckpoint::open(output, accept);
+    if !there.is_ok_and(|there| there.layout() == layout) {
+        return Ok(false);
+    }
+    let verified = verify(output, accept, Some(folder), progress)?;
+    Ok(verified.faults.is_empty())
 }
 
 /// Writes parts of tensors of a store into a file, with their bytes as they are, and returns their hashes. `progress` is
-/// called with the bytes of each.
+/// called with the number of bytes of each, and its error ends the work.
 pub(super) fn copy_tensors<'a>(
     store: &TensorStore,
     parts: impl Iterator<Item = (&'a str, &'a Slice)>,
     path: &Path,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(usize) -> Result<(), CheckpointError>,
 ) -> Result<Hashes, CheckpointError> {
     let copying = Copying {
         store,
@@ -195,8 +154,8 @@ pub(super) fn copy_tensors<'a>(
         (name, outgoing)
     });
     durable::write_with(path, |unfinished| {
-        serialize(unfinished, path, outgoing)?;
-        copying.failed.take().map_or(Ok(()), Err)
+        let written = serialize(unfinished, path, outgoing);
+        copying.failed.take().map_or(written, Err)
     })?;
     Ok(copying.hashes.take())
 }
@@ -207,7 +166,7 @@ struct Copying<'a> {
     /// [`View`] cannot return an error.
     failed: RefCell<Option<CheckpointError>>,
     hashes: RefCell<Hashes>,
-    progress: RefCell<&'a mut dyn FnMut(u64)>,
+    progress: RefCell<&'a mut dyn FnMut(usize) -> Result<(), CheckpointError>>,
 }
 
 /// A part of a tensor while it is written.
@@ -235,14 +194,22 @@ impl View for Outgoing<'_> {
             hashes,
             progress,
         } = self.copying;
-        let bytes = store.read_stored(self.name, self.part);
-        let bytes = bytes.unwrap_or_else(|error| {
-            failed.borrow_mut().get_or_insert(error);
-            vec![0; self.data_len()]
+        let mut failed = failed.borrow_mut();
+        if failed.is_some() {
+            // What is written from here on is removed.
+            return Cow::Borrowed(&[]);
+        }
+        let read = || {
+            let bytes = store.read_stored(self.name, self.part)?;
+            let mut hashes = hashes.borrow_mut();
+            hashes.insert(self.name.to_owned(), hash(&bytes));
+            progress.borrow_mut()(bytes.len())?;
+            Ok(bytes)
+        };
+        let bytes = read().unwrap_or_else(|error| {
+            *failed = Some(error);
+            Vec::new()
         });
-        let mut hashes = hashes.borrow_mut();
-        hashes.insert(self.name.to_owned(), hash(&bytes));
-        progress.borrow_mut()(bytes.len() as u64);
         Cow::Owned(bytes)
     }
 

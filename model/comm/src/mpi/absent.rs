@@ -1,8 +1,9 @@
 //! What stands for MPI in a build without it.
 
 use std::convert::Infallible;
-use std::fmt::Display;
 use std::sync::Arc;
+
+use firebox_console::advice::Advise;
 
 use super::MpiError;
 use crate::{Comm, Options, RunError};
@@ -31,6 +32,11 @@ impl World {
         match self.0 {}
     }
 
+    /// How many of them are on this machine, this one included.
+    pub fn local_size(&self) -> usize {
+        match self.0 {}
+    }
+
     /// Runs `body` as this process's rank.
     ///
     /// # Errors
@@ -40,11 +46,11 @@ impl World {
         self,
         _options: &Options,
         _body: impl FnOnce(Arc<dyn Comm>) -> Result<T, E> + Send + 'static,
-        _report: impl FnOnce(&RunError<E>),
+        _report: impl FnOnce(&RunError<E>, bool),
     ) -> Result<T, RunError<E>>
     where
         T: Send + 'static,
-        E: Display + Send + 'static,
+        E: Advise + Send + 'static,
     {
         match self.0 {}
     }

@@ -4,37 +4,43 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, TryLockError};
-use std::time::Duration;
 
 use super::process::{END, Process};
 use crate::call::Call;
 use crate::sum::{add_bytes, bytes_of};
+use crate::timeout::Timeout;
 use crate::traffic::Counters;
 use crate::{Cause, Comm, CommError, Operation, Traffic};
 
 /// Tags of a group: one of its collective operations, one of `send`.
 const TAGS: u32 = 2;
 
-/// Values of a vector from which on each rank sums a part of it, where links between ranks are what takes the time.
-/// Below, the first rank sums everything, which takes fewer messages and less work.
+/// Vector length from which each rank sums one part (reduce-scatter, then all-gather). Shorter vectors are summed on
+/// rank 0, which takes fewer messages.
 const PARTS_FROM: usize = 1 << 20;
 
-/// Ranks to which a rank passes on what all are to have.
+/// Fan-out of the broadcast tree.
 const FAN_OUT: usize = 8;
 
 /// One rank of a group.
 #[derive(Debug)]
 pub(super) struct Member {
     process: Arc<Process>,
-    /// The ranks of this group, by their names in the whole run.
+    /// The ranks of this group, as world ranks.
     ranks: Vec<usize>,
     rank: usize,
     tag: u32,
-    /// How long an operation waits; for ever if there is none.
-    patience: Option<Duration>,
     counters: Counters,
     /// Held during a collective operation.
     busy: Mutex<()>,
+}
+
+/// A collective operation that this rank has entered.
+#[derive(Debug, Clone, Copy)]
+struct Entered {
+    call: Call,
+    /// Of the operation as a whole, however many messages it takes.
+    timeout: Timeout,
 }
 
 impl Member {
@@ -43,33 +49,25 @@ impl Member {
         let tag = process.next_tag();
         process.reserve_tags(tag + TAGS);
         let all = (0..process.size).collect();
-        let patience = Some(process.deadline);
-        Self::new(process, all, process.rank, tag, patience)
+        Self::new(process, all, process.rank, tag)
     }
 
-    /// Waits until all ranks have come to their end, for as long as they need.
+    /// Waits until all ranks have finished, for as long as they need.
     ///
     /// # Errors
     ///
     /// When the run fails.
     pub(super) fn end(process: &Arc<Process>) -> Result<(), CommError> {
         let all = (0..process.size).collect();
-        Self::new(process, all, process.rank, END, None).barrier()
+        Self::new(process, all, process.rank, END).barrier()
     }
 
-    fn new(
-        process: &Arc<Process>,
-        ranks: Vec<usize>,
-        rank: usize,
-        tag: u32,
-        patience: Option<Duration>,
-    ) -> Self {
+    fn new(process: &Arc<Process>, ranks: Vec<usize>, rank: usize, tag: u32) -> Self {
         Self {
             process: Arc::clone(process),
             ranks,
             rank,
             tag,
-            patience,
             counters: Counters::default(),
             busy: Mutex::default(),
         }
@@ -101,7 +99,7 @@ impl Member {
         &self,
         call: Call,
         bytes: usize,
-        work: impl FnOnce() -> Result<T, CommError>,
+        work: impl FnOnce(Entered) -> Result<T, CommError>,
     ) -> Result<T, CommError> {
         let operation = call.operation();
         self.check(operation, self.rank)?;
@@ -113,24 +111,31 @@ impl Member {
                 return Err(self.misuse(operation, self.rank, twice.to_owned()));
             }
         };
-        let done = work()?;
+        self.process.node.step();
+        let timeout = match self.tag {
+            END => Timeout::NEVER,
+            _ => Timeout::after(self.process.deadline),
+        };
+        let done = work(Entered { call, timeout })?;
+        self.process.node.step();
         self.counters.add(operation, bytes);
         Ok(done)
     }
 
     /// Sends a part of a collective operation.
-    fn pass(&self, call: Call, to: usize, bytes: &[u8]) {
-        let message = [bytes, &call.encoded()].concat();
+    fn pass(&self, entered: Entered, to: usize, bytes: &[u8]) {
+        let message = [bytes, &entered.call.encoded()].concat();
         self.process.send(self.ranks[to], self.tag, message);
     }
 
     /// Receives a part of a collective operation.
-    fn take(&self, call: Call, from: usize) -> Result<Vec<u8>, CommError> {
+    fn take(&self, entered: Entered, from: usize) -> Result<Vec<u8>, CommError> {
+        let Entered { call, timeout } = entered;
         let operation = call.operation();
         let from_all = self.ranks[from];
         let mut bytes = self
             .process
-            .receive(operation, from_all, self.tag, self.patience)?;
+            .receive(operation, from_all, self.tag, timeout)?;
         let other = bytes.split_off(bytes.len() - Call::BYTES);
         if other == call.encoded() {
             return Ok(bytes);
@@ -140,27 +145,24 @@ impl Member {
         Err(self.misuse(operation, from, mistake))
     }
 
-    /// Gives the bytes of `root` to all, from rank to rank in a tree.
-    fn spread(&self, call: Call, root: usize, own: Vec<u8>) -> Result<Vec<u8>, CommError> {
-        let size = self.size();
-        let place = (self.rank + size - root) % size;
-        let rank_at = |place: usize| (place + root) % size;
-        let bytes = match place.checked_sub(1) {
+    /// Gives the bytes of the first rank to all, from rank to rank in a tree.
+    fn spread(&self, entered: Entered, own: Vec<u8>) -> Result<Vec<u8>, CommError> {
+        let bytes = match self.rank.checked_sub(1) {
             None => own,
-            Some(before) => self.take(call, rank_at(before / FAN_OUT))?,
+            Some(before) => self.take(entered, before / FAN_OUT)?,
         };
-        let children = FAN_OUT * place + 1..=FAN_OUT * (place + 1);
-        for child in children.take_while(|&child| child < size) {
-            self.pass(call, rank_at(child), &bytes);
+        let children = FAN_OUT * self.rank + 1..=FAN_OUT * (self.rank + 1);
+        for child in children.take_while(|&child| child < self.size()) {
+            self.pass(entered, child, &bytes);
         }
         Ok(bytes)
     }
 
     /// Gives the bytes of every rank to all, by way of the first one.
-    fn gather(&self, call: Call, own: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+    fn gather(&self, entered: Entered, own: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
         let mut together = Vec::new();
         if self.rank > 0 {
-            self.pass(call, 0, own);
+            self.pass(entered, 0, own);
         } else {
             let mut join = |bytes: &[u8]| {
                 together.extend((bytes.len() as u64).to_le_bytes());
@@ -168,10 +170,10 @@ impl Member {
             };
             join(own);
             for other in 1..self.size() {
-                join(&self.take(call, other)?);
+                join(&self.take(entered, other)?);
             }
         }
-        let together = self.spread(call, 0, together)?;
+        let together = self.spread(entered, together)?;
         let mut rest = together.as_slice();
         let mut all = Vec::with_capacity(self.size());
         while let Some((length, bytes)) = rest.split_first_chunk() {
@@ -183,34 +185,34 @@ impl Member {
     }
 
     /// The first rank sums all vectors.
-    fn sum_at_first(&self, call: Call, values: &mut [f32]) -> Result<(), CommError> {
+    fn sum_at_first(&self, entered: Entered, values: &mut [f32]) -> Result<(), CommError> {
         if self.rank > 0 {
-            self.pass(call, 0, bytes_of(values));
-            return copy(values, &self.spread(call, 0, Vec::new())?);
+            self.pass(entered, 0, bytes_of(values));
+            return copy(values, &self.spread(entered, Vec::new())?);
         }
         for other in 1..self.size() {
-            add_bytes(values, &self.take(call, other)?);
+            add_bytes(values, &self.take(entered, other)?);
         }
-        self.spread(call, 0, bytes_of(values).to_vec())?;
+        self.spread(entered, bytes_of(values).to_vec())?;
         Ok(())
     }
 
     /// Every rank sums a part of all vectors.
-    fn sum_in_parts(&self, call: Call, values: &mut [f32]) -> Result<(), CommError> {
+    fn sum_in_parts(&self, entered: Entered, values: &mut [f32]) -> Result<(), CommError> {
         let (size, length) = (self.size(), values.len());
         let part =
             |rank: usize| -> Range<usize> { rank * length / size..(rank + 1) * length / size };
         // The next rank first, so that not all of them send to the same one.
         let others = || (1..size).map(|step| (self.rank + step) % size);
         for other in others() {
-            self.pass(call, other, bytes_of(&values[part(other)]));
+            self.pass(entered, other, bytes_of(&values[part(other)]));
         }
         let own = values[part(self.rank)].to_vec();
         let sum = &mut values[part(self.rank)];
         for other in 0..size {
             let received = match other == self.rank {
                 true => None,
-                false => Some(self.take(call, other)?),
+                false => Some(self.take(entered, other)?),
             };
             let more = received.as_deref().unwrap_or(bytes_of(&own));
             match other {
@@ -220,9 +222,9 @@ impl Member {
         }
         let sum = bytes_of(sum).to_vec();
         for other in others() {
-            self.pass(call, other, &sum);
+            self.pass(entered, other, &sum);
         }
-        others().try_for_each(|other| copy(&mut values[part(other)], &self.take(call, other)?))
+        others().try_for_each(|other| copy(&mut values[part(other)], &self.take(entered, other)?))
     }
 }
 
@@ -244,7 +246,7 @@ impl Comm for Member {
     fn split(&self, color: usize) -> Result<Arc<dyn Comm>, CommError> {
         let own = [color as u64, self.process.next_tag().into()];
         let own = own.map(u64::to_le_bytes).concat();
-        let all = self.collective(Call::Split, 0, || self.gather(Call::Split, &own))?;
+        let all = self.collective(Call::Split, 0, |entered| self.gather(entered, &own))?;
         let all: Vec<[u64; 2]> = all
             .iter()
             .map(|both| bytemuck::pod_read_unaligned(both))
@@ -266,39 +268,22 @@ impl Comm for Member {
             .take_while(|&&rank| rank != self.process.rank)
             .count();
         let tag = first_tag + TAGS * place;
-        Ok(Arc::new(Self::new(
-            &self.process,
-            ranks,
-            rank,
-            tag,
-            self.patience,
-        )))
+        Ok(Arc::new(Self::new(&self.process, ranks, rank, tag)))
     }
 
     fn all_reduce_sum(&self, values: &mut [f32]) -> Result<(), CommError> {
         let length = values.len();
         let call = Call::AllReduceSum { length };
-        self.collective(call, size_of_val(values), || match self.size() {
+        self.collective(call, size_of_val(values), |entered| match self.size() {
             1 => Ok(()),
-            size if length < PARTS_FROM.max(size) => self.sum_at_first(call, values),
-            _ => self.sum_in_parts(call, values),
+            size if length < PARTS_FROM.max(size) => self.sum_at_first(entered, values),
+            _ => self.sum_in_parts(entered, values),
         })
     }
 
     fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
-        let call = Call::AllGather;
-        self.collective(call, bytes.len(), || self.gather(call, bytes))
-    }
-
-    fn broadcast(&self, root: usize, bytes: &mut Vec<u8>) -> Result<(), CommError> {
-        self.check(Operation::Broadcast, root)?;
-        let call = Call::Broadcast { root };
-        let own = match root == self.rank {
-            true => std::mem::take(bytes),
-            false => Vec::new(),
-        };
-        *bytes = self.collective(call, own.len(), || self.spread(call, root, own))?;
-        Ok(())
+        let gather = |entered| self.gather(entered, bytes);
+        self.collective(Call::AllGather, bytes.len(), gather)
     }
 
     fn send(&self, to: usize, bytes: &[u8]) -> Result<(), CommError> {
@@ -312,9 +297,9 @@ impl Comm for Member {
     fn recv(&self, from: usize) -> Result<Vec<u8>, CommError> {
         let operation = Operation::Recv;
         self.check(operation, from)?;
-        let bytes =
-            self.process
-                .receive(operation, self.ranks[from], self.tag + 1, self.patience)?;
+        let (from, tag) = (self.ranks[from], self.tag + 1);
+        let timeout = Timeout::after(self.process.deadline);
+        let bytes = self.process.receive(operation, from, tag, timeout)?;
         self.counters.add(operation, 0);
         Ok(bytes)
     }
@@ -323,14 +308,13 @@ impl Comm for Member {
         let operation = Operation::Recv;
         self.check(operation, from)?;
         let (from, tag) = (self.ranks[from], self.tag + 1);
-        let bytes = self.process.receive(operation, from, tag, None)?;
+        let bytes = self.process.receive(operation, from, tag, Timeout::NEVER)?;
         self.counters.add(operation, 0);
         Ok(bytes)
     }
 
     fn barrier(&self) -> Result<(), CommError> {
-        let call = Call::Barrier;
-        self.collective(call, 0, || self.gather(call, &[]))?;
+        self.collective(Call::Barrier, 0, |entered| self.gather(entered, &[]))?;
         Ok(())
     }
 
@@ -340,10 +324,5 @@ impl Comm for Member {
 
     fn doing(&self, what: fmt::Arguments<'_>) {
         self.process.node.doing(what);
-    }
-
-    fn abort(&self, reason: &str) {
-        self.process
-            .fail(self.process.rank, Cause::Aborted(reason.to_owned()));
     }
 }

@@ -1,13 +1,13 @@
-//! Watching the neighbours' processes while the rank works: one that is killed can tell nobody.
+//! Watches the other processes of this machine, to detect ranks that are killed.
 
 use std::io::{self, PipeReader};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::node::Stage;
+use super::node::Shutdown;
 use super::process::Process;
 use crate::Cause;
-use crate::pool::GRACE;
+use crate::pool::grace;
 
 /// How often a process looks for a failure while its rank is at work.
 const TICK: Duration = Duration::from_millis(100);
@@ -25,8 +25,10 @@ pub(super) fn watch(process: &Process, rank_ends: &PipeReader) {
     }
     let mut end = None;
     loop {
-        if end.is_none() && process.failure().is_some() {
-            end = Some(Instant::now() + GRACE);
+        if end.is_none()
+            && let Some(failure) = process.failure()
+        {
+            end = Some(Instant::now() + grace(failure));
             process.node.notify(process.rank);
         }
         let left = end.map(|end: Instant| end.saturating_duration_since(Instant::now()));
@@ -53,7 +55,7 @@ pub(super) fn watch(process: &Process, rank_ends: &PipeReader) {
 
 /// A rank's process is not there any more.
 fn lost(process: &Process, rank: usize) {
-    if !process.node.has_reached(rank, Stage::Done) {
+    if !process.node.has_reached(rank, Shutdown::Complete) {
         process.fail(rank, Cause::Died);
     }
 }

@@ -1,5 +1,5 @@
-//! What the ranks of one machine know of each other, in memory that they share: who does what, who waits for whom, who
-//! has ended, and the first failure. It needs no messages, so that it is there for a rank that cannot send any more.
+//! What the ranks of one machine know of each other, in memory that they share: what each is doing, what it waits for,
+//! whether it has finished, and the first failure. It needs no messages, so that it is there for a rank that cannot send any more.
 
 #![allow(unsafe_code)]
 
@@ -16,6 +16,7 @@ use mpi::ffi::{self, MPI_Comm, MPI_Win};
 
 use super::futex;
 use super::text::SharedText;
+use crate::blame::Activity;
 use crate::{Cause, Failure, Operation};
 
 /// Bytes that say what a rank is doing.
@@ -24,16 +25,16 @@ const DOING: usize = 120;
 /// Bytes of a failure.
 const FAILURE: usize = 2000;
 
-/// How far a rank has come.
+/// Shutdown state of a rank. One that works has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Stage {
-    /// Its own work has ended as it should. Before, there is no stage.
-    Ended = 1,
-    /// It knows that all others have ended too: its process may go.
-    Done = 2,
+pub(super) enum Shutdown {
+    /// Its own work has finished without an error.
+    Finished = 1,
+    /// It knows that all others have finished too: its process may exit.
+    Complete = 2,
     /// It has reported the failure of the run.
-    Told = 3,
+    Reported = 3,
 }
 
 /// One rank's part of the memory.
@@ -45,13 +46,17 @@ struct Slot {
     news: AtomicU32,
     /// Whether it sleeps.
     sleeps: AtomicU32,
-    /// A [`Stage`].
-    stage: AtomicU32,
+    /// A [`Shutdown`], or 0.
+    shutdown: AtomicU32,
     /// The operation that this rank waits in and the rank that it waits for, each plus one, or 0.
     waits: AtomicU64,
+    /// When this rank last entered or completed an operation, in nanoseconds after it has joined the node.
+    stepped: AtomicU64,
     process: AtomicU32,
     /// In the first slot only: the rank that has written the first failure, plus one, or 0.
     failed: AtomicU32,
+    /// In the first slot only: whether a rank has begun to report the failure.
+    reported: AtomicU32,
     /// Where the number of the process is valid.
     namespace: AtomicU64,
     doing: SharedText<DOING>,
@@ -67,6 +72,9 @@ pub(super) struct Node {
     slots: Vec<Option<&'static Slot>>,
     elsewhere: Vec<usize>,
     window: MPI_Win,
+    /// When this rank has joined. All ranks of the node do so at the same time, as they come from a barrier, so that the
+    /// times in slots need no clock that is the same for all.
+    joined: Instant,
     /// What this rank is doing is put together here.
     doing: Mutex<String>,
 }
@@ -112,6 +120,7 @@ impl Node {
             (*own).namespace.store(namespace(), Ordering::Relaxed);
             ffi::MPI_Win_sync(window);
             ffi::MPI_Barrier(node);
+            let joined = Instant::now();
             ffi::MPI_Win_sync(window);
             let mut slots = vec![None; size];
             for other in 0..ranks {
@@ -128,6 +137,7 @@ impl Node {
                 elsewhere: (0..size).filter(is_elsewhere).collect(),
                 slots,
                 window,
+                joined,
                 doing: Mutex::default(),
             }
         }
@@ -156,14 +166,14 @@ impl Node {
         here.next().expect("a rank is on its own machine")
     }
 
-    /// Waits until all ranks of this machine, but one that is dead, have come so far; not longer than so.
-    pub(super) fn await_others(&self, stage: Stage, dead: Option<usize>, longest: Duration) {
+    /// Waits until all live ranks of this machine have reached `state`, or for `longest`.
+    pub(super) fn await_others(&self, state: Shutdown, dead: Option<usize>, longest: Duration) {
         let started = Instant::now();
         let here = || (0..self.slots.len()).filter(|&rank| self.has(rank) && Some(rank) != dead);
         loop {
             let seen = self.news();
             let left = longest.saturating_sub(started.elapsed());
-            if left.is_zero() || here().all(|rank| self.has_reached(rank, stage)) {
+            if left.is_zero() || here().all(|rank| self.has_reached(rank, state)) {
                 return;
             }
             self.sleep(seen, left);
@@ -173,6 +183,16 @@ impl Node {
     /// Whether a rank is on this machine.
     pub(super) fn has(&self, rank: usize) -> bool {
         self.slots[rank].is_some()
+    }
+
+    /// How many ranks are on this machine.
+    pub(super) fn size(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+
+    /// Whether no other rank of this machine has asked this before.
+    pub(super) fn is_first_to_report(&self) -> bool {
+        self.first().reported.swap(1, Ordering::AcqRel) == 0
     }
 
     /// The ranks on other machines.
@@ -207,34 +227,58 @@ impl Node {
         String::from_utf8_lossy(&doing.unwrap_or_default()).into_owned()
     }
 
-    /// Notes in which operation this rank waits, and for whom.
-    pub(super) fn waits(&self, waits: Option<(Operation, usize)>) {
-        let waits = waits.map_or(0, |(operation, rank)| {
-            (operation as u64 + 1) << 32 | (rank as u64 + 1)
-        });
-        self.own().waits.store(waits, Ordering::Relaxed);
+    /// Notes that this rank enters or completes an operation.
+    pub(super) fn step(&self) {
+        let time = self.joined.elapsed().as_nanos() as u64;
+        self.own().stepped.store(time, Ordering::Relaxed);
     }
 
-    /// In which operation a rank waits, and for whom, as far as it is known here.
-    pub(super) fn waits_of(&self, rank: usize) -> Option<(Operation, usize)> {
-        let waits = self.slots[rank]?.waits.load(Ordering::Relaxed);
-        let operation = ((waits >> 32) as usize).checked_sub(1)?;
-        Some((Operation::ALL[operation], (waits as u32 - 1) as usize))
+    /// Notes in which operation this rank waits, and for whom. This holds until the message is here or the run has
+    /// failed, also while the rank itself decides about a timeout: others that do so at the same time must not take it
+    /// for one that computes.
+    pub(super) fn waits(&self, operation: Operation, other: usize) {
+        let waits = (operation as u64 + 1) << 32 | (other as u64 + 1);
+        self.step();
+        self.own().waits.store(waits, Ordering::Release);
     }
 
-    /// This rank has come so far.
-    pub(super) fn reach(&self, stage: Stage) {
-        self.own().stage.store(stage as u32, Ordering::Release);
+    /// Notes that this rank has what it has waited for.
+    pub(super) fn waits_no_more(&self) {
+        // In this order, so that who sees that it does not wait sees the time as well.
+        self.step();
+        self.own().waits.store(0, Ordering::Release);
+    }
+
+    /// What a rank is up to, as far as it is known here.
+    pub(super) fn activity(&self, rank: usize) -> Activity {
+        let Some(slot) = self.slots[rank] else {
+            return Activity {
+                waits: None,
+                idle: None,
+            };
+        };
+        let waits = slot.waits.load(Ordering::Acquire);
+        let stepped = Duration::from_nanos(slot.stepped.load(Ordering::Relaxed));
+        let operation = ((waits >> 32) as usize).checked_sub(1);
+        Activity {
+            waits: operation.map(|kind| (Operation::ALL[kind], (waits as u32 - 1) as usize)),
+            idle: Some(self.joined.elapsed().saturating_sub(stepped)),
+        }
+    }
+
+    /// Records that this rank has reached `state`.
+    pub(super) fn reach(&self, state: Shutdown) {
+        let shutdown = &self.own().shutdown;
+        shutdown.store(state as u32, Ordering::Release);
         self.notify_all();
     }
 
-    /// Whether a rank has come so far, as far as it is known here.
-    pub(super) fn has_reached(&self, rank: usize, stage: Stage) -> bool {
-        self.slots[rank].is_some_and(|slot| slot.stage.load(Ordering::Acquire) >= stage as u32)
+    /// Whether a rank has reached `state`, as far as it is known here.
+    pub(super) fn has_reached(&self, rank: usize, state: Shutdown) -> bool {
+        self.slots[rank].is_some_and(|slot| slot.shutdown.load(Ordering::Acquire) >= state as u32)
     }
 
-    /// Makes this the failure of the run for all ranks of this machine, unless there is one before. Says whether it is.
-    /// One thread at a time may do so.
+    /// Publishes a failure to this machine's ranks; returns whether it is the first. One thread at a time may do so.
     pub(super) fn publish(&self, failure: &Failure) -> bool {
         let own = self.own();
         own.failure.write(&encoded(failure));
@@ -295,12 +339,13 @@ pub(super) fn encoded(failure: &Failure) -> Vec<u8> {
         }
         let Failure { doing, cause, .. } = &mut failure;
         shorten(doing);
-        if let Cause::Panicked(text)
-        | Cause::Failed(text)
-        | Cause::Aborted(text)
-        | Cause::Misuse(text) = cause
-        {
-            shorten(text);
+        match cause {
+            Cause::Panicked(text) | Cause::Misuse(text) => shorten(text),
+            Cause::Failed { error, hint, .. } => {
+                shorten(error);
+                hint.as_mut().map(shorten);
+            }
+            _ => (),
         }
     }
 }

@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::node::{Node, Stage, encoded};
-use super::transport::{Transfer, Transport};
-use crate::blame::late;
+use super::node::{Node, Shutdown, encoded};
+use super::transport::{Incoming, Transport};
+use crate::blame::blame;
+use crate::timeout::Timeout;
 use crate::{Cause, CommError, Failure, Operation};
 
-/// The tag of messages by which all ranks come to their end together.
+/// The tag of messages by which all ranks finish together.
 pub(super) const END: u32 = 0;
 
 /// The tag of failures, to ranks on other machines.
@@ -18,18 +19,17 @@ const FAILED: u32 = 1;
 /// The first group's tag; each has two.
 const WORLD: u32 = 2;
 
-/// The longest time that a rank sleeps for which its neighbours have news: they wake it, but MPI may hold back a
-/// message that they have sent.
+/// Maximum sleep while waiting for a rank on the same machine: it wakes this one, but MPI may hold back its message.
 const LONGEST: Duration = Duration::from_millis(16);
 
-/// The longest time that a rank sleeps that takes part in a message which is on its way.
-const LONGEST_ON_ITS_WAY: Duration = Duration::from_micros(200);
+/// Maximum sleep while a transfer is in progress.
+const LONGEST_IN_TRANSFER: Duration = Duration::from_micros(200);
 
-/// The longest time that a rank sleeps for which another machine has news.
+/// Maximum sleep while waiting for a rank on another machine.
 const LONGEST_ELSEWHERE: Duration = Duration::from_millis(1);
 
-/// How long the last message of a rank that has ended may take.
-const LAST_MESSAGE: Duration = Duration::from_millis(500);
+/// How long the last message of a rank that has finished may take.
+const LAST_MESSAGE: Duration = Duration::from_secs(2);
 
 /// This process among those of a run.
 #[derive(Debug)]
@@ -51,6 +51,8 @@ impl Process {
         transport: Transport,
         deadline: Duration,
     ) -> Self {
+        // From here on, the others can wait for this rank.
+        node.step();
         Self {
             rank,
             size,
@@ -88,41 +90,44 @@ impl Process {
             if let Some(failure) = self.node.failure() {
                 return Some(self.failure.get_or_init(|| failure));
             }
-            if let Some(failure) = self.failure_elsewhere() {
-                self.node.publish(&failure);
-                return Some(self.failure.get_or_init(|| failure));
+            if !self.node.elsewhere().is_empty() {
+                let mut transport = self.transport();
+                if let Some(failure) = failure_elsewhere(&mut transport) {
+                    self.adopt(&mut transport, failure);
+                }
             }
         }
         self.failure.get()
     }
 
-    /// A failure that another machine tells of.
-    fn failure_elsewhere(&self) -> Option<Failure> {
-        self.node.elsewhere().first()?;
-        let mut transport = self.transport();
-        let mut message = transport.receive_from_any(FAILED)?;
-        // So few bytes come in one piece.
-        let bytes = transport.arrived(&mut message)?;
-        serde_json::from_slice(&bytes).ok()
+    /// Makes this the failure of the run for the ranks of this machine, unless there is another one already, which is
+    /// then what this process reports too. Returns whether it is the first. Only one thread can have the transport.
+    fn adopt(&self, _transport: &mut Transport, failure: Failure) -> bool {
+        if self.failure.get().is_some() {
+            return false;
+        }
+        let is_first = self.node.publish(&failure);
+        let failure = match is_first {
+            true => failure,
+            false => self.node.failure().unwrap_or(failure),
+        };
+        self.failure.get_or_init(|| failure);
+        is_first
     }
 
     /// Fails the run, unless it has failed before. Says whether this is what it failed by.
     pub(super) fn fail(&self, rank: usize, cause: Cause) -> bool {
         let mut transport = self.transport();
-        if self.failure.get().is_some() {
-            return false;
-        }
         let doing = self.node.doing_of(rank);
         let failure = Failure { rank, doing, cause };
-        if !self.node.publish(&failure) {
-            return false;
+        let message = encoded(&failure);
+        let is_first = self.adopt(&mut transport, failure);
+        if is_first {
+            for &other in self.node.elsewhere() {
+                transport.send(other, FAILED, message.clone());
+            }
         }
-        for &other in self.node.elsewhere() {
-            transport.send(other, FAILED, encoded(&failure));
-        }
-        // Another thread that has read there what was published has the same.
-        self.failure.get_or_init(|| failure);
-        true
+        is_first
     }
 
     /// The error of an operation of this rank.
@@ -141,10 +146,11 @@ impl Process {
     /// Sends a message, without waiting for anybody.
     pub(super) fn send(&self, to: usize, tag: u32, bytes: Vec<u8>) {
         self.transport().send(to, tag, bytes);
+        self.node.step();
         self.node.notify(to);
     }
 
-    /// The next message of a rank, waited for until the deadline if `patience` is one.
+    /// Waits for the next message of a rank.
     ///
     /// # Errors
     ///
@@ -154,41 +160,38 @@ impl Process {
         operation: Operation,
         from: usize,
         tag: u32,
-        patience: Option<Duration>,
+        mut timeout: Timeout,
     ) -> Result<Vec<u8>, CommError> {
-        let started = Instant::now();
-        let mut message: Option<Transfer> = None;
-        let mut ended: Option<Instant> = None;
+        let mut message: Option<Incoming> = None;
+        let mut finished: Option<Instant> = None;
         let mut longest = Duration::from_micros(50);
+        self.node.waits(operation, from);
         loop {
             let seen = self.node.news();
             if let Some(bytes) = self.poll(&mut message, from, tag) {
-                self.node.waits(None);
+                self.node.waits_no_more();
                 return Ok(bytes);
             }
             if self.failure().is_some() {
                 return Err(self.error(operation));
             }
-            if let Some(patience) = patience {
-                if self.node.has_reached(from, Stage::Ended)
-                    && ended.get_or_insert_with(Instant::now).elapsed() > LAST_MESSAGE
-                {
-                    let waiter = self.rank;
-                    self.fail(from, Cause::Ended { operation, waiter });
-                } else if started.elapsed() >= patience {
-                    let waits = |rank| self.node.waits_of(rank);
-                    let (rank, cause) = late((operation, self.rank, from), patience, waits);
-                    self.fail(rank, cause);
-                }
+            // Those that have finished wait for each other.
+            if tag != END
+                && self.node.has_reached(from, Shutdown::Finished)
+                && finished.get_or_insert_with(Instant::now).elapsed() > LAST_MESSAGE
+            {
+                let waiter = self.rank;
+                self.fail(from, Cause::Ended { operation, waiter });
+                continue;
             }
-            self.node.waits(Some((operation, from)));
-            let left = patience.map_or(LONGEST, |patience| {
-                patience.saturating_sub(started.elapsed())
-            });
-            self.node.sleep(seen, longest.min(left));
+            if timeout.is_over() {
+                timeout = Timeout::after(self.time_out(operation, from));
+                continue;
+            }
+            self.node.sleep(seen, longest.min(timeout.left()));
             longest *= 2;
             if self.node.news() == seen && self.urge(message.is_some().then_some(from)) {
-                longest = longest.min(LONGEST_ON_ITS_WAY);
+                longest = longest.min(LONGEST_IN_TRANSFER);
             }
             longest = longest.min(match self.node.has(from) {
                 true => LONGEST,
@@ -197,8 +200,19 @@ impl Process {
         }
     }
 
-    /// Wakes those whose part it is to move on a message that is on its way: MPI may take a large one across in steps,
-    /// each of which is taken by a process that looks for messages. Says whether there is such a message.
+    /// Fails the run since this rank has waited for another until the deadline, if that one makes no progress. Returns
+    /// for how much longer this rank waits if it does.
+    fn time_out(&self, operation: Operation, other: usize) -> Duration {
+        let wait = (operation, self.rank, other);
+        let decision = blame(wait, self.deadline, |rank| self.node.activity(rank));
+        decision.unwrap_or_else(|(rank, cause)| {
+            self.fail(rank, cause);
+            Duration::ZERO
+        })
+    }
+
+    /// Wakes the peers of transfers in progress: MPI advances a large message only while both sides poll. Returns whether
+    /// there is such a transfer.
     fn urge(&self, sender: Option<usize>) -> bool {
         let transport = self.transport();
         let partners: Vec<usize> = transport.receivers().chain(sender).collect();
@@ -208,7 +222,7 @@ impl Process {
     }
 
     /// Moves on what was sent, and looks for a message.
-    fn poll(&self, message: &mut Option<Transfer>, from: usize, tag: u32) -> Option<Vec<u8>> {
+    fn poll(&self, message: &mut Option<Incoming>, from: usize, tag: u32) -> Option<Vec<u8>> {
         let mut transport = self.transport();
         transport.progress();
         if message.is_none() {
@@ -216,4 +230,12 @@ impl Process {
         }
         transport.arrived(message.as_mut()?)
     }
+}
+
+/// A failure that another machine tells of.
+fn failure_elsewhere(transport: &mut Transport) -> Option<Failure> {
+    let mut message = transport.receive_from_any(FAILED)?;
+    // So few bytes come in one piece.
+    let bytes = transport.arrived(&mut message)?;
+    serde_json::from_slice(&bytes).ok()
 }

@@ -2,52 +2,56 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 use std::thread;
-use std::time::{Duration, Instant};
-
-/// How long a reader tries again that was disturbed by the writer: one that lives has written by then.
-const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Up to `N` bytes, written by one process and read by others.
+///
+/// There are two buffers, which are written in turn. A reader takes the one that is complete; it tries again only if the
+/// writer has completed the other one meanwhile and may have begun to overwrite this one. So a writer that is killed or
+/// stopped in the middle of a text leaves the one before.
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct SharedText<const N: usize> {
-    /// Odd while the text is being written.
-    version: AtomicU32,
+    /// How many texts have been written. The last one is in the buffer of this number's lowest bit.
+    written: AtomicU32,
+    buffers: [Buffer<N>; 2],
+}
+
+#[derive(Debug)]
+#[repr(C)]
+struct Buffer<const N: usize> {
     length: AtomicU32,
     bytes: [AtomicU8; N],
 }
 
 impl<const N: usize> SharedText<N> {
+    fn buffer(&self, number: u32) -> &Buffer<N> {
+        &self.buffers[number as usize % 2]
+    }
+
     /// Writes what fits. One thread at a time may do so.
     pub(super) fn write(&self, bytes: &[u8]) {
         let bytes = &bytes[..bytes.len().min(N)];
-        let version = self.version.load(Ordering::Relaxed);
-        self.version
-            .store(version.wrapping_add(1), Ordering::Relaxed);
+        let next = self.written.load(Ordering::Relaxed).wrapping_add(1);
+        // Who sees a byte of this text sees as well that the one before is complete.
         fence(Ordering::Release);
-        for (shared, &byte) in self.bytes.iter().zip(bytes) {
+        let buffer = self.buffer(next);
+        buffer.length.store(bytes.len() as u32, Ordering::Relaxed);
+        for (shared, &byte) in buffer.bytes.iter().zip(bytes) {
             shared.store(byte, Ordering::Relaxed);
         }
-        let length = bytes.len() as u32;
-        self.length.store(length, Ordering::Relaxed);
-        self.version
-            .store(version.wrapping_add(2), Ordering::Release);
+        self.written.store(next, Ordering::Release);
     }
 
-    /// What was written last. If the writer was killed while it wrote, there is some of the text before in it.
+    /// What was written last.
     pub(super) fn read(&self) -> Vec<u8> {
-        let mut text = Vec::with_capacity(N);
-        let started = Instant::now();
         loop {
-            let version = self.version.load(Ordering::Acquire);
-            let length = self.length.load(Ordering::Relaxed) as usize;
-            text.clear();
-            let bytes = self.bytes.iter().take(length);
-            text.extend(bytes.map(|byte| byte.load(Ordering::Relaxed)));
+            let written = self.written.load(Ordering::Acquire);
+            let buffer = self.buffer(written);
+            let length = buffer.length.load(Ordering::Relaxed) as usize;
+            let bytes = buffer.bytes.iter().take(length);
+            let text = bytes.map(|byte| byte.load(Ordering::Relaxed)).collect();
             fence(Ordering::Acquire);
-            let is_whole =
-                version.is_multiple_of(2) && version == self.version.load(Ordering::Relaxed);
-            if is_whole || started.elapsed() > PATIENCE {
+            if written == self.written.load(Ordering::Relaxed) {
                 return text;
             }
             thread::yield_now();
@@ -61,22 +65,45 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_text_is_read_whole_while_it_is_written() {
-        let text = SharedText::<16> {
-            version: AtomicU32::new(0),
+    fn text() -> SharedText<16> {
+        let buffer = || Buffer {
             length: AtomicU32::new(0),
             bytes: [const { AtomicU8::new(0) }; 16],
         };
+        SharedText {
+            written: AtomicU32::new(0),
+            buffers: [buffer(), buffer()],
+        }
+    }
+
+    #[test]
+    fn what_fits_is_kept() {
+        let text = text();
         assert_eq!(text.read(), b"");
         text.write(b"more than sixteen bytes");
         assert_eq!(text.read(), b"more than sixtee");
-        text.write(&[]);
+        text.write(b"few");
+        assert_eq!(text.read(), b"few");
+    }
+
+    #[test]
+    fn a_writer_that_stops_in_the_middle_leaves_the_text_before() {
+        let text = text();
+        text.write(b"whole");
+        let next = text.buffer(2);
+        next.length.store(9, Ordering::Relaxed);
+        next.bytes[0].store(b'?', Ordering::Relaxed);
+        assert_eq!(text.read(), b"whole");
+    }
+
+    #[test]
+    fn a_text_is_read_whole_while_it_is_written() {
+        let text = text();
         thread::scope(|scope| {
             let writer = scope.spawn(|| {
                 for round in 0..20_000_usize {
                     text.write(&[round as u8; 16][..round % 17]);
-                    // A rank computes between two texts, and is mostly interrupted there.
+                    // A rank computes between two texts.
                     (0..100).for_each(|_| hint::spin_loop());
                 }
             });

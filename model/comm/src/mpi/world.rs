@@ -2,12 +2,13 @@
 
 #![allow(unsafe_code)]
 
-use std::fmt::{self, Debug, Display};
+use std::fmt::{self, Debug};
 use std::io;
 use std::mem::{self, ManuallyDrop};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use firebox_console::advice::Advise;
 use firebox_console::panics::caught;
 use mpi::Threading;
 use mpi::environment::Universe;
@@ -15,15 +16,15 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{AsRaw, Communicator};
 
 use super::member::Member;
-use super::node::{Node, Stage};
+use super::node::{Node, Shutdown};
 use super::process::Process;
-use super::transport::Transport;
+use super::transport::{PIECE, Transport};
 use super::{MpiError, monitor};
-use crate::pool::{pool, settle};
+use crate::pool::{NoThreads, pool, settle};
 use crate::{Cause, Comm, Options, RunError};
 
 /// How long a process that has reported a failure waits for the reports of others.
-const REPORTS: Duration = Duration::from_millis(800);
+const REPORTS: Duration = Duration::from_secs(5);
 
 /// MPI in use by this process: one of several that a launcher has started.
 ///
@@ -79,15 +80,21 @@ impl World {
         self.size
     }
 
-    /// Runs `body` as this process's rank, on a rayon pool of its own, and gives back what it returned when all ranks
-    /// have come to their end. No handle of a group may be kept longer.
+    /// How many of them are on this machine, this one included.
+    pub fn local_size(&self) -> usize {
+        self.node.size()
+    }
+
+    /// Runs `body` as this process's rank, on a rayon pool of its own, and returns its result when all ranks have
+    /// finished. No handle of a group may be kept longer.
     ///
     /// # Errors
     ///
-    /// As of [`threads::run`](crate::threads::run), on every rank; and when the process of another rank ends without a
-    /// word. The process is to exit then, with another code than 0: MPI is of no use any more, and a rank that hangs
-    /// is left behind. `report` says so to a person before, since Open MPI kills the remaining processes as soon as two
-    /// have ended: they wait for each other until all have reported.
+    /// As of [`threads::run`](crate::threads::run), on every rank; and when the process of another rank is killed. The
+    /// process is to exit then, with another code than 0: MPI is of no use any more, and a rank that hangs is left
+    /// behind. `report` comes before, since Open MPI kills the remaining processes as soon as two have ended: they wait
+    /// for each other until all have reported. It is also given whether this process is the first of its machine to
+    /// report, which is then the one to print what went wrong.
     ///
     /// # Panics
     ///
@@ -96,11 +103,11 @@ impl World {
         self,
         options: &Options,
         body: impl FnOnce(Arc<dyn Comm>) -> Result<T, E> + Send + 'static,
-        report: impl FnOnce(&RunError<E>),
+        report: impl FnOnce(&RunError<E>, bool),
     ) -> Result<T, RunError<E>>
     where
         T: Send + 'static,
-        E: Display + Send + 'static,
+        E: Advise + Send + 'static,
     {
         let Self {
             universe,
@@ -111,7 +118,7 @@ impl World {
         } = self;
         // SAFETY: the communicator is alive until the transport is not, was made for it alone, and MPI was started at
         // this level. What else calls MPI below does so when no other thread is left.
-        let transport = unsafe { Transport::new(comm.as_raw()) };
+        let transport = unsafe { Transport::new(comm.as_raw(), PIECE) };
         let process = Arc::new(Process::new(
             [rank, size],
             node,
@@ -120,16 +127,16 @@ impl World {
         ));
         let result = work(&process, options.threads, body).unwrap_or_else(|error| {
             process.node.doing(format_args!("starting its threads"));
-            process.fail(rank, Cause::Failed(error.to_string()));
+            process.fail(rank, Cause::failed(&NoThreads(error)));
             None
         });
         if let Some(failure) = process.failure().cloned() {
             let dead = (failure.cause == Cause::Died).then_some(failure.rank);
             let error = result.and_then(Result::err);
             let error = RunError { failure, error };
-            report(&error);
-            process.node.reach(Stage::Told);
-            process.node.await_others(Stage::Told, dead, REPORTS);
+            report(&error, process.node.is_first_to_report());
+            process.node.reach(Shutdown::Reported);
+            process.node.await_others(Shutdown::Reported, dead, REPORTS);
             // What MPI has of this process's memory stays as it is until the process ends.
             mem::forget(process);
             return Err(error);
@@ -157,7 +164,7 @@ fn work<T, E>(
 ) -> io::Result<Option<Result<T, E>>>
 where
     T: Send + 'static,
-    E: Display + Send + 'static,
+    E: Advise + Send + 'static,
 {
     let (watched, open) = io::pipe()?;
     let pool = pool(process.rank, threads).map_err(io::Error::other)?;
@@ -168,9 +175,9 @@ where
         let outcome = caught(|| body(comm));
         let mut result = settle(outcome, |cause| own.fail(own.rank, cause));
         if matches!(result, Some(Ok(_))) {
-            own.node.reach(Stage::Ended);
+            own.node.reach(Shutdown::Finished);
             match Member::end(&own) {
-                Ok(()) => own.node.reach(Stage::Done),
+                Ok(()) => own.node.reach(Shutdown::Complete),
                 Err(_) => result = None,
             }
         }

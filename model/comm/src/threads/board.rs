@@ -1,24 +1,26 @@
-//! What all ranks know of each other: who does what, who waits for whom, and the first failure.
+//! Shared state of a run: what each rank is doing, what it waits for, and the first failure.
 
 use std::fmt::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::group::Group;
-use crate::blame::late;
+use crate::blame::{Activity, blame};
 use crate::{Cause, CommError, Failure, Operation};
 
-/// Locks what stays whole when a thread panics in between.
+/// Locks a mutex and ignores poisoning; the data stays consistent if a holder panics.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The state of one rank.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Status {
     doing: String,
     /// The operation that it waits in, and for whom.
     waits: Option<(Operation, usize)>,
+    /// When it last entered or completed an operation.
+    stepped: Instant,
     ended: bool,
 }
 
@@ -34,9 +36,15 @@ pub(super) struct Board {
 
 impl Board {
     pub(super) fn new(size: usize, deadline: Duration) -> Arc<Self> {
+        let status = || Status {
+            doing: String::new(),
+            waits: None,
+            stepped: Instant::now(),
+            ended: false,
+        };
         Arc::new(Self {
             deadline,
-            ranks: (0..size).map(|_| Mutex::default()).collect(),
+            ranks: (0..size).map(|_| Mutex::new(status())).collect(),
             failure: OnceLock::new(),
             groups: Mutex::default(),
         })
@@ -59,9 +67,23 @@ impl Board {
         let _ = doing.write_fmt(what);
     }
 
-    /// Notes in which operation a rank waits, and for whom.
-    pub(super) fn waits(&self, rank: usize, waits: Option<(Operation, usize)>) {
-        lock(&self.ranks[rank]).waits = waits;
+    /// Notes that a rank enters or completes an operation.
+    pub(super) fn step(&self, rank: usize) {
+        lock(&self.ranks[rank]).stepped = Instant::now();
+    }
+
+    /// Notes in which operation a rank waits, and for whom. This holds until the operation is complete or the run has
+    /// failed, also while the rank itself decides about a timeout: others that do so at the same time must not take it
+    /// for one that computes.
+    pub(super) fn waits(&self, rank: usize, operation: Operation, other: usize) {
+        lock(&self.ranks[rank]).waits = Some((operation, other));
+    }
+
+    /// Notes that a rank has completed an operation in which it may have waited.
+    pub(super) fn complete(&self, rank: usize) {
+        let mut status = lock(&self.ranks[rank]);
+        status.waits = None;
+        status.stepped = Instant::now();
     }
 
     pub(super) fn failure(&self) -> Option<&Failure> {
@@ -80,7 +102,7 @@ impl Board {
         first
     }
 
-    /// Notes that a rank has finished. It sends no more messages, so ranks that wait for one fail.
+    /// Marks a rank as finished and wakes the others; waits for it then fail.
     pub(super) fn end(&self, rank: usize) {
         lock(&self.ranks[rank]).ended = true;
         self.wake();
@@ -116,10 +138,28 @@ impl Board {
         self.fail(ended, Cause::Ended { operation, waiter });
     }
 
-    /// Fails the run since a rank has waited for another until the deadline.
-    pub(super) fn fail_late(&self, operation: Operation, waiter: usize, other: usize) {
-        let waits = |rank: usize| lock(&self.ranks[rank]).waits;
-        let (rank, cause) = late((operation, waiter, other), self.deadline, waits);
-        self.fail(rank, cause);
+    /// Fails the run since a rank has waited for others until the deadline, if one of these makes no progress. Returns
+    /// for how much longer the rank waits if all do.
+    pub(super) fn time_out(
+        &self,
+        operation: Operation,
+        waiter: usize,
+        others: &[usize],
+    ) -> Duration {
+        let activity = |rank: usize| {
+            let status = lock(&self.ranks[rank]);
+            Activity {
+                waits: status.waits,
+                idle: Some(status.stepped.elapsed()),
+            }
+        };
+        let wait = |&other: &usize| blame((operation, waiter, other), self.deadline, activity);
+        match others.iter().map(wait).collect::<Result<Vec<_>, _>>() {
+            Ok(left) => left.into_iter().min().unwrap_or(self.deadline),
+            Err((rank, cause)) => {
+                self.fail(rank, cause);
+                Duration::ZERO
+            }
+        }
     }
 }

@@ -1,27 +1,26 @@
-//! A group of ranks that meet in shared memory.
+//! A group of ranks that exchange data in shared memory.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use super::board::{Board, lock};
+use super::collective::{Collective, Contribution, Outcome};
 use super::mailbox::Mailbox;
-use super::meeting::{Load, Meeting, Outcome};
 use super::member::Member;
 use super::reduction::Reduction;
 use crate::call::Call;
+use crate::timeout::Timeout;
 use crate::{Cause, Comm, CommError, Operation};
 
-/// How long a rank sleeps at a time that waits without a deadline.
-const LONG: Duration = Duration::from_secs(3600);
+type Guard<'a> = MutexGuard<'a, Collective>;
 
 /// Some ranks of a run.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) board: Arc<Board>,
-    /// The ranks of this group, by their names in the whole run.
+    /// The ranks of this group, as world ranks.
     pub(super) ranks: Vec<usize>,
     pub(super) mailboxes: Vec<Mailbox>,
-    meeting: Mutex<Meeting>,
+    collective: Mutex<Collective>,
     changed: Condvar,
 }
 
@@ -32,7 +31,7 @@ impl Group {
             board,
             ranks,
             mailboxes: (0..size).map(|_| Mailbox::default()).collect(),
-            meeting: Mutex::new(Meeting::new(size)),
+            collective: Mutex::new(Collective::new(size)),
             changed: Condvar::new(),
         });
         group.board.register(&group);
@@ -44,128 +43,143 @@ impl Group {
         Arc::new(Member::new(self, rank))
     }
 
-    /// Makes all waiting ranks look up.
+    /// Wakes waiting ranks so that they check their condition again.
     pub(super) fn wake(&self) {
-        let meeting = lock(&self.meeting);
+        let collective = lock(&self.collective);
         self.changed.notify_all();
-        drop(meeting);
+        drop(collective);
         self.mailboxes.iter().for_each(Mailbox::wake);
     }
 
-    /// Comes to the group's next collective operation, and waits for its outcome.
-    pub(super) fn meet(&self, rank: usize, call: Call, load: Load) -> Result<Outcome, CommError> {
+    /// Enters the group's next collective operation, and waits for its outcome.
+    pub(super) fn collective(
+        &self,
+        rank: usize,
+        call: Call,
+        contribution: Contribution,
+    ) -> Result<Outcome, CommError> {
         let (own, operation) = (self.ranks[rank], call.operation());
-        let mut meeting = lock(&self.meeting);
-        let number = meeting.number();
-        if !meeting.bring(rank, call, load) {
-            drop(meeting);
+        self.board.step(own);
+        let mut collective = lock(&self.collective);
+        let number = collective.number();
+        if !collective.contribute(rank, call, contribution) {
+            drop(collective);
             let twice = "called two operations of one group at once, on different threads";
             self.board.fail(own, Cause::Misuse(twice.to_owned()));
             return Err(self.board.error(own, operation));
         }
-        if meeting.missing().next().is_none() {
-            match meeting.assemble(self) {
-                Ok(()) => self.wake_meeting(&meeting),
+        if collective.missing().next().is_none() {
+            match collective.combine(self) {
+                Ok(()) => self.wake_all_for(&collective),
                 Err((rank, mistake)) => {
-                    drop(meeting);
+                    drop(collective);
                     self.board.fail(rank, Cause::Misuse(mistake));
-                    meeting = lock(&self.meeting);
+                    collective = lock(&self.collective);
                 }
             }
         }
-        let deadline = Instant::now() + self.board.deadline();
+        let mut timeout = Timeout::after(self.board.deadline());
         loop {
-            meeting = self.help(meeting);
-            if meeting.number() > number {
-                return Ok(meeting.outcome());
+            collective = self.help(collective);
+            if collective.number() > number {
+                let outcome = collective.outcome();
+                drop(collective);
+                self.board.complete(own);
+                return Ok(outcome);
             }
             if self.board.failure().is_some() {
-                self.leave(rank, meeting);
+                self.leave(rank, collective);
                 return Err(self.board.error(own, operation));
             }
-            let missing = meeting.missing().map(|rank| self.ranks[rank]);
+            let missing = collective.missing().map(|rank| self.ranks[rank]);
             let missing: Vec<usize> = missing.collect();
-            let ended = missing.iter().find(|&&rank| self.board.ended(rank));
-            let mut left = deadline.saturating_duration_since(Instant::now());
-            if let Some(&first) = missing.first() {
-                if ended.is_some() || left.is_zero() {
-                    drop(meeting);
-                    match ended {
-                        Some(&ended) => self.board.fail_ended(operation, own, ended),
-                        None => self.board.fail_late(operation, own, first),
-                    }
-                    meeting = lock(&self.meeting);
-                    continue;
+            let finished = missing.iter().find(|&&rank| self.board.ended(rank));
+            let longest = match missing.first() {
+                Some(&first) => {
+                    self.board.waits(own, operation, first);
+                    timeout.left()
                 }
-                self.board.waits(own, Some((operation, first)));
-            } else {
                 // The others are summing, and wait for nobody.
-                left = self.board.deadline();
+                None => self.board.deadline(),
+            };
+            if finished.is_some() || longest.is_zero() {
+                drop(collective);
+                match finished {
+                    Some(&finished) => self.board.fail_ended(operation, own, finished),
+                    None => {
+                        let left = self.board.time_out(operation, own, &missing);
+                        timeout = Timeout::after(left);
+                    }
+                }
+                collective = lock(&self.collective);
+                continue;
             }
-            (meeting, _) = self
+            (collective, _) = self
                 .changed
-                .wait_timeout(meeting, left)
+                .wait_timeout(collective, longest)
                 .unwrap_or_else(PoisonError::into_inner);
-            self.board.waits(own, None);
         }
     }
 
-    /// Wakes the ranks of a meeting that is over, or in which there is work for several.
-    fn wake_meeting(&self, meeting: &Meeting) {
-        if meeting.sum().is_none_or(Reduction::is_shared) {
+    /// Wakes the ranks of an operation that is complete, or in which there is work for several.
+    fn wake_all_for(&self, collective: &Collective) {
+        if collective.sum().is_none_or(Reduction::is_shared) {
             self.changed.notify_all();
         }
     }
 
     /// Sums what nobody else is summing.
-    fn help<'a>(&'a self, mut meeting: MutexGuard<'a, Meeting>) -> MutexGuard<'a, Meeting> {
+    fn help<'a>(&'a self, mut collective: Guard<'a>) -> Guard<'a> {
         while self.board.failure().is_none()
-            && let Some(mut part) = meeting.take_part()
+            && let Some(mut part) = collective.take_part()
         {
-            drop(meeting);
+            drop(collective);
             part.sum();
-            meeting = lock(&self.meeting);
+            collective = lock(&self.collective);
             // The last one is what the others wait for, those that leave a failed run too.
-            if meeting.give_back(part) {
+            if collective.give_back(part) {
                 self.changed.notify_all();
             }
         }
-        meeting
+        collective
     }
 
-    /// Takes back what a rank has brought, as soon as nobody works on it.
-    fn leave(&self, rank: usize, meeting: MutexGuard<'_, Meeting>) {
-        let busy = |meeting: &mut Meeting| meeting.sum().is_some_and(|sum| !sum.is_idle());
-        let mut meeting = self
+    /// Withdraws a rank's contribution, as soon as nobody works on it.
+    fn leave(&self, rank: usize, collective: Guard<'_>) {
+        let busy = |collective: &mut Collective| collective.sum().is_some_and(|sum| !sum.is_idle());
+        let mut collective = self
             .changed
-            .wait_while(meeting, busy)
+            .wait_while(collective, busy)
             .unwrap_or_else(PoisonError::into_inner);
-        meeting.withdraw(rank);
+        collective.withdraw(rank);
     }
 
-    /// Waits for the next message that another rank has sent; `None` as the deadline is that there is none.
+    /// Waits for the next message that another rank has sent.
     pub(super) fn receive(
         &self,
         rank: usize,
         from: usize,
-        deadline: Option<Duration>,
+        mut timeout: Timeout,
     ) -> Result<Vec<u8>, CommError> {
         let (own, other, operation) = (self.ranks[rank], self.ranks[from], Operation::Recv);
         let hopeless = || self.board.failure().is_some() || self.board.ended(other);
-        self.board.waits(own, Some((operation, other)));
-        let message = loop {
-            let message = self.mailboxes[rank].take(from, deadline.unwrap_or(LONG), hopeless);
-            if message.is_some() || deadline.is_some() || hopeless() {
-                break message;
+        self.board.step(own);
+        self.board.waits(own, operation, other);
+        loop {
+            // Before the mailbox: a rank that has finished by now has put its last message there.
+            let finished = self.board.ended(other);
+            if let Some(message) = self.mailboxes[rank].take(from, timeout.left(), hopeless) {
+                self.board.complete(own);
+                return Ok(message);
             }
-        };
-        self.board.waits(own, None);
-        message.ok_or_else(|| {
-            match self.board.ended(other) {
-                true => self.board.fail_ended(operation, own, other),
-                false => self.board.fail_late(operation, own, other),
+            if self.board.failure().is_some() {
+                return Err(self.board.error(own, operation));
             }
-            self.board.error(own, operation)
-        })
+            if finished {
+                self.board.fail_ended(operation, own, other);
+            } else if timeout.is_over() {
+                timeout = Timeout::after(self.board.time_out(operation, own, &[other]));
+            }
+        }
     }
 }

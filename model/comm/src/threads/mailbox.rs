@@ -20,12 +20,12 @@ impl Mailbox {
         self.changed.notify_all();
     }
 
-    /// The next message of a sender. `None` if there is none within `patience`, or if `hopeless` says so and there is
-    /// none: it is asked whenever the mailbox is woken.
+    /// The next message of a sender. Returns `None` on timeout, or when the mailbox is empty and `hopeless` returns true
+    /// (checked at every wake-up).
     pub(super) fn take(
         &self,
         from: usize,
-        patience: Duration,
+        longest: Duration,
         hopeless: impl Fn() -> bool,
     ) -> Option<Vec<u8>> {
         let messages = lock(&self.messages);
@@ -34,12 +34,12 @@ impl Mailbox {
         };
         let (mut messages, _) = self
             .changed
-            .wait_timeout_while(messages, patience, empty)
+            .wait_timeout_while(messages, longest, empty)
             .unwrap_or_else(PoisonError::into_inner);
         messages.get_mut(&from)?.pop_front()
     }
 
-    /// Makes a waiting rank look up.
+    /// Wakes a waiting rank so that it checks its condition again.
     pub(super) fn wake(&self) {
         let _messages = lock(&self.messages);
         self.changed.notify_all();

@@ -1,12 +1,15 @@
 //! One rank's handle of a group.
 
+#![allow(unsafe_code)]
+
 use std::fmt;
 use std::sync::Arc;
 
+use super::collective::{Contribution, Outcome};
 use super::group::Group;
-use super::meeting::{Load, Outcome};
 use super::reduction::Lent;
 use crate::call::Call;
+use crate::timeout::Timeout;
 use crate::traffic::Counters;
 use crate::{Cause, Comm, CommError, Operation, Traffic};
 
@@ -51,10 +54,15 @@ impl Member {
         }
     }
 
-    /// Calls a collective operation, of whose load so many bytes count.
-    fn meet(&self, call: Call, load: Load, bytes: usize) -> Result<Outcome, CommError> {
+    /// Calls a collective operation, of whose contribution so many bytes count.
+    fn collective(
+        &self,
+        call: Call,
+        own: Contribution,
+        bytes: usize,
+    ) -> Result<Outcome, CommError> {
         self.check(call.operation(), self.rank)?;
-        let outcome = self.group.meet(self.rank, call, load)?;
+        let outcome = self.group.collective(self.rank, call, own)?;
         self.counters.add(call.operation(), bytes);
         Ok(outcome)
     }
@@ -70,7 +78,9 @@ impl Comm for Member {
     }
 
     fn split(&self, color: usize) -> Result<Arc<dyn Comm>, CommError> {
-        let Outcome::Groups(groups) = self.meet(Call::Split, Load::Color(color), 0)? else {
+        let Outcome::Groups(groups) =
+            self.collective(Call::Split, Contribution::Color(color), 0)?
+        else {
             unreachable!("a split gives groups")
         };
         let group = Arc::clone(&groups[&color]);
@@ -81,59 +91,47 @@ impl Comm for Member {
 
     fn all_reduce_sum(&self, values: &mut [f32]) -> Result<(), CommError> {
         let length = values.len();
-        let load = Load::Vector(Lent::new(values));
-        self.meet(Call::AllReduceSum { length }, load, size_of_val(values))?;
+        let bytes = size_of_val(values);
+        // SAFETY: `values` are not accessed before `collective` returns, which it does when the sum is complete, or has
+        // been abandoned and no part is in use.
+        let own = Contribution::Vector(unsafe { Lent::new(values) });
+        self.collective(Call::AllReduceSum { length }, own, bytes)?;
         Ok(())
     }
 
     fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
-        match self.meet(Call::AllGather, Load::Bytes(bytes.to_vec()), bytes.len())? {
+        let own = Contribution::Bytes(bytes.to_vec());
+        match self.collective(Call::AllGather, own, bytes.len())? {
             Outcome::All(all) => Ok(Arc::unwrap_or_clone(all)),
             _ => unreachable!("an all-gather gives the bytes of all"),
-        }
-    }
-
-    fn broadcast(&self, root: usize, bytes: &mut Vec<u8>) -> Result<(), CommError> {
-        self.check(Operation::Broadcast, root)?;
-        let is_root = root == self.rank;
-        let (load, length) = match is_root {
-            true => (Load::Bytes(bytes.clone()), bytes.len()),
-            false => (Load::Nothing, 0),
-        };
-        match self.meet(Call::Broadcast { root }, load, length)? {
-            Outcome::One(_) if is_root => Ok(()),
-            Outcome::One(one) => {
-                bytes.clone_from(&one);
-                Ok(())
-            }
-            _ => unreachable!("a broadcast gives the bytes of one"),
         }
     }
 
     fn send(&self, to: usize, bytes: &[u8]) -> Result<(), CommError> {
         self.check(Operation::Send, to)?;
         self.group.mailboxes[to].put(self.rank, bytes.to_vec());
+        self.group.board.step(self.own());
         self.counters.add(Operation::Send, bytes.len());
         Ok(())
     }
 
     fn recv(&self, from: usize) -> Result<Vec<u8>, CommError> {
         self.check(Operation::Recv, from)?;
-        let deadline = self.group.board.deadline();
-        let bytes = self.group.receive(self.rank, from, Some(deadline))?;
+        let timeout = Timeout::after(self.group.board.deadline());
+        let bytes = self.group.receive(self.rank, from, timeout)?;
         self.counters.add(Operation::Recv, 0);
         Ok(bytes)
     }
 
     fn wait(&self, from: usize) -> Result<Vec<u8>, CommError> {
         self.check(Operation::Recv, from)?;
-        let bytes = self.group.receive(self.rank, from, None)?;
+        let bytes = self.group.receive(self.rank, from, Timeout::NEVER)?;
         self.counters.add(Operation::Recv, 0);
         Ok(bytes)
     }
 
     fn barrier(&self) -> Result<(), CommError> {
-        self.meet(Call::Barrier, Load::Nothing, 0)?;
+        self.collective(Call::Barrier, Contribution::Nothing, 0)?;
         Ok(())
     }
 
@@ -143,11 +141,5 @@ impl Comm for Member {
 
     fn doing(&self, what: fmt::Arguments<'_>) {
         self.group.board.doing(self.own(), what);
-    }
-
-    fn abort(&self, reason: &str) {
-        self.group
-            .board
-            .fail(self.own(), Cause::Aborted(reason.to_owned()));
     }
 }

@@ -1,4 +1,4 @@
-//! A sum over ranks, taken in place by whichever ranks are awake.
+//! In-place all-reduce, computed by whichever rank threads are running.
 
 #![allow(unsafe_code)]
 
@@ -24,8 +24,11 @@ pub(super) struct Lent {
 unsafe impl Send for Lent {}
 
 impl Lent {
-    /// The lender may not touch `values` before no [`Part`] of a [`Reduction`] that it lent them to is left.
-    pub(super) fn new(values: &mut [f32]) -> Self {
+    /// # Safety
+    ///
+    /// From now on, the lender must not access `values` until every part has been given back: until no [`Part`] is left of
+    /// the [`Reduction`] that gets this.
+    pub(super) unsafe fn new(values: &mut [f32]) -> Self {
         Self {
             first: values.as_mut_ptr(),
             length: values.len(),

@@ -2,21 +2,23 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use firebox_console::advice::{Advice, Advise};
+
 use super::*;
 use crate::{CommError, Failure, Operation};
 
-/// Runs so many ranks, with little patience.
+/// Runs so many ranks, with a short deadline.
 fn failure<T: Send + 'static>(
     size: usize,
     body: impl Fn(Arc<dyn Comm>) -> Result<T, CommError> + Send + Sync + 'static,
 ) -> Failure {
     let options = Options {
-        deadline: Duration::from_millis(1500),
+        deadline: Duration::from_secs(3),
         ..Options::default()
     };
     let started = Instant::now();
     let error = run(size, &options, body).map(|_| ()).unwrap_err();
-    assert!(started.elapsed() < Duration::from_secs(30));
+    assert!(started.elapsed() < Duration::from_secs(50));
     error.failure
 }
 
@@ -34,21 +36,36 @@ fn a_rank_has_a_pool_of_its_own() {
     assert_eq!(names.unwrap(), expected);
 }
 
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no such file")]
+struct Missing;
+
+impl Advise for Missing {
+    fn advice(&self) -> Advice {
+        Advice::USAGE.hint("look")
+    }
+}
+
 #[test]
 fn the_error_of_a_rank_is_given_back_and_what_follows_from_it_is_not() {
     let result = run(4, &Options::default(), |comm| {
         comm.doing(format_args!("reading its slices"));
         if comm.rank() == 2 {
-            return Err("no such file".to_owned());
+            return Err(Missing);
         }
-        comm.barrier().map_err(|error| error.to_string())
+        comm.barrier().map_err(|_| Missing)
     });
     let error = result.unwrap_err();
     assert_eq!(
         error.to_string(),
         "rank 2 (reading its slices) failed: no such file"
     );
-    assert_eq!(error.error.as_deref(), Some("no such file"));
+    assert_eq!(error.error, Some(Missing));
+    let advice = error.failure.advice();
+    assert_eq!(
+        (advice.exit_code, advice.hint.as_deref()),
+        (2, Some("look"))
+    );
 }
 
 #[test]

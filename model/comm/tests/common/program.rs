@@ -113,7 +113,7 @@ fn run_in(comm: &Arc<dyn Comm>, ranks: &[usize], seed: u64, depth: u64) -> Resul
         comm.doing(format_args!("step {step} of seed {seed}"));
         let mut count =
             |operation: Operation, bytes: usize| expected[operation as usize] += bytes as u64;
-        match shared.below(6) {
+        match shared.below(5) {
             0 => {
                 let length = [0, 1, 5, 777, 5_376, 40_001, 80_003][shared.below(7)];
                 let inputs = (0..comm.size()).map(|rank| own(rank).values(length));
@@ -129,26 +129,12 @@ fn run_in(comm: &Arc<dyn Comm>, ranks: &[usize], seed: u64, depth: u64) -> Resul
                 count(Operation::AllReduceSum, 4 * length);
             }
             1 => {
-                let most = [1, 300, 20_000][shared.below(3)];
+                let most = [1, 300, 70_000][shared.below(3)];
                 let inputs: Vec<_> = (0..comm.size()).map(|rank| own(rank).bytes(most)).collect();
                 assert_eq!(comm.all_gather(&inputs[comm.rank()])?, inputs, "all-gather");
                 count(Operation::AllGather, inputs[comm.rank()].len());
             }
             2 => {
-                let root = shared.below(comm.size());
-                let input = own(root).bytes(70_000);
-                let mut bytes = match comm.rank() == root {
-                    true => input.clone(),
-                    false => b"to be replaced".to_vec(),
-                };
-                comm.broadcast(root, &mut bytes)?;
-                assert_eq!(bytes, input, "broadcast");
-                count(
-                    Operation::Broadcast,
-                    if comm.rank() == root { input.len() } else { 0 },
-                );
-            }
-            3 => {
                 // Every rank sends some messages to every rank, itself too, before it receives any.
                 let messages = shared.below(4);
                 let mut sent = own(comm.rank());
@@ -167,7 +153,7 @@ fn run_in(comm: &Arc<dyn Comm>, ranks: &[usize], seed: u64, depth: u64) -> Resul
                     }
                 }
             }
-            4 => comm.barrier()?,
+            3 => comm.barrier()?,
             _ => {
                 let colors = 1 + shared.below(3);
                 let color = |rank: usize| 5 * own(rank).below(colors);

@@ -50,7 +50,7 @@ impl HashedFile {
         let metadata = metadata.map_err(DataError::io("write", &self.path))?;
         Ok(FileManifest {
             stamp: Stamp::of(&metadata),
-            sha256: hexadecimal(&self.hasher.finalize().into()),
+            sha256: hexadecimal(&self.hasher.finalize()),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The collective operation that the ranks of a group are coming to.
+//! State of a group's current collective operation.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -8,43 +8,41 @@ use super::group::Group;
 use super::reduction::{Lent, Part, Reduction};
 use crate::call::Call;
 
-/// What a rank brings to a collective operation.
+/// What a rank contributes to a collective operation.
 #[derive(Debug)]
-pub(super) enum Load {
+pub(super) enum Contribution {
     Nothing,
     Color(usize),
     Vector(Lent),
     Bytes(Vec<u8>),
 }
 
-/// What every rank takes from a collective operation.
+/// What every rank gets from a collective operation.
 #[derive(Debug, Clone)]
 pub(super) enum Outcome {
     Nothing,
     Groups(Arc<BTreeMap<usize, Arc<Group>>>),
     All(Arc<Vec<Vec<u8>>>),
-    One(Arc<Vec<u8>>),
 }
 
-/// A collective operation to which not all ranks have come, or which they are working on.
+/// A collective operation that not all ranks have entered, or which they are working on.
 #[derive(Debug)]
-pub(super) struct Meeting {
-    /// How many operations of the group are over.
+pub(super) struct Collective {
+    /// How many operations of the group are complete.
     number: u64,
-    /// What each rank has brought to this one.
-    brought: Vec<Option<(Call, Load)>>,
-    /// A sum to work on, when all are here.
+    /// What each rank has contributed to this one.
+    contributions: Vec<Option<(Call, Contribution)>>,
+    /// A sum to work on, once all ranks have contributed.
     sum: Option<Reduction>,
-    /// Of the operation before. A rank that has not picked it up has not come to this one either, so that it lasts
-    /// long enough.
+    /// Result of the previous operation, kept until every rank has entered the next one.
     outcome: Outcome,
 }
 
-impl Meeting {
+impl Collective {
     pub(super) fn new(size: usize) -> Self {
         Self {
             number: 0,
-            brought: (0..size).map(|_| None).collect(),
+            contributions: (0..size).map(|_| None).collect(),
             sum: None,
             outcome: Outcome::Nothing,
         }
@@ -54,7 +52,7 @@ impl Meeting {
         self.number
     }
 
-    /// Of the operation before.
+    /// Result of the previous operation.
     pub(super) fn outcome(&self) -> Outcome {
         self.outcome.clone()
     }
@@ -63,35 +61,35 @@ impl Meeting {
         self.sum.as_ref()
     }
 
-    /// A rank comes. `false` if it is here already.
-    pub(super) fn bring(&mut self, rank: usize, call: Call, load: Load) -> bool {
-        let place = &mut self.brought[rank];
-        let absent = place.is_none();
-        if absent {
-            *place = Some((call, load));
+    /// Registers a rank's contribution; `false` if it has one already.
+    pub(super) fn contribute(&mut self, rank: usize, call: Call, own: Contribution) -> bool {
+        let place = &mut self.contributions[rank];
+        let is_new = place.is_none();
+        if is_new {
+            *place = Some((call, own));
         }
-        absent
+        is_new
     }
 
-    /// A rank goes before the operation is over, so that it never will be. Nobody may be working on a sum.
+    /// Withdraws a rank's contribution and abandons the operation. No part may be in use.
     pub(super) fn withdraw(&mut self, rank: usize) {
         self.sum = None;
-        self.brought[rank] = None;
+        self.contributions[rank] = None;
     }
 
-    /// The ranks that have not come.
+    /// The ranks that have not contributed.
     pub(super) fn missing(&self) -> impl Iterator<Item = usize> {
-        let places = self.brought.iter().enumerate();
-        places.filter_map(|(rank, brought)| brought.is_none().then_some(rank))
+        let places = self.contributions.iter().enumerate();
+        places.filter_map(|(rank, contribution)| contribution.is_none().then_some(rank))
     }
 
-    /// Makes what all ranks have brought the outcome, or a sum to work on.
+    /// Turns the contributions of all ranks into the outcome, or into a sum to work on.
     ///
     /// # Errors
     ///
     /// The first rank (of the whole run) that called another operation than the group's first one, in words.
-    pub(super) fn assemble(&mut self, group: &Group) -> Result<(), (usize, String)> {
-        let calls = || self.brought.iter().flatten().map(|&(call, _)| call);
+    pub(super) fn combine(&mut self, group: &Group) -> Result<(), (usize, String)> {
+        let calls = || self.contributions.iter().flatten().map(|&(call, _)| call);
         let Some(call) = calls().next() else {
             return Ok(());
         };
@@ -102,12 +100,13 @@ impl Meeting {
                 format!("called {other} where rank {first} called {call}"),
             ));
         }
-        let loads = self.brought.iter_mut().flatten().map(|(_, load)| load);
+        let contributions = self.contributions.iter_mut().flatten();
+        let contributions = contributions.map(|(_, contribution)| contribution);
         let outcome = match call {
             Call::Barrier => Outcome::Nothing,
             Call::AllReduceSum { .. } => {
-                let vectors = loads.filter_map(|load| match load {
-                    Load::Vector(lent) => Some(*lent),
+                let vectors = contributions.filter_map(|contribution| match contribution {
+                    Contribution::Vector(lent) => Some(*lent),
                     _ => None,
                 });
                 let sum = Reduction::new(vectors.collect());
@@ -119,8 +118,8 @@ impl Meeting {
             }
             Call::Split => {
                 let mut ranks: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-                for (load, &rank) in loads.zip(&group.ranks) {
-                    if let Load::Color(color) = load {
+                for (contribution, &rank) in contributions.zip(&group.ranks) {
+                    if let Contribution::Color(color) = contribution {
                         ranks.entry(*color).or_default().push(rank);
                     }
                 }
@@ -128,13 +127,9 @@ impl Meeting {
                 let groups = ranks.into_iter().map(|(color, ranks)| (color, new(ranks)));
                 Outcome::Groups(Arc::new(groups.collect()))
             }
-            Call::AllGather => Outcome::All(Arc::new(loads.map(bytes).collect())),
-            Call::Broadcast { root } => {
-                let bytes = loads.map(bytes).nth(root);
-                Outcome::One(Arc::new(bytes.unwrap_or_default()))
-            }
+            Call::AllGather => Outcome::All(Arc::new(contributions.map(bytes).collect())),
         };
-        self.adjourn(outcome);
+        self.complete(outcome);
         Ok(())
     }
 
@@ -143,7 +138,7 @@ impl Meeting {
         self.sum.as_mut()?.take()
     }
 
-    /// A part has been summed. Says whether nobody is working on the sum any more.
+    /// Returns a part that has been summed; whether nobody is working on the sum any more.
     pub(super) fn give_back(&mut self, part: Part) -> bool {
         let Some(sum) = &mut self.sum else {
             return true;
@@ -151,23 +146,23 @@ impl Meeting {
         sum.give_back(part);
         let idle = sum.is_idle();
         if sum.is_complete() {
-            self.adjourn(Outcome::Nothing);
+            self.complete(Outcome::Nothing);
         }
         idle
     }
 
-    /// The operation is over.
-    fn adjourn(&mut self, outcome: Outcome) {
+    /// The operation is complete.
+    fn complete(&mut self, outcome: Outcome) {
         self.number += 1;
-        self.brought.fill_with(|| None);
+        self.contributions.fill_with(|| None);
         self.sum = None;
         self.outcome = outcome;
     }
 }
 
-fn bytes(load: &mut Load) -> Vec<u8> {
-    match load {
-        Load::Bytes(bytes) => mem::take(bytes),
+fn bytes(contribution: &mut Contribution) -> Vec<u8> {
+    match contribution {
+        Contribution::Bytes(bytes) => mem::take(bytes),
         _ => Vec::new(),
     }
 }
