@@ -163,12 +163,13 @@ fn jobs(
                 ApiError::Internal
             })?,
         };
-        for events in events.by_ref().take(generation.n) {
+        for (choice, events) in (0..).zip(events.by_ref().take(generation.n)) {
             jobs.push(Job {
                 prompt: prompt.clone(),
                 count,
                 sampling: Sampling {
                     seed,
+                    choice,
                     ..generation.sampling
                 },
                 bias: bias.clone(),

@@ -180,7 +180,7 @@ impl Reply {
         match sent.event {
             Event::Started { cached_tokens, .. } => {
                 // The other choices of a prompt share what its first one has read.
-                if number % self.asked.n == 0 {
+                if number.is_multiple_of(self.asked.n) {
                     self.usage.cached += cached_tokens;
                 }
                 if let Some(echo) = echo {
