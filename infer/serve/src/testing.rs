@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use firebox_model::sampling::Scored;
 use firebox_text::Tokenizer;
 use serde_json::Value;
 
 use crate::http::{App, Options, Outcome, serve};
-use crate::job::{Event, Finish, Job, Rejected, Scored, StopReason, Submit};
+use crate::job::{Event, Finish, Job, Rejected, StopReason, Submit};
 use crate::lifecycle::Phase;
 use crate::metrics::{Build, Metrics};
 use crate::served::Served;

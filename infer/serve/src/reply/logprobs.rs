@@ -1,9 +1,8 @@
 //! Log-probabilities as replies have them: those of completions in four lists, those of chats as objects.
 
+use firebox_model::sampling::Scored;
 use firebox_text::Tokenizer;
 use serde_json::{Map, Value, json};
-
-use crate::job::Scored;
 
 /// What stands for minus infinity, which JSON has not.
 const LEAST: f32 = -9999.0;

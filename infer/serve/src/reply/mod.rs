@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use firebox_model::sampling::Scored;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::job::{Event, Finish, Inbox, Scored, Sent, StopReason};
+use crate::job::{Event, Finish, Inbox, Sent, StopReason};
 use crate::lifecycle::{OpenRequest, Phase};
 use crate::metrics::{Endpoint, Metrics};
 use crate::served::Served;

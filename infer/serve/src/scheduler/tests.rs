@@ -46,7 +46,7 @@ fn options() -> generate::Options<'static> {
         kept: 4,
         step_tokens: 20,
         block_tokens: 8,
-        blocks: Some(least_blocks(96, 8) + 6),
+        blocks: Some(least_blocks(96, 8) + 4),
         counts_experts: true,
         draft: Draft::PromptLookup,
         draft_tokens: DraftTokens::Fixed(2),
