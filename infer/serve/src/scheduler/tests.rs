@@ -91,8 +91,8 @@ impl Drop for Running {
 fn request(number: usize) -> Request {
     let prompt = format!("the same beginning for all of them, and then {number}");
     Request {
-        likeliest: (number % 2 == 0).then_some(2),
-        scores_prompt: number % 4 == 0,
+        likeliest: number.is_multiple_of(2).then_some(2),
+        scores_prompt: number.is_multiple_of(4),
         ..Request::new(
             prompt.bytes().map(u32::from).collect(),
             [12, 1, 30, 0, 25][number % 5],
