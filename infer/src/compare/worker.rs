@@ -224,9 +224,8 @@ impl<'a> Observed<'a> {
         let Self::Among(part) = self else {
             return Ok(answer);
         };
-        let mut bytes = vec![u8::from(answer)];
-        part.ranks.world().broadcast(0, &mut bytes)?;
-        Ok(bytes == [1])
+        let answers = part.ranks.world().all_gather(&[u8::from(answer)])?;
+        Ok(answers[0] == [1])
     }
 }
 
