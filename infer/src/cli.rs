@@ -6,6 +6,7 @@ mod eval;
 mod export;
 mod generate;
 mod plan;
+mod serve;
 mod shard;
 mod trace;
 
@@ -42,6 +43,7 @@ use crate::ranks::RankOptions;
     after_help = "Examples:\n  \
         cargo infer eval runs/quickstart --data notes.txt         loss on a text, newest checkpoint of the run\n  \
         cargo infer generate runs/quickstart --prompt \"fn main\"   continue a prompt\n  \
+        cargo infer serve runs/quickstart                         an HTTP server with OpenAI's interface\n  \
         cargo infer compare runs/quickstart                       differences between devices\n  \
         cargo infer shard runs/quickstart --tensor 2 --output D   a folder for each of two ranks\n  \
         cargo infer devices                                       available devices\n\n\
@@ -66,6 +68,9 @@ enum Command {
     /// Generate a continuation of a prompt.
     #[command(after_help = generate::HELP)]
     Generate(generate::GenerateArgs),
+    /// Serve a checkpoint over HTTP, with OpenAI's interface.
+    #[command(after_help = serve::HELP)]
+    Serve(serve::ServeArgs),
     /// Write hidden states, router logits, logits, losses and gradients to a safetensors file.
     #[command(after_help = trace::HELP)]
     Trace(trace::TraceArgs),
@@ -281,6 +286,11 @@ impl Cli {
         self.threads.map(usize::from)
     }
 
+    /// Whether the command itself says what SIGTERM and SIGINT do.
+    pub fn takes_signals(&self) -> bool {
+        matches!(self.command, Command::Serve(_))
+    }
+
     /// The device that this process runs on; `None` for commands that run no model themselves.
     pub fn device(&self) -> Option<&str> {
         self.command.device()
@@ -293,6 +303,7 @@ impl Command {
         let model = match self {
             Self::Eval(args) => &args.model,
             Self::Generate(args) => &args.model,
+            Self::Serve(args) => &args.model,
             Self::Trace(args) => &args.model,
             Self::Bench(args) => &args.model,
             Self::CompareDevice(args) => return Some(&args.device),
@@ -322,6 +333,7 @@ impl Command {
         let options = match &self {
             Self::Eval(args) => Some(args.on_ranks(&process)),
             Self::Generate(args) => Some(args.on_ranks(&process)),
+            Self::Serve(args) => Some(args.on_ranks(&process)),
             Self::Trace(args) => Some(args.on_ranks(&process)),
             _ => None,
         };
@@ -342,6 +354,7 @@ impl Command {
         match self {
             Command::Eval(args) => args.execute(&process),
             Command::Generate(args) => args.execute(&process, control),
+            Command::Serve(args) => args.execute(&process),
             Command::Trace(args) => args.execute(&process),
             Command::Export(args) => args.execute(),
             Command::Plan(args) => args.execute(),

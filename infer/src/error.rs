@@ -8,7 +8,7 @@ use firebox_comm::mpi::MpiError;
 use firebox_comm::{Cause, CommError, Failure};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
-use firebox_console::numbers::counted;
+use firebox_console::numbers::{bytes, counted};
 use firebox_kernels::Precision;
 use firebox_model::parallel::{LayoutError, RankLayout};
 use firebox_runtime::device::DeviceError;
@@ -294,6 +294,39 @@ pub enum InferError {
     /// A message between ranks failed, since one of them has.
     #[error(transparent)]
     Comm(Box<CommError>),
+    /// The port cannot be taken.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// Host and port.
+        address: String,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The cache of a server has no room for one text.
+    #[error(
+        "--cache-memory {}: a text of the whole context of {context} tokens takes {}",
+        bytes(u128::from(*given)), bytes(u128::from(*least))
+    )]
+    CacheTooSmall {
+        /// The given size, in bytes.
+        given: u64,
+        /// The smallest possible one.
+        least: u64,
+        /// The model's context, in tokens.
+        context: usize,
+    },
+    /// The file of the key is empty.
+    #[error("{} has no key", file.display())]
+    EmptyKey {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A server had to end.
+    #[error("the server ended before every request was answered")]
+    Unanswered,
+    /// The system has no threads or sockets for a server.
+    #[error("cannot serve: {0}")]
+    Serve(io::Error),
     /// Standard input cannot be read as text.
     #[error("cannot read the prompt from standard input: {0}")]
     Input(io::Error),
@@ -437,8 +470,16 @@ impl Advise for InferError {
                 usage("start it without mpirun; eval, generate and trace run on many processes")
             }
             Self::Comm(error) => error.advice(),
+            Self::Listen { .. } => {
+                failure("choose another --port; 0 takes a free one, and the log says which")
+            }
+            Self::CacheTooSmall { .. } => usage("give more, or leave it out"),
+            Self::EmptyKey { .. } => usage("write the key on its first line"),
+            Self::Unanswered => failure(
+                "a longer --drain-timeout gives requests more time; without it, they take as long as they take",
+            ),
             Self::Missing { .. } | Self::Read(_) => Advice::USAGE,
-            Self::Process(_) | Self::Write(_) | Self::Input(_) | Self::Output(_) => Advice::FAILURE,
+            Self::Process(_) | Self::Serve(_) | Self::Write(_) | Self::Input(_) | Self::Output(_) => Advice::FAILURE,
         }
     }
 }

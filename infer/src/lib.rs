@@ -1,7 +1,7 @@
 //! Evaluates, samples, benchmarks and compares Firebox checkpoints on any Burn backend.
 //!
 //! [`engine`] opens a checkpoint on a device; [`eval`] measures its loss on text, [`generate`] continues one prompt or many,
-//! [`mod@bench`] measures prefill and decode speed, [`trace`] writes intermediate values to a file, [`compare`] reports the
+//! [`mod@serve`] does so over HTTP, [`mod@bench`] measures prefill and decode speed, [`trace`] writes intermediate values to a file, [`compare`] reports the
 //! differences between devices, [`export`] converts it to another dtype or into shards, and [`sharded`] shows how it is divided
 //! among ranks. [`plan`] estimates bytes, speed and cost of a model on many ranks, and [`ranks`] runs a command on them.
 //! [`cli`] is the command line on top of them.
@@ -36,6 +36,7 @@ pub mod generate;
 pub mod plan;
 mod processes;
 pub mod ranks;
+pub mod serve;
 pub mod sharded;
 #[cfg(test)]
 mod testing;

@@ -21,7 +21,9 @@ fn main() -> ExitCode {
         if let Some(device) = cli.device() {
             allocator::describe(device, LESS_MEMORY, &control);
         }
-        control.stop_on_interrupt(None);
+        if !cli.takes_signals() {
+            control.stop_on_interrupt(None);
+        }
         cli.execute(&control)
     };
     terminal::run(command)

@@ -98,7 +98,6 @@ impl Scheduler {
                 engine.cancel(number, &mut told);
             }
             let report = engine.step(&mut told);
-            let is_idle = report.is_none();
             if let Some(report) = report {
                 count_step(metrics, &report);
             }
@@ -110,7 +109,7 @@ impl Scheduler {
             let [held, all] = engine.blocks();
             metrics.cache_blocks.set(held as i64);
             metrics.cache_usage.set(held as f64 / all.max(1) as f64);
-            if is_idle || looked.elapsed() >= LOADS_EVERY {
+            if told.jobs.is_empty() || looked.elapsed() >= LOADS_EVERY {
                 looked = Instant::now();
                 count_loads(metrics, &engine.expert_loads());
             }

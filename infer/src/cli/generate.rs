@@ -286,7 +286,7 @@ fn share(text: &str) -> Result<f64, String> {
     number(text, |value| (0.0..=1.0).contains(&value), "from 0 to 1")
 }
 
-fn draft_tokens(text: &str) -> Result<DraftTokens, String> {
+pub(super) fn draft_tokens(text: &str) -> Result<DraftTokens, String> {
     match text.parse() {
         Ok(tokens @ 1..=64) => Ok(DraftTokens::Fixed(tokens)),
         _ if text == AUTO => Ok(DraftTokens::Auto),

@@ -79,7 +79,7 @@ impl Draft {
 
 impl Speculation {
     /// Up to `batch` texts at once, which any of `eos_ids` ends, in `in_flight` groups.
-    pub(super) fn options<'a>(
+    pub(crate) fn options<'a>(
         &'a self,
         eos_ids: &'a [u32],
         batch: usize,

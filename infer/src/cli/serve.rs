@@ -1,0 +1,192 @@
+//! `cargo infer serve`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use firebox_console::durable::FileError;
+use firebox_console::numbers::parse_bytes;
+use firebox_model::generate::DraftTokens;
+use firebox_serve::http;
+
+use super::generate::draft_tokens;
+use super::{DtypeArgs, LayoutArgs, ModelArgs, Process, at_least_one};
+use crate::InferError;
+use crate::engine::Engine;
+use crate::generate::{Draft, Speculation};
+use crate::ranks::RankOptions;
+use crate::serve::{ServeOptions, serve};
+
+pub(super) const HELP: &str = "Examples:\n  \
+    cargo infer serve runs/quickstart\n  \
+    cargo infer serve Qwen3-4B --precision bf16 --host 0.0.0.0 --api-key-file key.txt\n  \
+    cargo infer serve Qwen3-4B --speculate draft=Qwen3-0.6B\n  \
+    curl http://127.0.0.1:8000/v1/completions -d '{\"prompt\": \"fn main\", \"max_tokens\": 20}'\n\n\
+    The interface is OpenAI's: /v1/completions (with log-probabilities and echo), /v1/chat/completions (where the\n\
+    checkpoint has a chat template), /v1/models; beside it /health, /metrics (Prometheus), /tokenize, /detokenize,\n\
+    /tokenizer_info, /version, and a page at /.\n\n\
+    Standard error says `serving NAME at http://HOST:PORT` when requests are accepted. SIGTERM or Ctrl-C ends the\n\
+    server: new requests are refused, those that were accepted are answered, and the exit code is 0. A second signal, or\n\
+    --drain-timeout, ends what is left with an error; the exit code is then 1.\n\n\
+    A text with a seed depends on its request alone, not on what else is served. Prompts are read in pieces of\n\
+    --max-batch-tokens, so that the texts of others go on meanwhile: a step takes no longer than one over so many\n\
+    tokens. Where the cache is full, the newest text begins anew later; its client sees a pause.";
+
+/// The draft that needs no model.
+const PROMPT: &str = "prompt";
+/// No draft.
+const OFF: &str = "off";
+/// What stands before the checkpoint of a draft.
+const DRAFT: &str = "draft=";
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    #[command(flatten)]
+    weights: DtypeArgs,
+    #[command(flatten)]
+    ranks: LayoutArgs,
+    /// Host name or address to listen on; 0.0.0.0 lets other machines in.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    /// Name of the model for clients [default: the name of CHECKPOINT].
+    #[arg(long, value_parser = not_empty)]
+    name: Option<String>,
+    /// Number of sequences to generate at once; more is faster for all together and slower for each.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    max_sequences: usize,
+    /// Number of tokens of prompts to read in a step; more is faster, and makes those wait longer who write meanwhile.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
+    max_batch_tokens: usize,
+    /// Memory for keys and values, such as 4GB; it holds at least one text of the whole context [default: what
+    /// --max-sequences texts can take, and at most a quarter of the machine's memory].
+    #[arg(long, value_name = "SIZE", value_parser = cache_memory)]
+    cache_memory: Option<u64>,
+    /// Tokens of a block of the cache; texts share whole blocks of what they begin with.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
+    block_tokens: usize,
+    /// Number of sequences that may wait; requests beyond it are refused for the time being.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = at_least_one)]
+    max_queue: usize,
+    /// Seconds that accepted requests may take after the signal to end [default: as long as they take].
+    #[arg(long, value_name = "SECONDS")]
+    drain_timeout: Option<u64>,
+    /// Seconds after which a client that reads nothing of its reply counts as gone.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    write_timeout: u64,
+    /// Key that clients must send as `authorization: Bearer KEY`. Other users of this machine can see it; see
+    /// --api-key-file.
+    #[arg(long, value_name = "KEY", conflicts_with = "api_key_file", value_parser = not_empty)]
+    api_key: Option<String>,
+    /// File with the key.
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// Source of guesses for the next tokens, which the model verifies: `draft=CHECKPOINT`, a smaller model with the same
+    /// tokenizer; `prompt`, which copies what followed the same tokens earlier in the text; or `off`. Texts stay the same.
+    #[arg(long, value_name = "SOURCE", default_value = OFF, value_parser = source)]
+    speculate: String,
+    /// Number of tokens to guess at a time; `auto` measures which number is fastest, 0 included.
+    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = draft_tokens)]
+    speculate_tokens: DraftTokens,
+}
+
+impl ServeArgs {
+    pub(super) fn on_ranks(&self, process: &Process) -> RankOptions {
+        self.model.on_ranks(self.weights, self.ranks, process)
+    }
+
+    pub(super) fn execute(self, process: &Process) -> Result<(), InferError> {
+        let options = self.options()?;
+        // A port that is in use shows before a model is loaded.
+        options.listen()?;
+        let (model, weights, ranks) = (self.model.clone(), self.weights, self.ranks);
+        model.with_engine(weights, ranks, process, move |open| {
+            let engine = open()?;
+            let speculation = self.speculation(&engine)?;
+            serve(
+                &engine,
+                &self.model.source.checkpoint,
+                &speculation,
+                &options,
+            )
+        })
+    }
+
+    fn options(&self) -> Result<ServeOptions, InferError> {
+        let key = match &self.api_key_file {
+            Some(file) => Some(key_of(file)?),
+            None => self.api_key.clone(),
+        };
+        Ok(ServeOptions {
+            host: self.host.clone(),
+            port: self.port,
+            name: self.name.clone(),
+            sequences: self.max_sequences,
+            step_tokens: self.max_batch_tokens,
+            cache_bytes: self.cache_memory,
+            block_tokens: self.block_tokens,
+            queue: self.max_queue,
+            http: http::Options {
+                api_key: key,
+                write_timeout: Duration::from_secs(self.write_timeout),
+                drain_timeout: self.drain_timeout.map(Duration::from_secs),
+                ..http::Options::default()
+            },
+        })
+    }
+
+    fn speculation(&self, engine: &Engine) -> Result<Speculation, InferError> {
+        let draft = match self.speculate.strip_prefix(DRAFT) {
+            Some(path) => {
+                let accept = &self.model.source.accept;
+                Draft::open(Path::new(path), accept, self.weights.dtype, engine)?
+            }
+            None if self.speculate == PROMPT => Draft::PromptLookup,
+            None => Draft::None,
+        };
+        Ok(Speculation {
+            draft,
+            draft_tokens: self.speculate_tokens,
+        })
+    }
+}
+
+fn key_of(file: &Path) -> Result<String, InferError> {
+    let text = fs::read_to_string(file).map_err(FileError::of("read", file));
+    let text = text.map_err(InferError::Read)?;
+    match text.trim() {
+        "" => Err(InferError::EmptyKey {
+            file: file.to_owned(),
+        }),
+        key => Ok(key.to_owned()),
+    }
+}
+
+fn source(text: &str) -> Result<String, String> {
+    let is_draft = text
+        .strip_prefix(DRAFT)
+        .is_some_and(|path| !path.is_empty());
+    match is_draft || text == PROMPT || text == OFF {
+        true => Ok(text.to_owned()),
+        false => Err("must be draft=CHECKPOINT, prompt or off".to_owned()),
+    }
+}
+
+fn not_empty(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("must not be empty".to_owned()),
+        text => Ok(text.to_owned()),
+    }
+}
+
+fn cache_memory(text: &str) -> Result<u64, String> {
+    match parse_bytes(text) {
+        Some(size @ 1..) => Ok(size),
+        _ => Err("must be a size greater than 0, such as 4GB or 500MiB".to_owned()),
+    }
+}

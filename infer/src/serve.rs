@@ -1,0 +1,203 @@
+//! `cargo infer serve`: a checkpoint behind an HTTP server with OpenAI's interface.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use firebox_console::numbers::bytes;
+use firebox_model::cache::CacheShape;
+use firebox_model::config::{FeedForwardKind, ModelConfig};
+use firebox_model::generate::{DraftTokens, Options, least_blocks};
+use firebox_runtime::memory;
+use firebox_serve::http::{self, App, Outcome};
+use firebox_serve::job::Submit;
+use firebox_serve::lifecycle::{Lifecycle, Phase};
+use firebox_serve::metrics::{Build, Metrics};
+use firebox_serve::scheduler::Scheduler;
+use firebox_serve::served::Served;
+
+use crate::InferError;
+use crate::engine::Engine;
+use crate::generate::{Draft, Speculation};
+
+/// Without another limit, the cache takes this share of the machine's memory at most.
+const CACHE_SHARE: u64 = 4;
+
+/// How a checkpoint is served.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Host name or address to listen on.
+    pub host: String,
+    /// Port to listen on; 0 takes a free one.
+    pub port: u16,
+    /// Name of the model; `None` for that of the checkpoint's folder.
+    pub name: Option<String>,
+    /// The most sequences at once.
+    pub sequences: usize,
+    /// The most tokens of prompts that a step reads.
+    pub step_tokens: usize,
+    /// The most bytes of keys and values; `None` for as many as all sequences can take, but no more than a quarter of the
+    /// machine's memory.
+    pub cache_bytes: Option<u64>,
+    /// Tokens of a block of the cache.
+    pub block_tokens: usize,
+    /// The most sequences that wait.
+    pub queue: usize,
+    /// How clients are treated.
+    pub http: http::Options,
+}
+
+impl ServeOptions {
+    /// A listener on host and port.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such host, or the port is in use.
+    pub fn listen(&self) -> Result<TcpListener, InferError> {
+        let failed = |error| InferError::Listen {
+            address: format!("{}:{}", self.host, self.port),
+            error,
+        };
+        let addresses = (self.host.as_str(), self.port).to_socket_addrs();
+        let addresses: Vec<SocketAddr> = addresses.map_err(failed)?.collect();
+        TcpListener::bind(&addresses[..]).map_err(failed)
+    }
+
+    /// Blocks of the cache.
+    fn blocks(&self, config: &ModelConfig) -> Result<usize, InferError> {
+        let block = (CacheShape::from(config).token_bytes() * self.block_tokens) as u64;
+        let least = least_blocks(config.context_length, self.block_tokens);
+        let all = least * self.sequences;
+        let Some(given) = self.cache_bytes else {
+            let share = memory::installed().map_or(u64::MAX, |all| all / CACHE_SHARE);
+            return Ok(all.min((share / block) as usize).max(least));
+        };
+        match (given / block) as usize {
+            blocks if blocks >= least => Ok(blocks),
+            _ => Err(InferError::CacheTooSmall {
+                given,
+                least: least as u64 * block,
+                context: config.context_length,
+            }),
+        }
+    }
+}
+
+/// Serves an opened checkpoint, of which the user gave `path`, until the process is told to end.
+///
+/// # Errors
+///
+/// When the port cannot be taken, the cache is too small for one text, or requests had to be ended unanswered.
+pub fn serve(
+    engine: &Engine,
+    path: &Path,
+    speculation: &Speculation,
+    options: &ServeOptions,
+) -> Result<(), InferError> {
+    let config = engine.model.config();
+    let blocks = options.blocks(config)?;
+    let name = options.name.clone().unwrap_or_else(|| name_of(path));
+    let (dtype, precision) = (
+        engine.dtype.to_string(),
+        engine.model.precision().to_string(),
+    );
+    let version = env!("CARGO_PKG_VERSION");
+    let served = Served::new(
+        &*name,
+        engine.tokenizer.clone(),
+        config.context_length,
+        config.vocab_size,
+        &[version, &engine.device, &dtype, &precision],
+    )?;
+    let build = Build {
+        version,
+        device: &engine.device,
+        dtype: &dtype,
+        model: &name,
+    };
+    let draft_tokens = match (&speculation.draft, speculation.draft_tokens) {
+        (Draft::None, _) | (_, DraftTokens::Auto) => 0,
+        (_, DraftTokens::Fixed(tokens)) => tokens,
+    };
+    let metrics = Arc::new(Metrics::new(build, &mixtures(config), draft_tokens));
+    let scheduler = Scheduler::new(options.queue);
+    let app = App::new(
+        Arc::new(served),
+        metrics.clone(),
+        Arc::new(scheduler.clone()),
+        options.http.clone(),
+    );
+    let app = Arc::new(app.map_err(InferError::Serve)?);
+    let listener = options.listen()?;
+    let address = listener.local_addr().map_err(InferError::Serve)?;
+
+    let network = &mut *engine.network();
+    let steps = Options {
+        kept: options.sequences,
+        step_tokens: options.step_tokens,
+        blocks: Some(blocks),
+        block_tokens: options.block_tokens,
+        counts_experts: config.moe.is_some(),
+        ..speculation.options(
+            engine.tokenizer.eos_ids(),
+            options.sequences,
+            network.stages(),
+        )
+    };
+    let begun = || {
+        tracing::info!(
+            "up to {} sequences at once, with {} of keys and values",
+            options.sequences,
+            bytes((blocks * options.block_tokens * CacheShape::from(config).token_bytes()) as u128)
+        );
+        tracing::info!("serving {name} at http://{address}");
+    };
+    let lifecycle = app.lifecycle().clone();
+    let outcome = thread::scope(|scope| {
+        let network_side = scope.spawn(|| {
+            let outcome = http::serve(listener, app, begun);
+            scheduler.abort();
+            outcome
+        });
+        // Also if a step panics: then the other thread ends, and the panic goes on.
+        let ends = Ends(lifecycle.clone());
+        scheduler.run(network, steps, &metrics);
+        drop(ends);
+        network_side.join()
+    });
+    match outcome {
+        Ok(Ok(Outcome::Drained)) => Ok(()),
+        Ok(Ok(Outcome::Stopped)) => Err(InferError::Unanswered),
+        Ok(Err(error)) => Err(InferError::Serve(error)),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Ends a server.
+struct Ends(Lifecycle);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // One that has drained is at its end already.
+        if self.0.phase() == Phase::Ready || self.0.open() > 0 {
+            self.0.advance(Phase::Stopping);
+        }
+    }
+}
+
+/// The number of each mixture layer, and of its experts.
+fn mixtures(config: &ModelConfig) -> Vec<(usize, usize)> {
+    let experts = config.moe.as_ref().map_or(0, |moe| moe.experts.count);
+    let layers = config.layers.iter().enumerate();
+    let mixtures = layers.filter(|(_, layer)| matches!(layer.feed_forward, FeedForwardKind::Moe));
+    mixtures.map(|(number, _)| (number, experts)).collect()
+}
+
+/// The last part of a path, such as `quickstart` of `runs/quickstart`.
+fn name_of(path: &Path) -> String {
+    let whole = path.canonicalize();
+    let whole = whole.as_deref().unwrap_or(path);
+    let name = whole.file_name().unwrap_or(whole.as_os_str());
+    name.to_string_lossy().into_owned()
+}
