@@ -102,7 +102,8 @@ impl Scheduler {
                 count_step(metrics, &report);
             }
             let statistics = engine.statistics();
-            let more = statistics.preempted - std::mem::replace(&mut preempted, statistics.preempted);
+            let more =
+                statistics.preempted - std::mem::replace(&mut preempted, statistics.preempted);
             metrics.preemptions.inc_by(more as u64);
             metrics.running.set(engine.running() as i64);
             metrics.waiting.set(engine.waiting() as i64);
@@ -274,7 +275,10 @@ struct Told<'a> {
 impl Told<'_> {
     /// The texts of clients that are gone.
     fn gone(&self) -> Vec<usize> {
-        let gone = self.jobs.iter().filter(|(_, open)| open.job.events.is_closed());
+        let gone = self
+            .jobs
+            .iter()
+            .filter(|(_, open)| open.job.events.is_closed());
         gone.map(|(&number, _)| number).collect()
     }
 }
@@ -285,7 +289,9 @@ impl Receiver for Told<'_> {
             return;
         };
         if !open.job.prompt_scores {
-            self.metrics.prefix_queries.inc_by(open.job.prompt.len() as u64);
+            self.metrics
+                .prefix_queries
+                .inc_by(open.job.prompt.len() as u64);
             self.metrics.prefix_hits.inc_by(shared as u64);
         }
         open.begin(shared);

@@ -125,11 +125,17 @@ fn job(request: &Request, stops: &[&str], events: Events) -> Job {
 fn jobs(requests: &[Request]) -> (Inbox, Vec<Job>) {
     let (inbox, events) = Inbox::new(requests.len());
     let jobs = requests.iter().zip(events);
-    (inbox, jobs.map(|(request, events)| job(request, &[], events)).collect())
+    (
+        inbox,
+        jobs.map(|(request, events)| job(request, &[], events))
+            .collect(),
+    )
 }
 
 fn next(inbox: &mut Inbox) -> Option<Sent> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
     runtime.block_on(std::future::poll_fn(|context| inbox.poll_next(context)))
 }
 
@@ -159,7 +165,12 @@ impl Receiver for Plain {
 fn plainly(model: &LanguageModel, request: &Request) -> Vec<u32> {
     let mut plain = Plain(Vec::new());
     let options = generate::Options::new(&[EOS]);
-    generate_all(&mut Local::new(model), [request.clone()], &options, &mut plain);
+    generate_all(
+        &mut Local::new(model),
+        [request.clone()],
+        &options,
+        &mut plain,
+    );
     plain.0
 }
 
@@ -196,10 +207,16 @@ fn texts_are_those_of_generate_whatever_stands_beside_them() {
         text.push_str(rest);
         let expected = plainly(&model, request);
         assert_eq!(ids, expected);
-        assert_eq!(scored, [0, request.prompt.len() - 1][usize::from(request.scores_prompt)]);
+        assert_eq!(
+            scored,
+            [0, request.prompt.len() - 1][usize::from(request.scores_prompt)]
+        );
         let shown: Vec<u32> = ids.iter().copied().filter(|&id| id != EOS).collect();
         assert_eq!(text, Tokenizer::bytes().decode(&shown));
-        assert_eq!(*finish == Finish::Length, ids.last() != Some(&EOS) || ids.is_empty());
+        assert_eq!(
+            *finish == Finish::Length,
+            ids.last() != Some(&EOS) || ids.is_empty()
+        );
         generated += ids.len();
     }
     assert!(generated > 50);
@@ -247,7 +264,9 @@ fn a_stop_string_ends_a_text_before_the_next_step() {
         })
         .collect();
     assert_eq!(shown, before);
-    let tokens = events.iter().filter(|event| matches!(event, Event::Token { .. }));
+    let tokens = events
+        .iter()
+        .filter(|event| matches!(event, Event::Token { .. }));
     assert!(tokens.count() < ids.len());
     let reason = Finish::Stop(StopReason::Text(stop));
     assert!(matches!(events.last(), Some(Event::Ended { finish, .. }) if *finish == reason));

@@ -1,0 +1,332 @@
+//! `serve` as a user runs it: the binary, and clients over HTTP.
+
+#[path = "../src/testing.rs"]
+mod testing;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use burn::tensor::activation::log_softmax;
+use firebox_infer::engine::Engine;
+use firebox_kernels::dtype::WeightDtype;
+use firebox_model::config::ModelConfig;
+use firebox_model::language_model::token_tensor;
+use firebox_runtime::device;
+use firebox_runtime::testing::values;
+use serde_json::{Value, json};
+use testing::{TinyCheckpoint, tiny_config};
+
+fn config() -> ModelConfig {
+    ModelConfig {
+        context_length: 128,
+        ..tiny_config()
+    }
+}
+
+fn infer(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_firebox-infer"));
+    command
+        .args(arguments)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+/// A server, which ends with the test.
+struct Server {
+    child: Child,
+    address: String,
+    log: mpsc::Receiver<String>,
+}
+
+impl Server {
+    fn start(checkpoint: &Path, arguments: &[&str]) -> Self {
+        let path = checkpoint.to_str().unwrap();
+        let mut command = infer(&["serve", path, "--port", "0", "--name", "tiny"]);
+        command
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (sender, log) = mpsc::channel();
+        let errors = BufReader::new(child.stderr.take().unwrap());
+        thread::spawn(move || {
+            for line in errors.lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        let mut told = Vec::new();
+        let address = loop {
+            let Ok(line) = log.recv_timeout(Duration::from_secs(60)) else {
+                panic!("{told:?}, {:?}", child.wait());
+            };
+            if let Some((_, address)) = line.split_once("serving tiny at http://") {
+                break address.to_owned();
+            }
+            told.push(line);
+        };
+        Self {
+            child,
+            address,
+            log,
+        }
+    }
+
+    fn request(&self, path: &str, body: &Value) -> String {
+        let body = body.to_string();
+        format!(
+            "POST {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            self.address,
+            body.len()
+        )
+    }
+
+    /// A connection on which a request is sent.
+    fn send(&self, request: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    }
+
+    /// The status and body of the reply.
+    fn reply(mut stream: TcpStream) -> (u16, String) {
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        let (head, body) = reply
+            .split_once("\r\n\r\n")
+            .unwrap_or_else(|| panic!("{reply}"));
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, body.to_owned())
+    }
+
+    fn complete(&self, body: &Value) -> Value {
+        let stream = self.send(&self.request("/v1/completions", body));
+        let (status, body) = Self::reply(stream);
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let (_, body) = Self::reply(self.send(request));
+        let mut lines = body.lines();
+        let found = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        found
+            .unwrap_or_else(|| panic!("{name}: {body}"))
+            .parse()
+            .unwrap()
+    }
+
+    /// Asks the server to end, as an operating system does.
+    fn terminate(&self) {
+        let id = self.child.id().to_string();
+        let killed = Command::new("kill").args(["-TERM", &id]).status().unwrap();
+        assert!(killed.success());
+    }
+
+    /// Its exit code and what it has logged since it began to serve.
+    fn end(mut self) -> (Option<i32>, Vec<String>) {
+        let status = self.child.wait().unwrap();
+        (status.code(), self.log.iter().collect())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn text(completion: &Value) -> &str {
+    completion["choices"][0]["text"].as_str().unwrap()
+}
+
+const PROMPTS: [&str; 6] = [
+    "fire",
+    "a box",
+    "für 火",
+    "fire and ash",
+    "fire and air",
+    "b",
+];
+
+fn body(number: usize) -> Value {
+    let prompt = PROMPTS[number % PROMPTS.len()];
+    let (count, temperature) = (20 + 7 * (number % 5), [0.0, 0.9][number % 2]);
+    json!({ "prompt": prompt, "max_tokens": count, "temperature": temperature, "seed": number })
+}
+
+/// What `generate` continues the prompt of [`body`] with.
+fn generated(checkpoint: &Path, number: usize) -> String {
+    let body = body(number);
+    let prompt = body["prompt"].as_str().unwrap();
+    let [count, temperature, seed] =
+        ["max_tokens", "temperature", "seed"].map(|key| body[key].to_string());
+    let path = checkpoint.to_str().unwrap();
+    let mut command = infer(&["generate", path, "--prompt", prompt, "--seed", &seed]);
+    command.args(["--max-tokens", &count, "--temperature", &temperature]);
+    let output = command.output().unwrap();
+    assert!(output.status.success());
+    let shown = String::from_utf8(output.stdout).unwrap();
+    let text = shown
+        .strip_prefix(prompt)
+        .and_then(|text| text.strip_suffix('\n'));
+    text.unwrap().to_owned()
+}
+
+#[test]
+fn texts_are_those_of_generate_at_any_load_with_ranks_and_drafts() {
+    let tiny = TinyCheckpoint::new(&config(), 5);
+    let expected: Vec<String> = (0..6)
+        .map(|number| generated(tiny.path(), number))
+        .collect();
+    let layouts: [&[&str]; 4] = [
+        &[],
+        &[
+            "--speculate",
+            "prompt",
+            "--speculate-tokens",
+            "3",
+            "--max-batch-tokens",
+            "5",
+        ],
+        &["--tensor", "2", "--pipeline", "2"],
+        // Little room: some texts begin anew.
+        &[
+            "--cache-memory",
+            "22kB",
+            "--block-tokens",
+            "8",
+            "--max-sequences",
+            "8",
+        ],
+    ];
+    for arguments in layouts {
+        let server = Server::start(tiny.path(), arguments);
+        let numbers: Vec<usize> = (0..24).collect();
+        for concurrent in [1, 24] {
+            for together in numbers.chunks(concurrent) {
+                let request = |number: usize| server.request("/v1/completions", &body(number % 6));
+                let streams = together.iter().map(|&number| server.send(&request(number)));
+                let streams: Vec<TcpStream> = streams.collect();
+                for (&number, stream) in together.iter().zip(streams) {
+                    let (status, body) = Server::reply(stream);
+                    assert_eq!(status, 200, "{body}");
+                    let completion: Value = serde_json::from_str(&body).unwrap();
+                    assert_eq!(
+                        text(&completion),
+                        expected[number % 6],
+                        "{arguments:?}, {number}"
+                    );
+                }
+            }
+        }
+        assert_eq!(server.metric("firebox_requests_running"), 0.0);
+        server.terminate();
+        assert_eq!(server.end().0, Some(0));
+    }
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_model() {
+    let tiny = TinyCheckpoint::new(&config(), 5);
+    let engine = Engine::open(tiny.path(), &[], device::default_name(), WeightDtype::F32).unwrap();
+    let server = Server::start(tiny.path(), &[]);
+    let ids: Vec<u32> = "The fire burns in the box."
+        .bytes()
+        .map(u32::from)
+        .collect();
+    for max_tokens in [0, 9] {
+        let completion = server.complete(&json!({
+            "prompt": ids, "echo": true, "logprobs": 3, "max_tokens": max_tokens,
+            "temperature": 0, "ignore_eos": true, "logit_bias": { "65": -50 },
+        }));
+        let scores = &completion["choices"][0]["logprobs"];
+        let tokens = scores["tokens"].as_array().unwrap();
+        let found = scores["token_logprobs"].as_array().unwrap();
+        assert_eq!(found.len(), ids.len() + max_tokens);
+        assert_eq!((tokens.len(), &found[0]), (found.len(), &Value::Null));
+        // A byte of the generated text is a token: that of a text that is not UTF-8 is asked for by its ids.
+        let text = completion["choices"][0]["text"].as_str().unwrap();
+        if text.len() != found.len() {
+            continue;
+        }
+        let ids: Vec<u32> = text.bytes().map(u32::from).collect();
+        let input = token_tensor([&ids[..]].into_iter(), &engine.model.device());
+        let logits = engine.model.forward(input).logits.squeeze_dim::<2>(0);
+        let rows = values(log_softmax(logits, 1));
+        for place in 1..ids.len() {
+            let row = &rows[(place - 1) * 257..place * 257];
+            let found = found[place].as_f64().unwrap();
+            let expected = f64::from(row[ids[place] as usize]);
+            assert!((found - expected).abs() < 1e-5, "{place}");
+            let likeliest = scores["top_logprobs"][place].as_object().unwrap();
+            let largest = row.iter().copied().map(f64::from).fold(f64::MIN, f64::max);
+            let first = likeliest.values().map(|value| value.as_f64().unwrap());
+            assert!((first.fold(f64::MIN, f64::max) - largest).abs() < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn what_was_accepted_is_answered_before_the_end() {
+    let tiny = TinyCheckpoint::new(&config(), 5);
+    let server = Server::start(tiny.path(), &["--max-sequences", "2"]);
+    let long = json!({ "prompt": "a", "max_tokens": 120, "ignore_eos": true });
+    // More than run at once.
+    let streams: Vec<TcpStream> = (0..12)
+        .map(|_| server.send(&server.request("/v1/completions", &long)))
+        .collect();
+    let waits = Instant::now();
+    while server.metric("firebox_requests_running") + server.metric("firebox_requests_waiting")
+        < 4.0
+    {
+        let tokens = server.metric("firebox_generation_tokens_total");
+        if tokens > 0.0 {
+            break;
+        }
+        assert!(waits.elapsed() < Duration::from_secs(30));
+    }
+    server.terminate();
+    for stream in streams {
+        let (status, body) = Server::reply(stream);
+        let reply: Value = serde_json::from_str(&body).unwrap();
+        match status {
+            200 => assert_eq!(reply["usage"]["completion_tokens"], 120),
+            // It came after the signal.
+            503 => assert_eq!(reply["error"]["code"], "shutting_down"),
+            _ => panic!("{status}: {body}"),
+        }
+    }
+    assert_eq!(server.end().0, Some(0));
+}
+
+#[test]
+fn what_cannot_be_served_is_said_before_a_port_is_open() {
+    let tiny = TinyCheckpoint::new(&config(), 5);
+    let path = tiny.path().to_str().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (code, arguments, words) in [
+        (1, &["--port", &port][..], "127.0.0.1"),
+        (2, &["--cache-memory", "1kB"], "--cache-memory"),
+        (2, &["--speculate", "draft"], "must be draft=CHECKPOINT"),
+        (2, &["--max-sequences", "0"], "--max-sequences"),
+        (2, &["--api-key-file", "no/such/file"], "no/such/file"),
+    ] {
+        let output = infer(&["serve", path]).args(arguments).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{errors}");
+        assert!(
+            errors.contains(words) && !errors.contains("serving"),
+            "{errors}"
+        );
+        assert!(output.stdout.is_empty());
+    }
+}
