@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use firebox_model::config::ModelConfig;
 use firebox_model::parallel::stages::{Loads as StageLoads, stages};
-use firebox_model::parallel::traffic::Traffic;
+use firebox_model::parallel::traffic::PassTraffic;
 use firebox_model::parallel::{LayoutError, RankLayout};
 
 use super::expert_utilization;
@@ -56,7 +56,7 @@ pub struct Plan {
     /// follow each other through the stages. `None` for a dense model.
     pub expert_utilization: Option<f64>,
     /// Messages of one generated token of one text.
-    pub traffic: Traffic,
+    pub traffic: PassTraffic,
     /// Dollars for a million generated tokens, their prompts included.
     pub dollars_per_million: f64,
 }
@@ -165,7 +165,7 @@ impl<'a> Planner<'a> {
                 let tokens = batch / self.in_flight(pipeline);
                 expert_utilization(moe.experts.top_k, moe.experts.count, tokens)
             }),
-            traffic: Traffic::of_pass(self.config, layout, 1, workload.width),
+            traffic: PassTraffic::of_pass(self.config, self.tensor, &divided, 1, workload.width),
             dollars_per_million: 0.0,
         };
         plan.dollars_per_million = self.dollars(&plan, 1.0 / tokens_per_second) * 1e6;

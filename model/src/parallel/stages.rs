@@ -110,6 +110,20 @@ impl Loads {
         stages.collect()
     }
 
+    /// The layers of each of `count` pipeline stages; see [`stages`].
+    ///
+    /// # Panics
+    ///
+    /// When there are no stages, or more of them than layers.
+    pub fn divide(&self, count: usize) -> Vec<Range<usize>> {
+        let layers = self.layers.len();
+        assert!(
+            (1..=layers).contains(&count),
+            "{count} stages of {layers} layers"
+        );
+        Division::new(self, count).best()
+    }
+
     fn total(&self) -> Load {
         let layers = self
             .layers
@@ -128,12 +142,7 @@ impl Loads {
 ///
 /// When there are no stages, or more of them than layers.
 pub fn stages(config: &ModelConfig, count: usize) -> Vec<Range<usize>> {
-    let layers = config.layers.len();
-    assert!(
-        (1..=layers).contains(&count),
-        "{count} stages of {layers} layers"
-    );
-    Division::new(&Loads::of(config), count).best()
+    Loads::of(config).divide(count)
 }
 
 /// The search for a division.

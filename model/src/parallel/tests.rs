@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use proptest::prelude::*;
 
 use super::stages::{Loads, stages};
-use super::traffic::Traffic;
+use super::traffic::PassTraffic;
 use super::*;
 use crate::config::{
     AttentionBias, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm,
@@ -339,7 +339,7 @@ fn the_described_model_over_128_ranks() {
     assert_eq!(counted, 16);
 
     // A token in bf16: two sums a layer, and 15 hops of 21.5 kB.
-    let traffic = Traffic::of_pass(&config, layout, 1, 2);
+    let traffic = PassTraffic::of_pass(&config, layout.tensor, &stages, 1, 2);
     assert_eq!(traffic.layer_sums.count, 240);
     assert_eq!(traffic.hops.count, 15);
     assert_eq!(traffic.hops.bytes, 15 * 21_504);
