@@ -133,7 +133,7 @@ impl Attention {
         self.kv_heads
     }
 
-    /// Computes its heads' part of what these ranks compute together from now on.
+    /// Makes this one rank of a tensor-parallel group, with its share of the heads.
     pub(crate) fn join(&mut self, group: &TensorGroup, shard: &Shard, config: &ModelConfig) {
         let counted = shard.counted_kv_heads().into_iter();
         let counted = counted.map(|counted| f32::from(u8::from(counted)));

@@ -99,7 +99,7 @@ pub struct CacheFull {
     pub blocks: usize,
 }
 
-/// What a cache has for each token.
+/// Dimensions of the cached keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheShape {
     /// Number of layers.
@@ -108,6 +108,13 @@ pub struct CacheShape {
     pub kv_heads: usize,
     /// Values of a head.
     pub head_dim: usize,
+}
+
+impl CacheShape {
+    /// Bytes of a token's keys and values in all layers, in f32.
+    pub fn token_bytes(&self) -> usize {
+        2 * self.layers * self.kv_heads * self.head_dim * size_of::<f32>()
+    }
 }
 
 impl From<&ModelConfig> for CacheShape {

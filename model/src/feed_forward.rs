@@ -121,7 +121,7 @@ impl FeedForward {
         }
     }
 
-    /// Computes its part of what these ranks compute together from now on.
+    /// Makes this one rank of a tensor-parallel group.
     pub(crate) fn join(&mut self, group: &TensorGroup, shard: &Shard) {
         match self {
             Self::Moe(moe) => moe.join(group, shard),

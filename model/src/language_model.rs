@@ -221,7 +221,8 @@ impl LanguageModel {
     ///
     /// # Panics
     ///
-    /// When a sequence is longer than the context.
+    /// When a sequence is longer than the context, or this is one rank's part of a model: that computes through
+    /// [`parallel`](crate::parallel).
     pub fn forward(&self, tokens: Tensor<2, Int>) -> ModelOutput {
         self.observed(tokens, &Placement::causal(), &mut Unobserved)
     }
@@ -238,6 +239,7 @@ impl LanguageModel {
         placement: &Placement,
         observer: &mut impl Observer,
     ) -> ModelOutput {
+        assert!(self.shard.is_none(), "the logits of a whole model");
         let shape @ [batch, sequence] = tokens.dims();
         let entry = Entry::Tokens(tokens.flatten(0, 1));
         let (hidden, routing) = self.pass(entry, shape, placement, observer);
@@ -337,7 +339,7 @@ impl LanguageModel {
     ) -> (Tensor<2>, Vec<Routing>) {
         assert!(
             self.shard.is_none() || self.group.is_some(),
-            "a part of a model computes among the ranks that have the others"
+            "call `among` before running one rank's part of a model"
         );
         let mut x = match entry {
             Entry::Tokens(tokens) => {

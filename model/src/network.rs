@@ -20,7 +20,7 @@ use crate::loss::cross_entropy_sum;
 use crate::moe::stats::HealthSums;
 use crate::sampling::{Draws, Memory};
 
-/// What a text takes part in a step with.
+/// A sequence's input to one step: its new tokens, and what is sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Part<'a> {
     /// Index of its sequence in the cache.
@@ -73,7 +73,7 @@ impl PaddedRows<'_> {
 
     /// The tokens, `[rows, length]`, and where they stand.
     pub(crate) fn on(&self, device: &Device) -> (Tensor<2, Int>, Placement) {
-        let tokens = token_tensor(self.ids.chunks(self.length), device);
+        let tokens = token_tensor(self.ids.chunks(self.length.max(1)), device);
         let placement = Placement::padded(self.valid, self.length, device);
         (tokens, placement)
     }
@@ -84,7 +84,7 @@ pub trait Network {
     /// That of the model.
     fn config(&self) -> &ModelConfig;
 
-    /// How many steps have to be under way for all of it to be at work.
+    /// Steps in flight that keep every pipeline stage busy.
     fn stages(&self) -> usize {
         1
     }
@@ -109,8 +109,8 @@ pub trait Network {
     /// As [`LanguageModel::decode`].
     fn submit(&mut self, parts: &[Part]);
 
-    /// What was drawn in the earliest step that was [submitted](Self::submit) and of which it was not asked yet: for each of
-    /// its parts that draw, in order, the tokens up to the first one that its draft does not have.
+    /// What was drawn in the oldest [submitted](Self::submit) step whose result has not been taken: for each of its parts
+    /// that draw, in order, the tokens up to the first one that its draft does not have.
     ///
     /// # Panics
     ///
@@ -124,7 +124,7 @@ pub trait Network {
     /// When the sequences differ in length or exceed the context.
     fn submit_batch(&mut self, sequences: &[Sequence]);
 
-    /// The sums of the earliest batch that was [submitted](Self::submit_batch) and of which it was not asked yet.
+    /// The sums of the oldest [submitted](Self::submit_batch) batch whose result has not been taken.
     ///
     /// # Panics
     ///
@@ -203,15 +203,9 @@ impl Network for Local<'_> {
     fn submit(&mut self, parts: &[Part]) {
         let pieces: Vec<Piece> = parts.iter().map(Part::piece).collect();
         let logits = host(self.model.decode(&pieces, &mut self.cache));
-        let vocab_size = self.model.config().vocab_size;
-        let mut logits = logits.as_slice();
-        let drawn = parts.iter().filter_map(|part| {
-            let draws = part.draws.as_ref()?;
-            let (of_part, rest) = logits.split_at(draws.rows() * vocab_size);
-            logits = rest;
-            Some(draws.from(of_part, &mut self.memory))
-        });
-        self.drawn.push_back(drawn.collect());
+        let texts: Vec<Draws> = parts.iter().filter_map(|part| part.draws.clone()).collect();
+        let drawn = Draws::of_each(&texts, &logits, &mut self.memory);
+        self.drawn.push_back(drawn);
     }
 
     fn drawn(&mut self) -> Vec<Vec<u32>> {

@@ -7,6 +7,7 @@ use super::draft::{Drafted, Drafter};
 use super::pace::{Pace, Step};
 use super::verify::verify;
 use super::{Draft, End, Ended, Options, Receiver, Request, Statistics};
+use crate::cache::CacheShape;
 use crate::config::ModelConfig;
 use crate::network::{self, Network};
 use crate::sampling::{Draws, Sampling};
@@ -154,6 +155,7 @@ pub fn generate_all(
         groups,
         drafter: Drafter::new(options.draft, options.batch),
         pace: Pace::new(options.draft_tokens),
+        finished: None,
         statistics: Statistics::default(),
     };
     let mut requests = requests.into_iter().enumerate();
@@ -170,7 +172,10 @@ pub fn generate_all(
             }
         }
         let Some(flight) = in_flight.pop_front() else {
-            return batch.statistics;
+            if batch.texts.iter().all(Option::is_none) {
+                return batch.statistics;
+            }
+            continue;
         };
         idle.push_back(flight.group);
         batch.finish(flight, receiver);
@@ -186,6 +191,8 @@ struct Batch<'a, N: ?Sized> {
     groups: usize,
     drafter: Drafter<'a>,
     pace: Pace,
+    /// When the last step was finished.
+    finished: Option<Instant>,
     statistics: Statistics,
 }
 
@@ -240,12 +247,23 @@ impl<N: Network + ?Sized> Batch<'_, N> {
             let Some(text) = &self.texts[place] else {
                 continue;
             };
+            if (text.window().len() - 1) / block * block <= own {
+                // It has as many whole blocks as it could get.
+                continue;
+            }
             // Those that are further, or as far and in front, so that no two wait for each other.
             let others = self.texts.iter().enumerate().filter(|&(other, _)| {
                 !waits[other] && (cached[other] > own || cached[other] == own && other < place)
             });
             let alike = others.filter_map(|(other, of)| {
-                let alike = text.alike(of.as_ref()?) / block * block;
+                let of = of.as_ref()?;
+                let alike = text.alike(of);
+                let alike = match of.end {
+                    None => alike,
+                    // It reads no more.
+                    Some(_) => alike.min(cached[other]),
+                };
+                let alike = alike / block * block;
                 Some((alike, alike.min(cached[other]), other))
             });
             let longest = alike.max().filter(|(alike, ..)| *alike > own);
@@ -290,8 +308,9 @@ impl<N: Network + ?Sized> Batch<'_, N> {
         });
         self.network.submit(&of_network.collect::<Vec<_>>());
         let cache = self.network.cache();
-        let held = cache.held_blocks() * cache.block_bytes();
-        self.statistics.cache_bytes = self.statistics.cache_bytes.max(held);
+        let held = cache.held_blocks() * cache.block_tokens();
+        let bytes = held * CacheShape::from(self.network.config()).token_bytes();
+        self.statistics.cache_bytes = self.statistics.cache_bytes.max(bytes);
         Some(Flight {
             group,
             parts,
@@ -316,6 +335,9 @@ impl<N: Network + ?Sized> Batch<'_, N> {
             let accepted = self.take(part, &drawn, receiver);
             self.pace.compared(part.drafted.len(), accepted);
         }
+        // Of steps that overlap, each counts for the time since the one before.
+        let started = self.finished.map_or(started, |before| before.max(started));
+        self.finished = Some(Instant::now());
         // Steps that read prompts tell nothing of those that do not.
         if parts
             .iter()

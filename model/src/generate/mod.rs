@@ -121,7 +121,8 @@ pub struct Statistics {
     pub accepted: usize,
     /// Tokens of prompts that were not read, since another text with the same beginning had been.
     pub shared: usize,
-    /// The most bytes of keys and values that texts held at once; those of a draft model are not among them.
+    /// The most bytes of keys and values that texts held at once, over all ranks; those of a draft model and copies of
+    /// key/value heads that several ranks have are not among them.
     pub cache_bytes: usize,
 }
 

@@ -313,6 +313,37 @@ fn a_first_token_in_common_does_not_keep_a_longer_beginning_away() {
 }
 
 #[test]
+fn a_text_does_not_wait_for_one_that_has_ended() {
+    let mut config = tiny();
+    config.context_length = 2048;
+    let model = LanguageModel::random(&config, 3, &select(default_name()).unwrap());
+    // Read in two steps. Its only token fills a block, but is itself not read any more.
+    let first = text(1, 70 * 16 - 1, 37).remove(0);
+    let request = |prompt: Vec<u32>, count: usize| Request {
+        prompt,
+        count,
+        sampling: Sampling::greedy(),
+    };
+    let alone = |request: &Request| {
+        let (found, _) = run(&model, std::slice::from_ref(request), Options::new(&[]));
+        found.tokens.concat()
+    };
+    let first = request(first, 1);
+    let next = alone(&first);
+    let second = request([&first.prompt[..], &next, &[1, 2, 3]].concat(), 4);
+    let expected = [next, alone(&second)];
+    for in_flight in [1, 2] {
+        let options = Options {
+            in_flight,
+            eos_ids: &[],
+            ..with(2, Draft::None, DraftTokens::Auto)
+        };
+        let (found, _) = run(&model, &[first.clone(), second.clone()], options);
+        assert_eq!(found.tokens, expected, "{in_flight} in flight");
+    }
+}
+
+#[test]
 fn what_texts_hold_is_counted() {
     let model = model(3);
     let requests = prompts_that_begin_alike();

@@ -91,7 +91,7 @@ impl MixtureOfExperts {
         })
     }
 
-    /// Computes its experts' part of what these ranks compute together from now on. Each of them routes all tokens.
+    /// Makes this one rank of a tensor-parallel group, with its share of the experts. Each rank routes all tokens.
     pub(crate) fn join(&mut self, group: &TensorGroup, shard: &Shard) {
         let experts = shard.experts(self.router.experts());
         self.ranks = Some(Ranks {

@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Int, Tensor};
 
+use super::group::within;
 use crate::sampling::Exchange;
 
 /// What a rank tells the others of a row: its largest logit, the sum of `exp(logit − largest)`, and the target's logit, 0 if
@@ -28,7 +29,7 @@ pub(super) fn cross_entropy_sum(
     let mut nats = 0.0;
     for row in 0..of_ranks[0].len() {
         if counted.as_ref().is_none_or(|counted| counted[row] != 0.0) {
-            nats += surprise(of_ranks.iter().map(|terms| terms[row]));
+            nats += negative_log_likelihood(of_ranks.iter().map(|terms| terms[row]));
         }
     }
     nats as f32
@@ -39,13 +40,8 @@ fn terms(logits: Tensor<2>, targets: Tensor<1, Int>, first: usize) -> Vec<Terms>
     // A part of nothing but minus infinity sums up to 0.
     let largest = logits.clone().max_dim(1).clamp_min(f32::MIN);
     let sum = (logits.clone() - largest.clone()).exp().sum_dim(1);
-    let targets = targets - first as i64;
-    let elsewhere = targets
-        .clone()
-        .lower_elem(0)
-        .bool_or(targets.clone().greater_equal_elem(own as i64));
-    let places = targets.clamp(0, own as i64 - 1).unsqueeze_dim::<2>(1);
-    let of_target = logits.gather(1, places);
+    let (places, elsewhere) = within(targets, first, own);
+    let of_target = logits.gather(1, places.unsqueeze_dim::<2>(1));
     let of_target = of_target.mask_fill(elsewhere.unsqueeze_dim(1), 0.0);
     let read = Tensor::cat(vec![largest, sum, of_target], 1).into_data();
     let values: Vec<f32> = read.iter::<f32>().collect();
@@ -55,7 +51,7 @@ fn terms(logits: Tensor<2>, targets: Tensor<1, Int>, first: usize) -> Vec<Terms>
 }
 
 /// `−ln p(target)` of a row, from the terms of all ranks.
-fn surprise(terms: impl Iterator<Item = Terms> + Clone) -> f64 {
+fn negative_log_likelihood(terms: impl Iterator<Item = Terms> + Clone) -> f64 {
     let largest = terms.clone().map(|terms| terms.0).fold(f32::MIN, f32::max);
     let largest = f64::from(largest);
     let (mut sum, mut of_target) = (0.0, 0.0);
@@ -78,7 +74,7 @@ mod tests {
 
     on_every_device!(parts_of_the_vocabulary_give_the_loss_of_the_whole);
 
-    /// What other ranks say stands ready.
+    /// Replays the other ranks' messages.
     struct Said(Vec<Vec<Terms>>);
 
     impl Exchange for Said {
@@ -142,7 +138,7 @@ mod tests {
             let found = by_rank(&with(f32::INFINITY, place), &targets, None, &[0, 2, 4, 6]);
             assert!(found.iter().all(|nats| !nats.is_finite()), "{found:?}");
         }
-        // A rank may have nothing that can be.
+        // All logits of one rank may be −∞.
         let nothing = f32::NEG_INFINITY;
         let logits = [1.0, 1.0, nothing, nothing, 1.0, 1.0];
         let logits = Tensor::from_floats([logits, logits], &device);

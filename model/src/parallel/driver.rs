@@ -1,4 +1,4 @@
-//! The first rank: it says what is computed, and takes the results.
+//! Rank 0, which issues the steps and takes the results.
 
 use std::collections::VecDeque;
 
@@ -39,7 +39,7 @@ pub struct Driver<'a> {
 ///
 /// When this is not the first rank, or a message fails: see [`TensorGroup`](super::TensorGroup).
 pub fn dismiss(ranks: &Ranks) {
-    assert!(ranks.is_first(), "the first rank says what is computed");
+    assert!(ranks.is_first(), "only rank 0 issues steps");
     ranks.pass_on(&encoded(&Step::End));
 }
 
@@ -51,7 +51,7 @@ impl<'a> Driver<'a> {
     /// When this is not the first rank. Here and in every method: when a message fails, see
     /// [`TensorGroup`](super::TensorGroup).
     pub fn new(model: &'a LanguageModel, ranks: &'a Ranks) -> Self {
-        assert!(ranks.is_first(), "the first rank says what is computed");
+        assert!(ranks.is_first(), "only rank 0 issues steps");
         Self {
             stage: Stage::new(model, ranks),
             edits: Vec::new(),
@@ -72,7 +72,7 @@ impl<'a> Driver<'a> {
         self.own.push_back(reply);
     }
 
-    /// What the stages tell of the earliest step whose result was not asked for, from the first one to the last.
+    /// The replies of all stages to the oldest step whose result has not been taken, from the first stage to the last.
     fn replies(&mut self) -> impl Iterator<Item = Reply> {
         let own = self.own.pop_front().expect("a step that was submitted");
         let ranks = self.stage.ranks;
@@ -120,7 +120,7 @@ impl Network for Driver<'_> {
     }
 
     fn truncate(&mut self, sequence: usize, length: usize) {
-        // As it mostly is.
+        // Usually nothing changes, and nothing needs to be sent.
         if self.cache().lengths()[sequence] != length {
             let edit = Edit::Truncate { sequence, length };
             self.stage.edit(edit);

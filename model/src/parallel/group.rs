@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use firebox_comm::{Comm, CommError};
 use firebox_kernels::embedding;
 use serde::Serialize;
@@ -65,13 +65,8 @@ impl TensorGroup {
         ids: Tensor<1, Int>,
         first: usize,
     ) -> Tensor<2> {
-        let [own, _] = table.dims();
-        let ids = ids - first as i64;
-        let elsewhere = ids
-            .clone()
-            .lower_elem(0)
-            .bool_or(ids.clone().greater_equal_elem(own as i64));
-        let rows = embedding(table, ids.clamp(0, own as i64 - 1)).cast(DType::F32);
+        let (ids, elsewhere) = within(ids, first, table.dims()[0]);
+        let rows = embedding(table, ids).cast(DType::F32);
         let shape = rows.shape();
         let elsewhere = elsewhere.unsqueeze_dim::<2>(1).expand(shape);
         self.sum(rows.mask_fill(elsewhere, 0.0))
@@ -92,7 +87,7 @@ impl TensorGroup {
         let parts = self.comm.all_gather(&bytes(&values));
         let parts = unwound(parts).into_iter().map(|part| {
             let values = floats(&part);
-            let columns = values.len() / rows;
+            let columns = values.len() / rows.max(1);
             Tensor::from_data(TensorData::new(values, [rows, columns]), &device)
         });
         Tensor::cat(parts.collect(), 1)
@@ -107,6 +102,25 @@ impl Exchange for TensorGroup {
         let parts = unwound(self.comm.all_gather(&encoded(&own)));
         parts.iter().map(|part| decoded(part)).collect()
     }
+}
+
+/// The places of token ids among the `own` ones from id `first` on, and which of the ids are not among them: those have any
+/// place.
+///
+/// # Shapes
+///
+/// - `ids`, outputs: `[tokens]`
+pub(super) fn within(
+    ids: Tensor<1, Int>,
+    first: usize,
+    own: usize,
+) -> (Tensor<1, Int>, Tensor<1, Bool>) {
+    let places = ids - first as i64;
+    let elsewhere = places
+        .clone()
+        .lower_elem(0)
+        .bool_or(places.clone().greater_equal_elem(own as i64));
+    (places.clamp(0, own as i64 - 1), elsewhere)
 }
 
 /// The result of an operation that did not fail.

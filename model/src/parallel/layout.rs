@@ -12,7 +12,7 @@ pub const MOST_RANKS: usize = 1 << 12;
 
 /// How ranks divide a model: runs of layers over the pipeline, the matrices of a layer over the tensor ranks of a stage.
 ///
-/// Rank `stage · tensor + t` is tensor rank `t` of a stage, so that the ranks that talk most are neighbours.
+/// Rank `stage · tensor + t` is tensor rank `t` of a stage, so that the ranks that communicate most are adjacent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RankLayout {
@@ -38,7 +38,7 @@ pub struct Coordinates {
     pub within_group: usize,
 }
 
-/// Why a model cannot be laid out so.
+/// Why a layout does not fit a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("--{key} {value} {rule}")]
 pub struct LayoutError {
@@ -87,7 +87,15 @@ impl RankLayout {
     }
 
     /// The rank at a stage and tensor rank.
+    ///
+    /// # Panics
+    ///
+    /// When the layout has no such rank.
     pub fn rank(&self, stage: usize, tensor: usize) -> usize {
+        assert!(
+            stage < self.pipeline && tensor < self.tensor,
+            "tensor rank {tensor} of stage {stage} of {self}"
+        );
         stage * self.tensor + tensor
     }
 

@@ -8,7 +8,7 @@
 //! A [`ParameterSource`](crate::parameters::ParameterSource) with a shard gives each module its part: modules ask for whole
 //! parameters, and take the sizes that they compute with from what they get.
 //!
-//! At work, a rank is tied to the others by [`Ranks`]. The first one has the model as a
+//! At run time, [`Ranks`] holds a rank's communicators. The first rank has the model as a
 //! [`Network`](crate::network::Network), the [`Driver`]; the others [`serve`]. A message that fails ends a rank's work by a
 //! panic that prints nothing ([`TensorGroup`]), which whoever started the rank catches.
 

@@ -1,4 +1,4 @@
-//! One rank's ties to the others.
+//! A rank's communicators.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// Ties the ranks of a communicator together.
+    /// Creates the communicators of a rank; collective over all ranks.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl Ranks {
         [self.tensor.comm().traffic(), self.pipeline.traffic()]
     }
 
-    /// Whether this is the rank that runs the command and says what is computed.
+    /// Whether this is rank 0, which runs the command and issues the steps.
     pub fn is_first(&self) -> bool {
         self.world.rank() == 0
     }
@@ -125,7 +125,7 @@ impl Ranks {
         unwound(self.world.wait(from))
     }
 
-    /// Tells the first rank.
+    /// Sends a reply to rank 0.
     pub(super) fn reply(&self, reply: &impl Serialize) {
         unwound(self.world.send(0, &encoded(reply)));
     }

@@ -28,8 +28,8 @@ pub enum Holding {
     Elsewhere,
     /// These of its values.
     Part(Slice),
-    /// Zeros of this shape, in place of what is added once: another tensor rank of its stage holds the values. They are in no
-    /// file.
+    /// Zeros of this shape: the bias is added before the all-reduce, so that only one tensor rank holds it. They are not
+    /// stored.
     Zeros(Vec<usize>),
 }
 
@@ -203,7 +203,7 @@ impl Shard {
     /// - A bias of the residual stream (an output bias of attention, `[d_model]`; the down biases of experts,
     ///   `[experts, d_model]`) is added to products that the ranks sum up, so that it must be added once: it is on the first
     ///   of the ranks that share the product, and zeros are on the others. The modules add what they have before the sum.
-    /// - What is divided by no rule (norms, routers) each tensor rank of the stage holds.
+    /// - Norms and routers are replicated on every tensor rank of the stage.
     pub fn holding(&self, parameter: &ParameterInfo) -> Holding {
         let on_stage = match (parameter.layer(), parameter.role) {
             (Some(layer), _) => self.layers.contains(&layer),

@@ -27,7 +27,7 @@ pub(super) struct Stage<'a> {
     memory: Memory,
 }
 
-/// Does the part of every step of a rank that is not the first one, until the first one has no more.
+/// The worker loop of every rank but rank 0: runs its part of each step until there are no more.
 ///
 /// # Panics
 ///
@@ -41,9 +41,7 @@ pub fn serve(model: &LanguageModel, ranks: &Ranks) {
         if matches!(step, Step::End) {
             return;
         }
-        if let Some(reply) = stage.run(&step)
-            && ranks.at().tensor == 0
-        {
+        if let Some(reply) = stage.run(&step) {
             ranks.reply(&reply);
         }
     }
@@ -109,7 +107,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Does this rank's part of a step. Returns what the first tensor rank of the stage has to tell of it.
+    /// Does this rank's part of a step. Returns the reply of the stage on its first tensor rank, if there is one.
     pub fn run(&mut self, step: &Step) -> Option<Reply> {
         match step {
             Step::Begin { sequences } => {
@@ -120,12 +118,12 @@ impl<'a> Stage<'a> {
                 edits.iter().for_each(|&edit| self.edit(edit));
                 self.decode(parts)
             }
-            Step::Batch(sequences) => Some(self.batch(sequences)),
-            Step::Trace { ids, valid, length } => Some(self.trace(PaddedRows {
+            Step::Batch(sequences) => self.batch(sequences),
+            Step::Trace { ids, valid, length } => self.trace(PaddedRows {
                 ids,
                 valid,
                 length: *length,
-            })),
+            }),
             Step::End => None,
         }
     }
@@ -152,38 +150,48 @@ impl<'a> Stage<'a> {
         };
         let texts: Vec<Draws> = parts.iter().filter_map(|part| part.draws.clone()).collect();
         if texts.is_empty() {
-            return Some(Reply::Drawn(Vec::new()));
+            return self.replies().then(|| Reply::Drawn(Vec::new()));
         }
         let exchange = &mut self.ranks.tensor().clone();
         let first = self.first_token() as u32;
         let memory = &mut self.memory;
-        let drawn = Draws::from_parts(&texts, &logits, first, memory, exchange);
-        Some(Reply::Drawn(drawn))
+        let drawn = match exchange.size() {
+            1 => Draws::of_each(&texts, &logits, memory),
+            _ => Draws::from_parts(&texts, &logits, first, memory, exchange),
+        };
+        self.replies().then_some(Reply::Drawn(drawn))
     }
 
-    fn batch(&mut self, sequences: &[Sequence]) -> Reply {
+    fn batch(&mut self, sequences: &[Sequence]) -> Option<Reply> {
         let batch = Batch::new(sequences, &self.model.device());
         let tokens = batch.tokens.clone();
         let observer = &mut Unobserved;
         let (stream, routing) = pass(self.model, self.ranks, tokens, &batch.placement, observer);
         let counted = batch.valid.as_ref();
-        let health = HealthSums::terms(&routing, counted);
-        Reply::Sums {
-            nats: stream.map(|stream| {
-                let logits = self.model.logits(stream);
-                let exchange = &mut self.ranks.tensor().clone();
-                let first = self.first_token();
-                cross_entropy_sum(logits, batch.targets, counted, first, exchange)
-            }),
+        let nats = stream.map(|stream| {
+            let logits = self.model.logits(stream);
+            let exchange = &mut self.ranks.tensor().clone();
+            let first = self.first_token();
+            cross_entropy_sum(logits, batch.targets, counted, first, exchange)
+        });
+        self.replies().then(|| Reply::Sums {
+            nats,
             layers: routing.iter().map(|routing| routing.layer).collect(),
-            health: health.map_or_else(Vec::new, values),
-        }
+            health: HealthSums::terms(&routing, counted).map_or_else(Vec::new, values),
+        })
     }
 
-    fn trace(&mut self, rows: PaddedRows) -> Reply {
+    fn trace(&mut self, rows: PaddedRows) -> Option<Reply> {
         let mut hidden = ResidualStream::default();
         let (tokens, placement) = rows.on(&self.model.device());
-        let (logits, routing) = observed(self.model, self.ranks, tokens, &placement, &mut hidden);
+        let (stream, routing) = pass(self.model, self.ranks, tokens, &placement, &mut hidden);
+        let logits = stream.map(|stream| {
+            let logits = self.model.logits(stream);
+            self.ranks.tensor().gather_columns(logits)
+        });
+        if !self.replies() {
+            return None;
+        }
         let routed = routing.into_iter().map(|routing| {
             let chosen = routing.plan.chosen().into_data();
             Routed {
@@ -193,11 +201,16 @@ impl<'a> Stage<'a> {
                 chosen: chosen.iter::<i64>().map(|expert| expert as u32).collect(),
             }
         });
-        Reply::Trace {
+        Some(Reply::Trace {
             hidden: hidden.0.into_iter().map(values).collect(),
             routing: routed.collect(),
             logits: logits.map(values),
-        }
+        })
+    }
+
+    /// Whether this rank replies for its stage, whose tensor ranks all have the same.
+    fn replies(&self) -> bool {
+        self.ranks.at().tensor == 0
     }
 
     /// The first token id of which this rank has the logits.

@@ -8,10 +8,10 @@ use crate::config::ModelConfig;
 use crate::language_model::LanguageModel;
 use crate::parameters::{ParameterInfo, Role};
 
-/// What a part of a model weighs.
+/// The cost of a part of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Load {
-    /// Parameters, which decide over memory.
+    /// Number of parameters, which decide over memory.
     pub parameters: f64,
     /// Floating-point operations for one token: two for each weight that multiplies it. Scores of attention are left out.
     pub operations: f64,
@@ -89,7 +89,7 @@ impl Loads {
         loads
     }
 
-    /// What each stage weighs.
+    /// The cost of each stage.
     pub fn of_stages(&self, stages: &[Range<usize>]) -> Vec<Load> {
         let last = stages.len().saturating_sub(1);
         let stages = stages.iter().enumerate().map(|(number, layers)| {
@@ -133,7 +133,7 @@ impl Loads {
     }
 }
 
-/// The layers of each of `count` pipeline stages, in order, so that the fullest stage is as light as can be: a stage weighs
+/// The layers of each of `count` pipeline stages, in order, such that the largest cost of a stage is smallest: a stage costs
 /// the larger of its shares of all parameters and of all operations, embedding and head included. Of all such divisions it
 /// is the one whose stages are most alike (the least sum of squares), and of equal ones the one with the larger stages in
 /// front.
@@ -249,7 +249,7 @@ impl Division {
                         break;
                     }
                     let sum = weight * weight + rest;
-                    // Differences of rounding are none.
+                    // Sums that differ by rounding alone count as equal.
                     if sum <= squares[start] * (1.0 + 1e-12) {
                         squares[start] = sum;
                         ends[stage][start] = end;

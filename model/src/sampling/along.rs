@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Alone, Exchange, Memory, Row, Sampling, draw};
 
-/// What is drawn of a text: its next token, and the token after each drafted one as long as the draft is what was drawn.
+/// The draws of one sequence in a step: the next token, and one after each drafted token that was drawn itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Draws<'a> {
     sampling: Sampling,
@@ -80,6 +80,26 @@ impl<'a> Draws<'a> {
             }
         }
         drawn
+    }
+
+    /// The draws of some texts, one after the other, from rows of logits of the whole vocabulary.
+    ///
+    /// # Shapes
+    ///
+    /// - `logits`: `[Σ rows, vocab_size]`
+    pub(crate) fn of_each(
+        texts: &[Self],
+        mut logits: &[f32],
+        memory: &mut Memory,
+    ) -> Vec<Vec<u32>> {
+        let rows: usize = texts.iter().map(Self::rows).sum();
+        let vocab_size = logits.len() / rows.max(1);
+        let drawn = texts.iter().map(|draws| {
+            let (of_text, rest) = logits.split_at(draws.rows() * vocab_size);
+            logits = rest;
+            draws.from(of_text, memory)
+        });
+        drawn.collect()
     }
 
     /// The draws of some texts from rows of logits of a rank's part of the vocabulary, which begins with id `first`: the same

@@ -1,7 +1,8 @@
 //! The draw itself, of logits that may lie on several ranks, each with a part of the vocabulary.
 //!
-//! The ranks exchange each row's likeliest token and the best of what each of them drew: what is drawn is what a rank with
-//! all of the vocabulary draws, to the last bit.
+//! The ranks exchange each row's likeliest token, the counts by which `select` finds what `top_k` and `top_p` leave (up to
+//! eight rounds each), and the best of what each of them drew: what is drawn is what a rank with all of the vocabulary draws,
+//! to the last bit.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -11,7 +12,7 @@ use super::noise::Noise;
 use super::penalties::Penalties;
 use super::select::{Candidates, Choice, Scores, select};
 
-/// Gives each rank what all of those have that hold parts of the vocabulary, in the order of the parts.
+/// All-gather among the ranks that share the vocabulary, in the order of their parts.
 pub trait Exchange {
     /// The messages of all ranks, of which `own` is this rank's.
     fn all<T: Serialize + DeserializeOwned>(&mut self, own: T) -> Vec<T>;

@@ -1,7 +1,7 @@
 //! Choosing the next token.
 //!
 //! A token is drawn by Gumbel noise: it is the argmax of `ln p(token) + g(token)`, which is an exact draw from `p`. The
-//! noise is a pure function of the seed, the number of the text, the position and the token (`noise`), so that a text
+//! noise is a pure function of the seed, the position and the token (`noise`), so that a text
 //! depends on nothing else: not on what else is generated, in which order, or how many tokens are computed at once. Two
 //! models that share the noise mostly draw the same token where their probabilities are alike (Daliri, Musco and Suresh,
 //! arXiv 2408.07978), which is what lets a draft model guess what the other one will draw.

@@ -10,8 +10,8 @@ use super::{Exchange, Sampling};
 /// Bits of a key that a round decides.
 const DIGIT_BITS: u32 = 8;
 
-/// Probabilities add up as integers, in which the likeliest token counts so much: such a sum is the same in any order, so
-/// that ranks cannot disagree with each other, or with a rank that has all of the vocabulary.
+/// Probabilities are summed as integers, where the likeliest token counts this much: such a sum does not depend on the
+/// order, so that ranks cannot disagree with each other, or with a rank that has all of the vocabulary.
 const UNIT: f64 = (1u64 << 62) as f64;
 
 /// What makes probabilities of a row's logits.
@@ -44,8 +44,8 @@ fn key(id: u32, logit: f32) -> u64 {
         true => f32::NEG_INFINITY,
         false => logit,
     };
-    // The order of `total_cmp`.
-    let bits = logit.to_bits();
+    // The order of `total_cmp`, but for the two zeros, which are equal.
+    let bits = (logit + 0.0).to_bits();
     let ordered = match bits >> 31 {
         0 => bits | 1 << 31,
         _ => !bits,
@@ -167,7 +167,7 @@ fn keep_likeliest(
     }
 }
 
-/// What the likeliest tokens have to reach together.
+/// Where the search stops.
 #[derive(Debug, Clone, Copy)]
 enum Goal {
     /// So many.
@@ -263,6 +263,7 @@ mod tests {
 
     fn compare(logits: &[f32], a: u32, b: u32) -> std::cmp::Ordering {
         let logit = |id: u32| logits[id as usize];
+        let logit = |id: u32| logit(id) + 0.0;
         logit(b).total_cmp(&logit(a)).then(a.cmp(&b))
     }
 
@@ -294,6 +295,7 @@ mod tests {
             -1e-40,
             -0.0,
             0.0,
+            -0.0,
             1e-40,
             1.0,
             f32::MAX,

@@ -171,3 +171,15 @@ fn what_cannot_be_is_not_drawn() {
         1
     );
 }
+
+#[test]
+fn the_two_zeros_are_equally_likely() {
+    for seed in 0..20 {
+        let mut one_of_one = Sampler::new(Sampling {
+            seed,
+            top_k: 1,
+            ..plain()
+        });
+        assert_eq!(one_of_one.sample(&[-0.0, 0.0], &[], &[]), 0);
+    }
+}

@@ -12,7 +12,7 @@ pub struct HostPlan {
     pub experts: usize,
     /// Experts that each token visits (k).
     pub top_k: usize,
-    /// The expert of each assignment.
+    /// The expert of each assignment, counted among all experts also in a [`part`](Self::part).
     pub expert_of_assignment: Vec<u32>,
     /// The token whose activations a row holds.
     pub token_of_row: Vec<u32>,
@@ -61,7 +61,8 @@ impl HostPlan {
         }
     }
 
-    /// The plan of some of the experts, which are counted from 0 then: the rows of the others are left out.
+    /// The plan of the rows of some of the experts, which `offsets` counts from 0: the rows of the others are left out. The
+    /// assignments are all still there.
     ///
     /// # Panics
     ///
@@ -86,7 +87,7 @@ impl HostPlan {
         }
     }
 
-    /// Assignments to each expert from the tokens that `valid` marks with 1.
+    /// Assignments to each expert from the tokens that `valid` marks with 1; of a whole plan.
     pub fn load(&self, valid: &[f32]) -> Vec<f32> {
         let mut load = vec![0.0; self.experts];
         for (assignment, &expert) in self.expert_of_assignment.iter().enumerate() {

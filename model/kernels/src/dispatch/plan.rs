@@ -92,9 +92,9 @@ impl DispatchPlan {
         }
     }
 
-    /// The plan of some of the experts, of all tokens, for a rank that has these alone: the rows of the other experts are left
-    /// out, so that what it makes of a token is the part of these experts, nothing for a token that visits none of them. It
-    /// lies on the host; a choice on another device is read back.
+    /// The plan of some of the experts, of all tokens, for a rank that has these alone: it gives only these experts'
+    /// contribution, which is zero for tokens that are routed to none of them. It lies on the host; a choice on another device
+    /// is read back.
     ///
     /// # Panics
     ///
@@ -171,7 +171,7 @@ impl DispatchPlan {
     }
 
     /// The plan on the host; reads the choice back from another device.
-    pub(crate) fn to_host(&self) -> Arc<HostPlan> {
+    pub fn to_host(&self) -> Arc<HostPlan> {
         match &self.tables {
             Tables::Host(plan) => plan.clone(),
             Tables::Device { .. } => {

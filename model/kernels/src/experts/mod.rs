@@ -114,9 +114,10 @@ pub fn experts_reference(
     precision: Precision,
 ) -> Tensor<2> {
     check(&x, &weights, &experts, plan);
-    let rows = dispatch(x, plan);
-    let rows = grouped(rows, experts, plan, activation, precision);
-    combine(rows, weights, plan)
+    let plan = plan.to_host();
+    let rows = dispatch(x, &plan);
+    let rows = grouped(rows, experts, &plan, activation, precision);
+    combine(rows, weights, &plan)
 }
 
 /// `(silu(x W_gate) ⊙ x W_up) W_down` (arXiv 2002.05202): [`experts`] with one that every token visits.

@@ -1,12 +1,11 @@
 //! The steps of which experts consist, in plain tensor operations on any device: [`dispatch`], [`grouped`], [`combine`].
 //!
-//! [`experts`](super::experts) does the three at once. By themselves they are for what stands between them, such as rows
-//! that go to other ranks. They read the plan back from the device.
+//! [`experts`](super::experts) does the three at once, by kernels where the device has them.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::{Activation, ExpertWeights};
-use crate::dispatch::{DispatchPlan, ELSEWHERE};
+use crate::dispatch::{ELSEWHERE, HostPlan};
 use crate::linear_reference;
 use crate::precision::Precision;
 
@@ -16,8 +15,11 @@ use crate::precision::Precision;
 ///
 /// - `x`: `[tokens, d_model]`
 /// - output: `[rows, d_model]`
-pub fn dispatch(x: Tensor<2>, plan: &DispatchPlan) -> Tensor<2> {
-    let plan = plan.to_host();
+///
+/// # Panics
+///
+/// When the plan has more tokens.
+pub fn dispatch(x: Tensor<2>, plan: &HostPlan) -> Tensor<2> {
     if plan.token_of_row.is_empty() {
         // Some backends refuse to select nothing.
         return Tensor::empty([0, x.dims()[1]], &x.device());
@@ -31,14 +33,18 @@ pub fn dispatch(x: Tensor<2>, plan: &DispatchPlan) -> Tensor<2> {
 /// # Shapes
 ///
 /// - `rows`, output: `[rows, d_model]`, by expert
+/// - `experts`: as [`experts`](super::experts) takes them
+///
+/// # Panics
+///
+/// When the shapes do not fit those of the plan.
 pub fn grouped(
     rows: Tensor<2>,
     experts: ExpertWeights,
-    plan: &DispatchPlan,
+    plan: &HostPlan,
     activation: Activation,
     precision: Precision,
 ) -> Tensor<2> {
-    let plan = plan.to_host();
     let of = |stack: &Tensor<3>, expert| stack.clone().narrow(0, expert, 1).squeeze_dim::<2>(0);
     let ExpertWeights {
         gate,
@@ -70,11 +76,14 @@ pub fn grouped(
 /// - `rows`: `[rows, d_model]`, by expert
 /// - `weights`: `[tokens, top_k]`
 /// - output: `[tokens, d_model]`
-pub fn combine(rows: Tensor<2>, weights: Tensor<2>, plan: &DispatchPlan) -> Tensor<2> {
+///
+/// # Panics
+///
+/// When the shapes do not fit those of the plan.
+pub fn combine(rows: Tensor<2>, weights: Tensor<2>, plan: &HostPlan) -> Tensor<2> {
     let [count, d_model] = rows.dims();
     let [tokens, top_k] = weights.dims();
     let device = rows.device();
-    let plan = plan.to_host();
     if tokens == 0 || count == 0 {
         return Tensor::zeros([tokens, d_model], &device);
     }
