@@ -8,6 +8,7 @@ mod generate;
 mod plan;
 mod shard;
 mod trace;
+mod values;
 
 use std::path::PathBuf;
 
