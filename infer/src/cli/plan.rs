@@ -1,16 +1,21 @@
 //! `cargo infer plan`.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use firebox_checkpoint::Accept;
+use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::accounting::Accounting;
+use serde::Serialize;
 
 use super::values::{positive, share};
 use super::{LayoutArgs, at_least_one, print_json};
 use crate::InferError;
+use crate::compare::LayoutName;
+use crate::plan::measure::{self, Measured, measure};
 use crate::plan::{
     Beside, Bounds, Comparison, Drafting, Hardware, Plan, PlanError, Report, Widths, Workload,
     cheapest, open_model, speculate,
@@ -20,19 +25,34 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer plan configs/gpt4.toml --hardware a100 --tensor 8 --pipeline 16 --batch 64\n  \
     cargo infer plan configs/gpt4.toml --hardware a100 --tensor 8 --pipeline 16 --batch 64 --beside configs/dense-175b.toml\n  \
     cargo infer plan configs/gpt4.toml --hardware h100 --batch 256 --search --latency 300\n  \
-    cargo infer plan configs/gpt4.toml --hardware a100 --tensor 8 --pipeline 16 --draft-acceptance 0.8\n\n\
+    cargo infer plan configs/gpt4.toml --hardware a100 --tensor 8 --pipeline 16 --draft-acceptance 0.8\n  \
+    cargo infer plan runs/quickstart --measure --hardware-out here.toml\n\n\
     Stage time = max(memory traffic, FLOPs) on its slowest rank, plus its all-reduces. A rank reads its weights, the experts\n\
     that its tokens visit, and its KV cache; with even routing, T tokens visit a share of 1 - (1 - k/E)^T of the experts. A\n\
     text passes through all stages and the sends between them. Numbers of hardware and assumed efficiencies are in\n\
-    configs/hardware; --hardware takes a file of your own.";
+    configs/hardware; --hardware takes a file of your own. --measure makes one of this machine, and shows predicted and\n\
+    measured times of a checkpoint side by side.";
 
-/// The longest prompt and output where none are given, in tokens.
-const PROMPT: usize = 2048;
-const OUTPUT: usize = 512;
+/// The longest prompt and output where none are given, in tokens: of a plan, and of one that is measured.
+const PLANNED: [usize; 2] = [2048, 512];
+const MEASURED: [usize; 2] = [128, 32];
+
+/// Options of a plan that is not measured.
+const UNMEASURED: [&str; 9] = [
+    "hardware",
+    "tensor",
+    "pipeline",
+    "expert",
+    "batch",
+    "message_dtype",
+    "beside",
+    "draft_acceptance",
+    "search",
+];
 
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {
-    /// Configuration of a run, checkpoint folder, run folder, or sharded checkpoint. Weights are not read.
+    /// Configuration of a run, checkpoint folder, run folder, or sharded checkpoint. Weights are read with --measure only.
     model: PathBuf,
     /// a100, h100, laptop, or a file like those in configs/hardware.
     #[arg(long, value_name = "NAME|FILE", default_value = "a100")]
@@ -42,15 +62,16 @@ pub(super) struct PlanArgs {
     /// Texts that are generated at once.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     batch: usize,
-    /// Tokens of a prompt [default: 2048, or what the context leaves beside the output].
+    /// Tokens of a prompt [default: 2048, with --measure 128, or what the context leaves beside the output].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     prompt: Option<usize>,
-    /// Tokens that are generated for a prompt [default: 512, or at most a quarter of the context].
+    /// Tokens that are generated for a prompt [default: 512, with --measure 32, or a quarter of the context if that is less].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     output: Option<usize>,
-    /// Type of weights and KV cache: bf16, f16 or f32.
-    #[arg(long, value_name = "TYPE", default_value_t = WeightDtype::Bf16)]
-    dtype: WeightDtype,
+    /// Type of weights and KV cache: bf16, f16 or f32 [default: bf16, with --measure f32, which the KV cache then is in any
+    /// case].
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<WeightDtype>,
     /// Type of the activations that ranks send: bf16, f16 or f32 [default: that of --dtype].
     ///
     /// The ranks of `cargo infer` itself send f32.
@@ -74,6 +95,32 @@ pub(super) struct PlanArgs {
     /// Largest number of ranks that --search may choose.
     #[arg(long, value_name = "N", default_value_t = 256, requires = "search", value_parser = at_least_one)]
     max_ranks: usize,
+    /// Measure this machine and generate with the checkpoint on ranks that are threads of it, to compare times with their
+    /// prediction.
+    #[arg(long, conflicts_with_all = UNMEASURED)]
+    measure: bool,
+    /// Layouts to measure: pipeline stages × tensor ranks, and `x` groups of experts if there are several.
+    #[arg(
+        long,
+        value_name = "LAYOUTS",
+        value_delimiter = ',',
+        default_value = "1x1,1x2,2x1,1x4",
+        requires = "measure"
+    )]
+    layouts: Vec<LayoutName>,
+    /// Numbers of texts at once to measure.
+    #[arg(
+        long,
+        value_name = "NUMBERS",
+        value_delimiter = ',',
+        default_value = "1,4,16",
+        requires = "measure",
+        value_parser = at_least_one
+    )]
+    batches: Vec<usize>,
+    /// File to write what --measure finds of this machine to, for --hardware.
+    #[arg(long, value_name = "FILE", requires = "measure")]
+    hardware_out: Option<PathBuf>,
     /// Unknown field of config.json to ignore; may be given several times.
     #[arg(long, value_name = "FIELD")]
     accept: Vec<String>,
@@ -84,11 +131,39 @@ pub(super) struct PlanArgs {
 
 impl PlanArgs {
     pub(super) fn execute(self) -> Result<(), InferError> {
-        let report = self.report()?;
-        match self.json {
-            true => print_json(&report),
-            false => print(&report.to_string()).map_err(InferError::Output),
+        match self.measure {
+            true => show(&self.measured()?, self.json),
+            false => show(&self.report()?, self.json),
         }
+    }
+
+    fn measured(&self) -> Result<Measured, InferError> {
+        let config = open_model(&self.model, Accept::Flag(&self.accept))?.config;
+        let contexts = [(config.context_length, self.model.as_path())];
+        let (prompt, output) = self.lengths(&contexts, MEASURED)?;
+        let options = measure::Options {
+            checkpoint: self.model.clone(),
+            accept: self.accept.clone(),
+            dtype: self.dtype.unwrap_or_default(),
+            layouts: self.layouts.iter().map(|layout| layout.0).collect(),
+            batches: self.batches.clone(),
+            prompt,
+            output,
+        };
+        let progress = Progress::new("measuring", 0);
+        let measured = measure(&options, &config, |stage| progress.tell(stage.to_owned()));
+        drop(progress);
+        let measured = measured?;
+        if let Some(path) = &self.hardware_out {
+            let comment = format!(
+                "Measured by `cargo infer plan CHECKPOINT --measure --dtype {}`: this machine's cores, which ranks share\n\
+                 that are threads of it. `network` and `price` are assumptions.",
+                measured.dtype
+            );
+            measured.hardware.write(path, &comment)?;
+            tracing::info!("wrote {}", path.display());
+        }
+        Ok(measured)
     }
 
     fn report(&self) -> Result<Report, PlanError> {
@@ -144,36 +219,55 @@ impl PlanArgs {
         })
     }
 
-    /// The workload of models with these contexts. What is not given of a text is as long as the shortest context allows.
+    /// The workload of models with these contexts.
     fn workload(&self, contexts: &[(usize, &Path)]) -> Result<Workload, PlanError> {
+        let (prompt, output) = self.lengths(contexts, PLANNED)?;
+        let dtype = self.dtype.unwrap_or(WeightDtype::Bf16);
+        Ok(Workload {
+            batch: self.batch,
+            prompt,
+            output,
+            widths: Widths {
+                weight: dtype.bytes(),
+                cache: dtype.bytes(),
+                message: self.message_dtype.unwrap_or(dtype).bytes(),
+            },
+        })
+    }
+
+    /// The tokens of a prompt and of what is generated for it, with models of these contexts. What is not given is as long
+    /// as the shortest context allows, and no longer than `most`.
+    fn lengths(
+        &self,
+        contexts: &[(usize, &Path)],
+        most: [usize; 2],
+    ) -> Result<(usize, usize), PlanError> {
         let &(largest, model) = contexts
             .iter()
             .min_by_key(|(context, _)| *context)
             .expect("there is a model");
         let left = |given: usize| largest.saturating_sub(given).max(1);
         let output = self.output.unwrap_or_else(|| {
-            let most = OUTPUT.min((largest / 4).max(1));
-            self.prompt.map_or(most, |prompt| most.min(left(prompt)))
+            let output = most[1].min((largest / 4).max(1));
+            self.prompt
+                .map_or(output, |prompt| output.min(left(prompt)))
         });
-        let prompt = self.prompt.unwrap_or_else(|| PROMPT.min(left(output)));
-        if prompt.saturating_add(output) > largest {
-            return Err(PlanError::Context {
+        let prompt = self.prompt.unwrap_or_else(|| most[0].min(left(output)));
+        match prompt.saturating_add(output) > largest {
+            false => Ok((prompt, output)),
+            true => Err(PlanError::Context {
                 prompt,
                 output,
                 largest,
                 model: model.to_owned(),
-            });
+            }),
         }
-        let width = self.dtype.bytes();
-        Ok(Workload {
-            batch: self.batch,
-            prompt,
-            output,
-            widths: Widths {
-                weight: width,
-                cache: width,
-                message: self.message_dtype.unwrap_or(self.dtype).bytes(),
-            },
-        })
+    }
+}
+
+fn show(report: &(impl Display + Serialize), json: bool) -> Result<(), InferError> {
+    match json {
+        true => print_json(report),
+        false => print(&report.to_string()).map_err(InferError::Output),
     }
 }

@@ -70,6 +70,9 @@ pub enum PlanError {
         /// The longest time of a token, in seconds.
         latency: Option<f64>,
     },
+    /// Ranks that are processes are not measured.
+    #[error("--measure runs ranks as threads of one process, and MPI has started this one")]
+    Launched,
     /// A file cannot be read.
     #[error(transparent)]
     Read(#[from] FileError),
@@ -118,6 +121,7 @@ impl Advise for PlanError {
             Self::NothingFits { .. } => Advice::USAGE.hint(
                 "allow more ranks (--max-ranks) or more time (--latency), or lower --batch, --prompt or --output",
             ),
+            Self::Launched => Advice::USAGE.hint("run the command without mpirun"),
             Self::Read(_) => Advice::USAGE,
             Self::Checkpoint(error) => error.advice(),
             Self::Folder(error) => error.advice(),

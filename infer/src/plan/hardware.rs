@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use firebox_console::durable::FileError;
+use firebox_console::durable::{self, FileError};
 use serde::{Deserialize, Serialize};
 
 use super::PlanError;
@@ -136,6 +136,17 @@ impl Hardware {
             Some(fault) => Err(fault),
             None => Ok(hardware),
         }
+    }
+
+    /// Writes it as a file that [`open`](Self::open) reads, below a comment, and replaces what is there.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn write(&self, path: &Path, comment: &str) -> Result<(), FileError> {
+        let lines = comment.lines().map(|line| format!("# {line}\n"));
+        let table = toml::to_string(self).expect("numbers and names are TOML");
+        durable::write(path, format!("{}\n{table}", lines.collect::<String>()))
     }
 
     /// A number that cannot be.
@@ -328,6 +339,22 @@ mod tests {
             fault.contains("peak_flop") && fault.ends_with(&expected),
             "{fault}"
         );
+    }
+
+    #[test]
+    fn a_written_file_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.toml");
+        let mut hardware = by_hand();
+        hardware.shared = Some(Shared {
+            cores: 2,
+            memory_bandwidth: 1.5e10,
+            peak_flops: 1e11,
+        });
+        hardware.write(&path, "measured\nby hand").unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("# measured\n# by hand\n\nname"), "{text}");
+        assert_eq!(Hardware::open(path.to_str().unwrap()).unwrap(), hardware);
     }
 
     #[test]

@@ -4,10 +4,13 @@
 //! longer, and a latency and a bandwidth for each message (α–β). Nothing is run.
 
 mod batches;
+#[cfg(test)]
+mod by_hand;
 mod error;
 mod estimate;
 mod hardware;
 mod loads;
+pub mod measure;
 mod memory;
 mod search;
 mod source;
