@@ -92,7 +92,7 @@ fn what_does_not_fit_is_marked_and_what_is_not_there_is_left_out() {
     ] {
         assert!(!alone.contains(part), "{part} is in\n{alone}");
     }
-    let full = stdout(&["configs/gpt4.toml", "--tensor", "8", "--pipeline", "8"]);
+    let full = stdout(&["configs/gpt4.toml", "--tensor", "8", "--pipeline", "4"]);
     assert!(full.contains("* does not fit into memory"), "{full}");
     assert!(full.contains("does not fit into 74.5 GiB"), "{full}");
     // The dense model on one rank of a laptop.
@@ -256,15 +256,33 @@ fn predicted_and_measured_times_of_every_layout_and_batch() {
     let planned = json(&[checkpoint, "--hardware", file, "--dtype", "f32"]);
     assert_eq!(planned["hardware"], found["hardware"]);
 
-    let text = stdout(&[checkpoint, "--measure", "--layouts", "1x2", "--batches", "2"]);
-    for part in ["predicted ÷ measured", "to first token", "per output token", "of 2 predictions"] {
+    let text = stdout(&[
+        checkpoint,
+        "--measure",
+        "--layouts",
+        "1x2",
+        "--batches",
+        "2",
+    ]);
+    for part in [
+        "predicted ÷ measured",
+        "to first token",
+        "per output token",
+        "of 2 predictions",
+    ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
     for (more, expected) in [
         (vec!["--measure", "--batch", "4"], "--batch"),
         (vec!["--layouts", "1x1"], "--measure"),
-        (vec!["--measure", "--layouts", "3x1"], "the model's 2 layers"),
-        (vec!["--measure", "--prompt", "40"], "exceed the context of 32"),
+        (
+            vec!["--measure", "--layouts", "3x1"],
+            "the model's 2 layers",
+        ),
+        (
+            vec!["--measure", "--prompt", "40"],
+            "exceed the context of 32",
+        ),
     ] {
         let error = usage_error(&[&[checkpoint][..], &more].concat());
         assert!(error.contains(expected), "{expected} is not in\n{error}");

@@ -52,6 +52,7 @@ fn hardware() -> Hardware {
         node: 8,
         flops_efficiency: 1.0,
         bandwidth_efficiency: 1.0,
+        overlap: 1.0,
         layer_latency: 0.0,
         shared: None,
         link: none,

@@ -37,6 +37,10 @@ pub struct Hardware {
     pub flops_efficiency: f64,
     /// Share of `memory_bandwidth` that is reached.
     pub bandwidth_efficiency: f64,
+    /// How far reading and computing go on at the same time: 1 if the shorter of them takes no time of its own (the
+    /// roofline model), 0 if one follows the other.
+    #[serde(default = "one")]
+    pub overlap: f64,
     /// Seconds that a layer takes however little it computes.
     #[serde(default)]
     pub layer_latency: f64,
@@ -88,18 +92,24 @@ pub(super) struct Reach {
     bandwidth: f64,
     /// FLOP/s.
     flops: f64,
+    /// See [`Hardware::overlap`].
+    overlap: f64,
     /// Seconds of a layer however little it computes.
     layer_latency: f64,
 }
 
 impl Reach {
-    /// Seconds of work on `layers` layers that reads `bytes` and computes `operations` at the same time (the roofline
-    /// model).
+    /// Seconds of work on `layers` layers that reads `bytes` and computes `operations`.
     pub fn seconds(&self, layers: usize, bytes: f64, operations: f64) -> f64 {
         let read = bytes / self.bandwidth;
         let computed = operations / self.flops;
-        read.max(computed) + layers as f64 * self.layer_latency
+        let hidden = self.overlap * read.min(computed);
+        read + computed - hidden + layers as f64 * self.layer_latency
     }
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 impl Hardware {
@@ -176,10 +186,12 @@ impl Hardware {
         let shares = [
             ("flops_efficiency", self.flops_efficiency),
             ("bandwidth_efficiency", self.bandwidth_efficiency),
+            ("overlap", self.overlap),
         ];
         let above = shares.iter().find(|(_, share)| *share > 1.0);
         let above = above.map(|(key, share)| format!("{key} = {share} must be at most 1"));
         let times = [
+            ("overlap", self.overlap),
             ("layer_latency", self.layer_latency),
             ("link.latency", self.link.latency),
             ("network.latency", self.network.latency),
@@ -216,6 +228,7 @@ impl Hardware {
         let alone = Reach {
             bandwidth: self.memory_bandwidth * self.bandwidth_efficiency,
             flops: self.peak_flops * self.flops_efficiency,
+            overlap: self.overlap,
             layer_latency: self.layer_latency,
         };
         let Some(shared) = self.shared else {
@@ -232,6 +245,7 @@ impl Hardware {
             ),
             flops: of_rank(alone.flops, shared.peak_flops * self.flops_efficiency),
             layer_latency: alone.layer_latency * working / cores,
+            overlap: alone.overlap,
         }
     }
 
@@ -391,6 +405,7 @@ mod tests {
                 bandwidth,
                 flops,
                 layer_latency,
+                ..
             } = hardware.reach(ranks, busy);
             [bandwidth, flops, layer_latency]
         };
@@ -414,5 +429,10 @@ mod tests {
         let reach = hardware.reach(1, 1);
         assert_eq!(reach.seconds(2, 100.0, 5.0), 2.5);
         assert_eq!(reach.seconds(0, 100.0, 15.0), 3.0);
+        // Half of the shorter one is hidden, or nothing.
+        hardware.overlap = 0.5;
+        assert_eq!(hardware.reach(1, 1).seconds(0, 100.0, 5.0), 2.5);
+        hardware.overlap = 0.0;
+        assert_eq!(hardware.reach(1, 1).seconds(0, 100.0, 15.0), 5.0);
     }
 }

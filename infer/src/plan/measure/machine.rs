@@ -24,8 +24,9 @@ use crate::plan::{Hardware, Link, Price, Shared};
 const WIDTH: usize = 2048;
 const MATRICES: usize = 8;
 
-/// Rows of activations for which arithmetic counts alone.
-const ROWS: usize = 512;
+/// Rows of activations for which arithmetic counts alone, and for which it takes about as long as reading.
+const MANY_ROWS: usize = 512;
+const FEW_ROWS: usize = 8;
 
 /// How often a figure is measured; the best time counts.
 const REPEATS: usize = 6;
@@ -50,6 +51,8 @@ struct Speed {
     bandwidth: f64,
     /// FLOP/s of products with many rows.
     flops: f64,
+    /// How far these hide each other.
+    overlap: f64,
 }
 
 /// Measures the cores, with weights of this type, and messages between ranks that are threads.
@@ -74,6 +77,7 @@ pub(super) fn measure(dtype: WeightDtype, cores: usize) -> Result<Hardware, Infe
         node: MOST_RANKS,
         flops_efficiency: 1.0,
         bandwidth_efficiency: 1.0,
+        overlap: rounded(all.overlap),
         layer_latency: rounded(layer_latency(&device)),
         shared: Some(Shared {
             cores,
@@ -133,14 +137,22 @@ fn speed(dtype: WeightDtype, cores: usize, device: &Device) -> Result<Speed, Inf
         let product = |rows: &Tensor<2>, weight: &Tensor<2>| {
             device::finish(linear(rows.clone(), weight.clone(), Precision::F32));
         };
-        let (row, rows) = (random(1), random(ROWS));
-        let all = || weights.iter().for_each(|weight| product(&row, weight));
-        let read = best(|| latency_bound(1, &device, || elapsed(all)));
-        let computed = best(|| elapsed(|| product(&rows, &weights[0])));
+        // Of all weights, which no cache holds.
+        let streamed = |count| {
+            let rows = random(count);
+            let all = || weights.iter().for_each(|weight| product(&rows, weight));
+            best(|| latency_bound(count, &device, || elapsed(all)))
+        };
+        let (one, few) = (streamed(1), streamed(FEW_ROWS));
+        let rows = random(MANY_ROWS);
+        let many = best(|| elapsed(|| product(&rows, &weights[0])));
         let values = (WIDTH * WIDTH) as f64;
+        let flops = 2.0 * MANY_ROWS as f64 * values / many;
+        let computed = 2.0 * (MATRICES * FEW_ROWS) as f64 * values / flops;
         Ok::<_, InferError>(Speed {
-            bandwidth: (MATRICES * held.bytes()) as f64 * values / read,
-            flops: 2.0 * ROWS as f64 * values / computed,
+            bandwidth: (MATRICES * held.bytes()) as f64 * values / one,
+            flops,
+            overlap: ((one + computed - few) / one.min(computed)).clamp(0.0, 1.0),
         })
     })?;
     Ok(speeds[0])

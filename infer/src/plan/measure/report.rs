@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use firebox_console::numbers::{brief, counted, scaled};
+use firebox_console::numbers::{brief, counted, flop, percentage, text_bytes};
 use firebox_console::report::Table;
 use firebox_model::parallel::RankLayout;
 use serde::Serialize;
@@ -70,28 +70,34 @@ impl Display for Measured {
 impl Measured {
     fn machine(&self) -> Table {
         let hardware = &self.hardware;
-        let rate = |value: f64, unit| format!("{}{unit}", scaled(value));
+        let read = |bytes: f64| format!("{}/s", text_bytes(bytes as u64));
+        let computed = |operations| format!("{}/s", flop(operations));
         let mut rows = vec![
             (
                 "memory bandwidth",
-                rate(hardware.memory_bandwidth, "B/s"),
+                read(hardware.memory_bandwidth),
                 format!("of one core; weights in {}", self.dtype),
             ),
             (
                 "products",
-                rate(hardware.peak_flops, "FLOP/s"),
+                computed(hardware.peak_flops),
                 "of one core".to_owned(),
             ),
         ];
         if let Some(shared) = hardware.shared {
             let cores = || format!("of {}", counted(shared.cores as u128, "core"));
             rows.extend([
-                ("", rate(shared.memory_bandwidth, "B/s"), cores()),
-                ("", rate(shared.peak_flops, "FLOP/s"), cores()),
+                ("", read(shared.memory_bandwidth), cores()),
+                ("", computed(shared.peak_flops), cores()),
             ]);
         }
         let microseconds = |seconds: f64| format!("{} µs", brief(seconds * 1e6));
         rows.extend([
+            (
+                "overlap",
+                percentage(hardware.overlap),
+                "of the shorter of reading and computing is hidden".to_owned(),
+            ),
             (
                 "a layer",
                 microseconds(hardware.layer_latency),
@@ -100,7 +106,7 @@ impl Measured {
             (
                 "messages",
                 microseconds(hardware.link.latency),
-                format!("and {}", rate(hardware.link.bandwidth, "B/s")),
+                format!("and {}", read(hardware.link.bandwidth)),
             ),
         ]);
         Table::figures(format!("measured: {}", hardware.name), rows)
