@@ -138,17 +138,19 @@ pub fn bench(
     })
 }
 
+/// Token ids of a row, of which neighbours and rows differ, so that tokens spread over experts as in real text.
+pub(crate) fn synthetic_ids(row: usize, count: usize, vocab_size: usize) -> Vec<u32> {
+    let id = |index: usize| ((index * 7919 + row * 104_729) % vocab_size) as u32;
+    (0..count).map(id).collect()
+}
+
 /// Seconds for the prefill, and for decoding the new tokens greedily.
 fn once(model: &LanguageModel, prompt: usize, new: usize, batch: usize) -> (f64, f64) {
     let config = model.config();
     let device = model.device();
     let mut cache = KeyValueCache::new(config, batch, prompt + new, &device);
-    // Rows and neighbouring tokens differ, so that tokens spread over experts as in real text.
     let ids: Vec<Vec<u32>> = (0..batch)
-        .map(|row| {
-            let id = |index: usize| ((index * 7919 + row * 104_729) % config.vocab_size) as u32;
-            (0..prompt).map(id).collect()
-        })
+        .map(|row| synthetic_ids(row, prompt, config.vocab_size))
         .collect();
     let started = Instant::now();
     let mut step = |rows: Vec<Piece>| greedy(model.decode(&rows, &mut cache));

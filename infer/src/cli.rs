@@ -9,6 +9,7 @@ mod plan;
 mod serve;
 mod shard;
 mod trace;
+mod values;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -193,16 +193,6 @@ pub struct Accounting {
     pub memory: Memory,
 }
 
-/// What is to be said beside the operations of the described GPT-4.
-pub const SLIP: &str = "the published description of this model says \"560 TFLOPs\" and, if it were dense, \"3,700 TFLOPs\" for \
-    a token; both are wrong by a factor of 1000: 560 GFLOP and 3.7 TFLOP are meant";
-
-/// Whether these are the numbers of the publicly described GPT-4: 1.8 trillion parameters, 280 billion of them active.
-pub fn is_described(model: &Accounting) -> bool {
-    let near = |value: u128, described: f64| (value as f64 / described - 1.0).abs() < 0.03;
-    near(model.total, 1.8e12) && near(model.active, 280e9)
-}
-
 impl Accounting {
     /// Computes the cost of a model. The configuration must be valid ([`ModelConfig::validate`]).
     pub fn of(config: &ModelConfig) -> Self {
@@ -310,10 +300,6 @@ mod tests {
         assert_eq!(three_digits(operations.forward_every_expert), "3.67e12");
         assert_eq!(three_digits(operations.attention_scores), "4.23e10");
         assert_eq!(three_digits(operations.training * 13e12), "2.18e25");
-        assert!(is_described(&accounting));
-        assert!(!is_described(&Accounting::of(
-            &described().dense_baseline()
-        )));
     }
 
     #[test]

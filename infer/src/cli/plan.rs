@@ -1,34 +1,58 @@
 //! `cargo infer plan`.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use firebox_checkpoint::Accept;
+use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
 use firebox_kernels::dtype::WeightDtype;
+use firebox_model::accounting::Accounting;
+use serde::Serialize;
 
+use super::values::{positive, share};
 use super::{LayoutArgs, at_least_one, print_json};
 use crate::InferError;
+use crate::compare::LayoutName;
+use crate::plan::measure::{self, Measured, measure};
 use crate::plan::{
-    Bounds, ByBatch, Hardware, Plan, PlanError, Report, Workload, cheapest, fewest_stages,
-    open_model, speculate,
+    Beside, Bounds, Comparison, Drafting, Hardware, Plan, PlanError, Report, Widths, Workload,
+    cheapest, open_model, speculate,
 };
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer plan configs/gpt4.toml --hardware a100 --tensor 8 --pipeline 16 --batch 64\n  \
     cargo infer plan configs/gpt4.toml --hardware a100 --tensor 8 --pipeline 16 --batch 64 --beside configs/dense-175b.toml\n  \
     cargo infer plan configs/gpt4.toml --hardware h100 --batch 256 --search --latency 300\n  \
-    cargo infer plan configs/gpt4.toml --hardware a100 --tensor 8 --pipeline 16 --draft-acceptance 0.8\n\n\
-    How it estimates: a stage takes as long as its slowest rank reads its weights, the experts that its tokens visit and its\n\
-    caches, or computes, whichever is longer, and as its sums take; a text waits for all stages and their hops. With even\n\
-    routing, T tokens visit a share of 1 - (1 - k/E)^T of the experts. So a mixture costs most per token at middling\n\
-    batches, where almost all experts are read for few tokens each: beside a dense model of 175 B parameters on 8 or more\n\
-    A100, the described GPT-4 costs 3 times as much at about 800 texts at once, more below and less above. Numbers of hardware and assumed efficiencies are in\n\
-    configs/hardware; --hardware takes a file of your own.";
+    cargo infer plan configs/gpt4.toml --hardware a100 --tensor 8 --pipeline 16 --draft-acceptance 0.8\n  \
+    cargo infer plan runs/quickstart --measure --hardware-out here.toml\n\n\
+    Stage time = max(memory traffic, FLOPs) on its slowest rank, plus its all-reduces. A rank reads its weights, the experts\n\
+    that its tokens visit, and its KV cache; with even routing, T tokens visit a share of 1 - (1 - k/E)^T of the experts. A\n\
+    text passes through all stages and the sends between them. Numbers of hardware and assumed efficiencies are in\n\
+    configs/hardware; --hardware takes a file of your own. --measure makes one of this machine, and shows predicted and\n\
+    measured times of a checkpoint side by side.";
+
+/// The longest prompt and output where none are given, in tokens: of a plan, and of one that is measured.
+const PLANNED: [usize; 2] = [2048, 512];
+const MEASURED: [usize; 2] = [128, 32];
+
+/// Options of a plan that is not measured.
+const UNMEASURED: [&str; 9] = [
+    "hardware",
+    "tensor",
+    "pipeline",
+    "expert",
+    "batch",
+    "message_dtype",
+    "beside",
+    "draft_acceptance",
+    "search",
+];
 
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {
-    /// Configuration of a run, checkpoint folder, run folder, or sharded checkpoint. Weights are not read.
+    /// Configuration of a run, checkpoint folder, run folder, or sharded checkpoint. Weights are read with --measure only.
     model: PathBuf,
     /// a100, h100, laptop, or a file like those in configs/hardware.
     #[arg(long, value_name = "NAME|FILE", default_value = "a100")]
@@ -38,33 +62,65 @@ pub(super) struct PlanArgs {
     /// Texts that are generated at once.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     batch: usize,
-    /// Tokens of a prompt.
-    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = at_least_one)]
-    prompt: usize,
-    /// Tokens that are generated for a prompt.
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
-    output: usize,
-    /// Type of weights and caches: bf16, f16 or f32.
-    #[arg(long, value_name = "TYPE", default_value_t = WeightDtype::Bf16)]
-    dtype: WeightDtype,
-    /// Another model, such as a dense one, to compare the cost with: on as few stages of as many tensor ranks as hold it.
+    /// Tokens of a prompt [default: 2048, with --measure 128, or what the context leaves beside the output].
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    prompt: Option<usize>,
+    /// Tokens that are generated for a prompt [default: 512, with --measure 32, or a quarter of the context if that is less].
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    output: Option<usize>,
+    /// Type of weights and KV cache: bf16, f16 or f32 [default: bf16, with --measure f32, which the KV cache then is in any
+    /// case].
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<WeightDtype>,
+    /// Type of the activations that ranks send: bf16, f16 or f32 [default: that of --dtype].
+    ///
+    /// The ranks of `cargo infer` itself send f32.
+    #[arg(long, value_name = "TYPE")]
+    message_dtype: Option<WeightDtype>,
+    /// Another model, such as a dense one, to compare the cost with: with the same --tensor and the fewest stages that fit.
     #[arg(long, value_name = "CONFIG|CHECKPOINT")]
     beside: Option<PathBuf>,
-    /// Probability that a token of a draft is accepted: shows how long drafts should be.
-    #[arg(long, value_name = "P", value_parser = probability)]
+    /// Probability that a token of a draft is accepted: adds a table of speed-up by draft length.
+    #[arg(long, value_name = "P", value_parser = share)]
     draft_acceptance: Option<f64>,
     /// Time of drafting one token, as a share of a step of the model.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = probability, requires = "draft_acceptance")]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = share, requires = "draft_acceptance")]
     draft_cost: f64,
     /// Find the layout that costs least per token instead of using --tensor, --pipeline and --expert.
     #[arg(long, conflicts_with_all = ["tensor", "pipeline", "expert"])]
     search: bool,
     /// Longest time from a token to the next one that --search may choose, in milliseconds.
-    #[arg(long, value_name = "MS", requires = "search", value_parser = milliseconds)]
+    #[arg(long, value_name = "MS", requires = "search", value_parser = positive)]
     latency: Option<f64>,
     /// Largest number of ranks that --search may choose.
     #[arg(long, value_name = "N", default_value_t = 256, requires = "search", value_parser = at_least_one)]
     max_ranks: usize,
+    /// Measure this machine and generate with the checkpoint on ranks that are threads of it, to compare times with their
+    /// prediction.
+    #[arg(long, conflicts_with_all = UNMEASURED)]
+    measure: bool,
+    /// Layouts to measure: pipeline stages × tensor ranks, and `x` groups of experts if there are several.
+    #[arg(
+        long,
+        value_name = "LAYOUTS",
+        value_delimiter = ',',
+        default_value = "1x1,1x2,2x1,1x4",
+        requires = "measure"
+    )]
+    layouts: Vec<LayoutName>,
+    /// Numbers of texts at once to measure.
+    #[arg(
+        long,
+        value_name = "NUMBERS",
+        value_delimiter = ',',
+        default_value = "1,4,16",
+        requires = "measure",
+        value_parser = at_least_one
+    )]
+    batches: Vec<usize>,
+    /// File to write what --measure finds of this machine to, for --hardware.
+    #[arg(long, value_name = "FILE", requires = "measure")]
+    hardware_out: Option<PathBuf>,
     /// Unknown field of config.json to ignore; may be given several times.
     #[arg(long, value_name = "FIELD")]
     accept: Vec<String>,
@@ -75,120 +131,143 @@ pub(super) struct PlanArgs {
 
 impl PlanArgs {
     pub(super) fn execute(self) -> Result<(), InferError> {
-        let report = self.report()?;
-        match self.json {
-            true => print_json(&report),
-            false => print(&report.to_string()).map_err(InferError::Output),
+        match self.measure {
+            true => show(&self.measured()?, self.json),
+            false => show(&self.report()?, self.json),
         }
     }
 
+    fn measured(&self) -> Result<Measured, InferError> {
+        let config = open_model(&self.model, Accept::Flag(&self.accept))?.config;
+        let contexts = [(config.context_length, self.model.as_path())];
+        let (prompt, output) = self.lengths(&contexts, MEASURED)?;
+        let options = measure::Options {
+            checkpoint: self.model.clone(),
+            accept: self.accept.clone(),
+            dtype: self.dtype.unwrap_or_default(),
+            layouts: self.layouts.iter().map(|layout| layout.0).collect(),
+            batches: self.batches.clone(),
+            prompt,
+            output,
+        };
+        let progress = Progress::new("measuring", 0);
+        let measured = measure(&options, &config, |stage| progress.tell(stage.to_owned()));
+        drop(progress);
+        let measured = measured?;
+        if let Some(path) = &self.hardware_out {
+            let comment = format!(
+                "Measured by `cargo infer plan CHECKPOINT --measure --dtype {}`: this machine's cores, which ranks share\n\
+                 that are threads of it. `network` and `price` are assumptions.",
+                measured.dtype
+            );
+            measured.hardware.write(path, &comment)?;
+            tracing::info!("wrote {}", path.display());
+        }
+        Ok(measured)
+    }
+
     fn report(&self) -> Result<Report, PlanError> {
-        let accept = Accept::Flag(&self.accept);
-        let open = |path: &Path| {
-            let config = open_model(path, accept)?;
-            let (tokens, largest) = (self.prompt + self.output, config.context_length);
-            if tokens > largest {
-                return Err(PlanError::Context {
-                    tokens,
-                    largest,
-                    model: path.to_owned(),
-                });
-            }
-            Ok(config)
+        let open = |path: &Path| open_model(path, Accept::Flag(&self.accept));
+        let model = open(&self.model)?;
+        let beside = match &self.beside {
+            Some(path) => Some(Beside {
+                path: path.clone(),
+                config: open(path)?.config,
+            }),
+            None => None,
         };
-        let config = open(&self.model)?;
-        let beside = self.beside.as_deref().map(open).transpose()?;
         let hardware = Hardware::open(&self.hardware)?;
-        let workload = Workload {
-            batch: self.batch,
-            prompt: self.prompt,
-            output: self.output,
-            width: self.dtype.bytes(),
-        };
+        let mut contexts = vec![(model.config.context_length, self.model.as_path())];
+        contexts.extend(
+            beside
+                .iter()
+                .map(|beside| (beside.config.context_length, beside.path.as_path())),
+        );
+        let workload = self.workload(&contexts)?;
+        let config = &model.config;
         let plan = match self.search {
             true => {
                 let bounds = Bounds {
                     ranks: self.max_ranks,
                     latency: self.latency.map(|milliseconds| milliseconds / 1e3),
                 };
-                cheapest(&config, &hardware, workload, bounds)?
+                cheapest(config, &hardware, workload, bounds)?
             }
-            false => Plan::of(&config, self.layout.layout(), &hardware, workload)?,
+            false => Plan::of(config, self.layout.layout(), &hardware, workload)?,
         };
         let layout = plan.layout;
-        let mut report = Report::new(&config, hardware, workload, plan);
-        let row = |batch| {
-            let workload = Workload { batch, ..workload };
-            let plan = Plan::of(&config, layout, &report.hardware, workload)?;
-            let beside = beside
-                .as_ref()
-                .map(|other| fewest_stages(other, layout.tensor, &report.hardware, workload));
-            let beside = match beside {
-                Some(Err(PlanError::NothingFits { .. })) | None => None,
-                Some(plan) => Some(plan?),
-            };
-            Ok::<_, PlanError>(ByBatch::new(batch, plan, beside))
+        let comparison = Comparison::new(config, layout, &hardware, workload, beside.as_ref())?;
+        let by_batch = comparison.rows(self.batch);
+        let speculation = match self.draft_acceptance {
+            Some(acceptance) => {
+                let cost = self.draft_cost;
+                let drafting = Drafting { acceptance, cost };
+                speculate(config, layout, &hardware, workload, drafting)?
+            }
+            None => Vec::new(),
         };
-        let rows: Vec<ByBatch> = batches(self.batch)
-            .into_iter()
-            .map(row)
-            .collect::<Result<_, _>>()?;
-        report.three_times_at = three_times_at(&rows, row)?;
-        report.by_batch = rows;
-        if let Some(acceptance) = self.draft_acceptance {
-            let (hardware, cost) = (&report.hardware, self.draft_cost);
-            report.speculation = speculate(&config, layout, hardware, workload, acceptance, cost)?;
+        Ok(Report {
+            model: Accounting::of(config),
+            note: model.note,
+            workload,
+            plan,
+            three_times_at: comparison.three_times_at(&by_batch),
+            by_batch,
+            speculation,
+            hardware,
+            beside: self.beside.clone(),
+        })
+    }
+
+    /// The workload of models with these contexts.
+    fn workload(&self, contexts: &[(usize, &Path)]) -> Result<Workload, PlanError> {
+        let (prompt, output) = self.lengths(contexts, PLANNED)?;
+        let dtype = self.dtype.unwrap_or(WeightDtype::Bf16);
+        Ok(Workload {
+            batch: self.batch,
+            prompt,
+            output,
+            widths: Widths {
+                weight: dtype.bytes(),
+                cache: dtype.bytes(),
+                message: self.message_dtype.unwrap_or(dtype).bytes(),
+            },
+        })
+    }
+
+    /// The tokens of a prompt and of what is generated for it, with models of these contexts. What is not given is as long
+    /// as the shortest context allows, and no longer than `most`.
+    fn lengths(
+        &self,
+        contexts: &[(usize, &Path)],
+        most: [usize; 2],
+    ) -> Result<(usize, usize), PlanError> {
+        let &(largest, model) = contexts
+            .iter()
+            .min_by_key(|(context, _)| *context)
+            .expect("there is a model");
+        let left = |given: usize| largest.saturating_sub(given).max(1);
+        let output = self.output.unwrap_or_else(|| {
+            let output = most[1].min((largest / 4).max(1));
+            self.prompt
+                .map_or(output, |prompt| output.min(left(prompt)))
+        });
+        let prompt = self.prompt.unwrap_or_else(|| most[0].min(left(output)));
+        match prompt.saturating_add(output) > largest {
+            false => Ok((prompt, output)),
+            true => Err(PlanError::Context {
+                prompt,
+                output,
+                largest,
+                model: model.to_owned(),
+            }),
         }
-        Ok(report)
     }
 }
 
-/// The largest number of texts at which the cost is still three times that of the other model, by halving between two rows
-/// of which the first is above that and the second below.
-fn three_times_at(
-    rows: &[ByBatch],
-    row: impl Fn(usize) -> Result<ByBatch, PlanError>,
-) -> Result<Option<usize>, PlanError> {
-    let above = |row: &ByBatch| {
-        let beside = row.beside.as_ref();
-        beside.map(|beside| row.dollars_per_million >= 3.0 * beside.dollars_per_million)
-    };
-    let pair = rows
-        .windows(2)
-        .rfind(|pair| above(&pair[0]) == Some(true) && above(&pair[1]) == Some(false));
-    let Some([first, last]) = pair else {
-        return Ok(None);
-    };
-    let (mut first, mut last) = (first.batch, last.batch);
-    while last - first > 1 {
-        let middle = first + (last - first) / 2;
-        match above(&row(middle)?) {
-            Some(true) => first = middle,
-            _ => last = middle,
-        }
-    }
-    Ok(Some(first))
-}
-
-/// Powers of four up to 4,096, and the number of texts.
-fn batches(asked: usize) -> Vec<usize> {
-    let mut batches: Vec<usize> = (0..7).map(|power| 4usize.pow(power)).collect();
-    batches.push(asked);
-    batches.sort_unstable();
-    batches.dedup();
-    batches
-}
-
-fn probability(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
-        _ => Err("must be a number from 0 to 1".to_owned()),
-    }
-}
-
-fn milliseconds(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(time) if time > 0.0 && f64::is_finite(time) => Ok(time),
-        _ => Err("must be a number of milliseconds above 0".to_owned()),
+fn show(report: &(impl Display + Serialize), json: bool) -> Result<(), InferError> {
+    match json {
+        true => print_json(report),
+        false => print(&report.to_string()).map_err(InferError::Output),
     }
 }

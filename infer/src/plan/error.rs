@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use firebox_checkpoint::{CheckpointError, FolderError};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
+use firebox_console::numbers::brief;
 use firebox_model::parallel::LayoutError;
 
 /// Why nothing can be planned.
@@ -40,23 +41,38 @@ pub enum PlanError {
         hint: Option<String>,
     },
     /// A text is longer than the model's context.
-    #[error("--prompt and --output are {tokens} tokens together, which exceeds the context of {largest} of {}", model.display())]
+    #[error("a prompt of {prompt} and an output of {output} tokens exceed the context of {largest} of {}", model.display())]
     Context {
-        /// Tokens of a text.
-        tokens: usize,
+        /// Tokens of a prompt.
+        prompt: usize,
+        /// Tokens that are generated.
+        output: usize,
         /// The context.
         largest: usize,
         /// The model.
         model: PathBuf,
     },
+    /// The model beside cannot be laid out so.
+    #[error("{} cannot have the {tensor} tensor ranks of the model that it is beside: {error}", model.display())]
+    Beside {
+        /// The model.
+        model: PathBuf,
+        /// Tensor ranks of a stage.
+        tensor: usize,
+        /// Why.
+        error: LayoutError,
+    },
     /// No layout keeps the bounds.
-    #[error("no layout of at most {ranks} ranks holds the model and its caches{}", bound(*latency))]
+    #[error("{}", nothing_fits(*ranks, *latency))]
     NothingFits {
         /// The largest number of ranks.
         ranks: usize,
         /// The longest time of a token, in seconds.
         latency: Option<f64>,
     },
+    /// Ranks that are processes are not measured.
+    #[error("--measure runs ranks as threads of one process, and MPI has started this one")]
+    Launched,
     /// A file cannot be read.
     #[error(transparent)]
     Read(#[from] FileError),
@@ -74,10 +90,14 @@ impl From<CheckpointError> for PlanError {
     }
 }
 
-fn bound(latency: Option<f64>) -> String {
+fn nothing_fits(ranks: usize, latency: Option<f64>) -> String {
+    let fits = format!("the model and its KV cache do not fit on {ranks} ranks in any layout");
     match latency {
-        Some(seconds) => format!(" within {:.1} ms a token", seconds * 1e3),
-        None => String::new(),
+        Some(seconds) => format!(
+            "{fits} that takes at most {} ms per token",
+            brief(seconds * 1e3)
+        ),
+        None => fits,
     }
 }
 
@@ -94,10 +114,14 @@ impl Advise for PlanError {
                 hint: hint.clone(),
                 ..Advice::USAGE
             },
-            Self::Context { .. } => Advice::USAGE.hint("lower one of them"),
+            Self::Context { .. } => Advice::USAGE.hint("lower --prompt or --output"),
+            Self::Beside { .. } => Advice::USAGE.hint(
+                "plan the first model with fewer tensor ranks (--tensor), or this one by itself",
+            ),
             Self::NothingFits { .. } => Advice::USAGE.hint(
                 "allow more ranks (--max-ranks) or more time (--latency), or lower --batch, --prompt or --output",
             ),
+            Self::Launched => Advice::USAGE.hint("run the command without mpirun"),
             Self::Read(_) => Advice::USAGE,
             Self::Checkpoint(error) => error.advice(),
             Self::Folder(error) => error.advice(),

@@ -9,7 +9,7 @@ use firebox_model::parameters::Role;
 
 /// Parameters and widths of a rank, of a layer or of several.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(super) struct Load {
+pub(super) struct RankLoad {
     /// Parameters that every token is multiplied with, and small ones.
     pub dense: f64,
     /// Parameters of experts.
@@ -24,7 +24,7 @@ pub(super) struct Load {
     pub queries: f64,
 }
 
-impl Load {
+impl RankLoad {
     fn add(&mut self, other: &Self) {
         self.dense += other.dense;
         self.experts += other.experts;
@@ -34,7 +34,7 @@ impl Load {
         self.queries += other.queries;
     }
 
-    /// All parameters.
+    /// Parameters of all kinds.
     pub fn parameters(&self) -> f64 {
         self.dense + self.experts + self.table
     }
@@ -42,20 +42,24 @@ impl Load {
 
 /// The loads of a model's parts on the tensor ranks of a stage.
 #[derive(Debug)]
-pub(super) struct Loads {
+pub(super) struct RankLoads {
     /// By rank and layer.
-    layers: Vec<Vec<Load>>,
+    layers: Vec<Vec<RankLoad>>,
     /// By rank.
-    embedding: Vec<Load>,
+    embedding: Vec<RankLoad>,
     /// By rank; the last norm and the head.
-    head: Vec<Load>,
+    head: Vec<RankLoad>,
     /// The window of each layer, where it has one.
     windows: Vec<Option<usize>>,
     tied: bool,
 }
 
-impl Loads {
-    /// Those of a model over so many tensor ranks, in so many groups of experts.
+impl RankLoads {
+    /// Those of a model over `tensor` tensor ranks in `expert` groups.
+    ///
+    /// # Errors
+    ///
+    /// When the model has no such layout.
     pub fn of(config: &ModelConfig, tensor: usize, expert: usize) -> Result<Self, LayoutError> {
         let layout = RankLayout {
             pipeline: 1,
@@ -65,9 +69,9 @@ impl Loads {
         let shards = Shard::all(config, layout)?;
         let parameters = LanguageModel::parameter_list(config);
         let mut loads = Self {
-            layers: vec![vec![Load::default(); config.layers.len()]; tensor],
-            embedding: vec![Load::default(); tensor],
-            head: vec![Load::default(); tensor],
+            layers: vec![vec![RankLoad::default(); config.layers.len()]; tensor],
+            embedding: vec![RankLoad::default(); tensor],
+            head: vec![RankLoad::default(); tensor],
             windows: config
                 .layers
                 .iter()
@@ -109,9 +113,9 @@ impl Loads {
     }
 
     /// What a rank of a stage with these layers has.
-    pub fn of_stage(&self, rank: usize, layers: &Range<usize>) -> Load {
+    pub fn of_stage(&self, rank: usize, layers: &Range<usize>) -> RankLoad {
         let of_rank = &self.layers[rank];
-        let mut sum = Load::default();
+        let mut sum = RankLoad::default();
         of_rank[layers.clone()]
             .iter()
             .for_each(|load| sum.add(load));
@@ -132,9 +136,23 @@ impl Loads {
         self.over_positions(rank, layers, length, |load| load.cached)
     }
 
-    /// Values of queries times positions that a rank attends to with the last token of a text of this length.
+    /// Query width × attended positions (QKᵀ multiplications) of a rank for the last token of a text of this length, over
+    /// these layers.
     pub fn attended(&self, rank: usize, layers: &Range<usize>, length: f64) -> f64 {
         self.over_positions(rank, layers, length, |load| load.queries)
+    }
+
+    /// The most values of queries, keys and values that a rank has of a token in one layer.
+    pub fn widest_attention(&self) -> f64 {
+        let layers = self.layers.iter().flatten();
+        let widths = layers.map(|load| load.queries + load.cached);
+        widths.fold(0.0, f64::max)
+    }
+
+    /// The most experts of a layer on a rank.
+    pub fn most_experts(&self) -> usize {
+        let layers = self.layers.iter().flatten();
+        layers.map(|load| load.expert_count).max().unwrap_or(0)
     }
 
     fn over_positions(
@@ -142,7 +160,7 @@ impl Loads {
         rank: usize,
         layers: &Range<usize>,
         length: f64,
-        of: fn(&Load) -> f64,
+        of: fn(&RankLoad) -> f64,
     ) -> f64 {
         let of_layer = layers.clone().map(|layer| {
             let positions = self.windows[layer].map_or(length, |window| length.min(window as f64));

@@ -3,10 +3,15 @@
 //! The model of time is a roofline for each stage, which either reads its weights and caches or computes, whichever takes
 //! longer, and a latency and a bandwidth for each message (α–β). Nothing is run.
 
+mod batches;
+#[cfg(test)]
+mod by_hand;
 mod error;
 mod estimate;
 mod hardware;
 mod loads;
+pub mod measure;
+mod memory;
 mod search;
 mod source;
 mod speculation;
@@ -15,16 +20,25 @@ mod stage;
 mod tests;
 mod text;
 
+pub use batches::{Beside, ByBatch, Comparison};
 pub use error::PlanError;
-pub use estimate::{Plan, Workload};
-pub use hardware::{Hardware, Link, Price};
-pub use search::{Bounds, cheapest, fewest_stages};
-pub use source::open_model;
-pub use speculation::{Speculation, speculate};
-pub use text::{ByBatch, Report};
+pub use estimate::{Plan, Widths, Workload};
+pub use hardware::{Hardware, Link, Price, Shared};
+pub use search::{Bounds, cheapest};
+pub use source::{Model, open_model};
+pub use speculation::{Drafting, Speculation, speculate};
+pub use text::Report;
 
 /// Share of a layer's experts that at least one of `tokens` tokens visits, where each visits `top_k` of `experts` that are
 /// chosen evenly: `1 − (1 − k/E)^T`.
 pub fn expert_utilization(top_k: usize, experts: usize, tokens: f64) -> f64 {
     1.0 - (1.0 - top_k as f64 / experts as f64).powf(tokens)
+}
+
+/// What is wrong with a TOML text, and in which line.
+fn toml_fault(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map_or(1, |span| {
+        text[..span.start.min(text.len())].matches('\n').count() + 1
+    });
+    format!("{} (line {line})", error.message())
 }

@@ -1,13 +1,13 @@
-//! The layouts that can be, and the best of them.
+//! Search for the cheapest layout.
 
 use firebox_model::config::ModelConfig;
-use firebox_model::parallel::RankLayout;
+use firebox_model::parallel::{MOST_RANKS, RankLayout};
 
 use super::PlanError;
 use super::estimate::{Plan, Planner, Workload};
 use super::hardware::Hardware;
 
-/// What a layout has to keep.
+/// Constraints of the search.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bounds {
     /// The largest number of ranks.
@@ -28,9 +28,10 @@ pub fn cheapest(
     workload: Workload,
     bounds: Bounds,
 ) -> Result<Plan, PlanError> {
+    let ranks = bounds.ranks.min(MOST_RANKS);
     let mut best: Option<Plan> = None;
     let tensors = std::iter::successors(Some(1), |tensor| Some(tensor * 2));
-    for tensor in tensors.take_while(|&tensor| tensor <= hardware.node.min(bounds.ranks)) {
+    for tensor in tensors.take_while(|&tensor| tensor <= hardware.node.min(ranks)) {
         let mut groups = vec![1, tensor];
         groups.dedup();
         for expert in groups {
@@ -39,12 +40,10 @@ pub fn cheapest(
                 tensor,
                 expert,
             };
-            if layout.check(config).is_err() {
+            let Ok(planner) = Planner::of_layout(config, layout, hardware) else {
                 continue;
-            }
-            let planner = Planner::new(config, tensor, expert, hardware, workload)?;
-            for pipeline in 1..=config.layers.len().min(bounds.ranks / tensor) {
-                let plan = planner.plan(pipeline);
+            };
+            for plan in planner.plans(ranks, workload) {
                 let quick = bounds.latency.is_none_or(|most| plan.token_seconds <= most);
                 let cheaper = best
                     .as_ref()
@@ -56,27 +55,7 @@ pub fn cheapest(
         }
     }
     best.ok_or(PlanError::NothingFits {
-        ranks: bounds.ranks,
+        ranks,
         latency: bounds.latency,
-    })
-}
-
-/// The plan with the fewest stages of so many tensor ranks that holds the model and the caches of all texts.
-///
-/// # Errors
-///
-/// When none does.
-pub fn fewest_stages(
-    config: &ModelConfig,
-    tensor: usize,
-    hardware: &Hardware,
-    workload: Workload,
-) -> Result<Plan, PlanError> {
-    let planner = Planner::new(config, tensor, 1, hardware, workload)?;
-    let layers = config.layers.len();
-    let mut plans = (1..=layers).map(|pipeline| planner.plan(pipeline));
-    plans.find(|plan| plan.fits).ok_or(PlanError::NothingFits {
-        ranks: layers * tensor,
-        latency: None,
     })
 }

@@ -5,19 +5,29 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use firebox_checkpoint::sharded::ShardedCheckpoint;
-use firebox_checkpoint::{Accept, CONFIG_FILE, checkpoint_folder, read_config};
+use firebox_checkpoint::{Accept, checkpoint_folder, read_config};
 use firebox_console::durable::FileError;
 use firebox_model::config::{ModelConfig, ModelKeys};
 use firebox_text::Tokenizer;
 
-use super::PlanError;
+use super::{PlanError, toml_fault};
+use crate::engine::warn_of_accepted;
 
-/// The tables of a run's configuration that decide over the model.
+/// What a path leads to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// The model.
+    pub config: ModelConfig,
+    /// A remark to print beside its numbers: `plan.note` of a configuration.
+    pub note: Option<String>,
+}
+
+/// The tables of a run's configuration that say something of the model.
 #[derive(Deserialize)]
 struct Run {
     model: ModelKeys,
     tokenizer: Option<TokenizerKeys>,
+    plan: Option<PlanKeys>,
 }
 
 #[derive(Deserialize)]
@@ -26,25 +36,32 @@ struct TokenizerKeys {
     vocab_size: Option<usize>,
 }
 
+#[derive(Deserialize)]
+struct PlanKeys {
+    note: Option<String>,
+}
+
 /// The model that a path leads to: the configuration of a run (a TOML file), a checkpoint, a run folder or a sharded
-/// checkpoint. Only the model's table and the size of the vocabulary are read of a configuration; `cargo train check`
-/// checks all of it.
+/// checkpoint. Of a configuration no more is read than the model's table, the size of the vocabulary and a remark;
+/// `cargo train check` checks all of it. Warns of accepted fields of config.json.
 ///
 /// # Errors
 ///
 /// When there is nothing, or it does not describe a model.
-pub fn open_model(path: &Path, accept: Accept) -> Result<ModelConfig, PlanError> {
+pub fn open_model(path: &Path, accept: Accept) -> Result<Model, PlanError> {
     if path.is_file() {
         return of_run(path);
     }
-    let folder = match ShardedCheckpoint::is_one(path) || path.join(CONFIG_FILE).is_file() {
-        true => path.to_owned(),
-        false => checkpoint_folder(path)?,
-    };
-    Ok(read_config(&folder, accept)?.model)
+    let folder = checkpoint_folder(path)?;
+    let config = read_config(&folder, accept)?;
+    warn_of_accepted(&folder, &config.notes);
+    Ok(Model {
+        config: config.model,
+        note: None,
+    })
 }
 
-fn of_run(path: &Path) -> Result<ModelConfig, PlanError> {
+fn of_run(path: &Path) -> Result<Model, PlanError> {
     let invalid = |reason: String, hint: Option<String>| PlanError::Model {
         file: path.to_owned(),
         reason,
@@ -54,13 +71,10 @@ fn of_run(path: &Path) -> Result<ModelConfig, PlanError> {
     let Run {
         mut model,
         tokenizer,
+        plan,
     } = toml::from_str(&text).map_err(|error| {
         let hint = "name a configuration such as configs/gpt4.toml, or the folder of a checkpoint";
-        let line = error.span().map_or(1, |span| {
-            text[..span.start.min(text.len())].matches('\n').count() + 1
-        });
-        let reason = format!("{} (line {line})", error.message());
-        invalid(reason, Some(hint.to_owned()))
+        invalid(toml_fault(&text, &error), Some(hint.to_owned()))
     })?;
     if let Some(TokenizerKeys { kind, vocab_size }) = tokenizer
         && model.vocab_size.is_none()
@@ -76,7 +90,11 @@ fn of_run(path: &Path) -> Result<ModelConfig, PlanError> {
             Some("set tokenizer.vocab_size; a tokenizer in a file is not opened".to_owned()),
         ));
     }
-    model
+    let config = model
         .resolve()
-        .map_err(|error| invalid(format!("model.{error}"), error.hint.clone()))
+        .map_err(|error| invalid(format!("model.{error}"), error.hint.clone()))?;
+    Ok(Model {
+        config,
+        note: plan.and_then(|plan| plan.note),
+    })
 }

@@ -6,11 +6,19 @@ use firebox_model::config::ModelConfig;
 use firebox_model::parallel::{LayoutError, RankLayout};
 
 use super::estimate::{Planner, Workload};
-use super::expert_utilization;
 use super::hardware::Hardware;
 
 /// The longest draft that is looked at.
 const LONGEST: usize = 12;
+
+/// What drafts are worth and what they cost.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Drafting {
+    /// The probability that a token of a draft is accepted.
+    pub acceptance: f64,
+    /// The time of drafting one token, as a share of a step without a draft.
+    pub cost: f64,
+}
 
 /// Speculative decoding with drafts of one length.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -28,8 +36,7 @@ pub struct Speculation {
     pub speedup: f64,
 }
 
-/// Every length of a draft up to 12, given the probability that a token of it is accepted and the time that drafting one
-/// takes, as a share of a step without a draft.
+/// Every length of a draft up to 12.
 ///
 /// # Errors
 ///
@@ -39,29 +46,23 @@ pub fn speculate(
     layout: RankLayout,
     hardware: &Hardware,
     workload: Workload,
-    acceptance: f64,
-    draft_cost: f64,
+    drafting: Drafting,
 ) -> Result<Vec<Speculation>, LayoutError> {
-    layout.check(config)?;
-    let planner = Planner::new(config, layout.tensor, layout.expert, hardware, workload)?;
-    let batch = workload.batch as f64;
-    let alone = planner.token_seconds(layout, 1.0);
+    let planner = Planner::of_layout(config, layout, hardware)?;
+    let stages = planner.stages(layout.pipeline, workload);
+    let alone = stages.step_seconds(1.0);
     let lengths = (0..=LONGEST).map(|draft_tokens| {
         let checked = (draft_tokens + 1) as f64;
         let tokens_per_step: f64 = (0..=draft_tokens)
-            .map(|place| acceptance.powi(place as i32))
+            .map(|place| drafting.acceptance.powi(place as i32))
             .sum();
-        let seconds =
-            planner.token_seconds(layout, checked) + draft_tokens as f64 * draft_cost * alone;
-        let in_flight = layout.pipeline.min(workload.batch) as f64;
+        let drafted = draft_tokens as f64 * drafting.cost * alone;
+        let seconds = stages.step_seconds(checked) + drafted;
         Speculation {
             draft_tokens,
             tokens_per_step,
-            expert_utilization: config.moe.as_ref().map(|moe| {
-                let tokens = batch / in_flight * checked;
-                expert_utilization(moe.experts.top_k, moe.experts.count, tokens)
-            }),
-            tokens_per_second: batch * tokens_per_step / seconds,
+            expert_utilization: stages.expert_utilization(checked),
+            tokens_per_second: workload.batch as f64 * tokens_per_step / seconds,
             speedup: tokens_per_step * alone / seconds,
         }
     });

@@ -1,59 +1,148 @@
-//! The time of one stage.
+//! The time of a step: of one stage, and of all of them.
 
 use std::ops::Range;
 
 use firebox_model::config::ModelConfig;
 use firebox_model::parallel::RankLayout;
+use firebox_model::parallel::traffic::PassTraffic;
 
+use super::estimate::Workload;
 use super::expert_utilization;
-use super::hardware::Hardware;
-use super::loads::Loads;
+use super::hardware::{Hardware, Reach};
+use super::loads::RankLoads;
 
-/// A model over tensor ranks, on hardware.
+/// A model over the ranks of a layout, on hardware.
 #[derive(Debug)]
 pub(super) struct Stages<'a> {
     pub config: &'a ModelConfig,
-    pub layout: RankLayout,
-    pub loads: &'a Loads,
     pub hardware: &'a Hardware,
-    /// Bytes of a weight, of a value of the cache, and of an activation that is sent.
-    pub width: f64,
+    pub loads: &'a RankLoads,
+    pub workload: Workload,
+    pub layout: RankLayout,
+    /// The layers of each stage.
+    pub layers: Vec<Range<usize>>,
 }
 
 /// What a stage works on at once.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Work {
+struct Work {
     /// Tokens.
-    pub tokens: f64,
+    tokens: f64,
     /// Tokens among them whose next one is drawn.
-    pub drawn: f64,
+    drawn: f64,
     /// Texts whose caches are read.
-    pub texts: f64,
+    texts: f64,
     /// Positions that a token attends to.
-    pub context: f64,
+    context: f64,
+}
+
+/// Seconds of a pass.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    /// Through all stages.
+    through: f64,
+    /// Of the slowest stage.
+    slowest: f64,
 }
 
 impl Stages<'_> {
-    /// Seconds that a stage with these layers takes: those of its slowest rank, and of the sums over its ranks.
-    pub fn seconds(&self, layers: &Range<usize>, work: Work) -> f64 {
-        let ranks = 0..self.layout.tensor;
-        let slowest = ranks
-            .map(|rank| self.rank_seconds(rank, layers, work))
-            .fold(0.0, f64::max);
-        let embedded = usize::from(layers.start == 0);
-        let sums = (2 * layers.len() + embedded) as f64;
-        let one = self
-            .hardware
-            .sum(self.layout.tensor, self.stream(work.tokens));
-        slowest + sums * one
+    /// Micro-batches that follow each other through the stages.
+    pub fn in_flight(&self) -> usize {
+        self.layout.pipeline.min(self.workload.batch)
     }
 
-    /// Bytes of the residual stream of so many tokens.
-    pub fn stream(&self, tokens: f64) -> f64 {
-        tokens * self.config.d_model as f64 * self.width
+    /// Share of each layer's experts that a micro-batch visits with `tokens` tokens of each text; `None` for a dense model.
+    pub fn expert_utilization(&self, tokens: f64) -> Option<f64> {
+        let moe = self.config.moe.as_ref()?;
+        let tokens = self.workload.batch as f64 / self.in_flight() as f64 * tokens;
+        Some(expert_utilization(
+            moe.experts.top_k,
+            moe.experts.count,
+            tokens,
+        ))
     }
 
-    fn rank_seconds(&self, rank: usize, layers: &Range<usize>, work: Work) -> f64 {
+    /// Messages of one token.
+    pub fn traffic(&self) -> PassTraffic {
+        let (tensor, width) = (self.layout.tensor, self.workload.widths.message);
+        PassTraffic::of_pass(self.config, tensor, &self.layers, 1, width)
+    }
+
+    /// Seconds of one step of all texts with `tokens` tokens of each. Micro-batches follow each other: a text waits for all
+    /// stages, and each stage for all micro-batches, whichever takes longer.
+    pub fn step_seconds(&self, tokens: f64) -> f64 {
+        let Workload {
+            batch,
+            prompt,
+            output,
+            ..
+        } = self.workload;
+        let in_flight = self.in_flight();
+        let texts = batch as f64 / in_flight as f64;
+        let work = Work {
+            tokens: texts * tokens,
+            drawn: texts * tokens,
+            texts,
+            // Half of the output is there on average.
+            context: prompt as f64 + output as f64 / 2.0,
+        };
+        let Pass { through, slowest } = self.pass(work, in_flight);
+        through.max(in_flight as f64 * slowest)
+    }
+
+    /// Seconds from a prompt, alone, to its first token.
+    pub fn first_token_seconds(&self) -> f64 {
+        self.pass(self.reading(), 1).through
+    }
+
+    /// Seconds of a prompt where as many of them as there are stages follow each other.
+    pub fn prompt_seconds(&self) -> f64 {
+        self.pass(self.reading(), self.layout.pipeline).slowest
+    }
+
+    /// The work on a prompt.
+    fn reading(&self) -> Work {
+        let tokens = self.workload.prompt as f64;
+        Work {
+            tokens,
+            drawn: 1.0,
+            texts: 1.0,
+            // Half of the prompt stands before a token on average.
+            context: tokens / 2.0,
+        }
+    }
+
+    /// Seconds of work while `in_flight` stages are at work.
+    fn pass(&self, work: Work, in_flight: usize) -> Pass {
+        let tensor = self.layout.tensor;
+        let reach = self.hardware.reach(self.layout.ranks(), in_flight * tensor);
+        let mut pass = Pass {
+            through: 0.0,
+            slowest: 0.0,
+        };
+        for (stage, layers) in self.layers.iter().enumerate() {
+            let first = self.layout.rank(stage, 0);
+            let traffic =
+                PassTraffic::of_stage(self.config, tensor, layers, 1, self.workload.widths.message);
+            let all_reduces = traffic.kinds_of_sums().map(|kind| {
+                let bytes = work.tokens * kind.bytes_of_one() as f64;
+                kind.count as f64 * self.hardware.all_reduce(first, tensor, bytes)
+            });
+            let slowest = (0..tensor)
+                .map(|rank| self.rank_seconds(rank, layers, work, reach))
+                .fold(0.0, f64::max);
+            let seconds = slowest + all_reduces.iter().sum::<f64>();
+            pass.slowest = pass.slowest.max(seconds);
+            pass.through += seconds;
+            if traffic.hops.count > 0 {
+                let bytes = work.tokens * traffic.hops.bytes_of_one() as f64;
+                pass.through += self.hardware.hop(first, tensor, bytes);
+            }
+        }
+        pass
+    }
+
+    fn rank_seconds(&self, rank: usize, layers: &Range<usize>, work: Work, reach: Reach) -> f64 {
         let load = self.loads.of_stage(rank, layers);
         let (touched, multiplied) = self.experts(load.expert_count, work.tokens);
         let Work {
@@ -67,14 +156,19 @@ impl Stages<'_> {
             true => self.head(rank),
             false => 0.0,
         };
-        let weights = load.dense + load.experts * touched + tokens * self.config.d_model as f64;
-        let caches = texts * self.loads.cached(rank, layers, context);
+        let looked_up = match layers.start == 0 {
+            true => tokens * self.config.d_model as f64,
+            false => 0.0,
+        };
+        let weights = load.dense + load.experts * touched + looked_up;
+        let cached = texts * self.loads.cached(rank, layers, context);
         let products =
             2.0 * (tokens * (load.dense - head) + drawn * head + multiplied * load.experts);
         // Scores and their product with the values.
         let scores = 4.0 * tokens * self.loads.attended(rank, layers, context);
-        let bytes = self.width * (weights + caches);
-        self.hardware.work(bytes, products + scores)
+        let widths = self.workload.widths;
+        let bytes = widths.weight as f64 * weights + widths.cache as f64 * cached;
+        reach.seconds(layers.len(), bytes, products + scores)
     }
 
     /// Parameters of the head of a rank.
@@ -84,8 +178,8 @@ impl Stages<'_> {
         (share.len() * self.config.d_model) as f64
     }
 
-    /// The share of a rank's experts that tokens visit, and for how many tokens all of them would do the same work. With whole
-    /// experts on some ranks, the busiest of these has one expert at least.
+    /// The share of a rank's `of_rank` experts that tokens visit, and for how many tokens all of them would do the same
+    /// work. With whole experts on some ranks, the busiest of these has one expert at least.
     fn experts(&self, of_rank: usize, tokens: f64) -> (f64, f64) {
         let Some(moe) = &self.config.moe else {
             return (0.0, 0.0);

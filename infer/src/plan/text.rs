@@ -1,27 +1,33 @@
 //! A plan as tables.
 
 use std::fmt::{self, Display, Formatter};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
-use firebox_console::numbers::{brief, bytes, counted, flop, grouped, scaled};
-use firebox_console::report::Table;
-use firebox_model::accounting::{Accounting, SLIP, is_described};
-use firebox_model::config::ModelConfig;
+use firebox_console::numbers::{brief, bytes, counted, flop, grouped, percentage, scaled};
+use firebox_console::report::{Cell, Table};
+use firebox_model::accounting::Accounting;
 
-use super::{Hardware, Plan, Speculation, Workload};
+use super::{ByBatch, Hardware, Plan, Speculation, Workload};
 
 /// Everything that is known of a plan: text through `Display`, JSON through serde.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     /// The model's parameters and operations.
     pub model: Accounting,
+    /// A remark on the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// The hardware.
     pub hardware: Hardware,
-    /// What is asked of the model.
+    /// The workload.
     pub workload: Workload,
     /// The plan.
     pub plan: Plan,
+    /// The model beside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beside: Option<PathBuf>,
     /// Costs of numbers of texts at once, up to the one that is asked for and beyond.
     pub by_batch: Vec<ByBatch>,
     /// The largest number of texts at once at which the model costs three times as much as the one beside it, where that is
@@ -33,84 +39,24 @@ pub struct Report {
     pub speculation: Vec<Speculation>,
 }
 
-/// The cost at a number of texts at once.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ByBatch {
-    /// Texts at once.
-    pub batch: usize,
-    /// Share of the experts that a step visits; `None` for a dense model.
-    pub expert_utilization: Option<f64>,
-    /// Seconds from a token to the next one.
-    pub token_seconds: f64,
-    /// Generated tokens per second of all texts.
-    pub tokens_per_second: f64,
-    /// Dollars for a million generated tokens.
-    pub dollars_per_million: f64,
-    /// Whether it fits into memory.
-    pub fits: bool,
-    /// The other model on as few ranks as hold it and these texts, where there is one and it fits.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub beside: Option<Plan>,
-}
-
-impl ByBatch {
-    /// The part of a plan that depends on the number of texts, beside that of another model.
-    pub fn new(batch: usize, plan: Plan, beside: Option<Plan>) -> Self {
-        Self {
-            batch,
-            expert_utilization: plan.expert_utilization,
-            token_seconds: plan.token_seconds,
-            tokens_per_second: plan.tokens_per_second,
-            dollars_per_million: plan.dollars_per_million,
-            fits: plan.fits,
-            beside,
-        }
-    }
-}
-
-impl Report {
-    /// What does not depend on the plan.
-    pub fn new(config: &ModelConfig, hardware: Hardware, workload: Workload, plan: Plan) -> Self {
-        Self {
-            model: Accounting::of(config),
-            hardware,
-            workload,
-            plan,
-            by_batch: Vec::new(),
-            three_times_at: None,
-            speculation: Vec::new(),
-        }
-    }
-}
-
 impl Display for Report {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
-        let mut tables = vec![self.summary(), self.bytes(), self.speed(), self.messages()];
-        if !self.by_batch.is_empty() {
-            tables.push(self.batches());
-        }
-        if !self.speculation.is_empty() {
-            tables.push(self.drafts());
-        }
-        let tables: Vec<String> = tables.iter().map(Table::to_string).collect();
+        let tables = [
+            self.summary(),
+            self.memory(),
+            self.speed(),
+            self.communication(),
+            self.batches(),
+            self.drafts(),
+        ];
+        let tables = tables.iter().filter(|table| !table.is_empty());
+        let tables: Vec<String> = tables.map(Table::to_string).collect();
         formatter.write_str(&tables.join("\n"))
     }
 }
 
-fn rows<const N: usize>(title: &str, rows: [(&str, String, String); N]) -> Table {
-    let table = Table::new(title).texts([""]).numbers([""]).texts([""]);
-    rows.into_iter()
-        .fold(table, |table, (label, number, remark)| {
-            table.row([label.into(), number.into(), remark.into()])
-        })
-}
-
-/// A share of one, as a percentage.
-fn percentage(share: f64) -> String {
-    format!("{:.1} %", share * 100.0)
-}
-
-fn milliseconds(seconds: f64) -> String {
+/// Milliseconds with three digits.
+pub(super) fn milliseconds(seconds: f64) -> String {
     format!("{} ms", brief(seconds * 1e3))
 }
 
@@ -125,7 +71,7 @@ impl Report {
             batch,
             prompt,
             output,
-            width,
+            widths,
         } = self.workload;
         let every = match model.operations.forward_every_expert == model.operations.forward {
             true => String::new(),
@@ -134,7 +80,7 @@ impl Report {
                 flop(model.operations.forward_every_expert)
             ),
         };
-        let table = rows(
+        let table = Table::figures(
             "plan",
             [
                 (
@@ -143,7 +89,7 @@ impl Report {
                     format!(
                         "{} active, {} each",
                         scaled(model.active as f64),
-                        counted(width as u128, "byte")
+                        counted(widths.weight as u128, "byte")
                     ),
                 ),
                 ("forward per token", flop(model.operations.forward), every),
@@ -163,36 +109,35 @@ impl Report {
                 ),
             ],
         );
-        match is_described(model) {
-            true => table.note(SLIP),
-            false => table,
+        match &self.note {
+            Some(note) => table.note(note),
+            None => table,
         }
     }
 
-    fn bytes(&self) -> Table {
+    fn memory(&self) -> Table {
         let plan = &self.plan;
         let amount = |bytes_of: f64| bytes(bytes_of as u128);
-        let all = plan.weight_bytes + plan.cache_bytes + plan.activation_bytes;
         let fits = match plan.fits {
             true => "fits".to_owned(),
-            false => format!("does not fit into {}", amount(self.hardware.memory_bytes)),
+            false => format!("does not fit into {}", amount(plan.memory_bytes)),
         };
         let balance = format!("mean / max of the stages {:.4}", plan.stage_balance);
-        rows(
-            "bytes of the fullest rank",
+        Table::figures(
+            "memory of the fullest rank",
             [
                 ("weights", amount(plan.weight_bytes), balance),
-                ("caches", amount(plan.cache_bytes), String::new()),
+                ("KV cache", amount(plan.cache_bytes), String::new()),
                 (
                     "activations",
                     amount(plan.activation_bytes),
                     "while a prompt is read".to_owned(),
                 ),
-                ("all", amount(all), fits),
+                ("total", amount(plan.total_bytes()), fits),
                 (
                     "largest batch",
                     grouped(plan.largest_batch as u128),
-                    "texts at once that fit".to_owned(),
+                    "texts at once that fit on every rank".to_owned(),
                 ),
             ],
         )
@@ -207,16 +152,16 @@ impl Report {
                 percentage(share)
             )
         });
-        rows(
+        Table::figures(
             "speed and cost",
             [
                 (
-                    "first token",
+                    "time to first token",
                     milliseconds(plan.first_token_seconds),
                     "of one prompt, alone".to_owned(),
                 ),
                 (
-                    "a token of a text",
+                    "time per output token",
                     milliseconds(plan.token_seconds),
                     utilized.unwrap_or_default(),
                 ),
@@ -226,10 +171,10 @@ impl Report {
                     "of all texts".to_owned(),
                 ),
                 (
-                    "a million tokens",
+                    "cost of 1 M tokens",
                     dollars(plan.dollars_per_million),
                     format!(
-                        "with their prompts, at {} per rank and hour",
+                        "with their prompts, at {} per accelerator and hour",
                         dollars(price)
                     ),
                 ),
@@ -237,42 +182,47 @@ impl Report {
         )
     }
 
-    fn messages(&self) -> Table {
+    fn communication(&self) -> Table {
         let traffic = &self.plan.traffic;
-        let table = Table::new("messages of a token, of one rank of each stage")
+        let width = self.workload.widths.message as u128;
+        let table = Table::new("communication per token (one rank per stage)")
             .texts([""])
-            .numbers(["", "bytes of one"]);
+            .numbers(["", "bytes each"])
+            .note(format!(
+                "activations are sent as {} a value",
+                counted(width, "byte")
+            ));
         let kinds = [
-            ("sums of layers", traffic.layer_sums),
-            ("sums of embeddings", traffic.embedding_sums),
-            ("sums of norms", traffic.norm_sums),
-            ("hops between stages", traffic.hops),
+            ("all-reduces of layers", traffic.layer_sums),
+            ("all-reduces of embeddings", traffic.embedding_sums),
+            ("all-reduces of norms", traffic.norm_sums),
+            ("sends between stages", traffic.hops),
         ];
         let kinds = kinds.into_iter().filter(|(_, messages)| messages.count > 0);
         kinds.fold(table, |table, (name, messages)| {
             table.row([
                 name.into(),
                 grouped(messages.count).into(),
-                grouped(messages.bytes / messages.count).into(),
+                grouped(messages.bytes_of_one()).into(),
             ])
         })
     }
 
     fn batches(&self) -> Table {
-        let beside = self.by_batch.iter().any(|row| row.beside.is_some());
         let moe = self.plan.expert_utilization.is_some();
-        let mut headings = vec!["texts at once"];
+        let mut headings = vec!["texts at once".to_owned()];
         if moe {
-            headings.push("experts visited");
+            headings.push("experts visited".to_owned());
         }
-        headings.extend(["ms a token", "tokens/s", "$ a million"]);
-        if beside {
-            headings.extend(["ranks beside", "tokens/s", "$ a million", "× its cost"]);
+        headings.extend(["ms per token", "tokens/s", "$ per 1 M"].map(str::to_owned));
+        if let Some(beside) = &self.beside {
+            headings.push(format!("ranks of {}", beside.display()));
+            headings.extend(["tokens/s", "$ per 1 M", "cost ratio"].map(str::to_owned));
         }
         let table = Table::new("by batch").numbers(headings);
         let table = self.by_batch.iter().fold(table, |table, row| {
             let mark = if row.fits { "" } else { "*" };
-            let mut cells = vec![format!("{}{mark}", grouped(row.batch as u128)).into()];
+            let mut cells: Vec<Cell> = vec![format!("{}{mark}", grouped(row.batch as u128)).into()];
             if moe {
                 cells.push(percentage(row.expert_utilization.unwrap_or(0.0)).into());
             }
@@ -281,45 +231,52 @@ impl Report {
                 brief(row.tokens_per_second).into(),
                 brief(row.dollars_per_million).into(),
             ]);
-            if let Some(other) = &row.beside {
-                let ratio = row.dollars_per_million / other.dollars_per_million;
-                cells.extend([
-                    grouped(other.ranks as u128).into(),
-                    brief(other.tokens_per_second).into(),
-                    brief(other.dollars_per_million).into(),
-                    format!("{ratio:.2}").into(),
-                ]);
+            if self.beside.is_some() {
+                cells.extend(beside_cells(row));
             }
             table.row(cells)
         });
-        let mut notes = vec!["* does not fit into memory".to_owned()];
-        if beside {
-            notes.push("the model beside is on as few stages as hold it and the texts".to_owned());
+        let notes = self.batch_notes();
+        match notes.is_empty() {
+            true => table,
+            false => table.note(notes.join("; ")),
+        }
+    }
+
+    fn batch_notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.by_batch.iter().any(|row| !row.fits) {
+            notes.push("* does not fit into memory".to_owned());
+        }
+        if let Some(beside) = &self.beside {
+            let tensor = self.plan.layout.tensor;
+            notes.push(format!(
+                "{} has {} and the fewest stages that fit{}",
+                beside.display(),
+                counted(tensor as u128, "tensor rank"),
+                match self.by_batch.iter().any(|row| row.beside.is_none()) {
+                    true => "; – where none fit",
+                    false => "",
+                }
+            ));
         }
         if let Some(batch) = self.three_times_at {
             let batch = grouped(batch as u128);
-            notes.push(format!(
-                "this one costs 3 times as much with {batch} texts at once"
-            ));
+            notes.push(format!("cost ratio 3 at a batch of {batch}"));
         }
-        table.note(notes.join("; "))
+        notes
     }
 
     fn drafts(&self) -> Table {
-        let best = self
-            .speculation
-            .iter()
-            .max_by(|a, b| a.speedup.total_cmp(&b.speedup))
-            .map_or(0, |best| best.draft_tokens);
         let moe = self.plan.expert_utilization.is_some();
-        let mut headings = vec!["draft tokens", "tokens a step"];
+        let mut headings = vec!["draft tokens", "tokens per step"];
         if moe {
             headings.push("experts visited");
         }
         headings.extend(["tokens/s", "speed-up"]);
         let table = Table::new("speculative decoding").numbers(headings);
         let table = self.speculation.iter().fold(table, |table, row| {
-            let mut cells = vec![
+            let mut cells: Vec<Cell> = vec![
                 row.draft_tokens.to_string().into(),
                 format!("{:.2}", row.tokens_per_step).into(),
             ];
@@ -332,9 +289,30 @@ impl Report {
             ]);
             table.row(cells)
         });
-        table.note(match best {
-            0 => "a draft does not pay off here".to_owned(),
-            _ => format!("drafts of {} pay off most", counted(best as u128, "token")),
-        })
+        let speculation = self.speculation.iter();
+        let best = speculation.max_by(|one, other| one.speedup.total_cmp(&other.speedup));
+        match best {
+            Some(Speculation {
+                draft_tokens: 0, ..
+            }) => table.note("no draft pays off here"),
+            Some(best) => {
+                let tokens = counted(best.draft_tokens as u128, "token");
+                table.note(format!("drafts of {tokens} pay off most"))
+            }
+            None => table,
+        }
     }
+}
+
+/// The other model's part of a row.
+fn beside_cells(row: &ByBatch) -> [Cell; 4] {
+    let (Some(other), Some(ratio)) = (&row.beside, row.cost_ratio()) else {
+        return ["–"; 4].map(Cell::from);
+    };
+    [
+        grouped(other.ranks as u128).into(),
+        brief(other.tokens_per_second).into(),
+        brief(other.dollars_per_million).into(),
+        format!("{ratio:.2}").into(),
+    ]
 }

@@ -116,7 +116,12 @@ pub fn percent(fraction: f64) -> String {
 
 /// The percentage that a part is of a whole, such as `11.1 %`.
 pub fn percent_of(part: u128, whole: u128) -> String {
-    format!("{:.1} %", 100.0 * part as f64 / whole as f64)
+    percentage(part as f64 / whole as f64)
+}
+
+/// A fraction of 1 as a percentage of one decimal, such as `12.5 %`.
+pub fn percentage(fraction: f64) -> String {
+    format!("{:.1} %", 100.0 * fraction)
 }
 
 /// A count and what is counted, such as `1 file` and `1,024 files`.
@@ -223,6 +228,8 @@ mod tests {
             ["0", "12", "999", "1,000", "1,234,567"]
         );
         assert_eq!([0.07, 0.01, 0.325].map(percent), ["7 %", "1 %", "32.5 %"]);
+        assert_eq!([0.125, 1.0].map(percentage), ["12.5 %", "100.0 %"]);
+        assert_eq!(percent_of(1, 3), "33.3 %");
     }
 
     #[test]

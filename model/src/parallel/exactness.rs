@@ -304,7 +304,7 @@ fn what_ranks_send_is_what_is_predicted() {
                 let shard = Shard::new(&config, layout, rank).unwrap();
                 let [tensor, pipeline] = [0, 1].map(|place| traffic[place].since(&before[place]));
                 let predicted =
-                    traffic::Traffic::of_rank(&config, &shard, tokens, size_of::<f32>());
+                    traffic::PassTraffic::of_rank(&config, &shard, tokens, size_of::<f32>());
                 for (counted, predicted) in [
                     (tensor.of(Operation::AllReduceSum), predicted.sums()),
                     (pipeline.of(Operation::Send), predicted.hops),

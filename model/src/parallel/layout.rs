@@ -117,7 +117,7 @@ impl RankLayout {
             ("expert", expert),
         ] {
             let rule = format!("must lie between 1 and {MOST_RANKS}");
-            let hint = "1 does not divide anything";
+            let hint = "1 means undivided";
             require((1..=MOST_RANKS).contains(&value), key, value, rule, hint)?;
         }
         require(
@@ -286,7 +286,7 @@ mod tests {
         for (layout, expected) in [
             (
                 [0, 1, 1],
-                "--pipeline 0 must lie between 1 and 4096 (1 does not divide anything)",
+                "--pipeline 0 must lie between 1 and 4096 (1 means undivided)",
             ),
             (
                 [4000, 2, 1],

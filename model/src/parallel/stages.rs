@@ -10,14 +10,14 @@ use crate::parameters::{ParameterInfo, Role};
 
 /// The cost of a part of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-pub struct Load {
+pub struct Cost {
     /// Number of parameters, which decide over memory.
     pub parameters: f64,
     /// Floating-point operations for one token: two for each weight that multiplies it. Scores of attention are left out.
     pub operations: f64,
 }
 
-impl Add for Load {
+impl Add for Cost {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
@@ -28,7 +28,7 @@ impl Add for Load {
     }
 }
 
-impl Load {
+impl Cost {
     fn of(parameter: &ParameterInfo, config: &ModelConfig) -> Self {
         let parameters = parameter.elements() as f64;
         let active = match parameter.role {
@@ -50,71 +50,85 @@ impl Load {
     }
 }
 
-/// What the layers of a model weigh, and what is in front of them and behind them.
+/// The costs of a model's layers, of its embedding and of its head.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Loads {
-    embedding: Load,
-    layers: Vec<Load>,
+pub struct LayerCosts {
+    embedding: Cost,
+    layers: Vec<Cost>,
     /// The last norm and the head. A head that is tied to the embedding is a second copy of it, unless both are on the
     /// same rank.
-    head: Load,
+    head: Cost,
     tied: bool,
 }
 
-impl Loads {
-    /// Those of a model.
+impl LayerCosts {
+    /// Computes the costs of a model.
     pub fn of(config: &ModelConfig) -> Self {
-        let mut loads = Self {
-            embedding: Load::default(),
-            layers: vec![Load::default(); config.layers.len()],
-            head: Load::default(),
+        let mut costs = Self {
+            embedding: Cost::default(),
+            layers: vec![Cost::default(); config.layers.len()],
+            head: Cost::default(),
             tied: config.tied_embeddings,
         };
         for parameter in LanguageModel::parameter_list(config) {
             let place = match (parameter.layer(), parameter.role) {
-                (Some(layer), _) => &mut loads.layers[layer],
-                (None, Role::Embedding) => &mut loads.embedding,
-                (None, _) => &mut loads.head,
+                (Some(layer), _) => &mut costs.layers[layer],
+                (None, Role::Embedding) => &mut costs.embedding,
+                (None, _) => &mut costs.head,
             };
-            *place = *place + Load::of(&parameter, config);
+            *place = *place + Cost::of(&parameter, config);
         }
         if config.tied_embeddings {
-            let parameters = loads.embedding.parameters;
-            let copy = Load {
+            let parameters = costs.embedding.parameters;
+            let copy = Cost {
                 parameters,
                 operations: 2.0 * parameters,
             };
-            loads.head = loads.head + copy;
+            costs.head = costs.head + copy;
         }
-        loads
+        costs
     }
 
     /// The cost of each stage.
-    pub fn of_stages(&self, stages: &[Range<usize>]) -> Vec<Load> {
+    pub fn of_stages(&self, stages: &[Range<usize>]) -> Vec<Cost> {
         let last = stages.len().saturating_sub(1);
         let stages = stages.iter().enumerate().map(|(number, layers)| {
-            let mut load = self.layers[layers.clone()]
+            let mut cost = self.layers[layers.clone()]
                 .iter()
-                .fold(Load::default(), |sum, &layer| sum + layer);
+                .fold(Cost::default(), |sum, &layer| sum + layer);
             if number == 0 {
-                load = load + self.embedding;
+                cost = cost + self.embedding;
             }
             if number == last {
-                load = load + self.head;
+                cost = cost + self.head;
             }
             if last == 0 && self.tied {
-                load.parameters -= self.embedding.parameters;
+                cost.parameters -= self.embedding.parameters;
             }
-            load
+            cost
         });
         stages.collect()
     }
 
-    fn total(&self) -> Load {
+    /// As [`stages`], of a model whose costs are known.
+    ///
+    /// # Panics
+    ///
+    /// As [`stages`].
+    pub fn divide(&self, count: usize) -> Vec<Range<usize>> {
+        let layers = self.layers.len();
+        assert!(
+            (1..=layers).contains(&count),
+            "{count} stages of {layers} layers"
+        );
+        Division::new(self, count).best()
+    }
+
+    fn total(&self) -> Cost {
         let layers = self
             .layers
             .iter()
-            .fold(Load::default(), |sum, &layer| sum + layer);
+            .fold(Cost::default(), |sum, &layer| sum + layer);
         layers + self.embedding + self.head
     }
 }
@@ -128,40 +142,35 @@ impl Loads {
 ///
 /// When there are no stages, or more of them than layers.
 pub fn stages(config: &ModelConfig, count: usize) -> Vec<Range<usize>> {
-    let layers = config.layers.len();
-    assert!(
-        (1..=layers).contains(&count),
-        "{count} stages of {layers} layers"
-    );
-    Division::new(&Loads::of(config), count).best()
+    LayerCosts::of(config).divide(count)
 }
 
 /// The search for a division.
 struct Division {
     /// Shares of everything up to a layer.
-    before: Vec<Load>,
-    embedding: Load,
-    head: Load,
+    before: Vec<Cost>,
+    embedding: Cost,
+    head: Cost,
     count: usize,
 }
 
 impl Division {
-    fn new(loads: &Loads, count: usize) -> Self {
-        let total = loads.total();
-        let share = |load: Load| Load {
-            parameters: load.parameters / total.parameters,
-            operations: load.operations / total.operations,
+    fn new(costs: &LayerCosts, count: usize) -> Self {
+        let total = costs.total();
+        let share = |cost: Cost| Cost {
+            parameters: cost.parameters / total.parameters,
+            operations: cost.operations / total.operations,
         };
-        let mut sum = Load::default();
+        let mut sum = Cost::default();
         let mut before = vec![sum];
-        before.extend(loads.layers.iter().map(|&layer| {
+        before.extend(costs.layers.iter().map(|&layer| {
             sum = sum + layer;
             share(sum)
         }));
         Self {
             before,
-            embedding: share(loads.embedding),
-            head: share(loads.head),
+            embedding: share(costs.embedding),
+            head: share(costs.head),
             count,
         }
     }
@@ -170,33 +179,33 @@ impl Division {
         self.before.len() - 1
     }
 
-    /// What these layers weigh as a stage.
-    fn weight(&self, layers: Range<usize>) -> f64 {
+    /// The cost of a stage with these layers: the larger of its shares.
+    fn share(&self, layers: Range<usize>) -> f64 {
         let (start, end) = (self.before[layers.start], self.before[layers.end]);
-        let mut load = Load {
+        let mut cost = Cost {
             parameters: end.parameters - start.parameters,
             operations: end.operations - start.operations,
         };
         if layers.start == 0 {
-            load = load + self.embedding;
+            cost = cost + self.embedding;
         }
         if layers.end == self.layers() {
-            load = load + self.head;
+            cost = cost + self.head;
         }
-        load.parameters.max(load.operations)
+        cost.parameters.max(cost.operations)
     }
 
-    /// Whether no stage need weigh more than this. Stages that take as many layers as they can leave the fewest to the
+    /// Whether no stage need have a larger share than this. Stages that take as many layers as they can leave the fewest to the
     /// last one, which alone has the head.
     fn suffices(&self, most: f64) -> bool {
         let mut start = 0;
         for stage in 0..self.count {
             let limit = self.layers() - (self.count - 1 - stage);
             let mut end = start + 1;
-            if self.weight(start..end) > most {
+            if self.share(start..end) > most {
                 return false;
             }
-            while end < limit && self.weight(start..end + 1) <= most {
+            while end < limit && self.share(start..end + 1) <= most {
                 end += 1;
             }
             start = end;
@@ -204,11 +213,11 @@ impl Division {
         start == self.layers()
     }
 
-    /// The least weight that suffices: by halving, down to neighbouring floats. Weights are not negative, so that their
+    /// The least share that suffices: by halving, down to neighbouring floats. Shares are not negative, so that their
     /// bits are in the order of their values.
     fn least(&self) -> f64 {
         let mut too_small = 0.0f64.to_bits();
-        let mut enough = self.weight(0..self.layers()).to_bits();
+        let mut enough = self.share(0..self.layers()).to_bits();
         while enough - too_small > 1 {
             let middle = too_small + (enough - too_small) / 2;
             match self.suffices(f64::from_bits(middle)) {
@@ -219,7 +228,7 @@ impl Division {
         f64::from_bits(enough)
     }
 
-    /// Of the divisions whose stages weigh no more than need be, the one with the least sum of squares.
+    /// Of the divisions whose largest share is the least, the one with the least sum of squares.
     fn best(&self) -> Vec<Range<usize>> {
         let most = self.least();
         let layers = self.layers();
@@ -235,11 +244,11 @@ impl Division {
             };
             for start in starts {
                 for (end, rest) in rest.iter().enumerate().skip(start + 1) {
-                    let weight = self.weight(start..end);
-                    if weight > most {
+                    let share = self.share(start..end);
+                    if share > most {
                         break;
                     }
-                    let sum = weight * weight + rest;
+                    let sum = share * share + rest;
                     // Sums that differ by rounding alone count as equal.
                     if sum <= squares[start] * (1.0 + 1e-12) {
                         squares[start] = sum;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use burn::tensor::Device;
 use proptest::prelude::*;
 
-use super::stages::{Loads, stages};
-use super::traffic::Traffic;
+use super::stages::{Cost, LayerCosts, stages};
+use super::traffic::PassTraffic;
 use super::*;
 use crate::config::{
     AttentionBias, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm,
@@ -259,19 +259,19 @@ proptest! {
     #[test]
     fn the_fullest_stage_is_as_light_as_can_be((config, layout) in laid_out()) {
         let (layers, count) = (config.layers.len(), layout.pipeline);
-        let loads = Loads::of(&config);
-        let [whole] = loads.of_stages(std::slice::from_ref(&(0..layers)))[..] else { panic!() };
+        let costs = LayerCosts::of(&config);
+        let [whole] = costs.of_stages(std::slice::from_ref(&(0..layers)))[..] else { panic!() };
         // A tied head is a second copy of the embedding.
         let twice = |of_one: f64| match config.tied_embeddings {
             true => of_one + (config.vocab_size * config.d_model) as f64,
             false => of_one,
         };
         let fullest = |stages: &[std::ops::Range<usize>]| {
-            let loads = loads.of_stages(stages).into_iter();
-            let weights = loads.map(|load| {
-                (load.parameters / twice(whole.parameters)).max(load.operations / whole.operations)
+            let costs = costs.of_stages(stages).into_iter();
+            let shares = costs.map(|cost| {
+                (cost.parameters / twice(whole.parameters)).max(cost.operations / whole.operations)
             });
-            weights.fold(0.0, f64::max)
+            shares.fold(0.0, f64::max)
         };
         let mut least = f64::INFINITY;
         // Every set of places to cut at.
@@ -313,13 +313,10 @@ fn the_described_model_over_128_ranks() {
     let stages = stages(&config, 16);
     let count = |layers| stages.iter().filter(|stage| stage.len() == layers).count();
     assert_eq!((count(8), count(7)), (8, 8), "{stages:?}");
-    let loads = Loads::of(&config).of_stages(&stages);
-    for of in [
-        |load: &stages::Load| load.parameters,
-        |load: &stages::Load| load.operations,
-    ] {
-        let sum: f64 = loads.iter().map(of).sum();
-        let largest = loads.iter().map(of).fold(0.0, f64::max);
+    let costs = LayerCosts::of(&config).of_stages(&stages);
+    for of in [|cost: &Cost| cost.parameters, |cost: &Cost| cost.operations] {
+        let sum: f64 = costs.iter().map(of).sum();
+        let largest = costs.iter().map(of).fold(0.0, f64::max);
         let balance = sum / 16.0 / largest;
         assert!(balance >= 0.9375, "{balance}");
     }
@@ -339,7 +336,7 @@ fn the_described_model_over_128_ranks() {
     assert_eq!(counted, 16);
 
     // A token in bf16: two sums a layer, and 15 hops of 21.5 kB.
-    let traffic = Traffic::of_pass(&config, layout, 1, 2);
+    let traffic = PassTraffic::of_pass(&config, layout.tensor, &stages, 1, 2);
     assert_eq!(traffic.layer_sums.count, 240);
     assert_eq!(traffic.hops.count, 15);
     assert_eq!(traffic.hops.bytes, 15 * 21_504);

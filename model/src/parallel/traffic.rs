@@ -3,12 +3,14 @@
 //! The draw of a token besides is one exchange of a few candidates among the tensor ranks of the last stage, and the
 //! token's way back to the first one; their sizes depend on the options of sampling and are not counted here.
 
+use std::ops::Range;
+
 use serde::Serialize;
 
-use super::{RankLayout, Shard};
+use super::Shard;
 use crate::config::{ModelConfig, QkNorm};
 
-/// Messages of a kind.
+/// Messages of a kind, all of the same size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Messages {
     /// How many.
@@ -30,11 +32,16 @@ impl Messages {
         self.count += other.count;
         self.bytes += other.bytes;
     }
+
+    /// Bytes of one message; 0 if there are none.
+    pub fn bytes_of_one(&self) -> u64 {
+        self.bytes.checked_div(self.count).unwrap_or(0)
+    }
 }
 
-/// What a rank takes part in during a forward pass.
+/// Predicted communication of a forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Traffic {
+pub struct PassTraffic {
     /// Sums over the tensor ranks of rows of the vocabulary that each looks up: one on the first stage.
     pub embedding_sums: Messages,
     /// Sums of the outputs of attention and of the feed-forward: two a layer.
@@ -45,52 +52,75 @@ pub struct Traffic {
     pub hops: Messages,
 }
 
-impl Traffic {
-    /// That of a rank, in a pass of so many tokens whose activations have `width` bytes a value.
+impl PassTraffic {
+    /// That of one rank for `tokens` tokens, whose activations are sent as `width` bytes a value.
     pub fn of_rank(config: &ModelConfig, shard: &Shard, tokens: usize, width: usize) -> Self {
-        let layout = shard.layout();
+        Self::of_stage(
+            config,
+            shard.layout().tensor,
+            &shard.layers(),
+            tokens,
+            width,
+        )
+    }
+
+    /// That of one of the `tensor` ranks of the stage with these layers, as for [`of_rank`](Self::of_rank).
+    pub fn of_stage(
+        config: &ModelConfig,
+        tensor: usize,
+        layers: &Range<usize>,
+        tokens: usize,
+        width: usize,
+    ) -> Self {
         let stream = tokens * config.d_model * width;
-        let sums = |count: usize, bytes| match layout.tensor {
+        let sums = |count: usize, bytes| match tensor {
             1 => Messages::default(),
             _ => Messages::new(count, bytes),
         };
-        let layers = shard.layers().len();
         let normed = match config.qk_norm {
-            QkNorm::Projection => layers,
+            QkNorm::Projection => layers.len(),
             QkNorm::None | QkNorm::Head => 0,
         };
+        let (first, last) = (layers.start == 0, layers.end == config.layers.len());
         Self {
-            embedding_sums: sums(usize::from(shard.is_first_stage()), stream),
-            layer_sums: sums(2 * layers, stream),
+            embedding_sums: sums(usize::from(first), stream),
+            layer_sums: sums(2 * layers.len(), stream),
             // One sum of squares of the queries and one of the keys, in f32 always.
             norm_sums: sums(normed, 2 * size_of::<f32>() * tokens),
-            hops: Messages::new(usize::from(!shard.is_last_stage()), stream),
+            hops: Messages::new(usize::from(!last), stream),
         }
     }
 
-    /// That of a whole pass: of one rank of each stage.
-    ///
-    /// # Panics
-    ///
-    /// When the model cannot be laid out so.
-    pub fn of_pass(config: &ModelConfig, layout: RankLayout, tokens: usize, width: usize) -> Self {
-        let shards = Shard::all(config, layout).expect("a layout of the model");
-        let first = shards.iter().filter(|shard| shard.at().tensor == 0);
-        first.fold(Self::default(), |mut sum, shard| {
-            let one = Self::of_rank(config, shard, tokens, width);
+    /// That of a whole pass: of one rank of each of these stages, as for [`of_stage`](Self::of_stage).
+    pub fn of_pass(
+        config: &ModelConfig,
+        tensor: usize,
+        stages: &[Range<usize>],
+        tokens: usize,
+        width: usize,
+    ) -> Self {
+        let mut sum = Self::default();
+        for layers in stages {
+            let one = Self::of_stage(config, tensor, layers, tokens, width);
             sum.embedding_sums.add(one.embedding_sums);
             sum.layer_sums.add(one.layer_sums);
             sum.norm_sums.add(one.norm_sums);
             sum.hops.add(one.hops);
-            sum
-        })
+        }
+        sum
     }
 
-    /// All sums.
+    /// The sums by kind: of embeddings, layers and norms.
+    pub fn kinds_of_sums(&self) -> [Messages; 3] {
+        [self.embedding_sums, self.layer_sums, self.norm_sums]
+    }
+
+    /// All sums; their sizes differ.
     pub fn sums(&self) -> Messages {
-        let mut sums = self.embedding_sums;
-        sums.add(self.layer_sums);
-        sums.add(self.norm_sums);
+        let mut sums = Messages::default();
+        self.kinds_of_sums()
+            .into_iter()
+            .for_each(|kind| sums.add(kind));
         sums
     }
 }
@@ -104,14 +134,10 @@ mod tests {
     fn the_messages_of_a_pass_counted_by_hand() {
         let mut config = tiny();
         config.qk_norm = QkNorm::Projection;
-        let layout = RankLayout {
-            pipeline: 2,
-            tensor: 4,
-            expert: 1,
-        };
-        // Three tokens of 24 values in bf16.
-        let traffic = Traffic::of_pass(&config, layout, 3, 2);
-        let expected = Traffic {
+        // Three tokens of 24 values in bf16, over two stages of one layer.
+        let stages = [0..1, 1..2];
+        let traffic = PassTraffic::of_pass(&config, 4, &stages, 3, 2);
+        let expected = PassTraffic {
             embedding_sums: Messages::new(1, 144),
             layer_sums: Messages::new(4, 144),
             norm_sums: Messages::new(2, 24),
@@ -119,13 +145,11 @@ mod tests {
         };
         assert_eq!(traffic, expected);
         assert_eq!((traffic.sums().count, traffic.sums().bytes), (7, 768));
+        assert_eq!(traffic.norm_sums.bytes_of_one(), 24);
         // Ranks that share nothing sum nothing.
-        let alone = RankLayout {
-            tensor: 1,
-            ..layout
-        };
-        let traffic = Traffic::of_pass(&config, alone, 3, 2);
+        let traffic = PassTraffic::of_pass(&config, 1, &stages, 3, 2);
         assert_eq!(traffic.sums(), Messages::default());
+        assert_eq!(traffic.sums().bytes_of_one(), 0);
         assert_eq!(traffic.hops, Messages::new(1, 144));
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use firebox_console::report::Table;
-use firebox_model::accounting::{Memory, SLIP, is_described};
+use firebox_model::accounting::Memory;
 use firebox_model::config::{
     AttentionBias, AttentionKind, ExpertActivation, ModelConfig, MoeConfig, QkNorm, RopeScaling,
     RouterConfig, Scores,
@@ -31,15 +31,6 @@ impl Display for Report {
         let tables: Vec<String> = tables.iter().flatten().map(Table::to_string).collect();
         formatter.write_str(&tables.join("\n"))
     }
-}
-
-/// Rows of a label, a number, and a remark.
-fn figures<const N: usize>(title: &str, rows: [(&str, String, String); N]) -> Table {
-    let table = Table::new(title).texts([""]).numbers([""]).texts([""]);
-    rows.into_iter()
-        .fold(table, |table, (label, number, remark)| {
-            table.row([label.into(), number.into(), remark.into()])
-        })
 }
 
 fn configuration(config: &RunConfig) -> Table {
@@ -356,7 +347,7 @@ fn parameters(report: &Report) -> Table {
 
 fn memory(memory: &Memory) -> Table {
     let figure = |label, value| (label, bytes(value), String::new());
-    figures(
+    Table::figures(
         "memory (f32, one device, without activations)",
         [
             figure("weights", memory.weights),
@@ -385,14 +376,15 @@ fn operations(report: &Report) -> Table {
     );
     let title = "FLOPs per token";
     if report.config.model.moe.is_none() {
-        return figures(title, [forward, scores, training]);
+        return Table::figures(title, [forward, scores, training]);
     }
     let every = flop(operations.forward_every_expert);
     let every = ("  with all experts", every, String::new());
-    let table = figures(title, [forward, every, scores, training]);
-    match is_described(&report.model) {
-        true => table.note(SLIP),
-        false => table,
+    let table = Table::figures(title, [forward, every, scores, training]);
+    let plan = report.config.plan.as_ref();
+    match plan.and_then(|plan| plan.note.as_ref()) {
+        Some(note) => table.note(note),
+        None => table,
     }
 }
 
@@ -420,14 +412,14 @@ fn training(report: &Report) -> Table {
     );
     let title = "whole run";
     let Some(per_expert) = training.tokens_per_expert_per_step else {
-        return figures(title, [tokens, per_step, operations]);
+        return Table::figures(title, [tokens, per_step, operations]);
     };
     let per_expert = (
         "tokens per expert per step",
         scaled(per_expert[1]),
         change(per_expert),
     );
-    figures(title, [tokens, per_step, per_expert, operations])
+    Table::figures(title, [tokens, per_step, per_expert, operations])
 }
 
 fn plan(report: &Report) -> Option<Table> {
@@ -435,7 +427,7 @@ fn plan(report: &Report) -> Option<Table> {
     let [lowest, highest] = plan.utilization;
     let [fewest, most] = cost.days;
     let [cheapest, dearest] = cost.dollars;
-    Some(figures(
+    Some(Table::figures(
         &format!("on {} × {}", grouped(plan.count), plan.accelerator),
         [
             (

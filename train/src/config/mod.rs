@@ -386,4 +386,6 @@ pub struct PlanConfig {
     pub utilization: [f64; 2],
     /// Price in dollars per accelerator-hour.
     pub dollars_per_hour: f64,
+    /// A remark to print beside the model's operations.
+    pub note: Option<String>,
 }

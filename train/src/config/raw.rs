@@ -141,6 +141,7 @@ pub(super) struct RawPlan {
     pub peak_flops: f64,
     pub utilization: [f64; 2],
     pub dollars_per_hour: f64,
+    pub note: Option<String>,
 }
 
 /// `batch_tokens` as written: one number, or a ramp.

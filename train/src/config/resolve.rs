@@ -260,6 +260,7 @@ fn plan(raw: RawPlan) -> Checked<PlanConfig> {
         peak_flops,
         utilization,
         dollars_per_hour,
+        note,
     } = raw;
     at_least("plan.count", count, 1)?;
     above_zero("plan.peak_flops", peak_flops)?;
@@ -277,6 +278,7 @@ fn plan(raw: RawPlan) -> Checked<PlanConfig> {
         peak_flops,
         utilization,
         dollars_per_hour,
+        note,
     })
 }
 

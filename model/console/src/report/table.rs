@@ -56,6 +56,18 @@ impl Table {
         }
     }
 
+    /// A table without headings whose rows are a label, a number and a remark.
+    pub fn figures<L: Into<String>>(
+        title: impl Into<String>,
+        rows: impl IntoIterator<Item = (L, String, String)>,
+    ) -> Self {
+        let table = Self::new(title).texts([""]).numbers([""]).texts([""]);
+        rows.into_iter()
+            .fold(table, |table, (label, number, remark)| {
+                table.row([label.into().into(), number.into(), remark.into()])
+            })
+    }
+
     /// Adds columns of text, which are left-aligned. If all headings are empty, none are printed.
     pub fn texts<H: Into<String>>(self, headings: impl IntoIterator<Item = H>) -> Self {
         self.columns(headings, false)
@@ -210,6 +222,19 @@ mod tests {
         assert_eq!(
             table().to_string(),
             "Speed\ndevice  tokens/s\nflex       1,831\n<wgpu>         0\n"
+        );
+    }
+
+    #[test]
+    fn figures_are_labels_numbers_and_remarks() {
+        let row = |label, number: &str, remark: &str| (label, number.to_owned(), remark.to_owned());
+        let table = Table::figures(
+            "speed",
+            [row("first", "9 ms", "alone"), row("all", "10 ms", "")],
+        );
+        assert_eq!(
+            table.to_string(),
+            "speed\n  first   9 ms  alone\n  all    10 ms\n"
         );
     }
 
