@@ -428,7 +428,7 @@ fn plan(report: &Report) -> Option<Table> {
     let [fewest, most] = cost.days;
     let [cheapest, dearest] = cost.dollars;
     Some(Table::figures(
-        &format!("on {} × {}", grouped(plan.count), plan.accelerator),
+        format!("on {} × {}", grouped(plan.count), plan.accelerator),
         [
             (
                 "utilization",

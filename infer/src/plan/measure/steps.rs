@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use firebox_model::generate::{self, Ended, Receiver, Request, generate_all};
+use firebox_model::generate::{self, Ended, Receiver, Request, Token, generate_all};
 use firebox_model::network::Network;
 use firebox_model::sampling::Sampling;
 
@@ -43,13 +43,9 @@ fn once(
     output: usize,
 ) -> Seconds {
     let vocab_size = network.config().vocab_size;
-    let requests = (0..batch).map(|row| Request {
-        prompt: synthetic_ids(row, prompt, vocab_size),
-        count: output,
-        sampling: Sampling {
-            temperature: 0.0,
-            ..Sampling::default()
-        },
+    let requests = (0..batch).map(|row| {
+        let prompt = synthetic_ids(row, prompt, vocab_size);
+        Request::new(prompt, output, Sampling::greedy())
     });
     let options = generate::Options {
         batch,
@@ -67,7 +63,7 @@ fn once(
 struct Clock(Vec<Vec<Instant>>);
 
 impl Receiver for Clock {
-    fn token(&mut self, text: usize, _: u32) -> bool {
+    fn token(&mut self, text: usize, _: Token) -> bool {
         self.0[text].push(Instant::now());
         true
     }
