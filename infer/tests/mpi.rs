@@ -184,7 +184,7 @@ fn a_rank_that_is_killed_is_named_once() {
     reader.join().unwrap().unwrap();
     assert_ne!(code, Some(0), "{stderr}");
     assert_eq!(stderr.matches("error: ").count(), 1, "{stderr}");
-    let named = "error: rank 1 (computing) died: its process ended without a word";
+    let named = "error: rank 1 (computing) was killed: ";
     assert!(stderr.contains(named), "{stderr}");
 }
 
