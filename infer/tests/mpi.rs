@@ -4,7 +4,8 @@
 mod testing;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -186,6 +187,50 @@ fn a_rank_that_is_killed_is_named_once() {
     assert_eq!(stderr.matches("error: ").count(), 1, "{stderr}");
     let named = "error: rank 1 (computing) was killed: ";
     assert!(stderr.contains(named), "{stderr}");
+}
+
+#[test]
+fn open_requests_of_a_server_end_with_a_rank_that_is_killed() {
+    let tiny = TinyCheckpoint::new(&tiny_config(), 5);
+    let arguments = ["--tensor", "2", "--port", "0", "--max-sequences", "1"];
+    let mut run = start(2, "serve", tiny.path(), &arguments);
+    let mut errors = BufReader::new(run.stderr.take().unwrap()).lines();
+    let mut said = errors.by_ref().map_while(Result::ok);
+    let served = said.find_map(|line| Some(line.split_once(" at http://")?.1.to_owned()));
+    let address = served.expect("where it serves");
+    let body = "{\"prompt\": \"a\", \"max_tokens\": 30, \"ignore_eos\": true, \"n\": 128}";
+    let length = body.len();
+    let request = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    // One after the other, far more than can be generated meanwhile.
+    let streams: Vec<TcpStream> = (0..8)
+        .map(|_| {
+            let mut stream = TcpStream::connect(&address).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    let killed = process_of(1, &run).to_string();
+    let status = Command::new("kill").args(["-KILL", &killed]).status();
+    assert!(status.unwrap().success());
+    let started = Instant::now();
+    for mut stream in streams {
+        let mut reply = String::new();
+        // A request that the server had not read when it ended has no reply.
+        if stream.read_to_string(&mut reply).is_ok() && !reply.is_empty() {
+            let status = reply.split(' ').nth(1);
+            assert!(matches!(status, Some("500" | "503")), "{reply}");
+        }
+    }
+    let rest: Vec<String> = errors.map_while(Result::ok).collect();
+    let status = run.wait().unwrap();
+    assert!(started.elapsed() < AFTERWARDS, "{rest:?}");
+    assert!(!status.success());
+    let named = rest
+        .iter()
+        .filter(|line| line.contains("rank 1 (computing) was killed"));
+    assert_eq!(named.count(), 1, "{rest:?}");
 }
 
 /// The number of the process that is a rank of a run of `mpirun`.

@@ -235,13 +235,11 @@ impl KeyValueCache {
 
     /// Blocks that some of the sequences hold; those that several of them share count once.
     pub fn held_blocks_of(&self, sequences: impl Iterator<Item = usize>) -> usize {
-        let mut held: Vec<usize> = sequences
-            .flat_map(|sequence| &self.blocks[sequence])
-            .copied()
-            .collect();
-        held.sort_unstable();
-        held.dedup();
-        held.len()
+        let mut is_held = vec![false; self.pool.blocks()];
+        let blocks = sequences.flat_map(|sequence| &self.blocks[sequence]);
+        blocks
+            .filter(|&&block| !std::mem::replace(&mut is_held[block], true))
+            .count()
     }
 
     /// Blocks that a step can take; no bound is `None`.

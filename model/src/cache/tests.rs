@@ -127,6 +127,7 @@ fn sequences_that_begin_alike_share_blocks(device: Device) {
     // All of them append: the third block is copied for one of its two holders.
     let found = attend(&mut cache, &[(0, &[50]), (1, &[60]), (2, &[70])]);
     assert_eq!(cache.held_blocks(), 2 + 3);
+    assert_eq!(cache.held_blocks_of([1, 2].into_iter()), 2 + 2);
     let expected = [(40, 50), (40, 60), (32, 70)].map(|(shared, next)| {
         let tokens = [text(shared), vec![next]].concat();
         alone(&tokens, 1, &device)
