@@ -1,6 +1,6 @@
 //! Predicted and measured times of a checkpoint on this machine, over ranks that are threads of it.
 //!
-//! The prediction is that of any plan, for hardware that is measured by itself ([`machine`]): nothing of the steps of the
+//! The prediction is that of any plan, for hardware that is measured by itself (`machine`): nothing of the steps of the
 //! model enters it.
 
 mod machine;
