@@ -66,8 +66,8 @@ impl Running {
         let scheduler = Scheduler::new(most);
         let metrics = metrics();
         let (of_thread, counted) = (scheduler.clone(), metrics.clone());
+        let model = model();
         let thread = thread::spawn(move || {
-            let model = model();
             of_thread.run(&mut Local::new(&model), options(), &counted);
         });
         Self {
@@ -324,8 +324,8 @@ fn jobs_fail_when_the_thread_that_has_the_model_ends() {
     let (mut inbox, jobs) = jobs(&requests);
     scheduler.submit(jobs).unwrap();
     let of_thread = scheduler.clone();
+    let model = model();
     let panicked = thread::spawn(move || {
-        let model = model();
         // The cache has no room for one text.
         let options = generate::Options {
             blocks: Some(1),
