@@ -26,6 +26,7 @@ use firebox_runtime::device;
 use firebox_runtime::failure::guard;
 use serde::Serialize;
 
+use self::values::at_least_one;
 use crate::InferError;
 use crate::devices::Devices;
 use crate::engine::Engine;
@@ -370,13 +371,6 @@ impl Command {
                 print(&Devices::find()?.to_string()).map_err(InferError::Output)
             }
         }
-    }
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(number) if number >= 1 => Ok(number),
-        _ => Err("must be an integer of at least 1".to_owned()),
     }
 }
 

@@ -10,6 +10,7 @@ use firebox_console::terminal::print;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::device;
 
+use super::values::positive;
 use super::{CheckpointArgs, at_least_one, print_json};
 use crate::InferError;
 use crate::compare::{Candidate, LayoutName, Options, Worker, compare};
@@ -171,12 +172,5 @@ impl DeviceArgs {
             // Ignore a closed pipe.
             let _ = writeln!(output, "{stage}").and_then(|()| output.flush());
         })
-    }
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
-        _ => Err("must be a number greater than 0, such as 1e-4".to_owned()),
     }
 }

@@ -9,6 +9,7 @@ use firebox_model::generate::DraftTokens;
 use firebox_model::sampling::Sampling;
 use firebox_runtime::control::Control;
 
+use super::values::{not_negative, penalty, positive, share, share_above_zero};
 use super::{DtypeArgs, LayoutArgs, ModelArgs, Opener, Process, TimelineArgs, at_least_one};
 use crate::InferError;
 use crate::engine::Engine;
@@ -110,14 +111,14 @@ struct SamplingArgs {
     frequency_penalty: f64,
     /// Softmax temperature; 0 is greedy decoding.
     #[arg(long, value_name = "T", default_value_t = Sampling::default().temperature,
-        value_parser = temperature, allow_negative_numbers = true)]
+        value_parser = not_negative, allow_negative_numbers = true)]
     temperature: f64,
     /// Sample from the K most probable tokens only [default: all].
     #[arg(long, value_name = "K", value_parser = at_least_one)]
     top_k: Option<usize>,
     /// Sample from the smallest set of most probable tokens whose total probability reaches P (0 < P ≤ 1).
     #[arg(long, value_name = "P", default_value_t = Sampling::default().top_p,
-        value_parser = probability, allow_negative_numbers = true)]
+        value_parser = share_above_zero, allow_negative_numbers = true)]
     top_p: f64,
     /// Drop tokens less probable than P times the most probable one (0 ≤ P ≤ 1).
     #[arg(long, value_name = "P", default_value_t = Sampling::default().min_p,
@@ -256,34 +257,6 @@ fn log(generated: &Generated, speculation: &Speculation, engine: &Engine, many: 
             statistics.shared
         );
     }
-}
-
-fn number(text: &str, allowed: impl Fn(f64) -> bool, what: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value.is_finite() && allowed(value) => Ok(value),
-        _ => Err(format!("must be a number {what}")),
-    }
-}
-
-fn temperature(text: &str) -> Result<f64, String> {
-    number(text, |value| value >= 0.0, "of at least 0")
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    number(text, |value| value > 0.0, "greater than 0")
-}
-
-fn penalty(text: &str) -> Result<f64, String> {
-    number(text, |value| (-2.0..=2.0).contains(&value), "from -2 to 2")
-}
-
-fn probability(text: &str) -> Result<f64, String> {
-    let allowed = |value| value > 0.0 && value <= 1.0;
-    number(text, allowed, "greater than 0 and at most 1")
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    number(text, |value| (0.0..=1.0).contains(&value), "from 0 to 1")
 }
 
 pub(super) fn draft_tokens(text: &str) -> Result<DraftTokens, String> {
