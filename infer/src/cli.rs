@@ -305,13 +305,14 @@ impl Command {
         let model = match self {
             Self::Eval(args) => &args.model,
             Self::Generate(args) => &args.model,
-            Self::Serve(args) => &args.model,
+            Self::Serve(args) if args.runs_model() => &args.model,
             Self::Trace(args) => &args.model,
             Self::Bench(args) => &args.model,
             Self::CompareDevice(args) => return Some(&args.device),
             Self::Compare(_)
             | Self::Export(_)
             | Self::Plan(_)
+            | Self::Serve(_)
             | Self::Shard(_)
             | Self::Unshard(_)
             | Self::Verify(_)
@@ -335,7 +336,7 @@ impl Command {
         let options = match &self {
             Self::Eval(args) => Some(args.on_ranks(&process)),
             Self::Generate(args) => Some(args.on_ranks(&process)),
-            Self::Serve(args) => Some(args.on_ranks(&process)),
+            Self::Serve(args) if args.runs_model() => Some(args.on_ranks(&process)),
             Self::Trace(args) => Some(args.on_ranks(&process)),
             _ => None,
         };
@@ -397,6 +398,36 @@ mod tests {
         assert!(
             matches!(cli.command, Command::Generate(args) if args.prompt.as_deref() == Some("-- a comment"))
         );
+    }
+
+    #[test]
+    fn a_server_has_a_checkpoint_or_others_behind_it() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.command);
+        let Ok(Command::Serve(args)) = parse("infer serve --route http://a:1,b:2 --port 0") else {
+            panic!("--route needs no checkpoint");
+        };
+        assert!(!args.runs_model());
+        assert!(
+            matches!(parse("infer serve folder"), Ok(Command::Serve(args)) if args.runs_model())
+        );
+        for (line, words) in [
+            ("infer serve", "CHECKPOINT"),
+            ("infer serve folder --route a:1", "cannot be used with"),
+            ("infer serve --route a:1 --device flex", "--device"),
+            ("infer serve --route a:1 --speculate off", "--speculate"),
+            (
+                "infer serve --route a:1,https://b:2",
+                "must be like http://HOST:PORT",
+            ),
+            (
+                "infer serve --route a:1,,b:1",
+                "must be like http://HOST:PORT",
+            ),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(words), "{line}: {error}");
+        }
     }
 
     #[test]

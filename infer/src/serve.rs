@@ -49,21 +49,6 @@ pub struct ServeOptions {
 }
 
 impl ServeOptions {
-    /// A listener on host and port.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such host, or the port is in use.
-    pub fn listen(&self) -> Result<TcpListener, InferError> {
-        let failed = |error| InferError::Listen {
-            address: format!("{}:{}", self.host, self.port),
-            error,
-        };
-        let addresses = (self.host.as_str(), self.port).to_socket_addrs();
-        let addresses: Vec<SocketAddr> = addresses.map_err(failed)?.collect();
-        TcpListener::bind(&addresses[..]).map_err(failed)
-    }
-
     /// Blocks of the cache.
     fn blocks(&self, config: &ModelConfig) -> Result<usize, InferError> {
         let block = (CacheShape::from(config).token_bytes() * self.block_tokens) as u64;
@@ -82,6 +67,21 @@ impl ServeOptions {
             }),
         }
     }
+}
+
+/// A listener on host and port.
+///
+/// # Errors
+///
+/// When there is no such host, or the port is in use.
+pub fn listen(host: &str, port: u16) -> Result<TcpListener, InferError> {
+    let failed = |error| InferError::Listen {
+        address: format!("{host}:{port}"),
+        error,
+    };
+    let addresses = (host, port).to_socket_addrs();
+    let addresses: Vec<SocketAddr> = addresses.map_err(failed)?.collect();
+    TcpListener::bind(&addresses[..]).map_err(failed)
 }
 
 /// Serves an opened checkpoint, of which the user gave `path`, until the process is told to end.
@@ -129,7 +129,7 @@ pub fn serve(
         options.http.clone(),
     );
     let app = Arc::new(app.map_err(InferError::Serve)?);
-    let listener = options.listen()?;
+    let listener = listen(&options.host, options.port)?;
     let address = listener.local_addr().map_err(InferError::Serve)?;
 
     let network = &mut *engine.network();

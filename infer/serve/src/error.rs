@@ -117,12 +117,18 @@ pub enum ApiError {
     /// The server takes no requests any more.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// None of the servers behind this address is healthy.
+    #[error("none of the servers behind this address is healthy")]
+    Unavailable,
+    /// The server that a request was sent to has failed.
+    #[error("the server that answered has failed")]
+    ReplicaFailed,
     /// A fault of ours.
     #[error("the server failed to answer; its log says more")]
     Internal,
 }
 
-/// When a client may ask a server again that is shutting down, since another one may stand in its place by then.
+/// When a client may ask again where no server takes requests, since one may stand there by then.
 const RESTART: Duration = Duration::from_secs(5);
 
 impl ApiError {
@@ -141,7 +147,8 @@ impl ApiError {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Timeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ShuttingDown | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ReplicaFailed => StatusCode::BAD_GATEWAY,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -151,7 +158,9 @@ impl ApiError {
         match self {
             Self::InvalidApiKey { .. } => "authentication_error",
             Self::Overloaded { .. } => "rate_limit_error",
-            Self::ShuttingDown | Self::Internal => "server_error",
+            Self::ShuttingDown | Self::Unavailable | Self::ReplicaFailed | Self::Internal => {
+                "server_error"
+            }
             _ => "invalid_request_error",
         }
     }
@@ -173,6 +182,8 @@ impl ApiError {
             Self::Timeout { .. } => "timeout",
             Self::Overloaded { .. } => "overloaded",
             Self::ShuttingDown => "shutting_down",
+            Self::Unavailable => "unavailable",
+            Self::ReplicaFailed => "replica_failed",
             Self::Internal => "internal",
         }
     }
@@ -194,7 +205,7 @@ impl ApiError {
     pub fn retry_after(&self) -> Option<u64> {
         match self {
             Self::Overloaded { retry_after } => Some(seconds(*retry_after)),
-            Self::ShuttingDown => Some(seconds(RESTART)),
+            Self::ShuttingDown | Self::Unavailable => Some(seconds(RESTART)),
             _ => None,
         }
     }

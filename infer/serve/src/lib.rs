@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod prepare;
 pub mod reply;
 pub mod request;
+pub mod route;
 pub mod scheduler;
 pub mod served;
 pub mod template;

@@ -242,15 +242,15 @@ const POWERS_OF_TWO: &[f64] = &[
 ];
 
 /// Adds metrics to a registry.
-struct Register(Registry);
+pub(crate) struct Register(pub(crate) Registry);
 
 impl Register {
-    fn add<M: Collector + Clone + 'static>(&mut self, metric: M) -> M {
+    pub(crate) fn add<M: Collector + Clone + 'static>(&mut self, metric: M) -> M {
         valid(self.0.register(Box::new(metric.clone())));
         metric
     }
 
-    fn counter(&mut self, name: &str, help: &str) -> IntCounter {
+    pub(crate) fn counter(&mut self, name: &str, help: &str) -> IntCounter {
         self.add(valid(IntCounter::new(name, help)))
     }
 
@@ -284,7 +284,7 @@ fn vec(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
 }
 
 /// Names and labels stand in this file, so that a wrong one is found by its test.
-fn valid<T>(made: prometheus::Result<T>) -> T {
+pub(crate) fn valid<T>(made: prometheus::Result<T>) -> T {
     made.expect("names and labels are valid, and each is registered once")
 }
 

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use firebox_model::sampling::Scored;
 use firebox_text::Tokenizer;
@@ -218,27 +218,11 @@ impl Server {
     pub fn outcome(mut self) -> Outcome {
         self.thread.take().unwrap().join().unwrap()
     }
+}
 
-    /// The reply to a request without a body.
-    pub fn ask(&self, line: &str) -> Answer {
-        self.send(format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
-    }
-
-    /// The reply to a body.
-    pub fn post(&self, path: &str, body: &Value) -> Answer {
-        self.post_text(path, &body.to_string())
-    }
-
-    pub fn post_text(&self, path: &str, body: &str) -> Answer {
-        self.send(request(path, body).as_bytes())
-    }
-
-    /// The reply to bytes, up to the end of the connection.
-    pub fn send(&self, bytes: &[u8]) -> Answer {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        // The server may answer and close before it has read everything.
-        let _ = stream.write_all(bytes);
-        Answer::read(&mut stream)
+impl Client for Server {
+    fn address(&self) -> SocketAddr {
+        self.address
     }
 }
 
@@ -252,12 +236,50 @@ impl Drop for Server {
     }
 }
 
+/// What asks a server.
+pub trait Client {
+    /// Where it is.
+    fn address(&self) -> SocketAddr;
+
+    /// The reply to a request without a body.
+    fn ask(&self, line: &str) -> Answer {
+        self.send(format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+    }
+
+    /// The reply to a body.
+    fn post(&self, path: &str, body: &Value) -> Answer {
+        self.post_text(path, &body.to_string())
+    }
+
+    fn post_text(&self, path: &str, body: &str) -> Answer {
+        self.send(request(path, body).as_bytes())
+    }
+
+    /// The reply to bytes, up to the end of the connection.
+    fn send(&self, bytes: &[u8]) -> Answer {
+        let mut stream = TcpStream::connect(self.address()).unwrap();
+        // The server may answer and close before it has read everything.
+        let _ = stream.write_all(bytes);
+        Answer::read(&mut stream)
+    }
+}
+
 /// A request with a body, as bytes.
 pub fn request(path: &str, body: &str) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
+}
+
+/// Waits until something is so.
+#[track_caller]
+pub fn wait_until(mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < Duration::from_secs(20), "it never is so");
+        thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// What a server has answered.

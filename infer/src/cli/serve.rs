@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::ArgPredicate;
 use firebox_console::durable::FileError;
 use firebox_console::numbers::parse_bytes;
 use firebox_model::generate::DraftTokens;
 use firebox_serve::http;
+use firebox_serve::route::Address;
 
 use super::generate::draft_tokens;
 use super::{DtypeArgs, LayoutArgs, ModelArgs, Process, at_least_one};
@@ -16,12 +18,14 @@ use crate::InferError;
 use crate::engine::Engine;
 use crate::generate::{Draft, Speculation};
 use crate::ranks::RankOptions;
-use crate::serve::{ServeOptions, serve};
+use crate::route::{RouteOptions, route};
+use crate::serve::{ServeOptions, listen, serve};
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer serve runs/quickstart\n  \
     cargo infer serve Qwen3-4B --precision bf16 --host 0.0.0.0 --api-key-file key.txt\n  \
     cargo infer serve Qwen3-4B --speculate draft=Qwen3-0.6B\n  \
+    cargo infer serve --route http://node1:8000,http://node2:8000 --port 9000\n  \
     curl http://127.0.0.1:8000/v1/completions -d '{\"prompt\": \"fn main\", \"max_tokens\": 20}'\n\n\
     The interface is OpenAI's: /v1/completions (with log-probabilities and echo), /v1/chat/completions (where the\n\
     checkpoint has a chat template), /v1/models; beside it /health, /metrics (Prometheus), /tokenize, /detokenize,\n\
@@ -40,7 +44,34 @@ const OFF: &str = "off";
 /// What stands before the checkpoint of a draft.
 const DRAFT: &str = "draft=";
 
+/// Stands for CHECKPOINT with --route, which has none.
+const NO_CHECKPOINT: &str = "none";
+
+/// What a router has no use for, since its servers have it.
+const OF_MODEL: [&str; 16] = [
+    "checkpoint",
+    "accept",
+    "device",
+    "dtype",
+    "precision",
+    "tensor",
+    "pipeline",
+    "expert",
+    "name",
+    "max_sequences",
+    "max_batch_tokens",
+    "cache_memory",
+    "block_tokens",
+    "max_queue",
+    "speculate",
+    "speculate_tokens",
+];
+
 #[derive(Debug, Args)]
+#[command(mut_arg("checkpoint", |checkpoint| checkpoint
+    .required(false)
+    .required_unless_present("route")
+    .default_value_if("route", ArgPredicate::IsPresent, NO_CHECKPOINT)))]
 pub(super) struct ServeArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
@@ -93,17 +124,35 @@ pub(super) struct ServeArgs {
     /// Number of tokens to guess at a time; `auto` measures which number is fastest, 0 included.
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = draft_tokens)]
     speculate_tokens: DraftTokens,
+    /// Running servers of one model, such as http://node1:8000,http://node2:8000: this one stands in front of them and has no
+    /// CHECKPOINT of its own. Requests whose prompts begin alike go to the same server unless it is much busier than others; a
+    /// server that fails is passed over, and what it had not begun to answer goes to another one.
+    #[arg(long, value_name = "URL,URL…", value_delimiter = ',', conflicts_with_all = OF_MODEL)]
+    route: Vec<Address>,
 }
 
 impl ServeArgs {
+    /// Whether the model runs in this process.
+    pub(super) fn runs_model(&self) -> bool {
+        self.route.is_empty()
+    }
+
     pub(super) fn on_ranks(&self, process: &Process) -> RankOptions {
         self.model.on_ranks(self.weights, self.ranks, process)
     }
 
     pub(super) fn execute(self, process: &Process) -> Result<(), InferError> {
+        if !self.runs_model() {
+            let options = RouteOptions {
+                host: self.host.clone(),
+                port: self.port,
+                http: self.http()?,
+            };
+            return route(self.route, &options);
+        }
         let options = self.options()?;
         // A port that is in use shows before a model is loaded.
-        options.listen()?;
+        listen(&options.host, options.port)?;
         let (model, weights, ranks) = (self.model.clone(), self.weights, self.ranks);
         model.with_engine(weights, ranks, process, move |open| {
             let engine = open()?;
@@ -118,10 +167,6 @@ impl ServeArgs {
     }
 
     fn options(&self) -> Result<ServeOptions, InferError> {
-        let key = match &self.api_key_file {
-            Some(file) => Some(key_of(file)?),
-            None => self.api_key.clone(),
-        };
         Ok(ServeOptions {
             host: self.host.clone(),
             port: self.port,
@@ -131,12 +176,20 @@ impl ServeArgs {
             cache_bytes: self.cache_memory,
             block_tokens: self.block_tokens,
             queue: self.max_queue,
-            http: http::Options {
-                api_key: key,
-                write_timeout: Duration::from_secs(self.write_timeout),
-                drain_timeout: self.drain_timeout.map(Duration::from_secs),
-                ..http::Options::default()
-            },
+            http: self.http()?,
+        })
+    }
+
+    fn http(&self) -> Result<http::Options, InferError> {
+        let key = match &self.api_key_file {
+            Some(file) => Some(key_of(file)?),
+            None => self.api_key.clone(),
+        };
+        Ok(http::Options {
+            api_key: key,
+            write_timeout: Duration::from_secs(self.write_timeout),
+            drain_timeout: self.drain_timeout.map(Duration::from_secs),
+            ..http::Options::default()
         })
     }
 

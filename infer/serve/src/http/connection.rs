@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio_io_timeout::TimeoutStream;
 
-use super::{App, router};
+use super::{App, Options, router};
 use crate::error::ApiError;
 use crate::lifecycle::{Lifecycle, Phase};
 
@@ -37,6 +37,17 @@ pub enum Outcome {
     Stopped,
 }
 
+/// What is behind the connections of a server, and how it ends.
+#[derive(Debug)]
+pub(crate) struct Site {
+    /// All paths.
+    pub router: Router,
+    /// Where the server stands. Who answers requests ends them in [`Phase::Stopping`].
+    pub lifecycle: Lifecycle,
+    /// How clients are treated.
+    pub options: Options,
+}
+
 /// Serves until the process is told to end (SIGTERM or SIGINT) or [`App::lifecycle`] is, and what was accepted by then is
 /// answered; a second signal, or the drain timeout, ends it early. `begun` is called when connections are accepted.
 ///
@@ -44,6 +55,26 @@ pub enum Outcome {
 ///
 /// When the system gives no runtime, or the listener cannot be used.
 pub fn serve(listener: TcpListener, app: Arc<App>, begun: impl FnOnce()) -> io::Result<Outcome> {
+    let site = Site {
+        router: router(app.clone()),
+        lifecycle: app.lifecycle.clone(),
+        options: app.options.clone(),
+    };
+    run(listener, site, || {
+        tokio::spawn(async move {
+            app.lifecycle.reached(Phase::Stopping).await;
+            app.scheduler.abort();
+        });
+        begun();
+    })
+}
+
+/// Serves a site to its end. `begun` is called on the runtime when connections are accepted.
+///
+/// # Errors
+///
+/// When the system gives no runtime, or the listener cannot be used.
+pub(crate) fn run(listener: TcpListener, site: Site, begun: impl FnOnce()) -> io::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
@@ -52,11 +83,14 @@ pub fn serve(listener: TcpListener, app: Arc<App>, begun: impl FnOnce()) -> io::
     runtime.block_on(async {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let lifecycle = app.lifecycle.clone();
-        let ending = tokio::spawn(end_on_signals(lifecycle.clone(), app.options.drain_timeout));
+        let lifecycle = site.lifecycle.clone();
+        let ending = tokio::spawn(end_on_signals(
+            lifecycle.clone(),
+            site.options.drain_timeout,
+        ));
         // Each connection has a sender, so that nothing is received after the last one.
         let (open, mut closed) = channel::<()>(1);
-        let accepting = tokio::spawn(accept(listener, router(app.clone()), app.clone(), open));
+        let accepting = tokio::spawn(accept(listener, Arc::new(site), open));
         begun();
         let answered = async {
             lifecycle.drained().await;
@@ -65,7 +99,6 @@ pub fn serve(listener: TcpListener, app: Arc<App>, begun: impl FnOnce()) -> io::
         };
         let stopped = async {
             lifecycle.reached(Phase::Stopping).await;
-            app.scheduler.abort();
             tokio::time::sleep(GRACE).await;
         };
         tokio::select! {
@@ -151,18 +184,12 @@ impl Signals {
 }
 
 /// Accepts connections, and holds `open` while it does.
-async fn accept(
-    listener: tokio::net::TcpListener,
-    router: Router,
-    app: Arc<App>,
-    open: Sender<()>,
-) {
+async fn accept(listener: tokio::net::TcpListener, site: Arc<Site>, open: Sender<()>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let connection = Connection {
-                    router: router.clone(),
-                    app: app.clone(),
+                    site: site.clone(),
                     open: open.clone(),
                 };
                 tokio::spawn(connection.serve(stream));
@@ -177,8 +204,7 @@ async fn accept(
 
 /// A connection, in a task of its own. When its client goes away, the reply that is being made is dropped.
 struct Connection {
-    router: Router,
-    app: Arc<App>,
+    site: Arc<Site>,
     /// Is dropped with the connection.
     open: Sender<()>,
 }
@@ -188,23 +214,25 @@ impl Connection {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!("small packets may wait: {error}");
         }
-        let Self { router, app, open } = self;
+        let Self { site, open } = self;
+        let options = &site.options;
         let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(app.options.write_timeout));
+        stream.set_write_timeout(Some(options.write_timeout));
         let asked = Arc::new(AtomicBool::new(false));
         let has_asked = asked.clone();
+        let router = site.router.clone();
         let service = service_fn(move |request| {
             asked.store(true, Ordering::Relaxed);
             Box::pin(TowerToHyperService::new(router.clone()).call(request))
         });
-        let read_timeout = app.options.read_timeout;
+        let read_timeout = options.read_timeout;
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(read_timeout)
             .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let mut ended = tokio::select! {
             ended = poll_fn(|context| connection.poll_without_shutdown(context)) => Some(ended),
-            () = app.lifecycle.drained() => None,
+            () = site.lifecycle.drained() => None,
         };
         if ended.is_none() && has_asked.load(Ordering::Relaxed) {
             // What is being sent is sent whole.

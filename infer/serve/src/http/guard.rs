@@ -2,7 +2,6 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::Poll;
 
 use axum::body::Body;
@@ -15,18 +14,61 @@ use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use firebox_console::panics::caught;
+use sha2::{Digest, Sha256};
 
-use super::App;
+use super::Options;
 use crate::error::ApiError;
 
 /// Paths that need no key: probes have none, and the page has no secrets.
 const OPEN: [&str; 3] = ["/", "/health", "/v1/health"];
 
+/// Whom a server lets in.
+#[derive(Debug, Clone, Copy)]
+pub struct Guard {
+    /// Digest of the key, since equal digests are compared in the same time as others; `None` lets everybody in.
+    key: Option<[u8; 32]>,
+}
+
+impl Guard {
+    /// Asks for the key of a server.
+    pub fn new(options: &Options) -> Self {
+        Self {
+            key: options.api_key.as_deref().map(digest),
+        }
+    }
+
+    fn check(self, request: &Request) -> Result<(), ApiError> {
+        let path = request.uri().path();
+        let path = path
+            .strip_suffix('/')
+            .filter(|path| !path.is_empty())
+            .unwrap_or(path);
+        let Some(key) = self.key.filter(|_| !OPEN.contains(&path)) else {
+            return Ok(());
+        };
+        let header = request.headers().get(AUTHORIZATION);
+        let given = header.and_then(|value| {
+            let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+        });
+        match given {
+            Some(given) if digest(given) == key => Ok(()),
+            _ => Err(ApiError::InvalidApiKey {
+                given: header.is_some(),
+            }),
+        }
+    }
+}
+
+fn digest(key: &str) -> [u8; 32] {
+    Sha256::digest(key).into()
+}
+
 /// Lets a request pass, and catches what goes wrong with it.
-pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     // A browser's key would be anybody's.
-    let for_browsers = app.options.api_key.is_none();
-    let mut response = if let Err(error) = check_key(&app, &request) {
+    let for_browsers = guard.key.is_none();
+    let mut response = if let Err(error) = guard.check(&request) {
         let mut response = error.into_response();
         let bearer = HeaderValue::from_static("Bearer");
         response.headers_mut().insert(WWW_AUTHENTICATE, bearer);
@@ -42,31 +84,6 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, everybody);
     }
     response
-}
-
-fn check_key(app: &App, request: &Request) -> Result<(), ApiError> {
-    let path = request.uri().path();
-    if app.key.is_none()
-        || OPEN.contains(
-            &path
-                .strip_suffix('/')
-                .filter(|p| !p.is_empty())
-                .unwrap_or(path),
-        )
-    {
-        return Ok(());
-    }
-    let header = request.headers().get(AUTHORIZATION);
-    let given = header.and_then(|value| {
-        let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
-    });
-    match given {
-        Some(key) if app.is_key(key) => Ok(()),
-        _ => Err(ApiError::InvalidApiKey {
-            given: header.is_some(),
-        }),
-    }
 }
 
 /// What a browser asks before it sends a request to another origin.

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
@@ -27,24 +25,20 @@ const TOKENIZER_FIELDS: [&str; 5] = [
 
 /// `/`
 pub async fn page() -> Response {
-    with_type("text/html; charset=utf-8", include_str!("../page.html"))
+    respond::text("text/html; charset=utf-8", include_str!("../page.html"))
 }
 
 /// `/health`
 pub async fn health(State(app): State<Arc<App>>) -> Response {
-    match app.lifecycle.phase() {
-        Phase::Ready => respond::json(StatusCode::OK, &json!({ "status": "ok" })),
-        Phase::Draining | Phase::Stopping => {
-            let error = ApiError::ShuttingDown;
-            let draining = json!({ "status": "draining" });
-            respond::json_later(error.status(), &draining, error.retry_after())
-        }
-    }
+    respond::health(match app.lifecycle.phase() {
+        Phase::Ready => Ok(()),
+        Phase::Draining | Phase::Stopping => Err(("draining", ApiError::ShuttingDown)),
+    })
 }
 
 /// `/metrics`
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
-    with_type(TEXT_FORMAT, app.metrics.text())
+    respond::text(TEXT_FORMAT, app.metrics.text())
 }
 
 /// `/version`
@@ -132,11 +126,4 @@ pub async fn detokenize(
         StatusCode::OK,
         &app.clone().with_text(work).await?,
     ))
-}
-
-fn with_type(kind: &'static str, text: impl Into<Body>) -> Response {
-    let mut response = Response::new(text.into());
-    let kind = HeaderValue::from_static(kind);
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response
 }

@@ -1,11 +1,11 @@
 //! HTTP: paths, keys, bodies and connections.
 
-mod body;
-mod connection;
+pub(crate) mod body;
+pub(crate) mod connection;
 mod generate;
-mod guard;
+pub(crate) mod guard;
 mod info;
-mod respond;
+pub(crate) mod respond;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +16,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
-use sha2::{Digest, Sha256};
 
 use crate::error::ApiError;
 use crate::job::Submit;
@@ -25,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::served::Served;
 
 pub use connection::{Outcome, serve};
+use guard::Guard;
 
 /// So many unknown fields of requests are named in the log.
 const NAMED: usize = 100;
@@ -64,8 +64,6 @@ pub struct App {
     scheduler: Arc<dyn Submit>,
     lifecycle: Lifecycle,
     options: Options,
-    /// Digest of the key, since equal digests are compared in the same time as others.
-    key: Option<[u8; 32]>,
     /// Threads for text, so that a long one stops neither the network nor a step of the model.
     text_threads: rayon::ThreadPool,
     /// Fields that the log has named.
@@ -89,7 +87,6 @@ impl App {
             .thread_name(|index| format!("text-{index}"))
             .build();
         Ok(Self {
-            key: options.api_key.as_deref().map(digest),
             text_threads: threads.map_err(std::io::Error::other)?,
             lifecycle: Lifecycle::default(),
             unknown: Mutex::default(),
@@ -103,11 +100,6 @@ impl App {
     /// Where the server stands, and how it is told to end.
     pub fn lifecycle(&self) -> &Lifecycle {
         &self.lifecycle
-    }
-
-    /// Whether this is the key.
-    fn is_key(&self, given: &str) -> bool {
-        self.key.is_none_or(|key| key == digest(given))
     }
 
     /// Does work with text on threads of its own. A panic of it is a fault.
@@ -139,21 +131,11 @@ impl App {
     }
 }
 
-fn digest(key: &str) -> [u8; 32] {
-    Sha256::digest(key).into()
-}
-
 /// All paths.
 pub fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
-    let mut add = |path: &str, methods: MethodRouter<Arc<App>>| {
-        let methods = methods.fallback(guard::method_not_allowed);
-        let added = std::mem::take(&mut router).route(path, methods.clone());
-        // A path may end in a slash; those of rests do already.
-        router = match path.ends_with(['/', '}']) {
-            true => added,
-            false => added.route(&format!("{path}/"), methods),
-        };
+    let mut add = |path: &str, methods| {
+        router = with_path(std::mem::take(&mut router), path, methods);
     };
     add("/", get(info::page));
     for path in ["/health", "/v1/health"] {
@@ -168,8 +150,23 @@ pub fn router(app: Arc<App>) -> Router {
     add("/detokenize", post(info::detokenize));
     add("/v1/completions", post(generate::completions));
     add("/v1/chat/completions", post(generate::chat));
+    let guard = Guard::new(&app.options);
     router
         .fallback(guard::not_found)
-        .layer(from_fn_with_state(app.clone(), guard::guard))
+        .layer(from_fn_with_state(guard, guard::guard))
         .with_state(app)
+}
+
+/// A path with its methods, whose others are refused. It may end in a slash; those of rests do already.
+pub(crate) fn with_path<S: Clone + Send + Sync + 'static>(
+    router: Router<S>,
+    path: &str,
+    methods: MethodRouter<S>,
+) -> Router<S> {
+    let methods = methods.fallback(guard::method_not_allowed);
+    let added = router.route(path, methods.clone());
+    match path.ends_with(['/', '}']) {
+        true => added,
+        false => added.route(&format!("{path}/"), methods),
+    }
 }

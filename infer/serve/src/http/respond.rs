@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
-use serde_json::Value;
+use serde_json::{Value, json as object};
 
 use crate::error::ApiError;
 
@@ -23,6 +23,26 @@ pub fn json_later(status: StatusCode, value: &Value, retry_after: Option<u64>) -
     if let Some(seconds) = retry_after {
         response.headers_mut().insert(RETRY_AFTER, seconds.into());
     }
+    response
+}
+
+/// The reply of `/health`: that all is well, or in a word what is not, and the error of a request that comes now.
+pub fn health(state: Result<(), (&str, ApiError)>) -> Response {
+    match state {
+        Ok(()) => json(StatusCode::OK, &object!({ "status": "ok" })),
+        Err((word, error)) => json_later(
+            error.status(),
+            &object!({ "status": word }),
+            error.retry_after(),
+        ),
+    }
+}
+
+/// A reply of a text of this content type.
+pub fn text(kind: &'static str, text: impl Into<Body>) -> Response {
+    let mut response = Response::new(text.into());
+    let kind = HeaderValue::from_static(kind);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }
 

@@ -1,7 +1,6 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -9,21 +8,12 @@ use super::*;
 use crate::job::Rejected;
 use crate::lifecycle::Phase;
 use crate::testing::{
-    Answer, CONTEXT, Script, Server, TEMPLATE, request, served, served_with_template,
+    Answer, CONTEXT, Client, Script, Server, TEMPLATE, request, served, served_with_template,
+    wait_until,
 };
 
 fn plain() -> Server {
     Server::scripted(Script::default())
-}
-
-/// Waits until something is so.
-#[track_caller]
-fn wait_until(mut condition: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !condition() {
-        assert!(began.elapsed() < Duration::from_secs(20), "it never is so");
-        thread::sleep(Duration::from_millis(2));
-    }
 }
 
 #[test]

@@ -25,6 +25,7 @@ use logprobs::Entry;
 use observe::Observer;
 
 pub use stream::StreamBody;
+pub(crate) use stream::event;
 
 /// What a reply says of a prompt.
 #[derive(Debug, Clone, PartialEq)]

@@ -178,7 +178,7 @@ impl Body for StreamBody {
 }
 
 /// Writes an event: one line, and an empty one. What some clients take for the end of a line is escaped.
-fn event(data: &str, chunks: &mut String) {
+pub(crate) fn event(data: &str, chunks: &mut String) {
     chunks.push_str("data: ");
     for c in data.chars() {
         match c {
