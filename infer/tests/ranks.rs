@@ -148,7 +148,10 @@ fn what_ranks_cannot_do_is_refused_in_words() {
         "2",
     ];
     let said = refused(&trace);
-    assert!(said.contains("--gradients works only on a single rank"), "{said}");
+    assert!(
+        said.contains("--gradients works only on a single rank"),
+        "{said}"
+    );
 }
 
 #[test]
