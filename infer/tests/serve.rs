@@ -41,13 +41,21 @@ fn infer(arguments: &[&str]) -> Command {
 struct Server {
     child: Child,
     address: String,
+    /// What it has logged before it began to serve.
+    told: Vec<String>,
     log: mpsc::Receiver<String>,
 }
 
 impl Server {
     fn start(checkpoint: &Path, arguments: &[&str]) -> Self {
         let path = checkpoint.to_str().unwrap();
-        let mut command = infer(&["serve", path, "--port", "0", "--name", "tiny"]);
+        let arguments = [&[path, "--name", "tiny"], arguments].concat();
+        Self::with(&arguments)
+    }
+
+    /// With these arguments, of which one says what it serves.
+    fn with(arguments: &[&str]) -> Self {
+        let mut command = infer(&["serve", "--port", "0"]);
         command
             .args(arguments)
             .stdout(Stdio::piped())
@@ -65,7 +73,8 @@ impl Server {
             let Ok(line) = log.recv_timeout(Duration::from_secs(60)) else {
                 panic!("{told:?}, {:?}", child.wait());
             };
-            if let Some((_, address)) = line.split_once("serving tiny at http://") {
+            let serving = line.strip_prefix("serving ");
+            if let Some((_, address)) = serving.and_then(|line| line.split_once(" at http://")) {
                 break address.to_owned();
             }
             told.push(line);
@@ -73,6 +82,7 @@ impl Server {
         Self {
             child,
             address,
+            told,
             log,
         }
     }
@@ -308,6 +318,32 @@ fn what_was_accepted_is_answered_before_the_end() {
 }
 
 #[test]
+fn a_router_stands_in_front_of_servers() {
+    let tiny = TinyCheckpoint::new(&config(), 5);
+    let servers = [(); 2].map(|()| Server::start(tiny.path(), &[]));
+    let [one, other] = servers
+        .each_ref()
+        .map(|server| format!("http://{}", server.address));
+    let router = Server::with(&["--route", &format!("{one},{other}")]);
+    for number in 0..6 {
+        let completion = router.complete(&body(number));
+        assert_eq!(text(&completion), generated(tiny.path(), number));
+    }
+    let tokens = servers
+        .each_ref()
+        .map(|server| server.metric("firebox_generation_tokens_total"));
+    let label = |server: &Server| {
+        router.metric(&format!(
+            "firebox_generation_tokens_total{{replica=\"{}\"}}",
+            server.address
+        ))
+    };
+    assert_eq!(servers.each_ref().map(label), tokens);
+    router.terminate();
+    assert_eq!(router.end().0, Some(0));
+}
+
+#[test]
 fn what_cannot_be_served_is_said_before_a_port_is_open() {
     let tiny = TinyCheckpoint::new(&config(), 5);
     let path = tiny.path().to_str().unwrap();
@@ -319,6 +355,7 @@ fn what_cannot_be_served_is_said_before_a_port_is_open() {
         (2, &["--speculate", "draft"], "must be draft=CHECKPOINT"),
         (2, &["--max-sequences", "0"], "--max-sequences"),
         (2, &["--api-key-file", "no/such/file"], "no/such/file"),
+        (2, &["--route", "http://node1:8000"], "cannot be used with"),
     ] {
         let output = infer(&["serve", path]).args(arguments).output().unwrap();
         let errors = String::from_utf8(output.stderr).unwrap();
