@@ -324,6 +324,9 @@ pub enum InferError {
     /// A server had to end.
     #[error("the server ended before every request was answered")]
     Unanswered,
+    /// The servers of `--replicas` have ended by themselves.
+    #[error("all replicas have ended")]
+    ReplicasEnded,
     /// The system has no threads or sockets for a server.
     #[error("cannot serve: {0}")]
     Serve(io::Error),
@@ -478,6 +481,7 @@ impl Advise for InferError {
             Self::Unanswered => failure(
                 "a longer --drain-timeout gives requests more time; without it, they take as long as they take",
             ),
+            Self::ReplicasEnded => failure("the lines of the log above say why each one has"),
             Self::Missing { .. } | Self::Read(_) => Advice::USAGE,
             Self::Process(_) | Self::Serve(_) | Self::Write(_) | Self::Input(_) | Self::Output(_) => Advice::FAILURE,
         }

@@ -36,6 +36,7 @@ pub mod generate;
 pub mod plan;
 mod processes;
 pub mod ranks;
+pub mod replicas;
 pub mod route;
 pub mod serve;
 pub mod sharded;

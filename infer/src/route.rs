@@ -1,11 +1,16 @@
-//! `cargo infer serve --route`: one address in front of several servers.
+//! `cargo infer serve --route` and `--replicas`: one address in front of several servers.
 
-use std::sync::Arc;
+use std::process::Command;
+use std::sync::{Arc, mpsc};
+use std::thread;
 
+use firebox_console::numbers::counted;
 use firebox_serve::http::{self, Outcome};
+use firebox_serve::lifecycle::Phase;
 use firebox_serve::route::{self, Address, Proxy};
 
 use crate::InferError;
+use crate::replicas::Replicas;
 use crate::serve::listen;
 
 /// Where clients find the servers.
@@ -25,11 +30,42 @@ pub struct RouteOptions {
 ///
 /// When the port cannot be taken, or requests had to be ended unanswered.
 pub fn route(addresses: Vec<Address>, options: &RouteOptions) -> Result<(), InferError> {
-    let proxy = Arc::new(Proxy::new(addresses, options.http.clone()));
+    let what = counted(addresses.len() as u128, "server");
+    stand(what, Proxy::new(addresses, options.http.clone()), options)
+}
+
+/// Starts servers, stands in front of them until the process is told to end, and ends them.
+///
+/// # Errors
+///
+/// When a server does not start, the port cannot be taken, requests had to be ended unanswered, or all servers have ended.
+pub fn serve_replicas(commands: Vec<Command>, options: &RouteOptions) -> Result<(), InferError> {
+    // A port that is in use shows before a model is loaded.
+    listen(&options.host, options.port)?;
+    let (replicas, addresses) = Replicas::start(commands)?;
+    let what = counted(addresses.len() as u128, "replica");
+    let proxy = Proxy::new(addresses, options.http.clone());
+    let lifecycle = proxy.lifecycle().clone();
+    thread::scope(|scope| {
+        let (serves, ended) = mpsc::channel();
+        let none_left = move || lifecycle.advance(Phase::Draining);
+        let watching = scope.spawn(move || replicas.watch(&ended, none_left));
+        let stood = stand(what, proxy, options);
+        drop::<mpsc::Sender<()>>(serves);
+        match watching.join() {
+            Ok(true) => stood,
+            Ok(false) => stood.and(Err(InferError::ReplicasEnded)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Stands in front of `what`, until the process is told to end.
+fn stand(what: String, proxy: Proxy, options: &RouteOptions) -> Result<(), InferError> {
     let listener = listen(&options.host, options.port)?;
     let address = listener.local_addr().map_err(InferError::Serve)?;
-    let begun = move || tracing::info!("serving at http://{address}");
-    match route::serve(listener, proxy, begun) {
+    let begun = move || tracing::info!("serving {what} at http://{address}");
+    match route::serve(listener, Arc::new(proxy), begun) {
         Ok(Outcome::Drained) => Ok(()),
         Ok(Outcome::Stopped) => Err(InferError::Unanswered),
         Err(error) => Err(InferError::Serve(error)),

@@ -20,6 +20,7 @@ use firebox_serve::served::Served;
 use crate::InferError;
 use crate::engine::Engine;
 use crate::generate::{Draft, Speculation};
+use crate::replicas::Parent;
 
 /// Without another limit, the cache takes this share of the machine's memory at most.
 const CACHE_SHARE: u64 = 4;
@@ -38,7 +39,7 @@ pub struct ServeOptions {
     /// The most tokens of prompts that a step reads.
     pub step_tokens: usize,
     /// The most bytes of keys and values; `None` for as many as all sequences can take, but no more than a quarter of the
-    /// machine's memory.
+    /// machine's memory, which replicas share.
     pub cache_bytes: Option<u64>,
     /// Tokens of a block of the cache.
     pub block_tokens: usize,
@@ -46,6 +47,8 @@ pub struct ServeOptions {
     pub queue: usize,
     /// How clients are treated.
     pub http: http::Options,
+    /// The process that this one is a replica of.
+    pub parent: Option<Parent>,
 }
 
 impl ServeOptions {
@@ -55,7 +58,11 @@ impl ServeOptions {
         let least = least_blocks(config.context_length, self.block_tokens);
         let all = least * self.sequences;
         let Some(given) = self.cache_bytes else {
-            let share = memory::installed().map_or(u64::MAX, |all| all / CACHE_SHARE);
+            let replicas = self
+                .parent
+                .as_ref()
+                .map_or(1, |parent| parent.replicas as u64);
+            let share = memory::installed().map_or(u64::MAX, |all| all / CACHE_SHARE / replicas);
             return Ok(all.min((share / block) as usize).max(least));
         };
         match (given / block) as usize {
@@ -152,8 +159,14 @@ pub fn serve(
             bytes((blocks * options.block_tokens * CacheShape::from(config).token_bytes()) as u128)
         );
         tracing::info!("serving {name} at http://{address}");
+        if let Some(parent) = &options.parent {
+            parent.tell(address);
+        }
     };
     let lifecycle = app.lifecycle().clone();
+    if let Some(parent) = &options.parent {
+        parent.ends(&lifecycle);
+    }
     let outcome = thread::scope(|scope| {
         let network_side = scope.spawn(|| {
             let outcome = http::serve(listener, app, begun);

@@ -41,13 +41,21 @@ fn infer(arguments: &[&str]) -> Command {
 struct Server {
     child: Child,
     address: String,
+    /// What it has logged before it began to serve.
+    told: Vec<String>,
     log: mpsc::Receiver<String>,
 }
 
 impl Server {
     fn start(checkpoint: &Path, arguments: &[&str]) -> Self {
         let path = checkpoint.to_str().unwrap();
-        let mut command = infer(&["serve", path, "--port", "0", "--name", "tiny"]);
+        let arguments = [&[path, "--name", "tiny"], arguments].concat();
+        Self::with(&arguments)
+    }
+
+    /// With these arguments, of which one says what it serves.
+    fn with(arguments: &[&str]) -> Self {
+        let mut command = infer(&["serve", "--port", "0"]);
         command
             .args(arguments)
             .stdout(Stdio::piped())
@@ -65,7 +73,8 @@ impl Server {
             let Ok(line) = log.recv_timeout(Duration::from_secs(60)) else {
                 panic!("{told:?}, {:?}", child.wait());
             };
-            if let Some((_, address)) = line.split_once("serving tiny at http://") {
+            let serving = line.strip_prefix("serving ");
+            if let Some((_, address)) = serving.and_then(|line| line.split_once(" at http://")) {
                 break address.to_owned();
             }
             told.push(line);
@@ -73,6 +82,7 @@ impl Server {
         Self {
             child,
             address,
+            told,
             log,
         }
     }
@@ -308,6 +318,113 @@ fn what_was_accepted_is_answered_before_the_end() {
 }
 
 #[test]
+fn requests_are_answered_when_a_replica_is_killed() {
+    let tiny = TinyCheckpoint::new(&config(), 5);
+    let expected: Vec<String> = (0..6)
+        .map(|number| generated(tiny.path(), number))
+        .collect();
+    let server = Server::start(tiny.path(), &["--replicas", "3", "--threads", "3"]);
+    let process = server.told.iter().find_map(|line| {
+        let line = line.strip_prefix("replica 1 is process ")?;
+        line.split(' ').next()
+    });
+    let process = process.unwrap_or_else(|| panic!("{:?}", server.told));
+    let send = |number: usize, stream: bool| {
+        let mut body = body(number % 6);
+        body["stream"] = stream.into();
+        // Prompts of their own, so that they go to all replicas.
+        body["user"] = number.into();
+        server.send(&server.request("/v1/completions", &body))
+    };
+    let all = |kills: bool| {
+        let sent: Vec<TcpStream> = (0..48)
+            .map(|number| send(number, number % 4 == 3))
+            .collect();
+        if kills {
+            let killed = Command::new("kill")
+                .args(["-KILL", process])
+                .status()
+                .unwrap();
+            assert!(killed.success());
+        }
+        for (number, stream) in sent.into_iter().enumerate() {
+            let (status, body) = Server::reply(stream);
+            assert_eq!(status, 200, "{body}");
+            match number % 4 {
+                // A stream that had begun may break off, and says so.
+                3 => assert!(
+                    body.contains("data: [DONE]") || kills && body.contains("replica_failed"),
+                    "{body}"
+                ),
+                _ => {
+                    let completion: Value = serde_json::from_str(&body).unwrap();
+                    assert_eq!(text(&completion), expected[number % 6], "{number}");
+                }
+            }
+        }
+    };
+    all(true);
+    all(false);
+    let stream = server.send("GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let (_, metrics) = Server::reply(stream);
+    let up = metrics
+        .lines()
+        .filter(|line| line.starts_with("firebox_router_replica_up{"));
+    let up: Vec<&str> = up
+        .map(|line| line.split(' ').next_back().unwrap())
+        .collect();
+    assert_eq!(up.iter().filter(|&&up| up == "1").count(), 2, "{metrics}");
+    server.terminate();
+    let (code, log) = server.end();
+    assert_eq!(code, Some(0), "{log:?}");
+    assert!(
+        log.iter()
+            .any(|line| line.contains("replica 1 has ended: signal: 9")),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn a_replica_that_cannot_start_is_told_and_ends_the_others() {
+    let tiny = TinyCheckpoint::new(&config(), 5);
+    let path = tiny.path().to_str().unwrap();
+    let mut command = infer(&["serve", path, "--port", "0", "--replicas", "2"]);
+    let output = command.args(["--cache-memory", "1kB"]).output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(
+        errors.contains("replica 0: error: --cache-memory"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn a_router_stands_in_front_of_servers() {
+    let tiny = TinyCheckpoint::new(&config(), 5);
+    let servers = [(); 2].map(|()| Server::start(tiny.path(), &[]));
+    let [one, other] = servers
+        .each_ref()
+        .map(|server| format!("http://{}", server.address));
+    let router = Server::with(&["--route", &format!("{one},{other}")]);
+    for number in 0..6 {
+        let completion = router.complete(&body(number));
+        assert_eq!(text(&completion), generated(tiny.path(), number));
+    }
+    let tokens = servers
+        .each_ref()
+        .map(|server| server.metric("firebox_generation_tokens_total"));
+    let label = |server: &Server| {
+        router.metric(&format!(
+            "firebox_generation_tokens_total{{replica=\"{}\"}}",
+            server.address
+        ))
+    };
+    assert_eq!(servers.each_ref().map(label), tokens);
+    router.terminate();
+    assert_eq!(router.end().0, Some(0));
+}
+
+#[test]
 fn what_cannot_be_served_is_said_before_a_port_is_open() {
     let tiny = TinyCheckpoint::new(&config(), 5);
     let path = tiny.path().to_str().unwrap();
@@ -319,6 +436,7 @@ fn what_cannot_be_served_is_said_before_a_port_is_open() {
         (2, &["--speculate", "draft"], "must be draft=CHECKPOINT"),
         (2, &["--max-sequences", "0"], "--max-sequences"),
         (2, &["--api-key-file", "no/such/file"], "no/such/file"),
+        (2, &["--route", "http://node1:8000"], "cannot be used with"),
     ] {
         let output = infer(&["serve", path]).args(arguments).output().unwrap();
         let errors = String::from_utf8(output.stderr).unwrap();

@@ -1,7 +1,10 @@
 //! `cargo infer serve`.
 
+use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use clap::Args;
@@ -9,6 +12,7 @@ use clap::builder::ArgPredicate;
 use firebox_console::durable::FileError;
 use firebox_console::numbers::parse_bytes;
 use firebox_model::generate::DraftTokens;
+use firebox_runtime::device;
 use firebox_serve::http;
 use firebox_serve::route::Address;
 
@@ -18,13 +22,15 @@ use crate::InferError;
 use crate::engine::Engine;
 use crate::generate::{Draft, Speculation};
 use crate::ranks::RankOptions;
-use crate::route::{RouteOptions, route};
+use crate::replicas::Parent;
+use crate::route::{RouteOptions, route, serve_replicas};
 use crate::serve::{ServeOptions, listen, serve};
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer serve runs/quickstart\n  \
     cargo infer serve Qwen3-4B --precision bf16 --host 0.0.0.0 --api-key-file key.txt\n  \
     cargo infer serve Qwen3-4B --speculate draft=Qwen3-0.6B\n  \
+    cargo infer serve runs/quickstart --replicas 2\n  \
     cargo infer serve --route http://node1:8000,http://node2:8000 --port 9000\n  \
     curl http://127.0.0.1:8000/v1/completions -d '{\"prompt\": \"fn main\", \"max_tokens\": 20}'\n\n\
     The interface is OpenAI's: /v1/completions (with log-probabilities and echo), /v1/chat/completions (where the\n\
@@ -66,6 +72,9 @@ const OF_MODEL: [&str; 16] = [
     "speculate",
     "speculate_tokens",
 ];
+
+/// What concerns the address in front of replicas alone, or is another for each of them.
+const OF_FRONT: [&str; 4] = ["--replicas", "--host", "--port", "--threads"];
 
 #[derive(Debug, Args)]
 #[command(mut_arg("checkpoint", |checkpoint| checkpoint
@@ -129,12 +138,19 @@ pub(super) struct ServeArgs {
     /// server that fails is passed over, and what it had not begun to answer goes to another one.
     #[arg(long, value_name = "URL,URL…", value_delimiter = ',', conflicts_with_all = OF_MODEL)]
     route: Vec<Address>,
+    /// Number of servers to start, each a process with a copy of the model and its share of --threads; this one stands in
+    /// front of them as with --route, and ends them. One that ends by itself is not started again.
+    #[arg(long, value_name = "N", conflicts_with = "route", value_parser = at_least_one)]
+    replicas: Option<usize>,
+    /// This process is one of so many replicas of the one that has started it.
+    #[arg(long, value_name = "N", hide = true, conflicts_with_all = ["route", "replicas"], value_parser = at_least_one)]
+    replica_of: Option<usize>,
 }
 
 impl ServeArgs {
     /// Whether the model runs in this process.
     pub(super) fn runs_model(&self) -> bool {
-        self.route.is_empty()
+        self.route.is_empty() && self.replicas.is_none()
     }
 
     pub(super) fn on_ranks(&self, process: &Process) -> RankOptions {
@@ -148,7 +164,13 @@ impl ServeArgs {
                 port: self.port,
                 http: self.http()?,
             };
-            return route(self.route, &options);
+            return match self.replicas {
+                Some(replicas) => {
+                    let threads = process.threads.unwrap_or_else(device::threads);
+                    serve_replicas(commands(replicas, threads)?, &options)
+                }
+                None => route(self.route, &options),
+            };
         }
         let options = self.options()?;
         // A port that is in use shows before a model is loaded.
@@ -177,6 +199,7 @@ impl ServeArgs {
             block_tokens: self.block_tokens,
             queue: self.max_queue,
             http: self.http()?,
+            parent: self.replica_of.map(Parent::of),
         })
     }
 
@@ -207,6 +230,42 @@ impl ServeArgs {
             draft_tokens: self.speculate_tokens,
         })
     }
+}
+
+/// The commands of replicas: this process's own, each with its share of the threads and a free port.
+fn commands(replicas: usize, threads: usize) -> Result<Vec<Command>, InferError> {
+    let program = env::current_exe().map_err(InferError::Process)?;
+    let given: Vec<OsString> = env::args_os().skip(1).collect();
+    let commands = (0..replicas).map(|replica| {
+        let share = threads / replicas + usize::from(replica < threads % replicas);
+        let mut command = Command::new(&program);
+        command
+            .args(replica_arguments(&given))
+            .args(["--host", "127.0.0.1", "--port", "0"])
+            .args(["--replica-of", &replicas.to_string()])
+            .args(["--threads", &share.max(1).to_string()])
+            // What it says goes into a log.
+            .env("NO_COLOR", "1");
+        command
+    });
+    Ok(commands.collect())
+}
+
+/// The arguments that replicas share with the process that starts them.
+fn replica_arguments(given: &[OsString]) -> Vec<OsString> {
+    let mut kept = Vec::new();
+    let mut given = given.iter();
+    while let Some(argument) = given.next() {
+        let text = argument.to_string_lossy();
+        let name = text.split('=').next().unwrap_or_default();
+        match (OF_FRONT.contains(&name), text.contains('=')) {
+            (true, true) => (),
+            // Its value.
+            (true, false) => drop(given.next()),
+            (false, _) => kept.push(argument.clone()),
+        }
+    }
+    kept
 }
 
 fn key_of(file: &Path) -> Result<String, InferError> {
@@ -241,5 +300,24 @@ fn cache_memory(text: &str) -> Result<u64, String> {
     match parse_bytes(text) {
         Some(size @ 1..) => Ok(size),
         _ => Err("must be a size greater than 0, such as 4GB or 500MiB".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_get_all_options_but_those_of_the_front() {
+        let arguments = |line: &str| {
+            let given: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            replica_arguments(&given).join(" ".as_ref())
+        };
+        assert_eq!(
+            arguments(
+                "--threads 4 serve a --port=80 --name x --replicas 3 --dtype=bf16 --host 0.0.0.0 --accept b"
+            ),
+            "serve a --name x --dtype=bf16 --accept b"
+        );
     }
 }
