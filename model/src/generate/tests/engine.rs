@@ -10,7 +10,6 @@ use crate::network::Network;
 
 on_every_device!(
     scores_are_the_log_probabilities_of_the_model,
-    a_full_cache_changes_no_text,
     experts_are_counted,
 );
 
@@ -151,8 +150,9 @@ fn scores_are_the_log_probabilities_of_the_model(device: Device) {
     assert!(ids.iter().all(|other| *other == ids[0]));
 }
 
-fn a_full_cache_changes_no_text(device: Device) {
-    let model = LanguageModel::random(&tiny(), 3, &device);
+#[test]
+fn a_full_cache_changes_no_text() {
+    let model = model(3);
     let requests: Vec<Request> = requests(12)
         .into_iter()
         .chain(prompts_that_begin_alike())
