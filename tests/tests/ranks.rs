@@ -99,12 +99,8 @@ fn values_of_every_checkpoint_are_those_of_one_rank() {
         }
         println!("{case}: logits {:.1e}, others {:.1e}", worst[0], worst[1]);
     }
-    // Some checkpoints allow each of them.
+    // One checkpoint at least allows each of them.
     assert_eq!(seen.len(), LAYOUTS.len(), "{seen:?}");
-    assert!(
-        seen.values().all(|&checkpoints| checkpoints >= 3),
-        "{seen:?}"
-    );
 }
 
 /// Allowed differences as parts of the largest value: of logits, and of the other values, among which are those of residual
