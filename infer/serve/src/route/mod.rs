@@ -1,8 +1,8 @@
 //! One address in front of several servers of a model, which are its *replicas*.
 //!
 //! A request goes to a healthy replica that is not busier than others, and among those to the one that has seen the beginning
-//! of its prompt before ([`choice`]). If that replica fails before its reply begins, another one gets the request; afterwards
-//! the client is told ([`reply`]).
+//! of its prompt before (`choice`). If that replica fails before its reply begins, another one gets the request; afterwards
+//! the client is told (`reply`).
 
 mod affinity;
 mod choice;
