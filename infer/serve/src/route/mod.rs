@@ -15,6 +15,7 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -48,8 +49,10 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy in front of servers.
-    pub fn new(addresses: Vec<Address>, options: Options) -> Self {
+    /// A proxy in front of servers. One that is given twice counts once.
+    pub fn new(mut addresses: Vec<Address>, options: Options) -> Self {
+        let mut known = HashSet::new();
+        addresses.retain(|address| known.insert(address.clone()));
         let replicas = addresses.into_iter().map(Replica::new).map(Arc::new);
         Self {
             replicas: replicas.collect(),
