@@ -385,6 +385,34 @@ fn requests_are_answered_when_a_replica_is_killed() {
 }
 
 #[test]
+fn replicas_end_with_the_process_that_started_them() {
+    let tiny = TinyCheckpoint::new(&config(), 5);
+    let mut server = Server::start(tiny.path(), &["--replicas", "2"]);
+    let replicas: Vec<&str> = server
+        .told
+        .iter()
+        .filter(|line| line.contains(" is process "))
+        .map(|line| line.split(' ').next_back().unwrap())
+        .collect();
+    assert_eq!(replicas.len(), 2, "{:?}", server.told);
+    assert!(
+        replicas
+            .iter()
+            .all(|&replica| TcpStream::connect(replica).is_ok())
+    );
+    // It cannot tell them.
+    server.child.kill().unwrap();
+    let began = Instant::now();
+    while replicas
+        .iter()
+        .any(|&replica| TcpStream::connect(replica).is_ok())
+    {
+        assert!(began.elapsed() < Duration::from_secs(20));
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
 fn a_replica_that_cannot_start_is_told_and_ends_the_others() {
     let tiny = TinyCheckpoint::new(&config(), 5);
     let path = tiny.path().to_str().unwrap();
@@ -437,6 +465,7 @@ fn what_cannot_be_served_is_said_before_a_port_is_open() {
         (2, &["--max-sequences", "0"], "--max-sequences"),
         (2, &["--api-key-file", "no/such/file"], "no/such/file"),
         (2, &["--route", "http://node1:8000"], "cannot be used with"),
+        (2, &["--replicas", "0"], "--replicas"),
     ] {
         let output = infer(&["serve", path]).args(arguments).output().unwrap();
         let errors = String::from_utf8(output.stderr).unwrap();

@@ -1,7 +1,8 @@
 //! An HTTP server with OpenAI's interface: requests become jobs, and events of jobs become replies and streams.
 //!
 //! [`http`] takes requests, [`request`] reads them, [`prepare`] makes [`job`]s of them, which go to a
-//! [`Submit`](job::Submit)ter, and [`reply`] makes objects and chunks of what happens to them. Nothing here computes a model.
+//! [`Submit`](job::Submit)ter, and [`reply`] makes objects and chunks of what happens to them.
+//! [`route`] stands in front of several such servers. Nothing here computes a model.
 
 pub mod error;
 pub mod http;

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// Bytes of a prompt, or of a message, that count: about the four blocks of the cache that are worth to be found again.
+/// Bytes of a prompt, or of a message, that count: a few blocks of the cache.
 const BEGINNING: usize = 256;
 
 /// Messages of a chat that count: those of the system and the user, or of the first question and answer. Later ones differ from

@@ -1,8 +1,8 @@
 //! One address in front of several servers of a model, which are its *replicas*.
 //!
 //! A request goes to a healthy replica that is not busier than others, and among those to the one that has seen the beginning
-//! of its prompt before ([`choice`]). If that replica fails before its reply begins, another one gets the request; afterwards
-//! the client is told ([`reply`]).
+//! of its prompt before (`choice`). If that replica fails before its reply begins, another one gets the request; afterwards
+//! the client is told (`reply`).
 
 mod affinity;
 mod choice;
@@ -15,6 +15,7 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -48,8 +49,10 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy in front of servers.
-    pub fn new(addresses: Vec<Address>, options: Options) -> Self {
+    /// A proxy in front of servers. One that is given twice counts once.
+    pub fn new(mut addresses: Vec<Address>, options: Options) -> Self {
+        let mut known = HashSet::new();
+        addresses.retain(|address| known.insert(address.clone()));
         let replicas = addresses.into_iter().map(Replica::new).map(Arc::new);
         Self {
             replicas: replicas.collect(),

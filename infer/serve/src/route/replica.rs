@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 const LOST: u32 = 10;
 
 /// Where a replica is: `HOST:PORT`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Address(Authority);
 
 /// A text is not the address of a server.
