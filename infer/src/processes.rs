@@ -26,8 +26,8 @@ pub(crate) fn options(threads: usize) -> Options {
 ///
 /// # Errors
 ///
-/// When MPI cannot be used; and [`InferError::Reported`] on every rank when `body` fails on one of them: the first process of
-/// a machine that hears of it has printed why.
+/// When MPI cannot be used; and [`InferError::Reported`] on every rank when `body` fails on one of them: on each machine, the
+/// process that learns of the failure first has then printed the reason.
 pub(crate) fn run(
     threads: Option<usize>,
     body: impl FnOnce(Arc<dyn Comm>) -> Result<(), InferError> + Send + 'static,

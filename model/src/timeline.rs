@@ -32,7 +32,7 @@ pub struct Span {
     pub duration: u64,
 }
 
-/// Records the spans of a stage, if that is wanted.
+/// Records the spans of a stage after [`start`](Recorder::start), and nothing before.
 #[derive(Debug, Default)]
 pub(crate) struct Recorder(Option<Record>);
 
