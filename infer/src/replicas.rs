@@ -75,13 +75,19 @@ impl Replicas {
     }
 
     /// Says in the log when one ends, until `ended` is closed; then ends all of them. `none_left` is called when the last one has
-    /// ended before. Returns whether there was one to the end.
+    /// ended before. Returns whether there was one to the end, or all have ended well: a supervisor may tell them to end too.
     pub fn watch(mut self, ended: &Receiver<()>, none_left: impl Fn()) -> bool {
+        let mut all_well = true;
         while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             let before = self.0.len();
             self.0.retain_mut(|replica| match replica.status() {
+                Some(status) if status.success() => {
+                    tracing::info!("replica {} has ended", replica.number);
+                    false
+                }
                 Some(status) => {
                     tracing::error!("replica {} has ended: {status}", replica.number);
+                    all_well = false;
                     false
                 }
                 None => true,
@@ -91,7 +97,7 @@ impl Replicas {
             }
         }
         self.end();
-        !self.0.is_empty()
+        all_well || !self.0.is_empty()
     }
 
     /// Ends them, and waits until they have, or for so long that they are killed.
@@ -151,8 +157,16 @@ impl Drop for Replica {
 
 /// Writes the lines of a log with the number of the replica.
 fn pass_on(number: usize, log: ChildStderr) {
-    for line in BufReader::new(log).lines().map_while(Result::ok) {
-        eprintln!("replica {number}: {line}");
+    let mut log = BufReader::new(log);
+    let mut line = Vec::new();
+    // Whatever it writes is read, so that it can go on.
+    while log
+        .read_until(b'\n', &mut line)
+        .is_ok_and(|bytes| bytes > 0)
+    {
+        let text = String::from_utf8_lossy(&line);
+        eprintln!("replica {number}: {}", text.trim_end());
+        line.clear();
     }
 }
 

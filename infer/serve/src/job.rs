@@ -201,7 +201,7 @@ impl Inbox {
         self.0.poll_recv(context)
     }
 
-    /// Says that nobody waits any more, and takes what was sent before.
+    /// Closes the inbox, which tells the jobs that their client is gone, and takes the next of the events that were sent before.
     pub fn close_and_take(&mut self) -> Option<Sent> {
         self.0.close();
         self.0.try_recv().ok()

@@ -13,7 +13,7 @@ pub enum Phase {
     Stopping,
 }
 
-/// The phase of a server, which moves forward alone, and its open requests. Clones share both.
+/// The phase of a server, which only moves forward, and its open requests. Clones share both.
 #[derive(Debug, Clone)]
 pub struct Lifecycle(watch::Sender<State>);
 
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn phases_move_forward_alone() {
+    fn phases_only_move_forward() {
         let lifecycle = Lifecycle::default();
         lifecycle.clone().advance(Phase::Stopping);
         lifecycle.advance(Phase::Draining);

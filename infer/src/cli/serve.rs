@@ -40,8 +40,8 @@ pub(super) const HELP: &str = "Examples:\n  \
     server: new requests are refused, those that were accepted are answered, and the exit code is 0. A second signal, or\n\
     --drain-timeout, ends what is left with an error; the exit code is then 1.\n\n\
     A text with a seed depends on its request alone, not on what else is served. Prompts are read in pieces of\n\
-    --max-batch-tokens, so that the texts of others go on meanwhile: a step takes no longer than one over so many\n\
-    tokens. Where the cache is full, the newest text begins anew later; its client sees a pause.";
+    --max-batch-tokens, so that the texts of others go on meanwhile: a step reads no more of prompts than that, and\n\
+    a token (with drafts, some more) of every text. Where the cache is full, the newest text begins anew later; its client sees a pause.";
 
 /// The draft that needs no model.
 const PROMPT: &str = "prompt";

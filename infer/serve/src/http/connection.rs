@@ -22,7 +22,7 @@ use super::{App, Options, router};
 use crate::error::ApiError;
 use crate::lifecycle::{Lifecycle, Phase};
 
-/// How long clients have to read that what they wait for is ended.
+/// How long clients have to read the error that ends what they wait for.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// When to look for connections again after one could not be accepted, for example since too many files are open.

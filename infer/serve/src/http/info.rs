@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -56,8 +57,10 @@ pub async fn models(State(app): State<Arc<App>>) -> Response {
 /// `/v1/models/ID`
 pub async fn model(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
+    // What is no text is no name.
+    let Path(id) = id.unwrap_or_else(|_| Path(char::REPLACEMENT_CHARACTER.to_string()));
     app.served.check_model(Some(id.trim_end_matches('/')))?;
     Ok(respond::json(StatusCode::OK, &card(&app.served)))
 }

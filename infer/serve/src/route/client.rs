@@ -76,7 +76,7 @@ impl Outgoing {
         Self { body, ..self }
     }
 
-    /// The same with another header; `None` leaves it out.
+    /// The same with another header, if there is a value for it.
     pub fn with_header(mut self, name: HeaderName, value: Option<HeaderValue>) -> Self {
         if let Some(value) = value {
             self.headers.insert(name, value);

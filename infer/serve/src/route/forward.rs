@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 
 use super::client::{Outgoing, Reply, send};
-use super::replica::Replica;
+use super::replica::{Failure, Replica};
 use super::reply::{Events, Forwarded, interrupted};
 use super::{Proxy, affinity};
 use crate::error::ApiError;
@@ -74,10 +74,12 @@ impl Proxy {
         };
         match &sent {
             Ok(reply) if reply.head.status == StatusCode::SERVICE_UNAVAILABLE => {
-                replica.failed("it takes no requests".to_owned());
+                replica.failed(Failure::Refuses("it takes no requests".to_owned()));
             }
             Ok(_) => (),
-            Err(error) => replica.failed(format!("it did not answer a request: {error}")),
+            Err(error) => replica.failed(Failure::Silent(format!(
+                "it did not answer a request: {error}"
+            ))),
         }
         sent.map_err(|_| ApiError::ReplicaFailed)
     }

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use tokio::time::{sleep, timeout};
 
 use super::client::{Outgoing, send};
-use super::replica::Replica;
+use super::replica::{Failure, Replica};
 
 /// Time between two checks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -21,9 +21,16 @@ pub async fn check(replica: Arc<Replica>) {
     let reply = timeout(WITHIN, send(replica.address(), &outgoing)).await;
     replica.checked(match reply {
         Ok(Ok(reply)) if reply.head.status == StatusCode::OK => Ok(()),
-        Ok(Ok(reply)) => Err(format!("its health is {}", reply.head.status)),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer in {} seconds", WITHIN.as_secs())),
+        // It may be finishing what it has.
+        Ok(Ok(reply)) => Err(Failure::Refuses(format!(
+            "its health is {}",
+            reply.head.status
+        ))),
+        Ok(Err(error)) => Err(Failure::Silent(error.to_string())),
+        Err(_) => Err(Failure::Silent(format!(
+            "no answer in {} seconds",
+            WITHIN.as_secs()
+        ))),
     });
 }
 

@@ -9,7 +9,7 @@ use axum::http::Uri;
 use axum::http::uri::Authority;
 use tokio::sync::{Notify, watch};
 
-/// After so many failed checks in a row, nothing more is expected of a replica: its open requests have failed too.
+/// After so many checks in a row without an answer, nothing more is expected of a replica: its open requests have failed too.
 const LOST: u32 = 10;
 
 /// Where a replica is: `HOST:PORT`.
@@ -56,14 +56,31 @@ impl fmt::Display for Address {
     }
 }
 
+/// Why a replica gets no requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// It answers, but takes no requests: it may be finishing those that it has.
+    Refuses(String),
+    /// It does not answer.
+    Silent(String),
+}
+
+/// What is known of a replica's health.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Unknown,
+    Healthy,
+    /// With the number of checks in a row that had no answer.
+    Failed(u32),
+}
+
 /// A server, with what is known of its health and its load.
 #[derive(Debug)]
 pub struct Replica {
     address: Address,
     /// Requests that were sent to it and are not answered.
     open: AtomicUsize,
-    /// Failures in a row; `None` before the first check.
-    failures: watch::Sender<Option<u32>>,
+    health: watch::Sender<Health>,
     /// Is told when a check should not wait.
     doubts: Notify,
 }
@@ -74,7 +91,7 @@ impl Replica {
         Self {
             address,
             open: AtomicUsize::new(0),
-            failures: watch::Sender::new(None),
+            health: watch::Sender::new(Health::Unknown),
             doubts: Notify::new(),
         }
     }
@@ -91,29 +108,32 @@ impl Replica {
 
     /// Whether it may get requests.
     pub fn is_healthy(&self) -> bool {
-        *self.failures.borrow() == Some(0)
+        *self.health.borrow() == Health::Healthy
     }
 
     /// Takes the result of a check: why it has failed, if it has.
-    pub fn checked(&self, result: Result<(), String>) {
-        let before = *self.failures.borrow();
+    pub fn checked(&self, result: Result<(), Failure>) {
+        let before = *self.health.borrow();
         let address = &self.address;
         match (&result, before) {
-            (Ok(()), Some(0)) => (),
+            (Ok(()), Health::Healthy) | (Err(_), Health::Failed(_)) => (),
             (Ok(()), _) => tracing::info!("{address} is healthy"),
-            (Err(_), Some(1..)) => (),
-            (Err(reason), _) => {
+            (Err(Failure::Refuses(reason) | Failure::Silent(reason)), _) => {
                 tracing::warn!("{address} gets no requests for now: {reason}");
             }
         }
-        self.failures.send_replace(Some(match result {
-            Ok(()) => 0,
-            Err(_) => before.unwrap_or(0).saturating_add(1),
-        }));
+        self.health.send_replace(match (result, before) {
+            (Ok(()), _) => Health::Healthy,
+            (Err(Failure::Refuses(_)), _) => Health::Failed(0),
+            (Err(Failure::Silent(_)), Health::Failed(silent)) => {
+                Health::Failed(silent.saturating_add(1))
+            }
+            (Err(Failure::Silent(_)), _) => Health::Failed(1),
+        });
     }
 
     /// Takes a failure of a request, which the next check, at once, confirms or not.
-    pub fn failed(&self, reason: String) {
+    pub fn failed(&self, reason: Failure) {
         if self.is_healthy() {
             self.checked(Err(reason));
         }
@@ -127,9 +147,9 @@ impl Replica {
 
     /// Waits until nothing more is expected of it, for example since its machine is gone.
     pub async fn lost(&self) {
-        let mut failures = self.failures.subscribe();
-        let is_lost = |failures: &Option<u32>| failures.is_some_and(|failures| failures >= LOST);
-        let waited = failures.wait_for(is_lost).await;
+        let mut health = self.health.subscribe();
+        let is_lost = |health: &Health| matches!(health, Health::Failed(silent) if *silent >= LOST);
+        let waited = health.wait_for(is_lost).await;
         waited.expect("the sender is in self");
     }
 }
@@ -194,10 +214,26 @@ mod tests {
         assert!(!replica.is_healthy());
         replica.checked(Ok(()));
         assert!(replica.is_healthy());
-        replica.failed("it is gone".to_owned());
+        replica.failed(Failure::Silent("it is gone".to_owned()));
         assert!(!replica.is_healthy());
         replica.checked(Ok(()));
         assert!(replica.is_healthy());
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_answers_is_not_lost_however_long_it_drains() {
+        let replica = Replica::new("a:1".parse().unwrap());
+        replica.checked(Ok(()));
+        let is_lost = || tokio::time::timeout(std::time::Duration::ZERO, replica.lost());
+        for _ in 0..3 * LOST {
+            replica.checked(Err(Failure::Refuses("503".to_owned())));
+        }
+        assert!(!replica.is_healthy() && is_lost().await.is_err());
+        for _ in 0..LOST {
+            assert!(is_lost().await.is_err());
+            replica.checked(Err(Failure::Silent("nobody".to_owned())));
+        }
+        assert!(is_lost().await.is_ok());
     }
 
     #[test]

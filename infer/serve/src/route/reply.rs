@@ -11,7 +11,7 @@ use axum::http::response::Parts;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::client::Connection;
-use super::replica::{Held, Replica};
+use super::replica::{Failure, Held, Replica};
 use crate::error::ApiError;
 use crate::lifecycle::{Lifecycle, OpenRequest, Phase};
 use crate::reply::event;
@@ -19,7 +19,7 @@ use crate::reply::event;
 /// What stands between two events of a stream.
 const BETWEEN: &[u8] = b"\n\n";
 
-/// Waits until a request to a replica has no answer any more: the replica is lost, or the proxy must stop.
+/// Waits until no more of a reply can be expected: its replica is lost, or the proxy must stop.
 pub async fn interrupted(replica: Arc<Replica>, lifecycle: Lifecycle) -> ApiError {
     tokio::select! {
         () = replica.lost() => ApiError::ReplicaFailed,
@@ -79,7 +79,7 @@ impl Body for Forwarded {
                 Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
                 Some(Err(error)) => {
                     let reason = format!("it did not finish a reply: {error}");
-                    self.held.replica().failed(reason);
+                    self.held.replica().failed(Failure::Silent(reason));
                     return Poll::Ready(Some(self.fail(&ApiError::ReplicaFailed)));
                 }
                 None => {

@@ -70,7 +70,7 @@ fn browsers_of_other_origins_may_ask() {
 fn bodies_are_bounded_in_size_and_time() {
     let options = Options {
         body_limit: 1000,
-        read_timeout: Duration::from_millis(300),
+        read_timeout: Duration::from_millis(1500),
         ..Options::default()
     };
     let server = Server::new(served(), options);
@@ -166,7 +166,7 @@ fn a_client_that_goes_away_is_noticed_while_it_waits_and_while_it_reads() {
 #[test]
 fn a_server_answers_what_it_has_accepted_before_it_ends() {
     let server = Server::scripted(Script {
-        pause: Duration::from_millis(20),
+        pause: Duration::from_millis(60),
         ..Script::default()
     });
     let body = json!({ "prompt": "a", "max_tokens": 30 }).to_string();
@@ -200,7 +200,7 @@ fn a_server_answers_what_it_has_accepted_before_it_ends() {
 #[test]
 fn a_server_that_must_stop_tells_its_clients() {
     let server = Server::scripted(Script {
-        pause: Duration::from_millis(20),
+        pause: Duration::from_millis(60),
         tokens: vec![97],
         ..Script::default()
     });
