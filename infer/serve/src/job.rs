@@ -16,6 +16,9 @@ use crate::text::TextWriter;
 
 /// Takes jobs and generates their texts, on threads of its own.
 pub trait Submit: fmt::Debug + Send + Sync {
+    /// The most sequences that wait for their turn, and so the most jobs of a request.
+    fn most(&self) -> usize;
+
     /// Puts the jobs of a request at the end of the queue: all of them or none. Returns at once.
     ///
     /// # Errors
@@ -34,11 +37,6 @@ pub enum Rejected {
     QueueFull {
         /// When to try again.
         retry_after: Duration,
-    },
-    /// They are more than the queue ever holds.
-    TooMany {
-        /// The most sequences that the queue holds.
-        most: usize,
     },
     /// The scheduler has ended.
     Closed,

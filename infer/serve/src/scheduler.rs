@@ -42,10 +42,12 @@ struct Queue {
     jobs: Vec<(Instant, Job)>,
     /// Sequences that it has taken and that wait.
     waiting: usize,
+    /// Those that it generates.
+    running: usize,
     /// The most sequences that run at once.
     batch: usize,
     /// Seconds of a sequence from its place in the batch to its end, of the last ones.
-    seconds: f64,
+    seconds: Option<f64>,
     is_closed: bool,
 }
 
@@ -86,10 +88,9 @@ impl Scheduler {
         };
         let mut preempted = 0;
         let mut looked = Instant::now();
-        while let Some(jobs) = closed.0.take(engine.waiting(), told.jobs.is_empty()) {
-            let now = Instant::now();
+        while let Some(jobs) = closed.0.take(&engine) {
             for (came, job) in jobs {
-                let (request, open) = Open::new(job, came, now);
+                let (request, open) = Open::new(job, came);
                 // The numbers of texts are those of requests.
                 told.jobs.insert(engine.requests(), open);
                 engine.push(request, &mut told);
@@ -106,11 +107,12 @@ impl Scheduler {
                 statistics.preempted - std::mem::replace(&mut preempted, statistics.preempted);
             metrics.preemptions.inc_by(more as u64);
             metrics.running.set(engine.running() as i64);
-            metrics.waiting.set(engine.waiting() as i64);
+            let queued = self.queue().jobs.len();
+            metrics.waiting.set((engine.waiting() + queued) as i64);
             let [held, all] = engine.blocks();
             metrics.cache_blocks.set(held as i64);
             metrics.cache_usage.set(held as f64 / all.max(1) as f64);
-            if told.jobs.is_empty() || looked.elapsed() >= LOADS_EVERY {
+            if engine.is_done() || looked.elapsed() >= LOADS_EVERY {
                 looked = Instant::now();
                 count_loads(metrics, &engine.expert_loads());
             }
@@ -118,7 +120,8 @@ impl Scheduler {
             if !finished.is_empty() {
                 let mut queue = self.queue();
                 for seconds in finished {
-                    queue.seconds = DECAY * queue.seconds + (1.0 - DECAY) * seconds;
+                    let before = queue.seconds.unwrap_or(seconds);
+                    queue.seconds = Some(DECAY * before + (1.0 - DECAY) * seconds);
                 }
             }
         }
@@ -126,12 +129,13 @@ impl Scheduler {
         metrics.waiting.set(0);
     }
 
-    /// The jobs that have come, for a thread that has so many waiting; it waits for some, though not for long, where it has
-    /// nothing else to do. `None` when there will be no more.
-    fn take(&self, waiting: usize, is_idle: bool) -> Option<Vec<(Instant, Job)>> {
+    /// The jobs that have come, for the thread with this engine; it waits for some, though not for long, where it has nothing else
+    /// to do. `None` when there will be no more.
+    fn take<N: Network + ?Sized>(&self, engine: &Engine<N>) -> Option<Vec<(Instant, Job)>> {
         let mut queue = self.queue();
-        queue.waiting = waiting;
-        if is_idle {
+        queue.waiting = engine.waiting();
+        queue.running = engine.running();
+        if engine.is_done() {
             let is_empty = |queue: &mut Queue| queue.jobs.is_empty() && !queue.is_closed;
             let changed = &self.0.changed;
             let waited = changed.wait_timeout_while(queue, LOADS_EVERY, is_empty);
@@ -148,19 +152,23 @@ impl Scheduler {
 }
 
 impl Submit for Scheduler {
+    fn most(&self) -> usize {
+        self.0.most
+    }
+
     fn submit(&self, jobs: Vec<Job>) -> Result<(), Rejected> {
         let Shared { changed, most, .. } = &*self.0;
-        if jobs.len() > *most {
-            return Err(Rejected::TooMany { most: *most });
-        }
         let mut queue = self.queue();
         if queue.is_closed {
             return Err(Rejected::Closed);
         }
         let waiting = queue.waiting + queue.jobs.len();
-        if waiting + jobs.len() > *most {
+        // Those that have a place at once do not wait.
+        let room = most + queue.batch.saturating_sub(queue.running);
+        if waiting + jobs.len() > room {
             let rounds = waiting.div_ceil(queue.batch.max(1)) as f64;
-            let seconds = (rounds * queue.seconds).clamp(1.0, LONGEST_RETRY.as_secs_f64());
+            let seconds = rounds * queue.seconds.unwrap_or(0.0);
+            let seconds = seconds.clamp(1.0, LONGEST_RETRY.as_secs_f64());
             return Err(Rejected::QueueFull {
                 retry_after: Duration::from_secs_f64(seconds.ceil()),
             });
@@ -230,10 +238,9 @@ struct Open {
 }
 
 impl Open {
-    fn new(mut job: Job, came: Instant, now: Instant) -> (Request, Self) {
-        debug_assert!(came <= now);
+    fn new(job: Job, came: Instant) -> (Request, Self) {
         let request = Request {
-            bias: std::mem::take(&mut job.bias).to_vec(),
+            bias: job.bias.to_vec(),
             stop_ids: job.stop_ids.to_vec(),
             ignores_eos: job.ignore_eos,
             likeliest: job.scores,

@@ -24,6 +24,9 @@ pub fn served() -> Served {
     Served::new("tiny", Tokenizer::bytes(), CONTEXT, 257, &["test"]).unwrap()
 }
 
+/// The most sequences that wait.
+pub const MOST: usize = 500;
+
 /// A template that shows roles.
 pub const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}";
 
@@ -94,6 +97,10 @@ pub struct Scripted {
 }
 
 impl Submit for Scripted {
+    fn most(&self) -> usize {
+        MOST
+    }
+
     fn submit(&self, jobs: Vec<Job>) -> Result<(), Rejected> {
         let script = self.script.lock().unwrap().clone();
         if let Some(rejected) = script.rejected {

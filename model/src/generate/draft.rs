@@ -48,8 +48,8 @@ impl<'a> Drafter<'a> {
             Self::None => (vec![Vec::new(); texts.len()], Some(0.0)),
             Self::Lookup => {
                 let found = texts.iter().zip(most).map(|(text, &most)| match text {
-                    Some(text) => lookup::continuation(&text.tokens, most).to_vec(),
-                    None => Vec::new(),
+                    Some(text) if most > 0 => lookup::continuation(&text.tokens, most).to_vec(),
+                    _ => Vec::new(),
                 });
                 (found.collect(), Some(0.0))
             }

@@ -11,7 +11,7 @@ use super::{Draft, End, Options, Receiver, Request, Statistics};
 use crate::cache::CacheShape;
 use crate::moe::loads::ExpertLoads;
 use crate::network::{self, Network, Session};
-use crate::sampling::Asked;
+use crate::sampling::{Asked, Drawn};
 
 /// A step that was submitted.
 struct Flight {
@@ -27,12 +27,8 @@ struct Flight {
 /// What a step did.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepReport {
-    /// Texts that took part.
-    pub texts: usize,
     /// Tokens that the network read for them.
     pub tokens: usize,
-    /// Those of prompts among them.
-    pub prompt_tokens: usize,
     /// Seconds since it began or the step before ended, whichever was later.
     pub seconds: f64,
     /// For each text with a draft, the tokens that were drafted and those that were accepted.
@@ -45,7 +41,7 @@ pub struct StepReport {
 /// submitted, so that every stage of a pipeline has something to do.
 ///
 /// What is generated for a request is what [`generate`](super::generate) gives, but for rounding.
-pub struct Engine<'a, N: ?Sized> {
+pub struct Engine<'a, N: Network + ?Sized> {
     pub(super) network: &'a mut N,
     pub(super) options: Options<'a>,
     /// By place in the cache; those that have ended too, until another text takes their place or their blocks.
@@ -122,7 +118,7 @@ impl<'a, N: Network + ?Sized> Engine<'a, N> {
     ///
     /// # Panics
     ///
-    /// When the prompt is empty or has a token that is not in the vocabulary.
+    /// When the prompt is empty or has a token that is not in the vocabulary, or one that is to be scored exceeds the context.
     pub fn push(&mut self, request: Request, receiver: &mut impl Receiver) -> usize {
         let number = self.requests;
         self.requests += 1;
@@ -211,6 +207,11 @@ impl<'a, N: Network + ?Sized> Engine<'a, N> {
         }
     }
 
+    /// Whether there is nothing to do: no text is in the making or waits, and no step is under way.
+    pub fn is_done(&self) -> bool {
+        self.waiting.is_empty() && self.in_flight.is_empty() && self.running() == 0
+    }
+
     /// Whether no step of a group is under way.
     pub(super) fn is_idle(&self, group: usize) -> bool {
         let mut in_flight = self.in_flight.iter();
@@ -283,15 +284,9 @@ impl<'a, N: Network + ?Sized> Engine<'a, N> {
         } = flight;
         self.clock += 1;
         let before = self.statistics;
-        let mut report = StepReport {
-            texts: parts.len(),
-            ..StepReport::default()
-        };
+        let mut report = StepReport::default();
         for (part, drawn) in parts.iter().zip(self.network.drawn()) {
             report.tokens += part.tokens.len();
-            if !part.is_next() {
-                report.prompt_tokens += part.tokens.len();
-            }
             let text = self.texts[part.place].as_mut();
             let text = text.expect("a text in its place");
             self.used[part.place] = self.clock;
@@ -303,15 +298,15 @@ impl<'a, N: Network + ?Sized> Engine<'a, N> {
                 self.drafter.truncate(part.place, kept);
                 continue;
             }
-            let given = drawn.scores.len() - drawn.tokens.len().min(drawn.scores.len());
-            let mut drawn = drawn;
-            let of_drawn = match part.draws {
-                true => drawn.scores.split_off(given),
-                false => Vec::new(),
-            };
-            text.take_scores(std::mem::replace(&mut drawn.scores, of_drawn), receiver);
+            let Drawn {
+                tokens,
+                targets,
+                scores,
+            } = drawn;
+            text.take_scores(targets, receiver);
             if part.draws {
                 let (read, written) = (text.window().len(), text.tokens.len());
+                let drawn = (tokens, scores);
                 let accepted = text.take(drawn, &part.drafted, self.options.eos_ids, receiver);
                 self.statistics.draws += 1;
                 self.statistics.tokens += text.tokens.len() - written;
@@ -344,6 +339,18 @@ impl<'a, N: Network + ?Sized> Engine<'a, N> {
             });
         }
         report
+    }
+}
+
+impl<N: Network + ?Sized> Drop for Engine<'_, N> {
+    /// Takes the results of steps under way, so that the network can be used again.
+    fn drop(&mut self) {
+        // A network that has failed has none.
+        if !std::thread::panicking() {
+            self.in_flight
+                .drain(..)
+                .for_each(|_| drop(self.network.drawn()));
+        }
     }
 }
 

@@ -43,15 +43,23 @@ impl<N: Network + ?Sized> Engine<'_, N> {
         }
     }
 
-    /// Whether there is room for a text: for what is known of it, and for a block more of each text in the making.
+    /// Whether there is room for a text: for what is known of it and of the texts in the making, whether that is read already or
+    /// not, and for a block more of each of them.
     fn is_admitted(&self, text: &Text) -> bool {
         let Some(blocks) = self.options.blocks else {
             return true;
         };
-        let running = self.running();
+        let block = self.options.block_tokens;
+        let cached = self.network.cache().lengths();
+        let running = self.texts.iter().zip(cached).filter_map(|(text, &cached)| {
+            let text = text.as_ref().filter(|text| text.end().is_none())?;
+            Some(text.unread(cached).len().div_ceil(block))
+        });
+        let (running, unread) =
+            running.fold((0, 0), |(count, sum), blocks| (count + 1, sum + blocks));
         let [held, _] = self.blocks();
-        let needed = text.window().len().div_ceil(self.options.block_tokens);
-        running == 0 || held + needed + running < blocks
+        let needed = text.window().len().div_ceil(block);
+        running == 0 || held + unread + needed + running < blocks
     }
 
     /// Gives texts of a group what others have read of the same beginning, in whole blocks, where that is more than they have
@@ -59,7 +67,10 @@ impl<N: Network + ?Sized> Engine<'_, N> {
     pub(super) fn share(&mut self, group: usize) -> Vec<bool> {
         let block = self.network.cache().block_tokens();
         let mut waits = vec![false; self.texts.len()];
-        for place in 0..self.texts.len() {
+        let number = |place: &usize| self.texts[*place].as_ref().map(|text| text.number);
+        let mut places: Vec<usize> = (0..self.texts.len()).collect();
+        places.sort_unstable_by_key(number);
+        for place in places {
             let cached = self.network.cache().lengths();
             let own = cached[place];
             let Some(text) = self.texts[place].as_ref() else {
@@ -69,12 +80,15 @@ impl<N: Network + ?Sized> Engine<'_, N> {
                 // It has as many whole blocks as it could get.
                 continue;
             }
-            // Those that are further, or as far and in front, so that no two wait for each other.
-            let others = self.texts.iter().enumerate().filter(|&(other, _)| {
-                !waits[other] && (cached[other] > own || cached[other] == own && other < place)
+            // Those that are further, or as far and came before, so that no two wait for each other.
+            let others = self.texts.iter().enumerate();
+            let others = others.filter_map(|(other, of)| Some((other, of.as_ref()?)));
+            let others = others.filter(|&(other, of)| {
+                let is_ahead =
+                    cached[other] > own || cached[other] == own && of.number < text.number;
+                !waits[other] && is_ahead
             });
-            let alike = others.filter_map(|(other, of)| {
-                let of = of.as_ref()?;
+            let alike = others.map(|(other, of)| {
                 let alike = text.alike(of);
                 let alike = match of.end() {
                     None => alike,
@@ -82,7 +96,7 @@ impl<N: Network + ?Sized> Engine<'_, N> {
                     Some(_) => alike.min(cached[other]),
                 };
                 let alike = alike / block * block;
-                Some((alike, alike.min(cached[other]), other))
+                (alike, alike.min(cached[other]), other)
             });
             let longest = alike.max().filter(|(alike, ..)| *alike > own);
             let Some((alike, read, other)) = longest else {
@@ -162,12 +176,13 @@ impl<N: Network + ?Sized> Engine<'_, N> {
 
     /// Takes a text's blocks; it waits for its turn, in front of those that came later.
     fn preempt(&mut self, place: usize) {
+        let cached = self.network.cache().lengths()[place];
         let mut text = self.clear(place);
+        self.statistics.preempted += usize::from(cached > 0);
         text.lose_cache();
         let later = self.waiting.iter();
         let before = later.take_while(|other| other.number < text.number).count();
         self.waiting.insert(before, text);
-        self.statistics.preempted += 1;
     }
 
     fn clear(&mut self, place: usize) -> Text {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{End, Ended, Receiver, Request, Token};
 use crate::config::ModelConfig;
-use crate::sampling::{Drawn, Draws, Scored, Targets};
+use crate::sampling::{Draws, Scored, Targets};
 
 /// A text in the making, or one that has ended and whose beginning others may take over.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub struct Text {
 impl Text {
     /// # Panics
     ///
-    /// When the prompt is empty or has a token that is not in the vocabulary.
+    /// When the prompt is empty or has a token that is not in the vocabulary, or one that is to be scored exceeds the context.
     pub fn new(number: usize, request: Request, config: &ModelConfig) -> Self {
         assert!(
             !request.prompt.is_empty(),
@@ -39,6 +39,10 @@ impl Text {
         assert!(
             request.prompt.iter().all(known),
             "a prompt's tokens are in the vocabulary"
+        );
+        assert!(
+            !request.scores_prompt || request.prompt.len() <= config.context_length,
+            "a prompt whose tokens are scored fits the context"
         );
         Self {
             number,
@@ -167,19 +171,19 @@ impl Text {
         }
     }
 
-    /// Appends what was drawn along a draft, and tells the receiver; the text may end with it. Returns how many drafted
+    /// Appends the tokens that were drawn along a draft, which have these scores if any, and tells the receiver; the text may end with it. Returns how many drafted
     /// tokens were drawn.
     pub fn take(
         &mut self,
-        drawn: Drawn,
+        (drawn, scores): (Vec<u32>, Vec<Scored>),
         draft: &[u32],
         eos_ids: &[u32],
         receiver: &mut impl Receiver,
     ) -> usize {
         let before = self.tokens.len();
         let ends = |id: u32| self.request.ends(id, eos_ids);
-        let accepted = super::verify::verify(&drawn.tokens, &mut self.tokens, draft, ends);
-        let mut scores = drawn.scores.into_iter();
+        let accepted = super::verify::verify(&drawn, &mut self.tokens, draft, ends);
+        let mut scores = scores.into_iter();
         for place in before..self.tokens.len() {
             let id = self.tokens[place];
             let token = Token {

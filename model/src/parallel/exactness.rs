@@ -12,12 +12,14 @@ use crate::batch::Sequence;
 use crate::config::{ModelConfig, QkNorm};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::generate::{
-    self, Draft, DraftTokens, Ended, Receiver, Request, Statistics, Token, generate_all,
+    self, Draft, DraftTokens, End, Ended, Engine, Receiver, Request, Statistics, Token,
+    generate_all, least_blocks,
 };
 use crate::language_model::{LanguageModel, Trace};
+use crate::moe::loads::ExpertLoads;
 use crate::network::{Local, Network, PaddedRows};
 use crate::parameters::RandomParameters;
-use crate::sampling::Sampling;
+use crate::sampling::{Sampling, Scored};
 use crate::testing::{clamped, moe, text, tiny, windowed, with_experts, without_positions};
 use crate::timeline::{Activity, Span};
 
@@ -265,6 +267,106 @@ fn texts_are_those_of_one_rank_with_any_draft_and_number_in_flight() {
                 assert_eq!(found, &expected, "{name}, {layout}, run {number}");
                 // Texts of other groups share what is cached too.
                 assert!(statistics.shared > 0 || number < 3);
+            }
+        }
+    }
+}
+
+/// What was told of texts, in a form that can be compared.
+#[derive(Debug, Default)]
+struct Told {
+    tokens: BTreeMap<usize, Vec<u32>>,
+    scores: BTreeMap<usize, Vec<f32>>,
+    stopped: Vec<usize>,
+}
+
+impl Receiver for Told {
+    fn prompt_scored(&mut self, text: usize, scores: Vec<Scored>) {
+        let scores = scores.iter().map(|scored| scored.log_probability);
+        self.scores.entry(text).or_default().extend(scores);
+    }
+
+    fn token(&mut self, text: usize, token: Token) -> bool {
+        let scored = token.scored.map(|scored| scored.log_probability);
+        self.scores.entry(text).or_default().extend(scored);
+        self.tokens.entry(text).or_default().push(token.id);
+        true
+    }
+
+    fn ended(&mut self, text: usize, ended: Ended) {
+        if ended.end == End::Stopped {
+            self.stopped.push(text);
+        }
+    }
+}
+
+/// Texts that come, go, are scored, and do not fit the cache together; and the tokens of each layer's experts, which are asked
+/// for while steps are under way, with the tokens of all steps.
+fn served(network: &mut dyn Network, in_flight: usize) -> (Told, Vec<Vec<u64>>, u64) {
+    let context = network.config().context_length;
+    let layers = network.config().layers.len();
+    let options = generate::Options {
+        batch: 5,
+        in_flight,
+        kept: 2,
+        step_tokens: 7,
+        blocks: Some(least_blocks(context, 4) + 3),
+        block_tokens: 4,
+        counts_experts: true,
+        ..generate::Options::new(&[5])
+    };
+    let mut engine = Engine::new(network, options);
+    let (mut told, mut experts, mut read) = (Told::default(), vec![Vec::new(); layers], 0);
+    for (number, request) in requests().into_iter().enumerate() {
+        let request = Request {
+            likeliest: (number % 2 == 1).then_some(2),
+            scores_prompt: number % 4 == 1,
+            ..request
+        };
+        engine.push(request, &mut told);
+    }
+    // Before anything of it is read.
+    engine.cancel(8, &mut told);
+    let mut add = |loads: Vec<ExpertLoads>| {
+        for loads in loads {
+            let sums: &mut Vec<u64> = &mut experts[loads.layer];
+            sums.resize(loads.tokens.len(), 0);
+            let both = sums.iter_mut().zip(loads.tokens);
+            both.for_each(|(sum, tokens)| *sum += tokens);
+        }
+    };
+    while let Some(report) = engine.step(&mut told) {
+        read += report.tokens as u64;
+        add(engine.expert_loads());
+    }
+    assert!(engine.is_done());
+    drop(engine);
+    (told, experts, read)
+}
+
+#[test]
+fn texts_come_and_go_as_on_one_rank() {
+    let config = tiny();
+    let whole = model(&config);
+    let (expected, ..) = served(&mut Local::new(&whole), 1);
+    assert_eq!(expected.stopped, [8]);
+    assert!(expected.scores.len() > 3);
+    for numbers in [[2, 1, 1], [1, 2, 1], [2, 2, 2]] {
+        let layout = layout(numbers);
+        for in_flight in [1, 4] {
+            let (found, _) = on_ranks(&config, layout, move |driver| served(driver, in_flight));
+            let (found, experts, read) = found;
+            assert_eq!(found.tokens, expected.tokens, "{layout}, {in_flight}");
+            assert_eq!(found.stopped, expected.stopped);
+            for (text, scores) in &expected.scores {
+                let found = &found.scores[text];
+                assert_eq!(found.len(), scores.len(), "{layout}, text {text}");
+                let off = found.iter().zip(scores).map(|(a, b)| (a - b).abs());
+                assert!(off.fold(0f32, f32::max) < 1e-5, "{layout}, text {text}");
+            }
+            // Two experts for each token, in each layer, on whichever stage it is.
+            for experts in experts {
+                assert_eq!(experts.iter().sum::<u64>(), 2 * read, "{layout}");
             }
         }
     }

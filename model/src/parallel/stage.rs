@@ -180,16 +180,18 @@ impl<'a> Stage<'a> {
         };
         let (decoded, routing) = self.model.decode_stage(entry, &pieces, &mut self.cache);
         // All tensor ranks of a stage have the same routing.
-        if self.session.counts_experts && self.replies() {
-            ExpertLoads::add(&mut self.loads, &routing);
-        }
+        let counts = self.session.counts_experts && self.replies();
+        let counted = if counts { &routing[..] } else { &[] };
         let logits = match decoded {
             Decoded::Stream(stream) => {
                 sent(stream, self.ranks, &mut self.recorder);
+                // The next stage is at work already.
+                ExpertLoads::add(&mut self.loads, counted);
                 return None;
             }
             Decoded::Logits(logits) => network::host(logits),
         };
+        ExpertLoads::add(&mut self.loads, counted);
         let asked: Vec<Asked> = parts.iter().map(|part| part.asked.clone()).collect();
         let exchange = &mut self.ranks.tensor().clone();
         let first = self.first_token() as u32;

@@ -29,7 +29,9 @@ pub struct Draws<'a> {
 pub struct Drawn {
     /// The tokens, up to the first one that its draft does not have.
     pub tokens: Vec<u32>,
-    /// The scores that were asked for: of tokens that were given, then of those that were drawn.
+    /// The scores of the tokens that were given, if there were any.
+    pub targets: Vec<Scored>,
+    /// Those of the tokens that were drawn, if they were asked for.
     pub scores: Vec<Scored>,
 }
 
@@ -233,9 +235,15 @@ impl<'a> Asked<'a> {
             .collect();
         let mut scores = score(&of_each.concat(), first, exchange).into_iter();
         let counts = of_each.iter().map(Vec::len);
-        let answers = tokens.into_iter().zip(counts).map(|(tokens, count)| Drawn {
-            tokens,
-            scores: scores.by_ref().take(count).collect(),
+        let answers = sequences.iter().zip(tokens).zip(counts);
+        let answers = answers.map(|((asked, tokens), count)| {
+            let targets: Vec<Scored> = scores.by_ref().take(asked.given().len()).collect();
+            let of_drawn = count - targets.len();
+            Drawn {
+                tokens,
+                targets,
+                scores: scores.by_ref().take(of_drawn).collect(),
+            }
         });
         answers.collect()
     }

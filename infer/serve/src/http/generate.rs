@@ -87,16 +87,9 @@ async fn accept(
         logprobs: read.logprobs,
         arrived,
     };
-    let sequences = jobs.len();
     let submitted = app.scheduler.submit(jobs);
     submitted.map_err(|rejected| match rejected {
         Rejected::QueueFull { retry_after } => ApiError::Overloaded { retry_after },
-        Rejected::TooMany { most } => ApiError::InvalidValue {
-            param: "n".to_owned(),
-            message: format!(
-                "the request has {sequences} texts (prompts times n); the queue of this server holds {most}"
-            ),
-        },
         Rejected::Closed => ApiError::ShuttingDown,
     })?;
     let (served, metrics) = (app.served.clone(), app.metrics.clone());
@@ -110,6 +103,8 @@ fn read(app: &App, endpoint: Endpoint, bytes: &[u8]) -> Result<Read, ApiError> {
             let body = Fields::read(bytes, CompletionRequest::KNOWN)?;
             app.ignore(&body.unknown);
             let request = CompletionRequest::read(&body)?;
+            let (prompts, n) = (request.prompts.len(), request.generation.n);
+            check_texts(app, prompts, n)?;
             Ok(Read {
                 prepared: prepare::completion(&app.served, &request)?,
                 n: request.generation.n,
@@ -121,6 +116,7 @@ fn read(app: &App, endpoint: Endpoint, bytes: &[u8]) -> Result<Read, ApiError> {
             let body = Fields::read(bytes, ChatRequest::KNOWN)?;
             app.ignore(&body.unknown);
             let request = ChatRequest::read(&body)?;
+            check_texts(app, 1, request.generation.n)?;
             Ok(Read {
                 prepared: prepare::chat(&app.served, &request)?,
                 n: request.generation.n,
@@ -128,5 +124,19 @@ fn read(app: &App, endpoint: Endpoint, bytes: &[u8]) -> Result<Read, ApiError> {
                 stream: request.generation.stream,
             })
         }
+    }
+}
+
+/// Checks, before any prompt is encoded, that the queue can hold the texts of a request.
+fn check_texts(app: &App, prompts: usize, n: usize) -> Result<(), ApiError> {
+    let (texts, most) = (prompts * n, app.scheduler.most());
+    match texts <= most {
+        true => Ok(()),
+        false => Err(ApiError::InvalidValue {
+            param: if n > 1 { "n" } else { "prompt" }.to_owned(),
+            message: format!(
+                "the request has {texts} texts (prompts times n); the queue of this server holds {most}"
+            ),
+        }),
     }
 }

@@ -363,13 +363,20 @@ fn errors_of_every_kind_have_one_shape() {
             "overloaded",
             Some("3"),
         ),
-        (Rejected::TooMany { most: 4 }, 400, "invalid_value", None),
         (Rejected::Closed, 503, "shutting_down", Some("5")),
     ] {
         server.scheduler.script.lock().unwrap().rejected = Some(rejected);
         let answer = server.post("/v1/completions", &json!({ "prompt": "a" }));
         assert_eq!(answer.header("retry-after"), after);
         assert_eq!(code(answer), (status, name.to_owned()));
+    }
+    for (prompts, n, param) in [(501, 1, "prompt"), (200, 3, "n")] {
+        let body = json!({ "prompt": vec!["a"; prompts], "n": n });
+        let (status, code, found) = server.post("/v1/completions", &body).error();
+        assert_eq!(
+            (status, code.as_str(), found.as_deref()),
+            (400, "invalid_value", Some(param))
+        );
     }
     let text = server.metrics.text();
     assert!(

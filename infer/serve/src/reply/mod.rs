@@ -76,6 +76,8 @@ pub struct Reply {
     /// Choices that have not ended.
     open: usize,
     usage: Usage,
+    /// Whether a choice of a prompt has begun, for each prompt.
+    begun: Vec<bool>,
     observer: Observer,
     inbox: Inbox,
 }
@@ -133,6 +135,7 @@ impl Reply {
                 prompt: prompts.map(|prompt| prompt.ids.len()).sum(),
                 ..Usage::default()
             },
+            begun: vec![false; asked.prompts.len()],
             observer: Observer::new(metrics, asked.endpoint, asked.arrived, choices),
             served,
             open_request,
@@ -181,8 +184,8 @@ impl Reply {
         let choice = &mut self.choices[number];
         match sent.event {
             Event::Started { cached_tokens, .. } => {
-                // The other choices of a prompt share what its first one has read.
-                if number.is_multiple_of(self.asked.n) {
+                // The other choices of a prompt share what the first one to begin has read.
+                if !std::mem::replace(&mut self.begun[number / self.asked.n], true) {
                     self.usage.cached += cached_tokens;
                 }
                 if let Some(echo) = echo {

@@ -76,7 +76,8 @@ fn scores_are_the_log_probabilities_of_the_model(device: Device) {
     let system = text(1, 18, 37).remove(0);
     let request = |number: usize| Request {
         likeliest: [Some(3), Some(0), None][number % 3],
-        scores_prompt: number % 3 < 2 && number != 4,
+        // Of the last one the prompt alone.
+        scores_prompt: number % 3 < 2 && number != 4 || number == 5,
         // Bias, penalties and temperature are not of the model.
         bias: vec![(7, 5.0), (8, -100.0)],
         ..Request::new(
@@ -129,7 +130,7 @@ fn scores_are_the_log_probabilities_of_the_model(device: Device) {
                 let row = &rows[place - 1];
                 let close = |id: u32, found: f32| (row[id as usize] - found).abs() < 1e-5;
                 assert!(close(scored.id, scored.log_probability), "{scored:?}");
-                assert_eq!(scored.likeliest.len(), request.likeliest.unwrap());
+                assert_eq!(scored.likeliest.len(), request.likeliest.unwrap_or(0));
                 for &(id, found) in &scored.likeliest {
                     assert!(close(id, found), "{scored:?}");
                 }
@@ -212,6 +213,28 @@ fn experts_are_counted(device: Device) {
         );
     }
     assert!(engine.expert_loads().is_empty());
+}
+
+#[test]
+fn a_small_cache_reads_long_prompts_one_after_the_other() {
+    let model = model(3);
+    // Each takes a good part of the cache, and they have nothing in common.
+    let request = |number: usize| {
+        let prompt = text(number + 1, 24, 37).remove(number);
+        Request::new(prompt, 4, Sampling::greedy())
+    };
+    let requests: Vec<Request> = (0..8).map(request).collect();
+    let options = Options {
+        eos_ids: &[],
+        step_tokens: 5,
+        block_tokens: 4,
+        blocks: Some(least_blocks(tiny().context_length, 4) + 6),
+        ..with(8, Draft::None, DraftTokens::Auto)
+    };
+    let (found, statistics) = run(&model, &requests, options);
+    let (plain, _) = run(&model, &requests, Options::new(&[]));
+    assert_eq!(found.tokens, plain.tokens);
+    assert_eq!(statistics.preempted, 0);
 }
 
 #[test]
