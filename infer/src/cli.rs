@@ -5,6 +5,7 @@ mod compare;
 mod eval;
 mod export;
 mod generate;
+mod load;
 mod plan;
 mod serve;
 mod shard;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use firebox_comm::{Comm, mpi};
+use firebox_console::durable;
 use firebox_console::process::COMPARE_DEVICE;
 use firebox_console::terminal::print;
 use firebox_kernels::Precision;
@@ -30,6 +32,7 @@ use self::values::at_least_one;
 use crate::InferError;
 use crate::devices::Devices;
 use crate::engine::Engine;
+use crate::error::LESS_MEMORY;
 use crate::processes;
 use crate::ranks::RankOptions;
 
@@ -42,6 +45,7 @@ use crate::ranks::RankOptions;
     name = "cargo infer",
     bin_name = "cargo infer",
     version,
+    max_term_width = 120,
     after_help = "Examples:\n  \
         cargo infer eval runs/quickstart --data notes.txt         loss on a text, newest checkpoint of the run\n  \
         cargo infer generate runs/quickstart --prompt \"fn main\"   continue a prompt\n  \
@@ -91,7 +95,7 @@ enum Command {
     /// Estimate bytes, speed and cost of a model on many ranks, without running it.
     #[command(after_help = plan::HELP)]
     Plan(plan::PlanArgs),
-    /// Measure prefill and decode speed.
+    /// Measure prefill and decode speed, or a server under load.
     #[command(after_help = bench::HELP)]
     Bench(bench::BenchArgs),
     /// Run the same tokens on several devices and report how results, routing and speed differ.
@@ -160,6 +164,16 @@ struct TimelineArgs {
     timeline: Option<PathBuf>,
 }
 
+impl TimelineArgs {
+    /// Checks that the file can be written, before the work whose result it gets.
+    fn check(&self) -> Result<(), InferError> {
+        match &self.timeline {
+            Some(path) => Ok(durable::check_writable(path).map_err(InferError::Place)?),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The checkpoint and the device that it runs on.
 #[derive(Debug, Clone, Args)]
 struct ModelArgs {
@@ -183,8 +197,8 @@ struct DtypeArgs {
     dtype: WeightDtype,
     /// Precision of the factors of matrix products: f32 or bf16.
     ///
-    /// bf16 rounds them to 3 significant digits; sums, routers, norms and softmax stay in f32. On a CPU with AMX
-    /// (`cargo infer devices` says so) long prompts and texts take less time. On the device flex only.
+    /// bf16 rounds them to 3 significant digits; sums, routers, norms and softmax stay in f32. On a CPU with AMX, and on
+    /// AMD's with AVX-512 BF16 (`cargo infer devices` says so), long prompts and texts take less time. On the device flex only.
     #[arg(long, value_name = "TYPE", default_value_t)]
     precision: Precision,
 }
@@ -288,6 +302,14 @@ impl Cli {
         self.threads.map(usize::from)
     }
 
+    /// How to reduce the memory that the command takes.
+    pub fn less_memory(&self) -> &'static str {
+        match self.command {
+            Command::Serve(_) => serve::LESS_MEMORY,
+            _ => LESS_MEMORY,
+        }
+    }
+
     /// Whether the command itself says what SIGTERM and SIGINT do.
     pub fn takes_signals(&self) -> bool {
         matches!(self.command, Command::Serve(_))
@@ -307,9 +329,10 @@ impl Command {
             Self::Generate(args) => &args.model,
             Self::Serve(args) if args.runs_model() => &args.model,
             Self::Trace(args) => &args.model,
-            Self::Bench(args) => &args.model,
+            Self::Bench(args) if args.runs_model() => &args.model,
             Self::CompareDevice(args) => return Some(&args.device),
-            Self::Compare(_)
+            Self::Bench(_)
+            | Self::Compare(_)
             | Self::Export(_)
             | Self::Plan(_)
             | Self::Serve(_)
@@ -364,7 +387,7 @@ impl Command {
             Command::Shard(args) => args.execute(control),
             Command::Unshard(args) => args.execute(control),
             Command::Verify(args) => args.execute(control),
-            Command::Bench(args) => args.execute(),
+            Command::Bench(args) => args.execute(control),
             Command::Compare(args) => args.execute(threads),
             Command::CompareDevice(args) => args.execute(threads),
             Command::Devices(DevicesArgs { json: true }) => print_json(&Devices::find()?),
@@ -414,6 +437,9 @@ mod tests {
             ("infer serve", "CHECKPOINT"),
             ("infer serve folder --route a:1", "cannot be used with"),
             ("infer serve --route a:1 --device flex", "--device"),
+            ("infer serve folder --replicas 65", "from 1 to 64"),
+            ("infer serve folder --api-key a\u{7f}b", "visible ASCII"),
+            ("infer serve folder --host=", "must not be empty"),
             ("infer serve --route a:1 --speculate off", "--speculate"),
             (
                 "infer serve --route a:1,https://b:2",
@@ -422,6 +448,58 @@ mod tests {
             (
                 "infer serve --route a:1,,b:1",
                 "must be like http://HOST:PORT",
+            ),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(words), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_measured_by_its_address_or_its_checkpoint() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.command);
+        for (line, runs_model) in [
+            ("infer bench folder", true),
+            (
+                "infer bench folder --serve --concurrency 1,2 --speculate prompt",
+                true,
+            ),
+            ("infer bench folder --rate 1,inf --serve", true),
+            ("infer bench --serve http://a:1 --prompt-tokens 3-9", false),
+            ("infer bench --concurrency 4 --serve a:1", false),
+        ] {
+            match parse(line) {
+                Ok(Command::Bench(args)) => assert_eq!(args.runs_model(), runs_model, "{line}"),
+                other => panic!("{line}: {other:?}"),
+            }
+        }
+        for (line, words) in [
+            ("infer bench", "CHECKPOINT"),
+            ("infer bench folder --concurrency 3", "--serve"),
+            ("infer bench folder --max-queue 3", "--serve"),
+            (
+                "infer bench folder --serve --batch 3",
+                "cannot be used with",
+            ),
+            ("infer bench --serve a:1 --rate 0", "or inf"),
+            (
+                "infer bench --serve a:1 --rate 1 --concurrency 1",
+                "cannot be used with",
+            ),
+            ("infer bench --serve folder", "CHECKPOINT stands before"),
+            (
+                "infer bench --serve https://a:1",
+                "must be like http://HOST:PORT",
+            ),
+            (
+                "infer bench --serve a:1 --prompt-tokens 9-3",
+                "a range such as",
+            ),
+            ("infer bench --serve a:1 --goodput itl:3", "none of ttft"),
+            (
+                "infer bench --serve a:1 --html load.txt",
+                "must end in .html",
             ),
         ] {
             let error = parse(line).unwrap_err();

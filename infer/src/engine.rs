@@ -189,6 +189,31 @@ impl Engine {
         Ok(ids)
     }
 
+    /// The same of a text that sees so many pictures, at least one: it has an image token for each of them, or else they stand
+    /// before it. An empty text begins with the first token behind its picture, as captions do in training.
+    ///
+    /// # Errors
+    ///
+    /// As there, and when the text has another number of image tokens.
+    ///
+    /// # Panics
+    ///
+    /// When the model sees no pictures.
+    pub fn prompt_seeing(&self, text: &str, pictures: usize) -> Result<Vec<u32>, InferError> {
+        let image = self.model.config().image_token();
+        let image = image.expect("a model that sees pictures");
+        let mut ids = self.tokenizer.bos_ids().to_vec();
+        ids.extend(self.tokenizer.encode(text)?);
+        let tokens = ids.iter().filter(|&&id| id == image).count();
+        let others: Vec<u32> = ids.iter().copied().filter(|&id| id != image).collect();
+        self.check(&others)?;
+        match tokens {
+            0 => Ok([vec![image; pictures], ids].concat()),
+            tokens if tokens == pictures => Ok(ids),
+            tokens => Err(InferError::ImageTokens { tokens, pictures }),
+        }
+    }
+
     /// Checks token ids against the model's vocabulary. A tokenizer may have more ids than the model, as long as none of
     /// those occurs.
     ///

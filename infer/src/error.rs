@@ -9,6 +9,7 @@ use firebox_comm::{Cause, CommError, Failure};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 use firebox_console::numbers::{bytes, counted};
+use firebox_image::{PictureError, ProcessorError};
 use firebox_kernels::Precision;
 use firebox_model::parallel::{LayoutError, RankLayout};
 use firebox_runtime::device::DeviceError;
@@ -18,6 +19,7 @@ use firebox_text::packing::PackingError;
 
 use crate::compare::LayoutName;
 use crate::devices;
+use crate::load::LoadError;
 use crate::plan::PlanError;
 
 /// Why a command failed.
@@ -176,6 +178,9 @@ pub enum InferError {
     /// A file or folder cannot be written.
     #[error(transparent)]
     Write(#[from] FileError),
+    /// A file that the command line names could not be written at the end.
+    #[error(transparent)]
+    Place(FileError),
     /// `--context` exceeds the model's context.
     #[error("--context {context} exceeds the model's context of {largest} tokens")]
     Context {
@@ -194,6 +199,9 @@ pub enum InferError {
         /// The model's context, in tokens.
         largest: usize,
     },
+    /// A server was not measured.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// Nothing can be planned.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -273,6 +281,61 @@ pub enum InferError {
     /// Gradients on several ranks.
     #[error("--gradients works only on a single rank")]
     GradientsOnRanks,
+    /// `--text-only` of a model of text alone.
+    #[error("--text-only: {} sees no pictures", folder.display())]
+    TextAlready {
+        /// The checkpoint.
+        folder: PathBuf,
+    },
+    /// Pictures for a model of text alone.
+    #[error("--image: {} sees no pictures", folder.display())]
+    Blind {
+        /// The checkpoint.
+        folder: PathBuf,
+    },
+    /// A file is no picture that Firebox reads.
+    #[error(transparent)]
+    Picture(#[from] PictureError),
+    /// What the checkpoint says of its pictures is not what Firebox computes.
+    #[error(transparent)]
+    Processor(#[from] ProcessorError),
+    /// A picture of tiles that the model does not know.
+    #[error(
+        "{}: the picture needs {rows} x {columns} tiles, which are not among the model's supported_aspect_ratios",
+        file.display()
+    )]
+    Arrangement {
+        /// The picture.
+        file: PathBuf,
+        /// Rows of tiles.
+        rows: usize,
+        /// Columns of tiles.
+        columns: usize,
+    },
+    /// Image tokens of a prompt that stand for no picture, or pictures that none stands for.
+    #[error("the prompt has {}, and there are {}", counted(*tokens as u128, "image token"), counted(*pictures as u128, "picture"))]
+    ImageTokens {
+        /// Image tokens.
+        tokens: usize,
+        /// Pictures.
+        pictures: usize,
+    },
+    /// A prompt with pictures that exceeds the context.
+    #[error(
+        "the prompt and its pictures have {tokens} tokens, more than the model's context of {context}"
+    )]
+    LongPrompt {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// The context.
+        context: usize,
+    },
+    /// A draft model for a text that sees pictures.
+    #[error("--draft {}: a draft model sees no pictures", draft.display())]
+    BlindDraft {
+        /// The draft.
+        draft: PathBuf,
+    },
     /// MPI cannot be used.
     #[error(transparent)]
     Mpi(#[from] MpiError),
@@ -315,11 +378,32 @@ pub enum InferError {
         /// The model's context, in tokens.
         context: usize,
     },
-    /// The file of the key is empty.
-    #[error("{} has no key", file.display())]
-    EmptyKey {
+    /// The cache of a server is larger than the machine's memory.
+    #[error(
+        "--cache-memory {}: this machine has {} of memory",
+        bytes(u128::from(*given)), bytes(u128::from(*installed))
+    )]
+    CacheTooLarge {
+        /// The given size, in bytes.
+        given: u64,
+        /// Memory of the machine, in bytes.
+        installed: u64,
+    },
+    /// A block of the cache is longer than every text.
+    #[error("--block-tokens {block} exceeds the model's context of {context} tokens")]
+    BlockTooLarge {
+        /// Tokens of a block.
+        block: usize,
+        /// The model's context, in tokens.
+        context: usize,
+    },
+    /// The file of the key has none that a header can carry.
+    #[error("{} has no key: {reason}", file.display())]
+    Key {
         /// The file.
         file: PathBuf,
+        /// What is wrong.
+        reason: &'static str,
     },
     /// A server had to end.
     #[error("the server ended before every request was answered")]
@@ -351,8 +435,8 @@ impl From<CheckpointError> for InferError {
     }
 }
 
-/// How to reduce the memory of a command.
-pub const LESS_MEMORY: &str =
+/// How to reduce the memory of most commands.
+pub(crate) const LESS_MEMORY: &str =
     "use fewer (--batch) or shorter sequences, or keep the weights in bf16 (--dtype bf16)";
 
 fn told(failure: &Failure) -> String {
@@ -437,6 +521,7 @@ impl Advise for InferError {
             ),
             Self::Context { .. } => usage("omit --context to use the model's own, up to 2048"),
             Self::BenchTooLong { .. } => usage("lower --prompt-tokens or --new-tokens"),
+            Self::Load(error) => error.advice(),
             Self::Plan(error) => error.advice(),
             Self::Faulty { .. } => failure(
                 "divide the checkpoint again, or copy what is listed from an undamaged copy",
@@ -463,6 +548,18 @@ impl Advise for InferError {
             Self::GradientsOnRanks => usage(
                 "run it without mpirun and without --tensor, --pipeline and --expert, on a checkpoint that is not divided (see `cargo infer unshard`)",
             ),
+            Self::TextAlready { .. } => usage("omit it: the model is one of text alone"),
+            Self::Blind { .. } => usage(
+                "use a checkpoint of a model that sees pictures, whose model_type is mllama or firebox_vision",
+            ),
+            Self::Picture(error) => error.advice(),
+            Self::Processor(error) => error.advice(),
+            Self::Arrangement { .. } => usage("crop the picture to another shape"),
+            Self::ImageTokens { .. } => usage(
+                "give --image once for each image token, or a prompt without any: then all pictures stand before it",
+            ),
+            Self::LongPrompt { .. } => usage("use a shorter prompt"),
+            Self::BlindDraft { .. } => usage("omit it, or use --draft prompt-lookup"),
             Self::Mpi(error) => error.advice(),
             Self::Rank(failure) => failure.advice(),
             Self::Reported { exit_code } => Advice {
@@ -473,16 +570,25 @@ impl Advise for InferError {
                 usage("start it without mpirun; eval, generate and trace run on many processes")
             }
             Self::Comm(error) => error.advice(),
-            Self::Listen { .. } => {
-                failure("choose another --port; 0 takes a free one, and the log says which")
-            }
+            Self::Listen { error, .. } => match error.kind() {
+                io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => {
+                    failure("choose another --port; 0 takes a free one, and the log says which")
+                }
+                _ => failure(
+                    "--host is a name or address of this machine: 127.0.0.1 for its own programs alone, 0.0.0.0 for others too",
+                ),
+            },
             Self::CacheTooSmall { .. } => usage("give more, or leave it out"),
-            Self::EmptyKey { .. } => usage("write the key on its first line"),
+            Self::CacheTooLarge { .. } => usage("give less, or leave it out"),
+            Self::BlockTooLarge { .. } => {
+                usage("blocks are of some tokens, such as 16, so that texts can share what they begin with")
+            }
+            Self::Key { .. } => usage("write the key on its only line"),
             Self::Unanswered => failure(
                 "a longer --drain-timeout gives requests more time; without it, they take as long as they take",
             ),
             Self::ReplicasEnded => failure("the lines of the log above say why each one has"),
-            Self::Missing { .. } | Self::Read(_) => Advice::USAGE,
+            Self::Missing { .. } | Self::Read(_) | Self::Place(_) => Advice::USAGE,
             Self::Process(_) | Self::Serve(_) | Self::Write(_) | Self::Input(_) | Self::Output(_) => Advice::FAILURE,
         }
     }

@@ -8,6 +8,7 @@ use firebox_console::report::Table;
 use firebox_model::batch::Sequence;
 use firebox_model::evaluate::{self, Evaluation};
 use firebox_model::moe::stats;
+use firebox_model::network::Network;
 use firebox_text::documents::{TEXT_FIELD, is_json_lines};
 use firebox_text::packing::{PackedText, PackingError};
 use serde::Serialize;
@@ -152,14 +153,15 @@ pub fn default_context(engine: &Engine) -> usize {
     engine.model.config().context_length.min(2048)
 }
 
-/// Evaluates packed text in sequences of `context` tokens, `rows` at a time; `progress` is called with the
-/// number of tokens done.
+/// Evaluates packed text on an engine's [`network`](Engine::network) in sequences of `context` tokens, `rows` at a time;
+/// `progress` is called with the number of tokens done.
 ///
 /// # Errors
 ///
 /// When `context` exceeds the model's, or the loss is not finite.
 pub fn evaluate(
     engine: &Engine,
+    network: &mut dyn Network,
     text: &PackedText,
     context: usize,
     rows: usize,
@@ -172,9 +174,7 @@ pub fn evaluate(
     let started = Instant::now();
     let windows = text.windows(context);
     let sequences = windows.map(|window| Sequence::of_window(window, context, engine.document_end));
-    let network = &mut *engine.network();
     let evaluation = evaluate::evaluate(network, sequences, text.bytes(), rows, progress);
-    engine.finish(network)?;
     let nats = evaluation.nats_per_token;
     if !nats.is_finite() {
         return Err(InferError::NotFinite {
@@ -295,7 +295,15 @@ mod tests {
         // An EOS token follows each document, and the first byte is not predicted.
         assert_eq!((files.targets(), files.bytes()), (bytes + 1, bytes - 1));
 
-        let report = evaluate(&engine, &files, default_context(&engine), ROWS, |_| ()).unwrap();
+        let report = evaluate(
+            &engine,
+            &mut *engine.network(),
+            &files,
+            default_context(&engine),
+            ROWS,
+            |_| (),
+        )
+        .unwrap();
         assert_eq!((report.tokens, report.bytes), (bytes + 1, bytes - 1));
         let bits = report.nats_per_token * report.tokens as f64 / report.bytes as f64 / 2f64.ln();
         assert!((report.bits_per_byte - bits).abs() < 1e-12);
@@ -312,7 +320,8 @@ mod tests {
                 .map(|text| format!("{{\"text\": \"{text}\"}}\n"));
             let lines = text(folder.path(), &[("a.jsonl", lines.collect())]);
             let packed = lines.pack(&engine).unwrap();
-            let report = evaluate(&engine, &packed, 32, ROWS, |_| ()).unwrap();
+            let report =
+                evaluate(&engine, &mut *engine.network(), &packed, 32, ROWS, |_| ()).unwrap();
             report.nats_per_token * report.tokens as f64
         };
         let end = Some(256);
@@ -398,9 +407,14 @@ mod tests {
             .pack(&engine)
             .unwrap();
         let mut reported = 0;
-        let report = evaluate(&engine, &text, default_context(&engine), 1, |tokens| {
-            reported = tokens
-        })
+        let report = evaluate(
+            &engine,
+            &mut *engine.network(),
+            &text,
+            default_context(&engine),
+            1,
+            |tokens| reported = tokens,
+        )
         .unwrap();
         assert_eq!(reported, report.tokens);
         let shape: Vec<usize> = report.expert_load.iter().map(Vec::len).collect();
@@ -420,7 +434,15 @@ mod tests {
         let text = text(folder.path(), &[("a.txt", DOCUMENTS.concat())])
             .pack(&engine)
             .unwrap();
-        let report = evaluate(&engine, &text, default_context(&engine), ROWS, |_| ()).unwrap();
+        let report = evaluate(
+            &engine,
+            &mut *engine.network(),
+            &text,
+            default_context(&engine),
+            ROWS,
+            |_| (),
+        )
+        .unwrap();
         assert_eq!((report.balance.len(), report.balance_mean), (0, None));
         assert_eq!(report.to_string().lines().count(), 6);
     }

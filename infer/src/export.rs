@@ -1,9 +1,10 @@
 //! Converts a checkpoint: to another dtype, into shards, under the tensor names of `transformers`.
 
+use std::fs;
 use std::path::Path;
 
-use firebox_checkpoint::{Checkpoint, SaveOptions, require_free, save};
-use firebox_console::durable::Unfinished;
+use firebox_checkpoint::{Checkpoint, PREPROCESSOR_FILE, SaveOptions, require_free, save};
+use firebox_console::durable::{self, FileError, Unfinished};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::device;
 use firebox_text::TOKENIZER_FILE;
@@ -19,6 +20,8 @@ pub struct Export {
     pub dtype: Option<WeightDtype>,
     /// The maximum size of a weights file, in bytes.
     pub shard_bytes: Option<u64>,
+    /// Whether to write the text model that is left of one that sees pictures.
+    pub text_only: bool,
 }
 
 impl Export {
@@ -42,9 +45,18 @@ impl Export {
         let Checkpoint {
             model,
             eos_ids,
-            notes,
+            mut notes,
             dtype,
         } = opened;
+        let sees = model.vision.is_some();
+        let model = match (self.text_only, sees) {
+            (false, _) => model,
+            (true, false) => return Err(InferError::TextAlready { folder }),
+            (true, true) => {
+                notes.keep_ids_below(model.config().vocab_size);
+                model.text_only()
+            }
+        };
         let path = folder.join(TOKENIZER_FILE);
         let tokenizer = match path.exists() {
             true => Some(Tokenizer::load(&path, &eos_ids)?),
@@ -65,7 +77,22 @@ impl Export {
             Some(tokenizer) => tokenizer.save_to(part, model.config().context_length)?,
             None => tracing::warn!("{} has no {TOKENIZER_FILE}", folder.display()),
         }
+        if model.vision.is_some() {
+            copy_if_there(&folder, part, PREPROCESSOR_FILE)?;
+        }
         unfinished.finish()?;
         Ok(dtype)
     }
+}
+
+/// Copies a file of a folder to another folder, if it is there.
+fn copy_if_there(from: &Path, to: &Path, name: &str) -> Result<(), InferError> {
+    let file = from.join(name);
+    if !file.is_file() {
+        return Ok(());
+    }
+    let content = fs::read(&file)
+        .map_err(FileError::of("read", &file))
+        .map_err(InferError::Read)?;
+    durable::write(&to.join(name), content).map_err(InferError::Write)
 }

@@ -1,7 +1,7 @@
 //! Evaluates, samples, benchmarks and compares Firebox checkpoints on any Burn backend.
 //!
 //! [`engine`] opens a checkpoint on a device; [`eval`] measures its loss on text, [`generate`] continues one prompt or many,
-//! [`mod@serve`] does so over HTTP, [`mod@bench`] measures prefill and decode speed, [`trace`] writes intermediate values to a file, [`compare`] reports the
+//! [`mod@serve`] does so over HTTP, [`mod@bench`] measures prefill and decode speed and [`load`] a server under load, [`trace`] writes intermediate values to a file, [`compare`] reports the
 //! differences between devices, [`export`] converts it to another dtype or into shards, and [`sharded`] shows how it is divided
 //! among ranks. [`plan`] estimates bytes, speed and cost of a model on many ranks, and [`ranks`] runs a command on them.
 //! [`cli`] is the command line on top of them.
@@ -17,6 +17,7 @@
 //!     prompt: "pub fn ".to_owned(),
 //!     max_tokens: 100,
 //!     sampling: Sampling::greedy(),
+//!     pictures: Vec::new(),
 //! };
 //! let speculation = Speculation::default();
 //! let generated = generate(&engine, &request, &speculation, &mut std::io::stdout(), || false)?;
@@ -33,6 +34,7 @@ mod error;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod load;
 pub mod plan;
 mod processes;
 pub mod ranks;
@@ -46,4 +48,4 @@ pub mod timeline;
 pub mod trace;
 mod trace_input;
 
-pub use error::{InferError, LESS_MEMORY};
+pub use error::InferError;

@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use firebox_console::terminal;
-use firebox_infer::LESS_MEMORY;
 use firebox_infer::cli::Cli;
 use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::control::Control;
@@ -19,7 +18,7 @@ fn main() -> ExitCode {
         let control = Control::default();
         device::set_threads(cli.threads());
         if let Some(device) = cli.device() {
-            allocator::describe(device, LESS_MEMORY, &control);
+            allocator::describe(device, cli.less_memory(), &control);
         }
         if !cli.takes_signals() {
             control.stop_on_interrupt(None);

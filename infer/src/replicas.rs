@@ -3,7 +3,7 @@
 //! A replica reads its standard input to the end, which comes when this process closes it or ends in any way, and says its
 //! address on standard output. Its log goes on to this process's standard error.
 
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{self, Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -165,7 +165,9 @@ fn pass_on(number: usize, log: ChildStderr) {
         .is_ok_and(|bytes| bytes > 0)
     {
         let text = String::from_utf8_lossy(&line);
-        eprintln!("replica {number}: {}", text.trim_end());
+        let passed_on = format!("replica {number}: {}\n", text.trim_end());
+        // Where standard error is closed or full, the replica goes on all the same.
+        let _ = io::stderr().write_all(passed_on.as_bytes());
         line.clear();
     }
 }

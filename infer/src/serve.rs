@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use firebox_console::numbers::bytes;
@@ -54,9 +54,15 @@ pub struct ServeOptions {
 impl ServeOptions {
     /// Blocks of the cache.
     fn blocks(&self, config: &ModelConfig) -> Result<usize, InferError> {
+        if self.block_tokens > config.context_length {
+            return Err(InferError::BlockTooLarge {
+                block: self.block_tokens,
+                context: config.context_length,
+            });
+        }
         let block = (CacheShape::from(config).token_bytes() * self.block_tokens) as u64;
         let least = least_blocks(config.context_length, self.block_tokens);
-        let all = least * self.sequences;
+        let all = least.saturating_mul(self.sequences);
         let Some(given) = self.cache_bytes else {
             let replicas = self
                 .parent
@@ -65,6 +71,9 @@ impl ServeOptions {
             let share = memory::installed().map_or(u64::MAX, |all| all / CACHE_SHARE / replicas);
             return Ok(all.min((share / block) as usize).max(least));
         };
+        if let Some(installed) = memory::installed().filter(|&installed| given > installed) {
+            return Err(InferError::CacheTooLarge { given, installed });
+        }
         match (given / block) as usize {
             blocks if blocks >= least => Ok(blocks),
             _ => Err(InferError::CacheTooSmall {
@@ -101,6 +110,60 @@ pub fn serve(
     path: &Path,
     speculation: &Speculation,
     options: &ServeOptions,
+) -> Result<(), InferError> {
+    serve_until(engine, path, speculation, options, |address, lifecycle| {
+        if let Some(parent) = &options.parent {
+            parent.ends(lifecycle);
+            parent.tell(address);
+        }
+    })
+}
+
+/// Serves an opened checkpoint while `work` is done, on a thread of its own, with the server's address.
+///
+/// # Errors
+///
+/// As [`serve`], and what the work says.
+pub fn serve_while<T: Send>(
+    engine: &Engine,
+    path: &Path,
+    speculation: &Speculation,
+    options: &ServeOptions,
+    work: impl FnOnce(SocketAddr) -> Result<T, InferError> + Send,
+) -> Result<T, InferError> {
+    let (begun, begins) = mpsc::channel::<(SocketAddr, Lifecycle)>();
+    thread::scope(|scope| {
+        let working = scope.spawn(move || {
+            let (address, lifecycle) = begins.recv().ok()?;
+            // Also if the work panics.
+            let _ends = Ends(lifecycle, Phase::Draining);
+            Some(work(address))
+        });
+        let served = serve_until(
+            engine,
+            path,
+            speculation,
+            options,
+            move |address, lifecycle| {
+                // The other thread waits for it.
+                let _ = begun.send((address, lifecycle.clone()));
+            },
+        );
+        match working.join() {
+            Ok(Some(done)) => done.and_then(|done| served.map(|()| done)),
+            Ok(None) => served.and(Err(InferError::Unanswered)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Serves until the process or the server's lifecycle is told to end. `begun` is called when requests are accepted.
+fn serve_until(
+    engine: &Engine,
+    path: &Path,
+    speculation: &Speculation,
+    options: &ServeOptions,
+    begun: impl FnOnce(SocketAddr, &Lifecycle) + Send,
 ) -> Result<(), InferError> {
     let config = engine.model.config();
     let blocks = options.blocks(config)?;
@@ -152,29 +215,30 @@ pub fn serve(
             network.stages(),
         )
     };
-    let begun = || {
+    let lifecycle = app.lifecycle().clone();
+    let of_begun = lifecycle.clone();
+    let begun = move || {
         tracing::info!(
             "up to {} sequences at once, with {} of keys and values",
             options.sequences,
             bytes((blocks * options.block_tokens * CacheShape::from(config).token_bytes()) as u128)
         );
         tracing::info!("serving {name} at http://{address}");
-        if let Some(parent) = &options.parent {
-            parent.tell(address);
-        }
+        begun(address, &of_begun);
     };
-    let lifecycle = app.lifecycle().clone();
-    if let Some(parent) = &options.parent {
-        parent.ends(&lifecycle);
-    }
     let outcome = thread::scope(|scope| {
-        let network_side = scope.spawn(|| {
-            let outcome = http::serve(listener, app, begun);
-            scheduler.abort();
-            outcome
-        });
+        let network_side = || {
+            // Also if this thread panics.
+            let _ends = Aborts(scheduler.clone());
+            http::serve(listener, app, begun)
+        };
+        let named = thread::Builder::new().name("http".to_owned());
+        let network_side = match named.spawn_scoped(scope, network_side) {
+            Ok(network_side) => network_side,
+            Err(error) => return Ok(Err(error)),
+        };
         // Also if a step panics: then the other thread ends, and the panic goes on.
-        let ends = Ends(lifecycle.clone());
+        let ends = Ends(lifecycle, Phase::Stopping);
         scheduler.run(network, steps, &metrics);
         drop(ends);
         network_side.join()
@@ -187,15 +251,24 @@ pub fn serve(
     }
 }
 
-/// Ends a server.
-struct Ends(Lifecycle);
+/// Brings a server to a phase when it is dropped.
+struct Ends(Lifecycle, Phase);
 
 impl Drop for Ends {
     fn drop(&mut self) {
         // One that has drained is at its end already.
         if self.0.phase() == Phase::Ready || self.0.open() > 0 {
-            self.0.advance(Phase::Stopping);
+            self.0.advance(self.1);
         }
+    }
+}
+
+/// Ends the steps of a scheduler.
+struct Aborts(Scheduler);
+
+impl Drop for Aborts {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

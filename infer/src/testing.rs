@@ -5,9 +5,10 @@ use std::path::Path;
 use firebox_checkpoint::{Notes, SaveOptions, save};
 use firebox_model::config::{
     AttentionBias, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm,
-    RouterConfig,
+    RouterConfig, VisionConfig,
 };
 use firebox_model::language_model::LanguageModel;
+use firebox_model::testing::with_open_gates;
 use firebox_runtime::device;
 use firebox_text::Tokenizer;
 use tempfile::TempDir;
@@ -31,6 +32,7 @@ pub fn tiny_config() -> ModelConfig {
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
         sinks: false,
+        vision: None,
         layers: vec![LayerConfig::MOE; 2],
         moe: Some(MoeConfig {
             experts: ExpertsConfig {
@@ -50,7 +52,27 @@ pub fn tiny_config() -> ModelConfig {
     }
 }
 
-/// A fresh model with the byte tokenizer, in a temporary folder that is removed on drop.
+/// [`tiny_config`] with a tower of two tiles of 28 pixels, and two layers that attend to it.
+#[allow(dead_code)] // some tests of the binary share this file, and do without
+pub fn seeing_config() -> ModelConfig {
+    let vision = VisionConfig {
+        width: 12,
+        d_ff: 20,
+        heads: 2,
+        layers: 1,
+        global_layers: 1,
+        tile_size: 28,
+        patch_size: 7,
+        max_tiles: 2,
+        aspect_ratios: vec![[1, 1], [1, 2]],
+        intermediate_layers: vec![0],
+        norm_epsilon: 1e-5,
+        initializer_range: 0.3,
+    };
+    tiny_config().with_vision(vision, &[1, 3], 24).unwrap()
+}
+
+/// A fresh model with the byte tokenizer, whose gates are open where it sees pictures, in a temporary folder that is removed on drop.
 pub struct TinyCheckpoint(TempDir);
 
 impl TinyCheckpoint {
@@ -58,7 +80,7 @@ impl TinyCheckpoint {
         let folder = tempfile::tempdir().unwrap();
         let device = device::select(device::default_name()).unwrap();
         let tokenizer = Tokenizer::bytes();
-        let model = LanguageModel::random(config, seed, &device);
+        let model = with_open_gates(LanguageModel::random(config, seed, &device));
         let options = SaveOptions {
             notes: Notes::of_tokens(tokenizer.eos_ids(), tokenizer.bos_ids().first().copied()),
             ..SaveOptions::default()

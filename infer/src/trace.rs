@@ -1,5 +1,7 @@
 //! Writes the intermediate values of a forward pass, for comparison with another implementation.
 
+mod pictures;
+
 use std::path::Path;
 
 use burn::module::Module;
@@ -16,7 +18,7 @@ use firebox_runtime::device;
 use crate::InferError;
 use crate::engine::open_model;
 use crate::ranks::{Part, RankOptions};
-use crate::trace_input::TraceInput;
+pub use crate::trace_input::TraceInput;
 
 /// The losses of a trace.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,12 +37,18 @@ pub struct Losses {
 /// | tensor | shape | |
 /// |---|---|---|
 /// | `input_ids`, `attention_mask` | `[batch, sequence]` | as read; all ones if the input has no mask |
-/// | `hidden.0` … `hidden.L` | `[batch, sequence, d_model]` | the embeddings, then the residual stream after each block; the last one after the final norm |
+/// | `hidden.0` … `hidden.L` | `[batch, sequence, d_model]` | the embeddings, then the residual stream after each block; the last one after the final norm. Without pictures, the layers that attend to pictures have none |
 /// | `router_logits.N` | `[batch · sequence, experts]` | before the softmax or sigmoid, one tensor per MoE layer |
 /// | `logits` | `[batch, sequence, vocab_size]` | |
-/// | `loss.cross_entropy` | `[1]` | mean over the positions where neither the token nor its successor is padding |
+/// | `loss.cross_entropy` | `[1]` | mean over the positions where neither the token nor its successor is padding, nor the successor an image token |
 /// | `loss.load_balancing` | `[1]` | over valid tokens; Hugging Face's pooled loss unless the checkpoint names another |
 /// | `loss.total` | `[1]` | cross-entropy plus auxiliary losses, with the coefficients of the checkpoint |
+/// | `pixel_values` and what else [`TraceInput`] reads of pictures | | as read |
+/// | `vision.embedded` | `[batch, slots, tiles, positions, width]` | patches, class and positions, after the norm before the tower's first encoder |
+/// | `vision.layer.N`, `vision.global.N` | `[batch, slots, tiles, filled, width]` | after each layer of the first and the second encoder; positions are filled up to a multiple of 8 |
+/// | `vision.encoded` | `[batch, slots, tiles, filled, width]` | what the second encoder is given |
+/// | `vision.output` | `[batch, slots, tiles, positions, output width]` | the tower's output |
+/// | `projected` | `[batch, slots · tiles · positions, d_model]` | what cross-attention takes keys and values from; zeros, as the tensors of the tower have them, for an empty slot |
 /// | `grad.NAME` | as the parameter | of the total loss, with `gradients`; named as in transformers 5, experts fused |
 ///
 /// # Errors
@@ -96,7 +104,8 @@ fn write(
     let tokens = TraceInput::read(input)?;
     tokens.check(input, network.config())?;
     let computed = Computed::new(network, device, &tokens);
-    let pairs = tokens.pairs();
+    let image_token = network.config().image_token();
+    let pairs = tokens.pairs(image_token);
     if pairs == 0 {
         return Err(InferError::TraceInput {
             file: input.to_owned(),
@@ -120,7 +129,12 @@ fn write(
     let Trace {
         hidden,
         output: computed_output,
+        vision,
     } = computed.trace;
+    if let (Some(pictures), Some(vision)) = (&tokens.pictures, vision) {
+        tensors.extend(pictures::given(pictures, shape));
+        tensors.extend(pictures::computed(pictures, tokens.batch, vision));
+    }
     for (number, hidden) in hidden.into_iter().enumerate() {
         tensors.push(named(format!("hidden.{number}"), hidden));
     }
@@ -179,9 +193,11 @@ impl Computed {
             ids: &tokens.ids,
             valid: &tokens.valid,
             length: tokens.sequence,
+            pictures: tokens.pictures.as_ref(),
         });
 
-        let (targets, loss_mask) = tokens.targets();
+        let image_token = network.config().image_token();
+        let (targets, loss_mask) = tokens.targets(image_token);
         let routing = &trace.output.routing;
         let valid = flags(tokens.valid.clone());
         let count = tokens.valid.iter().filter(|valid| **valid).count() as u64;
@@ -195,7 +211,7 @@ impl Computed {
         let targets = Targets {
             ids: ids(targets, shape).flatten(0, 1),
             mask: Some(&flags(loss_mask)),
-            count: tokens.pairs() as u64,
+            count: tokens.pairs(image_token) as u64,
         };
         let objective = Objective::new(
             config,

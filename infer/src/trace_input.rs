@@ -1,4 +1,6 @@
-//! The input of a trace: token ids and padding mask from a safetensors file.
+//! The input of a trace: token ids, padding mask and pictures from a safetensors file.
+
+mod pictures;
 
 use std::fs;
 use std::path::Path;
@@ -6,13 +8,14 @@ use std::path::Path;
 use firebox_console::durable::FileError;
 use firebox_model::config::ModelConfig;
 use firebox_model::layout::is_padded_at_its_ends;
+use firebox_model::vision::PictureBatch;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::InferError;
 
-/// Token ids and padding mask.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Token ids, padding mask and pictures.
+#[derive(Debug, Clone, PartialEq)]
 pub struct TraceInput {
     /// Number of rows.
     pub batch: usize,
@@ -22,11 +25,22 @@ pub struct TraceInput {
     pub ids: Vec<u32>,
     /// `batch · sequence` flags, false for padding.
     pub valid: Vec<bool>,
+    /// The pictures that the tokens see, if there are any.
+    pub pictures: Option<PictureBatch>,
 }
 
 impl TraceInput {
     /// Reads `input_ids`, integers of shape `[batch, sequence]`, and `attention_mask` of the same shape, 0 for padding
-    /// and 1 otherwise (all 1 if absent). Other tensors are ignored, so that the output of a trace is a valid input.
+    /// and 1 otherwise (all 1 if absent). With `pixel_values`, also pictures:
+    ///
+    /// | tensor | shape | |
+    /// |---|---|---|
+    /// | `pixel_values` | `[batch, slots, max_tiles, 3, tile_size, tile_size]` | F32, as the image processor makes them |
+    /// | `aspect_ratio_ids` | `[batch, slots]` | 0 for an empty slot, or the number of the arrangement of tiles, from 1 |
+    /// | `aspect_ratio_mask` | `[batch, slots, max_tiles]` | 1 for tiles in use |
+    /// | `cross_attention_mask` | `[batch, sequence, slots, max_tiles]` | 1 where a token sees a tile |
+    ///
+    /// Other tensors are ignored, so that the output of a trace is a valid input.
     ///
     /// # Errors
     ///
@@ -95,6 +109,7 @@ impl TraceInput {
             sequence,
             ids: ids?,
             valid,
+            pictures: pictures::read(&file, [batch, sequence]).map_err(error)?,
         })
     }
 
@@ -102,8 +117,8 @@ impl TraceInput {
     ///
     /// # Errors
     ///
-    /// When there are no tokens, a row is longer than the context, an id is not in the vocabulary, or padding stands
-    /// between two tokens.
+    /// When there are no tokens, a row is longer than the context, an id is not in the vocabulary, padding stands between two
+    /// tokens, or there are pictures that the model cannot see.
     pub fn check(&self, path: &Path, model: &ModelConfig) -> Result<(), InferError> {
         let reason = if self.ids.is_empty() {
             "input_ids is empty".to_owned()
@@ -112,7 +127,11 @@ impl TraceInput {
                 "rows of {} tokens exceed the model's context of {}",
                 self.sequence, model.context_length
             )
-        } else if let Some(id) = self.ids.iter().find(|id| **id as usize >= model.vocab_size) {
+        } else if let Some(id) = self
+            .ids
+            .iter()
+            .find(|id| **id as usize >= model.input_ids())
+        {
             format!(
                 "token id {id} is not in the model's vocabulary of {} ids",
                 model.vocab_size
@@ -120,6 +139,8 @@ impl TraceInput {
         } else if !self.valid.chunks(self.sequence).all(is_padded_at_its_ends) {
             "attention_mask has padding between two tokens of a row; it may stand at either end"
                 .to_owned()
+        } else if let Err(reason) = self.check_pictures(model) {
+            reason
         } else {
             return Ok(());
         };
@@ -129,12 +150,23 @@ impl TraceInput {
         })
     }
 
-    /// The successor of each token, and the loss mask: true where neither of the two is padding. The last position of a
-    /// row has no target.
-    pub fn targets(&self) -> (Vec<u32>, Vec<bool>) {
+    fn check_pictures(&self, model: &ModelConfig) -> Result<(), String> {
+        match (&self.pictures, &model.vision) {
+            (None, _) => Ok(()),
+            (Some(_), None) => Err("there are pictures, and the model sees none".to_owned()),
+            (Some(pictures), Some(vision)) => pictures.check([self.batch, self.sequence], vision),
+        }
+    }
+
+    /// The successor of each token, and the loss mask: true where neither of the two is padding and the successor is no image
+    /// token, which is no prediction. The last position of a row has no target.
+    pub fn targets(&self, image_token: Option<u32>) -> (Vec<u32>, Vec<bool>) {
         let following = |index: usize| {
             let inner = !(index + 1).is_multiple_of(self.sequence);
             let next = if inner { index + 1 } else { index };
+            if Some(self.ids[next]) == image_token {
+                return (0, false);
+            }
             let in_loss = inner && self.valid[index] && self.valid[next];
             (self.ids[next], in_loss)
         };
@@ -142,8 +174,8 @@ impl TraceInput {
     }
 
     /// Number of predicted tokens.
-    pub fn pairs(&self) -> usize {
-        self.targets()
+    pub fn pairs(&self, image_token: Option<u32>) -> usize {
+        self.targets(image_token)
             .1
             .into_iter()
             .filter(|in_loss| *in_loss)
@@ -196,10 +228,12 @@ mod tests {
         let ids = NamedTensor::int("input_ids", [2, 3], vec![4, 5, 6, 7, 8, 9]);
         let mask = NamedTensor::int("attention_mask", [2, 3], vec![0, 1, 1, 1, 1, 0]);
         let input = read(&[ids, mask]).unwrap();
-        let (targets, loss_mask) = input.targets();
+        let (targets, loss_mask) = input.targets(None);
         assert_eq!(targets, [5, 6, 6, 8, 9, 9]);
         assert_eq!(loss_mask, [false, true, false, true, false, false]);
-        assert_eq!(input.pairs(), 2);
+        assert_eq!(input.pairs(None), 2);
+        // An image token is no prediction.
+        assert_eq!(input.pairs(Some(6)), 1);
     }
 
     #[test]
@@ -216,6 +250,7 @@ mod tests {
                 sequence: 3,
                 ids: vec![0; 6],
                 valid: valid.to_vec(),
+                pictures: None,
             };
             let checked = input.check(Path::new("input"), &crate::testing::tiny_config());
             assert_eq!(checked.is_ok(), fits, "{valid:?}");

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use testing::{TinyCheckpoint, tiny_config};
+use testing::{TinyCheckpoint, seeing_config, tiny_config};
 
 fn infer<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_firebox-infer"));
@@ -86,6 +86,74 @@ fn eval_prints_a_table_or_json() {
     assert_eq!(json["tokens"], 27 * 30);
     let nats = format!("{:.6}", json["nats_per_token"].as_f64().unwrap());
     assert!(table.contains(&nats), "{nats} is not in {table}");
+}
+
+#[test]
+fn a_text_sees_the_pictures_that_are_given() {
+    let seeing = TinyCheckpoint::new(&seeing_config(), 1);
+    let blind = TinyCheckpoint::new(&tiny_config(), 1);
+    let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/pictures");
+    let [opaque, palette, none] =
+        ["opaque.png", "palette.png", "settings.json"].map(|name| pictures.join(name));
+    let generate = |checkpoint: &TinyCheckpoint, more: &[&str]| {
+        let prompt = [
+            "--prompt",
+            "fire",
+            "--temperature",
+            "0",
+            "--max-tokens",
+            "9",
+        ];
+        let start = ["generate".to_owned(), words(checkpoint.path()).to_owned()];
+        let all = prompt.iter().chain(more).map(|&word| word.to_owned());
+        start.into_iter().chain(all).collect::<Vec<String>>()
+    };
+    let text = |more: &[&str]| {
+        let arguments = generate(&seeing, more);
+        succeed(arguments.iter().map(String::as_str))
+    };
+    let one = text(&["--image", words(&opaque)]);
+    assert!(one.starts_with("fire"), "{one:?}");
+    assert_ne!(one, text(&[]));
+    assert_ne!(one, text(&["--image", words(&palette)]));
+    let lookup = ["--image", words(&opaque), "--draft", "prompt-lookup"];
+    assert_eq!(one, text(&lookup));
+    let error = |code, checkpoint, more: &[&str]| {
+        let arguments = generate(checkpoint, more);
+        fail(code, arguments.iter().map(String::as_str))
+    };
+    let image = ["--image", words(&opaque)];
+    let found = error(2, &blind, &image);
+    assert!(
+        found.contains("sees no pictures") && found.contains("hint: "),
+        "{found}"
+    );
+    let found = error(1, &seeing, &["--image", words(&none)]);
+    assert!(found.contains("settings.json"), "{found}");
+    let draft = [&image[..], &["--draft", words(blind.path())]].concat();
+    let found = error(2, &seeing, &draft);
+    assert!(found.contains("a draft model sees no pictures"), "{found}");
+    let found = error(2, &seeing, &[&image[..], &["--tensor", "2"]].concat());
+    assert!(found.contains("a single rank holds whole"), "{found}");
+    // What is left of it without pictures writes what it writes without them.
+    let left = seeing.path().join("left");
+    succeed([
+        "export",
+        words(seeing.path()),
+        "--output",
+        words(&left),
+        "--text-only",
+    ]);
+    let prompt = [
+        "--prompt",
+        "fire",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "9",
+    ];
+    let of_left = succeed(["generate", words(&left)].into_iter().chain(prompt));
+    assert_eq!(of_left, text(&[]));
 }
 
 #[test]

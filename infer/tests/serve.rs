@@ -3,155 +3,23 @@
 #[path = "../src/testing.rs"]
 mod testing;
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod server;
+
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use burn::tensor::activation::log_softmax;
 use firebox_infer::engine::Engine;
 use firebox_kernels::dtype::WeightDtype;
-use firebox_model::config::ModelConfig;
 use firebox_model::language_model::token_tensor;
 use firebox_runtime::device;
 use firebox_runtime::testing::values;
 use serde_json::{Map, Value, json};
-use testing::{TinyCheckpoint, tiny_config};
-
-fn config() -> ModelConfig {
-    ModelConfig {
-        context_length: 128,
-        ..tiny_config()
-    }
-}
-
-fn infer(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_firebox-infer"));
-    command
-        .args(arguments)
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::null());
-    command
-}
-
-/// A server, which ends with the test.
-struct Server {
-    child: Child,
-    address: String,
-    /// What it has logged before it began to serve.
-    told: Vec<String>,
-    log: mpsc::Receiver<String>,
-}
-
-impl Server {
-    fn start(checkpoint: &Path, arguments: &[&str]) -> Self {
-        let path = checkpoint.to_str().unwrap();
-        let arguments = [&[path, "--name", "tiny"], arguments].concat();
-        Self::with(&arguments)
-    }
-
-    /// With these arguments, of which one says what it serves.
-    fn with(arguments: &[&str]) -> Self {
-        let mut command = infer(&["serve", "--port", "0"]);
-        command
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let (sender, log) = mpsc::channel();
-        let errors = BufReader::new(child.stderr.take().unwrap());
-        thread::spawn(move || {
-            for line in errors.lines().map_while(Result::ok) {
-                let _ = sender.send(line);
-            }
-        });
-        let mut told = Vec::new();
-        let address = loop {
-            let Ok(line) = log.recv_timeout(Duration::from_secs(60)) else {
-                panic!("{told:?}, {:?}", child.wait());
-            };
-            let serving = line.strip_prefix("serving ");
-            if let Some((_, address)) = serving.and_then(|line| line.split_once(" at http://")) {
-                break address.to_owned();
-            }
-            told.push(line);
-        };
-        Self {
-            child,
-            address,
-            told,
-            log,
-        }
-    }
-
-    fn request(&self, path: &str, body: &Value) -> String {
-        let body = body.to_string();
-        format!(
-            "POST {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-            self.address,
-            body.len()
-        )
-    }
-
-    /// A connection on which a request is sent.
-    fn send(&self, request: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        stream
-    }
-
-    /// The status and body of the reply.
-    fn reply(mut stream: TcpStream) -> (u16, String) {
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).unwrap();
-        let (head, body) = reply
-            .split_once("\r\n\r\n")
-            .unwrap_or_else(|| panic!("{reply}"));
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, body.to_owned())
-    }
-
-    fn complete(&self, body: &Value) -> Value {
-        let stream = self.send(&self.request("/v1/completions", body));
-        let (status, body) = Self::reply(stream);
-        assert_eq!(status, 200, "{body}");
-        serde_json::from_str(&body).unwrap()
-    }
-
-    fn metric(&self, name: &str) -> f64 {
-        let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-        let (_, body) = Self::reply(self.send(request));
-        let mut lines = body.lines();
-        let found = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        found
-            .unwrap_or_else(|| panic!("{name}: {body}"))
-            .parse()
-            .unwrap()
-    }
-
-    /// Asks the server to end, as an operating system does.
-    fn terminate(&self) {
-        let id = self.child.id().to_string();
-        let killed = Command::new("kill").args(["-TERM", &id]).status().unwrap();
-        assert!(killed.success());
-    }
-
-    /// Its exit code and what it has logged since it began to serve.
-    fn end(mut self) -> (Option<i32>, Vec<String>) {
-        let status = self.child.wait().unwrap();
-        (status.code(), self.log.iter().collect())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use server::{Server, config, infer};
+use testing::TinyCheckpoint;
 
 fn text(completion: &Value) -> &str {
     completion["choices"][0]["text"].as_str().unwrap()
@@ -339,20 +207,23 @@ fn requests_are_answered_when_a_replica_is_killed() {
     let send = |number: usize, stream: bool| {
         let mut body = body(number % 6);
         body["stream"] = stream.into();
-        // Prompts of their own, so that they go to all replicas.
-        body["user"] = number.into();
         server.send(&server.request("/v1/completions", &body))
     };
+    let signal = |name: &str| {
+        let sent = Command::new("kill").args([name, process]).status().unwrap();
+        assert!(sent.success());
+    };
     let all = |kills: bool| {
-        let sent: Vec<TcpStream> = (0..48)
-            .map(|number| send(number, number % 4 == 3))
-            .collect();
+        let sent = (0..48).map(|number| {
+            if kills && number == 24 {
+                // It begins none of those that come now.
+                signal("-STOP");
+            }
+            send(number, number % 4 == 3)
+        });
+        let sent: Vec<TcpStream> = sent.collect();
         if kills {
-            let killed = Command::new("kill")
-                .args(["-KILL", process])
-                .status()
-                .unwrap();
-            assert!(killed.success());
+            signal("-KILL");
         }
         for (number, stream) in sent.into_iter().enumerate() {
             let (status, body) = Server::reply(stream);
@@ -371,6 +242,7 @@ fn requests_are_answered_when_a_replica_is_killed() {
         }
     };
     all(true);
+    assert!(server.metric("firebox_router_retries_total") > 0.0);
     all(false);
     let stream = server.send("GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     let (_, metrics) = Server::reply(stream);
@@ -483,4 +355,74 @@ fn what_cannot_be_served_is_said_before_a_port_is_open() {
         );
         assert!(output.stdout.is_empty());
     }
+}
+
+/// What a browser shows of the page, as HTML, after it has run for a while.
+fn page(address: &str, fragment: &str) -> String {
+    let profile = tempfile::tempdir().unwrap();
+    let output = Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"])
+        .args(["--enable-logging=stderr", "--virtual-time-budget=8000"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg(format!("http://{address}/#{fragment}"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("chromium cannot be started (Debian: chromium): {error}"));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(!log.contains("Uncaught"), "{log}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Letters and digits of the text of an element without elements in it.
+fn shown(page: &str, begin: &str, end: &str) -> String {
+    let (_, rest) = page
+        .split_once(begin)
+        .unwrap_or_else(|| panic!("{begin}: {page}"));
+    let (inner, _) = rest.split_once(end).unwrap();
+    let mut tags = 0;
+    let text = inner.chars().filter(|&c| {
+        tags += usize::from(c == '<');
+        let is_text = tags == 0;
+        tags -= usize::from(c == '>' && tags > 0);
+        is_text && c.is_ascii_alphanumeric()
+    });
+    text.collect()
+}
+
+#[test]
+#[ignore = "needs Chromium (Debian: chromium)"]
+fn the_page_generates_and_shows_the_experts_in_a_browser() {
+    let tiny = TinyCheckpoint::new(&config(), 5);
+    let server = Server::start(tiny.path(), &[]);
+    // Letters and digits alone are compared, since HTML writes others in its own way.
+    let asked = json!({ "prompt": "fire", "max_tokens": 24, "temperature": 0.9, "seed": 7 });
+    let expected: String = text(&server.complete(&asked))
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .collect();
+    assert!(!expected.is_empty());
+    let fragment = "prompt=fire&mode=completions&max_tokens=24&temperature=0.9&seed=7&run";
+    let page = page(&server.address, fragment);
+    assert_eq!(
+        shown(&page, "<div id=\"text\" aria-live=\"polite\">", "</div>"),
+        format!("fire{expected}"),
+        "{page}"
+    );
+    assert_eq!(
+        shown(&page, "<div id=\"error\" role=\"alert\">", "</div>"),
+        ""
+    );
+    assert!(shown(&page, "<span id=\"model\">", "</span>").starts_with("tinycontextof128tokens"));
+    let speed = shown(&page, "<p class=\"hint\" id=\"speed\">", "</p>");
+    assert!(speed.contains("firstafter"), "{speed}");
+    // A row for each layer, a column for each expert.
+    let mixture = config().moe.unwrap().experts.count;
+    let (_, canvas) = page.split_once("<canvas id=\"heat\"").unwrap();
+    let (canvas, _) = canvas.split_once('>').unwrap();
+    assert!(canvas.contains(&format!("width=\"{mixture}\"")), "{canvas}");
+    assert!(
+        canvas.contains(&format!("height=\"{}\"", config().layers.len())),
+        "{canvas}"
+    );
+    assert!(!page.contains("<section id=\"mixture\" hidden"));
 }

@@ -3,16 +3,20 @@
 //! Nothing is allocated. Counts are `u128`, which holds products of four sizes of up to 2²⁴ each, the largest that a
 //! configuration allows. Operations are `f64`: exact up to 2⁵³, and to 15 digits beyond.
 
+mod pictures;
+
 use serde::Serialize;
 
 use crate::config::{AttentionBias, AttentionKind, ModelConfig, QkNorm};
+
+pub use pictures::PictureOperations;
 
 const BYTES_PER_F32: u128 = 4;
 
 /// Number of parameters, by part of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Parameters {
-    /// The embedding table, `[vocab_size, d_model]`.
+    /// The embedding table, `[vocab_size, d_model]`; eight rows more in a model that sees pictures.
     pub embedding: u128,
     /// Query, key, value and output projections of all layers.
     pub attention: u128,
@@ -27,13 +31,28 @@ pub struct Parameters {
     pub biases: u128,
     /// The output head, `[vocab_size, d_model]`; 0 if it is tied to the embedding.
     pub head: u128,
+    /// All of the layers that attend to pictures.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cross_attention: u128,
+    /// The vision tower.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub tower: u128,
+    /// The projection of what comes out of the tower.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub projector: u128,
+}
+
+/// A model of text alone says nothing of pictures.
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde has it
+fn is_zero(count: &u128) -> bool {
+    *count == 0
 }
 
 impl Parameters {
     /// Counts the parameters of a model.
     pub fn of(config: &ModelConfig) -> Self {
         let [layers, d_model, vocab_size] =
-            [config.layers.len(), config.d_model, config.vocab_size].map(|n| n as u128);
+            [config.text_layers(), config.d_model, config.vocab_size].map(|n| n as u128);
         let heads = config.heads as u128 * config.head_dim as u128;
         let kv_heads = config.kv_heads as u128 * config.head_dim as u128;
         let experts = experts(config) as u128;
@@ -53,7 +72,7 @@ impl Parameters {
             0
         };
         Self {
-            embedding: vocab_size * d_model,
+            embedding: config.embedding_rows() as u128 * d_model,
             // Query and output projections have the width of all heads, key and value projections that of the key/value heads.
             attention: layers * 2 * d_model * (heads + kv_heads),
             router: moe_layers(config) * experts * d_model,
@@ -69,13 +88,17 @@ impl Parameters {
             } else {
                 vocab_size * d_model
             },
+            cross_attention: pictures::cross_attention(config),
+            tower: config.vision.as_ref().map_or(0, pictures::tower),
+            projector: pictures::projector(config),
         }
     }
 
     /// All parameters.
     pub fn total(&self) -> u128 {
         let shared = self.embedding + self.attention + self.router + self.biases;
-        shared + self.feed_forward + self.norms + self.head
+        let pictures = self.cross_attention + self.tower + self.projector;
+        shared + self.feed_forward + self.norms + self.head + pictures
     }
 }
 
@@ -129,8 +152,11 @@ fn dense_layers(config: &ModelConfig) -> u128 {
 }
 
 /// Positions that a token attends to, on average over a full context: half of it, or of as much of it as a window's width,
-/// and all of the window behind that.
+/// and all of the window behind that; none of the text in a layer that attends to pictures.
 fn mean_keys(config: &ModelConfig, attention: AttentionKind) -> f64 {
+    if attention == AttentionKind::Cross {
+        return 0.0;
+    }
     let context = config.context_length as f64;
     let window = attention
         .window()
@@ -183,12 +209,16 @@ pub struct Accounting {
     pub parameters: Parameters,
     /// Total number of parameters.
     pub total: u128,
-    /// Active parameters per token: all but the experts that are not selected and the other rows of the embedding table.
+    /// Active parameters per token of a text without pictures: all but the experts that are not selected, the other rows of the
+    /// embedding table, and what sees pictures.
     pub active: u128,
     /// Parameters of one expert, summed over all layers.
     pub expert_parameters_all_layers: u128,
     /// Floating-point operations for one token.
     pub operations: Operations,
+    /// What pictures add to the operations; `None` for a model of text alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pictures: Option<PictureOperations>,
     /// Bytes of weights, gradients and moments in `f32`.
     pub memory: Memory,
 }
@@ -228,6 +258,7 @@ impl Accounting {
                 attention_scores,
                 training: 3.0 * forward,
             },
+            pictures: PictureOperations::of(config),
             memory: Memory {
                 weights,
                 gradients: weights,
@@ -263,6 +294,7 @@ mod tests {
             qk_norm: QkNorm::None,
             attention_bias: AttentionBias::None,
             sinks: false,
+            vision: None,
             layers: vec![LayerConfig::MOE; 120],
             moe: Some(MoeConfig {
                 experts: ExpertsConfig {
@@ -332,6 +364,9 @@ mod tests {
             norms: 2 * (4 + 4) + 4,
             biases: 0,
             head: 10 * 4,
+            cross_attention: 0,
+            tower: 0,
+            projector: 0,
         };
         assert_eq!(accounting.parameters, expected);
         assert_eq!(accounting.total, 40 + 288 + 24 + 360 + 20 + 40);
@@ -422,6 +457,9 @@ mod tests {
                 norms: of(&[Role::Norm]),
                 biases: of(&[Role::Bias, Role::RouterBias, Role::Sinks]),
                 head: of(&[Role::Head]),
+                cross_attention: 0,
+                tower: 0,
+                projector: 0,
             };
             assert_eq!(Parameters::of(&config), expected);
         }

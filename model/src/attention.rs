@@ -154,6 +154,7 @@ impl Attention {
             batch,
             rotary,
             ranges,
+            ..
         } = layout;
         let query = self.query.forward(x.clone(), self.precision);
         let key = self.key.forward(x.clone(), self.precision);

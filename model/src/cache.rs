@@ -7,12 +7,17 @@ mod pool;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, Int, Tensor};
 use thiserror::Error;
 
 use self::pool::BlockPool;
 use crate::config::ModelConfig;
+use crate::decode::Piece;
 use crate::language_model::LanguageModel;
+use crate::layer::Layer;
+use crate::vision::{Gaze, PictureKeys, Sight};
 use firebox_kernels::rope::Rotary;
 use firebox_kernels::{AttentionSpec, CachedInput, Segment, Segments, cached_attention};
 
@@ -111,7 +116,7 @@ pub enum Room {
 /// Dimensions of the cached keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheShape {
-    /// Number of layers.
+    /// Number of layers that attend to the text.
     pub layers: usize,
     /// Key/value heads of a layer.
     pub kv_heads: usize,
@@ -130,7 +135,7 @@ impl From<&ModelConfig> for CacheShape {
     /// That of the whole model.
     fn from(config: &ModelConfig) -> Self {
         Self {
-            layers: config.layers.len(),
+            layers: config.text_layers(),
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
         }
@@ -141,8 +146,8 @@ impl From<&LanguageModel> for CacheShape {
     /// Of the layers and heads that a rank has of the model.
     fn from(model: &LanguageModel) -> Self {
         Self {
-            layers: model.blocks.len(),
-            kv_heads: model.blocks[0].attention.kv_heads(),
+            layers: model.blocks.iter().filter_map(Layer::text).count(),
+            kv_heads: model.first().attention.kv_heads(),
             head_dim: model.config().head_dim,
         }
     }
@@ -157,11 +162,21 @@ pub struct KeyValueCache {
     /// The blocks of each sequence, in the order of its tokens.
     blocks: Vec<Vec<usize>>,
     lengths: Vec<usize>,
+    /// What each sequence sees besides its tokens.
+    pictures: Vec<Option<SeenPictures>>,
     pool: BlockPool,
     block_tokens: usize,
     /// Whether there are no more blocks than at the beginning.
     bounded: bool,
     device: Device,
+}
+
+/// The pictures that a sequence sees.
+#[derive(Debug, Clone)]
+struct SeenPictures {
+    keys: Arc<PictureKeys>,
+    /// Where the cached image tokens stand, in order.
+    places: Vec<usize>,
 }
 
 impl KeyValueCache {
@@ -206,6 +221,7 @@ impl KeyValueCache {
             layers: (0..layers).map(|_| layer()).collect(),
             blocks: vec![Vec::new(); sequences],
             lengths: vec![0; sequences],
+            pictures: vec![None; sequences],
             pool,
             block_tokens,
             bounded: matches!(room, Room::Bounded(_)),
@@ -267,6 +283,9 @@ impl KeyValueCache {
         let cached = &mut self.lengths[sequence];
         assert!(length <= *cached, "{length} of {cached} cached tokens");
         *cached = length;
+        if let Some(pictures) = &mut self.pictures[sequence] {
+            pictures.places.retain(|&place| place < length);
+        }
         let kept = length.div_ceil(self.block_tokens);
         for block in self.blocks[sequence].drain(kept..) {
             self.pool.give_back(block);
@@ -292,6 +311,61 @@ impl KeyValueCache {
             self.pool.share(block);
         }
         (self.blocks[to], self.lengths[to]) = (shared, length);
+        self.pictures[to] = self.pictures[from].clone();
+        if let Some(pictures) = &mut self.pictures[to] {
+            pictures.places.retain(|&place| place < length);
+        }
+    }
+
+    /// Gives a sequence pictures to see, or takes them from it. Which of them a token sees follows from the image tokens up to
+    /// it.
+    ///
+    /// # Panics
+    ///
+    /// When the sequence is not empty, and is to see others than before.
+    pub fn show(&mut self, sequence: usize, pictures: Option<&Arc<PictureKeys>>) {
+        let before = self.pictures[sequence].as_ref().map(|seen| &seen.keys);
+        let same = match (before, pictures) {
+            (Some(before), Some(pictures)) => Arc::ptr_eq(before, pictures),
+            (None, None) => true,
+            _ => false,
+        };
+        if same {
+            return;
+        }
+        assert!(
+            self.lengths[sequence] == 0,
+            "a sequence of some tokens sees other pictures"
+        );
+        self.pictures[sequence] = pictures.map(|keys| SeenPictures {
+            keys: keys.clone(),
+            places: Vec::new(),
+        });
+    }
+
+    /// What new tokens of some sequences see; called before the step [begins](Self::begin).
+    pub(crate) fn sight(&mut self, pieces: &[Piece], image_token: u32) -> Option<Sight> {
+        let mut glances = Vec::new();
+        let mut rows = 0;
+        for piece in pieces {
+            let first = rows;
+            rows += piece.tokens.len();
+            let Some(pictures) = &mut self.pictures[piece.sequence] else {
+                continue;
+            };
+            let cached = self.lengths[piece.sequence];
+            let mut gaze = Gaze::after(&pictures.places, cached);
+            let mut seen = Vec::with_capacity(piece.tokens.len());
+            for (place, &id) in piece.tokens.iter().enumerate() {
+                let is_image = id == image_token;
+                seen.push(gaze.next(is_image));
+                if is_image {
+                    pictures.places.push(cached + place);
+                }
+            }
+            glances.extend(pictures.keys.glance(&seen, first));
+        }
+        Sight::of_glances(rows, glances, &self.device)
     }
 
     /// Takes the blocks that a step needs which adds to each of these sequences so many tokens. The step need not come:

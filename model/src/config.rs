@@ -8,16 +8,18 @@ mod rope_scaling;
 mod rules;
 #[cfg(test)]
 mod tests;
+mod vision;
 
 use firebox_kernels::Activation;
 use serde::{Deserialize, Serialize};
 
 pub use keys::{
     ActivationName, AttentionName, DenseKeys, ExpertsKeys, FeedForwardName, ModelKeys,
-    RopeScalingKeys, RopeScalingName, RouterKeys,
+    RopeScalingKeys, RopeScalingName, RouterKeys, VisionKeys,
 };
 pub use rope_scaling::RopeScaling;
 pub use rules::{ConfigError, LARGEST_SIZE, MOST_LAYERS};
+pub use vision::{CHANNELS, IMAGE_ROWS, VisionConfig};
 
 /// The shape of a decoder-only language model.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +59,8 @@ pub struct ModelConfig {
     pub layers: Vec<LayerConfig>,
     /// What the MoE layers have in common; `None` for a model without any.
     pub moe: Option<MoeConfig>,
+    /// The tower that some of the layers attend to; `None` for a model of text alone.
+    pub vision: Option<VisionConfig>,
 }
 
 /// One transformer block.
@@ -78,6 +82,9 @@ pub enum AttentionKind {
     Window(usize),
     /// All positions up to its own, without rotary positions (NoPE, arXiv 2305.19466).
     Nope,
+    /// The pictures that a token sees, and no text: cross-attention to what [`ModelConfig::vision`] makes of them. A layer
+    /// without pictures is passed over.
+    Cross,
 }
 
 /// The feed-forward of a layer.
@@ -248,7 +255,7 @@ impl AttentionKind {
     pub fn window(self) -> Option<usize> {
         match self {
             Self::Window(window) => Some(window),
-            Self::Full | Self::Nope => None,
+            Self::Full | Self::Nope | Self::Cross => None,
         }
     }
 }
@@ -271,9 +278,10 @@ impl ModelConfig {
         }
     }
 
-    /// The indices of the dense layers, in order, with the hidden widths of their SwiGLUs.
+    /// The indices of the dense layers that attend to the text, in order, with the hidden widths of their SwiGLUs.
     pub fn dense_layers(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        (0..self.layers.len()).filter_map(|layer| Some((layer, self.dense_d_ff(layer)?)))
+        let layers = (0..self.layers.len()).filter(|&layer| !self.layers[layer].is_cross());
+        layers.filter_map(|layer| Some((layer, self.dense_d_ff(layer)?)))
     }
 
     /// The indices of the MoE layers, in order.

@@ -101,9 +101,12 @@ impl LanguageModel {
         let new = pieces
             .iter()
             .map(|piece| (piece.sequence, piece.tokens.len()));
-        let mut step = cache.begin(&new.collect::<Vec<_>>());
+        let new = new.collect::<Vec<_>>();
+        let image_token = self.config().image_token();
+        let sight = image_token.and_then(|id| cache.sight(pieces, id));
+        let mut step = cache.begin(&new);
         latency_bound(rows, &device, || {
-            let (hidden, routing) = self.stepped(entry, &mut step);
+            let (hidden, routing) = self.stepped(entry, &mut step, sight);
             if self.norm.is_none() {
                 return (Decoded::Stream(hidden), routing);
             }

@@ -1,5 +1,6 @@
 //! The network: embedding → blocks → norm → head, or a rank's part of it.
 
+mod seeing;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use crate::block::Block;
 use crate::cache::Step;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
+use crate::layer::Layer;
 use crate::layout::{Layout, Placement};
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
@@ -24,6 +26,7 @@ use crate::parameters::{
 };
 use crate::parts::{LayerPart, Part};
 use crate::rope;
+use crate::vision::{Sight, TowerPart, VisionEncoder};
 use firebox_kernels::rope::{Rotary, RotaryCache};
 use firebox_kernels::{Precision, embedding, linear, linear_transposed};
 
@@ -35,15 +38,17 @@ use firebox_kernels::{Precision, embedding, linear, linear_transposed};
 /// and of its matrices what the rank has among the tensor ranks of the stage. Its configuration is that of the whole model.
 #[derive(Module, Debug)]
 pub struct LanguageModel {
-    /// `[vocab_size, d_model]`; `None` on a pipeline stage that does without: neither the first one nor one whose head is
+    /// `[vocab_size, d_model]`, with a tower a row for the image token and spare ones more; `None` on a pipeline stage that does without: neither the first one nor one whose head is
     /// tied to it.
     pub embedding: Option<Param<Tensor<2>>>,
     /// The blocks, in execution order; those of a pipeline stage are some of the model's.
-    pub blocks: Vec<Block>,
+    pub blocks: Vec<Layer>,
     /// The final norm, before the head; `None` on a pipeline stage that is not the last one.
     pub norm: Option<RmsNorm>,
     /// `[d_model, vocab_size]`; `None` if the head is tied to the embedding, or on another pipeline stage.
     pub head: Option<Param<Tensor<2>>>,
+    /// What reads pictures; `None` in a model of text alone.
+    pub vision: Option<VisionEncoder>,
     #[module(skip)]
     config: ModelConfig,
     #[module(skip)]
@@ -84,6 +89,18 @@ pub struct Trace {
     pub hidden: Vec<Tensor<3>>,
     /// The output of `forward`.
     pub output: ModelOutput,
+    /// What the tower made of pictures, if there were any.
+    pub vision: Option<VisionTrace>,
+}
+
+/// What a tower makes of the pictures of a batch.
+#[derive(Debug, Clone)]
+pub struct VisionTrace {
+    /// The tower's parts, `[pictures, max_tiles, positions, values]` each; empty places of the batch are not among the
+    /// pictures.
+    pub parts: Vec<(TowerPart, Tensor<4>)>,
+    /// What cross-attention takes keys and values from, `[rows, keys, d_model]`; zeros for empty places.
+    pub states: Tensor<3>,
 }
 
 impl LanguageModel {
@@ -106,7 +123,7 @@ impl LanguageModel {
         let embedding = ParameterSpec::new(
             "embedding",
             Role::Embedding,
-            [vocabulary, model],
+            [(Axis::Vocabulary, config.embedding_rows()), model],
             initializer,
         );
         let head = ParameterSpec::new("head", Role::Head, [model, vocabulary], initializer);
@@ -116,7 +133,7 @@ impl LanguageModel {
                 false => None,
             },
             blocks: blocks.try_fold(Vec::new(), |mut blocks, layer| {
-                blocks.push(Block::new(config, layer, source)?);
+                blocks.push(Layer::new(config, layer, source)?);
                 Ok(blocks)
             })?,
             norm: match is_last {
@@ -126,6 +143,10 @@ impl LanguageModel {
             head: match is_last && !config.tied_embeddings {
                 true => Some(source.parameter(head)?),
                 false => None,
+            },
+            vision: match &config.vision {
+                Some(vision) => Some(VisionEncoder::new(config, vision, source)?),
+                None => None,
             },
             config: config.clone(),
             precision: Precision::F32,
@@ -161,8 +182,10 @@ impl LanguageModel {
     pub fn at_precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
         for block in &mut self.blocks {
-            block.attention.precision = precision;
-            block.feed_forward.set_precision(precision);
+            block.set_precision(precision);
+        }
+        if let Some(vision) = &mut self.vision {
+            vision.set_precision(precision);
         }
         self
     }
@@ -171,13 +194,14 @@ impl LanguageModel {
     ///
     /// # Panics
     ///
-    /// When it is a whole model, or a part that another rank of the group is to have.
+    /// When it is a whole model, a part that another rank of the group is to have, or a model that sees pictures.
     #[must_use]
     pub fn among(mut self, group: TensorGroup) -> Self {
         let shard = self.shard.as_ref().expect("a rank's part of a model");
         let place = (group.rank(), group.size());
         assert_eq!((shard.at().tensor, shard.layout().tensor), place);
         for block in &mut self.blocks {
+            let block = block.text_mut().expect("no rank sees pictures");
             block.attention.join(&group, shard, &self.config);
             block.feed_forward.join(&group, shard);
         }
@@ -192,12 +216,19 @@ impl LanguageModel {
 
     /// The device that the parameters are on.
     pub fn device(&self) -> Device {
-        self.blocks[0].attention_norm.gamma.lazy_device()
+        self.first().attention_norm.gamma.lazy_device()
     }
 
     /// The type that its matrices are held in.
     pub fn weight_type(&self) -> DType {
-        self.blocks[0].attention.query.weight.val().dtype()
+        self.first().attention.query.weight.val().dtype()
+    }
+
+    /// The first layer, which attends to the text in every model.
+    pub(crate) fn first(&self) -> &Block {
+        self.blocks[0]
+            .text()
+            .expect("the first layer attends to the text")
     }
 
     /// That of the products.
@@ -261,6 +292,7 @@ impl LanguageModel {
         Trace {
             hidden: stream.0.into_iter().map(whole).collect(),
             output,
+            vision: None,
         }
     }
 
@@ -301,13 +333,13 @@ impl LanguageModel {
             "selection biases of {} routers",
             biases.len()
         );
-        let moe_layers = self
-            .blocks
-            .iter_mut()
-            .filter_map(|block| match &mut block.feed_forward {
-                FeedForward::Moe(moe) => Some(moe),
-                FeedForward::Dense(_) => None,
-            });
+        let moe_layers =
+            self.blocks
+                .iter_mut()
+                .filter_map(|block| match &mut block.text_mut()?.feed_forward {
+                    FeedForward::Moe(moe) => Some(moe),
+                    FeedForward::Dense(_) => None,
+                });
         for (moe, bias) in moe_layers.zip(biases) {
             moe.router.bias.clone_from(bias);
         }
@@ -323,7 +355,7 @@ impl LanguageModel {
     fn moe_layers(&self) -> impl Iterator<Item = &MixtureOfExperts> {
         self.blocks
             .iter()
-            .filter_map(|block| match &block.feed_forward {
+            .filter_map(|block| match &block.text()?.feed_forward {
                 FeedForward::Moe(moe) => Some(moe),
                 FeedForward::Dense(_) => None,
             })
@@ -350,12 +382,24 @@ impl LanguageModel {
         };
         let first = self.shard.as_ref().map_or(0, |shard| shard.layers().start);
         let mut routing = Vec::with_capacity(self.blocks.len());
-        for (place, block) in self.blocks.iter().enumerate() {
-            observer.residual(&x);
-            let cache = cache.as_deref_mut().map(|step| step.layer(place));
-            let routed;
-            (x, routed) = block.forward(x, first + place, layout, cache, observer);
-            routing.extend(routed);
+        let mut cached = 0; // layers that attend to the text
+        for (place, layer) in self.blocks.iter().enumerate() {
+            match (layer, &layout.sight) {
+                (Layer::Text(block), _) => {
+                    observer.residual(&x);
+                    let cache = cache.as_deref_mut().map(|step| step.layer(cached));
+                    let routed;
+                    (x, routed) = block.forward(x, first + place, layout, cache, observer);
+                    routing.extend(routed);
+                    cached += 1;
+                }
+                (Layer::Cross(block), Some(sight)) => {
+                    observer.residual(&x);
+                    x = block.forward(x, place, sight, observer);
+                }
+                // Without pictures nobody sees anything.
+                (Layer::Cross(_), None) => {}
+            }
         }
         if let Some(norm) = &self.norm {
             x = observer.output(LayerPart::outside(Part::Norm), norm.forward(x));
@@ -376,10 +420,18 @@ impl LanguageModel {
     }
 
     /// See [`pass`](Self::pass), of the tokens of a step, `[tokens, d_model]`.
-    pub(crate) fn stepped(&self, entry: Entry, step: &mut Step) -> (Tensor<2>, Vec<Routing>) {
+    pub(crate) fn stepped(
+        &self,
+        entry: Entry,
+        step: &mut Step,
+        sight: Option<Sight>,
+    ) -> (Tensor<2>, Vec<Routing>) {
         let device = self.device();
         let rotary = step.rotary(|positions| self.table(positions, &device));
-        let layout = Layout::causal(1, rotary);
+        let layout = Layout {
+            sight,
+            ..Layout::causal(1, rotary)
+        };
         self.hidden(entry, &layout, Some(step), &mut Unobserved)
     }
 

@@ -1,5 +1,6 @@
 //! Where the tokens of a forward pass stand, and what each of them attends to.
 
+use crate::vision::Sight;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use firebox_kernels::KeyRanges;
 use firebox_kernels::rope::Rotary;
@@ -11,6 +12,8 @@ pub struct Placement {
     positions: Option<Tensor<1, Int>>,
     /// The tokens that each token attends to; `None` for all of its sequence up to itself.
     ranges: Option<KeyRanges>,
+    /// The pictures that the tokens see, if there are any.
+    sight: Option<Sight>,
 }
 
 impl Placement {
@@ -46,6 +49,7 @@ impl Placement {
         Self {
             positions: Some(Tensor::from_data(TensorData::new(values, shape), device)),
             ranges: Some(KeyRanges::new(&starts, length, device)),
+            sight: None,
         }
     }
 
@@ -72,6 +76,16 @@ impl Placement {
         Self {
             positions: None,
             ranges: Some(KeyRanges::new(&first, length, device)),
+            sight: None,
+        }
+    }
+
+    /// The same tokens, which see these pictures.
+    #[must_use]
+    pub fn seeing(self, sight: Sight) -> Self {
+        Self {
+            sight: Some(sight),
+            ..self
         }
     }
 
@@ -84,6 +98,7 @@ impl Placement {
                 None => table.range(0, length),
             },
             ranges: self.ranges.clone(),
+            sight: self.sight.clone(),
         }
     }
 }
@@ -102,6 +117,8 @@ pub struct Layout {
     pub rotary: Rotary,
     /// The new tokens that each new token attends to; `None` for all up to itself, and for those in a cache.
     pub ranges: Option<KeyRanges>,
+    /// The pictures that the new tokens see, if there are any.
+    pub sight: Option<Sight>,
 }
 
 impl Layout {
@@ -111,6 +128,7 @@ impl Layout {
             batch,
             rotary,
             ranges: None,
+            sight: None,
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,7 @@ use crate::moe::loads::ExpertLoads;
 use crate::moe::stats::HealthSums;
 use crate::sampling::{Alone, Asked, Drawn, Memory};
 use crate::timeline::{Activity, Recorder, Span};
+use crate::vision::{PictureBatch, PictureKeys};
 
 /// A sequence's input to one step: its new tokens, and what is sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -107,6 +109,8 @@ pub struct PaddedRows<'a> {
     pub valid: &'a [bool],
     /// Tokens of a row.
     pub length: usize,
+    /// The pictures that they see; `None` for text alone.
+    pub pictures: Option<&'a PictureBatch>,
 }
 
 impl PaddedRows<'_> {
@@ -145,6 +149,15 @@ pub trait Network {
 
     /// See [`KeyValueCache::fork`].
     fn fork(&mut self, from: usize, length: usize, to: usize);
+
+    /// Gives a sequence pictures to see, or takes them from it; see [`KeyValueCache::show`].
+    ///
+    /// # Panics
+    ///
+    /// As there; and when there are pictures and many ranks hold the model together.
+    fn show(&mut self, _sequence: usize, pictures: Option<&Arc<PictureKeys>>) {
+        assert!(pictures.is_none(), "no rank sees pictures");
+    }
 
     /// Begins a step that adds tokens to sequences of the cache; at most one part for each.
     ///
@@ -189,7 +202,8 @@ pub trait Network {
     ///
     /// # Panics
     ///
-    /// When a row exceeds the context, or has padding between two tokens.
+    /// When a row exceeds the context, or has padding between two tokens; when there are pictures that do not fit, or many ranks
+    /// hold the model together.
     fn trace(&mut self, rows: PaddedRows) -> Trace;
 }
 
@@ -262,6 +276,10 @@ impl Network for Local<'_> {
         self.cache.fork(from, length, to);
     }
 
+    fn show(&mut self, sequence: usize, pictures: Option<&Arc<PictureKeys>>) {
+        self.cache.show(sequence, pictures);
+    }
+
     fn submit(&mut self, parts: &[Part]) {
         self.recorder
             .step(parts.iter().map(|part| part.tokens.len()).sum());
@@ -322,6 +340,9 @@ impl Network for Local<'_> {
 
     fn trace(&mut self, rows: PaddedRows) -> Trace {
         let (tokens, placement) = rows.on(&self.model.device());
-        self.model.trace(tokens, &placement)
+        match rows.pictures {
+            None => self.model.trace(tokens, &placement),
+            Some(pictures) => self.model.trace_seeing(tokens, &placement, pictures),
+        }
     }
 }

@@ -51,6 +51,14 @@ pub enum Role {
     SharedExperts,
     /// The head.
     Head,
+    /// A projection of cross-attention.
+    CrossAttention,
+    /// A gate, of which the hyperbolic tangent is a factor.
+    Gate,
+    /// A matrix of the vision tower, or the projection of what comes out of it.
+    Tower,
+    /// What the vision tower adds to or puts before the patches of a picture.
+    TowerEmbedding,
 }
 
 /// What a dimension of a parameter counts.
@@ -72,6 +80,26 @@ pub enum Axis {
     FeedForward,
     /// Experts.
     Experts,
+    /// The only value.
+    Single,
+    /// Values of the stream of the vision tower.
+    Tower,
+    /// Values of all heads of the vision tower.
+    TowerHeads,
+    /// Values between the matrices of a feed-forward of the vision tower.
+    TowerFeedForward,
+    /// Values of a position that comes out of the vision tower.
+    TowerOutput,
+    /// Colours of a pixel.
+    Channels,
+    /// Rows or columns of pixels of a patch.
+    Pixels,
+    /// Positions of a tile.
+    Positions,
+    /// Arrangements of tiles.
+    Arrangements,
+    /// Values that an arrangement of tiles adds to all of a picture.
+    Arrangement,
 }
 
 /// A parameter that a module asks for.

@@ -13,6 +13,8 @@ pub enum Part {
     AttentionNorm,
     /// Attention, before its output is added to the residual stream.
     Attention,
+    /// Cross-attention to pictures, before its gate and before it is added to the residual stream.
+    CrossAttention,
     /// The norm before the feed-forward.
     FeedForwardNorm,
     /// The router's logits.
@@ -63,6 +65,7 @@ impl fmt::Display for Part {
             Self::Embedding => "embedding",
             Self::AttentionNorm => "norm before attention",
             Self::Attention => "attention",
+            Self::CrossAttention => "cross-attention",
             Self::FeedForwardNorm => "norm before the feed-forward",
             Self::Router => "router",
             Self::Selection => "expert selection",
@@ -85,9 +88,10 @@ impl fmt::Display for LayerPart {
     }
 }
 
-/// All parts of a network, in execution order.
+/// All parts of a network that a text without pictures passes through, in execution order.
 pub fn layer_parts(config: &ModelConfig) -> Vec<LayerPart> {
-    let layers = (0..config.layers.len()).flat_map(|layer| {
+    let layers = (0..config.layers.len()).filter(|&layer| !config.layers[layer].is_cross());
+    let layers = layers.flat_map(|layer| {
         let attention = [Part::AttentionNorm, Part::Attention, Part::FeedForwardNorm];
         let feed_forward: &[Part] = match config.dense_d_ff(layer) {
             Some(_) => &[Part::FeedForward],

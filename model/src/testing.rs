@@ -7,9 +7,11 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::{
     AttentionBias, AttentionKind, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig,
-    MoeConfig, QkNorm, RouterConfig,
+    MoeConfig, QkNorm, RouterConfig, VisionConfig,
 };
-use crate::parameters::{Initializer, ParameterSource, ParameterSpec};
+use crate::language_model::LanguageModel;
+use crate::parameters::{Initializer, MapParameter, ParameterSource, ParameterSpec, map};
+use crate::vision::Picture;
 
 /// A model of two layers with eight experts, top-2. Its random weights are wide, so that what the experts say
 /// matters.
@@ -30,6 +32,7 @@ pub fn tiny() -> ModelConfig {
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
         sinks: false,
+        vision: None,
         layers: vec![LayerConfig::MOE; 2],
         moe: Some(MoeConfig {
             experts: ExpertsConfig {
@@ -101,6 +104,54 @@ pub fn without_positions() -> ModelConfig {
     let mut config = tiny();
     config.layers[0].attention = AttentionKind::Nope;
     config
+}
+
+/// [`tiny`] with a tower, and with layers that attend to pictures behind both of its layers.
+pub fn seeing() -> ModelConfig {
+    let vision = VisionConfig {
+        width: 12,
+        d_ff: 20,
+        heads: 2,
+        layers: 2,
+        global_layers: 1,
+        tile_size: 9,
+        patch_size: 4,
+        max_tiles: 2,
+        aspect_ratios: vec![[1, 1], [1, 2], [2, 1]],
+        intermediate_layers: vec![1, 0],
+        norm_epsilon: 1e-5,
+        initializer_range: 0.3,
+    };
+    let seeing = tiny().with_vision(vision, &[1, 3], 28);
+    seeing.expect("a valid configuration")
+}
+
+/// A picture for [`seeing`], with pixels that a number decides; of one tile, or of two.
+pub fn picture(number: usize, tiles: usize) -> Picture {
+    let pixel = |place: usize| match place < tiles * 243 {
+        true => ((place * 7 + number * 31) % 17) as f32 / 8.0 - 1.0,
+        false => 0.0,
+    };
+    Picture {
+        arrangement: tiles,
+        used: vec![true, tiles == 2],
+        pixels: (0..2 * 243).map(pixel).collect(),
+    }
+}
+
+/// The model with every gate open, of a configuration like [`seeing`].
+pub fn with_open_gates(model: LanguageModel) -> LanguageModel {
+    struct Open;
+    impl MapParameter for Open {
+        fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
+            let is_gate = path.contains("gates.") || path.ends_with("_gate");
+            match is_gate {
+                true => value.zeros_like().add_scalar(0.7),
+                false => value,
+            }
+        }
+    }
+    map(model, &mut Open)
 }
 
 /// One layer of one head, d_model 2, a vocabulary of 4, two experts of d_ff 1, top-1. A norm's epsilon of 12.5

@@ -20,7 +20,10 @@ pub fn cases() -> Vec<(String, PathBuf)> {
     let entries = fs::read_dir(folder("")).expect("fixtures");
     let folders = entries.map(|entry| entry.expect("an entry").path());
     let mut cases: Vec<(String, PathBuf)> = folders
-        .filter(|path| path.join("expected.safetensors").exists())
+        .filter(|path| {
+            ["config.json", "expected.safetensors"].map(|name| path.join(name).exists())
+                == [true; 2]
+        })
         .filter_map(|path| Some((path.file_name()?.to_str()?.to_owned(), path)))
         .collect();
     cases.sort();

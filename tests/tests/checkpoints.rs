@@ -79,6 +79,7 @@ fn what_transformers_wrote_is_written_again_bit_by_bit() {
         let export = Export {
             dtype: None,
             shard_bytes: None,
+            text_only: false,
         };
         let folder = output.path().join("exported");
         export
@@ -109,6 +110,7 @@ fn an_export_never_overwrites() {
     let export = Export {
         dtype: Some(WeightDtype::Bf16),
         shard_bytes: None,
+        text_only: false,
     };
     let path = fixtures::folder("qwen3");
     let error = export

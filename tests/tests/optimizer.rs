@@ -22,6 +22,7 @@ const CONFIG: OptimizerConfig = OptimizerConfig {
     epsilon: 1e-8,
     weight_decay: 0.1,
     clip_norm: 1.0,
+    gate_rate: 1.0,
 };
 
 /// Every parameter's values, by path.

@@ -93,6 +93,9 @@ const WARM_UP: usize = 3;
 ///
 /// When the device cannot be used.
 pub fn bench(config: &RunConfig, options: &BenchOptions) -> Result<Bench, TrainError> {
+    if config.model.vision.is_some() {
+        return Err(TrainError::Pictures);
+    }
     let selected = select_device(&options.device, config)?;
     let model = measure(config, &config.model, options.steps, &selected);
     let is_moe = config.model.moe.is_some();

@@ -31,6 +31,7 @@ use crate::trainer::{self, Outcome, Resume, RunOptions};
     name = "cargo train",
     bin_name = "cargo train",
     version,
+    max_term_width = 120,
     after_help = "Examples:\n  \
         cargo train check configs/quickstart.toml           show a run's size, memory and cost\n  \
         cargo train run configs/quickstart.toml             train, then generate a sample\n  \
@@ -58,7 +59,7 @@ enum Command {
         cargo train run configs/upcycle.toml               upcycles the dense model in runs/dense to MoE\n  \
         cargo train run configs/quickstart.toml --device wgpu\n\n\
         Ctrl-C finishes the current step, writes a checkpoint and exits; --resume continues from it.\n\
-        --resume --set train.steps=N continues a run beyond the steps it was started with: with the same data as a\n\
+        --resume --set train.steps=N continues a run beyond the steps it was started with: with the same data as a \
         run of N steps from the start, and with its learning rate from here on.")]
     Run(RunArgs),
     /// Prepare a run's tokenizer and token shards without training.
@@ -419,7 +420,11 @@ fn summary(outcome: &Outcome) -> String {
     if let Some(sample) = sample {
         text += &format!("sample:\n{sample}\n\n");
     }
-    let Validation { whole, sources } = validation;
+    let Validation {
+        whole,
+        sources,
+        captions,
+    } = validation;
     text += &format!(
         "validation: {:.6} nats per token, {:.6} bits per byte, on {} tokens\n",
         whole.nats_per_token, whole.bits_per_byte, whole.tokens
@@ -431,6 +436,9 @@ fn summary(outcome: &Outcome) -> String {
                 source.nats_per_token, source.bits_per_byte, source.tokens, source.name
             );
         }
+    }
+    for loss in captions {
+        text += &format!("            {}\n", loss.sentence());
     }
     text + &format!(
         "checkpoint: {checkpoint}\n\

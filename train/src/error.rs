@@ -20,6 +20,9 @@ pub enum TrainError {
     /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A model that sees pictures.
+    #[error("model.vision: `cargo train bench` measures with random tokens, and has no pictures")]
+    Pictures,
     /// The device has no products of the configured precision.
     #[error(
         "train.precision = {precision}: the device {device} does not compute products in {precision}"
@@ -161,6 +164,9 @@ impl Advise for TrainError {
     fn advice(&self) -> Advice {
         match self {
             Self::Device(error) => error.advice(),
+            Self::Pictures => Advice::USAGE.hint(
+                "`cargo train run` logs how many tokens of captions it trains on in a second",
+            ),
             Self::Precision { .. } => Advice::USAGE
                 .hint("use --device flex, or --set train.precision=f32, which every device computes"),
             Self::Data(error) => error.advice(),

@@ -9,13 +9,15 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Gradients, Tensor};
 use firebox_kernels::sum_of_squares;
-use firebox_model::batch::{Batch, Sequence};
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::loss::{Objective, Targets};
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::moe::stats::HealthSums;
 use firebox_model::parameters::{VisitParameter, visit};
+
+use crate::learned::Learned;
+use crate::rows::Row;
 
 /// Loss, router health and gradient of a batch.
 #[derive(Debug)]
@@ -32,27 +34,38 @@ pub struct BatchResult {
     pub gradients: GradientSum,
 }
 
-/// Computes the loss of a batch and its gradient, `micro_batch` sequences at a time. Neither depends on `micro_batch`,
-/// except for rounding, because every mean is over the valid tokens of the whole batch.
+/// Loss and gradient of a batch, by all parameters; see [`gradient_of`].
+pub fn forward_backward<R: Row>(
+    model: &LanguageModel,
+    rows: &[R],
+    micro_batch: usize,
+    device: &Device,
+) -> BatchResult {
+    gradient_of(&Learned::Everything, model, rows, micro_batch, device)
+}
+
+/// Computes the loss of a batch and its gradient by what is learned, `micro_batch` rows at a time. Neither depends on
+/// `micro_batch`, except for rounding, because every mean is over the targets of the whole batch.
 ///
 /// The balance loss needs the expert load of the whole batch before the first gradient. For a single micro-batch, the
 /// forward pass provides it; for several, an additional pass without gradients computes the routing first, which
 /// costs about a third of a forward and backward pass.
 ///
 /// `device` is the model's device, with autodiff.
-pub fn forward_backward(
+pub fn gradient_of<R: Row>(
+    learned: &Learned,
     model: &LanguageModel,
-    sequences: &[Sequence],
+    rows: &[R],
     micro_batch: usize,
     device: &Device,
 ) -> BatchResult {
     let config = model.config();
-    let targets: u64 = sequences.iter().map(|sequence| sequence.valid as u64).sum();
-    let load = (sequences.len() > micro_batch && needs_load(config)).then(|| {
+    let targets: u64 = rows.iter().map(Row::targets).sum();
+    let load = (rows.len() > micro_batch && needs_load(config)).then(|| {
         let (plain, plain_device) = (model.valid(), device.clone().inner());
         let mut load = TokensPerExpert::default();
-        for chunk in sequences.chunks(micro_batch) {
-            let batch = Batch::new(chunk, &plain_device);
+        for chunk in rows.chunks(micro_batch) {
+            let batch = R::batch(chunk, &plain, &plain_device);
             let routing = plain.route(&batch);
             load.add(&routing, batch.valid.as_ref(), batch.valid_tokens);
         }
@@ -63,8 +76,8 @@ pub fn forward_backward(
     let mut layers = Vec::new();
     let mut figures = Vec::new();
     let mut counted = Vec::new();
-    for chunk in sequences.chunks(micro_batch) {
-        let batch = Batch::new(chunk, device);
+    for chunk in rows.chunks(micro_batch) {
+        let batch = R::batch(chunk, model, device);
         let valid = batch.valid.as_ref();
         let output = model.forward_batch(&batch);
         let load = load.clone().unwrap_or_else(|| {
@@ -84,7 +97,7 @@ pub fn forward_backward(
         figures.extend([loss.inner(), total.clone().inner()]);
         figures.extend(HealthSums::terms(&output.routing, valid));
         counted.push(batch.valid_tokens);
-        gradients.add(model, total.backward());
+        gradients.add(learned, model, total.backward());
     }
 
     // The only device-to-host read of a step.
@@ -119,9 +132,10 @@ fn needs_load(config: &ModelConfig) -> bool {
 pub struct GradientSum(BTreeMap<String, Tensor<1>>);
 
 impl GradientSum {
-    /// Adds the gradients of one backward pass.
-    pub fn add(&mut self, model: &LanguageModel, gradients: Gradients) {
+    /// Adds the gradients of one backward pass, by what is learned.
+    pub fn add(&mut self, learned: &Learned, model: &LanguageModel, gradients: Gradients) {
         struct Add<'a> {
+            learned: &'a Learned,
             sum: &'a mut BTreeMap<String, Tensor<1>>,
             gradients: Gradients,
         }
@@ -130,6 +144,9 @@ impl GradientSum {
                 if let Some(new) = parameter.val().grad_remove(&mut self.gradients) {
                     let elements = new.shape().num_elements();
                     let new = new.reshape([elements]);
+                    let Some(new) = self.learned.gradient(path, new) else {
+                        return;
+                    };
                     let sum = match self.sum.remove(path) {
                         Some(sum) => sum + new,
                         None => new,
@@ -141,6 +158,7 @@ impl GradientSum {
         visit(
             model,
             &mut Add {
+                learned,
                 sum: &mut self.0,
                 gradients,
             },
@@ -167,6 +185,7 @@ impl GradientSum {
 #[cfg(test)]
 mod tests {
     use firebox_kernels::Precision;
+    use firebox_model::batch::{Batch, Sequence};
     use firebox_model::parameters::{MapParameter, map};
     use firebox_runtime::on_every_device;
     use firebox_runtime::testing::{assert_close, values};

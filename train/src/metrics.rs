@@ -8,6 +8,8 @@ use firebox_model::evaluate::Evaluation;
 use firebox_model::moe::stats::LayerHealth;
 use serde::{Deserialize, Serialize};
 
+use crate::looking::CaptionLoss;
+
 /// One line of the file.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -66,6 +68,9 @@ pub struct Validation {
     pub whole: Evaluation,
     /// Loss on the part of each source with held-out text.
     pub sources: Vec<SourceLoss>,
+    /// Whether a model that sees pictures looks at them; empty for a model of text alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub captions: Vec<CaptionLoss>,
 }
 
 /// The loss on the held-out text of one source.

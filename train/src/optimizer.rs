@@ -11,6 +11,7 @@ use firebox_model::parameters::{MapParameter, ParameterInfo, Role, map};
 
 use crate::config::OptimizerConfig;
 use crate::gradient::GradientSum;
+use crate::learned::Learned;
 
 /// Prefixes of the moments' names in their file; a parameter's path follows.
 const FIRST: &str = "first_moment";
@@ -24,8 +25,24 @@ pub struct AdamW {
     /// Updates so far (t).
     steps: u64,
     moments: BTreeMap<String, Moments>,
-    /// Paths of the parameters with weight decay; known from the first step on.
-    decaying: Option<BTreeSet<String>>,
+    /// What is trained.
+    learned: Learned,
+    /// Paths of the parameters with weight decay, and of the gates; known from the first step on.
+    groups: Option<Groups>,
+}
+
+/// Parameters that are updated in other ways than the rest.
+#[derive(Debug)]
+struct Groups {
+    decaying: BTreeSet<String>,
+    gates: BTreeSet<String>,
+}
+
+/// The gates of a model that sees pictures.
+fn gates(config: &ModelConfig) -> BTreeSet<String> {
+    let parameters = LanguageModel::parameter_list(config).into_iter();
+    let gates = parameters.filter(|parameter| parameter.role == Role::Gate);
+    gates.map(|parameter| parameter.path).collect()
 }
 
 #[derive(Debug)]
@@ -43,7 +60,13 @@ fn decaying(config: &ModelConfig) -> BTreeSet<String> {
             let role = parameter.role;
             !matches!(
                 role,
-                Role::Norm | Role::Bias | Role::RouterBias | Role::Sinks | Role::Embedding
+                Role::Norm
+                    | Role::Bias
+                    | Role::RouterBias
+                    | Role::Sinks
+                    | Role::Embedding
+                    | Role::Gate
+                    | Role::TowerEmbedding
             )
         })
         .map(|parameter| parameter.path)
@@ -51,7 +74,20 @@ fn decaying(config: &ModelConfig) -> BTreeSet<String> {
 }
 
 impl AdamW {
-    /// Updates every parameter with its gradient times `gradient_scale`, the clipping factor. The update is in place
+    /// An optimizer of what is trained. Other parameters stay as they are, and take no memory for moments.
+    pub fn of(learned: Learned) -> Self {
+        Self {
+            learned,
+            ..Self::default()
+        }
+    }
+
+    /// What is trained.
+    pub fn learned(&self) -> &Learned {
+        &self.learned
+    }
+
+    /// Updates every trained parameter with its gradient times `gradient_scale`, the clipping factor. The update is in place
     /// for tensors that are not shared.
     #[must_use]
     pub fn step(
@@ -64,11 +100,14 @@ impl AdamW {
     ) -> LanguageModel {
         self.steps += 1;
         let betas = [config.beta1, config.beta2];
-        let decaying = self
-            .decaying
-            .get_or_insert_with(|| decaying(model.config()));
+        let groups = self.groups.get_or_insert_with(|| Groups {
+            decaying: decaying(model.config()),
+            gates: gates(model.config()),
+        });
         let mut visitor = UpdateVisitor {
-            decaying,
+            groups,
+            learned: &self.learned,
+            gate_rate: config.gate_rate,
             update: AdamWUpdate {
                 gradient_scale,
                 betas,
@@ -124,10 +163,12 @@ impl AdamW {
     pub fn read(
         file: &TensorFile,
         steps: u64,
+        learned: Learned,
         model: &LanguageModel,
         device: &Device,
     ) -> Result<Self, CheckpointError> {
-        let parameters = LanguageModel::parameter_list(model.config());
+        let mut parameters = LanguageModel::parameter_list(model.config());
+        parameters.retain(|parameter| learned.includes(&parameter.path));
         let name = |kind: &str, path: &str| format!("{kind}.{path}");
         let mut mismatch = Mismatch::default();
         let mut expected = BTreeSet::new();
@@ -164,7 +205,8 @@ impl AdamW {
         Ok(Self {
             steps,
             moments,
-            decaying: None,
+            learned,
+            groups: None,
         })
     }
 }
@@ -173,12 +215,18 @@ struct UpdateVisitor<'a> {
     /// The update of parameters with weight decay.
     update: AdamWUpdate,
     moments: &'a mut BTreeMap<String, Moments>,
-    decaying: &'a BTreeSet<String>,
+    groups: &'a Groups,
+    learned: &'a Learned,
+    /// Factor of the learning rate of gates.
+    gate_rate: f64,
     gradients: GradientSum,
 }
 
 impl MapParameter for UpdateVisitor<'_> {
     fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
+        if !self.learned.includes(path) {
+            return value;
+        }
         let shape = value.dims();
         let weights = value.inner();
         let device = weights.device();
@@ -190,8 +238,11 @@ impl MapParameter for UpdateVisitor<'_> {
             None => [zeros(), zeros()],
         };
         let mut update = self.update;
-        if !self.decaying.contains(path) {
+        if !self.groups.decaying.contains(path) {
             update.decay = 0.0;
+        }
+        if self.groups.gates.contains(path) {
+            update.learning_rate *= self.gate_rate;
         }
         let (weights, [first, second]) = adamw(weights, gradient, moments, &update);
         let moments = Moments {

@@ -77,6 +77,9 @@ impl ProgressDisplay {
             "step {step:>6}  validation {nats_per_token:.4} nats/token, {bits_per_byte:.4} bits/byte on {tokens} tokens{}",
             by_source(&validation.sources)
         ));
+        for loss in &validation.captions {
+            self.line(&format!("             {}", loss.sentence()));
+        }
     }
 
     /// Logs a warning.

@@ -7,6 +7,7 @@ use firebox_checkpoint::{
     Accept, CONFIG_FILE, Notes, checkpoint_folder, load_weights, read_config, upcycle,
 };
 use firebox_model::accounting::Parameters;
+use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_runtime::device;
 use firebox_text::{TOKENIZER_FILE, Tokenizer};
@@ -62,17 +63,33 @@ fn starting_weights(config: &RunConfig, device: &Device) -> Result<LanguageModel
             folder.join(CONFIG_FILE).display()
         );
     }
-    let (None, Some(moe)) = (&origin.model.moe, &config.model.moe) else {
-        tracing::info!("{source}");
-        return Ok(load_weights(&folder, &origin, &config.model, device)?);
+    let opens_eyes = config.model.vision.is_some() && origin.model.vision.is_none();
+    let model = match opens_eyes {
+        false => config.model.clone(),
+        true => ModelConfig {
+            tied_embeddings: origin.model.tied_embeddings,
+            ..config.model.text_only()
+        },
     };
-    let experts = &moe.experts;
-    tracing::info!(
-        "{source}; upcycled to {} experts, {} per token",
-        experts.count,
-        experts.top_k
-    );
-    Ok(upcycle(&folder, &origin, &config.model, seed, device)?)
+    let weights = match (&origin.model.moe, &model.moe) {
+        (None, Some(moe)) => {
+            let experts = &moe.experts;
+            tracing::info!(
+                "{source}; upcycled to {} experts, {} per token",
+                experts.count,
+                experts.top_k
+            );
+            upcycle(&folder, &origin, &model, seed, device)?
+        }
+        _ => {
+            tracing::info!("{source}");
+            load_weights(&folder, &origin, &model, device)?
+        }
+    };
+    Ok(match opens_eyes {
+        false => weights,
+        true => weights.with_vision(&config.model, seed),
+    })
 }
 
 /// What the run's checkpoints say in config.json besides what is computed: what the checkpoint says that the run started
@@ -123,7 +140,9 @@ pub fn with_own_tokenizer(config: &RunConfig, checkpoint: &Path) -> RunConfig {
 mod tests {
     use std::fs;
 
+    use firebox_checkpoint::{SaveOptions, save};
     use firebox_kernels::Precision;
+    use firebox_runtime::testing::values;
 
     use super::*;
     use crate::testing::{SmallRun, bits, default_device};
@@ -164,6 +183,32 @@ mod tests {
         let expected = LanguageModel::random(&config.model, 9, &device);
         assert_eq!(model("train.seed=9"), bits(&expected));
         assert_ne!(model("train.seed=8"), bits(&expected));
+    }
+
+    #[test]
+    fn a_text_checkpoint_is_given_a_tower() {
+        let run = SmallRun::new();
+        let device = default_device();
+        let text = starting_model(&run.config(&[]), &device).unwrap();
+        let folder = run.path("text");
+        fs::create_dir(&folder).unwrap();
+        save(&text, &folder, &SaveOptions::default(), |_| {}).unwrap();
+        let init = format!("train.init={}", folder.display());
+        let config = run.config(&[
+            &init,
+            "model.vision.cross_attention_layers=[1]",
+            "model.vision.width=8",
+            "model.vision.heads=2",
+            "model.vision.layers=1",
+            "model.vision.tile_size=8",
+            "model.vision.patch_size=4",
+            "data.source=[{ name = 'emoji', cargo = 'twemoji-assets', weight = 1 }]",
+        ]);
+        let seeing = starting_model(&config, &device).unwrap();
+        assert_eq!(seeing.config(), &config.model);
+        let cross = seeing.blocks[1].cross().unwrap();
+        assert_eq!(values(cross.gates.attention.val()), [0.0]);
+        assert_eq!(bits(&seeing.text_only()), bits(&text));
     }
 
     #[test]

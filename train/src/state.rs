@@ -10,13 +10,15 @@ use firebox_checkpoint::{
     write_tensors,
 };
 use firebox_console::durable::{self, FileError};
+use firebox_image::PREPROCESSOR_FILE;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::LanguageModel;
 use firebox_text::Tokenizer;
 use serde::{Deserialize, Serialize};
 
-use crate::config::RunConfig;
+use crate::config::{RunConfig, TileLimits};
 use crate::error::TrainError;
+use crate::learned::Learned;
 use crate::optimizer::AdamW;
 
 const STATE_FILE: &str = "train_state.json";
@@ -72,6 +74,11 @@ pub fn save(
     let moments = folder.join(MOMENTS_FILE);
     write_tensors(&moments, &optimizer.tensors(), WeightDtype::F32)?;
     tokenizer.save_to(folder, model.config().context_length)?;
+    if let Some(vision) = &model.config().vision {
+        let processor = TileLimits::of(vision).processor();
+        let text = serde_json::to_string_pretty(&processor.to_json()).expect("numbers and strings");
+        durable::write(&folder.join(PREPROCESSOR_FILE), text + "\n")?;
+    }
     let state = serde_json::to_string_pretty(progress).expect("numbers and strings") + "\n";
     let path = folder.join(STATE_FILE);
     Ok(durable::write(&path, state)?)
@@ -105,8 +112,9 @@ pub fn load(
 ) -> Result<(LanguageModel, AdamW), CheckpointError> {
     let own = read_config(folder, Accept::Nothing)?;
     let model = load_weights(folder, &own, &config.model, device)?;
+    let learned = Learned::of(&config.model, config.train.frozen);
     let moments = TensorFile::open(&folder.join(MOMENTS_FILE))?;
-    let optimizer = AdamW::read(&moments, progress.step, &model, device)?;
+    let optimizer = AdamW::read(&moments, progress.step, learned, &model, device)?;
     Ok((model.at_precision(config.train.precision), optimizer))
 }
 

@@ -4,16 +4,16 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use firebox_model::batch::Sequence;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::moe::balance::update_bias;
 use firebox_model::moe::stats::LayerHealth;
 
 use crate::config::RunConfig;
-use crate::data::TrainingStream;
 use crate::error::TrainError;
-use crate::gradient::forward_backward;
+use crate::gradient::gradient_of;
+use crate::learned::Learned;
 use crate::optimizer::{AdamW, clip_scale};
+use crate::rows::{Row, Stream};
 use crate::schedule::learning_rate_fraction;
 use crate::state::Progress;
 
@@ -70,10 +70,10 @@ impl TrainingState {
     /// # Errors
     ///
     /// When the tokens cannot be read, or when the loss or the gradient is not finite.
-    pub fn step(
+    pub fn step<S: Stream>(
         mut self,
         config: &RunConfig,
-        stream: &TrainingStream,
+        stream: &S,
     ) -> Result<(Self, StepResult), TrainError> {
         let started = Instant::now();
         let step = self.progress.step;
@@ -82,13 +82,15 @@ impl TrainingState {
             .batch_tokens
             .sequences_at(step, config.model.context_length);
         let range = self.progress.sequences..self.progress.sequences + count;
-        let sequences = range.map(|index| stream.sequence(index));
-        let sequences: Vec<Sequence> = sequences.collect::<Result<_, _>>()?;
-        let tokens: u64 = sequences.iter().map(|sequence| sequence.valid as u64).sum();
+        let rows = range.map(|index| stream.row(index));
+        let rows: Vec<S::Row> = rows.collect::<Result<_, _>>()?;
+        let tokens: u64 = rows.iter().map(Row::targets).sum();
 
-        let batch = forward_backward(
+        let learned = self.optimizer.learned().clone();
+        let batch = gradient_of(
+            &learned,
             &self.model,
-            &sequences,
+            &rows,
             config.train.micro_batch,
             &self.device,
         );
@@ -115,6 +117,7 @@ impl TrainingState {
         let moe = config.model.moe.as_ref();
         if let Some(rate) = moe.map(|moe| moe.router.bias_update_rate)
             && rate > 0.0
+            && learned == Learned::Everything
         {
             let mut biases = self.model.router_bias();
             for (bias, counts) in biases.iter_mut().zip(batch.health.tokens_per_expert()) {
@@ -147,7 +150,7 @@ mod tests {
     use firebox_model::parameters::{MapParameter, map};
 
     use super::*;
-    use crate::data::prepare;
+    use crate::data::{TrainingStream, prepare};
     use crate::testing::{SmallRun, bits, default_device};
 
     fn start(config: &RunConfig) -> (TrainingState, TrainingStream) {

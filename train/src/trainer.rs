@@ -19,11 +19,13 @@ use firebox_runtime::control::Control;
 use firebox_runtime::failure::guard;
 
 use crate::config::RunConfig;
-use crate::data::{Prepared, TrainingStream, ValidationPart};
+use crate::data::{Prepared, TextSummary, ValidationPart};
 use crate::error::TrainError;
 use crate::lock::Lock;
+use crate::looking;
 use crate::metrics::{MetricsLog, Record, SourceLoss, TrainRecord, Validation, ValidationRecord};
 use crate::progress::ProgressDisplay;
+use crate::rows::Rows;
 use crate::run_folder::{self, RunFolder};
 use crate::start::select_device;
 use crate::state::{self, Best};
@@ -146,7 +148,7 @@ struct Run {
     prepared: Prepared,
     /// What config.json says besides what is computed.
     notes: Notes,
-    stream: TrainingStream,
+    rows: Rows,
     training: TrainingState,
     metrics: MetricsLog,
     /// Time and token count at the last log line.
@@ -161,8 +163,18 @@ struct Since {
 }
 
 impl Run {
-    /// Number of tokens in the whole run.
+    /// Number of tokens in the whole run; of captions, about so many.
     fn all_tokens(&self) -> u64 {
+        if self.config.model.vision.is_some() {
+            let sum = |of: fn(&TextSummary) -> u64| -> f64 {
+                let sources = self.prepared.sources.iter();
+                sources
+                    .map(|source| of(&source.text) as f64 * source.part)
+                    .sum()
+            };
+            let of_a_caption = sum(|text| text.tokens) / sum(|text| text.documents).max(1.0);
+            return (self.config.sequences() as f64 * of_a_caption) as u64;
+        }
         let batches = &self.config.schedule.batch_tokens;
         batches.total_tokens(self.config.train.steps, self.config.model.context_length) as u64
     }
@@ -170,7 +182,7 @@ impl Run {
     /// Takes one optimizer step and logs it.
     fn step(mut self, display: &ProgressDisplay) -> Result<Self, TrainError> {
         let result;
-        (self.training, result) = self.training.step(&self.config, &self.stream)?;
+        (self.training, result) = self.rows.step(self.training, &self.config)?;
         let (config, progress) = (&self.config, &self.training.progress);
         let (step, tokens) = (progress.step, result.tokens);
         display.step(step, result.loss, progress.tokens, tokens);
@@ -241,6 +253,9 @@ impl Run {
     fn validation(&self, display: &ProgressDisplay) -> Result<Validation, TrainError> {
         let limit = self.config.train.validation_tokens;
         let context = self.config.model.context_length;
+        if self.config.model.vision.is_some() {
+            return self.caption_validation(display, (limit / context as u64).max(1));
+        }
         let parts = self.prepared.validation(context, limit)?;
         let all = parts.iter().map(ValidationPart::targets).sum();
         let document_end = self.prepared.document_end();
@@ -260,6 +275,28 @@ impl Run {
         Ok(Validation {
             whole,
             sources: sources.collect(),
+            captions: Vec::new(),
+        })
+    }
+
+    /// Evaluates on held-out captions and their pictures, at most `limit` of each kind.
+    fn caption_validation(
+        &self,
+        display: &ProgressDisplay,
+        limit: u64,
+    ) -> Result<Validation, TrainError> {
+        let context = self.config.model.context_length;
+        let parts = self.prepared.held_out_captions(context, limit)?;
+        let all = looking::rows(&parts);
+        let model = self.training.model.valid();
+        let tokenizer = &self.prepared.tokenizer;
+        let (whole, captions) = looking::evaluate(&model, &parts, tokenizer, |rows| {
+            display.validating(rows, all);
+        });
+        Ok(Validation {
+            whole,
+            sources: Vec::new(),
+            captions,
         })
     }
 

@@ -65,6 +65,14 @@ pub enum ApiError {
         /// Tokens of the context.
         context: usize,
     },
+    /// A very long prompt has more tokens than the context; how many was not found out.
+    #[error("the prompt has more tokens than the model's context of {}", grouped(*.context as u64))]
+    PromptLength {
+        /// The field that has the prompt.
+        param: &'static str,
+        /// Tokens of the context.
+        context: usize,
+    },
     /// The key is missing or wrong.
     #[error("{}", match given {
         true => "the API key is wrong",
@@ -140,7 +148,8 @@ impl ApiError {
             | Self::InvalidType { .. }
             | Self::InvalidValue { .. }
             | Self::Unsupported { .. }
-            | Self::ContextLength { .. } => StatusCode::BAD_REQUEST,
+            | Self::ContextLength { .. }
+            | Self::PromptLength { .. } => StatusCode::BAD_REQUEST,
             Self::InvalidApiKey { .. } => StatusCode::UNAUTHORIZED,
             Self::ModelNotFound { .. } | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
@@ -173,7 +182,7 @@ impl ApiError {
             Self::InvalidType { .. } => "invalid_type",
             Self::InvalidValue { .. } => "invalid_value",
             Self::Unsupported { .. } => "unsupported_parameter",
-            Self::ContextLength { .. } => "context_length_exceeded",
+            Self::ContextLength { .. } | Self::PromptLength { .. } => "context_length_exceeded",
             Self::InvalidApiKey { .. } => "invalid_api_key",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::NotFound { .. } => "not_found",
@@ -195,7 +204,7 @@ impl ApiError {
             | Self::InvalidType { param, .. }
             | Self::InvalidValue { param, .. }
             | Self::Unsupported { param, .. } => Some(param),
-            Self::ContextLength { param, .. } => Some(param),
+            Self::ContextLength { param, .. } | Self::PromptLength { param, .. } => Some(param),
             Self::ModelNotFound { .. } => Some("model"),
             _ => None,
         }

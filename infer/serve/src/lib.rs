@@ -2,8 +2,9 @@
 //!
 //! [`http`] takes requests, [`request`] reads them, [`prepare`] makes [`job`]s of them, which go to a
 //! [`Submit`](job::Submit)ter, and [`reply`] makes objects and chunks of what happens to them.
-//! [`route`] stands in front of several such servers. Nothing here computes a model.
+//! [`route`] stands in front of several such servers, and [`client`] asks one. Nothing here computes a model.
 
+pub mod client;
 pub mod error;
 pub mod http;
 pub mod job;

@@ -5,8 +5,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 pub use prometheus::TEXT_FORMAT;
@@ -77,6 +77,8 @@ pub struct Metrics {
     pub accepted_by_position: IntCounterVec,
     /// Distinct experts that a layer used in a step.
     pub step_experts: Histogram,
+    /// What that would be if tokens chose experts evenly, summed over layers and steps.
+    pub even_experts: Counter,
     /// Tokens that were sent to each expert: a row for each mixture layer, in the order that it was registered with.
     pub expert_tokens: Vec<Vec<IntCounter>>,
 }
@@ -192,6 +194,10 @@ impl Metrics {
                 "Distinct experts that a layer used in a step.",
                 POWERS_OF_TWO,
             ),
+            even_experts: register.add(valid(Counter::new(
+                "firebox_step_experts_even_total",
+                "Sum of firebox_step_experts if tokens chose experts evenly: E(1 - (1 - k/E)^T) for a layer and a step of T tokens.",
+            ))),
             expert_tokens: register.experts(layers),
             registry: register.0.clone(),
         };
@@ -329,6 +335,7 @@ mod tests {
             "speculative_accepted_tokens_total",
             "speculative_accepted_tokens_by_position_total{position=\"1\"}",
             "step_experts_count",
+            "step_experts_even_total",
             "expert_tokens_total{expert=\"1\",layer=\"3\"}",
         ] {
             assert!(
@@ -349,7 +356,7 @@ mod tests {
         let text = metrics.text();
         assert!(text.contains("firebox_expert_tokens_total{expert=\"1\",layer=\"3\"} 5\n"));
         let families = metrics.registry.gather();
-        assert_eq!(families.len(), 25);
+        assert_eq!(families.len(), 26);
         for family in families {
             let name = family.name();
             assert!(text.contains(&format!("# HELP {name} ")), "{name}");

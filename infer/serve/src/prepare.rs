@@ -10,7 +10,7 @@ use crate::job::{Inbox, Job};
 use crate::reply::{Echo, PromptInfo};
 use crate::request::{ChatRequest, CompletionRequest, Generation, Prompt};
 use crate::served::Served;
-use crate::text::TextWriter;
+use crate::text::{Stops, TextWriter};
 
 /// The most tokens to generate where a request for a completion does not say.
 const DEFAULT_TOKENS: usize = 16;
@@ -37,7 +37,7 @@ pub fn completion(served: &Served, request: &CompletionRequest) -> Result<Prepar
     let mut prompts = Vec::with_capacity(request.prompts.len());
     for prompt in &request.prompts {
         let ids = match prompt {
-            Prompt::Text(text) => served.encode("prompt", text, true)?,
+            Prompt::Text(text) => served.encode_prompt("prompt", text, true)?,
             Prompt::Ids(ids) => {
                 served.check_ids("prompt", ids.iter().copied())?;
                 ids.clone()
@@ -86,10 +86,10 @@ pub fn chat(served: &Served, request: &ChatRequest) -> Result<Prepared, ApiError
             ));
         }
     };
-    let text = template.render(&request.messages);
+    let text = template.render(&request.messages, &request.variables);
     let text = text.map_err(|error| refused(error.to_string()))?;
     // A template writes the token itself that begins texts.
-    let ids = served.encode("messages", &text, false)?;
+    let ids = served.encode_prompt("messages", &text, false)?;
     if ids.is_empty() {
         return Err(refused(
             "the checkpoint's chat template makes an empty text of the messages".to_owned(),
@@ -143,6 +143,7 @@ fn jobs(
     served.check_ids("logit_bias", generation.bias.iter().map(|&(id, _)| id))?;
     let bias: Arc<[(u32, f32)]> = generation.bias.as_slice().into();
     let stop_ids: Arc<[u32]> = generation.stop_ids.as_slice().into();
+    let stops = Stops::new(&generation.stops);
     let (inbox, events) = Inbox::new(prompts.len() * generation.n);
     let mut events = events.into_iter();
     let mut jobs = Vec::with_capacity(events.len());
@@ -152,7 +153,7 @@ fn jobs(
             served.tokenizer.clone(),
             &prompt,
             generation.special_tokens,
-            &generation.stops,
+            stops.clone(),
             generation.include_stop,
         );
         // Without a seed, equal prompts have different texts.

@@ -5,8 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use firebox_model::config::{FeedForwardKind, ModelConfig};
 use firebox_model::generate::{self, End, Ended, Engine, Receiver, Request, StepReport};
-use firebox_model::moe::loads::ExpertLoads;
+use firebox_model::moe::loads::{ExpertLoads, even_share};
 use firebox_model::network::Network;
 use firebox_model::sampling::Scored;
 
@@ -86,6 +87,7 @@ impl Scheduler {
             metrics,
             finished: Vec::new(),
         };
+        let mixture = Mixture::of(engine.config());
         let mut preempted = 0;
         let mut looked = Instant::now();
         while let Some(jobs) = closed.0.take(&engine) {
@@ -100,7 +102,7 @@ impl Scheduler {
             }
             let report = engine.step(&mut told);
             if let Some(report) = report {
-                count_step(metrics, &report);
+                count_step(metrics, &report, mixture);
             }
             let statistics = engine.statistics();
             let more =
@@ -199,7 +201,37 @@ impl Drop for Closed<'_> {
     }
 }
 
-fn count_step(metrics: &Metrics, report: &StepReport) {
+/// The experts of a model.
+#[derive(Debug, Clone, Copy)]
+struct Mixture {
+    layers: usize,
+    experts: usize,
+    /// Experts that a token visits in each of the layers.
+    top_k: usize,
+}
+
+impl Mixture {
+    /// `None` for a dense model.
+    fn of(config: &ModelConfig) -> Option<Self> {
+        let experts = &config.moe.as_ref()?.experts;
+        let layers = config.layers.iter();
+        let mixtures = layers.filter(|layer| layer.feed_forward == FeedForwardKind::Moe);
+        Some(Self {
+            layers: mixtures.count(),
+            experts: experts.count,
+            top_k: experts.top_k,
+        })
+    }
+}
+
+fn count_step(metrics: &Metrics, report: &StepReport, mixture: Option<Mixture>) {
+    if let Some(mixture) = mixture {
+        let experts = mixture.experts as f64;
+        let share = even_share(mixture.top_k, mixture.experts, report.tokens as f64);
+        metrics
+            .even_experts
+            .inc_by(mixture.layers as f64 * experts * share);
+    }
     metrics.step_tokens.observe(report.tokens as f64);
     metrics.step_seconds.observe(report.seconds);
     for &[drafted, accepted] in &report.drafts {

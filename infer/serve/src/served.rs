@@ -9,6 +9,10 @@ use sha2::{Digest, Sha256};
 use crate::error::ApiError;
 use crate::template::{ChatTemplate, TemplateError};
 
+/// Texts of so many bytes are encoded to their end, so that an error can say how many tokens they have; that takes a fraction
+/// of a second.
+const COUNTED: usize = 1 << 20;
+
 /// What a model is called, and how text becomes its tokens.
 #[derive(Debug)]
 pub struct Served {
@@ -116,16 +120,73 @@ impl Served {
     ///
     /// When the tokenizer cannot encode the text, or has ids that the model has not.
     pub fn encode(&self, param: &str, text: &str, begin: bool) -> Result<Vec<u32>, ApiError> {
+        self.encode_up_to(param, text, begin, usize::MAX)
+    }
+
+    /// The same of a prompt. A very long text that is beyond the context is not encoded to its end.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`encode`](Self::encode), and when such a text is beyond the context.
+    pub fn encode_prompt(
+        &self,
+        param: &'static str,
+        text: &str,
+        begin: bool,
+    ) -> Result<Vec<u32>, ApiError> {
+        if text.len() <= COUNTED {
+            return self.encode(param, text, begin);
+        }
+        let ids = self.encode_up_to(param, text, begin, self.context)?;
+        match ids.len() > self.context {
+            true => Err(ApiError::PromptLength {
+                param,
+                context: self.context,
+            }),
+            false => Ok(ids),
+        }
+    }
+
+    /// The ids of a text. Where there are more than `most`, it is not encoded to its end.
+    fn encode_up_to(
+        &self,
+        param: &str,
+        text: &str,
+        begin: bool,
+        most: usize,
+    ) -> Result<Vec<u32>, ApiError> {
         let mut ids = match begin {
             true => self.tokenizer.bos_ids().to_vec(),
             false => Vec::new(),
         };
-        let encoded = self.tokenizer.encode(text);
-        ids.extend(encoded.map_err(|error| ApiError::InvalidValue {
-            param: param.to_owned(),
-            message: format!("{param}: {error}"),
-        })?);
+        let encoded = self.tokenizer.encode_parts(text, |part| {
+            ids.extend_from_slice(part);
+            match ids.len() > most {
+                true => Err(Ended::Enough),
+                false => Ok(()),
+            }
+        });
+        if let Err(Ended::Failed(error)) = encoded {
+            return Err(ApiError::InvalidValue {
+                param: param.to_owned(),
+                message: format!("{param}: {error}"),
+            });
+        }
         self.check_ids(param, ids.iter().copied())?;
         Ok(ids)
+    }
+}
+
+/// Why a text was not encoded to its end.
+enum Ended {
+    /// It has more tokens than were asked for.
+    Enough,
+    /// It cannot be encoded.
+    Failed(TokenizerError),
+}
+
+impl From<TokenizerError> for Ended {
+    fn from(error: TokenizerError) -> Self {
+        Self::Failed(error)
     }
 }

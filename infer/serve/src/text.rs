@@ -9,7 +9,7 @@ use firebox_text::{StreamDecoder, Tokenizer};
 #[derive(Debug, Clone)]
 pub struct TextWriter {
     decoder: StreamDecoder<Arc<Tokenizer>>,
-    stops: Arc<[Stop]>,
+    stops: Stops,
     /// How much of each stop string the text ends with.
     matched: Vec<usize>,
     include_stop: bool,
@@ -38,14 +38,12 @@ impl TextWriter {
         tokenizer: Arc<Tokenizer>,
         prompt: &[u32],
         special_tokens: bool,
-        stops: &[String],
+        stops: Stops,
         include_stop: bool,
     ) -> Self {
-        let stops = stops.iter().filter(|stop| !stop.is_empty());
-        let stops: Arc<[Stop]> = stops.cloned().map(Stop::new).collect();
         Self {
             decoder: StreamDecoder::new(tokenizer, special_tokens).after(prompt),
-            matched: vec![0; stops.len()],
+            matched: vec![0; stops.0.len()],
             stops,
             include_stop,
             held: String::new(),
@@ -97,7 +95,7 @@ impl TextWriter {
         self.length += new.chars().count();
         // Where a stop string begins and ends: the first one of those that this text completes.
         let mut first: Option<(usize, usize, &Stop)> = None;
-        for (stop, matched) in self.stops.iter().zip(&mut self.matched) {
+        for (stop, matched) in self.stops.0.iter().zip(&mut self.matched) {
             let Some(end) = stop.search(matched, new.as_bytes()) else {
                 continue;
             };
@@ -121,6 +119,18 @@ impl TextWriter {
             text.truncate(start);
         }
         (text, Some(stop.text.clone()))
+    }
+}
+
+/// The stop strings of a request, which its texts share.
+#[derive(Debug, Clone)]
+pub struct Stops(Arc<[Stop]>);
+
+impl Stops {
+    /// Ready to be found. Empty ones are left out.
+    pub fn new(stops: &[String]) -> Self {
+        let stops = stops.iter().filter(|stop| !stop.is_empty());
+        Self(stops.cloned().map(Stop::new).collect())
     }
 }
 
@@ -181,7 +191,7 @@ mod tests {
             Arc::new(Tokenizer::bytes()),
             &[0],
             false,
-            &stops,
+            Stops::new(&stops),
             include_stop,
         )
     }

@@ -21,9 +21,9 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer compare runs/quickstart --devices flex,wgpu --gradients --html compared.html\n  \
     cargo infer compare runs/quickstart --devices flex --dtype f32,bf16 --data notes.txt\n  \
     cargo infer compare runs/quickstart --devices flex --layouts 1x1,1x2,2x2x2\n\n\
-    The first device is the reference. Each part of each layer is also computed from the reference's inputs, so\n\
-    that an error is reported where it originates. The allowed relative difference of a part is 2e-5 in f32\n\
-    (devices agree to 1e-6), 2e-3 in f16 and 1.6e-2 in bf16 (eight roundings), and five times that for the whole\n\
+    The first device is the reference. Each part of each layer is also computed from the reference's inputs, so \
+    that an error is reported where it originates. The allowed relative difference of a part is 2e-5 in f32 \
+    (devices agree to 1e-6), 2e-3 in f16 and 1.6e-2 in bf16 (eight roundings), and five times that for the whole \
     network and for gradients.\n\n\
     The exit code is 1 if a device fails or exceeds a tolerance, so the command can run in CI.";
 

@@ -19,7 +19,7 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer eval runs/quickstart --data held-out.jsonl --field content --json\n  \
     cargo infer eval runs/quickstart/checkpoints/step-0000100 --data a.txt b.txt --max-tokens 10000\n  \
     cargo infer eval runs/quickstart --data notes.txt --tensor 2 --pipeline 2\n\n\
-    The loss equals the validation loss of `cargo train` on all held-out text of a source, unless --batch or\n\
+    The loss equals the validation loss of `cargo train` on all held-out text of a source, unless --batch or \
     --context is given or the model's context exceeds 2048. Of several sources, each is validated by itself.";
 
 #[derive(Debug, Args)]
@@ -68,6 +68,7 @@ impl EvalArgs {
             max_tokens: self.max_tokens,
         };
         text.check()?;
+        self.timeline.check()?;
         let (model, weights, ranks) = (self.model.clone(), self.weights, self.ranks);
         model.with_engine(weights, ranks, process, move |open| {
             self.evaluate(open()?, &text)
@@ -82,7 +83,8 @@ impl EvalArgs {
         let context = self.context.unwrap_or_else(|| default_context(&engine));
         let tokens = packed.targets();
         let progress = Progress::new(format!("evaluating {} tokens", grouped(tokens)), tokens);
-        let report = evaluate(&engine, &packed, context, self.batch, |tokens| {
+        let network = &mut *engine.network();
+        let report = evaluate(&engine, network, &packed, context, self.batch, |tokens| {
             progress.set(tokens)
         });
         drop(progress);
@@ -90,9 +92,10 @@ impl EvalArgs {
         if let Some(warning) = report.warning() {
             tracing::warn!("{warning}");
         }
-        if self.json {
-            return print_json(&report);
+        match self.json {
+            true => print_json(&report)?,
+            false => print(&report.to_string()).map_err(InferError::Output)?,
         }
-        print(&report.to_string()).map_err(InferError::Output)
+        engine.finish(network)
     }
 }

@@ -14,7 +14,10 @@ use crate::export::Export;
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer export runs/quickstart --output quickstart-bf16 --dtype bf16\n  \
-    cargo infer export Mixtral-8x7B --output resharded --shard-size 2GB";
+    cargo infer export Mixtral-8x7B --output resharded --shard-size 2GB\n  \
+    cargo infer export Llama-3.2-11B-Vision --output llama --text-only\n\n\
+    --text-only leaves out the vision tower, the layers that attend to pictures and the image token's row of the embedding.\n\
+    What is left is a text model of its own family, such as Llama or Mixtral, with the same logits for texts without pictures.";
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
@@ -29,6 +32,9 @@ pub(super) struct ExportArgs {
     /// Maximum size of one weights file, such as 5GB or 500MiB [default: a single file].
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     shard_size: Option<u64>,
+    /// Leave out what sees pictures: write the text model alone.
+    #[arg(long)]
+    text_only: bool,
 }
 
 impl ExportArgs {
@@ -37,6 +43,7 @@ impl ExportArgs {
         let export = Export {
             dtype: self.dtype,
             shard_bytes: self.shard_size,
+            text_only: self.text_only,
         };
         let progress = Progress::new("reading the checkpoint", 0);
         let CheckpointArgs { checkpoint, accept } = &self.source;

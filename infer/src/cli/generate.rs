@@ -15,7 +15,7 @@ use crate::InferError;
 use crate::engine::Engine;
 use crate::generate::{
     Answers, Draft, Generated, ManyRequest, Prompt, Request, Speculation, generate, generate_many,
-    read_prompts,
+    read_pictures, read_prompts,
 };
 use crate::ranks::RankOptions;
 
@@ -24,21 +24,22 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer generate runs/quickstart --prompt \"\" --temperature 0\n  \
     cargo infer generate runs/quickstart --prompt - --max-tokens 50 < prompt.txt > output.txt\n  \
     cargo infer generate runs/quickstart --prompts prompts.jsonl --output texts.jsonl\n  \
+    cargo infer generate Llama-3.2-11B-Vision --image photo.jpg --prompt \"This picture shows\"\n  \
     cargo infer generate Qwen3-4B --draft Qwen3-0.6B --prompt \"The firebox\"\n  \
     cargo infer generate runs/quickstart --prompts prompts.jsonl --tensor 2 --pipeline 2\n\n\
-    A line of --prompts is a JSON object, such as {\"prompt\": \"fn main\"}. Optional are \"id\" (a string or an integer;\n\
+    A line of --prompts is a JSON object, such as {\"prompt\": \"fn main\"}. Optional are \"id\" (a string or an integer; \
     default: the line number), \"max_tokens\" and \"seed\" (defaults: the command line's). Each prompt gives one line, in\n\
-    the same order: {\"id\": 1, \"text\": \"() {\", \"tokens\": 2, \"finish_reason\": \"length\", \"request\": \"5e…\"}. The text is\n\
-    the one that --prompt gives with the same seed; finish_reason is \"stop\" after an end-of-text token and \"length\"\n\
-    after the maximum number of tokens; request is a hash of the checkpoint's folder and the sizes and times of its\n\
+    the same order: {\"id\": 1, \"text\": \"() {\", \"tokens\": 2, \"finish_reason\": \"length\", \"request\": \"5e…\"}. The text is \
+    the one that --prompt gives with the same seed; finish_reason is \"stop\" after an end-of-text token and \"length\" \
+    after the maximum number of tokens; request is a hash of the checkpoint's folder and the sizes and times of its \
     files, the prompt and the options, by which a continued --output knows its own lines.\n\n\
     Sampling options apply in this order: penalties, temperature, top-k, top-p, min-p. The noise of a draw depends on\n\
-    the seed and the position alone, so a seed gives the same text with and without a draft, and alone or in a batch;\n\
+    the seed and the position alone, so a seed gives the same text with and without a draft, and alone or in a batch; \
     only where two tokens are nearly tied can rounding in a batch make a difference.\n\n\
-    When prompt and generated text together exceed the model's context (context_length of the run,\n\
-    max_position_embeddings in config.json), the oldest half of the context is dropped and positions begin anew,\n\
+    When prompt and generated text together exceed the model's context (context_length of the run, \
+    max_position_embeddings in config.json), the oldest half of the context is dropped and positions begin anew, \
     each time it is full; a warning says so. Such text differs from that of a model that sees all of it.\n\n\
-    Ctrl-C stops after the current token, with exit code 130; a second Ctrl-C aborts. With --prompts, the texts before\n\
+    Ctrl-C stops after the current token, with exit code 130; a second Ctrl-C aborts. With --prompts, the texts before \
     the first incomplete one are written.";
 
 /// The draft that needs no model.
@@ -59,6 +60,15 @@ pub(super) struct GenerateArgs {
     /// Text to continue; `-` reads it from standard input. An empty prompt starts a new document.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) prompt: Option<String>,
+    /// Picture that the text sees: a PNG, JPEG or WebP file; repeat it for several. They stand before the prompt, unless that
+    /// has an image token for each of them (see --special-tokens).
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "prompt",
+        conflicts_with = "prompts"
+    )]
+    image: Vec<PathBuf>,
     /// File of prompts, one JSON object per line (see below), or `-` for standard input; many are continued at once.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
@@ -153,6 +163,7 @@ impl GenerateArgs {
     pub(super) fn execute(self, process: &Process, control: &Control) -> Result<(), InferError> {
         // What is wrong with a file shows before a model is loaded.
         let prompts = self.prompts.as_deref().map(read_prompts).transpose()?;
+        self.timeline.check()?;
         let (model, weights, ranks) = (self.model.clone(), self.weights, self.ranks);
         let control = control.clone();
         model.with_engine(weights, ranks, process, move |open| {
@@ -166,6 +177,16 @@ impl GenerateArgs {
         prompts: Option<&[Prompt]>,
         control: &Control,
     ) -> Result<(), InferError> {
+        if let Some(draft) = self
+            .draft
+            .as_deref()
+            .filter(|draft| *draft != PROMPT_LOOKUP)
+            && !self.image.is_empty()
+        {
+            return Err(InferError::BlindDraft {
+                draft: draft.into(),
+            });
+        }
         let mut answers = match &self.output {
             Some(path) => Answers::file(path)?,
             None => Answers::Writer(io::stdout()),
@@ -210,6 +231,7 @@ impl GenerateArgs {
                     prompt: prompt(self.prompt.clone().unwrap_or_default())?,
                     max_tokens: self.max_tokens,
                     sampling,
+                    pictures: read_pictures(&engine, &self.image)?,
                 };
                 control.heed_stop();
                 let output = &mut io::stdout().lock();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use firebox_checkpoint::Accept;
+use firebox_console::durable;
 use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
 use firebox_kernels::dtype::WeightDtype;
@@ -27,10 +28,10 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer plan configs/gpt4.toml --hardware h100 --batch 256 --search --latency 300\n  \
     cargo infer plan configs/gpt4.toml --hardware a100 --tensor 8 --pipeline 16 --draft-acceptance 0.8\n  \
     cargo infer plan runs/quickstart --measure --hardware-out here.toml\n\n\
-    Stage time = max(memory traffic, FLOPs) on its slowest rank, plus its all-reduces. A rank reads its weights, the experts\n\
-    that its tokens visit, and its KV cache; with even routing, T tokens visit a share of 1 - (1 - k/E)^T of the experts. A\n\
+    Stage time = max(memory traffic, FLOPs) on its slowest rank, plus its all-reduces. A rank reads its weights, the experts \
+    that its tokens visit, and its KV cache; with even routing, T tokens visit a share of 1 - (1 - k/E)^T of the experts. A \
     text passes through all stages and the sends between them. Numbers of hardware and assumed efficiencies are in\n\
-    configs/hardware; --hardware takes a file of your own. --measure makes one of this machine, and shows predicted and\n\
+    configs/hardware; --hardware takes a file of your own. --measure makes one of this machine, and shows predicted and \
     measured times of a checkpoint side by side.";
 
 /// The longest prompt and output where none are given, in tokens: of a plan, and of one that is measured.
@@ -132,9 +133,28 @@ pub(super) struct PlanArgs {
 impl PlanArgs {
     pub(super) fn execute(self) -> Result<(), InferError> {
         match self.measure {
-            true => show(&self.measured()?, self.json),
+            true => self.measure(),
             false => show(&self.report()?, self.json),
         }
+    }
+
+    fn measure(&self) -> Result<(), InferError> {
+        if let Some(path) = &self.hardware_out {
+            durable::check_writable(path).map_err(InferError::Place)?;
+        }
+        let measured = self.measured()?;
+        show(&measured, self.json)?;
+        let Some(path) = &self.hardware_out else {
+            return Ok(());
+        };
+        let comment = format!(
+            "Measured by `cargo infer plan CHECKPOINT --measure --dtype {}`: this machine's cores, which ranks share\n\
+             that are threads of it. `network` and `price` are assumptions.",
+            measured.dtype
+        );
+        measured.hardware.write(path, &comment)?;
+        tracing::info!("wrote {}", path.display());
+        Ok(())
     }
 
     fn measured(&self) -> Result<Measured, InferError> {
@@ -153,17 +173,7 @@ impl PlanArgs {
         let progress = Progress::new("measuring", 0);
         let measured = measure(&options, &config, |stage| progress.tell(stage.to_owned()));
         drop(progress);
-        let measured = measured?;
-        if let Some(path) = &self.hardware_out {
-            let comment = format!(
-                "Measured by `cargo infer plan CHECKPOINT --measure --dtype {}`: this machine's cores, which ranks share\n\
-                 that are threads of it. `network` and `price` are assumptions.",
-                measured.dtype
-            );
-            measured.hardware.write(path, &comment)?;
-            tracing::info!("wrote {}", path.display());
-        }
-        Ok(measured)
+        measured
     }
 
     fn report(&self) -> Result<Report, PlanError> {

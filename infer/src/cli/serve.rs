@@ -33,15 +33,19 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer serve runs/quickstart --replicas 2\n  \
     cargo infer serve --route http://node1:8000,http://node2:8000 --port 9000\n  \
     curl http://127.0.0.1:8000/v1/completions -d '{\"prompt\": \"fn main\", \"max_tokens\": 20}'\n\n\
-    The interface is OpenAI's: /v1/completions (with log-probabilities and echo), /v1/chat/completions (where the\n\
-    checkpoint has a chat template), /v1/models; beside it /health, /metrics (Prometheus), /tokenize, /detokenize,\n\
+    The interface is OpenAI's: /v1/completions (with log-probabilities and echo), /v1/chat/completions (where the \
+    checkpoint has a chat template), /v1/models; beside it /health, /metrics (Prometheus), /tokenize, /detokenize, \
     /tokenizer_info, /version, and a page at /.\n\n\
-    Standard error says `serving NAME at http://HOST:PORT` when requests are accepted. SIGTERM or Ctrl-C ends the\n\
-    server: new requests are refused, those that were accepted are answered, and the exit code is 0. A second signal, or\n\
+    Standard error says `serving NAME at http://HOST:PORT` when requests are accepted. SIGTERM or Ctrl-C ends the \
+    server: new requests are refused, those that were accepted are answered, and the exit code is 0. A second signal, or \
     --drain-timeout, ends what is left with an error; the exit code is then 1.\n\n\
-    A text with a seed depends on its request alone, not on what else is served. Prompts are read in pieces of\n\
-    --max-batch-tokens, so that the texts of others go on meanwhile: a step reads no more of prompts than that, and\n\
+    A text with a seed depends on its request alone, not on what else is served. Prompts are read in pieces of \
+    --max-batch-tokens, so that the texts of others go on meanwhile: a step reads no more of prompts than that, and \
     a token (with drafts, some more) of every text. Where the cache is full, the newest text begins anew later; its client sees a pause.";
+
+/// How to reduce the memory of a server.
+pub(super) const LESS_MEMORY: &str =
+    "lower --cache-memory or --max-sequences, or keep the weights in bf16 (--dtype bf16)";
 
 /// The draft that needs no model.
 const PROMPT: &str = "prompt";
@@ -50,8 +54,14 @@ const OFF: &str = "off";
 /// What stands before the checkpoint of a draft.
 const DRAFT: &str = "draft=";
 
+/// More servers on one machine than this are a slip.
+const MOST_REPLICAS: usize = 64;
+
+/// Where other machines do not come in.
+const LOOPBACK: &str = "127.0.0.1";
+
 /// Stands for CHECKPOINT with --route, which has none.
-const NO_CHECKPOINT: &str = "none";
+pub(super) const NO_CHECKPOINT: &str = "none";
 
 /// What a router has no use for, since its servers have it.
 const OF_MODEL: [&str; 16] = [
@@ -76,27 +86,9 @@ const OF_MODEL: [&str; 16] = [
 /// What concerns the address in front of replicas alone, or is another for each of them.
 const OF_FRONT: [&str; 4] = ["--replicas", "--host", "--port", "--threads"];
 
-#[derive(Debug, Args)]
-#[command(mut_arg("checkpoint", |checkpoint| checkpoint
-    .required(false)
-    .required_unless_present("route")
-    .default_value_if("route", ArgPredicate::IsPresent, NO_CHECKPOINT)))]
-pub(super) struct ServeArgs {
-    #[command(flatten)]
-    pub(super) model: ModelArgs,
-    #[command(flatten)]
-    weights: DtypeArgs,
-    #[command(flatten)]
-    ranks: LayoutArgs,
-    /// Host name or address to listen on; 0.0.0.0 lets other machines in.
-    #[arg(long, default_value = "127.0.0.1")]
-    host: String,
-    /// Port to listen on; 0 takes a free one.
-    #[arg(long, default_value_t = 8000)]
-    port: u16,
-    /// Name of the model for clients [default: the name of CHECKPOINT].
-    #[arg(long, value_parser = not_empty)]
-    name: Option<String>,
+/// How many texts are generated at once, with which memory and which drafts.
+#[derive(Debug, Clone, Args)]
+pub(super) struct EngineArgs {
     /// Number of sequences to generate at once; more is faster for all together and slower for each.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     max_sequences: usize,
@@ -113,6 +105,38 @@ pub(super) struct ServeArgs {
     /// Number of sequences that may wait; requests beyond it are refused for the time being.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = at_least_one)]
     max_queue: usize,
+    /// Source of guesses for the next tokens, which the model verifies: `draft=CHECKPOINT`, a smaller model with the same
+    /// tokenizer; `prompt`, which copies what followed the same tokens earlier in the text; or `off`. Texts stay the same.
+    #[arg(long, value_name = "SOURCE", default_value = OFF, value_parser = source)]
+    speculate: String,
+    /// Number of tokens to guess at a time; `auto` measures which number is fastest, 0 included.
+    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = draft_tokens)]
+    speculate_tokens: DraftTokens,
+}
+
+#[derive(Debug, Args)]
+#[command(mut_arg("checkpoint", |checkpoint| checkpoint
+    .required(false)
+    .required_unless_present("route")
+    .default_value_if("route", ArgPredicate::IsPresent, NO_CHECKPOINT)))]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    #[command(flatten)]
+    weights: DtypeArgs,
+    #[command(flatten)]
+    ranks: LayoutArgs,
+    /// Host name or address to listen on; 0.0.0.0 lets other machines in.
+    #[arg(long, default_value = LOOPBACK, value_parser = not_empty)]
+    host: String,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    /// Name of the model for clients [default: the name of CHECKPOINT].
+    #[arg(long, value_parser = not_empty)]
+    name: Option<String>,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Seconds that accepted requests may take after the signal to end [default: as long as they take].
     #[arg(long, value_name = "SECONDS")]
     drain_timeout: Option<u64>,
@@ -121,18 +145,11 @@ pub(super) struct ServeArgs {
     write_timeout: u64,
     /// Key that clients must send as `authorization: Bearer KEY`. Other users of this machine can see it; see
     /// --api-key-file.
-    #[arg(long, value_name = "KEY", conflicts_with = "api_key_file", value_parser = not_empty)]
+    #[arg(long, value_name = "KEY", conflicts_with = "api_key_file", value_parser = key)]
     api_key: Option<String>,
     /// File with the key.
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Source of guesses for the next tokens, which the model verifies: `draft=CHECKPOINT`, a smaller model with the same
-    /// tokenizer; `prompt`, which copies what followed the same tokens earlier in the text; or `off`. Texts stay the same.
-    #[arg(long, value_name = "SOURCE", default_value = OFF, value_parser = source)]
-    speculate: String,
-    /// Number of tokens to guess at a time; `auto` measures which number is fastest, 0 included.
-    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = draft_tokens)]
-    speculate_tokens: DraftTokens,
     /// Running servers of one model, such as http://node1:8000,http://node2:8000: this one stands in front of them and has no
     /// CHECKPOINT of its own. Requests whose prompts begin alike go to the same server unless it is much busier than others; a
     /// server that fails is passed over, and what it had not begun to answer goes to another one.
@@ -140,7 +157,7 @@ pub(super) struct ServeArgs {
     route: Vec<Address>,
     /// Number of servers to start, each a process with a copy of the model and its share of --threads; this one stands in
     /// front of them as with --route, and ends them. One that ends by itself is not started again.
-    #[arg(long, value_name = "N", conflicts_with = "route", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", conflicts_with = "route", value_parser = replicas)]
     replicas: Option<usize>,
     /// This process is one of so many replicas of the one that has started it.
     #[arg(long, value_name = "N", hide = true, conflicts_with_all = ["route", "replicas"], value_parser = at_least_one)]
@@ -178,7 +195,9 @@ impl ServeArgs {
         let (model, weights, ranks) = (self.model.clone(), self.weights, self.ranks);
         model.with_engine(weights, ranks, process, move |open| {
             let engine = open()?;
-            let speculation = self.speculation(&engine)?;
+            let speculation = self
+                .engine
+                .speculation(&engine, &self.model, self.weights)?;
             serve(
                 &engine,
                 &self.model.source.checkpoint,
@@ -193,34 +212,50 @@ impl ServeArgs {
             host: self.host.clone(),
             port: self.port,
             name: self.name.clone(),
-            sequences: self.max_sequences,
-            step_tokens: self.max_batch_tokens,
-            cache_bytes: self.cache_memory,
-            block_tokens: self.block_tokens,
-            queue: self.max_queue,
             http: self.http()?,
             parent: self.replica_of.map(Parent::of),
+            ..self.engine.options()
         })
     }
 
     fn http(&self) -> Result<http::Options, InferError> {
-        let key = match &self.api_key_file {
-            Some(file) => Some(key_of(file)?),
-            None => self.api_key.clone(),
-        };
         Ok(http::Options {
-            api_key: key,
+            api_key: given_key(self.api_key.as_deref(), self.api_key_file.as_deref())?,
             write_timeout: Duration::from_secs(self.write_timeout),
             drain_timeout: self.drain_timeout.map(Duration::from_secs),
             ..http::Options::default()
         })
     }
+}
 
-    fn speculation(&self, engine: &Engine) -> Result<Speculation, InferError> {
+impl EngineArgs {
+    /// How a server with these is run on a free port of this machine.
+    pub(super) fn options(&self) -> ServeOptions {
+        ServeOptions {
+            host: LOOPBACK.to_owned(),
+            port: 0,
+            name: None,
+            sequences: self.max_sequences,
+            step_tokens: self.max_batch_tokens,
+            cache_bytes: self.cache_memory,
+            block_tokens: self.block_tokens,
+            queue: self.max_queue,
+            http: http::Options::default(),
+            parent: None,
+        }
+    }
+
+    /// Opens a draft for a model that is open.
+    pub(super) fn speculation(
+        &self,
+        engine: &Engine,
+        model: &ModelArgs,
+        weights: DtypeArgs,
+    ) -> Result<Speculation, InferError> {
         let draft = match self.speculate.strip_prefix(DRAFT) {
             Some(path) => {
-                let accept = &self.model.source.accept;
-                Draft::open(Path::new(path), accept, self.weights.dtype, engine)?
+                let accept = &model.source.accept;
+                Draft::open(Path::new(path), accept, weights.dtype, engine)?
             }
             None if self.speculate == PROMPT => Draft::PromptLookup,
             None => Draft::None,
@@ -241,7 +276,7 @@ fn commands(replicas: usize, threads: usize) -> Result<Vec<Command>, InferError>
         let mut command = Command::new(&program);
         command
             .args(replica_arguments(&given))
-            .args(["--host", "127.0.0.1", "--port", "0"])
+            .args(["--host", LOOPBACK, "--port", "0"])
             .args(["--replica-of", &replicas.to_string()])
             .args(["--threads", &share.max(1).to_string()])
             // What it says goes into a log.
@@ -268,14 +303,34 @@ fn replica_arguments(given: &[OsString]) -> Vec<OsString> {
     kept
 }
 
+/// The key that the command line or a file gives, if any.
+pub(super) fn given_key(
+    key: Option<&str>,
+    file: Option<&Path>,
+) -> Result<Option<String>, InferError> {
+    match file {
+        Some(file) => key_of(file).map(Some),
+        None => Ok(key.map(str::to_owned)),
+    }
+}
+
 fn key_of(file: &Path) -> Result<String, InferError> {
     let text = fs::read_to_string(file).map_err(FileError::of("read", file));
-    let text = text.map_err(InferError::Read)?;
-    match text.trim() {
-        "" => Err(InferError::EmptyKey {
-            file: file.to_owned(),
-        }),
-        key => Ok(key.to_owned()),
+    key(&text.map_err(InferError::Read)?).map_err(|reason| InferError::Key {
+        file: file.to_owned(),
+        reason,
+    })
+}
+
+/// A key, without the white space around it.
+pub(super) fn key(text: &str) -> Result<String, &'static str> {
+    let key = text.trim();
+    match key {
+        "" => Err("it must not be empty"),
+        _ if !key.chars().all(|c| c.is_ascii_graphic()) => {
+            Err("it must have visible ASCII characters alone, as clients send it in a header")
+        }
+        _ => Ok(key.to_owned()),
     }
 }
 
@@ -289,10 +344,17 @@ fn source(text: &str) -> Result<String, String> {
     }
 }
 
-fn not_empty(text: &str) -> Result<String, String> {
+pub(super) fn not_empty(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("must not be empty".to_owned()),
         text => Ok(text.to_owned()),
+    }
+}
+
+fn replicas(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (1..=MOST_REPLICAS).contains(&number) => Ok(number),
+        _ => Err(format!("must be an integer from 1 to {MOST_REPLICAS}")),
     }
 }
 

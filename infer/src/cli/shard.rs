@@ -22,17 +22,17 @@ use crate::sharded::{fault_list, table};
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer shard runs/quickstart --tensor 2 --pipeline 2 --output quickstart-4\n  \
     cargo infer shard Mixtral-8x7B --tensor 8 --expert 8 --output mixtral-8     whole experts on each rank\n\n\
-    Writes one subfolder per rank (rank-000 …), with its part of every tensor under the tensor's Hugging Face name,\n\
-    layout.json with a hash of each, and the checkpoint's other files: config.json, tokenizers and whatever lies beside\n\
-    them, but no training state (train_state.*), weights of other formats, hidden files and subfolders.\n\
-    `cargo infer unshard` reassembles the weights and these files, byte by byte.\n\
-    What cannot be divided is copied to every tensor rank of a stage: norms, routers, and key/value heads that are fewer\n\
+    Writes one subfolder per rank (rank-000 …), with its part of every tensor under the tensor's Hugging Face name, \
+    layout.json with a hash of each, and the checkpoint's other files: config.json, tokenizers and whatever lies beside \
+    them, but no training state (train_state.*), weights of other formats, hidden files and subfolders. \
+    `cargo infer unshard` reassembles the weights and these files, byte by byte. \
+    What cannot be divided is copied to every tensor rank of a stage: norms, routers, and key/value heads that are fewer \
     than the ranks. Run again, it verifies the existing folder instead of writing.";
 
 pub(super) const UNSHARD_HELP: &str = "Example:\n  \
     cargo infer unshard quickstart-4 --output quickstart\n\n\
-    Writes the files that `cargo infer shard` divided and copied, byte by byte. What it leaves out does not come back, such\n\
-    as the training state that `cargo train run --resume` needs. Every tensor is compared with its hash; if one differs,\n\
+    Writes the files that `cargo infer shard` divided and copied, byte by byte. What it leaves out does not come back, such \
+    as the training state that `cargo train run --resume` needs. Every tensor is compared with its hash; if one differs, \
     nothing is written.";
 
 pub(super) const VERIFY_HELP: &str = "Examples:\n  \

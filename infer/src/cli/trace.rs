@@ -16,8 +16,11 @@ use crate::trace::{trace, trace_on_ranks};
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer trace runs/quickstart --input tokens.safetensors --output trace.safetensors\n  \
     cargo infer trace OLMoE-1B-7B --input tokens.safetensors --output trace.safetensors --gradients --device wgpu\n\n\
-    tokens.safetensors contains input_ids [batch, sequence] and, if there is padding, attention_mask of the\n\
-    same shape. tests/fixtures/compare.py compares a trace with the results of transformers for the same folder.";
+    tokens.safetensors contains input_ids [batch, sequence] and, if there is padding, attention_mask of the \
+    same shape. For a model that sees pictures it may also contain pixel_values [batch, slots, tiles, 3, side, side], \
+    aspect_ratio_ids [batch, slots], aspect_ratio_mask [batch, slots, tiles] and cross_attention_mask [batch, sequence, \
+    slots, tiles], as the processor of transformers makes them. tests/fixtures/compare.py compares a trace with the \
+    results of transformers for the same folder.";
 
 #[derive(Debug, Args)]
 pub(super) struct TraceArgs {
@@ -25,7 +28,7 @@ pub(super) struct TraceArgs {
     pub(super) model: ModelArgs,
     #[command(flatten)]
     ranks: LayoutArgs,
-    /// Safetensors file with input_ids and, optionally, attention_mask.
+    /// Safetensors file with input_ids and, optionally, attention_mask and pictures.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// Safetensors file to write.

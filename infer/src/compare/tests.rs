@@ -147,7 +147,7 @@ fn scaled<const D: usize>(parameter: &mut Param<Tensor<D>>, factor: f32) {
 }
 
 fn moe(model: &mut LanguageModel, layer: usize) -> &mut MixtureOfExperts {
-    match &mut model.blocks[layer].feed_forward {
+    match &mut model.blocks[layer].text_mut().unwrap().feed_forward {
         FeedForward::Moe(moe) => moe,
         FeedForward::Dense(_) => panic!("layer {layer} is dense"),
     }
@@ -171,16 +171,28 @@ fn a_fault_is_reported_by_layer_and_part() {
             scaled(model.embedding.as_mut().unwrap(), 1.001)
         }),
         ("layer 0, norm before attention", |model| {
-            scaled(&mut model.blocks[0].attention_norm.gamma, 1.001)
+            scaled(
+                &mut model.blocks[0].text_mut().unwrap().attention_norm.gamma,
+                1.001,
+            )
         }),
         ("layer 0, attention", |model| {
-            scaled(&mut model.blocks[0].attention.query.weight, 1.01)
+            scaled(
+                &mut model.blocks[0].text_mut().unwrap().attention.query.weight,
+                1.01,
+            )
         }),
         ("layer 1, attention", |model| {
-            scaled(&mut model.blocks[1].attention.output.weight, 1.001)
+            scaled(
+                &mut model.blocks[1].text_mut().unwrap().attention.output.weight,
+                1.001,
+            )
         }),
         ("layer 1, norm before the feed-forward", |model| {
-            scaled(&mut model.blocks[1].feed_forward_norm.gamma, 1.001);
+            scaled(
+                &mut model.blocks[1].text_mut().unwrap().feed_forward_norm.gamma,
+                1.001,
+            );
         }),
         ("layer 1, experts", |model| {
             scale_expert(&mut moe(model, 1).experts.down, 2, 1.001)
@@ -234,7 +246,10 @@ fn a_router_with_other_selections_is_a_fault() {
 fn nan_is_a_fault() {
     let case = Case::new(&tiny_config());
     let mut model = case.model(device::default_name());
-    scaled(&mut model.blocks[1].attention.output.weight, f32::NAN);
+    scaled(
+        &mut model.blocks[1].text_mut().unwrap().attention.output.weight,
+        f32::NAN,
+    );
     let differences = case.differences(&model);
     assert_eq!(differences.faults[0].place, "layer 1, attention");
     assert_eq!(differences.faults[0].figure, f64::INFINITY);

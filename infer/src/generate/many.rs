@@ -95,7 +95,7 @@ pub fn generate_many<W: Write>(
         ),
         &mut many,
     );
-    engine.finish(network)?;
+    let timeline = engine.finish(network);
     let Many {
         written,
         cut,
@@ -120,6 +120,7 @@ pub fn generate_many<W: Write>(
         Err(error) => Err(error),
         Ok(()) => {
             answers.finish()?;
+            timeline?;
             match written == open.len() {
                 true => Ok(generated),
                 false => Err(InferError::Interrupted {
@@ -375,6 +376,7 @@ mod tests {
                             seed: prompt.seed.unwrap_or(many.sampling.seed),
                             ..many.sampling
                         },
+                        pictures: Vec::new(),
                     };
                     let mut output = Vec::new();
                     let plain = Speculation::default();

@@ -3,13 +3,16 @@
 mod answers;
 mod draft;
 mod many;
+mod pictures;
 mod prompts;
 
 use std::io::{self, ErrorKind, Write};
+use std::sync::Arc;
 use std::time::Instant;
 
 use firebox_model::generate::{self, Ended, Receiver, Statistics, Token};
 use firebox_model::sampling::Sampling;
+use firebox_model::vision::Picture;
 use firebox_text::{StreamDecoder, Tokenizer};
 
 use crate::InferError;
@@ -18,6 +21,7 @@ use crate::engine::Engine;
 pub use answers::{Answer, AnswerFile, Answers, FinishReason};
 pub use draft::{Draft, Speculation};
 pub use many::{ManyRequest, generate_many};
+pub use pictures::read_pictures;
 pub use prompts::{Id, Prompt, read_prompts};
 
 /// What to generate.
@@ -29,6 +33,8 @@ pub struct Request {
     pub max_tokens: usize,
     /// How tokens are sampled.
     pub sampling: Sampling,
+    /// The pictures that the text sees. They stand before the prompt, unless it has an image token for each of them.
+    pub pictures: Vec<Picture>,
 }
 
 /// Statistics of a generation.
@@ -55,8 +61,28 @@ pub fn generate(
     stopped: impl Fn() -> bool,
 ) -> Result<Generated, InferError> {
     let started = Instant::now();
-    let prompt = engine.prompt(&request.prompt)?;
+    let pictures = &request.pictures;
+    let prompt = match pictures.is_empty() {
+        true => engine.prompt(&request.prompt)?,
+        false => engine.prompt_seeing(&request.prompt, pictures.len())?,
+    };
     let context = engine.model.config().context_length;
+    let mut most = request.max_tokens;
+    if !pictures.is_empty() {
+        // A text that is cut would lose its image tokens, and see nothing more.
+        let room = context
+            .checked_sub(prompt.len())
+            .ok_or(InferError::LongPrompt {
+                tokens: prompt.len(),
+                context,
+            })?;
+        if most > room {
+            tracing::warn!(
+                "at most {room} tokens are generated: a text that sees pictures ends with the model's context of {context}"
+            );
+        }
+        most = most.min(room);
+    }
     if prompt.len() > context {
         tracing::warn!(
             "the prompt has {} tokens; only the last {context}, the model's context, are used",
@@ -74,12 +100,16 @@ pub fn generate(
         cut: None,
     };
     let mut statistics = Statistics::default();
+    let mut timeline = Ok(());
     if only.written.is_ok() {
-        let text = generate::Request::new(prompt, request.max_tokens, request.sampling);
+        let text = generate::Request {
+            pictures: (!pictures.is_empty()).then(|| Arc::new(engine.model.look(pictures))),
+            ..generate::Request::new(prompt, most, request.sampling)
+        };
         let options = speculation.options(engine.tokenizer.eos_ids(), 1, 1);
         let network = &mut *engine.network();
         statistics = generate::generate_all(network, [text], &options, &mut only);
-        engine.finish(network)?;
+        timeline = engine.finish(network);
     }
     let seconds = started.elapsed().as_secs_f64();
     let rest = only.decoder.finish().unwrap_or_default();
@@ -94,7 +124,7 @@ pub fn generate(
     }
     match written {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(InferError::Output(error)),
-        _ => Ok(Generated {
+        _ => timeline.map(|()| Generated {
             statistics,
             seconds,
         }),
@@ -154,6 +184,7 @@ mod tests {
             prompt: prompt.to_owned(),
             max_tokens,
             sampling,
+            pictures: Vec::new(),
         }
     }
 

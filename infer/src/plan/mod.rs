@@ -29,12 +29,6 @@ pub use source::{Model, open_model};
 pub use speculation::{Drafting, Speculation, speculate};
 pub use text::Report;
 
-/// Share of a layer's experts that at least one of `tokens` tokens visits, where each visits `top_k` of `experts` that are
-/// chosen evenly: `1 − (1 − k/E)^T`.
-pub fn expert_utilization(top_k: usize, experts: usize, tokens: f64) -> f64 {
-    1.0 - (1.0 - top_k as f64 / experts as f64).powf(tokens)
-}
-
 /// What is wrong with a TOML text, and in which line.
 fn toml_fault(text: &str, error: &toml::de::Error) -> String {
     let line = error.span().map_or(1, |span| {

@@ -43,12 +43,25 @@ struct PlanKeys {
 
 /// The model that a path leads to: the configuration of a run (a TOML file), a checkpoint, a run folder or a sharded
 /// checkpoint. Of a configuration no more is read than the model's table, the size of the vocabulary and a remark;
-/// `cargo train check` checks all of it. Warns of accepted fields of config.json.
+/// `cargo train check` checks all of it. Warns of accepted fields of config.json. Of a model that sees pictures it is the text
+/// model that is left without them, which it warns of too.
 ///
 /// # Errors
 ///
 /// When there is nothing, or it does not describe a model.
 pub fn open_model(path: &Path, accept: Accept) -> Result<Model, PlanError> {
+    let mut model = open_whole(path, accept)?;
+    if model.config.vision.is_some() {
+        tracing::warn!(
+            "{}: what sees pictures is left out; the numbers are those of the text model",
+            path.display()
+        );
+        model.config = model.config.text_only();
+    }
+    Ok(model)
+}
+
+fn open_whole(path: &Path, accept: Accept) -> Result<Model, PlanError> {
     if path.is_file() {
         return of_run(path);
     }

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use firebox_model::config::ModelConfig;
+use firebox_model::moe::loads::even_share;
 use firebox_model::parallel::RankLayout;
 use firebox_model::parallel::traffic::PassTraffic;
 
 use super::estimate::Workload;
-use super::expert_utilization;
 use super::hardware::{Hardware, Reach};
 use super::loads::RankLoads;
 
@@ -55,11 +55,7 @@ impl Stages<'_> {
     pub fn expert_utilization(&self, tokens: f64) -> Option<f64> {
         let moe = self.config.moe.as_ref()?;
         let tokens = self.workload.batch as f64 / self.in_flight() as f64 * tokens;
-        Some(expert_utilization(
-            moe.experts.top_k,
-            moe.experts.count,
-            tokens,
-        ))
+        Some(even_share(moe.experts.top_k, moe.experts.count, tokens))
     }
 
     /// Messages of one token.
@@ -188,7 +184,7 @@ impl Stages<'_> {
             return (0.0, 0.0);
         }
         let (count, top_k) = (moe.experts.count, moe.experts.top_k);
-        let visited = expert_utilization(top_k, count, tokens);
+        let visited = even_share(top_k, count, tokens);
         let even = tokens * top_k as f64 / count as f64;
         let least = 1.0 / of_rank as f64;
         (visited.max(least).min(1.0), even.max(least))

@@ -252,11 +252,3 @@ fn drafts_pay_off_less_for_a_mixture_than_for_a_dense_model() {
     );
     assert!(mixture > 1.0 && dense > mixture, "{mixture}, {dense}");
 }
-
-#[test]
-fn experts_that_are_visited() {
-    assert_eq!(expert_utilization(2, 16, 1.0), 0.125);
-    assert!((expert_utilization(2, 16, 2.0) - 0.234_375).abs() < 1e-12);
-    assert!(expert_utilization(2, 16, 64.0) > 0.9998);
-    assert_eq!(expert_utilization(4, 4, 1.0), 1.0);
-}

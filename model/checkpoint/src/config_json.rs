@@ -9,14 +9,17 @@ use firebox_console::durable::FileError;
 use serde_json::{Map, Value, json};
 
 use super::dtype::StoredDtype as _;
-use super::families::{Bias, DenseLayers, FIREBOX, Family, RouterKind, Windows};
+use super::families::{
+    Bias, DenseLayers, FIREBOX, Family, RouterKind, TEXT_TYPE, TOWER_TYPE, Windows,
+};
 use super::fields::Fields;
 use super::notes::generation_eos_ids;
+use super::preprocessor;
 use super::{Accept, CONFIG_FILE, CheckpointError, Notes};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
-    AttentionBias, AttentionKind, BalanceKind, ExpertActivation, ModelConfig, MoeConfig, QkNorm,
-    RopeScaling,
+    AttentionBias, AttentionKind, BalanceKind, CHANNELS, ExpertActivation, ModelConfig, MoeConfig,
+    QkNorm, RopeScaling,
 };
 
 /// The content of a `config.json`.
@@ -57,6 +60,9 @@ pub fn read_config(folder: &Path, accept: Accept) -> Result<CheckpointConfig, Ch
             reason: error.to_string(),
         })?;
     let mut config = Fields::new(&path, &value, accept)?.config()?;
+    if let Some(vision) = &config.model.vision {
+        preprocessor::check(folder, vision)?;
+    }
     for id in generation_eos_ids(folder)? {
         if !config.eos_ids.contains(&id) {
             config.eos_ids.push(id);
@@ -79,20 +85,78 @@ pub fn config_json(
         "dtype": dtype.torch_name(),
         "torch_dtype": dtype.torch_name(),
     });
-    let specific = if *family == FIREBOX {
-        json!({ "model": model })
-    } else {
-        hugging_face(model, family)
+    let specific = match (family.vision, *family == FIREBOX) {
+        (true, _) => tables(model, family, notes),
+        (false, true) => json!({ "model": model }),
+        (false, false) => hugging_face(model, family),
     };
     let fields = value.as_object_mut().expect("an object");
     fields.extend(specific.as_object().expect("an object").clone());
-    notes.add_to(fields, family);
+    if !family.vision {
+        notes.add_to(fields, family);
+    }
     if family.predicts_further() {
         // Layers behind the last one are not written.
         fields.insert("num_nextn_predict_layers".to_owned(), json!(0));
     }
     serde_json::to_string_pretty(&value).expect("a value with string keys can be written as JSON")
         + "\n"
+}
+
+/// The configuration of a model with a tower under Hugging Face's keys, in its two tables.
+fn tables(model: &ModelConfig, family: &Family, notes: &Notes) -> Value {
+    let vision = model.vision.as_ref().expect("a model with a tower");
+    let mut text = json!({
+        "model_type": TEXT_TYPE,
+        "vocab_size": model.vocab_size,
+        "num_hidden_layers": model.layers.len(),
+        "cross_attention_layers": model.cross_layers().collect::<Vec<usize>>(),
+        "hidden_size": model.d_model,
+        "intermediate_size": model.cross_layers().find_map(|layer| model.dense_d_ff(layer)),
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "max_position_embeddings": model.context_length,
+        "rope_theta": model.rope_theta,
+        "rope_parameters": rope_parameters(model),
+        "rms_norm_eps": model.norm_epsilon,
+        "initializer_range": model.initializer_range,
+        "hidden_act": "silu",
+        "dropout": 0.0,
+        "tie_word_embeddings": false,
+        // The default may be no token of this vocabulary.
+        "pad_token_id": null,
+    });
+    let fields = text.as_object_mut().expect("an object");
+    if model.rope_scaling.is_some() {
+        fields.insert("rope_scaling".to_owned(), rope_parameters(model));
+    }
+    if let Some(moe) = &model.moe {
+        add_mixture(fields, moe, family);
+    }
+    notes.add_to(fields, family);
+    json!({
+        "image_token_index": model.image_token(),
+        "tie_word_embeddings": false,
+        "text_config": text,
+        "vision_config": {
+            "model_type": TOWER_TYPE,
+            "hidden_size": vision.width,
+            "intermediate_size": vision.d_ff,
+            "attention_heads": vision.heads,
+            "num_hidden_layers": vision.layers,
+            "num_global_layers": vision.global_layers,
+            "hidden_act": "gelu",
+            "num_channels": CHANNELS,
+            "image_size": vision.tile_size,
+            "patch_size": vision.patch_size,
+            "max_num_tiles": vision.max_tiles,
+            "supported_aspect_ratios": vision.aspect_ratios,
+            "intermediate_layers_indices": vision.intermediate_layers,
+            "vision_output_dim": vision.output_width(),
+            "norm_eps": vision.norm_epsilon,
+            "initializer_range": vision.initializer_range,
+        },
+    })
 }
 
 /// The configuration under Hugging Face's keys.
@@ -122,10 +186,34 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
     }
     add_attention(fields, model, family);
     let (dense, widths): (Vec<usize>, Vec<usize>) = model.dense_layers().unzip();
-    let Some(MoeConfig { experts, router }) = &model.moe else {
+    let Some(moe) = &model.moe else {
         fields.insert(family.d_ff.to_owned(), json!(widths[0]));
         return value;
     };
+    add_mixture(fields, moe, family);
+    let mut add = |key: &str, value: Value| fields.insert(key.to_owned(), value);
+    match family.dense_layers {
+        DenseLayers::None => return value,
+        DenseLayers::Any => {
+            add("decoder_sparse_step", json!(1));
+            add("mlp_only_layers", json!(dense));
+        }
+        DenseLayers::First => {
+            add("first_k_dense_replace", json!(dense.len()));
+        }
+    }
+    let d_ff = widths.first().copied();
+    let d_ff = d_ff.unwrap_or_else(|| moe.experts.active_d_ff());
+    add("intermediate_size", json!(d_ff));
+    value
+}
+
+/// What a mixture is, but for which layers are dense.
+fn add_mixture(
+    fields: &mut Map<String, Value>,
+    MoeConfig { experts, router }: &MoeConfig,
+    family: &Family,
+) {
     // When balanced, Hugging Face's pooled loss is k and our per-layer loss is 1; the product with the coefficient must
     // be the same.
     let mut add = |key: &str, value: Value| fields.insert(key.to_owned(), value);
@@ -158,20 +246,6 @@ fn hugging_face(model: &ModelConfig, family: &Family) -> Value {
         add("swiglu_alpha", json!(alpha));
         add("swiglu_limit", json!(limit));
     }
-    match family.dense_layers {
-        DenseLayers::None => return value,
-        DenseLayers::Any => {
-            add("decoder_sparse_step", json!(1));
-            add("mlp_only_layers", json!(dense));
-        }
-        DenseLayers::First => {
-            add("first_k_dense_replace", json!(dense.len()));
-        }
-    }
-    let d_ff = widths.first().copied();
-    let d_ff = d_ff.unwrap_or_else(|| experts.active_d_ff());
-    add("intermediate_size", json!(d_ff));
-    value
 }
 
 /// The factor whose product with the width of a head, rounded down, is the number of values that are rotated.
@@ -222,7 +296,7 @@ fn add_attention(fields: &mut Map<String, Value>, model: &ModelConfig, family: &
     if alternating || window.is_some() && family.windows == Windows::ByLayer {
         let kinds = model.layers.iter().map(|layer| match layer.attention {
             AttentionKind::Window(_) => "sliding_attention",
-            AttentionKind::Full | AttentionKind::Nope => "full_attention",
+            AttentionKind::Full | AttentionKind::Nope | AttentionKind::Cross => "full_attention",
         });
         add("layer_types", kinds.collect());
     }

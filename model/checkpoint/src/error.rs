@@ -213,6 +213,8 @@ fn by(method: Option<&str>) -> String {
 
 /// Which families have a field that another one does not.
 fn owners(field: &str) -> String {
+    // Without the table that it is in.
+    let field = field.rsplit_once('.').map_or(field, |(_, field)| field);
     match Family::having(field).as_slice() {
         [] => ", as far as Firebox knows".to_owned(),
         others => format!(", which is one of {}", others.join(", ")),

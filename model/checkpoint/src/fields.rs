@@ -3,6 +3,7 @@
 mod attention;
 mod mixture;
 mod rope;
+mod vision;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -21,9 +22,34 @@ pub(super) struct Fields<'a> {
     path: &'a Path,
     value: &'a Map<String, Value>,
     family: Family,
+    table: Table,
     accept: Accept<'a>,
     /// The fields that are accepted, now or when the file was written.
     accepted: BTreeSet<&'a str>,
+}
+
+/// Which table of a config.json is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Table {
+    /// The only one, of a model of text alone.
+    Only,
+    /// The whole file of a model with a tower.
+    Top,
+    /// `text_config` in it.
+    Text,
+    /// `vision_config` in it.
+    Tower,
+}
+
+impl Table {
+    /// What stands before a field in its path.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Only | Self::Top => "",
+            Self::Text => "text_config.",
+            Self::Tower => "vision_config.",
+        }
+    }
 }
 
 /// Whether a value comes to nothing, so that the option that it is of is not in use.
@@ -62,6 +88,10 @@ impl<'a> Fields<'a> {
             path,
             value,
             family,
+            table: match family.vision {
+                true => Table::Top,
+                false => Table::Only,
+            },
             accept,
             accepted: BTreeSet::new(),
         };
@@ -92,7 +122,7 @@ impl<'a> Fields<'a> {
     }
 
     fn is_unknown(&self, key: &str) -> bool {
-        self.family.usage(key).is_none() && !QUANTIZATION.contains(&key)
+        self.usage(key).is_none() && !QUANTIZATION.contains(&key)
     }
 
     /// Only what Firebox does not know can be accepted.
@@ -124,7 +154,7 @@ impl<'a> Fields<'a> {
                 key: refused, rule, ..
             }) if refused == key || refused.starts_with(&format!("{key}.")) => rule,
             Err(CheckpointError::Quantized { .. }) => "the weights are quantized".to_owned(),
-            _ if self.family.usage(&key) == Some(Usage::Read) => {
+            _ if self.usage(&key) == Some(Usage::Read) => {
                 "it is part of the computation".to_owned()
             }
             _ => "it is ignored anyway".to_owned(),
@@ -141,6 +171,9 @@ impl<'a> Fields<'a> {
     /// What the file says.
     pub(super) fn config(&self) -> Read<CheckpointConfig> {
         let family = self.family;
+        if self.table == Table::Top {
+            return self.config_of_tables();
+        }
         let model = match family == FIREBOX {
             true => self.own_model()?,
             false => {
@@ -175,7 +208,10 @@ impl<'a> Fields<'a> {
         let model = self.value.get("model").unwrap_or(&Value::Null);
         CheckpointError::Config {
             path: self.path.to_owned(),
-            key: self.field_of(error.key),
+            key: match self.table {
+                Table::Only => self.field_of(error.key),
+                Table::Top | Table::Text | Table::Tower => self.field_in_tables(error.key),
+            },
             value: error
                 .value
                 .unwrap_or_else(|| at(model, error.key).to_string()),
@@ -231,7 +267,7 @@ impl<'a> Fields<'a> {
     /// Refuses what the family does not have and nobody accepts, or Firebox does not compute: it may change what the
     /// network computes.
     fn check(&self, key: &str, value: &Value) -> Read<()> {
-        match self.family.usage(key) {
+        match self.usage(key) {
             Some(Usage::Read | Usage::Neutral | Usage::Training) => Ok(()),
             Some(Usage::Only { values, rule }) => {
                 let written = value.to_string();
@@ -249,7 +285,7 @@ impl<'a> Fields<'a> {
             None if key == "quantization_config" && self.family.is_packed(value) => Ok(()),
             None if QUANTIZATION.contains(&key) => Err(CheckpointError::Quantized {
                 path: self.path.to_owned(),
-                key: key.to_owned(),
+                key: format!("{}{key}", self.table.prefix()),
                 method: value
                     .get("quant_method")
                     .and_then(Value::as_str)
@@ -263,7 +299,7 @@ impl<'a> Fields<'a> {
     fn foreign(&self, key: &str, value: &Value) -> CheckpointError {
         CheckpointError::ForeignField {
             path: self.path.to_owned(),
-            key: key.to_owned(),
+            key: format!("{}{key}", self.table.prefix()),
             value: value.to_string(),
             family: self.family.model_type,
             accept: self.accept.of(key),
@@ -275,7 +311,7 @@ impl<'a> Fields<'a> {
         let absent = &family.defaults;
         let d_model = self.size_or("hidden_size", absent.hidden_size)?;
         let heads = self.size_or("num_attention_heads", absent.num_attention_heads)?;
-        let layers = self.size_or("num_hidden_layers", absent.num_hidden_layers)?;
+        let layers = self.text_layers()?;
         let context = self.size_or("max_position_embeddings", absent.max_position_embeddings)?;
         if layers > MOST_LAYERS {
             let rule = format!("must be at most {MOST_LAYERS}");
@@ -322,6 +358,7 @@ impl<'a> Fields<'a> {
                 true => Some(self.moe()?),
                 false => None,
             },
+            vision: None,
         })
     }
 
@@ -351,7 +388,7 @@ impl<'a> Fields<'a> {
 
     /// The value of a field that the family reads, unless it is absent or null.
     fn get(&self, key: &str) -> Option<&Value> {
-        let read = self.family.usage(key) == Some(Usage::Read);
+        let read = self.usage(key) == Some(Usage::Read);
         let value = self.value.get(key).filter(|_| read);
         value.filter(|value| !value.is_null())
     }
@@ -398,7 +435,17 @@ impl<'a> Fields<'a> {
     }
 
     fn error(&self, key: &str, value: &Value, rule: &str) -> CheckpointError {
-        refusal(self.path, key, value, rule)
+        let key = format!("{}{key}", self.table.prefix());
+        refusal(self.path, &key, value, rule)
+    }
+
+    /// What the table makes of a field.
+    fn usage(&self, key: &str) -> Option<Usage> {
+        match self.table {
+            Table::Only | Table::Text => self.family.usage(key),
+            Table::Top => Family::top_usage(key),
+            Table::Tower => Family::tower_usage(key),
+        }
     }
 }
 

@@ -280,14 +280,22 @@ impl Rule {
 
 /// The layer in a path, and the path with `{layer}` in place of its index.
 pub fn pattern(path: &str) -> (Option<usize>, String) {
-    let inner = path
-        .strip_prefix("blocks.")
-        .and_then(|rest| rest.split_once('.'));
-    match inner.and_then(|(layer, rest)| Some((layer.parse().ok()?, rest))) {
-        Some((layer, rest)) => (Some(layer), format!("blocks.{{layer}}.{rest}")),
+    let found = STACKS.iter().find_map(|stack| {
+        let (layer, rest) = path.strip_prefix(stack)?.split_once('.')?;
+        Some((layer.parse().ok()?, format!("{stack}{{layer}}.{rest}")))
+    });
+    match found {
+        Some((layer, pattern)) => (Some(layer), pattern),
         None => (None, path.to_owned()),
     }
 }
+
+/// What the layer's index stands behind in a path.
+const STACKS: [&str; 3] = [
+    "blocks.",
+    "vision.tower.layers.",
+    "vision.tower.global_layers.",
+];
 
 /// A name with its placeholders filled in.
 pub fn fill(name: &str, layer: Option<usize>, expert: Option<usize>) -> String {

@@ -66,6 +66,14 @@ impl Notes {
         self.fields.insert("bos_token_id".to_owned(), json!(bos_id));
     }
 
+    /// Forgets the id that stands for padding if it is not below `count`, where a model has no more rows in its embedding.
+    pub fn keep_ids_below(&mut self, count: usize) {
+        let pad = self.fields.get("pad_token_id").and_then(Value::as_u64);
+        if pad.is_some_and(|id| id >= count as u64) {
+            self.fields.remove("pad_token_id");
+        }
+    }
+
     /// The ids that end a text, as config.json has them.
     pub fn eos_ids(&self) -> Vec<u32> {
         let ids = match self.fields.get("eos_token_id") {

@@ -183,9 +183,13 @@ impl ParameterSource for CheckpointParameters<'_> {
                 .expect_err("a parameter is missing"));
         };
         let storage = match spec.role {
-            Role::Norm | Role::Bias | Role::Sinks | Role::Router | Role::RouterBias => {
-                WeightStorage::F32
-            }
+            Role::Norm
+            | Role::Bias
+            | Role::Sinks
+            | Role::Router
+            | Role::RouterBias
+            | Role::Gate
+            | Role::TowerEmbedding => WeightStorage::F32,
             _ => self.weight_storage,
         };
         let data = match storage.rounded {

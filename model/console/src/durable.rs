@@ -45,6 +45,29 @@ pub fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<(), FileError> {
     })
 }
 
+/// Checks that [`write()`] can make a file, before the work whose result it is to hold. What is there stays.
+///
+/// # Errors
+///
+/// When a file cannot be made beside its place, or the place is taken by something else than a regular file.
+pub fn check_writable(path: &Path) -> Result<(), FileError> {
+    regular(path)?;
+    let unfinished = unfinished(path);
+    File::create(&unfinished)
+        .and_then(|_| fs::remove_file(&unfinished))
+        .map_err(FileError::of("write", path))
+}
+
+/// A rename would put a file in the place of `/dev/stdout`.
+fn regular(path: &Path) -> Result<(), FileError> {
+    match fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        true => Err(FileError::of("write", path)(io::Error::other(
+            "it is not a regular file",
+        ))),
+        false => Ok(()),
+    }
+}
+
 /// Writes a file by a function that gets its temporary path, replacing what is there. When the function fails,
 /// nothing of the new file stays.
 ///
@@ -55,11 +78,7 @@ pub fn write_with<E: From<FileError>>(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
-    // A rename would put a file in the place of `/dev/stdout`.
-    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        let error = io::Error::other("it is not a regular file");
-        return Err(FileError::of("write", path)(error).into());
-    }
+    regular(path)?;
     let unfinished = unfinished(path);
     let written = fill(&unfinished).and_then(|()| {
         // Windows syncs only what is open for writing.
@@ -219,6 +238,26 @@ fn unfinished(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_is_checked_without_a_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        check_writable(&path).unwrap();
+        assert_eq!(names(folder.path()), [""; 0]);
+        fs::write(&path, "kept").unwrap();
+        check_writable(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "kept");
+        assert_eq!(names(folder.path()), ["a.json"]);
+        let error = check_writable(folder.path()).unwrap_err();
+        assert!(
+            error.to_string().ends_with("it is not a regular file"),
+            "{error}"
+        );
+        let absent = folder.path().join("no/a.json");
+        let error = check_writable(&absent).unwrap_err();
+        assert!(error.to_string().starts_with("cannot write"), "{error}");
+    }
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).unwrap();

@@ -24,6 +24,8 @@ fn start_log() {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // It would be said on standard error, where it cannot be written either.
+        .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal() && !wants_no_color)
         .event_format(PlainMessage)
         .init();
@@ -74,8 +76,9 @@ pub fn report(error: &impl Advise) {
     if let Some(hint) = error.hint() {
         text += &format!("hint: {hint}\n");
     }
-    // In one piece, since launchers of several processes bring together what these write, piece by piece.
-    eprint!("{text}");
+    // In one piece, since launchers of several processes bring together what these write, piece by piece. Where standard
+    // error is closed or full, the exit code is left.
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// Writes to standard output; a reader that has seen enough (`| head`) is not an error.

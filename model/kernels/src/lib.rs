@@ -30,7 +30,8 @@
 //! `cube` (launches and sums).
 //!
 //! Products of matrices take a [`Precision`]: in bf16 a factor can be rounded once for many products
-//! (`host::product`), into the order in which the tiles of a CPU with AMX read it (`host::panels`, `host::amx`).
+//! (`host::product`), into the order in which the units for bf16 read it (`host::panels`): the tiles of a CPU with AMX
+//! (`host::amx`), or vectors of AVX-512 (`host::avx512`).
 //!
 //! Which of them runs, [`device::kernels`](firebox_runtime::device::kernels) decides by the device. `ndarray` has no
 //! kernels: there every operation is its reference, so that a comparison with `ndarray` is one with independent numbers.

@@ -71,6 +71,45 @@ keys! {
         experts: ExpertsKeys,
         /// The routers of a mixture.
         router: RouterKeys,
+        /// A vision tower, and layers that attend to pictures; none by default.
+        vision: VisionKeys,
+    }
+}
+
+keys! {
+    /// `[model.vision]`: adds a tower and layers that attend to pictures to the text model that the other keys describe; see
+    /// [`VisionConfig`](super::VisionConfig).
+    VisionKeys {
+        /// Indices of the layers that attend to pictures, from 1, in ascending order: where they stand among all layers, those
+        /// of the text model and these.
+        cross_attention_layers: Vec<usize>,
+        /// Hidden width of their SwiGLU; by default that of the text model's dense layers, or the active width of its experts.
+        cross_d_ff: usize,
+        /// Width of the tower.
+        width: usize,
+        /// Hidden width of the tower's feed-forwards; four times its width by default.
+        d_ff: usize,
+        /// Heads of the tower's attention.
+        heads: usize,
+        /// Layers of the tower's first encoder.
+        layers: usize,
+        /// Layers of the tower's second encoder, whose branches have gates; 0 by default.
+        global_layers: usize,
+        /// Side of a tile, in pixels.
+        tile_size: usize,
+        /// Side of a patch, in pixels.
+        patch_size: usize,
+        /// The most tiles of a picture; 1 by default.
+        max_tiles: usize,
+        /// The arrangements of tiles, each rows and columns; by default all of at most `max_tiles` tiles, by rows and then by
+        /// columns.
+        aspect_ratios: Vec<[usize; 2]>,
+        /// The layers of the first encoder whose states are part of the output; the last one by default.
+        intermediate_layers: Vec<usize>,
+        /// Added to the variance in the norms of the tower's layers; 1e-5 by default.
+        norm_epsilon: f64,
+        /// Standard deviation of the tower's initial weights; that of the text model by default.
+        initializer_range: f64,
     }
 }
 

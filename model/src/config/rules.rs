@@ -68,6 +68,7 @@ impl ModelConfig {
         }
         self.validate_heads()?;
         self.validate_layers()?;
+        self.validate_vision()?;
         if let Some(moe) = &self.moe {
             moe.validate()?;
         }
@@ -237,7 +238,7 @@ pub(super) fn check_layers(layers: usize) -> Result<(), ConfigError> {
     )
 }
 
-fn size(key: &'static str, value: usize) -> Result<(), ConfigError> {
+pub(super) fn size(key: &'static str, value: usize) -> Result<(), ConfigError> {
     require(
         (1..=LARGEST_SIZE).contains(&value),
         key,
@@ -247,7 +248,7 @@ fn size(key: &'static str, value: usize) -> Result<(), ConfigError> {
     )
 }
 
-fn finite(key: &'static str, value: f64, above_zero: bool) -> Result<(), ConfigError> {
+pub(super) fn finite(key: &'static str, value: f64, above_zero: bool) -> Result<(), ConfigError> {
     // The network computes in f32, whose range is smaller.
     let computed = value as f32;
     let allowed = computed.is_finite() && value >= 0.0 && !(above_zero && computed == 0.0);

@@ -48,7 +48,7 @@ impl<'a> Drafter<'a> {
             Self::None => (vec![Vec::new(); texts.len()], Some(0.0)),
             Self::Lookup => {
                 let found = texts.iter().zip(most).map(|(text, &most)| match text {
-                    Some(text) if most > 0 => lookup::continuation(&text.tokens, most).to_vec(),
+                    Some(text) if most > 0 => lookup::continuation(&text.tokens, most),
                     _ => Vec::new(),
                 });
                 (found.collect(), Some(0.0))

@@ -9,6 +9,7 @@ use super::parts::{DraftSeconds, Part};
 use super::text::Text;
 use super::{Draft, End, Options, Receiver, Request, Statistics};
 use crate::cache::CacheShape;
+use crate::config::ModelConfig;
 use crate::moe::loads::ExpertLoads;
 use crate::network::{self, Network, Session};
 use crate::sampling::{Asked, Drawn};
@@ -141,6 +142,11 @@ impl<'a, N: Network + ?Sized> Engine<'a, N> {
         if let Some(text) = text {
             text.finish(End::Stopped, None, receiver);
         }
+    }
+
+    /// The configuration of the model.
+    pub fn config(&self) -> &ModelConfig {
+        self.network.config()
     }
 
     /// Number of requests so far, which is the number of the next one's text.

@@ -7,10 +7,11 @@ const LONGEST: usize = 16;
 const SHORTEST: usize = 2;
 
 /// Up to `count` tokens that followed the longest earlier occurrence of the end of the text, the latest one among equals;
-/// nothing if fewer than two tokens occurred before.
-pub fn continuation(text: &[u32], count: usize) -> &[u32] {
+/// nothing if fewer than two tokens occurred before. Where these tokens reach the end of the text, it repeats itself, and is
+/// taken to go on so.
+pub fn continuation(text: &[u32], count: usize) -> Vec<u32> {
     let Some(&last) = text.last() else {
-        return &[];
+        return Vec::new();
     };
     let mut best = (SHORTEST - 1, text.len());
     for end in (1..text.len()).rev() {
@@ -28,7 +29,7 @@ pub fn continuation(text: &[u32], count: usize) -> &[u32] {
         }
     }
     let found = &text[best.1..];
-    &found[..count.min(found.len())]
+    found.iter().copied().cycle().take(count).collect()
 }
 
 #[cfg(test)]
@@ -41,7 +42,7 @@ mod tests {
         assert_eq!(continuation(&text, 2), [7, 8]);
         assert_eq!(continuation(&text[1..], 3), [9, 8, 1]);
         let twice = [2, 3, 4, 2, 3, 5, 2, 3];
-        assert_eq!(continuation(&twice, 9), [5, 2, 3]);
+        assert_eq!(continuation(&twice, 3), [5, 2, 3]);
     }
 
     #[test]
@@ -49,7 +50,14 @@ mod tests {
         assert!(continuation(&[3, 4, 9, 3], 2).is_empty());
         assert!(continuation(&[], 2).is_empty());
         assert!(continuation(&[5], 2).is_empty());
-        // A repetition that reaches the end goes as far as there are tokens.
-        assert_eq!(continuation(&[5, 5, 5], 4), [5]);
+    }
+
+    #[test]
+    fn a_text_that_repeats_itself_goes_on_so() {
+        assert_eq!(continuation(&[5, 5, 5], 4), [5, 5, 5, 5]);
+        assert_eq!(
+            continuation(&[9, 1, 2, 3, 1, 2, 3, 1, 2], 7),
+            [3, 1, 2, 3, 1, 2, 3]
+        );
     }
 }

@@ -24,10 +24,13 @@ mod verify;
 pub use engine::{Engine, StepReport, generate_all, least_blocks};
 pub use pace::DraftTokens;
 
+use std::sync::Arc;
+
 use crate::cache::BLOCK_TOKENS;
 use crate::language_model::LanguageModel;
 use crate::network::Local;
 use crate::sampling::{Sampling, Scored};
+use crate::vision::PictureKeys;
 
 /// The most tokens of prompts that a step reads where nobody says otherwise.
 pub const STEP_TOKENS: usize = 1024;
@@ -51,10 +54,12 @@ pub struct Request {
     pub likeliest: Option<usize>,
     /// Whether the tokens of the prompt are scored too. The prompt is then read whole, and fits the context.
     pub scores_prompt: bool,
+    /// The pictures that the image tokens of the prompt stand for, in order. Prompt and generated text fit the context then.
+    pub pictures: Option<Arc<PictureKeys>>,
 }
 
 impl Request {
-    /// Without a bias, scores, or further tokens that end it.
+    /// Without pictures, a bias, scores, or further tokens that end it.
     pub fn new(prompt: Vec<u32>, count: usize, sampling: Sampling) -> Self {
         Self {
             prompt,
@@ -65,6 +70,7 @@ impl Request {
             ignores_eos: false,
             likeliest: None,
             scores_prompt: false,
+            pictures: None,
         }
     }
 

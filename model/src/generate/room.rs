@@ -36,6 +36,7 @@ impl<N: Network + ?Sized> Engine<'_, N> {
             let before = self.texts[place].as_ref();
             let kept = before.map_or(0, |before| text.alike(before)).min(cached);
             self.network.truncate(place, kept);
+            self.network.show(place, text.pictures());
             self.drafter.truncate(place, kept);
             text.take_over(kept);
             self.statistics.shared += kept;

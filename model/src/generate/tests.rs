@@ -1,4 +1,5 @@
 mod engine;
+mod pictures;
 
 use burn::tensor::{Device, Tensor};
 

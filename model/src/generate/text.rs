@@ -1,10 +1,12 @@
 //! A text in the making.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use super::{End, Ended, Receiver, Request, Token};
 use crate::config::ModelConfig;
 use crate::sampling::{Draws, Scored, Targets};
+use crate::vision::PictureKeys;
 
 /// A text in the making, or one that has ended and whose beginning others may take over.
 #[derive(Debug)]
@@ -29,13 +31,14 @@ pub struct Text {
 impl Text {
     /// # Panics
     ///
-    /// When the prompt is empty or has a token that is not in the vocabulary, or one that is to be scored exceeds the context.
+    /// When the prompt is empty or has a token that is not in the vocabulary, or one that is to be scored exceeds the context;
+    /// with pictures also when it is to be scored at all, or exceeds the context with what is generated.
     pub fn new(number: usize, request: Request, config: &ModelConfig) -> Self {
         assert!(
             !request.prompt.is_empty(),
             "a prompt has at least one token"
         );
-        let known = |&id: &u32| (id as usize) < config.vocab_size;
+        let known = |&id: &u32| (id as usize) < config.input_ids();
         assert!(
             request.prompt.iter().all(known),
             "a prompt's tokens are in the vocabulary"
@@ -43,6 +46,11 @@ impl Text {
         assert!(
             !request.scores_prompt || request.prompt.len() <= config.context_length,
             "a prompt whose tokens are scored fits the context"
+        );
+        let whole = request.prompt.len().saturating_add(request.count);
+        assert!(
+            request.pictures.is_none() || !request.scores_prompt && whole <= config.context_length,
+            "a text with pictures is not scored, and fits the context"
         );
         Self {
             number,
@@ -65,6 +73,11 @@ impl Text {
     /// The tokens that the model reads.
     pub fn window(&self) -> &[u32] {
         &self.tokens[self.start..]
+    }
+
+    /// The pictures that it sees.
+    pub fn pictures(&self) -> Option<&Arc<PictureKeys>> {
+        self.request.pictures.as_ref()
     }
 
     /// Why it ended, if it did.
@@ -91,9 +104,14 @@ impl Text {
     }
 
     /// How many tokens the part that the model reads has in common with that of another text at their beginning, but for
-    /// the last one, whose logits are needed.
+    /// the last one, whose logits are needed. Texts that see other pictures have nothing in common.
     pub fn alike(&self, other: &Self) -> usize {
-        if self.needs_scores() {
+        let same = match (&self.request.pictures, &other.request.pictures) {
+            (None, None) => true,
+            (Some(own), Some(others)) => Arc::ptr_eq(own, others),
+            _ => false,
+        };
+        if self.needs_scores() || !same {
             return 0;
         }
         let own = self.window();

@@ -5,6 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use super::Routing;
 
+/// Share of a layer's experts that at least one of `tokens` tokens visits, where each visits `top_k` of `experts` that are
+/// chosen evenly: `1 − (1 − k/E)^T`.
+pub fn even_share(top_k: usize, experts: usize, tokens: f64) -> f64 {
+    1.0 - (1.0 - top_k as f64 / experts as f64).powf(tokens)
+}
+
 /// What one layer's experts did over some steps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpertLoads {
@@ -42,5 +48,18 @@ impl ExpertLoads {
             }
             loads.visited[own.iter().filter(|&&count| count > 0).count()] += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn experts_are_visited_evenly() {
+        assert_eq!(even_share(2, 16, 1.0), 0.125);
+        assert!((even_share(2, 16, 2.0) - 0.234_375).abs() < 1e-12);
+        assert!(even_share(2, 16, 64.0) > 0.9998);
+        assert_eq!(even_share(4, 4, 1.0), 1.0);
     }
 }

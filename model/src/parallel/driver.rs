@@ -233,6 +233,7 @@ impl Network for Driver<'_> {
     }
 
     fn trace(&mut self, rows: PaddedRows) -> Trace {
+        assert!(rows.pictures.is_none(), "no rank sees pictures");
         self.run(&Step::Trace {
             ids: rows.ids.into(),
             valid: rows.valid.into(),
@@ -263,6 +264,7 @@ impl Network for Driver<'_> {
                 logits: self.tensor(logits, [batch, sequence, vocab_size]),
                 routing,
             },
+            vision: None,
         }
     }
 }

@@ -126,6 +126,7 @@ fn traced(network: &mut impl Network) -> Vec<(String, Vec<f32>)> {
         ids: &rows,
         valid: &[true; 33],
         length: 11,
+        pictures: None,
     }))
 }
 

@@ -264,6 +264,20 @@ impl Shard {
     fn rule(&self, role: Role, axis: Axis) -> Cut {
         match (axis, role) {
             (Axis::Model | Axis::HeadDim, _) => Cut::Whole,
+            // No two ranks see pictures.
+            (
+                Axis::Single
+                | Axis::Tower
+                | Axis::TowerHeads
+                | Axis::TowerFeedForward
+                | Axis::TowerOutput
+                | Axis::Channels
+                | Axis::Pixels
+                | Axis::Positions
+                | Axis::Arrangements
+                | Axis::Arrangement,
+                _,
+            ) => Cut::Whole,
             (Axis::Heads, _) => Cut::Heads(self.head_dim),
             (Axis::QueryHeads, _) => Cut::Heads(1),
             (Axis::KvHeads, _) => Cut::KvHeads(self.head_dim),

@@ -158,6 +158,7 @@ impl<'a> Stage<'a> {
                 ids,
                 valid,
                 length: *length,
+                pictures: None,
             }),
             Step::End => None,
         }

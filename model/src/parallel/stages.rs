@@ -36,12 +36,20 @@ impl Cost {
             | Role::Router
             | Role::FeedForward
             | Role::SharedExperts
+            | Role::CrossAttention
             | Role::Head => 1.0,
             Role::Experts => config.moe.as_ref().map_or(0.0, |moe| {
                 moe.experts.top_k as f64 / moe.experts.count as f64
             }),
-            // A lookup, and sums.
-            Role::Embedding | Role::Norm | Role::Bias | Role::Sinks | Role::RouterBias => 0.0,
+            // Lookups, factors and sums; and what costs time by the picture, not by the token.
+            Role::Embedding
+            | Role::Norm
+            | Role::Bias
+            | Role::Sinks
+            | Role::RouterBias
+            | Role::Gate
+            | Role::Tower
+            | Role::TowerEmbedding => 0.0,
         };
         Self {
             parameters,

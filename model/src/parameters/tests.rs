@@ -82,6 +82,7 @@ fn dimensions_have_the_sizes_of_their_axes() {
                     Role::SharedExperts => 5,
                     _ => 3,
                 },
+                other => panic!("{other:?} in a model of text alone"),
             };
             assert_eq!(size, expected, "{path}: {axis:?}");
         }

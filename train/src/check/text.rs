@@ -25,6 +25,7 @@ impl Display for Report {
             Some(parameters(self)),
             Some(memory(&self.model.memory)),
             Some(operations(self)),
+            pictures(self),
             Some(training(self)),
             plan(self),
         ];
@@ -149,8 +150,17 @@ fn model_summary(model: &ModelConfig) -> String {
         true => String::new(),
         false => format!(", {} values of a head rotated", model.rotary_dim),
     };
+    let tower = match &model.vision {
+        None => String::new(),
+        Some(vision) => format!(
+            ", a vision tower of {} + {} layers of {}",
+            vision.layers,
+            vision.global_layers,
+            grouped(vision.width as u128)
+        ),
+    };
     format!(
-        "{}, d_model {}, {} of {}, {}{qk_norm}{biases}{sinks}{partial}{rope}, context {}",
+        "{}, d_model {}, {} of {}, {}{qk_norm}{biases}{sinks}{partial}{rope}, context {}{tower}",
         counted(model.layers.len() as u128, "layer"),
         grouped(model.d_model as u128),
         counted(model.heads as u128, "head"),
@@ -185,6 +195,10 @@ fn attention_summary(model: &ModelConfig) -> Option<String> {
         (
             count(|kind| kind == AttentionKind::Nope),
             "the whole context, without rotary positions".to_owned(),
+        ),
+        (
+            count(|kind| kind == AttentionKind::Cross),
+            "pictures".to_owned(),
         ),
     ];
     if kinds[0].0 == model.layers.len() {
@@ -276,6 +290,18 @@ fn source_summary(source: &SourceConfig, share: &str) -> String {
         SourceKind::Cargo { cargo } => {
             format!("*.{} of the packages in Cargo.lock", cargo.join(", *."))
         }
+        SourceKind::Emoji { cargo } => format!("pictures and names of {cargo}"),
+        SourceKind::Pairs {
+            jsonl,
+            image,
+            field,
+            ..
+        } => {
+            format!(
+                "pictures `{image}` and captions `{field}` of {}",
+                jsonl.join(", ")
+            )
+        }
         SourceKind::Jsonl { jsonl, field } => format!("field `{field}` of {}", jsonl.join(", ")),
         SourceKind::Url { url, .. } => url.clone(),
     };
@@ -316,6 +342,9 @@ fn parameters(report: &Report) -> Table {
         ("norms", parts.norms),
         ("biases and sinks", parts.biases),
         ("head", parts.head),
+        ("layers that attend to pictures", parts.cross_attention),
+        ("vision tower", parts.tower),
+        ("vision projector", parts.projector),
     ];
     let row = |table: Table, label: &str, count: u128, share: Option<String>| {
         table.row([
@@ -386,6 +415,34 @@ fn operations(report: &Report) -> Table {
         Some(note) => table.note(note),
         None => table,
     }
+}
+
+fn pictures(report: &Report) -> Option<Table> {
+    let vision = report.config.model.vision.as_ref()?;
+    let operations = report.model.pictures?;
+    let [tiles, positions, filled] = [
+        vision.max_tiles,
+        vision.positions(),
+        vision.filled_positions(),
+    ]
+    .map(|count| grouped(count as u128));
+    let encoder = (
+        "tower and projector",
+        flop(operations.encoder),
+        format!("a picture, {tiles} × {filled} positions, attention scores included"),
+    );
+    let keys = (
+        "keys and values",
+        flop(operations.keys),
+        format!("a picture, {tiles} × {positions} of them in each layer that attends to pictures"),
+    );
+    let token = (
+        "cross-attention",
+        flop(operations.token),
+        "a token that sees one picture".to_owned(),
+    );
+    let title = "FLOPs of pictures, forward";
+    Some(Table::figures(title, [encoder, keys, token]))
 }
 
 fn training(report: &Report) -> Table {

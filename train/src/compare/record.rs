@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::config::RunConfig;
 use crate::data::prepare;
 use crate::error::TrainError;
+use crate::learned::Learned;
 use crate::optimizer::AdamW;
+use crate::rows::Rows;
 use crate::start::{select_device, starting_model};
 use crate::state::Progress;
 use crate::step::TrainingState;
@@ -64,11 +66,7 @@ pub fn record(
     if config.train.init.is_none() {
         config.model.vocab_size = prepared.tokenizer.vocab_size();
     }
-    let stream = prepared.training_stream(
-        config.model.context_length,
-        config.train.seed,
-        config.sequences(),
-    )?;
+    let rows = Rows::of(&prepared, &config)?;
     let work = || {
         let model = starting_model(&config, &selected)?;
         let model = if perturbed {
@@ -77,11 +75,12 @@ pub fn record(
             model
         };
         let progress = Progress::default();
-        let mut training = TrainingState::new(model, AdamW::default(), progress, &selected);
+        let learned = Learned::of(&config.model, config.train.frozen);
+        let mut training = TrainingState::new(model, AdamW::of(learned), progress, &selected);
         for number in 1..=steps {
             control.set_step(number);
             let result;
-            (training, result) = training.step(&config, &stream)?;
+            (training, result) = rows.step(training, &config)?;
             let record = StepRecord {
                 step: number,
                 loss: result.loss,

@@ -17,8 +17,9 @@ mod tests;
 
 use std::path::PathBuf;
 
+use firebox_image::Processor;
 use firebox_kernels::Precision;
-use firebox_model::config::ModelConfig;
+use firebox_model::config::{ModelConfig, VisionConfig};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 pub use error::{ConfigError, KeyError};
@@ -27,6 +28,9 @@ pub use saved::{load_resumed, load_saved};
 
 /// Number of ids of the `bytes` tokenizer: one per byte, and end of text.
 pub const BYTES_VOCABULARY: usize = 257;
+
+/// The package whose pictures a source may read.
+pub const EMOJI_PACKAGE: &str = "twemoji-assets";
 
 /// The configuration of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -93,6 +97,9 @@ pub struct DataConfig {
     pub special_tokens: bool,
     /// Whether a token attends to its own document alone, and positions begin again with each document.
     pub document_mask: bool,
+    /// `[data.pictures]`
+    #[serde(skip_serializing_if = "PicturesConfig::is_default")]
+    pub pictures: PicturesConfig,
     /// `[data.validation]`
     pub validation: ValidationConfig,
     /// `[[data.source]]`, at least one.
@@ -106,6 +113,20 @@ impl DataConfig {
         let training = training.map(|source| (&source.text, self.validation.split));
         let validation = self.validation.source.iter();
         training.chain(validation.map(|source| (source, Split::EVERYTHING)))
+    }
+}
+
+/// `[data.pictures]`: how a model that sees pictures is shown those of the sources.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct PicturesConfig {
+    /// Pixels by which a training picture is moved at most, right or left and up or down, at the size that it has in its
+    /// tiles; another distance each time that it is seen.
+    pub shift: u32,
+}
+
+impl PicturesConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -143,9 +164,10 @@ impl Split {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SplitKind {
-    /// By the hash of a document's text, so that equal documents are in the same split.
+    /// By the hash of a document's text, so that equal documents are in the same split. Of captions of pictures, by the
+    /// hash of the concept; and where concepts have several pictures, the same fraction again of single ones of them.
     Hash,
-    /// The last part of every document, for corpora with a customary split.
+    /// The last part of every document, for corpora with a customary split; no choice for captions of pictures.
     Tail,
 }
 
@@ -171,8 +193,36 @@ pub struct SourceConfig {
     /// Reading stops after the document that reaches this many bytes of text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,
-    /// What to do with a document that cannot be read as text.
+    /// What to do with a document that cannot be read as text, or whose picture cannot be read.
     pub on_error: OnError,
+    /// The tiles of the model, if it sees pictures and the documents are captions of pictures: these are then read too.
+    /// They follow from `[model.vision]`.
+    #[serde(skip)]
+    pub tiles: Option<TileLimits>,
+}
+
+/// The tiles in which a model sees a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TileLimits {
+    /// Pixels of a tile's side.
+    pub tile_size: usize,
+    /// The most tiles of a picture.
+    pub max_tiles: usize,
+}
+
+impl TileLimits {
+    /// Those of a tower.
+    pub fn of(vision: &VisionConfig) -> Self {
+        Self {
+            tile_size: vision.tile_size,
+            max_tiles: vision.max_tiles,
+        }
+    }
+
+    /// What makes pictures into tiles.
+    pub fn processor(self) -> Processor {
+        Processor::new(self.tile_size, self.max_tiles)
+    }
 }
 
 /// The origin of documents. Paths are relative to the working directory.
@@ -189,6 +239,23 @@ pub enum SourceKind {
         /// File extensions to read, such as `["rs"]` or `["md"]`.
         cargo: Vec<String>,
     },
+    /// The pictures of a package in this workspace's Cargo.lock, with their names as captions: a document is a caption.
+    Emoji {
+        /// The package, [`EMOJI_PACKAGE`].
+        cargo: String,
+    },
+    /// Pictures and captions in JSON Lines files, a pair per line: a document is a caption.
+    Pairs {
+        /// Globs of the files.
+        jsonl: Vec<String>,
+        /// The field with the path of a picture, relative to its JSON Lines file.
+        image: String,
+        /// The field with its caption.
+        field: String,
+        /// The field with the concept that the picture shows; the caption itself if absent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        concept: Option<String>,
+    },
     /// JSON Lines files, one document per line.
     Jsonl {
         /// Globs of the files.
@@ -203,6 +270,13 @@ pub enum SourceKind {
         /// The SHA-256 of the file, 64 hexadecimal digits.
         sha256: String,
     },
+}
+
+impl SourceKind {
+    /// Whether its documents are captions of pictures.
+    pub fn has_pictures(&self) -> bool {
+        matches!(self, Self::Emoji { .. } | Self::Pairs { .. })
+    }
 }
 
 /// How much of a source is used.
@@ -235,6 +309,9 @@ pub struct TrainConfig {
     /// Fields of the `config.json` of `init` that are ignored although Firebox does not know them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub accept: Vec<String>,
+    /// What is not trained.
+    #[serde(skip_serializing_if = "Frozen::is_nothing")]
+    pub frozen: Frozen,
     /// Optimizer steps.
     pub steps: u64,
     /// Seed of the initial weights (when upcycling, of the routers' weights) and of the order of the data.
@@ -253,6 +330,24 @@ pub struct TrainConfig {
     /// `[train.sample]`: the sample to generate at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample: Option<SampleConfig>,
+}
+
+/// What of a model is not trained.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Frozen {
+    /// All is trained.
+    #[default]
+    Nothing,
+    /// The text model: all but what reads pictures (the tower, its projection, the layers that attend to pictures, and the
+    /// embedding of the image token). Texts without pictures keep their loss to the last bit.
+    Text,
+}
+
+impl Frozen {
+    fn is_nothing(&self) -> bool {
+        *self == Self::Nothing
+    }
 }
 
 /// `[train.sample]`
@@ -281,6 +376,13 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// Maximum global norm of the gradient; 0 disables clipping.
     pub clip_norm: f64,
+    /// Learning rate of the gates of a model that sees pictures, as a multiple of that of all else.
+    #[serde(skip_serializing_if = "is_one")]
+    pub gate_rate: f64,
+}
+
+fn is_one(number: &f64) -> bool {
+    *number == 1.0
 }
 
 /// `[schedule]`: learning rate and batch size over the steps.

@@ -9,10 +9,11 @@ use firebox_kernels::Precision;
 use firebox_model::config::ModelKeys;
 use serde::Deserialize;
 use serde::de::{
-    Deserializer, Error, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer,
+    Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor,
+    value::{MapAccessDeserializer, SeqAccessDeserializer},
 };
 
-use super::{DecayKind, OnError, SplitKind};
+use super::{DecayKind, Frozen, OnError, SplitKind};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
@@ -52,8 +53,16 @@ pub(super) struct RawData {
     pub special_tokens: Option<bool>,
     pub document_mask: Option<bool>,
     #[serde(default)]
+    pub pictures: RawPictures,
+    #[serde(default)]
     pub validation: RawValidation,
     pub source: Vec<RawSource>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawPictures {
+    pub shift: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -70,9 +79,11 @@ pub(super) struct RawValidation {
 pub(super) struct RawSource {
     pub name: String,
     pub files: Option<Vec<String>>,
-    pub cargo: Option<Vec<String>>,
+    pub cargo: Option<RawCargo>,
     pub jsonl: Option<Vec<String>>,
     pub field: Option<String>,
+    pub image: Option<String>,
+    pub concept: Option<String>,
     pub url: Option<String>,
     pub sha256: Option<String>,
     pub epochs: Option<u32>,
@@ -86,6 +97,7 @@ pub(super) struct RawSource {
 pub(super) struct RawTrain {
     pub init: Option<PathBuf>,
     pub accept: Option<Vec<String>>,
+    pub frozen: Option<Frozen>,
     pub steps: u64,
     pub seed: Option<u64>,
     pub micro_batch: Option<usize>,
@@ -113,6 +125,7 @@ pub(super) struct RawOptimizer {
     pub epsilon: Option<f64>,
     pub weight_decay: Option<f64>,
     pub clip_norm: Option<f64>,
+    pub gate_rate: Option<f64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -142,6 +155,38 @@ pub(super) struct RawPlan {
     pub utilization: [f64; 2],
     pub dollars_per_hour: f64,
     pub note: Option<String>,
+}
+
+/// `cargo` as written: extensions of files, or the name of a package.
+#[derive(Debug)]
+pub(super) enum RawCargo {
+    Extensions(Vec<String>),
+    Package(String),
+}
+
+/// Implemented by hand, because the error of an untagged enum says only that no variant matches.
+impl<'de> Deserialize<'de> for RawCargo {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct CargoVisitor;
+
+        impl<'de> Visitor<'de> for CargoVisitor {
+            type Value = RawCargo;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("a list of file extensions, or the name of a package")
+            }
+
+            fn visit_str<E: Error>(self, value: &str) -> Result<RawCargo, E> {
+                Ok(RawCargo::Package(value.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<RawCargo, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(list)).map(RawCargo::Extensions)
+            }
+        }
+
+        deserializer.deserialize_any(CargoVisitor)
+    }
 }
 
 /// `batch_tokens` as written: one number, or a ramp.

@@ -3,6 +3,7 @@
 mod data;
 mod init;
 mod model;
+mod pictures;
 mod tokenizer;
 
 use std::fmt::Display;
@@ -38,9 +39,10 @@ pub(super) fn resolve(raw: RawConfig, complete: bool) -> Checked<RunConfig> {
         }
         init => without_checkpoint(raw.tokenizer, raw.model, init.is_some())?,
     };
-    let data = data::data(raw.data)?;
+    let mut data = data::data(raw.data)?;
     let train = train(raw.train)?;
     let optimizer = optimizer(raw.optimizer)?;
+    pictures::check(&model, &mut data, &train, &optimizer)?;
     let schedule = schedule(raw.schedule, train.steps, model.context_length as u64)?;
     let checkpoint = checkpoint(raw.checkpoint)?;
     let plan = raw.plan.map(plan).transpose()?;
@@ -92,6 +94,7 @@ fn train(raw: RawTrain) -> Checked<TrainConfig> {
     let train = TrainConfig {
         init: raw.init,
         accept: raw.accept.unwrap_or_default(),
+        frozen: raw.frozen.unwrap_or_default(),
         steps: raw.steps,
         seed: raw.seed.unwrap_or(0),
         micro_batch: raw.micro_batch.unwrap_or(8),
@@ -132,7 +135,9 @@ fn optimizer(raw: RawOptimizer) -> Checked<OptimizerConfig> {
         epsilon: raw.epsilon.unwrap_or(1e-8),
         weight_decay: raw.weight_decay.unwrap_or(0.1),
         clip_norm: raw.clip_norm.unwrap_or(1.0),
+        gate_rate: raw.gate_rate.unwrap_or(1.0),
     };
+    above_zero("optimizer.gate_rate", optimizer.gate_rate)?;
     above_zero("optimizer.learning_rate", optimizer.learning_rate)?;
     for (key, value) in [
         ("optimizer.beta1", optimizer.beta1),

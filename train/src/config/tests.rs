@@ -93,7 +93,7 @@ fn defaults_are_filled_in() {
 #[test]
 fn a_resolved_file_reads_back_to_the_same_run() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-    let more: [(&str, &[&str]); 9] = [
+    let more: [(&str, &[&str]); 10] = [
         ("quickstart.toml", &[]),
         ("shakespeare.toml", &[]),
         ("gpt4.toml", &[]),
@@ -121,6 +121,20 @@ fn a_resolved_file_reads_back_to_the_same_run() {
                 "model.dense.layers=[0, 2]",
                 "model.attention=[\"window\", \"nope\"]",
                 "model.window=32",
+            ],
+        ),
+        (
+            "gpt4.toml",
+            &[
+                "model.vision.cross_attention_layers=[3, 8]",
+                "model.vision.width=1280",
+                "model.vision.heads=16",
+                "model.vision.layers=32",
+                "model.vision.global_layers=8",
+                "model.vision.tile_size=448",
+                "model.vision.patch_size=14",
+                "model.vision.max_tiles=4",
+                "data.source=[{ name = 'pairs', jsonl = ['a'], image = 'image', weight = 1 }]",
             ],
         ),
         (
@@ -185,7 +199,7 @@ fn overrides_reach_every_place() {
 #[test]
 fn unknown_keys_are_named_with_the_nearest_known_one() {
     insta::assert_snapshot!(replaced("d_model = 64", "d_modle = 64"), @r"
-    run.toml:4: model.d_modle = 64 is not a known key of model; allowed: vocab_size, layers, d_model, heads, kv_heads, head_dim, context_length, rotary_dim, rope_theta, norm_epsilon, tied_embeddings, initializer_range, qk_norm, attention_bias, sinks, attention, window, feed_forward, rope_scaling, dense, experts, router
+    run.toml:4: model.d_modle = 64 is not a known key of model; allowed: vocab_size, layers, d_model, heads, kv_heads, head_dim, context_length, rotary_dim, rope_theta, norm_epsilon, tied_embeddings, initializer_range, qk_norm, attention_bias, sinks, attention, window, feed_forward, rope_scaling, dense, experts, router, vision
     hint: did you mean `d_model`?
     ");
     insta::assert_snapshot!(replaced("[optimizer]", "[optimiser]"), @r"
@@ -193,7 +207,7 @@ fn unknown_keys_are_named_with_the_nearest_known_one() {
     hint: did you mean `optimizer`?
     ");
     insta::assert_snapshot!(set(&["train.stepz=5"]), @r"
-    run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed: init, accept, steps, seed, micro_batch, precision, log_every, validate_every, validation_tokens, sample
+    run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed: init, accept, frozen, steps, seed, micro_batch, precision, log_every, validate_every, validation_tokens, sample
     hint: did you mean `steps`?
     ");
     insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed: count, top_k, d_ff, activation, limit, alpha, biases, shared_d_ff");
@@ -513,6 +527,107 @@ fn validation_text_is_split_off_or_of_its_own() {
     run.toml: data.validation.source.0 (from --set) must have exactly one of files, cargo, jsonl and url, but has none
     hint: write one [[data.validation.source]] for each
     ");
+}
+
+#[test]
+fn captions_of_pictures_are_documents() {
+    let source = |keys: &str| format!("data.source=[{{ name = 'pictures', {keys} }}]");
+    let kind = |keys: &str| {
+        let config = read(SMALL, &[&source(keys)]).unwrap();
+        // What a run saves reads back.
+        let saved = read(&config.to_toml().unwrap(), &[]).unwrap();
+        assert_eq!(saved.data, config.data);
+        config.data.source[0].text.kind.clone()
+    };
+    let emoji = kind("cargo = 'twemoji-assets'");
+    let cargo = "twemoji-assets".to_owned();
+    assert_eq!(emoji, SourceKind::Emoji { cargo });
+    let pairs = SourceKind::Pairs {
+        jsonl: vec!["a.jsonl".to_owned()],
+        image: "path".to_owned(),
+        field: "caption".to_owned(),
+        concept: None,
+    };
+    assert_eq!(kind("jsonl = ['a.jsonl'], image = 'path'"), pairs);
+    assert!(pairs.has_pictures() && emoji.has_pictures());
+
+    let refused = |keys: &str| set(&[&source(keys)]);
+    let error = refused("cargo = 'rs'");
+    assert!(
+        error.contains("must be \"twemoji-assets\", or a list of file extensions"),
+        "{error}"
+    );
+    let error = refused("cargo = 3");
+    assert!(
+        error.contains("must be a list of file extensions, or the name of a package"),
+        "{error}"
+    );
+    let error = refused("files = ['a.txt'], image = 'path'");
+    assert!(
+        error.contains("has no effect without jsonl") && error.contains("image"),
+        "{error}"
+    );
+    let error = refused("jsonl = ['a.jsonl'], concept = 'kind'");
+    assert!(
+        error.contains("has no effect without image") && error.contains("concept"),
+        "{error}"
+    );
+    let error = set(&[
+        &source("cargo = 'twemoji-assets'"),
+        "data.validation.by=tail",
+    ]);
+    assert!(
+        error.contains("captions of pictures, which are held out whole"),
+        "{error}"
+    );
+}
+
+#[test]
+fn models_that_see_have_pictures_to_see() {
+    let vision = "model.vision={ cross_attention_layers = [1], width = 8, heads = 2, layers = 1, tile_size = 16, patch_size = 8 }";
+    let emoji = "data.source=[{ name = 'pictures', cargo = 'twemoji-assets' }]";
+    let config = read(SMALL, &[vision, emoji, "data.pictures.shift=2"]).unwrap();
+    let tiles = config.data.source[0].text.tiles.unwrap();
+    assert_eq!((tiles.tile_size, tiles.max_tiles), (16, 1));
+    let saved = read(&config.to_toml().unwrap(), &[]).unwrap();
+    assert_eq!(saved.data, config.data);
+
+    let error = set(&[vision]);
+    assert!(
+        error.contains("must have pictures, because the model sees them"),
+        "{error}"
+    );
+    let error = set(&[vision, emoji, "data.pictures.shift=17"]);
+    assert!(
+        error.contains("must be at most model.vision.tile_size = 16"),
+        "{error}"
+    );
+    let error = set(&[vision, emoji, "train.frozen=text"]);
+    assert!(
+        error.contains("must not be \"text\" without train.init"),
+        "{error}"
+    );
+    let error = set(&[
+        vision,
+        emoji,
+        "model.vision.max_tiles=2",
+        "model.vision.aspect_ratios=[[1, 2]]",
+    ]);
+    assert!(
+        error.contains("must be all rows and columns of at most 2 tiles"),
+        "{error}"
+    );
+    for (key, value) in [
+        ("data.pictures.shift", "1"),
+        ("train.frozen", "text"),
+        ("optimizer.gate_rate", "2.0"),
+    ] {
+        let error = set(&[&format!("{key}={value}")]);
+        assert!(
+            error.contains(key) && error.contains("has no effect without [model.vision]"),
+            "{error}"
+        );
+    }
 }
 
 #[test]

@@ -16,8 +16,9 @@ use super::copies::Copies;
 use super::error::DataError;
 use super::folder::{Manifest, SourceManifest, TOKENIZER, VALIDATION_TEXT};
 use super::hash::{Hash, hash, hexadecimal, unit_interval};
+use super::pictures::PictureWriter;
 use super::shards::SetWriter;
-use super::source;
+use super::source::{self, Entry};
 use super::split;
 use super::survey::{FORMAT, SourceSurvey, Survey};
 use crate::config::{RunConfig, SourceConfig, TokenizerConfig};
@@ -64,25 +65,37 @@ pub(super) fn build(
             bytes: 0,
             special_places: 0,
         };
+        let mut pictures = match source.tiles {
+            Some(_) => {
+                let writer = |side: &str| PictureWriter::create(folder, &format!("{side}-{index}"));
+                Some([writer("training")?, writer("validation")?])
+            }
+            None => None,
+        };
         let mut copied = 0;
-        for_each_document(source, &survey.sources[index], |document, hash| {
-            let Document { name, text } = document;
-            let sides = split::split(&text, hash, split);
+        for_each_document(source, &survey.sources[index], |entry, hash| {
+            let sides = split::split_entry(&entry, hash, split);
+            let Document { name, text } = &entry.document;
             if sides.training.is_empty() {
                 // Of a validation source: those of training come before.
                 copied += u64::from(copies.is_trained_on(hash));
             } else {
                 copies.train_on(hash);
             }
+            if let (Some(writers), Some(picture)) = (&mut pictures, &entry.picture) {
+                let fitted = picture.pixels.as_ref().expect("pictures are read");
+                let held_out = split::held_out(text, picture, split.fraction);
+                writers[usize::from(held_out.is_some())].add(fitted, held_out)?;
+            }
             encoder.add(Part {
                 side: Side::Training,
-                document: &name,
+                document: name,
                 offset: 0,
                 text: sides.training,
             })?;
             encoder.add(Part {
                 side: Side::Validation,
-                document: &name,
+                document: name,
                 offset: text.len() - sides.validation.len(),
                 text: sides.validation,
             })?;
@@ -98,6 +111,10 @@ pub(super) fn build(
             hash: survey.sources[index].hash.clone(),
             copies: copied,
             special_places: encoder.special_places,
+            pictures: match pictures {
+                Some([training, validation]) => Some([training.finish()?, validation.finish()?]),
+                None => None,
+            },
             training: encoder.training.finish()?,
             validation: encoder.validation.finish()?,
         });
@@ -141,14 +158,15 @@ fn counted(what: &str, survey: &Survey, visible: bool) -> Progress {
 pub(super) fn for_each_document(
     source: &SourceConfig,
     survey: &SourceSurvey,
-    mut use_document: impl FnMut(Document, &Hash) -> Result<(), DataError>,
+    mut use_document: impl FnMut(Entry, &Hash) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
     let mut hasher = Sha256::new();
-    for document in source::open(source, false)? {
-        let document = document?;
-        let hash = hash(document.text.as_bytes());
+    for entry in source::open(source, false)? {
+        let entry = entry?;
+        let hash = hash(entry.document.text.as_bytes());
         hasher.update(hash);
-        use_document(document, &hash)?;
+        hasher.update(entry.besides());
+        use_document(entry, &hash)?;
     }
     let found = hexadecimal(&hasher.finalize());
     if found != survey.hash {
@@ -183,26 +201,22 @@ fn tokenizer_sample(
     let mut sample = Vec::new();
     let progress = counted("sampling", survey, progress);
     for (source, found) in config.data.source.iter().zip(&survey.sources) {
-        for_each_document(
-            &source.text,
-            found,
-            |Document { text, .. }, document_hash| {
-                let split = config.data.validation.split;
-                let mut rest = split::split(&text, document_hash, split).training;
-                let mut number: u64 = 0;
-                while !rest.is_empty() {
-                    let (piece, remainder) = rest.split_at(rest.floor_char_boundary(SAMPLE_PIECE));
-                    let place = [&document_hash[..], &number.to_le_bytes()].concat();
-                    if unit_interval(&hash(&place)) < share {
-                        sample.push(piece.to_owned());
-                    }
-                    rest = remainder;
-                    number += 1;
+        for_each_document(&source.text, found, |entry, document_hash| {
+            let split = config.data.validation.split;
+            let mut rest = split::split_entry(&entry, document_hash, split).training;
+            let mut number: u64 = 0;
+            while !rest.is_empty() {
+                let (piece, remainder) = rest.split_at(rest.floor_char_boundary(SAMPLE_PIECE));
+                let place = [&document_hash[..], &number.to_le_bytes()].concat();
+                if unit_interval(&hash(&place)) < share {
+                    sample.push(piece.to_owned());
                 }
-                progress.advance(text.len() as u64);
-                Ok(())
-            },
-        )?;
+                rest = remainder;
+                number += 1;
+            }
+            progress.advance(entry.document.text.len() as u64);
+            Ok(())
+        })?;
     }
     Ok(sample)
 }

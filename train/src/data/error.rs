@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
+use firebox_image::PictureError;
 use firebox_text::TokenizerError;
 use firebox_text::documents::TextError;
 
@@ -71,6 +72,19 @@ pub enum DataError {
         /// Where Cargo keeps sources.
         registry: PathBuf,
     },
+    /// A package is not on this machine.
+    #[error(
+        "source {source_name:?}: the package {package} of Firebox's Cargo.lock is not in {}",
+        registry.display()
+    )]
+    NoPackage {
+        /// The source's name.
+        source_name: String,
+        /// The package.
+        package: String,
+        /// Where Cargo keeps sources.
+        registry: PathBuf,
+    },
     /// A document cannot be read.
     #[error("source {source_name:?}: {error}")]
     Text {
@@ -78,6 +92,14 @@ pub enum DataError {
         source_name: String,
         /// What is wrong with the document.
         error: TextError,
+    },
+    /// A picture cannot be read.
+    #[error("source {source_name:?}: {error}")]
+    Picture {
+        /// The source's name.
+        source_name: String,
+        /// What is wrong with it.
+        error: Box<PictureError>,
     },
     /// A download failed.
     #[error("source {source_name:?}: {error}")]
@@ -117,6 +139,14 @@ pub enum DataError {
         available: u64,
         /// Tokens a sequence.
         context: usize,
+    },
+    /// The run needs more pictures than there are.
+    #[error("the run needs {needed} pictures, and the data has {available}, all epochs together")]
+    TooFewPictures {
+        /// Pictures that the run needs.
+        needed: u64,
+        /// Pictures that the data gives, all epochs together.
+        available: u64,
     },
     /// Not even one sequence is full.
     #[error(
@@ -171,6 +201,9 @@ impl Advise for DataError {
             Self::NoPackages { .. } => {
                 failure("`cargo fetch` downloads the sources of all packages")
             }
+            Self::NoPackage { package, .. } => Advice::FAILURE.hint(format!(
+                "`cargo fetch` in the folder of Firebox downloads it; builds from vendored sources have no {package}"
+            )),
             Self::Text { error, .. } => {
                 let skip = "on_error = \"skip\" leaves such documents out";
                 let fields = error.other_fields("field = \"NAME\" in the source");
@@ -179,6 +212,11 @@ impl Advise for DataError {
                     (_, Some(hint)) => Advice::FAILURE.hint(format!("{hint}; {skip}")),
                     (_, None) => failure(skip),
                 }
+            }
+            Self::Picture { error, .. } => {
+                let skip = "on_error = \"skip\" leaves such pictures out";
+                let hint = error.hint().map(|hint| format!("{hint}; {skip}"));
+                Advice::FAILURE.hint(hint.unwrap_or(skip.to_owned()))
             }
             Self::Download { error, .. } => error.advice(),
             Self::Checksum { .. } => failure(
@@ -189,6 +227,9 @@ impl Advise for DataError {
             Self::Tokenizer(error) => error.advice().exit_code(2),
             Self::TooLittle { .. } => usage(
                 "lower train.steps or schedule.batch_tokens, or raise the sources' epochs or max_bytes",
+            ),
+            Self::TooFewPictures { .. } => usage(
+                "lower train.steps or schedule.batch_tokens, or raise the sources' epochs",
             ),
             Self::ContextTooLong { .. } => usage("lower model.context_length, or add text"),
             Self::Damaged { path, .. } => {

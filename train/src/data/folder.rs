@@ -9,6 +9,7 @@ use firebox_console::durable;
 use serde::{Deserialize, Serialize};
 
 use super::error::DataError;
+use super::pictures::PictureManifest;
 use super::shards::SetManifest;
 use super::survey::FORMAT;
 
@@ -48,6 +49,10 @@ pub(super) struct SourceManifest {
     pub copies: u64,
     /// Places of the text that spell special tokens.
     pub special_places: u64,
+    /// The pictures of its training documents and of its held-out ones, where these are captions and the model sees
+    /// pictures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pictures: Option<[PictureManifest; 2]>,
 }
 
 impl Manifest {
@@ -82,6 +87,9 @@ impl Manifest {
         for source in &mut manifest.sources {
             renewed |= source.training.check(folder)?;
             renewed |= source.validation.check(folder)?;
+            for pictures in source.pictures.iter_mut().flatten() {
+                renewed |= pictures.check(folder)?;
+            }
         }
         if renewed {
             tracing::info!(

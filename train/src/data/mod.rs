@@ -6,9 +6,14 @@
 //! [`Prepared::validation`] samples what is held out (`validation`), and
 //! [`Prepared::training_stream`] returns the sequences of a run (`packing`) in their order
 //! (`order`), in which sources interleave (`mixture`) and sequences are shuffled (`permutation`).
+//!
+//! The documents of some sources are captions of pictures. A model of text alone reads them as text. For one that sees
+//! pictures these are prepared beside the tokens (`pictures`), and [`Prepared::caption_stream`] returns both together
+//! (`captions`), in an order of the same kind.
 
 mod build;
 mod cache;
+mod captions;
 mod copies;
 mod error;
 mod folder;
@@ -17,6 +22,7 @@ mod mixture;
 mod order;
 mod packing;
 mod permutation;
+mod pictures;
 mod pool;
 mod record;
 mod repetition;
@@ -37,18 +43,23 @@ use firebox_console::numbers::text_bytes;
 use firebox_text::Tokenizer;
 
 use self::build::build;
+use self::captions::{CaptionSet, Reading};
 use self::folder::{Manifest, SourceManifest, TOKENIZER, VALIDATION_TEXT};
+use self::pictures::PictureSet;
 use self::pool::FilePool;
 use self::record::Records;
 use self::shards::{SetManifest, TokenSet};
 use self::survey::{Survey, file_tokenizer, survey};
 use self::validation::HeldOut;
-use crate::config::{DataConfig, RunConfig, Share, TrainingSource};
+use crate::config::{DataConfig, RunConfig, Share, TileLimits, TrainingSource};
 
+pub use captions::{CaptionStream, Captioned, HeldOutCaptions};
 pub use error::DataError;
 pub use packing::TrainingStream;
+pub use permutation::shuffled;
 pub use repetition::warn_of_planned_repetition;
 pub use source::DownloadError;
+pub use split::HeldOutPicture;
 pub use validation::ValidationPart;
 
 /// Digits of the key that name a folder.
@@ -74,6 +85,17 @@ pub struct Prepared {
     document_mask: bool,
     training: Arc<Vec<TokenSet>>,
     validation: Vec<HeldOut>,
+    captions: Option<Captions>,
+}
+
+/// The captions and pictures of a run whose model sees pictures.
+#[derive(Debug)]
+struct Captions {
+    reading: Reading,
+    /// Of each training source.
+    training: Arc<Vec<CaptionSet>>,
+    /// Of each source.
+    held_out: Vec<CaptionSet>,
 }
 
 /// An amount of text.
@@ -215,8 +237,29 @@ fn found(config: &RunConfig, prepared: Prepared) -> Prepared {
     prepared
 }
 
+/// Logs the amounts of pictures.
+fn describe_pictures(config: &RunConfig, captions: &Captions) {
+    let names = config.data.texts().map(|(source, _)| &source.name);
+    for (place, (name, held_out)) in names.zip(&captions.held_out).enumerate() {
+        let training = captions
+            .training
+            .get(place)
+            .map_or(0, |set| set.pictures.pictures());
+        let held_out = &held_out.pictures;
+        let combinations = held_out.combinations();
+        let concepts = held_out.pictures() - combinations;
+        tracing::info!(
+            "source {name:?}: {training} picture(s) to train on; held out: {combinations} of new combinations, {concepts} of new \
+             concepts"
+        );
+    }
+}
+
 /// Logs the amounts of text, and warns of text that the run repeats often.
 fn describe(config: &RunConfig, prepared: &Prepared) {
+    if let Some(captions) = &prepared.captions {
+        describe_pictures(config, captions);
+    }
     for source in &prepared.sources {
         let TextSummary {
             documents,
@@ -338,7 +381,14 @@ fn open(
         copies: manifest.copies,
         set: set(&manifest.validation),
     });
+    let captions = captions(config, folder, &manifest, &tokenizer, &files);
+    let hashes = manifest
+        .sources
+        .iter()
+        .map(|source| source.hash.clone())
+        .collect();
     let prepared = Prepared {
+        captions,
         tokenizer,
         folder: folder.to_owned(),
         sources: summaries(config, &manifest.sources),
@@ -354,8 +404,46 @@ fn open(
         validation: held_out.collect(),
         content_hash: manifest.key,
     };
-    let hashes = manifest.sources.into_iter().map(|source| source.hash);
-    Ok((prepared, hashes.collect()))
+    Ok((prepared, hashes))
+}
+
+/// The captions and pictures of prepared data, if its model sees pictures.
+fn captions(
+    config: &RunConfig,
+    folder: &Path,
+    manifest: &Manifest,
+    tokenizer: &Tokenizer,
+    files: &Arc<FilePool>,
+) -> Option<Captions> {
+    let tiles: TileLimits = config.data.source.first()?.text.tiles?;
+    let sources = manifest.sources.iter();
+    let sets = |held_out: bool| -> Option<Vec<CaptionSet>> {
+        let set = |source: &SourceManifest| {
+            let [training, validation] = source.pictures.as_ref()?;
+            let (tokens, pictures) = match held_out {
+                true => (&source.validation, validation),
+                false => (&source.training, training),
+            };
+            Some(CaptionSet {
+                tokens: TokenSet::new(folder, tokens, files),
+                pictures: PictureSet::new(folder, pictures, files),
+            })
+        };
+        sources.clone().map(set).collect()
+    };
+    // Training the tokenizer may yield fewer tokens than the configuration allows; a checkpoint's may have fewer than the
+    // model.
+    let vocab_size = match config.train.init {
+        Some(_) => config.model.vocab_size,
+        None => tokenizer.vocab_size(),
+    };
+    let mut training = sets(false)?;
+    training.truncate(config.data.source.len());
+    Some(Captions {
+        reading: Reading::new(vocab_size as u32, tokenizer.bos_ids().len(), tiles),
+        training: Arc::new(training),
+        held_out: sets(true)?,
+    })
 }
 
 fn held_out_summary(sources: &[SourceManifest]) -> TextSummary {
@@ -428,6 +516,56 @@ impl Prepared {
         )?;
         stream.require(needed)?;
         Ok(stream)
+    }
+
+    /// The captioned pictures of a run whose model sees pictures, in the order that `train.seed` decides.
+    ///
+    /// # Errors
+    ///
+    /// When there are fewer than `needed`.
+    ///
+    /// # Panics
+    ///
+    /// When the model sees no pictures.
+    pub fn caption_stream(
+        &self,
+        config: &RunConfig,
+        needed: u64,
+    ) -> Result<CaptionStream, DataError> {
+        let Captions {
+            reading, training, ..
+        } = self.captions.as_ref().expect("captions of pictures");
+        let shares: Vec<Share> = self.sources.iter().map(|source| source.share).collect();
+        let stream = CaptionStream::new(
+            training.clone(),
+            &shares,
+            reading.clone(),
+            config.model.context_length,
+            config.train.seed,
+            config.data.pictures.shift,
+        );
+        stream.require(needed)?;
+        Ok(stream)
+    }
+
+    /// The held-out captions and pictures, by why they are held out; of more than `limit` a sample, always the same.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read.
+    ///
+    /// # Panics
+    ///
+    /// When the model sees no pictures.
+    pub fn held_out_captions(
+        &self,
+        context: usize,
+        limit: u64,
+    ) -> Result<Vec<HeldOutCaptions>, DataError> {
+        let Captions {
+            reading, held_out, ..
+        } = self.captions.as_ref().expect("captions of pictures");
+        captions::held_out(held_out, reading, context, limit)
     }
 
     /// The text of a validation, by source: all that is held out if it has at most `limit` targets, otherwise a sample of

@@ -76,6 +76,17 @@ impl Permutation {
     }
 }
 
+/// The numbers below `count` in an order that `seed` decides.
+pub fn shuffled(count: usize, seed: u64) -> Vec<usize> {
+    if count == 0 {
+        return Vec::new();
+    }
+    let permutation = Permutation::new(count as u64, seed, [0, 0]);
+    (0..count as u64)
+        .map(|number| permutation.at(number) as usize)
+        .collect()
+}
+
 /// A hash of `value` in `0..limit`, by fixed-point multiplication. Probabilities differ from uniform by
 /// less than limit · 2⁻⁶⁴, relatively.
 fn below(limit: u64, value: u64) -> u64 {

@@ -21,7 +21,7 @@ use super::hash::{hash, hexadecimal};
 use super::source::{self, Reader};
 use super::stamp::Stamp;
 use super::survey::{FORMAT, SourceSurvey};
-use crate::config::{OnError, SourceConfig, SourceKind, Split};
+use crate::config::{OnError, SourceConfig, SourceKind, Split, TileLimits};
 
 /// The records in a cache folder.
 #[derive(Debug)]
@@ -159,6 +159,8 @@ impl Records {
             max_bytes: Option<u64>,
             on_error: OnError,
             split: Split,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            tiles: Option<TileLimits>,
         }
         let key = Key {
             format: FORMAT,
@@ -167,6 +169,7 @@ impl Records {
             max_bytes: source.max_bytes,
             on_error: source.on_error,
             split,
+            tiles: source.tiles,
         };
         let json = serde_json::to_vec(&key).expect("numbers and strings can be written as JSON");
         let name = hexadecimal(&hash(&json));

@@ -16,7 +16,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::reader::TokenSet;
-pub(super) use self::writer::SetWriter;
+pub(super) use self::writer::{HashedFile, SetWriter};
 use super::error::DataError;
 use super::hash::{hash_file, hexadecimal};
 use super::stamp::Stamp;
@@ -24,7 +24,7 @@ use super::stamp::Stamp;
 /// Bytes of tokens in a full shard.
 const SHARD_BYTES: u64 = 256 << 20;
 
-const HEADER_BYTES: usize = 16;
+pub(super) const HEADER_BYTES: usize = 16;
 const INDEX_ENTRY_BYTES: usize = 16;
 const TOKENS_MAGIC: &[u8; 8] = b"FBXTOKEN";
 const INDEX_MAGIC: &[u8; 8] = b"FBXINDEX";
@@ -107,7 +107,7 @@ impl SetManifest {
 
 impl FileManifest {
     /// The same for one file with `bytes` bytes after its header.
-    fn check(&mut self, path: &Path, bytes: u64) -> Result<bool, DataError> {
+    pub fn check(&mut self, path: &Path, bytes: u64) -> Result<bool, DataError> {
         let metadata = fs::metadata(path).map_err(DataError::io("read", path))?;
         let stamp = Stamp::of(&metadata);
         let damaged = |reason: String| DataError::Damaged {
@@ -132,7 +132,8 @@ impl FileManifest {
     }
 }
 
-fn header(magic: &[u8; 8], width: u32) -> [u8; HEADER_BYTES] {
+/// What a file of prepared data begins with.
+pub(super) fn header(magic: &[u8; 8], width: u32) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     header[..8].copy_from_slice(magic);
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());

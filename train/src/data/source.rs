@@ -1,22 +1,102 @@
 //! The documents of a source, read lazily and always in the same order.
 
 mod cargo;
+mod emoji;
 mod files;
+mod pairs;
 mod url;
 
+use std::collections::VecDeque;
 use std::iter;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::thread;
+
+use firebox_image::{Fitted, PictureError, Processor};
 
 use firebox_text::documents::{self, Document, JsonLines, TextError, is_json_lines};
 
 use self::cargo::Distinct;
 pub use self::url::DownloadError;
 use super::error::DataError;
+use super::hash::hash;
 use super::record::Footprint;
-use crate::config::{OnError, SourceConfig, SourceKind};
+use crate::config::{OnError, SourceConfig, SourceKind, TileLimits};
+
+/// A document of a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub document: Document,
+    /// The picture that the document is the caption of.
+    pub picture: Option<Picture>,
+}
+
+/// A picture that has a caption.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Picture {
+    /// Its file.
+    pub path: PathBuf,
+    /// What it shows. Pictures of one concept may be much alike.
+    pub concept: String,
+    /// Whether there are other pictures of the concept.
+    pub has_siblings: bool,
+    /// Its pixels, where the model sees pictures.
+    pub pixels: Option<Fitted>,
+}
+
+/// Why a document or its picture cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreadable {
+    /// The document.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The picture that it is the caption of.
+    #[error(transparent)]
+    Picture(#[from] PictureError),
+}
+
+/// Pictures that are decoded at once, on all cores.
+const PICTURES_AT_ONCE: usize = 64;
+
+impl Entry {
+    /// What is to be prepared of the document besides its text: nothing, unless it is a caption.
+    pub fn besides(&self) -> Vec<u8> {
+        let Some(picture) = &self.picture else {
+            return Vec::new();
+        };
+        let concept = hash(picture.concept.as_bytes());
+        let mut content = [&concept[..], &[u8::from(picture.has_siblings)]].concat();
+        if let Some(pixels) = &picture.pixels {
+            let sides = [pixels.aspect_ratio_id, pixels.picture.width()];
+            content.extend(sides.iter().flat_map(|side| (*side as u64).to_le_bytes()));
+            content.extend(hash(pixels.picture.rgb()));
+        }
+        content
+    }
+}
+
+impl Entry {
+    /// The same with the pixels of its picture, if it has one.
+    fn with_pixels(mut self, processor: &Processor) -> Result<Self, PictureError> {
+        if let Some(picture) = &mut self.picture {
+            let opened = firebox_image::Picture::open(&picture.path)?;
+            picture.pixels = Some(processor.fit(&opened));
+        }
+        Ok(self)
+    }
+}
+
+impl From<Document> for Entry {
+    fn from(document: Document) -> Self {
+        Self {
+            document,
+            picture: None,
+        }
+    }
+}
 
 /// Documents as they are read; an error in the place of one that cannot be.
-type Documents = Box<dyn Iterator<Item = Result<Document, TextError>>>;
+type Documents = Box<dyn Iterator<Item = Result<Entry, TextError>>>;
 
 /// The files of a source, in the order in which they are read. None is opened.
 ///
@@ -28,7 +108,10 @@ pub(super) fn files(source: &SourceConfig) -> Result<Box<dyn Iterator<Item = Pat
     Ok(match &source.kind {
         SourceKind::Files { files } => Box::new(files::expand(name, files)?.into_iter()),
         SourceKind::Cargo { cargo } => Box::new(cargo::files(name, cargo)?),
-        SourceKind::Jsonl { jsonl, .. } => Box::new(files::expand(name, jsonl)?.into_iter()),
+        SourceKind::Emoji { .. } => Box::new(emoji::files(name)?.into_iter()),
+        SourceKind::Jsonl { jsonl, .. } | SourceKind::Pairs { jsonl, .. } => {
+            Box::new(files::expand(name, jsonl)?.into_iter())
+        }
         SourceKind::Url { url, sha256 } => Box::new(iter::once(url::path(url, sha256))),
     })
 }
@@ -46,6 +129,17 @@ pub(super) fn open(source: &SourceConfig, progress: bool) -> Result<Reader, Data
     let format = match &source.kind {
         SourceKind::Files { .. } => Format::Text(None),
         SourceKind::Cargo { .. } => Format::Code(Distinct::default()),
+        SourceKind::Emoji { .. } => Format::Emoji,
+        SourceKind::Pairs {
+            image,
+            field,
+            concept,
+            ..
+        } => Format::Pairs {
+            image: image.clone(),
+            caption: field.clone(),
+            concept: concept.clone(),
+        },
         SourceKind::Jsonl { field, .. } => Format::Lines(field.clone()),
         SourceKind::Url { url, sha256 } => {
             url::fetch(name, url, sha256, progress)?;
@@ -63,6 +157,8 @@ pub(super) fn open(source: &SourceConfig, progress: bool) -> Result<Reader, Data
         left_out: LeftOut::default(),
         json_lines: 0,
         complete: false,
+        processor: source.tiles.map(TileLimits::processor),
+        pictured: VecDeque::new(),
     })
 }
 
@@ -74,6 +170,14 @@ enum Format {
     Code(Distinct),
     /// Each line is a JSON object with a document in this field.
     Lines(String),
+    /// The file is a picture, and its name says which.
+    Emoji,
+    /// Each line is a JSON object with a picture's path, its caption and its concept in these fields.
+    Pairs {
+        image: String,
+        caption: String,
+        concept: Option<String>,
+    },
 }
 
 impl Format {
@@ -82,7 +186,7 @@ impl Format {
         match self {
             // What cannot be looked at cannot be read either.
             Self::Text(name) => is_json_lines(name.as_deref().unwrap_or(path)).unwrap_or(false),
-            Self::Code(_) | Self::Lines(_) => false,
+            Self::Code(_) | Self::Lines(_) | Self::Emoji | Self::Pairs { .. } => false,
         }
     }
 
@@ -94,11 +198,20 @@ impl Format {
                 document => document,
             },
             Self::Lines(field) => match JsonLines::open(path, field) {
-                Ok(lines) => return Box::new(lines),
+                Ok(lines) => return Box::new(lines.map(|line| line.map(Entry::from))),
+                Err(error) => Err(error),
+            },
+            Self::Emoji => return Box::new(emoji::entry(path).map(Ok).into_iter()),
+            Self::Pairs {
+                image,
+                caption,
+                concept,
+            } => match pairs::Pairs::open(path, image, caption, concept.as_deref()) {
+                Ok(pairs) => return Box::new(pairs),
                 Err(error) => Err(error),
             },
         };
-        Box::new(iter::once(document))
+        Box::new(iter::once(document.map(Entry::from)))
     }
 }
 
@@ -116,6 +229,10 @@ pub(super) struct Reader {
     left_out: LeftOut,
     json_lines: u64,
     complete: bool,
+    /// What makes pictures into tiles, if they are to be read.
+    processor: Option<Processor>,
+    /// Documents whose pictures have been read.
+    pictured: VecDeque<Result<Entry, DataError>>,
 }
 
 /// Documents that `on_error = "skip"` leaves out. A file of another kind and a link that leads nowhere count as one.
@@ -123,7 +240,16 @@ pub(super) struct Reader {
 pub(super) struct LeftOut {
     pub count: u64,
     /// What is wrong with the first of them.
-    pub first: Option<TextError>,
+    pub first: Option<Unreadable>,
+}
+
+impl LeftOut {
+    fn add(&mut self, source_name: &str, error: impl Into<Unreadable>) {
+        let error = error.into();
+        tracing::debug!("source {source_name:?}: left out: {error}");
+        self.count += 1;
+        self.first.get_or_insert(error);
+    }
 }
 
 impl Reader {
@@ -146,12 +272,57 @@ impl Reader {
     pub fn is_complete(&self) -> bool {
         self.complete
     }
-}
 
-impl Iterator for Reader {
-    type Item = Result<Document, DataError>;
+    /// Reads the next documents with their pictures. Documents whose pictures cannot be read are left out, or the first of
+    /// them is the last.
+    fn read_pictures(&mut self) {
+        let entries: Vec<_> = iter::from_fn(|| self.document())
+            .take(PICTURES_AT_ONCE)
+            .collect();
+        let Some(processor) = &self.processor else {
+            self.pictured.extend(entries);
+            return;
+        };
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        let mut rest = entries;
+        let read = thread::scope(|scope| {
+            let mut threads = Vec::new();
+            while !rest.is_empty() {
+                let share = rest.len().min(PICTURES_AT_ONCE.div_ceil(cores));
+                let part: Vec<_> = rest.drain(..share).collect();
+                threads.push(scope.spawn(move || {
+                    let entries = part.into_iter();
+                    let with_pictures = |entry: Result<Entry, DataError>| {
+                        entry.map(|entry| entry.with_pixels(processor))
+                    };
+                    entries.map(with_pictures).collect::<Vec<_>>()
+                }));
+            }
+            let threads = threads.into_iter();
+            let parts = threads.map(|thread| thread.join().expect("decoders do not panic"));
+            parts.flatten().collect::<Vec<_>>()
+        });
+        for entry in read {
+            match entry {
+                Ok(Err(error)) if self.on_error == OnError::Skip => {
+                    self.left_out.add(&self.name, error);
+                }
+                Ok(Err(error)) => {
+                    self.remaining = 0;
+                    self.pictured.push_back(Err(DataError::Picture {
+                        source_name: self.name.clone(),
+                        error: Box::new(error),
+                    }));
+                    return;
+                }
+                Ok(Ok(entry)) => self.pictured.push_back(Ok(entry)),
+                Err(error) => self.pictured.push_back(Err(error)),
+            }
+        }
+    }
 
-    fn next(&mut self) -> Option<Self::Item> {
+    /// The next document, without its picture.
+    fn document(&mut self) -> Option<Result<Entry, DataError>> {
         while self.remaining > 0 {
             match self.documents.next() {
                 None => {
@@ -163,18 +334,17 @@ impl Iterator for Reader {
                     self.json_lines += u64::from(self.format.ignores_lines(&path));
                     self.documents = self.format.documents(&path);
                 }
-                Some(Ok(document)) if document.text.is_empty() => {}
-                Some(Ok(document)) => {
-                    self.remaining = self.remaining.saturating_sub(document.text.len() as u64);
-                    return Some(Ok(document));
+                Some(Ok(entry)) if entry.document.text.is_empty() => {}
+                Some(Ok(entry)) => {
+                    let bytes = entry.document.text.len() as u64;
+                    self.remaining = self.remaining.saturating_sub(bytes);
+                    return Some(Ok(entry));
                 }
                 // A disk that cannot be read is not the fault of the document.
                 Some(Err(error))
                     if self.on_error == OnError::Skip && !matches!(error, TextError::Io { .. }) =>
                 {
-                    tracing::debug!("source {:?}: left out: {error}", self.name);
-                    self.left_out.count += 1;
-                    self.left_out.first.get_or_insert(error);
+                    self.left_out.add(&self.name, error);
                 }
                 Some(Err(error)) => {
                     self.remaining = 0;
@@ -186,6 +356,27 @@ impl Iterator for Reader {
             }
         }
         None
+    }
+}
+
+impl Iterator for Reader {
+    type Item = Result<Entry, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.processor.is_none() {
+            return self.document();
+        }
+        loop {
+            if let Some(entry) = self.pictured.pop_front() {
+                return Some(entry);
+            }
+            let left_out = self.left_out.count;
+            self.read_pictures();
+            // All of them may have been left out.
+            if self.pictured.is_empty() && self.left_out.count == left_out {
+                return None;
+            }
+        }
     }
 }
 
@@ -209,13 +400,18 @@ mod tests {
             },
             max_bytes,
             on_error,
+            tiles: None,
         }
     }
 
     fn texts(source: &SourceConfig) -> Vec<Result<String, String>> {
         let documents = open(source, false).unwrap();
         documents
-            .map(|document| document.map(|d| d.text).map_err(|error| error.to_string()))
+            .map(|document| {
+                document
+                    .map(|entry| entry.document.text)
+                    .map_err(|error| error.to_string())
+            })
             .collect()
     }
 

@@ -1,6 +1,9 @@
 //! Which text is held out for validation, decided before anything else looks at it.
 
-use super::hash::{Hash, unit_interval};
+use serde::Serialize;
+
+use super::hash::{Hash, hash, unit_interval};
+use super::source::{Entry, Picture};
 use crate::config::{Split, SplitKind};
 
 /// The two sides of a document; one may be empty.
@@ -31,6 +34,66 @@ pub(super) fn split<'a>(text: &'a str, hash: &Hash, config: Split) -> Sides<'a> 
         training,
         validation,
     }
+}
+
+/// Why a caption with its picture is held out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeldOutPicture {
+    /// Nothing of its concept is trained on.
+    Concept,
+    /// Other pictures of its concept are trained on.
+    Combination,
+}
+
+impl HeldOutPicture {
+    /// Its number on disk, from 1.
+    pub fn number(self) -> usize {
+        match self {
+            Self::Concept => 1,
+            Self::Combination => 2,
+        }
+    }
+
+    /// The one of a number, if it is of any.
+    pub fn of_number(number: usize) -> Option<Self> {
+        [Self::Concept, Self::Combination]
+            .into_iter()
+            .find(|held_out| held_out.number() == number)
+    }
+}
+
+/// Splits a document of a source; `hash` is that of its text.
+///
+/// A caption is held out with its picture, by the concept: pictures of one concept are near-copies of each other. Of the
+/// other concepts with several pictures, single ones are held out, which combine the concept with what is known from
+/// others.
+pub(super) fn split_entry<'a>(entry: &'a Entry, hash: &Hash, config: Split) -> Sides<'a> {
+    let text = &entry.document.text[..];
+    let Some(picture) = &entry.picture else {
+        return split(text, hash, config);
+    };
+    match held_out(text, picture, config.fraction) {
+        Some(_) => Sides {
+            training: "",
+            validation: text,
+        },
+        None => Sides {
+            training: text,
+            validation: "",
+        },
+    }
+}
+
+/// Whether a picture is held out, and why.
+pub(super) fn held_out(caption: &str, picture: &Picture, fraction: f64) -> Option<HeldOutPicture> {
+    let chosen = |what: &str, name: &str| {
+        unit_interval(&hash(format!("{what}:{name}").as_bytes())) < fraction
+    };
+    if chosen("concept", &picture.concept) {
+        return Some(HeldOutPicture::Concept);
+    }
+    (picture.has_siblings && chosen("combo", caption)).then_some(HeldOutPicture::Combination)
 }
 
 #[cfg(test)]

@@ -154,6 +154,10 @@ pub(super) fn survey_of_records(
 
 /// The record of a source, if it can be trusted.
 fn known(source: &SourceConfig, split: Split, records: &Records) -> Option<Record> {
+    // The files of a source of pairs do not show whether pictures have changed.
+    if source.tiles.is_some() && matches!(source.kind, SourceKind::Pairs { .. }) {
+        return None;
+    }
     let record = records.find(source, split)?;
     // If the files cannot be found, reading them reports why.
     let is_current = record.settled && record.is_current(source).unwrap_or(false);
@@ -171,13 +175,14 @@ fn read(
     let mut reader = source::open(source, progress)?;
     let mut hasher = Sha256::new();
     let (mut documents, mut bytes, mut training_bytes) = (0, 0, 0);
-    for document in &mut reader {
-        let text = document?.text;
-        let hash = hash(text.as_bytes());
+    for entry in &mut reader {
+        let entry = entry?;
+        let hash = hash(entry.document.text.as_bytes());
         hasher.update(hash);
+        hasher.update(entry.besides());
         documents += 1;
-        bytes += text.len() as u64;
-        training_bytes += split::split(&text, &hash, split).training.len() as u64;
+        bytes += entry.document.text.len() as u64;
+        training_bytes += split::split_entry(&entry, &hash, split).training.len() as u64;
     }
     let left_out = reader.left_out();
     if let Some(first) = &left_out.first {

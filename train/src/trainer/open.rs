@@ -13,9 +13,11 @@ use crate::config::{RunConfig, load_saved};
 use crate::data::{DataError, prepare, resume};
 use crate::error::TrainError;
 use crate::extension;
+use crate::learned::Learned;
 use crate::lock::Lock;
 use crate::metrics::MetricsLog;
 use crate::optimizer::AdamW;
+use crate::rows::Rows;
 use crate::run_folder::RunFolder;
 use crate::start::{notes, starting_model, with_own_tokenizer};
 use crate::state::{self, Progress};
@@ -77,21 +79,21 @@ impl Run {
             // Training the tokenizer may yield fewer tokens than the configuration allows.
             config.model.vocab_size = prepared.tokenizer.vocab_size();
         }
-        let context = config.model.context_length;
         let needed = config.sequences();
-        let stream = prepared
-            .training_stream(context, config.train.seed, needed)
-            .map_err(|error| match error {
-                DataError::TooLittle { available, .. } if fewer_steps.is_some() => {
-                    TrainError::NoTextForMoreSteps {
-                        folder: root.clone(),
-                        steps: config.train.steps,
-                        needed,
-                        available,
-                    }
+        let rows = Rows::of(&prepared, &config).map_err(|error| match error {
+            DataError::TooLittle { available, .. }
+            | DataError::TooFewPictures { available, .. }
+                if fewer_steps.is_some() =>
+            {
+                TrainError::NoTextForMoreSteps {
+                    folder: root.clone(),
+                    steps: config.train.steps,
+                    needed,
+                    available,
                 }
-                error => error.into(),
-            })?;
+            }
+            error => error.into(),
+        })?;
 
         let (model, optimizer) = match newest {
             Some(step) => {
@@ -105,7 +107,10 @@ impl Run {
                 }
                 loaded
             }
-            None => (starting_model(&config, device)?, AdamW::default()),
+            None => {
+                let learned = Learned::of(&config.model, config.train.frozen);
+                (starting_model(&config, device)?, AdamW::of(learned))
+            }
         };
         let resumed = newest.map(|step| folder.checkpoint(step));
         let notes = notes(&config, resumed.as_deref(), &prepared.tokenizer)?;
@@ -119,12 +124,12 @@ impl Run {
         durable::write(&folder.config(), toml)?;
 
         let accounting = Accounting::of(&config.model);
-        describe(&config, &accounting, stream.sequences(), needed);
+        describe(&config, &accounting, rows.count(), needed);
         Ok(Self {
             folder,
             prepared,
             notes,
-            stream,
+            rows,
             since: Since {
                 start: Instant::now(),
                 tokens: progress.tokens,

@@ -13,6 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{Sender, channel};
@@ -24,6 +25,10 @@ use crate::lifecycle::{Lifecycle, Phase};
 
 /// How long clients have to read the error that ends what they wait for.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// Connections that may wait until they are accepted. A system drops what comes beyond, and those clients come again a second
+/// later.
+const BACKLOG: i32 = 4096;
 
 /// When to look for connections again after one could not be accepted, for example since too many files are open.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -75,6 +80,8 @@ pub fn serve(listener: TcpListener, app: Arc<App>, begun: impl FnOnce()) -> io::
 ///
 /// When the system gives no runtime, or the listener cannot be used.
 pub(crate) fn run(listener: TcpListener, site: Site, begun: impl FnOnce()) -> io::Result<Outcome> {
+    // Again: the standard library has asked for 128.
+    SockRef::from(&listener).listen(BACKLOG)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)

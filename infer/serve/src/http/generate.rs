@@ -32,13 +32,20 @@ pub async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Respo
 }
 
 async fn answer(app: Arc<App>, endpoint: Endpoint, request: Request) -> Result<Response, ApiError> {
+    /// More tokens with log-probabilities than this are written on another thread.
+    const MANY: usize = 256;
     let accepted = accept(app.clone(), endpoint, request).await;
     let (reply, stream) = accepted.inspect_err(|error| {
         let rejected = &app.metrics.rejected;
         rejected.with_label_values(&[error.code()]).inc();
     })?;
     let Some(options) = stream else {
-        return Ok(respond::json(StatusCode::OK, &reply.whole().await?));
+        let ended = reply.ended().await?;
+        let json = match ended.scored() > MANY {
+            true => app.with_text(|_| Ok(ended.json().to_string())).await?,
+            false => ended.json().to_string(),
+        };
+        return Ok(respond::written(StatusCode::OK, json));
     };
     let body = StreamBody::begin(reply, options).await?;
     let mut response = Response::new(Body::new(body));

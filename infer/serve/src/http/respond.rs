@@ -10,7 +10,12 @@ use crate::error::ApiError;
 
 /// A reply of one JSON object.
 pub fn json(status: StatusCode, value: &Value) -> Response {
-    let mut response = Response::new(Body::from(value.to_string()));
+    written(status, value.to_string())
+}
+
+/// A reply of one JSON object that is written already.
+pub fn written(status: StatusCode, json: String) -> Response {
+    let mut response = Response::new(Body::from(json));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,4 +1,5 @@
 mod clients;
+mod fuzz;
 
 use serde_json::{Value, json};
 
@@ -286,6 +287,13 @@ fn what_does_not_fit_the_model_is_refused_with_the_numbers() {
             "context_length_exceeded",
             "prompt",
             "the prompt has 64 tokens and 1 more were asked for, but the model's context is 64 tokens",
+        ),
+        // So long a text is not encoded to its end.
+        (
+            json!({ "prompt": "a".repeat((1 << 20) + 1) }),
+            "context_length_exceeded",
+            "prompt",
+            "the prompt has more tokens than the model's context of 64",
         ),
         (
             json!({ "prompt": [257] }),

@@ -144,24 +144,16 @@ impl Reply {
         }
     }
 
-    /// The whole reply, when all choices have ended.
+    /// Waits until all choices have ended.
     ///
     /// # Errors
     ///
     /// When one of them has failed.
-    pub async fn whole(mut self) -> Result<Value, ApiError> {
+    pub async fn ended(mut self) -> Result<Ended, ApiError> {
         while self.open > 0 {
             poll_fn(|context| self.poll_event(context)).await?;
         }
-        let choices = 0..self.choices.len();
-        let choices: Vec<Value> = choices.map(|index| self.whole_choice(index)).collect();
-        let object = match self.asked.endpoint {
-            Endpoint::Completions => "text_completion",
-            Endpoint::Chat => "chat.completion",
-        };
-        let mut reply = self.envelope(object, choices);
-        reply["usage"] = self.usage.json();
-        Ok(reply)
+        Ok(Ended(self))
     }
 
     /// Takes the next event, and returns the number of its choice.
@@ -284,6 +276,35 @@ impl Reply {
             "choices": choices,
             "system_fingerprint": self.served.fingerprint,
         })
+    }
+}
+
+/// A reply whose choices have all ended.
+#[derive(Debug)]
+pub struct Ended(Reply);
+
+impl Ended {
+    /// Tokens whose log-probabilities it has: writing them is most of the work.
+    pub fn scored(&self) -> usize {
+        self.0
+            .choices
+            .iter()
+            .map(|choice| choice.entries.len())
+            .sum()
+    }
+
+    /// The whole reply.
+    pub fn json(self) -> Value {
+        let Self(mut reply) = self;
+        let choices = 0..reply.choices.len();
+        let choices: Vec<Value> = choices.map(|index| reply.whole_choice(index)).collect();
+        let object = match reply.asked.endpoint {
+            Endpoint::Completions => "text_completion",
+            Endpoint::Chat => "chat.completion",
+        };
+        let mut whole = reply.envelope(object, choices);
+        whole["usage"] = reply.usage.json();
+        whole
     }
 }
 

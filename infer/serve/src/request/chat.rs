@@ -15,7 +15,11 @@ const FIELDS: &[&str] = &[
     "max_completion_tokens",
     "logprobs",
     "top_logprobs",
+    "chat_template_kwargs",
 ];
+
+/// What a chat template reads by name, beside the messages.
+pub type Variables = serde_json::Map<String, serde_json::Value>;
 
 /// A request for the next message of a chat.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +30,8 @@ pub struct ChatRequest {
     pub messages: Vec<Message>,
     /// How many of the likeliest tokens to name with log-probabilities, if those are wanted.
     pub logprobs: Option<usize>,
+    /// What the chat template reads beside the messages: `chat_template_kwargs`.
+    pub variables: Variables,
 }
 
 /// What somebody has said.
@@ -55,6 +61,9 @@ impl ChatRequest {
             generation,
             messages: read_messages(&messages)?,
             logprobs: logprobs(body)?,
+            variables: body
+                .optional("chat_template_kwargs", |field| variables(&field))?
+                .unwrap_or_default(),
         })
     }
 
@@ -70,8 +79,21 @@ fn logprobs(body: &Body<'_>) -> Result<Option<usize>, ApiError> {
     let likeliest = field.count(0..=LIKELIEST)?;
     match wanted {
         Some(true) => Ok(Some(likeliest)),
+        _ if likeliest == 0 => Ok(None),
         _ => Err(field.refused("is for log-probabilities; set logprobs to true or leave it out")),
     }
+}
+
+fn variables(field: &Field<'_>) -> Result<Variables, ApiError> {
+    let mut variables = Variables::new();
+    field.members(
+        "an object, such as {\"enable_thinking\": false}",
+        |name, value| {
+            variables.insert(name.to_owned(), value.json()?);
+            Ok(())
+        },
+    )?;
+    Ok(variables)
 }
 
 /// Reads messages.

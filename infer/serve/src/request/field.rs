@@ -258,6 +258,17 @@ impl<'a> Field<'a> {
         self.outcome(read, refused)
     }
 
+    /// Its value, whatever it is.
+    ///
+    /// # Errors
+    ///
+    /// When a text in it has half of a surrogate pair.
+    pub fn json(&self) -> Result<serde_json::Value, ApiError> {
+        serde_json::from_str(self.raw.get()).map_err(|error| ApiError::InvalidJson {
+            reason: format!("{}: {error}", self.name),
+        })
+    }
+
     fn outcome(
         &self,
         read: Result<(), serde_json::Error>,

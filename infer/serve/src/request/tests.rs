@@ -429,11 +429,29 @@ fn log_probabilities_of_chats_are_switched_on() {
     assert_eq!(logprobs(json!(true), json!(null)), Ok(Some(0)));
     assert_eq!(logprobs(json!(true), json!(20)), Ok(Some(20)));
     assert_eq!(logprobs(json!(false), json!(null)), Ok(None));
+    assert_eq!(logprobs(json!(false), json!(0)), Ok(None));
     is_refused(
         logprobs(json!(null), json!(1)),
         "invalid_value",
         "top_logprobs",
         "top_logprobs is for log-probabilities; set logprobs to true or leave it out",
+    );
+}
+
+#[test]
+fn a_chat_template_is_given_an_object() {
+    let variables = |given: Value| {
+        let body = chat_with("chat_template_kwargs", given);
+        chat(&body).map(|read| Value::from(read.variables))
+    };
+    let given = json!({ "enable_thinking": false, "names": ["a", { "b": 1.5 }] });
+    assert_eq!(variables(given.clone()), Ok(given));
+    assert_eq!(variables(json!(null)), Ok(json!({})));
+    is_refused(
+        variables(json!("a")),
+        "invalid_type",
+        "chat_template_kwargs",
+        "chat_template_kwargs is a text; it must be an object, such as {\"enable_thinking\": false}",
     );
 }
 

@@ -4,7 +4,6 @@
 //! server look like one that has failed; a new one costs little beside a text.
 
 use std::io;
-use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::Request;
@@ -13,16 +12,10 @@ use axum::http::response::Parts;
 use axum::http::{Method, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::handshake;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
 use super::replica::Address;
-
-/// How long a connection may take to be accepted.
-const CONNECT: Duration = Duration::from_secs(5);
+pub use crate::client::Connection;
+use crate::client::connect;
 
 /// Headers that are about one connection, not about what goes over it.
 const OF_CONNECTION: [HeaderName; 8] = [
@@ -85,7 +78,7 @@ impl Outgoing {
     }
 
     /// Its body.
-    pub fn body(&self) -> &[u8] {
+    pub fn body(&self) -> &Bytes {
         &self.body
     }
 
@@ -139,16 +132,6 @@ impl Reply {
     }
 }
 
-/// A connection to a replica, which ends when this is dropped: a replica so sees that a client is gone.
-#[derive(Debug)]
-pub struct Connection(JoinHandle<()>);
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Sends a request, and waits for status and headers of the reply.
 ///
 /// # Errors
@@ -156,16 +139,7 @@ impl Drop for Connection {
 /// When there is no connection, or it ends early.
 pub async fn send(address: &Address, outgoing: &Outgoing) -> io::Result<Reply> {
     let request = outgoing.to(address)?;
-    let stream = timeout(CONNECT, TcpStream::connect(address.as_str())).await??;
-    stream.set_nodelay(true)?;
-    let (mut sender, connection) = handshake(TokioIo::new(stream))
-        .await
-        .map_err(io::Error::other)?;
-    let connection = Connection(tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!("a connection to a replica ended: {error}");
-        }
-    }));
+    let (mut sender, connection) = connect(address).await?;
     let reply = sender.send_request(request).await;
     let (mut head, body) = reply.map_err(io::Error::other)?.into_parts();
     remove_connection(&mut head.headers);

@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use tokio::task::spawn_blocking;
 
 use super::client::{Outgoing, Reply, send};
 use super::replica::{Failure, Replica};
@@ -29,7 +30,7 @@ pub async fn forward(
     let outgoing = outgoing.with_body(body);
     let open = proxy.lifecycle.accept().ok_or(ApiError::ShuttingDown)?;
 
-    let key = affinity::key(outgoing.body());
+    let key = key(&outgoing).await;
     let mut held = proxy.choose(key, None).ok_or(ApiError::Unavailable)?;
     let mut answer = proxy.ask(held.replica(), &outgoing).await;
     if is_refused(&answer)
@@ -57,10 +58,26 @@ pub async fn forward(
     Ok(Response::from_parts(head, Body::new(forwarded)))
 }
 
-/// Whether a replica has not begun to answer, so that another one can.
+/// What a request's prompt has in common with others. A large body is read on another thread.
+async fn key(outgoing: &Outgoing) -> Option<u64> {
+    const LARGE: usize = 256 << 10;
+    let body = outgoing.body().clone();
+    match body.len() > LARGE {
+        // Without a key it goes to any replica.
+        true => spawn_blocking(move || affinity::key(&body))
+            .await
+            .unwrap_or(None),
+        false => affinity::key(&body),
+    }
+}
+
+/// Whether a replica has not begun to answer, or has a full queue, so that another one may answer.
 fn is_refused(answer: &Result<Reply, ApiError>) -> bool {
     match answer {
-        Ok(reply) => reply.head.status == StatusCode::SERVICE_UNAVAILABLE,
+        Ok(reply) => matches!(
+            reply.head.status,
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+        ),
         Err(error) => *error == ApiError::ReplicaFailed,
     }
 }

@@ -24,7 +24,7 @@ const WITHIN: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Requests that were sent to a second replica.
+    /// Requests that were sent to a second replica, after a failure or to a shorter queue.
     pub retries: IntCounter,
     up: IntGaugeVec,
     open: IntGaugeVec,
@@ -39,7 +39,7 @@ impl Metrics {
         Self {
             retries: register.counter(
                 "firebox_router_retries_total",
-                "Requests that were sent to a second replica, since the first one had not begun to answer when it failed.",
+                "Requests that were sent to a second replica, since the first one failed before it answered, or had a full queue.",
             ),
             up: register.add(gauge(
                 "firebox_router_replica_up",

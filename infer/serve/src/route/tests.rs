@@ -202,16 +202,26 @@ fn a_prompt_stays_with_its_replica_until_that_is_busy() {
 #[test]
 fn a_request_goes_to_another_replica_when_one_fails_before_its_reply() {
     let good = plain();
-    let full = Server::scripted(Script {
-        rejected: Some(Rejected::Closed),
-        ..Script::default()
+    let rejecting = |rejected| {
+        Server::scripted(Script {
+            rejected: Some(rejected),
+            ..Script::default()
+        })
+    };
+    let ends = rejecting(Rejected::Closed);
+    let full = rejecting(Rejected::QueueFull {
+        retry_after: Duration::from_secs(2),
     });
     // The last one is gone.
     let gone = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap();
-    for bad in [says(""), says("HTTP/1.1 200 O"), full.address, gone] {
+    let failing = [says(""), says("HTTP/1.1 200 O")];
+    for bad in failing
+        .into_iter()
+        .chain([ends.address, full.address, gone])
+    {
         let front = Front::new(&[bad, good.address], Options::default());
         for prompt in 0..30 {
             let body =
@@ -224,6 +234,11 @@ fn a_request_goes_to_another_replica_when_one_fails_before_its_reply() {
             .contains("router_retries_total 0\n");
         assert_eq!(none, bad == gone);
     }
+    // Where all queues are full, the client is told when to come again.
+    let front = Front::of(&[&full, &full]);
+    let answer = front.post("/v1/completions", &json!({ "prompt": "a" }));
+    assert_eq!(answer.error(), (429, "overloaded".to_owned(), None));
+    assert_eq!(answer.header("retry-after"), Some("2"));
 }
 
 #[test]

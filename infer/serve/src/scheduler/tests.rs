@@ -12,7 +12,7 @@ use firebox_text::Tokenizer;
 use super::*;
 use crate::job::{Events, Inbox, Sent};
 use crate::metrics::Build;
-use crate::text::TextWriter;
+use crate::text::{Stops, TextWriter};
 
 /// The end of a text of the byte tokenizer.
 const EOS: u32 = 256;
@@ -117,7 +117,7 @@ fn job(request: &Request, stops: &[&str], events: Events) -> Job {
         ignore_eos: request.ignores_eos,
         scores: request.likeliest,
         prompt_scores: request.scores_prompt,
-        text: TextWriter::new(tokenizer, &request.prompt, false, &stops, false),
+        text: TextWriter::new(tokenizer, &request.prompt, false, Stops::new(&stops), false),
         events,
     }
 }

@@ -12,7 +12,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, Error, ErrorKind};
 
-use crate::request::Message;
+use crate::request::{Message, Variables};
 
 /// The template's name in its environment.
 const NAME: &str = "chat_template";
@@ -70,16 +70,23 @@ impl ChatTemplate {
         })
     }
 
-    /// The text of a chat, up to where the assistant's next message begins.
+    /// The text of a chat, up to where the assistant's next message begins. The template reads `variables` by their names, such
+    /// as `enable_thinking`; those that it is always given stay what they are.
     ///
     /// # Errors
     ///
     /// When the template refuses the messages, or fails.
-    pub fn render(&self, messages: &[Message]) -> Result<String, TemplateError> {
-        let tokens = self.special_tokens.iter();
-        let mut names: BTreeMap<&str, Value> = tokens
-            .map(|(&name, text)| (name, Value::from(text.as_str())))
+    pub fn render(
+        &self,
+        messages: &[Message],
+        variables: &Variables,
+    ) -> Result<String, TemplateError> {
+        let variables = variables.iter();
+        let mut names: BTreeMap<&str, Value> = variables
+            .map(|(name, value)| (name.as_str(), Value::from(Serde(value))))
             .collect();
+        let tokens = self.special_tokens.iter();
+        names.extend(tokens.map(|(&name, text)| (name, Value::from(text.as_str()))));
         names.insert("messages", Value::from(Serde(messages)));
         names.insert("add_generation_prompt", Value::from(true));
         // Templates ask whether these are none, which what is undefined is not.

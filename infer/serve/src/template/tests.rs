@@ -25,7 +25,7 @@ fn message(role: &str, content: &str) -> Message {
 }
 
 fn rendered(source: &str) -> Result<String, TemplateError> {
-    template(source)?.render(&[message("user", "a")])
+    template(source)?.render(&[message("user", "a")], &Variables::default())
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn chats_are_what_jinja_makes_of_them() {
                 .map(|own| message(&text(own, "role"), &text(own, "content")))
                 .collect();
             let expected = fs::read_to_string(examples().join(format!("{name}.{chat}.txt")));
-            let found = match template.render(&messages) {
+            let found = match template.render(&messages, &Variables::default()) {
                 Ok(text) => text,
                 Err(TemplateError::Raised(reason)) => format!("refused: {reason}"),
                 Err(error) => panic!("{name}, {chat}: {error}"),
@@ -50,6 +50,19 @@ fn chats_are_what_jinja_makes_of_them() {
             assert_eq!(found, expected.unwrap(), "{name}, {chat}");
         }
     }
+}
+
+#[test]
+fn a_template_reads_variables_which_take_the_place_of_nothing() {
+    let source = "{{ messages|length }}{{ bos_token }}{% if enable_thinking is defined and not enable_thinking %}no{% endif %}";
+    let template = template(source).unwrap();
+    let rendered = |variables: Json| {
+        let variables = variables.as_object().unwrap();
+        template.render(&[message("user", "a")], variables).unwrap()
+    };
+    assert_eq!(rendered(serde_json::json!({})), "1<s>");
+    let given = serde_json::json!({ "enable_thinking": false, "messages": [], "bos_token": "" });
+    assert_eq!(rendered(given), "1<s>no");
 }
 
 #[test]

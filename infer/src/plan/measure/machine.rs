@@ -176,6 +176,7 @@ fn layer_latency(device: &Device) -> f64 {
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
         sinks: false,
+        vision: None,
         layers: vec![LayerConfig::MOE; LAYERS],
         moe: Some(MoeConfig {
             experts: ExpertsConfig {

@@ -23,6 +23,7 @@ pub const DOTS1: Family = Family {
     normalize: Normalize::AsConfigured,
     router: RouterKind::DeepSeekV3,
     dense_layers: DenseLayers::First,
+    vision: false,
     experts: &["n_routed_experts"],
     d_ff: "moe_intermediate_size",
     defaults: Defaults {

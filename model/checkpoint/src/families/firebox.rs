@@ -4,6 +4,7 @@ use super::common::{
     BACKBONE, BIASES, DENSE, EXPERTS, MIXTURE_BIASES, NOTES, QK_NORM, SAMPLING, SHARED, SINKS,
 };
 use super::field::{Field, read};
+use super::mllama::{CROSS, EMBEDDINGS, GLOBAL_LAYERS, LAYERS, PROJECTOR};
 use super::{Family, QWEN3_MOE};
 
 /// Name of the selection bias of one layer's router, `[experts]`; in checkpoints of families that
@@ -25,6 +26,11 @@ pub const FIREBOX: Family = Family {
         EXPERTS,
         MIXTURE_BIASES,
         SHARED,
+        CROSS,
+        EMBEDDINGS,
+        LAYERS,
+        GLOBAL_LAYERS,
+        PROJECTOR,
     ],
     ..QWEN3_MOE
 };

@@ -25,6 +25,7 @@ pub const GPT_OSS: Family = Family {
     normalize: Normalize::Always,
     router: RouterKind::GptOss,
     dense_layers: DenseLayers::None,
+    vision: false,
     experts: &["num_local_experts"],
     d_ff: "intermediate_size",
     defaults: Defaults {

@@ -21,6 +21,7 @@ pub const LLAMA: Family = Family {
     normalize: Normalize::Always,
     router: RouterKind::Softmax,
     dense_layers: DenseLayers::None,
+    vision: false,
     experts: &[],
     d_ff: "intermediate_size",
     defaults: DEFAULTS,

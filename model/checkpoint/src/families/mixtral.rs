@@ -25,6 +25,7 @@ pub const MIXTRAL: Family = Family {
     normalize: Normalize::Always,
     router: RouterKind::Softmax,
     dense_layers: DenseLayers::None,
+    vision: false,
     experts: &["num_local_experts"],
     d_ff: "intermediate_size",
     defaults: Defaults {

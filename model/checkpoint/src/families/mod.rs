@@ -11,6 +11,7 @@ mod gpt_oss;
 mod llama;
 mod mistral;
 mod mixtral;
+mod mllama;
 mod olmoe;
 mod qwen2;
 mod qwen3;
@@ -27,6 +28,7 @@ pub use gpt_oss::GPT_OSS;
 pub use llama::LLAMA;
 pub use mistral::MISTRAL;
 pub use mixtral::MIXTRAL;
+pub use mllama::{CROSS_LAYERS, DEFAULT_RATIOS, FIREBOX_VISION, MLLAMA, TEXT_TYPE, TOWER_TYPE};
 pub use olmoe::OLMOE;
 pub use qwen2::QWEN2;
 pub use qwen3::QWEN3;
@@ -70,13 +72,16 @@ pub struct Family {
     pub router: RouterKind,
     /// Which layers of a mixture may be dense.
     pub dense_layers: DenseLayers,
+    /// Whether it sees pictures: it has a tower and layers that attend to it, and its config.json has a table of its own for
+    /// the text and one for the tower.
+    pub vision: bool,
     /// The fields that the number of experts is written to: one, or both of its spellings. Either is read.
     pub experts: &'static [&'static str],
     /// The field with the width of an expert, or of the dense feed-forward of a dense family.
     pub d_ff: &'static str,
     /// What absent fields mean.
     pub defaults: Defaults,
-    /// Every field of config.json that the family has, in groups that families share.
+    /// Every field of config.json that the family has, in groups that families share; with a tower, those of `text_config`.
     fields: &'static [&'static [Field]],
     /// Where each parameter lies, in groups that families share.
     rules: &'static [&'static [Rule]],
@@ -205,8 +210,20 @@ impl Windows {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 12] = [
-        LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, MIXTRAL, OLMOE, QWEN3_MOE, DOTS1, GLM4_MOE, GPT_OSS,
+    pub const ALL: [Self; 14] = [
+        LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        SMOLLM3,
+        MIXTRAL,
+        OLMOE,
+        QWEN3_MOE,
+        DOTS1,
+        GLM4_MOE,
+        GPT_OSS,
+        MLLAMA,
+        FIREBOX_VISION,
         FIREBOX,
     ];
 
@@ -227,13 +244,16 @@ impl Family {
             .iter()
             .any(|layer| layer.attention == AttentionKind::Nope);
         let even = config.heads * config.head_dim == config.d_model;
+        let text = config.text_only();
         let computes = |family: &Self| {
             *family != FIREBOX
+                && family.vision == config.vision.is_some()
+                && (!family.vision || mllama::computes(config))
                 && family.allows_qk_norm(config.qk_norm)
                 && family.sinks == config.sinks
                 && (family.partial_rotary || config.rotary_dim == config.head_dim)
                 && family.bias.allow(config.attention_bias)
-                && family.windows.allow(config)
+                && family.windows.allow(&text)
                 && (family.nope || !has_nope)
                 && family.has_feed_forwards(config, biased)
                 // Its norm is as wide as the residual stream.
@@ -268,6 +288,16 @@ impl Family {
             && self.dense_layers.allow(&dense)
     }
 
+    /// What the top of the config.json of a family with a tower makes of a field.
+    pub(super) fn top_usage(field: &str) -> Option<Usage> {
+        usage_among(mllama::TOP_FIELDS, field)
+    }
+
+    /// What `vision_config` makes of a field.
+    pub(super) fn tower_usage(field: &str) -> Option<Usage> {
+        usage_among(mllama::TOWER_FIELDS, field)
+    }
+
     /// The fields of config.json that the family has.
     pub fn fields(&self) -> impl Iterator<Item = &'static Field> + use<> {
         self.fields.iter().copied().flatten()
@@ -296,4 +326,9 @@ impl Family {
             .find(|rule| rule.path == pattern)
             .map(|rule| (*rule, layer))
     }
+}
+
+fn usage_among(groups: &[&[Field]], field: &str) -> Option<Usage> {
+    let mut fields = groups.iter().copied().flatten();
+    Some(fields.find(|known| known.name == field)?.usage)
 }

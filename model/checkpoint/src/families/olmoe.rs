@@ -24,6 +24,7 @@ pub const OLMOE: Family = Family {
     normalize: Normalize::AsConfigured,
     router: RouterKind::Softmax,
     dense_layers: DenseLayers::None,
+    vision: false,
     experts: &["num_experts"],
     d_ff: "intermediate_size",
     defaults: Defaults {

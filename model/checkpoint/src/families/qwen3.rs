@@ -23,6 +23,7 @@ pub const QWEN3: Family = Family {
     normalize: Normalize::Always,
     router: RouterKind::Softmax,
     dense_layers: DenseLayers::None,
+    vision: false,
     experts: &[],
     d_ff: "intermediate_size",
     defaults: Defaults {

@@ -24,6 +24,7 @@ pub const QWEN3_MOE: Family = Family {
     normalize: Normalize::AsConfigured,
     router: RouterKind::Softmax,
     dense_layers: DenseLayers::Any,
+    vision: false,
     // Older and newer versions of `transformers` look for one of the two.
     experts: &["num_experts", "num_local_experts"],
     d_ff: "moe_intermediate_size",

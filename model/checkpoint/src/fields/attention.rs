@@ -10,10 +10,11 @@ impl Fields<'_> {
     /// for it have it off unless the switch is on.
     pub(super) fn attention(&self, layers: usize, context: usize) -> Read<Vec<AttentionKind>> {
         let absent = &self.family.defaults;
-        let has = |key| self.family.usage(key) == Some(Usage::Read);
+        let has = |key| self.usage(key) == Some(Usage::Read);
         let written = self.size_or("sliding_window", 0)?;
         let in_use = !has("use_sliding_window") || self.flag("use_sliding_window")?;
-        let window = match self.value.get("sliding_window") {
+        let field = self.value.get("sliding_window");
+        let window = match field.filter(|_| has("sliding_window")) {
             Some(Value::Null) => None,
             Some(_) => Some(written),
             None => absent.sliding_window,

@@ -4,7 +4,8 @@ use firebox_model::config::{AttentionBias, AttentionKind, ModelConfig, QkNorm};
 use serde_json::{Value, json};
 
 use super::{
-    attending, biased_attention, changed, dense, dots, family, glm, gpt_oss, moe, read, with_dense,
+    attending, biased_attention, changed, dense, dots, family, glm, gpt_oss, moe, read, seeing,
+    with_dense,
 };
 use crate::families::{Family, Field, Usage};
 
@@ -45,7 +46,7 @@ fn unsupported_fields_are_rejected_by_name() {
 }
 
 /// A model that each family computes; the mixture of Qwen3-MoE has a dense layer.
-fn models() -> [ModelConfig; 12] {
+fn models() -> [ModelConfig; 14] {
     let normed = |qk_norm| ModelConfig { qk_norm, ..moe() };
     let models = [
         dense(QkNorm::None),
@@ -59,6 +60,8 @@ fn models() -> [ModelConfig; 12] {
         dots(),
         glm(),
         gpt_oss(),
+        seeing(dense(QkNorm::None)),
+        seeing(moe()),
         dense(QkNorm::Projection),
     ];
     assert_eq!(models.each_ref().map(family), Family::ALL);

@@ -5,6 +5,7 @@ mod accept;
 mod fields;
 mod notes;
 mod published;
+mod vision;
 
 use std::fs;
 
@@ -12,14 +13,14 @@ use serde_json::{Map, Value};
 
 use crate::dtype::StoredDtype as _;
 use crate::families::{
-    DOTS1, FIREBOX, Family, GLM4_MOE, GPT_OSS, LLAMA, MISTRAL, MIXTRAL, OLMOE, QWEN2, QWEN3,
-    QWEN3_MOE, SMOLLM3,
+    DOTS1, FIREBOX, FIREBOX_VISION, Family, GLM4_MOE, GPT_OSS, LLAMA, MISTRAL, MIXTRAL, MLLAMA,
+    OLMOE, QWEN2, QWEN3, QWEN3_MOE, SMOLLM3,
 };
 use crate::{Accept, CONFIG_FILE, CheckpointConfig, Notes, config_json, read_config};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
     AttentionBias, AttentionKind, BalanceKind, ExpertActivation, ExpertsConfig, FeedForwardKind,
-    LayerConfig, ModelConfig, MoeConfig, QkNorm, RouterConfig, Scores,
+    LayerConfig, ModelConfig, MoeConfig, QkNorm, RouterConfig, Scores, VisionConfig,
 };
 
 /// An MoE model in Mixtral's family, with a distinct value in every field.
@@ -40,6 +41,7 @@ fn moe() -> ModelConfig {
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
         sinks: false,
+        vision: None,
         layers: vec![LayerConfig::MOE; 4],
         moe: Some(MoeConfig {
             experts: ExpertsConfig {
@@ -142,6 +144,31 @@ fn gpt_oss() -> ModelConfig {
     };
     (experts.biases, router.logit_bias) = (true, true);
     model
+}
+
+/// This model of text with a tower that has a distinct value in every field.
+fn seeing(text: ModelConfig) -> ModelConfig {
+    let text = ModelConfig {
+        d_model: text.heads * text.head_dim,
+        tied_embeddings: false,
+        ..text
+    };
+    let vision = VisionConfig {
+        width: 20,
+        d_ff: 36,
+        heads: 3,
+        layers: 5,
+        global_layers: 1,
+        tile_size: 29,
+        patch_size: 7,
+        max_tiles: 2,
+        aspect_ratios: vec![[1, 1], [2, 1]],
+        intermediate_layers: vec![4, 0, 4],
+        norm_epsilon: 2e-5,
+        initializer_range: 0.06,
+    };
+    let d_ff = text.dense_d_ff(0).unwrap_or(44);
+    text.with_vision(vision, &[2], d_ff).unwrap()
 }
 
 /// The same with one thing that the family does not compute.
@@ -322,6 +349,11 @@ fn every_family_reads_what_it_writes() {
             attending(normed(QkNorm::Projection, true), &[window]),
             FIREBOX,
         ),
+        (seeing(dense(QkNorm::None)), MLLAMA),
+        (seeing(moe()), FIREBOX_VISION),
+        // Mllama has no norms of queries and keys in layers that attend to the text.
+        (seeing(qwen3()), FIREBOX),
+        (seeing(gpt_oss()), FIREBOX),
     ];
     for (model, family) in cases {
         for dtype in WeightDtype::ALL {
@@ -347,15 +379,20 @@ fn the_per_layer_loss_is_written_as_an_equivalent_pooled_loss() {
     assert_eq!(router.balance_coefficient, 0.007 / 3.0);
 }
 
-/// The file of a model with some fields changed; null removes a field.
+/// The file of a model with some fields changed, those of the text in one that sees pictures; null removes a field.
 fn changed(model: &ModelConfig, changes: &Value) -> String {
     let text = written(model, WeightDtype::F32);
-    let mut fields: Map<String, Value> = serde_json::from_str(&text).unwrap();
+    let mut file: Map<String, Value> = serde_json::from_str(&text).unwrap();
+    let sees = model.vision.is_some() && family(model).vision;
+    let fields = match sees {
+        true => file["text_config"].as_object_mut().unwrap(),
+        false => &mut file,
+    };
     for (key, value) in changes.as_object().unwrap() {
         match value {
             Value::Null => fields.remove(key),
             value => fields.insert(key.clone(), value.clone()),
         };
     }
-    serde_json::to_string(&fields).unwrap()
+    serde_json::to_string(&file).unwrap()
 }

@@ -251,7 +251,8 @@ impl Pass<'_> {
                         for (position, row) in positions.clone().zip(rows) {
                             for head in row.chunks_exact_mut(head_dim) {
                                 let token = stretch.token(position, shape);
-                                self.saved.tables.rotate_transposed(head, token, 1.0);
+                                let tables = self.saved.tables;
+                                tables.rotate_transposed(head, token, shape.scale);
                             }
                             column_block[stretch.start + position].write_copy_of_slice(row);
                         }
@@ -263,7 +264,7 @@ impl Pass<'_> {
     }
 
     /// Adds what the packed rows of these positions give to keys and values. Returns the gradient of their queries, still
-    /// rotated, where it is needed.
+    /// rotated and not scaled, where it is needed.
     fn block<'s>(
         &self,
         scratch: &'s mut Scratch,
@@ -302,13 +303,12 @@ impl Pass<'_> {
                 precision,
                 queries,
                 keys.t(),
-                1.0,
                 Accumulate::Replace,
                 weights,
                 KEYS,
             );
             let into = Accumulate::Replace;
-            gemm_at(precision, gradients, values.t(), 1.0, into, d_scores, KEYS);
+            gemm_at(precision, gradients, values.t(), into, d_scores, KEYS);
             vectorized(
                 #[inline(always)]
                 || {
@@ -334,19 +334,11 @@ impl Pass<'_> {
             let into = Accumulate::Add;
             if value_needs_grad {
                 let value = &mut part.value[place.clone()];
-                gemm_at(
-                    precision,
-                    weights.t(),
-                    gradients,
-                    1.0,
-                    into,
-                    value,
-                    head_dim,
-                );
+                gemm_at(precision, weights.t(), gradients, into, value, head_dim);
             }
             if key_needs_grad {
                 let key = &mut part.key[place];
-                gemm_at(precision, d_scores.t(), queries, 1.0, into, key, head_dim);
+                gemm_at(precision, d_scores.t(), queries, into, key, head_dim);
             }
             if query_needs_grad {
                 let into = match index {
@@ -358,15 +350,7 @@ impl Pass<'_> {
                     query[rows * head_dim..].fill(0.0);
                 }
                 let query = &mut query[seen_rows];
-                gemm_at(
-                    precision,
-                    d_scores,
-                    keys,
-                    shape.scale,
-                    into,
-                    query,
-                    head_dim,
-                );
+                gemm_at(precision, d_scores, keys, into, query, head_dim);
             }
         }
         query

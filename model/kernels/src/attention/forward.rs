@@ -187,7 +187,6 @@ impl Pass<'_> {
                 self.precision,
                 Matrix::new(&queries[seen_rows], rows, head_dim),
                 Matrix::new(&keys[start * head_dim..end * head_dim], count, head_dim).t(),
-                1.0,
                 Accumulate::Replace,
                 scores,
                 KEYS,
@@ -212,7 +211,6 @@ impl Pass<'_> {
                 self.precision,
                 Matrix::strided(scores, rows, count, KEYS),
                 Matrix::strided(&values[start * kv_width..], count, head_dim, kv_width),
-                1.0,
                 if fresh {
                     Accumulate::Replace
                 } else {

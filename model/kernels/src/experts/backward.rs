@@ -295,7 +295,7 @@ fn row_gradients(inputs: &Inputs, blocks: &[Block], [gate, up]: [&[f32]; 2], by_
                 let hidden = Left::new(hidden, inputs.precision, On::ThisThread);
                 let weight = Matrix::new(inputs.matrix(stack, block.expert), d_model, d_ff);
                 let weight = Right::new(weight.t(), inputs.precision, On::ThisThread);
-                product((&hidden, 0..rows), &weight, 1.0, into, by_row, d_model);
+                product((&hidden, 0..rows), &weight, into, by_row, d_model);
             }
         });
 }

@@ -7,34 +7,25 @@ use std::arch::asm;
 use std::fmt::Debug;
 use std::sync::LazyLock;
 
-/// Rows of a tile.
-pub const TILE: usize = 16;
-
-/// Values in bf16 of a row of a tile: those of the inner dimension that one instruction multiplies.
-pub const DEPTH: usize = 32;
-
-/// Rows and columns of the sums that are worked on at a time: two tiles each way, so that every tile that is loaded is used
-/// twice.
-pub const BLOCK: usize = 2 * TILE;
-
-/// A row of a tile: values in bf16, by their bits.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub struct Line(pub [u16; DEPTH]);
-
-/// Rows of tiles that a [`BLOCK`] by [`DEPTH`] takes: two tiles, one after the other.
-pub const LINES: usize = 2 * TILE;
+use super::avx512::Avx512Bf16;
+use super::gemm::Accumulate;
+use super::panels::block::{BLOCK, Line, Multiplier, TILE, Target, depths};
 
 /// That this machine has AMX with bf16, and the vectors that go with it, and that the operating system lets this process
 /// use them.
 #[derive(Debug, Clone, Copy)]
-pub struct Amx(());
+pub struct Amx(Avx512Bf16);
 
 impl Amx {
     /// Asks once; later calls give the same answer.
     pub fn get() -> Option<Self> {
         static FOUND: LazyLock<bool> = LazyLock::new(|| has_instructions() && permitted());
-        FOUND.then_some(Self(()))
+        Avx512Bf16::get().filter(|_| *FOUND).map(Self)
+    }
+
+    /// The vectors that prepare tiles.
+    pub fn vectors(self) -> Avx512Bf16 {
+        self.0
     }
 
     /// Does `work` with the tiles of this thread set up. It must not do another of its kind inside.
@@ -45,16 +36,15 @@ impl Amx {
     }
 }
 
-/// Whether the processor has AMX with bf16, and AVX-512 with bf16, which prepares its tiles.
+/// Whether the processor has AMX with bf16.
 fn has_instructions() -> bool {
     use std::arch::x86_64::__cpuid_count;
     // CPUID, leaf 7: AMX-BF16 and AMX-TILE in EDX. Stable Rust does not ask for these by name.
     const AMX_BF16: u32 = 1 << 22;
     const AMX_TILE: u32 = 1 << 24;
-    let vectors = is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512bf16");
-    vectors && __cpuid_count(7, 0).edx & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
+    // Every x86-64 processor with AVX-512 has leaf 7.
+    Avx512Bf16::get().is_some()
+        && __cpuid_count(7, 0).edx & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
 }
 
 /// Asks Linux to let this process use tiles: their 8 KiB are not part of a thread's state before.
@@ -118,11 +108,8 @@ impl Tiles {
         Self(std::marker::PhantomData)
     }
 
-    /// `sums ← left · right`, or added to them, of [`BLOCK`] × [`BLOCK`] sums with rows `stride` values apart. Each sum is
-    /// taken in the order of the inner dimension; numbers below 2⁻¹²⁶ count as zero.
-    ///
-    /// `left` and `right` have [`LINES`] for each [`DEPTH`] of the inner dimension: of the left matrix two tiles of 16 rows,
-    /// of the right one two tiles of 16 columns, each line of which holds two rows, value by value in turn.
+    /// `sums ← left · right`, or added to them, of [`BLOCK`] × [`BLOCK`] sums with rows `stride` values apart; else as
+    /// [`Multiplier::multiply`].
     ///
     /// # Safety
     ///
@@ -133,7 +120,7 @@ impl Tiles {
     /// When the operands have no lines, or not equally many.
     #[inline(always)]
     #[allow(unsafe_code)]
-    pub unsafe fn multiply(
+    unsafe fn multiply_whole(
         &self,
         left: &[Line],
         right: &[Line],
@@ -141,13 +128,7 @@ impl Tiles {
         sums: *mut f32,
         stride: usize,
     ) {
-        let depths = left.len() / LINES;
-        assert!(
-            left.len() == right.len() && left.len() == depths * LINES && depths > 0,
-            "{} lines by {}",
-            left.len(),
-            right.len()
-        );
+        let depths = depths(left, right);
         // SAFETY: the tiles are set up, as `self` says; the operands have the lines that are read, as was asserted; the
         // sums are the caller's promise. No stack is used, and nothing but the registers named is changed.
         unsafe {
@@ -193,6 +174,62 @@ impl Tiles {
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             );
+        }
+    }
+}
+
+impl Multiplier for Tiles {
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    unsafe fn multiply(&self, left: &[Line], right: &[Line], into: Accumulate, target: &Target) {
+        let add = into == Accumulate::Add;
+        if target.rows == BLOCK && target.columns == BLOCK {
+            // SAFETY: the caller's promise.
+            unsafe { self.multiply_whole(left, right, add, target.first, target.stride) };
+            return;
+        }
+        let mut sums = Sums([[0.0; BLOCK]; BLOCK]);
+        // SAFETY: the target is the caller's promise; of the sums, a whole block of values is there, with rows of its own
+        // width.
+        unsafe {
+            if add {
+                sums.copy_from(target);
+            }
+            let first = sums.0.as_flattened_mut().as_mut_ptr();
+            self.multiply_whole(left, right, true, first, BLOCK);
+            sums.copy_to(target);
+        }
+    }
+}
+
+/// A block of sums outside of an output.
+#[repr(C, align(64))]
+struct Sums([[f32; BLOCK]; BLOCK]);
+
+impl Sums {
+    /// # Safety
+    ///
+    /// The values must be there.
+    #[allow(unsafe_code)]
+    unsafe fn copy_from(&mut self, target: &Target) {
+        for (row, sums) in self.0.iter_mut().enumerate().take(target.rows) {
+            for (column, sum) in sums.iter_mut().enumerate().take(target.columns) {
+                // SAFETY: the caller's promise.
+                *sum = unsafe { target.first.add(row * target.stride + column).read() };
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The values must be there to be written.
+    #[allow(unsafe_code)]
+    unsafe fn copy_to(&self, target: &Target) {
+        for (row, sums) in self.0.iter().enumerate().take(target.rows) {
+            for (column, sum) in sums.iter().enumerate().take(target.columns) {
+                // SAFETY: the caller's promise.
+                unsafe { target.first.add(row * target.stride + column).write(*sum) };
+            }
         }
     }
 }

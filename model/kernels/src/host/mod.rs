@@ -5,6 +5,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub(crate) mod exp;
 pub(crate) mod gemm;
 pub(crate) mod gemv;

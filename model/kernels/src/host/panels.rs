@@ -1,5 +1,7 @@
-//! Matrices in bf16, in the order in which the tiles of [`amx`](super::amx) read them.
+//! Matrices in bf16, in the order in which the units for them read them: the tiles of [`amx`](super::amx) and the
+//! vectors of [`avx512`](super::avx512).
 
+pub mod block;
 mod rounding;
 
 use std::mem::MaybeUninit;
@@ -7,8 +9,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::amx::{Amx, BLOCK, DEPTH, LINES, Line, Tiles};
+use super::amx::Amx;
+use super::avx512::Avx512Bf16;
 use super::gemm::{Accumulate, Matrix};
+use block::{BLOCK, DEPTH, LINES, Line, Multiplier, Target};
 pub use rounding::Load;
 use rounding::fill;
 
@@ -22,6 +26,25 @@ const COLUMNS: usize = 512;
 
 /// Panels that are filled by one task.
 const GROUP: usize = 8;
+
+/// What multiplies panels.
+#[derive(Debug, Clone, Copy)]
+pub enum Unit {
+    /// Tiles.
+    Amx(Amx),
+    /// Vectors.
+    Avx512(Avx512Bf16),
+}
+
+impl Unit {
+    /// The vectors that fill panels.
+    fn vectors(self) -> Avx512Bf16 {
+        match self {
+            Self::Amx(amx) => amx.vectors(),
+            Self::Avx512(vectors) => vectors,
+        }
+    }
+}
 
 /// Which factor a matrix is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +75,7 @@ impl Panels {
     /// # Panics
     ///
     /// When values stand side by side in neither direction.
-    pub fn new<T: Load>(amx: Amx, matrix: Matrix<'_, T>, side: Side, parallel: bool) -> Self {
+    pub fn new<T: Load>(unit: Unit, matrix: Matrix<'_, T>, side: Side, parallel: bool) -> Self {
         let source = match side {
             Side::Left => matrix,
             Side::Right => matrix.t(),
@@ -77,7 +100,7 @@ impl Panels {
             // SAFETY: the machine has the instructions, as the token says.
             #[allow(unsafe_code)]
             unsafe {
-                fill(amx, source, side, first, inner, lines);
+                fill(unit.vectors(), source, side, first, inner, lines);
             }
         };
         match parallel {
@@ -118,8 +141,8 @@ fn blocks(depth: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |start| start..(start + INNER).min(depth))
 }
 
-/// `output ← scale · left[rows] right`, or added to it. Each sum is taken in the order of the inner dimension, whatever the
-/// other sizes.
+/// `output ← left[rows] right`, or added to it. Each sum is taken in the order of the inner dimension, whatever the other
+/// sizes.
 ///
 /// # Safety
 ///
@@ -131,10 +154,33 @@ fn blocks(depth: usize) -> impl Iterator<Item = Range<usize>> {
 /// When the inner dimensions differ, or the rows do not begin with a panel or are not there.
 #[allow(unsafe_code)]
 pub unsafe fn multiply(
-    amx: Amx,
+    unit: Unit,
+    factors: (&Panels, Range<usize>),
+    right: &Panels,
+    into: Accumulate,
+    output: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match unit {
+            Unit::Amx(amx) => amx.with_tiles(|tiles| {
+                multiply_by(tiles, factors, right, into, output, stride);
+            }),
+            Unit::Avx512(vectors) => multiply_by(&vectors, factors, right, into, output, stride),
+        }
+    }
+}
+
+/// # Safety
+///
+/// That of [`multiply`].
+#[inline(always)]
+#[allow(unsafe_code)]
+unsafe fn multiply_by(
+    multiplier: &impl Multiplier,
     (left, rows): (&Panels, Range<usize>),
     right: &Panels,
-    scale: f32,
     into: Accumulate,
     output: *mut f32,
     stride: usize,
@@ -142,133 +188,34 @@ pub unsafe fn multiply(
     assert_eq!(left.depth, right.depth, "the inner dimension");
     assert!(rows.start.is_multiple_of(BLOCK) && rows.end <= left.width);
     let columns = right.width;
-    let target = |row: usize, column: usize| Target {
-        // Within the output, as the block's first value is.
-        first: output.wrapping_add(row * stride + column),
-        stride,
-        rows: BLOCK.min(rows.len() - row),
-        columns: BLOCK.min(columns - column),
-    };
-    let panel_of_row = |row: usize| (rows.start + row) / BLOCK;
-    amx.with_tiles(|tiles| {
-        if scale != 1.0 || left.depth == 0 {
+    if left.depth == 0 && into == Accumulate::Replace {
+        for row in 0..rows.len() {
+            // SAFETY: the caller's promise; zeros are numbers.
+            unsafe { output.add(row * stride).write_bytes(0, columns) };
+        }
+    }
+    for first in (0..columns).step_by(COLUMNS) {
+        let of_cache = first..(first + COLUMNS).min(columns);
+        for inner in blocks(left.depth) {
+            let into = match inner.start {
+                0 => into,
+                _ => Accumulate::Add,
+            };
             for row in (0..rows.len()).step_by(BLOCK) {
-                for column in (0..columns).step_by(BLOCK) {
-                    let mut sums = Sums::ZERO;
-                    for inner in blocks(left.depth) {
-                        let left = left.panel(&inner, panel_of_row(row));
-                        let right = right.panel(&inner, column / BLOCK);
-                        sums.add(tiles, left, right);
-                    }
-                    // SAFETY: the caller's promise.
-                    unsafe { target(row, column).take(&sums, scale, into) };
+                let left = left.panel(&inner, (rows.start + row) / BLOCK);
+                for column in of_cache.clone().step_by(BLOCK) {
+                    let right = right.panel(&inner, column / BLOCK);
+                    let target = Target {
+                        // Within the output, as the block's first value is.
+                        first: output.wrapping_add(row * stride + column),
+                        stride,
+                        rows: BLOCK.min(rows.len() - row),
+                        columns: BLOCK.min(columns - column),
+                    };
+                    // SAFETY: the caller's promise; later blocks of the inner dimension add to what the first wrote.
+                    unsafe { multiplier.multiply(left, right, into, &target) };
                 }
             }
-            return;
-        }
-        for first in (0..columns).step_by(COLUMNS) {
-            let columns = first..(first + COLUMNS).min(columns);
-            for inner in blocks(left.depth) {
-                let into = match inner.start {
-                    0 => into,
-                    _ => Accumulate::Add,
-                };
-                for row in (0..rows.len()).step_by(BLOCK) {
-                    let left = left.panel(&inner, panel_of_row(row));
-                    for column in columns.clone().step_by(BLOCK) {
-                        let right = right.panel(&inner, column / BLOCK);
-                        // SAFETY: the caller's promise; later blocks of the inner dimension add to what the first wrote.
-                        unsafe { target(row, column).multiply(tiles, left, right, into) };
-                    }
-                }
-            }
-        }
-    });
-}
-
-/// Where a block of an output lies.
-struct Target {
-    first: *mut f32,
-    stride: usize,
-    rows: usize,
-    columns: usize,
-}
-
-impl Target {
-    /// # Safety
-    ///
-    /// The values must be there to be written, and to be read where the product is added.
-    #[inline(always)]
-    #[allow(unsafe_code)]
-    unsafe fn multiply(&self, tiles: &Tiles, left: &[Line], right: &[Line], into: Accumulate) {
-        if self.rows == BLOCK && self.columns == BLOCK {
-            let add = into == Accumulate::Add;
-            // SAFETY: the caller's promise.
-            unsafe { tiles.multiply(left, right, add, self.first, self.stride) };
-            return;
-        }
-        let mut sums = Sums::ZERO;
-        // SAFETY: the caller's promise.
-        unsafe {
-            if into == Accumulate::Add {
-                self.give(&mut sums);
-            }
-            sums.add(tiles, left, right);
-            self.take(&sums, 1.0, Accumulate::Replace);
-        }
-    }
-
-    /// Copies the values into sums.
-    ///
-    /// # Safety
-    ///
-    /// The values must be there.
-    #[allow(unsafe_code)]
-    unsafe fn give(&self, sums: &mut Sums) {
-        for (row, sums) in sums.0.iter_mut().enumerate().take(self.rows) {
-            for (column, sum) in sums.iter_mut().enumerate().take(self.columns) {
-                // SAFETY: the caller's promise.
-                *sum = unsafe { self.first.add(row * self.stride + column).read() };
-            }
-        }
-    }
-
-    /// Makes the values those of sums, scaled, or adds these to them.
-    ///
-    /// # Safety
-    ///
-    /// The values must be there to be written, and to be read where the sums are added.
-    #[allow(unsafe_code)]
-    unsafe fn take(&self, sums: &Sums, scale: f32, into: Accumulate) {
-        for (row, sums) in sums.0.iter().enumerate().take(self.rows) {
-            for (column, sum) in sums.iter().enumerate().take(self.columns) {
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let value = self.first.add(row * self.stride + column);
-                    match into {
-                        Accumulate::Replace => value.write(scale * sum),
-                        Accumulate::Add => value.write(value.read() + scale * sum),
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// A block of sums outside of an output.
-#[repr(C, align(64))]
-struct Sums([[f32; BLOCK]; BLOCK]);
-
-impl Sums {
-    const ZERO: Self = Self([[0.0; BLOCK]; BLOCK]);
-
-    #[inline(always)]
-    fn add(&mut self, tiles: &Tiles, left: &[Line], right: &[Line]) {
-        let first = self.0.as_flattened_mut().as_mut_ptr();
-        // SAFETY: a whole block of values is there, with rows of its own width.
-        #[allow(unsafe_code)]
-        unsafe {
-            tiles.multiply(left, right, true, first, BLOCK);
         }
     }
 }

@@ -9,9 +9,11 @@ use serde::Serialize;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Amx;
+#[cfg(target_arch = "x86_64")]
+use super::avx512::Avx512Bf16;
 use super::gemm::{self, Accumulate, Matrix};
 #[cfg(target_arch = "x86_64")]
-use super::panels::{self, Load, Panels, Side};
+use super::panels::{self, Load, Panels, Side, Unit};
 use super::uninit::vec_uninit_with;
 use crate::dtype::StorageFloat;
 use crate::precision::{Precision, rounded_to_bf16};
@@ -22,18 +24,32 @@ use crate::precision::{Precision, rounded_to_bf16};
 pub enum Bf16Unit {
     /// The processor's tiles (Intel AMX).
     Amx,
+    /// The processor's vectors (`vdpbf16ps` of AVX-512), which multiply two numbers in bf16 where they multiply one in f32.
+    Avx512,
     /// The f32 product, of numbers that were rounded to bf16.
     Widened,
 }
 
 impl Bf16Unit {
-    /// That of this machine.
+    /// The one that products in bf16 take on this machine.
     pub fn of_this_machine() -> Self {
         #[cfg(target_arch = "x86_64")]
         if Amx::get().is_some() {
             return Self::Amx;
+        } else if Avx512Bf16::get().is_some_and(Avx512Bf16::is_fast) {
+            return Self::Avx512;
         }
         Self::Widened
+    }
+
+    /// What multiplies panels, where this machine has it.
+    #[cfg(target_arch = "x86_64")]
+    fn of_panels(self) -> Option<Unit> {
+        match self {
+            Self::Amx => Amx::get().map(Unit::Amx),
+            Self::Avx512 => Avx512Bf16::get().map(Unit::Avx512),
+            Self::Widened => None,
+        }
     }
 }
 
@@ -41,6 +57,7 @@ impl fmt::Display for Bf16Unit {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Amx => "AMX",
+            Self::Avx512 => "AVX-512 BF16",
             Self::Widened => "widened to f32",
         })
     }
@@ -84,7 +101,7 @@ enum Ready<'a> {
         shape: [usize; 2],
     },
     #[cfg(target_arch = "x86_64")]
-    Tiles(Amx, Panels),
+    Panels(Unit, Panels),
 }
 
 impl<'a> Left<'a> {
@@ -95,12 +112,9 @@ impl<'a> Left<'a> {
 
     fn by<T: Factor>(unit: Bf16Unit, matrix: Matrix<'a, T>, precision: Precision, on: On) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if let (Precision::Bf16, Bf16Unit::Amx, Some(amx)) = (precision, unit, Amx::get()) {
-            let parallel = on == On::AllThreads;
-            return Self(Ready::Tiles(
-                amx,
-                Panels::new(amx, matrix, Side::Left, parallel),
-            ));
+        if let (Precision::Bf16, Some(unit)) = (precision, unit.of_panels()) {
+            let panels = Panels::new(unit, matrix, Side::Left, on == On::AllThreads);
+            return Self(Ready::Panels(unit, panels));
         }
         let _ = (unit, on);
         Self(Ready::plain(matrix, precision))
@@ -112,7 +126,7 @@ impl<'a> Left<'a> {
             Ready::AsItIs(matrix) => matrix.shape()[0],
             Ready::Copied { shape, .. } => shape[0],
             #[cfg(target_arch = "x86_64")]
-            Ready::Tiles(_, panels) => panels.width(),
+            Ready::Panels(_, panels) => panels.width(),
         }
     }
 }
@@ -125,12 +139,9 @@ impl<'a> Right<'a> {
 
     fn by<T: Factor>(unit: Bf16Unit, matrix: Matrix<'a, T>, precision: Precision, on: On) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if let (Precision::Bf16, Bf16Unit::Amx, Some(amx)) = (precision, unit, Amx::get()) {
-            let parallel = on == On::AllThreads;
-            return Self(Ready::Tiles(
-                amx,
-                Panels::new(amx, matrix, Side::Right, parallel),
-            ));
+        if let (Precision::Bf16, Some(unit)) = (precision, unit.of_panels()) {
+            let panels = Panels::new(unit, matrix, Side::Right, on == On::AllThreads);
+            return Self(Ready::Panels(unit, panels));
         }
         let _ = (unit, on);
         Self(Ready::plain(matrix, precision))
@@ -142,7 +153,7 @@ impl<'a> Right<'a> {
             Ready::AsItIs(matrix) => matrix.shape()[1],
             Ready::Copied { shape, .. } => shape[1],
             #[cfg(target_arch = "x86_64")]
-            Ready::Tiles(_, panels) => panels.width(),
+            Ready::Panels(_, panels) => panels.width(),
         }
     }
 }
@@ -172,12 +183,12 @@ impl<'a> Ready<'a> {
                 shape: [rows, columns],
             } => Matrix::new(values, *rows, *columns),
             #[cfg(target_arch = "x86_64")]
-            Self::Tiles(..) => unreachable!("both factors of a product are made ready alike"),
+            Self::Panels(..) => unreachable!("both factors of a product are made ready alike"),
         }
     }
 }
 
-/// `output ← scale · a[rows] b`, or added to it, on this thread alone; else as [`gemm`](gemm::gemm). Parts of the rows give
+/// `output ← a[rows] b`, or added to it, on this thread alone; else as [`gemm`](gemm::gemm). Parts of the rows give
 /// the bits of the whole.
 ///
 /// # Panics
@@ -186,7 +197,6 @@ impl<'a> Ready<'a> {
 pub fn product(
     (a, rows): (&Left<'_>, Range<usize>),
     b: &Right<'_>,
-    scale: f32,
     into: Accumulate,
     output: &mut [f32],
     stride: usize,
@@ -195,7 +205,7 @@ pub fn product(
     // SAFETY: the output holds the rows, as was checked, and is initialised and borrowed alone.
     #[allow(unsafe_code)]
     unsafe {
-        multiply((a, rows), b, scale, into, output.as_mut_ptr(), stride);
+        multiply((a, rows), b, into, output.as_mut_ptr(), stride);
     }
 }
 
@@ -208,14 +218,13 @@ pub fn gemm_at(
     precision: Precision,
     a: Matrix<'_>,
     b: Matrix<'_>,
-    scale: f32,
     into: Accumulate,
     output: &mut [f32],
     stride: usize,
 ) {
     let a = Left::new(a, precision, On::ThisThread);
     let b = Right::new(b, precision, On::ThisThread);
-    product((&a, 0..a.rows()), &b, scale, into, output, stride);
+    product((&a, 0..a.rows()), &b, into, output, stride);
 }
 
 /// [`product`] in memory without values yet, row-major without gaps; it is returned, now with values.
@@ -234,7 +243,7 @@ pub fn product_uninit<'o>(
     #[allow(unsafe_code)]
     unsafe {
         let first = output.as_mut_ptr().cast();
-        multiply((a, rows), b, 1.0, Accumulate::Replace, first, columns);
+        multiply((a, rows), b, Accumulate::Replace, first, columns);
         output.assume_init_mut()
     }
 }
@@ -250,7 +259,7 @@ const LARGEST_PART: usize = 512;
 /// When the shapes do not fit.
 pub fn product_parallel(a: &Left<'_>, b: &Right<'_>) -> Vec<f32> {
     #[cfg(target_arch = "x86_64")]
-    if let Ready::Tiles(..) = a.0 {
+    if let Ready::Panels(..) = a.0 {
         let (rows, columns) = (a.rows(), b.columns());
         // Each sum is taken in the order of the inner dimension, so that the parts may depend on the threads.
         let part = rows.div_ceil(4 * rayon::current_num_threads());
@@ -286,7 +295,6 @@ fn check(rows: &Range<usize>, b: &Right<'_>, length: usize, stride: usize) {
 unsafe fn multiply(
     (a, rows): (&Left<'_>, Range<usize>),
     b: &Right<'_>,
-    scale: f32,
     into: Accumulate,
     output: *mut f32,
     stride: usize,
@@ -295,14 +303,14 @@ unsafe fn multiply(
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Ready::Tiles(amx, left), Ready::Tiles(_, right)) = (&a.0, &b.0) {
+    if let (Ready::Panels(unit, left), Ready::Panels(_, right)) = (&a.0, &b.0) {
         // SAFETY: the caller's promise.
-        unsafe { panels::multiply(*amx, (left, rows), right, scale, into, output, stride) };
+        unsafe { panels::multiply(*unit, (left, rows), right, into, output, stride) };
         return;
     }
     let part = a.0.matrix().part(rows);
     // SAFETY: the caller's promise.
-    unsafe { gemm::multiply(part, b.0.matrix(), scale, into, output, stride) };
+    unsafe { gemm::multiply(part, b.0.matrix(), 1.0, into, output, stride) };
 }
 
 #[cfg(test)]

@@ -2,12 +2,13 @@
 
 use super::{
     ActivationName, AttentionName, ExpertsKeys, FeedForwardName, ModelKeys, RopeScalingKeys,
-    RopeScalingName, RouterKeys,
+    RopeScalingName, RouterKeys, VisionKeys,
 };
 use crate::config::rules::{check_layers, require};
+use crate::config::vision::CROSS_LAYERS;
 use crate::config::{
     AttentionKind, ConfigError, ExpertActivation, ExpertsConfig, FeedForwardKind, LARGEST_SIZE,
-    LayerConfig, ModelConfig, MoeConfig, RopeScaling, RouterConfig,
+    LayerConfig, ModelConfig, MoeConfig, RopeScaling, RouterConfig, VisionConfig,
 };
 
 type Checked<T> = Result<T, ConfigError>;
@@ -51,6 +52,7 @@ impl ModelKeys {
             sinks: self.sinks.unwrap_or(false),
             layers: Vec::new(),
             moe: None,
+            vision: None,
         };
         let attention = self.attention_pattern(layers)?;
         let (feed_forwards, moe) = self.feed_forwards(layers)?;
@@ -64,7 +66,10 @@ impl ModelKeys {
             ..model
         };
         model.validate()?;
-        Ok(model)
+        match &self.vision {
+            None => Ok(model),
+            Some(keys) => keys.add_to(&model),
+        }
     }
 
     fn head_dim(&self, d_model: usize, heads: usize) -> Checked<usize> {
@@ -234,6 +239,53 @@ impl RouterKeys {
             bias_update_rate: self.bias_update_rate.unwrap_or(absent.bias_update_rate),
         }
     }
+}
+
+impl VisionKeys {
+    /// A text model with the tower and the layers that the keys describe.
+    ///
+    /// # Errors
+    ///
+    /// The first key that is missing or violates a rule.
+    pub fn add_to(&self, text: &ModelConfig) -> Checked<ModelConfig> {
+        let layers = needed("vision.layers", self.layers)?;
+        let width = needed("vision.width", self.width)?;
+        let max_tiles = self.max_tiles.unwrap_or(1);
+        check_layers(layers)?;
+        let vision = VisionConfig {
+            width,
+            d_ff: self.d_ff.unwrap_or(width.saturating_mul(4)),
+            heads: needed("vision.heads", self.heads)?,
+            layers,
+            global_layers: self.global_layers.unwrap_or(0),
+            tile_size: needed("vision.tile_size", self.tile_size)?,
+            patch_size: needed("vision.patch_size", self.patch_size)?,
+            max_tiles,
+            aspect_ratios: match &self.aspect_ratios {
+                Some(ratios) => ratios.clone(),
+                None => arrangements(max_tiles),
+            },
+            intermediate_layers: match &self.intermediate_layers {
+                Some(layers) => layers.clone(),
+                None => vec![layers.saturating_sub(1)],
+            },
+            norm_epsilon: self.norm_epsilon.unwrap_or(1e-5),
+            initializer_range: self.initializer_range.unwrap_or(text.initializer_range),
+        };
+        let listed = needed(CROSS_LAYERS, self.cross_attention_layers.as_deref())?;
+        let of_text = text.dense_layers().map(|(_, d_ff)| d_ff).next();
+        let of_experts = text.moe.as_ref().map(|moe| moe.experts.active_d_ff());
+        let d_ff = self.cross_d_ff.or(of_experts).or(of_text);
+        text.with_vision(vision, listed, needed("vision.cross_d_ff", d_ff)?)
+    }
+}
+
+/// All arrangements of at most so many tiles: one row first, and within the rows of one number by columns. A configuration
+/// with more tiles than are allowed is refused later.
+fn arrangements(tiles: usize) -> Vec<[usize; 2]> {
+    let tiles = tiles.min(1 << 10);
+    let rows = (1..=tiles).flat_map(|rows| (1..=tiles / rows).map(move |columns| [rows, columns]));
+    rows.collect()
 }
 
 impl RopeScalingKeys {

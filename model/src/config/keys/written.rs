@@ -4,11 +4,11 @@ use serde::{Serialize, Serializer};
 
 use super::{
     ActivationName, AttentionName, DenseKeys, ExpertsKeys, FeedForwardName, ModelKeys,
-    RopeScalingKeys, RopeScalingName, RouterKeys,
+    RopeScalingKeys, RopeScalingName, RouterKeys, VisionKeys,
 };
 use crate::config::{
     AttentionKind, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, RopeScaling,
-    RouterConfig,
+    RouterConfig, VisionConfig,
 };
 
 impl ModelKeys {
@@ -18,6 +18,12 @@ impl ModelKeys {
     ///
     /// When they cannot describe it: windows or dense layers of several widths.
     pub fn of(model: &ModelConfig) -> Self {
+        if let Some(vision) = &model.vision {
+            return Self {
+                vision: Some(VisionKeys::of(model, vision)),
+                ..Self::of(&model.text_only())
+            };
+        }
         let moe = model.moe.as_ref();
         Self {
             vocab_size: Some(model.vocab_size),
@@ -50,6 +56,33 @@ impl ModelKeys {
             dense: dense(model),
             experts: moe.map(|moe| ExpertsKeys::of(&moe.experts)),
             router: moe.map(|moe| RouterKeys::of(&moe.router)),
+            vision: None,
+        }
+    }
+}
+
+impl VisionKeys {
+    fn of(model: &ModelConfig, vision: &VisionConfig) -> Self {
+        let cross = model.cross_layers();
+        Self {
+            cross_d_ff: only(
+                model
+                    .cross_layers()
+                    .filter_map(|layer| model.dense_d_ff(layer)),
+            ),
+            cross_attention_layers: Some(cross.collect()),
+            width: Some(vision.width),
+            d_ff: Some(vision.d_ff),
+            heads: Some(vision.heads),
+            layers: Some(vision.layers),
+            global_layers: Some(vision.global_layers),
+            tile_size: Some(vision.tile_size),
+            patch_size: Some(vision.patch_size),
+            max_tiles: Some(vision.max_tiles),
+            aspect_ratios: Some(vision.aspect_ratios.clone()),
+            intermediate_layers: Some(vision.intermediate_layers.clone()),
+            norm_epsilon: Some(vision.norm_epsilon),
+            initializer_range: Some(vision.initializer_range),
         }
     }
 }
@@ -67,6 +100,9 @@ fn pattern(layers: &[LayerConfig]) -> Vec<AttentionName> {
         AttentionKind::Full => AttentionName::Full,
         AttentionKind::Window(_) => AttentionName::Window,
         AttentionKind::Nope => AttentionName::Nope,
+        AttentionKind::Cross => {
+            unreachable!("layers that attend to pictures are written by themselves")
+        }
     };
     let names: Vec<AttentionName> = layers.iter().map(name).collect();
     let repeats = |period: &usize| names.iter().skip(*period).zip(&names).all(|(a, b)| a == b);

@@ -48,6 +48,21 @@ impl JsonLines {
         })
     }
 
+    /// Another field of the line that was read last.
+    ///
+    /// # Errors
+    ///
+    /// When the line has no string in that field.
+    pub fn field(&self, name: &str) -> Result<String, TextError> {
+        // What is no text has given no document, and no line is before the first.
+        let line = str::from_utf8(&self.line).unwrap_or_default();
+        string_field(line, name).map_err(|fault| TextError::Line {
+            path: self.path.clone(),
+            line: self.number,
+            problem: fault.describe(line, name),
+        })
+    }
+
     /// Reads up to the next line with content; gives its offset in the file, or `None` at the end.
     fn advance(&mut self) -> Result<Option<u64>, TextError> {
         loop {

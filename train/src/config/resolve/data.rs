@@ -2,10 +2,10 @@
 
 use super::{Checked, above_zero, without_effect};
 use crate::config::error::Problem;
-use crate::config::raw::{RawData, RawSource, RawValidation};
+use crate::config::raw::{RawCargo, RawData, RawSource, RawValidation};
 use crate::config::{
-    DataConfig, OnError, Share, SourceConfig, SourceKind, Split, SplitKind, TrainingSource,
-    ValidationConfig,
+    DataConfig, EMOJI_PACKAGE, OnError, PicturesConfig, Share, SourceConfig, SourceKind, Split,
+    SplitKind, TrainingSource, ValidationConfig,
 };
 
 pub(super) fn data(raw: RawData) -> Checked<DataConfig> {
@@ -33,11 +33,25 @@ pub(super) fn data(raw: RawData) -> Checked<DataConfig> {
         let text = source(raw, &item)?;
         sources.push(TrainingSource { text, share });
     }
+    let validation = validation(raw.validation, &mut names)?;
+    let captions = sources
+        .iter()
+        .find(|source| source.text.kind.has_pictures());
+    if let Some(source) = captions.filter(|_| validation.split.by == Some(SplitKind::Tail)) {
+        let rule = format!(
+            "must be \"hash\", because the documents of source {:?} are captions of pictures, which are held out whole",
+            source.text.name
+        );
+        return Err(Problem::new("data.validation.by", rule));
+    }
     Ok(DataConfig {
+        pictures: PicturesConfig {
+            shift: raw.pictures.shift.unwrap_or(0),
+        },
         cache: raw.cache,
         special_tokens: raw.special_tokens.unwrap_or(false),
         document_mask: raw.document_mask.unwrap_or(true),
-        validation: validation(raw.validation, &mut names)?,
+        validation,
         source: sources,
     })
 }
@@ -154,6 +168,17 @@ fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
         key("field"),
         "without jsonl",
     )?;
+    for (name, given) in [
+        ("image", raw.image.is_some()),
+        ("concept", raw.concept.is_some()),
+    ] {
+        unused(given && raw.jsonl.is_none(), key(name), "without jsonl")?;
+    }
+    unused(
+        raw.concept.is_some() && raw.image.is_none(),
+        key("concept"),
+        "without image",
+    )?;
     unused(
         raw.max_bytes.is_some() && raw.url.is_some(),
         key("max_bytes"),
@@ -168,13 +193,27 @@ fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
         (Some(files), ..) => SourceKind::Files {
             files: filled(key("files"), files)?,
         },
-        (_, Some(cargo), ..) => SourceKind::Cargo {
+        (_, Some(RawCargo::Extensions(cargo)), ..) => SourceKind::Cargo {
             cargo: extensions(key("cargo"), cargo)?,
         },
-        (_, _, Some(jsonl), _) => SourceKind::Jsonl {
-            jsonl: filled(key("jsonl"), jsonl)?,
-            field: raw.field.unwrap_or_else(|| "text".to_owned()),
+        (_, Some(RawCargo::Package(cargo)), ..) => SourceKind::Emoji {
+            cargo: package(key("cargo"), cargo)?,
         },
+        (_, _, Some(jsonl), _) => {
+            let jsonl = filled(key("jsonl"), jsonl)?;
+            match raw.image {
+                Some(image) => SourceKind::Pairs {
+                    jsonl,
+                    image,
+                    field: raw.field.unwrap_or_else(|| "caption".to_owned()),
+                    concept: raw.concept,
+                },
+                None => SourceKind::Jsonl {
+                    jsonl,
+                    field: raw.field.unwrap_or_else(|| "text".to_owned()),
+                },
+            }
+        }
         (.., url) => {
             let url = url.filter(|url| !url.trim().is_empty());
             let url = url.ok_or_else(|| Problem::new(key("url"), "must not be empty"))?;
@@ -190,6 +229,7 @@ fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
         kind,
         max_bytes: raw.max_bytes,
         on_error,
+        tiles: None,
     })
 }
 
@@ -248,6 +288,17 @@ fn extensions(key: String, values: Vec<String>) -> Checked<Vec<String>> {
         );
     }
     Ok(values)
+}
+
+fn package(key: String, name: String) -> Checked<String> {
+    match name == EMOJI_PACKAGE {
+        true => Ok(name),
+        false => Err(Problem::new(
+            key,
+            format!("must be \"{EMOJI_PACKAGE}\", or a list of file extensions"),
+        )
+        .hint("cargo = [\"rs\"] reads the code of all packages")),
+    }
 }
 
 fn digest(key: String, value: Option<String>) -> Checked<String> {

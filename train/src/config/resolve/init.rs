@@ -71,8 +71,17 @@ impl Origin {
         let attention = written
             .attention
             .filter(|words| !repeat_alike(words, own.attention.as_deref(), layers));
+        // A text model may be given a tower; what a checkpoint has of one stays as it is.
+        let vision = match (&own.vision, written.vision) {
+            (Some(own), written) => {
+                self.agree("model.vision", &written.unwrap_or_default(), own)?;
+                Some(own.clone())
+            }
+            (None, written) => written,
+        };
         let others = ModelKeys {
             attention,
+            vision: None,
             context_length: None,
             feed_forward: None,
             dense: None,
@@ -101,6 +110,7 @@ impl Origin {
                 true => rope_scaling.or_else(|| own.rope_scaling.clone()),
                 false => own.rope_scaling.clone(),
             },
+            vision,
             ..own.clone()
         };
         model(&match (own_kind, kind) {

@@ -15,14 +15,15 @@ use super::{
 };
 
 /// A file that is hashed while it is written.
-struct HashedFile {
+pub struct HashedFile {
     path: PathBuf,
     file: BufWriter<File>,
     hasher: Sha256,
 }
 
 impl HashedFile {
-    fn create(path: PathBuf) -> Result<Self, DataError> {
+    /// Creates a file, or empties it.
+    pub fn create(path: PathBuf) -> Result<Self, DataError> {
         let file = File::create(&path).map_err(DataError::io("write", &path))?;
         Ok(Self {
             path,
@@ -31,14 +32,16 @@ impl HashedFile {
         })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), DataError> {
+    /// Adds bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), DataError> {
         self.hasher.update(bytes);
         self.file
             .write_all(bytes)
             .map_err(DataError::io("write", &self.path))
     }
 
-    fn finish(self) -> Result<FileManifest, DataError> {
+    /// Completes the file on disk.
+    pub fn finish(self) -> Result<FileManifest, DataError> {
         let metadata = self
             .file
             .into_inner()

@@ -62,6 +62,24 @@ pub(super) fn files(
         .flat_map(move |folder| package_files(&folder, &extensions)))
 }
 
+/// The folder of one package, in the version of the nearest Cargo.lock, or else of Firebox's own.
+pub(super) fn package_folder(source_name: &str, package: &str) -> Result<PathBuf, DataError> {
+    let registry = registry_folder();
+    let locks = [nearest_lock(), own_lock()];
+    for lock in locks.iter().filter(|lock| lock.is_file()) {
+        let mut packages = registry_packages(lock)?;
+        packages.retain(|found| found.name == package);
+        if let Some(folder) = newest_folders(&packages, &registry)?.pop() {
+            return Ok(folder);
+        }
+    }
+    Err(DataError::NoPackage {
+        source_name: source_name.to_owned(),
+        package: package.to_owned(),
+        registry,
+    })
+}
+
 /// Filters out copies and generated files.
 #[derive(Debug, Default)]
 pub(super) struct Distinct {
@@ -78,11 +96,15 @@ impl Distinct {
 /// Cargo.lock in the working directory or above; otherwise that of Firebox itself.
 fn nearest_lock() -> PathBuf {
     let here = env::current_dir().unwrap_or_default();
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("Cargo.lock");
     here.ancestors()
         .map(|folder| folder.join("Cargo.lock"))
         .find(|lock| lock.is_file())
-        .unwrap_or(own)
+        .unwrap_or_else(own_lock)
+}
+
+/// Cargo.lock of Firebox, where it was built.
+fn own_lock() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("Cargo.lock")
 }
 
 /// `$CARGO_HOME/registry/src`, with a folder for each registry.

@@ -1,6 +1,7 @@
 //! A run's data as a whole, from files to tokens.
 
 mod held_out;
+mod pictures;
 mod sources;
 mod tokens;
 mod unchanged;

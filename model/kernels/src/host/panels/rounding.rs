@@ -1,4 +1,4 @@
-//! Panels from matrices: rounding to bf16, in the order of tiles.
+//! Panels from matrices: rounding to bf16, in the order of blocks.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -7,8 +7,9 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::Side;
+use super::block::{BLOCK, DEPTH, LINES, Line, TILE};
 use crate::dtype::StorageFloat;
-use crate::host::amx::{Amx, BLOCK, DEPTH, LINES, Line, TILE};
+use crate::host::avx512::Avx512Bf16;
 use crate::host::gemm::Matrix;
 
 /// Fills panels from the one at `first` on with `inner` of the inner dimension of a source `[width, depth]`.
@@ -19,7 +20,7 @@ use crate::host::gemm::Matrix;
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[allow(unsafe_code)]
 pub unsafe fn fill<T: Load>(
-    _: Amx,
+    _: Avx512Bf16,
     source: Matrix<'_, T>,
     side: Side,
     first: usize,

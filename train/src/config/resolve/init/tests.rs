@@ -334,6 +334,43 @@ fn a_context_is_extended_with_other_rotary_positions() {
     ");
 }
 
+/// A source with pictures.
+const PICTURES: &str = "data.source=[{ name = 'emoji', cargo = 'twemoji-assets', weight = 1 }]";
+
+#[test]
+fn a_text_checkpoint_may_be_given_a_tower() {
+    let tower = [
+        "model.vision.cross_attention_layers=[1]",
+        "model.vision.width=16",
+        "model.vision.heads=2",
+        "model.vision.layers=2",
+        "model.vision.tile_size=8",
+        "model.vision.patch_size=4",
+        PICTURES,
+    ];
+    let origin = TestCheckpoint::of(&[]);
+    let text = origin.start(&[]).unwrap().model;
+    let seeing = origin.start(&tower).unwrap().model;
+    assert_eq!(seeing.text_only(), text);
+    assert_eq!(seeing.cross_layers().collect::<Vec<usize>>(), [1]);
+    assert_eq!(seeing.vision.as_ref().unwrap().aspect_ratios, [[1, 1]]);
+    // What a checkpoint has of one stays as it is.
+    let own = TestCheckpoint::new(&seeing);
+    assert_eq!(own.start(&[PICTURES]).unwrap().model, seeing);
+    assert_eq!(own.start(&tower).unwrap().model, seeing);
+    let refusal = own.refusal(&["model.vision.width=12", PICTURES]);
+    assert!(
+        refusal.contains("model.vision.width = 12") && refusal.contains("must be 16"),
+        "{refusal}"
+    );
+    let refusal =
+        origin.refusal(&[&tower[1..], &["model.vision.cross_attention_layers=[0]"]].concat());
+    assert!(
+        refusal.contains("must be layer indices from 1") && refusal.contains("hint: "),
+        "{refusal}"
+    );
+}
+
 #[test]
 fn a_checkpoint_that_cannot_be_used_is_named() {
     let origin = TestCheckpoint::dense();
@@ -344,7 +381,7 @@ fn a_checkpoint_that_cannot_be_used_is_named() {
     ");
     assert!(origin.start(&["tokenizer.kind=bytes"]).is_ok());
     fs::write(origin.0.path().join(CONFIG_FILE), "{}").unwrap();
-    insta::assert_snapshot!(origin.refusal(&[]), @r#"run.toml:7: train.init = "FOLDER" cannot be used: FOLDER/config.json: model_type = null: Firebox reads llama, mistral, qwen2, qwen3, smollm3, mixtral, olmoe, qwen3_moe, dots1, glm4_moe, gpt_oss, firebox"#);
+    insta::assert_snapshot!(origin.refusal(&[]), @r#"run.toml:7: train.init = "FOLDER" cannot be used: FOLDER/config.json: model_type = null: Firebox reads llama, mistral, qwen2, qwen3, smollm3, mixtral, olmoe, qwen3_moe, dots1, glm4_moe, gpt_oss, mllama, firebox_vision, firebox"#);
     fs::remove_file(origin.0.path().join(CONFIG_FILE)).unwrap();
     insta::assert_snapshot!(origin.refusal(&[]), @r#"
     run.toml:7: train.init = "FOLDER" cannot be used: FOLDER is not a checkpoint: config.json is missing

@@ -1,0 +1,138 @@
+//! A model that sees pictures: what it makes of them, how it comes of a text model, and what is left of it without them.
+
+use std::convert::Infallible;
+
+use burn::module::Param;
+use burn::tensor::{Int, Tensor};
+
+use super::{LanguageModel, Trace, VisionTrace};
+use crate::config::{IMAGE_ROWS, ModelConfig};
+use crate::layer::Layer;
+use crate::layout::Placement;
+use crate::parameters::{
+    Axis, Initializer, ParameterSource, ParameterSpec, RandomParameters, Role,
+};
+use crate::vision::{Picture, PictureBatch, PictureKeys, Sight, VisionEncoder};
+
+impl LanguageModel {
+    /// The same of tokens that see pictures, and what the tower makes of these.
+    ///
+    /// # Panics
+    ///
+    /// When the model has no tower, or the batch has no pictures or does not [fit](PictureBatch::check).
+    pub fn trace_seeing(
+        &self,
+        tokens: Tensor<2, Int>,
+        placement: &Placement,
+        pictures: &PictureBatch,
+    ) -> Trace {
+        let mut parts = Vec::new();
+        let mut see = |part, values| parts.push((part, values));
+        let sight = self.encoder().sight(pictures, &mut see);
+        let states = sight.states().expect("the states of a batch").clone();
+        let placement = placement.clone().seeing(sight);
+        Trace {
+            vision: Some(VisionTrace { parts, states }),
+            ..self.trace(tokens, &placement)
+        }
+    }
+
+    /// What the tokens of a batch see.
+    ///
+    /// # Panics
+    ///
+    /// As [`trace_seeing`](Self::trace_seeing).
+    pub fn sight(&self, pictures: &PictureBatch) -> Sight {
+        self.encoder().sight(pictures, &mut |_, _| {})
+    }
+
+    /// The keys and values of the pictures of a text in every layer that attends to pictures.
+    ///
+    /// # Panics
+    ///
+    /// When the model has no tower, there is no picture, or one is not of the tower's sizes.
+    pub fn look(&self, pictures: &[Picture]) -> PictureKeys {
+        let layers = self.blocks.iter().enumerate();
+        let layers = layers.filter_map(|(layer, block)| Some((layer, block.cross()?)));
+        self.encoder().look(pictures, layers)
+    }
+
+    /// The text model that is left without the tower, the layers that attend to pictures, and the rows of the embedding behind
+    /// the vocabulary. For a text without pictures it gives the same logits, to the last bit.
+    ///
+    /// # Panics
+    ///
+    /// When this is one rank's part of a model.
+    #[must_use]
+    pub fn text_only(mut self) -> Self {
+        assert!(self.shard.is_none(), "a whole model");
+        let config = self.config.text_only();
+        self.blocks.retain(|layer| layer.text().is_some());
+        let rows = [0..config.vocab_size, 0..config.d_model];
+        let embedding = self.embedding.take();
+        Self {
+            embedding: embedding.map(|table| table.map(|table| table.slice(rows))),
+            vision: None,
+            config,
+            ..self
+        }
+    }
+
+    fn encoder(&self) -> &VisionEncoder {
+        self.vision.as_ref().expect("a model with a tower")
+    }
+
+    /// This text model with a tower and layers that attend to pictures, as `config` has them ([`ModelConfig::with_vision`] of
+    /// the text model's). What is new is random, by the seed, but for the gates of those layers: they are 0, so that a text has
+    /// the logits of the text model to the last bit, whether it sees pictures or not. A head that was tied to the embedding
+    /// becomes a copy of it.
+    ///
+    /// # Panics
+    ///
+    /// When this is one rank's part of a model, or the configuration is not one of this text model with a tower.
+    #[must_use]
+    pub fn with_vision(mut self, config: &ModelConfig, seed: u64) -> Self {
+        let text = ModelConfig {
+            tied_embeddings: self.config.tied_embeddings,
+            ..config.text_only()
+        };
+        assert!(self.shard.is_none() && text == self.config, "a text model");
+        let vision = config.vision.as_ref().expect("a tower");
+        let device = self.device();
+        let random = &mut RandomParameters::new(seed, &device);
+        let made: Result<(Tensor<2>, Vec<Layer>, VisionEncoder), Infallible> = (|| {
+            let rows = ParameterSpec::new(
+                "vision.image_rows",
+                Role::Embedding,
+                [
+                    (Axis::Vocabulary, IMAGE_ROWS),
+                    (Axis::Model, config.d_model),
+                ],
+                Initializer::Normal(config.initializer_range),
+            );
+            let rows = random.parameter(rows)?.val();
+            let mut blocks = std::mem::take(&mut self.blocks).into_iter();
+            let mut layers = Vec::with_capacity(config.layers.len());
+            for layer in 0..config.layers.len() {
+                layers.push(match config.layers[layer].is_cross() {
+                    true => Layer::new(config, layer, random)?,
+                    false => blocks.next().expect("as many as the text model has"),
+                });
+            }
+            Ok((rows, layers, VisionEncoder::new(config, vision, random)?))
+        })();
+        let Ok((rows, blocks, encoder)) = made;
+        let table = self.embedding.take().expect("a whole model").val().detach();
+        let head = self.head.take();
+        let head = head.unwrap_or_else(|| Param::from_tensor(table.clone().transpose()));
+        let rows = rows.detach().cast(table.dtype());
+        Self {
+            embedding: Some(Param::from_tensor(Tensor::cat(vec![table, rows], 0))),
+            blocks,
+            head: Some(head),
+            vision: Some(encoder),
+            config: config.clone(),
+            ..self
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Attention of a text to the pictures that it sees.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use super::attend::{attend, heads_of, rows_of};
+use super::sight::{Sight, View};
+use crate::config::ModelConfig;
+use crate::linear::Linear;
+use crate::norm::RmsNorm;
+use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
+use firebox_kernels::Precision;
+
+/// Grouped-query attention whose keys and values come of pictures: `softmax(q kᵀ / √head_dim) v` over the positions of the
+/// tiles that a token sees, with norms of the queries and the keys by head, and without positions.
+#[derive(Module, Debug)]
+pub struct CrossAttention {
+    /// `[d_model, heads · head_dim]`
+    pub query: Linear,
+    /// `[d_model, kv_heads · head_dim]`
+    pub key: Linear,
+    /// `[d_model, kv_heads · head_dim]`
+    pub value: Linear,
+    /// `[heads · head_dim, d_model]`
+    pub output: Linear,
+    /// Norm of each query head, with gains that all heads share.
+    pub query_norm: RmsNorm,
+    /// Norm of each key head.
+    pub key_norm: RmsNorm,
+    heads: usize,
+    kv_heads: usize,
+    /// Of the projections.
+    #[module(skip)]
+    pub precision: Precision,
+}
+
+/// Keys and values of pictures in one layer.
+#[derive(Debug, Clone)]
+pub struct LayerKeys {
+    /// After their norm, `[batch, kv_heads, keys, head_dim]`.
+    pub(super) keys: Tensor<4>,
+    /// `[batch, kv_heads, keys, head_dim]`
+    pub(super) values: Tensor<4>,
+}
+
+impl CrossAttention {
+    /// Takes the parameters from `source`, under `path`.
+    ///
+    /// # Errors
+    ///
+    /// When the source does not have a parameter of the required path and shape.
+    pub fn new<S: ParameterSource>(
+        config: &ModelConfig,
+        path: &str,
+        source: &mut S,
+    ) -> Result<Self, S::Error> {
+        let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);
+        let model = (Axis::Model, config.d_model);
+        let all_heads = (Axis::Heads, heads * head_dim);
+        let all_kv_heads = (Axis::KvHeads, kv_heads * head_dim);
+        let projection = |name: &str, dimensions, deviation, source: &mut S| {
+            let initializer = Initializer::Normal(deviation);
+            let path = format!("{path}.{name}");
+            let spec = ParameterSpec::new(path, Role::CrossAttention, dimensions, initializer);
+            Linear::new(spec, false, source)
+        };
+        let norm = |name: &str, source: &mut S| {
+            let width = (Axis::HeadDim, head_dim);
+            RmsNorm::new(config, width, &format!("{path}.{name}"), source)
+        };
+        let (range, residual) = (
+            config.initializer_range,
+            config.residual_initializer_range(),
+        );
+        Ok(Self {
+            query: projection("query", [model, all_heads], range, source)?,
+            key: projection("key", [model, all_kv_heads], range, source)?,
+            value: projection("value", [model, all_kv_heads], range, source)?,
+            output: projection("output", [all_heads, model], residual, source)?,
+            query_norm: norm("query_norm", source)?,
+            key_norm: norm("key_norm", source)?,
+            heads,
+            kv_heads,
+            precision: Precision::F32,
+        })
+    }
+
+    /// The keys and values of states.
+    ///
+    /// # Shapes
+    ///
+    /// - `states`: `[batch, keys, d_model]`
+    pub fn keys(&self, states: Tensor<3>) -> LayerKeys {
+        let [batch, ..] = states.dims();
+        let rows: Tensor<2> = states.flatten(0, 1);
+        let keys = self.key.forward(rows.clone(), self.precision);
+        let values = self.value.forward(rows, self.precision);
+        LayerKeys {
+            keys: self.key_norm.forward(heads_of(keys, batch, self.kv_heads)),
+            values: heads_of(values, batch, self.kv_heads),
+        }
+    }
+
+    /// What the tokens take of the pictures; of what blind tokens take nothing is meant.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, output: `[tokens, d_model]`
+    pub fn forward(&self, x: Tensor<2>, layer: usize, sight: &Sight) -> Tensor<2> {
+        let query = self.query.forward(x, self.precision);
+        let of = |query: Tensor<2>, keys: LayerKeys, bias: &Tensor<4>| {
+            let [batch, ..] = bias.dims();
+            let query = self.query_norm.forward(heads_of(query, batch, self.heads));
+            rows_of(attend(query, keys.keys, keys.values, bias))
+        };
+        let attended = match &sight.view {
+            View::States(seen) => of(query, self.keys(seen.states.clone()), &seen.bias),
+            View::Cached(glances) => {
+                let mut next = 0;
+                let [rows, width] = query.dims();
+                let mut parts = Vec::with_capacity(2 * glances.len() + 1);
+                let blind = |rows: usize| Tensor::zeros([rows, width], &query.device());
+                for glance in glances {
+                    if next < glance.rows.start {
+                        parts.push(blind(glance.rows.start - next));
+                    }
+                    let query = query
+                        .clone()
+                        .narrow(0, glance.rows.start, glance.rows.len());
+                    parts.push(of(query, glance.pictures.layer(layer), &glance.bias));
+                    next = glance.rows.end;
+                }
+                if next < rows {
+                    parts.push(blind(rows - next));
+                }
+                Tensor::cat(parts, 0)
+            }
+        };
+        self.output.forward(attended, self.precision)
+    }
+}

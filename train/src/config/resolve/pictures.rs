@@ -1,0 +1,110 @@
+//! Rules of runs whose models see pictures, across the sections of a configuration.
+
+use firebox_checkpoint::checkpoint_folder;
+use firebox_image::{PREPROCESSOR_FILE, Processor};
+use firebox_model::config::ModelConfig;
+
+use super::{Checked, without_effect};
+use crate::config::error::Problem;
+use crate::config::{
+    DataConfig, Frozen, OptimizerConfig, PicturesConfig, SourceConfig, TileLimits, TrainConfig,
+};
+
+const WITHOUT: &str = "without [model.vision]";
+
+/// Checks what the sections say of pictures, and gives the sources the tiles of the model.
+pub(super) fn check(
+    model: &ModelConfig,
+    data: &mut DataConfig,
+    train: &TrainConfig,
+    optimizer: &OptimizerConfig,
+) -> Checked<()> {
+    let Some(vision) = &model.vision else {
+        for (key, given) in [
+            (
+                "data.pictures.shift",
+                data.pictures != PicturesConfig::default(),
+            ),
+            ("train.frozen", train.frozen != Frozen::Nothing),
+            ("optimizer.gate_rate", optimizer.gate_rate != 1.0),
+        ] {
+            if given {
+                return Err(without_effect(key, WITHOUT).hint("remove it"));
+            }
+        }
+        return Ok(());
+    };
+    let tiles = TileLimits::of(vision);
+    if tiles.processor().aspect_ratios() != vision.aspect_ratios {
+        let rule = format!(
+            "must be all rows and columns of at most {} tiles, by rows and then by columns, because pictures are cut so",
+            tiles.max_tiles
+        );
+        return Err(Problem::new("model.vision.aspect_ratios", rule).hint("remove it"));
+    }
+    if u64::from(data.pictures.shift) > tiles.tile_size as u64 {
+        let rule = format!(
+            "must be at most model.vision.tile_size = {}",
+            tiles.tile_size
+        );
+        return Err(Problem::new("data.pictures.shift", rule));
+    }
+    if train.frozen == Frozen::Text && train.init.is_none() {
+        return Err(Problem::new(
+            "train.frozen",
+            "must not be \"text\" without train.init, because a text model with random weights would stay random",
+        )
+        .hint("name the checkpoint of a text model in train.init"));
+    }
+    check_processor(train, tiles)?;
+    let training = data.source.iter_mut().map(|source| &mut source.text);
+    let validation = data.validation.source.iter_mut();
+    let lists = [
+        ("data.source", training.collect::<Vec<_>>()),
+        ("data.validation.source", validation.collect()),
+    ];
+    for (list, sources) in lists {
+        for (index, source) in sources.into_iter().enumerate() {
+            give_tiles(source, tiles, &format!("{list}.{index}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the checkpoint which the run starts from has seen pictures as the run shows them.
+fn check_processor(train: &TrainConfig, tiles: TileLimits) -> Checked<()> {
+    // A run that continues does not need that checkpoint.
+    let folder = train
+        .init
+        .as_deref()
+        .and_then(|init| checkpoint_folder(init).ok());
+    let file = folder
+        .map(|folder| folder.join(PREPROCESSOR_FILE))
+        .filter(|file| file.is_file());
+    let Some(file) = file else {
+        return Ok(());
+    };
+    let unusable = || Problem::new("train.init", "cannot be used");
+    let found = Processor::load(&file).map_err(|error| unusable().caused_by(error))?;
+    match found == tiles.processor() {
+        true => Ok(()),
+        false => Err(Problem::new(
+            "train.init",
+            format!(
+                "cannot be used: {} gives the levels of a pixel other values than −1 to 1, in which runs show pictures",
+                file.display()
+            ),
+        )),
+    }
+}
+
+fn give_tiles(source: &mut SourceConfig, tiles: TileLimits, item: &str) -> Checked<()> {
+    if !source.kind.has_pictures() {
+        let rule = "must have pictures, because the model sees them ([model.vision])";
+        return Err(Problem::new(item, rule).hint(
+            "cargo = \"twemoji-assets\" reads small pictures and their names, and jsonl with image reads your own",
+        ));
+    }
+    source.tiles = Some(tiles);
+    Ok(())
+}

@@ -1,0 +1,345 @@
+//! What a step trains on, row by row: windows of text, or captions behind their pictures.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use firebox_model::batch::{Batch, Sequence};
+use firebox_model::language_model::LanguageModel;
+use firebox_model::vision::PictureBatch;
+
+use crate::config::RunConfig;
+use crate::data::{CaptionStream, Captioned, DataError, Prepared, TrainingStream};
+use crate::error::TrainError;
+use crate::step::{StepResult, TrainingState};
+
+/// A row of a batch.
+pub trait Row: Sized {
+    /// Number of targets that are to be learned.
+    fn targets(&self) -> u64;
+
+    /// Puts rows on a device, which is the model's. What the model makes of their pictures is part of the batch, with its
+    /// gradient.
+    fn batch(rows: &[Self], model: &LanguageModel, device: &Device) -> Batch;
+}
+
+impl Row for Sequence {
+    fn targets(&self) -> u64 {
+        self.valid as u64
+    }
+
+    fn batch(rows: &[Self], _model: &LanguageModel, device: &Device) -> Batch {
+        Batch::new(rows, device)
+    }
+}
+
+impl Row for Captioned {
+    fn targets(&self) -> u64 {
+        Self::targets(self)
+    }
+
+    fn batch(rows: &[Self], model: &LanguageModel, device: &Device) -> Batch {
+        // What is behind the last target of the longest caption is padding in all of them.
+        let longest = rows.iter().map(|row| row.sequence.valid).max();
+        let length = longest.unwrap_or(0).max(1);
+        let sequences: Vec<Sequence> = rows.iter().map(|row| row.shortened(length)).collect();
+        let mut batch = Batch::new(&sequences, device);
+        if rows.iter().any(|row| row.given > 0) {
+            let learned = rows.iter().flat_map(|row| {
+                (0..length).map(|place| f32::from((row.given..row.sequence.valid).contains(&place)))
+            });
+            let learned: Vec<f32> = learned.collect();
+            let shape = [rows.len() * length];
+            batch.valid = Some(Tensor::from_data(TensorData::new(learned, shape), device));
+            batch.valid_tokens = rows.iter().map(Self::targets).sum();
+        }
+        if rows.iter().all(|row| row.picture.is_none()) {
+            return batch;
+        }
+        // The picture stands first: all tokens of the row see it.
+        let tiles = model
+            .config()
+            .vision
+            .as_ref()
+            .map_or(0, |vision| vision.max_tiles);
+        let visible = rows.iter().flat_map(|row| {
+            let used = match &row.picture {
+                Some(picture) => picture.used.clone(),
+                None => vec![false; tiles],
+            };
+            used.repeat(length)
+        });
+        let pictures = PictureBatch {
+            slots: 1,
+            visible: visible.collect(),
+            pictures: rows.iter().map(|row| row.picture.clone()).collect(),
+        };
+        batch.placement = batch.placement.seeing(model.sight(&pictures));
+        batch
+    }
+}
+
+/// The rows of a run, with random access.
+pub trait Stream {
+    /// Its rows.
+    type Row: Row;
+
+    /// The row that a run sees at `index`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    fn row(&self, index: u64) -> Result<Self::Row, DataError>;
+}
+
+impl Stream for TrainingStream {
+    type Row = Sequence;
+
+    fn row(&self, index: u64) -> Result<Sequence, DataError> {
+        self.sequence(index)
+    }
+}
+
+impl Stream for CaptionStream {
+    type Row = Captioned;
+
+    fn row(&self, index: u64) -> Result<Captioned, DataError> {
+        self.captioned(index)
+    }
+}
+
+/// The rows of any run.
+#[derive(Debug, Clone)]
+pub enum Rows {
+    /// Of a model of text alone.
+    Text(TrainingStream),
+    /// Of a model that sees pictures.
+    Captions(CaptionStream),
+}
+
+impl Rows {
+    /// The rows of a run of prepared data, whose configuration has the size of the vocabulary.
+    ///
+    /// # Errors
+    ///
+    /// When there are fewer than the run needs.
+    pub fn of(prepared: &Prepared, config: &RunConfig) -> Result<Self, DataError> {
+        let needed = config.sequences();
+        Ok(match config.model.vision {
+            Some(_) => Self::Captions(prepared.caption_stream(config, needed)?),
+            None => {
+                let context = config.model.context_length;
+                Self::Text(prepared.training_stream(context, config.train.seed, needed)?)
+            }
+        })
+    }
+
+    /// Number of rows; `None` if the sources repeat without end.
+    pub fn count(&self) -> Option<u64> {
+        match self {
+            Self::Text(stream) => stream.sequences(),
+            Self::Captions(stream) => stream.pictures(),
+        }
+    }
+
+    /// See [`TrainingState::step`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn step(
+        &self,
+        training: TrainingState,
+        config: &RunConfig,
+    ) -> Result<(TrainingState, StepResult), TrainError> {
+        match self {
+            Self::Text(stream) => training.step(config, stream),
+            Self::Captions(stream) => training.step(config, stream),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use firebox_model::parameters::{MapParameter, map};
+
+    use super::*;
+    use crate::config::Frozen;
+    use crate::data::prepare;
+    use crate::learned::Learned;
+    use crate::looking;
+    use crate::optimizer::AdamW;
+    use crate::state::Progress;
+    use crate::testing::{SmallRun, bits, default_device};
+
+    fn start(config: &RunConfig, prepared: &Prepared, frozen: Frozen) -> (TrainingState, Rows) {
+        let rows = Rows::of(prepared, config).unwrap();
+        let device = default_device();
+        let model = LanguageModel::random(&config.model, 7, &device);
+        let optimizer = AdamW::of(Learned::of(&config.model, frozen));
+        let training = TrainingState::new(model, optimizer, Progress::default(), &device);
+        (training, rows)
+    }
+
+    fn steps(
+        mut training: TrainingState,
+        rows: &Rows,
+        config: &RunConfig,
+        count: usize,
+    ) -> TrainingState {
+        for _ in 0..count {
+            (training, _) = rows.step(training, config).unwrap();
+        }
+        training
+    }
+
+    #[test]
+    fn a_caption_stands_behind_its_picture() {
+        let run = SmallRun::seeing();
+        let config = run.config(&[]);
+        let prepared = prepare(&config, false).unwrap();
+        let Rows::Captions(stream) = Rows::of(&prepared, &config).unwrap() else {
+            panic!("captions");
+        };
+        let count = stream.pictures().unwrap();
+        assert_eq!(count % 10, 0);
+        let first = stream.captioned(0).unwrap();
+        let valid = first.sequence.valid;
+        // The image token is the one after the vocabulary of 257, whose last ends a document.
+        assert_eq!(first.sequence.tokens[0], 257);
+        assert_eq!(
+            first.sequence.targets[..valid - 1],
+            first.sequence.tokens[1..valid]
+        );
+        assert_eq!(first.sequence.targets[valid - 1], 256);
+        assert_eq!(first.targets(), valid as u64);
+        let picture = first.picture.as_ref().unwrap();
+        assert_eq!((picture.arrangement, &picture.used[..]), (1, &[true][..]));
+        assert_eq!(picture.pixels.len(), 3 * 16 * 16);
+        assert!(picture.pixels.iter().all(|value| value.abs() <= 1.0));
+        // The same each time; each picture once an epoch, and moved in another way in the next.
+        assert_eq!(stream.captioned(0).unwrap(), first);
+        let captions = |epoch: u64| {
+            let indices = epoch * count / 10..(epoch + 1) * count / 10;
+            let mut rows: Vec<Captioned> = indices
+                .map(|index| stream.captioned(index).unwrap())
+                .collect();
+            rows.sort_by(|a, b| a.sequence.tokens.cmp(&b.sequence.tokens));
+            rows
+        };
+        let (one, two) = (captions(0), captions(1));
+        assert!(
+            one.iter()
+                .zip(&two)
+                .all(|(one, two)| one.sequence == two.sequence)
+        );
+        assert!(
+            one.windows(2)
+                .all(|pair| pair[0].sequence != pair[1].sequence)
+        );
+        let moved = one
+            .iter()
+            .zip(&two)
+            .filter(|(one, two)| one.picture != two.picture);
+        assert!(moved.count() * 2 > one.len());
+    }
+
+    #[test]
+    fn gates_of_zero_hide_the_picture_and_then_open() {
+        let run = SmallRun::seeing();
+        let config = run.config(&[]);
+        let prepared = prepare(&config, false).unwrap();
+        let (training, rows) = start(&config, &prepared, Frozen::Nothing);
+        let parts = prepared.held_out_captions(40, 20).unwrap();
+        let evaluate = |training: &TrainingState| {
+            let mut done = 0;
+            let model = burn::module::Module::valid(&training.model);
+            let found = looking::evaluate(&model, &parts, &prepared.tokenizer, |rows| done = rows);
+            assert_eq!(done, looking::rows(&parts));
+            found
+        };
+        let (whole, losses) = evaluate(&training);
+        assert!(
+            (whole.nats_per_token - 257f64.ln()).abs() < 0.1,
+            "{whole:?}"
+        );
+        for loss in &losses {
+            assert_eq!((loss.right, loss.other), (loss.none, loss.none), "{loss:?}");
+        }
+        let training = steps(training, &rows, &config, 6);
+        let (_, losses) = evaluate(&training);
+        for loss in &losses {
+            assert!(
+                loss.right != loss.other && loss.right != loss.none,
+                "{loss:?}"
+            );
+            assert!(loss.right < whole.nats_per_token - 0.05, "{loss:?}");
+        }
+    }
+
+    #[test]
+    fn a_frozen_text_model_stays_as_it_is() {
+        let run = SmallRun::seeing();
+        let config = run.config(&["model.router.bias_update_rate=0.25"]);
+        let prepared = prepare(&config, false).unwrap();
+        let (training, rows) = start(&config, &prepared, Frozen::Text);
+        let before = bits(&training.model);
+        let bias = training.model.router_bias();
+        let training = steps(training, &rows, &config, 3);
+        assert_eq!(training.model.router_bias(), bias);
+        let of_vocabulary = 257 * 8;
+        let learned = training.optimizer.learned().clone();
+        let mut moved = 0;
+        for ((path, before), (_, after)) in before.iter().zip(&bits(&training.model)) {
+            if path == "embedding" {
+                assert_eq!(before[..of_vocabulary], after[..of_vocabulary]);
+                assert_ne!(before[of_vocabulary..], after[of_vocabulary..]);
+            } else if learned.includes(path) {
+                moved += usize::from(before != after);
+            } else {
+                assert_eq!(before, after, "{path}");
+            }
+        }
+        assert!(moved > 20, "{moved} parameters");
+    }
+
+    #[test]
+    fn neither_neighbours_nor_the_split_of_a_batch_change_a_row() {
+        struct Open;
+        impl MapParameter for Open {
+            fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
+                match path.ends_with("gate") {
+                    true => value.full_like(0.5),
+                    false => value,
+                }
+            }
+        }
+        let run = SmallRun::seeing();
+        let config = run.config(&[]);
+        let prepared = prepare(&config, false).unwrap();
+        let (training, rows) = start(&config, &prepared, Frozen::Nothing);
+        let model = map(training.model, &mut Open);
+        let Rows::Captions(stream) = rows else {
+            panic!("captions");
+        };
+        let mut some: Vec<Captioned> = (0..4)
+            .map(|index| stream.captioned(index).unwrap())
+            .collect();
+        some[2] = some[2].without_picture();
+        let device = default_device().autodiff();
+        let loss = |rows: &[Captioned], micro_batch| {
+            let found = crate::gradient::forward_backward(&model, rows, micro_batch, &device);
+            (found.loss, found.gradient_norm)
+        };
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-5 * b.abs(), "{a} {b}");
+        let (whole, norm) = loss(&some, 4);
+        let targets: Vec<f64> = some.iter().map(|row| row.targets() as f64).collect();
+        let alone = some
+            .iter()
+            .zip(&targets)
+            .map(|(row, targets)| loss(std::slice::from_ref(row), 1).0 * targets);
+        near(alone.sum::<f64>() / targets.iter().sum::<f64>(), whole);
+        for micro_batch in [1, 3] {
+            let (loss, split) = loss(&some, micro_batch);
+            near(loss, whole);
+            near(split, norm);
+        }
+    }
+}
