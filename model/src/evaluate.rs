@@ -1,6 +1,6 @@
 //! The quality of a model on text: loss in nats and bits per byte, and router health.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::batch::Sequence;
 use crate::moe::stats::{HealthSums, LayerHealth};
@@ -11,7 +11,7 @@ use crate::network::{BatchSums, Network};
 pub const ROWS: usize = 16;
 
 /// The quality of a model on some text. The loss contains no auxiliary term.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Number of predicted tokens.
     pub tokens: u64,

@@ -122,6 +122,26 @@ pub fn bench(config: &RunConfig, options: &BenchOptions) -> Result<Bench, TrainE
     })
 }
 
+/// Tokens per second of training, over a few steps.
+///
+/// # Errors
+///
+/// When the device cannot be used, or the model sees pictures.
+pub(crate) fn tokens_per_second(config: &RunConfig, device: &str) -> Result<f64, TrainError> {
+    /// Steps that are measured.
+    const STEPS: usize = 5;
+    if config.model.vision.is_some() {
+        return Err(TrainError::Pictures);
+    }
+    let measured = measure(
+        config,
+        &config.model,
+        STEPS,
+        &select_device(device, config)?,
+    );
+    Ok(measured.tokens as f64 / measured.step_seconds)
+}
+
 /// The measured steps of one model.
 struct Measured {
     accounting: Accounting,

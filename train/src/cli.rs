@@ -22,7 +22,9 @@ use crate::config::{ConfigError, RunConfig, load, load_resumed};
 use crate::data::{self, DataError};
 use crate::error::TrainError;
 use crate::metrics::Validation;
+use crate::report::{self, ReportError};
 use crate::run_folder;
+use crate::study::{self, Equal, StudyError, StudyOptions};
 use crate::trainer::{self, Outcome, Resume, RunOptions};
 
 /// Train mixture-of-experts (MoE) language models from a configuration file and text.
@@ -37,6 +39,8 @@ use crate::trainer::{self, Outcome, Resume, RunOptions};
         cargo train run configs/quickstart.toml             train, then generate a sample\n  \
         cargo train run configs/quickstart.toml --resume    continue an interrupted run\n  \
         cargo train run configs/quickstart.toml --resume=auto    start or continue, for jobs that restart\n  \
+        cargo train report runs/quickstart --html report.html    show losses and experts over time\n  \
+        cargo train study configs/study.toml                is the mixture better than a dense model? three seeds\n  \
         cargo train check configs/gpt4.toml                 plan a 1.8-trillion-parameter run\n  \
         cargo train compare configs/quickstart.toml         check that all backends train alike\n\n\
         configs/quickstart.toml explains every configuration key."
@@ -71,6 +75,21 @@ enum Command {
         cargo train check configs/quickstart.toml --set model.experts.count=16\n  \
         cargo train check configs/gpt4.toml --json")]
     Check(CheckArgs),
+    /// Show what runs have recorded: losses, experts over time, speed, samples.
+    ///
+    /// Reads the runs' folders alone; a run that is still going can be reported, too.
+    #[command(after_help = "Examples:\n  \
+        cargo train report runs/quickstart\n  \
+        cargo train report runs/quickstart runs/dense --html report.html    both in the same charts")]
+    Report(ReportArgs),
+    /// Train variants of a run with several seeds, for equal time, and say which is better and how sure that is.
+    ///
+    /// An interrupted study continues with the same command.
+    #[command(after_help = "Examples:\n  \
+        cargo train study configs/study.toml --html study.html\n  \
+        cargo train study configs/study.toml --tokens 400_000 --out runs/study-tokens    at equal tokens\n\n\
+        configs/study.toml explains the keys of a study.")]
+    Study(StudyArgs),
     /// Measure training speed on random tokens.
     ///
     /// Reports tokens per second, FLOP/s, the fraction of this device's matmul peak, and memory, for the run's model
@@ -152,11 +171,8 @@ impl RunArgs {
     }
 
     fn options(&self) -> RunOptions {
-        let name = self.config.config.file_stem().unwrap_or("run".as_ref());
-        let out = self
-            .out
-            .clone()
-            .unwrap_or_else(|| Path::new("runs").join(name));
+        let of_file = || default_folder(&self.config.config);
+        let out = self.out.clone().unwrap_or_else(of_file);
         RunOptions {
             out,
             device: self.device.clone(),
@@ -172,6 +188,74 @@ struct CheckArgs {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ReportArgs {
+    /// Folders of runs, such as runs/quickstart; others are compared with the first.
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// Also write an HTML page with charts.
+    #[arg(long, value_name = "FILE", value_parser = page_path)]
+    html: Option<PathBuf>,
+    /// Print one JSON object with all records instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+impl ReportArgs {
+    fn execute(self) -> Result<(), CliError> {
+        let report = report::Report::read(&self.runs)?;
+        if let Some(path) = self.html {
+            report.page().write(&path).map_err(ReportError::from)?;
+        }
+        present(&report, self.json)
+    }
+}
+
+#[derive(Debug, Args)]
+struct StudyArgs {
+    /// File of the study (TOML).
+    study: PathBuf,
+    /// Compare at equal seconds of training, whatever the file says.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    seconds: Option<f64>,
+    /// Compare at equal tokens of training, whatever the file says.
+    #[arg(long, value_name = "N", value_parser = count, conflicts_with = "seconds")]
+    tokens: Option<u64>,
+    /// Compare at equal operations of training, whatever the file says, such as 1e15.
+    #[arg(long, value_name = "N", value_parser = positive, conflicts_with_all = ["seconds", "tokens"])]
+    flops: Option<f64>,
+    /// Folder of the study [default: runs/ plus the file's name].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Device to run on, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
+    #[arg(long, default_value = device::default_name())]
+    device: String,
+    /// Also write an HTML page with charts.
+    #[arg(long, value_name = "FILE", value_parser = page_path)]
+    html: Option<PathBuf>,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+impl StudyArgs {
+    fn execute(self, control: &Control) -> Result<(), CliError> {
+        let seconds = self.seconds.map(Equal::Seconds);
+        let tokens = self.tokens.map(Equal::Tokens);
+        let equal = seconds.or(tokens).or(self.flops.map(Equal::Flops));
+        let study = study::load(&self.study, equal)?;
+        let options = StudyOptions {
+            out: self.out.unwrap_or_else(|| default_folder(&self.study)),
+            device: self.device,
+        };
+        let result = study::run(&study, &options, control)?;
+        if let Some(path) = self.html {
+            result.page().write(&path).map_err(StudyError::from)?;
+        }
+        present(&result, self.json)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -268,6 +352,19 @@ fn variants(text: &str) -> Result<Variants, String> {
     })
 }
 
+/// The folder of what a file describes.
+fn default_folder(file: &Path) -> PathBuf {
+    Path::new("runs").join(file.file_stem().unwrap_or("run".as_ref()))
+}
+
+/// Parses a count above zero, whose digits may be apart.
+fn count(text: &str) -> Result<u64, String> {
+    match text.replace('_', "").parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("expected a whole number above 0, such as 400_000".to_owned()),
+    }
+}
+
 /// Parses a finite number above zero.
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse() {
@@ -303,6 +400,12 @@ pub enum CliError {
     /// Devices cannot be compared, or they diverge.
     #[error(transparent)]
     Compare(#[from] CompareError),
+    /// Runs cannot be reported.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// A study cannot be made.
+    #[error(transparent)]
+    Study(#[from] StudyError),
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[from] io::Error),
@@ -315,6 +418,8 @@ impl Advise for CliError {
             Self::Data(error) => error.advice(),
             Self::Train(error) => error.advice(),
             Self::Compare(error) => error.advice(),
+            Self::Report(error) => error.advice(),
+            Self::Study(error) => error.advice(),
             Self::Output(_) => Advice::FAILURE,
         }
     }
@@ -331,8 +436,11 @@ impl Cli {
         match &self.command {
             Command::Run(args) => Some(&args.device),
             Command::Bench(args) => Some(&args.device),
+            Command::Study(args) => Some(&args.device),
             Command::CompareDevice(args) => Some(&args.device),
-            Command::Prepare(_) | Command::Check(_) | Command::Compare(_) => None,
+            Command::Prepare(_) | Command::Check(_) | Command::Report(_) | Command::Compare(_) => {
+                None
+            }
         }
     }
 
@@ -356,6 +464,8 @@ impl Cli {
                 data::warn_of_planned_repetition(&config);
                 present(&Report::of(&config), args.json)
             }
+            Command::Report(args) => args.execute(),
+            Command::Study(args) => args.execute(control),
             Command::Bench(args) => {
                 let options = BenchOptions {
                     device: args.device,

@@ -2,8 +2,9 @@
 //!
 //! [`config`] reads and checks a run's configuration, [`data`] prepares its text, [`trainer`] is the loop: a [`step`] is
 //! a [`gradient`] and an update by the [`optimizer`], and [`run_folder`] and [`state`] are what is left of it on the disk.
-//! [`check`] says what a run costs before it starts, [`mod@bench`] measures the machine, [`compare`] the devices. [`cli`] is
-//! the command line around them.
+//! [`check`] says what a run costs before it starts, [`mod@bench`] measures the machine, [`compare`] the devices,
+//! [`report`] shows what runs have recorded, and [`study`] trains variants of a run with several seeds. [`cli`] is the
+//! command line around them.
 //!
 //! ```
 //! use firebox_train::check::Report;
@@ -58,12 +59,14 @@ pub mod looking;
 pub mod metrics;
 pub mod optimizer;
 mod progress;
+pub mod report;
 pub mod rows;
 pub mod run_folder;
 pub mod schedule;
 pub mod start;
 pub mod state;
 pub mod step;
+pub mod study;
 #[cfg(test)]
 mod testing;
 pub mod trainer;

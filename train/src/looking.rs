@@ -10,7 +10,7 @@ use firebox_model::evaluate::Evaluation;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::moe::stats::HealthSums;
 use firebox_text::Tokenizer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::data::{Captioned, HeldOutCaptions, HeldOutPicture, shuffled};
 use crate::rows::Row;
@@ -25,7 +25,7 @@ const TRIED: usize = 100;
 const ROWS: usize = 48;
 
 /// How well the held-out captions of one kind are predicted.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CaptionLoss {
     /// Why they are held out.
     pub held_out: HeldOutPicture,

@@ -11,17 +11,54 @@ use serde::{Deserialize, Serialize};
 use crate::looking::CaptionLoss;
 
 /// One line of the file.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Record {
+    /// What is trained; the first line.
+    Start(StartRecord),
     /// A training step.
     Train(TrainRecord),
     /// A validation.
     Validation(ValidationRecord),
+    /// The continuation of `[train.sample]`'s prompt by the model that was validated.
+    Sample(SampleRecord),
+}
+
+/// What a run trains, and on what.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StartRecord {
+    /// 0: before the first step.
+    pub step: u64,
+    /// Number of parameters.
+    pub parameters: u64,
+    /// Number of parameters that a token passes through.
+    pub active_parameters: u64,
+    /// The training sources, in the order of the configuration.
+    pub sources: Vec<SourceRecord>,
+}
+
+/// A training source.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// Its name.
+    pub name: String,
+    /// Number of its tokens, each counted once.
+    pub tokens: u64,
+    /// Its part of all tokens that are seen, between 0 and 1.
+    pub part: f64,
+}
+
+/// A text that the model wrote.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SampleRecord {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// The text, its prompt included.
+    pub text: String,
 }
 
 /// A training step. The values are those of the step's own batch; nothing is smoothed.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TrainRecord {
     /// Optimizer steps done, this one included.
     pub step: u64,
@@ -38,7 +75,7 @@ pub struct TrainRecord {
     /// Number of tokens in the batch.
     pub batch_tokens: u64,
     /// Mean number of the batch's tokens per expert: batch · top_k / experts. `None` for a dense model.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_expert: Option<f64>,
     /// Tokens per second since the last line.
     pub tokens_per_second: f64,
@@ -51,17 +88,21 @@ pub struct TrainRecord {
 }
 
 /// A validation.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ValidationRecord {
     /// Optimizer steps done.
     pub step: u64,
+    /// Tokens trained on so far, including repetitions.
+    pub trained_tokens: u64,
+    /// Training time so far, in seconds, excluding interruptions.
+    pub seconds: f64,
     /// Loss and router health.
     #[serde(flatten)]
     pub validation: Validation,
 }
 
 /// The result of a validation.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Validation {
     /// Loss and router health on all of its text, which decides about the best checkpoint.
     #[serde(flatten)]
@@ -69,12 +110,12 @@ pub struct Validation {
     /// Loss on the part of each source with held-out text.
     pub sources: Vec<SourceLoss>,
     /// Whether a model that sees pictures looks at them; empty for a model of text alone.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub captions: Vec<CaptionLoss>,
 }
 
 /// The loss on the held-out text of one source.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceLoss {
     /// The source's name.
     pub name: String,
@@ -114,15 +155,17 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Creates an empty file, or truncates an existing one.
+    /// Creates a file, or takes the place of an existing one; its first line is `start`.
     ///
     /// # Errors
     ///
     /// When it cannot be written.
-    pub fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self {
+    pub fn create(path: &Path, start: StartRecord) -> io::Result<Self> {
+        let mut log = Self {
             file: File::create(path)?,
-        })
+        };
+        log.write(&Record::Start(start))?;
+        Ok(log)
     }
 
     /// Opens the file of a run that resumes after `step`. Removes later lines, which will be written again, and an

@@ -21,6 +21,11 @@ pub fn config(root: &Path) -> PathBuf {
     root.join("config.toml")
 }
 
+/// The path of the metrics in a run folder: one JSON object per logged step or validation.
+pub fn metrics(root: &Path) -> PathBuf {
+    root.join("metrics.jsonl")
+}
+
 /// Where the run in a folder has the checkpoint of a step.
 pub fn checkpoint(root: &Path, step: u64) -> PathBuf {
     root.join(CHECKPOINTS).join(format!("step-{step:07}"))
@@ -81,7 +86,7 @@ impl RunFolder {
 
     /// The metrics file: one JSON object per logged step or validation.
     pub fn metrics(&self) -> PathBuf {
-        self.root.join("metrics.jsonl")
+        metrics(&self.root)
     }
 
     /// The folder of the checkpoints.

@@ -23,7 +23,9 @@ use crate::data::{Prepared, TextSummary, ValidationPart};
 use crate::error::TrainError;
 use crate::lock::Lock;
 use crate::looking;
-use crate::metrics::{MetricsLog, Record, SourceLoss, TrainRecord, Validation, ValidationRecord};
+use crate::metrics::{
+    MetricsLog, Record, SampleRecord, SourceLoss, TrainRecord, Validation, ValidationRecord,
+};
 use crate::progress::ProgressDisplay;
 use crate::rows::Rows;
 use crate::run_folder::{self, RunFolder};
@@ -105,7 +107,7 @@ fn train(
     if run.training.progress.step == 0 {
         run.validate(&display)?;
     }
-    let mut validation = None;
+    let mut validated = None;
     while run.training.progress.step < steps {
         control.set_step(run.training.progress.step + 1);
         run = run.step(&display)?;
@@ -114,7 +116,7 @@ fn train(
         let mut improved = false;
         if last || step.is_multiple_of(run.config.train.validate_every) {
             let (result, best) = run.validate(&display)?;
-            validation = Some(result);
+            validated = Some(result);
             improved = best && run.config.checkpoint.keep_best;
         }
         let stop = control.stop_requested() && !last;
@@ -128,15 +130,27 @@ fn train(
             });
         }
     }
-    let validation = match validation {
-        Some(validation) => validation,
+    let Validated { validation, sample } = match validated {
+        Some(validated) => validated,
         // Resuming a finished run only reports its result.
-        None => run.validation(&display)?,
+        None => run.validated(&display)?,
     };
     drop(display);
+    if let Some(emitted) = sample.as_ref().and_then(|sample| sample.cut) {
+        tracing::warn!(
+            "train.sample.tokens = {}: after {emitted} tokens the sample exceeded the model's context of {} tokens, so \
+             the oldest half of its text was dropped",
+            config
+                .train
+                .sample
+                .as_ref()
+                .map_or(0, |sample| sample.tokens),
+            config.model.context_length
+        );
+    }
     Ok(Outcome {
         validation,
-        sample: run.sample()?,
+        sample: sample.map(|sample| sample.text),
         checkpoint: run.folder.checkpoint(steps),
     })
 }
@@ -160,6 +174,20 @@ struct Run {
 struct Since {
     start: Instant,
     tokens: u64,
+}
+
+/// How good a model is, and what it writes.
+struct Validated {
+    validation: Validation,
+    sample: Option<Sample>,
+}
+
+/// The continuation of `[train.sample]`'s prompt.
+struct Sample {
+    /// With its prompt.
+    text: String,
+    /// Number of tokens after which it exceeded the model's context, and lost its oldest half.
+    cut: Option<usize>,
 }
 
 impl Run {
@@ -225,15 +253,24 @@ impl Run {
         Ok(self)
     }
 
-    /// Evaluates on the held-out text; also returns whether the loss is the lowest so far.
-    fn validate(&mut self, display: &ProgressDisplay) -> Result<(Validation, bool), TrainError> {
-        let validation = self.validation(display)?;
-        let step = self.training.progress.step;
-        display.validation(step, &validation);
-        self.log(&Record::Validation(ValidationRecord {
+    /// Evaluates on the held-out text, and lets the model write; also returns whether the loss is the lowest so far.
+    fn validate(&mut self, display: &ProgressDisplay) -> Result<(Validated, bool), TrainError> {
+        let validated = self.validated(display)?;
+        let Validated { validation, sample } = &validated;
+        let progress = &self.training.progress;
+        let step = progress.step;
+        display.validation(step, validation);
+        let record = ValidationRecord {
             step,
+            trained_tokens: progress.tokens,
+            seconds: progress.seconds,
             validation: validation.clone(),
-        }))?;
+        };
+        self.log(&Record::Validation(record))?;
+        if let Some(Sample { text, .. }) = sample {
+            let text = text.clone();
+            self.log(&Record::Sample(SampleRecord { step, text }))?;
+        }
         let nats_per_token = validation.whole.nats_per_token;
         let progress = &mut self.training.progress;
         let improved = step > 0
@@ -247,7 +284,14 @@ impl Run {
             });
         }
         self.restart_clock();
-        Ok((validation, improved))
+        Ok((validated, improved))
+    }
+
+    fn validated(&self, display: &ProgressDisplay) -> Result<Validated, TrainError> {
+        Ok(Validated {
+            validation: self.validation(display)?,
+            sample: self.sample()?,
+        })
     }
 
     fn validation(&self, display: &ProgressDisplay) -> Result<Validation, TrainError> {
@@ -341,7 +385,7 @@ impl Run {
     }
 
     /// Continues the prompt of `[train.sample]`.
-    fn sample(&self) -> Result<Option<String>, TrainError> {
+    fn sample(&self) -> Result<Option<Sample>, TrainError> {
         let Some(sample) = &self.config.train.sample else {
             return Ok(None);
         };
@@ -367,15 +411,10 @@ impl Run {
                 true
             },
         );
-        if let Some(emitted) = cut {
-            tracing::warn!(
-                "train.sample.tokens = {}: after {emitted} tokens the sample exceeded the model's context of {} tokens, so \
-                 the oldest half of its text was dropped",
-                sample.tokens,
-                self.config.model.context_length
-            );
-        }
-        Ok(Some(tokenizer.decode(&text)))
+        Ok(Some(Sample {
+            text: tokenizer.decode(&text),
+            cut,
+        }))
     }
 
     fn log(&mut self, record: &Record) -> Result<(), TrainError> {

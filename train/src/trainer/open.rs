@@ -10,12 +10,12 @@ use firebox_model::accounting::Accounting;
 
 use super::{Resume, Run, RunOptions, Since};
 use crate::config::{RunConfig, load_saved};
-use crate::data::{DataError, prepare, resume};
+use crate::data::{DataError, Prepared, prepare, resume};
 use crate::error::TrainError;
 use crate::extension;
 use crate::learned::Learned;
 use crate::lock::Lock;
-use crate::metrics::MetricsLog;
+use crate::metrics::{MetricsLog, SourceRecord, StartRecord};
 use crate::optimizer::AdamW;
 use crate::rows::Rows;
 use crate::run_folder::RunFolder;
@@ -115,15 +115,15 @@ impl Run {
         let resumed = newest.map(|step| folder.checkpoint(step));
         let notes = notes(&config, resumed.as_deref(), &prepared.tokenizer)?;
         let path = folder.metrics();
+        let accounting = Accounting::of(&config.model);
         let metrics = match newest {
             Some(step) => MetricsLog::resume(&path, step),
-            None => MetricsLog::create(&path),
+            None => MetricsLog::create(&path, start(&accounting, &prepared)),
         };
         let metrics = metrics.map_err(FileError::of("write", &path))?;
         let toml = config.to_toml().expect("a loaded configuration is TOML");
         durable::write(&folder.config(), toml)?;
 
-        let accounting = Accounting::of(&config.model);
         describe(&config, &accounting, rows.count(), needed);
         Ok(Self {
             folder,
@@ -140,6 +140,22 @@ impl Run {
             config,
             _lock: lock,
         })
+    }
+}
+
+/// What a run trains, as its metrics begin.
+fn start(accounting: &Accounting, prepared: &Prepared) -> StartRecord {
+    let sources = prepared.sources.iter().map(|source| SourceRecord {
+        name: source.name.clone(),
+        tokens: source.text.tokens,
+        part: source.part,
+    });
+    // A model that is trained fits into memory, so that its parameters fit into 64 bits.
+    StartRecord {
+        step: 0,
+        parameters: accounting.total as u64,
+        active_parameters: accounting.active as u64,
+        sources: sources.collect(),
     }
 }
 

@@ -14,10 +14,12 @@
 
 mod axis;
 mod chart;
+mod heat_map;
 mod page;
 mod table;
 
 pub use axis::Scale;
 pub use chart::{Chart, Series};
+pub use heat_map::HeatMap;
 pub use page::{Page, Verdict, page_path};
 pub use table::{Cell, Table};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::{Chart, Table};
+use super::{Chart, HeatMap, Table};
 use crate::durable::{self, FileError};
 
 /// The assessment of a result.
@@ -88,6 +88,11 @@ impl Page {
     /// Adds a chart.
     pub fn chart(self, chart: Chart) -> Self {
         self.part(chart.render())
+    }
+
+    /// Adds a heat map.
+    pub fn heat_map(self, map: HeatMap) -> Self {
+        self.part(map.render())
     }
 
     /// Adds preformatted text in a collapsed section.

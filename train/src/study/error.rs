@@ -1,0 +1,95 @@
+//! Why a study fails.
+
+use std::path::PathBuf;
+
+use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::FileError;
+
+use crate::config::ConfigError;
+use crate::error::TrainError;
+use crate::report::ReportError;
+
+/// Why a study fails.
+#[derive(Debug, thiserror::Error)]
+pub enum StudyError {
+    /// The file is no study.
+    #[error("{}: {what}", file.display())]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        what: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// The configuration of a variant is invalid.
+    #[error("variant {variant:?}: {source}")]
+    Variant {
+        /// Its name.
+        variant: String,
+        /// What is wrong.
+        source: ConfigError,
+    },
+    /// The variant trains for less than a step.
+    #[error("variant {variant:?}: {what} are less than a step of training")]
+    TooLittle {
+        /// Its name.
+        variant: String,
+        /// What all variants have.
+        what: String,
+    },
+    /// The folder has another study.
+    #[error("{} has a study that was begun with other values of {}", folder.display(), keys.join(", "))]
+    Another {
+        /// The folder.
+        folder: PathBuf,
+        /// The keys that differ.
+        keys: Vec<&'static str>,
+    },
+    /// A run of the study fails.
+    #[error("variant {variant:?}, seed {seed}: {source}")]
+    Run {
+        /// The variant's name.
+        variant: String,
+        /// The seed.
+        seed: u64,
+        /// Why.
+        source: TrainError,
+    },
+    /// The speed of a variant cannot be measured.
+    #[error(transparent)]
+    Speed(TrainError),
+    /// The runs cannot be reported.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// A file of the study cannot be read or written.
+    #[error(transparent)]
+    Folder(#[from] FileError),
+}
+
+impl Advise for StudyError {
+    fn advice(&self) -> Advice {
+        match self {
+            Self::File { hint, .. } => Advice {
+                hint: hint.clone(),
+                ..Advice::USAGE
+            },
+            Self::Variant { source, .. } => source.advice(),
+            Self::TooLittle { .. } => {
+                Advice::USAGE.hint("give the study more, or lower schedule.batch_tokens")
+            }
+            Self::Another { .. } => Advice::USAGE.hint(
+                "use --out DIR to begin another study, or the old values to continue this one",
+            ),
+            Self::Run {
+                source: TrainError::Interrupted { .. },
+                ..
+            } => Advice::FAILURE
+                .exit_code(130)
+                .hint("run the same command to continue the study"),
+            Self::Run { source, .. } | Self::Speed(source) => source.advice(),
+            Self::Report(error) => error.advice(),
+            Self::Folder(_) => Advice::FAILURE,
+        }
+    }
+}

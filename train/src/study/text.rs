@@ -1,0 +1,131 @@
+//! A study's result as text.
+
+use std::fmt::{self, Display, Formatter};
+
+use firebox_console::numbers::{grouped, scaled};
+use firebox_console::report::{Cell, Table, Verdict};
+
+use super::result::Spread;
+use super::{Compared, Equal, StudyResult};
+
+impl Display for StudyResult {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.table())?;
+        for compared in &self.compared[1..] {
+            writeln!(formatter, "{}", self.sentence(compared).1)?;
+        }
+        Ok(())
+    }
+}
+
+impl Display for Equal {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Seconds(seconds) => write!(formatter, "{seconds} seconds of training"),
+            Self::Tokens(tokens) => write!(formatter, "{} tokens", grouped(*tokens)),
+            Self::Flops(flops) => write!(formatter, "{flops:.1e} floating-point operations"),
+        }
+    }
+}
+
+impl StudyResult {
+    /// The variants side by side.
+    pub(super) fn table(&self) -> Table {
+        let first = &self.compared[0].name;
+        let table = Table::new(format!(
+            "equal {}, {} seeds",
+            self.study.equal,
+            self.study.seeds.len()
+        ))
+        .texts(["variant"])
+        .numbers([
+            "parameters",
+            "active",
+            "steps",
+            "tokens",
+            "seconds",
+            "held-out loss",
+            "bits/byte",
+        ])
+        .numbers([format!("less {first}"), "speed-up".to_owned()]);
+        let table = self.compared.iter().fold(table, |table, compared| {
+            let difference = match &compared.difference {
+                None => Cell::from(""),
+                Some(difference) => {
+                    let text = with_sign(difference);
+                    match difference.is_sure() {
+                        true if difference.mean < 0.0 => Cell::judged(text, Verdict::Good),
+                        true => Cell::judged(text, Verdict::Bad),
+                        false => Cell::judged(text, Verdict::Notable),
+                    }
+                }
+            };
+            let speed_up = compared.speed_up.map(|ratio| format!("{ratio:.2}"));
+            table.row([
+                compared.name.as_str().into(),
+                scaled(compared.parameters as f64).into(),
+                scaled(compared.active_parameters as f64).into(),
+                grouped(compared.steps).into(),
+                scaled(compared.tokens as f64).into(),
+                format!("{:.1}", compared.seconds).into(),
+                with_deviation(&compared.loss).into(),
+                with_deviation(&compared.bits_per_byte).into(),
+                difference,
+                speed_up.unwrap_or_default().into(),
+            ])
+        });
+        table.note(
+            "Losses are nats per token at the end of the runs, with ± the standard deviation over seeds. Differences are between \
+             runs of the same seed, with ± half the interval of 95 % confidence. The speed-up is by how much less time the \
+             better one needs for the other's last loss; its learning rate was not made for that time, so it is at least so much.",
+        )
+    }
+
+    /// What the study says of a variant.
+    pub(super) fn sentence(&self, compared: &Compared) -> (Verdict, String) {
+        let (name, first) = (&compared.name, &self.compared[0].name);
+        let Some(difference) = &compared.difference else {
+            return (
+                Verdict::Notable,
+                format!("{name} is what others are compared with"),
+            );
+        };
+        let amount = format!("{:.4} nats per token", difference.mean.abs());
+        let which = if difference.mean < 0.0 {
+            "better"
+        } else {
+            "worse"
+        };
+        match (difference.is_sure(), difference.mean < 0.0) {
+            (true, true) => (
+                Verdict::Good,
+                format!("{name} is better than {first} by {amount}"),
+            ),
+            (true, false) => (
+                Verdict::Bad,
+                format!("{name} is worse than {first} by {amount}"),
+            ),
+            (false, _) => {
+                let seeds = self.study.seeds.len();
+                let text = format!(
+                    "{name} is {which} than {first} by {amount}, which {seeds} seeds do not tell from chance"
+                );
+                (Verdict::Notable, text)
+            }
+        }
+    }
+}
+
+fn with_deviation(spread: &Spread) -> String {
+    match spread.deviation {
+        Some(deviation) => format!("{:.4} ± {deviation:.4}", spread.mean),
+        None => format!("{:.4}", spread.mean),
+    }
+}
+
+fn with_sign(difference: &Spread) -> String {
+    match difference.confidence {
+        Some(confidence) => format!("{:+.4} ± {confidence:.4}", difference.mean),
+        None => format!("{:+.4}", difference.mean),
+    }
+}
