@@ -21,6 +21,7 @@ use crate::compare::LayoutName;
 use crate::devices;
 use crate::load::LoadError;
 use crate::plan::PlanError;
+use crate::tasks::TaskError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +87,9 @@ pub enum InferError {
     /// The text cannot be read or encoded, or is empty.
     #[error(transparent)]
     Text(#[from] PackingError),
+    /// The tasks cannot be read.
+    #[error(transparent)]
+    Tasks(#[from] TaskError),
     /// The input file of a trace is not valid.
     #[error("{}: {reason}", file.display())]
     TraceInput {
@@ -477,6 +481,7 @@ impl Advise for InferError {
                 },
                 error => error.advice(),
             },
+            Self::Tasks(error) => error.advice(),
             Self::NotAFile { .. } => usage(
                 "name the files, such as --data FOLDER/*.txt; each file is one document, a file of JSON lines has one per line",
             ),

@@ -9,7 +9,7 @@ use firebox_model::batch::Sequence;
 use firebox_model::evaluate::{self, Evaluation};
 use firebox_model::moe::stats;
 use firebox_model::network::Network;
-use firebox_text::documents::{TEXT_FIELD, is_json_lines};
+use firebox_text::documents::{TEXT_FIELD, is_json_lines, is_parquet};
 use firebox_text::packing::{PackedText, PackingError};
 use serde::Serialize;
 
@@ -19,9 +19,10 @@ use crate::engine::{Engine, warn_of_special_places};
 /// The text to evaluate on, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Text {
-    /// Each file is one document; a file of JSON lines has one document per line (see [`is_json_lines`]).
+    /// Each file is one document; a file of JSON lines has one document per line (see [`is_json_lines`]), a Parquet file one
+    /// per row.
     pub files: Vec<PathBuf>,
-    /// The field of a JSON line that contains the text; `None` for [`TEXT_FIELD`].
+    /// The field of a JSON line, or the column of a Parquet file, that contains the text; `None` for [`TEXT_FIELD`].
     pub field: Option<String>,
     /// Stop after this many predicted tokens.
     pub max_tokens: Option<u64>,
@@ -49,7 +50,7 @@ impl Text {
         }
         let mut lines = 0;
         for path in &self.files {
-            if is_json_lines(path).map_err(PackingError::from)? {
+            if is_parquet(path) || is_json_lines(path).map_err(PackingError::from)? {
                 lines += 1;
             } else if path
                 .extension()

@@ -42,6 +42,7 @@ pub mod replicas;
 pub mod route;
 pub mod serve;
 pub mod sharded;
+pub mod tasks;
 #[cfg(test)]
 mod testing;
 pub mod timeline;

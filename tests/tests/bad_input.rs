@@ -115,18 +115,22 @@ fn text_that_cannot_be_used() {
         &["latin.txt", "UTF-8", "byte 3", "on_error"],
     );
 
-    fs::write(test.path("a.jsonl.gz"), b"\x1f\x8b\x08\0").unwrap();
-    let compressed = format!("data.source.0.files.0={}", test.argument("a.jsonl.gz"));
-    rejects(
-        &test,
-        &["--set", &compressed],
-        1,
-        &[
-            "a.jsonl.gz is compressed with gzip",
-            "hint: `zcat ",
-            "on_error",
-        ],
-    );
+    for (name, head, expected) in [
+        (
+            "a.txt.bz2",
+            &b"BZh91AY&SY"[..],
+            ["is compressed with bzip2", "hint: `bzcat "],
+        ),
+        (
+            "a.txt.gz",
+            b"\x1f\x8b\x08\0",
+            ["its gzip data is damaged or cut off", "on_error"],
+        ),
+    ] {
+        fs::write(test.path(name), head).unwrap();
+        let compressed = format!("data.source.0.files.0={}", test.argument(name));
+        rejects(&test, &["--set", &compressed], 1, &expected);
+    }
 
     let long = [
         "--set",

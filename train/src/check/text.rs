@@ -303,6 +303,9 @@ fn source_summary(source: &SourceConfig, share: &str) -> String {
             )
         }
         SourceKind::Jsonl { jsonl, field } => format!("field `{field}` of {}", jsonl.join(", ")),
+        SourceKind::Parquet { parquet, field } => {
+            format!("column `{field}` of {}", parquet.join(", "))
+        }
         SourceKind::Url { url, .. } => url.clone(),
     };
     let limit = source

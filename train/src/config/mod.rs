@@ -187,7 +187,7 @@ pub struct TrainingSource {
 pub struct SourceConfig {
     /// Its name in messages; unique within the run.
     pub name: String,
-    /// The origin of its documents (flattened: exactly one of the keys `files`, `cargo`, `jsonl`, `url`).
+    /// The origin of its documents (flattened: exactly one of the keys `files`, `cargo`, `jsonl`, `parquet`, `url`).
     #[serde(flatten)]
     pub kind: SourceKind,
     /// Reading stops after the document that reaches this many bytes of text.
@@ -261,6 +261,13 @@ pub enum SourceKind {
         /// Globs of the files.
         jsonl: Vec<String>,
         /// The field of each line's object that contains the text.
+        field: String,
+    },
+    /// Parquet files, one document per row.
+    Parquet {
+        /// Globs of the files.
+        parquet: Vec<String>,
+        /// The column that contains the text.
         field: String,
     },
     /// One document, downloaded once and verified. A local path is verified too.

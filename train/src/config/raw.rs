@@ -81,6 +81,7 @@ pub(super) struct RawSource {
     pub files: Option<Vec<String>>,
     pub cargo: Option<RawCargo>,
     pub jsonl: Option<Vec<String>>,
+    pub parquet: Option<Vec<String>>,
     pub field: Option<String>,
     pub image: Option<String>,
     pub concept: Option<String>,

@@ -327,7 +327,7 @@ fn keys_without_effect_are_refused() {
     hint: remove it
     "#);
     insta::assert_snapshot!(set(&["data.source.0.field=text"]), @r#"
-    run.toml: data.source.0.field = "text" (from --set) has no effect without jsonl
+    run.toml: data.source.0.field = "text" (from --set) has no effect without jsonl or parquet
     hint: remove it
     "#);
     insta::assert_snapshot!(set(&["data.source.0.epochs=1", "data.source.0.weight=1"]), @r"
@@ -467,11 +467,11 @@ fn single_layers_of_an_moe_model_may_be_dense() {
 #[test]
 fn sources_are_checked_together() {
     insta::assert_snapshot!(replaced("files = [\"*.txt\"]", "files = [\"*.txt\"]\ncargo = [\"rs\"]"), @r"
-    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl and url, but has files and cargo
+    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl, parquet and url, but has files and cargo
     hint: write one [[data.source]] for each
     ");
     insta::assert_snapshot!(replaced("files = [\"*.txt\"]", ""), @r"
-    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl and url, but has none
+    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl, parquet and url, but has none
     hint: write one [[data.source]] for each
     ");
     let second = |keys: &str| replaced("[train]", &format!("[[data.source]]\n{keys}\n[train]"));
@@ -524,7 +524,7 @@ fn validation_text_is_split_off_or_of_its_own() {
     ");
     insta::assert_snapshot!(set(&[own, "data.validation.source.0.name=text"]), @r#"run.toml: data.validation.source.0.name = "text" (from --set) must be unique, but data.source.0 has the same name"#);
     insta::assert_snapshot!(set(&["data.validation.source=[{ name = 'own' }]"]), @r"
-    run.toml: data.validation.source.0 (from --set) must have exactly one of files, cargo, jsonl and url, but has none
+    run.toml: data.validation.source.0 (from --set) must have exactly one of files, cargo, jsonl, parquet and url, but has none
     hint: write one [[data.validation.source]] for each
     ");
 }

@@ -14,7 +14,7 @@ use std::thread;
 
 use firebox_image::{Fitted, PictureError, Processor};
 
-use firebox_text::documents::{self, Document, JsonLines, TextError, is_json_lines};
+use firebox_text::documents::{self, Document, JsonLines, Rows, TextError, is_json_lines};
 
 use self::cargo::Distinct;
 pub use self::url::DownloadError;
@@ -112,6 +112,7 @@ pub(super) fn files(source: &SourceConfig) -> Result<Box<dyn Iterator<Item = Pat
         SourceKind::Jsonl { jsonl, .. } | SourceKind::Pairs { jsonl, .. } => {
             Box::new(files::expand(name, jsonl)?.into_iter())
         }
+        SourceKind::Parquet { parquet, .. } => Box::new(files::expand(name, parquet)?.into_iter()),
         SourceKind::Url { url, sha256 } => Box::new(iter::once(url::path(url, sha256))),
     })
 }
@@ -141,6 +142,7 @@ pub(super) fn open(source: &SourceConfig, progress: bool) -> Result<Reader, Data
             concept: concept.clone(),
         },
         SourceKind::Jsonl { field, .. } => Format::Lines(field.clone()),
+        SourceKind::Parquet { field, .. } => Format::Rows(field.clone()),
         SourceKind::Url { url, sha256 } => {
             url::fetch(name, url, sha256, progress)?;
             Format::Text(Some(PathBuf::from(url)))
@@ -170,6 +172,8 @@ enum Format {
     Code(Distinct),
     /// Each line is a JSON object with a document in this field.
     Lines(String),
+    /// Each row has a document in this column.
+    Rows(String),
     /// The file is a picture, and its name says which.
     Emoji,
     /// Each line is a JSON object with a picture's path, its caption and its concept in these fields.
@@ -186,7 +190,9 @@ impl Format {
         match self {
             // What cannot be looked at cannot be read either.
             Self::Text(name) => is_json_lines(name.as_deref().unwrap_or(path)).unwrap_or(false),
-            Self::Code(_) | Self::Lines(_) | Self::Emoji | Self::Pairs { .. } => false,
+            Self::Code(_) | Self::Lines(_) | Self::Rows(_) | Self::Emoji | Self::Pairs { .. } => {
+                false
+            }
         }
     }
 
@@ -199,6 +205,10 @@ impl Format {
             },
             Self::Lines(field) => match JsonLines::open(path, field) {
                 Ok(lines) => return Box::new(lines.map(|line| line.map(Entry::from))),
+                Err(error) => Err(error),
+            },
+            Self::Rows(column) => match Rows::open(path, column) {
+                Ok(rows) => return Box::new(rows.map(|row| row.map(Entry::from))),
                 Err(error) => Err(error),
             },
             Self::Emoji => return Box::new(emoji::entry(path).map(Ok).into_iter()),
@@ -448,7 +458,7 @@ mod tests {
             "a.jsonl",
             b"{\"text\": \"one\"}\nnot\n{}\n{\"text\": \"\xFF\"}\n",
         );
-        write("b.jsonl", b"\x1F\x8B\n\n\n");
+        write("b.jsonl", b"\x1F\x8B\n\n\n"); // damaged
         write("c.jsonl", b"[\n{\"text\": \"two\"}\n]\n");
         let mut expected = 5;
         #[cfg(unix)]

@@ -34,8 +34,6 @@ pub enum Foreign {
     JsonDocument,
 }
 
-const GZIP: Foreign = Foreign::Compressed("gzip", "gz", "zcat");
-const ZSTD: Foreign = Foreign::Compressed("zstd", "zst", "zstd -dc");
 const BZIP2: Foreign = Foreign::Compressed("bzip2", "bz2", "bzcat");
 const XZ: Foreign = Foreign::Compressed("xz", "xz", "xzcat");
 const LZ4: Foreign = Foreign::Compressed("lz4", "lz4", "lz4 -dc");
@@ -46,8 +44,6 @@ const UTF32: Foreign = Foreign::Encoded("UTF-32", "utf-32");
 /// First bytes, longer ones before those that they begin with. None is the beginning of a text: it is not UTF-8, has a
 /// control character, or is long enough.
 const MAGIC: &[(&[u8], Foreign)] = &[
-    (b"\x1F\x8B", GZIP),
-    (b"\x28\xB5\x2F\xFD", ZSTD),
     (b"\xFD7zXZ\0", XZ),
     (b"\x04\x22\x4D\x18", LZ4),
     (b"PK\x03\x04", ZIP),
@@ -145,9 +141,11 @@ impl Foreign {
                 let converted = quoted(&renamed(path, "utf8"));
                 format!("`iconv -f {encoding} -t utf-8 {file} > {converted}` converts it")
             }
-            Self::Parquet => python(format!(
-                "import pandas; pandas.read_parquet({source}).to_json({target}, {to_json})"
-            )),
+            Self::Parquet => {
+                "Parquet is read where its name ends in .parquet: by `cargo infer eval`, and by a source of training with \
+                 parquet = [\"FILE\"] in place of files"
+                    .to_owned()
+            }
             Self::ArrowFile => python(format!(
                 "import pandas; pandas.read_feather({source}).to_json({target}, {to_json})"
             )),

@@ -1,14 +1,13 @@
 //! JSON Lines files.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use firebox_console::durable::FileError;
-
+use super::compressed::{Input, is_extension};
 use super::foreign::Foreign;
 use super::json::{Fault, Problem, listed, string_field};
-use super::{Document, TextError, open, without_mark};
+use super::{Document, LARGEST, TextError, cannot_read, open, without_mark};
 
 /// The documents of a JSON Lines file; empty lines are skipped, and a UTF-8 byte order mark is.
 ///
@@ -18,7 +17,9 @@ use super::{Document, TextError, open, without_mark};
 pub struct JsonLines {
     path: PathBuf,
     field: String,
-    reader: BufReader<File>,
+    reader: BufReader<Input>,
+    /// Bytes of a line at most.
+    limit: u64,
     /// The line that is read, its line feed included.
     line: Vec<u8>,
     /// Number of lines and bytes before the next line.
@@ -40,12 +41,19 @@ impl JsonLines {
             path: path.to_owned(),
             field: field.to_owned(),
             reader: open(path)?,
+            limit: LARGEST,
             line: Vec::new(),
             number: 0,
             offset: 0,
             begun: false,
             ended: false,
         })
+    }
+
+    /// The same with another limit of a line's bytes.
+    #[cfg(test)]
+    pub(super) fn with_limit(self, limit: u64) -> Self {
+        Self { limit, ..self }
     }
 
     /// Another field of the line that was read last.
@@ -67,14 +75,21 @@ impl JsonLines {
     fn advance(&mut self) -> Result<Option<u64>, TextError> {
         loop {
             self.line.clear();
-            let read = self.reader.read_until(b'\n', &mut self.line);
-            let read = read.map_err(FileError::of("read", &self.path))?;
+            let mut input = (&mut self.reader).take(self.limit);
+            let read = input.read_until(b'\n', &mut self.line);
+            let read = read.map_err(cannot_read(&self.path))?;
             if read == 0 {
                 return Ok(None);
             }
             let mut start = self.offset;
             self.offset += read as u64;
             self.number += 1;
+            if read as u64 == self.limit && !self.line.ends_with(b"\n") {
+                return Err(TextError::TooLarge {
+                    document: format!("{}:{}", self.path.display(), self.number),
+                    limit: self.limit,
+                });
+            }
             if self.number == 1 {
                 let mark = self.line.len() - without_mark(&self.line).len();
                 self.line.drain(..mark);
@@ -164,7 +179,7 @@ fn whole_file(line: &str, fault: &Fault, is_last: bool) -> Option<Foreign> {
     }
 }
 
-/// Whether a file is read as JSON lines, as its name says: `.jsonl`, `.ndjson`, and `.json` if its first line with
+/// Whether a file is read as JSON lines, as its name (before `.gz` or `.zst`) says: `.jsonl`, `.ndjson`, and `.json` if its first line with
 /// content is an object of its own, as in C4, Dolma and what `Dataset.to_json` writes. A `.json` file that is one value
 /// over several lines is a text like any other.
 ///
@@ -172,8 +187,13 @@ fn whole_file(line: &str, fault: &Fault, is_last: bool) -> Option<Foreign> {
 ///
 /// When a `.json` file cannot be read, or is an array of objects.
 pub fn is_json_lines(path: &Path) -> Result<bool, TextError> {
+    let compressed = path.extension().is_some_and(is_extension);
+    let inner = match compressed {
+        true => path.with_extension(""),
+        false => path.to_owned(),
+    };
     let has = |extensions: &[&str]| {
-        let own = path.extension().unwrap_or_default();
+        let own = inner.extension().unwrap_or_default();
         extensions
             .iter()
             .any(|extension| own.eq_ignore_ascii_case(extension))

@@ -184,22 +184,22 @@ fn what_is_not_text_is_named() {
     tar[257..262].copy_from_slice(b"ustar");
     for (name, content, what, hint) in [
         (
-            "a.jsonl.gz",
-            b"\x1F\x8B\x08".to_vec(),
-            "compressed with gzip",
-            "`zcat a.jsonl.gz > a.jsonl`",
+            "a.jsonl.lz4",
+            b"\x04\x22\x4D\x18\x64".to_vec(),
+            "compressed with lz4",
+            "`lz4 -dc a.jsonl.lz4 > a.jsonl`",
         ),
         (
             "a.jsonl",
-            b"\x1F\x8B\x08".to_vec(),
-            "compressed with gzip",
-            "`zcat < a.jsonl > a.plain.jsonl`",
+            b"\x04\x22\x4D\x18\x64".to_vec(),
+            "compressed with lz4",
+            "`lz4 -dc < a.jsonl > a.plain.jsonl`",
         ),
         (
-            "a b.txt.zst",
-            b"\x28\xB5\x2F\xFD\0".to_vec(),
-            "compressed with zstd",
-            "`zstd -dc 'a b.txt.zst' > 'a b.txt'`",
+            "a b.txt.xz",
+            b"\xFD7zXZ\0\0".to_vec(),
+            "compressed with xz",
+            "`xzcat 'a b.txt.xz' > 'a b.txt'`",
         ),
         (
             "a.bz2",
@@ -221,10 +221,10 @@ fn what_is_not_text_is_named() {
         ),
         ("a.tar", tar, "a tar archive", "`tar -xf a.tar`"),
         (
-            "a.parquet",
+            "a.rows",
             b"PAR1\x15\x04".to_vec(),
             "a Parquet file",
-            "pandas.read_parquet('",
+            "parquet = [",
         ),
         (
             "a.arrow",

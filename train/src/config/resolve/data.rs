@@ -140,6 +140,7 @@ fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
         ("files", raw.files.is_some()),
         ("cargo", raw.cargo.is_some()),
         ("jsonl", raw.jsonl.is_some()),
+        ("parquet", raw.parquet.is_some()),
         ("url", raw.url.is_some()),
     ];
     let given: Vec<&str> = kinds
@@ -153,7 +154,8 @@ fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
         } else {
             given.join(" and ")
         };
-        let rule = format!("must have exactly one of files, cargo, jsonl and url, but has {has}");
+        let rule =
+            format!("must have exactly one of files, cargo, jsonl, parquet and url, but has {has}");
         return Err(
             Problem::new(item, rule).hint(format!("write one [[{}]] for each", list_of(item)))
         );
@@ -164,9 +166,9 @@ fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
         "without url",
     )?;
     unused(
-        raw.field.is_some() && raw.jsonl.is_none(),
+        raw.field.is_some() && raw.jsonl.is_none() && raw.parquet.is_none(),
         key("field"),
-        "without jsonl",
+        "without jsonl or parquet",
     )?;
     for (name, given) in [
         ("image", raw.image.is_some()),
@@ -189,7 +191,7 @@ fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
             Problem::new(key("max_bytes"), "must be at least 1").hint("remove it for no limit")
         );
     }
-    let kind = match (raw.files, raw.cargo, raw.jsonl, raw.url) {
+    let kind = match (raw.files, raw.cargo, raw.jsonl, raw.parquet, raw.url) {
         (Some(files), ..) => SourceKind::Files {
             files: filled(key("files"), files)?,
         },
@@ -199,7 +201,11 @@ fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
         (_, Some(RawCargo::Package(cargo)), ..) => SourceKind::Emoji {
             cargo: package(key("cargo"), cargo)?,
         },
-        (_, _, Some(jsonl), _) => {
+        (_, _, _, Some(parquet), _) => SourceKind::Parquet {
+            parquet: filled(key("parquet"), parquet)?,
+            field: raw.field.unwrap_or_else(|| "text".to_owned()),
+        },
+        (_, _, Some(jsonl), ..) => {
             let jsonl = filled(key("jsonl"), jsonl)?;
             match raw.image {
                 Some(image) => SourceKind::Pairs {
