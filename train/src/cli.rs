@@ -80,7 +80,8 @@ enum Command {
     /// Reads the runs' folders alone; a run that is still going can be reported, too.
     #[command(after_help = "Examples:\n  \
         cargo train report runs/quickstart\n  \
-        cargo train report runs/quickstart runs/dense --html report.html    both in the same charts")]
+        cargo train report runs/quickstart runs/dense --html report.html    both in the same charts\n  \
+        cargo train report runs/quickstart --tensorboard events    then: tensorboard --logdir events")]
     Report(ReportArgs),
     /// Train variants of a run with several seeds, for equal time, and say which is better and how sure that is.
     ///
@@ -198,6 +199,9 @@ struct ReportArgs {
     /// Also write an HTML page with charts.
     #[arg(long, value_name = "FILE", value_parser = page_path)]
     html: Option<PathBuf>,
+    /// Also write the runs for `tensorboard --logdir DIR`, a folder each.
+    #[arg(long, value_name = "DIR")]
+    tensorboard: Option<PathBuf>,
     /// Print one JSON object with all records instead of tables.
     #[arg(long)]
     json: bool,
@@ -208,6 +212,9 @@ impl ReportArgs {
         let report = report::Report::read(&self.runs)?;
         if let Some(path) = self.html {
             report.page().write(&path).map_err(ReportError::from)?;
+        }
+        if let Some(folder) = self.tensorboard {
+            report.write_events(&folder).map_err(ReportError::from)?;
         }
         present(&report, self.json)
     }

@@ -3,6 +3,7 @@
 //! Everything comes from the runs' folders: `metrics.jsonl`, and `config.toml` for what sets the runs apart. A run that is
 //! still going can be reported, too.
 
+mod events;
 mod page;
 mod read;
 #[cfg(test)]
