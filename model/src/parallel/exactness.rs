@@ -239,9 +239,7 @@ fn texts_see_the_pictures_that_they_see_on_one_rank() {
         ];
         let request = |number: usize| {
             let mut prompt = text(1, 18, 37).remove(0);
-            for place in 1..1 + number % 3 {
-                prompt[place] = image;
-            }
+            prompt[1..1 + number % 3].fill(image);
             Request {
                 pictures: seen[[0, 0, 2, 1][number % 4]].clone(),
                 ..Request::new(prompt, 6, Sampling::greedy())

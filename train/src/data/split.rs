@@ -1,6 +1,6 @@
 //! Which text is held out for validation, decided before anything else looks at it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::hash::{Hash, hash, unit_interval};
 use super::source::{Entry, Picture};
@@ -37,7 +37,7 @@ pub(super) fn split<'a>(text: &'a str, hash: &Hash, config: Split) -> Sides<'a> 
 }
 
 /// Why a caption with its picture is held out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HeldOutPicture {
     /// Nothing of its concept is trained on.
@@ -47,6 +47,14 @@ pub enum HeldOutPicture {
 }
 
 impl HeldOutPicture {
+    /// What is new of them, for people.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Concept => "concepts",
+            Self::Combination => "combinations",
+        }
+    }
+
     /// Its number on disk, from 1.
     pub fn number(self) -> usize {
         match self {
