@@ -145,10 +145,14 @@ impl From<&ModelConfig> for CacheShape {
 impl From<&LanguageModel> for CacheShape {
     /// Of the layers and heads that a rank has of the model.
     fn from(model: &LanguageModel) -> Self {
+        let mut layers = model.blocks.iter().filter_map(Layer::text);
+        let config = model.config();
+        // A stage may have none.
+        let first = layers.next();
         Self {
-            layers: model.blocks.iter().filter_map(Layer::text).count(),
-            kv_heads: model.first().attention.kv_heads(),
-            head_dim: model.config().head_dim,
+            layers: usize::from(first.is_some()) + layers.count(),
+            kv_heads: first.map_or(config.kv_heads, |block| block.attention.kv_heads()),
+            head_dim: config.head_dim,
         }
     }
 }
@@ -324,8 +328,7 @@ impl KeyValueCache {
     ///
     /// When the sequence is not empty, and is to see others than before.
     pub fn show(&mut self, sequence: usize, pictures: Option<&Arc<PictureKeys>>) {
-        let before = self.pictures[sequence].as_ref().map(|seen| &seen.keys);
-        let same = match (before, pictures) {
+        let same = match (self.shown(sequence), pictures) {
             (Some(before), Some(pictures)) => Arc::ptr_eq(before, pictures),
             (None, None) => true,
             _ => false,
@@ -341,6 +344,11 @@ impl KeyValueCache {
             keys: keys.clone(),
             places: Vec::new(),
         });
+    }
+
+    /// The pictures that a sequence sees.
+    pub(crate) fn shown(&self, sequence: usize) -> Option<&Arc<PictureKeys>> {
+        self.pictures[sequence].as_ref().map(|seen| &seen.keys)
     }
 
     /// What new tokens of some sequences see; called before the step [begins](Self::begin).

@@ -58,6 +58,11 @@ impl DenseFeedForward {
         })
     }
 
+    /// Makes this one rank of a tensor-parallel group.
+    pub(crate) fn join(&mut self, group: &TensorGroup) {
+        self.group = Some(group.clone());
+    }
+
     /// # Shapes
     ///
     /// - `x`, output: `[tokens, d_model]`
@@ -125,7 +130,7 @@ impl FeedForward {
     pub(crate) fn join(&mut self, group: &TensorGroup, shard: &Shard) {
         match self {
             Self::Moe(moe) => moe.join(group, shard),
-            Self::Dense(dense) => dense.group = Some(group.clone()),
+            Self::Dense(dense) => dense.join(group),
         }
     }
 

@@ -10,7 +10,6 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::batch::Batch;
-use crate::block::Block;
 use crate::cache::Step;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
@@ -145,8 +144,10 @@ impl LanguageModel {
                 false => None,
             },
             vision: match &config.vision {
-                Some(vision) => Some(VisionEncoder::new(config, vision, source)?),
-                None => None,
+                Some(vision) if shard.as_ref().is_none_or(Shard::sees) => {
+                    Some(VisionEncoder::new(config, vision, source)?)
+                }
+                _ => None,
             },
             config: config.clone(),
             precision: Precision::F32,
@@ -194,16 +195,14 @@ impl LanguageModel {
     ///
     /// # Panics
     ///
-    /// When it is a whole model, a part that another rank of the group is to have, or a model that sees pictures.
+    /// When it is a whole model, or a part that another rank of the group is to have.
     #[must_use]
     pub fn among(mut self, group: TensorGroup) -> Self {
         let shard = self.shard.as_ref().expect("a rank's part of a model");
         let place = (group.rank(), group.size());
         assert_eq!((shard.at().tensor, shard.layout().tensor), place);
-        for block in &mut self.blocks {
-            let block = block.text_mut().expect("no rank sees pictures");
-            block.attention.join(&group, shard, &self.config);
-            block.feed_forward.join(&group, shard);
+        for layer in &mut self.blocks {
+            layer.join(&group, shard, &self.config);
         }
         self.group = Some(group);
         self
@@ -216,19 +215,16 @@ impl LanguageModel {
 
     /// The device that the parameters are on.
     pub fn device(&self) -> Device {
-        self.first().attention_norm.gamma.lazy_device()
+        self.blocks[0].attention_norm().gamma.lazy_device()
     }
 
     /// The type that its matrices are held in.
     pub fn weight_type(&self) -> DType {
-        self.first().attention.query.weight.val().dtype()
-    }
-
-    /// The first layer, which attends to the text in every model.
-    pub(crate) fn first(&self) -> &Block {
-        self.blocks[0]
-            .text()
-            .expect("the first layer attends to the text")
+        let query = match &self.blocks[0] {
+            Layer::Text(block) => &block.attention.query,
+            Layer::Cross(block) => &block.cross_attention.query,
+        };
+        query.weight.val().dtype()
     }
 
     /// That of the products.
@@ -395,7 +391,7 @@ impl LanguageModel {
                 }
                 (Layer::Cross(block), Some(sight)) => {
                     observer.residual(&x);
-                    x = block.forward(x, place, sight, observer);
+                    x = block.forward(x, first + place, sight, observer);
                 }
                 // Without pictures nobody sees anything.
                 (Layer::Cross(_), None) => {}
@@ -412,9 +408,11 @@ impl LanguageModel {
     fn embedded(&self, tokens: Tensor<1, Int>) -> Tensor<2> {
         let table = self.embedding.as_ref().expect("a first stage").val();
         match (&self.group, &self.shard) {
-            (Some(group), Some(shard)) if group.size() > 1 => {
-                group.embedding(table, tokens, shard.share(self.config.vocab_size).start)
-            }
+            (Some(group), Some(shard)) if group.size() > 1 => group.embedding(
+                table,
+                tokens,
+                shard.share(self.config.embedding_rows()).start,
+            ),
             _ => embedding(table, tokens).cast(DType::F32),
         }
     }

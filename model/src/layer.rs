@@ -4,6 +4,8 @@ use burn::module::Module;
 
 use crate::block::Block;
 use crate::config::ModelConfig;
+use crate::norm::RmsNorm;
+use crate::parallel::{Shard, TensorGroup};
 use crate::parameters::ParameterSource;
 use crate::vision::CrossBlock;
 use firebox_kernels::Precision;
@@ -56,6 +58,28 @@ impl Layer {
         match self {
             Self::Text(_) => None,
             Self::Cross(block) => Some(block),
+        }
+    }
+
+    /// The norm before attention.
+    pub(crate) fn attention_norm(&self) -> &RmsNorm {
+        match self {
+            Self::Text(block) => &block.attention_norm,
+            Self::Cross(block) => &block.attention_norm,
+        }
+    }
+
+    /// Makes this one rank of a tensor-parallel group, with its share of heads and hidden widths.
+    pub(crate) fn join(&mut self, group: &TensorGroup, shard: &Shard, config: &ModelConfig) {
+        match self {
+            Self::Text(block) => {
+                block.attention.join(group, shard, config);
+                block.feed_forward.join(group, shard);
+            }
+            Self::Cross(block) => {
+                block.cross_attention.join(group);
+                block.feed_forward.join(group);
+            }
         }
     }
 

@@ -154,10 +154,8 @@ pub trait Network {
     ///
     /// # Panics
     ///
-    /// As there; and when there are pictures and many ranks hold the model together.
-    fn show(&mut self, _sequence: usize, pictures: Option<&Arc<PictureKeys>>) {
-        assert!(pictures.is_none(), "no rank sees pictures");
-    }
+    /// As there.
+    fn show(&mut self, sequence: usize, pictures: Option<&Arc<PictureKeys>>);
 
     /// Begins a step that adds tokens to sequences of the cache; at most one part for each.
     ///
@@ -202,8 +200,7 @@ pub trait Network {
     ///
     /// # Panics
     ///
-    /// When a row exceeds the context, or has padding between two tokens; when there are pictures that do not fit, or many ranks
-    /// hold the model together.
+    /// When a row exceeds the context, or has padding between two tokens; when there are pictures that do not fit.
     fn trace(&mut self, rows: PaddedRows) -> Trace;
 }
 

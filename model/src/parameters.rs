@@ -165,6 +165,11 @@ impl ParameterInfo {
         layer.parse().ok()
     }
 
+    /// Whether it belongs to the vision tower, or to the projection of what comes out of it.
+    pub fn is_tower(&self) -> bool {
+        self.path.starts_with("vision.")
+    }
+
     /// Number of values.
     pub fn elements(&self) -> u128 {
         self.shape.iter().map(|&size| size as u128).product()
@@ -322,6 +327,33 @@ pub fn map<M: Module>(module: M, mapper: &mut impl MapParameter) -> M {
         path: Path::default(),
         inner: mapper,
     })
+}
+
+/// The module with gradients for the parameters at these paths alone: none is computed for the others.
+#[must_use]
+pub fn train_only<M: Module>(module: M, trains: impl Fn(&str) -> bool) -> M {
+    module.map(&mut Walk {
+        path: Path::default(),
+        inner: &mut TrainOnly(trains),
+    })
+}
+
+/// Which parameters have gradients.
+struct TrainOnly<F>(F);
+
+impl<F: Fn(&str) -> bool> ModuleMapper for Walk<'_, TrainOnly<F>> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let trains = self.inner.0(&self.path.joined());
+        param.set_require_grad(trains)
+    }
 }
 
 /// The path of field names that leads to a parameter. It does not contain enum variants, so that the path does not

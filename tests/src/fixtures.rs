@@ -31,6 +31,11 @@ pub fn cases() -> Vec<(String, PathBuf)> {
     cases
 }
 
+/// Those of models that see pictures: name and folder.
+pub fn seeing() -> [(String, PathBuf); 2] {
+    ["vision/mllama", "vision/mllama-moe"].map(|name| (name.to_owned(), folder(name)))
+}
+
 /// Name and content of every file of a folder.
 ///
 /// # Panics

@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use firebox_checkpoint::{Accept, load, read_config};
 use firebox_infer::ranks::{Part, RankOptions};
-use firebox_infer::trace::{trace, trace_on_ranks};
+use firebox_infer::trace::{TraceInput, trace, trace_on_ranks};
 use firebox_kernels::Precision;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::generate::{End, Ended, Options, Receiver, Request, Token, generate_all};
 use firebox_model::network::{Local, Network};
 use firebox_model::parallel::{Driver, RankLayout};
 use firebox_model::sampling::Sampling;
+use firebox_model::vision::Picture;
 use firebox_runtime::device::select;
 use firebox_tests::fixtures;
 use firebox_tests::tensors::Tensors;
@@ -62,7 +64,7 @@ fn on(checkpoint: &Path, layout: RankLayout) -> RankOptions {
 fn values_of_every_checkpoint_are_those_of_one_rank() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut seen = BTreeMap::new();
-    for (case, path) in fixtures::cases() {
+    for (case, path) in fixtures::cases().into_iter().chain(fixtures::seeing()) {
         let input = path.join("expected.safetensors");
         let alone = folder.path().join("alone");
         trace(&path, &[], "flex", &input, &alone, false).expect("a trace");
@@ -80,7 +82,7 @@ fn values_of_every_checkpoint_are_those_of_one_rank() {
             expected_names.sort();
             assert_eq!(names, expected_names, "{case}, {layout}");
             for name in names {
-                if ["input_ids", "attention_mask"].contains(&name.as_str()) {
+                if name.ends_with("_ids") || name.ends_with("_mask") {
                     continue;
                 }
                 let (found, expected) = (found.floats(&name), expected.floats(&name));
@@ -154,6 +156,68 @@ fn tokens_of_every_checkpoint_are_those_of_one_rank() {
             });
             let found = found.expect("no rank fails");
             assert_eq!(found, expected, "{case}, {layout}");
+        }
+    }
+}
+
+/// The pictures of each row of a reference.
+fn pictures(case: &Path) -> Vec<Vec<Picture>> {
+    let input = TraceInput::read(&case.join("expected.safetensors")).expect("an input");
+    let batch = input.pictures.expect("pictures");
+    let rows = batch.pictures.chunks(batch.slots);
+    rows.map(|row| row.iter().flatten().cloned().collect())
+        .collect()
+}
+
+struct Texts(Vec<Vec<u32>>);
+
+impl Receiver for Texts {
+    fn token(&mut self, text: usize, token: Token) -> bool {
+        self.0[text].push(token.id);
+        true
+    }
+
+    fn ended(&mut self, _: usize, _: Ended) {}
+}
+
+#[test]
+fn tokens_of_texts_that_see_pictures_are_those_of_one_rank() {
+    for (case, path) in fixtures::seeing() {
+        let pictures = pictures(&path);
+        let expected = Tensors::read(&path.join("expected.safetensors"));
+        let expected: Vec<Vec<u32>> = (0..pictures.len())
+            .map(|row| {
+                let ids = expected.integers(&format!("greedy.{row}")).into_iter();
+                ids.map(|id| id as u32).collect()
+            })
+            .collect();
+        let mut layouts = layouts(&path);
+        layouts.retain(|layout| layout.ranks() > 1);
+        assert!(layouts.len() >= 5, "{layouts:?}");
+        for layout in layouts {
+            let (pictures, prompts) = (pictures.clone(), expected.clone());
+            let found = on(&path, layout).run(move |Part { model, ranks }| {
+                let requests = pictures
+                    .iter()
+                    .zip(&prompts)
+                    .map(|(pictures, ids)| Request {
+                        pictures: (!pictures.is_empty()).then(|| Arc::new(model.look(pictures))),
+                        ..Request::new(ids[..12].to_vec(), 12, Sampling::greedy())
+                    });
+                let mut texts = Texts(vec![Vec::new(); pictures.len()]);
+                let options = Options {
+                    batch: 3,
+                    step_tokens: 5,
+                    ..Options::new(&[])
+                };
+                let network = &mut Driver::new(&model, &ranks);
+                generate_all(network, requests, &options, &mut texts);
+                Ok(texts.0)
+            });
+            let found = found.expect("no rank fails");
+            for (row, found) in found.iter().enumerate() {
+                assert_eq!(found, &expected[row][12..], "{case}, {layout}: row {row}");
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ mod text;
 use firebox_model::accounting::Accounting;
 use serde::Serialize;
 
-use crate::config::{PlanConfig, RunConfig};
+use crate::config::{Frozen, PlanConfig, RunConfig};
 
 const SECONDS_PER_DAY: f64 = 86_400.0;
 const HOURS_PER_DAY: f64 = 24.0;
@@ -22,6 +22,9 @@ pub struct Report {
     /// Time and money on the accelerators of `[plan]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<Cost>,
+    /// The run that is done first, if this one starts from another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first: Option<Box<Report>>,
 }
 
 /// Tokens and FLOPs of a whole run.
@@ -35,8 +38,13 @@ pub struct TrainingTotals {
     /// `None` for a dense model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_expert_per_step: Option<[f64; 2]>,
-    /// FLOPs of all steps: three times the forward pass, without attention scores.
+    /// FLOPs of all steps: three times the forward pass, without attention scores of text. Where the text is frozen, twice the
+    /// forward pass of the text model, of whose backward pass only the gradients of its inputs are left.
     pub operations: f64,
+    /// What of them is for pictures: one of most tiles for each sequence, which all of its tokens see. `None` for a model of
+    /// text alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of_pictures: Option<f64>,
 }
 
 /// Time and price, each at the highest and at the lowest utilization.
@@ -62,6 +70,16 @@ impl Report {
             model,
             training,
             plan,
+            first: None,
+        }
+    }
+
+    /// The report of the same run, which starts from another one.
+    #[must_use]
+    pub fn after(self, first: Self) -> Self {
+        Self {
+            first: Some(Box::new(first)),
+            ..self
         }
     }
 }
@@ -75,12 +93,22 @@ impl TrainingTotals {
         let tokens_per_step = [batch(0), batch(steps.saturating_sub(1))];
         let experts = config.model.moe.as_ref().map(|moe| moe.experts);
         let per_expert = experts.map(|experts| experts.top_k as f64 / experts.count as f64);
+        let passes = match config.train.frozen {
+            Some(Frozen::Text) => 2.0,
+            _ => model.operations.training / model.operations.forward,
+        };
+        let text = passes * model.operations.forward * tokens as f64;
+        let of_pictures = model.pictures.map(|pictures| {
+            let sequences = (tokens / context.max(1) as u128) as f64;
+            3.0 * (sequences * (pictures.encoder + pictures.keys) + tokens as f64 * pictures.token)
+        });
         Self {
             tokens,
             tokens_per_step,
             tokens_per_expert_per_step: per_expert
                 .map(|share| tokens_per_step.map(|tokens| tokens as f64 * share)),
-            operations: model.operations.training * tokens as f64,
+            operations: text + of_pictures.unwrap_or(0.0),
+            of_pictures,
         }
     }
 }
@@ -102,7 +130,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::load;
+    use crate::config::{load, load_planned};
 
     fn report(name: &str, set: &[&str]) -> Report {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -125,6 +153,42 @@ mod tests {
             cost.dollars.map(|dollars| (dollars / 1e6).round()),
             [54.0, 61.0]
         );
+    }
+
+    #[test]
+    fn the_vision_stage_comes_after_the_text() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let set = [format!(
+            "train.init={}",
+            folder.join("configs/gpt4.toml").display()
+        )];
+        let config = load_planned(&folder.join("configs/gpt4-vision.toml"), &set).unwrap();
+        assert_eq!(config.train.frozen, Some(Frozen::Text));
+        let first = Report::of(&load(config.train.first_run().unwrap(), &[]).unwrap());
+        let report = Report::of(&config).after(first);
+        let TrainingTotals {
+            tokens,
+            operations,
+            of_pictures,
+            ..
+        } = report.training;
+        assert_eq!(format!("{:.2e}", tokens as f64), "2.00e12");
+        // The text model's forward pass, and the gradients of its inputs.
+        let text = 2.0 * report.model.operations.forward * tokens as f64;
+        assert_eq!(operations, text + of_pictures.unwrap());
+        let text = report.to_string();
+        for part in [
+            "the run of ",
+            "training FLOPs of the runs before",
+            "1.88 T",
+            "of them for pictures",
+            "the text is frozen",
+        ] {
+            assert!(text.contains(part), "{part} is missing from\n{text}");
+        }
+        // The number of parameters does not depend on the first stage having a checkpoint.
+        let parameters = &report.model.parameters;
+        assert_eq!(parameters.tower, 863_567_379);
     }
 
     #[test]

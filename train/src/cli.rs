@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
@@ -16,16 +16,17 @@ use firebox_runtime::device;
 use firebox_runtime::failure::{DeviceFailure, guard};
 
 use crate::bench::{BenchOptions, bench, vary};
+use crate::chain;
 use crate::check::Report;
 use crate::compare::{CompareError, CompareOptions, TOLERANCE, compare, print_line, record};
-use crate::config::{ConfigError, RunConfig, load, load_resumed};
+use crate::config::{ConfigError, RunConfig, load, load_planned};
 use crate::data::{self, DataError};
 use crate::error::TrainError;
 use crate::metrics::Validation;
 use crate::report::{self, ReportError};
 use crate::run_folder;
 use crate::study::{self, Equal, StudyError, StudyOptions};
-use crate::trainer::{self, Outcome, Resume, RunOptions};
+use crate::trainer::{Outcome, Resume, RunOptions};
 
 /// Train mixture-of-experts (MoE) language models from a configuration file and text.
 #[derive(Debug, Parser)]
@@ -61,7 +62,9 @@ enum Command {
         cargo train run configs/quickstart.toml --set train.steps=500 --out runs/longer\n  \
         cargo train run configs/quickstart.toml --set model.feed_forward=dense --out runs/dense\n  \
         cargo train run configs/upcycle.toml               upcycles the dense model in runs/dense to MoE\n  \
+        cargo train run configs/vision.toml                trains a text model, then teaches it to see\n  \
         cargo train run configs/quickstart.toml --device wgpu\n\n\
+        If train.init names the configuration of a run, that run is done first, in its own folder.\n\
         Ctrl-C finishes the current step, writes a checkpoint and exits; --resume continues from it.\n\
         --resume --set train.steps=N continues a run beyond the steps it was started with: with the same data as a \
         run of N steps from the start, and with its learning rate from here on.")]
@@ -132,6 +135,22 @@ impl ConfigArgs {
         load(&self.config, &self.set)
     }
 
+    /// What the run costs, and those before it.
+    fn plan(&self) -> Result<Report, ConfigError> {
+        let config = load_planned(&self.config, &self.set)?;
+        let report = Report::of(&config);
+        Ok(match config.train.first_run() {
+            Some(first) => {
+                let first = Self {
+                    config: first.to_owned(),
+                    set: Vec::new(),
+                };
+                report.after(first.plan()?)
+            }
+            None => report,
+        })
+    }
+
     /// Loads the configuration with one more override.
     fn load_with(&self, set: String) -> Result<RunConfig, ConfigError> {
         let sets: Vec<String> = self.set.iter().cloned().chain([set]).collect();
@@ -160,22 +179,10 @@ struct RunArgs {
 }
 
 impl RunArgs {
-    fn load(&self) -> Result<RunConfig, CliError> {
-        let out = self.options().out;
-        // The configuration of a run without a checkpoint does not restrict a new start.
-        let newest = run_folder::newest(&out).map_err(TrainError::from)?;
-        if self.resume == Resume::Never || newest.is_none() {
-            return Ok(self.config.load()?);
-        }
-        let saved = run_folder::config(&out);
-        Ok(load_resumed(&self.config.config, &self.config.set, &saved)?)
-    }
-
     fn options(&self) -> RunOptions {
-        let of_file = || default_folder(&self.config.config);
-        let out = self.out.clone().unwrap_or_else(of_file);
+        let customary = || run_folder::customary(&self.config.config);
         RunOptions {
-            out,
+            out: self.out.clone().unwrap_or_else(customary),
             device: self.device.clone(),
             resume: self.resume,
         }
@@ -254,7 +261,9 @@ impl StudyArgs {
         let equal = seconds.or(tokens).or(self.flops.map(Equal::Flops));
         let study = study::load(&self.study, equal)?;
         let options = StudyOptions {
-            out: self.out.unwrap_or_else(|| default_folder(&self.study)),
+            out: self
+                .out
+                .unwrap_or_else(|| run_folder::customary(&self.study)),
             device: self.device,
         };
         let result = study::run(&study, &options, control)?;
@@ -359,11 +368,6 @@ fn variants(text: &str) -> Result<Variants, String> {
     })
 }
 
-/// The folder of what a file describes.
-fn default_folder(file: &Path) -> PathBuf {
-    Path::new("runs").join(file.file_stem().unwrap_or("run".as_ref()))
-}
-
 /// Parses a count above zero, whose digits may be apart.
 fn count(text: &str) -> Result<u64, String> {
     match text.replace('_', "").parse() {
@@ -459,7 +463,8 @@ impl Cli {
     pub fn execute(self, control: &Control) -> Result<(), CliError> {
         match self.command {
             Command::Run(args) => {
-                let outcome = trainer::run(&args.load()?, &args.options(), control)?;
+                let ConfigArgs { config, set } = &args.config;
+                let outcome = chain::run(config, set, &args.options(), control)?;
                 Ok(print(&summary(&outcome))?)
             }
             Command::Prepare(args) => {
@@ -467,9 +472,9 @@ impl Cli {
                 Ok(print(&format!("{}\n", prepared.folder.display()))?)
             }
             Command::Check(args) => {
-                let config = args.config.load()?;
-                data::warn_of_planned_repetition(&config);
-                present(&Report::of(&config), args.json)
+                let report = args.config.plan()?;
+                data::warn_of_planned_repetition(&report.config);
+                present(&report, args.json)
             }
             Command::Report(args) => args.execute(),
             Command::Study(args) => args.execute(control),
@@ -531,6 +536,7 @@ fn summary(outcome: &Outcome) -> String {
         validation,
         sample,
         checkpoint,
+        lowest,
     } = outcome;
     let checkpoint = checkpoint.display();
     let mut text = String::new();
@@ -546,7 +552,7 @@ fn summary(outcome: &Outcome) -> String {
         "validation: {:.6} nats per token, {:.6} bits per byte, on {} tokens\n",
         whole.nats_per_token, whole.bits_per_byte, whole.tokens
     );
-    if sources.len() > 1 {
+    if sources.len() + captions.len() > 1 {
         for source in sources {
             text += &format!(
                 "            {:.6} nats per token, {:.6} bits per byte, on {} tokens of {:?}\n",
@@ -556,6 +562,14 @@ fn summary(outcome: &Outcome) -> String {
     }
     for loss in captions {
         text += &format!("            {}\n", loss.sentence());
+    }
+    for lowest in lowest {
+        text += &format!(
+            "            lowest of new {}: {:.4} nats per token, at step {}\n",
+            lowest.held_out.plural(),
+            lowest.nats_per_token,
+            lowest.step
+        );
     }
     text + &format!(
         "checkpoint: {checkpoint}\n\

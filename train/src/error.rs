@@ -45,6 +45,9 @@ pub enum TrainError {
     /// There is no checkpoint to start from.
     #[error(transparent)]
     Init(#[from] FolderError),
+    /// The configuration of the run, or of one that it starts from, is invalid.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The configuration that the run was started with cannot be read.
     #[error("the configuration saved with the run is invalid: {0}")]
     SavedConfig(#[source] ConfigError),
@@ -97,6 +100,29 @@ pub enum TrainError {
         folder: PathBuf,
         /// One `key: old → new` per changed key.
         changes: Vec<String>,
+    },
+    /// `train.init` names a configuration that differs from the one its run was started with.
+    #[error(
+        "{} differs from the configuration that {} was started with: {}",
+        file.display(),
+        folder.display(),
+        changes.join("; ")
+    )]
+    FirstRunChanged {
+        /// The configuration file.
+        file: PathBuf,
+        /// The run folder.
+        folder: PathBuf,
+        /// One `key: old → new` per changed key.
+        changes: Vec<String>,
+    },
+    /// A run has the folder of another one that it starts from.
+    #[error("the run of {}, which comes first, would have the same folder: {}", file.display(), folder.display())]
+    SameFolder {
+        /// The configuration of the run that comes first.
+        file: PathBuf,
+        /// The folder of both.
+        folder: PathBuf,
     },
     /// A resume has to prepare its tokens again, and the source text is no longer the same.
     #[error(
@@ -172,6 +198,7 @@ impl Advise for TrainError {
             Self::Data(error) => error.advice(),
             Self::Tokenizer(error) => error.advice(),
             Self::Init(error) => error.advice(),
+            Self::Config(error) => error.advice(),
             // Of the run itself: nothing on the command line is at fault.
             Self::Checkpoint(error) => error.advice().exit_code(1),
             Self::SavedConfig(error) => error.advice().exit_code(1),
@@ -196,6 +223,13 @@ impl Advise for TrainError {
                 "resume with the old values (train.steps may grow, and train.micro_batch may change), or start another run: {}",
                 from_weights(folder)
             )),
+            Self::FirstRunChanged { folder, .. } => Advice::USAGE.hint(format!(
+                "--set train.init={0} starts from that run as it is; or restore the old values; or remove {0}, so that the run \
+                 is done again",
+                folder.display()
+            )),
+            Self::SameFolder { .. } => Advice::USAGE
+                .hint("use --out DIR, or give one of the two configuration files another name"),
             Self::DataChanged { .. } => Advice::USAGE.hint(
                 "restore the old text or its prepared tokens (data.cache), or use --out DIR to start another run",
             ),

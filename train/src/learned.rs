@@ -37,9 +37,10 @@ pub enum Part {
 
 impl Learned {
     /// What a run trains of a model.
-    pub fn of(config: &ModelConfig, frozen: Frozen) -> Self {
-        if frozen == Frozen::Nothing {
-            return Self::Everything;
+    pub fn of(config: &ModelConfig, frozen: Option<Frozen>) -> Self {
+        match frozen {
+            None | Some(Frozen::Nothing) => return Self::Everything,
+            Some(Frozen::Text) => {}
         }
         let layers = config.layers.iter().enumerate();
         let crossing = layers.filter(|(_, layer)| layer.is_cross());
@@ -97,7 +98,7 @@ mod tests {
     #[test]
     fn with_the_text_frozen_only_what_is_new_learns() {
         let config = seeing();
-        let learned = Learned::of(&config, Frozen::Text);
+        let learned = Learned::of(&config, Some(Frozen::Text));
         let text = config.text_only();
         let paths = |config: &ModelConfig| -> Vec<String> {
             let parameters = LanguageModel::parameter_list(config).into_iter();
@@ -113,7 +114,7 @@ mod tests {
             Part::From(config.vocab_size * config.d_model)
         );
         assert_eq!(learned.part("vision.projector.weight"), Part::All);
-        let everything = Learned::of(&tiny(), Frozen::Nothing);
+        let everything = Learned::of(&tiny(), None);
         assert!(
             paths(&tiny())
                 .iter()

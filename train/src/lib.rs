@@ -2,6 +2,7 @@
 //!
 //! [`config`] reads and checks a run's configuration, [`data`] prepares its text, [`trainer`] is the loop: a [`step`] is
 //! a [`gradient`] and an update by the [`optimizer`], and [`run_folder`] and [`state`] are what is left of it on the disk.
+//! [`chain`] does runs that start from each other.
 //! [`check`] says what a run costs before it starts, [`mod@bench`] measures the machine, [`compare`] the devices,
 //! [`report`] shows what runs have recorded, and [`study`] trains variants of a run with several seeds. [`cli`] is the
 //! command line around them.
@@ -45,6 +46,7 @@
 //! ```
 
 pub mod bench;
+pub mod chain;
 pub mod check;
 pub mod cli;
 pub mod compare;

@@ -59,10 +59,7 @@ impl CaptionLoss {
             tried,
             ..
         } = self;
-        let what = match self.held_out {
-            HeldOutPicture::Concept => "concepts",
-            HeldOutPicture::Combination => "combinations",
-        };
+        let what = self.held_out.plural();
         let of_several = match tried {
             0 => String::new(),
             _ => format!("; right caption of {CANDIDATES}: {}", percent(*found)),

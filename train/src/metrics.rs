@@ -8,6 +8,7 @@ use firebox_model::evaluate::Evaluation;
 use firebox_model::moe::stats::LayerHealth;
 use serde::{Deserialize, Serialize};
 
+use crate::data::HeldOutPicture;
 use crate::looking::CaptionLoss;
 
 /// One line of the file.
@@ -142,6 +143,56 @@ impl SourceLoss {
     }
 }
 
+/// The lowest loss of held-out captions behind their pictures, of one kind, in the validations of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lowest {
+    /// Why they are held out.
+    pub held_out: HeldOutPicture,
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Nats per token.
+    pub nats_per_token: f64,
+}
+
+/// The lowest losses of captions in a metrics file, in the order of their kinds; nothing of a model of text alone.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn lowest(path: &Path) -> io::Result<Vec<Lowest>> {
+    /// What of a line is about captions.
+    #[derive(Deserialize)]
+    struct Line {
+        step: u64,
+        #[serde(default)]
+        captions: Vec<Kind>,
+    }
+    #[derive(Deserialize)]
+    struct Kind {
+        held_out: HeldOutPicture,
+        /// `None` where the loss was no number.
+        right: Option<f64>,
+    }
+    let mut lowest: Vec<Lowest> = Vec::new();
+    for line in BufReader::new(File::open(path)?).lines() {
+        let Line { step, captions } = serde_json::from_str(&line?)?;
+        for Kind { held_out, right } in captions {
+            let Some(right) = right else { continue };
+            let found = Lowest {
+                held_out,
+                step,
+                nats_per_token: right,
+            };
+            match lowest.iter_mut().find(|lowest| lowest.held_out == held_out) {
+                Some(lowest) if lowest.nats_per_token <= right => {}
+                Some(lowest) => *lowest = found,
+                None => lowest.push(found),
+            }
+        }
+    }
+    Ok(lowest)
+}
+
 /// The part of a line that decides whether a resume keeps it.
 #[derive(Deserialize)]
 struct LineStep {
@@ -225,6 +276,31 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn the_lowest_loss_of_each_kind_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let line = |step: u64, losses: [f64; 2]| {
+            let kinds = ["combination", "concept"].iter().zip(losses);
+            let kinds = kinds.map(|(kind, right)| {
+                format!("{{\"held_out\":\"{kind}\",\"right\":{right},\"none\":9.0}}")
+            });
+            let kinds: Vec<String> = kinds.collect();
+            format!(
+                "{{\"kind\":\"validation\",\"step\":{step},\"captions\":[{}]}}\n",
+                kinds.join(",")
+            )
+        };
+        let text = line(0, [3.0, 4.0])
+            + "{\"kind\":\"train\",\"step\":1}\n"
+            + &line(5, [1.0, 2.0])
+            + &line(9, [1.5, 1.0]);
+        fs::write(&path, text).unwrap();
+        let found = lowest(&path).unwrap().into_iter();
+        let found: Vec<(u64, f64)> = found.map(|low| (low.step, low.nats_per_token)).collect();
+        assert_eq!(found, [(5, 1.0), (9, 1.0)]);
+    }
 
     #[test]
     fn a_resume_leaves_no_gap_and_no_repeat() {

@@ -75,7 +75,7 @@ impl ProgressDisplay {
         } = validation.whole;
         self.line(&format!(
             "step {step:>6}  validation {nats_per_token:.4} nats/token, {bits_per_byte:.4} bits/byte on {tokens} tokens{}",
-            by_source(&validation.sources)
+            by_source(&validation.sources, !validation.captions.is_empty())
         ));
         for loss in &validation.captions {
             self.line(&format!("             {}", loss.sentence()));
@@ -92,9 +92,9 @@ impl ProgressDisplay {
     }
 }
 
-/// The losses of several sources, in nats per token.
-fn by_source(sources: &[SourceLoss]) -> String {
-    if sources.len() < 2 {
+/// The losses of sources, in nats per token; of a single one if there are `others` besides.
+fn by_source(sources: &[SourceLoss], others: bool) -> String {
+    if sources.len() < 2 && !others || sources.is_empty() {
         return String::new();
     }
     let losses = sources.iter().map(|source| {

@@ -1,4 +1,4 @@
-//! What a step trains on, row by row: windows of text, or captions behind their pictures.
+//! What a step trains on, row by row: windows of text, or captions behind their pictures, with windows of text among them.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use firebox_model::batch::{Batch, Sequence};
@@ -135,7 +135,7 @@ impl Rows {
     pub fn count(&self) -> Option<u64> {
         match self {
             Self::Text(stream) => stream.sequences(),
-            Self::Captions(stream) => stream.pictures(),
+            Self::Captions(stream) => stream.rows(),
         }
     }
 
@@ -158,7 +158,8 @@ impl Rows {
 
 #[cfg(test)]
 mod tests {
-    use firebox_model::parameters::{MapParameter, map};
+    use burn::module::Param;
+    use firebox_model::parameters::{MapParameter, VisitParameter, map, visit};
 
     use super::*;
     use crate::config::Frozen;
@@ -173,7 +174,7 @@ mod tests {
         let rows = Rows::of(prepared, config).unwrap();
         let device = default_device();
         let model = LanguageModel::random(&config.model, 7, &device);
-        let optimizer = AdamW::of(Learned::of(&config.model, frozen));
+        let optimizer = AdamW::of(Learned::of(&config.model, Some(frozen)));
         let training = TrainingState::new(model, optimizer, Progress::default(), &device);
         (training, rows)
     }
@@ -198,7 +199,7 @@ mod tests {
         let Rows::Captions(stream) = Rows::of(&prepared, &config).unwrap() else {
             panic!("captions");
         };
-        let count = stream.pictures().unwrap();
+        let count = stream.rows().unwrap();
         assert_eq!(count % 10, 0);
         let first = stream.captioned(0).unwrap();
         let valid = first.sequence.valid;
@@ -274,6 +275,34 @@ mod tests {
         }
     }
 
+    /// The parameters that a backward pass finds gradients of.
+    fn gradients(training: &TrainingState, rows: &Rows) -> Vec<String> {
+        struct Found(burn::tensor::Gradients, Vec<String>);
+        impl VisitParameter for Found {
+            fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
+                if parameter.val().grad(&self.0).is_some() {
+                    self.1.push(path.to_owned());
+                }
+            }
+        }
+        let Rows::Captions(stream) = rows else {
+            panic!("captions");
+        };
+        let device = default_device().autodiff();
+        let batch = Captioned::batch(&[stream.captioned(0).unwrap()], &training.model, &device);
+        let output = training.model.forward_batch(&batch);
+        let mut found = Found(output.logits.sum().backward(), Vec::new());
+        visit(&training.model, &mut found);
+        found.1
+    }
+
+    fn trained(training: &TrainingState) -> Vec<String> {
+        let parameters = LanguageModel::parameter_list(training.model.config()).into_iter();
+        let paths = parameters.map(|parameter| parameter.path);
+        let learned = training.optimizer.learned();
+        paths.filter(|path| learned.includes(path)).collect()
+    }
+
     #[test]
     fn a_frozen_text_model_stays_as_it_is() {
         let run = SmallRun::seeing();
@@ -282,7 +311,10 @@ mod tests {
         let (training, rows) = start(&config, &prepared, Frozen::Text);
         let before = bits(&training.model);
         let bias = training.model.router_bias();
+        // What is frozen has no gradient, so that none is computed.
+        assert_eq!(gradients(&training, &rows), trained(&training));
         let training = steps(training, &rows, &config, 3);
+        assert_eq!(gradients(&training, &rows), trained(&training));
         assert_eq!(training.model.router_bias(), bias);
         let of_vocabulary = 257 * 8;
         let learned = training.optimizer.learned().clone();
@@ -298,6 +330,36 @@ mod tests {
             }
         }
         assert!(moved > 20, "{moved} parameters");
+    }
+
+    #[test]
+    fn captions_and_text_are_trained_on_together() {
+        let run = SmallRun::seeing();
+        std::fs::write(run.path("a.txt"), "The cat sat on the mat. ".repeat(20)).unwrap();
+        std::fs::write(run.path("b.txt"), "A dog lay on the rug. ".repeat(20)).unwrap();
+        let config = run.config(&[&format!(
+            "data.source=[{{ name = 'emoji', cargo = 'twemoji-assets', max_bytes = 3000, weight = 1 }}, \
+             {{ name = 'texts', files = ['{}'], weight = 1 }}]",
+            run.path("*.txt").display()
+        )]);
+        let prepared = prepare(&config, false).unwrap();
+        let (training, rows) = start(&config, &prepared, Frozen::Nothing);
+        let Rows::Captions(stream) = &rows else {
+            panic!("captions");
+        };
+        let seen = (0..12).filter(|&index| stream.captioned(index).unwrap().picture.is_some());
+        assert_eq!(seen.count(), 6);
+        let text = |training: &TrainingState| {
+            let windows: Vec<Captioned> = (0..12)
+                .map(|index| stream.captioned(index).unwrap())
+                .filter(|row| row.picture.is_none())
+                .collect();
+            let device = default_device().autodiff();
+            crate::gradient::forward_backward(&training.model, &windows, 4, &device).loss
+        };
+        let before = text(&training);
+        let training = steps(training, &rows, &config, 8);
+        assert!(text(&training) < before - 0.1, "text is learned");
     }
 
     #[test]

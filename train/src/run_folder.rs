@@ -16,6 +16,11 @@ pub struct RunFolder {
     root: PathBuf,
 }
 
+/// The folder of the run of a configuration file, unless another one is named: `runs/`, and the file's name without its end.
+pub fn customary(file: &Path) -> PathBuf {
+    Path::new("runs").join(file.file_stem().unwrap_or("run".as_ref()))
+}
+
 /// The path of the resolved configuration in a run folder.
 pub fn config(root: &Path) -> PathBuf {
     root.join("config.toml")

@@ -46,10 +46,10 @@ pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageMod
 
 fn starting_weights(config: &RunConfig, device: &Device) -> Result<LanguageModel, TrainError> {
     let seed = config.train.seed;
-    let Some(init) = &config.train.init else {
+    let Some(origin) = config.train.origin() else {
         return Ok(LanguageModel::random(&config.model, seed, device));
     };
-    let folder = checkpoint_folder(init)?;
+    let folder = checkpoint_folder(&origin)?;
     let origin = read_config(&folder, Accept::Key(&config.train.accept))?;
     let source = format!(
         "starting from {}: {}, {} parameters",
@@ -104,9 +104,9 @@ pub fn notes(
     resumed: Option<&Path>,
     tokenizer: &Tokenizer,
 ) -> Result<Notes, TrainError> {
-    let origin = match (resumed, &config.train.init) {
+    let origin = match (resumed, config.train.origin()) {
         (Some(folder), _) => Some((folder.to_owned(), Accept::Nothing)),
-        (None, Some(init)) => Some((checkpoint_folder(init)?, Accept::Key(&config.train.accept))),
+        (None, Some(init)) => Some((checkpoint_folder(&init)?, Accept::Key(&config.train.accept))),
         (None, None) => None,
     };
     let mut notes = match origin {
@@ -145,6 +145,7 @@ mod tests {
     use firebox_runtime::testing::values;
 
     use super::*;
+    use crate::config::{Frozen, load_resumed, load_saved};
     use crate::testing::{SmallRun, bits, default_device};
 
     #[test]
@@ -194,8 +195,8 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         save(&text, &folder, &SaveOptions::default(), |_| {}).unwrap();
         let init = format!("train.init={}", folder.display());
-        let config = run.config(&[
-            &init,
+        let set = [
+            init.as_str(),
             "model.vision.cross_attention_layers=[1]",
             "model.vision.width=8",
             "model.vision.heads=2",
@@ -203,12 +204,27 @@ mod tests {
             "model.vision.tile_size=8",
             "model.vision.patch_size=4",
             "data.source=[{ name = 'emoji', cargo = 'twemoji-assets', weight = 1 }]",
-        ]);
+        ];
+        let config = run.config(&set);
         let seeing = starting_model(&config, &device).unwrap();
         assert_eq!(seeing.config(), &config.model);
         let cross = seeing.blocks[1].cross().unwrap();
         assert_eq!(values(cross.gates.attention.val()), [0.0]);
         assert_eq!(bits(&seeing.text_only()), bits(&text));
+
+        // The text is frozen unless the file says otherwise, also of a resume, which does not look at the checkpoint.
+        assert_eq!(config.train.frozen, Some(Frozen::Text));
+        let other = run.config(&[&set[..], &["train.frozen=nothing"]].concat());
+        assert_eq!(other.train.frozen, Some(Frozen::Nothing));
+        fs::remove_dir_all(&folder).unwrap();
+        for config in [&config, &other] {
+            let saved = run.path("saved.toml");
+            fs::write(&saved, config.to_toml().unwrap()).unwrap();
+            assert_eq!(load_saved(&saved).unwrap().train, config.train);
+            let set = set.map(str::to_owned);
+            let resumed = load_resumed(&run.path("run.toml"), &set, &saved).unwrap();
+            assert_eq!(resumed.train, config.train);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::moe::balance::update_bias;
 use firebox_model::moe::stats::LayerHealth;
+use firebox_model::parameters::train_only;
 
 use crate::config::RunConfig;
 use crate::error::TrainError;
@@ -49,15 +50,18 @@ pub struct StepResult {
 }
 
 impl TrainingState {
-    /// The state of a run at its start or after a resume.
+    /// The state of a run at its start or after a resume. What the optimizer does not train has no gradient, and takes no time
+    /// for one.
     pub fn new(
         model: LanguageModel,
         optimizer: AdamW,
         progress: Progress,
         device: &Device,
     ) -> Self {
+        let learned = optimizer.learned();
+        let model = train_only(model.train(), |path| learned.includes(path));
         Self {
-            model: model.train(),
+            model,
             optimizer,
             progress,
             device: device.clone().autodiff(),

@@ -2,6 +2,8 @@
 
 mod open;
 
+pub(crate) use open::saved_config;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -10,7 +12,7 @@ use burn::tensor::Device;
 use firebox_checkpoint::Notes;
 use firebox_console::durable::FileError;
 use firebox_model::batch::Sequence;
-use firebox_model::evaluate::{self, evaluate_parts};
+use firebox_model::evaluate::{self, Evaluation, evaluate_parts};
 use firebox_model::generate::generate;
 use firebox_model::moe::stats::warning;
 use firebox_model::network::Local;
@@ -19,12 +21,13 @@ use firebox_runtime::control::Control;
 use firebox_runtime::failure::guard;
 
 use crate::config::RunConfig;
-use crate::data::{Prepared, TextSummary, ValidationPart};
+use crate::data::{Prepared, ValidationPart};
 use crate::error::TrainError;
 use crate::lock::Lock;
 use crate::looking;
 use crate::metrics::{
-    MetricsLog, Record, SampleRecord, SourceLoss, TrainRecord, Validation, ValidationRecord,
+    self, Lowest, MetricsLog, Record, SampleRecord, SourceLoss, TrainRecord, Validation,
+    ValidationRecord,
 };
 use crate::progress::ProgressDisplay;
 use crate::rows::Rows;
@@ -36,9 +39,11 @@ use crate::step::TrainingState;
 /// Whether a run continues from the newest checkpoint of its folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Resume {
-    /// Start; fail if there is a checkpoint. This is the behaviour without --resume.
+    /// Start; fail if there is a checkpoint. This is the behaviour without --resume. A run that this one starts from (train.init
+    /// names its configuration) is continued in any case.
     Never,
-    /// Continue; fail if there is no checkpoint. This is what --resume alone means.
+    /// Continue; fail if there is no checkpoint, of this run or of one that it starts from. This is what --resume alone
+    /// means.
     Required,
     /// Continue if there is a checkpoint, else start: for a job that may be restarted at any time (Slurm,
     /// Kubernetes). A finished run ends at once, with success.
@@ -65,6 +70,8 @@ pub struct Outcome {
     pub sample: Option<String>,
     /// The folder of the last checkpoint.
     pub checkpoint: PathBuf,
+    /// Of captions of pictures, the lowest loss of each kind in all validations.
+    pub lowest: Vec<Lowest>,
 }
 
 /// Trains from the start, or from the newest checkpoint of the run folder. Records the current step in `control`; if
@@ -78,6 +85,8 @@ pub fn run(
     options: &RunOptions,
     control: &Control,
 ) -> Result<Outcome, TrainError> {
+    // There may have been a run before this one.
+    control.set_step(0);
     let device = select_device(&options.device, config)?;
     let outcome = guard(&options.device, || train(config, options, &device, control));
     outcome.map_err(|failure| TrainError::Computation {
@@ -152,7 +161,29 @@ fn train(
         validation,
         sample: sample.map(|sample| sample.text),
         checkpoint: run.folder.checkpoint(steps),
+        lowest: metrics::lowest(&run.folder.metrics())
+            .map_err(FileError::of("read", &run.folder.metrics()))?,
     })
+}
+
+/// The loss on captions and on text, with the router health of the captions.
+fn together(captions: &Evaluation, text: &Evaluation) -> Evaluation {
+    let both = [captions, text];
+    let tokens: u64 = both.iter().map(|part| part.tokens).sum();
+    let bytes: u64 = both.iter().map(|part| part.bytes).sum();
+    let nats = both
+        .iter()
+        .map(|part| part.nats_per_token * part.tokens as f64);
+    let nats: f64 = nats.sum();
+    let nats_per_token = nats / tokens.max(1) as f64;
+    Evaluation {
+        tokens,
+        bytes,
+        nats_per_token,
+        perplexity: nats_per_token.exp(),
+        bits_per_byte: nats / std::f64::consts::LN_2 / bytes.max(1) as f64,
+        layers: captions.layers.clone(),
+    }
 }
 
 /// A run between two steps.
@@ -191,17 +222,13 @@ struct Sample {
 }
 
 impl Run {
-    /// Number of tokens in the whole run; of captions, about so many.
+    /// Number of tokens in the whole run; with captions, about so many.
     fn all_tokens(&self) -> u64 {
         if self.config.model.vision.is_some() {
-            let sum = |of: fn(&TextSummary) -> u64| -> f64 {
-                let sources = self.prepared.sources.iter();
-                sources
-                    .map(|source| of(&source.text) as f64 * source.part)
-                    .sum()
-            };
-            let of_a_caption = sum(|text| text.tokens) / sum(|text| text.documents).max(1.0);
-            return (self.config.sequences() as f64 * of_a_caption) as u64;
+            let sources = self.prepared.sources.iter();
+            let of_one = sources
+                .map(|source| source.part * source.text.tokens as f64 / source.sequences.max(1.0));
+            return (self.config.sequences() as f64 * of_one.sum::<f64>()) as u64;
         }
         let batches = &self.config.schedule.batch_tokens;
         batches.total_tokens(self.config.train.steps, self.config.model.context_length) as u64
@@ -297,9 +324,29 @@ impl Run {
     fn validation(&self, display: &ProgressDisplay) -> Result<Validation, TrainError> {
         let limit = self.config.train.validation_tokens;
         let context = self.config.model.context_length;
-        if self.config.model.vision.is_some() {
-            return self.caption_validation(display, (limit / context as u64).max(1));
+        if self.config.model.vision.is_none() {
+            return self.text_validation(display, limit);
         }
+        // Of each kind, as many captions as there would be sequences of text.
+        let seen = self.caption_validation(display, (limit / context as u64).max(1))?;
+        let read = self.text_validation(display, limit)?;
+        Ok(match read.whole.tokens {
+            0 => seen,
+            _ => Validation {
+                whole: together(&seen.whole, &read.whole),
+                sources: read.sources,
+                captions: seen.captions,
+            },
+        })
+    }
+
+    /// Evaluates on held-out text.
+    fn text_validation(
+        &self,
+        display: &ProgressDisplay,
+        limit: u64,
+    ) -> Result<Validation, TrainError> {
+        let context = self.config.model.context_length;
         let parts = self.prepared.validation(context, limit)?;
         let all = parts.iter().map(ValidationPart::targets).sum();
         let document_end = self.prepared.document_end();

@@ -71,6 +71,20 @@ pub fn read_config(folder: &Path, accept: Accept) -> Result<CheckpointConfig, Ch
     Ok(config)
 }
 
+/// What [`read_config`] will give of the checkpoints of a run of this model, which need not exist yet.
+///
+/// # Errors
+///
+/// When config.json cannot say what the model is.
+pub fn planned_config(model: &ModelConfig) -> Result<CheckpointConfig, CheckpointError> {
+    let moe = model.moe.as_ref();
+    let biased = moe.is_some_and(|moe| moe.router.bias_update_rate > 0.0);
+    let family = Family::of(model, biased);
+    let text = config_json(model, &family, &Notes::default(), WeightDtype::F32);
+    let value = serde_json::from_str(&text).expect("an object that was just written");
+    Fields::new(Path::new(CONFIG_FILE), &value, Accept::Nothing)?.config()
+}
+
 /// The text of a config.json for weights of this type, with both the old and the new names of keys that transformers 5
 /// renamed.
 pub fn config_json(

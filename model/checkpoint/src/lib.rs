@@ -32,7 +32,7 @@ use std::path::Path;
 use burn::tensor::Device;
 
 pub use accept::Accept;
-pub use config_json::{CheckpointConfig, config_json, read_config};
+pub use config_json::{CheckpointConfig, config_json, planned_config, read_config};
 pub use error::CheckpointError;
 pub use folder::{CHECKPOINTS, FolderError, LATEST, checkpoint_folder, require_free};
 pub use mismatch::Mismatch;

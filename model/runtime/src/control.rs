@@ -31,7 +31,7 @@ impl Control {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Says which step is being computed, from 1.
+    /// Says which step is being computed, from 1; 0 before the first.
     pub fn set_step(&self, step: u64) {
         self.step.store(step, Ordering::Relaxed);
     }

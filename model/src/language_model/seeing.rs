@@ -26,15 +26,21 @@ impl LanguageModel {
         placement: &Placement,
         pictures: &PictureBatch,
     ) -> Trace {
+        let (sight, vision) = self.sight_traced(pictures);
+        let placement = placement.clone().seeing(sight);
+        Trace {
+            vision: Some(vision),
+            ..self.trace(tokens, &placement)
+        }
+    }
+
+    /// What the tokens of a batch see, and what the tower computes on the way.
+    pub(crate) fn sight_traced(&self, pictures: &PictureBatch) -> (Sight, VisionTrace) {
         let mut parts = Vec::new();
         let mut see = |part, values| parts.push((part, values));
         let sight = self.encoder().sight(pictures, &mut see);
         let states = sight.states().expect("the states of a batch").clone();
-        let placement = placement.clone().seeing(sight);
-        Trace {
-            vision: Some(VisionTrace { parts, states }),
-            ..self.trace(tokens, &placement)
-        }
+        (sight, VisionTrace { parts, states })
     }
 
     /// What the tokens of a batch see.
@@ -46,15 +52,31 @@ impl LanguageModel {
         self.encoder().sight(pictures, &mut |_, _| {})
     }
 
-    /// The keys and values of the pictures of a text in every layer that attends to pictures.
+    /// The keys and values of the pictures of a text in every layer that attends to pictures. A rank has those of its own
+    /// layers and heads, and keeps the pictures, from which others make theirs.
     ///
     /// # Panics
     ///
-    /// When the model has no tower, there is no picture, or one is not of the tower's sizes.
+    /// When the model sees no pictures, there is no picture, or one is not of the tower's sizes.
     pub fn look(&self, pictures: &[Picture]) -> PictureKeys {
+        let vision = self.config.vision.as_ref().expect("a model with a tower");
+        let first = self.shard.as_ref().map_or(0, |shard| shard.layers().start);
         let layers = self.blocks.iter().enumerate();
-        let layers = layers.filter_map(|(layer, block)| Some((layer, block.cross()?)));
-        self.encoder().look(pictures, layers)
+        let layers = layers.filter_map(|(place, block)| Some((first + place, block.cross()?)));
+        let encoder = self.vision.as_ref();
+        PictureKeys {
+            layers: encoder.map_or_else(Vec::new, |encoder| encoder.look(pictures, layers)),
+            used: pictures
+                .iter()
+                .map(|picture| picture.used.clone())
+                .collect(),
+            positions: vision.positions(),
+            device: self.device(),
+            pictures: match &self.shard {
+                Some(_) => pictures.to_vec(),
+                None => Vec::new(),
+            },
+        }
     }
 
     /// The text model that is left without the tower, the layers that attend to pictures, and the rows of the embedding behind

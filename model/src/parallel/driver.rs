@@ -1,22 +1,25 @@
 //! Rank 0, which issues the steps and takes the results.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
 
 use burn::tensor::{Tensor, TensorData};
 
 use super::Ranks;
 use super::group::encoded;
 use super::stage::Stage;
-use super::step::{Edit, Reply, Routed, Step};
+use super::step::{Edit, Reply, Routed, Seen, Step};
 use crate::batch::Sequence;
 use crate::cache::KeyValueCache;
 use crate::config::ModelConfig;
-use crate::language_model::{LanguageModel, ModelOutput, Trace};
+use crate::language_model::{LanguageModel, ModelOutput, Trace, VisionTrace};
 use crate::moe::Routing;
 use crate::moe::loads::ExpertLoads;
 use crate::network::{BatchSums, Network, PaddedRows, Part, Session};
 use crate::sampling::Drawn;
 use crate::timeline::Span;
+use crate::vision::PictureKeys;
 use firebox_kernels::dispatch::DispatchPlan;
 
 /// Many ranks that hold a model together, seen from the first one. The others [`serve`](super::serve) until the first one
@@ -29,6 +32,10 @@ pub struct Driver<'a> {
     stage: Stage<'a>,
     /// Changes of the cache that the other ranks do not know of yet.
     edits: Vec<Edit>,
+    /// The pictures that the other ranks know, by their numbers.
+    pictures: Vec<(u64, Weak<PictureKeys>)>,
+    /// The number of the next ones.
+    next_pictures: u64,
     /// For each step whose result was not asked for, what the first stage has told.
     own: VecDeque<Option<Reply>>,
     /// Numbers of targets that count in the batches whose sums were not asked for.
@@ -57,9 +64,16 @@ impl<'a> Driver<'a> {
         Self {
             stage: Stage::new(model, ranks),
             edits: Vec::new(),
+            pictures: Vec::new(),
+            next_pictures: 0,
             own: VecDeque::new(),
             counts: VecDeque::new(),
         }
+    }
+
+    /// The first rank's part of the model.
+    pub fn model(&self) -> &'a LanguageModel {
+        self.stage.model
     }
 
     /// Begins a step on all ranks.
@@ -101,6 +115,41 @@ impl<'a> Driver<'a> {
         self.stage.ranks.reply_of(self.stages() - 1)
     }
 
+    /// Changes the cache here, and later on the other ranks.
+    fn edit(&mut self, edit: Edit) {
+        self.stage.edit(&edit);
+        self.edits.push(edit);
+    }
+
+    /// The number by which the other ranks know pictures, which they are told of where they do not.
+    fn number(&mut self, pictures: &Arc<PictureKeys>) -> u64 {
+        let mut known = self.pictures.iter();
+        let known = known.find(|(_, known)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(pictures)));
+        if let Some((number, _)) = known {
+            return *number;
+        }
+        let number = self.next_pictures;
+        self.next_pictures += 1;
+        self.pictures.push((number, Arc::downgrade(pictures)));
+        self.edits.push(Edit::Look {
+            number,
+            pictures: pictures.pictures.clone(),
+        });
+        number
+    }
+
+    /// Has the other ranks forget the pictures that nobody here has any more.
+    fn forget_pictures(&mut self) {
+        let edits = &mut self.edits;
+        self.pictures.retain(|&(number, ref pictures)| {
+            let needed = pictures.strong_count() > 0;
+            if !needed {
+                edits.push(Edit::Forget { number });
+            }
+            needed
+        });
+    }
+
     fn tensor<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
         Tensor::from_data(TensorData::new(values, shape), &self.stage.model.device())
     }
@@ -130,7 +179,9 @@ impl Network for Driver<'_> {
     }
 
     fn begin(&mut self, session: Session) {
-        self.edits.clear();
+        // What the other ranks know of pictures stays.
+        self.edits
+            .retain(|edit| matches!(edit, Edit::Look { .. } | Edit::Forget { .. }));
         let step = Step::Begin(session);
         self.start(&step);
         self.stage.run(&step);
@@ -143,16 +194,22 @@ impl Network for Driver<'_> {
     fn truncate(&mut self, sequence: usize, length: usize) {
         // Usually nothing changes, and nothing needs to be sent.
         if self.cache().lengths()[sequence] != length {
-            let edit = Edit::Truncate { sequence, length };
-            self.stage.edit(edit);
-            self.edits.push(edit);
+            self.edit(Edit::Truncate { sequence, length });
         }
     }
 
     fn fork(&mut self, from: usize, length: usize, to: usize) {
-        let edit = Edit::Fork { from, length, to };
-        self.stage.edit(edit);
-        self.edits.push(edit);
+        self.edit(Edit::Fork { from, length, to });
+    }
+
+    fn show(&mut self, sequence: usize, pictures: Option<&Arc<PictureKeys>>) {
+        let before = self.cache().shown(sequence).map(Arc::as_ptr);
+        if before == pictures.map(Arc::as_ptr) {
+            return;
+        }
+        self.stage.cache.show(sequence, pictures);
+        let number = pictures.map(|pictures| self.number(pictures));
+        self.edits.push(Edit::Show { sequence, number });
     }
 
     fn submit(&mut self, parts: &[Part]) {
@@ -162,6 +219,7 @@ impl Network for Driver<'_> {
             asked: part.asked.stripped(),
         });
         let stripped: Vec<Part> = stripped.collect();
+        self.forget_pictures();
         let edits = std::mem::take(&mut self.edits);
         self.start(&Step::Decode {
             edits: edits.into(),
@@ -233,21 +291,23 @@ impl Network for Driver<'_> {
     }
 
     fn trace(&mut self, rows: PaddedRows) -> Trace {
-        assert!(rows.pictures.is_none(), "no rank sees pictures");
         self.run(&Step::Trace {
             ids: rows.ids.into(),
             valid: rows.valid.into(),
             length: rows.length,
+            pictures: rows.pictures.map(Cow::Borrowed),
         });
         let [batch, sequence] = rows.shape();
         let (d_model, vocab_size) = (self.config().d_model, self.config().vocab_size);
         let (mut hidden, mut routing, mut of_logits) = (Vec::new(), Vec::new(), None);
+        let mut seen = None;
         let replies: Vec<Reply> = self.replies().collect();
         for reply in replies {
             let Reply::Trace {
                 hidden: of_stage,
                 routing: routed,
                 logits,
+                vision,
             } = reply
             else {
                 panic!("{reply:?} of a trace");
@@ -256,6 +316,8 @@ impl Network for Driver<'_> {
             hidden.extend(of_stage.map(|values| self.tensor(values, [batch, sequence, d_model])));
             routing.extend(routed.into_iter().map(|routed| self.routing(routed)));
             of_logits = of_logits.or(logits);
+            // Each stage that has the tower computes the same.
+            seen = seen.or(vision);
         }
         let logits = of_logits.expect("logits of the last stage");
         Trace {
@@ -264,7 +326,15 @@ impl Network for Driver<'_> {
                 logits: self.tensor(logits, [batch, sequence, vocab_size]),
                 routing,
             },
-            vision: None,
+            vision: seen.map(|Seen { parts, states }| {
+                let parts = parts.into_iter();
+                VisionTrace {
+                    parts: parts
+                        .map(|(part, shape, values)| (part, self.tensor(values, shape)))
+                        .collect(),
+                    states: self.tensor(states.1, states.0),
+                }
+            }),
         }
     }
 }

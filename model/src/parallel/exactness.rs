@@ -20,8 +20,12 @@ use crate::moe::loads::ExpertLoads;
 use crate::network::{Local, Network, PaddedRows};
 use crate::parameters::RandomParameters;
 use crate::sampling::{Sampling, Scored};
-use crate::testing::{clamped, moe, text, tiny, windowed, with_experts, without_positions};
+use crate::testing::{
+    clamped, moe, picture, seeing, text, tiny, windowed, with_experts, with_open_gates,
+    without_positions,
+};
 use crate::timeline::{Activity, Span};
+use crate::vision::{Picture, PictureBatch};
 
 const SEED: u64 = 7;
 
@@ -34,7 +38,11 @@ fn layout([pipeline, tensor, expert]: [usize; 3]) -> RankLayout {
 }
 
 fn model(config: &ModelConfig) -> LanguageModel {
-    LanguageModel::random(config, SEED, &select(default_name()).unwrap())
+    with_open_gates(LanguageModel::random(
+        config,
+        SEED,
+        &select(default_name()).unwrap(),
+    ))
 }
 
 /// What the first rank makes of the model of [`model`], and what each rank has sent among the tensor ranks of its stage and
@@ -51,7 +59,7 @@ fn on_ranks<T: Send + 'static>(
         let device = select(default_name()).unwrap();
         let mut source = RandomParameters::new(SEED, &device).of_shard(shard);
         let Ok(model) = LanguageModel::new(&config, &mut source);
-        let model = model.among(ranks.tensor().clone());
+        let model = with_open_gates(model).among(ranks.tensor().clone());
         let result = match ranks.is_first() {
             true => {
                 let result = command(&mut Driver::new(&model, &ranks));
@@ -100,7 +108,12 @@ fn cases() -> Vec<(&'static str, ModelConfig, Vec<[usize; 3]>)> {
         ("clamped experts with biases", clamped(), all.clone()),
         ("shared experts, a tied head", shared, all.clone()),
         ("a norm over all heads", normed, all.clone()),
-        ("a norm of each head", by_head, all),
+        ("a norm of each head", by_head, all.clone()),
+        (
+            "pictures",
+            seeing(),
+            [all, vec![[3, 1, 1], [4, 2, 1]]].concat(),
+        ),
         (
             "one key/value head, five experts",
             single,
@@ -117,17 +130,49 @@ fn values_of(trace: Trace) -> Vec<(String, Vec<f32>)> {
         (name, values(routing.logits))
     });
     let logits = ("logits".to_owned(), values(trace.output.logits));
-    hidden.chain(routers).chain([logits]).collect()
+    let tower = trace.vision.into_iter().flat_map(|vision| {
+        let parts = vision.parts.into_iter();
+        let parts = parts.map(|(part, of)| (format!("{part:?}"), values(of)));
+        let states = ("states".to_owned(), values(vision.states));
+        parts.chain([states]).collect::<Vec<_>>()
+    });
+    let outputs = hidden.chain(routers).chain([logits]);
+    outputs.chain(tower).collect()
+}
+
+/// Three rows of eleven tokens, which see these pictures.
+fn rows<'a>(ids: &'a [u32], pictures: Option<&'a PictureBatch>) -> PaddedRows<'a> {
+    PaddedRows {
+        ids,
+        valid: &[true; 33],
+        length: 11,
+        pictures,
+    }
+}
+
+fn traced_text(network: &mut impl Network) -> Vec<(String, Vec<f32>)> {
+    let ids = text(3, 11, network.config().vocab_size).concat();
+    values_of(network.trace(rows(&ids, None)))
 }
 
 fn traced(network: &mut impl Network) -> Vec<(String, Vec<f32>)> {
-    let rows = text(3, 11, network.config().vocab_size).concat();
-    values_of(network.trace(PaddedRows {
-        ids: &rows,
-        valid: &[true; 33],
-        length: 11,
-        pictures: None,
-    }))
+    let mut found = traced_text(network);
+    if network.config().vision.is_some() {
+        // Two rows see a picture from their second token on, and the row between them none.
+        let pictures = vec![Some(picture(1, 2)), None, Some(picture(2, 1))];
+        let visible = (0..33).flat_map(|token| match (&pictures[token / 11], token % 11) {
+            (None, _) | (_, 0) => vec![false; 2],
+            (Some(picture), _) => picture.used.clone(),
+        });
+        let batch = PictureBatch {
+            slots: 1,
+            visible: visible.collect(),
+            pictures: pictures.clone(),
+        };
+        let ids = text(3, 11, network.config().vocab_size).concat();
+        found.extend(values_of(network.trace(rows(&ids, Some(&batch)))));
+    }
+    found
 }
 
 #[test]
@@ -178,6 +223,51 @@ fn losses_and_router_health_are_those_of_one_rank() {
             }
             assert_eq!(found.layers.len(), expected.layers.len());
         }
+    }
+}
+
+/// Texts that see pictures, some of them the same ones, beside texts that see none.
+#[test]
+fn texts_see_the_pictures_that_they_see_on_one_rank() {
+    let texts = |model: &LanguageModel, network: &mut dyn Network| {
+        let image = model.config().image_token().expect("an image token");
+        let look = |pictures: &[Picture]| Some(Arc::new(model.look(pictures)));
+        let seen = [
+            look(&[picture(1, 2)]),
+            None,
+            look(&[picture(2, 1), picture(3, 2)]),
+        ];
+        let request = |number: usize| {
+            let mut prompt = text(1, 18, 37).remove(0);
+            prompt[1..1 + number % 3].fill(image);
+            Request {
+                pictures: seen[[0, 0, 2, 1][number % 4]].clone(),
+                ..Request::new(prompt, 6, Sampling::greedy())
+            }
+        };
+        // More texts than places, so that each place sees several pictures, and again in a second session.
+        let mut all = Texts(vec![Vec::new(); 9]);
+        let options = generate::Options {
+            batch: 3,
+            in_flight: 2,
+            ..generate::Options::new(&[])
+        };
+        for _ in 0..2 {
+            generate_all(network, (0..9).map(request), &options, &mut all);
+        }
+        all
+    };
+    let config = seeing();
+    let alone = model(&config);
+    let expected = texts(&alone, &mut Local::new(&alone));
+    assert_ne!(expected.0[0], expected.0[2]);
+    for numbers in [[1, 2, 1], [2, 1, 1], [4, 1, 1], [2, 3, 1], [3, 4, 2]] {
+        let layout = layout(numbers);
+        let (found, _) = on_ranks(&config, layout, move |driver| {
+            let own = driver.model().clone();
+            texts(&own, driver)
+        });
+        assert_eq!(found, expected, "{layout}");
     }
 }
 
@@ -401,7 +491,7 @@ fn what_ranks_send_is_what_is_predicted() {
         for numbers in layouts {
             let layout = layout(numbers);
             let (_, before) = on_ranks(&config, layout, |_| ());
-            let (_, traffic) = on_ranks(&config, layout, |driver| drop(traced(driver)));
+            let (_, traffic) = on_ranks(&config, layout, |driver| drop(traced_text(driver)));
             let tokens = 33;
             for (rank, (traffic, before)) in traffic.iter().zip(before).enumerate() {
                 let shard = Shard::new(&config, layout, rank).unwrap();

@@ -130,17 +130,6 @@ impl RankLayout {
             ),
             "use fewer of either",
         )?;
-        let divided = match pipeline {
-            1 => ("tensor", tensor),
-            _ => ("pipeline", pipeline),
-        };
-        require(
-            config.vision.is_none() || self.ranks() == 1,
-            divided.0,
-            divided.1,
-            "divides a model that sees pictures, which a single rank holds whole",
-            "omit it; `cargo infer export --text-only` makes a text model, which ranks can share",
-        )?;
         let layers = config.layers.len();
         require(
             pipeline <= layers,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::layout::require;
 use super::stages::stages;
 use super::{Coordinates, LayoutError, RankLayout, Slice, share};
-use crate::config::ModelConfig;
+use crate::config::{LayerConfig, ModelConfig};
 use crate::parameters::{Axis, ParameterInfo, Role};
 
 /// One rank of a layout of a model.
@@ -15,6 +15,8 @@ pub struct Shard {
     rank: usize,
     at: Coordinates,
     layers: Range<usize>,
+    /// The number of its stage among those that attend to pictures, if it is one of them.
+    seeing: Option<usize>,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -104,11 +106,19 @@ impl Shard {
             format!("ranks are counted from 0 to {}", ranks - 1),
         )?;
         let at = layout.coordinates(rank);
+        let sees = |stage: &Range<usize>| {
+            config.layers[stage.clone()]
+                .iter()
+                .any(LayerConfig::is_cross)
+        };
+        let before = stages[..at.stage].iter().filter(|stage| sees(stage));
+        let seeing = sees(&stages[at.stage]).then_some(before.count());
         Ok(Self {
             layout,
             rank,
             at,
             layers: stages[at.stage].clone(),
+            seeing,
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
@@ -144,6 +154,11 @@ impl Shard {
     /// Whether its stage is the last one, which has the final norm and the head.
     pub fn is_last_stage(&self) -> bool {
         self.at.stage + 1 == self.layout.pipeline
+    }
+
+    /// Whether its stage has layers that attend to pictures, for which it has the whole tower.
+    pub fn sees(&self) -> bool {
+        self.seeing.is_some()
     }
 
     /// Its share of something that all tensor ranks of a stage divide among themselves, such as the token ids.
@@ -203,8 +218,16 @@ impl Shard {
     /// - A bias of the residual stream (an output bias of attention, `[d_model]`; the down biases of experts,
     ///   `[experts, d_model]`) is added to products that the ranks sum up, so that it must be added once: it is on the first
     ///   of the ranks that share the product, and zeros are on the others. The modules add what they have before the sum.
-    /// - Norms and routers are replicated on every tensor rank of the stage.
+    /// - Norms, routers and gates are replicated on every tensor rank of the stage.
+    /// - The vision tower is replicated on every rank of each stage that attends to pictures, and computes there what its
+    ///   layers attend to: pixels are fewer values than the states that come of them, and nothing waits for another rank.
     pub fn holding(&self, parameter: &ParameterInfo) -> Holding {
+        if parameter.is_tower() {
+            return match self.sees() {
+                true => Holding::Part(Slice::whole(parameter.shape.clone())),
+                false => Holding::Elsewhere,
+            };
+        }
         let on_stage = match (parameter.layer(), parameter.role) {
             (Some(layer), _) => self.layers.contains(&layer),
             (None, Role::Embedding) => {
@@ -247,7 +270,10 @@ impl Shard {
         };
         let cuts = parameter.axes.iter();
         let mut cuts = cuts.map(|&axis| self.rule(parameter.role, axis));
-        let second = parameter.role == Role::Embedding && !self.is_first_stage();
+        let second = match parameter.is_tower() {
+            true => self.seeing != Some(0),
+            false => parameter.role == Role::Embedding && !self.is_first_stage(),
+        };
         let whole = cuts.clone().all(|cut| cut == Cut::Whole);
         if second || whole && self.at.tensor > 0 {
             return slice.elements();
@@ -264,7 +290,7 @@ impl Shard {
     fn rule(&self, role: Role, axis: Axis) -> Cut {
         match (axis, role) {
             (Axis::Model | Axis::HeadDim, _) => Cut::Whole,
-            // No two ranks see pictures.
+            // Of the gates of layers; the tower, which has all other of these, is whole.
             (
                 Axis::Single
                 | Axis::Tower

@@ -1,11 +1,14 @@
 //! A rank at work: its part of every step.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use burn::tensor::{Int, Tensor};
 
 use super::Ranks;
 use super::cross_entropy::cross_entropy_sum;
 use super::group::decoded;
-use super::step::{Edit, Reply, Routed, Step};
+use super::step::{Edit, Reply, Routed, Seen, Step};
 use crate::batch::{Batch, Sequence};
 use crate::cache::KeyValueCache;
 use crate::decode::{Decoded, Piece};
@@ -19,6 +22,7 @@ use crate::observer::{Observer, ResidualStream, Unobserved};
 use crate::parts::{LayerPart, Part};
 use crate::sampling::{Asked, Memory};
 use crate::timeline::{Activity, Recorder};
+use crate::vision::PictureKeys;
 
 /// One rank's part of a model, with what it keeps between steps.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub(super) struct Stage<'a> {
     pub model: &'a LanguageModel,
     pub ranks: &'a Ranks,
     pub cache: KeyValueCache,
+    /// The pictures that sequences may see, by their numbers; of no use to the first rank.
+    pictures: BTreeMap<u64, Arc<PictureKeys>>,
     session: Session,
     memory: Memory,
     loads: Vec<ExpertLoads>,
@@ -121,6 +127,7 @@ impl<'a> Stage<'a> {
             model,
             ranks,
             cache: session.cache(model),
+            pictures: BTreeMap::new(),
             session,
             memory: Memory::default(),
             loads: Vec::new(),
@@ -138,7 +145,7 @@ impl<'a> Stage<'a> {
                 None
             }
             Step::Decode { edits, parts } => {
-                edits.iter().for_each(|&edit| self.edit(edit));
+                edits.iter().for_each(|edit| self.edit(edit));
                 self.decode(parts)
             }
             Step::Record => {
@@ -154,20 +161,34 @@ impl<'a> Stage<'a> {
                 self.replies().then_some(Reply::ExpertLoads(loads))
             }
             Step::Batch(sequences) => self.batch(sequences),
-            Step::Trace { ids, valid, length } => self.trace(PaddedRows {
+            Step::Trace {
+                ids,
+                valid,
+                length,
+                pictures,
+            } => self.trace(PaddedRows {
                 ids,
                 valid,
                 length: *length,
-                pictures: None,
+                pictures: pictures.as_deref(),
             }),
             Step::End => None,
         }
     }
 
-    pub fn edit(&mut self, edit: Edit) {
+    pub fn edit(&mut self, edit: &Edit) {
         match edit {
-            Edit::Truncate { sequence, length } => self.cache.truncate(sequence, length),
-            Edit::Fork { from, length, to } => self.cache.fork(from, length, to),
+            Edit::Truncate { sequence, length } => self.cache.truncate(*sequence, *length),
+            Edit::Fork { from, length, to } => self.cache.fork(*from, *length, *to),
+            Edit::Show { sequence, number } => {
+                let pictures = number.map(|number| &self.pictures[&number]);
+                self.cache.show(*sequence, pictures);
+            }
+            Edit::Look { number, pictures } => {
+                let keys = Arc::new(self.model.look(pictures));
+                self.pictures.insert(*number, keys);
+            }
+            Edit::Forget { number } => _ = self.pictures.remove(number),
         }
     }
 
@@ -232,7 +253,13 @@ impl<'a> Stage<'a> {
 
     fn trace(&mut self, rows: PaddedRows) -> Option<Reply> {
         let mut hidden = ResidualStream::default();
-        let (tokens, placement) = rows.on(&self.model.device());
+        let (tokens, mut placement) = rows.on(&self.model.device());
+        let seeing = rows.pictures.filter(|_| self.model.vision.is_some());
+        let seen = seeing.map(|pictures| {
+            let (sight, trace) = self.model.sight_traced(pictures);
+            placement = placement.clone().seeing(sight);
+            trace
+        });
         let recorder = &mut Recorder::default();
         let ranks = self.ranks;
         let (stream, routing) = pass(self.model, ranks, tokens, &placement, &mut hidden, recorder);
@@ -256,6 +283,14 @@ impl<'a> Stage<'a> {
             hidden: hidden.0.into_iter().map(values).collect(),
             routing: routed.collect(),
             logits: logits.map(values),
+            vision: seen.map(|trace| Seen {
+                parts: trace
+                    .parts
+                    .into_iter()
+                    .map(|(part, of)| (part, of.dims(), values(of)))
+                    .collect(),
+                states: (trace.states.dims(), values(trace.states)),
+            }),
         })
     }
 

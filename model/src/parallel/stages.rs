@@ -4,7 +4,7 @@ use std::ops::{Add, Range};
 
 use serde::Serialize;
 
-use crate::config::ModelConfig;
+use crate::config::{LayerConfig, ModelConfig};
 use crate::language_model::LanguageModel;
 use crate::parameters::{ParameterInfo, Role};
 
@@ -67,6 +67,10 @@ pub struct LayerCosts {
     /// same rank.
     head: Cost,
     tied: bool,
+    /// What each stage has that attends to pictures.
+    tower: Cost,
+    /// Whether each layer attends to pictures.
+    crossing: Vec<bool>,
 }
 
 impl LayerCosts {
@@ -77,10 +81,13 @@ impl LayerCosts {
             layers: vec![Cost::default(); config.layers.len()],
             head: Cost::default(),
             tied: config.tied_embeddings,
+            tower: Cost::default(),
+            crossing: config.layers.iter().map(LayerConfig::is_cross).collect(),
         };
         for parameter in LanguageModel::parameter_list(config) {
             let place = match (parameter.layer(), parameter.role) {
                 (Some(layer), _) => &mut costs.layers[layer],
+                _ if parameter.is_tower() => &mut costs.tower,
                 (None, Role::Embedding) => &mut costs.embedding,
                 (None, _) => &mut costs.head,
             };
@@ -106,6 +113,9 @@ impl LayerCosts {
                 .fold(Cost::default(), |sum, &layer| sum + layer);
             if number == 0 {
                 cost = cost + self.embedding;
+            }
+            if self.crossing[layers.clone()].contains(&true) {
+                cost = cost + self.tower;
             }
             if number == last {
                 cost = cost + self.head;
@@ -137,12 +147,13 @@ impl LayerCosts {
             .layers
             .iter()
             .fold(Cost::default(), |sum, &layer| sum + layer);
-        layers + self.embedding + self.head
+        layers + self.embedding + self.head + self.tower
     }
 }
 
 /// The layers of each of `count` pipeline stages, in order, such that the largest cost of a stage is smallest: a stage costs
-/// the larger of its shares of all parameters and of all operations, embedding and head included. Of all such divisions it
+/// the larger of its shares of all parameters and of all operations, embedding, head and, where it attends to pictures, the
+/// tower included. Of all such divisions it
 /// is the one whose stages are most alike (the least sum of squares), and of equal ones the one with the larger stages in
 /// front.
 ///
@@ -154,16 +165,18 @@ pub fn stages(config: &ModelConfig, count: usize) -> Vec<Range<usize>> {
 }
 
 /// The search for a division.
-struct Division {
+struct Division<'a> {
     /// Shares of everything up to a layer.
     before: Vec<Cost>,
     embedding: Cost,
     head: Cost,
+    tower: Cost,
+    crossing: &'a [bool],
     count: usize,
 }
 
-impl Division {
-    fn new(costs: &LayerCosts, count: usize) -> Self {
+impl<'a> Division<'a> {
+    fn new(costs: &'a LayerCosts, count: usize) -> Self {
         let total = costs.total();
         let share = |cost: Cost| Cost {
             parameters: cost.parameters / total.parameters,
@@ -179,6 +192,8 @@ impl Division {
             before,
             embedding: share(costs.embedding),
             head: share(costs.head),
+            tower: share(costs.tower),
+            crossing: &costs.crossing,
             count,
         }
     }
@@ -199,6 +214,9 @@ impl Division {
         }
         if layers.end == self.layers() {
             cost = cost + self.head;
+        }
+        if self.crossing[layers].contains(&true) {
+            cost = cost + self.tower;
         }
         cost.parameters.max(cost.operations)
     }

@@ -9,6 +9,7 @@ use crate::moe::loads::ExpertLoads;
 use crate::network::{Part, Session};
 use crate::sampling::Drawn;
 use crate::timeline::Span;
+use crate::vision::{Picture, PictureBatch, TowerPart};
 
 /// Something that every rank does its part of.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,13 +34,14 @@ pub(super) enum Step<'a> {
         ids: Cow<'a, [u32]>,
         valid: Cow<'a, [bool]>,
         length: usize,
+        pictures: Option<Cow<'a, PictureBatch>>,
     },
     /// There is nothing more to do.
     End,
 }
 
 /// A change of the cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Edit {
     Truncate {
         sequence: usize,
@@ -49,6 +51,20 @@ pub(super) enum Edit {
         from: usize,
         length: usize,
         to: usize,
+    },
+    /// A sequence sees the pictures of this number, or none.
+    Show {
+        sequence: usize,
+        number: Option<u64>,
+    },
+    /// These pictures have this number from now on.
+    Look {
+        number: u64,
+        pictures: Vec<Picture>,
+    },
+    /// Nobody will see the pictures of this number any more.
+    Forget {
+        number: u64,
     },
 }
 
@@ -76,7 +92,17 @@ pub(super) enum Reply {
         routing: Vec<Routed>,
         /// From the last stage.
         logits: Option<Vec<f32>>,
+        /// What the tower made of pictures, from stages that have it.
+        vision: Option<Seen>,
     },
+}
+
+/// What the tower made of the pictures of a batch, with shapes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Seen {
+    pub parts: Vec<(TowerPart, [usize; 4], Vec<f32>)>,
+    /// `[rows, keys, d_model]`
+    pub states: ([usize; 3], Vec<f32>),
 }
 
 /// What a router did.

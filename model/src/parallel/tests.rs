@@ -16,14 +16,28 @@ use crate::language_model::LanguageModel;
 use crate::parameters::{
     Axis, Initializer, ParameterInfo, ParameterSource, ParameterSpec, RandomParameters, Role,
 };
-use crate::testing::{clamped, moe, tiny};
+use crate::testing::{clamped, moe, seeing, tiny};
 use firebox_runtime::on_every_device;
 use firebox_runtime::testing::values;
 
 on_every_device!(a_rank_draws_its_part_of_the_same_weights);
 
-/// Small models with everything that a model can have.
+/// Small models with everything that a model can have, some of which see pictures.
 fn model() -> impl Strategy<Value = ModelConfig> {
+    let crossing = proptest::collection::btree_set(1usize..8, 0..3);
+    (text_model(), crossing).prop_map(|(text, crossing)| {
+        let layers = text.layers.len();
+        let crossing: Vec<usize> = crossing
+            .into_iter()
+            .filter(|&layer| layer < layers + 1)
+            .collect();
+        let vision = seeing().vision.expect("a tower");
+        // Not every text model can be given one.
+        text.with_vision(vision, &crossing, 9).unwrap_or(text)
+    })
+}
+
+fn text_model() -> impl Strategy<Value = ModelConfig> {
     let heads = (1usize..5, 1usize..5, 1usize..3);
     let norms = prop_oneof![
         Just(QkNorm::None),
@@ -137,11 +151,20 @@ fn counts(shards: &[Shard], parameter: &ParameterInfo) -> Vec<usize> {
     counts
 }
 
-/// On how many ranks a parameter is by rule: on each tensor rank of a stage where nothing divides it, and for a tied
-/// embedding on two stages.
+/// On how many ranks a parameter is by rule: on each tensor rank of a stage where nothing divides it, for a tied
+/// embedding on two stages, and for the tower on each that attends to pictures.
 fn copies(parameter: &ParameterInfo, config: &ModelConfig, layout: RankLayout) -> usize {
+    if parameter.path.starts_with("vision.") {
+        let stages = stages(config, layout.pipeline).into_iter();
+        let seeing = stages.filter(|stage| {
+            config.layers[stage.clone()]
+                .iter()
+                .any(LayerConfig::is_cross)
+        });
+        return seeing.count() * layout.tensor;
+    }
     let undivided = match parameter.role {
-        Role::Router | Role::RouterBias => true,
+        Role::Router | Role::RouterBias | Role::Gate => true,
         Role::Norm => parameter.axes != [Axis::Heads] && parameter.axes != [Axis::KvHeads],
         _ => false,
     };
@@ -205,14 +228,23 @@ proptest! {
             for layer in shard.layers() {
                 let of = |name: &str| shape(&format!("blocks.{layer}.{name}"));
                 let (d_model, width) = (config.d_model, config.head_dim);
-                prop_assert_eq!(of("attention.query.weight"), [d_model, queries.len() * width]);
-                prop_assert_eq!(of("attention.key.weight"), [d_model, kv_heads.len() * width]);
-                prop_assert_eq!(of("attention.value.weight"), of("attention.key.weight"));
-                prop_assert_eq!(of("attention.output.weight"), [queries.len() * width, d_model]);
-                if config.qk_norm == QkNorm::Projection {
+                let crosses = config.layers[layer].is_cross();
+                let attention = |name: &str| match crosses {
+                    false => of(&format!("attention.{name}.weight")),
+                    true => of(&format!("cross_attention.{name}.weight")),
+                };
+                prop_assert_eq!(attention("query"), [d_model, queries.len() * width]);
+                prop_assert_eq!(attention("key"), [d_model, kv_heads.len() * width]);
+                prop_assert_eq!(attention("value"), attention("key"));
+                prop_assert_eq!(attention("output"), [queries.len() * width, d_model]);
+                if crosses {
+                    prop_assert!(shard.sees());
+                    prop_assert_eq!(of("cross_attention.key_norm.gamma"), [width]);
+                }
+                if config.qk_norm == QkNorm::Projection && !crosses {
                     prop_assert_eq!(of("attention.key_norm.gamma"), [kv_heads.len() * width]);
                 }
-                if config.sinks {
+                if config.sinks && !crosses {
                     prop_assert_eq!(of("attention.sinks"), [queries.len()]);
                 }
                 match config.dense_d_ff(layer) {

@@ -39,7 +39,7 @@ impl Messages {
     }
 }
 
-/// Predicted communication of a forward pass.
+/// Predicted communication of a forward pass of tokens that see no pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct PassTraffic {
     /// Sums over the tensor ranks of rows of the vocabulary that each looks up: one on the first stage.
@@ -77,14 +77,17 @@ impl PassTraffic {
             1 => Messages::default(),
             _ => Messages::new(count, bytes),
         };
+        // Layers that attend to pictures do nothing without them.
+        let of_stage = config.layers[layers.clone()].iter();
+        let computed = of_stage.filter(|layer| !layer.is_cross()).count();
         let normed = match config.qk_norm {
-            QkNorm::Projection => layers.len(),
+            QkNorm::Projection => computed,
             QkNorm::None | QkNorm::Head => 0,
         };
         let (first, last) = (layers.start == 0, layers.end == config.layers.len());
         Self {
             embedding_sums: sums(usize::from(first), stream),
-            layer_sums: sums(2 * layers.len(), stream),
+            layer_sums: sums(2 * computed, stream),
             // One sum of squares of the queries and one of the keys, in f32 always.
             norm_sums: sums(normed, 2 * size_of::<f32>() * tokens),
             hops: Messages::new(usize::from(!last), stream),

@@ -8,6 +8,7 @@ use super::sight::{Sight, View};
 use crate::config::ModelConfig;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
+use crate::parallel::TensorGroup;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use firebox_kernels::Precision;
 
@@ -32,6 +33,9 @@ pub struct CrossAttention {
     /// Of the projections.
     #[module(skip)]
     pub precision: Precision,
+    /// The ranks that its output is added up over, each of which has a part of the heads.
+    #[module(skip)]
+    group: Option<TensorGroup>,
 }
 
 /// Keys and values of pictures in one layer.
@@ -72,17 +76,27 @@ impl CrossAttention {
             config.initializer_range,
             config.residual_initializer_range(),
         );
+        let query = projection("query", [model, all_heads], range, source)?;
+        let key = projection("key", [model, all_kv_heads], range, source)?;
+        // A rank has some of the heads.
+        let heads_of = |projection: &Linear| projection.weight.lazy_shape()[1] / head_dim;
         Ok(Self {
-            query: projection("query", [model, all_heads], range, source)?,
-            key: projection("key", [model, all_kv_heads], range, source)?,
+            heads: heads_of(&query),
+            kv_heads: heads_of(&key),
+            query,
+            key,
             value: projection("value", [model, all_kv_heads], range, source)?,
             output: projection("output", [all_heads, model], residual, source)?,
             query_norm: norm("query_norm", source)?,
             key_norm: norm("key_norm", source)?,
-            heads,
-            kv_heads,
             precision: Precision::F32,
+            group: None,
         })
+    }
+
+    /// Makes this one rank of a tensor-parallel group, with its share of the heads.
+    pub(crate) fn join(&mut self, group: &TensorGroup) {
+        self.group = Some(group.clone());
     }
 
     /// The keys and values of states.
@@ -136,6 +150,10 @@ impl CrossAttention {
                 Tensor::cat(parts, 0)
             }
         };
-        self.output.forward(attended, self.precision)
+        let output = self.output.forward(attended, self.precision);
+        match &self.group {
+            Some(group) => group.sum(output),
+            None => output,
+        }
     }
 }

@@ -113,7 +113,7 @@ impl VisionEncoder {
         &self,
         pictures: &[Picture],
         layers: impl Iterator<Item = (usize, &'a CrossBlock)>,
-    ) -> PictureKeys {
+    ) -> Vec<(usize, LayerKeys)> {
         let all: Vec<&Picture> = pictures.iter().collect();
         let states = self.states(&all, &mut |_, _| {});
         let [count, keys, d_model] = states.dims();
@@ -121,15 +121,7 @@ impl VisionEncoder {
         let keys = |(layer, block): (usize, &CrossBlock)| {
             (layer, block.cross_attention.keys(states.clone()))
         };
-        PictureKeys {
-            layers: layers.map(keys).collect(),
-            used: pictures
-                .iter()
-                .map(|picture| picture.used.clone())
-                .collect(),
-            positions: self.tower.config().positions(),
-            device: states.device(),
-        }
+        layers.map(keys).collect()
     }
 
     /// The states of all places of a batch, `[rows, slots · max_tiles · positions, d_model]`.

@@ -1,9 +1,11 @@
 //! Pictures, as the processor makes them of images.
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{CHANNELS, VisionConfig};
 
 /// A picture in tiles.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Picture {
     /// The number of its arrangement of tiles, from 1: the place in [`VisionConfig::aspect_ratios`], and one more.
     pub arrangement: usize,

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 
 use super::attend::HIDDEN;
 use super::cross_attention::LayerKeys;
@@ -11,7 +12,7 @@ use super::picture::Picture;
 use crate::config::VisionConfig;
 
 /// The pictures of the rows of a batch, and which of their tiles each token sees.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PictureBatch {
     /// Places for pictures of a row, at least one.
     pub slots: usize,
@@ -60,12 +61,14 @@ pub(crate) struct Glance {
 #[derive(Debug, Clone)]
 pub struct PictureKeys {
     /// By the layer's index.
-    pub(super) layers: Vec<(usize, LayerKeys)>,
+    pub(crate) layers: Vec<(usize, LayerKeys)>,
     /// Which tiles of each picture are in use.
-    pub(super) used: Vec<Vec<bool>>,
+    pub(crate) used: Vec<Vec<bool>>,
     /// Positions of a tile.
-    pub(super) positions: usize,
-    pub(super) device: Device,
+    pub(crate) positions: usize,
+    pub(crate) device: Device,
+    /// What they were made of; kept where other ranks have to make theirs of it.
+    pub(crate) pictures: Vec<Picture>,
 }
 
 /// Follows a text token by token, to say which pictures each token sees: the one of the last image token, and with it those of

@@ -2,6 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 
 use super::attend::HIDDEN;
 use super::gates::{gate, open};
@@ -64,7 +65,7 @@ pub struct Tower {
 }
 
 /// What a tower computes on the way, `[pictures, max_tiles, positions, values]` each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TowerPart {
     /// Patches, class and positions, after the norm before the first encoder.
     Embedded,

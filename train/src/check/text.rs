@@ -9,9 +9,9 @@ use firebox_model::config::{
     RouterConfig, Scores,
 };
 
-use super::Report;
+use super::{Report, TrainingTotals};
 use crate::config::{
-    DecayKind, RunConfig, Share, SourceConfig, SourceKind, SplitKind, TokenizerConfig,
+    DecayKind, Frozen, RunConfig, Share, SourceConfig, SourceKind, SplitKind, TokenizerConfig,
     TrainingSource,
 };
 use firebox_console::numbers::{
@@ -28,6 +28,7 @@ impl Display for Report {
             pictures(self),
             Some(training(self)),
             plan(self),
+            before(self),
         ];
         let tables: Vec<String> = tables.iter().flatten().map(Table::to_string).collect();
         formatter.write_str(&tables.join("\n"))
@@ -47,7 +48,24 @@ fn configuration(config: &RunConfig) -> Table {
         rows.push(("balance", balance_summary(&moe.router)));
     }
     if let Some(init) = &train.init {
-        rows.push(("starts from", init.display().to_string()));
+        let init = init.display();
+        let from = match (train.first_run(), train.origin()) {
+            (Some(_), Some(folder)) => format!(
+                "the run of {init}, in {}, which `cargo train run` does first, unless it is finished",
+                folder.display()
+            ),
+            _ => init.to_string(),
+        };
+        rows.push(("starts from", from));
+    }
+    if let Some(frozen) = train.frozen {
+        let what = match frozen {
+            Frozen::Nothing => "all of the model",
+            Frozen::Text => {
+                "what reads pictures: the tower, the layers that attend to pictures, the image token; the text is frozen"
+            }
+        };
+        rows.push(("trains", what.to_owned()));
     }
     rows.push(("tokenizer", tokenizer_summary(config)));
     for TrainingSource { text, share } in &config.data.source {
@@ -470,16 +488,46 @@ fn training(report: &Report) -> Table {
         flop(training.operations),
         format!("{:.2e}", training.operations),
     );
-    let title = "whole run";
-    let Some(per_expert) = training.tokens_per_expert_per_step else {
-        return Table::figures(title, [tokens, per_step, operations]);
-    };
-    let per_expert = (
-        "tokens per expert per step",
-        scaled(per_expert[1]),
-        change(per_expert),
-    );
-    Table::figures(title, [tokens, per_step, per_expert, operations])
+    let mut rows = vec![tokens, per_step];
+    rows.extend(training.tokens_per_expert_per_step.map(|per_expert| {
+        (
+            "tokens per expert per step",
+            scaled(per_expert[1]),
+            change(per_expert),
+        )
+    }));
+    rows.push(operations);
+    rows.extend(training.of_pictures.map(|of_pictures| {
+        (
+            "of them for pictures",
+            flop(of_pictures),
+            "a picture of most tiles for each sequence".to_owned(),
+        )
+    }));
+    Table::figures("whole run", rows)
+}
+
+/// The runs that this one starts from, the nearest first, and all together.
+fn before(report: &Report) -> Option<Table> {
+    report.first.as_ref()?;
+    let mut all = report.training.operations;
+    let mut rows = Vec::new();
+    let mut later = report;
+    while let (Some(first), Some(file)) = (&later.first, &later.config.train.init) {
+        let TrainingTotals {
+            tokens, operations, ..
+        } = first.training;
+        all += operations;
+        let steps = counted(first.config.train.steps.into(), "step");
+        rows.push((
+            file.display().to_string(),
+            flop(operations),
+            format!("{} tokens, in {steps}", scaled(tokens as f64)),
+        ));
+        later = first;
+    }
+    rows.push(("with this run".to_owned(), flop(all), format!("{all:.2e}")));
+    Some(Table::figures("training FLOPs of the runs before", rows))
 }
 
 fn plan(report: &Report) -> Option<Table> {

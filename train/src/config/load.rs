@@ -25,6 +25,65 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<RunConfig, ConfigError>
     parse(path, &read_text(path)?, overrides, None)
 }
 
+/// The same, also of a run that starts from another one without a checkpoint yet, if `train.init` names the configuration of
+/// that run: its model and tokenizer are then as planned there, so that a `bpe` tokenizer is one still to be trained.
+///
+/// # Errors
+///
+/// See [`load`].
+pub fn load_planned(path: &Path, overrides: &[String]) -> Result<RunConfig, ConfigError> {
+    Chain::planned(path).read(path, overrides)
+}
+
+/// Configurations of which each starts from the next one.
+#[derive(Debug, Clone)]
+pub(super) struct Chain {
+    /// Whether a run that another one starts from need not have a checkpoint yet.
+    pub planned: bool,
+    files: Vec<PathBuf>,
+}
+
+impl Chain {
+    fn present(file: &Path) -> Self {
+        Self {
+            planned: false,
+            files: vec![file.to_owned()],
+        }
+    }
+
+    fn planned(file: &Path) -> Self {
+        Self {
+            planned: true,
+            ..Self::present(file)
+        }
+    }
+
+    /// Reads the configuration that the last one starts from.
+    ///
+    /// # Errors
+    ///
+    /// See [`load`].
+    pub fn follow(&self, file: &Path) -> Result<RunConfig, ConfigError> {
+        let mut longer = self.clone();
+        longer.files.push(file.to_owned());
+        longer.read(file, &[])
+    }
+
+    /// The way from a configuration back to itself, if the last one starts from it: the files, with arrows between them.
+    pub fn circle(&self, file: &Path) -> Option<String> {
+        let real = |file: &Path| file.canonicalize().unwrap_or_else(|_| file.to_owned());
+        let mut files = self.files.iter();
+        let start = files.position(|before| real(before) == real(file))?;
+        let names = self.files[start..].iter().map(PathBuf::as_path);
+        let names = names.chain([file]).map(|name| name.display().to_string());
+        Some(names.collect::<Vec<_>>().join(" → "))
+    }
+
+    fn read(&self, file: &Path, overrides: &[String]) -> Result<RunConfig, ConfigError> {
+        parse_after(self, file, &read_text(file)?, overrides, None)
+    }
+}
+
 pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
         file: path.to_owned(),
@@ -32,9 +91,20 @@ pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
     })
 }
 
-/// [`load`] for text that is already read. If the run has a `saved` configuration, it provides the model and tokenizer
-/// keys that the text omits; see [`saved::complete`].
+/// [`load`] for text that is already read; see [`parse_after`].
 pub(super) fn parse(
+    file: &Path,
+    text: &str,
+    overrides: &[String],
+    saved: Option<&Table>,
+) -> Result<RunConfig, ConfigError> {
+    parse_after(&Chain::present(file), file, text, overrides, saved)
+}
+
+/// Reads the last configuration of a chain, whose text is `text`. If the run has a `saved` configuration, it provides the model and tokenizer
+/// keys that the text omits; see [`saved::complete`].
+fn parse_after(
+    chain: &Chain,
     file: &Path,
     text: &str,
     overrides: &[String],
@@ -52,7 +122,7 @@ pub(super) fn parse(
     let complete = saved.is_some_and(|saved| saved::complete(&mut table, saved));
 
     read(&table)
-        .and_then(|raw| resolve::resolve(raw, complete))
+        .and_then(|raw| resolve::resolve(raw, complete, chain))
         .map_err(|problem| {
             ConfigError::Key(Box::new(locate(
                 problem,

@@ -3,7 +3,8 @@
 //! [`load`] reads a TOML file (`raw`: all keys that a file may contain), applies `--set` overrides (`overrides`),
 //! fills in defaults and checks every rule (`resolve`), and reports a fault in one sentence (`error`). If a run
 //! starts from a checkpoint (`train.init`), the checkpoint provides the keys of `[model]` and `[tokenizer]` that the
-//! file omits. A run saves its resolved configuration, so a resume does not need the checkpoint of `train.init`:
+//! file omits; if `train.init` names the configuration of another run, the run's newest checkpoint does, or that
+//! configuration itself ([`load_planned`]). A run saves its resolved configuration, so a resume does not need the checkpoint of `train.init`:
 //! [`load_saved`], [`load_resumed`].
 
 mod error;
@@ -15,15 +16,17 @@ mod saved;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use firebox_image::Processor;
 use firebox_kernels::Precision;
 use firebox_model::config::{ModelConfig, VisionConfig};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
+use crate::run_folder;
+
 pub use error::{ConfigError, KeyError};
-pub use load::load;
+pub use load::{load, load_planned};
 pub use saved::{load_resumed, load_saved};
 
 /// Number of ids of the `bytes` tokenizer: one per byte, and end of text.
@@ -117,11 +120,14 @@ impl DataConfig {
 }
 
 /// `[data.pictures]`: how a model that sees pictures is shown those of the sources.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct PicturesConfig {
     /// Pixels by which a training picture is moved at most, right or left and up or down, at the size that it has in its
     /// tiles; another distance each time that it is seen.
     pub shift: u32,
+    /// The part of the training captions that are shown without their pictures, each time chosen anew; 1 for a run that sees
+    /// none, to compare others with.
+    pub withheld: f64,
 }
 
 impl PicturesConfig {
@@ -309,16 +315,16 @@ pub enum OnError {
 /// `[train]`
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TrainConfig {
-    /// The checkpoint that the run starts from, or a run folder, whose newest checkpoint is used; random weights if
-    /// absent.
+    /// The checkpoint that the run starts from, or a run folder, whose newest checkpoint is used, or the configuration of a
+    /// run, which is done first; random weights if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
     /// Fields of the `config.json` of `init` that are ignored although Firebox does not know them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub accept: Vec<String>,
-    /// What is not trained.
-    #[serde(skip_serializing_if = "Frozen::is_nothing")]
-    pub frozen: Frozen,
+    /// What is not trained of a model that sees pictures; `None` of one of text alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Frozen>,
     /// Optimizer steps.
     pub steps: u64,
     /// Seed of the initial weights (when upcycling, of the routers' weights) and of the order of the data.
@@ -339,22 +345,35 @@ pub struct TrainConfig {
     pub sample: Option<SampleConfig>,
 }
 
-/// What of a model is not trained.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+impl TrainConfig {
+    /// The configuration of the run that is done before this one; `None` if `init` names none.
+    pub fn first_run(&self) -> Option<&Path> {
+        first_run(self.init.as_deref()?)
+    }
+
+    /// The checkpoint that the run starts from, or the folder of a run, whose newest checkpoint is used; `None` for random
+    /// weights.
+    pub fn origin(&self) -> Option<PathBuf> {
+        let init = self.init.as_deref()?;
+        Some(first_run(init).map_or_else(|| init.to_owned(), run_folder::customary))
+    }
+}
+
+/// The configuration of a run that `train.init` names, if it is one: a path that ends in `.toml`.
+fn first_run(init: &Path) -> Option<&Path> {
+    let is_file = init.extension().is_some_and(|end| end == "toml") && !init.is_dir();
+    is_file.then_some(init)
+}
+
+/// What of a model that sees pictures is not trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Frozen {
     /// All is trained.
-    #[default]
     Nothing,
     /// The text model: all but what reads pictures (the tower, its projection, the layers that attend to pictures, and the
     /// embedding of the image token). Texts without pictures keep their loss to the last bit.
     Text,
-}
-
-impl Frozen {
-    fn is_nothing(&self) -> bool {
-        *self == Self::Nothing
-    }
 }
 
 /// `[train.sample]`

@@ -63,6 +63,7 @@ pub(super) struct RawData {
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawPictures {
     pub shift: Option<u32>,
+    pub withheld: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -11,12 +11,13 @@ use std::fmt::Display;
 use firebox_model::config::{LARGEST_SIZE, ModelConfig, ModelKeys};
 
 use super::error::Problem;
+use super::load::Chain;
 use super::raw::{
     RawBatch, RawCheckpoint, RawConfig, RawOptimizer, RawPlan, RawSchedule, RawTokenizer, RawTrain,
 };
 use super::{
-    BatchRamp, CheckpointConfig, DecayKind, OptimizerConfig, PlanConfig, RunConfig, SampleConfig,
-    ScheduleConfig, TokenizerConfig, TrainConfig,
+    BatchRamp, CheckpointConfig, DecayKind, Frozen, OptimizerConfig, PlanConfig, RunConfig,
+    SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
 };
 
 /// Maximum number of steps of a run: summing over a batch ramp of this length takes less than a second.
@@ -25,22 +26,24 @@ const MOST_STEPS: u64 = 100_000_000;
 type Checked<T> = Result<T, Problem>;
 
 /// `complete` means that model and tokenizer are already resolved, so that the checkpoint of `train.init` is not
-/// needed.
-pub(super) fn resolve(raw: RawConfig, complete: bool) -> Checked<RunConfig> {
+/// needed. `chain` ends with this configuration.
+pub(super) fn resolve(raw: RawConfig, complete: bool, chain: &Chain) -> Checked<RunConfig> {
+    let mut opens_eyes = false;
     let (tokenizer, model) = match &raw.train.init {
         Some(init) if !complete => {
             let accept = raw.train.accept.as_deref().unwrap_or_default();
-            let origin = init::Origin::open(init, accept)?;
+            let origin = init::Origin::open(init, accept, chain)?;
             let special_tokens = raw.data.special_tokens.unwrap_or(false);
-            (
-                origin.tokenizer(raw.tokenizer, special_tokens)?,
-                origin.model(raw.model.unwrap_or_default())?,
-            )
+            let tokenizer = origin.tokenizer(raw.tokenizer, special_tokens)?;
+            let model = origin.model(raw.model.unwrap_or_default())?;
+            opens_eyes = model.vision.is_some() && !origin.sees();
+            (tokenizer, model)
         }
         init => without_checkpoint(raw.tokenizer, raw.model, init.is_some())?,
     };
     let mut data = data::data(raw.data)?;
-    let train = train(raw.train)?;
+    let frozen = pictures::frozen(raw.train.frozen, &model, opens_eyes)?;
+    let train = train(raw.train, frozen)?;
     let optimizer = optimizer(raw.optimizer)?;
     pictures::check(&model, &mut data, &train, &optimizer)?;
     let schedule = schedule(raw.schedule, train.steps, model.context_length as u64)?;
@@ -85,7 +88,7 @@ fn without_checkpoint(
     Ok((tokenizer, model::model(&model)?))
 }
 
-fn train(raw: RawTrain) -> Checked<TrainConfig> {
+fn train(raw: RawTrain, frozen: Option<Frozen>) -> Checked<TrainConfig> {
     between("train.steps", raw.steps, 1, MOST_STEPS)?;
     if raw.init.is_none() && raw.accept.is_some() {
         return Err(without_effect("train.accept", "without train.init")
@@ -94,7 +97,7 @@ fn train(raw: RawTrain) -> Checked<TrainConfig> {
     let train = TrainConfig {
         init: raw.init,
         accept: raw.accept.unwrap_or_default(),
-        frozen: raw.frozen.unwrap_or_default(),
+        frozen,
         steps: raw.steps,
         seed: raw.seed.unwrap_or(0),
         micro_batch: raw.micro_batch.unwrap_or(8),

@@ -37,8 +37,8 @@ pub fn load_resumed(
     parse(path, &text, overrides, saved.as_ref())
 }
 
-/// Adds the keys of `[model]` and `[tokenizer]` that `table` omits from `saved`, if both start from a checkpoint.
-/// Returns whether they do.
+/// Adds the keys of `[model]` and `[tokenizer]`, and `train.frozen`, that `table` omits from `saved`, if both start from a
+/// checkpoint. Returns whether they do.
 pub(super) fn complete(table: &mut Table, saved: &Table) -> bool {
     let starts_from_checkpoint = |table: &Table| find(table, "train.init").is_some();
     if !starts_from_checkpoint(table) || !starts_from_checkpoint(saved) {
@@ -49,6 +49,14 @@ pub(super) fn complete(table: &mut Table, saved: &Table) -> bool {
             "model" => add_missing(table.entry("model").or_insert(Table::new().into()), value),
             // Taken as a whole, because its keys depend on its kind.
             "tokenizer" => _ = table.entry("tokenizer").or_insert(value.clone()),
+            // Its default depends on the checkpoint.
+            "train" => {
+                if let (Some(frozen), Some(Value::Table(train))) =
+                    (value.get("frozen"), table.get_mut("train"))
+                {
+                    train.entry("frozen").or_insert(frozen.clone());
+                }
+            }
             _ => {}
         }
     }

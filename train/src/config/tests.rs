@@ -594,7 +594,7 @@ fn models_that_see_have_pictures_to_see() {
 
     let error = set(&[vision]);
     assert!(
-        error.contains("must have pictures, because the model sees them"),
+        error.contains("must have a source with pictures, because the model sees them"),
         "{error}"
     );
     let error = set(&[vision, emoji, "data.pictures.shift=17"]);
@@ -602,6 +602,8 @@ fn models_that_see_have_pictures_to_see() {
         error.contains("must be at most model.vision.tile_size = 16"),
         "{error}"
     );
+    let error = set(&[vision, emoji, "data.pictures.withheld=1.5"]);
+    assert!(error.contains("must be between 0 and 1"), "{error}");
     let error = set(&[vision, emoji, "train.frozen=text"]);
     assert!(
         error.contains("must not be \"text\" without train.init"),
@@ -619,7 +621,9 @@ fn models_that_see_have_pictures_to_see() {
     );
     for (key, value) in [
         ("data.pictures.shift", "1"),
+        ("data.pictures.withheld", "0.5"),
         ("train.frozen", "text"),
+        ("train.frozen", "nothing"),
         ("optimizer.gate_rate", "2.0"),
     ] {
         let error = set(&[&format!("{key}={value}")]);

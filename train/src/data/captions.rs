@@ -1,4 +1,5 @@
-//! Captioned pictures with random access: as with text, the number of those seen is all that a resume needs.
+//! Captioned pictures, and text beside them, with random access: as with text alone, the number of rows seen is all that a
+//! resume needs.
 
 use std::sync::Arc;
 
@@ -9,10 +10,11 @@ use sha2::{Digest, Sha256};
 
 use super::error::DataError;
 use super::order::{Order, OrderSource};
+use super::packing::window;
 use super::pictures::PictureSet;
 use super::shards::TokenSet;
 use super::split::HeldOutPicture;
-use crate::config::{Share, TileLimits};
+use crate::config::{PicturesConfig, Share};
 
 /// Captions and their pictures: a document of the tokens belongs to the picture of the same number.
 #[derive(Debug)]
@@ -22,16 +24,35 @@ pub(super) struct CaptionSet {
 }
 
 impl CaptionSet {
-    /// The tokens of a caption, those that begin and end a document included, and its picture.
+    /// The tokens of a caption, those that begin and end a document included.
     ///
     /// # Errors
     ///
     /// When they cannot be read.
-    fn read(&self, number: u64) -> Result<(Vec<u32>, Fitted), DataError> {
+    fn caption(&self, number: u64) -> Result<Vec<u32>, DataError> {
         let mut tokens = Vec::new();
         self.tokens
             .read(self.tokens.document(number)?.tokens, &mut tokens)?;
-        Ok((tokens, self.pictures.read(number)?))
+        Ok(tokens)
+    }
+}
+
+/// The rows of a source of a run whose model sees pictures.
+#[derive(Debug)]
+pub(super) enum RowSet {
+    /// Captions and their pictures, each pair a row.
+    Captions(CaptionSet),
+    /// Text, in sequences of the context.
+    Text(TokenSet),
+}
+
+impl RowSet {
+    /// The captions, if it has pictures.
+    pub fn captions(&self) -> Option<&CaptionSet> {
+        match self {
+            Self::Captions(set) => Some(set),
+            Self::Text(_) => None,
+        }
     }
 }
 
@@ -43,46 +64,44 @@ pub(super) struct Reading {
     /// Tokens that begin a document; they are given, not to be learned.
     pub beginning: usize,
     pub processor: Processor,
+    /// The token that ends a document, where there is text whose documents are to be seen by themselves.
+    pub document_end: Option<u32>,
 }
 
 impl Reading {
-    pub fn new(image_token: u32, beginning: usize, tiles: TileLimits) -> Self {
-        Self {
-            image_token,
-            beginning,
-            processor: tiles.processor(),
-        }
-    }
-
-    /// A caption behind its picture.
-    fn captioned(&self, caption: &[u32], context: usize, fitted: &Fitted) -> Captioned {
+    /// The picture as a model sees it.
+    fn picture(&self, fitted: &Fitted) -> Picture {
         let tiles = self.processor.tiles(fitted);
-        let picture = Picture {
+        Picture {
             arrangement: tiles.aspect_ratio_id,
             used: (0..self.processor.max_tiles())
                 .map(|tile| tile < tiles.used)
                 .collect(),
             pixels: tiles.pixel_values,
-        };
+        }
+    }
+
+    /// A caption behind its picture, or behind the token alone that stands for it.
+    fn captioned(&self, caption: &[u32], context: usize, picture: Option<Picture>) -> Captioned {
         let mut tokens = vec![self.image_token];
         tokens.extend(caption);
         tokens.truncate(context + 1);
         Captioned {
             given: self.beginning,
-            sequence: Sequence::of_window(&tokens, context, None),
-            picture: Some(picture),
+            sequence: Sequence::of_window(&tokens, context, self.document_end),
+            picture,
         }
     }
 }
 
-/// A caption behind its picture, as a model reads it.
+/// A caption behind its picture, as a model reads it; or text without one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Captioned {
-    /// The token that stands for the picture, and the caption with the tokens that begin and end it.
+    /// The token that stands for the picture, and the caption with the tokens that begin and end it; or text.
     pub sequence: Sequence,
     /// The first targets, which begin every caption and are not to be learned.
     pub given: usize,
-    /// The picture; `None` where it is withheld.
+    /// The picture; `None` where it is withheld, and of text.
     pub picture: Option<Picture>,
 }
 
@@ -117,96 +136,143 @@ impl Captioned {
         let mut short = self.sequence.clone();
         short.tokens.truncate(length);
         short.targets.truncate(length);
+        if let Some(positions) = &mut short.positions {
+            positions.truncate(length);
+        }
         short
     }
 }
 
-/// The captioned pictures of a run, in the order in which it sees them.
+/// The captioned pictures of a run, and the sequences of text beside them, in the order in which it sees them.
 #[derive(Debug, Clone)]
 pub struct CaptionStream {
-    sets: Arc<Vec<CaptionSet>>,
+    sets: Arc<Vec<RowSet>>,
     reading: Reading,
     order: Order,
     context: usize,
     seed: u64,
-    /// `data.pictures.shift`
-    shift: u32,
+    shown: PicturesConfig,
 }
 
 impl CaptionStream {
     /// The stream of these sources (a share for each set), in the order that `seed` decides. A caption has at most
     /// `context` targets; what is beyond is cut off.
     pub(super) fn new(
-        sets: Arc<Vec<CaptionSet>>,
+        sets: Arc<Vec<RowSet>>,
         shares: &[Share],
         reading: Reading,
         context: usize,
         seed: u64,
-        shift: u32,
+        shown: PicturesConfig,
     ) -> Self {
-        let sources = sets.iter().zip(shares).map(|(set, &share)| OrderSource {
-            tokens: set.tokens.documents(),
-            share,
+        let sources = sets.iter().zip(shares).map(|(set, &share)| match set {
+            // As if each caption were a token.
+            RowSet::Captions(set) => OrderSource {
+                tokens: set.tokens.documents(),
+                sequence: 1,
+                share,
+            },
+            RowSet::Text(set) => OrderSource {
+                tokens: set.tokens(),
+                sequence: context as u64,
+                share,
+            },
         });
         Self {
-            // Of a source with as many tokens as it has pictures, in sequences of one token.
-            order: Order::new(sources.collect(), 1, seed),
+            order: Order::new(sources.collect(), seed),
             sets,
             reading,
             context,
             seed,
-            shift,
+            shown,
         }
     }
 
-    /// Checks that there are enough pictures for a run of this many.
+    /// Checks that there are enough rows for a run of this many.
     ///
     /// # Errors
     ///
     /// When there are fewer.
-    pub fn require(&self, pictures: u64) -> Result<(), DataError> {
+    pub fn require(&self, rows: u64) -> Result<(), DataError> {
         match self.order.sequences() {
-            Some(available) if available < pictures => Err(DataError::TooFewPictures {
-                needed: pictures,
+            Some(available) if available < rows => Err(DataError::TooFewRows {
+                needed: rows,
                 available,
             }),
             _ => Ok(()),
         }
     }
 
-    /// Number of pictures, all epochs together; `None` if the sources repeat without end.
-    pub fn pictures(&self) -> Option<u64> {
+    /// Number of rows, all epochs together; `None` if the sources repeat without end.
+    pub fn rows(&self) -> Option<u64> {
         self.order.sequences()
     }
 
-    /// The captioned picture that a run sees at `index`, moved by up to `data.pictures.shift` pixels.
+    /// The row that a run sees at `index`: a sequence of text, or a caption behind its picture, which is moved by up to
+    /// `data.pictures.shift` pixels or withheld.
     ///
     /// # Errors
     ///
     /// When it cannot be read.
     pub fn captioned(&self, index: u64) -> Result<Captioned, DataError> {
         let place = self.order.place(index);
-        let (caption, mut fitted) = self.sets[place.source].read(place.start)?;
-        let [right, down] = self.moved(index);
-        if (right, down) != (0, 0) {
-            fitted.picture = fitted.picture.shifted(right, down);
-        }
-        Ok(self.reading.captioned(&caption, self.context, &fitted))
+        let set = match &self.sets[place.source] {
+            RowSet::Captions(set) => set,
+            RowSet::Text(set) => {
+                let tokens = window(set, place)?;
+                let end = self.reading.document_end;
+                return Ok(Captioned {
+                    sequence: Sequence::of_window(&tokens, self.context, end),
+                    given: 0,
+                    picture: None,
+                });
+            }
+        };
+        let chance = Chance::new(self.seed, index);
+        let picture = match chance.is_below(self.shown.withheld) {
+            true => None,
+            false => {
+                let mut fitted = set.pictures.read(place.start)?;
+                let [right, down] = chance.moved(self.shown.shift);
+                if (right, down) != (0, 0) {
+                    fitted.picture = fitted.picture.shifted(right, down);
+                }
+                Some(self.reading.picture(&fitted))
+            }
+        };
+        let caption = set.caption(place.start)?;
+        Ok(self.reading.captioned(&caption, self.context, picture))
     }
+}
 
-    /// How far the picture at `index` moves, right and down: a pure function of the seed and the index.
-    fn moved(&self, index: u64) -> [isize; 2] {
+/// Random numbers of a row, a pure function of the seed and the row's index.
+struct Chance([u64; 3]);
+
+impl Chance {
+    fn new(seed: u64, index: u64) -> Self {
         let mut hasher = Sha256::new();
-        for part in [self.seed, index] {
+        for part in [seed, index] {
             hasher.update(part.to_le_bytes());
         }
         let hash = hasher.finalize();
-        let choices = u64::from(2 * self.shift + 1);
+        Self(std::array::from_fn(|number| {
+            u64::from_le_bytes(std::array::from_fn(|byte| hash[number * 8 + byte]))
+        }))
+    }
+
+    /// How far a picture moves, right and down.
+    fn moved(&self, most: u32) -> [isize; 2] {
+        let choices = u128::from(2 * most + 1);
         std::array::from_fn(|direction| {
-            let bytes = std::array::from_fn(|byte| hash[direction * 8 + byte]);
-            let number = u128::from(u64::from_le_bytes(bytes)) * u128::from(choices);
-            (number >> 64) as isize - self.shift as isize
+            let number = u128::from(self.0[direction]) * choices;
+            (number >> 64) as isize - most as isize
         })
+    }
+
+    /// Whether a number between 0 and 1 is below this one.
+    fn is_below(&self, part: f64) -> bool {
+        let number = (self.0[2] >> 11) as f64 / (1u64 << 53) as f64;
+        number < part
     }
 }
 
@@ -244,8 +310,9 @@ pub(super) fn held_out(
         let count = numbers.len().min(limit.max(1) as usize);
         let captions = (0..count).map(|index| {
             let (place, number) = numbers[index * numbers.len() / count];
-            let (caption, fitted) = sets[place].read(number)?;
-            Ok(reading.captioned(&caption, context, &fitted))
+            let set = &sets[place];
+            let picture = reading.picture(&set.pictures.read(number)?);
+            Ok(reading.captioned(&set.caption(number)?, context, Some(picture)))
         });
         let captions = captions.collect::<Result<Vec<_>, DataError>>()?;
         if !captions.is_empty() {

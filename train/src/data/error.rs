@@ -140,12 +140,14 @@ pub enum DataError {
         /// Tokens a sequence.
         context: usize,
     },
-    /// The run needs more pictures than there are.
-    #[error("the run needs {needed} pictures, and the data has {available}, all epochs together")]
-    TooFewPictures {
-        /// Pictures that the run needs.
+    /// The run of a model that sees pictures needs more rows than there are.
+    #[error(
+        "the run needs {needed} captions of pictures or sequences of text, and the data has {available}, all epochs together"
+    )]
+    TooFewRows {
+        /// Rows that the run needs.
         needed: u64,
-        /// Pictures that the data gives, all epochs together.
+        /// Rows that the data gives, all epochs together.
         available: u64,
     },
     /// Not even one sequence is full.
@@ -228,7 +230,7 @@ impl Advise for DataError {
             Self::TooLittle { .. } => usage(
                 "lower train.steps or schedule.batch_tokens, or raise the sources' epochs or max_bytes",
             ),
-            Self::TooFewPictures { .. } => usage(
+            Self::TooFewRows { .. } => usage(
                 "lower train.steps or schedule.batch_tokens, or raise the sources' epochs",
             ),
             Self::ContextTooLong { .. } => usage("lower model.context_length, or add text"),

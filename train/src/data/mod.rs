@@ -43,7 +43,7 @@ use firebox_console::numbers::text_bytes;
 use firebox_text::Tokenizer;
 
 use self::build::build;
-use self::captions::{CaptionSet, Reading};
+use self::captions::{CaptionSet, Reading, RowSet};
 use self::folder::{Manifest, SourceManifest, TOKENIZER, VALIDATION_TEXT};
 use self::pictures::PictureSet;
 use self::pool::FilePool;
@@ -93,8 +93,8 @@ pub struct Prepared {
 struct Captions {
     reading: Reading,
     /// Of each training source.
-    training: Arc<Vec<CaptionSet>>,
-    /// Of each source.
+    training: Arc<Vec<RowSet>>,
+    /// Of each source that has pictures.
     held_out: Vec<CaptionSet>,
 }
 
@@ -118,7 +118,9 @@ pub struct SourceSummary {
     pub text: TextSummary,
     /// How much of it is seen.
     pub share: Share,
-    /// Its part of all tokens that are seen, between 0 and 1.
+    /// Sequences that it gives when it is seen once: of captions of pictures, one each.
+    pub sequences: f64,
+    /// Its part of all sequences that are seen, between 0 and 1.
     pub part: f64,
 }
 
@@ -239,12 +241,13 @@ fn found(config: &RunConfig, prepared: Prepared) -> Prepared {
 
 /// Logs the amounts of pictures.
 fn describe_pictures(config: &RunConfig, captions: &Captions) {
-    let names = config.data.texts().map(|(source, _)| &source.name);
-    for (place, (name, held_out)) in names.zip(&captions.held_out).enumerate() {
-        let training = captions
-            .training
-            .get(place)
-            .map_or(0, |set| set.pictures.pictures());
+    let sources = config.data.texts();
+    let names = sources.filter(|(source, _)| source.tiles.is_some());
+    let names = names.map(|(source, _)| &source.name);
+    // Sources for validation alone come last, and have none.
+    let mut training = captions.training.iter().filter_map(RowSet::captions);
+    for (name, held_out) in names.zip(&captions.held_out) {
+        let training = training.next().map_or(0, |set| set.pictures.pictures());
         let held_out = &held_out.pictures;
         let combinations = held_out.combinations();
         let concepts = held_out.pictures() - combinations;
@@ -379,6 +382,7 @@ fn open(
         source: source.name.clone(),
         bytes: manifest.validation.bytes,
         copies: manifest.copies,
+        has_pictures: source.tiles.is_some(),
         set: set(&manifest.validation),
     });
     let captions = captions(config, folder, &manifest, &tokenizer, &files);
@@ -415,34 +419,44 @@ fn captions(
     tokenizer: &Tokenizer,
     files: &Arc<FilePool>,
 ) -> Option<Captions> {
-    let tiles: TileLimits = config.data.source.first()?.text.tiles?;
-    let sources = manifest.sources.iter();
-    let sets = |held_out: bool| -> Option<Vec<CaptionSet>> {
-        let set = |source: &SourceManifest| {
-            let [training, validation] = source.pictures.as_ref()?;
-            let (tokens, pictures) = match held_out {
-                true => (&source.validation, validation),
-                false => (&source.training, training),
-            };
-            Some(CaptionSet {
-                tokens: TokenSet::new(folder, tokens, files),
-                pictures: PictureSet::new(folder, pictures, files),
-            })
-        };
-        sources.clone().map(set).collect()
+    let tiles: TileLimits = config.data.texts().find_map(|(source, _)| source.tiles)?;
+    let training = |source: &SourceManifest| {
+        let tokens = TokenSet::new(folder, &source.training, files);
+        match &source.pictures {
+            Some([training, _]) => RowSet::Captions(CaptionSet {
+                tokens,
+                pictures: PictureSet::new(folder, training, files),
+            }),
+            None => RowSet::Text(tokens),
+        }
     };
+    let held_out = |source: &SourceManifest| {
+        let [_, held_out] = source.pictures.as_ref()?;
+        Some(CaptionSet {
+            tokens: TokenSet::new(folder, &source.validation, files),
+            pictures: PictureSet::new(folder, held_out, files),
+        })
+    };
+    let (sources, all) = (
+        &manifest.sources[..config.data.source.len()],
+        &manifest.sources,
+    );
+    let has_text = sources.iter().any(|source| source.pictures.is_none());
     // Training the tokenizer may yield fewer tokens than the configuration allows; a checkpoint's may have fewer than the
     // model.
     let vocab_size = match config.train.init {
         Some(_) => config.model.vocab_size,
         None => tokenizer.vocab_size(),
     };
-    let mut training = sets(false)?;
-    training.truncate(config.data.source.len());
     Some(Captions {
-        reading: Reading::new(vocab_size as u32, tokenizer.bos_ids().len(), tiles),
-        training: Arc::new(training),
-        held_out: sets(true)?,
+        reading: Reading {
+            image_token: vocab_size as u32,
+            beginning: tokenizer.bos_ids().len(),
+            processor: tiles.processor(),
+            document_end: (has_text && config.data.document_mask).then(|| tokenizer.eos_id()),
+        },
+        training: Arc::new(sources.iter().map(training).collect()),
+        held_out: all.iter().filter_map(held_out).collect(),
     })
 }
 
@@ -458,8 +472,13 @@ fn held_out_summary(sources: &[SourceManifest]) -> TextSummary {
 
 /// What each training source gives, from what was prepared of all sources.
 fn summaries(config: &RunConfig, sources: &[SourceManifest]) -> Vec<SourceSummary> {
+    let context = config.model.context_length.max(1) as f64;
+    let sequences = |(source, set): (&TrainingSource, &SourceManifest)| match source.text.tiles {
+        Some(_) => set.training.documents as f64,
+        None => set.training.tokens as f64 / context,
+    };
     let seen = |(source, set): (&TrainingSource, &SourceManifest)| match source.share {
-        Share::Epochs(epochs) => set.training.tokens as f64 * f64::from(epochs),
+        Share::Epochs(epochs) => sequences((source, set)) * f64::from(epochs),
         Share::Weight(weight) => weight,
     };
     let sources = || config.data.source.iter().zip(sources);
@@ -473,6 +492,7 @@ fn summaries(config: &RunConfig, sources: &[SourceManifest]) -> Vec<SourceSummar
                 tokens: set.training.tokens,
             },
             share: source.share,
+            sequences: sequences((source, set)),
             part: seen((source, set)) / all,
         })
         .collect()
@@ -518,7 +538,8 @@ impl Prepared {
         Ok(stream)
     }
 
-    /// The captioned pictures of a run whose model sees pictures, in the order that `train.seed` decides.
+    /// The captioned pictures of a run whose model sees pictures, and the text beside them, in the order that `train.seed`
+    /// decides.
     ///
     /// # Errors
     ///
@@ -542,7 +563,7 @@ impl Prepared {
             reading.clone(),
             config.model.context_length,
             config.train.seed,
-            config.data.pictures.shift,
+            config.data.pictures,
         );
         stream.require(needed)?;
         Ok(stream)
@@ -569,13 +590,16 @@ impl Prepared {
     }
 
     /// The text of a validation, by source: all that is held out if it has at most `limit` targets, otherwise a sample of
-    /// it in proportion, the same every time. Sources without held-out text have no part.
+    /// it in proportion, the same every time. Sources without held-out text have no part, nor those whose pictures the model
+    /// sees: see [`held_out_captions`](Self::held_out_captions).
     ///
     /// # Errors
     ///
     /// When the tokens cannot be read.
     pub fn validation(&self, context: usize, limit: u64) -> Result<Vec<ValidationPart>, DataError> {
-        validation::sample(&self.validation, &self.tokenizer, context, limit)
+        let texts = self.validation.iter();
+        let texts: Vec<&HeldOut> = texts.filter(|held_out| !held_out.has_pictures).collect();
+        validation::sample(&texts, &self.tokenizer, context, limit)
     }
 
     /// The held-out text of all sources: JSON lines with a field `text`, a document a line.

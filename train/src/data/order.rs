@@ -1,5 +1,5 @@
 //! The order in which a run sees its text: a pure function of the sources' sizes and shares, the
-//! context and the seed. It is computed on demand and never stored, so that 13 trillion tokens take
+//! lengths of their sequences and the seed. It is computed on demand and never stored, so that 13 trillion tokens take
 //! as little memory as a thousand.
 
 use super::mixture::{MOST, Mixture};
@@ -11,7 +11,7 @@ const LARGEST_WEIGHT: f64 = (1u64 << 40) as f64;
 
 /// Maps the index of a sequence to its place in the text.
 ///
-/// - A source's tokens, repeated once per epoch, are cut into sequences of `context` inputs; the
+/// - A source's tokens, repeated once per epoch, are cut into sequences of so many inputs; the
 ///   targets are one token further on. Cuts continue across epochs, so that each epoch is cut at
 ///   other positions, and only the last sequence of a source may be shorter. The last token is
 ///   followed by the first one: every token is an input once per epoch, and a target once per epoch.
@@ -25,7 +25,6 @@ const LARGEST_WEIGHT: f64 = (1u64 << 40) as f64;
 pub(super) struct Order {
     sources: Vec<OrderSource>,
     mixture: Mixture,
-    context: u64,
     seed: u64,
 }
 
@@ -34,6 +33,8 @@ pub(super) struct Order {
 pub(super) struct OrderSource {
     /// Tokens of its text; not 0.
     pub tokens: u64,
+    /// Inputs of a sequence; not 0. Captions of pictures, each of which is a sequence, count as one.
+    pub sequence: u64,
     /// How much of it is seen.
     pub share: Share,
 }
@@ -46,6 +47,11 @@ impl OrderSource {
             Share::Weight(_) => None,
         }
     }
+
+    /// Sequences of all its epochs.
+    fn sequences(&self) -> Option<u128> {
+        Some(self.total()?.div_ceil(self.sequence.into()))
+    }
 }
 
 /// The place of a sequence.
@@ -55,7 +61,7 @@ pub(super) struct Place {
     pub source: usize,
     /// Its first input, in tokens from the start of the source's text.
     pub start: u64,
-    /// Inputs, and targets: `context`, or fewer at the end of all epochs.
+    /// Inputs, and targets: those of a sequence of the source, or fewer at the end of all epochs.
     pub length: u64,
 }
 
@@ -64,33 +70,30 @@ impl Order {
     ///
     /// # Panics
     ///
-    /// When there is no source or no context.
-    pub fn new(sources: Vec<OrderSource>, context: u64, seed: u64) -> Self {
-        assert!(context > 0, "sequences of nothing");
+    /// When there is no source, or one has sequences of nothing.
+    pub fn new(sources: Vec<OrderSource>, seed: u64) -> Self {
+        let is_empty = |source: &OrderSource| source.sequence == 0;
+        assert!(!sources.iter().any(is_empty), "sequences of nothing");
         let weight = |source: &OrderSource| match source.share {
             Share::Weight(weight) => weight,
             Share::Epochs(_) => 0.0,
         };
         let largest = sources.iter().map(weight).fold(0.0, f64::max);
-        let rate = |source: &OrderSource| match source.total() {
-            Some(total) => total.div_ceil(context.into()).min(MOST.into()) as u64,
+        let rate = |source: &OrderSource| match source.sequences() {
+            Some(sequences) => sequences.min(MOST.into()) as u64,
             None => ((weight(source) / largest * LARGEST_WEIGHT).round() as u64).max(1),
         };
         Self {
             mixture: Mixture::new(sources.iter().map(rate).collect()),
             sources,
-            context,
             seed,
         }
     }
 
     /// Number of sequences; `None` if the sources repeat without end.
     pub fn sequences(&self) -> Option<u64> {
-        let count = |source: &OrderSource| {
-            let total = source.total()?;
-            Some(total.div_ceil(self.context.into()))
-        };
-        let all: u128 = self.sources.iter().map(count).sum::<Option<u128>>()?;
+        let counts = self.sources.iter().map(OrderSource::sequences);
+        let all: u128 = counts.sum::<Option<u128>>()?;
         Some(u64::try_from(all).unwrap_or(u64::MAX))
     }
 
@@ -98,7 +101,7 @@ impl Order {
     pub fn place(&self, index: u64) -> Place {
         let turn = self.mixture.turn(index);
         let source = self.sources[turn.source];
-        let (context, tokens) = (u128::from(self.context), u128::from(source.tokens));
+        let (context, tokens) = (u128::from(source.sequence), u128::from(source.tokens));
         // The range of sequences that begin in the same epoch.
         let epoch = u128::from(turn.number) * context / tokens;
         let first = (epoch * tokens).div_ceil(context) as u64;
@@ -128,17 +131,19 @@ mod tests {
     fn with_epochs(sources: &[(u64, u32)], context: u64, seed: u64) -> Order {
         let source = |&(tokens, epochs)| OrderSource {
             tokens,
+            sequence: context,
             share: Share::Epochs(epochs),
         };
-        Order::new(sources.iter().map(source).collect(), context, seed)
+        Order::new(sources.iter().map(source).collect(), seed)
     }
 
     fn with_weights(sources: &[(u64, f64)], context: u64, seed: u64) -> Order {
         let source = |&(tokens, weight)| OrderSource {
             tokens,
+            sequence: context,
             share: Share::Weight(weight),
         };
-        Order::new(sources.iter().map(source).collect(), context, seed)
+        Order::new(sources.iter().map(source).collect(), seed)
     }
 
     fn places(order: &Order) -> Vec<Place> {
@@ -242,6 +247,26 @@ mod tests {
         second.sort_unstable();
         assert!(first.iter().all(|start| start % 10 == 0));
         assert!(second.iter().all(|start| start % 10 == 5));
+    }
+
+    #[test]
+    fn sources_interleave_by_sequences_whatever_their_lengths() {
+        let source = |tokens, sequence| OrderSource {
+            tokens,
+            sequence,
+            share: Share::Epochs(2),
+        };
+        // 40 sequences of one token, and 20 of ten.
+        let order = Order::new(vec![source(20, 1), source(100, 10)], 3);
+        assert_eq!(order.sequences(), Some(60));
+        let places = places(&order);
+        let of_second = |places: &[Place]| places.iter().filter(|place| place.source == 1).count();
+        assert_eq!((of_second(&places[..30]), of_second(&places)), (10, 20));
+        assert!(
+            places
+                .iter()
+                .all(|place| place.length == [1, 10][place.source])
+        );
     }
 
     #[test]

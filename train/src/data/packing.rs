@@ -31,6 +31,7 @@ impl TrainingStream {
         let context = context.max(1);
         let sources = sets.iter().zip(shares).map(|(set, &share)| OrderSource {
             tokens: set.tokens(),
+            sequence: context as u64,
             share,
         });
         let sources: Vec<OrderSource> = sources.collect();
@@ -45,7 +46,7 @@ impl TrainingStream {
         }
         Ok(Self {
             sets,
-            order: Order::new(sources, context as u64, seed),
+            order: Order::new(sources, seed),
             context,
             document_end,
         })
@@ -86,27 +87,32 @@ impl TrainingStream {
         if let Some(count) = self.sequences() {
             assert!(index < count, "sequence {index} of {count}");
         }
-        let Place {
-            source,
-            start,
-            length,
-        } = self.order.place(index);
-        let set = &self.sets[source];
-        let count = length as usize + 1;
-        let mut tokens = Vec::with_capacity(count);
-        let mut start = start;
-        // The last token is followed by the first one.
-        while tokens.len() < count {
-            let end = set.tokens().min(start + (count - tokens.len()) as u64);
-            set.read(start..end, &mut tokens)?;
-            start = 0;
-        }
+        let place = self.order.place(index);
+        let tokens = window(&self.sets[place.source], place)?;
         Ok(Sequence::of_window(
             &tokens,
             self.context,
             self.document_end,
         ))
     }
+}
+
+/// The inputs at a place of a source, and the target of the last one.
+///
+/// # Errors
+///
+/// When the tokens cannot be read.
+pub(super) fn window(set: &TokenSet, place: Place) -> Result<Vec<u32>, DataError> {
+    let count = place.length as usize + 1;
+    let mut tokens = Vec::with_capacity(count);
+    let mut start = place.start;
+    // The last token is followed by the first one.
+    while tokens.len() < count {
+        let end = set.tokens().min(start + (count - tokens.len()) as u64);
+        set.read(start..end, &mut tokens)?;
+        start = 0;
+    }
+    Ok(tokens)
 }
 
 #[cfg(test)]

@@ -32,8 +32,7 @@ pub(super) fn warn(config: &RunConfig, sources: &[SourceSummary]) {
 
 /// How often a run sees the text of a source.
 fn times_seen(config: &RunConfig, source: &SourceSummary) -> f64 {
-    let tokens = config.sequences() as f64 * config.model.context_length as f64;
-    let times = tokens * source.part / source.text.tokens as f64;
+    let times = config.sequences() as f64 * source.part / source.sequences;
     match source.share {
         // A run that needs more than that is refused.
         Share::Epochs(epochs) => times.min(f64::from(epochs)),
@@ -79,6 +78,7 @@ mod tests {
                     tokens,
                 },
                 share,
+                sequences: tokens as f64 / 8.0,
                 part,
             };
             times_seen(&config, &source)

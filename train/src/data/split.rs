@@ -47,6 +47,14 @@ pub enum HeldOutPicture {
 }
 
 impl HeldOutPicture {
+    /// What is new of them, for people.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Concept => "concepts",
+            Self::Combination => "combinations",
+        }
+    }
+
     /// Its number on disk, from 1.
     pub fn number(self) -> usize {
         match self {

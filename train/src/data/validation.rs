@@ -15,6 +15,8 @@ pub(super) struct HeldOut {
     pub bytes: u64,
     /// Its documents that are also trained on, word for word.
     pub copies: u64,
+    /// Whether it is captions, whose pictures the model sees.
+    pub has_pictures: bool,
     /// Its tokens.
     pub set: TokenSet,
 }
@@ -52,13 +54,13 @@ fn targets(window: &[u32]) -> u64 {
 ///
 /// When the tokens cannot be read.
 pub(super) fn sample(
-    sources: &[HeldOut],
+    sources: &[&HeldOut],
     tokenizer: &Tokenizer,
     context: usize,
     limit: u64,
 ) -> Result<Vec<ValidationPart>, DataError> {
     let context = context.max(1) as u64;
-    let targets = |source: &HeldOut| source.set.tokens().saturating_sub(1);
+    let targets = |source: &&HeldOut| source.set.tokens().saturating_sub(1);
     let windows: Vec<u64> = sources
         .iter()
         .map(|source| targets(source).div_ceil(context))
@@ -167,9 +169,20 @@ mod tests {
             source: format!("{index}"),
             bytes: lengths.iter().sum::<usize>() as u64,
             copies: 0,
+            has_pictures: false,
             set,
         });
         (folder, held_out.collect())
+    }
+
+    fn sample(
+        sources: &[HeldOut],
+        tokenizer: &Tokenizer,
+        context: usize,
+        limit: u64,
+    ) -> Result<Vec<ValidationPart>, DataError> {
+        let sources: Vec<&HeldOut> = sources.iter().collect();
+        super::sample(&sources, tokenizer, context, limit)
     }
 
     #[test]

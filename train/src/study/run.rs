@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Equal, Study, StudyError, StudyOptions, StudyResult, Variant};
 use crate::bench::tokens_per_second;
-use crate::config::{RunConfig, load};
+use crate::chain;
+use crate::config::{RunConfig, load_planned};
 use crate::error::TrainError;
 use crate::report::Report;
-use crate::trainer::{self, Resume, RunOptions};
+use crate::trainer::{Resume, RunOptions};
 
 /// Times that each variant's speed is measured, in turn, so that a machine that becomes slower does so for all.
 const ROUNDS: usize = 3;
@@ -77,17 +78,18 @@ pub fn run(
             );
             tracing::info!("run {done} of {count}: {what}");
             let decided = [format!("train.steps={steps}"), format!("train.seed={seed}")];
-            let config = study.config(variant, &decided)?;
             let run = RunOptions {
                 out: folder(&options.out, variant, seed),
                 device: options.device.clone(),
                 resume: Resume::Auto,
             };
-            trainer::run(&config, &run, control).map_err(|source| StudyError::Run {
-                variant: variant.name.clone(),
-                seed,
-                source,
-            })?;
+            chain::run(&study.config, &study.set(variant, &decided), &run, control).map_err(
+                |source| StudyError::Run {
+                    variant: variant.name.clone(),
+                    seed,
+                    source,
+                },
+            )?;
         }
     }
     let folders = study.variants.iter().flat_map(|variant| {
@@ -188,12 +190,17 @@ fn speeds(study: &Study, configs: &[RunConfig], device: &str) -> Result<Vec<f64>
 impl Study {
     /// The configuration of a variant, with what the study has decided.
     fn config(&self, variant: &Variant, decided: &[String]) -> Result<RunConfig, StudyError> {
-        let set = self.set.iter().chain(&variant.set).chain(decided);
-        let set: Vec<String> = set.cloned().collect();
-        load(&self.config, &set).map_err(|source| StudyError::Variant {
+        let config = load_planned(&self.config, &self.set(variant, decided));
+        config.map_err(|source| StudyError::Variant {
             variant: variant.name.clone(),
             source,
         })
+    }
+
+    /// Its overrides.
+    fn set(&self, variant: &Variant, decided: &[String]) -> Vec<String> {
+        let set = self.set.iter().chain(&variant.set).chain(decided);
+        set.cloned().collect()
     }
 
     /// The keys that another study has other values of. Seeds may be added.

@@ -1,5 +1,6 @@
 //! How a run begins: from the start, or from the newest checkpoint of its folder.
 
+use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -18,7 +19,7 @@ use crate::lock::Lock;
 use crate::metrics::{MetricsLog, SourceRecord, StartRecord};
 use crate::optimizer::AdamW;
 use crate::rows::Rows;
-use crate::run_folder::RunFolder;
+use crate::run_folder::{self, RunFolder};
 use crate::start::{notes, starting_model, with_own_tokenizer};
 use crate::state::{self, Progress};
 use crate::step::TrainingState;
@@ -81,8 +82,7 @@ impl Run {
         }
         let needed = config.sequences();
         let rows = Rows::of(&prepared, &config).map_err(|error| match error {
-            DataError::TooLittle { available, .. }
-            | DataError::TooFewPictures { available, .. }
+            DataError::TooLittle { available, .. } | DataError::TooFewRows { available, .. }
                 if fewer_steps.is_some() =>
             {
                 TrainError::NoTextForMoreSteps {
@@ -159,14 +159,25 @@ fn start(accounting: &Accounting, prepared: &Prepared) -> StartRecord {
     }
 }
 
-/// Checks that a run continues with the configuration it was started with. It may have more steps; then these are the
-/// steps that it had.
-fn check_config(config: &RunConfig, folder: &RunFolder) -> Result<Option<u64>, TrainError> {
-    let mut saved = load_saved(&folder.config()).map_err(TrainError::SavedConfig)?;
+/// The configuration that the run in a folder was started with, to be compared with another one.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub(crate) fn saved_config(config: &RunConfig, root: &Path) -> Result<RunConfig, TrainError> {
+    let saved = load_saved(&run_folder::config(root));
+    let mut saved = saved.map_err(TrainError::SavedConfig)?;
     if saved.train.init.is_none() {
         // Saved is the trained tokenizer's size; the configuration has the maximum.
         saved.model.vocab_size = config.model.vocab_size;
     }
+    Ok(saved)
+}
+
+/// Checks that a run continues with the configuration it was started with. It may have more steps; then these are the
+/// steps that it had.
+fn check_config(config: &RunConfig, folder: &RunFolder) -> Result<Option<u64>, TrainError> {
+    let mut saved = saved_config(config, folder.root())?;
     let fewer = Some(saved.train.steps).filter(|&steps| steps < config.train.steps);
     if fewer.is_some() {
         saved.train.steps = config.train.steps;

@@ -47,6 +47,7 @@ pub(super) fn data(raw: RawData) -> Checked<DataConfig> {
     Ok(DataConfig {
         pictures: PicturesConfig {
             shift: raw.pictures.shift.unwrap_or(0),
+            withheld: raw.pictures.withheld.unwrap_or(0.0),
         },
         cache: raw.cache,
         special_tokens: raw.special_tokens.unwrap_or(false),

@@ -10,15 +10,19 @@ mod tokenizer;
 use std::path::{Path, PathBuf};
 
 use firebox_checkpoint::{
-    Accept, CheckpointConfig, CheckpointError, checkpoint_folder, read_config,
+    Accept, CHECKPOINTS, CheckpointConfig, CheckpointError, checkpoint_folder, planned_config,
+    read_config,
 };
 use firebox_model::config::{AttentionName, FeedForwardName, ModelConfig, ModelKeys};
 use serde::Serialize;
 use toml::{Table, Value};
 
-use super::Checked;
 use super::model::model;
+use super::{Checked, without_effect};
 use crate::config::error::Problem;
+use crate::config::load::Chain;
+use crate::config::{TokenizerConfig, first_run};
+use crate::run_folder;
 
 /// The maximum default context: many checkpoints allow longer contexts than a training step has memory for.
 const LONGEST_DEFAULT_CONTEXT: usize = 2048;
@@ -30,11 +34,17 @@ const KEY: &str = "train.init";
 pub(super) struct Origin {
     folder: PathBuf,
     config: CheckpointConfig,
+    /// The tokenizer, where the checkpoint does not exist yet; that of `folder` otherwise.
+    planned_tokenizer: Option<TokenizerConfig>,
 }
 
 impl Origin {
-    /// Reads the `config.json` of the checkpoint `init`, in which these fields are accepted.
-    pub fn open(init: &Path, accept: &[String]) -> Checked<Self> {
+    /// Reads the `config.json` of the checkpoint `init`, in which these fields are accepted; or finds out what the run of
+    /// the configuration `init` gives.
+    pub fn open(init: &Path, accept: &[String], chain: &Chain) -> Checked<Self> {
+        if let Some(first) = first_run(init) {
+            return Self::of_run(first, accept, chain);
+        }
         if init.as_os_str().is_empty() {
             return Err(Problem::new(KEY, "must not be empty")
                 .hint("remove it to start from random weights"));
@@ -52,7 +62,60 @@ impl Origin {
             };
             problem.caused_by(error)
         })?;
-        Ok(Self { folder, config })
+        Ok(Self {
+            folder,
+            config,
+            planned_tokenizer: None,
+        })
+    }
+
+    /// The newest checkpoint of the run of a configuration, or one as it is planned.
+    fn of_run(file: &Path, accept: &[String], chain: &Chain) -> Checked<Self> {
+        let unusable = || Problem::new(KEY, "cannot be used");
+        let saved = file.parent().filter(|folder| {
+            run_folder::config(folder) == file && folder.join(CHECKPOINTS).is_dir()
+        });
+        if let Some(folder) = saved {
+            let rule =
+                "is what a run has saved of its configuration, which is no run to be done first";
+            let hint = format!(
+                "write {KEY} = \"{}\" to start from the run",
+                folder.display()
+            );
+            return Err(Problem::new(KEY, rule).hint(hint));
+        }
+        if let Some(circle) = chain.circle(file) {
+            let rule = format!("leads back to itself: {circle}");
+            return Err(Problem::new(KEY, rule)
+                .hint("a run starts from another one, or from random weights without train.init"));
+        }
+        let first = chain
+            .follow(file)
+            .map_err(|error| unusable().caused_by(error))?;
+        if !accept.is_empty() {
+            let condition = "when train.init names the configuration of a run";
+            return Err(without_effect("train.accept", condition)
+                .hint("remove it; Firebox knows all that it writes"));
+        }
+        let folder = run_folder::customary(file);
+        match checkpoint_folder(&folder) {
+            Ok(_) => Self::open(&folder, accept, chain),
+            Err(_) if chain.planned => Ok(Self {
+                folder,
+                config: planned_config(&first.model)
+                    .map_err(|error| unusable().caused_by(error))?,
+                planned_tokenizer: Some(first.tokenizer),
+            }),
+            Err(error) => Err(unusable().caused_by(error).hint(format!(
+                "`cargo train run` of this configuration does that run first; `cargo train run {}` does it alone",
+                file.display()
+            ))),
+        }
+    }
+
+    /// Whether it sees pictures.
+    pub fn sees(&self) -> bool {
+        self.config.model.vision.is_some()
     }
 
     /// The model of the checkpoint, with the keys of the file that may differ.
@@ -179,7 +242,11 @@ impl Origin {
     }
 
     fn name(&self) -> String {
-        format!("the checkpoint {}", self.folder.display())
+        let folder = self.folder.display();
+        match self.planned_tokenizer {
+            None => format!("the checkpoint {folder}"),
+            Some(_) => format!("the run planned in {folder}"),
+        }
     }
 }
 

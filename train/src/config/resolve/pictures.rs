@@ -6,11 +6,26 @@ use firebox_model::config::ModelConfig;
 
 use super::{Checked, without_effect};
 use crate::config::error::Problem;
-use crate::config::{
-    DataConfig, Frozen, OptimizerConfig, PicturesConfig, SourceConfig, TileLimits, TrainConfig,
-};
+use crate::config::{DataConfig, Frozen, OptimizerConfig, SourceConfig, TileLimits, TrainConfig};
 
 const WITHOUT: &str = "without [model.vision]";
+
+/// What is not trained of a model; `None` of one of text alone. A model that is given its tower by this run keeps its text by
+/// default.
+pub(super) fn frozen(
+    written: Option<Frozen>,
+    model: &ModelConfig,
+    opens_eyes: bool,
+) -> Checked<Option<Frozen>> {
+    match (&model.vision, written) {
+        (None, Some(_)) => Err(without_effect("train.frozen", WITHOUT).hint("remove it")),
+        (None, None) => Ok(None),
+        (Some(_), written) => Ok(Some(written.unwrap_or(match opens_eyes {
+            true => Frozen::Text,
+            false => Frozen::Nothing,
+        }))),
+    }
+}
 
 /// Checks what the sections say of pictures, and gives the sources the tiles of the model.
 pub(super) fn check(
@@ -21,11 +36,8 @@ pub(super) fn check(
 ) -> Checked<()> {
     let Some(vision) = &model.vision else {
         for (key, given) in [
-            (
-                "data.pictures.shift",
-                data.pictures != PicturesConfig::default(),
-            ),
-            ("train.frozen", train.frozen != Frozen::Nothing),
+            ("data.pictures.shift", data.pictures.shift != 0),
+            ("data.pictures.withheld", data.pictures.withheld != 0.0),
             ("optimizer.gate_rate", optimizer.gate_rate != 1.0),
         ] {
             if given {
@@ -49,7 +61,13 @@ pub(super) fn check(
         );
         return Err(Problem::new("data.pictures.shift", rule));
     }
-    if train.frozen == Frozen::Text && train.init.is_none() {
+    if !(0.0..=1.0).contains(&data.pictures.withheld) {
+        return Err(Problem::new(
+            "data.pictures.withheld",
+            "must be between 0 and 1",
+        ));
+    }
+    if train.frozen == Some(Frozen::Text) && train.init.is_none() {
         return Err(Problem::new(
             "train.frozen",
             "must not be \"text\" without train.init, because a text model with random weights would stay random",
@@ -58,16 +76,21 @@ pub(super) fn check(
     }
     check_processor(train, tiles)?;
     let training = data.source.iter_mut().map(|source| &mut source.text);
-    let validation = data.validation.source.iter_mut();
-    let lists = [
-        ("data.source", training.collect::<Vec<_>>()),
-        ("data.validation.source", validation.collect()),
-    ];
-    for (list, sources) in lists {
-        for (index, source) in sources.into_iter().enumerate() {
-            give_tiles(source, tiles, &format!("{list}.{index}"))?;
-        }
+    let mut training: Vec<&mut SourceConfig> = training.collect();
+    if !training.iter().any(|source| source.kind.has_pictures()) {
+        let rule = "must have a source with pictures, because the model sees them ([model.vision])";
+        return Err(Problem::new("data.source", rule).hint(
+            "cargo = \"twemoji-assets\" reads small pictures and their names, and jsonl with image reads your own; other \
+             sources give text beside them",
+        ));
     }
+    let validation = data.validation.source.iter_mut();
+    let all = training
+        .iter_mut()
+        .map(|source| &mut **source)
+        .chain(validation);
+    all.filter(|source| source.kind.has_pictures())
+        .for_each(|source| source.tiles = Some(tiles));
     Ok(())
 }
 
@@ -75,9 +98,8 @@ pub(super) fn check(
 fn check_processor(train: &TrainConfig, tiles: TileLimits) -> Checked<()> {
     // A run that continues does not need that checkpoint.
     let folder = train
-        .init
-        .as_deref()
-        .and_then(|init| checkpoint_folder(init).ok());
+        .origin()
+        .and_then(|origin| checkpoint_folder(&origin).ok());
     let file = folder
         .map(|folder| folder.join(PREPROCESSOR_FILE))
         .filter(|file| file.is_file());
@@ -96,15 +118,4 @@ fn check_processor(train: &TrainConfig, tiles: TileLimits) -> Checked<()> {
             ),
         )),
     }
-}
-
-fn give_tiles(source: &mut SourceConfig, tiles: TileLimits, item: &str) -> Checked<()> {
-    if !source.kind.has_pictures() {
-        let rule = "must have pictures, because the model sees them ([model.vision])";
-        return Err(Problem::new(item, rule).hint(
-            "cargo = \"twemoji-assets\" reads small pictures and their names, and jsonl with image reads your own",
-        ));
-    }
-    source.tiles = Some(tiles);
-    Ok(())
 }

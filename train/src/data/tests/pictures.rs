@@ -190,7 +190,7 @@ fn pictures_are_prepared_with_their_captions() {
     ]);
     let prepared = prepare(&config, false).unwrap();
     let stream = prepared.caption_stream(&config, 0).unwrap();
-    let count = stream.pictures().unwrap();
+    let count = stream.rows().unwrap();
     assert_eq!(count, prepared.sources[0].text.documents);
     let held_out = prepared.held_out_captions(32, 100).unwrap();
     assert_eq!(
@@ -242,6 +242,107 @@ fn pictures_are_prepared_with_their_captions() {
     let text = prepare(&workplace.config(&[&set]), false).unwrap();
     assert_eq!(text.sources[0].text, prepared.sources[0].text);
     assert_ne!(text.content_hash, changed.content_hash);
+}
+
+#[test]
+fn some_pictures_are_withheld() {
+    let workplace = Workplace::new(&[]);
+    let set = gallery(&workplace, "").replace("image =", "epochs = 20, image =");
+    let seen = |withheld: &str| {
+        let config = workplace.config(&[
+            VISION,
+            &set,
+            &format!("data.pictures.withheld={withheld}"),
+            "model.context_length=32",
+            "schedule.batch_tokens=32",
+        ]);
+        let prepared = prepare(&config, false).unwrap();
+        let stream = prepared.caption_stream(&config, 0).unwrap();
+        let rows = 0..stream.rows().unwrap();
+        let rows: Vec<_> = rows.map(|row| stream.captioned(row).unwrap()).collect();
+        rows
+    };
+    let (all, some, none) = (seen("0.0"), seen("0.3"), seen("1.0"));
+    assert!(all.iter().all(|row| row.picture.is_some()));
+    assert!(none.iter().all(|row| row.picture.is_none()));
+    let withheld = some.iter().filter(|row| row.picture.is_none()).count();
+    let part = withheld as f64 / some.len() as f64;
+    assert!(some.len() > 100 && (part - 0.3).abs() < 0.1, "{part}");
+    for ((all, some), none) in all.iter().zip(&some).zip(&none) {
+        // The captions and their order are the same, and so are the pictures that are shown.
+        assert_eq!(all.sequence, some.sequence);
+        assert_eq!(all.without_picture(), *none);
+        assert!(some.picture.is_none() || some == all);
+    }
+}
+
+#[test]
+fn text_stands_beside_captions() {
+    let workplace = Workplace::new(&super::TEXTS);
+    let set = gallery(&workplace, "");
+    let folder = workplace.path().display();
+    let texts = format!(", {{ name = 'texts', files = ['{folder}/*.txt'], epochs = 3 }}]");
+    let both = set.replace(" }]", &format!(", epochs = 2 }}{texts}"));
+    let config = workplace.config(&[
+        VISION,
+        &both,
+        "data.validation.fraction=0.3",
+        "model.context_length=32",
+        "schedule.batch_tokens=64",
+    ]);
+    let prepared = prepare(&config, false).unwrap();
+    let stream = prepared.caption_stream(&config, 0).unwrap();
+    let rows: Vec<_> = (0..stream.rows().unwrap())
+        .map(|row| stream.captioned(row).unwrap())
+        .collect();
+    let [captions, text] = &prepared.sources[..] else {
+        panic!("two sources");
+    };
+    let windows = (3 * text.text.tokens).div_ceil(32);
+    let with = rows.iter().filter(|row| row.picture.is_some()).count() as u64;
+    assert_eq!(
+        (with, rows.len() as u64),
+        (
+            2 * captions.text.documents,
+            2 * captions.text.documents + windows
+        )
+    );
+    // Sequences of text are those of a model of text alone.
+    let end = prepared.document_end();
+    assert!(end.is_some());
+    for row in &rows {
+        let positions = row.sequence.positions.as_ref().expect("positions");
+        assert_eq!((row.sequence.tokens.len(), positions.len()), (32, 32));
+        assert_eq!(positions[0], 0);
+    }
+    let [captions, text] = [&prepared.sources[0], &prepared.sources[1]];
+    assert!((captions.part + text.part - 1.0).abs() < 1e-12);
+    let part = with as f64 / rows.len() as f64;
+    assert!(
+        (captions.part - part).abs() < 0.05,
+        "{} {part}",
+        captions.part
+    );
+    // Held out are captions by themselves, and text by itself.
+    assert!(!prepared.held_out_captions(32, 100).unwrap().is_empty());
+    let parts = prepared.validation(32, 10_000).unwrap();
+    assert_eq!(
+        parts
+            .iter()
+            .map(|part| &part.source[..])
+            .collect::<Vec<_>>(),
+        ["texts"]
+    );
+    // A source of pictures there must be.
+    let alone = format!("data.source=[{}", &texts[2..]);
+    let set = [VISION.to_owned(), alone];
+    let error = crate::config::load(&workplace.path().join("run.toml"), &set).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("must have a source with pictures"),
+        "{error}"
+    );
 }
 
 #[test]

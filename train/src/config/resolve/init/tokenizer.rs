@@ -57,6 +57,9 @@ impl Origin {
     }
 
     fn own_tokenizer(&self, special_tokens: bool) -> Checked<(TokenizerConfig, usize)> {
+        if let Some(planned) = &self.planned_tokenizer {
+            return Ok((planned.clone(), self.config.model.vocab_size));
+        }
         let path = self.folder.join(TOKENIZER_FILE);
         if !path.exists() {
             let rule = format!("is missing, and {} has no {TOKENIZER_FILE}", self.name());
