@@ -88,6 +88,7 @@ fn model() -> impl Strategy<Value = ModelConfig> {
                             activation: ExpertActivation::Swiglu,
                             biases,
                             shared_d_ff: shared * 9,
+                            shared_gate: shared > 0,
                         },
                         router: RouterConfig {
                             logit_bias,
