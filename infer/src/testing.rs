@@ -4,8 +4,8 @@ use std::path::Path;
 
 use firebox_checkpoint::{Notes, SaveOptions, save};
 use firebox_model::config::{
-    AttentionBias, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm,
-    RouterConfig, VisionConfig,
+    AttentionBias, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig,
+    Multipliers, QkNorm, RouterConfig, VisionConfig,
 };
 use firebox_model::language_model::LanguageModel;
 use firebox_model::testing::with_open_gates;
@@ -29,6 +29,7 @@ pub fn tiny_config() -> ModelConfig {
         tied_embeddings: false,
         // Large enough for the outputs of a fresh model to be far from uniform.
         initializer_range: 0.3,
+        multipliers: Multipliers::NONE,
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
         sinks: false,
@@ -42,6 +43,7 @@ pub fn tiny_config() -> ModelConfig {
                 activation: ExpertActivation::Swiglu,
                 biases: false,
                 shared_d_ff: 0,
+                shared_gate: false,
             },
             router: RouterConfig {
                 balance_coefficient: 0.0,

@@ -20,7 +20,7 @@ pub struct Parameters {
     pub embedding: u128,
     /// Query, key, value and output projections of all layers.
     pub attention: u128,
-    /// Router weights `[experts, d_model]` of all MoE layers.
+    /// Router weights `[experts, d_model]` of all MoE layers, and where the shared experts have a gate, its `[d_model]`.
     pub router: u128,
     /// Gate, up and down projections of all layers: those of every expert and of the shared ones, or those of a dense
     /// layer's SwiGLU.
@@ -75,7 +75,7 @@ impl Parameters {
             embedding: config.embedding_rows() as u128 * d_model,
             // Query and output projections have the width of all heads, key and value projections that of the key/value heads.
             attention: layers * 2 * d_model * (heads + kv_heads),
-            router: moe_layers(config) * experts * d_model,
+            router: moe_layers(config) * (experts + shared_gate(config)) * d_model,
             feed_forward: experts * expert_parameters_all_layers(config)
                 + shared_experts(config)
                 + dense_layers(config),
@@ -134,6 +134,12 @@ fn moe_layers(config: &ModelConfig) -> u128 {
 fn shared_experts(config: &ModelConfig) -> u128 {
     let d_ff = config.moe.as_ref().map_or(0, |moe| moe.experts.shared_d_ff);
     moe_layers(config) * swiglu(config, d_ff)
+}
+
+/// Gates of the shared experts of a layer's mixture: one, or none.
+fn shared_gate(config: &ModelConfig) -> u128 {
+    let moe = config.moe.as_ref();
+    u128::from(moe.is_some_and(|moe| moe.experts.shared_gate))
 }
 
 /// Parameters of the feed-forwards that a token passes through in the MoE layers.
@@ -271,7 +277,9 @@ impl Accounting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ExpertActivation, ExpertsConfig, LayerConfig, MoeConfig, RouterConfig};
+    use crate::config::{
+        ExpertActivation, ExpertsConfig, LayerConfig, MoeConfig, Multipliers, RouterConfig,
+    };
     use crate::language_model::LanguageModel;
     use crate::parameters::{ParameterInfo, Role};
     use crate::testing::moe;
@@ -291,6 +299,7 @@ mod tests {
             norm_epsilon: 1e-5,
             tied_embeddings: false,
             initializer_range: 0.02,
+            multipliers: Multipliers::NONE,
             qk_norm: QkNorm::None,
             attention_bias: AttentionBias::None,
             sinks: false,
@@ -304,6 +313,7 @@ mod tests {
                     activation: ExpertActivation::Swiglu,
                     biases: false,
                     shared_d_ff: 0,
+                    shared_gate: false,
                 },
                 router: RouterConfig::DEFAULT,
             }),
@@ -354,6 +364,7 @@ mod tests {
             activation: ExpertActivation::Swiglu,
             biases: false,
             shared_d_ff: 0,
+            shared_gate: false,
         };
         let accounting = Accounting::of(&config);
         let expected = Parameters {
@@ -430,6 +441,7 @@ mod tests {
         }
         let mut shared = described();
         moe(&mut shared).experts.shared_d_ff = 3000;
+        moe(&mut shared).experts.shared_gate = true;
         shared.attention_bias = AttentionBias::Qkv;
         shared.sinks = true;
         let mut biased = described();

@@ -15,7 +15,7 @@ use firebox_kernels::{AttentionInput, AttentionSpec, Precision, attention};
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150).
 ///
-/// `softmax(q kᵀ / √head_dim) v`, where position i attends to positions 0 … i, or those of them that a [`Layout`] says and
+/// `softmax(q kᵀ / √head_dim) v`, or with another factor of the scores ([`Multipliers`](crate::config::Multipliers)), where position i attends to positions 0 … i, or those of them that a [`Layout`] says and
 /// that lie in the layer's window.
 #[derive(Module, Debug)]
 pub struct Attention {
@@ -37,6 +37,9 @@ pub struct Attention {
     qk_norm: QkNorm,
     #[module(skip)]
     kind: AttentionKind,
+    /// Factor of the scores; `None` for the usual one.
+    #[module(skip)]
+    scale: Option<f32>,
     /// Of the projections, and of attention itself without a cache; with one that is f32.
     #[module(skip)]
     pub precision: Precision,
@@ -122,6 +125,7 @@ impl Attention {
             },
             qk_norm: config.qk_norm,
             kind,
+            scale: config.multipliers.attention.map(|scale| scale as f32),
             precision: Precision::F32,
             head_dim,
             ranks: None,
@@ -161,9 +165,11 @@ impl Attention {
         let [query, key] = self.normed(query, key);
         let value = self.value.forward(x, self.precision);
 
+        let usual = AttentionSpec::new(self.heads, self.kv_heads, self.head_dim);
         let spec = AttentionSpec {
             window: self.kind.window(),
-            ..AttentionSpec::new(self.heads, self.kv_heads, self.head_dim)
+            scale: self.scale.unwrap_or(usual.scale),
+            ..usual
         };
         let rotary = (self.kind != AttentionKind::Nope).then_some(rotary);
         let sinks = self.sinks.as_ref().map(|sinks| sinks.val());

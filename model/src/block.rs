@@ -25,6 +25,8 @@ pub struct Block {
     pub feed_forward_norm: RmsNorm,
     /// The feed-forward.
     pub feed_forward: FeedForward,
+    /// Factor of what both add to the residual stream.
+    residual: f64,
 }
 
 impl Block {
@@ -50,6 +52,7 @@ impl Block {
             )?,
             feed_forward_norm: RmsNorm::new(config, width, &path("feed_forward_norm"), source)?,
             feed_forward: FeedForward::new(config, layer, &path("feed_forward"), source)?,
+            residual: config.multipliers.residual,
         })
     }
 
@@ -70,11 +73,18 @@ impl Block {
         let normed = self.attention_norm.forward(x.clone());
         let normed = observer.output(part(Part::AttentionNorm), normed);
         let attended = self.attention.forward(normed, layout, cache);
-        let x = x + observer.output(part(Part::Attention), attended);
+        let x = x + self.multiplied(observer.output(part(Part::Attention), attended));
         let normed = self.feed_forward_norm.forward(x.clone());
         let normed = observer.output(part(Part::FeedForwardNorm), normed);
         let (output, routing) = self.feed_forward.forward(normed, layer, observer);
-        (x + output, routing)
+        (x + self.multiplied(output), routing)
+    }
+
+    fn multiplied(&self, branch: Tensor<2>) -> Tensor<2> {
+        match self.residual {
+            1.0 => branch,
+            factor => branch.mul_scalar(factor),
+        }
     }
 }
 

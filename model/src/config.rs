@@ -4,6 +4,7 @@
 //! and the `model` of Firebox's own config.json.
 
 mod keys;
+mod multipliers;
 mod rope_scaling;
 mod rules;
 #[cfg(test)]
@@ -15,8 +16,9 @@ use serde::{Deserialize, Serialize};
 
 pub use keys::{
     ActivationName, AttentionName, DenseKeys, ExpertsKeys, FeedForwardName, ModelKeys,
-    RopeScalingKeys, RopeScalingName, RouterKeys, VisionKeys,
+    MultipliersKeys, RopeScalingKeys, RopeScalingName, RouterKeys, VisionKeys,
 };
+pub use multipliers::Multipliers;
 pub use rope_scaling::RopeScaling;
 pub use rules::{ConfigError, LARGEST_SIZE, MOST_LAYERS};
 pub use vision::{CHANNELS, IMAGE_ROWS, VisionConfig};
@@ -48,6 +50,8 @@ pub struct ModelConfig {
     pub tied_embeddings: bool,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
+    /// Constant factors of the embedding, of what layers add, of attention's scores, and of the logits.
+    pub multipliers: Multipliers,
     /// Norms of queries and keys.
     pub qk_norm: QkNorm,
     /// Biases of the projections of attention.
@@ -151,6 +155,9 @@ pub struct ExpertsConfig {
     /// Hidden width of the shared experts' SwiGLU, which every token passes through besides its own experts
     /// (DeepSeekMoE, arXiv 2401.06066); 0 without shared experts.
     pub shared_d_ff: usize,
+    /// Whether the output of the shared experts is multiplied by the sigmoid of a learned score of each token (Qwen1.5-MoE
+    /// and Qwen2-MoE, arXiv 2407.10671).
+    pub shared_gate: bool,
 }
 
 /// How an expert makes its hidden activations of the products with its gate and up matrices; see [`Activation`].

@@ -404,16 +404,20 @@ impl LanguageModel {
         (x, routing)
     }
 
-    /// The rows of the embedding table that `tokens` name, `[tokens, d_model]`.
+    /// The rows of the embedding table that `tokens` name, times their multiplier, `[tokens, d_model]`.
     fn embedded(&self, tokens: Tensor<1, Int>) -> Tensor<2> {
         let table = self.embedding.as_ref().expect("a first stage").val();
-        match (&self.group, &self.shard) {
+        let embedded = match (&self.group, &self.shard) {
             (Some(group), Some(shard)) if group.size() > 1 => group.embedding(
                 table,
                 tokens,
                 shard.share(self.config.embedding_rows()).start,
             ),
             _ => embedding(table, tokens).cast(DType::F32),
+        };
+        match self.config.multipliers.embedding {
+            1.0 => embedded,
+            factor => embedded.mul_scalar(factor),
         }
     }
 
@@ -454,6 +458,11 @@ impl LanguageModel {
     ///
     /// When this is a stage without a head.
     pub(crate) fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        // Fewer values than logits have to be divided.
+        let hidden = match self.config.multipliers.logits_divisor {
+            1.0 => hidden,
+            divisor => hidden.div_scalar(divisor),
+        };
         match (&self.head, &self.embedding) {
             (Some(head), _) => linear(hidden, head.val(), self.precision),
             (None, Some(embedding)) => linear_transposed(hidden, embedding.val(), self.precision),

@@ -39,7 +39,7 @@ pub enum Role {
     Sinks,
     /// A projection of attention.
     Attention,
-    /// The weight of a router.
+    /// The weight of a router, or of the gate of the shared experts.
     Router,
     /// What a router adds to its logits.
     RouterBias,

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::{
     AttentionBias, AttentionKind, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig,
-    MoeConfig, QkNorm, RouterConfig, VisionConfig,
+    MoeConfig, Multipliers, QkNorm, RouterConfig, VisionConfig,
 };
 use crate::language_model::LanguageModel;
 use crate::parameters::{Initializer, MapParameter, ParameterSource, ParameterSpec, map};
@@ -29,6 +29,7 @@ pub fn tiny() -> ModelConfig {
         norm_epsilon: 1e-5,
         tied_embeddings: false,
         initializer_range: 0.3,
+        multipliers: Multipliers::NONE,
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
         sinks: false,
@@ -42,6 +43,7 @@ pub fn tiny() -> ModelConfig {
                 activation: ExpertActivation::Swiglu,
                 biases: false,
                 shared_d_ff: 0,
+                shared_gate: false,
             },
             router: RouterConfig {
                 balance_coefficient: 0.05,

@@ -73,6 +73,8 @@ fn what_transformers_wrote_is_written_again_bit_by_bit() {
         "qwen3-moe",
         "llama-f16",
         "gpt-oss",
+        "granite-moe",
+        "qwen2-moe",
     ] {
         let path = fixtures::folder(case);
         let output = TempDir::new().unwrap();

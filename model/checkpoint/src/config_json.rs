@@ -19,7 +19,7 @@ use super::{Accept, CONFIG_FILE, CheckpointError, Notes};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
     AttentionBias, AttentionKind, BalanceKind, CHANNELS, ExpertActivation, ModelConfig, MoeConfig,
-    QkNorm, RopeScaling,
+    Multipliers, QkNorm, RopeScaling,
 };
 
 /// The content of a `config.json`.
@@ -246,6 +246,13 @@ fn add_mixture(
         RouterKind::Softmax | RouterKind::GptOss => {
             add("router_aux_loss_coef", json!(coefficient));
         }
+        RouterKind::Qwen2Moe => {
+            add("router_aux_loss_coef", json!(coefficient));
+            add(
+                "shared_expert_intermediate_size",
+                json!(experts.shared_d_ff),
+            );
+        }
         RouterKind::DeepSeekV3 => {
             add(
                 "n_shared_experts",
@@ -283,18 +290,29 @@ fn add_attention(fields: &mut Map<String, Value>, model: &ModelConfig, family: &
     // Of a family with layer_types always, `transformers` asks for one even where no layer has it.
     let unused = family.defaults.sliding_window.filter(|_| alternating);
     let window = windows.next().or(unused);
-    let mut add = |key: &str, value: Value| fields.insert(key.to_owned(), value);
+    let mut add = |key: &str, value: Value| _ = fields.insert(key.to_owned(), value);
     if window.is_some() || family.defaults.sliding_window.is_some() {
         add("sliding_window", json!(window));
     }
     if family.usage("use_sliding_window").is_some() {
         add("use_sliding_window", json!(window.is_some()));
     }
-    if family.bias != Bias::Qkv {
+    let biased = json!(model.attention_bias != AttentionBias::None);
+    match family.bias {
+        Bias::Qkv => {}
+        Bias::QkvBias => add("qkv_bias", biased),
+        Bias::None | Bias::AsConfigured | Bias::QkvAsConfigured => add("attention_bias", biased),
+    }
+    if family.multipliers {
+        let factors = &model.multipliers;
+        let usual = Multipliers::usual_attention(model.head_dim);
+        add("embedding_multiplier", json!(factors.embedding));
+        add("residual_multiplier", json!(factors.residual));
         add(
-            "attention_bias",
-            json!(model.attention_bias != AttentionBias::None),
+            "attention_multiplier",
+            json!(factors.attention.unwrap_or(usual)),
         );
+        add("logits_scaling", json!(factors.logits_divisor));
     }
     if let Some(switch) = family.qk_norm_switch {
         add(switch, json!(model.qk_norm != QkNorm::None));
@@ -307,7 +325,8 @@ fn add_attention(fields: &mut Map<String, Value>, model: &ModelConfig, family: &
         let rotary = rotary.map(|layer| u8::from(layer.attention != AttentionKind::Nope));
         add("no_rope_layers", rotary.collect());
     }
-    if alternating || window.is_some() && family.windows == Windows::ByLayer {
+    let by_layer = matches!(family.windows, Windows::ByLayer | Windows::EvenBelow);
+    if alternating || window.is_some() && by_layer {
         let kinds = model.layers.iter().map(|layer| match layer.attention {
             AttentionKind::Window(_) => "sliding_attention",
             AttentionKind::Full | AttentionKind::Nope | AttentionKind::Cross => "full_attention",

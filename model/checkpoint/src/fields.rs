@@ -11,7 +11,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::accept::ACCEPTED;
-use super::families::{Bias, DenseLayers, FIREBOX, Family, Usage, Windows};
+use super::families::{Bias, DenseLayers, FIREBOX, Family, RouterKind, Usage, Windows};
 use super::{Accept, CheckpointConfig, CheckpointError, Notes};
 use firebox_model::config::{
     ConfigError, FeedForwardKind, LayerConfig, MOST_LAYERS, ModelConfig, ModelKeys, QkNorm,
@@ -254,7 +254,14 @@ impl<'a> Fields<'a> {
                 "first_k_dense_replace"
             }
             "dense.layers" => "mlp_only_layers",
-            "experts.shared_d_ff" => "n_shared_experts",
+            "experts.shared_d_ff" | "experts.shared_gate" => match self.family.router {
+                RouterKind::Qwen2Moe => "shared_expert_intermediate_size",
+                _ => "n_shared_experts",
+            },
+            "multipliers.embedding" => "embedding_multiplier",
+            "multipliers.residual" => "residual_multiplier",
+            "multipliers.attention" => "attention_multiplier",
+            "multipliers.logits_divisor" => "logits_scaling",
             "router.groups" => "n_group",
             "router.top_groups" => "topk_group",
             "router.scaling" => "routed_scaling_factor",
@@ -343,6 +350,7 @@ impl<'a> Fields<'a> {
             norm_epsilon: self.number_or("rms_norm_eps", absent.rms_norm_eps)?,
             tied_embeddings: self.flag_or("tie_word_embeddings", absent.tie_word_embeddings)?,
             initializer_range: self.number_or("initializer_range", 0.02)?,
+            multipliers: self.multipliers(head_dim)?,
             qk_norm: match family.qk_norm_switch {
                 Some(switch) if !self.flag(switch)? => QkNorm::None,
                 _ => family.qk_norm,

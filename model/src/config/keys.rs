@@ -65,6 +65,8 @@ keys! {
         feed_forward: FeedForwardName,
         /// Scaling of the rotary frequencies; none by default.
         rope_scaling: RopeScalingKeys,
+        /// Constant factors within the network; none by default.
+        multipliers: MultipliersKeys,
         /// Dense feed-forwards.
         dense: DenseKeys,
         /// The experts of a mixture.
@@ -166,6 +168,8 @@ keys! {
         biases: bool,
         /// Hidden width of the shared experts' SwiGLU; 0, none, by default.
         shared_d_ff: usize,
+        /// Whether the output of the shared experts is multiplied by a learned gate; false by default.
+        shared_gate: bool,
     }
 }
 
@@ -202,6 +206,20 @@ keys! {
         z_coefficient: f64,
         /// Step of the selection bias; 0 turns bias balancing off.
         bias_update_rate: f64,
+    }
+}
+
+keys! {
+    /// `[model.multipliers]`; see [`Multipliers`](super::Multipliers).
+    MultipliersKeys {
+        /// Factor of the embeddings; 1 by default.
+        embedding: f64,
+        /// Factor of what attention and feed-forward add to the residual stream; 1 by default.
+        residual: f64,
+        /// Factor of attention's scores; 1/√head_dim by default.
+        attention: f64,
+        /// Divisor of the logits; 1 by default.
+        logits_divisor: f64,
     }
 }
 

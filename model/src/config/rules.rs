@@ -2,7 +2,7 @@
 
 use super::{
     AttentionKind, ExpertActivation, ExpertsConfig, FeedForwardKind, ModelConfig, MoeConfig,
-    RopeScaling, RouterConfig,
+    Multipliers, RopeScaling, RouterConfig,
 };
 
 /// The largest allowed size; it keeps products of sizes within the range of their types.
@@ -69,6 +69,14 @@ impl ModelConfig {
         self.validate_heads()?;
         self.validate_layers()?;
         self.validate_vision()?;
+        self.multipliers.validate()?;
+        require(
+            self.vision.is_none() || self.multipliers == Multipliers::NONE,
+            "multipliers",
+            "a table",
+            "is not allowed in a model that sees pictures: no layer that attends to them has such factors",
+            "remove it, or [model.vision]",
+        )?;
         if let Some(moe) = &self.moe {
             moe.validate()?;
         }
@@ -171,6 +179,13 @@ impl MoeConfig {
             format!("must be at most {LARGEST_SIZE}"),
             "0 means no shared experts",
         )?;
+        if experts.shared_gate && experts.shared_d_ff == 0 {
+            return Err(ConfigError::without_effect(
+                "experts.shared_gate",
+                "without shared experts",
+                "set experts.shared_d_ff, or remove it",
+            ));
+        }
         if let ExpertActivation::ClampedSwiglu { alpha, limit } = experts.activation {
             finite("experts.alpha", alpha, true)?;
             finite("experts.limit", limit, true)?;

@@ -8,17 +8,19 @@ pub mod stats;
 
 use std::ops::Range;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use burn::tensor::activation::sigmoid;
 
 use crate::config::{ModelConfig, MoeConfig, Scores};
 use crate::feed_forward::DenseFeedForward;
 use crate::observer::Observer;
 use crate::parallel::{Shard, TensorGroup};
-use crate::parameters::{ParameterSource, Role};
+use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use crate::parts::{LayerPart, Part};
 use experts::Experts;
 use firebox_kernels::dispatch::DispatchPlan;
+use firebox_kernels::{Precision, linear};
 use router::Router;
 
 /// Routes each token to its top-k experts and returns the weighted sum of their outputs.
@@ -30,6 +32,8 @@ pub struct MixtureOfExperts {
     pub experts: Experts,
     /// The experts that every token passes through, as one SwiGLU.
     pub shared: Option<DenseFeedForward>,
+    /// `[d_model, 1]`: the sigmoid of its product with a token is a factor of the shared experts' output (Qwen2-MoE).
+    pub shared_gate: Option<Param<Tensor<2>>>,
     #[module(skip)]
     ranks: Option<Ranks>,
 }
@@ -88,8 +92,29 @@ impl MixtureOfExperts {
                     )?)
                 }
             },
+            shared_gate: match moe.experts.shared_gate {
+                true => Some(source.parameter(ParameterSpec::new(
+                    format!("{path}.shared_gate"),
+                    Role::Router,
+                    [(Axis::Model, config.d_model), (Axis::Single, 1)],
+                    Initializer::Normal(config.initializer_range),
+                ))?),
+                false => None,
+            },
             ranks: None,
         })
+    }
+
+    /// The output of the shared experts for each token, or a rank's part of it.
+    fn shared_output(&self, shared: &DenseFeedForward, x: Tensor<2>) -> Tensor<2> {
+        match &self.shared_gate {
+            None => shared.forward(x),
+            // In f32 as a router, since a single number decides over all values of a token.
+            Some(gate) => {
+                let gate = sigmoid(linear(x.clone(), gate.val(), Precision::F32));
+                shared.forward(x) * gate
+            }
+        }
     }
 
     /// Makes this one rank of a tensor-parallel group, with its share of the experts. Each rank routes all tokens.
@@ -127,11 +152,12 @@ impl MixtureOfExperts {
             None => observer.output(part(Part::Experts), whole(output)),
             // One sum over the ranks serves both where nobody looks at each.
             Some(shared) if group.is_some() && !observer.sees_parts() => {
-                whole(output + shared.forward(x))
+                whole(output + self.shared_output(shared, x))
             }
             Some(shared) => {
                 let output = observer.output(part(Part::Experts), whole(output));
-                output + observer.output(part(Part::SharedExperts), whole(shared.forward(x)))
+                let shared = whole(self.shared_output(shared, x));
+                output + observer.output(part(Part::SharedExperts), shared)
             }
         };
         (
@@ -164,6 +190,7 @@ mod tests {
         every_k_is_the_weighted_sum_of_the_chosen_experts_and_k_equal_e_the_dense_sum,
         one_expert_is_the_dense_feed_forward_with_the_same_weights,
         shared_experts_add_their_output,
+        a_gate_multiplies_the_shared_experts,
     );
 
     fn mixture(config: &ModelConfig, device: &Device) -> MixtureOfExperts {
@@ -239,6 +266,31 @@ mod tests {
         let output = |mixture: &MixtureOfExperts| mixture.forward(x.clone(), 0, &mut Unobserved).0;
         let expected = values(output(&without) + shared.forward(x.clone()));
         assert_eq!(values(output(&with)), expected);
+    }
+
+    fn a_gate_multiplies_the_shared_experts(device: Device) {
+        let mut config = with_experts(5, 2);
+        moe(&mut config).experts.shared_d_ff = 7;
+        moe(&mut config).experts.shared_gate = true;
+        let with = mixture(&config, &device);
+        let (shared, gate) = (
+            with.shared.clone().unwrap(),
+            with.shared_gate.clone().unwrap(),
+        );
+        let without = MixtureOfExperts {
+            shared: None,
+            shared_gate: None,
+            ..with.clone()
+        };
+        let x = wave([13, config.d_model], 0.1, &device);
+        let output = |mixture: &MixtureOfExperts| mixture.forward(x.clone(), 0, &mut Unobserved).0;
+        let scores = values(x.clone().matmul(gate.val()));
+        let factors: Vec<f32> = scores.iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect();
+        let (rest, shared) = (values(output(&without)), values(shared.forward(x.clone())));
+        let each = rest.iter().zip(&shared).enumerate();
+        let expected = each.map(|(i, (rest, shared))| rest + factors[i / config.d_model] * shared);
+        let expected: Vec<f32> = expected.collect();
+        assert_close("gated", &values(output(&with)), &expected, 1e-6).unwrap();
     }
 
     fn one_expert_is_the_dense_feed_forward_with_the_same_weights(device: Device) {

@@ -102,6 +102,7 @@ fn text_model() -> impl Strategy<Value = ModelConfig> {
                             activation: ExpertActivation::Swiglu,
                             biases,
                             shared_d_ff: shared * 9,
+                            shared_gate: shared > 0,
                         },
                         router: RouterConfig {
                             logit_bias,

@@ -5,8 +5,8 @@ use std::fmt::{self, Display, Formatter};
 use firebox_console::report::Table;
 use firebox_model::accounting::Memory;
 use firebox_model::config::{
-    AttentionBias, AttentionKind, ExpertActivation, ModelConfig, MoeConfig, QkNorm, RopeScaling,
-    RouterConfig, Scores,
+    AttentionBias, AttentionKind, ExpertActivation, ModelConfig, MoeConfig, Multipliers, QkNorm,
+    RopeScaling, RouterConfig, Scores,
 };
 
 use super::{Report, TrainingTotals};
@@ -168,6 +168,10 @@ fn model_summary(model: &ModelConfig) -> String {
         true => String::new(),
         false => format!(", {} values of a head rotated", model.rotary_dim),
     };
+    let multipliers = match model.multipliers == Multipliers::NONE {
+        true => String::new(),
+        false => multipliers(&model.multipliers),
+    };
     let tower = match &model.vision {
         None => String::new(),
         Some(vision) => format!(
@@ -178,7 +182,7 @@ fn model_summary(model: &ModelConfig) -> String {
         ),
     };
     format!(
-        "{}, d_model {}, {} of {}, {}{qk_norm}{biases}{sinks}{partial}{rope}, context {}{tower}",
+        "{}, d_model {}, {} of {}, {}{qk_norm}{biases}{sinks}{partial}{rope}{multipliers}, context {}{tower}",
         counted(model.layers.len() as u128, "layer"),
         grouped(model.d_model as u128),
         counted(model.heads as u128, "head"),
@@ -186,6 +190,24 @@ fn model_summary(model: &ModelConfig) -> String {
         counted(model.kv_heads as u128, "key/value head"),
         grouped(model.context_length as u128)
     )
+}
+
+/// The factors that are in use.
+fn multipliers(factors: &Multipliers) -> String {
+    let absent = Multipliers::NONE;
+    let all = [
+        (", embeddings × ", factors.embedding, absent.embedding),
+        (", residual branches × ", factors.residual, absent.residual),
+        (", logits ÷ ", factors.logits_divisor, absent.logits_divisor),
+    ];
+    let used = all
+        .into_iter()
+        .filter(|(_, factor, absent)| factor != absent);
+    let scores = factors
+        .attention
+        .map(|factor| format!(", scores × {factor}"));
+    let used = used.map(|(what, factor, _)| format!("{what}{factor}"));
+    used.chain(scores).collect()
 }
 
 /// How many layers attend to what, where it is not the whole context in all of them.
@@ -247,7 +269,10 @@ fn feed_forward_summary(model: &ModelConfig) -> String {
         experts.top_k,
         match experts.shared_d_ff {
             0 => String::new(),
-            shared => format!(", shared experts of d_ff {}", grouped(shared as u128)),
+            shared => {
+                let gate = if experts.shared_gate { "gated " } else { "" };
+                format!(", {gate}shared experts of d_ff {}", grouped(shared as u128))
+            }
         },
         dense_summary(model)
     )

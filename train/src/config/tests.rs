@@ -199,7 +199,7 @@ fn overrides_reach_every_place() {
 #[test]
 fn unknown_keys_are_named_with_the_nearest_known_one() {
     insta::assert_snapshot!(replaced("d_model = 64", "d_modle = 64"), @r"
-    run.toml:4: model.d_modle = 64 is not a known key of model; allowed: vocab_size, layers, d_model, heads, kv_heads, head_dim, context_length, rotary_dim, rope_theta, norm_epsilon, tied_embeddings, initializer_range, qk_norm, attention_bias, sinks, attention, window, feed_forward, rope_scaling, dense, experts, router, vision
+    run.toml:4: model.d_modle = 64 is not a known key of model; allowed: vocab_size, layers, d_model, heads, kv_heads, head_dim, context_length, rotary_dim, rope_theta, norm_epsilon, tied_embeddings, initializer_range, qk_norm, attention_bias, sinks, attention, window, feed_forward, rope_scaling, multipliers, dense, experts, router, vision
     hint: did you mean `d_model`?
     ");
     insta::assert_snapshot!(replaced("[optimizer]", "[optimiser]"), @r"
@@ -210,7 +210,7 @@ fn unknown_keys_are_named_with_the_nearest_known_one() {
     run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed: init, accept, frozen, steps, seed, micro_batch, precision, log_every, validate_every, validation_tokens, sample
     hint: did you mean `steps`?
     ");
-    insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed: count, top_k, d_ff, activation, limit, alpha, biases, shared_d_ff");
+    insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed: count, top_k, d_ff, activation, limit, alpha, biases, shared_d_ff, shared_gate");
     insta::assert_snapshot!(set(&["schedule.decay=linear"]), @r#"run.toml: schedule.decay = "linear" (from --set) must be "cosine" or "wsd""#);
     insta::assert_snapshot!(set(&["train.precision=f16"]), @r#"
     run.toml: train.precision = "f16" (from --set) must be "f32" or "bf16"

@@ -8,8 +8,8 @@ use firebox_comm::{Comm, CommError, Options, threads};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_kernels::{Precision, latency_bound, linear};
 use firebox_model::config::{
-    AttentionBias, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm,
-    RouterConfig,
+    AttentionBias, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig,
+    Multipliers, QkNorm, RouterConfig,
 };
 use firebox_model::language_model::LanguageModel;
 use firebox_model::network::Local;
@@ -173,6 +173,7 @@ fn layer_latency(device: &Device) -> f64 {
         norm_epsilon: 1e-5,
         tied_embeddings: false,
         initializer_range: 0.02,
+        multipliers: Multipliers::NONE,
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
         sinks: false,
@@ -186,6 +187,7 @@ fn layer_latency(device: &Device) -> f64 {
                 activation: ExpertActivation::Swiglu,
                 biases: false,
                 shared_d_ff: 0,
+                shared_gate: false,
             },
             router: RouterConfig::DEFAULT,
         }),

@@ -289,6 +289,29 @@ pub(super) const DENSE: &[Rule] = &[
     ),
 ];
 
+/// The shared expert and its gate.
+pub(super) const GATED_SHARED: &[Rule] = &[
+    rule(
+        "blocks.{layer}.feed_forward.shared.gate",
+        Stored::Transposed("model.layers.{layer}.mlp.shared_expert.gate_proj.weight"),
+    ),
+    rule(
+        "blocks.{layer}.feed_forward.shared.up",
+        Stored::Transposed("model.layers.{layer}.mlp.shared_expert.up_proj.weight"),
+    ),
+    rule(
+        "blocks.{layer}.feed_forward.shared.down",
+        Stored::Transposed("model.layers.{layer}.mlp.shared_expert.down_proj.weight"),
+    ),
+    SHARED_GATE,
+];
+
+/// The gate of the shared experts.
+pub(super) const SHARED_GATE: Rule = rule(
+    "blocks.{layer}.feed_forward.shared_gate",
+    Stored::Transposed("model.layers.{layer}.mlp.shared_expert_gate.weight"),
+);
+
 /// The shared experts, as one feed-forward.
 pub(super) const SHARED: &[Rule] = &[
     rule(

@@ -34,6 +34,8 @@ pub struct Defaults {
     pub num_experts: usize,
     /// `num_experts_per_tok`
     pub num_experts_per_tok: usize,
+    /// `shared_expert_intermediate_size`
+    pub shared_expert_intermediate_size: usize,
     /// `n_shared_experts`
     pub n_shared_experts: usize,
     /// `first_k_dense_replace`
@@ -46,13 +48,13 @@ pub struct Defaults {
     pub router_aux_loss_coef: f64,
     /// `tie_word_embeddings`
     pub tie_word_embeddings: bool,
-    /// `attention_bias`
+    /// `attention_bias`, `qkv_bias`
     pub attention_bias: bool,
     /// `no_rope_layer_interval`
     pub no_rope_layer_interval: usize,
     /// `sliding_window`, where it is in use.
     pub sliding_window: Option<usize>,
-    /// `max_window_layers`: the first layer with a sliding window.
+    /// `max_window_layers`: the first layer with a sliding window, or behind those with one.
     pub max_window_layers: usize,
 }
 
@@ -72,6 +74,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     rope_scaling: None,
     num_experts: 0,
     num_experts_per_tok: 0,
+    shared_expert_intermediate_size: 0,
     n_shared_experts: 0,
     first_k_dense_replace: 0,
     norm_topk_prob: false,

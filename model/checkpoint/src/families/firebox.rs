@@ -1,7 +1,8 @@
 //! Our own: what no Hugging Face family computes, such as a mixture with a selection bias.
 
 use super::common::{
-    BACKBONE, BIASES, DENSE, EXPERTS, MIXTURE_BIASES, NOTES, QK_NORM, SAMPLING, SHARED, SINKS,
+    BACKBONE, BIASES, DENSE, EXPERTS, MIXTURE_BIASES, NOTES, QK_NORM, SAMPLING, SHARED,
+    SHARED_GATE, SINKS,
 };
 use super::field::{Field, read};
 use super::mllama::{CROSS, EMBEDDINGS, GLOBAL_LAYERS, LAYERS, PROJECTOR};
@@ -26,6 +27,7 @@ pub const FIREBOX: Family = Family {
         EXPERTS,
         MIXTURE_BIASES,
         SHARED,
+        &[SHARED_GATE],
         CROSS,
         EMBEDDINGS,
         LAYERS,

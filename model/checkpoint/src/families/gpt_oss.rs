@@ -21,6 +21,7 @@ pub const GPT_OSS: Family = Family {
     windows: Windows::Alternating,
     partial_rotary: false,
     nope: false,
+    multipliers: false,
     feed_forward: FeedForwardName::Moe,
     normalize: Normalize::Always,
     router: RouterKind::GptOss,

@@ -17,6 +17,7 @@ pub const LLAMA: Family = Family {
     windows: Windows::None,
     partial_rotary: false,
     nope: false,
+    multipliers: false,
     feed_forward: FeedForwardName::Dense,
     normalize: Normalize::Always,
     router: RouterKind::Softmax,

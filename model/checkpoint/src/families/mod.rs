@@ -8,12 +8,14 @@ mod field;
 mod firebox;
 mod glm4_moe;
 mod gpt_oss;
+mod granite_moe;
 mod llama;
 mod mistral;
 mod mixtral;
 mod mllama;
 mod olmoe;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod smollm3;
@@ -25,12 +27,14 @@ pub use field::{Field, Usage};
 pub use firebox::{FIREBOX, ROUTER_BIAS};
 pub use glm4_moe::GLM4_MOE;
 pub use gpt_oss::GPT_OSS;
+pub use granite_moe::GRANITE_MOE;
 pub use llama::LLAMA;
 pub use mistral::MISTRAL;
 pub use mixtral::MIXTRAL;
 pub use mllama::{CROSS_LAYERS, DEFAULT_RATIOS, FIREBOX_VISION, MLLAMA, TEXT_TYPE, TOWER_TYPE};
 pub use olmoe::OLMOE;
 pub use qwen2::QWEN2;
+pub use qwen2_moe::QWEN2_MOE;
 pub use qwen3::QWEN3;
 pub use qwen3_moe::QWEN3_MOE;
 pub use smollm3::SMOLLM3;
@@ -40,7 +44,7 @@ use serde_json::{Value, json};
 use super::layout::{Rule, pattern};
 use firebox_model::config::{
     AttentionBias, AttentionKind, ExpertActivation, FeedForwardName, ModelConfig, MoeConfig,
-    QkNorm, Scores,
+    Multipliers, QkNorm, Scores,
 };
 
 /// A family of checkpoints.
@@ -64,6 +68,9 @@ pub struct Family {
     pub partial_rotary: bool,
     /// Whether layers may have no rotary positions (`no_rope_layers`).
     pub nope: bool,
+    /// Whether it has constant factors of embedding, residual branches, scores and logits (`embedding_multiplier`,
+    /// `residual_multiplier`, `attention_multiplier`, `logits_scaling`).
+    pub multipliers: bool,
     /// What follows attention.
     pub feed_forward: FeedForwardName,
     /// Whether the chosen experts' weights are divided by their sum.
@@ -101,7 +108,9 @@ pub enum Normalize {
 pub enum RouterKind {
     /// The largest softmax probabilities.
     Softmax,
-    /// The same with biases of the logits, which are parameters; and experts with biases and clamped activations.
+    /// The same with a shared expert, whose width is a field of its own and whose output has a learned gate.
+    Qwen2Moe,
+    /// Without shared experts, with biases of the logits, which are parameters; and experts with biases and clamped activations.
     GptOss,
     /// DeepSeek-V3's: sigmoid scores, a selection bias that is part of the checkpoint, groups of experts, a scaling factor,
     /// and shared experts whose width is a multiple of an expert's.
@@ -113,16 +122,18 @@ impl RouterKind {
     fn computes(self, MoeConfig { experts, router }: &MoeConfig, biased: bool) -> bool {
         let clamped = experts.activation != ExpertActivation::Swiglu;
         let of_gpt_oss = [clamped, experts.biases, router.logit_bias];
-        let softmax = (router.groups, router.scaling, experts.shared_d_ff) == (1, 1.0, 0)
+        let shared = (experts.shared_d_ff > 0, experts.shared_gate);
+        let softmax = (router.groups, router.scaling) == (1, 1.0)
             && router.scores == Scores::Softmax
             && !biased;
         match self {
-            Self::Softmax => softmax && of_gpt_oss == [false; 3],
-            Self::GptOss => softmax && of_gpt_oss == [true; 3],
+            Self::Softmax => softmax && of_gpt_oss == [false; 3] && !shared.0,
+            Self::Qwen2Moe => softmax && of_gpt_oss == [false; 3] && shared == (true, true),
+            Self::GptOss => softmax && of_gpt_oss == [true; 3] && !shared.0,
             Self::DeepSeekV3 => {
                 of_gpt_oss == [false; 3]
                     && router.scores == Scores::Sigmoid
-                    && experts.shared_d_ff > 0
+                    && shared == (true, false)
                     && experts.shared_d_ff.is_multiple_of(experts.d_ff)
             }
         }
@@ -162,6 +173,8 @@ pub enum Bias {
     AsConfigured,
     /// Queries, keys and values or none, as `attention_bias` says; none where it is absent.
     QkvAsConfigured,
+    /// Queries, keys and values or none, as `qkv_bias` says.
+    QkvBias,
 }
 
 impl Bias {
@@ -171,7 +184,7 @@ impl Bias {
             Self::None => bias == AttentionBias::None,
             Self::Qkv => bias == AttentionBias::Qkv,
             Self::AsConfigured => bias != AttentionBias::Qkv,
-            Self::QkvAsConfigured => bias != AttentionBias::All,
+            Self::QkvAsConfigured | Self::QkvBias => bias != AttentionBias::All,
         }
     }
 }
@@ -185,6 +198,8 @@ pub enum Windows {
     All,
     /// Each by itself (`layer_types`), or those from `max_window_layers` on.
     ByLayer,
+    /// Each by itself (`layer_types`), or every other layer from the first one on, but none from `max_window_layers` on.
+    EvenBelow,
     /// Each by itself (`layer_types`), or every other layer from the first one on.
     Alternating,
 }
@@ -200,7 +215,7 @@ impl Windows {
         match self {
             Self::None => false,
             Self::All => kinds().all(|kind| kind == AttentionKind::Window(window)),
-            Self::ByLayer | Self::Alternating => {
+            Self::ByLayer | Self::EvenBelow | Self::Alternating => {
                 let allowed = [AttentionKind::Full, AttentionKind::Window(window)];
                 kinds().all(|kind| allowed.contains(&kind))
             }
@@ -210,7 +225,7 @@ impl Windows {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         LLAMA,
         MISTRAL,
         QWEN2,
@@ -219,6 +234,8 @@ impl Family {
         MIXTRAL,
         OLMOE,
         QWEN3_MOE,
+        QWEN2_MOE,
+        GRANITE_MOE,
         DOTS1,
         GLM4_MOE,
         GPT_OSS,
@@ -255,6 +272,7 @@ impl Family {
                 && family.bias.allow(config.attention_bias)
                 && family.windows.allow(&text)
                 && (family.nope || !has_nope)
+                && (family.multipliers || config.multipliers == Multipliers::NONE)
                 && family.has_feed_forwards(config, biased)
                 // Its norm is as wide as the residual stream.
                 && (family.qk_norm != QkNorm::Projection || even)

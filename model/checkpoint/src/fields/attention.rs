@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Bias, Fields, Read, Usage, Windows};
-use firebox_model::config::{AttentionBias, AttentionKind};
+use firebox_model::config::{AttentionBias, AttentionKind, Multipliers};
 
 impl Fields<'_> {
     /// The attention of each layer. A window that is as long as the context hides nothing, and families with a switch
@@ -21,7 +21,7 @@ impl Fields<'_> {
         };
         let window = window.filter(|_| in_use);
         let hides = window.filter(|&window| window < context);
-        let by_layer = self.family.windows == Windows::ByLayer;
+        let by_layer = matches!(self.family.windows, Windows::ByLayer | Windows::EvenBelow);
         let alternating = self.family.windows == Windows::Alternating;
         if (by_layer || alternating)
             && let Some(kinds) = self.get("layer_types")
@@ -41,9 +41,11 @@ impl Fields<'_> {
                 return Err(self.error("layer_types", kind, rule));
             }
         }
-        let begins = match by_layer {
-            true => self.size_or("max_window_layers", absent.max_window_layers)?,
-            false => 0,
+        let bound = self.size_or("max_window_layers", absent.max_window_layers)?;
+        let has_window = |layer: usize| match self.family.windows {
+            Windows::ByLayer => layer >= bound,
+            Windows::EvenBelow => layer.is_multiple_of(2) && layer < bound,
+            Windows::None | Windows::All | Windows::Alternating => true,
         };
         if self.family.windows == Windows::None
             && let Some(window) = hides
@@ -63,7 +65,7 @@ impl Fields<'_> {
             false => vec![true; layers],
         };
         let kind = |(layer, rotary): (usize, bool)| match hides {
-            Some(window) if layer >= begins => AttentionKind::Window(window),
+            Some(window) if has_window(layer) => AttentionKind::Window(window),
             _ if !rotary => AttentionKind::Nope,
             _ => AttentionKind::Full,
         };
@@ -125,14 +127,32 @@ impl Fields<'_> {
         list.iter().map(kind).collect()
     }
 
+    /// The constant factors. That of the scores takes the place of the usual one, and is 1 where it is absent.
+    pub(super) fn multipliers(&self, head_dim: usize) -> Read<Multipliers> {
+        if !self.family.multipliers {
+            return Ok(Multipliers::NONE);
+        }
+        let attention = self.number_or("attention_multiplier", 1.0)?;
+        let usual = Multipliers::usual_attention(head_dim);
+        Ok(Multipliers {
+            embedding: self.number_or("embedding_multiplier", 1.0)?,
+            residual: self.number_or("residual_multiplier", 1.0)?,
+            attention: (attention != usual).then_some(attention),
+            logits_divisor: self.number_or("logits_scaling", 1.0)?,
+        })
+    }
+
     pub(super) fn attention_bias(&self) -> Read<AttentionBias> {
         let absent = self.family.defaults.attention_bias;
         let switch = || self.flag_or("attention_bias", absent);
         Ok(match self.family.bias {
             Bias::Qkv => AttentionBias::Qkv,
+            Bias::QkvBias if self.flag_or("qkv_bias", absent)? => AttentionBias::Qkv,
             Bias::AsConfigured if switch()? => AttentionBias::All,
             Bias::QkvAsConfigured if switch()? => AttentionBias::Qkv,
-            Bias::None | Bias::AsConfigured | Bias::QkvAsConfigured => AttentionBias::None,
+            Bias::None | Bias::AsConfigured | Bias::QkvAsConfigured | Bias::QkvBias => {
+                AttentionBias::None
+            }
         })
     }
 }

@@ -39,14 +39,23 @@ impl Fields<'_> {
                     false => ExpertActivation::Swiglu,
                 },
                 biases: of_gpt_oss,
-                shared_d_ff: self
-                    .size_or("n_shared_experts", absent.n_shared_experts)?
-                    .saturating_mul(d_ff),
+                shared_d_ff: match family.router {
+                    RouterKind::Qwen2Moe => self.size_or(
+                        "shared_expert_intermediate_size",
+                        absent.shared_expert_intermediate_size,
+                    )?,
+                    _ => self
+                        .size_or("n_shared_experts", absent.n_shared_experts)?
+                        .saturating_mul(d_ff),
+                },
+                shared_gate: family.router == RouterKind::Qwen2Moe,
             },
             router: RouterConfig {
                 logit_bias: of_gpt_oss,
                 scores: match family.router {
-                    RouterKind::Softmax | RouterKind::GptOss => Scores::Softmax,
+                    RouterKind::Softmax | RouterKind::Qwen2Moe | RouterKind::GptOss => {
+                        Scores::Softmax
+                    }
                     RouterKind::DeepSeekV3 => Scores::Sigmoid,
                 },
                 scaling: self.number_or("routed_scaling_factor", 1.0)?,

@@ -2,7 +2,7 @@
 
 use firebox_model::config::{
     AttentionBias, AttentionKind, BalanceKind, ExpertActivation, ExpertsConfig, LayerConfig,
-    ModelConfig, MoeConfig, QkNorm, RopeScaling, RouterConfig,
+    ModelConfig, MoeConfig, Multipliers, QkNorm, RopeScaling, RouterConfig,
 };
 use serde_json::json;
 
@@ -152,6 +152,38 @@ fn absent_fields_have_the_defaults_of_transformers() {
     } = mixture.router;
     assert_eq!((normalize, scaling, groups, top_groups), (false, 1.0, 1, 1));
     assert_eq!(balance_coefficient, 0.0);
+    let granite = of("granitemoe");
+    assert_eq!(sizes(&granite), [32_000, 4096, 32, 32, 32, 128, 2048]);
+    assert_eq!(experts(&granite), [8, 2, 11_008]);
+    // The factor of the scores is 1 too, and not the usual one.
+    let ones = Multipliers {
+        attention: Some(1.0),
+        ..Multipliers::NONE
+    };
+    assert_eq!(granite.multipliers, ones);
+    assert_eq!(granite.attention_bias, AttentionBias::None);
+    assert!(granite.moe.unwrap().router.normalize);
+    let qwen2_moe = of("qwen2_moe");
+    assert_eq!(sizes(&qwen2_moe), [151_936, 2048, 24, 16, 16, 128, 32_768]);
+    assert_eq!(experts(&qwen2_moe), [60, 4, 1408]);
+    assert_eq!(qwen2_moe.attention_bias, AttentionBias::Qkv);
+    assert_eq!(qwen2_moe.layers, [LayerConfig::MOE; 24]);
+    let MoeConfig {
+        experts: of_qwen,
+        router,
+    } = qwen2_moe.moe.unwrap();
+    assert_eq!((of_qwen.shared_d_ff, of_qwen.shared_gate), (5632, true));
+    assert_eq!(
+        (router.normalize, router.balance_coefficient),
+        (false, 0.001)
+    );
+    // Windows are in even layers below a bound.
+    let windows = json!({
+        "model_type": "qwen2_moe", "num_hidden_layers": 6, "use_sliding_window": true, "max_window_layers": 3,
+    });
+    let windows = read(&windows.to_string()).unwrap().model.layers;
+    let kinds = windows.iter().map(|layer| layer.attention.window());
+    assert!(kinds.eq([Some(4096), None, Some(4096), None, None, None]));
     let oss = of("gpt_oss");
     assert_eq!(sizes(&oss), [201_088, 2880, 36, 64, 8, 64, 131_072]);
     assert_eq!(experts(&oss), [128, 4, 2880]);

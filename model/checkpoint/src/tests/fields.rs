@@ -4,8 +4,8 @@ use firebox_model::config::{AttentionBias, AttentionKind, ModelConfig, QkNorm};
 use serde_json::{Value, json};
 
 use super::{
-    attending, biased_attention, changed, dense, dots, family, glm, gpt_oss, moe, read, seeing,
-    with_dense,
+    attending, biased_attention, changed, dense, dots, family, glm, gpt_oss, granite, moe,
+    qwen2_moe, read, seeing, with_dense,
 };
 use crate::families::{Family, Field, Usage};
 
@@ -46,7 +46,7 @@ fn unsupported_fields_are_rejected_by_name() {
 }
 
 /// A model that each family computes; the mixture of Qwen3-MoE has a dense layer.
-fn models() -> [ModelConfig; 14] {
+fn models() -> [ModelConfig; 16] {
     let normed = |qk_norm| ModelConfig { qk_norm, ..moe() };
     let models = [
         dense(QkNorm::None),
@@ -57,6 +57,8 @@ fn models() -> [ModelConfig; 14] {
         moe(),
         normed(QkNorm::Projection),
         with_dense(normed(QkNorm::Head), &[0]),
+        qwen2_moe(),
+        granite(),
         dots(),
         glm(),
         gpt_oss(),

@@ -13,14 +13,14 @@ use serde_json::{Map, Value};
 
 use crate::dtype::StoredDtype as _;
 use crate::families::{
-    DOTS1, FIREBOX, FIREBOX_VISION, Family, GLM4_MOE, GPT_OSS, LLAMA, MISTRAL, MIXTRAL, MLLAMA,
-    OLMOE, QWEN2, QWEN3, QWEN3_MOE, SMOLLM3,
+    DOTS1, FIREBOX, FIREBOX_VISION, Family, GLM4_MOE, GPT_OSS, GRANITE_MOE, LLAMA, MISTRAL,
+    MIXTRAL, MLLAMA, OLMOE, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, SMOLLM3,
 };
 use crate::{Accept, CONFIG_FILE, CheckpointConfig, Notes, config_json, read_config};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
     AttentionBias, AttentionKind, BalanceKind, ExpertActivation, ExpertsConfig, FeedForwardKind,
-    LayerConfig, ModelConfig, MoeConfig, QkNorm, RouterConfig, Scores, VisionConfig,
+    LayerConfig, ModelConfig, MoeConfig, Multipliers, QkNorm, RouterConfig, Scores, VisionConfig,
 };
 
 /// An MoE model in Mixtral's family, with a distinct value in every field.
@@ -38,6 +38,7 @@ fn moe() -> ModelConfig {
         norm_epsilon: 1e-6,
         tied_embeddings: true,
         initializer_range: 0.03,
+        multipliers: Multipliers::NONE,
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
         sinks: false,
@@ -51,6 +52,7 @@ fn moe() -> ModelConfig {
                 activation: ExpertActivation::Swiglu,
                 biases: false,
                 shared_d_ff: 0,
+                shared_gate: false,
             },
             router: RouterConfig {
                 balance: BalanceKind::Pooled,
@@ -130,6 +132,30 @@ fn glm() -> ModelConfig {
         qk_norm: QkNorm::None,
         ..dots()
     }
+}
+
+/// A model of the family of Granite-MoE, with a distinct value in every field.
+fn granite() -> ModelConfig {
+    let multipliers = Multipliers {
+        embedding: 12.0,
+        residual: 0.22,
+        attention: Some(0.015_625),
+        logits_divisor: 6.0,
+    };
+    ModelConfig {
+        multipliers,
+        ..moe()
+    }
+}
+
+/// A model of the family of Qwen2-MoE, with a distinct value in every field.
+fn qwen2_moe() -> ModelConfig {
+    let mut model = with_dense(moe(), &[1, 2]);
+    model.attention_bias = AttentionBias::Qkv;
+    let MoeConfig { experts, router } = mixture(&mut model);
+    (experts.shared_d_ff, experts.shared_gate) = (28, true);
+    router.normalize = false;
+    model
 }
 
 /// A model of the family of gpt-oss, with a distinct value in every field.
@@ -296,7 +322,44 @@ fn every_family_reads_what_it_writes() {
             },
             GLM4_MOE,
         ),
-        (biased_attention(moe(), AttentionBias::All), FIREBOX),
+        (granite(), GRANITE_MOE),
+        (biased_attention(granite(), AttentionBias::All), GRANITE_MOE),
+        (biased_attention(granite(), AttentionBias::Qkv), FIREBOX),
+        // The factors of Granite are all 1, but that of the scores, which is the usual one.
+        (biased_attention(moe(), AttentionBias::All), GRANITE_MOE),
+        (
+            ModelConfig {
+                multipliers: Multipliers {
+                    residual: 0.5,
+                    ..Multipliers::NONE
+                },
+                ..moe()
+            },
+            GRANITE_MOE,
+        ),
+        (
+            ModelConfig {
+                multipliers: granite().multipliers,
+                ..dense(QkNorm::None)
+            },
+            FIREBOX,
+        ),
+        (qwen2_moe(), QWEN2_MOE),
+        (
+            biased_attention(qwen2_moe(), AttentionBias::None),
+            QWEN2_MOE,
+        ),
+        (biased_attention(qwen2_moe(), AttentionBias::All), FIREBOX),
+        (attending(qwen2_moe(), &[window, full]), QWEN2_MOE),
+        (attending(qwen2_moe(), &[full, window, window]), QWEN2_MOE),
+        (
+            {
+                let mut model = qwen2_moe();
+                mixture(&mut model).experts.shared_gate = false;
+                model
+            },
+            FIREBOX,
+        ),
         (
             ModelConfig {
                 sinks: true,

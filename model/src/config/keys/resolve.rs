@@ -1,14 +1,14 @@
 //! From keys to a configuration.
 
 use super::{
-    ActivationName, AttentionName, ExpertsKeys, FeedForwardName, ModelKeys, RopeScalingKeys,
-    RopeScalingName, RouterKeys, VisionKeys,
+    ActivationName, AttentionName, ExpertsKeys, FeedForwardName, ModelKeys, MultipliersKeys,
+    RopeScalingKeys, RopeScalingName, RouterKeys, VisionKeys,
 };
 use crate::config::rules::{check_layers, require};
 use crate::config::vision::CROSS_LAYERS;
 use crate::config::{
     AttentionKind, ConfigError, ExpertActivation, ExpertsConfig, FeedForwardKind, LARGEST_SIZE,
-    LayerConfig, ModelConfig, MoeConfig, RopeScaling, RouterConfig, VisionConfig,
+    LayerConfig, ModelConfig, MoeConfig, Multipliers, RopeScaling, RouterConfig, VisionConfig,
 };
 
 type Checked<T> = Result<T, ConfigError>;
@@ -47,6 +47,10 @@ impl ModelKeys {
             norm_epsilon: self.norm_epsilon.unwrap_or(1e-5),
             tied_embeddings: self.tied_embeddings.unwrap_or(false),
             initializer_range: self.initializer_range.unwrap_or(0.02),
+            multipliers: match &self.multipliers {
+                None => Multipliers::NONE,
+                Some(keys) => keys.resolve(),
+            },
             qk_norm: self.qk_norm.unwrap_or_default(),
             attention_bias: self.attention_bias.unwrap_or_default(),
             sinks: self.sinks.unwrap_or(false),
@@ -197,6 +201,7 @@ impl ExpertsKeys {
             activation: self.activation()?,
             biases: self.biases.unwrap_or(false),
             shared_d_ff: self.shared_d_ff.unwrap_or(0),
+            shared_gate: self.shared_gate.unwrap_or(false),
         })
     }
 
@@ -217,6 +222,19 @@ impl ExpertsKeys {
             }
         }
         Ok(ExpertActivation::Swiglu)
+    }
+}
+
+impl MultipliersKeys {
+    /// The factors, which are not checked yet; absent keys are those of [`Multipliers::NONE`].
+    fn resolve(&self) -> Multipliers {
+        let absent = Multipliers::NONE;
+        Multipliers {
+            embedding: self.embedding.unwrap_or(absent.embedding),
+            residual: self.residual.unwrap_or(absent.residual),
+            attention: self.attention,
+            logits_divisor: self.logits_divisor.unwrap_or(absent.logits_divisor),
+        }
     }
 }
 

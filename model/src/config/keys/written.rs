@@ -4,11 +4,11 @@ use serde::{Serialize, Serializer};
 
 use super::{
     ActivationName, AttentionName, DenseKeys, ExpertsKeys, FeedForwardName, ModelKeys,
-    RopeScalingKeys, RopeScalingName, RouterKeys, VisionKeys,
+    MultipliersKeys, RopeScalingKeys, RopeScalingName, RouterKeys, VisionKeys,
 };
 use crate::config::{
-    AttentionKind, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, RopeScaling,
-    RouterConfig, VisionConfig,
+    AttentionKind, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, Multipliers,
+    RopeScaling, RouterConfig, VisionConfig,
 };
 
 impl ModelKeys {
@@ -53,6 +53,8 @@ impl ModelKeys {
                 None => FeedForwardName::Dense,
             }),
             rope_scaling: model.rope_scaling.as_ref().map(RopeScalingKeys::of),
+            multipliers: (model.multipliers != Multipliers::NONE)
+                .then(|| MultipliersKeys::of(&model.multipliers)),
             dense: dense(model),
             experts: moe.map(|moe| ExpertsKeys::of(&moe.experts)),
             router: moe.map(|moe| RouterKeys::of(&moe.router)),
@@ -134,6 +136,7 @@ impl ExpertsKeys {
             activation: Some(ActivationName::Swiglu),
             biases: Some(experts.biases),
             shared_d_ff: Some(experts.shared_d_ff),
+            shared_gate: experts.shared_gate.then_some(true),
             ..Self::default()
         };
         match experts.activation {
@@ -144,6 +147,17 @@ impl ExpertsKeys {
                 alpha: Some(alpha),
                 ..plain
             },
+        }
+    }
+}
+
+impl MultipliersKeys {
+    fn of(multipliers: &Multipliers) -> Self {
+        Self {
+            embedding: Some(multipliers.embedding),
+            residual: Some(multipliers.residual),
+            attention: multipliers.attention,
+            logits_divisor: Some(multipliers.logits_divisor),
         }
     }
 }
