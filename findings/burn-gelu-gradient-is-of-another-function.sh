@@ -27,9 +27,9 @@ fn main() {
         let device = device.autodiff();
         let x = Tensor::<1>::from_floats([1.0, 2.0], &device).require_grad();
         let y = gelu(x.clone());
-        let values = y.to_data().to_vec::<f32>().unwrap();
+        let values = y.to_data().try_to_vec::<f32>().unwrap();
         let gradients = y.sum().backward();
-        let gradient = x.grad(&gradients).unwrap().to_data().to_vec::<f32>().unwrap();
+        let gradient = x.grad(&gradients).unwrap().to_data().try_to_vec::<f32>().unwrap();
         println!("{name}: values {values:.4?}, gradient {gradient:.4?}");
     }
 }

@@ -5,6 +5,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use firebox_console::advice::Advise;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::device;
+use firebox_runtime::testing::values;
 
 use super::*;
 use crate::InferError;
@@ -48,7 +49,7 @@ fn by_forward(engine: &Engine, text: &str, before: usize) -> (f64, bool) {
         .forward(tokens.reshape([1, count as i32]))
         .logits
         .reshape([count as i32, -1]);
-    let likely: Vec<f32> = log_softmax(logits, 1).into_data().to_vec().unwrap();
+    let likely = values(log_softmax(logits, 1));
     let vocabulary = likely.len() / count;
     let mut found = (0.0, true);
     for place in before..count {
