@@ -113,7 +113,11 @@ fn what_a_study_cannot_do_is_said_before_it_trains() {
         assert!(log.contains(expected), "{log}");
         assert!(!test.path("study/mixture-0").exists());
     };
-    fails(&file, &["--tokens", "10"], "10 tokens are less than a step");
+    fails(
+        &file,
+        &["--tokens", "10"],
+        "10 tokens are too few for a step",
+    );
     fails(
         &file,
         &["--tokens", "9", "--seconds", "1"],

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 
+use super::Equal;
 use crate::config::ConfigError;
 use crate::error::TrainError;
 use crate::report::ReportError;
@@ -31,12 +32,12 @@ pub enum StudyError {
         source: ConfigError,
     },
     /// The variant trains for less than a step.
-    #[error("variant {variant:?}: {what} are less than a step of training")]
+    #[error("variant {variant:?}: {what} are too few for a step")]
     TooLittle {
         /// Its name.
         variant: String,
         /// What all variants have.
-        what: String,
+        what: Equal,
     },
     /// The folder has another study.
     #[error("{} has a study that was begun with other values of {}", folder.display(), keys.join(", "))]

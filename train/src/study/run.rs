@@ -152,10 +152,9 @@ fn steps(study: &Study, configs: &[RunConfig], device: &str) -> Result<Vec<u64>,
             steps = low;
         }
         if steps == 0 {
-            let (key, value) = study.equal.key_and_value();
             return Err(StudyError::TooLittle {
                 variant: variant.name.clone(),
-                what: format!("{} {key}", brief(value)),
+                what: study.equal,
             });
         }
         Ok(steps)
