@@ -68,6 +68,15 @@ impl Recorded {
         })
     }
 
+    /// The validations that a chart shows: without the one before the first step, beside which all others look alike, where there
+    /// are others.
+    pub(crate) fn charted(&self) -> &[ValidationRecord] {
+        match &self.validations[..] {
+            [first, others @ ..] if first.step == 0 && others.len() > 1 => others,
+            all => all,
+        }
+    }
+
     /// Tokens per second of training over the whole run, without validation.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let last = self.last()?;

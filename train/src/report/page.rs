@@ -66,7 +66,7 @@ impl Report {
                 Scale::Linear,
             );
             self.runs.iter().fold(chart, |chart, run| {
-                let points = run.validations.iter();
+                let points = run.charted().iter();
                 let points =
                     points.map(|record| (x(record), record.validation.whole.nats_per_token));
                 chart.series(Series::new(&run.name, points))
@@ -252,7 +252,7 @@ impl Recorded {
         let title = format!("{}: held-out loss by source", self.name);
         let chart = Chart::new(title, "step", "bits per byte", Scale::Linear);
         Some(last.iter().fold(chart, |chart, SourceLoss { name, .. }| {
-            let points = self.validations.iter().filter_map(|record| {
+            let points = self.charted().iter().filter_map(|record| {
                 let mut sources = record.validation.sources.iter();
                 let source = sources.find(|source| source.name == *name)?;
                 Some((record.step as f64, source.bits_per_byte))
@@ -282,7 +282,7 @@ impl Recorded {
                 .iter()
                 .enumerate()
                 .fold(chart, |chart, (color, (name, of))| {
-                    let points = self.validations.iter().filter_map(|record| {
+                    let points = self.charted().iter().filter_map(|record| {
                         let mut captions = record.validation.captions.iter();
                         Some((
                             record.step as f64,

@@ -45,7 +45,7 @@ impl StudyResult {
         let by_variant = self.report.runs.chunks(self.study.seeds.len()).enumerate();
         by_variant.fold(chart, |chart, (color, runs)| {
             runs.iter().fold(chart, |chart, run| {
-                let points = run.validations.iter();
+                let points = run.charted().iter();
                 let points =
                     points.map(|record| (record.seconds, record.validation.whole.nats_per_token));
                 chart.series(Series::new(&run.name, points).color(color))
