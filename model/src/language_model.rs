@@ -221,7 +221,7 @@ impl LanguageModel {
 
     /// The type that its matrices are held in.
     pub fn weight_type(&self) -> DType {
-        self.first().attention.query.weight.val().dtype()
+        self.first().attention.output().weight.val().dtype()
     }
 
     /// The first layer, which attends to the text in every model.

@@ -20,7 +20,9 @@ use crate::moe::loads::ExpertLoads;
 use crate::network::{Local, Network, PaddedRows};
 use crate::parameters::RandomParameters;
 use crate::sampling::{Sampling, Scored};
-use crate::testing::{clamped, moe, text, tiny, windowed, with_experts, without_positions};
+use crate::testing::{
+    clamped, latent, latent_multiplied, moe, text, tiny, windowed, with_experts, without_positions,
+};
 use crate::timeline::{Activity, Span};
 
 const SEED: u64 = 7;
@@ -74,6 +76,7 @@ fn on_ranks<T: Send + 'static>(
 fn cases() -> Vec<(&'static str, ModelConfig, Vec<[usize; 3]>)> {
     let mut shared = tiny();
     moe(&mut shared).experts.shared_d_ff = 5;
+    moe(&mut shared).experts.shared_gate = true;
     shared.tied_embeddings = true;
     let mut normed = tiny();
     normed.qk_norm = QkNorm::Projection;
@@ -101,6 +104,16 @@ fn cases() -> Vec<(&'static str, ModelConfig, Vec<[usize; 3]>)> {
         ("shared experts, a tied head", shared, all.clone()),
         ("a norm over all heads", normed, all.clone()),
         ("a norm of each head", by_head, all),
+        (
+            "latent attention",
+            latent(),
+            vec![[2, 1, 1], [1, 3, 1], [2, 4, 2]],
+        ),
+        (
+            "latent attention of another kind, factors",
+            latent_multiplied(),
+            vec![[1, 2, 1], [2, 3, 1]],
+        ),
         (
             "one key/value head, five experts",
             single,
