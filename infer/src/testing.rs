@@ -30,6 +30,7 @@ pub fn tiny_config() -> ModelConfig {
         // Large enough for the outputs of a fresh model to be far from uniform.
         initializer_range: 0.3,
         multipliers: Multipliers::NONE,
+        latent: None,
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
         sinks: false,

@@ -3,6 +3,7 @@
 //! Nothing is allocated. Counts are `u128`, which holds products of four sizes of up to 2²⁴ each, the largest that a
 //! configuration allows. Operations are `f64`: exact up to 2⁵³, and to 15 digits beyond.
 
+mod latent;
 mod pictures;
 
 use serde::Serialize;
@@ -18,7 +19,7 @@ const BYTES_PER_F32: u128 = 4;
 pub struct Parameters {
     /// The embedding table, `[vocab_size, d_model]`; eight rows more in a model that sees pictures.
     pub embedding: u128,
-    /// Query, key, value and output projections of all layers.
+    /// Query, key, value and output projections of all layers, and those of latents.
     pub attention: u128,
     /// Router weights `[experts, d_model]` of all MoE layers, and where the shared experts have a gate, its `[d_model]`.
     pub router: u128,
@@ -56,6 +57,8 @@ impl Parameters {
         let heads = config.heads as u128 * config.head_dim as u128;
         let kv_heads = config.kv_heads as u128 * config.head_dim as u128;
         let experts = experts(config) as u128;
+        let latent = config.latent.as_ref();
+        let latent = latent.map(|latent| latent::Latent::of(config, latent));
         let qk_norms = match config.qk_norm {
             QkNorm::None => 0,
             QkNorm::Projection => heads + kv_heads,
@@ -74,13 +77,17 @@ impl Parameters {
         Self {
             embedding: config.embedding_rows() as u128 * d_model,
             // Query and output projections have the width of all heads, key and value projections that of the key/value heads.
-            attention: layers * 2 * d_model * (heads + kv_heads),
+            attention: match &latent {
+                None => layers * 2 * d_model * (heads + kv_heads),
+                Some(latent) => layers * latent.matrices,
+            },
             router: moe_layers(config) * (experts + shared_gate(config)) * d_model,
             feed_forward: experts * expert_parameters_all_layers(config)
                 + shared_experts(config)
                 + dense_layers(config),
-            norms: (2 * layers + 1) * d_model + layers * qk_norms,
-            biases: layers * (biases + sinks)
+            norms: (2 * layers + 1) * d_model
+                + layers * latent.as_ref().map_or(qk_norms, |latent| latent.norms),
+            biases: layers * (latent.as_ref().map_or(biases, |latent| latent.biases) + sinks)
                 + router_biases(config)
                 + experts * expert_biases(config),
             head: if config.tied_embeddings {
@@ -183,7 +190,8 @@ pub struct Operations {
     /// Forward pass, if every expert processed every token; equal to `forward` for a dense model.
     pub forward_every_expert: f64,
     /// Forward pass, attention scores and their product with the values, at full context: with causal attention a token
-    /// attends to half the context on average, `2 · 2 · heads · head_dim · context / 2` per layer; with a window to fewer.
+    /// attends to half the context on average, `2 · 2 · heads · head_dim · context / 2` per layer; with a window to fewer. With
+    /// latent attention, those of keys and values of every head, as training computes them.
     pub attention_scores: f64,
     /// Training, three times `forward`: the backward pass has one product for the gradients of the inputs and one for
     /// those of the weights (arXiv 2001.08361, section 2.1). Excludes attention scores.
@@ -245,7 +253,12 @@ impl Accounting {
         };
         let keys = config.layers.iter();
         let keys: f64 = keys.map(|layer| mean_keys(config, layer.attention)).sum();
-        let attention_scores = 2.0 * 2.0 * (config.heads * config.head_dim) as f64 * keys;
+        // A key of each head, and a value.
+        let values = config
+            .latent
+            .map_or(config.head_dim, |latent| latent.value_dim);
+        let of_head = (config.head_dim + values) as f64;
+        let attention_scores = 2.0 * config.heads as f64 * of_head * keys;
         let forward = 2.0 * (shared + selected) as f64;
         let unselected = config
             .moe
@@ -278,7 +291,8 @@ impl Accounting {
 mod tests {
     use super::*;
     use crate::config::{
-        ExpertActivation, ExpertsConfig, LayerConfig, MoeConfig, Multipliers, RouterConfig,
+        ExpertActivation, ExpertsConfig, LatentConfig, LayerConfig, MoeConfig, Multipliers,
+        RouterConfig,
     };
     use crate::language_model::LanguageModel;
     use crate::parameters::{ParameterInfo, Role};
@@ -300,6 +314,7 @@ mod tests {
             tied_embeddings: false,
             initializer_range: 0.02,
             multipliers: Multipliers::NONE,
+            latent: None,
             qk_norm: QkNorm::None,
             attention_bias: AttentionBias::None,
             sinks: false,
@@ -444,6 +459,18 @@ mod tests {
         moe(&mut shared).experts.shared_gate = true;
         shared.attention_bias = AttentionBias::Qkv;
         shared.sinks = true;
+        let latent = |query_rank| ModelConfig {
+            kv_heads: 168,
+            rotary_dim: 64,
+            attention_bias: AttentionBias::All,
+            latent: Some(LatentConfig {
+                rank: 512,
+                query_rank,
+                value_dim: 100,
+                interleaved: true,
+            }),
+            ..described()
+        };
         let mut biased = described();
         moe(&mut biased).experts.biases = true;
         moe(&mut biased).router.logit_bias = true;
@@ -454,6 +481,8 @@ mod tests {
             shared.dense_baseline(),
             shared,
             biased,
+            latent(None),
+            latent(Some(1536)),
         ] {
             let built = LanguageModel::parameter_list(&config);
             let of = |roles: &[Role]| {
@@ -492,6 +521,38 @@ mod tests {
         let added = |to: [u128; 2]| [to[0] - plain[0], to[1] - plain[1]];
         assert_eq!(added(of_experts), [16 * one, 2 * one]);
         assert_eq!(added(of_routers), [120 * 16; 2]);
+    }
+
+    /// The published sizes: 671 billion parameters, of which a token passes 37 billion (without the table of embeddings).
+    #[test]
+    fn deepseek_v3_has_the_published_numbers() {
+        let mut config = ModelConfig {
+            vocab_size: 129_280,
+            d_model: 7168,
+            heads: 128,
+            kv_heads: 128,
+            head_dim: 192,
+            rotary_dim: 64,
+            context_length: 163_840,
+            latent: Some(LatentConfig {
+                rank: 512,
+                query_rank: Some(1536),
+                value_dim: 128,
+                interleaved: true,
+            }),
+            layers: vec![LayerConfig::MOE; 61],
+            ..described()
+        };
+        config.layers[..3].fill(LayerConfig::dense(18_432));
+        let experts = &mut moe(&mut config).experts;
+        (experts.count, experts.top_k, experts.d_ff) = (256, 8, 2048);
+        experts.shared_d_ff = 2048;
+        let accounting = Accounting::of(&config);
+        assert_eq!(accounting.total / 1_000_000_000, 671);
+        assert_eq!(three_digits(accounting.active as f64), "3.66e10");
+        // 576 values a token and layer, where heads of their own would take 40,960.
+        let cached = crate::cache::CacheShape::from(&config).token_bytes();
+        assert_eq!(cached, 61 * 576 * 4);
     }
 
     #[test]

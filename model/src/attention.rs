@@ -1,4 +1,6 @@
-//! Grouped-query attention.
+//! Attention to the text: grouped-query attention, or latent attention.
+
+mod latent;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -11,6 +13,85 @@ use crate::norm::RmsNorm;
 use crate::parallel::{Shard, TensorGroup};
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use firebox_kernels::{AttentionInput, AttentionSpec, Precision, attention};
+
+pub use latent::{LatentAttention, LatentQueries, Queries};
+
+/// The attention of a layer to the text, as configured.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // one per layer
+pub enum SelfAttention {
+    /// Projections of the residual stream.
+    Grouped(Attention),
+    /// Keys and values of a latent.
+    Latent(LatentAttention),
+}
+
+impl SelfAttention {
+    /// Takes the parameters of a layer's attention from `source`, under `path`.
+    ///
+    /// # Errors
+    ///
+    /// When the source does not have a parameter of the required path and shape.
+    pub fn new<S: ParameterSource>(
+        config: &ModelConfig,
+        kind: AttentionKind,
+        path: &str,
+        source: &mut S,
+    ) -> Result<Self, S::Error> {
+        Ok(match config.latent {
+            None => Self::Grouped(Attention::new(config, kind, path, source)?),
+            Some(latent) => Self::Latent(LatentAttention::new(config, latent, path, source)?),
+        })
+    }
+
+    /// See [`Attention::forward`].
+    pub fn forward(&self, x: Tensor<2>, layout: &Layout, cache: Option<LayerStep>) -> Tensor<2> {
+        match self {
+            Self::Grouped(attention) => attention.forward(x, layout, cache),
+            Self::Latent(attention) => attention.forward(x, layout, cache),
+        }
+    }
+
+    /// The projection of what was attended to.
+    pub fn output(&self) -> &Linear {
+        match self {
+            Self::Grouped(attention) => &attention.output,
+            Self::Latent(attention) => &attention.output,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn output_mut(&mut self) -> &mut Linear {
+        match self {
+            Self::Grouped(attention) => &mut attention.output,
+            Self::Latent(attention) => &mut attention.output,
+        }
+    }
+
+    /// Computes the products at this precision from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        match self {
+            Self::Grouped(attention) => attention.precision = precision,
+            Self::Latent(attention) => attention.precision = precision,
+        }
+    }
+
+    /// What a cache keeps of a token in a layer: heads and their width, and whether keys serve as values too.
+    pub(crate) fn cached(&self) -> ([usize; 2], bool) {
+        match self {
+            Self::Grouped(attention) => ([attention.kv_heads, attention.head_dim], false),
+            Self::Latent(attention) => ([1, attention.cached()], true),
+        }
+    }
+
+    /// Makes this one rank of a tensor-parallel group, with its share of the heads.
+    pub(crate) fn join(&mut self, group: &TensorGroup, shard: &Shard, config: &ModelConfig) {
+        match self {
+            Self::Grouped(attention) => attention.join(group, shard, config),
+            Self::Latent(attention) => attention.join(group),
+        }
+    }
+}
 
 /// Grouped-query attention (arXiv 2305.13245); one key/value head makes it multi-query
 /// (arXiv 1911.02150).
@@ -130,11 +211,6 @@ impl Attention {
             head_dim,
             ranks: None,
         })
-    }
-
-    /// Number of key/value heads that it has.
-    pub fn kv_heads(&self) -> usize {
-        self.kv_heads
     }
 
     /// Makes this one rank of a tensor-parallel group, with its share of the heads.

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use crate::attention::Attention;
+use crate::attention::SelfAttention;
 use crate::cache::LayerStep;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
@@ -20,7 +20,7 @@ pub struct Block {
     /// Before attention.
     pub attention_norm: RmsNorm,
     /// Attention.
-    pub attention: Attention,
+    pub attention: SelfAttention,
     /// Before the feed-forward.
     pub feed_forward_norm: RmsNorm,
     /// The feed-forward.
@@ -44,7 +44,7 @@ impl Block {
         let width = (Axis::Model, config.d_model);
         Ok(Self {
             attention_norm: RmsNorm::new(config, width, &path("attention_norm"), source)?,
-            attention: Attention::new(
+            attention: SelfAttention::new(
                 config,
                 config.layers[layer].attention,
                 &path("attention"),

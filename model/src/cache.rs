@@ -19,7 +19,9 @@ use crate::language_model::LanguageModel;
 use crate::layer::Layer;
 use crate::vision::{Gaze, PictureKeys, Sight};
 use firebox_kernels::rope::Rotary;
-use firebox_kernels::{AttentionSpec, CachedInput, Segment, Segments, cached_attention};
+use firebox_kernels::{
+    AttentionSpec, CachedInput, Segment, Segments, SharedInput, cached_attention, shared_attention,
+};
 
 /// Tokens of a block where nobody says otherwise.
 pub const BLOCK_TOKENS: usize = 16;
@@ -27,8 +29,8 @@ pub const BLOCK_TOKENS: usize = 16;
 /// Keys and values of one layer.
 #[derive(Debug, Clone)]
 struct LayerCache {
-    keys: Tensor<4>,   // [kv_heads, blocks, block_tokens, head_dim]
-    values: Tensor<4>, // [kv_heads, blocks, block_tokens, head_dim]
+    keys: Tensor<4>,           // [kv_heads, blocks, block_tokens, head_dim]
+    values: Option<Tensor<4>>, // the same; none where the keys serve as values too
 }
 
 /// A layer's part of a step.
@@ -64,14 +66,46 @@ impl LayerStep<'_> {
             segments: self.segments,
             spec,
         };
-        cached_attention(input, [&mut self.cache.keys, &mut self.cache.values])
+        let LayerCache { keys, values } = self.cache;
+        let values = values.as_mut().expect("a cache of values");
+        cached_attention(input, [keys, values])
+    }
+
+    /// The same with keys that serve as values too, after their rotation.
+    ///
+    /// # Shapes
+    ///
+    /// - `query`: `[rows, heads · head_dim]`, before the rotary embedding
+    /// - `key`: `[rows, kv_heads · head_dim]`, before the rotary embedding
+    /// - `rotary`: of each row
+    /// - output: `[rows, heads · head_dim]`
+    pub(crate) fn attend_shared(
+        self,
+        query: Tensor<2>,
+        key: Tensor<2>,
+        rotary: &Rotary,
+        spec: AttentionSpec,
+    ) -> Tensor<2> {
+        let input = SharedInput {
+            query,
+            key,
+            rotary,
+            segments: self.segments,
+            spec,
+        };
+        shared_attention(input, &mut self.cache.keys)
     }
 }
 
 impl LayerCache {
+    /// All of its tensors, to be changed.
+    fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor<4>> {
+        std::iter::once(&mut self.keys).chain(&mut self.values)
+    }
+
     /// Makes room for so many blocks.
     fn grow(&mut self, blocks: usize) {
-        for cached in [&mut self.keys, &mut self.values] {
+        for cached in self.tensors_mut() {
             let [kv_heads, so_far, tokens, head_dim] = cached.dims();
             let room = Tensor::zeros([kv_heads, blocks, tokens, head_dim], &cached.device());
             let place = [0..kv_heads, 0..so_far, 0..tokens, 0..head_dim];
@@ -81,7 +115,7 @@ impl LayerCache {
 
     /// What is in one block, to another.
     fn copy(&mut self, from: usize, to: usize) {
-        for cached in [&mut self.keys, &mut self.values] {
+        for cached in self.tensors_mut() {
             let [kv_heads, _, tokens, head_dim] = cached.dims();
             let from = Tensor::<1, Int>::from_ints([from as i32], &cached.device());
             // A copy, where a slice would hold on to all of the cache, which were not changed in place then.
@@ -122,22 +156,35 @@ pub struct CacheShape {
     pub kv_heads: usize,
     /// Values of a head.
     pub head_dim: usize,
+    /// Whether keys serve as values too, so that there are no others (latent attention).
+    pub shared: bool,
 }
 
 impl CacheShape {
     /// Bytes of a token's keys and values in all layers, in f32.
     pub fn token_bytes(&self) -> usize {
-        2 * self.layers * self.kv_heads * self.head_dim * size_of::<f32>()
+        let tensors = if self.shared { 1 } else { 2 };
+        tensors * self.layers * self.kv_heads * self.head_dim * size_of::<f32>()
     }
 }
 
 impl From<&ModelConfig> for CacheShape {
     /// That of the whole model.
     fn from(config: &ModelConfig) -> Self {
-        Self {
-            layers: config.text_layers(),
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
+        let layers = config.text_layers();
+        match config.latent {
+            None => Self {
+                layers,
+                kv_heads: config.kv_heads,
+                head_dim: config.head_dim,
+                shared: false,
+            },
+            Some(latent) => Self {
+                layers,
+                kv_heads: 1,
+                head_dim: latent.cached(config.rotary_dim),
+                shared: true,
+            },
         }
     }
 }
@@ -145,14 +192,18 @@ impl From<&ModelConfig> for CacheShape {
 impl From<&LanguageModel> for CacheShape {
     /// Of the layers and heads that a rank has of the model.
     fn from(model: &LanguageModel) -> Self {
+        let whole = Self::from(model.config());
         let mut layers = model.blocks.iter().filter_map(Layer::text);
-        let config = model.config();
         // A stage may have none.
-        let first = layers.next();
+        let Some(first) = layers.next() else {
+            return Self { layers: 0, ..whole };
+        };
+        let ([kv_heads, head_dim], shared) = first.attention.cached();
         Self {
-            layers: usize::from(first.is_some()) + layers.count(),
-            kv_heads: first.map_or(config.kv_heads, |block| block.attention.kv_heads()),
-            head_dim: config.head_dim,
+            layers: 1 + layers.count(),
+            kv_heads,
+            head_dim,
+            shared,
         }
     }
 }
@@ -212,12 +263,13 @@ impl KeyValueCache {
             layers,
             kv_heads,
             head_dim,
+            shared,
         } = shape.into();
         let (Room::Growing(blocks) | Room::Bounded(blocks)) = room;
         let shape = [kv_heads, blocks, block_tokens, head_dim];
         let layer = || LayerCache {
             keys: Tensor::zeros(shape, device),
-            values: Tensor::zeros(shape, device),
+            values: (!shared).then(|| Tensor::zeros(shape, device)),
         };
         let mut pool = BlockPool::default();
         pool.grow(blocks);
@@ -272,7 +324,9 @@ impl KeyValueCache {
         let of_layer = |layer: &LayerCache| {
             let [kv_heads, _, tokens, head_dim] = layer.keys.dims();
             let values = kv_heads * tokens * head_dim;
-            values * (layer.keys.dtype().size() + layer.values.dtype().size())
+            let tensors = std::iter::once(&layer.keys).chain(&layer.values);
+            let of_value: usize = tensors.map(|tensor| tensor.dtype().size()).sum();
+            values * of_value
         };
         self.layers.iter().map(of_layer).sum()
     }

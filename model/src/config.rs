@@ -4,6 +4,7 @@
 //! and the `model` of Firebox's own config.json.
 
 mod keys;
+mod latent;
 mod multipliers;
 mod rope_scaling;
 mod rules;
@@ -15,9 +16,10 @@ use firebox_kernels::Activation;
 use serde::{Deserialize, Serialize};
 
 pub use keys::{
-    ActivationName, AttentionName, DenseKeys, ExpertsKeys, FeedForwardName, ModelKeys,
+    ActivationName, AttentionName, DenseKeys, ExpertsKeys, FeedForwardName, LatentKeys, ModelKeys,
     MultipliersKeys, RopeScalingKeys, RopeScalingName, RouterKeys, VisionKeys,
 };
+pub use latent::LatentConfig;
 pub use multipliers::Multipliers;
 pub use rope_scaling::RopeScaling;
 pub use rules::{ConfigError, LARGEST_SIZE, MOST_LAYERS};
@@ -38,7 +40,8 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Longest sequence, in tokens.
     pub context_length: usize,
-    /// Values of a head that are rotated, its first ones; even.
+    /// Values of a query's or key's head that are rotated, its first ones (with [`latent`](Self::latent) attention its last
+    /// ones); even.
     pub rotary_dim: usize,
     /// Base of the rotary embedding's frequencies.
     pub rope_theta: f64,
@@ -52,6 +55,8 @@ pub struct ModelConfig {
     pub initializer_range: f64,
     /// Constant factors of the embedding, of what layers add, of attention's scores, and of the logits.
     pub multipliers: Multipliers,
+    /// Latents that queries, keys and values are made of; `None` for projections of the residual stream.
+    pub latent: Option<LatentConfig>,
     /// Norms of queries and keys.
     pub qk_norm: QkNorm,
     /// Biases of the projections of attention.

@@ -138,7 +138,8 @@ mod tests {
     use super::*;
     use crate::language_model::token_tensor;
     use crate::testing::{
-        clamped, smallest, text, tiny, windowed, with_experts, without_positions,
+        clamped, latent, latent_multiplied, smallest, text, tiny, windowed, with_experts,
+        without_positions,
     };
     use firebox_runtime::device::{Kernels, default_name, kernels, select};
     use firebox_runtime::on_every_device;
@@ -165,6 +166,8 @@ mod tests {
             windowed(),
             clamped(),
             without_positions(),
+            latent(),
+            latent_multiplied(),
         ] {
             let model = LanguageModel::random(&config, 7, &device);
             let rows = text(2, 20, config.vocab_size);

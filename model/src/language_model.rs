@@ -220,11 +220,11 @@ impl LanguageModel {
 
     /// The type that its matrices are held in.
     pub fn weight_type(&self) -> DType {
-        let query = match &self.blocks[0] {
-            Layer::Text(block) => &block.attention.query,
+        let projection = match &self.blocks[0] {
+            Layer::Text(block) => block.attention.output(),
             Layer::Cross(block) => &block.cross_attention.query,
         };
-        query.weight.val().dtype()
+        projection.weight.val().dtype()
     }
 
     /// That of the products.

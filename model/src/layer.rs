@@ -87,7 +87,7 @@ impl Layer {
     pub(crate) fn set_precision(&mut self, precision: Precision) {
         match self {
             Self::Text(block) => {
-                block.attention.precision = precision;
+                block.attention.set_precision(precision);
                 block.feed_forward.set_precision(precision);
             }
             Self::Cross(block) => {

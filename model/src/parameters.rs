@@ -76,6 +76,8 @@ pub enum Axis {
     KvHeads,
     /// Values of one head.
     HeadDim,
+    /// Values of a latent of latent attention, or of the key beside it.
+    Latent,
     /// Values between the matrices of a SwiGLU.
     FeedForward,
     /// Experts.

@@ -60,6 +60,7 @@ fn scaled(plain: Frequencies, scaling: &RopeScaling, config: &ModelConfig) -> Fr
             beta_slow,
             attention_factor,
             truncate,
+            ..
         } => {
             let (dim, theta) = (config.rotary_dim as f64, config.rope_theta);
             let place = |rotations: f64| {
@@ -148,6 +149,7 @@ mod tests {
                 beta_slow: 1.0,
                 attention_factor,
                 truncate: false,
+                mscale_all_dim: 0.0,
             }))
         };
         // 4 rotations in 32 positions have a frequency of π/4 = 16^(−x/4), x = 0.348; one rotation has x = 2.348.

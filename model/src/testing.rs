@@ -6,8 +6,8 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::{
-    AttentionBias, AttentionKind, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig,
-    MoeConfig, Multipliers, QkNorm, RouterConfig, VisionConfig,
+    AttentionBias, AttentionKind, ExpertActivation, ExpertsConfig, LatentConfig, LayerConfig,
+    ModelConfig, MoeConfig, Multipliers, QkNorm, RouterConfig, VisionConfig,
 };
 use crate::language_model::LanguageModel;
 use crate::parameters::{Initializer, MapParameter, ParameterSource, ParameterSpec, map};
@@ -30,6 +30,7 @@ pub fn tiny() -> ModelConfig {
         tied_embeddings: false,
         initializer_range: 0.3,
         multipliers: Multipliers::NONE,
+        latent: None,
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
         sinks: false,
@@ -99,6 +100,43 @@ pub fn clamped() -> ModelConfig {
     };
     router.logit_bias = true;
     config
+}
+
+/// [`tiny`] with latent attention, whose values are narrower than keys, and whose latents are of odd widths.
+pub fn latent() -> ModelConfig {
+    ModelConfig {
+        kv_heads: 4,
+        head_dim: 10,
+        rotary_dim: 4,
+        attention_bias: AttentionBias::All,
+        latent: Some(LatentConfig {
+            rank: 7,
+            query_rank: Some(9),
+            value_dim: 5,
+            interleaved: true,
+        }),
+        ..tiny()
+    }
+}
+
+/// [`latent`] with values that are wider than keys, queries of the residual stream, and constant factors everywhere.
+pub fn latent_multiplied() -> ModelConfig {
+    ModelConfig {
+        attention_bias: AttentionBias::None,
+        multipliers: Multipliers {
+            embedding: 3.0,
+            residual: 0.7,
+            attention: Some(0.4),
+            logits_divisor: 1.5,
+        },
+        latent: Some(LatentConfig {
+            rank: 8,
+            query_rank: None,
+            value_dim: 13,
+            interleaved: false,
+        }),
+        ..latent()
+    }
 }
 
 /// [`tiny`] without rotary positions in the first layer.

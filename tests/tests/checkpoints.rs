@@ -72,6 +72,8 @@ fn what_transformers_wrote_is_written_again_bit_by_bit() {
         "olmoe-bf16-shards",
         "qwen3-moe",
         "llama-f16",
+        "deepseek-v3",
+        "deepseek-v3-direct",
         "gpt-oss",
         "granite-moe",
         "qwen2-moe",
@@ -194,20 +196,21 @@ fn files_as_tools_leave_them_give_the_same_model() {
     assert!(error.contains("self_attn.other"), "{error}");
 
     // Published files hold a layer behind the last one, which predicts the token after the next.
-    let case = "glm4-moe";
-    let folder = copy(case);
-    let further = |name: &str| NamedTensor::float(name, [2], || vec![1.0, 2.0]);
-    let further = [
-        "model.layers.2.eh_proj.weight",
-        "model.layers.2.enorm.weight",
-    ]
-    .map(further);
-    rewrite(folder.path(), str::to_owned, further.into());
-    same(&folder, case, "a layer that predicts further tokens");
-    let other = NamedTensor::float("model.layers.3.enorm.weight", [1], || vec![1.0]);
-    rewrite(folder.path(), str::to_owned, vec![other]);
-    let error = load(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("model.layers.3.enorm.weight"), "{error}");
+    for (case, layers) in [("glm4-moe", 2), ("deepseek-v3", 3)] {
+        let folder = copy(case);
+        let further = |name: &str| {
+            let name = format!("model.layers.{layers}.{name}.weight");
+            NamedTensor::float(name, [2], || vec![1.0, 2.0])
+        };
+        let further = ["eh_proj", "enorm"].map(further);
+        rewrite(folder.path(), str::to_owned, further.into());
+        same(&folder, case, "a layer that predicts further tokens");
+        let other = format!("model.layers.{}.enorm.weight", layers + 1);
+        let tensor = NamedTensor::float(other.clone(), [1], || vec![1.0]);
+        rewrite(folder.path(), str::to_owned, vec![tensor]);
+        let error = load(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(&other), "{error}");
+    }
 
     let case = "mixtral-tied-fused";
     let folder = copy(case);

@@ -2,7 +2,7 @@
 //! every family, spelling and type in `fixtures` (see its README.md), on every backend.
 //!
 //! The network is that of training, its fused attention included. Where padding stands before a token, attention sees
-//! ranges, as with documents; five of the checkpoints have such rows.
+//! ranges, as with documents; six of the checkpoints have such rows.
 //!
 //! Tolerances are of `‖a − b‖ / ‖b‖` over a whole tensor. Both sides compute in f32 and add in different
 //! orders; a value passes through some hundred roundings of 6e-8, a gradient through twice as many. Against the
@@ -47,6 +47,8 @@ macro_rules! on_every_checkpoint {
 }
 
 on_every_checkpoint! {
+    deepseek_v3 = "deepseek-v3",
+    deepseek_v3_direct = "deepseek-v3-direct",
     dots1 = "dots1",
     glm4_moe = "glm4-moe",
     gpt_oss = "gpt-oss",
@@ -68,7 +70,8 @@ on_every_checkpoint! {
 }
 
 /// Checkpoints whose tokens have padding before them.
-const PADDED_IN_FRONT: [&str; 5] = [
+const PADDED_IN_FRONT: [&str; 6] = [
+    "deepseek-v3-direct",
     "gpt-oss",
     "mistral",
     "mixtral-tied-fused",

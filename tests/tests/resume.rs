@@ -241,6 +241,66 @@ fn a_resume_from_any_checkpoint_ends_the_same(device: &str) {
     }
 }
 
+/// Fifty steps of what other tests do not train, under the name of the family that computes it.
+#[test]
+fn what_each_family_has_of_its_own_is_trained_and_resumed() {
+    let granite = [
+        "model.multipliers.embedding=6.0",
+        "model.multipliers.residual=0.5",
+        "model.multipliers.attention=0.2",
+        "model.multipliers.logits_divisor=2.0",
+        "model.router.bias_update_rate=0.0",
+    ];
+    let qwen = [
+        "model.attention_bias=qkv",
+        "model.experts.shared_d_ff=20",
+        "model.experts.shared_gate=true",
+        "model.router.normalize=false",
+        "model.router.bias_update_rate=0.0",
+    ];
+    let deepseek = [
+        "model.rotary_dim=6",
+        "model.latent.rank=12",
+        "model.latent.query_rank=10",
+        "model.dense.layers=[0]",
+        "model.experts.shared_d_ff=32",
+        "model.router.scores=sigmoid",
+    ];
+    for (family, keys) in [
+        ("granitemoe", &granite[..]),
+        ("qwen2_moe", &qwen),
+        ("deepseek_v3", &deepseek),
+    ] {
+        let run = [
+            "train.steps=50",
+            "train.validate_every=25",
+            "checkpoint.every=10",
+        ];
+        let test = TestRun::new();
+        let config = test.config(&[keys, &run].concat());
+        let train = |name: &str, resume| {
+            let options = test.options(name, "flex", resume);
+            trainer::run(&config, &options, &Control::default()).expect("a run");
+        };
+        train("whole", Resume::Never);
+        copy_at(&test.path("whole"), &test.path("cut"), 20);
+        train("cut", Resume::Required);
+        assert_same_end(family, 50, &test.path("cut"), &test.path("whole"));
+
+        let written = test.path("whole/checkpoints/step-0000050/config.json");
+        let written = fs::read_to_string(written).expect("a config.json");
+        assert!(
+            written.contains(&format!("\"model_type\": \"{family}\"")),
+            "{written}"
+        );
+        let losses = metrics(&test.path("whole")).into_iter();
+        let losses = losses.filter(|line| line["kind"] == "train");
+        let losses: Vec<f64> = losses.filter_map(|line| line["loss"].as_f64()).collect();
+        let (first, last) = (losses[0], losses[losses.len() - 1]);
+        assert!(last < first - 0.3, "{family}: from {first} to {last}");
+    }
+}
+
 /// A longer run has the same data and batches, so that only the learning rate can tell them apart.
 #[test]
 fn more_steps_continue_as_a_run_of_that_length() {

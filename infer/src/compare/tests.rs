@@ -178,13 +178,23 @@ fn a_fault_is_reported_by_layer_and_part() {
         }),
         ("layer 0, attention", |model| {
             scaled(
-                &mut model.blocks[0].text_mut().unwrap().attention.query.weight,
-                1.01,
+                &mut model.blocks[0]
+                    .text_mut()
+                    .unwrap()
+                    .attention
+                    .output_mut()
+                    .weight,
+                1.001,
             )
         }),
         ("layer 1, attention", |model| {
             scaled(
-                &mut model.blocks[1].text_mut().unwrap().attention.output.weight,
+                &mut model.blocks[1]
+                    .text_mut()
+                    .unwrap()
+                    .attention
+                    .output_mut()
+                    .weight,
                 1.001,
             )
         }),
@@ -247,7 +257,12 @@ fn nan_is_a_fault() {
     let case = Case::new(&tiny_config());
     let mut model = case.model(device::default_name());
     scaled(
-        &mut model.blocks[1].text_mut().unwrap().attention.output.weight,
+        &mut model.blocks[1]
+            .text_mut()
+            .unwrap()
+            .attention
+            .output_mut()
+            .weight,
         f32::NAN,
     );
     let differences = case.differences(&model);

@@ -99,10 +99,21 @@ impl RankLoads {
                     _ => load.dense += held,
                 }
             }
-            let width = config.head_dim as f64;
+            let queries = shard.query_heads().len() as f64;
+            let (width, cached) = match config.latent {
+                None => {
+                    let width = config.head_dim as f64;
+                    (width, 2.0 * shard.kv_heads().len() as f64 * width)
+                }
+                // Every query head meets the latents, of which each rank keeps all.
+                Some(latent) => {
+                    let cached = latent.cached(config.rotary_dim) as f64;
+                    (cached, cached)
+                }
+            };
             for load in &mut loads.layers[rank] {
-                load.cached = 2.0 * shard.kv_heads().len() as f64 * width;
-                load.queries = shard.query_heads().len() as f64 * width;
+                load.cached = cached;
+                load.queries = queries * width;
             }
             if config.tied_embeddings {
                 // The head multiplies with the same table.

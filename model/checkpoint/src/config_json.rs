@@ -303,6 +303,17 @@ fn add_attention(fields: &mut Map<String, Value>, model: &ModelConfig, family: &
         Bias::QkvBias => add("qkv_bias", biased),
         Bias::None | Bias::AsConfigured | Bias::QkvAsConfigured => add("attention_bias", biased),
     }
+    if let Some(latent) = &model.latent {
+        // To `transformers` the width of the rotary positions.
+        add("head_dim", json!(model.rotary_dim));
+        add("qk_head_dim", json!(model.head_dim));
+        add("qk_nope_head_dim", json!(model.head_dim - model.rotary_dim));
+        add("qk_rope_head_dim", json!(model.rotary_dim));
+        add("v_head_dim", json!(latent.value_dim));
+        add("kv_lora_rank", json!(latent.rank));
+        add("q_lora_rank", json!(latent.query_rank));
+        add("rope_interleave", json!(latent.interleaved));
+    }
     if family.multipliers {
         let factors = &model.multipliers;
         let usual = Multipliers::usual_attention(model.head_dim);
@@ -363,15 +374,22 @@ fn rope_parameters(model: &ModelConfig) -> Value {
             beta_slow,
             attention_factor,
             truncate,
-        }) => json!({
-            "rope_theta": theta,
-            "rope_type": "yarn",
-            "factor": factor,
-            "original_max_position_embeddings": original_context,
-            "beta_fast": beta_fast,
-            "beta_slow": beta_slow,
-            "attention_factor": attention_factor,
-            "truncate": truncate,
-        }),
+            mscale_all_dim,
+        }) => {
+            let mut yarn = json!({
+                "rope_theta": theta,
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": original_context,
+                "beta_fast": beta_fast,
+                "beta_slow": beta_slow,
+                "attention_factor": attention_factor,
+                "truncate": truncate,
+            });
+            if *mscale_all_dim != 0.0 {
+                yarn["mscale_all_dim"] = json!(mscale_all_dim);
+            }
+            yarn
+        }
     }
 }

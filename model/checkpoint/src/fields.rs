@@ -215,8 +215,15 @@ impl<'a> Fields<'a> {
             value: error
                 .value
                 .unwrap_or_else(|| at(model, error.key).to_string()),
-            rule: error.rule,
+            rule: self.in_words_of_the_file(error.rule),
         }
+    }
+
+    /// A rule with the names that the file has for other keys than the one that the rule is of.
+    fn in_words_of_the_file(&self, rule: String) -> String {
+        let keys = ["experts.count", "experts.top_k", "router.groups"];
+        keys.into_iter()
+            .fold(rule, |rule, key| rule.replace(key, &self.field_of(key)))
     }
 
     /// The field that a key of [`ModelKeys`] is read from.
@@ -258,6 +265,11 @@ impl<'a> Fields<'a> {
                 RouterKind::Qwen2Moe => "shared_expert_intermediate_size",
                 _ => "n_shared_experts",
             },
+            "head_dim" if self.family.latent => "qk_nope_head_dim",
+            "rotary_dim" if self.family.latent => "qk_rope_head_dim",
+            "latent.rank" => "kv_lora_rank",
+            "latent.query_rank" => "q_lora_rank",
+            "latent.value_dim" => "v_head_dim",
             "multipliers.embedding" => "embedding_multiplier",
             "multipliers.residual" => "residual_multiplier",
             "multipliers.attention" => "attention_multiplier",
@@ -329,9 +341,11 @@ impl<'a> Fields<'a> {
         let feed_forwards = self.feed_forwards(layers)?;
         let sparse = feed_forwards.contains(&FeedForwardKind::Moe);
         let of_heads = d_model / heads.max(1);
-        let head_dim = match self.value.get("head_dim") {
-            None => absent.head_dim.unwrap_or(of_heads),
-            Some(_) => self.size_or("head_dim", of_heads)?,
+        let latent = self.latent()?;
+        let (head_dim, rotary_dim) = match (&latent, self.value.get("head_dim")) {
+            (Some((_, widths)), _) => *widths,
+            (None, None) => self.with_rotary_dim(absent.head_dim.unwrap_or(of_heads))?,
+            (None, Some(_)) => self.with_rotary_dim(self.size_or("head_dim", of_heads)?)?,
         };
         let layer = |(attention, feed_forward)| LayerConfig {
             attention,
@@ -343,7 +357,7 @@ impl<'a> Fields<'a> {
             heads,
             kv_heads: self.kv_heads(heads)?,
             head_dim,
-            rotary_dim: self.rotary_dim(head_dim)?,
+            rotary_dim,
             context_length: context,
             rope_theta,
             rope_scaling,
@@ -351,6 +365,7 @@ impl<'a> Fields<'a> {
             tied_embeddings: self.flag_or("tie_word_embeddings", absent.tie_word_embeddings)?,
             initializer_range: self.number_or("initializer_range", 0.02)?,
             multipliers: self.multipliers(head_dim)?,
+            latent: latent.map(|(latent, _)| latent),
             qk_norm: match family.qk_norm_switch {
                 Some(switch) if !self.flag(switch)? => QkNorm::None,
                 _ => family.qk_norm,

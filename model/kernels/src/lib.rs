@@ -66,7 +66,8 @@ mod sum_of_squares;
 pub use adamw::{AdamWUpdate, adamw, adamw_reference};
 pub use attention::{
     AttentionInput, AttentionSpec, CachedInput, KeyRanges, PlacedSegment, Segment, Segments,
-    attention, attention_reference, cached_attention, cached_attention_reference,
+    SharedInput, attention, attention_reference, cached_attention, cached_attention_reference,
+    shared_attention, shared_attention_reference,
 };
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
 pub use embedding::embedding;

@@ -35,7 +35,7 @@ keys! {
         d_model: usize,
         /// Query heads.
         heads: usize,
-        /// Key/value heads; 1 by default.
+        /// Key/value heads; 1 by default, and with latent attention as many as query heads.
         kv_heads: usize,
         /// Width of one head; `d_model / heads` by default.
         head_dim: usize,
@@ -63,6 +63,8 @@ keys! {
         window: usize,
         /// The feed-forward of the layers; a mixture by default.
         feed_forward: FeedForwardName,
+        /// Latents that queries, keys and values are made of; none by default.
+        latent: LatentKeys,
         /// Scaling of the rotary frequencies; none by default.
         rope_scaling: RopeScalingKeys,
         /// Constant factors within the network; none by default.
@@ -210,6 +212,20 @@ keys! {
 }
 
 keys! {
+    /// `[model.latent]`; see [`LatentConfig`](super::LatentConfig).
+    LatentKeys {
+        /// Width of the latent of keys and values.
+        rank: usize,
+        /// Width of the latent of queries; none by default.
+        query_rank: usize,
+        /// Values of a head's value; by default those of a key that are not rotated.
+        value_dim: usize,
+        /// Whether neighbours turn together; true by default.
+        interleaved: bool,
+    }
+}
+
+keys! {
     /// `[model.multipliers]`; see [`Multipliers`](super::Multipliers).
     MultipliersKeys {
         /// Factor of the embeddings; 1 by default.
@@ -244,6 +260,8 @@ keys! {
         attention_factor: f64,
         /// Whether the indices between which frequencies are mixed are rounded outwards ("yarn"); true by default.
         truncate: bool,
+        /// The scores of latent attention are multiplied by `(0.1 · mscale_all_dim · ln(factor) + 1)²` ("yarn"); 0 by default.
+        mscale_all_dim: f64,
     }
 }
 

@@ -35,6 +35,9 @@ pub enum RopeScaling {
         attention_factor: Option<f64>,
         /// Whether the two indices between which frequencies are mixed are rounded outwards.
         truncate: bool,
+        /// The scores of latent attention are multiplied by `(0.1 · mscale_all_dim · ln(factor) + 1)²` (DeepSeek-V2,
+        /// arXiv 2405.04434, in its published code); 0 leaves them as they are, and is what other attention has.
+        mscale_all_dim: f64,
     },
 }
 
@@ -91,8 +94,10 @@ impl RopeScaling {
                 beta_fast,
                 beta_slow,
                 attention_factor,
+                mscale_all_dim,
                 ..
             } => {
+                between("rope_scaling.mscale_all_dim", mscale_all_dim, 0.0)?;
                 between("rope_scaling.factor", factor, 1.0)?;
                 context(original_context)?;
                 ordered("rope_scaling.beta_slow", beta_slow, "beta_fast", beta_fast)?;

@@ -77,11 +77,29 @@ impl ModelConfig {
             "is not allowed in a model that sees pictures: no layer that attends to them has such factors",
             "remove it, or [model.vision]",
         )?;
+        require(
+            self.vision.is_none() || self.latent.is_none(),
+            "latent",
+            "a table",
+            "is not allowed in a model that sees pictures: no layer that attends to them has latents",
+            "remove it, or [model.vision]",
+        )?;
         if let Some(moe) = &self.moe {
             moe.validate()?;
         }
+        if let Some(latent) = &self.latent {
+            latent.validate(self)?;
+        }
         if let Some(scaling) = &self.rope_scaling {
             scaling.validate()?;
+            let of_latent = matches!(scaling, RopeScaling::Yarn { mscale_all_dim, .. } if *mscale_all_dim != 0.0);
+            if of_latent && self.latent.is_none() {
+                return Err(ConfigError::without_effect(
+                    "rope_scaling.mscale_all_dim",
+                    "without [model.latent]",
+                    "remove it",
+                ));
+            }
             let yarn = matches!(scaling, RopeScaling::Yarn { .. });
             require(
                 !yarn || self.rope_theta > 1.0,

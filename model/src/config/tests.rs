@@ -98,6 +98,7 @@ fn rope_scaling_is_in_range() {
         beta_slow,
         attention_factor,
         truncate: true,
+        mscale_all_dim: 0.0,
     };
     assert_eq!(key(yarn(0.0, None)), "rope_scaling.beta_slow");
     assert_eq!(key(yarn(1.0, Some(-1.0))), "rope_scaling.attention_factor");

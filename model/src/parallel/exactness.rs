@@ -21,8 +21,8 @@ use crate::network::{Local, Network, PaddedRows};
 use crate::parameters::RandomParameters;
 use crate::sampling::{Sampling, Scored};
 use crate::testing::{
-    clamped, moe, picture, seeing, text, tiny, windowed, with_experts, with_open_gates,
-    without_positions,
+    clamped, latent, latent_multiplied, moe, picture, seeing, text, tiny, windowed, with_experts,
+    with_open_gates, without_positions,
 };
 use crate::timeline::{Activity, Span};
 use crate::vision::{Picture, PictureBatch};
@@ -82,6 +82,7 @@ fn on_ranks<T: Send + 'static>(
 fn cases() -> Vec<(&'static str, ModelConfig, Vec<[usize; 3]>)> {
     let mut shared = tiny();
     moe(&mut shared).experts.shared_d_ff = 5;
+    moe(&mut shared).experts.shared_gate = true;
     shared.tied_embeddings = true;
     let mut normed = tiny();
     normed.qk_norm = QkNorm::Projection;
@@ -113,6 +114,16 @@ fn cases() -> Vec<(&'static str, ModelConfig, Vec<[usize; 3]>)> {
             "pictures",
             seeing(),
             [all, vec![[3, 1, 1], [4, 2, 1]]].concat(),
+        ),
+        (
+            "latent attention",
+            latent(),
+            vec![[2, 1, 1], [1, 3, 1], [2, 4, 2]],
+        ),
+        (
+            "latent attention of another kind, factors",
+            latent_multiplied(),
+            vec![[1, 2, 1], [2, 3, 1]],
         ),
         (
             "one key/value head, five experts",

@@ -19,7 +19,6 @@ pub struct Shard {
     seeing: Option<usize>,
     heads: usize,
     kv_heads: usize,
-    head_dim: usize,
     tied_embeddings: bool,
 }
 
@@ -40,10 +39,10 @@ pub enum Holding {
 enum Cut {
     /// Each rank has all of it.
     Whole,
-    /// Each rank has its query heads, of so many values.
-    Heads(usize),
-    /// Each rank has the key/value heads of its query heads, of so many values.
-    KvHeads(usize),
+    /// Each rank has its query heads.
+    Heads,
+    /// Each rank has the key/value heads of its query heads.
+    KvHeads,
     /// Each rank has a share.
     Ranks,
     /// Each group of ranks has a share.
@@ -121,7 +120,6 @@ impl Shard {
             seeing,
             heads: config.heads,
             kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
             tied_embeddings: config.tied_embeddings,
         })
     }
@@ -278,7 +276,7 @@ impl Shard {
         if second || whole && self.at.tensor > 0 {
             return slice.elements();
         }
-        if !cuts.any(|cut| matches!(cut, Cut::KvHeads(_))) {
+        if !cuts.any(|cut| cut == Cut::KvHeads) {
             return 0;
         }
         let counted = self.counted_kv_heads();
@@ -289,7 +287,8 @@ impl Shard {
     /// The table: how a dimension is divided.
     fn rule(&self, role: Role, axis: Axis) -> Cut {
         match (axis, role) {
-            (Axis::Model | Axis::HeadDim, _) => Cut::Whole,
+            // Each rank has the latents of all tokens.
+            (Axis::Model | Axis::HeadDim | Axis::Latent, _) => Cut::Whole,
             // Of the gates of layers; the tower, which has all other of these, is whole.
             (
                 Axis::Single
@@ -304,9 +303,8 @@ impl Shard {
                 | Axis::Arrangement,
                 _,
             ) => Cut::Whole,
-            (Axis::Heads, _) => Cut::Heads(self.head_dim),
-            (Axis::QueryHeads, _) => Cut::Heads(1),
-            (Axis::KvHeads, _) => Cut::KvHeads(self.head_dim),
+            (Axis::Heads | Axis::QueryHeads, _) => Cut::Heads,
+            (Axis::KvHeads, _) => Cut::KvHeads,
             (Axis::Vocabulary, _) => Cut::Ranks,
             // Each rank chooses the experts of all tokens.
             (Axis::Experts, Role::Router | Role::RouterBias) => Cut::Whole,
@@ -324,12 +322,12 @@ impl Shard {
             Cut::Ranks => self.share(size),
             Cut::Groups => self.experts(size),
             Cut::WithinGroup => share(size, self.layout.group_size(), self.at.within_group),
-            Cut::Heads(width) => {
-                let heads = self.query_heads();
+            Cut::Heads => {
+                let (heads, width) = (self.query_heads(), size / self.heads);
                 heads.start * width..heads.end * width
             }
-            Cut::KvHeads(width) => {
-                let heads = self.kv_heads().into_iter();
+            Cut::KvHeads => {
+                let (heads, width) = (self.kv_heads().into_iter(), size / self.kv_heads);
                 return heads.map(|head| head * width..(head + 1) * width).collect();
             }
         };

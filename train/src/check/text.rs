@@ -168,6 +168,18 @@ fn model_summary(model: &ModelConfig) -> String {
         true => String::new(),
         false => format!(", {} values of a head rotated", model.rotary_dim),
     };
+    let latent = match &model.latent {
+        None => String::new(),
+        Some(latent) => format!(
+            ", keys and values of {} made of {} values{}",
+            latent.value_dim,
+            grouped(latent.rank as u128),
+            match latent.query_rank {
+                None => String::new(),
+                Some(rank) => format!(", queries of {}", grouped(rank as u128)),
+            }
+        ),
+    };
     let multipliers = match model.multipliers == Multipliers::NONE {
         true => String::new(),
         false => multipliers(&model.multipliers),
@@ -182,7 +194,7 @@ fn model_summary(model: &ModelConfig) -> String {
         ),
     };
     format!(
-        "{}, d_model {}, {} of {}, {}{qk_norm}{biases}{sinks}{partial}{rope}{multipliers}, context {}{tower}",
+        "{}, d_model {}, {} of {}, {}{qk_norm}{biases}{sinks}{partial}{latent}{rope}{multipliers}, context {}{tower}",
         counted(model.layers.len() as u128, "layer"),
         grouped(model.d_model as u128),
         counted(model.heads as u128, "head"),

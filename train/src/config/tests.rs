@@ -199,7 +199,7 @@ fn overrides_reach_every_place() {
 #[test]
 fn unknown_keys_are_named_with_the_nearest_known_one() {
     insta::assert_snapshot!(replaced("d_model = 64", "d_modle = 64"), @r"
-    run.toml:4: model.d_modle = 64 is not a known key of model; allowed: vocab_size, layers, d_model, heads, kv_heads, head_dim, context_length, rotary_dim, rope_theta, norm_epsilon, tied_embeddings, initializer_range, qk_norm, attention_bias, sinks, attention, window, feed_forward, rope_scaling, multipliers, dense, experts, router, vision
+    run.toml:4: model.d_modle = 64 is not a known key of model; allowed: vocab_size, layers, d_model, heads, kv_heads, head_dim, context_length, rotary_dim, rope_theta, norm_epsilon, tied_embeddings, initializer_range, qk_norm, attention_bias, sinks, attention, window, feed_forward, latent, rope_scaling, multipliers, dense, experts, router, vision
     hint: did you mean `d_model`?
     ");
     insta::assert_snapshot!(replaced("[optimizer]", "[optimiser]"), @r"

@@ -174,6 +174,7 @@ fn layer_latency(device: &Device) -> f64 {
         tied_embeddings: false,
         initializer_range: 0.02,
         multipliers: Multipliers::NONE,
+        latent: None,
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
         sinks: false,

@@ -235,6 +235,43 @@ pub(super) const BIASES: &[Rule] = &[
     ),
 ];
 
+/// Latent attention, as DeepSeek-V3 names it; its output, and queries that are not made of a latent, are those of
+/// [`BACKBONE`].
+pub(super) const LATENT: &[Rule] = &[
+    rule(
+        "blocks.{layer}.attention.query.down.weight",
+        Stored::Transposed("model.layers.{layer}.self_attn.q_a_proj.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.query.down.bias",
+        Stored::AsIs("model.layers.{layer}.self_attn.q_a_proj.bias"),
+    ),
+    rule(
+        "blocks.{layer}.attention.query.norm.gamma",
+        Stored::AsIs("model.layers.{layer}.self_attn.q_a_layernorm.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.query.up.weight",
+        Stored::Transposed("model.layers.{layer}.self_attn.q_b_proj.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.latent.weight",
+        Stored::Transposed("model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.latent.bias",
+        Stored::AsIs("model.layers.{layer}.self_attn.kv_a_proj_with_mqa.bias"),
+    ),
+    rule(
+        "blocks.{layer}.attention.latent_norm.gamma",
+        Stored::AsIs("model.layers.{layer}.self_attn.kv_a_layernorm.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.key_value",
+        Stored::AsIs("model.layers.{layer}.self_attn.kv_b_proj.weight"),
+    ),
+];
+
 /// The sinks of attention.
 pub(super) const SINKS: &[Rule] = &[rule(
     "blocks.{layer}.attention.sinks",

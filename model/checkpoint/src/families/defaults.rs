@@ -38,6 +38,22 @@ pub struct Defaults {
     pub shared_expert_intermediate_size: usize,
     /// `n_shared_experts`
     pub n_shared_experts: usize,
+    /// `n_group`
+    pub n_group: usize,
+    /// `topk_group`
+    pub topk_group: usize,
+    /// `routed_scaling_factor`
+    pub routed_scaling_factor: f64,
+    /// `kv_lora_rank`
+    pub kv_lora_rank: usize,
+    /// `q_lora_rank`; null says that there is none.
+    pub q_lora_rank: usize,
+    /// `qk_nope_head_dim`
+    pub qk_nope_head_dim: usize,
+    /// `qk_rope_head_dim`
+    pub qk_rope_head_dim: usize,
+    /// `v_head_dim`
+    pub v_head_dim: usize,
     /// `first_k_dense_replace`
     pub first_k_dense_replace: usize,
     /// `norm_topk_prob`
@@ -76,6 +92,14 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     num_experts_per_tok: 0,
     shared_expert_intermediate_size: 0,
     n_shared_experts: 0,
+    n_group: 1,
+    topk_group: 1,
+    routed_scaling_factor: 1.0,
+    kv_lora_rank: 0,
+    q_lora_rank: 0,
+    qk_nope_head_dim: 0,
+    qk_rope_head_dim: 0,
+    v_head_dim: 0,
     first_k_dense_replace: 0,
     norm_topk_prob: false,
     partial_rotary_factor: 1.0,

@@ -19,6 +19,7 @@ pub const DOTS1: Family = Family {
     windows: Windows::ByLayer,
     partial_rotary: false,
     nope: false,
+    latent: false,
     multipliers: false,
     feed_forward: FeedForwardName::Moe,
     normalize: Normalize::AsConfigured,

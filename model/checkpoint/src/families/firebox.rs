@@ -1,7 +1,7 @@
 //! Our own: what no Hugging Face family computes, such as a mixture with a selection bias.
 
 use super::common::{
-    BACKBONE, BIASES, DENSE, EXPERTS, MIXTURE_BIASES, NOTES, QK_NORM, SAMPLING, SHARED,
+    BACKBONE, BIASES, DENSE, EXPERTS, LATENT, MIXTURE_BIASES, NOTES, QK_NORM, SAMPLING, SHARED,
     SHARED_GATE, SINKS,
 };
 use super::field::{Field, read};
@@ -21,6 +21,7 @@ pub const FIREBOX: Family = Family {
     rules: &[
         BACKBONE,
         BIASES,
+        LATENT,
         SINKS,
         QK_NORM,
         DENSE,

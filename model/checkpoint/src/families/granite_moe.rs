@@ -19,6 +19,7 @@ pub const GRANITE_MOE: Family = Family {
     windows: Windows::None,
     partial_rotary: false,
     nope: false,
+    latent: false,
     multipliers: true,
     feed_forward: FeedForwardName::Moe,
     // A softmax over the chosen logits is that over all of them, divided by its sum over the chosen ones.

@@ -17,6 +17,7 @@ pub const LLAMA: Family = Family {
     windows: Windows::None,
     partial_rotary: false,
     nope: false,
+    latent: false,
     multipliers: false,
     feed_forward: FeedForwardName::Dense,
     normalize: Normalize::Always,

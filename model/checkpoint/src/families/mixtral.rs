@@ -21,6 +21,7 @@ pub const MIXTRAL: Family = Family {
     windows: Windows::All,
     partial_rotary: false,
     nope: false,
+    latent: false,
     multipliers: false,
     feed_forward: FeedForwardName::Moe,
     normalize: Normalize::Always,

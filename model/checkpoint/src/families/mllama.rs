@@ -20,6 +20,7 @@ pub const MLLAMA: Family = Family {
     windows: Windows::None,
     partial_rotary: false,
     nope: false,
+    latent: false,
     multipliers: false,
     feed_forward: FeedForwardName::Dense,
     normalize: Normalize::Always,

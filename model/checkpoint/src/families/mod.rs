@@ -2,6 +2,7 @@
 //! it uses each field of config.json.
 
 mod common;
+mod deepseek_v3;
 mod defaults;
 mod dots1;
 mod field;
@@ -21,6 +22,7 @@ mod qwen3_moe;
 mod smollm3;
 
 pub use common::{EMBEDDING, HEAD};
+pub use deepseek_v3::DEEPSEEK_V3;
 pub use defaults::Defaults;
 pub use dots1::DOTS1;
 pub use field::{Field, Usage};
@@ -68,6 +70,8 @@ pub struct Family {
     pub partial_rotary: bool,
     /// Whether layers may have no rotary positions (`no_rope_layers`).
     pub nope: bool,
+    /// Whether its attention is latent.
+    pub latent: bool,
     /// Whether it has constant factors of embedding, residual branches, scores and logits (`embedding_multiplier`,
     /// `residual_multiplier`, `attention_multiplier`, `logits_scaling`).
     pub multipliers: bool,
@@ -225,7 +229,7 @@ impl Windows {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         LLAMA,
         MISTRAL,
         QWEN2,
@@ -238,6 +242,7 @@ impl Family {
         GRANITE_MOE,
         DOTS1,
         GLM4_MOE,
+        DEEPSEEK_V3,
         GPT_OSS,
         MLLAMA,
         FIREBOX_VISION,
@@ -268,7 +273,10 @@ impl Family {
                 && (!family.vision || mllama::computes(config))
                 && family.allows_qk_norm(config.qk_norm)
                 && family.sinks == config.sinks
-                && (family.partial_rotary || config.rotary_dim == config.head_dim)
+                && family.latent == config.latent.is_some()
+                && (family.latent
+                    || family.partial_rotary
+                    || config.rotary_dim == config.head_dim)
                 && family.bias.allow(config.attention_bias)
                 && family.windows.allow(&text)
                 && (family.nope || !has_nope)

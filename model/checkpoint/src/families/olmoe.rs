@@ -20,6 +20,7 @@ pub const OLMOE: Family = Family {
     windows: Windows::None,
     partial_rotary: false,
     nope: false,
+    latent: false,
     multipliers: false,
     feed_forward: FeedForwardName::Moe,
     normalize: Normalize::AsConfigured,

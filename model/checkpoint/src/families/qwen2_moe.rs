@@ -21,6 +21,7 @@ pub const QWEN2_MOE: Family = Family {
     windows: Windows::EvenBelow,
     partial_rotary: false,
     nope: false,
+    latent: false,
     multipliers: false,
     feed_forward: FeedForwardName::Moe,
     normalize: Normalize::AsConfigured,

@@ -19,6 +19,7 @@ pub const QWEN3: Family = Family {
     windows: Windows::ByLayer,
     partial_rotary: false,
     nope: false,
+    latent: false,
     multipliers: false,
     feed_forward: FeedForwardName::Dense,
     normalize: Normalize::Always,

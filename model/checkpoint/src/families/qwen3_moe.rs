@@ -20,6 +20,7 @@ pub const QWEN3_MOE: Family = Family {
     windows: Windows::All,
     partial_rotary: false,
     nope: false,
+    latent: false,
     multipliers: false,
     feed_forward: FeedForwardName::Moe,
     normalize: Normalize::AsConfigured,

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Bias, Fields, Read, Usage, Windows};
-use firebox_model::config::{AttentionBias, AttentionKind, Multipliers};
+use firebox_model::config::{AttentionBias, AttentionKind, LatentConfig, Multipliers};
 
 impl Fields<'_> {
     /// The attention of each layer. A window that is as long as the context hides nothing, and families with a switch
@@ -125,6 +125,36 @@ impl Fields<'_> {
             )),
         };
         list.iter().map(kind).collect()
+    }
+
+    /// The latents of a family that has them, and the width of a query's head with how many of its values are rotated.
+    pub(super) fn latent(&self) -> Read<Option<(LatentConfig, (usize, usize))>> {
+        if !self.family.latent {
+            return Ok(None);
+        }
+        let absent = &self.family.defaults;
+        let plain = self.size_or("qk_nope_head_dim", absent.qk_nope_head_dim)?;
+        let rotary = self.size_or("qk_rope_head_dim", absent.qk_rope_head_dim)?;
+        // `transformers` makes the table of rotary positions by it.
+        if self.size_or("head_dim", rotary)? != rotary {
+            let rule = format!(
+                "must be qk_rope_head_dim = {rotary}, the values of a head that are rotated"
+            );
+            return Err(self.error("head_dim", &self.value["head_dim"], &rule));
+        }
+        let latent = LatentConfig {
+            rank: self.size_or("kv_lora_rank", absent.kv_lora_rank)?,
+            query_rank: match self.value.get("q_lora_rank") {
+                Some(Value::Null) => None,
+                _ => Some(self.size_or("q_lora_rank", absent.q_lora_rank)?),
+            },
+            value_dim: self.size_or("v_head_dim", absent.v_head_dim)?,
+            interleaved: match self.value.get("rope_interleave") {
+                Some(Value::Null) => false,
+                _ => self.flag_or("rope_interleave", true)?,
+            },
+        };
+        Ok(Some((latent, (plain.saturating_add(rotary), rotary))))
     }
 
     /// The constant factors. That of the scores takes the place of the usual one, and is 1 where it is absent.

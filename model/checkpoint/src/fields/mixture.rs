@@ -58,14 +58,16 @@ impl Fields<'_> {
                     }
                     RouterKind::DeepSeekV3 => Scores::Sigmoid,
                 },
-                scaling: self.number_or("routed_scaling_factor", 1.0)?,
-                groups: self.size_or("n_group", 1)?,
-                top_groups: self.size_or("topk_group", 1)?,
+                scaling: self.number_or("routed_scaling_factor", absent.routed_scaling_factor)?,
+                groups: self.size_or("n_group", absent.n_group)?,
+                top_groups: self.size_or("topk_group", absent.topk_group)?,
                 normalize: match family.normalize {
                     Normalize::Always => true,
-                    Normalize::AsConfigured => {
-                        self.flag_or("norm_topk_prob", absent.norm_topk_prob)?
-                    }
+                    // To `transformers` null is false, whatever an absent field is.
+                    Normalize::AsConfigured => match self.value.get("norm_topk_prob") {
+                        Some(Value::Null) => false,
+                        _ => self.flag_or("norm_topk_prob", absent.norm_topk_prob)?,
+                    },
                 },
                 balance: BalanceKind::Pooled,
                 balance_coefficient: self

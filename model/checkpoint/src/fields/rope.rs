@@ -66,10 +66,10 @@ impl Fields<'_> {
         }
     }
 
-    /// How many values of a head of so many are rotated. A factor in a table wins over one beside it.
-    pub(super) fn rotary_dim(&self, head_dim: usize) -> Read<usize> {
+    /// The width of a head, and how many of its values are rotated. A factor in a table wins over one beside it.
+    pub(super) fn with_rotary_dim(&self, head_dim: usize) -> Read<(usize, usize)> {
         if !self.family.partial_rotary {
-            return Ok(head_dim);
+            return Ok((head_dim, head_dim));
         }
         let key = PARTIAL;
         let tables = [self.table("rope_scaling")?, self.table("rope_parameters")?];
@@ -87,7 +87,7 @@ impl Fields<'_> {
             );
             return Err(self.error(key, &factor.into(), &rule));
         }
-        Ok(rotated as usize)
+        Ok((head_dim, rotated as usize))
     }
 
     /// A table that is there and has fields.
@@ -180,6 +180,10 @@ impl Table<'_> {
             (None, _) => None,
         };
         Ok(RopeScaling::Yarn {
+            mscale_all_dim: match self.fields.family.latent {
+                true => lengths.1,
+                false => 0.0,
+            },
             factor,
             original_context,
             beta_fast: or("beta_fast", 32.0)?,

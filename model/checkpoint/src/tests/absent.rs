@@ -1,8 +1,8 @@
 //! What is absent, and what is spelled in another way.
 
 use firebox_model::config::{
-    AttentionBias, AttentionKind, BalanceKind, ExpertActivation, ExpertsConfig, LayerConfig,
-    ModelConfig, MoeConfig, Multipliers, QkNorm, RopeScaling, RouterConfig,
+    AttentionBias, AttentionKind, BalanceKind, ExpertActivation, ExpertsConfig, LatentConfig,
+    LayerConfig, ModelConfig, MoeConfig, Multipliers, QkNorm, RopeScaling, RouterConfig,
 };
 use serde_json::json;
 
@@ -184,6 +184,27 @@ fn absent_fields_have_the_defaults_of_transformers() {
     let windows = read(&windows.to_string()).unwrap().model.layers;
     let kinds = windows.iter().map(|layer| layer.attention.window());
     assert!(kinds.eq([Some(4096), None, Some(4096), None, None, None]));
+    let deepseek = of("deepseek_v3");
+    assert_eq!(sizes(&deepseek), [129_280, 7168, 61, 128, 128, 192, 4096]);
+    assert_eq!(experts(&deepseek), [256, 8, 2048]);
+    let latent = LatentConfig {
+        rank: 512,
+        query_rank: Some(1536),
+        value_dim: 128,
+        interleaved: true,
+    };
+    assert_eq!((deepseek.latent, deepseek.rotary_dim), (Some(latent), 64));
+    assert_eq!(deepseek.dense_layers().count(), 3);
+    let MoeConfig {
+        experts: shared,
+        router,
+    } = deepseek.moe.unwrap();
+    assert_eq!(shared.shared_d_ff, 2048);
+    assert_eq!((router.normalize, router.scaling), (true, 2.5));
+    assert_eq!((router.groups, router.top_groups), (8, 4));
+    let direct = json!({ "model_type": "deepseek_v3", "q_lora_rank": null });
+    let direct = read(&direct.to_string()).unwrap().model.latent.unwrap();
+    assert_eq!(direct.query_rank, None);
     let oss = of("gpt_oss");
     assert_eq!(sizes(&oss), [201_088, 2880, 36, 64, 8, 64, 131_072]);
     assert_eq!(experts(&oss), [128, 4, 2880]);
@@ -202,6 +223,7 @@ fn absent_fields_have_the_defaults_of_transformers() {
         beta_slow: 1.0,
         attention_factor: None,
         truncate: false,
+        mscale_all_dim: 0.0,
     };
     assert_eq!(oss.rope_scaling, Some(yarn));
     let MoeConfig { experts, router } = oss.moe.unwrap();

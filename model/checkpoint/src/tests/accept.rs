@@ -83,7 +83,8 @@ fn the_hint_of_an_unknown_field_says_how_to_accept_it() {
     assert_eq!(
         hint(&foreign, Accept::Key(&[])),
         "if it does not affect what the network computes, train.accept = [\"use_sliding_window\"] makes Firebox ignore \
-         it and keep it; if the weights are of the family qwen2 or qwen3 or smollm3 or qwen3_moe, set model_type"
+         it and keep it; if the weights are of the family qwen2 or qwen3 or smollm3 or qwen3_moe or qwen2_moe, set \
+         model_type"
     );
     assert!(hint(&unknown, Accept::Nothing).ends_with("remove it"));
 }

@@ -4,8 +4,8 @@ use firebox_model::config::{AttentionBias, AttentionKind, ModelConfig, QkNorm};
 use serde_json::{Value, json};
 
 use super::{
-    attending, biased_attention, changed, dense, dots, family, glm, gpt_oss, granite, moe,
-    qwen2_moe, read, seeing, with_dense,
+    attending, biased_attention, changed, deepseek, dense, dots, family, glm, gpt_oss, granite,
+    moe, qwen2_moe, read, seeing, with_dense,
 };
 use crate::families::{Family, Field, Usage};
 
@@ -46,7 +46,7 @@ fn unsupported_fields_are_rejected_by_name() {
 }
 
 /// A model that each family computes; the mixture of Qwen3-MoE has a dense layer.
-fn models() -> [ModelConfig; 16] {
+fn models() -> [ModelConfig; 17] {
     let normed = |qk_norm| ModelConfig { qk_norm, ..moe() };
     let models = [
         dense(QkNorm::None),
@@ -61,6 +61,7 @@ fn models() -> [ModelConfig; 16] {
         granite(),
         dots(),
         glm(),
+        deepseek(),
         gpt_oss(),
         seeing(dense(QkNorm::None)),
         seeing(moe()),

@@ -13,14 +13,15 @@ use serde_json::{Map, Value};
 
 use crate::dtype::StoredDtype as _;
 use crate::families::{
-    DOTS1, FIREBOX, FIREBOX_VISION, Family, GLM4_MOE, GPT_OSS, GRANITE_MOE, LLAMA, MISTRAL,
-    MIXTRAL, MLLAMA, OLMOE, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, SMOLLM3,
+    DEEPSEEK_V3, DOTS1, FIREBOX, FIREBOX_VISION, Family, GLM4_MOE, GPT_OSS, GRANITE_MOE, LLAMA,
+    MISTRAL, MIXTRAL, MLLAMA, OLMOE, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, SMOLLM3,
 };
 use crate::{Accept, CONFIG_FILE, CheckpointConfig, Notes, config_json, read_config};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
     AttentionBias, AttentionKind, BalanceKind, ExpertActivation, ExpertsConfig, FeedForwardKind,
-    LayerConfig, ModelConfig, MoeConfig, Multipliers, QkNorm, RouterConfig, Scores, VisionConfig,
+    LatentConfig, LayerConfig, ModelConfig, MoeConfig, Multipliers, QkNorm, RopeScaling,
+    RouterConfig, Scores, VisionConfig,
 };
 
 /// An MoE model in Mixtral's family, with a distinct value in every field.
@@ -39,6 +40,7 @@ fn moe() -> ModelConfig {
         tied_embeddings: true,
         initializer_range: 0.03,
         multipliers: Multipliers::NONE,
+        latent: None,
         qk_norm: QkNorm::None,
         attention_bias: AttentionBias::None,
         sinks: false,
@@ -122,6 +124,32 @@ fn dots() -> ModelConfig {
         ..*router
     };
     model
+}
+
+/// [`dots`] with the attention of DeepSeek-V3.
+fn deepseek() -> ModelConfig {
+    ModelConfig {
+        kv_heads: 4,
+        head_dim: 18,
+        rotary_dim: 8,
+        qk_norm: QkNorm::None,
+        latent: Some(LatentConfig {
+            rank: 16,
+            query_rank: Some(20),
+            value_dim: 6,
+            interleaved: false,
+        }),
+        rope_scaling: Some(RopeScaling::Yarn {
+            factor: 40.0,
+            original_context: 16,
+            beta_fast: 30.0,
+            beta_slow: 2.0,
+            attention_factor: Some(1.25),
+            truncate: true,
+            mscale_all_dim: 0.7,
+        }),
+        ..dots()
+    }
 }
 
 /// [`dots`] as a model of the family of GLM-4-MoE.
@@ -321,6 +349,37 @@ fn every_family_reads_what_it_writes() {
                 ..glm()
             },
             GLM4_MOE,
+        ),
+        (deepseek(), DEEPSEEK_V3),
+        (
+            biased_attention(deepseek(), AttentionBias::All),
+            DEEPSEEK_V3,
+        ),
+        (
+            {
+                let mut model = deepseek();
+                model.rope_scaling = None;
+                let latent = model.latent.as_mut().unwrap();
+                (latent.query_rank, latent.interleaved) = (None, true);
+                model
+            },
+            DEEPSEEK_V3,
+        ),
+        (
+            ModelConfig {
+                latent: deepseek().latent,
+                kv_heads: 4,
+                rotary_dim: 4,
+                ..moe()
+            },
+            FIREBOX,
+        ),
+        (
+            ModelConfig {
+                multipliers: granite().multipliers,
+                ..deepseek()
+            },
+            FIREBOX,
         ),
         (granite(), GRANITE_MOE),
         (biased_attention(granite(), AttentionBias::All), GRANITE_MOE),

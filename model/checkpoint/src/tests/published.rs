@@ -134,6 +134,7 @@ fn qwen3_with_yarn() {
         beta_slow: 1.0,
         attention_factor,
         truncate: true,
+        mscale_all_dim: 0.0,
     };
     for (scaling, expected) in [
         (

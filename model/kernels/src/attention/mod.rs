@@ -13,6 +13,7 @@ mod ranges;
 mod reference;
 mod rows;
 mod segments;
+mod shared;
 mod spec;
 mod stretches;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use ranges::{FirstKeys, KeyRanges};
 pub use reference::attention_reference;
 pub use rows::AttentionShape;
 pub use segments::{PlacedSegment, Segment, Segments};
+pub use shared::{SharedInput, shared_attention, shared_attention_reference};
 pub use spec::AttentionSpec;
 
 use crate::operation::{Operation, differentiable};

@@ -1,14 +1,15 @@
 //! From keys to a configuration.
 
 use super::{
-    ActivationName, AttentionName, ExpertsKeys, FeedForwardName, ModelKeys, MultipliersKeys,
-    RopeScalingKeys, RopeScalingName, RouterKeys, VisionKeys,
+    ActivationName, AttentionName, ExpertsKeys, FeedForwardName, LatentKeys, ModelKeys,
+    MultipliersKeys, RopeScalingKeys, RopeScalingName, RouterKeys, VisionKeys,
 };
 use crate::config::rules::{check_layers, require};
 use crate::config::vision::CROSS_LAYERS;
 use crate::config::{
     AttentionKind, ConfigError, ExpertActivation, ExpertsConfig, FeedForwardKind, LARGEST_SIZE,
-    LayerConfig, ModelConfig, MoeConfig, Multipliers, RopeScaling, RouterConfig, VisionConfig,
+    LatentConfig, LayerConfig, ModelConfig, MoeConfig, Multipliers, RopeScaling, RouterConfig,
+    VisionConfig,
 };
 
 type Checked<T> = Result<T, ConfigError>;
@@ -31,14 +32,20 @@ impl ModelKeys {
         let vocab_size = needed("vocab_size", self.vocab_size)?;
         check_layers(layers)?;
         let head_dim = self.head_dim(d_model, heads)?;
+        let rotary_dim = self.rotary_dim.unwrap_or(head_dim);
+        let latent = match &self.latent {
+            None => None,
+            Some(keys) => Some(keys.resolve(head_dim.saturating_sub(rotary_dim))?),
+        };
+        let kv_heads = if latent.is_some() { heads } else { 1 };
         let model = ModelConfig {
             vocab_size,
             d_model,
             heads,
-            kv_heads: self.kv_heads.unwrap_or(1),
+            kv_heads: self.kv_heads.unwrap_or(kv_heads),
             head_dim,
             context_length,
-            rotary_dim: self.rotary_dim.unwrap_or(head_dim),
+            rotary_dim,
             rope_theta: self.rope_theta.unwrap_or(10_000.0),
             rope_scaling: match &self.rope_scaling {
                 None => None,
@@ -51,6 +58,7 @@ impl ModelKeys {
                 None => Multipliers::NONE,
                 Some(keys) => keys.resolve(),
             },
+            latent,
             qk_norm: self.qk_norm.unwrap_or_default(),
             attention_bias: self.attention_bias.unwrap_or_default(),
             sinks: self.sinks.unwrap_or(false),
@@ -225,6 +233,18 @@ impl ExpertsKeys {
     }
 }
 
+impl LatentKeys {
+    /// The latents, whose sizes are not checked yet, of a model with heads of so many values that are not rotated.
+    fn resolve(&self, plain_dim: usize) -> Checked<LatentConfig> {
+        Ok(LatentConfig {
+            rank: needed("latent.rank", self.rank)?,
+            query_rank: self.query_rank,
+            value_dim: self.value_dim.unwrap_or(plain_dim),
+            interleaved: self.interleaved.unwrap_or(true),
+        })
+    }
+}
+
 impl MultipliersKeys {
     /// The factors, which are not checked yet; absent keys are those of [`Multipliers::NONE`].
     fn resolve(&self) -> Multipliers {
@@ -327,6 +347,7 @@ impl RopeScalingKeys {
                 beta_slow: self.beta_slow.unwrap_or(1.0),
                 attention_factor: self.attention_factor,
                 truncate: self.truncate.unwrap_or(true),
+                mscale_all_dim: self.mscale_all_dim.unwrap_or(0.0),
             },
         })
     }
@@ -368,6 +389,12 @@ impl RopeScalingKeys {
             (
                 "rope_scaling.truncate",
                 self.truncate.is_some(),
+                kind == Yarn,
+                yarn,
+            ),
+            (
+                "rope_scaling.mscale_all_dim",
+                self.mscale_all_dim.is_some(),
                 kind == Yarn,
                 yarn,
             ),

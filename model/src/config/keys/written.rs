@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use super::{
-    ActivationName, AttentionName, DenseKeys, ExpertsKeys, FeedForwardName, ModelKeys,
+    ActivationName, AttentionName, DenseKeys, ExpertsKeys, FeedForwardName, LatentKeys, ModelKeys,
     MultipliersKeys, RopeScalingKeys, RopeScalingName, RouterKeys, VisionKeys,
 };
 use crate::config::{
@@ -51,6 +51,12 @@ impl ModelKeys {
             feed_forward: Some(match moe {
                 Some(_) => FeedForwardName::Moe,
                 None => FeedForwardName::Dense,
+            }),
+            latent: model.latent.map(|latent| LatentKeys {
+                rank: Some(latent.rank),
+                query_rank: latent.query_rank,
+                value_dim: Some(latent.value_dim),
+                interleaved: Some(latent.interleaved),
             }),
             rope_scaling: model.rope_scaling.as_ref().map(RopeScalingKeys::of),
             multipliers: (model.multipliers != Multipliers::NONE)
@@ -207,6 +213,7 @@ impl RopeScalingKeys {
                 beta_slow,
                 attention_factor,
                 truncate,
+                mscale_all_dim,
             } => Self {
                 kind: Some(RopeScalingName::Yarn),
                 factor: Some(factor),
@@ -215,6 +222,7 @@ impl RopeScalingKeys {
                 beta_slow: Some(beta_slow),
                 attention_factor,
                 truncate: Some(truncate),
+                mscale_all_dim: (mscale_all_dim != 0.0).then_some(mscale_all_dim),
                 ..Self::default()
             },
         }

@@ -142,8 +142,19 @@ impl Origin {
             }
             (None, written) => written,
         };
+        let multipliers = written.multipliers.clone().unwrap_or_default();
+        let own_multipliers = own.multipliers.clone().unwrap_or_default();
+        self.agree("model.multipliers", &multipliers, &own_multipliers)?;
+        let latent = written.latent.clone().unwrap_or_default();
+        self.agree(
+            "model.latent",
+            &latent,
+            &own.latent.clone().unwrap_or_default(),
+        )?;
         let others = ModelKeys {
             attention,
+            latent: None,
+            multipliers: None,
             vision: None,
             context_length: None,
             feed_forward: None,

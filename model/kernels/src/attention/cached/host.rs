@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::{CachedAttention, first_seen};
 use crate::attention::rows::{AttentionShape, RopeTables, scratch_slice};
 use crate::attention::segments::PlacedSegment;
+use crate::attention::shared::SharedAttention;
 use crate::host::Host;
 use crate::host::exp::exp;
 use crate::host::gemm::{Accumulate, Matrix, gemm};
@@ -61,10 +62,43 @@ impl<B: Host> CachedAttention for B {
         let (keys_now, values_now) = (B::values_mut(&mut keys), B::values_mut(&mut values));
         // Inside the thread pool as a whole: entering it takes about as long as a step of a single token.
         let output = rayon::scope(|_| {
-            new.store(keys_now, values_now);
+            new.store(keys_now, Some(&mut *values_now));
             new.attend(keys_now, values_now)
         });
         (B::tensor(output, query.shape()), keys, values)
+    }
+}
+
+impl<B: Host> SharedAttention for B {
+    fn shared_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        cosines: FloatTensor<Self>,
+        sines: FloatTensor<Self>,
+        mut keys: FloatTensor<Self>,
+        segments: Arc<[PlacedSegment]>,
+        shape: AttentionShape,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let new = New {
+            query: &B::values(&query),
+            key: &B::values(&key),
+            value: &[],
+            sinks: None,
+            tables: RopeTables {
+                cosines: &B::values(&cosines),
+                sines: &B::values(&sines),
+                half: shape.rotary_dim / 2,
+            },
+            segments: &segments,
+            window: shape.window.unwrap_or(usize::MAX),
+            shape,
+        };
+        let keys_now = B::values_mut(&mut keys);
+        let output = rayon::scope(|_| {
+            new.store(keys_now, None);
+            new.attend(keys_now, keys_now)
+        });
+        (B::tensor(output, query.shape()), keys)
     }
 }
 
@@ -114,7 +148,7 @@ struct New<'a> {
 
 impl New<'_> {
     /// Puts new keys, rotated, and values into the cache, `[kv_heads, places, head_dim]`.
-    fn store(&self, keys: &mut [f32], values: &mut [f32]) {
+    fn store(&self, keys: &mut [f32], values: Option<&mut [f32]>) {
         let AttentionShape {
             kv_heads, head_dim, ..
         } = self.shape;
@@ -132,18 +166,17 @@ impl New<'_> {
         }
         pieces.sort_unstable();
         let of_head = keys.len() / kv_heads;
-        let heads = keys.chunks_exact_mut(of_head);
-        let heads = heads.zip(values.chunks_exact_mut(of_head)).enumerate();
+        let mut of_values = values.map(|values| values.chunks_exact_mut(of_head));
         let mut tasks = Vec::with_capacity(pieces.len() * kv_heads);
-        for (kv_head, (mut keys, mut values)) in heads {
+        for (kv_head, mut keys) in keys.chunks_exact_mut(of_head).enumerate() {
+            let mut values = of_values.as_mut().and_then(Iterator::next);
             let mut before = 0;
             for &(place, length, row) in &pieces {
                 let end = place + length;
                 let (skipped, length) = ((place - before) * head_dim, length * head_dim);
-                let (keys, values) = (
-                    cut(&mut keys, skipped, length),
-                    cut(&mut values, skipped, length),
-                );
+                let keys = cut(&mut keys, skipped, length);
+                let values = values.as_mut();
+                let values = values.map(|values| cut(values, skipped, length));
                 tasks.push((kv_head, row, keys, values));
                 before = end;
             }
@@ -152,17 +185,19 @@ impl New<'_> {
         tasks
             .into_par_iter()
             .with_min_len((MIN_BYTES_PER_THREAD / bytes.max(1)).max(1))
-            .for_each(|(kv_head, row, keys, values)| {
+            .for_each(|(kv_head, row, keys, mut values)| {
                 vectorized(
                     #[inline(always)]
                     || {
-                        let keys = keys.chunks_exact_mut(head_dim);
-                        let values = values.chunks_exact_mut(head_dim);
-                        for ((key, value), row) in keys.zip(values).zip(row..) {
-                            let from = (row * kv_heads + kv_head) * head_dim;
-                            key.copy_from_slice(&self.key[from..][..head_dim]);
+                        let from = |row: usize| (row * kv_heads + kv_head) * head_dim;
+                        for (key, row) in keys.chunks_exact_mut(head_dim).zip(row..) {
+                            key.copy_from_slice(&self.key[from(row)..][..head_dim]);
                             self.tables.rotate(key, row, 1.0);
-                            value.copy_from_slice(&self.value[from..][..head_dim]);
+                        }
+                        if let Some(values) = values.as_deref_mut() {
+                            for (value, row) in values.chunks_exact_mut(head_dim).zip(row..) {
+                                value.copy_from_slice(&self.value[from(row)..][..head_dim]);
+                            }
                         }
                     },
                 );

@@ -381,7 +381,7 @@ fn a_checkpoint_that_cannot_be_used_is_named() {
     ");
     assert!(origin.start(&["tokenizer.kind=bytes"]).is_ok());
     fs::write(origin.0.path().join(CONFIG_FILE), "{}").unwrap();
-    insta::assert_snapshot!(origin.refusal(&[]), @r#"run.toml:7: train.init = "FOLDER" cannot be used: FOLDER/config.json: model_type = null: Firebox reads llama, mistral, qwen2, qwen3, smollm3, mixtral, olmoe, qwen3_moe, qwen2_moe, granitemoe, dots1, glm4_moe, gpt_oss, mllama, firebox_vision, firebox"#);
+    insta::assert_snapshot!(origin.refusal(&[]), @r#"run.toml:7: train.init = "FOLDER" cannot be used: FOLDER/config.json: model_type = null: Firebox reads llama, mistral, qwen2, qwen3, smollm3, mixtral, olmoe, qwen3_moe, qwen2_moe, granitemoe, dots1, glm4_moe, deepseek_v3, gpt_oss, mllama, firebox_vision, firebox"#);
     fs::remove_file(origin.0.path().join(CONFIG_FILE)).unwrap();
     insta::assert_snapshot!(origin.refusal(&[]), @r#"
     run.toml:7: train.init = "FOLDER" cannot be used: FOLDER is not a checkpoint: config.json is missing
