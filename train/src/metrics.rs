@@ -8,7 +8,7 @@ use firebox_model::evaluate::Evaluation;
 use firebox_model::moe::stats::LayerHealth;
 use serde::{Deserialize, Serialize};
 
-use crate::looking::CaptionLoss;
+use crate::looking::HeldOutLoss;
 
 /// One line of the file.
 #[derive(Debug, Clone, Serialize)]
@@ -70,7 +70,7 @@ pub struct Validation {
     pub sources: Vec<SourceLoss>,
     /// Whether a model that sees pictures looks at them; empty for a model of text alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub captions: Vec<CaptionLoss>,
+    pub captions: Vec<HeldOutLoss>,
 }
 
 /// The loss on the held-out text of one source.

@@ -7,6 +7,7 @@
 mod foreign;
 mod json;
 mod lines;
+mod pairs;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use firebox_console::durable::FileError;
 
 pub use self::foreign::Foreign;
 pub use self::lines::{JsonLines, is_json_lines};
+pub use self::pairs::{CAPTION_FIELD, Pair, Pairs};
 
 /// Default name of the field of a JSON line that contains the text.
 pub const TEXT_FIELD: &str = "text";
