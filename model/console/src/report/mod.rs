@@ -1,4 +1,4 @@
-//! HTML reports: a self-contained [`Page`] with tables and charts, which follows the reader's light or dark setting and
+//! HTML reports: a self-contained [`Page`] with tables, charts and pictures, which follows the reader's light or dark setting and
 //! can be printed.
 //!
 //! ```
@@ -15,9 +15,11 @@
 mod axis;
 mod chart;
 mod page;
+mod plate;
 mod table;
 
 pub use axis::Scale;
 pub use chart::{Chart, Series};
 pub use page::{Page, Verdict, page_path};
+pub use plate::{Plate, Word};
 pub use table::{Cell, Table};

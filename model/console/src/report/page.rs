@@ -1,10 +1,10 @@
-//! An HTML page with tables and charts.
+//! An HTML page with tables, charts and pictures.
 
 use std::path::{Path, PathBuf};
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::{Chart, Table};
+use super::{Chart, Plate, Table};
 use crate::durable::{self, FileError};
 
 /// The assessment of a result.
@@ -88,6 +88,12 @@ impl Page {
     /// Adds a chart.
     pub fn chart(self, chart: Chart) -> Self {
         self.part(chart.render())
+    }
+
+    /// Adds pictures.
+    pub fn plates(self, plates: impl IntoIterator<Item = Plate>) -> Self {
+        let plates = plates.into_iter().map(|plate| plate.render());
+        self.part(html! { div.plates { @for plate in plates { (plate) } } })
     }
 
     /// Adds preformatted text in a collapsed section.
