@@ -48,6 +48,12 @@ pub enum InferError {
     /// A path does not lead to a checkpoint.
     #[error(transparent)]
     Folder(#[from] FolderError),
+    /// A file where a folder is required.
+    #[error("--image-folder: {} is not a folder", path.display())]
+    NotAFolder {
+        /// The path.
+        path: PathBuf,
+    },
     /// A folder where a text file is required.
     #[error("{} is a folder; --data takes files", path.display())]
     NotAFile {
@@ -292,10 +298,38 @@ pub enum InferError {
         folder: PathBuf,
     },
     /// Pictures for a model of text alone.
-    #[error("--image: {} sees no pictures", folder.display())]
+    #[error("{flag}: {} sees no pictures", folder.display())]
     Blind {
+        /// The option.
+        flag: &'static str,
         /// The checkpoint.
         folder: PathBuf,
+    },
+    /// A line with a picture and its caption cannot be used.
+    #[error("{place}: {error}")]
+    Pair {
+        /// The file and its line.
+        place: String,
+        /// The reason.
+        error: Box<InferError>,
+    },
+    /// A caption with its picture that exceeds the context.
+    #[error(
+        "the caption has {tokens} tokens with its picture, more than the model's context of {context}"
+    )]
+    LongCaption {
+        /// Tokens of the caption and its picture.
+        tokens: usize,
+        /// The context.
+        context: usize,
+    },
+    /// Files without a pair that can be used.
+    #[error("there are no pictures with captions in {}{}", paths(files), without(*left_out))]
+    NoPairs {
+        /// The files.
+        files: Vec<PathBuf>,
+        /// Pairs that were left out.
+        left_out: u64,
     },
     /// A file is no picture that Firebox reads.
     #[error(transparent)]
@@ -443,6 +477,23 @@ impl From<CheckpointError> for InferError {
 pub(crate) const LESS_MEMORY: &str =
     "use fewer (--batch) or shorter sequences, or keep the weights in bf16 (--dtype bf16)";
 
+/// Paths as a list.
+fn paths(files: &[PathBuf]) -> String {
+    let names: Vec<String> = files
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    names.join(", ")
+}
+
+/// How many were left out, in parentheses.
+fn without(count: u64) -> String {
+    match count {
+        0 => String::new(),
+        _ => format!(" ({} left out)", counted(count.into(), "pair")),
+    }
+}
+
 fn told(failure: &Failure) -> String {
     match &failure.cause {
         Cause::Failed { error, .. } if failure.rank == 0 => error.clone(),
@@ -557,6 +608,20 @@ impl Advise for InferError {
             Self::Blind { .. } => usage(
                 "use a checkpoint of a model that sees pictures, whose model_type is mllama or firebox_vision",
             ),
+            Self::Pair { error, .. } => match error.advice() {
+                advice if advice.hint.is_some() => advice,
+                advice => Advice {
+                    hint: Some("--on-error skip leaves out pairs that cannot be used".to_owned()),
+                    ..advice
+                },
+            },
+            Self::LongCaption { .. } => {
+                failure("shorten it; --on-error skip leaves out pairs that cannot be used")
+            }
+            Self::NoPairs { .. } => usage(
+                "each line is a JSON object such as {\"image\": \"photo.png\", \"caption\": \"a red boiler\"}; --image and --field \
+                 name its fields",
+            ),
             Self::Picture(error) => error.advice(),
             Self::Processor(error) => error.advice(),
             Self::Arrangement { .. } => usage("crop the picture to another shape"),
@@ -593,7 +658,7 @@ impl Advise for InferError {
                 "a longer --drain-timeout gives requests more time; without it, they take as long as they take",
             ),
             Self::ReplicasEnded => failure("the lines of the log above say why each one has"),
-            Self::Missing { .. } | Self::Read(_) | Self::Place(_) => Advice::USAGE,
+            Self::Missing { .. } | Self::NotAFolder { .. } | Self::Read(_) | Self::Place(_) => Advice::USAGE,
             Self::Process(_) | Self::Serve(_) | Self::Write(_) | Self::Input(_) | Self::Output(_) => Advice::FAILURE,
         }
     }

@@ -1,4 +1,9 @@
-//! `cargo infer eval`: loss, bits per byte and router health on text.
+//! `cargo infer eval`: loss, bits per byte and router health on text, and on [captions](self::captions) of pictures.
+
+pub mod captions;
+pub mod captions_page;
+pub mod maps;
+mod routers;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +12,6 @@ use std::time::Instant;
 use firebox_console::report::Table;
 use firebox_model::batch::Sequence;
 use firebox_model::evaluate::{self, Evaluation};
-use firebox_model::moe::stats;
 use firebox_model::network::Network;
 use firebox_text::documents::{TEXT_FIELD, is_json_lines, is_parquet};
 use firebox_text::packing::{PackedText, PackingError};
@@ -15,6 +19,8 @@ use serde::Serialize;
 
 use crate::InferError;
 use crate::engine::{Engine, warn_of_special_places};
+
+pub use self::routers::Routers;
 
 /// The text to evaluate on, and how much of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,12 +40,12 @@ impl Text {
         self.field.as_deref().unwrap_or(TEXT_FIELD)
     }
 
-    /// Checks that the files exist, and that a given field is of use, before a model is loaded.
+    /// Checks that the files exist, before a model is loaded.
     ///
     /// # Errors
     ///
-    /// The first path that is not a file; a field where no file is read as JSON lines.
-    pub fn check(&self) -> Result<(), InferError> {
+    /// The first path that is not a file.
+    pub fn check_files(&self) -> Result<(), InferError> {
         for path in &self.files {
             if path.is_dir() {
                 return Err(InferError::NotAFile { path: path.clone() });
@@ -48,6 +54,16 @@ impl Text {
                 return Err(InferError::Missing { path: path.clone() });
             }
         }
+        Ok(())
+    }
+
+    /// The same, and that a given field is of use.
+    ///
+    /// # Errors
+    ///
+    /// As there, and a field where no file is read as JSON lines.
+    pub fn check(&self) -> Result<(), InferError> {
+        self.check_files()?;
         let mut lines = 0;
         for path in &self.files {
             if is_parquet(path) || is_json_lines(path).map_err(PackingError::from)? {
@@ -97,53 +113,26 @@ pub struct Report {
     pub perplexity: f64,
     /// Comparable between tokenizers; see [`Evaluation::bits_per_byte`].
     pub bits_per_byte: f64,
-    /// Load-balancing loss of each MoE layer, 1 when balanced; empty for a dense model, like all per-layer fields below.
-    pub balance: Vec<f64>,
-    /// Mean of `balance` over the layers; `None` for a dense model.
-    pub balance_mean: Option<f64>,
-    /// Fraction of the assignments that each expert receives, layer × expert.
-    pub expert_load: Vec<Vec<f64>>,
-    /// Mean entropy of a token's router probabilities per layer, in nats.
-    pub router_entropy: Vec<f64>,
-    /// Router z-loss per layer.
-    pub router_z: Vec<f64>,
+    /// Router health.
+    #[serde(flatten)]
+    pub routers: Routers,
     /// Predicted tokens per second, without loading the model and encoding the text.
     pub tokens_per_second: f64,
     /// The device's name.
     pub device: String,
-    /// The result of the model crate.
-    #[serde(skip)]
-    evaluation: Evaluation,
-    /// Assignments of tokens to experts per MoE layer.
-    #[serde(skip)]
-    assignments: u64,
 }
 
 impl Report {
-    /// A warning if experts collapse.
-    pub fn warning(&self) -> Option<String> {
-        stats::warning(&self.evaluation.layers, self.assignments)
-    }
-
-    fn new(evaluation: Evaluation, top_k: usize, seconds: f64, device: &str) -> Self {
-        let layers = &evaluation.layers;
-        let balance: Vec<f64> = layers.iter().map(|layer| layer.balance).collect();
+    fn new(evaluation: Evaluation, engine: &Engine, seconds: f64) -> Self {
         Self {
             tokens: evaluation.tokens,
             bytes: evaluation.bytes,
             nats_per_token: evaluation.nats_per_token,
             perplexity: evaluation.perplexity,
             bits_per_byte: evaluation.bits_per_byte,
-            balance_mean: (!balance.is_empty())
-                .then(|| balance.iter().sum::<f64>() / balance.len() as f64),
-            balance,
-            expert_load: layers.iter().map(|layer| layer.load.clone()).collect(),
-            router_entropy: layers.iter().map(|layer| layer.entropy).collect(),
-            router_z: layers.iter().map(|layer| layer.z).collect(),
             tokens_per_second: evaluation.tokens as f64 / seconds,
-            device: device.to_owned(),
-            assignments: evaluation.tokens * top_k as u64,
-            evaluation,
+            device: engine.device.clone(),
+            routers: Routers::of(evaluation, engine.model.config()),
         }
     }
 }
@@ -176,24 +165,20 @@ pub fn evaluate(
     let windows = text.windows(context);
     let sequences = windows.map(|window| Sequence::of_window(window, context, engine.document_end));
     let evaluation = evaluate::evaluate(network, sequences, text.bytes(), rows, progress);
-    let nats = evaluation.nats_per_token;
-    if !nats.is_finite() {
-        return Err(InferError::NotFinite {
+    check_finite(engine, evaluation.nats_per_token)?;
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(Report::new(evaluation, engine, seconds))
+}
+
+/// Checks a loss.
+fn check_finite(engine: &Engine, nats: f64) -> Result<(), InferError> {
+    match nats.is_finite() {
+        true => Ok(()),
+        false => Err(InferError::NotFinite {
             device: engine.device.clone(),
             nats,
-        });
+        }),
     }
-    Ok(Report::new(
-        evaluation,
-        engine
-            .model
-            .config()
-            .moe
-            .as_ref()
-            .map_or(0, |moe| moe.experts.top_k),
-        started.elapsed().as_secs_f64(),
-        &engine.device,
-    ))
 }
 
 impl fmt::Display for Report {
@@ -214,29 +199,7 @@ impl fmt::Display for Report {
             .fold(Table::new("").texts(["", ""]), |list, (name, value)| {
                 list.row([name.into(), value.into()])
             });
-        write!(formatter, "{list}")?;
-        if self.evaluation.layers.is_empty() {
-            return Ok(());
-        }
-        let layers = Table::new("").numbers([
-            "layer",
-            "max/mean load",
-            "dead experts",
-            "entropy",
-            "balance",
-            "z-loss",
-        ]);
-        let layers = self.evaluation.layers.iter().fold(layers, |table, layer| {
-            table.row([
-                layer.layer.to_string().into(),
-                format!("{:.3}", layer.max_over_mean).into(),
-                format!("{} of {}", layer.dead_experts, layer.load.len()).into(),
-                format!("{:.4}", layer.entropy).into(),
-                format!("{:.4}", layer.balance).into(),
-                format!("{:.4}", layer.z).into(),
-            ])
-        });
-        write!(formatter, "\n{layers}")
+        write!(formatter, "{list}{}", self.routers)
     }
 }
 
@@ -418,13 +381,13 @@ mod tests {
         )
         .unwrap();
         assert_eq!(reported, report.tokens);
-        let shape: Vec<usize> = report.expert_load.iter().map(Vec::len).collect();
+        let shape: Vec<usize> = report.routers.expert_load.iter().map(Vec::len).collect();
         assert_eq!(shape, [4, 4]);
-        for load in &report.expert_load {
+        for load in &report.routers.expert_load {
             assert!((load.iter().sum::<f64>() - 1.0).abs() < 1e-9);
         }
-        let mean = (report.balance[0] + report.balance[1]) / 2.0;
-        assert_eq!(report.balance_mean, Some(mean));
+        let mean = (report.routers.balance[0] + report.routers.balance[1]) / 2.0;
+        assert_eq!(report.routers.balance_mean, Some(mean));
         assert_eq!(report.to_string().lines().count(), 6 + 2 + 2);
     }
 
@@ -444,7 +407,10 @@ mod tests {
             |_| (),
         )
         .unwrap();
-        assert_eq!((report.balance.len(), report.balance_mean), (0, None));
+        assert_eq!(
+            (report.routers.balance.len(), report.routers.balance_mean),
+            (0, None)
+        );
         assert_eq!(report.to_string().lines().count(), 6);
     }
 

@@ -1,6 +1,6 @@
 //! Evaluates, samples, benchmarks and compares Firebox checkpoints on any Burn backend.
 //!
-//! [`engine`] opens a checkpoint on a device; [`eval`] measures its loss on text, [`generate`] continues one prompt or many,
+//! [`engine`] opens a checkpoint on a device; [`eval`] measures its loss on text and on captions of [`pictures`], [`generate`] continues one prompt or many,
 //! [`mod@serve`] does so over HTTP, [`mod@bench`] measures prefill and decode speed and [`load`] a server under load, [`trace`] writes intermediate values to a file, [`compare`] reports the
 //! differences between devices, [`export`] converts it to another dtype or into shards, and [`sharded`] shows how it is divided
 //! among ranks. [`plan`] estimates bytes, speed and cost of a model on many ranks, and [`ranks`] runs a command on them.
@@ -35,6 +35,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod load;
+pub mod pictures;
 pub mod plan;
 mod processes;
 pub mod ranks;

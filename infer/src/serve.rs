@@ -1,11 +1,11 @@
 //! `cargo infer serve`: a checkpoint behind an HTTP server with OpenAI's interface.
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use firebox_console::numbers::bytes;
+use firebox_console::numbers::{bytes, counted};
 use firebox_model::cache::CacheShape;
 use firebox_model::config::{FeedForwardKind, ModelConfig};
 use firebox_model::generate::{DraftTokens, Options, least_blocks};
@@ -14,12 +14,14 @@ use firebox_serve::http::{self, App, Outcome};
 use firebox_serve::job::Submit;
 use firebox_serve::lifecycle::{Lifecycle, Phase};
 use firebox_serve::metrics::{Build, Metrics};
+use firebox_serve::pictures::PictureInput;
 use firebox_serve::scheduler::Scheduler;
 use firebox_serve::served::Served;
 
 use crate::InferError;
 use crate::engine::Engine;
 use crate::generate::{Draft, Speculation};
+use crate::pictures::PictureReader;
 use crate::replicas::Parent;
 
 /// Without another limit, the cache takes this share of the machine's memory at most.
@@ -47,6 +49,10 @@ pub struct ServeOptions {
     pub queue: usize,
     /// How clients are treated.
     pub http: http::Options,
+    /// The folder of pictures that requests may name; `None` where they may name none.
+    pub image_folder: Option<PathBuf>,
+    /// The most pictures of a request.
+    pub pictures: usize,
     /// The process that this one is a replica of.
     pub parent: Option<Parent>,
 }
@@ -173,13 +179,15 @@ fn serve_until(
         engine.model.precision().to_string(),
     );
     let version = env!("CARGO_PKG_VERSION");
-    let served = Served::new(
+    let mut served = Served::new(
         &*name,
         engine.tokenizer.clone(),
         config.context_length,
         config.vocab_size,
         &[version, &engine.device, &dtype, &precision],
     )?;
+    served.pictures = picture_input(engine, speculation, options)?;
+    let sees = served.pictures.is_some();
     let build = Build {
         version,
         device: &engine.device,
@@ -223,6 +231,20 @@ fn serve_until(
             options.sequences,
             bytes((blocks * options.block_tokens * CacheShape::from(config).token_bytes()) as u128)
         );
+        if let Some(vision) = config.vision.as_ref().filter(|_| sees) {
+            let layers = config
+                .layers
+                .iter()
+                .filter(|layer| layer.is_cross())
+                .count();
+            let keys = layers * vision.max_tiles * vision.positions();
+            let values = 2 * keys * config.kv_heads * config.head_dim;
+            tracing::info!(
+                "requests may have up to {}, of which each takes {} besides while it is seen",
+                counted(options.pictures as u128, "picture"),
+                bytes(values as u128 * size_of::<f32>() as u128)
+            );
+        }
         tracing::info!("serving {name} at http://{address}");
         begun(address, &of_begun);
     };
@@ -249,6 +271,48 @@ fn serve_until(
         Ok(Err(error)) => Err(InferError::Serve(error)),
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// How the model takes pictures; `None` if it sees none, or none with this draft or on many ranks.
+fn picture_input(
+    engine: &Engine,
+    speculation: &Speculation,
+    options: &ServeOptions,
+) -> Result<Option<PictureInput>, InferError> {
+    let config = engine.model.config();
+    let Some(image_token) = config.image_token() else {
+        return match options.image_folder {
+            None => Ok(None),
+            Some(_) => Err(InferError::Blind {
+                flag: "--image-folder",
+                folder: engine.folder.clone(),
+            }),
+        };
+    };
+    let blind = match (&speculation.draft, &engine.ranks) {
+        (Draft::Model(_), _) => Some("the draft model sees no pictures"),
+        (_, Some(_)) => Some("many ranks see no pictures"),
+        _ => None,
+    };
+    if let Some(blind) = blind {
+        tracing::warn!("{blind}, so requests with pictures are refused");
+        return Ok(None);
+    }
+    let folder = options.image_folder.as_ref().map(|path| {
+        let whole = path.canonicalize();
+        let whole = whole.map_err(|_| InferError::Missing { path: path.clone() })?;
+        match whole.is_dir() {
+            true => Ok(whole),
+            false => Err(InferError::NotAFolder { path: path.clone() }),
+        }
+    });
+    Ok(Some(PictureInput {
+        reader: Box::new(PictureReader::new(&engine.folder, engine.model.config())?),
+        image_token,
+        image_text: engine.tokenizer.special_text(image_token),
+        folder: folder.transpose()?,
+        most: options.pictures,
+    }))
 }
 
 /// Brings a server to a phase when it is dropped.

@@ -46,6 +46,138 @@ fn fail<'a>(code: i32, arguments: impl IntoIterator<Item = &'a str>) -> String {
 }
 
 #[test]
+fn eval_of_captions_prints_tables_and_writes_a_page() {
+    let tiny = TinyCheckpoint::new(&seeing_config(), 1);
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/pictures");
+    let fixtures = fixtures.canonicalize().unwrap();
+    let lines = |count: usize| -> String {
+        let line = |number: usize| {
+            let name = ["opaque.png", "palette.png", "transparent.png"][number % 3];
+            let image = fixtures.join(name);
+            let kind = ["even", "odd"][number % 2];
+            let line = serde_json::json!({ "image": image, "caption": format!("fire <{number}>"), "kind": kind });
+            format!("{line}\n")
+        };
+        (0..count).map(line).collect()
+    };
+    let data = tiny.path().join("pairs.jsonl");
+    fs::write(&data, lines(40)).unwrap();
+    let html = tiny.path().join("page.html");
+    let arguments = [
+        "eval",
+        words(tiny.path()),
+        "--data",
+        words(&data),
+        "--image",
+        "image",
+    ];
+    let more = ["--group", "kind", "--tried", "3", "--html", words(&html)];
+    let table = succeed(arguments.into_iter().chain(more));
+    for part in [
+        "Nats per token",
+        "even",
+        "odd",
+        "right of 16",
+        "Bits per byte",
+        "dead experts",
+    ] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    let page = fs::read_to_string(&html).unwrap();
+    for part in [
+        "Random pictures",
+        "Highest loss",
+        "Lowest loss",
+        "of 16",
+        "fire &lt;",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    // It loads nothing, and every picture is a file of its own.
+    assert!(!page.contains("http") && !page.contains("<script"));
+    assert_eq!(page.matches("<article").count(), 24);
+    assert_eq!(
+        page.matches("--picture:url(data:image/png;base64,").count(),
+        24
+    );
+
+    let json = succeed(
+        arguments
+            .into_iter()
+            .chain(["--json", "--max-captions", "5"]),
+    );
+    let report: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&report["captions"], &report["found"]),
+        (&5.into(), &Value::Null)
+    );
+
+    // What cannot be evaluated.
+    let blind = TinyCheckpoint::new(&tiny_config(), 1);
+    let path = words(blind.path());
+    let errors = fail(
+        2,
+        ["eval", path, "--data", words(&data), "--image", "image"],
+    );
+    assert!(
+        errors.contains("--image: ") && errors.contains("sees no pictures"),
+        "{errors}"
+    );
+    let empty = tiny.path().join("empty.jsonl");
+    fs::write(&empty, "\n").unwrap();
+    let checkpoint = words(tiny.path());
+    let errors = fail(
+        2,
+        [
+            "eval",
+            checkpoint,
+            "--data",
+            words(&empty),
+            "--image",
+            "image",
+        ],
+    );
+    assert!(errors.contains("no pictures with captions in"), "{errors}");
+    let errors = fail(
+        1,
+        [
+            "eval",
+            checkpoint,
+            "--data",
+            words(&data),
+            "--image",
+            "picture",
+        ],
+    );
+    assert!(
+        errors.contains("pairs.jsonl:1") && errors.contains("picture"),
+        "{errors}"
+    );
+    let long =
+        serde_json::json!({ "image": fixtures.join("opaque.png"), "caption": "fire ".repeat(9) });
+    fs::write(&data, long.to_string()).unwrap();
+    let errors = fail(1, arguments);
+    assert!(
+        errors.contains("pairs.jsonl:1: the caption has 46 tokens")
+            && errors.contains("context of 32"),
+        "{errors}"
+    );
+    let errors = fail(2, arguments.into_iter().chain(["--on-error", "skip"]));
+    assert!(errors.contains("(1 pair left out)"), "{errors}");
+    fail(
+        2,
+        [
+            "eval",
+            checkpoint,
+            "--data",
+            words(&data),
+            "--group",
+            "kind",
+        ],
+    );
+}
+
+#[test]
 fn eval_prints_a_table_or_json() {
     let tiny = TinyCheckpoint::new(&tiny_config(), 1);
     let data = tiny.path().join("text.txt");

@@ -89,6 +89,11 @@ impl Placement {
         }
     }
 
+    /// The pictures that the tokens see, if there are any.
+    pub fn sight(&self) -> Option<&Sight> {
+        self.sight.as_ref()
+    }
+
     /// With rows of this table of all positions, for `batch` sequences.
     pub(crate) fn layout(&self, batch: usize, length: usize, table: &Rotary) -> Layout {
         Layout {

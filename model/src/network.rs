@@ -22,7 +22,7 @@ use crate::moe::loads::ExpertLoads;
 use crate::moe::stats::HealthSums;
 use crate::sampling::{Alone, Asked, Drawn, Memory};
 use crate::timeline::{Activity, Recorder, Span};
-use crate::vision::{PictureBatch, PictureKeys};
+use crate::vision::{Picture, PictureBatch, PictureKeys};
 
 /// A sequence's input to one step: its new tokens, and what is sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -150,6 +150,15 @@ pub trait Network {
     /// See [`KeyValueCache::fork`].
     fn fork(&mut self, from: usize, length: usize, to: usize);
 
+    /// The keys and values of pictures; see [`LanguageModel::look`].
+    ///
+    /// # Panics
+    ///
+    /// As there; and when many ranks hold the model together.
+    fn look(&mut self, _pictures: &[Picture]) -> PictureKeys {
+        panic!("no rank sees pictures")
+    }
+
     /// Gives a sequence pictures to see, or takes them from it; see [`KeyValueCache::show`].
     ///
     /// # Panics
@@ -271,6 +280,10 @@ impl Network for Local<'_> {
 
     fn fork(&mut self, from: usize, length: usize, to: usize) {
         self.cache.fork(from, length, to);
+    }
+
+    fn look(&mut self, pictures: &[Picture]) -> PictureKeys {
+        self.model.look(pictures)
     }
 
     fn show(&mut self, sequence: usize, pictures: Option<&Arc<PictureKeys>>) {

@@ -102,7 +102,7 @@ mod tests {
             let parts = model
                 .observed(tokens.clone(), &Placement::causal(), &mut seen)
                 .logits;
-            assert_eq!(seen.0, layer_parts(&config));
+            assert_eq!(seen.0, layer_parts(&config, false));
             let whole = values(model.forward(tokens.clone()).logits);
             assert_eq!(values(parts), whole);
             // No padding is no placement at all.
@@ -129,7 +129,7 @@ mod tests {
         let model = LanguageModel::random(&config, 7, &device);
         let tokens = || token_tensor([[1, 2, 3, 4].as_slice()].into_iter(), &device);
         let whole = values(model.forward(tokens()).logits);
-        for layer_part in layer_parts(&config) {
+        for layer_part in layer_parts(&config, false) {
             let replaceable = !matches!(
                 layer_part.part,
                 Part::Router | Part::Selection | Part::RoutingWeights

@@ -88,11 +88,17 @@ impl fmt::Display for LayerPart {
     }
 }
 
-/// All parts of a network that a text without pictures passes through, in execution order.
-pub fn layer_parts(config: &ModelConfig) -> Vec<LayerPart> {
-    let layers = (0..config.layers.len()).filter(|&layer| !config.layers[layer].is_cross());
+/// All parts of a network that a text passes through, in execution order; without pictures (`sees` false) these are not the
+/// layers that attend to pictures.
+pub fn layer_parts(config: &ModelConfig, sees: bool) -> Vec<LayerPart> {
+    let is_cross = |layer: usize| config.layers[layer].is_cross();
+    let layers = (0..config.layers.len()).filter(|&layer| sees || !is_cross(layer));
     let layers = layers.flat_map(|layer| {
-        let attention = [Part::AttentionNorm, Part::Attention, Part::FeedForwardNorm];
+        let attention = match is_cross(layer) {
+            true => Part::CrossAttention,
+            false => Part::Attention,
+        };
+        let attention = [Part::AttentionNorm, attention, Part::FeedForwardNorm];
         let feed_forward: &[Part] = match config.dense_d_ff(layer) {
             Some(_) => &[Part::FeedForward],
             None => &[

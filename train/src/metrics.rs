@@ -9,7 +9,7 @@ use firebox_model::moe::stats::LayerHealth;
 use serde::{Deserialize, Serialize};
 
 use crate::data::HeldOutPicture;
-use crate::looking::CaptionLoss;
+use crate::looking::HeldOutLoss;
 
 /// One line of the file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -112,7 +112,7 @@ pub struct Validation {
     pub sources: Vec<SourceLoss>,
     /// Whether a model that sees pictures looks at them; empty for a model of text alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub captions: Vec<CaptionLoss>,
+    pub captions: Vec<HeldOutLoss>,
 }
 
 /// The loss on the held-out text of one source.

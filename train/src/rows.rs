@@ -1,12 +1,12 @@
 //! What a step trains on, row by row: windows of text, or captions behind their pictures, with windows of text among them.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 use firebox_model::batch::{Batch, Sequence};
+use firebox_model::captions::Captioned;
 use firebox_model::language_model::LanguageModel;
-use firebox_model::vision::PictureBatch;
 
 use crate::config::RunConfig;
-use crate::data::{CaptionStream, Captioned, DataError, Prepared, TrainingStream};
+use crate::data::{CaptionStream, DataError, Prepared, TrainingStream};
 use crate::error::TrainError;
 use crate::step::{StepResult, TrainingState};
 
@@ -36,43 +36,7 @@ impl Row for Captioned {
     }
 
     fn batch(rows: &[Self], model: &LanguageModel, device: &Device) -> Batch {
-        // What is behind the last target of the longest caption is padding in all of them.
-        let longest = rows.iter().map(|row| row.sequence.valid).max();
-        let length = longest.unwrap_or(0).max(1);
-        let sequences: Vec<Sequence> = rows.iter().map(|row| row.shortened(length)).collect();
-        let mut batch = Batch::new(&sequences, device);
-        if rows.iter().any(|row| row.given > 0) {
-            let learned = rows.iter().flat_map(|row| {
-                (0..length).map(|place| f32::from((row.given..row.sequence.valid).contains(&place)))
-            });
-            let learned: Vec<f32> = learned.collect();
-            let shape = [rows.len() * length];
-            batch.valid = Some(Tensor::from_data(TensorData::new(learned, shape), device));
-            batch.valid_tokens = rows.iter().map(Self::targets).sum();
-        }
-        if rows.iter().all(|row| row.picture.is_none()) {
-            return batch;
-        }
-        // The picture stands first: all tokens of the row see it.
-        let tiles = model
-            .config()
-            .vision
-            .as_ref()
-            .map_or(0, |vision| vision.max_tiles);
-        let visible = rows.iter().flat_map(|row| {
-            let used = match &row.picture {
-                Some(picture) => picture.used.clone(),
-                None => vec![false; tiles],
-            };
-            used.repeat(length)
-        });
-        let pictures = PictureBatch {
-            slots: 1,
-            visible: visible.collect(),
-            pictures: rows.iter().map(|row| row.picture.clone()).collect(),
-        };
-        batch.placement = batch.placement.seeing(model.sight(&pictures));
-        batch
+        Self::batch(rows, model, device)
     }
 }
 
@@ -159,13 +123,14 @@ impl Rows {
 #[cfg(test)]
 mod tests {
     use burn::module::Param;
+    use burn::tensor::Tensor;
     use firebox_model::parameters::{MapParameter, VisitParameter, map, visit};
 
     use super::*;
     use crate::config::Frozen;
     use crate::data::prepare;
     use crate::learned::Learned;
-    use crate::looking;
+    use crate::looking::{self, HeldOutLoss};
     use crate::optimizer::AdamW;
     use crate::state::Progress;
     use crate::testing::{SmallRun, bits, default_device};
@@ -261,12 +226,12 @@ mod tests {
             (whole.nats_per_token - 257f64.ln()).abs() < 0.1,
             "{whole:?}"
         );
-        for loss in &losses {
+        for HeldOutLoss { loss, .. } in &losses {
             assert_eq!((loss.right, loss.other), (loss.none, loss.none), "{loss:?}");
         }
         let training = steps(training, &rows, &config, 6);
         let (_, losses) = evaluate(&training);
-        for loss in &losses {
+        for HeldOutLoss { loss, .. } in &losses {
             assert!(
                 loss.right != loss.other && loss.right != loss.none,
                 "{loss:?}"

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use firebox_model::sampling::{Sampling, Scored};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::pictures::RequestPictures;
 use crate::text::TextWriter;
 
 /// Takes jobs and generates their texts, on threads of its own.
@@ -45,8 +46,10 @@ pub enum Rejected {
 /// One text to generate: one choice of one prompt of a request.
 #[derive(Debug)]
 pub struct Job {
-    /// Tokens of the prompt: at least one, all in the model's vocabulary, and no more than the context holds beside `count`.
+    /// Tokens of the prompt: at least one, all in the model's vocabulary or standing for a picture, and no more than the context holds beside `count`.
     pub prompt: Arc<[u32]>,
+    /// What the prompt sees: a picture for each token that stands for one. Not together with `prompt_scores`.
+    pub pictures: Option<Arc<RequestPictures>>,
     /// The most tokens to generate; may be 0.
     pub count: usize,
     /// How tokens are chosen.

@@ -7,8 +7,9 @@ use firebox_text::StreamDecoder;
 
 use crate::error::ApiError;
 use crate::job::{Inbox, Job};
+use crate::pictures::{PictureInput, RequestPictures};
 use crate::reply::{Echo, PromptInfo};
-use crate::request::{ChatRequest, CompletionRequest, Generation, Prompt};
+use crate::request::{ChatRequest, CompletionRequest, Generation, Message, Prompt};
 use crate::served::Served;
 use crate::text::{Stops, TextWriter};
 
@@ -58,7 +59,12 @@ pub fn completion(served: &Served, request: &CompletionRequest) -> Result<Prepar
             context: served.context,
         };
         let echo = request.echo.then(|| echo(served, prompt, &ids, generation));
-        prompts.push((limit.count(ids.len())?, ids.into(), echo));
+        prompts.push(ReadPrompt {
+            count: limit.count(ids.len())?,
+            ids: ids.into(),
+            pictures: None,
+            echo,
+        });
     }
     let prompt_scores = request.echo && request.logprobs.is_some();
     jobs(served, generation, prompts, request.logprobs, prompt_scores)
@@ -72,24 +78,27 @@ pub fn completion(served: &Served, request: &CompletionRequest) -> Result<Prepar
 pub fn chat(served: &Served, request: &ChatRequest) -> Result<Prepared, ApiError> {
     let generation = &request.generation;
     served.check_model(generation.model.as_deref())?;
-    let refused = |message: String| ApiError::InvalidValue {
-        param: "messages".to_owned(),
-        message,
+    let messages = &request.messages;
+    let mut shown = messages.iter().flat_map(Message::pictures);
+    let seen = match &served.pictures {
+        Some(input) => input.read(messages)?.map(|pictures| (input, pictures)),
+        None => match shown.next() {
+            None => None,
+            Some(picture) => {
+                return Err(ApiError::Unsupported {
+                    param: picture.param.clone(),
+                    reason: "this server reads text alone".to_owned(),
+                });
+            }
+        },
     };
-    let template = match &served.template {
-        Some(Ok(template)) => template,
-        Some(Err(error)) => return Err(refused(format!("{error}; use /v1/completions"))),
-        None => {
-            return Err(refused(
-                "the checkpoint has no chat template, so messages cannot be written as a text; use /v1/completions"
-                    .to_owned(),
-            ));
-        }
+    let seeing = seen.as_ref();
+    let seeing = seeing.map(|(input, pictures)| (*input, pictures.pictures.len()));
+    let (text, begin) = chat_text(served, request, seeing.map(|(input, _)| input))?;
+    let ids = match seeing {
+        None => served.encode_prompt("messages", &text, begin)?,
+        Some(seeing) => served.encode_seeing("messages", &text, begin, seeing)?,
     };
-    let text = template.render(&request.messages, &request.variables);
-    let text = text.map_err(|error| refused(error.to_string()))?;
-    // A template writes the token itself that begins texts.
-    let ids = served.encode_prompt("messages", &text, false)?;
     if ids.is_empty() {
         return Err(refused(
             "the checkpoint's chat template makes an empty text of the messages".to_owned(),
@@ -101,8 +110,53 @@ pub fn chat(served: &Served, request: &ChatRequest) -> Result<Prepared, ApiError
         default: usize::MAX,
         context: served.context,
     };
-    let prompts = vec![(limit.count(ids.len())?, ids.into(), None)];
+    let prompts = vec![ReadPrompt {
+        count: limit.count(ids.len())?,
+        ids: ids.into(),
+        pictures: seen.map(|(_, pictures)| Arc::new(pictures)),
+        echo: None,
+    }];
     jobs(served, generation, prompts, request.logprobs, false)
+}
+
+/// The text of a chat, and whether the token that begins texts is to be put before it. `input` is there if the messages have
+/// pictures.
+fn chat_text(
+    served: &Served,
+    request: &ChatRequest,
+    input: Option<&PictureInput>,
+) -> Result<(String, bool), ApiError> {
+    let messages = &request.messages;
+    let template = match (&served.template, input, &messages[..]) {
+        (Some(Ok(template)), ..) => template,
+        // A model that continues texts is shown a picture and the text behind it.
+        (None, Some(_), [only]) => return Ok((only.text(""), true)),
+        (None, Some(_), _) => {
+            return Err(refused(
+                "the checkpoint has no chat template, so pictures come with a single message, whose text is continued"
+                    .to_owned(),
+            ));
+        }
+        (Some(Err(error)), ..) => return Err(refused(format!("{error}; use /v1/completions"))),
+        (None, None, _) => {
+            return Err(refused(
+                "the checkpoint has no chat template, so messages cannot be written as a text; use /v1/completions"
+                    .to_owned(),
+            ));
+        }
+    };
+    let picture = input.and_then(|input| input.image_text.as_deref());
+    let text = template.render(messages, &request.variables, picture.unwrap_or_default());
+    // A template writes the token itself that begins texts.
+    Ok((text.map_err(|error| refused(error.to_string()))?, false))
+}
+
+/// The error of messages.
+fn refused(message: String) -> ApiError {
+    ApiError::InvalidValue {
+        param: "messages".to_owned(),
+        message,
+    }
 }
 
 /// How many tokens may be generated.
@@ -132,10 +186,20 @@ impl Limit {
     }
 }
 
+/// A prompt that was read.
+struct ReadPrompt {
+    ids: Arc<[u32]>,
+    /// What it sees.
+    pictures: Option<Arc<RequestPictures>>,
+    /// The most tokens to generate after it.
+    count: usize,
+    echo: Option<Echo>,
+}
+
 fn jobs(
     served: &Served,
     generation: &Generation,
-    prompts: Vec<(usize, Arc<[u32]>, Option<Echo>)>,
+    prompts: Vec<ReadPrompt>,
     scores: Option<usize>,
     prompt_scores: bool,
 ) -> Result<Prepared, ApiError> {
@@ -148,7 +212,8 @@ fn jobs(
     let mut events = events.into_iter();
     let mut jobs = Vec::with_capacity(events.len());
     let mut infos = Vec::with_capacity(prompts.len());
-    for (count, prompt, echo) in prompts {
+    for read in prompts {
+        let prompt = read.ids;
         let text = TextWriter::new(
             served.tokenizer.clone(),
             &prompt,
@@ -167,7 +232,8 @@ fn jobs(
         for (choice, events) in (0..).zip(events.by_ref().take(generation.n)) {
             jobs.push(Job {
                 prompt: prompt.clone(),
-                count,
+                pictures: read.pictures.clone(),
+                count: read.count,
                 sampling: Sampling {
                     seed,
                     choice,
@@ -182,7 +248,10 @@ fn jobs(
                 events,
             });
         }
-        infos.push(PromptInfo { ids: prompt, echo });
+        infos.push(PromptInfo {
+            ids: prompt,
+            echo: read.echo,
+        });
     }
     Ok(Prepared {
         jobs,

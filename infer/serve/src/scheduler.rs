@@ -1,8 +1,8 @@
 //! The thread that has the model: it takes jobs from requests, and sends them what is generated.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use firebox_model::config::{FeedForwardKind, ModelConfig};
@@ -10,9 +10,11 @@ use firebox_model::generate::{self, End, Ended, Engine, Receiver, Request, StepR
 use firebox_model::moe::loads::{ExpertLoads, even_share};
 use firebox_model::network::Network;
 use firebox_model::sampling::Scored;
+use firebox_model::vision::PictureKeys;
 
 use crate::job::{Event, Finish, Job, Rejected, StopReason, Submit};
 use crate::metrics::Metrics;
+use crate::pictures::RequestPictures;
 
 /// How often the loads of experts are asked for. Where many ranks hold the model, this also shows that all of them are there
 /// while there is nothing else to do.
@@ -81,6 +83,7 @@ impl Scheduler {
     ) {
         let closed = Closed(self);
         self.queue().batch = options.batch;
+        let batch = options.batch;
         let mut engine = Engine::new(network, options);
         let mut told = Told {
             jobs: HashMap::new(),
@@ -90,9 +93,18 @@ impl Scheduler {
         let mixture = Mixture::of(engine.config());
         let mut preempted = 0;
         let mut looked = Instant::now();
-        while let Some(jobs) = closed.0.take(&engine) {
-            for (came, job) in jobs {
-                let (request, open) = Open::new(job, came);
+        let mut waiting: VecDeque<(Instant, Job)> = VecDeque::new();
+        let mut looked_at = LookedAt::default();
+        while let Some(jobs) = closed.0.take(&engine, waiting.len()) {
+            waiting.extend(jobs);
+            waiting.retain(|(_, job)| !job.events.is_closed());
+            // What is seen of pictures takes memory, and is computed when there is a place for the text.
+            while let Some((came, mut job)) = waiting.pop_front_if(|(_, job)| {
+                job.pictures.is_none() || engine.running() + engine.waiting() < batch
+            }) {
+                let pictures = job.pictures.take();
+                let keys = pictures.map(|pictures| looked_at.keys(&pictures, &mut engine));
+                let (request, open) = Open::new(job, came, keys);
                 // The numbers of texts are those of requests.
                 told.jobs.insert(engine.requests(), open);
                 engine.push(request, &mut told);
@@ -109,7 +121,7 @@ impl Scheduler {
                 statistics.preempted - std::mem::replace(&mut preempted, statistics.preempted);
             metrics.preemptions.inc_by(more as u64);
             metrics.running.set(engine.running() as i64);
-            let queued = self.queue().jobs.len();
+            let queued = self.queue().jobs.len() + waiting.len();
             metrics.waiting.set((engine.waiting() + queued) as i64);
             let [held, all] = engine.blocks();
             metrics.cache_blocks.set(held as i64);
@@ -131,11 +143,15 @@ impl Scheduler {
         metrics.waiting.set(0);
     }
 
-    /// The jobs that have come, for the thread with this engine; it waits for some, though not for long, where it has nothing else
+    /// The jobs that have come, for the thread with this engine, which holds `held` others that wait; it waits for some, though not for long, where it has nothing else
     /// to do. `None` when there will be no more.
-    fn take<N: Network + ?Sized>(&self, engine: &Engine<N>) -> Option<Vec<(Instant, Job)>> {
+    fn take<N: Network + ?Sized>(
+        &self,
+        engine: &Engine<N>,
+        held: usize,
+    ) -> Option<Vec<(Instant, Job)>> {
         let mut queue = self.queue();
-        queue.waiting = engine.waiting();
+        queue.waiting = engine.waiting() + held;
         queue.running = engine.running();
         if engine.is_done() {
             let is_empty = |queue: &mut Queue| queue.jobs.is_empty() && !queue.is_closed;
@@ -198,6 +214,28 @@ struct Closed<'a>(&'a Scheduler);
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// The keys and values of pictures that texts see or have seen, by what is shown: texts that see the same ones share them, and
+/// with them what they begin with.
+#[derive(Default)]
+struct LookedAt(HashMap<[u8; 32], Weak<PictureKeys>>);
+
+impl LookedAt {
+    fn keys<N: Network + ?Sized>(
+        &mut self,
+        pictures: &RequestPictures,
+        engine: &mut Engine<N>,
+    ) -> Arc<PictureKeys> {
+        let known = &mut self.0;
+        if let Some(keys) = known.get(&pictures.hash).and_then(Weak::upgrade) {
+            return keys;
+        }
+        known.retain(|_, keys| keys.strong_count() > 0);
+        let keys = Arc::new(engine.look(&pictures.pictures));
+        known.insert(pictures.hash, Arc::downgrade(&keys));
+        keys
     }
 }
 
@@ -270,8 +308,9 @@ struct Open {
 }
 
 impl Open {
-    fn new(job: Job, came: Instant) -> (Request, Self) {
+    fn new(job: Job, came: Instant, pictures: Option<Arc<PictureKeys>>) -> (Request, Self) {
         let request = Request {
+            pictures,
             bias: job.bias.to_vec(),
             stop_ids: job.stop_ids.to_vec(),
             ignores_eos: job.ignore_eos,

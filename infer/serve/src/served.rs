@@ -7,6 +7,7 @@ use firebox_text::{Tokenizer, TokenizerConfig, TokenizerError};
 use sha2::{Digest, Sha256};
 
 use crate::error::ApiError;
+use crate::pictures::PictureInput;
 use crate::template::{ChatTemplate, TemplateError};
 
 /// Texts of so many bytes are encoded to their end, so that an error can say how many tokens they have; that takes a fraction
@@ -28,6 +29,8 @@ pub struct Served {
     pub config: TokenizerConfig,
     /// Writes chats as text; `None` if the checkpoint has no template.
     pub template: Option<Result<ChatTemplate, TemplateError>>,
+    /// How it takes pictures; `None` if it reads text alone.
+    pub pictures: Option<PictureInput>,
     /// When the server began, in seconds since 1970.
     pub created: u64,
     /// Names what computes: texts with the same seed may differ where this does.
@@ -68,6 +71,7 @@ impl Served {
             context,
             vocab_size,
             template,
+            pictures: None,
             config,
             created: now.map_or(0, |since| since.as_secs()),
             fingerprint: digest[..6]
@@ -120,7 +124,9 @@ impl Served {
     ///
     /// When the tokenizer cannot encode the text, or has ids that the model has not.
     pub fn encode(&self, param: &str, text: &str, begin: bool) -> Result<Vec<u32>, ApiError> {
-        self.encode_up_to(param, text, begin, usize::MAX)
+        let ids = self.encode_up_to(param, text, begin, usize::MAX)?;
+        self.check_ids(param, ids.iter().copied())?;
+        Ok(ids)
     }
 
     /// The same of a prompt. A very long text that is beyond the context is not encoded to its end.
@@ -134,8 +140,49 @@ impl Served {
         text: &str,
         begin: bool,
     ) -> Result<Vec<u32>, ApiError> {
+        let ids = self.encode_briefly(param, text, begin)?;
+        self.check_ids(param, ids.iter().copied())?;
+        Ok(ids)
+    }
+
+    /// The same of a text that sees so many pictures: it has a token for each of them, or else they stand before it, as for
+    /// `infer generate --image`.
+    ///
+    /// # Errors
+    ///
+    /// As there, and when the text has another number of these tokens.
+    pub fn encode_seeing(
+        &self,
+        param: &'static str,
+        text: &str,
+        begin: bool,
+        (input, pictures): (&PictureInput, usize),
+    ) -> Result<Vec<u32>, ApiError> {
+        let ids = self.encode_briefly(param, text, begin)?;
+        let image = input.image_token;
+        let others = ids.iter().copied().filter(|&id| id != image);
+        self.check_ids(param, others)?;
+        match ids.iter().filter(|&&id| id == image).count() {
+            0 => Ok([vec![image; pictures], ids].concat()),
+            tokens if tokens == pictures => Ok(ids),
+            tokens => Err(ApiError::InvalidValue {
+                param: param.to_owned(),
+                message: format!(
+                    "{param} have {tokens} tokens that stand for a picture, and {pictures} pictures"
+                ),
+            }),
+        }
+    }
+
+    /// The ids of a prompt, which are not checked.
+    fn encode_briefly(
+        &self,
+        param: &'static str,
+        text: &str,
+        begin: bool,
+    ) -> Result<Vec<u32>, ApiError> {
         if text.len() <= COUNTED {
-            return self.encode(param, text, begin);
+            return self.encode_up_to(param, text, begin, usize::MAX);
         }
         let ids = self.encode_up_to(param, text, begin, self.context)?;
         match ids.len() > self.context {
@@ -147,7 +194,7 @@ impl Served {
         }
     }
 
-    /// The ids of a text. Where there are more than `most`, it is not encoded to its end.
+    /// The ids of a text, which are not checked. Where there are more than `most`, it is not encoded to its end.
     fn encode_up_to(
         &self,
         param: &str,
@@ -172,7 +219,6 @@ impl Served {
                 message: format!("{param}: {error}"),
             });
         }
-        self.check_ids(param, ids.iter().copied())?;
         Ok(ids)
     }
 }

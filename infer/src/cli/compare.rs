@@ -20,7 +20,8 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer compare runs/quickstart\n  \
     cargo infer compare runs/quickstart --devices flex,wgpu --gradients --html compared.html\n  \
     cargo infer compare runs/quickstart --devices flex --dtype f32,bf16 --data notes.txt\n  \
-    cargo infer compare runs/quickstart --devices flex --layouts 1x1,1x2,2x2x2\n\n\
+    cargo infer compare runs/quickstart --devices flex --layouts 1x1,1x2,2x2x2\n  \
+    cargo infer compare runs/vision --devices flex,ndarray --image photo.png\n\n\
     The first device is the reference. Each part of each layer is also computed from the reference's inputs, so \
     that an error is reported where it originates. The allowed relative difference of a part is 2e-5 in f32 \
     (devices agree to 1e-6), 2e-3 in f16 and 1.6e-2 in bf16 (eight roundings), and five times that for the whole \
@@ -58,6 +59,10 @@ pub(super) struct CompareArgs {
     /// Field of each JSON line that contains the text [default: text].
     #[arg(long, value_name = "NAME", requires = "data")]
     field: Option<String>,
+    /// Picture that all of the text sees: a PNG, JPEG or WebP file; repeat it for several. The tower and the layers that attend to
+    /// pictures are compared too.
+    #[arg(long, value_name = "FILE")]
+    image: Vec<PathBuf>,
     /// Let text that spells a special token, such as <|im_start|>, become that token.
     #[arg(long, requires = "data")]
     special_tokens: bool,
@@ -129,6 +134,7 @@ impl CompareArgs {
             accept: self.source.accept,
             candidates,
             text,
+            images: self.image,
             special_tokens: self.special_tokens,
             tokens: self.tokens,
             gradients: self.gradients,

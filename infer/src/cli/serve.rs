@@ -39,6 +39,9 @@ pub(super) const HELP: &str = "Examples:\n  \
     Standard error says `serving NAME at http://HOST:PORT` when requests are accepted. SIGTERM or Ctrl-C ends the \
     server: new requests are refused, those that were accepted are answered, and the exit code is 0. A second signal, or \
     --drain-timeout, ends what is left with an error; the exit code is then 1.\n\n\
+    A model that sees takes pictures in messages, as parts of type image_url: PNG, JPEG or WebP in a data: URL, or a file \
+    below --image-folder; nothing is fetched from other machines. Without a chat template a single message is continued \
+    behind its pictures, as by `cargo infer generate --image`. A request's body has 32 MiB at most.\n\n\
     A text with a seed depends on its request alone, not on what else is served. Prompts are read in pieces of \
     --max-batch-tokens, so that the texts of others go on meanwhile: a step reads no more of prompts than that, and \
     a token (with drafts, some more) of every text. Where the cache is full, the newest text begins anew later; its client sees a pause.";
@@ -54,6 +57,9 @@ const OFF: &str = "off";
 /// What stands before the checkpoint of a draft.
 const DRAFT: &str = "draft=";
 
+/// Pictures of a request, where nobody says otherwise.
+const PICTURES: usize = 8;
+
 /// More servers on one machine than this are a slip.
 const MOST_REPLICAS: usize = 64;
 
@@ -64,7 +70,7 @@ const LOOPBACK: &str = "127.0.0.1";
 pub(super) const NO_CHECKPOINT: &str = "none";
 
 /// What a router has no use for, since its servers have it.
-const OF_MODEL: [&str; 16] = [
+const OF_MODEL: [&str; 18] = [
     "checkpoint",
     "accept",
     "device",
@@ -81,6 +87,8 @@ const OF_MODEL: [&str; 16] = [
     "max_queue",
     "speculate",
     "speculate_tokens",
+    "image_folder",
+    "max_pictures",
 ];
 
 /// What concerns the address in front of replicas alone, or is another for each of them.
@@ -137,6 +145,13 @@ pub(super) struct ServeArgs {
     name: Option<String>,
     #[command(flatten)]
     engine: EngineArgs,
+    /// Folder of pictures that requests may name (`file://` or a path below it), where the model sees. Without it, a picture is
+    /// part of the request, as a `data:` URL. Addresses of other machines are never fetched.
+    #[arg(long, value_name = "FOLDER")]
+    image_folder: Option<PathBuf>,
+    /// Number of pictures that a request may have, where the model sees.
+    #[arg(long, value_name = "N", default_value_t = PICTURES, value_parser = at_least_one)]
+    max_pictures: usize,
     /// Seconds that accepted requests may take after the signal to end [default: as long as they take].
     #[arg(long, value_name = "SECONDS")]
     drain_timeout: Option<u64>,
@@ -214,6 +229,8 @@ impl ServeArgs {
             name: self.name.clone(),
             http: self.http()?,
             parent: self.replica_of.map(Parent::of),
+            image_folder: self.image_folder.clone(),
+            pictures: self.max_pictures,
             ..self.engine.options()
         })
     }
@@ -241,6 +258,8 @@ impl EngineArgs {
             block_tokens: self.block_tokens,
             queue: self.max_queue,
             http: http::Options::default(),
+            image_folder: None,
+            pictures: PICTURES,
             parent: None,
         }
     }

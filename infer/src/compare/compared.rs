@@ -2,6 +2,7 @@
 
 use firebox_model::config::ModelConfig;
 use firebox_model::parts::{LayerPart, Part, layer_parts};
+use firebox_model::vision::TowerPart;
 use serde::Serialize;
 
 use super::difference::{Difference, divergence, greedy, nats};
@@ -130,9 +131,26 @@ pub fn compare_traces(
         gaps(logits, bias, &moe.router, moe.experts.top_k)
     };
 
-    let layer_parts = layer_parts(model);
+    let sees = !tokens.images().is_empty();
+    let layer_parts = layer_parts(model, sees);
     let mut parts = Vec::with_capacity(layer_parts.len() + 1);
     let mut faults = Vec::new();
+    let tower = model.vision.as_ref().filter(|_| sees);
+    for part in tower.map(TowerPart::all).unwrap_or_default() {
+        let (a, b) = both(&trace_file::tower(part))?;
+        let difference = Difference::of(&a, &b);
+        faults.extend(Fault::check(
+            part.to_string(),
+            RELATIVE,
+            difference.relative,
+            tolerances.part,
+        ));
+        parts.push(PartDifference {
+            layer: None,
+            part: part.to_string(),
+            difference,
+        });
+    }
     let mut moe_layers = 0;
     for &layer_part in &layer_parts {
         let name = trace_file::alone(layer_part);
@@ -202,13 +220,13 @@ pub fn compare_traces(
 
     let mut touched = Touched::none(tokens.count(), tokens.sequence());
     let mut layers = Vec::new();
-    let count = layer_parts
+    let mut computed: Vec<usize> = layer_parts
         .iter()
         .filter_map(|layer_part| layer_part.layer)
-        .max()
-        .map_or(0, |last| last + 1);
+        .collect();
+    computed.dedup();
     let mut moe_layers = 0;
-    for layer in 0..count {
+    for (place, layer) in computed.into_iter().enumerate() {
         // Attention runs before the router.
         touched.spread();
         let (mut router, mut flips) = (None, None);
@@ -235,7 +253,7 @@ pub fn compare_traces(
             ));
             (router, flips) = (Some(difference), Some(layer_flips));
         }
-        let (a, b) = both(&trace_file::hidden(layer + 1))?;
+        let (a, b) = both(&trace_file::hidden(place + 1))?;
         let hidden = NetworkDifference::of(&a, &b, &touched);
         let place = format!("network up to layer {layer}, hidden state");
         faults.extend(Fault::check(

@@ -133,6 +133,8 @@ pub struct Options {
     pub candidates: Vec<Candidate>,
     /// The text to run; `None` for the built-in sample text.
     pub text: Option<Text>,
+    /// Pictures that the text sees; none for text alone.
+    pub images: Vec<PathBuf>,
     /// Whether text that spells a special token becomes that token.
     pub special_tokens: bool,
     /// Maximum number of tokens.
@@ -160,6 +162,8 @@ pub struct Comparison {
     pub tokens: usize,
     /// Number of sequences.
     pub sequences: usize,
+    /// Number of pictures that each of them sees.
+    pub pictures: usize,
     /// The candidate that the others are compared with; `None` if all failed.
     pub reference: Option<String>,
     /// One per candidate, in the order in which they were named.
@@ -268,6 +272,7 @@ pub fn compare(
         text: tokens.source().to_owned(),
         tokens: tokens.count(),
         sequences: tokens.sequences().len(),
+        pictures: tokens.images().len(),
         reference: runner.reference.map(|reference| reference.name),
         rows,
         checkpoint,

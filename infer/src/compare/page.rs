@@ -60,7 +60,12 @@ impl Comparison {
             Scale::Log,
         )
         .note("The residual stream between the layers, over the tokens that no flip has touched. Rounding errors grow slowly from layer to layer; a jump indicates a fault in the layer before it.");
-        let kinds = [Part::Attention, Part::Experts, Part::FeedForward];
+        let kinds = [
+            Part::Attention,
+            Part::CrossAttention,
+            Part::Experts,
+            Part::FeedForward,
+        ];
         let parts =
             self.compared()
                 .enumerate()

@@ -129,6 +129,10 @@ pub(super) fn layer_table(name: &str, differences: &Differences) -> Table {
         ("norms", vec![Part::AttentionNorm, Part::FeedForwardNorm]),
         ("attention", vec![Part::Attention]),
     ];
+    let cross = Part::CrossAttention.to_string();
+    if differences.parts.iter().any(|part| part.part == cross) {
+        parts.push(("cross-attention", vec![Part::CrossAttention]));
+    }
     if moe_layers {
         parts.push(("router", vec![Part::Router, Part::RoutingWeights]));
         parts.push(("experts", vec![Part::Experts]));

@@ -1,5 +1,7 @@
 //! Compares the traces of two models: rounding is accepted, and a fault is reported by layer and part.
 
+use std::path::Path;
+
 use burn::module::Param;
 use burn::tensor::Tensor;
 use firebox_checkpoint::{Accept, load, read_config};
@@ -8,22 +10,26 @@ use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
 use firebox_model::feed_forward::FeedForward;
 use firebox_model::language_model::LanguageModel;
+use firebox_model::layer::Layer;
 use firebox_model::moe::MixtureOfExperts;
 use firebox_model::parts::layer_parts;
+use firebox_model::vision::{CrossBlock, Picture, Tower, TowerPart};
 use firebox_runtime::device;
 use firebox_runtime::on_every_device;
 use tempfile::TempDir;
 
+use super::tokens::read_pictures;
 use super::*;
-use crate::testing::{TinyCheckpoint, tiny_config};
+use crate::testing::{TinyCheckpoint, seeing_config, tiny_config};
 
-on_every_device!(devices_agree);
+on_every_device!(devices_agree, devices_agree_on_pictures);
 
 /// A checkpoint, tokens for it, and its trace on the default device.
 struct Case {
     checkpoint: TinyCheckpoint,
     tokens: Tokens,
     config: ModelConfig,
+    pictures: Vec<Picture>,
     reference: TraceFile,
     folder: TempDir,
 }
@@ -35,6 +41,7 @@ pub(super) fn options(checkpoint: &TinyCheckpoint, tokens: usize) -> Options {
         accept: Vec::new(),
         candidates: Vec::new(),
         text: None,
+        images: Vec::new(),
         special_tokens: false,
         tokens,
         gradients: false,
@@ -45,18 +52,29 @@ pub(super) fn options(checkpoint: &TinyCheckpoint, tokens: usize) -> Options {
 
 impl Case {
     fn new(config: &ModelConfig) -> Self {
+        Self::seeing(config, &[])
+    }
+
+    /// One whose text sees these pictures.
+    fn seeing(config: &ModelConfig, pictures: &[&str]) -> Self {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/pictures");
         let checkpoint = TinyCheckpoint::new(config, 4);
         let config = read_config(checkpoint.path(), Accept::Nothing).unwrap();
-        let options = options(&checkpoint, 96);
+        let options = Options {
+            images: pictures.iter().map(|name| fixtures.join(name)).collect(),
+            ..options(&checkpoint, 96)
+        };
         let tokens = Tokens::choose(checkpoint.path(), &config, &options).unwrap();
         let config = config.model;
         let folder = tempfile::tempdir().unwrap();
         let model = open(&checkpoint, device::default_name());
-        let reference = traced(&folder, &model, &tokens, None);
+        let pictures = read_pictures(checkpoint.path(), &config, tokens.images()).unwrap();
+        let reference = traced(&folder, &model, (&tokens, &pictures), None);
         Self {
             checkpoint,
             tokens,
             config,
+            pictures,
             reference,
             folder,
         }
@@ -67,7 +85,8 @@ impl Case {
     }
 
     fn differences(&self, model: &LanguageModel) -> Differences {
-        let traced = traced(&self.folder, model, &self.tokens, Some(&self.reference));
+        let input = (&self.tokens, &self.pictures[..]);
+        let traced = traced(&self.folder, model, input, Some(&self.reference));
         let tolerances = Tolerances::of(WeightDtype::F32);
         compare_traces(
             &self.reference,
@@ -95,10 +114,10 @@ fn open(checkpoint: &TinyCheckpoint, device: &str) -> LanguageModel {
 fn traced(
     folder: &TempDir,
     model: &LanguageModel,
-    tokens: &Tokens,
+    (tokens, pictures): (&Tokens, &[Picture]),
     reference: Option<&TraceFile>,
 ) -> TraceFile {
-    let matrices = trace_parts(Observed::Alone(model), tokens, reference).unwrap();
+    let matrices = trace_parts(Observed::Alone(model), tokens, pictures, reference).unwrap();
     let name = if reference.is_some() {
         "traced"
     } else {
@@ -126,7 +145,10 @@ fn devices_agree(device: &'static str) {
         let case = Case::new(&config);
         let differences = case.differences(&case.model(device));
         assert_eq!(differences.faults, []);
-        assert_eq!(differences.parts.len(), layer_parts(&case.config).len() + 1);
+        assert_eq!(
+            differences.parts.len(),
+            layer_parts(&case.config, false).len() + 1
+        );
         assert!(
             differences.divergence_max < 1e-9,
             "{}",
@@ -140,6 +162,12 @@ fn devices_agree(device: &'static str) {
             assert_eq!(differences.logits.all, Difference::default());
         }
     }
+}
+
+fn devices_agree_on_pictures(device: &'static str) {
+    let case = Case::seeing(&seeing_config(), &["opaque.png"]);
+    let differences = case.differences(&case.model(device));
+    assert_eq!(differences.faults, []);
 }
 
 fn scaled<const D: usize>(parameter: &mut Param<Tensor<D>>, factor: f32) {
@@ -232,6 +260,79 @@ fn a_fault_is_reported_by_layer_and_part() {
 }
 
 #[test]
+fn pictures_are_compared_part_by_part() {
+    type Break = fn(&mut LanguageModel);
+    fn tower(model: &mut LanguageModel) -> &mut Tower {
+        &mut model.vision.as_mut().unwrap().tower
+    }
+    fn cross(model: &mut LanguageModel) -> &mut CrossBlock {
+        match &mut model.blocks[1] {
+            Layer::Cross(block) => block,
+            Layer::Text(_) => panic!("layer 1 attends to pictures"),
+        }
+    }
+    let cases: [(&str, Break); 8] = [
+        ("tower, embedding", |model| {
+            scaled(&mut tower(model).patch_embedding, 1.01)
+        }),
+        ("tower, layer 0", |model| {
+            scaled(&mut tower(model).layers[0].attention.value.weight, 1.01)
+        }),
+        ("tower, norm between the encoders", |model| {
+            scaled(&mut tower(model).norm_after.gamma, 1.01)
+        }),
+        ("tower, second encoder, layer 0", |model| {
+            scaled(
+                &mut tower(model).global_layers[0].feed_forward.down.weight,
+                1.01,
+            )
+        }),
+        ("projection of the tower's output", |model| {
+            scaled(&mut model.vision.as_mut().unwrap().projector.weight, 1.01)
+        }),
+        ("layer 1, norm before attention", |model| {
+            scaled(&mut cross(model).attention_norm.gamma, 1.01)
+        }),
+        ("layer 1, cross-attention", |model| {
+            scaled(&mut cross(model).cross_attention.key.weight, -1.0)
+        }),
+        ("layer 1, feed-forward", |model| {
+            scaled(&mut cross(model).feed_forward.down, 1.01)
+        }),
+    ];
+    let case = Case::seeing(&seeing_config(), &["opaque.png", "palette.png"]);
+    let vision = case.config.vision.as_ref().unwrap();
+    let parts = TowerPart::all(vision).len() + layer_parts(&case.config, true).len() + 1;
+    let same = case.differences(&case.model(device::default_name()));
+    assert_eq!((same.faults.len(), same.parts.len()), (0, parts));
+    assert_eq!(same.layers.len(), 4);
+    assert_eq!(same.logits.all, Difference::default());
+    for (place, damage) in cases {
+        let mut model = case.model(device::default_name());
+        damage(&mut model);
+        let differences = case.differences(&model);
+        assert_eq!(differences.faults.first().expect(place).place, place);
+        let parts = &differences.parts;
+        let faulty = parts
+            .iter()
+            .filter(|part| part.difference.relative > differences.tolerances.part);
+        assert_eq!(
+            faulty.map(PartDifference::place).collect::<Vec<_>>(),
+            [place]
+        );
+    }
+    // Without pictures it is the text model that is compared.
+    let blind = Case::new(&seeing_config());
+    let same = blind.differences(&blind.model(device::default_name()));
+    let layers: Vec<usize> = same.layers.iter().map(|layer| layer.layer).collect();
+    assert_eq!((same.faults.len(), layers), (0, vec![0, 2]));
+    assert_ne!(
+        case.reference.matrix(trace_file::LOGITS).unwrap(),
+        blind.reference.matrix(trace_file::LOGITS).unwrap()
+    );
+}
+
+#[test]
 fn a_router_with_other_selections_is_a_fault() {
     let case = Case::new(&tiny_config());
     let mut model = case.model(device::default_name());
@@ -307,6 +408,7 @@ fn comparison() -> Comparison {
         text: case.tokens.source().to_owned(),
         tokens: 96,
         sequences: 3,
+        pictures: 0,
         reference: Some("flex".to_owned()),
         rows: outcomes.into_iter().map(row).collect(),
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use firebox_console::numbers::grouped;
+use firebox_console::numbers::{counted, grouped};
 
 use super::Comparison;
 use super::tables::{LAYERS, gradient_table, layer_table};
@@ -14,8 +14,12 @@ impl Comparison {
             0 => "all dense".to_owned(),
             moe_layers => format!("{moe_layers} with experts"),
         };
+        let pictures = match self.pictures {
+            0 => String::new(),
+            pictures => format!(", which see {}", counted(pictures as u128, "picture")),
+        };
         format!(
-            "{}: {} layers, {experts}; {} tokens in {} sequences from {}",
+            "{}: {} layers, {experts}; {} tokens in {} sequences from {}{pictures}",
             self.checkpoint.display(),
             self.layers,
             grouped(self.tokens as u64),

@@ -1,11 +1,14 @@
 //! The tokens that every device runs.
 
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use firebox_checkpoint::CheckpointConfig;
 use firebox_console::durable::FileError;
 use firebox_model::batch::Sequence;
+use firebox_model::config::ModelConfig;
+use firebox_model::vision::Picture;
 use firebox_text::TOKENIZER_FILE;
 use firebox_text::Tokenizer;
 use firebox_text::packing::{PackedText, Packer, windows};
@@ -14,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::Options;
 use crate::InferError;
 use crate::engine::warn_of_special_places;
+use crate::pictures::PictureReader;
 
 /// The built-in sample text: prose, verse and code in several alphabets, in the public domain or written for this.
 const PAGE: &str = include_str!("page.txt");
@@ -31,6 +35,8 @@ pub struct Tokens {
     bytes: Option<u64>,
     /// Where the tokens come from, for display.
     source: String,
+    /// The pictures that all tokens see.
+    images: Vec<PathBuf>,
 }
 
 impl Tokens {
@@ -39,20 +45,28 @@ impl Tokens {
     ///
     /// # Errors
     ///
-    /// When the tokenizer or the text cannot be read, or a text was given and there is no tokenizer for it.
+    /// When the tokenizer or the text cannot be read, a text was given and there is no tokenizer for it, or there are pictures
+    /// that cannot be read or seen.
     pub fn choose(
         checkpoint: &Path,
         config: &CheckpointConfig,
         options: &Options,
     ) -> Result<Self, InferError> {
         let (text, limit) = (options.text.as_ref(), options.tokens);
+        read_pictures(checkpoint, &config.model, &options.images)?;
+        let images = options.images.iter();
+        let images: io::Result<Vec<PathBuf>> = images.map(std::path::absolute).collect();
+        let images = images.map_err(InferError::Process)?;
         let path = checkpoint.join(TOKENIZER_FILE);
         if !path.exists() {
             return match text {
                 Some(_) => Err(InferError::NoTokenizer {
                     folder: checkpoint.to_owned(),
                 }),
-                None => Ok(Self::synthetic(config, limit)),
+                None => Ok(Self {
+                    images,
+                    ..Self::synthetic(config, limit)
+                }),
             };
         }
         let tokenizer = Tokenizer::load(&path, &config.eos_ids)?;
@@ -100,6 +114,7 @@ impl Tokens {
             sequence,
             bytes: Some(packed.bytes()),
             source,
+            images,
         })
     }
 
@@ -115,6 +130,7 @@ impl Tokens {
             sequence,
             bytes: None,
             source: "synthetic token ids, since the checkpoint has no tokenizer".to_owned(),
+            images: Vec::new(),
         }
     }
 
@@ -139,6 +155,11 @@ impl Tokens {
     /// The target of each input token.
     pub fn targets(&self) -> &[u32] {
         &self.stream[1..]
+    }
+
+    /// The pictures that all tokens see.
+    pub fn images(&self) -> &[PathBuf] {
+        &self.images
     }
 
     /// Where the tokens come from, for display.
@@ -168,6 +189,23 @@ impl Tokens {
         let json = fs::read(path).map_err(error)?;
         serde_json::from_slice(&json).map_err(|source| error(source.into()))
     }
+}
+
+/// Reads pictures as a model sees them.
+///
+/// # Errors
+///
+/// When there are some and the model sees none, or one cannot be read.
+pub(super) fn read_pictures(
+    checkpoint: &Path,
+    model: &ModelConfig,
+    images: &[PathBuf],
+) -> Result<Vec<Picture>, InferError> {
+    if images.is_empty() {
+        return Ok(Vec::new());
+    }
+    let reader = PictureReader::new(checkpoint, model)?;
+    images.iter().map(|image| reader.open(image)).collect()
 }
 
 #[cfg(test)]

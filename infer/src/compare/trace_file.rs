@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Tensor;
 use firebox_console::durable::FileError;
 use firebox_model::parts::LayerPart;
+use firebox_model::vision::TowerPart;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, View};
@@ -33,8 +34,13 @@ pub(super) fn alone(layer_part: LayerPart) -> String {
     format!("alone: {layer_part}")
 }
 
-/// Name of the residual stream before a layer in the whole network, `[tokens, d_model]`; for `index` = number of
-/// layers, after the final norm.
+/// Name of the output of a part of the tower that was given the reference's inputs.
+pub(super) fn tower(part: TowerPart) -> String {
+    format!("alone: {part}")
+}
+
+/// Name of the residual stream before a layer in the whole network, `[tokens, d_model]`; `index` counts the layers that are
+/// computed, and after the last one it is that after the final norm.
 pub(super) fn hidden(index: usize) -> String {
     format!("hidden {index}")
 }

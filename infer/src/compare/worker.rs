@@ -1,6 +1,7 @@
 //! The worker of one device: measures speed and memory, and writes the results of the computation to a trace file.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::module::Module;
@@ -20,10 +21,11 @@ use firebox_model::moe::router::RouterOutput;
 use firebox_model::observer::{Observer, Unobserved};
 use firebox_model::parallel::{RankLayout, observed};
 use firebox_model::parts::{self, LayerPart};
+use firebox_model::vision::{Picture, TowerPart};
 use firebox_runtime::device::finish;
 use firebox_runtime::{device, memory};
 
-use super::tokens::Tokens;
+use super::tokens::{Tokens, read_pictures};
 use super::trace_file::{self, Matrix, Timings, TraceFile};
 use crate::InferError;
 use crate::engine::open_model;
@@ -83,13 +85,14 @@ impl Worker {
         let model = open(&selected, self.dtype)?;
         let load_seconds = started.elapsed().as_secs_f64();
         stage("first batch");
+        let pictures = read_pictures(&self.checkpoint, model.config(), tokens.images())?;
         let network = Observed::Alone(&model);
-        network.forward(&tokens)?;
+        network.forward(&tokens, &pictures)?;
         let first_result_seconds = started.elapsed().as_secs_f64();
         stage("prefill");
-        let prefill = best_forward(network, &tokens)?;
+        let prefill = best_forward(network, &tokens, &pictures)?;
         stage("decode");
-        let decoded = decode(&model, &tokens, &selected);
+        let decoded = decode(&model, &tokens, &pictures, &selected);
         let timings = Timings {
             threads: device::threads(),
             load_seconds,
@@ -101,13 +104,13 @@ impl Worker {
         };
         stage("part by part");
         let reference = self.reference.as_deref().map(TraceFile::open).transpose()?;
-        let mut matrices = trace_parts(network, &tokens, reference.as_ref())?;
+        let mut matrices = trace_parts(network, &tokens, &pictures, reference.as_ref())?;
         matrices.extend(decoded.map(|decoded| (trace_file::DECODED.to_owned(), decoded.logits)));
         drop(model);
         if self.gradients {
             stage("gradients");
             let model = open(&selected.autodiff(), WeightDtype::F32)?;
-            matrices.extend(gradients(&model.train(), &tokens));
+            matrices.extend(gradients(&model.train(), &tokens, &pictures));
         }
         TraceFile::write(&self.output, &timings, &matrices)
     }
@@ -125,14 +128,16 @@ impl Worker {
             processes: None,
         };
         let reference = self.reference.clone();
+        let checkpoint = self.checkpoint.clone();
         let (timings, matrices) = options.on_every_rank(move |part| {
             let load_seconds = started.elapsed().as_secs_f64();
             let network = Observed::Among(&part);
-            network.forward(&tokens)?;
+            let pictures = read_pictures(&checkpoint, part.model.config(), tokens.images())?;
+            network.forward(&tokens, &pictures)?;
             let first_result_seconds = started.elapsed().as_secs_f64();
-            let prefill = best_forward(network, &tokens)?;
+            let prefill = best_forward(network, &tokens, &pictures)?;
             let reference = reference.as_deref().map(TraceFile::open).transpose()?;
-            let own = trace_parts(network, &tokens, reference.as_ref())?;
+            let own = trace_parts(network, &tokens, &pictures, reference.as_ref())?;
             let own = match part.ranks.at().tensor {
                 0 => (own, part.model.router_bias()),
                 _ => Default::default(),
@@ -186,9 +191,23 @@ impl<'a> Observed<'a> {
         }
     }
 
-    /// Index of the first layer that is here.
-    fn first_layer(&self) -> usize {
-        self.model().shard().map_or(0, |shard| shard.layers().start)
+    /// Number of the first layer that is here, among those that are computed.
+    fn first_layer(&self, sees: bool) -> usize {
+        let model = self.model();
+        let first = model.shard().map_or(0, |shard| shard.layers().start);
+        let before = model.config().layers[..first].iter();
+        before.filter(|layer| sees || !layer.is_cross()).count()
+    }
+
+    /// The tokens, which see all of the pictures; `see` is called with each part of the tower, and returns what the later parts
+    /// are given.
+    fn batch(
+        &self,
+        tokens: &Tokens,
+        pictures: &[Picture],
+        see: &mut impl FnMut(TowerPart, Tensor<4>) -> Tensor<4>,
+    ) -> Batch {
+        batch(self.model(), tokens, pictures, see)
     }
 
     /// The logits, `[tokens, vocab_size]`, where they are here, and the routing of the layers that are here.
@@ -208,8 +227,8 @@ impl<'a> Observed<'a> {
     }
 
     /// One forward pass, including the wait for its result on all ranks.
-    fn forward(&self, tokens: &Tokens) -> Result<(), InferError> {
-        let batch = Batch::new(&tokens.sequences(), &self.model().device());
+    fn forward(&self, tokens: &Tokens, pictures: &[Picture]) -> Result<(), InferError> {
+        let batch = self.batch(tokens, pictures, &mut |_, values| values);
         if let (Some(logits), _) = self.pass(&batch, &mut Unobserved) {
             finish(logits);
         }
@@ -229,6 +248,21 @@ impl<'a> Observed<'a> {
     }
 }
 
+/// Tokens that see all of some pictures.
+fn batch(
+    model: &LanguageModel,
+    tokens: &Tokens,
+    pictures: &[Picture],
+    see: &mut impl FnMut(TowerPart, Tensor<4>) -> Tensor<4>,
+) -> Batch {
+    let mut batch = Batch::new(&tokens.sequences(), &model.device());
+    if !pictures.is_empty() && model.vision.is_some() {
+        let sight = model.sight_of_all(pictures, batch.tokens.dims(), see);
+        batch.placement = batch.placement.seeing(sight);
+    }
+    batch
+}
+
 /// Records the residual stream.
 #[derive(Default)]
 struct Stream(Vec<Tensor<2>>);
@@ -243,7 +277,7 @@ impl Observer for Stream {
     }
 }
 
-/// The outputs of a network for the tokens, of the whole network and of each part alone; each part is given the reference's
+/// The outputs of a network for the tokens, which see all of the pictures: of the whole network and of each part alone; each part is given the reference's
 /// inputs, or the network's own without a reference. On a rank among others these are the outputs of its stage.
 ///
 /// # Errors
@@ -252,15 +286,17 @@ impl Observer for Stream {
 pub fn trace_parts(
     network: Observed,
     tokens: &Tokens,
+    pictures: &[Picture],
     reference: Option<&TraceFile>,
 ) -> Result<Vec<(String, Matrix)>, InferError> {
     let model = network.model();
     let device = model.device();
-    let batch = Batch::new(&tokens.sequences(), &device);
+    let batch = network.batch(tokens, pictures, &mut |_, values| values);
     let mut matrices = Vec::new();
     let mut stream = Stream::default();
     let (logits, routing) = network.pass(&batch, &mut stream);
-    for (index, hidden) in (network.first_layer()..).zip(stream.0) {
+    let first = network.first_layer(!pictures.is_empty());
+    for (index, hidden) in (first..).zip(stream.0) {
         matrices.push((trace_file::hidden(index), Matrix::of(hidden)));
     }
     for routing in routing {
@@ -283,6 +319,9 @@ pub fn trace_parts(
         device,
         error: None,
     };
+    let batch = network.batch(tokens, pictures, &mut |part, values| {
+        recorder.tower(part, values)
+    });
     let (logits, routing) = network.pass(&batch, &mut recorder);
     let Recorder {
         mut matrices,
@@ -318,6 +357,19 @@ impl Recorder<'_> {
                 self.error.get_or_insert(error);
                 None
             }
+        }
+    }
+
+    /// As [`Observer::output`], for a part of the tower.
+    fn tower(&mut self, part: TowerPart, computed: Tensor<4>) -> Tensor<4> {
+        let name = trace_file::tower(part);
+        let shape = computed.dims();
+        let reference = self.reference(&name);
+        let rows: Tensor<2> = computed.clone().flatten(0, 2);
+        self.matrices.push((name, Matrix::of(rows)));
+        match reference {
+            Some(reference) => self.tensor(reference).reshape(shape),
+            None => computed,
         }
     }
 
@@ -369,12 +421,16 @@ impl Observer for Recorder<'_> {
 }
 
 /// Seconds of the fastest of up to [`REPEATS`] forward passes, on one rank or many.
-fn best_forward(network: Observed, tokens: &Tokens) -> Result<f64, InferError> {
+fn best_forward(
+    network: Observed,
+    tokens: &Tokens,
+    pictures: &[Picture],
+) -> Result<f64, InferError> {
     let mut best = f64::INFINITY;
     let all = Instant::now();
     for _ in 0..REPEATS {
         let started = Instant::now();
-        network.forward(tokens)?;
+        network.forward(tokens, pictures)?;
         best = best.min(started.elapsed().as_secs_f64());
         // Ranks go on together.
         if network.of_first(all.elapsed().as_secs_f64() > TIMING_SECONDS)? {
@@ -390,9 +446,14 @@ struct Decoded {
     tokens_per_second: f64,
 }
 
-/// Prefills a cache with the first half of the first sequence, then decodes up to [`DECODED`] of its tokens one at a
+/// Prefills a cache with image tokens and the first half of the first sequence, then decodes up to [`DECODED`] of its tokens one at a
 /// time: once for the logits, and once for the time. `None` if the sequence is too short.
-fn decode(model: &LanguageModel, tokens: &Tokens, device: &Device) -> Option<Decoded> {
+fn decode(
+    model: &LanguageModel,
+    tokens: &Tokens,
+    pictures: &[Picture],
+    device: &Device,
+) -> Option<Decoded> {
     let sequence = tokens.sequences().into_iter().next()?.tokens;
     let half = sequence.len() / 2;
     let (prompt, rest) = sequence.split_at(half);
@@ -400,8 +461,19 @@ fn decode(model: &LanguageModel, tokens: &Tokens, device: &Device) -> Option<Dec
     if prompt.is_empty() {
         return None;
     }
+    let image_tokens = match model.config().image_token() {
+        Some(image) => vec![image; pictures.len()],
+        None => Vec::new(),
+    };
+    let prompt = &[&image_tokens[..], prompt].concat()[..];
+    let whole = prompt.len() + rest.len();
+    if whole > model.config().context_length {
+        return None;
+    }
+    let keys = (!pictures.is_empty()).then(|| Arc::new(model.look(pictures)));
     let pass = |read: &mut dyn FnMut(Tensor<2>)| {
-        let mut cache = KeyValueCache::new(model.config(), 1, prompt.len() + rest.len(), device);
+        let mut cache = KeyValueCache::new(model.config(), 1, whole, device);
+        cache.show(0, keys.as_ref());
         let step = |tokens: &[u32], cache: &mut KeyValueCache| {
             let logits = model.decode(&[Piece::new(0, tokens)], cache);
             logits.expect("of the last token")
@@ -441,8 +513,12 @@ fn objective(model: &LanguageModel, output: ModelOutput, targets: Tensor<1, Int>
 }
 
 /// Gradients of the training loss: mean cross-entropy plus the auxiliary losses of the checkpoint's configuration.
-fn gradients(model: &LanguageModel, tokens: &Tokens) -> Vec<(String, Matrix)> {
-    let batch = Batch::new(&tokens.sequences(), &model.device());
+fn gradients(
+    model: &LanguageModel,
+    tokens: &Tokens,
+    pictures: &[Picture],
+) -> Vec<(String, Matrix)> {
+    let batch = batch(model, tokens, pictures, &mut |_, values| values);
     let output = model.forward_batch(&batch);
     let found = objective(model, output, batch.targets).total().backward();
     let named = named_gradients(model, &found);

@@ -1,58 +1,24 @@
-//! The pictures of a prompt: files, cut into the tiles that the model reads.
+//! The pictures of a prompt.
 
 use std::path::PathBuf;
 
-use firebox_checkpoint::PREPROCESSOR_FILE;
-use firebox_image::Processor;
-use firebox_model::config::VisionConfig;
 use firebox_model::vision::Picture;
 
 use crate::InferError;
 use crate::engine::Engine;
+use crate::pictures::PictureReader;
 
-/// Reads picture files as the model of an engine sees them: by the `preprocessor_config.json` of its folder, or where there is
-/// none with values from −1 to 1.
+/// Reads picture files as the model of an engine sees them; see [`PictureReader`].
 ///
 /// # Errors
 ///
-/// When the model sees no pictures, a file cannot be read as a picture, or the model does not know the arrangement of its tiles.
+/// When there are some and the model sees no pictures, or a file cannot be read as one that it sees.
 pub fn read_pictures(engine: &Engine, files: &[PathBuf]) -> Result<Vec<Picture>, InferError> {
     if files.is_empty() {
         return Ok(Vec::new());
     }
-    let Some(vision) = &engine.model.config().vision else {
-        return Err(InferError::Blind {
-            folder: engine.folder.clone(),
-        });
-    };
-    let path = engine.folder.join(PREPROCESSOR_FILE);
-    let processor = match path.is_file() {
-        true => Processor::load(&path)?,
-        false => Processor::new(vision.tile_size, vision.max_tiles),
-    };
-    let read = |file: &PathBuf| {
-        let tiles = processor.process(&firebox_image::Picture::open(file)?);
-        let arrangement = processor.aspect_ratios()[tiles.aspect_ratio_id - 1];
-        let arrangement = number(vision, arrangement).ok_or_else(|| InferError::Arrangement {
-            file: file.clone(),
-            rows: arrangement[0],
-            columns: arrangement[1],
-        })?;
-        Ok(Picture {
-            arrangement,
-            used: (0..vision.max_tiles)
-                .map(|tile| tile < tiles.used)
-                .collect(),
-            pixels: tiles.pixel_values,
-        })
-    };
-    files.iter().map(read).collect()
-}
-
-/// The number by which a model knows an arrangement of tiles.
-fn number(vision: &VisionConfig, arrangement: [usize; 2]) -> Option<usize> {
-    let mut known = vision.aspect_ratios.iter();
-    Some(1 + known.position(|&known| known == arrangement)?)
+    let reader = PictureReader::new(&engine.folder, engine.model.config())?;
+    files.iter().map(|file| reader.open(file)).collect()
 }
 
 #[cfg(test)]
@@ -60,6 +26,8 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use firebox_checkpoint::PREPROCESSOR_FILE;
+    use firebox_image::Processor;
     use firebox_kernels::dtype::WeightDtype;
     use firebox_model::sampling::Sampling;
     use firebox_runtime::device;

@@ -55,6 +55,8 @@ fn of_server<T: Send>(key: Option<&str>, work: impl FnOnce(Address) -> T + Send)
             api_key: key.map(str::to_owned),
             ..http::Options::default()
         },
+        image_folder: None,
+        pictures: 1,
         parent: None,
     };
     let served = serve_while(

@@ -65,6 +65,7 @@ pub(super) fn computed(
             TowerPart::Encoded => "vision.encoded".to_owned(),
             TowerPart::GlobalLayer(number) => format!("vision.global.{number}"),
             TowerPart::Output => "vision.output".to_owned(),
+            TowerPart::Projected => unreachable!("it is part of the states"),
         };
         let [_, tiles, positions, width] = values.dims();
         let shape = [rows, batch.slots, tiles, positions, width];

@@ -121,6 +121,13 @@ impl Server {
         serde_json::from_str(&body).unwrap()
     }
 
+    /// The status and body of the reply to a chat.
+    pub fn chat(&self, body: &Value) -> (u16, Value) {
+        let stream = self.send(&self.request("/v1/chat/completions", body));
+        let (status, body) = Self::reply(stream);
+        (status, serde_json::from_str(&body).unwrap())
+    }
+
     /// A value of its metrics.
     pub fn metric(&self, name: &str) -> f64 {
         let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";

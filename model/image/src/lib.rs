@@ -16,6 +16,7 @@
 
 mod arrangement;
 mod decode;
+mod encode;
 mod error;
 mod format;
 mod orientation;
@@ -25,6 +26,7 @@ mod processor;
 mod resize;
 
 pub use decode::{MAX_BYTES, MAX_PIXELS};
+pub use encode::encode_png;
 pub use error::PictureError;
 pub use format::Format;
 pub use picture::Picture;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::decode;
 use super::error::PictureError;
+use super::resize::resize;
 
 /// Pixels of three channels: red, green, blue.
 #[derive(Clone, PartialEq, Eq)]
@@ -61,6 +62,16 @@ impl Picture {
     /// The pixels, `[height, width, 3]`.
     pub fn rgb(&self) -> &[u8] {
         &self.rgb
+    }
+
+    /// The picture with other sides: Pillow's antialiasing bilinear filter, as [`Processor`](crate::Processor) resizes.
+    ///
+    /// # Panics
+    ///
+    /// When a side is 0.
+    pub fn resized(&self, width: usize, height: usize) -> Self {
+        assert!(width > 0 && height > 0, "a picture has pixels");
+        resize(self, width, height)
     }
 
     /// The picture moved right and down (left and up where negative) by some pixels within its frame. What moves out

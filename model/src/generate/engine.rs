@@ -13,6 +13,7 @@ use crate::config::ModelConfig;
 use crate::moe::loads::ExpertLoads;
 use crate::network::{self, Network, Session};
 use crate::sampling::{Asked, Drawn};
+use crate::vision::{Picture, PictureKeys};
 
 /// A step that was submitted.
 struct Flight {
@@ -147,6 +148,15 @@ impl<'a, N: Network + ?Sized> Engine<'a, N> {
     /// The configuration of the model.
     pub fn config(&self) -> &ModelConfig {
         self.network.config()
+    }
+
+    /// What texts are given to see these pictures.
+    ///
+    /// # Panics
+    ///
+    /// As [`Network::look`].
+    pub fn look(&mut self, pictures: &[Picture]) -> PictureKeys {
+        self.network.look(pictures)
     }
 
     /// Number of requests so far, which is the number of the next one's text.

@@ -6,13 +6,34 @@ use burn::module::Param;
 use burn::tensor::{Int, Tensor};
 
 use super::{LanguageModel, Trace, VisionTrace};
+use crate::batch::Batch;
 use crate::config::{IMAGE_ROWS, ModelConfig};
 use crate::layer::Layer;
 use crate::layout::Placement;
+use crate::observer::Observer;
 use crate::parameters::{
     Axis, Initializer, ParameterSource, ParameterSpec, RandomParameters, Role,
 };
-use crate::vision::{Picture, PictureBatch, PictureKeys, Sight, VisionEncoder};
+use crate::parts::{LayerPart, Part};
+use crate::vision::{Picture, PictureBatch, PictureKeys, Sight, TowerPart, VisionEncoder};
+
+/// Records what the layers that attend to pictures ask with.
+struct CrossInputs<'a> {
+    config: &'a ModelConfig,
+    /// Of each layer, after its norm, `[tokens, d_model]`.
+    found: Vec<(usize, Tensor<2>)>,
+}
+
+impl Observer for CrossInputs<'_> {
+    fn output(&mut self, layer_part: LayerPart, computed: Tensor<2>) -> Tensor<2> {
+        if let (Some(layer), Part::AttentionNorm) = (layer_part.layer, layer_part.part)
+            && self.config.layers[layer].is_cross()
+        {
+            self.found.push((layer, computed.clone()));
+        }
+        computed
+    }
+}
 
 impl LanguageModel {
     /// The same of tokens that see pictures, and what the tower makes of these.
@@ -37,7 +58,13 @@ impl LanguageModel {
     /// What the tokens of a batch see, and what the tower computes on the way.
     pub(crate) fn sight_traced(&self, pictures: &PictureBatch) -> (Sight, VisionTrace) {
         let mut parts = Vec::new();
-        let mut see = |part, values| parts.push((part, values));
+        let mut see = |part, values: Tensor<4>| {
+            // The projection of pictures is part of the states, which have empty places too.
+            if part != TowerPart::Projected {
+                parts.push((part, values.clone()));
+            }
+            values
+        };
         let sight = self.encoder().sight(pictures, &mut see);
         let states = sight.states().expect("the states of a batch").clone();
         (sight, VisionTrace { parts, states })
@@ -49,7 +76,22 @@ impl LanguageModel {
     ///
     /// As [`trace_seeing`](Self::trace_seeing).
     pub fn sight(&self, pictures: &PictureBatch) -> Sight {
-        self.encoder().sight(pictures, &mut |_, _| {})
+        self.encoder().sight(pictures, &mut |_, values| values)
+    }
+
+    /// What the tokens of rows of a length see where all of them see all of these pictures; `see` is called with each part of
+    /// the tower, and returns what the later parts are given.
+    ///
+    /// # Panics
+    ///
+    /// When the model has no tower, there is no picture, or one is not of the tower's sizes.
+    pub fn sight_of_all(
+        &self,
+        pictures: &[Picture],
+        shape: [usize; 2],
+        see: &mut impl FnMut(TowerPart, Tensor<4>) -> Tensor<4>,
+    ) -> Sight {
+        self.encoder().sight_of_all(pictures, shape, see)
     }
 
     /// The keys and values of the pictures of a text in every layer that attends to pictures. A rank has those of its own
@@ -77,6 +119,31 @@ impl LanguageModel {
                 None => Vec::new(),
             },
         }
+    }
+
+    /// How much the tokens of a batch attend to the pictures that they see: of each layer that attends to pictures, the
+    /// layer's index and the mean of the weights of its heads, `[batch, sequence, keys]`. The keys are the positions of the
+    /// tiles, tile by tile, the first one of each tile being that of the class. Those of blind tokens mean nothing.
+    ///
+    /// # Panics
+    ///
+    /// When no token of the batch sees a picture.
+    pub fn attention_to_pictures(&self, batch: &Batch) -> Vec<(usize, Tensor<3>)> {
+        let sight = batch.placement.sight();
+        let sight = sight.expect("a batch that sees pictures");
+        let mut inputs = CrossInputs {
+            config: &self.config,
+            found: Vec::new(),
+        };
+        self.observed(batch.tokens.clone(), &batch.placement, &mut inputs);
+        let weights = inputs.found.into_iter().map(|(layer, input)| {
+            let block = self.blocks[layer]
+                .cross()
+                .expect("a layer that attends to pictures");
+            let weights = block.cross_attention.weights(input, sight);
+            (layer, weights.mean_dim(1).squeeze_dim::<3>(1))
+        });
+        weights.collect()
     }
 
     /// The text model that is left without the tower, the layers that attend to pictures, and the rows of the embedding behind

@@ -22,6 +22,20 @@ pub(super) fn attend(
 ) -> Tensor<4> {
     let [batch, heads, queries, head_dim] = query.dims();
     let [_, kv_heads, keys, _] = key.dims();
+    let weights = weights(query, key, bias);
+    let weights = weights.reshape([batch, kv_heads, heads / kv_heads * queries, keys]);
+    let attended = weights.matmul(value);
+    attended.reshape([batch, heads, queries, head_dim])
+}
+
+/// The weights of that mean, `softmax(q kᵀ / √head_dim + bias)`.
+///
+/// # Shapes
+///
+/// - output: `[batch, heads, queries, keys]`
+pub(super) fn weights(query: Tensor<4>, key: Tensor<4>, bias: &Tensor<4>) -> Tensor<4> {
+    let [batch, heads, queries, head_dim] = query.dims();
+    let [_, kv_heads, keys, _] = key.dims();
     // The queries of all heads that share a key/value head, one head after the other.
     let grouped = [batch, kv_heads, heads / kv_heads * queries, head_dim];
     let scale = (head_dim as f64).sqrt().recip();
@@ -30,9 +44,7 @@ pub(super) fn attend(
         .reshape([batch, heads, queries, keys])
         .mul_scalar(scale)
         + bias.clone();
-    let weights = softmax(scores, 3).reshape([batch, kv_heads, heads / kv_heads * queries, keys]);
-    let attended = weights.matmul(value);
-    attended.reshape([batch, heads, queries, head_dim])
+    softmax(scores, 3)
 }
 
 /// The heads of rows, `[batch · positions, heads · head_dim]` to `[batch, heads, positions, head_dim]`.

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::attend::{attend, heads_of, rows_of};
+use super::attend::{attend, heads_of, rows_of, weights};
 use super::sight::{Sight, View};
 use crate::config::ModelConfig;
 use crate::linear::Linear;
@@ -113,6 +113,26 @@ impl CrossAttention {
             keys: self.key_norm.forward(heads_of(keys, batch, self.kv_heads)),
             values: heads_of(values, batch, self.kv_heads),
         }
+    }
+
+    /// How much each head of each token attends to each position of the pictures; that of blind tokens means nothing.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`: `[tokens, d_model]`
+    /// - output: `[batch, heads, length, keys]`
+    ///
+    /// # Panics
+    ///
+    /// When the sight is not that of a batch.
+    pub fn weights(&self, x: Tensor<2>, sight: &Sight) -> Tensor<4> {
+        let View::States(seen) = &sight.view else {
+            panic!("the sight of a batch");
+        };
+        let [batch, ..] = seen.bias.dims();
+        let query = heads_of(self.query.forward(x, self.precision), batch, self.heads);
+        let keys = self.keys(seen.states.clone()).keys;
+        weights(self.query_norm.forward(query), keys, &seen.bias)
     }
 
     /// What the tokens take of the pictures; of what blind tokens take nothing is meant.

@@ -77,7 +77,7 @@ impl VisionEncoder {
     }
 
     /// What cross-attention takes keys and values from, of each picture by itself; `see` is called with each part of the
-    /// tower.
+    /// tower, and returns what the later parts are given.
     ///
     /// # Shapes
     ///
@@ -89,13 +89,15 @@ impl VisionEncoder {
     pub fn states(
         &self,
         pictures: &[&Picture],
-        see: &mut impl FnMut(TowerPart, Tensor<4>),
+        see: &mut impl FnMut(TowerPart, Tensor<4>) -> Tensor<4>,
     ) -> Tensor<3> {
         let output = self.tower.forward(pictures, see);
         let [count, tiles, positions, width] = output.dims();
         let rows = output.reshape([count * tiles * positions, width]);
         let projected = self.projector.forward(rows, self.precision);
         let [_, d_model] = projected.dims();
+        let projected = projected.reshape([count, tiles, positions, d_model]);
+        let projected = see(TowerPart::Projected, projected);
         projected.reshape([count, tiles * positions, d_model])
     }
 
@@ -104,8 +106,39 @@ impl VisionEncoder {
     /// # Panics
     ///
     /// When the batch has no picture, or one is not of the tower's sizes.
-    pub fn sight(&self, batch: &PictureBatch, see: &mut impl FnMut(TowerPart, Tensor<4>)) -> Sight {
+    pub fn sight(
+        &self,
+        batch: &PictureBatch,
+        see: &mut impl FnMut(TowerPart, Tensor<4>) -> Tensor<4>,
+    ) -> Sight {
         Sight::of_batch(batch, self.batch_states(batch, see), self.tower.config())
+    }
+
+    /// What the tokens of rows of a length see where all of them see all of these pictures, of which each is computed once.
+    ///
+    /// # Panics
+    ///
+    /// When there is no picture, or one is not of the tower's sizes.
+    pub fn sight_of_all(
+        &self,
+        pictures: &[Picture],
+        [rows, length]: [usize; 2],
+        see: &mut impl FnMut(TowerPart, Tensor<4>) -> Tensor<4>,
+    ) -> Sight {
+        let all: Vec<&Picture> = pictures.iter().collect();
+        let states = self.states(&all, see);
+        let [count, keys, d_model] = states.dims();
+        let states = states.reshape([1, count * keys, d_model]);
+        let used: Vec<bool> = pictures
+            .iter()
+            .flat_map(|picture| picture.used.iter().copied())
+            .collect();
+        let batch = PictureBatch {
+            slots: count,
+            visible: used.repeat(rows * length),
+            pictures: Vec::new(),
+        };
+        Sight::of_batch(&batch, states.repeat_dim(0, rows), self.tower.config())
     }
 
     /// The keys and values of the pictures of a text in these layers.
@@ -115,7 +148,7 @@ impl VisionEncoder {
         layers: impl Iterator<Item = (usize, &'a CrossBlock)>,
     ) -> Vec<(usize, LayerKeys)> {
         let all: Vec<&Picture> = pictures.iter().collect();
-        let states = self.states(&all, &mut |_, _| {});
+        let states = self.states(&all, &mut |_, values| values);
         let [count, keys, d_model] = states.dims();
         let states = states.reshape([1, count * keys, d_model]);
         let keys = |(layer, block): (usize, &CrossBlock)| {
@@ -128,7 +161,7 @@ impl VisionEncoder {
     fn batch_states(
         &self,
         batch: &PictureBatch,
-        see: &mut impl FnMut(TowerPart, Tensor<4>),
+        see: &mut impl FnMut(TowerPart, Tensor<4>) -> Tensor<4>,
     ) -> Tensor<3> {
         let pictures: Vec<&Picture> = batch.pictures.iter().flatten().collect();
         let states = self.states(&pictures, see);

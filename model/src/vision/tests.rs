@@ -4,6 +4,7 @@ use burn::tensor::Device;
 
 use super::*;
 use crate::cache::KeyValueCache;
+use crate::captions::Captioned;
 use crate::decode::Piece;
 use crate::language_model::{LanguageModel, token_tensor};
 use crate::layout::Placement;
@@ -18,6 +19,7 @@ on_every_device!(
     a_picture_in_company_is_that_picture_alone,
     decoding_equals_one_forward_pass,
     a_text_model_with_new_layers_says_what_it_said,
+    attention_is_shared_out_among_what_is_seen,
 );
 
 /// The same f32 terms, added in another order.
@@ -139,7 +141,7 @@ fn a_blind_row_is_that_row_alone(device: Device) {
 fn a_picture_in_company_is_that_picture_alone(device: Device) {
     let model = model(&device);
     let encoder = model.vision.as_ref().unwrap();
-    let states = |pictures: &[&Picture]| values(encoder.states(pictures, &mut |_, _| {}));
+    let states = |pictures: &[&Picture]| values(encoder.states(pictures, &mut |_, values| values));
     let (one, two) = (picture(1, 1), picture(2, 2));
     let together = states(&[&one, &two]);
     let alone = [states(&[&one]), states(&[&two])].concat();
@@ -252,4 +254,27 @@ fn a_text_model_with_new_layers_says_what_it_said(device: Device) {
 
 fn with_vision_of(config: &ModelConfig, device: &Device) -> LanguageModel {
     LanguageModel::random(config, 7, device).with_vision(&seeing(), 5)
+}
+
+fn attention_is_shared_out_among_what_is_seen(device: Device) {
+    let model = model(&device);
+    let rows = [picture(1, 1), picture(2, 2)].map(|seen| {
+        let tokens = row(&[0]);
+        Captioned::new(Some(seen), IMAGE, &tokens[1..], 0, 20, None)
+    });
+    let batch = Captioned::batch(&rows, &model, &device);
+    let layers = model.attention_to_pictures(&batch);
+    let indices: Vec<usize> = layers.iter().map(|(layer, _)| *layer).collect();
+    assert_eq!(indices, [1, 3]);
+    let positions = model.config().vision.as_ref().unwrap().positions();
+    for (layer, weights) in layers {
+        let [_, length, keys] = weights.dims();
+        let weights = values(weights);
+        for (place, weights) in weights.chunks(keys).enumerate() {
+            let used = if place < length { positions } else { keys };
+            let sum: f32 = weights[..used].iter().sum();
+            assert!((sum - 1.0).abs() < 1e-5, "layer {layer}, {place}: {sum}");
+            assert!(weights[used..].iter().all(|&weight| weight == 0.0));
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! The vision tower: patches → first encoder → second encoder.
 
+use std::fmt;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -77,6 +79,32 @@ pub enum TowerPart {
     GlobalLayer(usize),
     /// The output.
     Output,
+    /// The output, projected to the width of the decoder.
+    Projected,
+}
+
+impl TowerPart {
+    /// All parts of a tower, in execution order.
+    pub fn all(config: &VisionConfig) -> Vec<Self> {
+        let layers = (0..config.layers).map(Self::Layer);
+        let global_layers = (0..config.global_layers).map(Self::GlobalLayer);
+        let parts = [Self::Embedded].into_iter().chain(layers);
+        let parts = parts.chain([Self::Encoded]).chain(global_layers);
+        parts.chain([Self::Output, Self::Projected]).collect()
+    }
+}
+
+impl fmt::Display for TowerPart {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded => formatter.write_str("tower, embedding"),
+            Self::Layer(layer) => write!(formatter, "tower, layer {layer}"),
+            Self::Encoded => formatter.write_str("tower, norm between the encoders"),
+            Self::GlobalLayer(layer) => write!(formatter, "tower, second encoder, layer {layer}"),
+            Self::Output => formatter.write_str("tower, output"),
+            Self::Projected => formatter.write_str("projection of the tower's output"),
+        }
+    }
 }
 
 impl Tower {
@@ -173,7 +201,7 @@ impl Tower {
     pub fn forward(
         &self,
         pictures: &[&Picture],
-        see: &mut impl FnMut(TowerPart, Tensor<4>),
+        see: &mut impl FnMut(TowerPart, Tensor<4>) -> Tensor<4>,
     ) -> Tensor<4> {
         let config = &self.config;
         assert!(!pictures.is_empty(), "a tower sees at least one picture");
@@ -190,19 +218,20 @@ impl Tower {
         let arrangements = Tensor::<1, Int>::from_ints(arrangements.as_slice(), &device);
 
         let embedded = self.embedded(pictures, &arrangements, &device);
-        see(TowerPart::Embedded, embedded.clone());
+        let embedded = see(TowerPart::Embedded, embedded);
         let zeros = Tensor::zeros([count, tiles, filled - positions, width], &device);
         let x = Tensor::cat(vec![embedded, zeros], 2);
         let mut x = x.reshape([count * tiles * filled, width]);
         let bias = self.bias(pictures, &device);
         let tiled = |x: &Tensor<2>| x.clone().reshape([count, tiles, filled, width]);
+        let rows = |x: Tensor<4>| x.reshape([count * tiles * filled, width]);
 
         let mut states = Vec::with_capacity(self.layers.len());
         for (number, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, &bias);
+            let state = tiled(&layer.forward(x, &bias));
+            x = rows(see(TowerPart::Layer(number), state));
             let wanted = config.intermediate_layers.contains(&number);
             states.push(wanted.then(|| x.clone()));
-            see(TowerPart::Layer(number), tiled(&x));
         }
         let x = tiled(&self.norm_after.forward(x));
         let x = x + self.by_tile(
@@ -210,11 +239,10 @@ impl Tower {
             &self.post_tile_gate,
             &arrangements,
         );
-        see(TowerPart::Encoded, x.clone());
-        let mut x = x.reshape([count * tiles * filled, width]);
+        let mut x = rows(see(TowerPart::Encoded, x));
         for (number, layer) in self.global_layers.iter().enumerate() {
-            x = layer.forward(x, &bias);
-            see(TowerPart::GlobalLayer(number), tiled(&x));
+            let state = tiled(&layer.forward(x, &bias));
+            x = rows(see(TowerPart::GlobalLayer(number), state));
         }
 
         let intermediate = config.intermediate_layers.iter().map(|&layer| {
@@ -226,9 +254,7 @@ impl Tower {
         let intermediate = intermediate.reshape([count * tiles * filled, others]);
         let output = Tensor::cat(vec![x, intermediate], 1);
         let output = output.reshape([count, tiles, filled, width + others]);
-        let output = output.narrow(2, 0, positions);
-        see(TowerPart::Output, output.clone());
-        output
+        see(TowerPart::Output, output.narrow(2, 0, positions))
     }
 
     /// Patches, class and positions, `[pictures, max_tiles, positions, width]`.

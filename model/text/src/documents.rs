@@ -9,6 +9,7 @@ mod compressed;
 mod foreign;
 mod json;
 mod lines;
+mod pairs;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use firebox_console::numbers::bytes;
 use self::compressed::{Damaged, Input};
 pub use self::foreign::Foreign;
 pub use self::lines::{JsonLines, is_json_lines};
+pub use self::pairs::{CAPTION_FIELD, Pair, Pairs};
 pub use self::rows::Rows;
 
 /// Default name of the field of a JSON line that contains the text.

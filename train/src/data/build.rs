@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use firebox_console::numbers::text_bytes;
 use firebox_console::progress::Progress;
@@ -19,7 +19,7 @@ use super::hash::{Hash, hash, hexadecimal, unit_interval};
 use super::pictures::PictureWriter;
 use super::shards::SetWriter;
 use super::source::{self, Entry};
-use super::split;
+use super::split::{self, HeldOutPicture};
 use super::survey::{FORMAT, SourceSurvey, Survey};
 use crate::config::{RunConfig, SourceConfig, TokenizerConfig};
 
@@ -100,7 +100,8 @@ pub(super) fn build(
                 text: sides.validation,
             })?;
             if !sides.validation.is_empty() {
-                write_line(&mut validation_text, sides.validation)
+                let line = Line::of(sides.validation, &entry, split.fraction);
+                write_line(&mut validation_text, &line)
                     .map_err(DataError::io("write", &validation_path))?;
             }
             progress.advance(text.len() as u64);
@@ -134,13 +135,34 @@ pub(super) fn build(
     manifest.write(folder)
 }
 
-/// Writes a text as a line of JSON with a field `text`.
-fn write_line(file: &mut impl Write, text: &str) -> io::Result<()> {
-    #[derive(Serialize)]
-    struct Line<'a> {
-        text: &'a str,
+/// A held-out text.
+#[derive(Serialize)]
+struct Line<'a> {
+    text: &'a str,
+    /// The file of the picture that it is the caption of, where the model sees pictures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<PathBuf>,
+    /// Why that picture is held out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_out: Option<HeldOutPicture>,
+}
+
+impl<'a> Line<'a> {
+    fn of(text: &'a str, entry: &Entry, fraction: f64) -> Self {
+        let picture = entry.picture.as_ref();
+        let picture = picture.filter(|picture| picture.pixels.is_some());
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        Self {
+            text,
+            image: picture.map(|picture| absolute(&picture.path)),
+            held_out: picture.and_then(|picture| split::held_out(text, picture, fraction)),
+        }
     }
-    serde_json::to_writer(&mut *file, &Line { text })?;
+}
+
+/// Writes a line of JSON.
+fn write_line(file: &mut impl Write, line: &Line<'_>) -> io::Result<()> {
+    serde_json::to_writer(&mut *file, line)?;
     file.write_all(b"\n")
 }
 

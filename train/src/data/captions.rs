@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use firebox_image::{Fitted, Processor};
-use firebox_model::batch::Sequence;
+use firebox_model::captions::Captioned;
 use firebox_model::vision::Picture;
 use sha2::{Digest, Sha256};
 
@@ -83,63 +83,15 @@ impl Reading {
 
     /// A caption behind its picture, or behind the token alone that stands for it.
     fn captioned(&self, caption: &[u32], context: usize, picture: Option<Picture>) -> Captioned {
-        let mut tokens = vec![self.image_token];
-        tokens.extend(caption);
-        tokens.truncate(context + 1);
-        Captioned {
-            given: self.beginning,
-            sequence: Sequence::of_window(&tokens, context, self.document_end),
+        let end = self.document_end;
+        Captioned::new(
             picture,
-        }
-    }
-}
-
-/// A caption behind its picture, as a model reads it; or text without one.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Captioned {
-    /// The token that stands for the picture, and the caption with the tokens that begin and end it; or text.
-    pub sequence: Sequence,
-    /// The first targets, which begin every caption and are not to be learned.
-    pub given: usize,
-    /// The picture; `None` where it is withheld, and of text.
-    pub picture: Option<Picture>,
-}
-
-impl Captioned {
-    /// Number of targets that are to be learned.
-    pub fn targets(&self) -> u64 {
-        self.learned().len() as u64
-    }
-
-    /// The targets that are to be learned.
-    pub fn learned(&self) -> &[u32] {
-        let valid = self.sequence.valid;
-        &self.sequence.targets[self.given.min(valid)..valid]
-    }
-
-    /// The same with the picture withheld; the token that stands for it stays.
-    pub fn without_picture(&self) -> Self {
-        Self {
-            sequence: self.sequence.clone(),
-            given: self.given,
-            picture: None,
-        }
-    }
-
-    /// Its sequence with less padding: `length` tokens, no fewer than are valid.
-    ///
-    /// # Panics
-    ///
-    /// When there are more valid ones.
-    pub fn shortened(&self, length: usize) -> Sequence {
-        assert!(length >= self.sequence.valid, "all valid tokens stay");
-        let mut short = self.sequence.clone();
-        short.tokens.truncate(length);
-        short.targets.truncate(length);
-        if let Some(positions) = &mut short.positions {
-            positions.truncate(length);
-        }
-        short
+            self.image_token,
+            caption,
+            self.beginning,
+            context,
+            end,
+        )
     }
 }
 

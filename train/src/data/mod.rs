@@ -5,7 +5,8 @@
 //! text that is trained on too is counted (`copies`). Unchanged files are not read again (`record`, `stamp`), and [`resume`] reads no source text.
 //! [`Prepared::validation`] samples what is held out (`validation`), and
 //! [`Prepared::training_stream`] returns the sequences of a run (`packing`) in their order
-//! (`order`), in which sources interleave (`mixture`) and sequences are shuffled (`permutation`).
+//! (`order`), in which sources interleave (`mixture`) and sequences are shuffled
+//! ([`permutation`](firebox_model::permutation)).
 //!
 //! The documents of some sources are captions of pictures. A model of text alone reads them as text. For one that sees
 //! pictures these are prepared beside the tokens (`pictures`), and [`Prepared::caption_stream`] returns both together
@@ -21,7 +22,6 @@ mod hash;
 mod mixture;
 mod order;
 mod packing;
-mod permutation;
 mod pictures;
 mod pool;
 mod record;
@@ -53,10 +53,9 @@ use self::survey::{Survey, file_tokenizer, survey};
 use self::validation::HeldOut;
 use crate::config::{DataConfig, RunConfig, Share, TileLimits, TrainingSource};
 
-pub use captions::{CaptionStream, Captioned, HeldOutCaptions};
+pub use captions::{CaptionStream, HeldOutCaptions};
 pub use error::DataError;
 pub use packing::TrainingStream;
-pub use permutation::shuffled;
 pub use repetition::warn_of_planned_repetition;
 pub use source::DownloadError;
 pub use split::HeldOutPicture;
@@ -602,7 +601,8 @@ impl Prepared {
         validation::sample(&texts, &self.tokenizer, context, limit)
     }
 
-    /// The held-out text of all sources: JSON lines with a field `text`, a document a line.
+    /// The held-out text of all sources: JSON lines with a field `text`, a document a line. Where these are captions of pictures
+    /// that the model sees, `image` has the path of each picture's file, and `held_out` why it is held out.
     pub fn validation_text(&self) -> PathBuf {
         self.folder.join(VALIDATION_TEXT)
     }

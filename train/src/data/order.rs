@@ -2,8 +2,9 @@
 //! lengths of their sequences and the seed. It is computed on demand and never stored, so that 13 trillion tokens take
 //! as little memory as a thousand.
 
+use firebox_model::permutation::Permutation;
+
 use super::mixture::{MOST, Mixture};
-use super::permutation::Permutation;
 use crate::config::Share;
 
 /// The rate of the largest weight: rates are integers, so that all arithmetic is exact.

@@ -3,7 +3,6 @@
 mod cargo;
 mod emoji;
 mod files;
-mod pairs;
 mod url;
 
 use std::collections::VecDeque;
@@ -14,7 +13,9 @@ use std::thread;
 
 use firebox_image::{Fitted, PictureError, Processor};
 
-use firebox_text::documents::{self, Document, JsonLines, Rows, TextError, is_json_lines};
+use firebox_text::documents::{
+    self, Document, JsonLines, Pair, Pairs, Rows, TextError, is_json_lines,
+};
 
 use self::cargo::Distinct;
 pub use self::url::DownloadError;
@@ -91,6 +92,22 @@ impl From<Document> for Entry {
         Self {
             document,
             picture: None,
+        }
+    }
+}
+
+impl From<Pair> for Entry {
+    fn from(pair: Pair) -> Self {
+        let picture = Picture {
+            path: pair.picture,
+            concept: pair.group.unwrap_or_else(|| pair.caption.text.clone()),
+            // Other lines are not known yet: a concept is held out as a whole or not at all.
+            has_siblings: false,
+            pixels: None,
+        };
+        Self {
+            document: pair.caption,
+            picture: Some(picture),
         }
     }
 }
@@ -216,8 +233,8 @@ impl Format {
                 image,
                 caption,
                 concept,
-            } => match pairs::Pairs::open(path, image, caption, concept.as_deref()) {
-                Ok(pairs) => return Box::new(pairs),
+            } => match Pairs::open(path, image, caption, concept.as_deref()) {
+                Ok(pairs) => return Box::new(pairs.map(|pair| pair.map(Entry::from))),
                 Err(error) => Err(error),
             },
         };

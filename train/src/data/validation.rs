@@ -1,9 +1,10 @@
 //! The text of a validation: everything that is held out, or a sample of it.
 
+use firebox_model::permutation::Permutation;
+
 use firebox_text::Tokenizer;
 
 use super::error::DataError;
-use super::permutation::Permutation;
 use super::shards::TokenSet;
 
 /// What is held out of a source.

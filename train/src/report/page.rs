@@ -2,10 +2,9 @@
 
 use firebox_console::numbers::{grouped, percentage, scaled};
 use firebox_console::report::{Chart, HeatMap, Page, Scale, Series, Table, Verdict};
+use firebox_model::looking::CaptionLoss;
 
 use super::{Recorded, Report};
-use crate::data::HeldOutPicture;
-use crate::looking::CaptionLoss;
 use crate::metrics::{SourceLoss, TrainRecord, ValidationRecord};
 
 /// Points of a curve; of more, neighbours share one with their mean.
@@ -284,16 +283,11 @@ impl Recorded {
                 .fold(chart, |chart, (color, (name, of))| {
                     let points = self.charted().iter().filter_map(|record| {
                         let mut captions = record.validation.captions.iter();
-                        Some((
-                            record.step as f64,
-                            of(captions.find(|loss| loss.held_out == kind)?),
-                        ))
+                        let found = captions.find(|loss| loss.held_out == kind)?;
+                        Some((record.step as f64, of(&found.loss)))
                     });
-                    let what = match kind {
-                        HeldOutPicture::Concept => "concepts",
-                        HeldOutPicture::Combination => "combinations",
-                    };
-                    let line = Series::new(format!("new {what}, {name}"), points).color(color);
+                    let name = format!("new {}, {name}", kind.plural());
+                    let line = Series::new(name, points).color(color);
                     chart.series(if place > 0 { line.dashed() } else { line })
                 })
         }))

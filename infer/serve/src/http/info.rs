@@ -68,8 +68,16 @@ pub async fn model(
 fn card(served: &Served) -> Value {
     json!({
         "id": served.name, "object": "model", "created": served.created, "owned_by": "firebox",
-        "max_model_len": served.context,
+        "max_model_len": served.context, "input_modalities": input_modalities(served),
     })
+}
+
+/// What a request may have.
+fn input_modalities(served: &Served) -> &'static [&'static str] {
+    match served.pictures {
+        Some(_) => &["text", "image"],
+        None => &["text"],
+    }
 }
 
 /// `/tokenizer_info`: the fields of `tokenizer_config.json`, with special tokens as texts.

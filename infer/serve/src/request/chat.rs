@@ -8,7 +8,9 @@ use crate::error::ApiError;
 /// What messages may be.
 const ALLOWED: &str = "a list of messages with role and content";
 /// What the content of a message may be.
-const CONTENT: &str = "a text or a list of parts of type \"text\"";
+const CONTENT: &str = "a text or a list of parts of type \"text\" or \"image_url\"";
+/// What a picture may be.
+const PICTURE: &str = "an object such as {\"url\": \"data:image/png;base64,…\"}";
 
 const FIELDS: &[&str] = &[
     "messages",
@@ -35,12 +37,59 @@ pub struct ChatRequest {
 }
 
 /// What somebody has said.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     /// Who: `system`, `user`, `assistant`, or what else the template knows.
     pub role: String,
-    /// What; the parts of a list are joined by line ends.
-    pub content: String,
+    /// What, in parts; a text is a single one.
+    pub content: Vec<Part>,
+}
+
+/// A part of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// A text.
+    Text(String),
+    /// A picture.
+    Picture(PictureUrl),
+}
+
+/// Where a picture is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PictureUrl {
+    /// The field that says it.
+    pub param: String,
+    /// What it says.
+    pub url: String,
+}
+
+impl Message {
+    /// The texts of its parts, joined by line ends. `picture` stands where a picture is.
+    pub fn text(&self, picture: &str) -> String {
+        let mut text = String::new();
+        let mut after_text = false;
+        for part in &self.content {
+            match part {
+                Part::Text(own) => {
+                    if after_text {
+                        text.push('\n');
+                    }
+                    text.push_str(own);
+                }
+                Part::Picture(_) => text.push_str(picture),
+            }
+            after_text = matches!(part, Part::Text(_));
+        }
+        text
+    }
+
+    /// Its pictures, in order.
+    pub fn pictures(&self) -> impl Iterator<Item = &PictureUrl> {
+        self.content.iter().filter_map(|part| match part {
+            Part::Picture(picture) => Some(picture),
+            Part::Text(_) => None,
+        })
+    }
 }
 
 impl ChatRequest {
@@ -133,43 +182,67 @@ fn message(field: Field<'_>) -> Result<Message, ApiError> {
     })
 }
 
-fn read_content(field: &Field<'_>) -> Result<String, ApiError> {
+fn read_content(field: &Field<'_>) -> Result<Vec<Part>, ApiError> {
     if field.kind() == Kind::Text {
-        return field.text();
+        return Ok(vec![Part::Text(field.text()?)]);
     }
     let mut parts = Vec::new();
     field.items(CONTENT, |index, raw| {
         parts.push(part(field.item(index, raw))?);
         Ok(())
     })?;
-    Ok(parts.join("\n"))
+    Ok(parts)
 }
 
-fn part(field: Field<'_>) -> Result<String, ApiError> {
-    let (mut kind, mut text) = (None, None);
+fn part(field: Field<'_>) -> Result<Part, ApiError> {
+    let (mut kind, mut text, mut picture) = (None, None, None);
     field.members("an object with type and text", |name, value| {
         match name {
             "type" => kind = Some(value.text()?),
             "text" => text = Some(value.text()?),
+            "image_url" => picture = Some(picture_url(&value)?),
             _ => (),
         }
         Ok(())
     })?;
-    match (kind.as_deref(), text) {
-        (Some("text"), Some(text)) => Ok(text),
-        (Some("text") | None, _) => Err(ApiError::Missing {
-            param: format!(
-                "{}.{}",
-                field.name(),
-                match kind {
-                    None => "type",
-                    Some(_) => "text",
-                }
-            ),
-            allowed: "that of a part such as {\"type\": \"text\", \"text\": \"Hello\"}",
-        }),
-        (Some(kind), _) => Err(field.unsupported(format!(
-            "it is a part of type {kind:?}, and this model reads text alone"
+    let missing = |name, allowed| ApiError::Missing {
+        param: format!("{}.{name}", field.name()),
+        allowed,
+    };
+    let example = "that of a part such as {\"type\": \"text\", \"text\": \"Hello\"}";
+    match (kind.as_deref(), text, picture) {
+        (Some("text"), Some(text), _) => Ok(Part::Text(text)),
+        (Some("image_url"), _, Some(picture)) => Ok(Part::Picture(picture)),
+        (None, ..) => Err(missing("type", example)),
+        (Some("text"), ..) => Err(missing("text", example)),
+        (Some("image_url"), ..) => Err(missing("image_url", PICTURE)),
+        (Some(kind), ..) => Err(field.unsupported(format!(
+            "it is a part of type {kind:?}, and parts are of type \"text\" or \"image_url\""
         ))),
     }
+}
+
+/// The address of a picture: an object, or the text alone, as some clients write it. How closely the picture is to be looked
+/// at (`detail`) is up to the model.
+fn picture_url(field: &Field<'_>) -> Result<PictureUrl, ApiError> {
+    let of = |field: &Field<'_>| {
+        Ok(PictureUrl {
+            param: field.name().to_owned(),
+            url: field.text()?,
+        })
+    };
+    if field.kind() == Kind::Text {
+        return of(field);
+    }
+    let mut url = None;
+    field.members(PICTURE, |name, value| {
+        if name == "url" {
+            url = Some(of(&value)?);
+        }
+        Ok(())
+    })?;
+    url.ok_or_else(|| ApiError::Missing {
+        param: format!("{}.url", field.name()),
+        allowed: "that of a picture, such as \"data:image/png;base64,…\"",
+    })
 }

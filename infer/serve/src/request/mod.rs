@@ -13,7 +13,7 @@ mod tests;
 mod tokenize;
 
 pub use body::Body;
-pub use chat::{ChatRequest, Message, Variables};
+pub use chat::{ChatRequest, Message, Part, PictureUrl, Variables};
 pub use completion::{CompletionRequest, Prompt};
 pub use field::Field;
 pub use generation::{Generation, StreamOptions};

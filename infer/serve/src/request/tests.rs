@@ -379,26 +379,25 @@ fn messages_are_texts_or_parts_of_text() {
         .unwrap();
     let message = |role: &str, content: &str| Message {
         role: role.to_owned(),
-        content: content.to_owned(),
+        content: vec![Part::Text(content.to_owned())],
     };
-    assert_eq!(
-        read.messages,
-        [message("system", "s"), message("user", "a\nb")]
-    );
+    let texts: Vec<String> = read.messages.iter().map(|own| own.text("")).collect();
+    assert_eq!(texts, ["s", "a\nb"]);
+    assert_eq!(read.messages[0], message("system", "s"));
     assert_eq!(read.generation.max_tokens, Some(5));
 
     let content = |content| chat(&json!({ "messages": [{ "role": "user", "content": content }] }));
     is_refused(
-        content(json!([{ "type": "image_url", "image_url": {} }])),
+        content(json!([{ "type": "input_audio", "input_audio": {} }])),
         "unsupported_parameter",
         "messages[0].content[0]",
-        "messages[0].content[0] is not supported: it is a part of type \"image_url\", and this model reads text alone",
+        "messages[0].content[0] is not supported: it is a part of type \"input_audio\", and parts are of type \"text\" or \"image_url\"",
     );
     is_refused(
         content(json!(null)),
         "missing",
         "messages[0].content",
-        "messages[0].content is missing; it must be a text or a list of parts of type \"text\"",
+        "messages[0].content is missing; it must be a text or a list of parts of type \"text\" or \"image_url\"",
     );
     is_refused(
         chat(&json!({ "messages": [] })),
@@ -538,4 +537,50 @@ proptest! {
             prop_assert_eq!(error.status(), 400);
         }
     }
+}
+
+#[test]
+fn pictures_are_parts_with_an_address() {
+    let content = |parts: Value| {
+        let read = chat(&json!({ "messages": [{ "role": "user", "content": parts }] }));
+        Ok::<_, ApiError>(read?.messages.remove(0))
+    };
+    let read = content(json!([
+        { "type": "text", "text": "a" },
+        { "type": "image_url", "image_url": { "url": "data:,", "detail": "low" } },
+        { "type": "text", "text": "b" },
+        { "type": "text", "text": "c" },
+        { "type": "image_url", "image_url": "b.png" },
+    ]));
+    let read = read.unwrap();
+    assert_eq!(read.text("<i>"), "a<i>b\nc<i>");
+    let urls: Vec<(&str, &str)> = read
+        .pictures()
+        .map(|picture| (picture.param.as_str(), picture.url.as_str()))
+        .collect();
+    assert_eq!(
+        urls,
+        [
+            ("messages[0].content[1].image_url.url", "data:,"),
+            ("messages[0].content[4].image_url", "b.png")
+        ]
+    );
+    is_refused(
+        content(json!([{ "type": "image_url" }])),
+        "missing",
+        "messages[0].content[0].image_url",
+        "messages[0].content[0].image_url is missing; it must be an object such as {\"url\": \"data:image/png;base64,…\"}",
+    );
+    is_refused(
+        content(json!([{ "type": "image_url", "image_url": {} }])),
+        "missing",
+        "messages[0].content[0].image_url.url",
+        "messages[0].content[0].image_url.url is missing; it must be that of a picture, such as \"data:image/png;base64,…\"",
+    );
+    is_refused(
+        content(json!([{ "type": "image_url", "image_url": 3 }])),
+        "invalid_type",
+        "messages[0].content[0].image_url",
+        "messages[0].content[0].image_url is a number; it must be an object such as {\"url\": \"data:image/png;base64,…\"}",
+    );
 }

@@ -117,6 +117,7 @@ fn job(request: &Request, stops: &[&str], events: Events) -> Job {
         ignore_eos: request.ignores_eos,
         scores: request.likeliest,
         prompt_scores: request.scores_prompt,
+        pictures: None,
         text: TextWriter::new(tokenizer, &request.prompt, false, Stops::new(&stops), false),
         events,
     }

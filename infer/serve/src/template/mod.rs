@@ -12,7 +12,9 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, Error, ErrorKind};
 
-use crate::request::{Message, Variables};
+use serde_json::{Value as Json, json};
+
+use crate::request::{Message, Part, Variables};
 
 /// The template's name in its environment.
 const NAME: &str = "chat_template";
@@ -22,6 +24,8 @@ const NAME: &str = "chat_template";
 pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: BTreeMap<&'static str, String>,
+    /// Whether it writes contents that are lists of parts.
+    takes_parts: bool,
 }
 
 /// Why a template cannot be used.
@@ -64,14 +68,30 @@ impl ChatTemplate {
         let source = without_generation_tags(source).into_owned();
         let added = environment.add_template_owned(NAME, source);
         added.map_err(|error| syntax_error(&error))?;
-        Ok(Self {
+        let mut template = Self {
             environment,
             special_tokens,
-        })
+            takes_parts: false,
+        };
+        template.takes_parts = template.writes_parts();
+        Ok(template)
+    }
+
+    /// Whether a list of one part of text is written as the text alone is.
+    fn writes_parts(&self) -> bool {
+        let text = "How many boilers are there?";
+        let of = |content: Json| {
+            let messages = json!([{ "role": "user", "content": content }]);
+            self.write(&messages, &Variables::new())
+        };
+        let parts = json!([{ "type": "text", "text": text }]);
+        matches!((of(text.into()), of(parts)), (Ok(text), Ok(parts)) if text == parts)
     }
 
     /// The text of a chat, up to where the assistant's next message begins. The template reads `variables` by their names, such
-    /// as `enable_thinking`; those that it is always given stay what they are.
+    /// as `enable_thinking`; those that it is always given stay what they are. A message with pictures is given as a list of
+    /// parts, such as `{"type": "image"}`, to a template that writes lists; to another one as a text in which `picture` stands
+    /// for each.
     ///
     /// # Errors
     ///
@@ -80,7 +100,20 @@ impl ChatTemplate {
         &self,
         messages: &[Message],
         variables: &Variables,
+        picture: &str,
     ) -> Result<String, TemplateError> {
+        let given = messages.iter().map(|message| {
+            let content = match self.takes_parts && message.pictures().next().is_some() {
+                true => message.content.iter().map(part).collect(),
+                false => Json::from(message.text(picture)),
+            };
+            json!({ "role": message.role, "content": content })
+        });
+        self.write(&given.collect(), variables)
+    }
+
+    /// The text of messages, which are a list.
+    fn write(&self, messages: &Json, variables: &Variables) -> Result<String, TemplateError> {
         let variables = variables.iter();
         let mut names: BTreeMap<&str, Value> = variables
             .map(|(name, value)| (name.as_str(), Value::from(Serde(value))))
@@ -98,6 +131,14 @@ impl ChatTemplate {
             Some(Raised(message)) => TemplateError::Raised(message.clone()),
             None => TemplateError::Failed(words(&error)),
         })
+    }
+}
+
+/// A part as templates of models that see know it.
+fn part(part: &Part) -> Json {
+    match part {
+        Part::Text(text) => json!({ "type": "text", "text": text }),
+        Part::Picture(_) => json!({ "type": "image" }),
     }
 }
 

@@ -20,12 +20,12 @@ fn template(source: &str) -> Result<ChatTemplate, TemplateError> {
 fn message(role: &str, content: &str) -> Message {
     Message {
         role: role.to_owned(),
-        content: content.to_owned(),
+        content: vec![Part::Text(content.to_owned())],
     }
 }
 
 fn rendered(source: &str) -> Result<String, TemplateError> {
-    template(source)?.render(&[message("user", "a")], &Variables::default())
+    template(source)?.render(&[message("user", "a")], &Variables::default(), "")
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn chats_are_what_jinja_makes_of_them() {
                 .map(|own| message(&text(own, "role"), &text(own, "content")))
                 .collect();
             let expected = fs::read_to_string(examples().join(format!("{name}.{chat}.txt")));
-            let found = match template.render(&messages, &Variables::default()) {
+            let found = match template.render(&messages, &Variables::default(), "") {
                 Ok(text) => text,
                 Err(TemplateError::Raised(reason)) => format!("refused: {reason}"),
                 Err(error) => panic!("{name}, {chat}: {error}"),
@@ -58,7 +58,9 @@ fn a_template_reads_variables_which_take_the_place_of_nothing() {
     let template = template(source).unwrap();
     let rendered = |variables: Json| {
         let variables = variables.as_object().unwrap();
-        template.render(&[message("user", "a")], variables).unwrap()
+        template
+            .render(&[message("user", "a")], variables, "")
+            .unwrap()
     };
     assert_eq!(rendered(serde_json::json!({})), "1<s>");
     let given = serde_json::json!({ "enable_thinking": false, "messages": [], "bos_token": "" });
@@ -107,4 +109,38 @@ fn marks_of_what_is_said_are_left_out() {
     ] {
         assert_eq!(without_generation_tags(source), expected);
     }
+}
+
+#[test]
+fn pictures_are_parts_where_the_template_writes_parts() {
+    let picture = Part::Picture(crate::request::PictureUrl {
+        param: "p".to_owned(),
+        url: "data:,".to_owned(),
+    });
+    let message = Message {
+        role: "user".to_owned(),
+        content: vec![picture, Part::Text("What is this?".to_owned())],
+    };
+    let written = |source: &str| {
+        let template = template(source).unwrap();
+        template
+            .render(
+                std::slice::from_ref(&message),
+                &Variables::default(),
+                "<image>",
+            )
+            .unwrap()
+    };
+    // As in Llama 3.2 Vision.
+    let of_parts = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}\
+                    {% if part.type == 'image' %}<|image|>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}";
+    assert_eq!(written(of_parts), "<|image|>What is this?");
+    assert_eq!(
+        written("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"),
+        "user: <image>What is this?"
+    );
+    assert_eq!(
+        written("{{ messages[0].content | upper }}"),
+        "<IMAGE>WHAT IS THIS?"
+    );
 }

@@ -1,4 +1,4 @@
-//! HTML reports: a self-contained [`Page`] with tables and charts, which follows the reader's light or dark setting and
+//! HTML reports: a self-contained [`Page`] with tables, charts and pictures, which follows the reader's light or dark setting and
 //! can be printed.
 //!
 //! ```
@@ -16,10 +16,12 @@ mod axis;
 mod chart;
 mod heat_map;
 mod page;
+mod plate;
 mod table;
 
 pub use axis::Scale;
 pub use chart::{Chart, Series};
 pub use heat_map::HeatMap;
 pub use page::{Page, Verdict, page_path};
+pub use plate::{Plate, Word};
 pub use table::{Cell, Table};

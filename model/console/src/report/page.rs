@@ -1,10 +1,10 @@
-//! An HTML page with tables and charts.
+//! An HTML page with tables, charts and pictures.
 
 use std::path::{Path, PathBuf};
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::{Chart, HeatMap, Table};
+use super::{Chart, HeatMap, Plate, Table};
 use crate::durable::{self, FileError};
 
 /// The assessment of a result.
@@ -93,6 +93,12 @@ impl Page {
     /// Adds a heat map.
     pub fn heat_map(self, map: HeatMap) -> Self {
         self.part(map.render())
+    }
+
+    /// Adds pictures.
+    pub fn plates(self, plates: impl IntoIterator<Item = Plate>) -> Self {
+        let plates = plates.into_iter().map(|plate| plate.render());
+        self.part(html! { div.plates { @for plate in plates { (plate) } } })
     }
 
     /// Adds preformatted text in a collapsed section.

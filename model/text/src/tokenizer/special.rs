@@ -33,6 +33,13 @@ impl Tokenizer {
         !self.inner.get_encode_special_tokens()
     }
 
+    /// The text that spells the special token of an id; `None` if the id is of no special token.
+    pub fn special_text(&self, id: u32) -> Option<String> {
+        let tokens = self.inner.get_added_tokens_decoder();
+        let token = tokens.get(&id).filter(|token| token.special)?;
+        Some(token.content.clone())
+    }
+
     /// Number of places of a text that spell a special token.
     pub fn special_places(&self, text: &str) -> u64 {
         self.special.find_iter(text).count() as u64

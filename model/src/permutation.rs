@@ -18,7 +18,7 @@ const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 ///
 /// Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, sections 4 and 5.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Permutation {
+pub struct Permutation {
     count: u64,
     rows: u64,
     columns: u64,

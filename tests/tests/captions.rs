@@ -1,0 +1,175 @@
+//! What evaluation says of held-out captions and their pictures is what the run's validation has said.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use firebox_tests::binaries;
+use serde_json::Value;
+
+/// Some of the emoji, a model that sees them, and four steps with fast gates.
+const CONFIG: &str = r#"
+[model]
+layers = 1
+d_model = 16
+heads = 2
+context_length = 48
+[model.experts]
+count = 2
+top_k = 1
+d_ff = 8
+[model.vision]
+cross_attention_layers = [1]
+width = 8
+heads = 2
+layers = 1
+tile_size = 16
+patch_size = 8
+[tokenizer]
+kind = "bpe"
+vocab_size = 300
+[data]
+cache = 'CACHE'
+[data.validation]
+fraction = 0.3
+[[data.source]]
+name = "emoji"
+cargo = "twemoji-assets"
+max_bytes = 12000
+epochs = 1
+[train]
+steps = 4
+validate_every = 2
+validation_tokens = 1000000
+[optimizer]
+learning_rate = 0.01
+gate_rate = 20.0
+[schedule]
+warmup_steps = 1
+batch_tokens = 240
+"#;
+
+/// Rounding: evaluation has the products of validation, in the same batches.
+const ROUNDING: f64 = 1e-9;
+
+fn run(folder: &Path) -> Value {
+    let config = folder.join("run.toml");
+    let cache = folder.join("cache");
+    fs::write(
+        &config,
+        CONFIG.replace("CACHE", &cache.display().to_string()),
+    )
+    .unwrap();
+    let [config, out] = [config, folder.join("run")].map(|path| path.display().to_string());
+    let output = binaries::train(&["run", &config, "--out", &out])
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    let metrics = fs::read_to_string(folder.join("run/metrics.jsonl")).unwrap();
+    let lines = metrics.lines().map(|line| serde_json::from_str(line));
+    let lines: Vec<Value> = lines.collect::<Result<_, _>>().unwrap();
+    let last = lines.into_iter().rfind(|line| line["kind"] == "validation");
+    last.expect("a validation")
+}
+
+/// The prepared held-out captions.
+fn held_out(folder: &Path) -> PathBuf {
+    let folders = fs::read_dir(folder.join("cache")).unwrap().flatten();
+    let mut files = folders.map(|entry| entry.path().join("validation.jsonl"));
+    files.find(|path| path.exists()).expect("held-out text")
+}
+
+fn eval(folder: &Path, data: &Path, more: &[&str]) -> Output {
+    let run = folder.join("run").display().to_string();
+    let data = data.display().to_string();
+    let arguments = [
+        "eval", &run, "--data", &data, "--field", "text", "--image", "image",
+    ];
+    binaries::infer(&[&arguments, more].concat())
+        .output()
+        .unwrap()
+}
+
+fn close(what: &str, found: &Value, expected: &Value) {
+    let [found, expected] = [found, expected].map(|value| value.as_f64().expect(what));
+    assert!(
+        (found - expected).abs() < ROUNDING,
+        "{what}: {found} and {expected}"
+    );
+}
+
+#[test]
+fn evaluation_of_held_out_captions_is_the_validation_of_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let validation = run(folder.path());
+    let data = held_out(folder.path());
+    let output = eval(folder.path(), &data, &["--group", "held_out", "--json"]);
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{log}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+
+    let kinds = validation["captions"].as_array().unwrap();
+    assert_eq!(kinds.len(), 2);
+    for kind in kinds {
+        let name = kind["held_out"].as_str().unwrap();
+        let groups = report["groups"].as_array().unwrap();
+        let group = groups.iter().find(|group| group["group"] == name);
+        let group = group.expect(name);
+        for count in ["captions", "tokens", "bytes", "tried"] {
+            assert_eq!(group[count], kind[count], "{name}, {count}");
+        }
+        for loss in ["right", "other", "none"] {
+            close(loss, &group["nats_per_token"][loss], &kind[loss]);
+        }
+        if kind["tried"].as_u64() > Some(0) {
+            close("found", &group["found"], &kind["found"]);
+        }
+        // The picture is looked at, so that all of this could differ.
+        let [right, other] = ["right", "other"].map(|loss| kind[loss].as_f64().unwrap());
+        assert!((right - other).abs() > 1e-5, "{right} and {other}");
+    }
+    assert!(kinds.iter().any(|kind| kind["tried"].as_u64() > Some(0)));
+    for count in ["tokens", "bytes"] {
+        assert_eq!(report[count], validation[count]);
+    }
+    for loss in ["nats_per_token", "bits_per_byte"] {
+        close(loss, &report[loss]["right"], &validation[loss]);
+    }
+    assert_eq!(report["expert_load"].as_array().unwrap().len(), 1);
+
+    // Pairs that cannot be used.
+    let mut lines = fs::read_to_string(&data).unwrap();
+    let long = "word ".repeat(60);
+    let image = folder.path().join("absent.png");
+    for (text, image) in [("gone", image.clone()), (&long, image)] {
+        lines += &serde_json::json!({ "text": text, "image": image }).to_string();
+        lines += "\n";
+    }
+    let more = folder.path().join("more.jsonl");
+    fs::write(&more, lines).unwrap();
+    let output = eval(folder.path(), &more, &["--json"]);
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(output.stdout.is_empty());
+    assert!(
+        log.contains("absent.png")
+            && log.contains("more.jsonl:")
+            && log.contains("--on-error skip"),
+        "{log}"
+    );
+    let output = eval(
+        folder.path(),
+        &more,
+        &["--on-error", "skip", "--tried", "0", "--json"],
+    );
+    let skipped: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(skipped["left_out"], 2);
+    assert_eq!(skipped["captions"], report["captions"]);
+    assert_eq!(skipped["found"], Value::Null);
+    close(
+        "all",
+        &skipped["nats_per_token"]["right"],
+        &report["nats_per_token"]["right"],
+    );
+}
