@@ -148,6 +148,10 @@ fn tables(model: &ModelConfig, family: &Family, notes: &Notes) -> Value {
         add_mixture(fields, moe, family);
     }
     notes.add_to(fields, family);
+    // transformers refuses a null here. Without it, it takes a default, which no text has that begins with another token.
+    if fields.get("bos_token_id").is_some_and(Value::is_null) {
+        fields.remove("bos_token_id");
+    }
     json!({
         "image_token_index": model.image_token(),
         "tie_word_embeddings": false,

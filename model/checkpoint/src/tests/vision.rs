@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::{dense, family, gpt_oss, moe, read, seeing, written};
-use crate::{Accept, CONFIG_FILE, PREPROCESSOR_FILE, read_config};
+use crate::{Accept, CONFIG_FILE, Notes, PREPROCESSOR_FILE, config_json, read_config};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{ModelConfig, QkNorm};
 
@@ -24,6 +24,22 @@ fn with(model: &ModelConfig, path: &str, value: &Value) -> String {
         value => fields.insert(key.to_owned(), value.clone()),
     };
     file.to_string()
+}
+
+/// transformers refuses a null as the id that begins a text.
+#[test]
+fn an_id_that_there_is_not_is_left_out() {
+    let model = seeing(dense(QkNorm::None));
+    let field = |bos_id| {
+        let notes = Notes::of_tokens(&[3], bos_id);
+        let text = config_json(&model, &family(&model), &notes, WeightDtype::F32);
+        let file: Value = serde_json::from_str(&text).unwrap();
+        let config = read(&text).unwrap();
+        assert_eq!((config.eos_ids, config.bos_id), (vec![3], bos_id));
+        file["text_config"].get("bos_token_id").cloned()
+    };
+    assert_eq!(field(Some(1)), Some(json!(1)));
+    assert_eq!(field(None), None);
 }
 
 #[test]
