@@ -155,9 +155,13 @@ impl EvalArgs {
         let texts = items.iter().map(|(_, item)| item.count() as u64).sum();
         let progress = Progress::new(format!("scoring {} texts", grouped(texts)), texts);
         let network = &mut *engine.network();
-        let report = tasks::score(&engine, network, (path, items), self.batch, |texts| {
-            progress.set(texts)
-        });
+        let report = tasks::score(
+            &engine,
+            network,
+            (path, items),
+            self.batch.unwrap_or(ROWS),
+            |texts| progress.set(texts),
+        );
         drop(progress);
         let report = report?;
         match self.json {

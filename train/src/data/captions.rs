@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use firebox_image::{Fitted, Processor};
+use firebox_model::batch::Sequence;
 use firebox_model::captions::Captioned;
 use firebox_model::vision::Picture;
 use sha2::{Digest, Sha256};
