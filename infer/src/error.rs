@@ -288,9 +288,12 @@ pub enum InferError {
         /// How it is divided.
         layout: RankLayout,
     },
-    /// Gradients on several ranks.
-    #[error("--gradients works only on a single rank")]
-    GradientsOnRanks,
+    /// What needs the whole model on one rank.
+    #[error("{flag} works only on a single rank")]
+    SingleRank {
+        /// The option that asks for it.
+        flag: &'static str,
+    },
     /// `--text-only` of a model of text alone.
     #[error("--text-only: {} sees no pictures", folder.display())]
     TextAlready {
@@ -601,7 +604,7 @@ impl Advise for InferError {
                 LayoutName(*layout),
                 folder.display()
             )),
-            Self::GradientsOnRanks => usage(
+            Self::SingleRank { .. } => usage(
                 "run it without mpirun and without --tensor, --pipeline and --expert, on a checkpoint that is not divided (see `cargo infer unshard`)",
             ),
             Self::TextAlready { .. } => usage("omit it: the model is one of text alone"),

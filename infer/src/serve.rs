@@ -273,7 +273,7 @@ fn serve_until(
     }
 }
 
-/// How the model takes pictures; `None` if it sees none, or none with this draft or on many ranks.
+/// How the model takes pictures; `None` if it sees none, or none with this draft or on several ranks.
 fn picture_input(
     engine: &Engine,
     speculation: &Speculation,
@@ -291,7 +291,7 @@ fn picture_input(
     };
     let blind = match (&speculation.draft, &engine.ranks) {
         (Draft::Model(_), _) => Some("the draft model sees no pictures"),
-        (_, Some(_)) => Some("many ranks see no pictures"),
+        (_, Some(_)) => Some("a server on several ranks takes no pictures"),
         _ => None,
     };
     if let Some(blind) = blind {

@@ -1,7 +1,8 @@
 //! `cargo infer eval --tasks`: questions with choices, and texts with their ends, by the likelihood that the model gives them.
 //!
 //! The arithmetic is that of lm-evaluation-harness: context and continuation are encoded together, spaces at the end of the
-//! context belong to the continuation, and what exceeds the model's context is left out at the beginning.
+//! context belong to the continuation, and what exceeds the model's context is left out at the beginning (there it may be longer by
+//! the last token, which is not read).
 
 mod file;
 mod score;

@@ -265,8 +265,20 @@ fn a_text_sees_the_pictures_that_are_given() {
     let draft = [&image[..], &["--draft", words(blind.path())]].concat();
     let found = error(2, &seeing, &draft);
     assert!(found.contains("a draft model sees no pictures"), "{found}");
-    let found = error(2, &seeing, &[&image[..], &["--tensor", "2"]].concat());
-    assert!(found.contains("a single rank holds whole"), "{found}");
+    for ranks in [["--tensor", "2"], ["--pipeline", "2"]] {
+        assert_eq!(one, text(&[&image[..], &ranks].concat()), "{ranks:?}");
+    }
+    let found = {
+        let [checkpoint, lines] = [words(seeing.path()), words(&none)];
+        let arguments = [
+            "eval", checkpoint, "--data", lines, "--image", "image", "--tensor", "2",
+        ];
+        fail(2, arguments)
+    };
+    assert!(
+        found.contains("--image works only on a single rank"),
+        "{found}"
+    );
     // What is left of it without pictures writes what it writes without them.
     let left = seeing.path().join("left");
     succeed([

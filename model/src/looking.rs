@@ -147,7 +147,8 @@ impl CaptionLoss {
     }
 }
 
-/// Looks at captions: the other picture and the other captions are of the same. Adds to `health` what the routers do behind
+/// Looks at captions: the other picture and the other captions are of the same. A caption by itself has no other picture, so that its
+/// own stands in; captions of one picture count as those of different ones. Adds to `health` what the routers do behind
 /// the right pictures. `progress` is called with the number of captions that were computed since it was last.
 ///
 /// # Panics

@@ -154,9 +154,9 @@ pub trait Network {
     ///
     /// # Panics
     ///
-    /// As there; and when many ranks hold the model together.
+    /// As there; and where several ranks hold the model together, whose first one looks by itself.
     fn look(&mut self, _pictures: &[Picture]) -> PictureKeys {
-        panic!("no rank sees pictures")
+        panic!("several ranks do not look together")
     }
 
     /// Gives a sequence pictures to see, or takes them from it; see [`KeyValueCache::show`].

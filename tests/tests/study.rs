@@ -38,7 +38,9 @@ fn last_loss(test: &TestRun, run: &str) -> f64 {
     let lines = text
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let validation = lines.filter(|line| line["kind"] == "validation").last();
+    let validation = lines
+        .filter(|line| line["kind"] == "validation")
+        .next_back();
     validation.unwrap()["nats_per_token"].as_f64().unwrap()
 }
 

@@ -133,12 +133,12 @@ pub enum TrainError {
         /// The run folder.
         folder: PathBuf,
     },
-    /// The loss or the gradient norm is NaN or infinite.
+    /// The loss, the gradient norm or the held-out loss is NaN or infinite.
     #[error("step {step}: training diverged: the {what} is {value}; the step was discarded")]
     Diverged {
         /// The step that failed.
         step: u64,
-        /// `loss` or `gradient norm`.
+        /// `loss`, `gradient norm` or `held-out loss`.
         what: &'static str,
         /// Its value.
         value: f64,

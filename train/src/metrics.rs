@@ -45,7 +45,7 @@ pub struct SourceRecord {
     pub name: String,
     /// Number of its tokens, each counted once.
     pub tokens: u64,
-    /// Its part of all tokens that are seen, between 0 and 1.
+    /// Its part of all sequences that are seen, between 0 and 1; a caption is a sequence.
     pub part: f64,
 }
 

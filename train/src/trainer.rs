@@ -286,6 +286,11 @@ impl Run {
         let Validated { validation, sample } = &validated;
         let progress = &self.training.progress;
         let step = progress.step;
+        let value = validation.whole.nats_per_token;
+        if !value.is_finite() {
+            let what = "held-out loss";
+            return Err(TrainError::Diverged { step, what, value });
+        }
         display.validation(step, validation);
         let record = ValidationRecord {
             step,

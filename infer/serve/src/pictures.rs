@@ -210,7 +210,7 @@ fn local_path(rest: &str) -> Result<String, String> {
     let mut rest = path.as_bytes();
     while let [first, others @ ..] = rest {
         let code = match (first, others) {
-            (b'%', [high, low, ..]) => {
+            (b'%', [high, low, ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
                 let digits = [*high, *low];
                 let digits = str::from_utf8(&digits).ok();
                 digits.and_then(|digits| u8::from_str_radix(digits, 16).ok())

@@ -62,7 +62,7 @@ pub(super) struct EvalArgs {
     #[arg(long, value_name = "NAME")]
     field: Option<String>,
     /// Field of each JSON line that contains the path of a picture, a PNG, JPEG or WebP file, relative to the file of the lines:
-    /// evaluates captions of pictures.
+    /// evaluates captions of pictures, on a single rank.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["context", "max_tokens", "timeline"])]
     image: Option<String>,
     /// Field of each JSON line by which pairs are told apart: each group has losses of its own, and other pictures and captions
@@ -122,6 +122,9 @@ impl EvalArgs {
             return model.with_engine(weights, ranks, process, move |open| {
                 self.score(open()?, &path, &items)
             });
+        }
+        if self.image.is_some() && self.on_ranks(process).are_ranks() {
+            return Err(InferError::SingleRank { flag: "--image" });
         }
         let text = Text {
             files: self.data.clone(),

@@ -149,7 +149,8 @@ pub(super) struct ServeArgs {
     /// part of the request, as a `data:` URL. Addresses of other machines are never fetched.
     #[arg(long, value_name = "FOLDER")]
     image_folder: Option<PathBuf>,
-    /// Number of pictures that a request may have, where the model sees.
+    /// Number of pictures that a request may have, where the model sees. A request that waits holds its pictures in memory, 12
+    /// bytes for each pixel of their tiles; --max-queue bounds how many wait.
     #[arg(long, value_name = "N", default_value_t = PICTURES, value_parser = at_least_one)]
     max_pictures: usize,
     /// Seconds that accepted requests may take after the signal to end [default: as long as they take].

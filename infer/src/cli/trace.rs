@@ -55,7 +55,11 @@ impl TraceArgs {
         let (input, output) = (&self.input, &self.output);
         let options = self.on_ranks(process);
         let losses = match options.are_ranks() {
-            true if self.gradients => return Err(InferError::GradientsOnRanks),
+            true if self.gradients => {
+                return Err(InferError::SingleRank {
+                    flag: "--gradients",
+                });
+            }
             true => trace_on_ranks(options, input, output)?,
             false => {
                 let gradients = self.gradients;

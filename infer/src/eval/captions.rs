@@ -175,7 +175,12 @@ fn is_of_the_file(error: &InferError) -> bool {
     matches!(
         error,
         InferError::Text(PackingError::Text(
-            TextError::Io(_) | TextError::Foreign { .. } | TextError::DanglingLink { .. }
+            // What ends a file is not the fault of a pair.
+            TextError::Io(_)
+                | TextError::Damaged { .. }
+                | TextError::TooLarge { .. }
+                | TextError::Foreign { .. }
+                | TextError::DanglingLink { .. }
         ))
     )
 }

@@ -102,7 +102,7 @@ fn encode(engine: &Engine, context: &str, continuation: &str) -> Result<Continua
         .concat();
     }
     let before = before.clamp(1, whole.len());
-    // The last token is scored and not read.
+    // One token fewer than lm-evaluation-harness keeps, which does not count the last one, since it is not read.
     let most = engine.model.config().context_length;
     let start = whole.len().saturating_sub(most);
     let tokens = whole[start..].to_vec();

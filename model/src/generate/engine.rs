@@ -150,7 +150,7 @@ impl<'a, N: Network + ?Sized> Engine<'a, N> {
         self.network.config()
     }
 
-    /// What texts are given to see these pictures.
+    /// The keys and values of pictures, for [`Request::pictures`]; texts that see the same pictures can share them.
     ///
     /// # Panics
     ///

@@ -38,10 +38,10 @@ const BUFFER: usize = 64 << 10;
 /// the memory holds.
 const LARGEST: u64 = 1 << 30;
 
-/// A document: one file, or one line of JSON.
+/// A document: one file, one line of JSON, or one row of a Parquet file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
-    /// Name for messages: the path, with `:LINE` for a line of JSON.
+    /// Name for messages: the path, with `:NUMBER` for a line of JSON or a row.
     pub name: String,
     /// Its text.
     pub text: String,

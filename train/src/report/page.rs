@@ -270,21 +270,18 @@ impl Recorded {
         let chart = Chart::new(title, "step", "nats per token", Scale::Linear).note(
             "As long as the three losses of a kind are equal, the model does not look at pictures.",
         );
-        let behind: [(&str, fn(&CaptionLoss) -> f64); 3] = [
-            ("behind their picture", |loss| loss.right),
-            ("behind another", |loss| loss.other),
-            ("behind none", |loss| loss.none),
-        ];
+        let losses = |loss: &CaptionLoss| [loss.right, loss.other, loss.none];
+        let behind = ["behind their picture", "behind another", "behind none"];
         let kinds = last.iter().map(|loss| loss.held_out);
         Some(kinds.enumerate().fold(chart, |chart, (place, kind)| {
             behind
                 .iter()
                 .enumerate()
-                .fold(chart, |chart, (color, (name, of))| {
+                .fold(chart, |chart, (color, name)| {
                     let points = self.charted().iter().filter_map(|record| {
                         let mut captions = record.validation.captions.iter();
                         let found = captions.find(|loss| loss.held_out == kind)?;
-                        Some((record.step as f64, of(&found.loss)))
+                        Some((record.step as f64, losses(&found.loss)[color]))
                     });
                     let name = format!("new {}, {name}", kind.plural());
                     let line = Series::new(name, points).color(color);

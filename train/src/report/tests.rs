@@ -153,7 +153,7 @@ fn what_is_no_run_is_said() {
         &[],
         &["{\"kind\":\"train\"}".to_owned()],
     );
-    let (text, code) = error(&[folder.clone()]);
+    let (text, code) = error(std::slice::from_ref(&folder));
     assert!(
         text.contains("metrics.jsonl, line 2") && text.contains("step") && code == 1,
         "{text}"

@@ -29,7 +29,7 @@ pub enum StudyError {
         /// Its name.
         variant: String,
         /// What is wrong.
-        source: ConfigError,
+        source: Box<ConfigError>,
     },
     /// The variant trains for less than a step.
     #[error("variant {variant:?}: {what} are too few for a step")]
@@ -55,11 +55,11 @@ pub enum StudyError {
         /// The seed.
         seed: u64,
         /// Why.
-        source: TrainError,
+        source: Box<TrainError>,
     },
-    /// The speed of a variant cannot be measured.
+    /// What a step of a variant takes cannot be known.
     #[error(transparent)]
-    Speed(TrainError),
+    Speed(Box<TrainError>),
     /// The runs cannot be reported.
     #[error(transparent)]
     Report(#[from] ReportError),
@@ -82,12 +82,11 @@ impl Advise for StudyError {
             Self::Another { .. } => Advice::USAGE.hint(
                 "use --out DIR to begin another study, or the old values to continue this one",
             ),
-            Self::Run {
-                source: TrainError::Interrupted { .. },
-                ..
-            } => Advice::FAILURE
-                .exit_code(130)
-                .hint("run the same command to continue the study"),
+            Self::Run { source, .. } if matches!(**source, TrainError::Interrupted { .. }) => {
+                Advice::FAILURE
+                    .exit_code(130)
+                    .hint("run the same command to continue the study")
+            }
             Self::Run { source, .. } | Self::Speed(source) => source.advice(),
             Self::Report(error) => error.advice(),
             Self::Folder(_) => Advice::FAILURE,

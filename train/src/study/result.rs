@@ -26,9 +26,9 @@ pub struct Compared {
     pub bits_per_byte: Spread,
     /// Loss less that of the first variant with the same seed, in nats per token; `None` for the first one.
     pub difference: Option<Spread>,
-    /// In how many times less training time this variant comes to the loss that the first one ends with; below 1, the
-    /// first one comes to this one's loss so much sooner. The geometric mean over seeds; `None` for the first variant, and
-    /// where one of two runs never comes to the other's loss.
+    /// How many times sooner this variant reaches the loss that the first one ends with, by seconds of training; below 1, the first
+    /// one reaches this one's last loss that much sooner. The geometric mean over seeds; `None` for the first variant, and
+    /// where one of two runs never reaches the other's loss.
     pub speed_up: Option<f64>,
 }
 

@@ -87,7 +87,7 @@ pub fn run(
                 |source| StudyError::Run {
                     variant: variant.name.clone(),
                     seed,
-                    source,
+                    source: source.into(),
                 },
             )?;
         }
@@ -123,6 +123,10 @@ fn steps(study: &Study, configs: &[RunConfig], device: &str) -> Result<Vec<u64>,
     let tokens: Vec<f64> = match study.equal {
         Equal::Tokens(tokens) => vec![tokens as f64; configs.len()],
         Equal::Flops(flops) => {
+            // What a caption costs depends on pictures and on what is frozen.
+            if configs.iter().any(|config| config.model.vision.is_some()) {
+                return Err(StudyError::Speed(TrainError::Pictures.into()));
+            }
             let of_a_token = configs.iter().map(|config| {
                 let operations = Accounting::of(&config.model).operations;
                 operations.training + 3.0 * operations.attention_scores
@@ -173,7 +177,11 @@ fn speeds(study: &Study, configs: &[RunConfig], device: &str) -> Result<Vec<f64>
                 failure: failure.into(),
                 checkpoint: None,
             });
-            of_variant.push(speed.and_then(|speed| speed).map_err(StudyError::Speed)?);
+            of_variant.push(
+                speed
+                    .and_then(|speed| speed)
+                    .map_err(|error| StudyError::Speed(error.into()))?,
+            );
         }
     }
     let medians = study.variants.iter().zip(measured);
@@ -192,7 +200,7 @@ impl Study {
         let config = load_planned(&self.config, &self.set(variant, decided));
         config.map_err(|source| StudyError::Variant {
             variant: variant.name.clone(),
-            source,
+            source: source.into(),
         })
     }
 

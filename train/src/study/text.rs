@@ -76,8 +76,9 @@ impl StudyResult {
         });
         table.note(
             "Losses are nats per token at the end of the runs, with ± the standard deviation over seeds. Differences are between \
-             runs of the same seed, with ± half the interval of 95 % confidence. The speed-up is by how much less time the \
-             better one needs for the other's last loss; its learning rate was not made for that time, so it is at least so much.",
+             runs of the same seed, with ± half the interval of 95 % confidence. The speed-up is how many times sooner the \
+             better one reaches the other's last loss. Its learning rate had not been lowered for an end at that time, so the \
+             true one is at least that.",
         )
     }
 

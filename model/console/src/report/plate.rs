@@ -14,8 +14,11 @@ pub struct Plate {
     about: String,
     bars: Vec<(String, f64, String)>,
     words: Vec<Word>,
-    choice: Option<(Verdict, String, Vec<(Option<Verdict>, String, String)>)>,
+    choice: Option<Choice>,
 }
+
+/// The captions that were compared: a verdict on the likeliest one, a sentence, and each with its text and number.
+type Choice = (Verdict, String, Vec<(Option<Verdict>, String, String)>);
 
 /// A word of a caption, with a map of the same frame as the picture that is laid over it.
 #[derive(Debug, Clone, PartialEq)]

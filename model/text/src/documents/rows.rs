@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use firebox_console::durable::FileError;
+use firebox_console::panics::caught;
 use parquet::basic::Type;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_typed_column_reader};
 use parquet::data_type::{ByteArray, ByteArrayType};
@@ -51,7 +52,8 @@ impl Rows {
     /// When it cannot be read, is no Parquet file, or has no such column of text.
     pub fn open(path: &Path, column: &str) -> Result<Self, TextError> {
         let file = File::open(path).map_err(FileError::of("read", path))?;
-        let file = SerializedFileReader::new(file).map_err(|error| damaged(path, &error))?;
+        let file = guarded(|| SerializedFileReader::new(file));
+        let file = file.map_err(|problem| damaged(path, problem))?;
         let columns = file.metadata().file_metadata().schema_descr_ptr();
         let found = columns
             .columns()
@@ -132,15 +134,15 @@ impl Iterator for Rows {
             return None;
         }
         if self.ready.is_empty() {
-            match self.fill() {
+            match guarded(|| self.fill()) {
                 Ok(true) => {}
                 Ok(false) => {
                     self.ended = true;
                     return None;
                 }
-                Err(error) => {
+                Err(problem) => {
                     self.ended = true;
-                    return Some(Err(damaged(&self.path, &error)));
+                    return Some(Err(damaged(&self.path, problem)));
                 }
             }
         }
@@ -162,10 +164,15 @@ impl Iterator for Rows {
     }
 }
 
-fn damaged(path: &Path, error: &ParquetError) -> TextError {
+/// Does what reads a file; a damaged one may make the library panic.
+fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
+    caught(read).and_then(|read| read.map_err(|error| error.to_string()))
+}
+
+fn damaged(path: &Path, problem: String) -> TextError {
     TextError::Parquet {
         path: path.to_owned(),
-        problem: error.to_string(),
+        problem,
     }
 }
 

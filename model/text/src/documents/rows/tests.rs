@@ -127,19 +127,31 @@ fn what_is_no_column_of_text_is_said() {
     assert!(error.contains("cannot be read as Parquet"), "{error}");
 }
 
+#[test]
+fn a_panic_of_the_library_is_an_error() {
+    assert_eq!(guarded(|| Ok(3)), Ok(3));
+    assert_eq!(
+        guarded::<()>(|| panic!("no pages")),
+        Err("no pages".to_owned())
+    );
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
-    /// Damage gives rows or an error, and ends.
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    /// Damaged pages, and files that are cut off, give rows or an error, and end.
     #[test]
     fn damage_ends(place: prop::sample::Index, value: u8, cut: Option<prop::sample::Index>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.parquet");
         write(&path, Compression::SNAPPY);
         let mut bytes = fs::read(&path).unwrap();
-        let place = place.index(bytes.len());
-        bytes[place] = value;
+        // The pages come before the metadata, whose length stands before the last four bytes.
+        let length = bytes.len();
+        let of_metadata = u32::from_le_bytes(bytes[length - 8..length - 4].try_into().unwrap());
+        let pages = length - 8 - of_metadata as usize;
+        bytes[place.index(pages)] = value;
         if let Some(cut) = cut {
-            bytes.truncate(cut.index(bytes.len()));
+            bytes.truncate(cut.index(length));
         }
         fs::write(&path, &bytes).unwrap();
         if let Ok(rows) = Rows::open(&path, "text") {
