@@ -35,12 +35,10 @@ fn train(arguments: &[&str]) -> (Option<i32>, String, String) {
 /// The last held-out loss that a run has written.
 fn last_loss(test: &TestRun, run: &str) -> f64 {
     let text = fs::read_to_string(test.path(run).join("metrics.jsonl")).unwrap();
-    let lines = text
+    let mut lines = text
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let validation = lines
-        .filter(|line| line["kind"] == "validation")
-        .next_back();
+    let validation = lines.rfind(|line| line["kind"] == "validation");
     validation.unwrap()["nats_per_token"].as_f64().unwrap()
 }
 
