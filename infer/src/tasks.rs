@@ -24,6 +24,8 @@ pub struct Report {
     pub continuations: Option<Continuations>,
     /// Tokens that the model read.
     pub tokens: u64,
+    /// Texts that are longer than the model's context, of which it read the end.
+    pub cut: usize,
     /// The device's name.
     pub device: String,
     /// Item by item.
@@ -61,8 +63,8 @@ pub struct Continuations {
 pub struct Fraction {
     /// Between 0 and 1.
     pub value: f64,
-    /// Its standard error: the sample's standard deviation ÷ √n; 0 for a single item.
-    pub standard_error: f64,
+    /// Its standard error: the sample's standard deviation ÷ √n; `None` for a single item.
+    pub standard_error: Option<f64>,
 }
 
 /// An item's scores.
@@ -93,8 +95,8 @@ impl Fraction {
         let count = holds.len() as f64;
         let value = holds.iter().filter(|&&holds| holds).count() as f64 / count;
         let standard_error = match holds.len() {
-            1 => 0.0,
-            _ => (value * (1.0 - value) / (count - 1.0)).sqrt(),
+            1 => None,
+            _ => Some((value * (1.0 - value) / (count - 1.0)).sqrt()),
         };
         Self {
             value,

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::check_writable;
 use firebox_console::process::COMPARE_DEVICE;
 use firebox_console::report::page_path;
 use firebox_console::terminal::print;
@@ -216,6 +217,9 @@ struct ReportArgs {
 
 impl ReportArgs {
     fn execute(self) -> Result<(), CliError> {
+        if let Some(path) = &self.html {
+            check_writable(path).map_err(ReportError::from)?;
+        }
         let report = report::Report::read(&self.runs)?;
         if let Some(path) = self.html {
             report.page().write(&path).map_err(ReportError::from)?;
@@ -260,6 +264,9 @@ impl StudyArgs {
         let tokens = self.tokens.map(Equal::Tokens);
         let equal = seconds.or(tokens).or(self.flops.map(Equal::Flops));
         let study = study::load(&self.study, equal)?;
+        if let Some(path) = &self.html {
+            check_writable(path).map_err(StudyError::from)?;
+        }
         let options = StudyOptions {
             out: self
                 .out

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use firebox_console::durable::check_writable;
 use firebox_console::numbers::{counted, grouped};
 use firebox_console::progress::Progress;
 use firebox_console::report::page_path;
@@ -67,16 +68,16 @@ pub(super) struct EvalArgs {
     image: Option<String>,
     /// Field of each JSON line by which pairs are told apart: each group has losses of its own, and other pictures and captions
     /// are of the same group.
-    #[arg(long, value_name = "NAME", requires = "image")]
+    #[arg(long, value_name = "NAME", requires = "image", conflicts_with_all = ["tasks", "context", "max_tokens", "timeline"])]
     group: Option<String>,
     /// What becomes of pairs whose picture cannot be read or whose caption is beyond the context.
-    #[arg(long, value_enum, requires = "image", default_value_t = OnError::Fail)]
+    #[arg(long, value_enum, requires = "image", conflicts_with_all = ["tasks", "context", "max_tokens", "timeline"], default_value_t = OnError::Fail)]
     on_error: OnError,
     /// Pictures of each group for which the right caption is looked for among 16.
-    #[arg(long, value_name = "N", requires = "image", default_value_t = TRIED)]
+    #[arg(long, value_name = "N", requires = "image", conflicts_with_all = ["tasks", "context", "max_tokens", "timeline"], default_value_t = TRIED)]
     tried: usize,
     /// Read this many pairs at most.
-    #[arg(long, value_name = "N", requires = "image", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", requires = "image", conflicts_with_all = ["tasks", "context", "max_tokens", "timeline"], value_parser = at_least_one)]
     max_captions: Option<usize>,
     /// Let text that spells a special token, such as <|im_start|>, become that token.
     #[arg(long)]
@@ -91,7 +92,7 @@ pub(super) struct EvalArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_tokens: Option<u64>,
     /// Also write an HTML page with pictures, their captions, and where the model looks.
-    #[arg(long, value_name = "FILE", requires = "image", value_parser = page_path)]
+    #[arg(long, value_name = "FILE", requires = "image", conflicts_with_all = ["tasks", "context", "max_tokens", "timeline"], value_parser = page_path)]
     html: Option<PathBuf>,
     #[command(flatten)]
     timeline: TimelineArgs,
@@ -132,7 +133,12 @@ impl EvalArgs {
             max_tokens: self.max_tokens,
         };
         match self.image {
-            Some(_) => text.check_files()?,
+            Some(_) => {
+                text.check_files()?;
+                if let Some(path) = &self.html {
+                    check_writable(path).map_err(InferError::Place)?;
+                }
+            }
             None => text.check()?,
         }
         self.timeline.check()?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 use serde::Deserialize;
+use serde_json::Value;
 
 /// An item.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,17 +34,10 @@ pub enum Item {
 struct RawItem {
     question: Option<String>,
     choices: Option<Vec<String>>,
-    answer: Option<RawAnswer>,
+    /// A place from 0, a letter from A, or the text of a choice.
+    answer: Option<Value>,
     context: Option<String>,
     continuation: Option<String>,
-}
-
-/// A place from 0, a letter from A, or the text of a choice.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum RawAnswer {
-    Place(usize),
-    Text(String),
 }
 
 /// Why a file of tasks cannot be read.
@@ -65,6 +59,20 @@ pub enum TaskError {
     /// The file has no items.
     #[error("{} has no items", .0.display())]
     Empty(PathBuf),
+    /// A text is longer than the context.
+    #[error("{}:{line}: {what} has {tokens} tokens, and the model's context {context}", file.display())]
+    TooLong {
+        /// The file.
+        file: PathBuf,
+        /// From 1.
+        line: usize,
+        /// Which text.
+        what: String,
+        /// Its tokens, without those in front of it.
+        tokens: usize,
+        /// The most tokens that the model reads.
+        context: usize,
+    },
     /// Nothing of a line's text is left of which the model could say how likely it is.
     #[error("{}:{line}: {what} has no token to score", file.display())]
     NoToken {
@@ -85,6 +93,9 @@ impl Advise for TaskError {
                 "an item is a line such as {\"question\": \"2 + 2 =\", \"choices\": [\"3\", \"4\"], \"answer\": 1} or \
                  {\"context\": \"Once upon a\", \"continuation\": \" time\"}",
             ),
+            Self::TooLong { .. } => {
+                Advice::FAILURE.hint("leave the item out, or use a model with a longer context")
+            }
             Self::NoToken { .. } => {
                 Advice::FAILURE.hint("begin the context with a text, since the first token of a text is not predicted")
             }
@@ -140,7 +151,7 @@ impl RawItem {
                 if choices.len() < 2 || choices.iter().any(String::is_empty) {
                     return Err("`choices` must be two or more texts that are not empty".to_owned());
                 }
-                let answer = answer.place(&choices)?;
+                let answer = place(&answer, &choices)?;
                 Ok(Item::Choices {
                     question,
                     choices,
@@ -168,26 +179,23 @@ impl RawItem {
     }
 }
 
-impl RawAnswer {
-    fn place(self, choices: &[String]) -> Result<usize, String> {
-        let count = choices.len();
-        let found = match &self {
-            Self::Place(place) => Some(*place).filter(|&place| place < count),
-            Self::Text(text) => {
-                let as_choice = choices.iter().position(|choice| choice == text);
-                as_choice.or_else(|| match text.as_bytes() {
-                    [letter @ b'A'..=b'Z'] => Some(usize::from(letter - b'A')),
-                    _ => None,
-                })
-            }
-        };
-        let found = found.filter(|&place| place < count);
-        found.ok_or_else(|| {
-            let said = match self {
-                Self::Place(place) => place.to_string(),
-                Self::Text(text) => format!("{text:?}"),
-            };
-            format!("`answer` is {said}, and must be a number from 0 to {}, a letter from A, or the text of a choice", count - 1)
-        })
-    }
+/// The place of the right choice.
+fn place(answer: &Value, choices: &[String]) -> Result<usize, String> {
+    let count = choices.len();
+    let found = match answer {
+        Value::String(text) => {
+            let as_choice = choices.iter().position(|choice| choice == text);
+            as_choice.or(match text.as_bytes() {
+                [letter @ b'A'..=b'Z'] => Some(usize::from(letter - b'A')),
+                _ => None,
+            })
+        }
+        other => other.as_u64().and_then(|place| usize::try_from(place).ok()),
+    };
+    found.filter(|&place| place < count).ok_or_else(|| {
+        format!(
+            "`answer` is {answer}, and must be a number from 0 to {}, a letter from A, or the text of a choice",
+            count - 1
+        )
+    })
 }

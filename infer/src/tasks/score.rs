@@ -14,6 +14,10 @@ use crate::engine::Engine;
 struct Continuation {
     tokens: Vec<u32>,
     scored: usize,
+    /// The most that can be scored of these tokens.
+    kept: usize,
+    /// Whether tokens in front were left out.
+    is_cut: bool,
 }
 
 /// Scores items with the network of an engine, `batch` texts at once; `progress` is called with the number of texts done.
@@ -28,7 +32,7 @@ pub fn score(
     batch: usize,
     progress: impl FnMut(u64),
 ) -> Result<Report, InferError> {
-    let mut texts = Vec::new();
+    let (mut texts, mut cut) = (Vec::new(), 0);
     for (line, item) in items {
         for (what, context, continuation) in item.texts() {
             let text = encode(engine, context, &continuation)?;
@@ -39,6 +43,16 @@ pub fn score(
                     what,
                 }));
             }
+            if text.scored > text.kept {
+                return Err(InferError::Tasks(TaskError::TooLong {
+                    file: file.to_owned(),
+                    line: *line,
+                    what,
+                    tokens: text.scored,
+                    context: engine.model.config().context_length,
+                }));
+            }
+            cut += usize::from(text.is_cut);
             texts.push(text);
         }
     }
@@ -77,6 +91,7 @@ pub fn score(
         choices: choices(&items),
         continuations: continuations(&items),
         tokens,
+        cut,
         device: engine.device.clone(),
         items,
     })
@@ -106,8 +121,12 @@ fn encode(engine: &Engine, context: &str, continuation: &str) -> Result<Continua
     let most = engine.model.config().context_length;
     let start = whole.len().saturating_sub(most);
     let tokens = whole[start..].to_vec();
-    let scored = (whole.len() - before).min(tokens.len() - 1);
-    Ok(Continuation { tokens, scored })
+    Ok(Continuation {
+        scored: whole.len() - before,
+        kept: tokens.len() - 1,
+        is_cut: start > 0,
+        tokens,
+    })
 }
 
 impl Item {

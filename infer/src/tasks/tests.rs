@@ -136,10 +136,23 @@ fn a_context_may_be_empty_or_too_long() {
         (&report.items[0].tokens, &report.items[1].tokens),
         (&vec![2], &vec![2])
     );
+    assert_eq!(report.cut, 1);
     // Of the long text, the model reads what fits.
     let most = engine.model.config().context_length;
     let (nats, _) = by_forward(&engine, &format!("{}yz", &context[..most - 2]), most - 2);
     assert!((report.items[1].log_likelihoods[0] - nats).abs() < 1e-4);
+}
+
+#[test]
+fn a_choice_that_does_not_fit_is_an_error() {
+    let long = "ab".repeat(50);
+    let line =
+        format!("{{\"question\": \"q\", \"choices\": [\"{long}\", \"b\"], \"answer\": 1}}\n");
+    let error = scored(&engine(), &line, 1).unwrap_err().to_string();
+    assert!(
+        error.ends_with("tasks.jsonl:1: choice 0 has 101 tokens, and the model's context 32"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -150,7 +163,7 @@ fn standard_errors_are_those_of_a_sample() {
         fraction,
         Fraction {
             value: 0.75,
-            standard_error: 0.25
+            standard_error: Some(0.25)
         }
     );
 }
@@ -178,6 +191,10 @@ fn what_is_no_item_is_said() {
         (
             "{\"context\": \"a\", \"continuation\": \"\"}",
             "`continuation` is empty",
+        ),
+        (
+            "{\"question\": \"q\", \"choices\": [\"a\", \"b\"], \"answer\": true}",
+            "`answer` is true, and must be",
         ),
         ("not", "expected"),
     ] {

@@ -21,6 +21,9 @@ impl fmt::Display for Report {
             rows.push(("perplexity", format!("{:.4}", texts.perplexity)));
             rows.push(("nats per token", format!("{:.6}", texts.nats_per_token)));
         }
+        if self.cut > 0 {
+            rows.push(("texts cut in front", self.cut.to_string()));
+        }
         let table = rows
             .into_iter()
             .fold(Table::new("").texts(["", ""]), |table, (name, value)| {
@@ -32,6 +35,10 @@ impl fmt::Display for Report {
 
 impl fmt::Display for Fraction {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:.4} ± {:.4}", self.value, self.standard_error)
+        write!(formatter, "{:.4}", self.value)?;
+        match self.standard_error {
+            Some(error) => write!(formatter, " ± {error:.4}"),
+            None => Ok(()),
+        }
     }
 }

@@ -164,6 +164,13 @@ impl Advise for TextError {
             Self::DanglingLink { .. } => {
                 Advice::FAILURE.hint("remove the link, or restore what it points to")
             }
+            Self::Parquet { path, .. } => {
+                let file = foreign::quoted(path);
+                Advice::FAILURE.hint(format!(
+                    "uncompressed pages and those of snappy, gzip and zstd are read; `python -c \"import pandas, sys; p = sys.argv[1]; \
+                     pandas.read_parquet(p).to_parquet(p + '.snappy.parquet')\" {file}` makes such a file"
+                ))
+            }
             Self::TooLarge { .. } => {
                 Advice::FAILURE.hint("divide it into documents; each becomes a line of JSON lines")
             }
@@ -171,7 +178,6 @@ impl Advise for TextError {
             | Self::Damaged { .. }
             | Self::Line { .. }
             | Self::NoField { .. }
-            | Self::Parquet { .. }
             | Self::NoColumn { .. }
             | Self::Row { .. } => Advice::FAILURE,
         }

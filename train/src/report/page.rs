@@ -238,7 +238,8 @@ impl Recorded {
         let map = HeatMap::new(title, ["step", "expert"], steps, &SHARES);
         let experts = shares.first().map_or(0, Vec::len);
         (0..experts).fold(map, |map, expert| {
-            map.row(shares.iter().map(|shares| shares[expert]))
+            let of_expert = |shares: &Vec<f64>| shares.get(expert).copied().unwrap_or(f64::NAN);
+            map.row(shares.iter().map(of_expert))
         })
     }
 

@@ -22,7 +22,7 @@ impl Report {
     /// When a folder is not a run's, is named twice, or its files cannot be read.
     pub fn read(folders: &[PathBuf]) -> Result<Self, ReportError> {
         let mut seen = HashSet::new();
-        if let Some(folder) = folders.iter().find(|folder| !seen.insert(*folder)) {
+        if let Some(folder) = folders.iter().find(|folder| !seen.insert(whole(folder))) {
             return Err(ReportError::Twice(folder.clone()));
         }
         let mut runs: Vec<Recorded> = Vec::new();
@@ -43,7 +43,13 @@ impl Report {
     }
 }
 
+/// The path without links and dots, if there is something.
+fn whole(folder: &Path) -> PathBuf {
+    folder.canonicalize().unwrap_or_else(|_| folder.to_owned())
+}
+
 fn last_part(folder: &Path) -> String {
+    let folder = whole(folder);
     let part = folder.file_name().unwrap_or(folder.as_os_str());
     part.to_string_lossy().into_owned()
 }

@@ -39,6 +39,20 @@ pub enum StudyError {
         /// What all variants have.
         what: Equal,
     },
+    /// The variant trains for more steps than a run may have.
+    #[error(
+        "variant {variant:?}: {what} are more than {} steps of training",
+        u32::MAX
+    )]
+    TooMuch {
+        /// Its name.
+        variant: String,
+        /// What all variants have.
+        what: Equal,
+    },
+    /// A variant sees pictures.
+    #[error("a study compares models of text; [model.vision] makes one that sees pictures")]
+    Pictures,
     /// The folder has another study.
     #[error("{} has a study that was begun with other values of {}", folder.display(), keys.join(", "))]
     Another {
@@ -57,7 +71,7 @@ pub enum StudyError {
         /// Why.
         source: Box<TrainError>,
     },
-    /// What a step of a variant takes cannot be known.
+    /// The speed of a variant cannot be measured.
     #[error(transparent)]
     Speed(Box<TrainError>),
     /// The runs cannot be reported.
@@ -79,6 +93,10 @@ impl Advise for StudyError {
             Self::TooLittle { .. } => {
                 Advice::USAGE.hint("give the study more, or lower schedule.batch_tokens")
             }
+            Self::TooMuch { .. } => Advice::USAGE.hint("give the study less"),
+            Self::Pictures => Advice::USAGE.hint(
+                "compare such runs of equal steps by `cargo train report`, which shows their losses on held-out captions",
+            ),
             Self::Another { .. } => Advice::USAGE.hint(
                 "use --out DIR to begin another study, or the old values to continue this one",
             ),

@@ -62,6 +62,16 @@ pub struct Variant {
     pub set: Vec<String>,
 }
 
+/// In what losses are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// Where all runs have the same held-out tokens.
+    NatsPerToken,
+    /// Where they have other tokenizers, or other held-out texts.
+    BitsPerByte,
+}
+
 /// Where a study is kept, and on what it computes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StudyOptions {
@@ -76,6 +86,10 @@ pub struct StudyOptions {
 pub struct StudyResult {
     /// What was compared.
     pub study: Study,
+    /// In what losses are compared.
+    pub unit: Unit,
+    /// Whether all runs have the same held-out text, as far as its length tells.
+    pub is_same_text: bool,
     /// Each variant, compared with the first.
     pub compared: Vec<Compared>,
     /// The runs, variant by variant, and of each one seed by seed.

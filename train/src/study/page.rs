@@ -26,8 +26,7 @@ impl StudyResult {
             };
             page = page.about(format!("{}: {set}", variant.name));
         }
-        for compared in &self.compared[1..] {
-            let (verdict, sentence) = self.sentence(compared);
+        for (verdict, sentence) in self.sentences() {
             page = page.summary(verdict, sentence);
         }
         let page = page.table(self.table()).chart(self.losses());
@@ -39,7 +38,7 @@ impl StudyResult {
         let chart = Chart::new(
             "Held-out loss over seconds of training",
             "seconds",
-            "nats per token",
+            self.unit.to_string(),
             Scale::Linear,
         );
         let by_variant = self.report.runs.chunks(self.study.seeds.len()).enumerate();
@@ -47,7 +46,7 @@ impl StudyResult {
             runs.iter().fold(chart, |chart, run| {
                 let points = run.charted().iter();
                 let points =
-                    points.map(|record| (record.seconds, record.validation.whole.nats_per_token));
+                    points.map(|record| (record.seconds, self.unit.of(&record.validation.whole)));
                 chart.series(Series::new(&run.name, points).color(color))
             })
         })

@@ -1,8 +1,9 @@
 //! What the runs of a study say together.
 
+use firebox_model::evaluate::Evaluation;
 use serde::Serialize;
 
-use super::{Study, StudyError, StudyResult};
+use super::{Study, StudyError, StudyResult, Unit};
 use crate::report::{Recorded, Report};
 
 /// A variant, and its difference from the first one.
@@ -24,7 +25,7 @@ pub struct Compared {
     pub loss: Spread,
     /// The same in bits per byte, which other tokenizers can be compared with.
     pub bits_per_byte: Spread,
-    /// Loss less that of the first variant with the same seed, in nats per token; `None` for the first one.
+    /// Loss less that of the first variant with the same seed, in the result's [`Unit`]; `None` for the first one.
     pub difference: Option<Spread>,
     /// How many times sooner this variant reaches the loss that the first one ends with, by seconds of training; below 1, the first
     /// one reaches this one's last loss that much sooner. The geometric mean over seeds; `None` for the first variant, and
@@ -96,6 +97,17 @@ fn student_t(freedom: usize) -> f64 {
 impl StudyResult {
     /// Compares the runs of a study: variant by variant, and of each one seed by seed.
     pub(super) fn new(study: Study, report: Report) -> Result<Self, StudyError> {
+        let all_have = |count: fn(&Evaluation) -> u64| {
+            let mut counts = report.runs.iter().filter_map(last_validation).map(count);
+            counts
+                .next()
+                .is_none_or(|first| counts.all(|count| count == first))
+        };
+        let is_same_text = all_have(|whole| whole.bytes);
+        let unit = match is_same_text && all_have(|whole| whole.tokens) {
+            true => Unit::NatsPerToken,
+            false => Unit::BitsPerByte,
+        };
         let by_variant: Vec<&[Recorded]> = report.runs.chunks(study.seeds.len()).collect();
         let first = by_variant[0];
         let variants = study.variants.iter().zip(&by_variant).enumerate();
@@ -110,44 +122,62 @@ impl StudyResult {
                 steps: runs[0].steps,
                 tokens: last.map_or(0, |last| last.tokens),
                 seconds: of(|run| run.last().map_or(0.0, |last| last.seconds)).mean,
-                loss: of(final_loss),
-                bits_per_byte: of(|run| {
-                    let last = run.validations.last();
-                    last.map_or(f64::NAN, |last| last.validation.whole.bits_per_byte)
-                }),
+                loss: of(|run| final_loss(run, Unit::NatsPerToken)),
+                bits_per_byte: of(|run| final_loss(run, Unit::BitsPerByte)),
                 difference: (place > 0).then(|| {
                     let differences =
-                        pairs().map(|(run, first)| final_loss(run) - final_loss(first));
+                        pairs().map(|(run, first)| final_loss(run, unit) - final_loss(first, unit));
                     Spread::new(differences.collect())
                 }),
-                speed_up: (place > 0).then(|| mean_speed_up(pairs())).flatten(),
+                speed_up: (place > 0).then(|| mean_speed_up(pairs(), unit)).flatten(),
             }
         });
         let compared = compared.collect();
         Ok(Self {
             study,
+            unit,
+            is_same_text,
             compared,
             report,
         })
     }
 }
 
-fn final_loss(run: &Recorded) -> f64 {
-    let last = run.validations.last();
-    last.map_or(f64::NAN, |last| last.validation.whole.nats_per_token)
+fn last_validation(run: &Recorded) -> Option<&Evaluation> {
+    Some(&run.validations.last()?.validation.whole)
 }
 
-fn mean_speed_up<'a>(pairs: impl Iterator<Item = (&'a Recorded, &'a Recorded)>) -> Option<f64> {
-    let logs = pairs.map(|(run, first)| Some(speed_up(&curve(run), &curve(first))?.ln()));
+impl Unit {
+    /// A loss in this unit.
+    pub(super) fn of(self, whole: &Evaluation) -> f64 {
+        match self {
+            Self::NatsPerToken => whole.nats_per_token,
+            Self::BitsPerByte => whole.bits_per_byte,
+        }
+    }
+}
+
+fn final_loss(run: &Recorded, unit: Unit) -> f64 {
+    last_validation(run).map_or(f64::NAN, |whole| unit.of(whole))
+}
+
+fn mean_speed_up<'a>(
+    pairs: impl Iterator<Item = (&'a Recorded, &'a Recorded)>,
+    unit: Unit,
+) -> Option<f64> {
+    let logs = pairs.map(|(run, first)| {
+        let [curve, other] = [run, first].map(|run| curve(run, unit));
+        Some(speed_up(&curve, &other)?.ln())
+    });
     let logs: Vec<f64> = logs.collect::<Option<_>>()?;
     Some((logs.iter().sum::<f64>() / logs.len() as f64).exp())
 }
 
 /// Seconds of training and held-out losses.
-fn curve(run: &Recorded) -> Vec<(f64, f64)> {
+fn curve(run: &Recorded, unit: Unit) -> Vec<(f64, f64)> {
     let points = run.validations.iter();
     points
-        .map(|record| (record.seconds, record.validation.whole.nats_per_token))
+        .map(|record| (record.seconds, unit.of(&record.validation.whole)))
         .collect()
 }
 

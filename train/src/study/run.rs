@@ -120,13 +120,13 @@ fn begun(file: &Path) -> Result<Option<Begun>, StudyError> {
 
 /// The steps of each variant.
 fn steps(study: &Study, configs: &[RunConfig], device: &str) -> Result<Vec<u64>, StudyError> {
+    // A caption has fewer tokens than its row, and what it costs depends on pictures and on what is frozen.
+    if configs.iter().any(|config| config.model.vision.is_some()) {
+        return Err(StudyError::Pictures);
+    }
     let tokens: Vec<f64> = match study.equal {
         Equal::Tokens(tokens) => vec![tokens as f64; configs.len()],
         Equal::Flops(flops) => {
-            // What a caption costs depends on pictures and on what is frozen.
-            if configs.iter().any(|config| config.model.vision.is_some()) {
-                return Err(StudyError::Speed(TrainError::Pictures.into()));
-            }
             let of_a_token = configs.iter().map(|config| {
                 let operations = Accounting::of(&config.model).operations;
                 operations.training + 3.0 * operations.attention_scores
@@ -142,6 +142,11 @@ fn steps(study: &Study, configs: &[RunConfig], device: &str) -> Result<Vec<u64>,
     let steps = variants.map(|((variant, config), tokens)| {
         let (batches, context) = (&config.schedule.batch_tokens, config.model.context_length);
         let of_steps = |steps| batches.total_tokens(steps, context) as f64;
+        let amount = || (variant.name.clone(), study.equal);
+        if tokens / of_steps(1) > f64::from(u32::MAX) {
+            let (variant, what) = amount();
+            return Err(StudyError::TooMuch { variant, what });
+        }
         let mut steps = (tokens / of_steps(1)) as u64;
         // A batch that grows has fewer steps of more tokens.
         if of_steps(steps) > tokens {
@@ -156,10 +161,8 @@ fn steps(study: &Study, configs: &[RunConfig], device: &str) -> Result<Vec<u64>,
             steps = low;
         }
         if steps == 0 {
-            return Err(StudyError::TooLittle {
-                variant: variant.name.clone(),
-                what: study.equal,
-            });
+            let (variant, what) = amount();
+            return Err(StudyError::TooLittle { variant, what });
         }
         Ok(steps)
     });

@@ -2,19 +2,28 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use firebox_console::numbers::{grouped, scaled};
+use firebox_console::numbers::{counted, grouped, scaled};
 use firebox_console::report::{Cell, Table, Verdict};
 
 use super::result::Spread;
-use super::{Compared, Equal, StudyResult};
+use super::{Compared, Equal, StudyResult, Unit};
 
 impl Display for StudyResult {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}", self.table())?;
-        for compared in &self.compared[1..] {
-            writeln!(formatter, "{}", self.sentence(compared).1)?;
+        for (_, sentence) in self.sentences() {
+            writeln!(formatter, "{sentence}")?;
         }
         Ok(())
+    }
+}
+
+impl Display for Unit {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::NatsPerToken => "nats per token",
+            Self::BitsPerByte => "bits per byte",
+        })
     }
 }
 
@@ -33,9 +42,9 @@ impl StudyResult {
     pub(super) fn table(&self) -> Table {
         let first = &self.compared[0].name;
         let table = Table::new(format!(
-            "equal {}, {} seeds",
+            "equal {}, {}",
             self.study.equal,
-            self.study.seeds.len()
+            counted(self.study.seeds.len() as u128, "seed")
         ))
         .texts(["variant"])
         .numbers([
@@ -74,16 +83,28 @@ impl StudyResult {
                 speed_up.unwrap_or_default().into(),
             ])
         });
-        table.note(
-            "Losses are nats per token at the end of the runs, with ± the standard deviation over seeds. Differences are between \
+        let unit = self.unit;
+        table.note(format!(
+            "Losses are nats per token at the end of the runs, with ± the standard deviation over seeds. Differences are {unit} between \
              runs of the same seed, with ± half the interval of 95 % confidence. The speed-up is how many times sooner the \
              better one reaches the other's last loss. Its learning rate had not been lowered for an end at that time, so the \
-             true one is at least that.",
-        )
+             true one is at least that."
+        ))
+    }
+
+    /// What the study says.
+    pub(super) fn sentences(&self) -> Vec<(Verdict, String)> {
+        let others = self.compared[1..].iter();
+        let mut sentences: Vec<_> = others.map(|compared| self.sentence(compared)).collect();
+        if !self.is_same_text {
+            let text = "the runs have different held-out texts, so that their losses say little of each other";
+            sentences.push((Verdict::Bad, text.to_owned()));
+        }
+        sentences
     }
 
     /// What the study says of a variant.
-    pub(super) fn sentence(&self, compared: &Compared) -> (Verdict, String) {
+    fn sentence(&self, compared: &Compared) -> (Verdict, String) {
         let (name, first) = (&compared.name, &self.compared[0].name);
         let Some(difference) = &compared.difference else {
             return (
@@ -91,7 +112,11 @@ impl StudyResult {
                 format!("{name} is what others are compared with"),
             );
         };
-        let amount = format!("{:.4} nats per token", difference.mean.abs());
+        if difference.values.iter().all(|&value| value == 0.0) {
+            let text = format!("{name} ends with the very losses of {first}");
+            return (Verdict::Notable, text);
+        }
+        let amount = format!("{:.4} {}", difference.mean.abs(), self.unit);
         let which = if difference.mean < 0.0 {
             "better"
         } else {
@@ -107,9 +132,9 @@ impl StudyResult {
                 format!("{name} is worse than {first} by {amount}"),
             ),
             (false, _) => {
-                let seeds = self.study.seeds.len();
+                let seeds = counted(self.study.seeds.len() as u128, "seed");
                 let text = format!(
-                    "{name} is {which} than {first} by {amount}, which {seeds} seeds do not tell from chance"
+                    "{name} is {which} than {first} by {amount}, which {seeds} cannot tell from chance"
                 );
                 (Verdict::Notable, text)
             }
