@@ -1,4 +1,4 @@
-//! `cargo infer eval`: loss, bits per byte and router health on text, and on [captions](self::captions) of pictures.
+//! `cargo infer eval`: loss, bits per byte and router health on text, and on [captions] of pictures.
 
 pub mod captions;
 pub mod captions_page;
