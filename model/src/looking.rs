@@ -63,7 +63,7 @@ pub struct Look {
     /// Nats of these tokens behind the right picture.
     pub right: f64,
     /// The caption whose picture is the other one.
-    pub stranger: usize,
+    pub other_picture: usize,
     /// Nats behind that picture.
     pub other: f64,
     /// Nats behind none.
@@ -169,11 +169,11 @@ pub fn look(
     let order = shuffled(captions.len(), 0);
     // The one before it in some order.
     let mut others = captions.to_vec();
-    let mut strangers = vec![0; captions.len()];
+    let mut other_pictures = vec![0; captions.len()];
     for (place, &index) in order.iter().enumerate() {
         let before = order[(place + order.len() - 1) % order.len()];
         others[index].picture = captions[before].picture.clone();
-        strangers[index] = before;
+        other_pictures[index] = before;
     }
     let other = measure(&others, None);
     drop(others);
@@ -183,7 +183,7 @@ pub fn look(
         .map(|index| Look {
             tokens: captions[index].targets(),
             right: right[index],
-            stranger: strangers[index],
+            other_picture: other_pictures[index],
             other: other[index],
             none: none[index],
             choice: None,
@@ -318,7 +318,7 @@ mod tests {
         Look {
             tokens: 2,
             right,
-            stranger: 0,
+            other_picture: 0,
             other: 3.0,
             none: 2.0,
             choice,

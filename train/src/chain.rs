@@ -1,6 +1,6 @@
 //! A run, and before it the run that it starts from, if `train.init` names the configuration of one.
 //!
-//! The run before is one like any other, in its [customary](run_folder::customary) folder: it is done, or continued if it has
+//! The run before is one like any other, in its [default](run_folder::default_folder) folder: it is done, or continued if it has
 //! begun, or taken as it is if it is finished. A run that has a checkpoint itself does not look at it again.
 
 use std::path::{Path, PathBuf, absolute};
@@ -66,7 +66,7 @@ fn link(
 
 /// Whether the run of a configuration, or the one that it starts from, has a checkpoint.
 fn has_begun(file: &Path) -> Result<bool, TrainError> {
-    if run_folder::newest(&run_folder::customary(file))?.is_some() {
+    if run_folder::newest(&run_folder::default_folder(file))?.is_some() {
         return Ok(true);
     }
     match load_planned(file, &[])?.train.first_run() {
@@ -82,7 +82,7 @@ fn finish(
     control: &Control,
     later: &[PathBuf],
 ) -> Result<(), TrainError> {
-    let out = run_folder::customary(file);
+    let out = run_folder::default_folder(file);
     let place = |folder: &Path| absolute(folder).unwrap_or_else(|_| folder.to_owned());
     if later.iter().any(|folder| place(folder) == place(&out)) {
         return Err(TrainError::SameFolder {

@@ -1,5 +1,9 @@
 //! The command line of `cargo train`.
 
+mod report;
+mod study;
+mod summary;
+
 use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
@@ -23,11 +27,13 @@ use crate::compare::{CompareError, CompareOptions, TOLERANCE, compare, print_lin
 use crate::config::{ConfigError, RunConfig, load, load_planned};
 use crate::data::{self, DataError};
 use crate::error::TrainError;
-use crate::metrics::Validation;
-use crate::report::{self, ReportError};
+use crate::report::ReportError;
 use crate::run_folder;
-use crate::study::{self, Equal, StudyError, StudyOptions};
-use crate::trainer::{Outcome, Resume, RunOptions};
+use crate::study::StudyError;
+use crate::trainer::{Resume, RunOptions};
+use report::ReportArgs;
+use study::StudyArgs;
+use summary::summary;
 
 /// Train mixture-of-experts (MoE) language models from a configuration file and text.
 #[derive(Debug, Parser)]
@@ -181,9 +187,9 @@ struct RunArgs {
 
 impl RunArgs {
     fn options(&self) -> RunOptions {
-        let customary = || run_folder::customary(&self.config.config);
+        let default = || run_folder::default_folder(&self.config.config);
         RunOptions {
-            out: self.out.clone().unwrap_or_else(customary),
+            out: self.out.clone().unwrap_or_else(default),
             device: self.device.clone(),
             resume: self.resume,
         }
@@ -197,88 +203,6 @@ struct CheckArgs {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Debug, Args)]
-struct ReportArgs {
-    /// Folders of runs, such as runs/quickstart; others are compared with the first.
-    #[arg(required = true, value_name = "RUN")]
-    runs: Vec<PathBuf>,
-    /// Also write an HTML page with charts.
-    #[arg(long, value_name = "FILE", value_parser = page_path)]
-    html: Option<PathBuf>,
-    /// Also write the runs for `tensorboard --logdir DIR`, a folder each.
-    #[arg(long, value_name = "DIR")]
-    tensorboard: Option<PathBuf>,
-    /// Print one JSON object with all records instead of tables.
-    #[arg(long)]
-    json: bool,
-}
-
-impl ReportArgs {
-    fn execute(self) -> Result<(), CliError> {
-        if let Some(path) = &self.html {
-            check_writable(path).map_err(ReportError::from)?;
-        }
-        let report = report::Report::read(&self.runs)?;
-        if let Some(path) = self.html {
-            report.page().write(&path).map_err(ReportError::from)?;
-        }
-        if let Some(folder) = self.tensorboard {
-            report.write_events(&folder).map_err(ReportError::from)?;
-        }
-        present(&report, self.json)
-    }
-}
-
-#[derive(Debug, Args)]
-struct StudyArgs {
-    /// File of the study (TOML).
-    study: PathBuf,
-    /// Compare at equal seconds of training, whatever the file says.
-    #[arg(long, value_name = "N", value_parser = positive)]
-    seconds: Option<f64>,
-    /// Compare at equal tokens of training, whatever the file says.
-    #[arg(long, value_name = "N", value_parser = count, conflicts_with = "seconds")]
-    tokens: Option<u64>,
-    /// Compare at equal operations of training, whatever the file says, such as 1e15.
-    #[arg(long, value_name = "N", value_parser = positive, conflicts_with_all = ["seconds", "tokens"])]
-    flops: Option<f64>,
-    /// Folder of the study [default: runs/ plus the file's name].
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Device to run on, such as flex, ndarray, wgpu or cuda:0; `cargo infer devices` lists them.
-    #[arg(long, default_value = device::default_name())]
-    device: String,
-    /// Also write an HTML page with charts.
-    #[arg(long, value_name = "FILE", value_parser = page_path)]
-    html: Option<PathBuf>,
-    /// Print one JSON object instead of a table.
-    #[arg(long)]
-    json: bool,
-}
-
-impl StudyArgs {
-    fn execute(self, control: &Control) -> Result<(), CliError> {
-        let seconds = self.seconds.map(Equal::Seconds);
-        let tokens = self.tokens.map(Equal::Tokens);
-        let equal = seconds.or(tokens).or(self.flops.map(Equal::Flops));
-        let study = study::load(&self.study, equal)?;
-        if let Some(path) = &self.html {
-            check_writable(path).map_err(StudyError::from)?;
-        }
-        let options = StudyOptions {
-            out: self
-                .out
-                .unwrap_or_else(|| run_folder::customary(&self.study)),
-            device: self.device,
-        };
-        let result = study::run(&study, &options, control)?;
-        if let Some(path) = self.html {
-            result.page().write(&path).map_err(StudyError::from)?;
-        }
-        present(&result, self.json)
-    }
 }
 
 #[derive(Debug, Args)]
@@ -373,14 +297,6 @@ fn variants(text: &str) -> Result<Variants, String> {
         key: key.trim().to_owned(),
         values,
     })
-}
-
-/// Parses a count above zero, whose digits may be apart.
-fn count(text: &str) -> Result<u64, String> {
-    match text.replace('_', "").parse() {
-        Ok(number) if number > 0 => Ok(number),
-        _ => Err("expected a whole number above 0, such as 400_000".to_owned()),
-    }
 }
 
 /// Parses a finite number above zero.
@@ -535,53 +451,6 @@ fn present(report: &(impl Display + Serialize), json: bool) -> Result<(), CliErr
     // A report contains only numbers, strings, lists and maps, so this cannot fail.
     let json = serde_json::to_string_pretty(report).map_err(io::Error::from)?;
     Ok(print(&format!("{json}\n"))?)
-}
-
-/// The result of a run, as text for standard output.
-fn summary(outcome: &Outcome) -> String {
-    let Outcome {
-        validation,
-        sample,
-        checkpoint,
-        lowest,
-    } = outcome;
-    let checkpoint = checkpoint.display();
-    let mut text = String::new();
-    if let Some(sample) = sample {
-        text += &format!("sample:\n{sample}\n\n");
-    }
-    let Validation {
-        whole,
-        sources,
-        captions,
-    } = validation;
-    text += &format!(
-        "validation: {:.6} nats per token, {:.6} bits per byte, on {} tokens\n",
-        whole.nats_per_token, whole.bits_per_byte, whole.tokens
-    );
-    if sources.len() + captions.len() > 1 {
-        for source in sources {
-            text += &format!(
-                "            {:.6} nats per token, {:.6} bits per byte, on {} tokens of {:?}\n",
-                source.nats_per_token, source.bits_per_byte, source.tokens, source.name
-            );
-        }
-    }
-    for loss in captions {
-        text += &format!("            {}\n", loss.sentence());
-    }
-    for lowest in lowest {
-        text += &format!(
-            "            lowest of new {}: {:.4} nats per token, at step {}\n",
-            lowest.held_out.plural(),
-            lowest.nats_per_token,
-            lowest.step
-        );
-    }
-    text + &format!(
-        "checkpoint: {checkpoint}\n\
-         try it:     cargo infer generate {checkpoint} --prompt \"…\"\n"
-    )
 }
 
 #[cfg(test)]

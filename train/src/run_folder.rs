@@ -17,7 +17,7 @@ pub struct RunFolder {
 }
 
 /// The folder of the run of a configuration file, unless another one is named: `runs/`, and the file's name without its end.
-pub fn customary(file: &Path) -> PathBuf {
+pub fn default_folder(file: &Path) -> PathBuf {
     Path::new("runs").join(file.file_stem().unwrap_or("run".as_ref()))
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use firebox_console::numbers::{grouped, percent};
+use firebox_console::numbers::{counted, grouped, percent};
 use firebox_console::report::{Cell, Table};
 use firebox_model::captions::Captioned;
 use firebox_model::looking::{CANDIDATES, CaptionLoss, Effort, Look, look, whole};
@@ -74,6 +74,7 @@ impl CaptionData {
         let mut set = CaptionSet::default();
         let mut numbers = HashMap::new();
         let mut special_places = 0;
+        let mut without_caption = 0;
         let caption = self.caption.as_deref().unwrap_or(CAPTION_FIELD);
         'files: for file in &self.files {
             let pairs = Pairs::open(file, &self.image, caption, self.group.as_deref());
@@ -85,7 +86,10 @@ impl CaptionData {
                 let read = read.and_then(|pair| self.read_pair(engine, &reader, pair));
                 let (group, pair) = match read {
                     Ok(Some(read)) => read,
-                    Ok(None) => continue,
+                    Ok(None) => {
+                        without_caption += 1;
+                        continue;
+                    }
                     // A disk that cannot be read is not the fault of the pair.
                     Err(error) if self.skips && !is_of_the_file(&error) => {
                         tracing::debug!("left out: {error}");
@@ -108,6 +112,10 @@ impl CaptionData {
             }
         }
         warn_of_special_places(&engine.tokenizer, special_places);
+        if without_caption > 0 {
+            let pairs = counted(without_caption, "pair");
+            tracing::warn!("left out {pairs} whose caption is empty");
+        }
         match set.groups.is_empty() {
             true => Err(InferError::NoPairs {
                 files: self.files.clone(),

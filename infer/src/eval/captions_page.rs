@@ -183,8 +183,8 @@ impl<'a> Gallery<'a> {
             Some(name) => format!("{name}, {place}"),
             None => place.to_owned(),
         };
-        let stranger = &of_group.pairs[look.stranger].caption;
-        let about = format!("{about}; another picture: that of {stranger:?}");
+        let other = &of_group.pairs[look.other_picture].caption;
+        let about = format!("{about}; another picture: that of {other:?}");
         let mut plate = Plate::new(address, size, &pair.caption).about(about);
         for (name, nats) in [
             ("right picture", look.right),

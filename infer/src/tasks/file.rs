@@ -1,6 +1,6 @@
 //! Files of tasks: an item a line.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use firebox_console::advice::{Advice, Advise};
@@ -88,6 +88,7 @@ pub enum TaskError {
 impl Advise for TaskError {
     fn advice(&self) -> Advice {
         match self {
+            Self::File(error) if error.source.kind() == ErrorKind::NotFound => Advice::USAGE,
             Self::File(_) => Advice::FAILURE,
             Self::Line { .. } | Self::Empty(_) => Advice::FAILURE.hint(
                 "an item is a line such as {\"question\": \"2 + 2 =\", \"choices\": [\"3\", \"4\"], \"answer\": 1} or \

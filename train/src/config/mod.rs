@@ -355,7 +355,7 @@ impl TrainConfig {
     /// weights.
     pub fn origin(&self) -> Option<PathBuf> {
         let init = self.init.as_deref()?;
-        Some(first_run(init).map_or_else(|| init.to_owned(), run_folder::customary))
+        Some(first_run(init).map_or_else(|| init.to_owned(), run_folder::default_folder))
     }
 }
 

@@ -105,6 +105,9 @@ pub enum ReportError {
         /// The file that a run has.
         missing: &'static str,
     },
+    /// The run has not taken a step.
+    #[error("{} is the folder of a run that has recorded nothing yet", .0.display())]
+    NotBegun(PathBuf),
     /// A run is named twice.
     #[error("{} is named twice", .0.display())]
     Twice(PathBuf),
@@ -135,6 +138,7 @@ impl Advise for ReportError {
             Self::NoRun { .. } => Advice::USAGE.hint(
                 "name the folder that `cargo train run` writes, such as runs/quickstart, not one of its checkpoints",
             ),
+            Self::NotBegun(_) => Advice::FAILURE.hint("it may still prepare its text; report it after its first step"),
             Self::Twice(_) => Advice::USAGE,
             Self::Line { .. } | Self::Start(_) => Advice::FAILURE
                 .hint("another version of Firebox may have written it; train the run again to report it"),

@@ -10,7 +10,7 @@ use firebox_model::moe::stats::warning;
 
 use super::{Recorded, Report, ReportError};
 use crate::config::{RunConfig, load_saved};
-use crate::metrics::{Record, StartRecord, TrainRecord};
+use crate::metrics::{Record, TrainRecord};
 use crate::run_folder;
 use crate::state::differences;
 
@@ -74,21 +74,14 @@ fn read(
     let path = run_folder::metrics(folder);
     let cannot_read = FileError::of("read", &path);
     let file = File::open(&path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => ReportError::NoRun {
-            folder: folder.to_owned(),
-            missing: "metrics.jsonl",
-        },
+        ErrorKind::NotFound => ReportError::NotBegun(folder.to_owned()),
         _ => cannot_read(error).into(),
     })?;
     let mut records = records(BufReader::new(file), &path)?.into_iter();
-    let Some(Record::Start(StartRecord {
-        parameters,
-        active_parameters,
-        sources,
-        ..
-    })) = records.next()
-    else {
-        return Err(ReportError::Start(path));
+    let (parameters, active_parameters, sources) = match records.next() {
+        Some(Record::Start(start)) => (start.parameters, start.active_parameters, start.sources),
+        Some(_) => return Err(ReportError::Start(path)),
+        None => return Err(ReportError::NotBegun(folder.to_owned())),
     };
     let mut run = Recorded {
         name,

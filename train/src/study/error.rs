@@ -61,6 +61,9 @@ pub enum StudyError {
         /// The keys that differ.
         keys: Vec<&'static str>,
     },
+    /// The folder is that of a run.
+    #[error("{} is the folder of a run; a study has a folder of its own, in which each of its runs has one", .0.display())]
+    OfARun(PathBuf),
     /// A run of the study fails.
     #[error("variant {variant:?}, seed {seed}: {source}")]
     Run {
@@ -100,6 +103,7 @@ impl Advise for StudyError {
             Self::Another { .. } => Advice::USAGE.hint(
                 "use --out DIR to begin another study, or the old values to continue this one",
             ),
+            Self::OfARun(_) => Advice::USAGE.hint("name another folder with --out DIR"),
             Self::Run { source, .. } if matches!(**source, TrainError::Interrupted { .. }) => {
                 Advice::FAILURE
                     .exit_code(130)

@@ -43,8 +43,10 @@ pub fn load(path: &Path, equal: Option<Equal>) -> Result<Study, StudyError> {
         what,
         hint: hint.map(str::to_owned),
     };
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| fault(format!("cannot read the study: {error}"), None))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let hint = "name a file such as configs/study.toml";
+        fault(format!("cannot read the study: {error}"), Some(hint))
+    })?;
     let raw: RawStudy = toml::from_str(&text).map_err(|error| {
         let before = error.span().map_or("", |span| &text[..span.start]);
         let line = before.matches('\n').count() + 1;

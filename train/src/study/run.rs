@@ -15,6 +15,7 @@ use crate::chain;
 use crate::config::{RunConfig, load_planned};
 use crate::error::TrainError;
 use crate::report::Report;
+use crate::run_folder;
 use crate::trainer::{Resume, RunOptions};
 
 /// Times that each variant's speed is measured, in turn, so that a machine that becomes slower does so for all.
@@ -52,6 +53,9 @@ pub fn run(
                 return Err(StudyError::Another { folder, keys });
             }
             begun.steps
+        }
+        None if run_folder::config(&options.out).exists() => {
+            return Err(StudyError::OfARun(options.out.clone()));
         }
         None => steps(study, &configs, &options.device)?,
     };

@@ -97,14 +97,14 @@ impl SharedInput<'_> {
 /// When the shapes do not fit.
 pub fn shared_attention_reference(input: SharedInput<'_>, cache: &mut Tensor<4>) -> Tensor<2> {
     input.shape(cache);
-    let turned = |x: Tensor<2>| {
+    let rotate = |x: Tensor<2>| {
         let dims = x.dims();
         let heads = split_heads(x, 1, input.spec.head_dim);
         rotated(heads, Some(input.rotary))
             .swap_dims(1, 2)
             .reshape(dims)
     };
-    let (query, key) = (turned(input.query), turned(input.key));
+    let (query, key) = (rotate(input.query), rotate(input.key));
     let input = CachedInput {
         query,
         key: key.clone(),

@@ -1,31 +1,26 @@
 //! Products of activations and weights over slices, whatever type the weights are held in.
 //!
-//! With few rows of activations, a product takes as long as its weights take to come from memory. So each weight is
-//! read once, in the order in which it lies there, and becomes f32 in a register, or for several rows in a few KiB that
-//! stay in the first level of cache. With many rows the arithmetic
-//! counts, and panels of the weights become f32 in memory that stays in a core's cache.
+//! With few rows of activations, a product takes as long as its weights take to come from memory: `stream.rs` reads each
+//! of them once. With many rows the arithmetic counts, and panels of the weights become f32 in memory that stays in a core's
+//! cache.
 
 use std::borrow::Cow;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use half::{bf16, f16};
+use pulp::Arch;
 
 use super::gemm::{Matrix, gemm_uninit_strided};
 use super::product::{Factor, Left, On, Right, product_uninit};
-use super::simd::{Fused, dot, prefetch, vectorized, vectorized_fused};
+use super::simd::{Fused, dot, vectorized, vectorized_fused};
+use super::stream::{Stream, widened};
 use crate::dtype::{StorageFloat, WeightDtype};
 use crate::precision::{Precision, rounded_to_bf16};
 
 /// The most rows of activations for which the weights are streamed. Measured: at 8 rows, arithmetic and memory take
 /// about as long as each other.
 pub const GEMV_MAX_ROWS: usize = 8;
-
-/// Rows of weights that are streamed side by side: sums are loaded and stored once for all of them.
-const STREAMS: usize = 8;
-
-/// Columns of these that are worked on at a time: as f32 they stay in a core's first level of cache.
-const STREAM_COLUMNS: usize = 512;
 
 /// The least columns of a panel.
 const MIN_PANEL_COLUMNS: usize = 16;
@@ -202,51 +197,19 @@ impl<'a, T: Factor> Weights<'a, T> {
 
     /// The product with few rows, of weights that are rounded to bf16 on the way if `ROUND`.
     fn few<const ROUND: bool>(self, x: &[f32], output: &mut [f32]) {
-        vectorized_fused(
-            #[inline(always)]
-            |fused| match self.layout {
-                Layout::Inputs => self.stream::<ROUND>(x, output, fused),
-                Layout::Outputs => self.dots::<ROUND>(x, output, fused),
-            },
-        );
-    }
-
-    /// Adds the products to `output`, a few rows of weights at a time, each row from one end to the other.
-    #[inline(always)]
-    fn stream<const ROUND: bool>(self, x: &[f32], output: &mut [f32], fused: Fused) {
-        let mut widened = [[0.0; STREAM_COLUMNS]; STREAMS];
-        let once = x.len() == self.d_in;
-        let whole = self.d_in / STREAMS * STREAMS;
-        for first in (0..self.d_in).step_by(STREAMS) {
-            let streams = if first < whole {
-                STREAMS
-            } else {
-                self.d_in - whole
-            };
-            for start in (0..self.d_out).step_by(STREAM_COLUMNS) {
-                let columns = start..(start + STREAM_COLUMNS).min(self.d_out);
-                let mut rows: [&[T]; STREAMS] = [&[]; STREAMS];
-                for (row, place) in rows.iter_mut().zip(first..first + streams) {
-                    *row = &self.values[place * self.stride..][columns.clone()];
-                    // What is read next, since a row's end tells the processor nothing of where the next one begins.
-                    prefetch(row, STREAMS * self.stride);
-                }
-                if once {
-                    // Each weight is used once, so that its wide form needs no place.
-                    add::<T, ROUND>(&mut output[columns], &x[first..], rows, streams, fused);
-                    continue;
-                }
-                let mut wide: [&[f32]; STREAMS] = [&[]; STREAMS];
-                for ((wide, row), room) in wide.iter_mut().zip(rows).zip(&mut widened) {
-                    let ready = T::as_f32(row).filter(|_| !ROUND);
-                    *wide = ready.unwrap_or_else(|| widen::<T, ROUND>(row, room));
-                }
-                let activations = x.chunks_exact(self.d_in);
-                for (x, output) in activations.zip(output.chunks_exact_mut(self.d_out)) {
-                    let output = &mut output[columns.clone()];
-                    add::<f32, false>(output, &x[first..], wide, streams, fused);
-                }
-            }
+        match self.layout {
+            Layout::Inputs => Arch::new().dispatch(Stream::<T, ROUND> {
+                x,
+                weights: self.values,
+                stride: self.stride,
+                d_in: self.d_in,
+                d_out: self.d_out,
+                output,
+            }),
+            Layout::Outputs => vectorized_fused(
+                #[inline(always)]
+                |fused| self.dots::<ROUND>(x, output, fused),
+            ),
         }
     }
 
@@ -319,69 +282,6 @@ impl<'a, T: Factor> Weights<'a, T> {
             Layout::Inputs => matrix,
             Layout::Outputs => matrix.t(),
         }
-    }
-}
-
-/// In f32, rounded to bf16 first if `ROUND`.
-#[inline(always)]
-fn widened<T: StorageFloat, const ROUND: bool>(weight: T) -> f32 {
-    match ROUND {
-        true if T::DTYPE != WeightDtype::Bf16 => rounded_to_bf16(weight.widen()),
-        _ => weight.widen(),
-    }
-}
-
-/// [`widened`], in place of what was there.
-#[inline(always)]
-fn widen<'r, T: StorageFloat, const ROUND: bool>(
-    weights: &[T],
-    room: &'r mut [f32; STREAM_COLUMNS],
-) -> &'r [f32] {
-    let room = &mut room[..weights.len()];
-    for (wide, weight) in room.iter_mut().zip(weights) {
-        *wide = widened::<T, ROUND>(*weight);
-    }
-    room
-}
-
-/// Adds the first values of `x` times the first rows.
-#[inline(always)]
-fn add<T: StorageFloat, const ROUND: bool>(
-    sums: &mut [f32],
-    x: &[f32],
-    rows: [&[T]; STREAMS],
-    count: usize,
-    fused: Fused,
-) {
-    match x.first_chunk() {
-        Some(x) if count == STREAMS => add_streams::<T, ROUND>(sums, x, rows, fused),
-        _ => {
-            for (&x, row) in x.iter().zip(rows) {
-                for (sum, weight) in sums.iter_mut().zip(row) {
-                    *sum = fused.add(x, widened::<T, ROUND>(*weight), *sum);
-                }
-            }
-        }
-    }
-}
-
-/// Rows at once, by pairs: fewer sums follow each other than with one after the other, so that less is rounded away.
-#[inline(always)]
-fn add_streams<T: StorageFloat, const ROUND: bool>(
-    sums: &mut [f32],
-    x: &[f32; STREAMS],
-    rows: [&[T]; STREAMS],
-    fused: Fused,
-) {
-    let [a, b, c, d, e, f, g, h] = rows;
-    let first = a.iter().zip(b).zip(c.iter().zip(d));
-    let second = e.iter().zip(f).zip(g.iter().zip(h));
-    for (sum, (((a, b), (c, d)), ((e, f), (g, h)))) in sums.iter_mut().zip(first.zip(second)) {
-        let wide = widened::<T, ROUND>;
-        let pair = |i: usize, a: &T, b: &T| fused.add(x[i], wide(*a), x[i + 1] * wide(*b));
-        let first = pair(0, a, b) + pair(2, c, d);
-        let second = pair(4, e, f) + pair(6, g, h);
-        *sum += first + second;
     }
 }
 

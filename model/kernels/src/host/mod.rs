@@ -15,6 +15,7 @@ mod panels;
 pub(crate) mod product;
 pub(crate) mod simd;
 pub(crate) mod spin_pool;
+mod stream;
 pub(crate) mod uninit;
 
 use std::borrow::Cow;

@@ -97,7 +97,7 @@ impl Origin {
             return Err(without_effect("train.accept", condition)
                 .hint("remove it; Firebox knows all that it writes"));
         }
-        let folder = run_folder::customary(file);
+        let folder = run_folder::default_folder(file);
         match checkpoint_folder(&folder) {
             Ok(_) => Self::open(&folder, accept, chain),
             Err(_) if chain.planned => Ok(Self {

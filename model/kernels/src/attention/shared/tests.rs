@@ -67,12 +67,12 @@ fn equals_a_cache_of_both(device: Device) {
         // Of the positions so far, keys and values are the same.
         let past = wave([32, head_dim], 0.2, &device).reshape([1, 8, 4, head_dim]);
         let (mut shared, mut keys, mut copy) = (past.clone(), past.clone(), past);
-        let turned = split_heads(input.key.clone(), 1, head_dim);
-        let turned = rotary.apply(turned).swap_dims(1, 2);
+        let rotated_key = split_heads(input.key.clone(), 1, head_dim);
+        let rotated_key = rotary.apply(rotated_key).swap_dims(1, 2);
         let both = CachedInput {
             query: input.query.clone(),
             key: input.key.clone(),
-            value: turned.reshape([12, head_dim]),
+            value: rotated_key.reshape([12, head_dim]),
             rotary: Some(&rotary),
             sinks: None,
             segments: &segments,
