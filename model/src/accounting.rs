@@ -203,13 +203,22 @@ pub struct Operations {
 pub struct Memory {
     /// The weights.
     pub weights: u128,
-    /// One gradient per weight.
+    /// One gradient per weight that is trained.
     pub gradients: u128,
-    /// AdamW's two moments per weight.
+    /// AdamW's two moments per weight that is trained.
     pub moments: u128,
 }
 
 impl Memory {
+    /// That of a number of weights, of which some or all are trained.
+    pub fn of(weights: u128, trained: u128) -> Self {
+        Self {
+            weights: BYTES_PER_F32 * weights,
+            gradients: BYTES_PER_F32 * trained,
+            moments: 2 * BYTES_PER_F32 * trained,
+        }
+    }
+
     /// Their sum.
     pub fn total(&self) -> u128 {
         self.weights + self.gradients + self.moments
@@ -233,7 +242,7 @@ pub struct Accounting {
     /// What pictures add to the operations; `None` for a model of text alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pictures: Option<PictureOperations>,
-    /// Bytes of weights, gradients and moments in `f32`.
+    /// Bytes of weights, gradients and moments in `f32` where all weights are trained.
     pub memory: Memory,
 }
 
@@ -265,7 +274,6 @@ impl Accounting {
             .as_ref()
             .map_or(0, |moe| moe.experts.count - moe.experts.top_k);
         let biases = parameters.biases - unselected as u128 * expert_biases(config);
-        let weights = BYTES_PER_F32 * total;
         Self {
             parameters,
             total,
@@ -278,11 +286,7 @@ impl Accounting {
                 training: 3.0 * forward,
             },
             pictures: PictureOperations::of(config),
-            memory: Memory {
-                weights,
-                gradients: weights,
-                moments: 2 * weights,
-            },
+            memory: Memory::of(total, total),
         }
     }
 }

@@ -2,10 +2,11 @@
 
 mod text;
 
-use firebox_model::accounting::Accounting;
+use firebox_model::accounting::{Accounting, Memory};
 use serde::Serialize;
 
 use crate::config::{Frozen, PlanConfig, RunConfig};
+use crate::learned::Learned;
 
 const SECONDS_PER_DAY: f64 = 86_400.0;
 const HOURS_PER_DAY: f64 = 24.0;
@@ -59,7 +60,9 @@ pub struct Cost {
 impl Report {
     /// Computes the report of a run.
     pub fn of(config: &RunConfig) -> Self {
-        let model = Accounting::of(&config.model);
+        let mut model = Accounting::of(&config.model);
+        let learned = Learned::of(&config.model, config.train.frozen);
+        model.memory = Memory::of(model.total, learned.count(&config.model));
         let training = TrainingTotals::of(config, &model);
         let plan = config
             .plan
@@ -176,6 +179,12 @@ mod tests {
         // The text model's forward pass, and the gradients of its inputs.
         let text = 2.0 * report.model.operations.forward * tokens as f64;
         assert_eq!(operations, text + of_pictures.unwrap());
+        // The embedding table is one parameter, whose text rows have gradients of zero.
+        let parameters = &report.model.parameters;
+        let trained = parameters.cross_attention + parameters.tower + parameters.projector;
+        let memory = &report.model.memory;
+        assert_eq!(memory.gradients, 4 * (trained + parameters.embedding));
+        assert_eq!(memory.moments, 2 * memory.gradients);
         let text = report.to_string();
         for part in [
             "the run of ",

@@ -12,7 +12,6 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use firebox_console::advice::{Advice, Advise};
-use firebox_console::durable::check_writable;
 use firebox_console::process::COMPARE_DEVICE;
 use firebox_console::report::page_path;
 use firebox_console::terminal::print;

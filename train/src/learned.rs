@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use firebox_model::config::ModelConfig;
+use firebox_model::language_model::LanguageModel;
 
 use crate::config::Frozen;
 
@@ -71,6 +72,21 @@ impl Learned {
         self.part(path) != Part::Nothing
     }
 
+    /// How many numbers have a gradient. A parameter of which a part is trained counts as a whole: where nothing is
+    /// trained, its gradient is zero.
+    pub fn count(&self, config: &ModelConfig) -> u128 {
+        let parameters = LanguageModel::parameter_list(config).into_iter();
+        let learned = parameters.filter(|parameter| self.includes(&parameter.path));
+        let sizes = learned.map(|parameter| {
+            parameter
+                .shape
+                .iter()
+                .map(|&size| size as u128)
+                .product::<u128>()
+        });
+        sizes.sum()
+    }
+
     /// The gradient of the parameter at a path, flattened, with zeros where it is not trained; `None` where none of it is.
     pub fn gradient(&self, path: &str, gradient: Tensor<1>) -> Option<Tensor<1>> {
         match self.part(path) {
@@ -90,7 +106,6 @@ impl Learned {
 
 #[cfg(test)]
 mod tests {
-    use firebox_model::language_model::LanguageModel;
     use firebox_model::testing::{seeing, tiny};
 
     use super::*;

@@ -15,7 +15,7 @@ use super::gemm::{Matrix, gemm_uninit_strided};
 use super::product::{Factor, Left, On, Right, product_uninit};
 use super::simd::{Fused, dot, vectorized, vectorized_fused};
 use super::stream::{Stream, widened};
-use crate::dtype::{StorageFloat, WeightDtype};
+use crate::dtype::WeightDtype;
 use crate::precision::{Precision, rounded_to_bf16};
 
 /// The most rows of activations for which the weights are streamed. Measured: at 8 rows, arithmetic and memory take

@@ -4,6 +4,8 @@
 //! small blocks. A block is read once for all rows of activations, whose sums stay in registers until it is done, and
 //! between these products it asks for the block beneath it, which is in the cache when its turn comes.
 
+use std::array;
+
 use pulp::{Simd, WithSimd};
 
 use super::simd::prefetch;
@@ -14,7 +16,8 @@ use crate::precision::rounded_to_bf16;
 /// with 4 the product takes longer, with 16 it gains nothing.
 const DEPTH: usize = 8;
 
-/// Columns of a block: a few cache lines side by side. Measured: neither half nor twice as many gain anything.
+/// Columns of a block of weights that become f32 first, for which there is room in the first level of cache. Measured:
+/// neither half nor twice as many gain anything. Others are taken from one end of their rows to the other.
 const COLUMNS: usize = 64;
 
 /// Vectors of a row of weights that are multiplied at a time, for each of which there is a sum for each row of activations.
@@ -45,82 +48,100 @@ impl<T: StorageFloat, const ROUND: bool> WithSimd for Stream<'_, T, ROUND> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let (d_in, d_out, stride) = (self.d_in, self.d_out, self.stride);
-        let ready = T::as_f32(self.weights).filter(|_| !ROUND);
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let whole = self.d_in / DEPTH * DEPTH;
+        for first in (0..whole).step_by(DEPTH) {
+            self.add_rows::<S, DEPTH>(simd, first);
+        }
+        for first in whole..self.d_in {
+            self.add_rows::<S, 1>(simd, first);
+        }
+    }
+}
+
+impl<T: StorageFloat, const ROUND: bool> Stream<'_, T, ROUND> {
+    /// Adds the products of `D` rows of weights from `first` on.
+    #[inline(always)]
+    fn add_rows<S: Simd, const D: usize>(&mut self, simd: S, first: usize) {
+        let weights: [&[T]; D] =
+            array::from_fn(|row| &self.weights[(first + row) * self.stride..][..self.d_out]);
+        let ahead = D * self.stride;
+        if !ROUND && T::DTYPE == WeightDtype::F32 {
+            let weights = weights.map(|row| T::as_f32(row).expect("f32"));
+            self.add_block::<S, D>(simd, first, weights, 0, Some(ahead));
+            return;
+        }
+        let mut room = [[0.0; COLUMNS]; D];
+        for start in (0..self.d_out).step_by(COLUMNS) {
+            let width = COLUMNS.min(self.d_out - start);
+            for (room, row) in room.iter_mut().zip(weights) {
+                prefetch(&row[start..start + width], ahead);
+                for (wide, weight) in room.iter_mut().zip(&row[start..start + width]) {
+                    *wide = widened::<T, ROUND>(*weight);
+                }
+            }
+            let block = room.each_ref().map(|room| &room[..width]);
+            self.add_block::<S, D>(simd, first, block, start, None);
+        }
+    }
+
+    /// Adds the products of a block of weights, whose rows begin at a column of the output.
+    #[inline(always)]
+    fn add_block<S: Simd, const D: usize>(
+        &mut self,
+        simd: S,
+        first: usize,
+        block: [&[f32]; D],
+        start: usize,
+        ahead: Option<usize>,
+    ) {
         // Half of the registers hold sums.
         let rows = ROWS.min(S::REGISTER_COUNT / (2 * VECTORS));
-        let mut room = [[0.0; COLUMNS]; DEPTH];
-        for first in (0..d_in).step_by(DEPTH) {
-            let depth = DEPTH.min(d_in - first);
-            for start in (0..d_out).step_by(COLUMNS) {
-                let width = COLUMNS.min(d_out - start);
-                let place = |row: usize| (first + row) * stride + start;
-                let mut block: [&[f32]; DEPTH] = [&[]; DEPTH];
-                match ready {
-                    Some(weights) => {
-                        for (row, block) in block[..depth].iter_mut().enumerate() {
-                            *block = &weights[place(row)..][..width];
-                        }
-                    }
-                    None => {
-                        for (row, (block, room)) in
-                            block.iter_mut().zip(&mut room).take(depth).enumerate()
-                        {
-                            let weights = &self.weights[place(row)..][..width];
-                            prefetch(weights, DEPTH * stride);
-                            *block = widen::<T, ROUND>(weights, room);
-                        }
-                    }
-                }
-                let activations = self.x.chunks(rows * d_in);
-                let outputs = self.output.chunks_mut(rows * d_out);
-                for (x, output) in activations.zip(outputs) {
-                    let count = x.len() / d_in;
-                    let part = Part {
-                        x: &x[first..],
-                        d_in,
-                        block: &block[..depth],
-                        // What was widened has been asked for.
-                        ahead: ready.map(|_| DEPTH * stride),
-                        output: &mut output[start..],
-                        d_out,
-                    };
-                    match count {
-                        1 => part.add::<S, 1>(simd),
-                        2 => part.add::<S, 2>(simd),
-                        3 => part.add::<S, 3>(simd),
-                        4 => part.add::<S, 4>(simd),
-                        5 => part.add::<S, 5>(simd),
-                        6 => part.add::<S, 6>(simd),
-                        7 => part.add::<S, 7>(simd),
-                        _ => part.add::<S, ROWS>(simd),
-                    }
-                }
+        let activations = self.x.chunks(rows * self.d_in);
+        let outputs = self.output.chunks_mut(rows * self.d_out);
+        for (x, output) in activations.zip(outputs) {
+            let count = x.len() / self.d_in;
+            let part = Part {
+                x: &x[first..],
+                d_in: self.d_in,
+                block,
+                ahead,
+                output: &mut output[start..],
+                d_out: self.d_out,
+            };
+            match count {
+                1 => part.add::<S, 1>(simd),
+                2 => part.add::<S, 2>(simd),
+                3 => part.add::<S, 3>(simd),
+                4 => part.add::<S, 4>(simd),
+                5 => part.add::<S, 5>(simd),
+                6 => part.add::<S, 6>(simd),
+                7 => part.add::<S, 7>(simd),
+                _ => part.add::<S, ROWS>(simd),
             }
         }
     }
 }
 
 /// A block of weights, and the activations and outputs that it stands between.
-struct Part<'a> {
+struct Part<'a, const D: usize> {
     /// Rows `d_in` apart.
     x: &'a [f32],
     d_in: usize,
-    /// At most [`DEPTH`] rows of at most [`COLUMNS`] values.
-    block: &'a [&'a [f32]],
-    /// How far from the block the one lies that is needed soon.
+    /// Rows of the same number of values.
+    block: [&'a [f32]; D],
+    /// How far from the block the one lies that is needed next, if it is to be asked for.
     ahead: Option<usize>,
     /// Rows `d_out` apart.
     output: &'a mut [f32],
     d_out: usize,
 }
 
-impl Part<'_> {
+impl<const D: usize> Part<'_, D> {
     /// Adds the products of `R` rows.
     #[inline(always)]
     fn add<S: Simd, const R: usize>(mut self, simd: S) {
-        let width = self.block[0].len();
+        let width = self.block.first().map_or(0, |row| row.len());
         let at_once = VECTORS * S::F32_LANES;
         let whole = width / at_once * at_once;
         for start in (0..whole).step_by(at_once) {
@@ -145,10 +166,8 @@ impl Part<'_> {
             if let Some(ahead) = self.ahead {
                 prefetch(row, ahead);
             }
-            let mut weights = [simd.splat_f32s(0.0); V];
-            for (vector, weights) in weights.iter_mut().enumerate() {
-                *weights = load(simd, &row[vector * S::F32_LANES..]);
-            }
+            let weights: [S::f32s; V] =
+                array::from_fn(|vector| load(simd, &row[vector * S::F32_LANES..]));
             for (row, sums) in sums.iter_mut().enumerate() {
                 let x = simd.splat_f32s(self.x[row * self.d_in + place]);
                 for (sum, weights) in sums.iter_mut().zip(weights) {
@@ -186,19 +205,6 @@ pub fn widened<T: StorageFloat, const ROUND: bool>(weight: T) -> f32 {
         true if T::DTYPE != WeightDtype::Bf16 => rounded_to_bf16(weight.widen()),
         _ => weight.widen(),
     }
-}
-
-/// [`widened`], in place of what was there.
-#[inline(always)]
-fn widen<'r, T: StorageFloat, const ROUND: bool>(
-    weights: &[T],
-    room: &'r mut [f32; COLUMNS],
-) -> &'r [f32] {
-    let room = &mut room[..weights.len()];
-    for (wide, weight) in room.iter_mut().zip(weights) {
-        *wide = widened::<T, ROUND>(*weight);
-    }
-    room
 }
 
 #[cfg(test)]
@@ -279,7 +285,7 @@ mod tests {
             }
             #[cfg(target_arch = "x86_64")]
             if let Some(simd) = pulp::x86::V3::try_new() {
-                let run = |stream: Stream<'_, f32, false>| simd.vectorize(stream);
+                let run = |stream: Stream<'_, f32, false>| Simd::vectorize(simd, stream);
                 assert_eq!(product(sizes, run), widest, "{sizes:?}");
             }
         }
