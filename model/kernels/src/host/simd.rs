@@ -56,18 +56,19 @@ impl Fused {
     }
 }
 
-/// Prefetches the cache lines `ahead` elements after `values`; addresses out of bounds are harmless.
+/// Prefetches the cache lines `ahead` elements after `values` into the second level of cache; addresses out of bounds are harmless.
+/// Rows of a matrix are often a power of two apart, so that a line of each of eight fills a set of the first level.
 #[inline(always)]
 pub fn prefetch<T>(values: &[T], ahead: usize) {
     #[cfg(target_arch = "x86_64")]
     for place in (0..values.len()).step_by(LINE / size_of::<T>()) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         let pointer = values.as_ptr().wrapping_add(ahead + place);
         // SAFETY: a hint, which reads nothing and is ignored where it points to no memory; every processor of this
         // architecture has it.
         #[allow(unsafe_code)]
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(pointer.cast());
+            _mm_prefetch::<_MM_HINT_T1>(pointer.cast());
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
