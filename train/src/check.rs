@@ -6,6 +6,7 @@ use firebox_model::accounting::Accounting;
 use serde::Serialize;
 
 use crate::config::{Frozen, PlanConfig, RunConfig};
+use crate::optimizer;
 
 const SECONDS_PER_DAY: f64 = 86_400.0;
 const HOURS_PER_DAY: f64 = 24.0;
@@ -59,7 +60,8 @@ pub struct Cost {
 impl Report {
     /// Computes the report of a run.
     pub fn of(config: &RunConfig) -> Self {
-        let model = Accounting::of(&config.model);
+        let mut model = Accounting::of(&config.model);
+        model.memory.moments = 4 * optimizer::kept_values(&config.model, config.optimizer.muon);
         let training = TrainingTotals::of(config, &model);
         let plan = config
             .plan
