@@ -94,9 +94,9 @@ fn train(raw: RawTrain, frozen: Option<Frozen>) -> Checked<TrainConfig> {
         return Err(without_effect("train.accept", "without train.init")
             .hint("remove it; random weights have no config.json"));
     }
-    if raw.init.is_some() && raw.zero_outputs.is_some() {
+    if raw.init.is_some() && raw.zero_outputs == Some(true) {
         return Err(without_effect("train.zero_outputs", "with train.init")
-            .hint("remove it; the weights are those of the checkpoint"));
+            .hint("remove it, or set it to false; the weights are those of the checkpoint"));
     }
     let train = TrainConfig {
         init: raw.init,

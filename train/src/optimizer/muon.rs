@@ -22,7 +22,7 @@ pub struct MuonUpdate {
 /// same learning rate and weight decay (Moonlight, arXiv 2502.16982, section 2.2).
 const SIZE: f64 = 0.2;
 
-/// The factors of `x`, `x xᵀ x` and `(x xᵀ)² x` in an iteration (Keller Jordan, kellerjordan.github.io/posts/muon): five of
+/// a, b and c of an iteration (Keller Jordan, kellerjordan.github.io/posts/muon): five of
 /// them take singular values from 0.01 to 1 to between 0.7 and 1.2.
 const FACTORS: [f64; 3] = [3.4445, -4.7750, 2.0315];
 
@@ -67,8 +67,8 @@ pub fn muon<const D: usize>(
     (weights, momentum)
 }
 
-/// A matrix with about the same singular vectors and with singular values of about 1, by Newton and Schulz's iteration; of
-/// zeros, zeros.
+/// A matrix with about the same singular vectors and with singular values of about 1, by Newton and Schulz's iteration,
+/// `x ← (a 1 + b x xᵀ + c (x xᵀ)²) x`; of zeros, zeros.
 ///
 /// # Shapes
 ///
@@ -81,11 +81,14 @@ pub fn orthogonal(matrix: Tensor<2>, precision: Precision) -> Tensor<2> {
     let [a, b, c] = FACTORS;
     let norm = sum_of_squares(matrix.clone()).sqrt().add_scalar(1e-7);
     let mut x = matrix / norm.unsqueeze::<2>();
+    let one = Tensor::<2>::eye(rows, &x.device());
+    let [one_a, one_b] = [a, b].map(|factor| one.clone().mul_scalar(factor));
     for _ in 0..ITERATIONS {
+        // As few passes over values as there are: products are what the time should go to.
         let square = linear_transposed(x.clone(), x.clone(), precision);
-        let fourth = linear(square.clone(), square.clone(), precision);
-        let factors = square.mul_scalar(b) + fourth.mul_scalar(c);
-        x = x.clone().mul_scalar(a) + linear(factors, x, precision);
+        let upper = square.clone().mul_scalar(c) + one_b.clone();
+        let polynomial = linear(upper, square, precision) + one_a.clone();
+        x = linear(polynomial, x, precision);
     }
     x
 }
