@@ -210,15 +210,6 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// That of a number of weights, of which some or all are trained.
-    pub fn of(weights: u128, trained: u128) -> Self {
-        Self {
-            weights: BYTES_PER_F32 * weights,
-            gradients: BYTES_PER_F32 * trained,
-            moments: 2 * BYTES_PER_F32 * trained,
-        }
-    }
-
     /// Their sum.
     pub fn total(&self) -> u128 {
         self.weights + self.gradients + self.moments
@@ -274,6 +265,7 @@ impl Accounting {
             .as_ref()
             .map_or(0, |moe| moe.experts.count - moe.experts.top_k);
         let biases = parameters.biases - unselected as u128 * expert_biases(config);
+        let weights = BYTES_PER_F32 * total;
         Self {
             parameters,
             total,
@@ -286,7 +278,11 @@ impl Accounting {
                 training: 3.0 * forward,
             },
             pictures: PictureOperations::of(config),
-            memory: Memory::of(total, total),
+            memory: Memory {
+                weights,
+                gradients: weights,
+                moments: 2 * weights,
+            },
         }
     }
 }

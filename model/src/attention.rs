@@ -169,7 +169,7 @@ impl Attention {
             ParameterSpec::new(path, Role::Attention, dimensions, initializer)
         };
         let output = ParameterSpec {
-            initializer: Initializer::Normal(config.residual_initializer_range()),
+            initializer: Initializer::Output(config.residual_initializer_range()),
             ..projection("output", [all_heads, model])
         };
         let sinks = ParameterSpec::new(

@@ -215,14 +215,22 @@ pub struct RouterConfig {
     pub groups: usize,
     /// Number of groups that a token's experts are selected from (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
     pub top_groups: usize,
-    /// Which load-balancing loss is reported, and added to the training loss if its coefficient is not zero.
+    /// Which load-balancing loss is reported, and added to the training loss if its coefficient is not zero; or quantile
+    /// balancing.
     pub balance: BalanceKind,
-    /// Coefficient of the load-balancing loss in the training loss.
+    /// Coefficient of the load-balancing loss in the training loss; 0 with quantile balancing.
     pub balance_coefficient: f64,
     /// Coefficient of the router z-loss in the training loss.
     pub z_coefficient: f64,
-    /// Step of the selection bias after each optimizer step; 0 turns bias balancing off.
+    /// Step of the selection bias after each optimizer step; 0 turns bias balancing off, as quantile balancing has to.
     pub bias_update_rate: f64,
+}
+
+impl RouterConfig {
+    /// Whether training gives the routers selection biases.
+    pub fn balances_by_bias(&self) -> bool {
+        self.bias_update_rate > 0.0 || self.balance == BalanceKind::Quantile
+    }
 }
 
 /// How a router's logits become the scores that experts are selected by and weighted with.
@@ -236,14 +244,18 @@ pub enum Scores {
     Sigmoid,
 }
 
-/// A kind of load-balancing loss.
+/// How the load of the experts is balanced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BalanceKind {
-    /// One loss per layer, 1 when balanced for every k; the training loss uses their mean.
+    /// By one loss per layer, 1 when balanced for every k; the training loss uses their mean.
     PerLayer,
-    /// Hugging Face's `load_balancing_loss_func`: the tokens of all layers pooled, k when balanced.
+    /// By Hugging Face's `load_balancing_loss_func`: the tokens of all layers pooled, k when balanced.
     Pooled,
+    /// By selection biases that are set after each step to those with which its batch would have been balanced
+    /// ([`BatchScores::balancing_biases`](crate::moe::quantile::BatchScores::balancing_biases)). The loss that is reported is
+    /// that of each layer.
+    Quantile,
 }
 
 impl LayerConfig {

@@ -50,7 +50,7 @@ impl DenseFeedForward {
             gate: source.parameter(matrix("gate", [model, inner]))?,
             up: source.parameter(matrix("up", [model, inner]))?,
             down: source.parameter(ParameterSpec {
-                initializer: Initializer::Normal(config.residual_initializer_range()),
+                initializer: Initializer::Output(config.residual_initializer_range()),
                 ..matrix("down", [inner, model])
             })?,
             precision: Precision::F32,

@@ -74,7 +74,9 @@ pub fn load_balancing(
     batch: &TokensPerExpert,
 ) -> Option<Tensor<1>> {
     match kind {
-        BalanceKind::PerLayer => mean(balance::per_layer(routing, valid, batch)),
+        BalanceKind::PerLayer | BalanceKind::Quantile => {
+            mean(balance::per_layer(routing, valid, batch))
+        }
         BalanceKind::Pooled => balance::pooled(routing, valid, batch),
     }
 }

@@ -24,6 +24,9 @@ pub enum Initializer {
     Zeros,
     /// Normally distributed with mean 0 and this standard deviation.
     Normal(f64),
+    /// The same, of a projection whose output is added to the residual stream. Random weights may have zeros in its place
+    /// ([`RandomParameters::with_zero_outputs`]).
+    Output(f64),
 }
 
 /// What a parameter is for. Weight decay, the type in which weights are stored, and upcycling go by it.
@@ -235,6 +238,7 @@ pub struct RandomParameters<'a> {
     seed: u64,
     device: &'a Device,
     shard: Option<Shard>,
+    zero_outputs: bool,
 }
 
 impl<'a> RandomParameters<'a> {
@@ -244,6 +248,18 @@ impl<'a> RandomParameters<'a> {
             seed,
             device,
             shard: None,
+            zero_outputs: false,
+        }
+    }
+
+    /// The same, but for the projections of attention, feed-forwards and experts whose outputs are added to the residual
+    /// stream: they are zeros, so that a layer passes on what it is given (as the residual branches of Fixup, arXiv
+    /// 1901.09321, begin).
+    #[must_use]
+    pub fn with_zero_outputs(self) -> Self {
+        Self {
+            zero_outputs: true,
+            ..self
         }
     }
 
@@ -268,10 +284,17 @@ impl ParameterSource for RandomParameters<'_> {
         &mut self,
         spec: ParameterSpec<D>,
     ) -> Result<Param<Tensor<D>>, Infallible> {
-        let value = match (self.held(&spec), spec.initializer) {
+        let initializer = match spec.initializer {
+            Initializer::Output(_) if self.zero_outputs => Initializer::Zeros,
+            initializer => initializer,
+        };
+        let value = match (self.held(&spec), initializer) {
             (Held::Values(slice), Initializer::Ones) => Tensor::ones(slice.shape(), self.device),
             (Held::Values(slice), Initializer::Zeros) => Tensor::zeros(slice.shape(), self.device),
-            (Held::Values(slice), Initializer::Normal(deviation)) => {
+            (
+                Held::Values(slice),
+                Initializer::Normal(deviation) | Initializer::Output(deviation),
+            ) => {
                 let values = RandomValues::new(self.seed, &spec.path, deviation).of(&slice);
                 let data = TensorData::new(values, slice.shape());
                 Tensor::from_data(data, self.device)

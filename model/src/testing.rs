@@ -241,7 +241,7 @@ impl ParameterSource for ByHand<'_> {
                 Tensor::from_data(TensorData::new(values.to_vec(), shape), self.device)
             }
             (None, Initializer::Ones) => Tensor::ones(shape, self.device),
-            (None, Initializer::Zeros | Initializer::Normal(_)) => {
+            (None, Initializer::Zeros | Initializer::Normal(_) | Initializer::Output(_)) => {
                 Tensor::zeros(shape, self.device)
             }
         };

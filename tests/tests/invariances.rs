@@ -7,7 +7,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use firebox_model::batch::Sequence;
-use firebox_model::config::{BalanceKind, ModelConfig};
+use firebox_model::config::{BalanceKind, ModelConfig, Scores};
 use firebox_model::moe::stats::LayerHealth;
 use firebox_model::testing::{clamped, moe, windowed, without_positions};
 use firebox_runtime::on_every_device;
@@ -18,6 +18,7 @@ use firebox_train::gradient::{BatchResult, forward_backward};
 on_every_device!(
     the_gradient_does_not_depend_on_the_cut_into_micro_batches,
     a_document_teaches_the_same_whatever_it_is_packed_with,
+    quantile_balancing_does_not_depend_on_cut_and_padding,
     the_auxiliary_losses_are_in_the_gradient_and_not_in_the_loss,
 );
 
@@ -44,6 +45,44 @@ fn the_gradient_does_not_depend_on_the_cut_into_micro_batches(device: Device) {
             let cut = forward_backward(&model, &sequences, micro_batch, &device);
             same_result(&format!("{micro_batch} at a time"), &cut, &whole);
         }
+    }
+}
+
+fn quantile_balancing_does_not_depend_on_cut_and_padding(device: Device) {
+    let device = device.autodiff();
+    for scores in [Scores::Softmax, Scores::Sigmoid] {
+        let mut config = tiny();
+        let router = &mut moe(&mut config).router;
+        (router.balance, router.balance_coefficient) = (BalanceKind::Quantile, 0.0);
+        router.scores = scores;
+        let mut model = model(&config, &device).train();
+        let before: Vec<Vec<f32>> = (0..2)
+            .map(|layer| (0..8).map(|e| ((e + layer) as f32).sin() * 0.1).collect())
+            .collect();
+        model.set_router_bias(&before);
+        let biases = |sequences: &[Sequence], micro_batch| {
+            let result = forward_backward(&model, sequences, micro_batch, &device);
+            result.scores.balancing_biases(&before).concat()
+        };
+        let texts = sequences(&config, 5, 12, &[0, 7, 0, 3, 11]);
+        let whole = biases(&texts, 5);
+        assert!(relative_error(&whole, &before.concat()) > 0.1);
+        for micro_batch in [1, 2, 3] {
+            let error = relative_error(&biases(&texts, micro_batch), &whole);
+            assert!(
+                error < ROUNDING,
+                "{micro_batch} at a time: off by {error:.1e}"
+            );
+        }
+        // Without what does not count.
+        let cut = texts.iter().map(|text| Sequence {
+            tokens: text.tokens[..text.valid].to_vec(),
+            targets: text.targets[..text.valid].to_vec(),
+            ..text.clone()
+        });
+        let cut: Vec<Sequence> = cut.collect();
+        let error = relative_error(&biases(&cut, 1), &whole);
+        assert!(error < ROUNDING, "without padding: off by {error:.1e}");
     }
 }
 

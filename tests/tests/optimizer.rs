@@ -9,9 +9,9 @@ use firebox_model::parameters::{VisitParameter, visit};
 use firebox_runtime::on_every_device;
 use firebox_tests::models::{model, sequences, tiny};
 use firebox_tests::tensors::relative_error;
-use firebox_train::config::OptimizerConfig;
+use firebox_train::config::{Muon, OptimizerConfig};
 use firebox_train::gradient::forward_backward;
-use firebox_train::optimizer::AdamW;
+use firebox_train::optimizer::Optimizer;
 
 on_every_device!(three_steps_follow_the_formula);
 
@@ -22,6 +22,8 @@ const CONFIG: OptimizerConfig = OptimizerConfig {
     epsilon: 1e-8,
     weight_decay: 0.1,
     clip_norm: 1.0,
+    muon: Muon::None,
+    muon_momentum: None,
     gate_rate: 1.0,
 };
 
@@ -42,7 +44,7 @@ fn weights(model: &LanguageModel) -> BTreeMap<String, Vec<f32>> {
 fn three_steps_follow_the_formula(device: Device) {
     let device = device.autodiff();
     let mut model = model(&tiny(), &device).train();
-    let mut optimizer = AdamW::default();
+    let mut optimizer = Optimizer::default();
     let text = sequences(&tiny(), 2, 12, &[]);
     let mut moments: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for (step, (scale, rate)) in [(0.25, 1e-2), (1.0, 2e-2), (0.5, 1e-2)]
@@ -122,7 +124,7 @@ fn addresses(model: &LanguageModel) -> BTreeMap<String, usize> {
 fn weights_change_where_they_are() {
     let device = Device::flex().autodiff();
     let mut model = model(&tiny(), &device).train();
-    let mut optimizer = AdamW::default();
+    let mut optimizer = Optimizer::default();
     let text = sequences(&tiny(), 2, 12, &[]);
     let (start, values) = (addresses(&model), weights(&model));
     for _ in 0..2 {

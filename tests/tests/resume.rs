@@ -212,11 +212,51 @@ fn a_start_without_a_checkpoint_is_started_again() {
     );
 }
 
-on_every_device!(a_resume_from_any_checkpoint_ends_the_same);
+on_every_device!(
+    a_resume_from_any_checkpoint_ends_the_same,
+    a_resume_with_quantile_balancing_and_muon_ends_the_same,
+);
 
 fn a_resume_from_any_checkpoint_ends_the_same(device: &str) {
+    resumes(&[], device);
+}
+
+fn a_resume_with_quantile_balancing_and_muon_ends_the_same(device: &str) {
+    let muon = ["optimizer.muon=all", "train.zero_outputs=true"];
+    resumes(&[QUANTILE, muon].concat(), device);
+}
+
+/// The run of [`TestRun`] with quantile balancing.
+const QUANTILE: [&str; 2] = [
+    "model.router.balance=quantile",
+    "model.router.bias_update_rate=0",
+];
+
+/// Evaluating more often changes nothing: neither weights nor selection biases.
+#[test]
+fn quantile_balancing_is_not_moved_by_evaluation() {
     let test = TestRun::new();
-    let config = test.config(&[]);
+    let end = |every: u64| {
+        let name = format!("every-{every}");
+        let set = format!("train.validate_every={every}");
+        let config = test.config(&[&QUANTILE[..], &[&set]].concat());
+        let options = test.options(&name, "flex", Resume::Never);
+        trainer::run(&config, &options, &Control::default()).expect("a run");
+        let folder = test.path(&name).join("checkpoints/step-0000012");
+        let weights = TensorFile::open(&folder.join("model.safetensors")).expect("weights");
+        let biases = weights
+            .tensors()
+            .keys()
+            .filter(|name| name.ends_with("correction_bias"));
+        assert_eq!(biases.count(), 2);
+        fs::read(folder.join("model.safetensors")).expect("weights")
+    };
+    assert!(end(1) == end(12));
+}
+
+fn resumes(set: &[&str], device: &str) {
+    let test = TestRun::new();
+    let config = test.config(set);
     trainer::run(
         &config,
         &test.options("whole", device, Resume::Never),

@@ -22,7 +22,7 @@ use serde::Serialize;
 use crate::config::RunConfig;
 use crate::error::TrainError;
 use crate::gradient::forward_backward;
-use crate::optimizer::{AdamW, clip_scale};
+use crate::optimizer::{Optimizer, clip_scale};
 use crate::start::select_device;
 pub use vary::{Row, Variation, vary};
 
@@ -160,7 +160,7 @@ fn measure(config: &RunConfig, model: &ModelConfig, steps: usize, device: &Devic
         .at_precision(config.train.precision)
         .train();
     let autodiff = device.clone().autodiff();
-    let mut optimizer = AdamW::default();
+    let mut optimizer = Optimizer::default();
     let mut seconds = Vec::with_capacity(steps);
     for step in 0..WARM_UP + steps {
         let sequences: Vec<Sequence> = (0..count)

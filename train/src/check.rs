@@ -2,11 +2,12 @@
 
 mod text;
 
-use firebox_model::accounting::{Accounting, Memory};
+use firebox_model::accounting::Accounting;
 use serde::Serialize;
 
 use crate::config::{Frozen, PlanConfig, RunConfig};
 use crate::learned::Learned;
+use crate::optimizer;
 
 const SECONDS_PER_DAY: f64 = 86_400.0;
 const HOURS_PER_DAY: f64 = 24.0;
@@ -62,7 +63,9 @@ impl Report {
     pub fn of(config: &RunConfig) -> Self {
         let mut model = Accounting::of(&config.model);
         let learned = Learned::of(&config.model, config.train.frozen);
-        model.memory = Memory::of(model.total, learned.count(&config.model));
+        model.memory.gradients = 4 * learned.count(&config.model);
+        model.memory.moments =
+            4 * optimizer::kept_values(&config.model, config.optimizer.muon, &learned);
         let training = TrainingTotals::of(config, &model);
         let plan = config
             .plan

@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Gradients, Tensor};
 use firebox_kernels::sum_of_squares;
-use firebox_model::config::ModelConfig;
+use firebox_model::config::{BalanceKind, ModelConfig};
 use firebox_model::language_model::LanguageModel;
 use firebox_model::loss::{Objective, Targets};
 use firebox_model::moe::balance::TokensPerExpert;
+use firebox_model::moe::quantile::BatchScores;
 use firebox_model::moe::stats::HealthSums;
 use firebox_model::parameters::{VisitParameter, visit};
 
@@ -28,6 +29,8 @@ pub struct BatchResult {
     pub total_loss: f64,
     /// Sums of router health per layer.
     pub health: HealthSums,
+    /// The scores that experts are selected by, with quantile balancing; else none.
+    pub scores: BatchScores,
     /// The Euclidean norm of the gradient, over all parameters together.
     pub gradient_norm: f64,
     /// The gradient of `total_loss`.
@@ -73,8 +76,10 @@ pub fn gradient_of<R: Row>(
     });
 
     let mut gradients = GradientSum::default();
+    let gathers_scores = sets_biases(config) && *learned == Learned::Everything;
     let mut layers = Vec::new();
     let mut figures = Vec::new();
+    let mut scores = Vec::new();
     let mut counted = Vec::new();
     for chunk in rows.chunks(micro_batch) {
         let batch = R::batch(chunk, model, device);
@@ -93,22 +98,29 @@ pub fn gradient_of<R: Row>(
         let routing = &output.routing;
         let objective = Objective::new(config, output.logits, routing, of_batch, valid, &load);
         let (loss, total) = (objective.cross_entropy.clone(), objective.total());
-        layers = output.routing.iter().map(|routing| routing.layer).collect();
         figures.extend([loss.inner(), total.clone().inner()]);
-        figures.extend(HealthSums::terms(&output.routing, valid));
+        figures.extend(HealthSums::terms(routing, valid));
+        if gathers_scores {
+            scores.extend(BatchScores::terms(routing, valid));
+        }
+        layers = output.routing.iter().map(|routing| routing.layer).collect();
         counted.push(batch.valid_tokens);
         gradients.add(learned, model, total.backward());
     }
 
     // The only device-to-host read of a step.
     figures.extend(gradients.squares());
-    let figures: Vec<f32> = Tensor::cat(figures, 0).into_data().iter().collect();
+    let lengths: Vec<usize> = scores.iter().map(|scores| scores.dims()[0]).collect();
+    figures.extend(scores);
+    let read: Vec<f32> = Tensor::cat(figures, 0).into_data().iter().collect();
+    let (figures, mut scores) = read.split_at(read.len() - lengths.iter().sum::<usize>());
     let (figures, squares) = figures.split_at(figures.len() - gradients.by_path().len());
     let squares = squares.iter().copied().map(f64::from);
     let mut result = BatchResult {
         loss: 0.0,
         total_loss: 0.0,
         health: HealthSums::default(),
+        scores: BatchScores::default(),
         gradient_norm: squares.sum::<f64>().sqrt(),
         gradients,
     };
@@ -118,6 +130,13 @@ pub fn gradient_of<R: Row>(
         result.total_loss += f64::from(figures[1]);
         result.health.add(&layers, counted, &figures[2..]);
     }
+    if let Some(moe) = &config.moe {
+        for length in lengths {
+            let (own, rest) = scores.split_at(length);
+            result.scores.add(&moe.experts, layers.len(), own);
+            scores = rest;
+        }
+    }
     result
 }
 
@@ -125,6 +144,12 @@ pub fn gradient_of<R: Row>(
 fn needs_load(config: &ModelConfig) -> bool {
     let moe = config.moe.as_ref();
     moe.is_some_and(|moe| moe.router.balance_coefficient > 0.0)
+}
+
+/// Whether the scores of a batch decide its experts' selection biases.
+fn sets_biases(config: &ModelConfig) -> bool {
+    let moe = config.moe.as_ref();
+    moe.is_some_and(|moe| moe.router.balance == BalanceKind::Quantile)
 }
 
 /// The gradient of each parameter, flattened, by path; a sum over micro-batches.

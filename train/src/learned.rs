@@ -77,14 +77,7 @@ impl Learned {
     pub fn count(&self, config: &ModelConfig) -> u128 {
         let parameters = LanguageModel::parameter_list(config).into_iter();
         let learned = parameters.filter(|parameter| self.includes(&parameter.path));
-        let sizes = learned.map(|parameter| {
-            parameter
-                .shape
-                .iter()
-                .map(|&size| size as u128)
-                .product::<u128>()
-        });
-        sizes.sum()
+        learned.map(|parameter| parameter.elements()).sum()
     }
 
     /// The gradient of the parameter at a path, flattened, with zeros where it is not trained; `None` where none of it is.

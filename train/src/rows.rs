@@ -131,7 +131,7 @@ mod tests {
     use crate::data::prepare;
     use crate::learned::Learned;
     use crate::looking::{self, HeldOutLoss};
-    use crate::optimizer::AdamW;
+    use crate::optimizer::Optimizer;
     use crate::state::Progress;
     use crate::testing::{SmallRun, bits, default_device};
 
@@ -139,7 +139,7 @@ mod tests {
         let rows = Rows::of(prepared, config).unwrap();
         let device = default_device();
         let model = LanguageModel::random(&config.model, 7, &device);
-        let optimizer = AdamW::of(Learned::of(&config.model, Some(frozen)));
+        let optimizer = Optimizer::of(Learned::of(&config.model, Some(frozen)));
         let training = TrainingState::new(model, optimizer, Progress::default(), &device);
         (training, rows)
     }
@@ -270,8 +270,14 @@ mod tests {
 
     #[test]
     fn a_frozen_text_model_stays_as_it_is() {
+        for balance in ["bias_update_rate=0.25", "balance=quantile"] {
+            frozen_text(&format!("model.router.{balance}"));
+        }
+    }
+
+    fn frozen_text(balance: &str) {
         let run = SmallRun::seeing();
-        let config = run.config(&["model.router.bias_update_rate=0.25"]);
+        let config = run.config(&[balance]);
         let prepared = prepare(&config, false).unwrap();
         let (training, rows) = start(&config, &prepared, Frozen::Text);
         let before = bits(&training.model);

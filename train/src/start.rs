@@ -9,6 +9,7 @@ use firebox_checkpoint::{
 use firebox_model::accounting::Parameters;
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
+use firebox_model::parameters::RandomParameters;
 use firebox_runtime::device;
 use firebox_text::{TOKENIZER_FILE, Tokenizer};
 
@@ -47,7 +48,12 @@ pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageMod
 fn starting_weights(config: &RunConfig, device: &Device) -> Result<LanguageModel, TrainError> {
     let seed = config.train.seed;
     let Some(origin) = config.train.origin() else {
-        return Ok(LanguageModel::random(&config.model, seed, device));
+        let mut source = RandomParameters::new(seed, device);
+        if config.train.zero_outputs {
+            source = source.with_zero_outputs();
+        }
+        let Ok(model) = LanguageModel::new(&config.model, &mut source);
+        return Ok(model);
     };
     let folder = checkpoint_folder(&origin)?;
     let origin = read_config(&folder, Accept::Key(&config.train.accept))?;
@@ -183,6 +189,14 @@ mod tests {
         let config = run.config(&[]);
         let expected = LanguageModel::random(&config.model, 9, &device);
         assert_eq!(model("train.seed=9"), bits(&expected));
+        let run = SmallRun::new();
+        let zeros = run.config(&["train.seed=9", "train.zero_outputs=true"]);
+        let zeros = bits(&starting_model(&zeros, &device).unwrap());
+        for ((path, zeros), (_, random)) in zeros.iter().zip(&bits(&expected)) {
+            let is_output = path.ends_with("output.weight") || path.ends_with("down");
+            assert_eq!(zeros.iter().all(|&bits| bits == 0), is_output, "{path}");
+            assert!(is_output || zeros == random, "{path}");
+        }
         assert_ne!(model("train.seed=8"), bits(&expected));
     }
 

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{RunConfig, TileLimits};
 use crate::error::TrainError;
 use crate::learned::Learned;
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 
 const STATE_FILE: &str = "train_state.json";
 const MOMENTS_FILE: &str = "train_state.safetensors";
@@ -63,7 +63,7 @@ pub fn save(
     model: &LanguageModel,
     tokenizer: &Tokenizer,
     notes: &Notes,
-    optimizer: &AdamW,
+    optimizer: &Optimizer,
     progress: &Progress,
 ) -> Result<(), TrainError> {
     let options = SaveOptions {
@@ -109,12 +109,19 @@ pub fn load(
     progress: &Progress,
     config: &RunConfig,
     device: &Device,
-) -> Result<(LanguageModel, AdamW), CheckpointError> {
+) -> Result<(LanguageModel, Optimizer), CheckpointError> {
     let own = read_config(folder, Accept::Nothing)?;
     let model = load_weights(folder, &own, &config.model, device)?;
     let learned = Learned::of(&config.model, config.train.frozen);
     let moments = TensorFile::open(&folder.join(MOMENTS_FILE))?;
-    let optimizer = AdamW::read(&moments, progress.step, learned, &model, device)?;
+    let optimizer = Optimizer::read(
+        &moments,
+        progress.step,
+        learned,
+        config.optimizer.muon,
+        &model,
+        device,
+    )?;
     Ok((model.at_precision(config.train.precision), optimizer))
 }
 
@@ -194,19 +201,23 @@ mod tests {
     #[test]
     fn what_is_saved_is_loaded() {
         for precision in Precision::ALL {
-            save_and_load(precision);
+            save_and_load(precision, "model.router.bias_update_rate=0.25", "none");
+            save_and_load(precision, "model.router.balance=quantile", "dense");
+            save_and_load(precision, "model.router.balance=quantile", "all");
         }
     }
 
-    fn save_and_load(precision: Precision) {
+    fn save_and_load(precision: Precision, balance: &str, muon: &str) {
         let run = SmallRun::new();
-        let set = format!("train.precision={precision}");
-        let config = run.config(&["model.router.bias_update_rate=0.25", &set]);
+        let precise = format!("train.precision={precision}");
+        let muon = format!("optimizer.muon={muon}");
+        let config = run.config(&[balance, &precise, &muon]);
         let device = default_device();
         let prepared = prepare(&config, false).unwrap();
         let stream = prepared.training_stream(8, 1, config.sequences()).unwrap();
         let model = LanguageModel::random(&config.model, 1, &device).at_precision(precision);
-        let training = TrainingState::new(model, AdamW::default(), Progress::default(), &device);
+        let training =
+            TrainingState::new(model, Optimizer::default(), Progress::default(), &device);
         let (mut training, _) = training.step(&config, &stream).unwrap();
         training.progress.data_hash = "5eed".to_owned();
         training.progress.best = Some(Best {

@@ -4,16 +4,18 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::Device;
+use firebox_model::config::{BalanceKind, RouterConfig};
 use firebox_model::language_model::LanguageModel;
 use firebox_model::moe::balance::update_bias;
-use firebox_model::moe::stats::LayerHealth;
+use firebox_model::moe::quantile::BatchScores;
+use firebox_model::moe::stats::{HealthSums, LayerHealth};
 use firebox_model::parameters::train_only;
 
 use crate::config::RunConfig;
 use crate::error::TrainError;
 use crate::gradient::gradient_of;
 use crate::learned::Learned;
-use crate::optimizer::{AdamW, clip_scale};
+use crate::optimizer::{Optimizer, clip_scale};
 use crate::rows::{Row, Stream};
 use crate::schedule::learning_rate_fraction;
 use crate::state::Progress;
@@ -24,7 +26,7 @@ pub struct TrainingState {
     /// The model, on an autodiff device.
     pub model: LanguageModel,
     /// The optimizer with its moments.
-    pub optimizer: AdamW,
+    pub optimizer: Optimizer,
     /// The progress of the run.
     pub progress: Progress,
     device: Device,
@@ -54,7 +56,7 @@ impl TrainingState {
     /// for one.
     pub fn new(
         model: LanguageModel,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         progress: Progress,
         device: &Device,
     ) -> Self {
@@ -68,7 +70,7 @@ impl TrainingState {
         }
     }
 
-    /// Takes one step: accumulates the gradient over micro-batches, clips it, applies AdamW, and updates the routers'
+    /// Takes one step: accumulates the gradient over micro-batches, clips it, updates the weights, and updates the routers'
     /// selection bias.
     ///
     /// # Errors
@@ -118,15 +120,15 @@ impl TrainingState {
             learning_rate,
             &config.optimizer,
         );
-        let moe = config.model.moe.as_ref();
-        if let Some(rate) = moe.map(|moe| moe.router.bias_update_rate)
-            && rate > 0.0
+        if let Some(moe) = &config.model.moe
             && learned == Learned::Everything
         {
-            let mut biases = self.model.router_bias();
-            for (bias, counts) in biases.iter_mut().zip(batch.health.tokens_per_expert()) {
-                update_bias(bias, counts, rate);
-            }
+            let biases = moved(
+                &moe.router,
+                self.model.router_bias(),
+                &batch.health,
+                &batch.scores,
+            );
             self.model.set_router_bias(&biases);
         }
 
@@ -148,13 +150,33 @@ impl TrainingState {
     }
 }
 
+/// The routers' selection biases after a batch.
+fn moved(
+    router: &RouterConfig,
+    mut biases: Vec<Vec<f32>>,
+    health: &HealthSums,
+    scores: &BatchScores,
+) -> Vec<Vec<f32>> {
+    if router.balance == BalanceKind::Quantile {
+        return scores.balancing_biases(&biases);
+    }
+    if router.bias_update_rate > 0.0 {
+        for (bias, counts) in biases.iter_mut().zip(health.tokens_per_expert()) {
+            update_bias(bias, counts, router.bias_update_rate);
+        }
+    }
+    biases
+}
+
 #[cfg(test)]
 mod tests {
     use burn::tensor::Tensor;
+    use firebox_model::batch::Sequence;
     use firebox_model::parameters::{MapParameter, map};
 
     use super::*;
     use crate::data::{TrainingStream, prepare};
+    use crate::gradient::forward_backward;
     use crate::testing::{SmallRun, bits, default_device};
 
     fn start(config: &RunConfig) -> (TrainingState, TrainingStream) {
@@ -163,7 +185,8 @@ mod tests {
         let (context, seed) = (config.model.context_length, config.train.seed);
         let stream = prepared.training_stream(context, seed, config.sequences());
         let model = LanguageModel::random(&config.model, seed, &device);
-        let training = TrainingState::new(model, AdamW::default(), Progress::default(), &device);
+        let training =
+            TrainingState::new(model, Optimizer::default(), Progress::default(), &device);
         (training, stream.unwrap())
     }
 
@@ -202,6 +225,35 @@ mod tests {
         assert_eq!((step, sequences, tokens), (2, 6, 48));
         assert_eq!(seconds, first.seconds + second.seconds);
         assert_eq!(training.optimizer.steps(), 2);
+    }
+
+    #[test]
+    fn quantile_balancing_sets_the_biases_that_its_batch_asks_for() {
+        for scores in ["softmax", "sigmoid"] {
+            let run = SmallRun::new();
+            let scores = format!("model.router.scores={scores}");
+            let config = run.config(&["model.router.balance=quantile", &scores]);
+            let (training, stream) = start(&config);
+            let rows = (0..3).map(|index| stream.row(index).unwrap());
+            let rows: Vec<Sequence> = rows.collect();
+            let device = default_device().autodiff();
+            let batch = forward_backward(&training.model, &rows, 8, &device);
+            // Two experts, one a token: the ones in front of the other by more than the difference of the biases.
+            let ahead = {
+                let batch = Sequence::batch(&rows, &training.model, &device);
+                let routing = training.model.forward_batch(&batch).routing;
+                let scores: Vec<f32> = routing[0].selection_scores().into_data().iter().collect();
+                let ahead = scores.chunks(2).map(|pair| pair[0] - pair[1]);
+                ahead.collect::<Vec<f32>>()
+            };
+            let (training, _) = training.step(&config, &stream).unwrap();
+            let biases = training.model.router_bias();
+            assert_eq!(biases, batch.scores.balancing_biases(&[]));
+            let difference = biases[0][1] - biases[0][0];
+            let first = ahead.iter().filter(|&&ahead| ahead > difference).count();
+            assert_eq!((first, ahead.len()), (12, 24));
+            assert!(biases[0][0] != 0.0 && (biases[0][0] + biases[0][1]).abs() < 1e-6);
+        }
     }
 
     #[test]

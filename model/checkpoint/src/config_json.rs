@@ -78,7 +78,7 @@ pub fn read_config(folder: &Path, accept: Accept) -> Result<CheckpointConfig, Ch
 /// When config.json cannot say what the model is.
 pub fn planned_config(model: &ModelConfig) -> Result<CheckpointConfig, CheckpointError> {
     let moe = model.moe.as_ref();
-    let biased = moe.is_some_and(|moe| moe.router.bias_update_rate > 0.0);
+    let biased = moe.is_some_and(|moe| moe.router.balances_by_bias());
     let family = Family::of(model, biased);
     let text = config_json(model, &family, &Notes::default(), WeightDtype::F32);
     let value = serde_json::from_str(&text).expect("an object that was just written");
@@ -243,7 +243,7 @@ fn add_mixture(
     add("norm_topk_prob", json!(router.normalize));
     add("output_router_logits", json!(false));
     let coefficient = match router.balance {
-        BalanceKind::Pooled => router.balance_coefficient,
+        BalanceKind::Pooled | BalanceKind::Quantile => router.balance_coefficient,
         BalanceKind::PerLayer => router.balance_coefficient / experts.top_k as f64,
     };
     match family.router {

@@ -107,7 +107,7 @@ impl LatentAttention {
             ParameterSpec::new(path, Role::Attention, dimensions, initializer)
         };
         let output = ParameterSpec {
-            initializer: Initializer::Normal(config.residual_initializer_range()),
+            initializer: Initializer::Output(config.residual_initializer_range()),
             ..matrix("output", [heads(latent.value_dim), model])
         };
         let norm = |name: &str, width, source: &mut S| -> Result<RmsNorm, S::Error> {

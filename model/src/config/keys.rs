@@ -200,9 +200,9 @@ keys! {
         groups: usize,
         /// Number of groups that a token's experts are selected from.
         top_groups: usize,
-        /// The load-balancing loss.
+        /// The load-balancing loss, or quantile balancing.
         balance: BalanceKind,
-        /// Its coefficient.
+        /// Coefficient of the loss; by default 0 with quantile balancing.
         balance_coefficient: f64,
         /// Coefficient of the router z-loss.
         z_coefficient: f64,

@@ -1,8 +1,8 @@
 //! The rules that a configuration must keep, whatever it was read from.
 
 use super::{
-    AttentionKind, ExpertActivation, ExpertsConfig, FeedForwardKind, ModelConfig, MoeConfig,
-    Multipliers, RopeScaling, RouterConfig,
+    AttentionKind, BalanceKind, ExpertActivation, ExpertsConfig, FeedForwardKind, ModelConfig,
+    MoeConfig, Multipliers, RopeScaling, RouterConfig,
 };
 
 /// The largest allowed size; it keeps products of sizes within the range of their types.
@@ -222,6 +222,34 @@ impl MoeConfig {
             ("router.bias_update_rate", router.bias_update_rate),
         ] {
             finite(key, value, false)?;
+        }
+        if router.balance == BalanceKind::Quantile {
+            self.validate_quantile()?;
+        }
+        Ok(())
+    }
+
+    fn validate_quantile(&self) -> Result<(), ConfigError> {
+        let router = &self.router;
+        require(
+            router.groups == 1,
+            "router.groups",
+            router.groups,
+            "must be 1 with router.balance = \"quantile\": whether a token selects an expert then depends on the other experts \
+             of its group too",
+            "balance = \"per-layer\" with a bias_update_rate balances groups",
+        )?;
+        for (key, value) in [
+            ("router.balance_coefficient", router.balance_coefficient),
+            ("router.bias_update_rate", router.bias_update_rate),
+        ] {
+            require(
+                value == 0.0,
+                key,
+                format!("{value:?}"),
+                "must be 0 with router.balance = \"quantile\", which has neither a loss nor a rate",
+                "remove it, or choose another balance",
+            )?;
         }
         Ok(())
     }

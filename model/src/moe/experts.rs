@@ -89,7 +89,7 @@ impl Experts {
             gate: source.parameter(stack("gate", [count, model, inner]))?,
             up: source.parameter(stack("up", [count, model, inner]))?,
             down: source.parameter(ParameterSpec {
-                initializer: Initializer::Normal(config.residual_initializer_range()),
+                initializer: Initializer::Output(config.residual_initializer_range()),
                 ..stack("down", [count, inner, model])
             })?,
             biases: match experts.biases {

@@ -3,6 +3,7 @@
 pub mod balance;
 pub mod experts;
 pub mod loads;
+pub mod quantile;
 pub mod router;
 pub mod stats;
 
@@ -62,6 +63,16 @@ pub struct Routing {
     pub probabilities: Tensor<2>,
     /// The assignment of tokens to experts.
     pub plan: DispatchPlan,
+}
+
+impl Routing {
+    /// The scores that the experts are selected by, without the bias and without gradients, `[tokens, experts]`.
+    pub fn selection_scores(&self) -> Tensor<2> {
+        match self.scores {
+            Scores::Softmax => self.probabilities.clone().inner(),
+            Scores::Sigmoid => sigmoid(self.logits.clone().inner()),
+        }
+    }
 }
 
 impl MixtureOfExperts {

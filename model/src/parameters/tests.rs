@@ -8,7 +8,45 @@ on_every_device!(
     values_depend_on_seed_and_path_alone,
     parameters_are_visited_in_the_order_of_fields,
     a_map_changes_values_and_nothing_else,
+    outputs_may_begin_at_zero,
 );
+
+fn outputs_may_begin_at_zero(device: Device) {
+    struct Zeros(Vec<String>);
+    impl VisitParameter for Zeros {
+        fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
+            if values(parameter.val()).iter().all(|&value| value == 0.0) {
+                self.0.push(path.to_owned());
+            }
+        }
+    }
+    let mut config = tiny();
+    config.layers.push(crate::config::LayerConfig::dense(9));
+    moe(&mut config).experts.shared_d_ff = 5;
+    let zeros = |source: RandomParameters<'_>| {
+        let mut source = source;
+        let Ok(model) = LanguageModel::new(&config, &mut source);
+        let mut zeros = Zeros(Vec::new());
+        visit(&model, &mut zeros);
+        zeros.0
+    };
+    let random = || RandomParameters::new(7, &device);
+    assert_eq!(zeros(random()), [""; 0]);
+    let mut found = zeros(random().with_zero_outputs());
+    found.sort();
+    let of = |layer: usize, parts: &[&str]| {
+        let paths = parts.iter().map(|part| format!("blocks.{layer}.{part}"));
+        paths.collect::<Vec<String>>()
+    };
+    let output = "attention.output.weight";
+    let mixture = [
+        output,
+        "feed_forward.experts.down",
+        "feed_forward.shared.down",
+    ];
+    let dense = of(2, &[output, "feed_forward.down"]);
+    assert_eq!(found, [of(0, &mixture), of(1, &mixture), dense].concat());
+}
 
 fn drawn(seed: u64, path: &str, length: usize, device: &Device) -> Vec<f32> {
     let mut source = RandomParameters::new(seed, device);

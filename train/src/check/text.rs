@@ -5,14 +5,14 @@ use std::fmt::{self, Display, Formatter};
 use firebox_console::report::Table;
 use firebox_model::accounting::Memory;
 use firebox_model::config::{
-    AttentionBias, AttentionKind, ExpertActivation, ModelConfig, MoeConfig, Multipliers, QkNorm,
-    RopeScaling, RouterConfig, Scores,
+    AttentionBias, AttentionKind, BalanceKind, ExpertActivation, ModelConfig, MoeConfig,
+    Multipliers, QkNorm, RopeScaling, RouterConfig, Scores,
 };
 
 use super::{Report, TrainingTotals};
 use crate::config::{
-    DecayKind, Frozen, RunConfig, Share, SourceConfig, SourceKind, SplitKind, TokenizerConfig,
-    TrainingSource,
+    DecayKind, Frozen, Muon, RunConfig, Share, SourceConfig, SourceKind, SplitKind,
+    TokenizerConfig, TrainingSource,
 };
 use firebox_console::numbers::{
     bytes, counted, flop, grouped, percent, percent_of, scaled, text_bytes,
@@ -120,8 +120,13 @@ fn configuration(config: &RunConfig) -> Table {
 
 fn optimizer_summary(config: &RunConfig) -> String {
     let optimizer = &config.optimizer;
+    let muon = match optimizer.muon {
+        Muon::None => "",
+        Muon::Dense => "Muon for attention and dense layers, else ",
+        Muon::All => "Muon for attention, dense layers and experts, else ",
+    };
     format!(
-        "AdamW, learning rate {}, betas {} and {}, weight decay {}, clip norm {}",
+        "{muon}AdamW, learning rate {}, betas {} and {}, weight decay {}, clip norm {}",
         optimizer.learning_rate,
         optimizer.beta1,
         optimizer.beta2,
@@ -314,17 +319,19 @@ fn balance_summary(router: &RouterConfig) -> String {
         1 => String::new(),
         groups => format!("experts of {} of {groups} groups, ", router.top_groups),
     };
-    let bias = match router.bias_update_rate {
-        0.0 => "no selection bias".to_owned(),
-        rate => format!("selection bias with update rate {rate}"),
+    let loss = format!("balance loss × {}", router.balance_coefficient);
+    let balance = match (router.balance, router.bias_update_rate) {
+        (BalanceKind::Quantile, _) => "quantile balancing".to_owned(),
+        (_, 0.0) => format!("{loss}, no selection bias"),
+        (_, rate) => format!("{loss}, selection bias with update rate {rate}"),
     };
     let scaling = match router.scaling {
         1.0 => String::new(),
         scaling => format!("weights × {scaling}, "),
     };
     format!(
-        "{scores}{logits}{groups}{scaling}balance loss × {}, router z-loss × {}, {bias}",
-        router.balance_coefficient, router.z_coefficient
+        "{scores}{logits}{groups}{scaling}{balance}, router z-loss × {}",
+        router.z_coefficient
     )
 }
 
@@ -439,7 +446,7 @@ fn memory(memory: &Memory) -> Table {
         [
             figure("weights", memory.weights),
             figure("gradients", memory.gradients),
-            figure("AdamW moments", memory.moments),
+            figure("optimizer", memory.moments),
             figure("total", memory.total()),
         ],
     )

@@ -15,7 +15,7 @@ use crate::config::RunConfig;
 use crate::data::prepare;
 use crate::error::TrainError;
 use crate::learned::Learned;
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::rows::Rows;
 use crate::start::{select_device, starting_model};
 use crate::state::Progress;
@@ -76,7 +76,7 @@ pub fn record(
         };
         let progress = Progress::default();
         let learned = Learned::of(&config.model, config.train.frozen);
-        let mut training = TrainingState::new(model, AdamW::of(learned), progress, &selected);
+        let mut training = TrainingState::new(model, Optimizer::of(learned), progress, &selected);
         for number in 1..=steps {
             control.set_step(number);
             let result;

@@ -329,6 +329,9 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Seed of the initial weights (when upcycling, of the routers' weights) and of the order of the data.
     pub seed: u64,
+    /// Whether the projections whose outputs are added to the residual stream begin at zero; of random weights alone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub zero_outputs: bool,
     /// Number of sequences of `model.context_length` tokens per forward and backward pass.
     pub micro_batch: usize,
     /// Precision of the factors of matrix products, forward and backward; weights, router, norms, softmax, loss and optimizer
@@ -387,7 +390,7 @@ pub struct SampleConfig {
     pub temperature: f64,
 }
 
-/// `[optimizer]`: AdamW (arXiv 1711.05101), without weight decay on norms and embeddings.
+/// `[optimizer]`: AdamW (arXiv 1711.05101), without weight decay on norms and embeddings, and Muon.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OptimizerConfig {
     /// Peak learning rate.
@@ -402,9 +405,27 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// Maximum global norm of the gradient; 0 disables clipping.
     pub clip_norm: f64,
+    /// The matrices that Muon updates in place of AdamW.
+    pub muon: Muon,
+    /// How much of Muon's momentum stays from one step to the next; `None` without Muon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub muon_momentum: Option<f64>,
     /// Learning rate of the gates of a model that sees pictures, as a multiple of that of all else.
     #[serde(skip_serializing_if = "is_one")]
     pub gate_rate: f64,
+}
+
+/// Which matrices are updated by [Muon](crate::optimizer::muon()).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Muon {
+    /// None.
+    #[default]
+    None,
+    /// Those of attention, dense feed-forwards and shared experts.
+    Dense,
+    /// These, and each matrix of each expert.
+    All,
 }
 
 fn is_one(number: &f64) -> bool {

@@ -13,7 +13,7 @@ use serde::de::{
     value::{MapAccessDeserializer, SeqAccessDeserializer},
 };
 
-use super::{DecayKind, Frozen, OnError, SplitKind};
+use super::{DecayKind, Frozen, Muon, OnError, SplitKind};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
@@ -102,6 +102,7 @@ pub(super) struct RawTrain {
     pub frozen: Option<Frozen>,
     pub steps: u64,
     pub seed: Option<u64>,
+    pub zero_outputs: Option<bool>,
     pub micro_batch: Option<usize>,
     pub precision: Option<Precision>,
     pub log_every: Option<u64>,
@@ -128,6 +129,8 @@ pub(super) struct RawOptimizer {
     pub weight_decay: Option<f64>,
     pub clip_norm: Option<f64>,
     pub gate_rate: Option<f64>,
+    pub muon: Option<Muon>,
+    pub muon_momentum: Option<f64>,
 }
 
 #[derive(Debug, Deserialize)]

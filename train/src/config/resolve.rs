@@ -16,7 +16,7 @@ use super::raw::{
     RawBatch, RawCheckpoint, RawConfig, RawOptimizer, RawPlan, RawSchedule, RawTokenizer, RawTrain,
 };
 use super::{
-    BatchRamp, CheckpointConfig, DecayKind, Frozen, OptimizerConfig, PlanConfig, RunConfig,
+    BatchRamp, CheckpointConfig, DecayKind, Frozen, Muon, OptimizerConfig, PlanConfig, RunConfig,
     SampleConfig, ScheduleConfig, TokenizerConfig, TrainConfig,
 };
 
@@ -94,12 +94,17 @@ fn train(raw: RawTrain, frozen: Option<Frozen>) -> Checked<TrainConfig> {
         return Err(without_effect("train.accept", "without train.init")
             .hint("remove it; random weights have no config.json"));
     }
+    if raw.init.is_some() && raw.zero_outputs == Some(true) {
+        return Err(without_effect("train.zero_outputs", "with train.init")
+            .hint("remove it, or set it to false; the weights are those of the checkpoint"));
+    }
     let train = TrainConfig {
         init: raw.init,
         accept: raw.accept.unwrap_or_default(),
         frozen,
         steps: raw.steps,
         seed: raw.seed.unwrap_or(0),
+        zero_outputs: raw.zero_outputs.unwrap_or(false),
         micro_batch: raw.micro_batch.unwrap_or(8),
         precision: raw.precision.unwrap_or_default(),
         log_every: raw.log_every.unwrap_or(10),
@@ -131,6 +136,13 @@ fn train(raw: RawTrain, frozen: Option<Frozen>) -> Checked<TrainConfig> {
 }
 
 fn optimizer(raw: RawOptimizer) -> Checked<OptimizerConfig> {
+    let muon = raw.muon.unwrap_or_default();
+    if muon == Muon::None && raw.muon_momentum.is_some() {
+        return Err(
+            without_effect("optimizer.muon_momentum", "without optimizer.muon")
+                .hint("remove it, or set muon = \"dense\" or \"all\""),
+        );
+    }
     let optimizer = OptimizerConfig {
         learning_rate: raw.learning_rate,
         beta1: raw.beta1.unwrap_or(0.9),
@@ -138,15 +150,18 @@ fn optimizer(raw: RawOptimizer) -> Checked<OptimizerConfig> {
         epsilon: raw.epsilon.unwrap_or(1e-8),
         weight_decay: raw.weight_decay.unwrap_or(0.1),
         clip_norm: raw.clip_norm.unwrap_or(1.0),
+        muon,
+        muon_momentum: (muon != Muon::None).then(|| raw.muon_momentum.unwrap_or(0.95)),
         gate_rate: raw.gate_rate.unwrap_or(1.0),
     };
     above_zero("optimizer.gate_rate", optimizer.gate_rate)?;
     above_zero("optimizer.learning_rate", optimizer.learning_rate)?;
     for (key, value) in [
-        ("optimizer.beta1", optimizer.beta1),
-        ("optimizer.beta2", optimizer.beta2),
+        ("optimizer.beta1", Some(optimizer.beta1)),
+        ("optimizer.beta2", Some(optimizer.beta2)),
+        ("optimizer.muon_momentum", optimizer.muon_momentum),
     ] {
-        if !(0.0..1.0).contains(&value) {
+        if value.is_some_and(|value| !(0.0..1.0).contains(&value)) {
             return Err(Problem::new(key, "must be at least 0 and below 1"));
         }
     }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::load::parse;
 use super::{
-    BatchRamp, ConfigError, RunConfig, Share, SourceKind, SplitKind, TokenizerConfig, load,
+    BatchRamp, ConfigError, Muon, RunConfig, Share, SourceKind, SplitKind, TokenizerConfig, load,
 };
 use firebox_console::advice::Advise as _;
 use firebox_console::terminal::sentence;
@@ -93,7 +93,15 @@ fn defaults_are_filled_in() {
 #[test]
 fn a_resolved_file_reads_back_to_the_same_run() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-    let more: [(&str, &[&str]); 10] = [
+    let more: [(&str, &[&str]); 11] = [
+        (
+            "quickstart.toml",
+            &[
+                "model.router.balance=quantile",
+                "model.router.balance_coefficient=0",
+                "model.router.scores=sigmoid",
+            ],
+        ),
         ("quickstart.toml", &[]),
         ("shakespeare.toml", &[]),
         ("gpt4.toml", &[]),
@@ -207,7 +215,7 @@ fn unknown_keys_are_named_with_the_nearest_known_one() {
     hint: did you mean `optimizer`?
     ");
     insta::assert_snapshot!(set(&["train.stepz=5"]), @r"
-    run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed: init, accept, frozen, steps, seed, micro_batch, precision, log_every, validate_every, validation_tokens, sample
+    run.toml: train.stepz = 5 (from --set) is not a known key of train; allowed: init, accept, frozen, steps, seed, zero_outputs, micro_batch, precision, log_every, validate_every, validation_tokens, sample
     hint: did you mean `steps`?
     ");
     insta::assert_snapshot!(replaced("d_ff = 48", "d_ff = 48\ncapacity = 2"), @"run.toml:12: model.experts.capacity = 2 is not a known key of model.experts; allowed: count, top_k, d_ff, activation, limit, alpha, biases, shared_d_ff, shared_gate");
@@ -342,6 +350,31 @@ fn keys_without_effect_are_refused() {
     run.toml: schedule.batch_tokens.start = 64 (from --set) has no effect when ramp_steps is 0
     hint: write batch_tokens = 96
     ");
+}
+
+#[test]
+fn keys_of_the_recipe_are_checked() {
+    let optimizer = |set: &[&str]| read(SMALL, set).unwrap().optimizer;
+    assert_eq!(
+        (optimizer(&[]).muon, optimizer(&[]).muon_momentum),
+        (Muon::None, None)
+    );
+    let dense = optimizer(&["optimizer.muon=dense"]);
+    assert_eq!((dense.muon, dense.muon_momentum), (Muon::Dense, Some(0.95)));
+    insta::assert_snapshot!(set(&["optimizer.muon_momentum=0.9"]), @r#"
+    run.toml: optimizer.muon_momentum = 0.9 (from --set) has no effect without optimizer.muon
+    hint: remove it, or set muon = "dense" or "all"
+    "#);
+    insta::assert_snapshot!(set(&["optimizer.muon=all", "optimizer.muon_momentum=1"]), @"run.toml: optimizer.muon_momentum = 1 (from --set) must be at least 0 and below 1");
+    insta::assert_snapshot!(set(&["optimizer.muon=experts"]), @r#"run.toml: optimizer.muon = "experts" (from --set) must be "none" or "dense" or "all""#);
+    insta::assert_snapshot!(set(&["model.router.balance=quantile", "model.router.bias_update_rate=0.01"]), @r#"
+    run.toml: model.router.bias_update_rate = 0.01 (from --set) must be 0 with router.balance = "quantile", which has neither a loss nor a rate
+    hint: remove it, or choose another balance
+    "#);
+    insta::assert_snapshot!(set(&["model.router.balance=quantile", "model.router.groups=2"]), @r#"
+    run.toml: model.router.groups = 2 (from --set) must be 1 with router.balance = "quantile": whether a token selects an expert then depends on the other experts of its group too
+    hint: balance = "per-layer" with a bias_update_rate balances groups
+    "#);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::extension;
 use crate::learned::Learned;
 use crate::lock::Lock;
 use crate::metrics::{MetricsLog, SourceRecord, StartRecord};
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::rows::Rows;
 use crate::run_folder::{self, RunFolder};
 use crate::start::{notes, starting_model, with_own_tokenizer};
@@ -109,7 +109,7 @@ impl Run {
             }
             None => {
                 let learned = Learned::of(&config.model, config.train.frozen);
-                (starting_model(&config, device)?, AdamW::of(learned))
+                (starting_model(&config, device)?, Optimizer::of(learned))
             }
         };
         let resumed = newest.map(|step| folder.checkpoint(step));

@@ -307,7 +307,7 @@ impl Family {
         let Some(moe) = &config.moe else {
             return self.feed_forward == FeedForwardName::Dense;
         };
-        let biased = biased || moe.router.bias_update_rate > 0.0;
+        let biased = biased || moe.router.balances_by_bias();
         self.feed_forward == FeedForwardName::Moe
             && (self.normalize == Normalize::AsConfigured || moe.router.normalize)
             && self.router.computes(moe, biased)

@@ -291,6 +291,10 @@ fn every_family_reads_what_it_writes() {
         router.balance = BalanceKind::PerLayer;
         router.z_coefficient = 0.5;
     });
+    let quantile = |router: &mut RouterConfig| {
+        router.balance = BalanceKind::Quantile;
+        router.balance_coefficient = 0.0;
+    };
     let (full, window) = (AttentionKind::Full, AttentionKind::Window(16));
     let qwen3 = || dense(QkNorm::Head);
     let cases = [
@@ -304,6 +308,7 @@ fn every_family_reads_what_it_writes() {
         (normed(QkNorm::Head, true), QWEN3_MOE),
         (with_dense(normed(QkNorm::Head, false), &[0, 3]), QWEN3_MOE),
         (biased, FIREBOX),
+        (routed(quantile), FIREBOX),
         (dots(), DOTS1),
         (
             dots_without(|model| mixture(model).experts.shared_d_ff = 0),

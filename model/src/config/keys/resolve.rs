@@ -7,9 +7,9 @@ use super::{
 use crate::config::rules::{check_layers, require};
 use crate::config::vision::CROSS_LAYERS;
 use crate::config::{
-    AttentionKind, ConfigError, ExpertActivation, ExpertsConfig, FeedForwardKind, LARGEST_SIZE,
-    LatentConfig, LayerConfig, ModelConfig, MoeConfig, Multipliers, RopeScaling, RouterConfig,
-    VisionConfig,
+    AttentionKind, BalanceKind, ConfigError, ExpertActivation, ExpertsConfig, FeedForwardKind,
+    LARGEST_SIZE, LatentConfig, LayerConfig, ModelConfig, MoeConfig, Multipliers, RopeScaling,
+    RouterConfig, VisionConfig,
 };
 
 type Checked<T> = Result<T, ConfigError>;
@@ -262,6 +262,11 @@ impl RouterKeys {
     /// The router; absent keys are those of [`RouterConfig::DEFAULT`].
     pub fn resolve(&self) -> RouterConfig {
         let absent = RouterConfig::DEFAULT;
+        let balance = self.balance.unwrap_or(absent.balance);
+        let coefficient = match balance {
+            BalanceKind::PerLayer | BalanceKind::Pooled => absent.balance_coefficient,
+            BalanceKind::Quantile => 0.0,
+        };
         RouterConfig {
             logit_bias: self.logit_bias.unwrap_or(absent.logit_bias),
             scores: self.scores.unwrap_or(absent.scores),
@@ -269,10 +274,8 @@ impl RouterKeys {
             scaling: self.scaling.unwrap_or(absent.scaling),
             groups: self.groups.unwrap_or(absent.groups),
             top_groups: self.top_groups.unwrap_or(absent.top_groups),
-            balance: self.balance.unwrap_or(absent.balance),
-            balance_coefficient: self
-                .balance_coefficient
-                .unwrap_or(absent.balance_coefficient),
+            balance,
+            balance_coefficient: self.balance_coefficient.unwrap_or(coefficient),
             z_coefficient: self.z_coefficient.unwrap_or(absent.z_coefficient),
             bias_update_rate: self.bias_update_rate.unwrap_or(absent.bias_update_rate),
         }

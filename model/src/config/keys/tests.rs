@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::{AttentionKind, ConfigError, ExpertActivation, LayerConfig, ModelConfig};
+use crate::config::{
+    AttentionKind, BalanceKind, ConfigError, ExpertActivation, LayerConfig, ModelConfig,
+};
 
 /// Two layers of four experts, with some keys changed; null removes one.
 fn keys(changes: Value) -> ModelKeys {
@@ -61,6 +63,38 @@ fn a_pattern_is_repeated_over_the_layers() {
     }
     let zero = refused(json!({ "attention": ["window"], "window": 0 }));
     assert_eq!(zero.key, "window");
+}
+
+#[test]
+fn quantile_balancing_has_no_loss_no_rate_and_no_groups() {
+    let router = |changes: Value| {
+        let mut router = json!({ "balance": "quantile" });
+        let fields = changes.as_object().unwrap().clone();
+        router.as_object_mut().unwrap().extend(fields);
+        json!({ "router": router })
+    };
+    let found = resolved(router(json!({}))).moe.unwrap().router;
+    assert!(found.balances_by_bias() && found.balance == BalanceKind::Quantile);
+    assert_eq!(
+        (found.balance_coefficient, found.z_coefficient),
+        (0.0, 0.001)
+    );
+    // As a file writes them that switches a loss off.
+    let zeros = json!({ "balance_coefficient": 0.0, "bias_update_rate": 0.0 });
+    assert_eq!(resolved(router(zeros)).moe.unwrap().router, found);
+    assert!(!resolved(json!({})).moe.unwrap().router.balances_by_bias());
+    for (key, value) in [
+        ("balance_coefficient", json!(0.01)),
+        ("bias_update_rate", json!(0.001)),
+        ("groups", json!(2)),
+    ] {
+        let error = refused(router(json!({ key: value })));
+        assert_eq!(error.key, format!("router.{key}"));
+        assert!(
+            error.rule.contains("with router.balance = \"quantile\""),
+            "{error}"
+        );
+    }
 }
 
 #[test]

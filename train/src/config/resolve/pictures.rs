@@ -67,6 +67,14 @@ pub(super) fn check(
             "must be between 0 and 1",
         ));
     }
+    if train.zero_outputs {
+        return Err(Problem::new(
+            "train.zero_outputs",
+            "must be false for a model that sees pictures, whose gates begin at 0: behind a factor of 0, an output of 0 has no \
+             gradient",
+        )
+        .hint("remove it"));
+    }
     if train.frozen == Some(Frozen::Text) && train.init.is_none() {
         return Err(Problem::new(
             "train.frozen",

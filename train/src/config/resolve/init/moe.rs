@@ -34,7 +34,13 @@ impl Origin {
         let coefficient = match (own.balance, balance) {
             (BalanceKind::Pooled, BalanceKind::PerLayer) => own.balance_coefficient * top_k,
             (BalanceKind::PerLayer, BalanceKind::Pooled) => own.balance_coefficient / top_k,
+            (_, BalanceKind::Quantile) => 0.0,
+            (BalanceKind::Quantile, _) => RouterConfig::DEFAULT.balance_coefficient,
             _ => own.balance_coefficient,
+        };
+        let rate = match balance {
+            BalanceKind::PerLayer | BalanceKind::Pooled => own.bias_update_rate,
+            BalanceKind::Quantile => 0.0,
         };
         // A Hugging Face config.json has no such field.
         let z_coefficient = match self.config.family == FIREBOX {
@@ -45,7 +51,7 @@ impl Origin {
             balance: Some(balance),
             balance_coefficient: of_losses.balance_coefficient.or(Some(coefficient)),
             z_coefficient: of_losses.z_coefficient.or(Some(z_coefficient)),
-            bias_update_rate: of_losses.bias_update_rate.or(Some(own.bias_update_rate)),
+            bias_update_rate: of_losses.bias_update_rate.or(Some(rate)),
             ..own_keys
         })
     }

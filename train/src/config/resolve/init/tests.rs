@@ -105,6 +105,12 @@ fn an_moe_checkpoint_determines_the_model() {
 
         let per_layer = origin.start(&["model.router.balance=per-layer"]).unwrap();
         assert_eq!(per_layer.model, read(SMALL, set).unwrap().model);
+        let quantile = origin.start(&["model.router.balance=quantile"]).unwrap();
+        let router = quantile.model.moe.unwrap().router;
+        assert_eq!(
+            (router.balance, router.balance_coefficient),
+            (BalanceKind::Quantile, 0.0)
+        );
         // A file that sets every key gives the same model.
         let more = [
             &format!("train.init={}", origin.path()),
@@ -113,6 +119,17 @@ fn an_moe_checkpoint_determines_the_model() {
         let whole = read(SMALL, &[set, &more].concat()).unwrap();
         assert_eq!(whole.model, per_layer.model);
     }
+}
+
+#[test]
+fn outputs_of_a_checkpoint_do_not_begin_at_zero() {
+    let origin = TestCheckpoint::dense();
+    let error = origin.start(&["train.zero_outputs=true"]).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("train.zero_outputs") && text.contains("no effect with train.init"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -169,7 +186,7 @@ fn a_dense_checkpoint_is_upcycled_or_stays_dense() {
 fn what_was_resolved_reads_back_with_and_without_the_checkpoint() {
     let moe: &[&str] = &["model.experts={ count = 4, top_k = 2 }"];
     let clamped = "model.experts.activation=clamped-swiglu";
-    let cases: [(&[&str], &[&str]); 4] = [
+    let cases: [(&[&str], &[&str]); 7] = [
         (
             &[
                 clamped,
@@ -187,6 +204,15 @@ fn what_was_resolved_reads_back_with_and_without_the_checkpoint() {
             &["model.feed_forward=moe", "model.context_length=16", moe[0]],
         ),
         (&["model.router.bias_update_rate=0.01"], &["train.seed=3"]),
+        (
+            &["model.router.bias_update_rate=0.01"],
+            &["model.router.balance=quantile"],
+        ),
+        (&["model.router.balance=quantile"], &["train.seed=3"]),
+        (
+            &["model.router.balance=quantile"],
+            &["model.router.balance=per-layer"],
+        ),
     ];
     for (shape, set) in cases {
         let origin = TestCheckpoint::of(shape);
