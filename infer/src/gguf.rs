@@ -100,10 +100,9 @@ pub fn tokenizer_metadata(
             all.push((TOKENS, GgufValue::Texts(vocabulary.tokens.clone())));
             all.push((KINDS, GgufValue::integers(&vocabulary.kinds)));
             all.push((MERGES, GgufValue::Texts(vocabulary.merges.clone())));
-            let bos = vocabulary
-                .bos_id
-                .map(|id| (BOS, GgufValue::size(id as usize)));
-            all.extend(bos);
+            // An empty text begins with the end of the one before, and llama.cpp would take any id otherwise.
+            let bos = vocabulary.bos_id.or(eos_ids.first().copied());
+            all.extend(bos.map(|id| (BOS, GgufValue::size(id as usize))));
             all.extend(
                 vocabulary
                     .add_bos

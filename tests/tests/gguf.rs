@@ -385,7 +385,7 @@ fn what_llama_cpp_computes_otherwise_is_refused() {
             "smollm3 has no rotary positions in every fourth layer, and layer 3 of this model has",
             refusal(&of("smollm3"), |c| {
                 c.layers[3].attention = AttentionKind::Full;
-                c.layers[0].attention = AttentionKind::Nope;
+                c.layers[4].attention = AttentionKind::Nope;
             }),
         ),
         (
@@ -498,30 +498,25 @@ fn infer(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A small checkpoint that was trained, and a text that it can be evaluated on.
+/// A small checkpoint that was trained on the fixtures' corpus, documents by themselves, and a text that it can be evaluated on.
 fn trained(folder: &Path) -> (String, String) {
-    let text = folder.join("text.txt");
-    let line = |n: usize| {
-        format!(
-            "fn größe_{n}() {{ // don't stop 日本語 {n}\n\treturn {};\n}}\n\n",
-            n * 37
-        )
-    };
-    fs::write(&text, (0..400).map(line).collect::<String>()).unwrap();
     let config = folder.join("run.toml");
-    let source = text.to_str().unwrap().replace('\\', "/");
-    fs::write(
-        &config,
-        format!(
-            "[model]\nlayers = 2\nd_model = 32\nheads = 4\ncontext_length = 64\n[model.experts]\ncount = 4\ntop_k = 2\nd_ff = 64\n\
-             [tokenizer]\nkind = \"bpe\"\nvocab_size = 400\n[data]\ndocument_mask = true\n[[data.source]]\nkind = \"files\"\nfiles = [\"{source}\"]\n\
-             [train]\nsteps = 3\nbatch_tokens = 512\n"
-        ),
-    )
-    .unwrap();
+    let path = |path: &Path| path.to_str().unwrap().replace('\\', "/");
+    let corpus = path(&fixtures::folder("corpus"));
+    let text = format!(
+        "[model]\nlayers = 2\nd_model = 32\nheads = 4\ncontext_length = 64\n\
+         [model.experts]\ncount = 4\ntop_k = 2\nd_ff = 64\n\
+         [tokenizer]\nkind = \"bpe\"\nvocab_size = 400\n\
+         [data]\ncache = '{}'\ndocument_mask = true\n[data.validation]\nfraction = 0.2\n\
+         [[data.source]]\nname = \"plays\"\nfiles = ['{corpus}/plays/*.txt']\n\
+         [[data.source]]\nname = \"notes\"\njsonl = ['{corpus}/notes.jsonl']\nfield = \"text\"\n\
+         [train]\nsteps = 3\n[schedule]\nwarmup_steps = 1\nbatch_tokens = 256\n",
+        path(&folder.join("cache"))
+    );
+    fs::write(&config, text).unwrap();
     let out = folder.join("run");
-    let paths = [&config, &out].map(|path| path.to_str().unwrap().to_owned());
-    let run = binaries::train(&["run", &paths[0], "--out", &paths[1]])
+    let [config, out] = [&config, &out].map(|path| path.to_str().unwrap().to_owned());
+    let run = binaries::train(&["run", &config, "--out", &out])
         .output()
         .unwrap();
     assert!(
@@ -529,7 +524,7 @@ fn trained(folder: &Path) -> (String, String) {
         "{}",
         String::from_utf8_lossy(&run.stderr)
     );
-    (paths[1].clone(), text.to_str().unwrap().to_owned())
+    (out, format!("{corpus}/notes.jsonl"))
 }
 
 #[test]

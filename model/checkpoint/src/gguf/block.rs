@@ -23,7 +23,7 @@ pub const Q8_VALUES: usize = 32;
 const Q8_BYTES: usize = 2 + Q8_VALUES;
 
 /// The types that ggml numbers, but for those that were removed.
-const NAMES: [(u32, &str); 34] = [
+const NAMES: [(u32, &str); 35] = [
     (0, "F32"),
     (1, "F16"),
     (2, "Q4_0"),
@@ -58,6 +58,7 @@ const NAMES: [(u32, &str); 34] = [
     (39, "MXFP4"),
     (40, "NVFP4"),
     (41, "Q1_0"),
+    (42, "Q2_0"),
 ];
 
 /// The name of a type of ggml.

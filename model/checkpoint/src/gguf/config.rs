@@ -9,11 +9,11 @@ use super::architecture::Architecture;
 use super::file::GgufFile;
 use super::keys::{self, SIGMOID};
 use super::names::{EMBEDDING, HEAD, ROPE_FACTORS};
-use super::value::Value;
+use super::value::{Number, Value};
 use crate::families::{Bias, Family, RouterKind};
 use crate::fields::Fields;
 use crate::{Accept, CheckpointConfig, CheckpointError};
-use firebox_model::config::{FeedForwardName, ModelConfig, RopeScaling};
+use firebox_model::config::{FeedForwardName, MOST_LAYERS, ModelConfig, RopeScaling};
 use firebox_model::rope::{frequencies, yarn_length};
 
 type Read<T> = Result<T, CheckpointError>;
@@ -86,19 +86,13 @@ impl<'a> Keys<'a> {
         };
         let size = match value.as_numbers() {
             None => value.as_u64(),
-            Some(numbers) => {
-                let mut sizes: Vec<Option<u64>> =
-                    numbers.map(super::value::Number::as_u64).collect();
-                sizes.dedup();
-                match sizes.as_slice() {
-                    [one] => *one,
-                    _ => {
-                        return Err(self.wrong(
-                            key,
-                            "differs between layers, which Firebox does not compute",
-                        ));
-                    }
+            Some(mut numbers) => {
+                let first = numbers.next().map(Number::as_u64);
+                if numbers.any(|number| Some(number.as_u64()) != first) {
+                    let reason = "differs between layers, which Firebox does not compute";
+                    return Err(self.wrong(key, reason));
                 }
+                first.flatten()
             }
         };
         let size = size.and_then(|size| usize::try_from(size).ok());
@@ -224,25 +218,26 @@ impl<'a> Keys<'a> {
             true => "sliding_attention",
             false => "full_attention",
         };
-        let listed: Option<Vec<bool>> = match self.get(keys::WINDOW_PATTERN) {
-            None => None,
-            Some(value) => {
-                let numbers = value.as_numbers();
-                let flags = numbers
-                    .and_then(|numbers| numbers.map(super::value::Number::as_flag).collect());
-                if flags.is_none() {
-                    return Err(self.wrong(keys::WINDOW_PATTERN, "must be a list of truth values"));
-                }
-                flags
-            }
+        let Some(value) = self.get(keys::WINDOW_PATTERN) else {
+            // More layers than a model may have are refused by their number.
+            let layers = 0..layers.min(MOST_LAYERS + 1);
+            return Ok(layers.map(|layer| named(layer.is_multiple_of(2))).collect());
         };
-        Ok(match listed {
-            Some(flags) => flags.into_iter().map(named).collect(),
-            // As many as a file may have; more are refused by their number.
-            None => (0..layers.min(firebox_model::config::MOST_LAYERS + 1))
-                .map(|layer| named(layer.is_multiple_of(2)))
-                .collect(),
-        })
+        let numbers = value.as_numbers().filter(|numbers| numbers.len() == layers);
+        let flags = numbers.and_then(|mut numbers| {
+            numbers.try_fold(Vec::new(), |mut flags, number| {
+                flags.push(named(number.as_flag()?));
+                Some(flags)
+            })
+        });
+        match flags {
+            Some(flags) if layers <= MOST_LAYERS => Ok(json!(flags)),
+            _ => {
+                let reason =
+                    format!("must be a list of a truth value for each of the {layers} layers");
+                Err(self.wrong(keys::WINDOW_PATTERN, &reason))
+            }
+        }
     }
 
     fn add_positions(&mut self, fields: &mut Map<String, Json>, file: &GgufFile) -> Read<()> {
@@ -255,7 +250,8 @@ impl<'a> Keys<'a> {
             .number(keys::SCALING_FACTOR)?
             .filter(|&factor| factor != 0.0);
         let mut rope = match kind.as_ref().map(Option::as_deref) {
-            None | Some(Some("none" | "linear")) => match factor.filter(|&factor| factor != 1.0) {
+            Some(Some("none")) => json!({ "rope_type": "default" }),
+            None | Some(Some("linear")) => match factor.filter(|&factor| factor != 1.0) {
                 None => json!({ "rope_type": "default" }),
                 Some(factor) => json!({ "rope_type": "linear", "factor": factor }),
             },
@@ -264,14 +260,18 @@ impl<'a> Keys<'a> {
                     factor.ok_or_else(|| self.wrong(keys::SCALING_FACTOR, "is missing"))?;
                 let context = self.needed(keys::CONTEXT)?;
                 let original = self.size_or(keys::ORIGINAL_CONTEXT, context)?;
-                let further = self.number(keys::ATTENTION_FACTOR)?.unwrap_or(1.0);
+                let further = self.number(keys::ATTENTION_FACTOR)?;
+                let further = further.filter(|&further| further != 1.0);
+                // What was a short decimal number before it was divided.
+                let product = further.map(|further| (further * yarn_length(factor, 1.0)) as f32);
+                let attention_factor = product.and_then(|product| Number::Single(product).as_f64());
                 json!({
                     "rope_type": "yarn",
                     "factor": factor,
                     "original_max_position_embeddings": original,
                     "beta_fast": self.number(keys::BETA_FAST)?.unwrap_or(32.0),
                     "beta_slow": self.number(keys::BETA_SLOW)?.unwrap_or(1.0),
-                    "attention_factor": further * yarn_length(factor, 1.0),
+                    "attention_factor": attention_factor,
                 })
             }
             Some(_) => return Err(self.wrong(keys::SCALING, "must be none, linear or yarn")),
@@ -283,27 +283,28 @@ impl<'a> Keys<'a> {
             }
             // The original context of those that Llama 3.1 and 3.2 have.
             self.size(keys::ORIGINAL_CONTEXT)?;
-            rope = self.llama3();
+            rope = self.llama3(file)?;
         }
         rope["rope_theta"] = json!(theta);
         fields.insert("rope_parameters".to_owned(), rope);
         Ok(())
     }
 
-    /// The four numbers of Llama 3's scaling: those that Firebox wrote, or those of Llama 3.1. Whether the tensor has the divisors
-    /// that follow from them is checked by [`check_factors`].
-    fn llama3(&self) -> Json {
+    /// The four numbers of Llama 3's scaling: those that Firebox wrote, or those of Llama 3.1 and 3.2, whose factor is the largest
+    /// divisor. Whether the tensor has the divisors that follow from them is checked by [`check_factors`].
+    fn llama3(&self, file: &GgufFile) -> Read<Json> {
+        let largest = file.read(ROPE_FACTORS)?.into_iter().fold(1.0, f32::max);
         let number = |key: &str, absent: f64| {
             let value = self.metadata.get(&format!("{}.{key}", keys::LLAMA3));
             value.and_then(Value::as_f64).unwrap_or(absent)
         };
-        json!({
+        Ok(json!({
             "rope_type": "llama3",
-            "factor": number("factor", 8.0),
+            "factor": number("factor", largest.into()),
             "low_freq_factor": number("low_freq_factor", 1.0),
             "high_freq_factor": number("high_freq_factor", 4.0),
             "original_max_position_embeddings": number("original_context", 8192.0) as u64,
-        })
+        }))
     }
 
     fn add_feed_forwards(
@@ -384,7 +385,10 @@ impl<'a> Keys<'a> {
             }
         }
         fields.insert("eos_token_id".to_owned(), json!(ends));
-        fields.insert("bos_token_id".to_owned(), json!(id(keys::BOS)));
+        // llama.cpp wants one even where no text begins with it.
+        let begins = self.metadata.get(keys::ADD_BOS).and_then(Value::as_bool);
+        let begin = id(keys::BOS).filter(|_| begins != Some(false));
+        fields.insert("bos_token_id".to_owned(), json!(begin));
         if let Some(mask) = self.metadata.get(keys::DOCUMENT_MASK) {
             let mask = mask.as_bool().map_or(Json::Null, Json::Bool);
             fields.insert("firebox_document_mask".to_owned(), mask);

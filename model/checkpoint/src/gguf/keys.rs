@@ -89,5 +89,7 @@ pub(super) const EOS: &str = "tokenizer.ggml.eos_token_id";
 /// Further tokens that end a text.
 pub(super) const OTHER_EOS: [&str; 2] =
     ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+/// Whether a text begins with the token that begins a document.
+pub(super) const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 /// The token that begins a document.
 pub(super) const BOS: &str = "tokenizer.ggml.bos_token_id";

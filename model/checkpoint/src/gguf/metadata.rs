@@ -138,8 +138,11 @@ impl Metadata {
             return;
         }
         let windows = || model.layers.iter().map(|layer| layer.attention.window());
-        // A window as long as the context hides nothing.
-        let window = windows().flatten().next().unwrap_or(model.context_length);
+        let Some(window) = windows().flatten().next() else {
+            // llama.cpp stops the process where no layer has one; one as long as the context hides nothing.
+            self.add(keys::WINDOW, Value::size(model.context_length));
+            return;
+        };
         self.add(keys::WINDOW, Value::size(window));
         let is_usual = windows()
             .enumerate()

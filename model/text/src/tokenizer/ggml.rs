@@ -3,6 +3,7 @@
 //! llama.cpp picks the expressions that split text by that name, and reads none from the file. A tokenizer is written only if
 //! one of the names stands for what it does.
 
+mod characters;
 mod from;
 mod splitting;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::super::folder::Companions;
 use super::super::{Tokenizer, TokenizerError, byte_level, parse};
 use super::splitting::Splitting;
-use super::{GgmlVocabulary, kind};
+use super::{GgmlVocabulary, characters, kind};
 
 impl Tokenizer {
     /// The tokenizer of the vocabulary of a GGUF file. Of `eos_ids` the first ends a document, and each of them ends generated text.
@@ -16,7 +16,7 @@ impl Tokenizer {
     pub fn from_ggml(vocabulary: &GgmlVocabulary, eos_ids: &[u32]) -> Result<Self, TokenizerError> {
         let refused = |reason: String| TokenizerError::GgmlUnread { reason };
         let json = json_of(vocabulary).map_err(refused)?.to_string();
-        let inner = parse(&json)?;
+        let inner = parse(&json).map_err(|error| refused(error.to_string()))?;
         let [first, ..] = eos_ids else {
             return Err(refused(
                 "it does not say which token ends a text".to_owned(),
@@ -42,12 +42,32 @@ impl Tokenizer {
 
 /// The tokenizer.json.
 fn json_of(vocabulary: &GgmlVocabulary) -> Result<Value, String> {
-    if vocabulary.model != "gpt2" {
-        return Err(format!(
-            "its model is {:?}; Firebox reads gpt2",
-            vocabulary.model
-        ));
-    }
+    let (tokens, added) = tokens(vocabulary)?;
+    let mut json = match vocabulary.model.as_str() {
+        "gpt2" => of_bytes(vocabulary, &tokens)?,
+        "llama" => {
+            let leading = vocabulary.add_space.unwrap_or(true);
+            json!({
+                "normalizer": characters::normalizer(leading),
+                "pre_tokenizer": null,
+                "post_processor": post_processor(vocabulary, true)?,
+                "decoder": characters::decoder(leading),
+                "model": characters::model(vocabulary, &tokens)?,
+            })
+        }
+        other => {
+            return Err(format!(
+                "its model is {other:?}; Firebox reads gpt2 and llama"
+            ));
+        }
+    };
+    json["version"] = json!("1.0");
+    json["added_tokens"] = json!(added);
+    Ok(json)
+}
+
+/// That of a vocabulary of bytes, which are merged in the order of a list.
+fn of_bytes(vocabulary: &GgmlVocabulary, tokens: &Map<String, Value>) -> Result<Value, String> {
     let splitting = Splitting::named(&vocabulary.pre).ok_or_else(|| {
         format!(
             "it splits text as {:?}; Firebox knows {}",
@@ -55,26 +75,16 @@ fn json_of(vocabulary: &GgmlVocabulary) -> Result<Value, String> {
             Splitting::names().join(", ")
         )
     })?;
-    let (tokens, added) = tokens(vocabulary)?;
     let pre_tokenizer = match vocabulary.merges.is_empty() && !splitting.ignore_merges {
         // However text is split, each byte is a token.
         true => byte_level::byte_level(false),
         false => splitting.to_json(),
     };
     let nfc = vocabulary.nfc.unwrap_or(splitting.nfc);
-    let add_bos = vocabulary.add_bos.unwrap_or(splitting.add_bos);
-    let post_processor = match vocabulary.bos_id.filter(|_| add_bos) {
-        None => Value::Null,
-        Some(id) => begin_with(id, vocabulary)?,
-    };
     Ok(json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added,
         "normalizer": nfc.then(|| json!({ "type": "NFC" })),
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": post_processor,
+        "post_processor": post_processor(vocabulary, splitting.add_bos)?,
         "decoder": byte_level::byte_level(true),
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
@@ -82,6 +92,15 @@ fn json_of(vocabulary: &GgmlVocabulary) -> Result<Value, String> {
             "ignore_merges": splitting.ignore_merges, "vocab": tokens, "merges": vocabulary.merges,
         },
     }))
+}
+
+/// What puts a token before each text, if one is put there; `usual` where the file does not say.
+fn post_processor(vocabulary: &GgmlVocabulary, usual: bool) -> Result<Value, String> {
+    let add_bos = vocabulary.add_bos.unwrap_or(usual);
+    match vocabulary.bos_id.filter(|_| add_bos) {
+        None => Ok(Value::Null),
+        Some(id) => begin_with(id, vocabulary),
+    }
 }
 
 /// The ids by their tokens, and those tokens that are not pieces of text.
@@ -97,7 +116,7 @@ fn tokens(vocabulary: &GgmlVocabulary) -> Result<(Map<String, Value>, Vec<Value>
     for (id, text) in vocabulary.tokens.iter().enumerate() {
         let kind = vocabulary.kinds.get(id).copied().unwrap_or(kind::NORMAL);
         match kind {
-            kind::NORMAL => {}
+            kind::NORMAL | kind::BYTE => {}
             kind::UNKNOWN | kind::CONTROL | kind::USER_DEFINED => added.push(json!({
                 "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
                 "normalized": false, "special": kind != kind::USER_DEFINED,

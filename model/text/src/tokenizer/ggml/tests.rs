@@ -174,7 +174,7 @@ fn vocabularies_that_firebox_lacks_are_refused_by_name() {
     };
     for (words, vocabulary, eos) in [
         (
-            "its model is \"bert\"",
+            "its model is \"bert\"; Firebox reads gpt2 and llama",
             with(&|v| v.model = "bert".to_owned()),
             0,
         ),
@@ -202,12 +202,68 @@ fn vocabularies_that_firebox_lacks_are_refused_by_name() {
     }
 }
 
+/// Llama 2's kind of vocabulary, with bytes for what it lacks.
+fn characters() -> GgmlVocabulary {
+    let pieces = ["▁", "a", "b", "ab", "▁a", "▁ab", "é"];
+    let special = ["<unk>", "<s>", "</s>"].map(str::to_owned);
+    let bytes = (0..=255u8).map(|byte| format!("<0x{byte:02X}>"));
+    let tokens = special.into_iter().chain(bytes);
+    let mut vocabulary = GgmlVocabulary {
+        model: "llama".to_owned(),
+        tokens: tokens.chain(pieces.map(str::to_owned)).collect(),
+        kinds: [
+            vec![kind::UNKNOWN, kind::CONTROL, kind::CONTROL],
+            vec![kind::BYTE; 256],
+        ]
+        .concat(),
+        scores: vec![0.0; 259],
+        bos_id: Some(1),
+        ..GgmlVocabulary::default()
+    };
+    vocabulary.kinds.extend([kind::NORMAL; 7]);
+    vocabulary
+        .scores
+        .extend([-9.0, -8.0, -7.0, -1.0, -2.0, -3.0, -6.0]);
+    vocabulary
+}
+
+#[test]
+fn characters_are_merged_by_scores() {
+    let vocabulary = characters();
+    let tokenizer = Tokenizer::from_ggml(&vocabulary, &[2]).unwrap();
+    let id = |text: &str| {
+        let place = vocabulary.tokens.iter().position(|token| token == text);
+        place.unwrap() as u32
+    };
+    assert_eq!(tokenizer.bos_ids(), [1]);
+    // A space stands before the text; "ab" is likelier than "▁a", and a byte stands for what is no piece.
+    let expected = [id("▁ab"), id("▁a"), id("é"), id("<0x0A>")];
+    assert_eq!(tokenizer.encode("ab aé\n").unwrap(), expected);
+    assert_eq!(tokenizer.decode(&expected), "ab aé\n");
+    let without = GgmlVocabulary {
+        add_space: Some(false),
+        add_bos: Some(false),
+        ..vocabulary.clone()
+    };
+    let without = Tokenizer::from_ggml(&without, &[2]).unwrap();
+    assert_eq!(without.prompt("ab").unwrap(), [id("ab")]);
+    // It is not written: llama.cpp merges by scores, which a tokenizer.json does not have.
+    assert!(reason(&tokenizer, 300).contains("(byte_fallback)"));
+    let short = GgmlVocabulary {
+        scores: vec![0.0; 3],
+        ..vocabulary
+    };
+    let error = Tokenizer::from_ggml(&short, &[2]).unwrap_err().to_string();
+    assert!(error.contains("266 tokens and 3 scores"), "{error}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn the_same_tokens_come_back(text in "\\PC{0,40}|[a-z \\n\\r\\t0-9'é]{0,60}") {
-        let tokenizer = trained();
+        static TRAINED: std::sync::LazyLock<Tokenizer> = std::sync::LazyLock::new(trained);
+        let tokenizer = &*TRAINED;
         let vocabulary = tokenizer.to_ggml(400).unwrap();
         let back = Tokenizer::from_ggml(&vocabulary, &[0]).unwrap();
         prop_assert_eq!(back.encode(&text).unwrap(), tokenizer.encode(&text).unwrap());
