@@ -39,7 +39,7 @@ use crate::ranks::RankOptions;
 /// Evaluate, sample, benchmark and compare language-model checkpoints.
 ///
 /// Reads checkpoints written by `cargo train` and Hugging Face checkpoints of Mixtral, OLMoE, Qwen3-MoE, dots.llm1,
-/// GLM-4-MoE and gpt-oss, and of the dense Llama, Mistral, Qwen2, Qwen3 and SmolLM3.
+/// GLM-4-MoE and gpt-oss, and of the dense Llama, Mistral, Qwen2, Qwen3 and SmolLM3; and GGUF files of these.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo infer",
@@ -53,8 +53,8 @@ use crate::ranks::RankOptions;
         cargo infer compare runs/quickstart                       differences between devices\n  \
         cargo infer shard runs/quickstart --tensor 2 --output D   a folder for each of two ranks\n  \
         cargo infer devices                                       available devices\n\n\
-        CHECKPOINT is a folder with config.json, model.safetensors and tokenizer.json, or a run folder such as\n\
-        runs/NAME, which selects its newest checkpoint. Results go to standard output; logs and progress go to\n\
+        CHECKPOINT is a folder with config.json, model.safetensors and tokenizer.json, a GGUF file, or a run folder such\n\
+        as runs/NAME, which selects its newest checkpoint. Results go to standard output; logs and progress go to\n\
         standard error. Exit codes: 0 success, 1 failure, 2 wrong usage or configuration,\n\
         130 after Ctrl-C."
 )]
@@ -112,9 +112,9 @@ enum Command {
 /// The checkpoint.
 #[derive(Debug, Clone, Args)]
 struct CheckpointArgs {
-    /// Checkpoint folder, or run folder for its newest checkpoint.
+    /// Checkpoint folder, GGUF file, or run folder for its newest checkpoint.
     checkpoint: PathBuf,
-    /// Unknown field of config.json to ignore; may be given several times.
+    /// Unknown field of config.json (or key of a GGUF file) to ignore; may be given several times.
     ///
     /// For fields that do not affect what the network computes, such as notes of other tools. A checkpoint written from
     /// this one keeps them and no longer needs the option.

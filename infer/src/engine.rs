@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use firebox_checkpoint::{Accept, Checkpoint, Notes, checkpoint_folder, load, read_config};
+use firebox_checkpoint::{Accept, Checkpoint, Notes, checkpoint_place, load, read_config};
 use firebox_kernels::Precision;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::accounting::Parameters;
@@ -12,10 +12,10 @@ use firebox_model::language_model::LanguageModel;
 use firebox_model::network::{Local, Network};
 use firebox_model::parallel::{Driver, Ranks};
 use firebox_runtime::device;
-use firebox_text::TOKENIZER_FILE;
 use firebox_text::Tokenizer;
 
 use crate::InferError;
+use crate::gguf::open_tokenizer;
 use crate::ranks::{Part, RankOptions};
 use crate::timeline;
 
@@ -28,7 +28,7 @@ pub struct Engine {
     pub ranks: Option<Ranks>,
     /// Text to token ids and back.
     pub tokenizer: Tokenizer,
-    /// The checkpoint's folder.
+    /// The checkpoint's folder, or its GGUF file.
     pub folder: PathBuf,
     /// The device's name, such as `flex` or `wgpu:1`.
     pub device: String,
@@ -42,7 +42,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens a checkpoint, or the newest one of a run (see [`checkpoint_folder`]), on a device of
+    /// Opens a checkpoint, or the newest one of a run (see [`checkpoint_place`]), on a device of
     /// [`device::select`], with its weights in `dtype` (see [`load`]). The fields `accept` of its config.json are accepted
     /// although Firebox does not know them.
     ///
@@ -80,7 +80,7 @@ impl Engine {
     ///
     /// As [`open`](Self::open).
     pub fn on_ranks(options: &RankOptions, part: Part) -> Result<Self, InferError> {
-        let folder = checkpoint_folder(&options.checkpoint)?;
+        let folder = checkpoint_place(&options.checkpoint)?;
         let config = read_config(&folder, Accept::Flag(&options.accept))?;
         warn_of_accepted(&folder, &config.notes);
         let (eos_ids, notes) = (&config.eos_ids, &config.notes);
@@ -106,11 +106,9 @@ impl Engine {
         device: &str,
         dtype: WeightDtype,
     ) -> Result<Self, InferError> {
-        let path = folder.join(TOKENIZER_FILE);
-        if !path.exists() {
+        let Some(tokenizer) = open_tokenizer(&folder, eos_ids)? else {
             return Err(InferError::NoTokenizer { folder });
-        }
-        let tokenizer = Tokenizer::load(&path, eos_ids)?;
+        };
         let engine = Self {
             document_end: notes.document_mask().then(|| tokenizer.eos_id()),
             timeline: None,
@@ -234,7 +232,7 @@ impl Engine {
 }
 
 /// Reads a checkpoint as [`Engine::open`] does, warns of the fields of its config.json that are accepted, and returns its
-/// folder too. No tokenizer is needed.
+/// folder (or GGUF file) too. No tokenizer is needed.
 ///
 /// # Errors
 ///
@@ -245,7 +243,7 @@ pub fn open_model(
     device: &Device,
     dtype: WeightDtype,
 ) -> Result<(PathBuf, Checkpoint), InferError> {
-    let folder = checkpoint_folder(path)?;
+    let folder = checkpoint_place(path)?;
     let checkpoint = load(&folder, Accept::Flag(accept), device, dtype)?;
     warn_of_accepted(&folder, &checkpoint.notes);
     Ok((folder, checkpoint))
@@ -286,6 +284,8 @@ pub(crate) fn warn_of_accepted(folder: &Path, notes: &Notes) {
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use firebox_text::TOKENIZER_FILE;
 
     use super::*;
     use crate::eval::Text;

@@ -2,7 +2,7 @@
 //!
 //! [`engine`] opens a checkpoint on a device; [`eval`] measures its loss on text and on captions of [`pictures`], [`generate`] continues one prompt or many,
 //! [`mod@serve`] does so over HTTP, [`mod@bench`] measures prefill and decode speed and [`load`] a server under load, [`trace`] writes intermediate values to a file, [`compare`] reports the
-//! differences between devices, [`export`] converts it to another dtype or into shards, and [`sharded`] shows how it is divided
+//! differences between devices, [`export`] converts it to another dtype, into shards or to GGUF, and [`sharded`] shows how it is divided
 //! among ranks. [`plan`] estimates bytes, speed and cost of a model on many ranks, and [`ranks`] runs a command on them.
 //! [`cli`] is the command line on top of them.
 //!
@@ -34,6 +34,7 @@ mod error;
 pub mod eval;
 pub mod export;
 pub mod generate;
+mod gguf;
 pub mod load;
 pub mod pictures;
 pub mod plan;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::Device;
 use firebox_checkpoint::sharded::ShardedCheckpoint;
 use firebox_checkpoint::{
-    Accept, CheckpointConfig, checkpoint_folder, load_rank, load_shard, read_config,
+    Accept, CheckpointConfig, checkpoint_place, load_rank, load_shard, read_config,
 };
 use firebox_comm::{Comm, RunError, threads};
 use firebox_kernels::Precision;
@@ -55,7 +55,7 @@ impl RankOptions {
     /// Whether the command runs on ranks: there are several, or the checkpoint is divided among some.
     pub fn are_ranks(&self) -> bool {
         let is_divided = || {
-            let folder = checkpoint_folder(&self.checkpoint);
+            let folder = checkpoint_place(&self.checkpoint);
             folder.is_ok_and(|folder| ShardedCheckpoint::is_one(&folder))
         };
         self.layout != RankLayout::ONE || self.processes.is_some() || is_divided()
@@ -170,7 +170,7 @@ impl Source {
     /// Finds the checkpoint, and checks that it and the device allow what the options ask for.
     fn open(options: &RankOptions) -> Result<Self, InferError> {
         check_precision(options.precision, &options.device)?;
-        let folder = checkpoint_folder(&options.checkpoint)?;
+        let folder = checkpoint_place(&options.checkpoint)?;
         let accept = Accept::Flag(&options.accept);
         let divided = match ShardedCheckpoint::is_one(&folder) {
             true => Some(ShardedCheckpoint::open(&folder, accept)?),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use firebox_checkpoint::{NamedTensor, checkpoint_folder, named_gradients, write_tensors};
+use firebox_checkpoint::{NamedTensor, checkpoint_place, named_gradients, write_tensors};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::{LanguageModel, Trace};
 use firebox_model::loss::{Objective, Targets, load_balancing};
@@ -254,8 +254,9 @@ fn refuse_what_is_read(checkpoint: &Path, input: &Path, output: &Path) -> Result
         return refusal("is the input");
     }
     let folder = output.parent().filter(|folder| *folder != Path::new(""));
-    let opened = checkpoint_folder(checkpoint).unwrap_or_else(|_| checkpoint.to_owned());
-    if output.exists() && same(folder.unwrap_or(Path::new(".")), &opened) {
+    let opened = checkpoint_place(checkpoint).unwrap_or_else(|_| checkpoint.to_owned());
+    let is_file = same(output, &opened) || same(folder.unwrap_or(Path::new(".")), &opened);
+    if output.exists() && is_file {
         return refusal("is a file of the checkpoint");
     }
     Ok(())

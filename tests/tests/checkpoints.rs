@@ -10,7 +10,7 @@ use firebox_checkpoint::{
     write_tensors,
 };
 use firebox_console::advice::Advise as _;
-use firebox_infer::export::Export;
+use firebox_infer::export::{Export, Format};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_runtime::device::{default_name, select};
 use firebox_runtime::on_every_device;
@@ -81,8 +81,10 @@ fn what_transformers_wrote_is_written_again_bit_by_bit() {
         let path = fixtures::folder(case);
         let output = TempDir::new().unwrap();
         let export = Export {
-            dtype: None,
-            shard_bytes: None,
+            format: Format::Folder {
+                dtype: None,
+                shard_bytes: None,
+            },
             text_only: false,
         };
         let folder = output.path().join("exported");
@@ -112,8 +114,10 @@ fn an_export_never_overwrites() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("thesis.txt"), "dear").unwrap();
     let export = Export {
-        dtype: Some(WeightDtype::Bf16),
-        shard_bytes: None,
+        format: Format::Folder {
+            dtype: Some(WeightDtype::Bf16),
+            shard_bytes: None,
+        },
         text_only: false,
     };
     let path = fixtures::folder("qwen3");

@@ -14,7 +14,7 @@ use burn::tensor::{Device, Tensor};
 use firebox_checkpoint::{
     Accept, NamedTensor, SaveOptions, load, named_gradients, read_config, save, write_tensors,
 };
-use firebox_infer::export::Export;
+use firebox_infer::export::{Export, Format};
 use firebox_infer::trace::{TraceInput, trace};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::generate::{Ended, Options, Receiver, Request, Token, generate_all};
@@ -341,8 +341,10 @@ fn the_text_part_is_a_checkpoint_of_its_family() {
         let [text, input, whole, left] =
             ["text", "in", "whole", "left"].map(|name| folder.path().join(name));
         let export = Export {
-            dtype: None,
-            shard_bytes: None,
+            format: Format::Folder {
+                dtype: None,
+                shard_bytes: None,
+            },
             text_only: true,
         };
         export

@@ -1,21 +1,26 @@
 //! `cargo infer export`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use firebox_checkpoint::BlockType;
 use firebox_console::numbers::{bytes, parse_bytes};
 use firebox_console::progress::Progress;
 use firebox_kernels::dtype::WeightDtype;
 
 use super::CheckpointArgs;
 use crate::InferError;
-use crate::export::Export;
+use crate::export::{Export, Format};
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer export runs/quickstart --output quickstart-bf16 --dtype bf16\n  \
     cargo infer export Mixtral-8x7B --output resharded --shard-size 2GB\n  \
+    cargo infer export runs/quickstart --gguf quickstart.gguf --type q8_0\n  \
+    cargo infer export quickstart.gguf --output quickstart-again\n  \
     cargo infer export Llama-3.2-11B-Vision --output llama --text-only\n\n\
+    --gguf writes one file for llama.cpp, Ollama and LM Studio, tokenizer included. What llama.cpp would compute otherwise, or\n\
+    tokenize otherwise, is refused by name. Norms, biases and routers are stored in f32.\n\n\
     --text-only leaves out the vision tower, the layers that attend to pictures and the image token's row of the embedding.\n\
     What is left is a text model of its own family, such as Llama or Mixtral, with the same logits for texts without pictures.";
 
@@ -24,13 +29,19 @@ pub(super) struct ExportArgs {
     #[command(flatten)]
     source: CheckpointArgs,
     /// Folder to write; must be empty or absent.
-    #[arg(long, value_name = "FOLDER")]
-    output: PathBuf,
+    #[arg(long, value_name = "FOLDER", required_unless_present = "gguf")]
+    output: Option<PathBuf>,
+    /// GGUF file to write, in place of a folder; replaces a file that is there.
+    #[arg(long, value_name = "FILE", conflicts_with = "output")]
+    gguf: Option<PathBuf>,
+    /// Type of the matrices in a GGUF file: f32, bf16, f16 or q8_0 [default: the checkpoint's].
+    #[arg(long = "type", value_name = "TYPE", requires = "gguf")]
+    kind: Option<BlockType>,
     /// Type to store the weights in: f32, f16 or bf16 [default: the checkpoint's].
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", conflicts_with = "gguf")]
     dtype: Option<WeightDtype>,
     /// Maximum size of one weights file, such as 5GB or 500MiB [default: a single file].
-    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
+    #[arg(long, value_name = "SIZE", value_parser = shard_size, conflicts_with = "gguf")]
     shard_size: Option<u64>,
     /// Leave out what sees pictures: write the text model alone.
     #[arg(long)]
@@ -40,25 +51,44 @@ pub(super) struct ExportArgs {
 impl ExportArgs {
     pub(super) fn execute(self) -> Result<(), InferError> {
         let started = Instant::now();
+        let (format, output) = self.target();
         let export = Export {
-            dtype: self.dtype,
-            shard_bytes: self.shard_size,
+            format,
             text_only: self.text_only,
         };
         let progress = Progress::new("reading the checkpoint", 0);
         let CheckpointArgs { checkpoint, accept } = &self.source;
-        let dtype = export.write(checkpoint, accept, &self.output, |done, total| {
+        let dtype = export.write(checkpoint, accept, output, |done, total| {
             progress.set_total(total);
             progress.update(done, format!("writing {} of weights", bytes(total.into())));
         });
         drop(progress);
         tracing::info!(
             "wrote {} in {}, {:.2} s",
-            self.output.display(),
+            output.display(),
             dtype?,
             started.elapsed().as_secs_f64()
         );
         Ok(())
+    }
+}
+
+impl ExportArgs {
+    /// What is written, and where.
+    fn target(&self) -> (Format, &Path) {
+        match (&self.gguf, &self.output) {
+            (Some(file), _) => (Format::Gguf { kind: self.kind }, file),
+            (None, output) => {
+                let format = Format::Folder {
+                    dtype: self.dtype,
+                    shard_bytes: self.shard_size,
+                };
+                (
+                    format,
+                    output.as_deref().expect("one of the two is required"),
+                )
+            }
+        }
     }
 }
 

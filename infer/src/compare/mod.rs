@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use firebox_checkpoint::sharded::ShardedCheckpoint;
-use firebox_checkpoint::{Accept, checkpoint_folder, read_config};
+use firebox_checkpoint::{Accept, checkpoint_place, read_config};
 use firebox_console::advice::Advise as _;
 use firebox_console::durable::FileError;
 use firebox_console::process::{self, COMPARE_DEVICE, hidden_command};
@@ -223,7 +223,7 @@ pub fn compare(
     for candidate in &options.candidates {
         device::check(&candidate.device)?;
     }
-    let checkpoint = checkpoint_folder(&options.checkpoint)?;
+    let checkpoint = checkpoint_place(&options.checkpoint)?;
     let accept = Accept::Flag(&options.accept);
     let config = read_config(&checkpoint, accept)?;
     warn_of_accepted(&checkpoint, &config.notes);

@@ -9,14 +9,13 @@ use firebox_console::durable::FileError;
 use firebox_model::batch::Sequence;
 use firebox_model::config::ModelConfig;
 use firebox_model::vision::Picture;
-use firebox_text::TOKENIZER_FILE;
-use firebox_text::Tokenizer;
 use firebox_text::packing::{PackedText, Packer, windows};
 use serde::{Deserialize, Serialize};
 
 use super::Options;
 use crate::InferError;
 use crate::engine::warn_of_special_places;
+use crate::gguf::open_tokenizer;
 use crate::pictures::PictureReader;
 
 /// The built-in sample text: prose, verse and code in several alphabets, in the public domain or written for this.
@@ -57,8 +56,7 @@ impl Tokens {
         let images = options.images.iter();
         let images: io::Result<Vec<PathBuf>> = images.map(std::path::absolute).collect();
         let images = images.map_err(InferError::Process)?;
-        let path = checkpoint.join(TOKENIZER_FILE);
-        if !path.exists() {
+        let Some(tokenizer) = open_tokenizer(checkpoint, &config.eos_ids)? else {
             return match text {
                 Some(_) => Err(InferError::NoTokenizer {
                     folder: checkpoint.to_owned(),
@@ -68,8 +66,7 @@ impl Tokens {
                     ..Self::synthetic(config, limit)
                 }),
             };
-        }
-        let tokenizer = Tokenizer::load(&path, &config.eos_ids)?;
+        };
         let tokenizer = match options.special_tokens {
             true => tokenizer.with_special_tokens(),
             false => tokenizer,
@@ -211,6 +208,7 @@ pub(super) fn read_pictures(
 #[cfg(test)]
 mod tests {
     use firebox_checkpoint::{Accept, read_config};
+    use firebox_text::TOKENIZER_FILE;
 
     use super::super::tests::options;
     use super::*;

@@ -172,14 +172,18 @@ fn digest(model: &str, engine: &Engine, prompt: &Prompt, request: &ManyRequest) 
 
 /// Size and time of each file with weights.
 fn written(folder: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
+    let about = |path: &Path| {
+        let about = path.metadata().ok()?;
+        let name = path.file_name().unwrap_or_default().to_owned();
+        Some((name, about.len(), about.modified().ok()))
+    };
+    if folder.is_file() {
+        return about(folder).into_iter().collect();
+    }
     let files = folder.read_dir().into_iter().flatten().flatten();
-    let weights = files.filter(|file| file.path().extension().is_some_and(|e| e == "safetensors"));
-    let mut found: Vec<_> = weights
-        .filter_map(|file| {
-            let about = file.metadata().ok()?;
-            Some((file.file_name(), about.len(), about.modified().ok()))
-        })
-        .collect();
+    let files = files.map(|file| file.path());
+    let weights = files.filter(|file| file.extension().is_some_and(|e| e == "safetensors"));
+    let mut found: Vec<_> = weights.filter_map(|file| about(&file)).collect();
     found.sort();
     found
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use firebox_checkpoint::{Accept, checkpoint_folder, read_config};
+use firebox_checkpoint::{Accept, checkpoint_place, is_gguf, read_config};
 use firebox_console::durable::FileError;
 use firebox_model::config::{ModelConfig, ModelKeys};
 use firebox_text::Tokenizer;
@@ -62,10 +62,10 @@ pub fn open_model(path: &Path, accept: Accept) -> Result<Model, PlanError> {
 }
 
 fn open_whole(path: &Path, accept: Accept) -> Result<Model, PlanError> {
-    if path.is_file() {
+    if path.is_file() && !is_gguf(path) {
         return of_run(path);
     }
-    let folder = checkpoint_folder(path)?;
+    let folder = checkpoint_place(path)?;
     let config = read_config(&folder, accept)?;
     warn_of_accepted(&folder, &config.notes);
     Ok(Model {

@@ -13,6 +13,7 @@ use super::families::{
     Bias, DenseLayers, FIREBOX, Family, RouterKind, TEXT_TYPE, TOWER_TYPE, Windows,
 };
 use super::fields::Fields;
+use super::gguf;
 use super::notes::generation_eos_ids;
 use super::preprocessor;
 use super::{Accept, CONFIG_FILE, CheckpointError, Notes};
@@ -37,7 +38,8 @@ pub struct CheckpointConfig {
     pub notes: Notes,
 }
 
-/// Reads the `config.json` of a checkpoint folder, and the ends of a text from its `generation_config.json`. An absent
+/// Reads the `config.json` of a checkpoint folder, and the ends of a text from its `generation_config.json`; or the metadata
+/// of a GGUF file, which says the same in other words. An absent
 /// field means what it does to `transformers`: see [`Defaults`](super::families::Defaults). Fields that Firebox does not
 /// know are passed over where `accept`, or the file itself, names them, and kept in the notes.
 ///
@@ -46,6 +48,9 @@ pub struct CheckpointConfig {
 /// When it is missing or damaged, has a field that Firebox does not support, or `accept` names a field that it does not
 /// have or that Firebox knows.
 pub fn read_config(folder: &Path, accept: Accept) -> Result<CheckpointConfig, CheckpointError> {
+    if gguf::is_gguf(folder) {
+        return gguf::read_config(folder, accept);
+    }
     let path = folder.join(CONFIG_FILE);
     if !path.exists() {
         return Err(CheckpointError::NotACheckpoint {

@@ -9,6 +9,7 @@ use firebox_kernels::dtype::WeightDtype;
 use firebox_model::parallel::LayoutError;
 
 use super::families::Family;
+use super::gguf::BlockType;
 
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +166,38 @@ pub enum CheckpointError {
         /// Its type.
         dtype: String,
     },
+    /// A GGUF file of a kind that Firebox does not read.
+    #[error("{} is a GGUF file that Firebox does not read: {reason}", path.display())]
+    GgufUnread {
+        /// The file.
+        path: PathBuf,
+        /// What is not read.
+        reason: String,
+    },
+    /// A tensor of an unsupported type in a GGUF file.
+    #[error("{}: tensor {name} has type {kind}; of GGUF files Firebox reads F32, F16, BF16 and Q8_0", file.display())]
+    GgufType {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// Its type.
+        kind: String,
+    },
+    /// A model that llama.cpp does not compute as Firebox does.
+    #[error("the model cannot be exported to GGUF: {reason}")]
+    GgufExport {
+        /// What is computed otherwise.
+        reason: String,
+    },
+    /// A weight beyond the range of a type of GGUF files.
+    #[error("tensor {name} contains a value beyond the range of {kind}")]
+    GgufRange {
+        /// The tensor's name.
+        name: String,
+        /// The type.
+        kind: BlockType,
+    },
     /// A weight that is infinite or NaN.
     #[error("{}: tensor {name} contains a value that is not finite", file.display())]
     NotFinite {
@@ -289,6 +322,17 @@ impl Advise for CheckpointError {
             Self::TwoSets { .. } => Advice::FAILURE.hint("keep only one of the two"),
             Self::HeadNotTied { .. } => Advice::FAILURE
                 .hint("set tie_word_embeddings = false if the two were trained separately"),
+            Self::GgufUnread { .. } => Advice::FAILURE.hint(
+                "llama.cpp's llama-gguf-split --merge joins the parts of a model, and its convert_hf_to_gguf.py writes current files",
+            ),
+            Self::GgufType { file, .. } => Advice::FAILURE.hint(format!(
+                "convert it to one of these, such as with llama.cpp's tool: llama-quantize --allow-requantize {} OTHER.gguf Q8_0",
+                file.display()
+            )),
+            Self::GgufExport { .. } => Advice::USAGE.hint(
+                "`cargo infer export CHECKPOINT --output FOLDER` writes it in Hugging Face's format, and `cargo infer serve` serves it",
+            ),
+            Self::GgufRange { .. } => Advice::FAILURE.hint("bf16 has the range of f32"),
             Self::OutOfRange { .. } => Advice::FAILURE.hint("bf16 has the range of f32"),
             Self::Training { .. } => Advice::FAILURE.hint("load the weights in f32"),
             Self::Io(error) if error.source.kind() == ErrorKind::StorageFull => {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 
+use super::gguf::is_gguf;
 use super::{CONFIG_FILE, CheckpointError, MODEL_FILE};
 
 /// Name of the folder with the checkpoints of a run.
@@ -74,6 +75,10 @@ impl Advise for FolderError {
                 [] => "it has no snapshot; download the model again".to_owned(),
                 [newest, ..] => format!("use {}", newest.display()),
             }),
+            Self::NotAFolder { path } if is_gguf(path) => Advice::USAGE.hint(format!(
+                "make a folder of it first: cargo infer export {} --output FOLDER",
+                path.display()
+            )),
             Self::NotAFolder { .. } => Advice::USAGE.hint(
                 "use the folder with config.json and model.safetensors, or a run folder such as runs/NAME",
             ),
@@ -178,6 +183,18 @@ pub fn checkpoint_folder(path: &Path) -> Result<PathBuf, FolderError> {
         });
     }
     Ok(folder)
+}
+
+/// The same where a GGUF file is a checkpoint too, which is then returned as it is.
+///
+/// # Errors
+///
+/// As there.
+pub fn checkpoint_place(path: &Path) -> Result<PathBuf, FolderError> {
+    match is_gguf(path) {
+        true => Ok(path.to_owned()),
+        false => checkpoint_folder(path),
+    }
 }
 
 /// Checks that a folder can be written as a whole: it is empty or absent.

@@ -1,4 +1,4 @@
-//! Reads and writes checkpoint folders in the format of Hugging Face's `transformers`.
+//! Reads and writes checkpoint folders in the format of Hugging Face's `transformers`, and GGUF files.
 //!
 //! A folder contains `config.json`, the weights (`model.safetensors`, or shards and their index), and
 //! `tokenizer.json`, which the crate `firebox-text` reads and writes. The families and their tensor names are data: see
@@ -6,11 +6,13 @@
 
 mod accept;
 mod config_json;
+mod dialect;
 mod dtype;
 mod error;
 pub mod families;
 mod fields;
 mod folder;
+mod gguf;
 pub mod layout;
 mod mismatch;
 mod mxfp4;
@@ -25,6 +27,7 @@ mod tensor_writer;
 #[cfg(test)]
 mod tests;
 mod upcycle;
+mod value_file;
 mod writer;
 
 use std::path::Path;
@@ -34,7 +37,13 @@ use burn::tensor::Device;
 pub use accept::Accept;
 pub use config_json::{CheckpointConfig, config_json, planned_config, read_config};
 pub use error::CheckpointError;
-pub use folder::{CHECKPOINTS, FolderError, LATEST, checkpoint_folder, require_free};
+pub use folder::{
+    CHECKPOINTS, FolderError, LATEST, checkpoint_folder, checkpoint_place, require_free,
+};
+pub use gguf::{
+    BlockType, GgufOptions, Number, NumberKind, Value as GgufValue, Written, check_exportable,
+    gguf_metadata, is_gguf, save_gguf,
+};
 pub use mismatch::Mismatch;
 pub use notes::{GENERATION_FILE, Notes};
 pub use preprocessor::PREPROCESSOR_FILE;
@@ -50,6 +59,7 @@ use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parallel::Shard;
 use sharded::ShardedCheckpoint;
+use tensor_file::finite;
 
 /// File name of the weights in a checkpoint folder.
 pub const MODEL_FILE: &str = "model.safetensors";

@@ -106,9 +106,12 @@ impl Notes {
         })
     }
 
-    /// A sentence on each field that was accepted, to warn of when the checkpoint in a folder is opened.
+    /// A sentence on each field that was accepted, to warn of when the checkpoint in a folder or file is opened.
     pub fn warnings(&self, folder: &Path) -> impl Iterator<Item = String> {
-        let path = folder.join(CONFIG_FILE);
+        let path = match folder.is_file() {
+            true => folder.to_owned(),
+            false => folder.join(CONFIG_FILE),
+        };
         self.accepted.iter().map(move |key| {
             let (path, value) = (path.display(), &self.fields[key]);
             format!("{path}: {key} = {value} is accepted, and ignored in what is computed")

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::CheckpointError;
-use super::families::{EMBEDDING, Family, HEAD, ROUTER_BIAS};
+use super::families::Family;
 use super::layout::{Numbers, Piece, Rule, Spelling, fill};
 use super::mismatch::Mismatch;
 use super::store::TensorStore;
@@ -186,7 +186,7 @@ impl Search<'_> {
         first_expert: usize,
     ) -> Option<(Rule, Spelling, Numbers)> {
         let store = self.store;
-        let Some((rule, layer)) = self.family.rule(path) else {
+        let Some((rule, layer)) = store.dialect().rule(self.family, path) else {
             self.mismatch.expect(path, shape, None);
             return None;
         };
@@ -197,10 +197,10 @@ impl Search<'_> {
         // Tools that write shared tensors once may keep the head's name.
         let swapped = path == EMBEDDING_PATH
             && self.tied
-            && store.info(EMBEDDING).is_none()
-            && store.info(HEAD).is_some();
+            && store.info(store.dialect().embedding()).is_none()
+            && store.info(store.dialect().head()).is_some();
         let rule = match swapped {
-            true => Rule::as_is(EMBEDDING_PATH, HEAD),
+            true => Rule::as_is(EMBEDDING_PATH, store.dialect().head()),
             false => rule,
         };
         let first = |spelling| rule.piece(spelling, numbers, shape, 0);
@@ -243,7 +243,8 @@ impl Search<'_> {
     /// The selection biases. Every router has one, or none has.
     fn biases(&mut self, config: &ModelConfig, files: Files<'_>) -> Vec<String> {
         let layers = config.moe_layers().filter(|&layer| files.have(layer));
-        let biases = layers.map(|layer| (layer, fill(ROUTER_BIAS, Some(layer), None)));
+        let name = self.store.dialect().router_bias();
+        let biases = layers.map(|layer| (layer, fill(name, Some(layer), None)));
         let mut biases: Vec<(usize, String)> = biases.collect();
         let any = biases
             .iter()
@@ -265,13 +266,15 @@ impl Search<'_> {
 
     /// Whether there is a head that nothing is read from, because it is tied to the embedding.
     fn has_tied_head(&mut self, config: &ModelConfig) -> bool {
+        let dialect = self.store.dialect();
+        let (embedding, head) = (dialect.embedding(), dialect.head());
         let has = |name| self.store.info(name).is_some();
-        if !(self.tied && has(HEAD) && has(EMBEDDING)) {
+        if !(self.tied && has(head) && has(embedding)) {
             return false;
         }
         let shape = [config.vocab_size, config.d_model];
-        self.read.insert(HEAD.to_owned(), shape.iter().product());
-        self.mismatch.expect(HEAD, &shape, self.store.info(HEAD));
+        self.read.insert(head.to_owned(), shape.iter().product());
+        self.mismatch.expect(head, &shape, self.store.info(head));
         true
     }
 

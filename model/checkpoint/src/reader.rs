@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::CheckpointError;
-use super::families::{EMBEDDING, Family, HEAD};
+use super::families::Family;
 use super::layout::transpose;
 use super::mismatch::Mismatch;
 use super::plan::{EMBEDDING_PATH, Files, Plan, Planned};
@@ -146,10 +146,11 @@ impl<'a> CheckpointParameters<'a> {
             return Ok(()); // another rank's
         };
         let whole = embedding.held.of();
+        let dialect = self.store.dialect();
         for row in embedding.held.ranges()[0].iter().cloned().flatten() {
             let row = Slice::new(whole, vec![vec![row..row + 1], vec![0..whole[1]]]);
             let of = |name| self.store.read_part::<f32>(name, &row);
-            if of(HEAD)? != of(EMBEDDING)? {
+            if of(dialect.head())? != of(dialect.embedding())? {
                 return Err(CheckpointError::HeadNotTied {
                     folder: self.store.folder().to_owned(),
                 });

@@ -1,4 +1,4 @@
-//! The weights of a checkpoint folder: a single safetensors file, or shards with an index.
+//! The weights of a checkpoint: a single safetensors file, shards with an index, or a GGUF file.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use firebox_console::durable::FileError;
 use serde::Deserialize;
 
+use super::dialect::Dialect;
+use super::gguf::{DERIVED, GgufFile, is_gguf};
 use super::mxfp4::{BLOCKS, Packed, SCALES};
 use super::sharded::ShardedCheckpoint;
 use super::{CheckpointError, INDEX_FILE, MODEL_FILE, TensorFile, TensorInfo};
@@ -17,6 +19,8 @@ use firebox_model::parallel::Slice;
 #[derive(Debug)]
 pub struct TensorStore {
     folder: PathBuf,
+    /// A single file of llama.cpp's, in place of all that follows.
+    gguf: Option<GgufFile>,
     files: Vec<TensorFile>,
     /// Index of the file of each tensor.
     file_of: BTreeMap<String, usize>,
@@ -47,13 +51,22 @@ impl Index {
 }
 
 impl TensorStore {
-    /// Opens the weights in a folder and checks the header of every file.
+    /// Opens the weights in a folder, or a GGUF file, and checks the header of every file.
     ///
     /// # Errors
     ///
     /// When there are no weights, a file is damaged, or the index and the shards do not agree; also when there are a single
     /// file and shards.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        if is_gguf(folder) {
+            return Ok(Self {
+                folder: folder.to_owned(),
+                gguf: Some(GgufFile::open(folder)?),
+                files: Vec::new(),
+                file_of: BTreeMap::new(),
+                packed: BTreeMap::new(),
+            });
+        }
         let (single, index) = (folder.join(MODEL_FILE), folder.join(INDEX_FILE));
         match (single.exists(), index.exists()) {
             // Some tools write an index of the single file; some leave one of shards that are gone.
@@ -154,13 +167,22 @@ impl TensorStore {
         }
         Ok(Self {
             folder: folder.to_owned(),
+            gguf: None,
             files,
             file_of,
             packed,
         })
     }
 
-    /// The folder.
+    /// Whose names the tensors have.
+    pub(crate) fn dialect(&self) -> Dialect {
+        match &self.gguf {
+            Some(file) => Dialect::Gguf(*file.architecture()),
+            None => Dialect::HuggingFace,
+        }
+    }
+
+    /// The folder, or the GGUF file.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -168,15 +190,20 @@ impl TensorStore {
     /// All tensors, except for stored frequencies of rotary positions, which follow from config.json.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
         let packed = self.packed.iter();
+        let of_gguf = self.gguf.iter().flat_map(GgufFile::tensors);
         self.file_of
             .iter()
             .filter(|(name, _)| !is_buffer(name))
             .map(|(name, &file)| (name.as_str(), &self.files[file].tensors()[name]))
             .chain(packed.map(|(name, packed)| (name.as_str(), &packed.info)))
+            .chain(of_gguf.filter(|(name, _)| *name != DERIVED))
     }
 
     /// Shape and type of a tensor; `None` if there is no tensor of this name.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        if let Some(file) = &self.gguf {
+            return file.info(name);
+        }
         if let Some(packed) = self.packed.get(name) {
             return Some(&packed.info);
         }
@@ -212,6 +239,9 @@ impl TensorStore {
         name: &str,
         part: &Slice,
     ) -> Result<Vec<T>, CheckpointError> {
+        if let Some(file) = &self.gguf {
+            return file.read_part(name, part);
+        }
         match self.packed.get(name) {
             Some(packed) => packed.read_part(name, &self.files, part),
             None => self.files[self.file_of[name]].read_part(name, part),
@@ -226,7 +256,7 @@ impl TensorStore {
     ///
     /// # Panics
     ///
-    /// When there is no tensor of this name, it has another shape, or is packed.
+    /// When there is no tensor of this name, it has another shape, is packed, or is in a GGUF file.
     pub fn read_stored(&self, name: &str, part: &Slice) -> Result<Vec<u8>, CheckpointError> {
         self.files[self.file_of[name]].read_stored(name, part)
     }
@@ -236,14 +266,15 @@ impl TensorStore {
         !self.packed.is_empty()
     }
 
-    /// The files of the tensors.
+    /// The safetensors files of the tensors.
     pub fn files(&self) -> impl Iterator<Item = &TensorFile> {
         self.files.iter()
     }
 
     /// The number of bytes of weights that were read since the folder was opened.
     pub fn bytes_read(&self) -> u64 {
-        self.files.iter().map(TensorFile::bytes_read).sum()
+        let files: u64 = self.files.iter().map(TensorFile::bytes_read).sum();
+        files + self.gguf.as_ref().map_or(0, GgufFile::bytes_read)
     }
 }
 

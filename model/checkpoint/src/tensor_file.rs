@@ -2,11 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
 
 use firebox_console::durable::FileError;
 use memmap2::Mmap;
@@ -15,27 +11,19 @@ use safetensors::tensor::Dtype;
 
 use super::CheckpointError;
 use super::dtype::StoredDtype as _;
+use super::value_file::ValueFile;
 use firebox_kernels::dtype::StorageFloat;
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::parallel::Slice;
-
-/// Bytes between two runs of values that are read rather than passed over: a page of the system's cache.
-const GAP: usize = 4096;
-
-/// Bytes that are read together at most, unless a single run is longer.
-const AT_ONCE: usize = 1 << 20;
 
 /// A safetensors file that is open for reading, with a checked header. Values are read on demand, with ordinary reads,
 /// so that only the requested values are in memory.
 #[derive(Debug)]
 pub struct TensorFile {
-    path: PathBuf,
-    file: Mutex<File>,
+    values: ValueFile,
     tensors: BTreeMap<String, TensorInfo>,
     /// Tensors of bytes, which are no numbers by themselves.
     bytes: BTreeMap<String, BytesInfo>,
-    /// Bytes of values that were read.
-    read: AtomicU64,
 }
 
 /// The header's entry of a tensor of bytes.
@@ -61,12 +49,21 @@ pub struct TensorInfo {
 impl TensorInfo {
     /// Of a tensor that is made of others.
     pub(crate) fn derived(shape: Vec<usize>, dtype: WeightDtype) -> Self {
-        let offset = 0;
+        Self::at(shape, dtype, 0)
+    }
+
+    /// Of a tensor at this place of a file.
+    pub(crate) fn at(shape: Vec<usize>, dtype: WeightDtype, offset: u64) -> Self {
         Self {
             shape,
             dtype,
             offset,
         }
+    }
+
+    /// Byte offset of its values in the file.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
     }
 
     /// Number of its values.
@@ -131,17 +128,15 @@ impl TensorFile {
             Ok((name, info))
         });
         Ok(Self {
-            path: path.to_owned(),
+            values: ValueFile::new(path, file),
             tensors: tensors.collect::<Result<_, CheckpointError>>()?,
             bytes: bytes.collect(),
-            file: Mutex::new(file),
-            read: AtomicU64::new(0),
         })
     }
 
     /// The file's path.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.values.path()
     }
 
     /// All tensors, by name.
@@ -157,7 +152,7 @@ impl TensorFile {
     /// A tensor of bytes where there have to be numbers.
     pub(crate) fn not_numbers(&self, name: &str) -> CheckpointError {
         CheckpointError::DataType {
-            file: self.path.clone(),
+            file: self.path().to_owned(),
             name: name.to_owned(),
             dtype: format!("{:?}", Dtype::U8),
         }
@@ -172,60 +167,20 @@ impl TensorFile {
         self.read_runs(self.bytes[name].offset, 1, part)
     }
 
-    /// Reads what a part of a tensor needs, whose values begin at `offset` and have so many bytes each. Runs that are close
-    /// to each other are read together, with what is between them, up to [`AT_ONCE`] bytes.
+    /// Reads what a part of a tensor needs, whose values begin at `offset` and have so many bytes each.
     fn read_runs(
         &self,
         offset: u64,
         width: usize,
         part: &Slice,
     ) -> Result<Vec<u8>, CheckpointError> {
-        let mut bytes = vec![0; part.elements() * width];
-        let mut rest = bytes.as_mut_slice();
         let runs = part.runs().map(|run| run.start * width..run.end * width);
-        let mut runs = runs.peekable();
-        let mut together: Vec<Range<usize>> = Vec::new();
-        let mut between = Vec::new();
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut read = |place: usize, bytes: &mut [u8]| {
-            self.read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            file.seek(SeekFrom::Start(offset + place as u64))
-                .and_then(|_| file.read_exact(bytes))
-                .map_err(FileError::of("read", &self.path))
-        };
-        while let Some(first) = runs.next() {
-            together.clear();
-            let mut end = first.end;
-            together.push(first.clone());
-            while let Some(next) = runs.next_if(|next| {
-                let close = next.start >= end && next.start - end <= GAP;
-                close && next.end - first.start <= AT_ONCE
-            }) {
-                end = next.end;
-                together.push(next);
-            }
-            let length: usize = together.iter().map(|run| run.len()).sum();
-            let (wanted, after) = rest.split_at_mut(length);
-            rest = after;
-            if let [run] = together.as_slice() {
-                read(run.start, wanted)?;
-                continue;
-            }
-            between.resize(end - first.start, 0);
-            read(first.start, &mut between)?;
-            let mut wanted = wanted;
-            for run in &together {
-                let (to, after) = wanted.split_at_mut(run.len());
-                to.copy_from_slice(&between[run.start - first.start..run.end - first.start]);
-                wanted = after;
-            }
-        }
-        Ok(bytes)
+        self.values.read_runs(offset, runs, part.elements() * width)
     }
 
     /// The number of bytes of values that were read since the file was opened.
     pub fn bytes_read(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
+        self.values.bytes_read()
     }
 
     /// Values of a tensor, in row-major order.
@@ -271,23 +226,31 @@ impl TensorFile {
         part: &Slice,
     ) -> Result<Vec<T>, CheckpointError> {
         let bytes = self.read_stored(name, part)?;
-        let info = &self.tensors[name];
-        let values = info.dtype.decode(&bytes);
-        if values.iter().all(|value: &T| value.finite()) {
-            return Ok(values);
-        }
-        let stored: Vec<f32> = info.dtype.decode(&bytes);
-        let name = name.to_owned();
-        Err(if stored.iter().all(|value| value.is_finite()) {
-            CheckpointError::OutOfRange {
-                name,
-                dtype: T::DTYPE,
-            }
-        } else {
-            CheckpointError::NotFinite {
-                file: self.path.clone(),
-                name,
-            }
-        })
+        let dtype = self.tensors[name].dtype;
+        let values = dtype.decode(&bytes);
+        finite(values, || dtype.decode(&bytes), self.path(), name)
     }
+}
+
+/// These values, if all of them are finite; `stored` makes those that they were rounded from.
+pub(crate) fn finite<T: StorageFloat>(
+    values: Vec<T>,
+    stored: impl FnOnce() -> Vec<f32>,
+    file: &Path,
+    name: &str,
+) -> Result<Vec<T>, CheckpointError> {
+    if values.iter().all(|value: &T| value.finite()) {
+        return Ok(values);
+    }
+    let name = name.to_owned();
+    Err(match stored().iter().all(|value| value.is_finite()) {
+        true => CheckpointError::OutOfRange {
+            name,
+            dtype: T::DTYPE,
+        },
+        false => CheckpointError::NotFinite {
+            file: file.to_owned(),
+            name,
+        },
+    })
 }

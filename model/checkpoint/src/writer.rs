@@ -9,7 +9,8 @@ use burn::tensor::{Gradients, Tensor};
 use firebox_console::durable;
 
 use super::config_json::config_json;
-use super::families::{Family, ROUTER_BIAS, RouterKind};
+use super::dialect::Dialect;
+use super::families::{Family, RouterKind};
 use super::layout::{Numbers, Piece, Spelling, fill, transpose};
 use super::tensor_writer::write_weights;
 use super::{CONFIG_FILE, CheckpointError, NamedTensor, Notes};
@@ -41,20 +42,7 @@ pub fn save(
     progress: impl FnMut(u64),
 ) -> Result<(), CheckpointError> {
     let family = family(model);
-    let mut tensors = tensors(model, &family, Spelling::Saved, None);
-    let moe = model.config().moe.as_ref();
-    let experts = moe.map_or(0, |moe| moe.experts.count);
-    let biases = model.config().moe_layers().zip(model.router_bias());
-    for (layer, mut bias) in biases {
-        if family.router == RouterKind::DeepSeekV3 {
-            bias.resize(experts, 0.0);
-        }
-        if bias.is_empty() {
-            continue;
-        }
-        let name = fill(ROUTER_BIAS, Some(layer), None);
-        tensors.push(NamedTensor::float(name, [bias.len()], move || bias.clone()));
-    }
+    let tensors = model_tensors(model, &family, Dialect::HuggingFace, Spelling::Saved);
     write_weights(
         folder,
         &tensors,
@@ -66,13 +54,39 @@ pub fn save(
     Ok(durable::write(&folder.join(CONFIG_FILE), json)?)
 }
 
+/// Every parameter, and the selection bias of routers that have one.
+pub(crate) fn model_tensors(
+    model: &LanguageModel,
+    family: &Family,
+    dialect: Dialect,
+    spelling: Spelling,
+) -> Vec<NamedTensor<'static>> {
+    let mut tensors = tensors(model, family, dialect, spelling, None);
+    let moe = model.config().moe.as_ref();
+    let experts = moe.map_or(0, |moe| moe.experts.count);
+    let biases = model.config().moe_layers().zip(model.router_bias());
+    for (layer, mut bias) in biases {
+        if family.router == RouterKind::DeepSeekV3 {
+            bias.resize(experts, 0.0);
+        }
+        if bias.is_empty() {
+            continue;
+        }
+        let name = fill(dialect.router_bias(), Some(layer), None);
+        tensors.push(NamedTensor::float(name, [bias.len()], move || bias.clone()));
+    }
+    tensors
+}
+
 /// The gradient of every parameter, under the parameter's name in memory of `transformers` 5, with fused experts; zeros
 /// if the loss does not depend on the parameter.
 pub fn named_gradients(model: &LanguageModel, gradients: &Gradients) -> Vec<NamedTensor<'static>> {
-    tensors(model, &family(model), Spelling::Fused, Some(gradients))
+    let (family, dialect) = (family(model), Dialect::HuggingFace);
+    tensors(model, &family, dialect, Spelling::Fused, Some(gradients))
 }
 
-fn family(model: &LanguageModel) -> Family {
+/// The family that computes what a model computes.
+pub(crate) fn family(model: &LanguageModel) -> Family {
     let biased = model.router_bias().iter().any(|bias| !bias.is_empty());
     Family::of(model.config(), biased)
 }
@@ -107,11 +121,13 @@ impl Assembled {
 fn tensors(
     model: &LanguageModel,
     family: &Family,
+    dialect: Dialect,
     spelling: Spelling,
     gradients: Option<&Gradients>,
 ) -> Vec<NamedTensor<'static>> {
     let mut collect = Collect {
         family,
+        dialect,
         spelling,
         gradients,
         order: Vec::new(),
@@ -130,6 +146,7 @@ fn tensors(
 
 struct Collect<'a> {
     family: &'a Family,
+    dialect: Dialect,
     spelling: Spelling,
     gradients: Option<&'a Gradients>,
     order: Vec<String>,
@@ -139,8 +156,8 @@ struct Collect<'a> {
 impl VisitParameter for Collect<'_> {
     fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
         let (rule, layer) = self
-            .family
-            .rule(path)
+            .dialect
+            .rule(self.family, path)
             .unwrap_or_else(|| panic!("{} has no {path}", self.family.architecture));
         let value = match self.gradients {
             None => parameter.val(),

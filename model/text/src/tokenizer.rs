@@ -13,6 +13,7 @@ mod cuts;
 mod encode;
 mod error;
 mod folder;
+mod ggml;
 mod special;
 mod spelling;
 mod stream;
@@ -37,6 +38,7 @@ use spelling::Spelling;
 
 pub use config::TokenizerConfig;
 pub use error::TokenizerError;
+pub use ggml::GgmlVocabulary;
 pub use stream::StreamDecoder;
 
 /// The EOS token of the tokenizers that are made here.

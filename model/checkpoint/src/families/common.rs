@@ -160,7 +160,7 @@ pub(super) const EVERY_LAYER: Field = only(
 );
 
 /// A parameter that files and memory spell alike.
-pub(super) const fn rule(path: &'static str, stored: Stored) -> Rule {
+pub(crate) const fn rule(path: &'static str, stored: Stored) -> Rule {
     Rule {
         path,
         saved: stored,

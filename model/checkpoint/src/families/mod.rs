@@ -21,6 +21,7 @@ mod qwen3;
 mod qwen3_moe;
 mod smollm3;
 
+pub(crate) use common::rule;
 pub use common::{EMBEDDING, HEAD};
 pub use deepseek_v3::DEEPSEEK_V3;
 pub use defaults::Defaults;

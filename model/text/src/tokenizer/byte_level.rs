@@ -7,7 +7,7 @@ use super::END_OF_TEXT;
 
 /// How GPT-4's tokenizer splits text before pairs are merged. Digits are grouped in threes, and a
 /// line end is never in one piece with the text after it.
-const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(super) const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// The character that represents each byte in a byte-level vocabulary (GPT-2): a printable character
 /// represents itself, the other bytes are mapped to U+0100 and up.
@@ -75,7 +75,7 @@ fn tokenizer_json(added: Value, pre_tokenizer: Value, vocabulary: Map<String, Va
 
 /// A `ByteLevel` entry; `regex` makes a pre-tokenizer split as GPT-2 does, and has no effect in a
 /// decoder.
-fn byte_level(regex: bool) -> Value {
+pub(super) fn byte_level(regex: bool) -> Value {
     json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex })
 }
 

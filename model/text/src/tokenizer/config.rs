@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::folder::{CONFIG, SPECIAL_TOKENS, token_text};
+use super::folder::{CONFIG, SPECIAL_TOKENS, TEMPLATE, token_text};
 use super::{Tokenizer, TokenizerError};
 
-/// A chat template alone.
-const TEMPLATE: &str = "chat_template.jinja";
 /// A chat template in an object.
 const TEMPLATE_OBJECT: &str = "chat_template.json";
 /// Where objects have it.

@@ -63,6 +63,18 @@ pub enum TokenizerError {
         /// The id.
         id: u32,
     },
+    /// llama.cpp has no tokenizer like this one.
+    #[error("llama.cpp has no tokenizer like that of the model: {reason}")]
+    Ggml {
+        /// What differs.
+        reason: String,
+    },
+    /// The vocabulary of a GGUF file is not one that Firebox reads.
+    #[error("Firebox does not read the tokenizer of the GGUF file: {reason}")]
+    GgmlUnread {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The EOS token is not configured, and none of the usual ones exists.
     #[error("{} has none of the usual end-of-text tokens, and config.json has no eos_token_id", path.display())]
     NoUsualEos {
@@ -109,6 +121,12 @@ impl Advise for TokenizerError {
             }
             Self::UnknownId { .. } | Self::NoUsualEos { .. } => {
                 "set eos_token_id in config.json to the id of the token that ends a document"
+            }
+            Self::Ggml { .. } => {
+                "a tokenizer of merged bytes that splits text as Llama 3, Qwen2, GPT-2, StarCoder or DeepSeek-V3 can be exported"
+            }
+            Self::GgmlUnread { .. } => {
+                "use the model's folder on the Hugging Face hub, which has a tokenizer.json"
             }
             Self::UnknownBos { .. } => {
                 "every id under post_processor must be in added_tokens or in the model's vocabulary"

@@ -17,6 +17,8 @@ use super::{Tokenizer, TokenizerError, read};
 pub(super) const CONFIG: &str = "tokenizer_config.json";
 /// Names the special tokens alone.
 pub(super) const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+/// A chat template alone.
+pub(super) const TEMPLATE: &str = "chat_template.jinja";
 
 /// The files that Hugging Face stores next to a `tokenizer.json`.
 const COMPANIONS: [&str; 9] = [
@@ -24,7 +26,7 @@ const COMPANIONS: [&str; 9] = [
     SPECIAL_TOKENS,
     "added_tokens.json",
     "generation_config.json",
-    "chat_template.jinja",
+    TEMPLATE,
     "chat_template.json",
     "vocab.json",
     "merges.txt",
@@ -51,6 +53,11 @@ impl Companions {
             let value: Value = serde_json::from_slice(self.get(file)?).ok()?;
             token_text(&value["eos_token"])
         })
+    }
+
+    /// A chat template and nothing else.
+    pub fn of_template(template: &str) -> Self {
+        Self([(TEMPLATE, template.as_bytes().to_vec())].into())
     }
 
     /// Reads the companion files of a `tokenizer.json`.
