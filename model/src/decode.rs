@@ -42,7 +42,7 @@ impl LanguageModel {
     /// appended. Pieces may differ in length; the head is computed only for the positions that are returned.
     ///
     /// What is computed of a sequence does not depend on the other pieces, but for rounding: a CPU sums products of up
-    /// to 32 rows in one order and those of more rows in another.
+    /// to 32 rows in one order and those of more rows in another; where the embedding is the head, up to 8.
     ///
     /// # Shapes
     ///

@@ -21,7 +21,7 @@ const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
 const MOMENTUM: &str = "momentum";
 
-/// The optimizer of a run with its state: AdamW ([`adamw`]), or of the matrices that `optimizer.muon` names [`muon`].
+/// The optimizer of a run with its state: AdamW ([`adamw`]), or of the matrices that `optimizer.muon` names [`muon()`].
 ///
 /// Weight decay does not apply to norm gains, biases, sinks and embeddings: shrinking them does not simplify the function.
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use crate::host::gemm::Matrix;
-use crate::host::gemv::{Activations, GEMV_MAX_ROWS, Layout, Weights};
+use crate::host::gemv::{Activations, Layout, Weights};
 use crate::host::product::{Factor, Left, On, Right, product_parallel};
 use crate::host::uninit::vec_uninit_with;
 use crate::precision::Precision;
@@ -38,13 +38,14 @@ pub fn linear<T: Factor>(
     precision: Precision,
 ) -> Vec<f32> {
     // Weights that must become f32 first do so panel by panel, below.
-    if rows > GEMV_MAX_ROWS && (precision == Precision::Bf16 || T::as_f32(weights).is_some()) {
+    let few = rows <= layout.few_rows();
+    if !few && (precision == Precision::Bf16 || T::as_f32(weights).is_some()) {
         let weights = matrix(weights, [d_in, d_out], layout);
         return all_threads(Matrix::new(x, rows, d_in), weights, precision);
     }
     let x = Activations::new(x, rows, d_in, precision);
     let weights = Weights::new(weights, d_in, d_out, layout);
-    let width = match rows <= GEMV_MAX_ROWS {
+    let width = match few {
         // The cut changes no bit: a column's sum is the same wherever it is taken.
         true => {
             let parts =
