@@ -137,7 +137,7 @@ fn tokenizers_that_llama_cpp_lacks_are_refused_by_name() {
     for (words, change) in [
         (
             "(pre_tokenizer)",
-            &(|json| {
+            &(|json: &mut Value| {
                 json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "a+".into();
             }) as &dyn Fn(&mut Value),
         ),
