@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use firebox_checkpoint::{
-    BlockType, Checkpoint, GgufOptions, GgufValue, PREPROCESSOR_FILE, SaveOptions, Written,
+    BlockType, Checkpoint, GgufOptions, GgufValue, PREPROCESSOR_FILE, SaveOptions,
     check_exportable, require_free, save, save_gguf,
 };
 use firebox_console::durable::{self, FileError, Unfinished};
@@ -167,7 +167,7 @@ impl Opened {
             notes: self.checkpoint.notes,
             metadata,
         };
-        let Written { unfit, .. } = save_gguf(model, output, &options, progress)?;
+        let unfit = save_gguf(model, output, &options, progress)?;
         if unfit > 0 {
             tracing::warn!(
                 "{unfit} of the matrices have rows whose length is no multiple of 32, as {kind} needs it, and are stored in f16"

@@ -283,8 +283,8 @@ fn what_was_read_is_written_again_byte_by_byte() {
     for (name, config) in architectures() {
         for kind in BlockType::ALL {
             let model = model(&config);
-            let written = save_gguf(&model, &first, &options(kind), |_, _| ()).unwrap();
-            assert_eq!(written.unfit, 0, "{name} in {kind}");
+            let unfit = save_gguf(&model, &first, &options(kind), |_, _| ()).unwrap();
+            assert_eq!(unfit, 0, "{name} in {kind}");
             let read = open(&first).unwrap_or_else(|error| panic!("{name} in {kind}: {error}"));
             save_gguf(&read.model, &second, &options(kind), |_, _| ()).unwrap();
             let same = fs::read(&first).unwrap() == fs::read(&second).unwrap();
@@ -510,7 +510,7 @@ fn trained(folder: &Path) -> (String, String) {
          [data]\ncache = '{}'\ndocument_mask = true\n[data.validation]\nfraction = 0.2\n\
          [[data.source]]\nname = \"plays\"\nfiles = ['{corpus}/plays/*.txt']\n\
          [[data.source]]\nname = \"notes\"\njsonl = ['{corpus}/notes.jsonl']\nfield = \"text\"\n\
-         [train]\nsteps = 3\n[schedule]\nwarmup_steps = 1\nbatch_tokens = 256\n",
+         [train]\nsteps = 3\n[optimizer]\nlearning_rate = 1e-2\n[schedule]\nwarmup_steps = 1\nbatch_tokens = 256\n",
         path(&folder.join("cache"))
     );
     fs::write(&config, text).unwrap();

@@ -41,7 +41,7 @@ pub use folder::{
     CHECKPOINTS, FolderError, LATEST, checkpoint_folder, checkpoint_place, require_free,
 };
 pub use gguf::{
-    BlockType, GgufOptions, Number, NumberKind, Value as GgufValue, Written, check_exportable,
+    BlockType, GgufOptions, Number, NumberKind, Value as GgufValue, check_exportable,
     gguf_metadata, is_gguf, save_gguf,
 };
 pub use mismatch::Mismatch;

@@ -277,6 +277,10 @@ impl<'a> Keys<'a> {
             Some(_) => return Err(self.wrong(keys::SCALING, "must be none, linear or yarn")),
         };
         if file.info(ROPE_FACTORS).is_some() {
+            if !self.architecture.factors {
+                let reason = format!("has no tensor {ROPE_FACTORS}, and the file has");
+                return Err(self.wrong(keys::SCALING, &reason));
+            }
             if rope["rope_type"] != "default" {
                 let reason = format!("and {ROPE_FACTORS} both scale rotary positions");
                 return Err(self.wrong(keys::SCALING, &reason));

@@ -31,15 +31,6 @@ pub struct GgufOptions {
     pub metadata: Vec<(String, Value)>,
 }
 
-/// What was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Written {
-    /// Bytes of the tensors.
-    pub bytes: u64,
-    /// Matrices whose rows are no whole blocks of the type, and which are stored in f16.
-    pub unfit: usize,
-}
-
 /// Checks that llama.cpp computes what a model computes.
 ///
 /// # Errors
@@ -50,7 +41,8 @@ pub fn check_exportable(model: &LanguageModel) -> Result<(), CheckpointError> {
 }
 
 /// Writes a model as a GGUF file, whole or not at all, and waits until it is on disk. `progress` is called with the bytes of
-/// tensors that are written, and their total.
+/// tensors that are written, and their total. Returns the number of matrices whose rows are no whole blocks of the type, and
+/// which are stored in f16.
 ///
 /// # Errors
 ///
@@ -60,7 +52,7 @@ pub fn save_gguf(
     path: &Path,
     options: &GgufOptions,
     mut progress: impl FnMut(u64, u64),
-) -> Result<Written, CheckpointError> {
+) -> Result<usize, CheckpointError> {
     let family = family(model);
     let config = model.config();
     let architecture = architecture_of(config, &family)?;
@@ -87,10 +79,7 @@ pub fn save_gguf(
     let mut all = metadata(config, &architecture, options.kind, &options.notes);
     all.extend(options.metadata.iter().cloned());
     write(path, &all, &outgoing, |done| progress(done, total))?;
-    Ok(Written {
-        bytes: total,
-        unfit,
-    })
+    Ok(unfit)
 }
 
 /// A second time the embedding, for architectures that always have a head.

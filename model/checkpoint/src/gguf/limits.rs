@@ -4,7 +4,7 @@ use super::architecture::Architecture;
 use crate::CheckpointError;
 use crate::families::Family;
 use firebox_model::config::{
-    AttentionBias, AttentionKind, ExpertActivation, ModelConfig, Multipliers, RopeScaling,
+    AttentionBias, AttentionKind, ExpertActivation, ModelConfig, RopeScaling,
 };
 
 /// llama.cpp stops the process at more layers.
@@ -83,9 +83,8 @@ fn of_attention(architecture: &Architecture, config: &ModelConfig) -> Option<Str
             window(layer).unwrap_or_default()
         ));
     }
-    let plain = Multipliers::usual_attention(head_dim);
-    let unscaled = config.multipliers.attention == Some(0.0);
-    (unscaled).then(|| format!("takes an attention_multiplier of 0 for {plain}"))
+    let silent = config.multipliers.attention == Some(0.0);
+    silent.then(|| "takes an attention_multiplier of 0 for the usual one".to_owned())
 }
 
 fn of_positions(architecture: &Architecture, config: &ModelConfig) -> Option<String> {
@@ -139,7 +138,6 @@ fn of_experts(architecture: &Architecture, config: &ModelConfig) -> Option<Strin
         ));
     }
     match architecture.normalizes {
-        // A softmax over one expert is 1 in any case.
         Some(true) if !router.normalize => {
             return Some(
                 "divides the weights of a token's experts by their sum, and this model does not (norm_topk_prob = false)"

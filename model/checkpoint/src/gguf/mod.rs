@@ -18,7 +18,7 @@ mod value;
 mod write;
 
 pub use block::BlockType;
-pub use export::{GgufOptions, Written, check_exportable, save_gguf};
+pub use export::{GgufOptions, check_exportable, save_gguf};
 pub use value::{Number, NumberKind, Value};
 
 pub(crate) use architecture::Architecture;

@@ -18,10 +18,13 @@ pub(super) const ROUTER: &str = "ffn_gate_inp.weight";
 
 /// The number of dimensions of a tensor that may be written with fewer: ggml leaves out those of 1 in front.
 pub(super) fn dimensions(name: &str) -> usize {
-    match () {
-        () if name.ends_with("_exps.weight") => 3,
-        () if name.ends_with("_exps.bias") || name.ends_with("_inp_shexp.weight") => 2,
-        () => 1,
+    let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
+    if ends(&["_exps.weight"]) {
+        3
+    } else if ends(&["_exps.bias", "_inp_shexp.weight"]) {
+        2
+    } else {
+        1
     }
 }
 

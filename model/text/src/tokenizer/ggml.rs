@@ -26,26 +26,26 @@ pub(super) mod kind {
     pub const BYTE: i32 = 6;
 }
 
-/// The vocabulary in the metadata of a GGUF file. The names in brackets are those of its keys, behind `tokenizer.ggml.`.
+/// The vocabulary in the metadata of a GGUF file. The names in parentheses are those of its keys, behind `tokenizer.ggml.`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct GgmlVocabulary {
-    /// How tokens are found [`model`]: `gpt2` by merges of bytes, `llama` by scores.
+    /// How tokens are found (`model`): `gpt2` by merges of bytes, `llama` by scores.
     pub model: String,
-    /// The name of the way in which text is split first [`pre`].
+    /// The name of the way in which text is split first (`pre`).
     pub pre: String,
-    /// The text of each id [`tokens`].
+    /// The text of each id (`tokens`).
     pub tokens: Vec<String>,
-    /// The kind of each [`token_type`]; all are pieces of text if it is empty.
+    /// The kind of each (`token_type`); all are pieces of text if it is empty.
     pub kinds: Vec<i32>,
-    /// How likely each is [`scores`], of a vocabulary that is merged by scores.
+    /// How likely each is (`scores`), of a vocabulary that is merged by scores.
     pub scores: Vec<f32>,
-    /// Pairs of tokens that are merged, the first ones first, with a space between [`merges`].
+    /// Pairs of tokens that are merged, the first ones first, with a space between (`merges`).
     pub merges: Vec<String>,
-    /// The token that begins a text, if there is one [`bos_token_id`].
+    /// The token that begins a text, if there is one (`bos_token_id`).
     pub bos_id: Option<u32>,
-    /// Whether it is put before every text [`add_bos_token`]; `None` for what is usual with the model and `pre`.
+    /// Whether it is put before every text (`add_bos_token`); `None` for what is usual with the model and `pre`.
     pub add_bos: Option<bool>,
-    /// Whether a space is put before every text [`add_space_prefix`]; `None` for what is usual with the model.
+    /// Whether a space is put before every text (`add_space_prefix`); `None` for what is usual with the model.
     pub add_space: Option<bool>,
     /// Whether text is brought into Unicode's normalization form C first, which llama.cpp does not do and files do not say;
     /// `None` for what is usual with `pre`.

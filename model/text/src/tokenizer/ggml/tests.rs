@@ -3,6 +3,7 @@ use serde_json::{Value, json};
 
 use super::super::Tokenizer;
 use super::super::tests::pre_tokenizer;
+use super::splitting::Splitting;
 use super::{GgmlVocabulary, kind};
 
 fn sample() -> Vec<String> {
@@ -48,22 +49,11 @@ fn what_firebox_trains_has_a_name_in_llama_cpp() {
 
 #[test]
 fn every_splitting_comes_back() {
-    for (name, expected) in [
-        ("gpt-2", "gpt-2"),
-        ("llama-3", "smaug-bpe"),
-        ("qwen2", "qwen2"),
-        ("deepseek-v3", "deepseek-v3"),
-    ] {
-        let tokenizer = changed(|json| {
-            json["pre_tokenizer"] = match name {
-                "gpt-2" => {
-                    json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true })
-                }
-                name => pre_tokenizer(name),
-            };
-        });
+    for name in ["smaug-bpe", "qwen2", "gpt-2", "refact", "deepseek-v3"] {
+        let splitting = Splitting::named(name).unwrap();
+        let tokenizer = changed(|json| json["pre_tokenizer"] = splitting.to_json());
         let vocabulary = tokenizer.to_ggml(400).unwrap();
-        assert_eq!(vocabulary.pre, expected);
+        assert_eq!(vocabulary.pre, name);
         let back = Tokenizer::from_ggml(&vocabulary, &[tokenizer.eos_id()]).unwrap();
         assert_eq!(back.to_ggml(400).unwrap(), vocabulary);
         for text in sample() {
@@ -137,7 +127,7 @@ fn tokenizers_that_llama_cpp_lacks_are_refused_by_name() {
     for (words, change) in [
         (
             "(pre_tokenizer)",
-            &(|json| {
+            &(|json: &mut Value| {
                 json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "a+".into();
             }) as &dyn Fn(&mut Value),
         ),
