@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use firebox_checkpoint::{GgufValue, gguf_metadata, is_gguf};
+use firebox_checkpoint::{CheckpointError, GgufValue, gguf_metadata, is_gguf};
 use firebox_text::{GgmlVocabulary, TOKENIZER_FILE, Tokenizer};
 
 use crate::InferError;
@@ -36,7 +36,7 @@ const NFC: &str = "firebox.tokenizer_nfc";
 /// When it cannot be read.
 pub fn open_tokenizer(place: &Path, eos_ids: &[u32]) -> Result<Option<Tokenizer>, InferError> {
     if is_gguf(place) {
-        let vocabulary = vocabulary(&gguf_metadata(place)?);
+        let vocabulary = vocabulary(place, &gguf_metadata(place)?)?;
         let tokenizer = vocabulary.map(|vocabulary| Tokenizer::from_ggml(&vocabulary, eos_ids));
         return Ok(tokenizer.transpose()?);
     }
@@ -48,42 +48,69 @@ pub fn open_tokenizer(place: &Path, eos_ids: &[u32]) -> Result<Option<Tokenizer>
 }
 
 /// The vocabulary in a file's metadata; `None` if it has none.
-fn vocabulary(metadata: &BTreeMap<String, GgufValue>) -> Option<GgmlVocabulary> {
-    let text = |key: &str| {
-        metadata
-            .get(key)
-            .and_then(GgufValue::as_text)
-            .map(str::to_owned)
+fn vocabulary(
+    path: &Path,
+    metadata: &BTreeMap<String, GgufValue>,
+) -> Result<Option<GgmlVocabulary>, InferError> {
+    let keys = Keys { path, metadata };
+    let text = |key| keys.read(key, "a text", |value| value.as_text().map(str::to_owned));
+    let texts = |key| {
+        keys.read(key, "a list of texts", |value| {
+            value.as_texts().map(<[_]>::to_vec)
+        })
     };
-    let texts = |key: &str| {
-        metadata
-            .get(key)
-            .and_then(GgufValue::as_texts)
-            .unwrap_or_default()
+    let flag = |key| keys.read(key, "a truth value", GgufValue::as_bool);
+    let numbers = |key| {
+        keys.read(key, "a list of finite numbers", |value| {
+            let numbers = value.as_numbers()?;
+            let finite = numbers.map(|number| number.as_f64().filter(|number| number.is_finite()));
+            finite.collect::<Option<Vec<f64>>>()
+        })
     };
-    let flag = |key: &str| metadata.get(key).and_then(GgufValue::as_bool);
-    let model = text(MODEL).filter(|model| !NO_TOKENIZER.contains(&model.as_str()))?;
-    let numbers = |key: &str| metadata.get(key).and_then(GgufValue::as_numbers);
-    let kinds = numbers(KINDS).into_iter().flatten();
-    let scores = numbers(SCORES).into_iter().flatten();
-    let bos = metadata.get(BOS).and_then(GgufValue::as_u64);
-    Some(GgmlVocabulary {
+    let id = |value: &GgufValue| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let Some(model) = text(MODEL)?.filter(|model| !NO_TOKENIZER.contains(&model.as_str())) else {
+        return Ok(None);
+    };
+    let kinds = numbers(KINDS)?.unwrap_or_default().into_iter();
+    let scores = numbers(SCORES)?.unwrap_or_default().into_iter();
+    Ok(Some(GgmlVocabulary {
         model,
-        pre: text(PRE).unwrap_or_default(),
-        tokens: texts(TOKENS).to_vec(),
-        kinds: kinds
-            .map(|kind| kind.as_f64().map_or(0, |kind| kind as i32))
-            .collect(),
-        scores: scores
-            .map(|score| score.as_f64().unwrap_or(0.0) as f32)
-            .collect(),
-        merges: texts(MERGES).to_vec(),
-        bos_id: bos.and_then(|id| u32::try_from(id).ok()),
-        add_bos: flag(ADD_BOS),
-        add_space: flag(ADD_SPACE),
-        nfc: flag(NFC),
-        chat_template: text(TEMPLATE),
-    })
+        pre: text(PRE)?.unwrap_or_default(),
+        tokens: texts(TOKENS)?.unwrap_or_default(),
+        kinds: kinds.map(|kind| kind as i32).collect(),
+        scores: scores.map(|score| score as f32).collect(),
+        merges: texts(MERGES)?.unwrap_or_default(),
+        bos_id: keys.read(BOS, "the id of a token", id)?,
+        add_bos: flag(ADD_BOS)?,
+        add_space: flag(ADD_SPACE)?,
+        nfc: flag(NFC)?,
+        chat_template: text(TEMPLATE)?,
+    }))
+}
+
+/// The metadata of a file.
+struct Keys<'a> {
+    path: &'a Path,
+    metadata: &'a BTreeMap<String, GgufValue>,
+}
+
+impl Keys<'_> {
+    /// What a key has; `None` if it is absent. Of another type than the one that is allowed, it is an error.
+    fn read<T>(
+        &self,
+        key: &str,
+        allowed: &str,
+        read: impl Fn(&GgufValue) -> Option<T>,
+    ) -> Result<Option<T>, InferError> {
+        let Some(value) = self.metadata.get(key) else {
+            return Ok(None);
+        };
+        let value = read(value).ok_or_else(|| CheckpointError::Damaged {
+            path: self.path.to_owned(),
+            reason: format!("{key} must be {allowed}"),
+        });
+        Ok(Some(value?))
+    }
 }
 
 /// The metadata of a tokenizer, with these ids that end a text; without one, llama.cpp takes ids alone.
@@ -113,6 +140,14 @@ pub fn tokenizer_metadata(
             let template = vocabulary.chat_template.as_ref();
             all.extend(template.map(|template| (TEMPLATE, GgufValue::text(template))));
         }
+    }
+    if let Some(beyond) = eos_ids.get(EOS.len()..).filter(|ids| !ids.is_empty()) {
+        let ids = beyond.iter().map(u32::to_string).collect::<Vec<_>>();
+        tracing::warn!(
+            "a GGUF file has places for {} ids that end a text; these do not end one there: {}",
+            EOS.len(),
+            ids.join(", ")
+        );
     }
     let ends = EOS.into_iter().zip(eos_ids);
     all.extend(ends.map(|(key, &id)| (key, GgufValue::size(id as usize))));

@@ -230,6 +230,37 @@ fn tensors_do_not_overlap() {
     assert!(text.contains("no multiple of 32"), "{text}");
 }
 
+#[test]
+fn a_value_that_is_no_value_of_its_key_is_refused_by_name() {
+    let bytes = file(BlockType::Plain(WeightDtype::F32));
+    // Behind a key's name and type.
+    let value = |key: &str| {
+        let place = bytes
+            .windows(key.len())
+            .position(|part| part == key.as_bytes());
+        place.expect("a key") + key.len() + 4
+    };
+    let epsilon = "attention.layer_norm_rms_epsilon";
+    for number in [f32::NAN, f32::INFINITY] {
+        let (mut changed, place) = (bytes.clone(), value(epsilon));
+        changed[place..place + 4].copy_from_slice(&number.to_le_bytes());
+        let text = check(&changed).unwrap_err();
+        assert!(
+            text.contains(epsilon) && text.contains("a finite number"),
+            "{text}"
+        );
+    }
+    let (mut changed, end) = (bytes.clone(), "tokenizer.ggml.eos_token_id");
+    let place = value(end) - 4;
+    // The type of a number in f32, of as many bytes as the id.
+    changed[place..place + 4].copy_from_slice(&6u32.to_le_bytes());
+    let text = check(&changed).unwrap_err();
+    assert!(
+        text.contains(end) && text.contains("the id of a token"),
+        "{text}"
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 

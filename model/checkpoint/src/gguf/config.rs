@@ -114,9 +114,38 @@ impl<'a> Keys<'a> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
-        match value.as_f64() {
+        match value.as_f64().filter(|number| number.is_finite()) {
             Some(number) => Ok(Some(number)),
-            None => Err(self.wrong(key, "must be a number")),
+            None => Err(self.wrong(key, "must be a finite number")),
+        }
+    }
+
+    fn flag(&mut self, key: &str) -> Read<Option<bool>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.as_bool() {
+            Some(flag) => Ok(Some(flag)),
+            None => Err(self.wrong(key, "must be a truth value")),
+        }
+    }
+
+    /// A key of no architecture; `None` if it is absent.
+    fn general<T>(
+        &self,
+        key: &str,
+        read: impl Fn(&Value) -> Option<T>,
+        allowed: &str,
+    ) -> Read<Option<T>> {
+        let Some(value) = self.metadata.get(key) else {
+            return Ok(None);
+        };
+        match read(value) {
+            Some(value) => Ok(Some(value)),
+            None => Err(CheckpointError::Damaged {
+                path: self.path.to_owned(),
+                reason: format!("{key} must be {allowed}"),
+            }),
         }
     }
 
@@ -299,15 +328,17 @@ impl<'a> Keys<'a> {
     fn llama3(&self, file: &GgufFile) -> Read<Json> {
         let largest = file.read(ROPE_FACTORS)?.into_iter().fold(1.0, f32::max);
         let number = |key: &str, absent: f64| {
-            let value = self.metadata.get(&format!("{}.{key}", keys::LLAMA3));
-            value.and_then(Value::as_f64).unwrap_or(absent)
+            let finite = |value: &Value| value.as_f64().filter(|number| number.is_finite());
+            let key = format!("{}.{key}", keys::LLAMA3);
+            let number = self.general(&key, finite, "a finite number")?;
+            Read::Ok(number.unwrap_or(absent))
         };
         Ok(json!({
             "rope_type": "llama3",
-            "factor": number("factor", largest.into()),
-            "low_freq_factor": number("low_freq_factor", 1.0),
-            "high_freq_factor": number("high_freq_factor", 4.0),
-            "original_max_position_embeddings": number("original_context", 8192.0) as u64,
+            "factor": number("factor", largest.into())?,
+            "low_freq_factor": number("low_freq_factor", 1.0)?,
+            "high_freq_factor": number("high_freq_factor", 4.0)?,
+            "original_max_position_embeddings": number("original_context", 8192.0)? as u64,
         }))
     }
 
@@ -339,10 +370,7 @@ impl<'a> Keys<'a> {
         add(family.d_ff, json!(width));
         let normalizes = match self.architecture.normalizes {
             Some(normalizes) => normalizes,
-            None => self
-                .get(keys::WEIGHT_NORM)
-                .and_then(Value::as_bool)
-                .unwrap_or(false),
+            None => self.flag(keys::WEIGHT_NORM)?.unwrap_or(false),
         };
         if family.usage("norm_topk_prob").is_some() {
             add("norm_topk_prob", json!(normalizes));
@@ -377,25 +405,23 @@ impl<'a> Keys<'a> {
     }
 
     fn add_tokens(&mut self, fields: &mut Map<String, Json>) -> Read<()> {
-        let id = |key: &str| self.metadata.get(key).and_then(Value::as_u64);
+        let id = |key: &str| {
+            let of_32_bits = |value: &Value| value.as_u64().filter(|&id| id <= u32::MAX.into());
+            self.general(key, of_32_bits, "the id of a token")
+        };
         let mut ends: Vec<u64> = Vec::new();
-        for id in [keys::EOS]
-            .iter()
-            .chain(&keys::OTHER_EOS)
-            .filter_map(|key| id(key))
-        {
-            if !ends.contains(&id) {
+        for key in [keys::EOS].iter().chain(&keys::OTHER_EOS) {
+            if let Some(id) = id(key)?.filter(|id| !ends.contains(id)) {
                 ends.push(id);
             }
         }
         fields.insert("eos_token_id".to_owned(), json!(ends));
         // llama.cpp wants one even where no text begins with it.
-        let begins = self.metadata.get(keys::ADD_BOS).and_then(Value::as_bool);
-        let begin = id(keys::BOS).filter(|_| begins != Some(false));
+        let begins = self.general(keys::ADD_BOS, Value::as_bool, "a truth value")?;
+        let begin = id(keys::BOS)?.filter(|_| begins != Some(false));
         fields.insert("bos_token_id".to_owned(), json!(begin));
-        if let Some(mask) = self.metadata.get(keys::DOCUMENT_MASK) {
-            let mask = mask.as_bool().map_or(Json::Null, Json::Bool);
-            fields.insert("firebox_document_mask".to_owned(), mask);
+        if let Some(mask) = self.general(keys::DOCUMENT_MASK, Value::as_bool, "a truth value")? {
+            fields.insert("firebox_document_mask".to_owned(), json!(mask));
         }
         Ok(())
     }

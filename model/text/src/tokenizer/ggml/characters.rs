@@ -9,6 +9,9 @@ use super::{GgmlVocabulary, kind};
 /// What stands for a space in such a vocabulary.
 const SPACE: &str = "▁";
 
+/// The most bytes of a token; those of known vocabularies have fewer than a hundred.
+const LONGEST_TOKEN: usize = 1024;
+
 /// A merge, and what decides which of several comes first: the score of what it makes, and the lengths of its parts.
 type Merge<'a> = (f32, usize, usize, &'a str, &'a str);
 
@@ -23,6 +26,13 @@ pub(super) fn model(
         return Err(format!(
             "it has {count} tokens and {} scores of them",
             vocabulary.scores.len()
+        ));
+    }
+    // Each token is looked up in all of its parts, so that a long one would take for ever.
+    let longest = vocabulary.tokens.iter().map(String::len).max().unwrap_or(0);
+    if longest > LONGEST_TOKEN {
+        return Err(format!(
+            "it has a token of {longest} bytes, more than {LONGEST_TOKEN}"
         ));
     }
     let kind_of = |id: usize| vocabulary.kinds.get(id).copied().unwrap_or(kind::NORMAL);

@@ -239,6 +239,13 @@ fn characters_are_merged_by_scores() {
     assert_eq!(without.prompt("ab").unwrap(), [id("ab")]);
     // It is not written: llama.cpp merges by scores, which a tokenizer.json does not have.
     assert!(reason(&tokenizer, 300).contains("(byte_fallback)"));
+    let mut long = vocabulary.clone();
+    long.tokens[260] = "a".repeat(5000);
+    let error = Tokenizer::from_ggml(&long, &[2]).unwrap_err().to_string();
+    assert!(
+        error.contains("a token of 5000 bytes, more than 1024"),
+        "{error}"
+    );
     let short = GgmlVocabulary {
         scores: vec![0.0; 3],
         ..vocabulary
