@@ -38,6 +38,8 @@ pub struct Optimizer {
 /// Paths of parameters that are updated in other ways than the rest.
 #[derive(Debug)]
 struct Groups {
+    /// Which of them are Muon's.
+    kind: Muon,
     /// Those with weight decay.
     decaying: BTreeSet<String>,
     /// Those of Muon.
@@ -54,8 +56,9 @@ impl Groups {
             parameters.map(|parameter| parameter.path.clone()).collect()
         };
         Self {
+            kind: muon,
             decaying: of(&decays),
-            muon: of(&|parameter| has_momentum(parameter, muon)),
+            muon: of(&|parameter| is_of_muon(parameter, muon)),
             gates: of(&|parameter| parameter.role == Role::Gate),
         }
     }
@@ -76,7 +79,7 @@ fn decays(parameter: &ParameterInfo) -> bool {
 }
 
 /// Whether a parameter is one of the matrices that Muon updates.
-fn has_momentum(parameter: &ParameterInfo, muon: Muon) -> bool {
+fn is_of_muon(parameter: &ParameterInfo, muon: Muon) -> bool {
     match parameter.role {
         Role::Attention | Role::CrossAttention | Role::FeedForward | Role::SharedExperts => {
             muon != Muon::None
@@ -91,7 +94,7 @@ pub fn kept_values(config: &ModelConfig, muon: Muon, learned: &Learned) -> u128 
     let parameters = LanguageModel::parameter_list(config).into_iter();
     let learned = parameters.filter(|parameter| learned.includes(&parameter.path));
     let kept = learned.map(|parameter| {
-        let tensors = Kept::names(has_momentum(&parameter, muon)).len();
+        let tensors = Kept::names(is_of_muon(&parameter, muon)).len();
         tensors as u128 * parameter.elements()
     });
     kept.sum()
@@ -114,8 +117,8 @@ enum Kept {
 
 impl Kept {
     /// What the names of its tensors begin with.
-    fn names(has_momentum: bool) -> &'static [&'static str] {
-        match has_momentum {
+    fn names(is_of_muon: bool) -> &'static [&'static str] {
+        match is_of_muon {
             true => &[MOMENTUM],
             false => &[FIRST, SECOND],
         }
@@ -144,8 +147,8 @@ impl Optimizer {
         &self.learned
     }
 
-    /// Updates every trained parameter with its gradient times `gradient_scale`, the clipping factor. The update is in place
-    /// for tensors that are not shared.
+    /// Updates every trained parameter with its gradient times `gradient_scale`, the clipping factor. AdamW updates tensors in
+    /// place that are not shared.
     ///
     /// # Panics
     ///
@@ -164,6 +167,7 @@ impl Optimizer {
         let groups = self
             .groups
             .get_or_insert_with(|| Groups::new(model.config(), config.muon));
+        assert_eq!(groups.kind, config.muon, "the kind of the steps before");
         let decay = learning_rate * config.weight_decay;
         let mut visitor = UpdateVisitor {
             groups,
@@ -228,7 +232,7 @@ impl Optimizer {
         let mut mismatch = Mismatch::default();
         let mut expected = BTreeSet::new();
         for parameter in &parameters {
-            for kind in Kept::names(has_momentum(parameter, muon)) {
+            for kind in Kept::names(is_of_muon(parameter, muon)) {
                 let name = name(kind, &parameter.path);
                 mismatch.expect(&name, &parameter.shape, file.tensors().get(&name));
                 expected.insert(name);
@@ -247,7 +251,7 @@ impl Optimizer {
             Ok(Tensor::from_data(TensorData::new(values, [length]), device))
         };
         let moments = parameters.into_iter().map(|parameter| {
-            let kept = match has_momentum(&parameter, muon) {
+            let kept = match is_of_muon(&parameter, muon) {
                 true => Kept::Momentum(Box::new(moment(MOMENTUM, &parameter.path)?)),
                 false => {
                     let first = moment(FIRST, &parameter.path)?;

@@ -34,6 +34,9 @@ const ITERATIONS: usize = 5;
 ///
 /// `b ← μ b + (1 − μ) g`, `w ← (1 − η λ) w − η · 0.2 · √max(m, n) · orthogonal(μ b + (1 − μ) g)`
 ///
+/// The size of an update does not depend on that of the momentum: a matrix without gradients, such as that of an expert without
+/// tokens, moves on in the direction of its last ones until its momentum is zero.
+///
 /// # Shapes
 ///
 /// - `weights`: `[m, n]`, or a stack of matrices, `[experts, m, n]`

@@ -13,7 +13,7 @@ fn sample() -> Vec<String> {
             n * 37
         )
     };
-    (0..60).map(|n| line(n).repeat(1 + n % 3)).collect()
+    (0..200).map(|n| line(n).repeat(1 + n % 3)).collect()
 }
 
 fn trained() -> Tokenizer {
