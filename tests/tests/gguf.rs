@@ -250,7 +250,7 @@ fn every_architecture_comes_back_bit_by_bit() {
         );
         let read = open(&path).unwrap_or_else(|error| panic!("{what}: {error}"));
         let (mut expected, mut found) = (computed(&config), computed(read.model.config()));
-        let (mut theirs, mut ours) = (bits(&read.model), bits(&model));
+        let (mut theirs, ours) = (bits(&read.model), bits(&model));
         if config.tied_embeddings && !found.tied_embeddings {
             // llama.cpp wants a head, which is a second embedding.
             assert_eq!(
@@ -267,7 +267,6 @@ fn every_architecture_comes_back_bit_by_bit() {
             theirs.keys(),
             ours.keys()
         );
-        ours.clear();
         assert_eq!(read.model.router_bias(), model.router_bias(), "{what}");
         assert_eq!(read.eos_ids, [3, 5], "{what}");
         assert!(read.notes.document_mask(), "{what}");
@@ -279,7 +278,8 @@ fn every_architecture_comes_back_bit_by_bit() {
 #[test]
 fn what_was_read_is_written_again_byte_by_byte() {
     let folder = TempDir::new().unwrap();
-    let [first, second] = ["first.gguf", "second.gguf"].map(|name| folder.path().join(name));
+    let files = ["first.gguf", "second.gguf", "third.gguf"];
+    let [first, second, third] = files.map(|name| folder.path().join(name));
     for (name, config) in architectures() {
         for kind in BlockType::ALL {
             let model = model(&config);
@@ -287,9 +287,15 @@ fn what_was_read_is_written_again_byte_by_byte() {
             assert_eq!(unfit, 0, "{name} in {kind}");
             let read = open(&first).unwrap_or_else(|error| panic!("{name} in {kind}: {error}"));
             save_gguf(&read.model, &second, &options(kind), |_, _| ()).unwrap();
-            let same = fs::read(&first).unwrap() == fs::read(&second).unwrap();
-            let tied_twice = config.tied_embeddings && !read.model.config().tied_embeddings;
-            assert!(same || tied_twice, "{name} in {kind}");
+            // A head that a tied model got for llama.cpp is a parameter of its own from then on.
+            let mut same = [&first, &second];
+            if config.tied_embeddings && !read.model.config().tied_embeddings {
+                let read = open(&second).unwrap();
+                save_gguf(&read.model, &third, &options(kind), |_, _| ()).unwrap();
+                same = [&second, &third];
+            }
+            let [written, again] = same.map(|path| fs::read(path).unwrap());
+            assert!(written == again, "{name} in {kind}");
         }
     }
 }
