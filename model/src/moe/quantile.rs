@@ -138,7 +138,7 @@ impl LayerScores {
     }
 }
 
-/// The number that `share` of the values lie below: halfway between two of them where that is a whole number of them, else
+/// The number that `share` of the values lie below: halfway between two of them where an integer number lie below, else
 /// interpolated between the neighbouring halves; at the ends the smallest and the largest value.
 fn quantile(values: &mut [f32], share: f64) -> f32 {
     let place = (values.len() as f64 * share - 0.5).clamp(0.0, (values.len() - 1) as f64);

@@ -128,7 +128,7 @@ impl BlockType {
         }
     }
 
-    /// Bytes of a tensor of this shape; `None` if its rows are no whole blocks, or there are too many.
+    /// Bytes of a tensor of this shape; `None` if a row is not made of whole blocks, or there are too many.
     pub(super) fn bytes(self, shape: &[usize]) -> Option<usize> {
         let row = shape.last().copied().unwrap_or(1);
         let values = shape

@@ -41,7 +41,7 @@ pub fn check_exportable(model: &LanguageModel) -> Result<(), CheckpointError> {
 }
 
 /// Writes a model as a GGUF file, whole or not at all, and waits until it is on disk. `progress` is called with the bytes of
-/// tensors that are written, and their total. Returns the number of matrices whose rows are no whole blocks of the type, and
+/// tensors that are written, and their total. Returns the number of matrices whose rows are not made of whole blocks of the type, and
 /// which are stored in f16.
 ///
 /// # Errors

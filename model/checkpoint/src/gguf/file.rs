@@ -73,7 +73,7 @@ impl GgufFile {
                     return Err(CheckpointError::Damaged {
                         path: path.to_owned(),
                         reason: format!(
-                            "the tensor {name} {:?} has no whole number of heads of {width}",
+                            "the tensor {name} {:?} cannot be divided into heads of {width} rows",
                             info.shape
                         ),
                     });

@@ -304,7 +304,7 @@ impl<R: Read> Source<'_, R> {
         };
         let Some(bytes) = kind.bytes(&shape) else {
             return Err(self.damaged(&format!(
-                "the tensor {name} {shape:?} is too large, or its rows are no whole blocks of {kind}"
+                "the tensor {name} {shape:?} is too large, or the length of its rows is no multiple of a block of {kind}"
             )));
         };
         if !offset.is_multiple_of(alignment) {

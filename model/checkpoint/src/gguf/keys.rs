@@ -38,7 +38,7 @@ pub(super) const ROTARY: &str = "rope.dimension_count";
 pub(super) const ROPE_BASE: &str = "rope.freq_base";
 /// How the frequencies are scaled: none, linear or yarn.
 pub(super) const SCALING: &str = "rope.scaling.type";
-/// By what.
+/// The factor that frequencies are scaled by.
 pub(super) const SCALING_FACTOR: &str = "rope.scaling.factor";
 /// The context of the pretraining.
 pub(super) const ORIGINAL_CONTEXT: &str = "rope.scaling.original_context_length";
@@ -48,7 +48,7 @@ pub(super) const ATTENTION_FACTOR: &str = "rope.scaling.attn_factor";
 pub(super) const BETA_FAST: &str = "rope.scaling.yarn_beta_fast";
 /// Frequencies of fewer rotations than this are divided.
 pub(super) const BETA_SLOW: &str = "rope.scaling.yarn_beta_slow";
-/// A note on the training.
+/// Whether the model was trained further with these frequencies; nothing is computed from it.
 pub(super) const FINETUNED: &str = "rope.scaling.finetuned";
 /// Experts of a layer.
 pub(super) const EXPERTS: &str = "expert_count";
@@ -76,7 +76,7 @@ pub(super) const TOP_GROUPS: &str = "expert_group_used_count";
 /// `expert_gating_func` of a sigmoid of each logit.
 pub(super) const SIGMOID: usize = 2;
 
-/// The model's architecture, which is not of one.
+/// The name of the model's architecture; this key and those below belong to no architecture.
 pub(super) const ARCHITECTURE: &str = "general.architecture";
 /// Of how many files this is one.
 pub(super) const SPLITS: &str = "split.count";
