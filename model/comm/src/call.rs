@@ -9,7 +9,10 @@ use crate::Operation;
 pub(crate) enum Call {
     Split,
     AllReduceSum { length: usize },
+    ReduceScatterSum { length: usize },
     AllGather,
+    AllGatherParts { length: usize },
+    AllToAll,
     Barrier,
 }
 
@@ -18,8 +21,21 @@ impl Call {
         match self {
             Self::Split => Operation::Split,
             Self::AllReduceSum { .. } => Operation::AllReduceSum,
+            Self::ReduceScatterSum { .. } => Operation::ReduceScatterSum,
             Self::AllGather => Operation::AllGather,
+            Self::AllGatherParts { .. } => Operation::AllGatherParts,
+            Self::AllToAll => Operation::AllToAll,
             Self::Barrier => Operation::Barrier,
+        }
+    }
+
+    /// The length of the vectors, if it has any.
+    fn length(self) -> Option<usize> {
+        match self {
+            Self::AllReduceSum { length }
+            | Self::ReduceScatterSum { length }
+            | Self::AllGatherParts { length } => Some(length),
+            Self::Split | Self::AllGather | Self::AllToAll | Self::Barrier => None,
         }
     }
 }
@@ -31,10 +47,7 @@ impl Call {
 
     /// As it goes along with a message.
     pub(crate) fn encoded(self) -> [u8; Self::BYTES] {
-        let number = match self {
-            Self::AllReduceSum { length } => length,
-            Self::Split | Self::AllGather | Self::Barrier => 0,
-        };
+        let number = self.length().unwrap_or_default();
         let mut bytes = [self.operation() as u8; Self::BYTES];
         bytes[1..].copy_from_slice(&(number as u64).to_le_bytes());
         bytes
@@ -47,11 +60,14 @@ impl Call {
     /// When it is not from there.
     pub(crate) fn decoded(bytes: &[u8]) -> Self {
         let (&operation, number) = bytes.split_first().expect("a call has 9 bytes");
-        let number = u64::from_le_bytes(number.try_into().expect("a call has 9 bytes")) as usize;
+        let length = u64::from_le_bytes(number.try_into().expect("a call has 9 bytes")) as usize;
         match Operation::ALL[operation as usize] {
             Operation::Split => Self::Split,
-            Operation::AllReduceSum => Self::AllReduceSum { length: number },
+            Operation::AllReduceSum => Self::AllReduceSum { length },
+            Operation::ReduceScatterSum => Self::ReduceScatterSum { length },
             Operation::AllGather => Self::AllGather,
+            Operation::AllGatherParts => Self::AllGatherParts { length },
+            Operation::AllToAll => Self::AllToAll,
             Operation::Barrier => Self::Barrier,
             Operation::Send | Operation::Recv => {
                 unreachable!("only collective operations are encoded")
@@ -63,9 +79,9 @@ impl Call {
 impl fmt::Display for Call {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.operation().with_article())?;
-        match self {
-            Self::AllReduceSum { length } => write!(formatter, " of {length} values"),
-            Self::Split | Self::AllGather | Self::Barrier => Ok(()),
+        match self.length() {
+            Some(length) => write!(formatter, " of {length} values"),
+            None => Ok(()),
         }
     }
 }
@@ -79,7 +95,10 @@ mod tests {
         let calls = [
             Call::Split,
             Call::AllReduceSum { length: 5_376 },
+            Call::ReduceScatterSum { length: 7 },
             Call::AllGather,
+            Call::AllGatherParts { length: 0 },
+            Call::AllToAll,
             Call::Barrier,
         ];
         for call in calls {

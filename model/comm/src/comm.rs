@@ -40,6 +40,43 @@ pub trait Comm: Debug + Send + Sync {
     /// As of every operation. `values` are of no use then.
     fn all_reduce_sum(&self, values: &mut [f32]) -> Result<(), CommError>;
 
+    /// Adds up like [`all_reduce_sum`](Self::all_reduce_sum), but gives each rank its part of the sum alone: the values
+    /// from the end of the part before it to its own in `ends`, which has one for each rank and is the same on all of
+    /// them. The other values are of no use afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As of every operation.
+    ///
+    /// # Panics
+    ///
+    /// When `ends` does not divide the values among the ranks.
+    fn reduce_scatter_sum(&self, values: &mut [f32], ends: &[usize]) -> Result<(), CommError>;
+
+    /// Gives every rank's part of a vector to all ranks: a part is that of
+    /// [`reduce_scatter_sum`](Self::reduce_scatter_sum).
+    ///
+    /// # Errors
+    ///
+    /// As of every operation. `values` are of no use then.
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    fn all_gather_parts(&self, values: &mut [f32], ends: &[usize]) -> Result<(), CommError>;
+
+    /// Sends bytes to every rank, this one included, and returns those that each of them has sent here, both in the order
+    /// of the ranks. Lengths may differ.
+    ///
+    /// # Errors
+    ///
+    /// As of every operation.
+    ///
+    /// # Panics
+    ///
+    /// When there are not as many parts as ranks.
+    fn all_to_all(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CommError>;
+
     /// The bytes of every rank, in the order of the ranks. Lengths may differ.
     ///
     /// # Errors

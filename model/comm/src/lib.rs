@@ -23,6 +23,7 @@ mod comm;
 mod error;
 pub mod mpi;
 mod options;
+mod parts;
 mod pool;
 mod sum;
 pub mod threads;

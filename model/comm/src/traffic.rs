@@ -11,8 +11,14 @@ pub enum Operation {
     Split,
     /// [`all_reduce_sum`](crate::Comm::all_reduce_sum)
     AllReduceSum,
+    /// [`reduce_scatter_sum`](crate::Comm::reduce_scatter_sum)
+    ReduceScatterSum,
     /// [`all_gather`](crate::Comm::all_gather)
     AllGather,
+    /// [`all_gather_parts`](crate::Comm::all_gather_parts)
+    AllGatherParts,
+    /// [`all_to_all`](crate::Comm::all_to_all)
+    AllToAll,
     /// [`send`](crate::Comm::send)
     Send,
     /// [`recv`](crate::Comm::recv)
@@ -23,10 +29,13 @@ pub enum Operation {
 
 impl Operation {
     /// All kinds.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::Split,
         Self::AllReduceSum,
+        Self::ReduceScatterSum,
         Self::AllGather,
+        Self::AllGatherParts,
+        Self::AllToAll,
         Self::Send,
         Self::Recv,
         Self::Barrier,
@@ -37,7 +46,10 @@ impl Operation {
         match self {
             Self::Split => "a split",
             Self::AllReduceSum => "an all-reduce",
+            Self::ReduceScatterSum => "a reduce-scatter",
             Self::AllGather => "an all-gather",
+            Self::AllGatherParts => "an all-gather of parts",
+            Self::AllToAll => "an all-to-all",
             Self::Send => "a send",
             Self::Recv => "a receive",
             Self::Barrier => "a barrier",
@@ -50,7 +62,10 @@ impl fmt::Display for Operation {
         formatter.write_str(match self {
             Self::Split => "split",
             Self::AllReduceSum => "all-reduce",
+            Self::ReduceScatterSum => "reduce-scatter",
             Self::AllGather => "all-gather",
+            Self::AllGatherParts => "all-gather of parts",
+            Self::AllToAll => "all-to-all",
             Self::Send => "send",
             Self::Recv => "receive",
             Self::Barrier => "barrier",
@@ -69,9 +84,9 @@ pub struct Count {
 
 /// What one rank handed to the operations of one group, by kind.
 ///
-/// Counted is the payload at the call, not what a transport makes of it: 4 bytes a value of an all-reduce, this
-/// rank's own bytes of an all-gather, the bytes of a send. A receive, a barrier and a split are calls without bytes. So
-/// the bytes of a layout can be predicted to the last one.
+/// Counted is the payload at the call, not what a transport makes of it: 4 bytes a value of an all-reduce and of a
+/// reduce-scatter, this rank's own bytes of an all-gather, the bytes of a send, those to all ranks of an all-to-all. A
+/// receive, a barrier and a split are calls without bytes. So the bytes of a layout can be predicted to the last one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
     counts: [Count; Operation::ALL.len()],

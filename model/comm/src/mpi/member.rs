@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, TryLockError};
 
 use super::process::{END, Process};
 use crate::call::Call;
+use crate::parts::{check_parts, part};
 use crate::sum::{add_bytes, bytes_of};
 use crate::timeout::Timeout;
 use crate::traffic::Counters;
@@ -197,19 +197,25 @@ impl Member {
         Ok(())
     }
 
-    /// Every rank sums a part of all vectors.
-    fn sum_in_parts(&self, entered: Entered, values: &mut [f32]) -> Result<(), CommError> {
-        let (size, length) = (self.size(), values.len());
-        let part =
-            |rank: usize| -> Range<usize> { rank * length / size..(rank + 1) * length / size };
-        // The next rank first, so that not all of them send to the same one.
-        let others = || (1..size).map(|step| (self.rank + step) % size);
-        for other in others() {
-            self.pass(entered, other, bytes_of(&values[part(other)]));
+    /// The other ranks of the group, the next one first, so that not all of them send to the same one.
+    fn others(&self) -> impl Iterator<Item = usize> + use<> {
+        let (rank, size) = (self.rank, self.size());
+        (1..size).map(move |step| (rank + step) % size)
+    }
+
+    /// Every rank sums a part of all vectors, and keeps it.
+    fn sum_own_part(
+        &self,
+        entered: Entered,
+        values: &mut [f32],
+        ends: &[usize],
+    ) -> Result<(), CommError> {
+        for other in self.others() {
+            self.pass(entered, other, bytes_of(&values[part(ends, other)]));
         }
-        let own = values[part(self.rank)].to_vec();
-        let sum = &mut values[part(self.rank)];
-        for other in 0..size {
+        let own = values[part(ends, self.rank)].to_vec();
+        let sum = &mut values[part(ends, self.rank)];
+        for other in 0..self.size() {
             let received = match other == self.rank {
                 true => None,
                 false => Some(self.take(entered, other)?),
@@ -220,11 +226,23 @@ impl Member {
                 _ => add_bytes(sum, more),
             }
         }
-        let sum = bytes_of(sum).to_vec();
-        for other in others() {
-            self.pass(entered, other, &sum);
+        Ok(())
+    }
+
+    /// Every rank gives its part of a vector to all others.
+    fn share_parts(
+        &self,
+        entered: Entered,
+        values: &mut [f32],
+        ends: &[usize],
+    ) -> Result<(), CommError> {
+        for other in self.others() {
+            self.pass(entered, other, bytes_of(&values[part(ends, self.rank)]));
         }
-        others().try_for_each(|other| copy(&mut values[part(other)], &self.take(entered, other)?))
+        self.others().try_for_each(|other| {
+            let theirs = self.take(entered, other)?;
+            copy(&mut values[part(ends, other)], &theirs)
+        })
     }
 }
 
@@ -277,7 +295,49 @@ impl Comm for Member {
         self.collective(call, size_of_val(values), |entered| match self.size() {
             1 => Ok(()),
             size if length < PARTS_FROM.max(size) => self.sum_at_first(entered, values),
-            _ => self.sum_in_parts(entered, values),
+            size => {
+                let ends = (1..=size).map(|rank| rank * length / size);
+                let ends: Vec<usize> = ends.collect();
+                self.sum_own_part(entered, values, &ends)?;
+                self.share_parts(entered, values, &ends)
+            }
+        })
+    }
+
+    fn reduce_scatter_sum(&self, values: &mut [f32], ends: &[usize]) -> Result<(), CommError> {
+        check_parts(ends, self.size(), values.len());
+        let call = Call::ReduceScatterSum {
+            length: values.len(),
+        };
+        self.collective(call, size_of_val(values), |entered| {
+            self.sum_own_part(entered, values, ends)
+        })
+    }
+
+    fn all_gather_parts(&self, values: &mut [f32], ends: &[usize]) -> Result<(), CommError> {
+        check_parts(ends, self.size(), values.len());
+        let call = Call::AllGatherParts {
+            length: values.len(),
+        };
+        let bytes = size_of::<f32>() * part(ends, self.rank).len();
+        self.collective(call, bytes, |entered| {
+            self.share_parts(entered, values, ends)
+        })
+    }
+
+    fn all_to_all(&self, mut parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CommError> {
+        assert_eq!(parts.len(), self.size(), "a part for each rank");
+        let bytes = parts.iter().map(Vec::len).sum();
+        self.collective(Call::AllToAll, bytes, |entered| {
+            for other in self.others() {
+                self.pass(entered, other, &parts[other]);
+            }
+            let own = std::mem::take(&mut parts[self.rank]);
+            let received = (0..self.size()).map(|other| match other == self.rank {
+                true => Ok(own.clone()),
+                false => self.take(entered, other),
+            });
+            received.collect()
         })
     }
 

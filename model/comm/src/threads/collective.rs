@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::mem;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use super::board::lock;
 use super::group::Group;
-use super::reduction::{Lent, Part, Reduction};
+use super::reduction::{Aim, Lent, Part, Reduction};
 use crate::call::Call;
 
 /// What a rank contributes to a collective operation.
@@ -14,7 +15,11 @@ pub(super) enum Contribution {
     Nothing,
     Color(usize),
     Vector(Lent),
+    /// A vector, and where the part of each rank ends.
+    Parts(Lent, Arc<[usize]>),
     Bytes(Vec<u8>),
+    /// What is sent to each rank.
+    ToEach(Vec<Vec<u8>>),
 }
 
 /// What every rank gets from a collective operation.
@@ -23,6 +28,18 @@ pub(super) enum Outcome {
     Nothing,
     Groups(Arc<BTreeMap<usize, Arc<Group>>>),
     All(Arc<Vec<Vec<u8>>>),
+    /// What each rank was sent by the others, until it takes it.
+    Dealt(Arc<[Mutex<Vec<Vec<u8>>>]>),
+}
+
+impl Outcome {
+    /// What was sent to a rank.
+    pub(super) fn dealt(&self, rank: usize) -> Vec<Vec<u8>> {
+        match self {
+            Self::Dealt(dealt) => mem::take(&mut *lock(&dealt[rank])),
+            _ => unreachable!("an all-to-all deals"),
+        }
+    }
 }
 
 /// A collective operation that not all ranks have entered, or which they are working on.
@@ -32,7 +49,7 @@ pub(super) struct Collective {
     number: u64,
     /// What each rank has contributed to this one.
     contributions: Vec<Option<(Call, Contribution)>>,
-    /// A sum to work on, once all ranks have contributed.
+    /// What is to be done with the vectors, once all ranks have contributed.
     sum: Option<Reduction>,
     /// Result of the previous operation, kept until every rank has entered the next one.
     outcome: Outcome,
@@ -87,7 +104,7 @@ impl Collective {
     ///
     /// # Errors
     ///
-    /// The first rank (of the whole run) that called another operation than the group's first one, in words.
+    /// The first rank (of the whole run) whose operation does not fit that of the group's first one, in words.
     pub(super) fn combine(&mut self, group: &Group) -> Result<(), (usize, String)> {
         let calls = || self.contributions.iter().flatten().map(|&(call, _)| call);
         let Some(call) = calls().next() else {
@@ -104,12 +121,33 @@ impl Collective {
         let contributions = contributions.map(|(_, contribution)| contribution);
         let outcome = match call {
             Call::Barrier => Outcome::Nothing,
-            Call::AllReduceSum { .. } => {
-                let vectors = contributions.filter_map(|contribution| match contribution {
-                    Contribution::Vector(lent) => Some(*lent),
-                    _ => None,
-                });
-                let sum = Reduction::new(vectors.collect());
+            Call::AllReduceSum { .. }
+            | Call::ReduceScatterSum { .. }
+            | Call::AllGatherParts { .. } => {
+                let mut vectors = Vec::new();
+                let mut parts: Option<Arc<[usize]>> = None;
+                for (contribution, &rank) in contributions.zip(&group.ranks) {
+                    match contribution {
+                        Contribution::Vector(lent) => vectors.push(*lent),
+                        Contribution::Parts(lent, ends) => {
+                            vectors.push(*lent);
+                            if parts.get_or_insert(Arc::clone(ends)) != ends {
+                                let first = group.ranks[0];
+                                return Err((
+                                    rank,
+                                    format!("divided {call} otherwise than rank {first}"),
+                                ));
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+                let aim = match (call, parts) {
+                    (Call::ReduceScatterSum { .. }, Some(ends)) => Aim::SumOfPart(ends),
+                    (Call::AllGatherParts { .. }, Some(ends)) => Aim::Parts(ends),
+                    _ => Aim::Sum,
+                };
+                let sum = Reduction::new(aim, vectors);
                 if !sum.is_complete() {
                     self.sum = Some(sum);
                     return Ok(());
@@ -128,17 +166,31 @@ impl Collective {
                 Outcome::Groups(Arc::new(groups.collect()))
             }
             Call::AllGather => Outcome::All(Arc::new(contributions.map(bytes).collect())),
+            Call::AllToAll => {
+                let ranks = group.ranks.len();
+                let mut dealt: Vec<Vec<Vec<u8>>> = vec![Vec::with_capacity(ranks); ranks];
+                for contribution in contributions {
+                    if let Contribution::ToEach(parts) = contribution {
+                        let parts = mem::take(parts).into_iter();
+                        dealt
+                            .iter_mut()
+                            .zip(parts)
+                            .for_each(|(to, part)| to.push(part));
+                    }
+                }
+                Outcome::Dealt(dealt.into_iter().map(Mutex::new).collect())
+            }
         };
         self.complete(outcome);
         Ok(())
     }
 
-    /// A part of the sum that nobody has taken yet.
+    /// A part of the work that nobody has taken yet.
     pub(super) fn take_part(&mut self) -> Option<Part> {
         self.sum.as_mut()?.take()
     }
 
-    /// Returns a part that has been summed; whether nobody is working on the sum any more.
+    /// Returns a part that is done; whether nobody is at work any more.
     pub(super) fn give_back(&mut self, part: Part) -> bool {
         let Some(sum) = &mut self.sum else {
             return true;

@@ -99,7 +99,7 @@ impl Group {
                     self.board.waits(own, operation, first);
                     timeout.left()
                 }
-                // The others are summing, and wait for nobody.
+                // The others are at work, and wait for nobody.
                 None => self.board.deadline(),
             };
             if finished.is_some() || longest.is_zero() {
@@ -128,13 +128,13 @@ impl Group {
         }
     }
 
-    /// Sums what nobody else is summing.
+    /// Does what nobody else is doing.
     fn help<'a>(&'a self, mut collective: Guard<'a>) -> Guard<'a> {
         while self.board.failure().is_none()
             && let Some(mut part) = collective.take_part()
         {
             drop(collective);
-            part.sum();
+            part.work();
             collective = lock(&self.collective);
             // The last one is what the others wait for, those that leave a failed run too.
             if collective.give_back(part) {

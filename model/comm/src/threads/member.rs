@@ -9,6 +9,7 @@ use super::collective::{Contribution, Outcome};
 use super::group::Group;
 use super::reduction::Lent;
 use crate::call::Call;
+use crate::parts::{check_parts, part};
 use crate::timeout::Timeout;
 use crate::traffic::Counters;
 use crate::{Cause, Comm, CommError, Operation, Traffic};
@@ -97,6 +98,33 @@ impl Comm for Member {
         let own = Contribution::Vector(unsafe { Lent::new(values) });
         self.collective(Call::AllReduceSum { length }, own, bytes)?;
         Ok(())
+    }
+
+    fn reduce_scatter_sum(&self, values: &mut [f32], ends: &[usize]) -> Result<(), CommError> {
+        check_parts(ends, self.size(), values.len());
+        let length = values.len();
+        let bytes = size_of_val(values);
+        // SAFETY: as in `all_reduce_sum`.
+        let own = Contribution::Parts(unsafe { Lent::new(values) }, ends.into());
+        self.collective(Call::ReduceScatterSum { length }, own, bytes)?;
+        Ok(())
+    }
+
+    fn all_gather_parts(&self, values: &mut [f32], ends: &[usize]) -> Result<(), CommError> {
+        check_parts(ends, self.size(), values.len());
+        let length = values.len();
+        let bytes = size_of::<f32>() * part(ends, self.rank).len();
+        // SAFETY: as in `all_reduce_sum`.
+        let own = Contribution::Parts(unsafe { Lent::new(values) }, ends.into());
+        self.collective(Call::AllGatherParts { length }, own, bytes)?;
+        Ok(())
+    }
+
+    fn all_to_all(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, CommError> {
+        assert_eq!(parts.len(), self.size(), "a part for each rank");
+        let bytes = parts.iter().map(Vec::len).sum();
+        let outcome = self.collective(Call::AllToAll, Contribution::ToEach(parts), bytes)?;
+        Ok(outcome.dealt(self.rank))
     }
 
     fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {

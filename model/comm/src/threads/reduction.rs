@@ -1,19 +1,31 @@
-//! In-place all-reduce, computed by whichever rank threads are running.
+//! Operations on vectors in place, done by whichever rank threads are running.
 
 #![allow(unsafe_code)]
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::sum::add;
 
-/// Elements of a part that one rank sums at a time: few enough that small vectors are summed by the rank that comes
+/// Elements of a part that one rank does at a time: few enough that small vectors are done by the rank that comes
 /// last, without waking another one for it.
 const PART: usize = 16 << 10;
 
 /// Elements that are summed before they are copied to all ranks: those of two vectors stay in the first cache.
 const BLOCK: usize = 2 << 10;
 
-/// The vector of a rank that waits until the sum is in it.
+/// What becomes of the vectors of all ranks.
+#[derive(Debug, Clone)]
+pub(super) enum Aim {
+    /// Every rank gets the sum.
+    Sum,
+    /// Every rank gets its part of the sum; where the parts end.
+    SumOfPart(Arc<[usize]>),
+    /// Every rank gets every other one's part; where the parts end.
+    Parts(Arc<[usize]>),
+}
+
+/// The vector of a rank that waits until the result is in it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lent {
     first: *mut f32,
@@ -36,20 +48,22 @@ impl Lent {
     }
 }
 
-/// The sum of vectors of one length, in the making.
+/// An operation on vectors of one length, in the making.
 #[derive(Debug)]
 pub(super) struct Reduction {
+    aim: Aim,
     lent: Vec<Lent>,
     /// Elements from here on have not been handed out.
     next: usize,
-    /// Parts that are being summed.
+    /// Parts that are being worked on.
     working: usize,
 }
 
 impl Reduction {
     /// Of vectors of one length, in the order in which they are summed.
-    pub(super) fn new(lent: Vec<Lent>) -> Self {
+    pub(super) fn new(aim: Aim, lent: Vec<Lent>) -> Self {
         Self {
+            aim,
             lent,
             next: 0,
             working: 0,
@@ -83,6 +97,7 @@ impl Reduction {
         self.next = range.end;
         self.working += 1;
         Some(Part {
+            aim: self.aim.clone(),
             lent: self.lent.clone(),
             range,
         })
@@ -97,29 +112,67 @@ impl Reduction {
 /// The same range of every rank's vector, for one thread alone.
 #[derive(Debug)]
 pub(super) struct Part {
+    aim: Aim,
     lent: Vec<Lent>,
     range: Range<usize>,
 }
 
 impl Part {
-    /// Sums, and puts the sum into every vector.
-    pub(super) fn sum(&mut self) {
-        for start in self.range.clone().step_by(BLOCK) {
-            let length = BLOCK.min(self.range.end - start);
+    /// Does this part of the operation.
+    pub(super) fn work(&mut self) {
+        match self.aim.clone() {
+            Aim::Sum => self.blocks(self.range.clone(), |vectors| {
+                let (sum, others) = summed(vectors);
+                others
+                    .iter_mut()
+                    .for_each(|other| other.copy_from_slice(sum));
+            }),
+            Aim::SumOfPart(ends) => self.by_owner(&ends, |owner, vectors| {
+                let (sum, others) = summed(vectors);
+                if let Some(other) = owner.checked_sub(1) {
+                    others[other].copy_from_slice(sum);
+                }
+            }),
+            Aim::Parts(ends) => self.by_owner(&ends, |owner, vectors| {
+                let (before, rest) = vectors.split_at_mut(owner);
+                let (own, after) = rest.split_first_mut().expect("the vector of the owner");
+                before
+                    .iter_mut()
+                    .chain(after)
+                    .for_each(|other| other.copy_from_slice(own));
+            }),
+        }
+    }
+
+    /// Calls `work` with the vectors' blocks in this part, each of one rank's part of the vector.
+    fn by_owner(&self, ends: &[usize], mut work: impl FnMut(usize, &mut [&mut [f32]])) {
+        let mut start = 0;
+        for (owner, &end) in ends.iter().enumerate() {
+            let range = start.max(self.range.start)..end.min(self.range.end);
+            self.blocks(range, |vectors| work(owner, vectors));
+            start = end;
+        }
+    }
+
+    /// Calls `work` with the vectors' blocks in a range of this part.
+    fn blocks(&self, range: Range<usize>, mut work: impl FnMut(&mut [&mut [f32]])) {
+        for start in range.clone().step_by(BLOCK) {
+            let length = BLOCK.min(range.end - start);
             // SAFETY: the vectors belong to different ranks, each of which lent its own as `&mut` and waits; all are
             // longer than the range; `Reduction::take` gives every element to one part only, so that no other thread
             // uses this one.
-            let mut vectors = self.lent.iter().map(|lent| unsafe {
+            let vectors = self.lent.iter().map(|lent| unsafe {
                 std::slice::from_raw_parts_mut(lent.first.add(start), length)
             });
-            let Some(sum) = vectors.next() else { return };
-            let others: Vec<_> = vectors.collect();
-            for other in &others {
-                add(sum, other);
-            }
-            for other in others {
-                other.copy_from_slice(sum);
-            }
+            let mut vectors: Vec<&mut [f32]> = vectors.collect();
+            work(&mut vectors);
         }
     }
+}
+
+/// The first of some vectors, which has become the sum of all, and the others.
+fn summed<'a, 'b>(vectors: &'a mut [&'b mut [f32]]) -> (&'a mut [f32], &'a mut [&'b mut [f32]]) {
+    let (sum, others) = vectors.split_first_mut().expect("a group has a rank");
+    others.iter().for_each(|other| add(sum, other));
+    (sum, others)
 }

@@ -131,3 +131,15 @@ fn an_operation_that_is_called_twice_at_once_is_refused() {
     // Or rank 1, whose barrier fits neither, if it comes between the two.
     assert!(matches!(failure.cause, Cause::Misuse(_)), "{failure}");
 }
+
+#[test]
+fn ranks_divide_a_vector_alike() {
+    let failure = failure(3, |comm| {
+        let ends = [usize::from(comm.rank() != 2), 1, 2];
+        comm.reduce_scatter_sum(&mut [1.0, 2.0], &ends)
+    });
+    assert_eq!(
+        failure.to_string(),
+        "rank 2 divided a reduce-scatter of 2 values otherwise than rank 0"
+    );
+}

@@ -1,5 +1,6 @@
 //! Random programs of operations, each of which is compared with what a single rank computes from the inputs of all.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -70,6 +71,32 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(bits).collect()
 }
 
+/// The sum of vectors, in their order.
+fn summed(inputs: impl Iterator<Item = Vec<f32>>) -> Vec<f32> {
+    let add = |mut sum: Vec<f32>, input: Vec<f32>| {
+        let pairs = sum.iter_mut().zip(input);
+        pairs.for_each(|(sum, input)| *sum += input);
+        sum
+    };
+    inputs.reduce(add).expect("a group has a rank")
+}
+
+/// Where the parts of a vector end, some of which may be empty.
+fn ends(shared: &mut Numbers, ranks: usize) -> Vec<usize> {
+    let most = [1, 40, 30_000][shared.below(3)];
+    let mut end = 0;
+    let ends = (0..ranks).map(|_| {
+        end += shared.below(most);
+        end
+    });
+    ends.collect()
+}
+
+/// A rank's part of a vector.
+fn part(ends: &[usize], rank: usize) -> Range<usize> {
+    rank.checked_sub(1).map_or(0, |before| ends[before])..ends[rank]
+}
+
 /// Runs the program of a seed.
 ///
 /// # Panics
@@ -113,19 +140,13 @@ fn run_in(comm: &Arc<dyn Comm>, ranks: &[usize], seed: u64, depth: u64) -> Resul
         comm.doing(format_args!("step {step} of seed {seed}"));
         let mut count =
             |operation: Operation, bytes: usize| expected[operation as usize] += bytes as u64;
-        match shared.below(5) {
+        match shared.below(8) {
             0 => {
                 let length = [0, 1, 5, 777, 5_376, 40_001, 80_003][shared.below(7)];
                 let inputs = (0..comm.size()).map(|rank| own(rank).values(length));
-                let sum = inputs.reduce(|mut sum, input| {
-                    sum.iter_mut()
-                        .zip(input)
-                        .for_each(|(sum, input)| *sum += input);
-                    sum
-                });
                 let mut values = own(comm.rank()).values(length);
                 comm.all_reduce_sum(&mut values)?;
-                assert_eq!(bits(&values), bits(&sum.unwrap()), "all-reduce");
+                assert_eq!(bits(&values), bits(&summed(inputs)), "all-reduce");
                 count(Operation::AllReduceSum, 4 * length);
             }
             1 => {
@@ -154,6 +175,45 @@ fn run_in(comm: &Arc<dyn Comm>, ranks: &[usize], seed: u64, depth: u64) -> Resul
                 }
             }
             3 => comm.barrier()?,
+            4 => {
+                let ends = ends(&mut shared, comm.size());
+                let length = ends[comm.size() - 1];
+                let inputs = (0..comm.size()).map(|rank| own(rank).values(length));
+                let mut values = own(comm.rank()).values(length);
+                comm.reduce_scatter_sum(&mut values, &ends)?;
+                let part = part(&ends, comm.rank());
+                let sum = &summed(inputs)[part.clone()];
+                assert_eq!(bits(&values[part]), bits(sum), "reduce-scatter");
+                count(Operation::ReduceScatterSum, 4 * length);
+            }
+            5 => {
+                let ends = ends(&mut shared, comm.size());
+                let length = ends[comm.size() - 1];
+                let mut values = own(comm.rank()).values(length);
+                comm.all_gather_parts(&mut values, &ends)?;
+                for rank in 0..comm.size() {
+                    let part = part(&ends, rank);
+                    let expected = own(rank).values(length);
+                    let found = bits(&values[part.clone()]);
+                    assert_eq!(found, bits(&expected[part]), "part of rank {rank}");
+                }
+                count(
+                    Operation::AllGatherParts,
+                    4 * part(&ends, comm.rank()).len(),
+                );
+            }
+            6 => {
+                let most = [1, 300, 9_000][shared.below(3)];
+                let parts = |rank: usize| -> Vec<Vec<u8>> {
+                    let mut own = own(rank);
+                    (0..comm.size()).map(|_| own.bytes(most)).collect()
+                };
+                let sent = parts(comm.rank());
+                count(Operation::AllToAll, sent.iter().map(Vec::len).sum());
+                let received = comm.all_to_all(sent)?;
+                let expected = (0..comm.size()).map(|rank| parts(rank).swap_remove(comm.rank()));
+                assert!(received.into_iter().eq(expected), "all-to-all");
+            }
             _ => {
                 let colors = 1 + shared.below(3);
                 let color = |rank: usize| 5 * own(rank).below(colors);
