@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use firebox_checkpoint::{CheckpointError, FolderError};
-use firebox_comm::mpi::MpiError;
+use firebox_comm::mpi::ProgramError;
 use firebox_comm::{Cause, CommError, Failure};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
@@ -377,16 +377,16 @@ pub enum InferError {
         /// The draft.
         draft: PathBuf,
     },
-    /// MPI cannot be used.
-    #[error(transparent)]
-    Mpi(#[from] MpiError),
     /// A rank failed. What went wrong on the first one is told as if it were the only one.
-    #[error("{}", told(.0))]
+    #[error("{}", .0.told())]
     Rank(Box<Failure>),
-    /// One of several processes has printed what is wrong.
-    #[error("one of the processes has failed")]
+    /// MPI cannot be used, or a rank has failed and been reported.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// Another process has printed what is wrong.
+    #[error("another process has failed")]
     Reported {
-        /// The exit code of all of them.
+        /// Its exit code.
         exit_code: u8,
     },
     /// A command that takes one process is started as several.
@@ -494,13 +494,6 @@ fn without(count: u64) -> String {
     match count {
         0 => String::new(),
         _ => format!(" ({} left out)", counted(count.into(), "pair")),
-    }
-}
-
-fn told(failure: &Failure) -> String {
-    match &failure.cause {
-        Cause::Failed { error, .. } if failure.rank == 0 => error.clone(),
-        _ => failure.to_string(),
     }
 }
 
@@ -633,8 +626,8 @@ impl Advise for InferError {
             ),
             Self::LongPrompt { .. } => usage("use a shorter prompt"),
             Self::BlindDraft { .. } => usage("omit it, or use --draft prompt-lookup"),
-            Self::Mpi(error) => error.advice(),
             Self::Rank(failure) => failure.advice(),
+            Self::Program(error) => error.advice(),
             Self::Reported { exit_code } => Advice {
                 is_printed: true,
                 ..Advice::FAILURE.exit_code(*exit_code)

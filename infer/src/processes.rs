@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use firebox_comm::{Comm, Options, RunError, mpi};
-use firebox_console::advice::Advise as _;
-use firebox_console::terminal;
+use firebox_comm::{Comm, Options, mpi};
 use firebox_runtime::device;
 
 use crate::InferError;
@@ -26,23 +24,13 @@ pub(crate) fn options(threads: usize) -> Options {
 ///
 /// # Errors
 ///
-/// When MPI cannot be used; and [`InferError::Reported`] on every rank when `body` fails on one of them: on each machine, the
-/// process that learns of the failure first has then printed the reason.
+/// As [`mpi::program`].
 pub(crate) fn run(
     threads: Option<usize>,
     body: impl FnOnce(Arc<dyn Comm>) -> Result<(), InferError> + Send + 'static,
 ) -> Result<(), InferError> {
-    let world = mpi::World::start()?;
-    let threads = threads.unwrap_or_else(|| device::threads() / world.local_size());
-    let report = |RunError { failure, .. }: &RunError<InferError>, is_first| {
-        if is_first {
-            terminal::report(&InferError::Rank(Box::new(failure.clone())));
-        }
-    };
-    let ended = world.run(&options(threads), body, report);
-    ended.map_err(|RunError { failure, .. }| InferError::Reported {
-        exit_code: failure.exit_code(),
-    })
+    let share = |ranks_here| threads.unwrap_or_else(|| device::threads() / ranks_here);
+    Ok(mpi::program(|ranks_here| options(share(ranks_here)), body)?)
 }
 
 /// Prints what a command line asks for or has wrong, once for all processes, and returns the error that stands for it.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::Sequence;
 use crate::moe::stats::{HealthSums, LayerHealth};
-use crate::network::{BatchSums, Network};
+use crate::network::{BatchSums, Batches};
 
 /// Default number of sequences per batch: the same in training and evaluation, so that sums are taken in the same
 /// order.
@@ -37,7 +37,7 @@ pub struct Evaluation {
 ///
 /// When sequences differ in length or exceed the context.
 pub fn evaluate(
-    network: &mut (impl Network + ?Sized),
+    network: &mut (impl Batches + ?Sized),
     sequences: impl Iterator<Item = Sequence>,
     bytes: u64,
     rows: usize,
@@ -54,7 +54,7 @@ pub fn evaluate(
 ///
 /// When sequences differ in length or exceed the context.
 pub fn evaluate_parts<S: Iterator<Item = Sequence>>(
-    network: &mut (impl Network + ?Sized),
+    network: &mut (impl Batches + ?Sized),
     parts: impl Iterator<Item = (S, u64)>,
     rows: usize,
     mut progress: impl FnMut(u64),

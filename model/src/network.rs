@@ -88,7 +88,7 @@ impl Session {
 }
 
 /// Sums over a batch of sequences.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BatchSums {
     /// Cross-entropy of the targets that count, in nats.
     pub nats: f32,
@@ -127,15 +127,32 @@ impl PaddedRows<'_> {
     }
 }
 
-/// Computes a model. See the [module](self) for the order of its results.
-pub trait Network {
-    /// That of the model.
-    fn config(&self) -> &ModelConfig;
-
-    /// Steps in flight that keep every pipeline stage busy.
+/// Computes batches of sequences without a cache. See the [module](self) for the order of the results.
+pub trait Batches {
+    /// Steps in flight that keep everything busy that computes.
     fn stages(&self) -> usize {
         1
     }
+
+    /// Begins a forward pass of sequences of one length without a cache.
+    ///
+    /// # Panics
+    ///
+    /// When the sequences differ in length or exceed the context.
+    fn submit_batch(&mut self, sequences: &[Sequence]);
+
+    /// The sums of the oldest [submitted](Self::submit_batch) batch whose result has not been taken.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such batch.
+    fn sums(&mut self) -> BatchSums;
+}
+
+/// Computes a model. See the [module](self) for the order of its results.
+pub trait Network: Batches {
+    /// That of the model.
+    fn config(&self) -> &ModelConfig;
 
     /// Begins anew with an empty cache.
     fn begin(&mut self, session: Session);
@@ -191,20 +208,6 @@ pub trait Network {
     /// What was recorded since the [beginning](Self::record), or since this was asked last.
     fn spans(&mut self) -> Vec<Span>;
 
-    /// Begins a forward pass of sequences of one length without a cache.
-    ///
-    /// # Panics
-    ///
-    /// When the sequences differ in length or exceed the context.
-    fn submit_batch(&mut self, sequences: &[Sequence]);
-
-    /// The sums of the oldest [submitted](Self::submit_batch) batch whose result has not been taken.
-    ///
-    /// # Panics
-    ///
-    /// When there is no such batch.
-    fn sums(&mut self) -> BatchSums;
-
     /// The values of a forward pass without a cache. No other step may be under way.
     ///
     /// # Panics
@@ -257,6 +260,31 @@ pub(crate) fn host(logits: Option<Tensor<2>>) -> Vec<f32> {
         let data = logits.into_data();
         data.try_into_vec().expect("logits in f32")
     })
+}
+
+impl Batches for Local<'_> {
+    fn submit_batch(&mut self, sequences: &[Sequence]) {
+        self.recorder.step(tokens_of(sequences));
+        let batch = Batch::new(sequences, &self.model.device());
+        let output = self.model.forward_batch(&batch);
+        let logits = output.logits.flatten::<2>(0, 1);
+        let loss = cross_entropy_sum(logits, batch.targets, batch.valid.as_ref());
+        let terms = HealthSums::terms(&output.routing, batch.valid.as_ref());
+        let read = Tensor::cat(std::iter::once(loss).chain(terms).collect(), 0);
+        let mut values: Vec<f32> = read.into_data().iter::<f32>().collect();
+        let health = values.split_off(1);
+        self.sums.push_back(BatchSums {
+            nats: values[0],
+            tokens: batch.valid_tokens,
+            layers: output.routing.iter().map(|routing| routing.layer).collect(),
+            health,
+        });
+        self.recorder.did(Activity::Compute);
+    }
+
+    fn sums(&mut self) -> BatchSums {
+        self.sums.pop_front().expect("a batch that was submitted")
+    }
 }
 
 impl Network for Local<'_> {
@@ -323,29 +351,6 @@ impl Network for Local<'_> {
 
     fn spans(&mut self) -> Vec<Span> {
         self.recorder.take()
-    }
-
-    fn submit_batch(&mut self, sequences: &[Sequence]) {
-        self.recorder.step(tokens_of(sequences));
-        let batch = Batch::new(sequences, &self.model.device());
-        let output = self.model.forward_batch(&batch);
-        let logits = output.logits.flatten::<2>(0, 1);
-        let loss = cross_entropy_sum(logits, batch.targets, batch.valid.as_ref());
-        let terms = HealthSums::terms(&output.routing, batch.valid.as_ref());
-        let read = Tensor::cat(std::iter::once(loss).chain(terms).collect(), 0);
-        let mut values: Vec<f32> = read.into_data().iter::<f32>().collect();
-        let health = values.split_off(1);
-        self.sums.push_back(BatchSums {
-            nats: values[0],
-            tokens: batch.valid_tokens,
-            layers: output.routing.iter().map(|routing| routing.layer).collect(),
-            health,
-        });
-        self.recorder.did(Activity::Compute);
-    }
-
-    fn sums(&mut self) -> BatchSums {
-        self.sums.pop_front().expect("a batch that was submitted")
     }
 
     fn trace(&mut self, rows: PaddedRows) -> Trace {

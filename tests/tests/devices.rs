@@ -9,6 +9,7 @@ use firebox_runtime::control::Control;
 use firebox_runtime::on_every_device;
 use firebox_tests::models::{bits, tiny};
 use firebox_tests::runs::TestRun;
+use firebox_train::ranks::Team;
 use firebox_train::trainer::{self, Resume};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -52,7 +53,7 @@ fn the_first_losses_are_known(device: &str) {
     let test = TestRun::new();
     let config = test.config(&["train.steps=6", "train.seed=2"]);
     let options = test.options("run", device, Resume::Never);
-    trainer::run(&config, &options, &Control::default()).expect("a run");
+    trainer::run(&config, &options, &Team::default(), &Control::default()).expect("a run");
     let found = losses(&options.out);
     println!("{found:?}");
     assert_eq!(found.len(), LOSSES.len());

@@ -11,7 +11,9 @@ use firebox_tests::models::{model, sequences, tiny};
 use firebox_tests::tensors::relative_error;
 use firebox_train::config::{Muon, OptimizerConfig};
 use firebox_train::gradient::forward_backward;
+use firebox_train::learned::Learned;
 use firebox_train::optimizer::Optimizer;
+use firebox_train::ranks::Team;
 
 on_every_device!(three_steps_follow_the_formula);
 
@@ -41,10 +43,15 @@ fn weights(model: &LanguageModel) -> BTreeMap<String, Vec<f32>> {
     collect.0
 }
 
+/// That of all parameters of the smallest model.
+fn optimizer() -> Optimizer {
+    Optimizer::new(&tiny(), CONFIG.muon, Learned::Everything, &Team::default())
+}
+
 fn three_steps_follow_the_formula(device: Device) {
     let device = device.autodiff();
     let mut model = model(&tiny(), &device).train();
-    let mut optimizer = Optimizer::default();
+    let mut optimizer = optimizer();
     let text = sequences(&tiny(), 2, 12, &[]);
     let mut moments: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for (step, (scale, rate)) in [(0.25, 1e-2), (1.0, 2e-2), (0.5, 1e-2)]
@@ -124,7 +131,7 @@ fn addresses(model: &LanguageModel) -> BTreeMap<String, usize> {
 fn weights_change_where_they_are() {
     let device = Device::flex().autodiff();
     let mut model = model(&tiny(), &device).train();
-    let mut optimizer = Optimizer::default();
+    let mut optimizer = optimizer();
     let text = sequences(&tiny(), 2, 12, &[]);
     let (start, values) = (addresses(&model), weights(&model));
     for _ in 0..2 {

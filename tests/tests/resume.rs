@@ -11,6 +11,7 @@ use firebox_runtime::on_every_device;
 use firebox_tests::binaries;
 use firebox_tests::runs::{TestRun, copy_at};
 use firebox_tests::tensors::relative_error;
+use firebox_train::ranks::Team;
 use firebox_train::trainer::{self, Resume};
 
 const FILES: [&str; 2] = ["model.safetensors", "train_state.safetensors"];
@@ -241,7 +242,7 @@ fn quantile_balancing_is_not_moved_by_evaluation() {
         let set = format!("train.validate_every={every}");
         let config = test.config(&[&QUANTILE[..], &[&set]].concat());
         let options = test.options(&name, "flex", Resume::Never);
-        trainer::run(&config, &options, &Control::default()).expect("a run");
+        trainer::run(&config, &options, &Team::default(), &Control::default()).expect("a run");
         let folder = test.path(&name).join("checkpoints/step-0000012");
         let weights = TensorFile::open(&folder.join("model.safetensors")).expect("weights");
         let biases = weights
@@ -260,6 +261,7 @@ fn resumes(set: &[&str], device: &str) {
     trainer::run(
         &config,
         &test.options("whole", device, Resume::Never),
+        &Team::default(),
         &Control::default(),
     )
     .expect("a run");
@@ -269,6 +271,7 @@ fn resumes(set: &[&str], device: &str) {
         trainer::run(
             &config,
             &test.options(&cut, device, Resume::Required),
+            &Team::default(),
             &Control::default(),
         )
         .expect("a resume");
@@ -320,7 +323,7 @@ fn what_each_family_has_of_its_own_is_trained_and_resumed() {
         let config = test.config(&[keys, &run].concat());
         let train = |name: &str, resume| {
             let options = test.options(name, "flex", resume);
-            trainer::run(&config, &options, &Control::default()).expect("a run");
+            trainer::run(&config, &options, &Team::default(), &Control::default()).expect("a run");
         };
         train("whole", Resume::Never);
         copy_at(&test.path("whole"), &test.path("cut"), 20);
@@ -466,6 +469,7 @@ fn a_resume_may_take_smaller_micro_batches() {
     trainer::run(
         &test.config(&[]),
         &test.options("whole", "flex", Resume::Never),
+        &Team::default(),
         &Control::default(),
     )
     .expect("a run");
@@ -474,6 +478,7 @@ fn a_resume_may_take_smaller_micro_batches() {
     trainer::run(
         &smaller,
         &test.options("cut", "flex", Resume::Required),
+        &Team::default(),
         &Control::default(),
     )
     .expect("a resume");
@@ -526,6 +531,7 @@ fn validation_changes_no_weight() {
     trainer::run(
         &test.config(&[]),
         &test.options("whole", "flex", Resume::Never),
+        &Team::default(),
         &Control::default(),
     )
     .expect("a run");
@@ -533,6 +539,7 @@ fn validation_changes_no_weight() {
     trainer::run(
         &often,
         &test.options("often", "flex", Resume::Never),
+        &Team::default(),
         &Control::default(),
     )
     .expect("a run");

@@ -21,8 +21,10 @@ use serde::Serialize;
 
 use crate::config::RunConfig;
 use crate::error::TrainError;
-use crate::gradient::forward_backward;
+use crate::gradient::gradient_of;
+use crate::learned::Learned;
 use crate::optimizer::{Optimizer, clip_scale};
+use crate::ranks::Team;
 use crate::start::select_device;
 pub use vary::{Row, Variation, vary};
 
@@ -160,7 +162,8 @@ fn measure(config: &RunConfig, model: &ModelConfig, steps: usize, device: &Devic
         .at_precision(config.train.precision)
         .train();
     let autodiff = device.clone().autodiff();
-    let mut optimizer = Optimizer::default();
+    let muon = config.optimizer.muon;
+    let mut optimizer = Optimizer::new(model, muon, Learned::Everything, &Team::default());
     let mut seconds = Vec::with_capacity(steps);
     for step in 0..WARM_UP + steps {
         let sequences: Vec<Sequence> = (0..count)
@@ -168,7 +171,7 @@ fn measure(config: &RunConfig, model: &ModelConfig, steps: usize, device: &Devic
             .collect();
         let started = Instant::now();
         let micro_batch = config.train.micro_batch;
-        let result = forward_backward(&trained, &sequences, micro_batch, &autodiff);
+        let result = gradient_of(&optimizer, &trained, &sequences, micro_batch, &autodiff);
         let scale = clip_scale(result.gradient_norm, config.optimizer.clip_norm);
         let rate = config.optimizer.learning_rate;
         trained = optimizer.step(trained, result.gradients, scale, rate, &config.optimizer);

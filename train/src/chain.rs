@@ -9,12 +9,14 @@ use firebox_runtime::control::Control;
 
 use crate::config::{RunConfig, load, load_planned, load_resumed};
 use crate::error::TrainError;
+use crate::ranks::Team;
 use crate::run_folder;
 use crate::state;
 use crate::trainer::{self, Outcome, Resume, RunOptions};
 
 /// Loads a configuration file with these overrides, does the run that it starts from where that is to be done, and the run
-/// itself. Overrides and the folder are those of the last run; the runs before it have neither.
+/// itself. Overrides and the folder are those of the last run; the runs before it have neither. Every rank of a team calls
+/// this.
 ///
 /// # Errors
 ///
@@ -24,9 +26,10 @@ pub fn run(
     file: &Path,
     overrides: &[String],
     options: &RunOptions,
+    team: &Team,
     control: &Control,
 ) -> Result<Outcome, TrainError> {
-    link(file, overrides, options, control, &[])
+    link(file, overrides, options, (team, control), &[])
 }
 
 /// One run of a chain, and those before it. `later` are the folders of the runs after it.
@@ -34,19 +37,19 @@ fn link(
     file: &Path,
     overrides: &[String],
     options: &RunOptions,
-    control: &Control,
+    (team, control): (&Team, &Control),
     later: &[PathBuf],
 ) -> Result<Outcome, TrainError> {
     let out = &options.out;
     // The configuration of a run without a checkpoint does not restrict a new start.
     if run_folder::newest(out)?.is_some() && options.resume != Resume::Never {
         let config = load_resumed(file, overrides, &run_folder::config(out))?;
-        return trainer::run(&config, options, control);
+        return trainer::run(&config, options, team, control);
     }
     let planned = load_planned(file, overrides)?;
     let is_new = run_folder::newest(out)?.is_none();
     let Some(first) = planned.train.first_run().filter(|_| is_new) else {
-        return trainer::run(&planned, options, control);
+        return trainer::run(&planned, options, team, control);
     };
     if options.resume == Resume::Required && !has_begun(first)? {
         return Err(TrainError::NothingToResume {
@@ -54,14 +57,14 @@ fn link(
         });
     }
     let folders = [later, std::slice::from_ref(out)].concat();
-    finish(first, options, control, &folders)?;
+    finish(first, options, (team, control), &folders)?;
     tracing::info!("now the run of {}, in {}", file.display(), out.display());
     let options = RunOptions {
         resume: Resume::Never,
         ..options.clone()
     };
     // What the run before has given is known by now.
-    trainer::run(&load(file, overrides)?, &options, control)
+    trainer::run(&load(file, overrides)?, &options, team, control)
 }
 
 /// Whether the run of a configuration, or the one that it starts from, has a checkpoint.
@@ -79,7 +82,7 @@ fn has_begun(file: &Path) -> Result<bool, TrainError> {
 fn finish(
     file: &Path,
     options: &RunOptions,
-    control: &Control,
+    (team, control): (&Team, &Control),
     later: &[PathBuf],
 ) -> Result<(), TrainError> {
     let out = run_folder::default_folder(file);
@@ -115,7 +118,7 @@ fn finish(
             None => Resume::Never,
         },
     };
-    let outcome = link(file, &[], &first, control, later)?;
+    let outcome = link(file, &[], &first, (team, control), later)?;
     let whole = &outcome.validation.whole;
     tracing::info!(
         "{}: {:.4} nats/token, {:.4} bits/byte on {} tokens of validation",
@@ -124,7 +127,7 @@ fn finish(
         whole.bits_per_byte,
         whole.tokens
     );
-    match control.stop_requested() {
+    match team.any(control.stop_requested()) {
         true => Err(TrainError::Interrupted {
             step: run_folder::newest(&first.out)?.unwrap_or(0),
             checkpoint: outcome.checkpoint,

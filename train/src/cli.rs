@@ -26,6 +26,7 @@ use crate::compare::{CompareError, CompareOptions, TOLERANCE, compare, print_lin
 use crate::config::{ConfigError, RunConfig, load, load_planned};
 use crate::data::{self, DataError};
 use crate::error::TrainError;
+use crate::ranks::{TrainLayout, launch};
 use crate::report::ReportError;
 use crate::run_folder;
 use crate::study::StudyError;
@@ -182,9 +183,32 @@ struct RunArgs {
         hide_default_value = true
     )]
     resume: Resume,
+    /// Ranks that each compute the gradient of a share of every batch, and update a share of the weights: threads of this
+    /// process, or the processes that mpirun or srun has started.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    data: u16,
 }
 
 impl RunArgs {
+    fn layout(&self) -> TrainLayout {
+        TrainLayout {
+            data: self.data.into(),
+        }
+    }
+
+    /// Runs on every rank, and prints the result once.
+    fn execute(self, threads: Option<usize>, control: &Control) -> Result<(), CliError> {
+        let (layout, control) = (self.layout(), control.clone());
+        let outcome = launch::run(layout, threads, move |team| {
+            let ConfigArgs { config, set } = &self.config;
+            chain::run(config, set, &self.options(), team, &control)
+        })?;
+        match outcome {
+            Some(outcome) => Ok(print(&summary(&outcome))?),
+            None => Ok(()),
+        }
+    }
+
     fn options(&self) -> RunOptions {
         let default = || run_folder::default_folder(&self.config.config);
         RunOptions {
@@ -383,12 +407,9 @@ impl Cli {
     ///
     /// Returns the command's error, with an exit code and, for most errors, a hint.
     pub fn execute(self, control: &Control) -> Result<(), CliError> {
+        let threads = self.threads();
         match self.command {
-            Command::Run(args) => {
-                let ConfigArgs { config, set } = &args.config;
-                let outcome = chain::run(config, set, &args.options(), control)?;
-                Ok(print(&summary(&outcome))?)
-            }
+            Command::Run(args) => args.execute(threads, control),
             Command::Prepare(args) => {
                 let prepared = data::prepare(&args.load()?, true)?;
                 Ok(print(&format!("{}\n", prepared.folder.display()))?)

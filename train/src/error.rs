@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use firebox_checkpoint::{CheckpointError, FolderError};
+use firebox_comm::Failure;
+use firebox_comm::mpi::ProgramError;
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 use firebox_kernels::Precision;
@@ -13,6 +15,7 @@ use firebox_text::TokenizerError;
 
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::ranks::LayoutError;
 
 /// Why a run cannot start or continue.
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +156,15 @@ pub enum TrainError {
         /// The newest checkpoint and its step.
         checkpoint: Option<(PathBuf, u64)>,
     },
+    /// The run cannot be divided among ranks so.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// A rank has failed.
+    #[error("{}", .0.told())]
+    Rank(Box<Failure>),
+    /// MPI cannot be used, or a rank has failed and been reported.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -250,6 +262,9 @@ impl Advise for TrainError {
                     _ => advice,
                 }
             }
+            Self::Layout(error) => error.advice(),
+            Self::Rank(failure) => failure.advice(),
+            Self::Program(error) => error.advice(),
             Self::Output(_) => Advice::FAILURE,
             // As shells report SIGINT.
             Self::Interrupted { .. } => Advice::FAILURE

@@ -1,13 +1,15 @@
-//! The gradient of a batch, accumulated exactly over micro-batches.
+//! The gradient of a batch, accumulated exactly over micro-batches, and over the ranks that have shares of the batch.
 //!
-//! The host reads from the device once per step: at the end of [`forward_backward`], for the loss, router health and
+//! The host reads from the device once per step: at the end of [`gradient_of`], for the loss, router health and
 //! the gradient's norm together. The trainer needs all three before it can continue: it logs the first two, updates
-//! the routers' bias from the expert load, and clips by the norm. No read interrupts the forward and backward passes.
+//! the routers' bias from the expert load, and clips by the norm. No read interrupts the forward and backward passes,
+//! but that of the expert load and of the gradient where they are added up over several ranks.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Gradients, Tensor};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use firebox_kernels::sum_of_squares;
 use firebox_model::config::{BalanceKind, ModelConfig};
 use firebox_model::language_model::LanguageModel;
@@ -16,8 +18,12 @@ use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::moe::quantile::BatchScores;
 use firebox_model::moe::stats::HealthSums;
 use firebox_model::parameters::{VisitParameter, visit};
+use serde::{Deserialize, Serialize};
 
+use crate::config::Muon;
 use crate::learned::Learned;
+use crate::optimizer::Optimizer;
+use crate::ranks::{Ownership, RankSeconds, Team, host};
 use crate::rows::Row;
 
 /// Loss, router health and gradient of a batch.
@@ -27,14 +33,18 @@ pub struct BatchResult {
     pub loss: f64,
     /// The loss plus the auxiliary terms, which the gradient is taken of.
     pub total_loss: f64,
+    /// Number of targets.
+    pub tokens: u64,
     /// Sums of router health per layer.
     pub health: HealthSums,
     /// The scores that experts are selected by, with quantile balancing; else none.
     pub scores: BatchScores,
     /// The Euclidean norm of the gradient, over all parameters together.
     pub gradient_norm: f64,
-    /// The gradient of `total_loss`.
+    /// The gradient of `total_loss`, by the values that are this rank's own.
     pub gradients: GradientSum,
+    /// How each rank has spent its time.
+    pub seconds: Vec<RankSeconds>,
 }
 
 /// Loss and gradient of a batch, by all parameters; see [`gradient_of`].
@@ -44,11 +54,38 @@ pub fn forward_backward<R: Row>(
     micro_batch: usize,
     device: &Device,
 ) -> BatchResult {
-    gradient_of(&Learned::Everything, model, rows, micro_batch, device)
+    let alone = Team::default();
+    let optimizer = Optimizer::new(model.config(), Muon::None, Learned::Everything, &alone);
+    gradient_of(&optimizer, model, rows, micro_batch, device)
 }
 
-/// Computes the loss of a batch and its gradient by what is learned, `micro_batch` rows at a time. Neither depends on
-/// `micro_batch`, except for rounding, because every mean is over the targets of the whole batch.
+/// What the ranks have to know of each other's shares of a batch.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Share {
+    rows: usize,
+    targets: u64,
+}
+
+/// What a rank has read of its share of a batch.
+#[derive(Debug, Serialize, Deserialize)]
+struct Figures {
+    /// Valid tokens of each micro-batch.
+    counted: Vec<u64>,
+    /// Loss, total loss and terms of router health of each micro-batch, and at the end the sums of squares of its own
+    /// values' gradients.
+    values: Vec<f32>,
+    /// Number of scores of each micro-batch.
+    lengths: Vec<usize>,
+    /// The scores that experts are selected by.
+    scores: Vec<f32>,
+    /// Number of sums of squares.
+    squares: usize,
+    seconds: RankSeconds,
+}
+
+/// Computes the loss of a batch and its gradient by what an optimizer trains, `micro_batch` rows at a time. Neither depends
+/// on `micro_batch`, except for rounding, because every mean is over the targets of the whole batch. If the optimizer is one
+/// of several ranks, `rows` are this rank's share, and the batch is that of all of them.
 ///
 /// The balance loss needs the expert load of the whole batch before the first gradient. For a single micro-batch, the
 /// forward pass provides it; for several, an additional pass without gradients computes the routing first, which
@@ -56,15 +93,29 @@ pub fn forward_backward<R: Row>(
 ///
 /// `device` is the model's device, with autodiff.
 pub fn gradient_of<R: Row>(
-    learned: &Learned,
+    optimizer: &Optimizer,
     model: &LanguageModel,
     rows: &[R],
     micro_batch: usize,
     device: &Device,
 ) -> BatchResult {
-    let config = model.config();
-    let targets: u64 = rows.iter().map(Row::targets).sum();
-    let load = (rows.len() > micro_batch && needs_load(config)).then(|| {
+    let started = Instant::now();
+    let (config, learned, team) = (model.config(), optimizer.learned(), optimizer.team());
+    let communicated = team.communicating();
+    let shares = team.all(Share {
+        rows: rows.len(),
+        targets: rows.iter().map(Row::targets).sum(),
+    });
+    let targets: u64 = shares.iter().map(|share| share.targets).sum();
+    let is_cut = shares.iter().any(|share| share.rows > micro_batch);
+    let of_whole_batch = |load: TokensPerExpert| TokensPerExpert {
+        tokens: targets,
+        ..match needs_load(config) {
+            true => team.add_up(load),
+            false => load,
+        }
+    };
+    let load = (is_cut && needs_load(config)).then(|| {
         let (plain, plain_device) = (model.valid(), device.clone().inner());
         let mut load = TokensPerExpert::default();
         for chunk in rows.chunks(micro_batch) {
@@ -72,7 +123,7 @@ pub fn gradient_of<R: Row>(
             let routing = plain.route(&batch);
             load.add(&routing, batch.valid.as_ref(), batch.valid_tokens);
         }
-        load
+        of_whole_batch(load)
     });
 
     let mut gradients = GradientSum::default();
@@ -87,8 +138,8 @@ pub fn gradient_of<R: Row>(
         let output = model.forward_batch(&batch);
         let load = load.clone().unwrap_or_else(|| {
             let mut load = TokensPerExpert::default();
-            load.add(&output.routing, valid, targets);
-            load
+            load.add(&output.routing, valid, batch.valid_tokens);
+            of_whole_batch(load)
         });
         let of_batch = Targets {
             ids: batch.targets,
@@ -107,37 +158,67 @@ pub fn gradient_of<R: Row>(
         counted.push(batch.valid_tokens);
         gradients.add(learned, model, total.backward());
     }
+    let waited = (team.communicating() - communicated).as_secs_f64();
+    let seconds = RankSeconds {
+        computing: started.elapsed().as_secs_f64() - waited,
+        communicating: waited,
+    };
+    let gradients = gradients.add_up(team, optimizer.ownership(), &device.clone().inner());
 
     // The only device-to-host read of a step.
     figures.extend(gradients.squares());
     let lengths: Vec<usize> = scores.iter().map(|scores| scores.dims()[0]).collect();
     figures.extend(scores);
-    let read: Vec<f32> = Tensor::cat(figures, 0).into_data().iter().collect();
-    let (figures, mut scores) = read.split_at(read.len() - lengths.iter().sum::<usize>());
-    let (figures, squares) = figures.split_at(figures.len() - gradients.by_path().len());
-    let squares = squares.iter().copied().map(f64::from);
+    let mut values: Vec<f32> = Tensor::cat(figures, 0).into_data().iter().collect();
+    let scores = values.split_off(values.len() - lengths.iter().sum::<usize>());
+    let all = team.all(Figures {
+        counted,
+        values,
+        lengths,
+        scores,
+        squares: gradients.by_path().len(),
+        seconds,
+    });
     let mut result = BatchResult {
         loss: 0.0,
         total_loss: 0.0,
+        tokens: targets,
         health: HealthSums::default(),
         scores: BatchScores::default(),
-        gradient_norm: squares.sum::<f64>().sqrt(),
+        gradient_norm: 0.0,
         gradients,
+        seconds: all.iter().map(|figures| figures.seconds).collect(),
     };
-    let figures = figures.chunks(figures.len() / counted.len());
-    for (figures, counted) in figures.zip(counted) {
-        result.loss += f64::from(figures[0]);
-        result.total_loss += f64::from(figures[1]);
-        result.health.add(&layers, counted, &figures[2..]);
+    let mut squares = 0.0;
+    for figures in &all {
+        squares += result.add(config, &layers, figures);
     }
-    if let Some(moe) = &config.moe {
-        for length in lengths {
-            let (own, rest) = scores.split_at(length);
-            result.scores.add(&moe.experts, layers.len(), own);
-            scores = rest;
-        }
-    }
+    result.gradient_norm = squares.sqrt();
     result
+}
+
+impl BatchResult {
+    /// Adds what a rank has read of its share, and returns the sum of squares of its own values' gradients.
+    fn add(&mut self, config: &ModelConfig, layers: &[usize], figures: &Figures) -> f64 {
+        let (values, squares) = figures
+            .values
+            .split_at(figures.values.len() - figures.squares);
+        let micro_batches = values.chunks(values.len() / figures.counted.len());
+        for (values, &counted) in micro_batches.zip(&figures.counted) {
+            self.loss += f64::from(values[0]);
+            self.total_loss += f64::from(values[1]);
+            self.health.add(layers, counted, &values[2..]);
+        }
+        if let Some(moe) = &config.moe {
+            let mut scores = figures.scores.as_slice();
+            for &length in &figures.lengths {
+                let (own, rest) = scores.split_at(length);
+                self.scores.add(&moe.experts, layers.len(), own);
+                scores = rest;
+            }
+        }
+        squares.iter().copied().map(f64::from).sum()
+    }
 }
 
 /// Whether the training loss depends on the expert load.
@@ -188,6 +269,34 @@ impl GradientSum {
                 gradients,
             },
         );
+    }
+
+    /// Adds up the gradients of all ranks, and keeps those of this rank's own values. A gradient that a rank does not have is
+    /// zero.
+    fn add_up(mut self, team: &Team, ownership: &Ownership, device: &Device) -> Self {
+        if ownership.is_empty() {
+            return self;
+        }
+        let own = ownership.parameters().filter_map(|(path, ends)| {
+            let elements = *ends.last().expect("a rank");
+            let mut values = match self.take(path) {
+                Some(gradient) => host(gradient),
+                None => vec![0.0; elements],
+            };
+            team.reduce_scatter(&mut values, ends);
+            let own = ownership.own(path).expect("a run of each rank");
+            if own.is_empty() {
+                return None;
+            }
+            let length = own.len();
+            let own = match length == values.len() {
+                true => values,
+                false => values[own].to_vec(),
+            };
+            let own = Tensor::from_data(TensorData::new(own, [length]), device);
+            Some((path.to_owned(), own))
+        });
+        Self(own.collect())
     }
 
     /// The flattened gradients, by parameter path.

@@ -61,6 +61,7 @@ pub mod looking;
 pub mod metrics;
 pub mod optimizer;
 mod progress;
+pub mod ranks;
 pub mod report;
 pub mod rows;
 pub mod run_folder;

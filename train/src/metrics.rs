@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::HeldOutPicture;
 use crate::looking::HeldOutLoss;
+use crate::ranks::RankSeconds;
 
 /// One line of the file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -84,6 +85,9 @@ pub struct TrainRecord {
     pub flops_per_second: f64,
     /// Training time so far, in seconds, excluding interruptions.
     pub seconds: f64,
+    /// How each rank has spent the time of the step until gradients were added up, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranks: Vec<RankSeconds>,
     /// Router health per layer; empty for a dense model.
     pub layers: Vec<LayerHealth>,
 }

@@ -16,10 +16,10 @@ pub struct ProgressDisplay {
 
 impl ProgressDisplay {
     /// The display of a run of `steps` steps and `tokens` tokens, `done` of them trained. The remaining time is
-    /// estimated from tokens, not from steps, because the batch may grow.
-    pub fn new(steps: u64, tokens: u64, done: u64) -> Self {
+    /// estimated from tokens, not from steps, because the batch may grow. It shows nothing unless `visible`.
+    pub fn new(steps: u64, tokens: u64, done: u64, visible: bool) -> Self {
         Self {
-            progress: Progress::new("first step", tokens).starting_at(done),
+            progress: Progress::shown_if(visible, "first step", tokens).starting_at(done),
             steps,
         }
     }

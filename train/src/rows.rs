@@ -132,6 +132,7 @@ mod tests {
     use crate::learned::Learned;
     use crate::looking::{self, HeldOutLoss};
     use crate::optimizer::Optimizer;
+    use crate::ranks::Team;
     use crate::state::Progress;
     use crate::testing::{SmallRun, bits, default_device};
 
@@ -139,7 +140,9 @@ mod tests {
         let rows = Rows::of(prepared, config).unwrap();
         let device = default_device();
         let model = LanguageModel::random(&config.model, 7, &device);
-        let optimizer = Optimizer::of(Learned::of(&config.model, Some(frozen)));
+        let learned = Learned::of(&config.model, Some(frozen));
+        let alone = Team::default();
+        let optimizer = Optimizer::new(&config.model, config.optimizer.muon, learned, &alone);
         let training = TrainingState::new(model, optimizer, Progress::default(), &device);
         (training, rows)
     }

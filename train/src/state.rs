@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{RunConfig, TileLimits};
 use crate::error::TrainError;
-use crate::learned::Learned;
 use crate::optimizer::Optimizer;
 
 const STATE_FILE: &str = "train_state.json";
@@ -53,7 +52,7 @@ pub struct Best {
 }
 
 /// Writes a complete checkpoint to a folder: the Hugging Face files and the training state. `notes` is what config.json
-/// says besides what is computed.
+/// says besides what is computed. The first rank of a team does this, and the others [answer](Optimizer::answer) meanwhile.
 ///
 /// # Errors
 ///
@@ -73,6 +72,7 @@ pub fn save(
     firebox_checkpoint::save(model, folder, &options, |_| ())?;
     let moments = folder.join(MOMENTS_FILE);
     write_tensors(&moments, &optimizer.tensors(), WeightDtype::F32)?;
+    optimizer.team().dismiss();
     tokenizer.save_to(folder, model.config().context_length)?;
     if let Some(vision) = &model.config().vision {
         let processor = TileLimits::of(vision).processor();
@@ -98,8 +98,8 @@ pub fn progress(folder: &Path) -> Result<Progress, CheckpointError> {
     })
 }
 
-/// Reads the model and the optimizer from a checkpoint that [`save`] wrote at this progress. The model has no
-/// gradients.
+/// Reads the model and the optimizer from a checkpoint that [`save`] wrote at this progress, whatever the number of ranks
+/// was; `optimizer` is a new one. The model has no gradients.
 ///
 /// # Errors
 ///
@@ -108,20 +108,13 @@ pub fn load(
     folder: &Path,
     progress: &Progress,
     config: &RunConfig,
+    optimizer: Optimizer,
     device: &Device,
 ) -> Result<(LanguageModel, Optimizer), CheckpointError> {
     let own = read_config(folder, Accept::Nothing)?;
     let model = load_weights(folder, &own, &config.model, device)?;
-    let learned = Learned::of(&config.model, config.train.frozen);
     let moments = TensorFile::open(&folder.join(MOMENTS_FILE))?;
-    let optimizer = Optimizer::read(
-        &moments,
-        progress.step,
-        learned,
-        config.optimizer.muon,
-        &model,
-        device,
-    )?;
+    let optimizer = optimizer.read(&moments, progress.step, &config.model, device)?;
     Ok((model.at_precision(config.train.precision), optimizer))
 }
 
@@ -195,6 +188,8 @@ mod tests {
 
     use super::*;
     use crate::data::prepare;
+    use crate::learned::Learned;
+    use crate::ranks::Team;
     use crate::step::TrainingState;
     use crate::testing::{SmallRun, bits, default_device};
 
@@ -216,8 +211,16 @@ mod tests {
         let prepared = prepare(&config, false).unwrap();
         let stream = prepared.training_stream(8, 1, config.sequences()).unwrap();
         let model = LanguageModel::random(&config.model, 1, &device).at_precision(precision);
-        let training =
-            TrainingState::new(model, Optimizer::default(), Progress::default(), &device);
+        let optimizer = || {
+            let alone = Team::default();
+            Optimizer::new(
+                &config.model,
+                config.optimizer.muon,
+                Learned::Everything,
+                &alone,
+            )
+        };
+        let training = TrainingState::new(model, optimizer(), Progress::default(), &device);
         let (mut training, _) = training.step(&config, &stream).unwrap();
         training.progress.data_hash = "5eed".to_owned();
         training.progress.best = Some(Best {
@@ -245,7 +248,7 @@ mod tests {
 
         let found = super::progress(&folder).unwrap();
         assert_eq!(&found, progress);
-        let (loaded, moments) = load(&folder, &found, &config, &device).unwrap();
+        let (loaded, moments) = load(&folder, &found, &config, optimizer(), &device).unwrap();
         assert_eq!(bits(&loaded), bits(model));
         assert_eq!(loaded.precision(), precision);
         assert_eq!(loaded.router_bias(), model.router_bias());

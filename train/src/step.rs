@@ -16,7 +16,8 @@ use crate::error::TrainError;
 use crate::gradient::gradient_of;
 use crate::learned::Learned;
 use crate::optimizer::{Optimizer, clip_scale};
-use crate::rows::{Row, Stream};
+use crate::ranks::RankSeconds;
+use crate::rows::Stream;
 use crate::schedule::learning_rate_fraction;
 use crate::state::Progress;
 
@@ -49,6 +50,8 @@ pub struct StepResult {
     pub seconds: f64,
     /// Router health per layer; empty for a dense model.
     pub layers: Vec<LayerHealth>,
+    /// How each rank has spent the time until gradients are added up.
+    pub ranks: Vec<RankSeconds>,
 }
 
 impl TrainingState {
@@ -87,14 +90,13 @@ impl TrainingState {
             .schedule
             .batch_tokens
             .sequences_at(step, config.model.context_length);
-        let range = self.progress.sequences..self.progress.sequences + count;
-        let rows = range.map(|index| stream.row(index));
+        // No more rows fit into memory than this type counts.
+        let share = self.optimizer.team().share(count as usize);
+        let rows = share.map(|row| stream.row(self.progress.sequences + row as u64));
         let rows: Vec<S::Row> = rows.collect::<Result<_, _>>()?;
-        let tokens: u64 = rows.iter().map(Row::targets).sum();
 
-        let learned = self.optimizer.learned().clone();
         let batch = gradient_of(
-            &learned,
+            &self.optimizer,
             &self.model,
             &rows,
             config.train.micro_batch,
@@ -121,7 +123,7 @@ impl TrainingState {
             &config.optimizer,
         );
         if let Some(moe) = &config.model.moe
-            && learned == Learned::Everything
+            && *self.optimizer.learned() == Learned::Everything
         {
             let biases = moved(
                 &moe.router,
@@ -135,16 +137,17 @@ impl TrainingState {
         let seconds = started.elapsed().as_secs_f64();
         self.progress.step += 1;
         self.progress.sequences += count;
-        self.progress.tokens += tokens;
+        self.progress.tokens += batch.tokens;
         self.progress.seconds += seconds;
         let result = StepResult {
             loss: batch.loss,
             total_loss: batch.total_loss,
             learning_rate,
             gradient_norm: norm,
-            tokens,
+            tokens: batch.tokens,
             seconds,
             layers: batch.health.health(),
+            ranks: batch.seconds,
         };
         Ok((self, result))
     }
@@ -177,6 +180,8 @@ mod tests {
     use super::*;
     use crate::data::{TrainingStream, prepare};
     use crate::gradient::forward_backward;
+    use crate::ranks::Team;
+    use crate::rows::Row;
     use crate::testing::{SmallRun, bits, default_device};
 
     fn start(config: &RunConfig) -> (TrainingState, TrainingStream) {
@@ -185,8 +190,10 @@ mod tests {
         let (context, seed) = (config.model.context_length, config.train.seed);
         let stream = prepared.training_stream(context, seed, config.sequences());
         let model = LanguageModel::random(&config.model, seed, &device);
-        let training =
-            TrainingState::new(model, Optimizer::default(), Progress::default(), &device);
+        let alone = Team::default();
+        let muon = config.optimizer.muon;
+        let optimizer = Optimizer::new(&config.model, muon, Learned::Everything, &alone);
+        let training = TrainingState::new(model, optimizer, Progress::default(), &device);
         (training, stream.unwrap())
     }
 

@@ -15,7 +15,6 @@ use firebox_model::batch::Sequence;
 use firebox_model::evaluate::{self, Evaluation, evaluate_parts};
 use firebox_model::generate::generate;
 use firebox_model::moe::stats::warning;
-use firebox_model::network::Local;
 use firebox_model::sampling::Sampling;
 use firebox_runtime::control::Control;
 use firebox_runtime::failure::guard;
@@ -30,6 +29,7 @@ use crate::metrics::{
     ValidationRecord,
 };
 use crate::progress::ProgressDisplay;
+use crate::ranks::{Shared, Team, slow_rank};
 use crate::rows::Rows;
 use crate::run_folder::{self, RunFolder};
 use crate::start::select_device;
@@ -75,7 +75,8 @@ pub struct Outcome {
 }
 
 /// Trains from the start, or from the newest checkpoint of the run folder. Records the current step in `control`; if
-/// `control` requests a stop, the run writes a checkpoint after the current step and ends.
+/// `control` requests a stop, the run writes a checkpoint after the current step and ends. Every rank of a team calls this;
+/// the first one writes what there is to write.
 ///
 /// # Errors
 ///
@@ -83,12 +84,19 @@ pub struct Outcome {
 pub fn run(
     config: &RunConfig,
     options: &RunOptions,
+    team: &Team,
     control: &Control,
 ) -> Result<Outcome, TrainError> {
     // There may have been a run before this one.
     control.set_step(0);
+    team.layout().check(config)?;
     let device = select_device(&options.device, config)?;
-    let outcome = guard(&options.device, || train(config, options, &device, control));
+    let work = || train(config, options, team, &device, control);
+    if !team.is_alone() {
+        // Whoever has started the ranks catches their panics, and tells of the first.
+        return work();
+    }
+    let outcome = guard(&options.device, work);
     outcome.map_err(|failure| TrainError::Computation {
         step: control.step(),
         failure: failure.into(),
@@ -105,13 +113,15 @@ fn newest_checkpoint(root: &Path) -> Option<(PathBuf, u64)> {
 fn train(
     config: &RunConfig,
     options: &RunOptions,
+    team: &Team,
     device: &Device,
     control: &Control,
 ) -> Result<Outcome, TrainError> {
-    let mut run = Run::open(config, options, device)?;
+    let mut run = Run::open(config, options, team, device)?;
     control.heed_stop();
     let steps = run.config.train.steps;
-    let display = ProgressDisplay::new(steps, run.all_tokens(), run.training.progress.tokens);
+    let done = run.training.progress.tokens;
+    let display = ProgressDisplay::new(steps, run.all_tokens(), done, team.is_first());
 
     if run.training.progress.step == 0 {
         run.validate(&display)?;
@@ -119,6 +129,7 @@ fn train(
     let mut validated = None;
     while run.training.progress.step < steps {
         control.set_step(run.training.progress.step + 1);
+        team.doing(format_args!("step {}", run.training.progress.step + 1));
         run = run.step(&display)?;
         let step = run.training.progress.step;
         let last = step == steps;
@@ -128,7 +139,7 @@ fn train(
             validated = Some(result);
             improved = best && run.config.checkpoint.keep_best;
         }
-        let stop = control.stop_requested() && !last;
+        let stop = team.any(control.stop_requested()) && !last;
         if last || stop || improved || step.is_multiple_of(run.config.checkpoint.every) {
             run.save()?;
         }
@@ -139,6 +150,8 @@ fn train(
             });
         }
     }
+    // A run that starts from this one finds its last checkpoint.
+    team.first_then_others(|| Ok::<_, TrainError>(()))?;
     let Validated { validation, sample } = match validated {
         Some(validated) => validated,
         // Resuming a finished run only reports its result.
@@ -195,10 +208,16 @@ struct Run {
     notes: Notes,
     rows: Rows,
     training: TrainingState,
-    metrics: MetricsLog,
+    /// What the first rank writes to.
+    writer: Option<Writer>,
     /// Time and token count at the last log line.
     since: Since,
     training_flops_per_token: f64,
+}
+
+/// What a run writes to besides its checkpoints.
+struct Writer {
+    metrics: MetricsLog,
     _lock: Lock,
 }
 
@@ -260,6 +279,9 @@ impl Run {
             {
                 display.warn(&format!("step {step}: {warning}"));
             }
+            if let Some(warning) = slow_rank(&result.ranks) {
+                display.warn(&format!("step {step}: {warning}"));
+            }
             let record = TrainRecord {
                 step,
                 tokens: progress.tokens,
@@ -272,6 +294,10 @@ impl Run {
                 tokens_per_second,
                 flops_per_second: tokens_per_second * self.training_flops_per_token,
                 seconds: progress.seconds,
+                ranks: match result.ranks.len() {
+                    1 => Vec::new(),
+                    _ => result.ranks,
+                },
                 layers,
             };
             self.log(&Record::Train(record))?;
@@ -362,10 +388,10 @@ impl Run {
             (sequences, part.bytes)
         });
         let model = self.training.model.valid();
-        let (whole, evaluations) =
-            evaluate_parts(&mut Local::new(&model), texts, evaluate::ROWS, |tokens| {
-                display.validating(tokens, all);
-            });
+        let mut shared = Shared::new(self.team(), &model);
+        let (whole, evaluations) = evaluate_parts(&mut shared, texts, evaluate::ROWS, |tokens| {
+            display.validating(tokens, all);
+        });
         let sources = parts.iter().zip(&evaluations);
         let sources = sources.map(|(part, found)| SourceLoss::new(part.source.clone(), found));
         Ok(Validation {
@@ -396,6 +422,11 @@ impl Run {
         })
     }
 
+    /// The ranks that train the model.
+    fn team(&self) -> &Team {
+        self.training.optimizer.team()
+    }
+
     fn save(&mut self) -> Result<(), TrainError> {
         let Self {
             training,
@@ -404,6 +435,11 @@ impl Run {
             config,
             ..
         } = self;
+        let Some(writer) = &self.writer else {
+            training.optimizer.answer();
+            self.restart_clock();
+            return Ok(());
+        };
         let TrainingState {
             model,
             optimizer,
@@ -411,9 +447,9 @@ impl Run {
             ..
         } = training;
         let model = model.valid();
-        self.metrics
-            .sync()
-            .map_err(FileError::of("write", &self.folder.metrics()))?;
+        let metrics = self.folder.metrics();
+        let synced = writer.metrics.sync();
+        synced.map_err(FileError::of("write", &metrics))?;
         self.folder.save(progress.step, |folder| {
             state::save(
                 folder,
@@ -470,11 +506,11 @@ impl Run {
     }
 
     fn log(&mut self, record: &Record) -> Result<(), TrainError> {
-        let path = self.folder.metrics();
-        Ok(self
-            .metrics
-            .write(record)
-            .map_err(FileError::of("write", &path))?)
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        let written = writer.metrics.write(record);
+        Ok(written.map_err(FileError::of("write", &self.folder.metrics()))?)
     }
 
     /// Restarts the clock, so that logged tokens per second exclude validation and checkpointing.

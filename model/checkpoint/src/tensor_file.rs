@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use firebox_console::durable::FileError;
@@ -194,6 +195,32 @@ impl TensorFile {
     /// When there is no tensor of this name.
     pub fn read(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
         self.read_part(name, &Slice::whole(self.tensors[name].shape.clone()))
+    }
+
+    /// A run of a tensor's values, in row-major order.
+    ///
+    /// # Errors
+    ///
+    /// See [`read`](Self::read).
+    ///
+    /// # Panics
+    ///
+    /// When there is no tensor of this name, or it has fewer values.
+    pub fn read_values(&self, name: &str, run: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
+        let info = &self.tensors[name];
+        let (dtype, width) = (info.dtype, info.dtype.bytes());
+        assert!(run.end <= info.elements(), "{run:?} of {name}");
+        let bytes = run.start * width..run.end * width;
+        let length = bytes.len();
+        let bytes = self
+            .values
+            .read_runs(info.offset, std::iter::once(bytes), length)?;
+        finite(
+            dtype.decode(&bytes),
+            || dtype.decode(&bytes),
+            self.path(),
+            name,
+        )
     }
 
     /// The bytes of a part of a tensor, as they are stored.

@@ -34,6 +34,16 @@ impl fmt::Display for Failure {
     }
 }
 
+impl Failure {
+    /// In words for people: what went wrong on the first rank is told as if it were the only one.
+    pub fn told(&self) -> String {
+        match &self.cause {
+            Cause::Failed { error, .. } if self.rank == 0 => error.clone(),
+            _ => self.to_string(),
+        }
+    }
+}
+
 /// What happened to a rank.
 #[cfg_attr(feature = "mpi", derive(serde::Deserialize, serde::Serialize))]
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

@@ -31,6 +31,7 @@ mod monitor;
 mod node;
 #[cfg(feature = "mpi")]
 mod process;
+mod program;
 #[cfg(feature = "mpi")]
 mod text;
 #[cfg(feature = "mpi")]
@@ -45,6 +46,7 @@ use thiserror::Error;
 
 #[cfg(not(feature = "mpi"))]
 pub use absent::World;
+pub use program::{ProgramError, program};
 #[cfg(feature = "mpi")]
 pub use world::World;
 

@@ -16,7 +16,7 @@ use crate::config::ModelConfig;
 use crate::language_model::{LanguageModel, ModelOutput, Trace, VisionTrace};
 use crate::moe::Routing;
 use crate::moe::loads::ExpertLoads;
-use crate::network::{BatchSums, Network, PaddedRows, Part, Session};
+use crate::network::{BatchSums, Batches, Network, PaddedRows, Part, Session};
 use crate::sampling::Drawn;
 use crate::timeline::Span;
 use crate::vision::PictureKeys;
@@ -169,13 +169,44 @@ impl<'a> Driver<'a> {
     }
 }
 
+impl Batches for Driver<'_> {
+    fn stages(&self) -> usize {
+        self.stage.ranks.layout().pipeline
+    }
+
+    fn submit_batch(&mut self, sequences: &[Sequence]) {
+        let counts = sequences.iter().map(|sequence| sequence.valid as u64);
+        self.counts.push_back(counts.sum());
+        self.run(&Step::Batch(sequences.into()));
+    }
+
+    fn sums(&mut self) -> BatchSums {
+        let mut sums = BatchSums {
+            nats: 0.0,
+            tokens: self.counts.pop_front().expect("a batch that was submitted"),
+            layers: Vec::new(),
+            health: Vec::new(),
+        };
+        for reply in self.replies() {
+            let Reply::Sums {
+                nats,
+                layers,
+                health,
+            } = reply
+            else {
+                panic!("{reply:?} of a batch");
+            };
+            sums.nats = nats.unwrap_or(sums.nats);
+            sums.layers.extend(layers);
+            sums.health.extend(health);
+        }
+        sums
+    }
+}
+
 impl Network for Driver<'_> {
     fn config(&self) -> &ModelConfig {
         self.stage.model.config()
-    }
-
-    fn stages(&self) -> usize {
-        self.stage.ranks.layout().pipeline
     }
 
     fn begin(&mut self, session: Session) {
@@ -259,35 +290,6 @@ impl Network for Driver<'_> {
             other => panic!("{other:?} of what was recorded"),
         });
         spans.flatten().collect()
-    }
-
-    fn submit_batch(&mut self, sequences: &[Sequence]) {
-        let counts = sequences.iter().map(|sequence| sequence.valid as u64);
-        self.counts.push_back(counts.sum());
-        self.run(&Step::Batch(sequences.into()));
-    }
-
-    fn sums(&mut self) -> BatchSums {
-        let mut sums = BatchSums {
-            nats: 0.0,
-            tokens: self.counts.pop_front().expect("a batch that was submitted"),
-            layers: Vec::new(),
-            health: Vec::new(),
-        };
-        for reply in self.replies() {
-            let Reply::Sums {
-                nats,
-                layers,
-                health,
-            } = reply
-            else {
-                panic!("{reply:?} of a batch");
-            };
-            sums.nats = nats.unwrap_or(sums.nats);
-            sums.layers.extend(layers);
-            sums.health.extend(health);
-        }
-        sums
     }
 
     fn trace(&mut self, rows: PaddedRows) -> Trace {

@@ -16,6 +16,7 @@ use crate::data::prepare;
 use crate::error::TrainError;
 use crate::learned::Learned;
 use crate::optimizer::Optimizer;
+use crate::ranks::Team;
 use crate::rows::Rows;
 use crate::start::{select_device, starting_model};
 use crate::state::Progress;
@@ -76,7 +77,9 @@ pub fn record(
         };
         let progress = Progress::default();
         let learned = Learned::of(&config.model, config.train.frozen);
-        let mut training = TrainingState::new(model, Optimizer::of(learned), progress, &selected);
+        let muon = config.optimizer.muon;
+        let optimizer = Optimizer::new(&config.model, muon, learned, &Team::default());
+        let mut training = TrainingState::new(model, optimizer, progress, &selected);
         for number in 1..=steps {
             control.set_step(number);
             let result;

@@ -14,6 +14,7 @@ use firebox_model::parameters::{MapParameter, ParameterInfo, Role, map};
 use crate::config::{Muon, OptimizerConfig};
 use crate::gradient::GradientSum;
 use crate::learned::Learned;
+use crate::ranks::{Ownership, Team, Update, host};
 pub use muon::{MuonUpdate, muon, orthogonal};
 
 /// Prefixes of the moments' names in their file; a parameter's path follows.
@@ -24,15 +25,19 @@ const MOMENTUM: &str = "momentum";
 /// The optimizer of a run with its state: AdamW ([`adamw`]), or of the matrices that `optimizer.muon` names [`muon()`].
 ///
 /// Weight decay does not apply to norm gains, biases, sinks and embeddings: shrinking them does not simplify the function.
-#[derive(Debug, Default)]
+///
+/// Of several ranks that train a model together, each has the state of the values that are its [own](Ownership) alone.
+#[derive(Debug)]
 pub struct Optimizer {
     /// Updates so far (t).
     steps: u64,
     moments: BTreeMap<String, Moments>,
     /// What is trained.
     learned: Learned,
-    /// Parameters that are updated in other ways than the rest; known from the first step on.
-    groups: Option<Groups>,
+    /// Parameters that are updated in other ways than the rest.
+    groups: Groups,
+    team: Team,
+    ownership: Ownership,
 }
 
 /// Paths of parameters that are updated in other ways than the rest.
@@ -103,8 +108,10 @@ pub fn kept_values(config: &ModelConfig, muon: Muon, learned: &Learned) -> u128 
 /// What an optimizer keeps of a parameter.
 #[derive(Debug)]
 struct Moments {
+    /// That of the parameter.
     shape: Vec<usize>,
-    kept: Kept,
+    /// Of the values that are this rank's own; `None` where there are none.
+    kept: Option<Kept>,
 }
 
 #[derive(Debug)]
@@ -124,21 +131,40 @@ impl Kept {
         }
     }
 
-    /// Its tensors with what their names begin with.
-    fn named(&self) -> Vec<(&'static str, &Tensor<1>)> {
+    /// The tensor whose name begins so.
+    fn tensor(&self, kind: &str) -> &Tensor<1> {
         match self {
-            Self::Moments(moments) => vec![(FIRST, &moments[0]), (SECOND, &moments[1])],
-            Self::Momentum(momentum) => vec![(MOMENTUM, momentum)],
+            Self::Moments(moments) if kind == FIRST => &moments[0],
+            Self::Moments(moments) => &moments[1],
+            Self::Momentum(momentum) => momentum,
+        }
+    }
+
+    /// That of so many values before the first update.
+    fn zeros(is_of_muon: bool, values: usize, device: &Device) -> Self {
+        let zeros = || Tensor::<1>::zeros([values], device);
+        match is_of_muon {
+            true => Self::Momentum(Box::new(zeros())),
+            false => Self::Moments(Box::new([zeros(), zeros()])),
         }
     }
 }
 
 impl Optimizer {
-    /// An optimizer of what is trained. Other parameters stay as they are, and take no memory for moments.
-    pub fn of(learned: Learned) -> Self {
+    /// An optimizer of what is trained of a model, as one rank of a team. Other parameters stay as they are, and take no
+    /// memory for moments.
+    pub fn new(config: &ModelConfig, muon: Muon, learned: Learned, team: &Team) -> Self {
+        let ownership = match team.is_alone() {
+            true => Ownership::default(),
+            false => ownership(config, muon, &learned, team),
+        };
         Self {
+            steps: 0,
+            moments: BTreeMap::new(),
             learned,
-            ..Self::default()
+            groups: Groups::new(config, muon),
+            team: team.clone(),
+            ownership,
         }
     }
 
@@ -147,8 +173,18 @@ impl Optimizer {
         &self.learned
     }
 
+    /// The ranks that train the model.
+    pub fn team(&self) -> &Team {
+        &self.team
+    }
+
+    /// Which of them updates which values.
+    pub fn ownership(&self) -> &Ownership {
+        &self.ownership
+    }
+
     /// Updates every trained parameter with its gradient times `gradient_scale`, the clipping factor. AdamW updates tensors in
-    /// place that are not shared.
+    /// place that are not shared. Gradients are those of this rank's own values, which the others are given afterwards.
     ///
     /// # Panics
     ///
@@ -164,14 +200,16 @@ impl Optimizer {
     ) -> LanguageModel {
         self.steps += 1;
         let betas = [config.beta1, config.beta2];
-        let groups = self
-            .groups
-            .get_or_insert_with(|| Groups::new(model.config(), config.muon));
-        assert_eq!(groups.kind, config.muon, "the kind of the steps before");
+        assert_eq!(
+            self.groups.kind, config.muon,
+            "the kind of the steps before"
+        );
         let decay = learning_rate * config.weight_decay;
         let mut visitor = UpdateVisitor {
-            groups,
+            groups: &self.groups,
             learned: &self.learned,
+            team: &self.team,
+            ownership: &self.ownership,
             gate_rate: config.gate_rate,
             adamw: AdamWUpdate {
                 gradient_scale,
@@ -199,36 +237,67 @@ impl Optimizer {
         self.steps
     }
 
-    /// The moments, as tensors to write.
+    /// The moments of all values, as tensors for the first rank to write: each is put together of what the ranks keep when it
+    /// is written. The others [answer](Self::answer) meanwhile.
     pub fn tensors(&self) -> Vec<NamedTensor<'_>> {
         let parameters = self.moments.iter();
-        let tensors = parameters.flat_map(|(path, Moments { shape, kept })| {
-            kept.named().into_iter().map(move |(kind, tensor)| {
-                let tensor = tensor.clone();
-                NamedTensor::float(format!("{kind}.{path}"), shape.as_slice(), move || {
-                    tensor.to_data().iter::<f32>().collect()
+        let tensors = parameters.flat_map(|(path, Moments { shape, .. })| {
+            let kinds = Kept::names(self.groups.muon.contains(path)).iter();
+            kinds.map(move |kind| {
+                let name = name(kind, path);
+                NamedTensor::float(name.clone(), shape.as_slice(), move || {
+                    self.moment(&name, path)
                 })
             })
         });
         tensors.collect()
     }
 
-    /// Reads the moments of an optimizer after `steps` updates of `model`, some of them by Muon.
+    /// A moment of all values of a parameter.
+    fn moment(&self, name: &str, path: &str) -> Vec<f32> {
+        let Some(ends) = self.ownership.ends(path) else {
+            return self.own_moment(name);
+        };
+        let mut start = 0;
+        let parts = ends.iter().enumerate().map(|(rank, &end)| {
+            let is_empty = start == end;
+            start = end;
+            match rank {
+                _ if is_empty => Vec::new(),
+                0 => self.own_moment(name),
+                _ => self.team.ask(rank, name),
+            }
+        });
+        parts.collect::<Vec<_>>().concat()
+    }
+
+    /// What this rank keeps under a name.
+    fn own_moment(&self, name: &str) -> Vec<f32> {
+        let (kind, path) = name.split_once('.').expect("a kind and a path");
+        let kept = self.moments[path].kept.as_ref().expect("own values");
+        kept.tensor(kind).to_data().iter::<f32>().collect()
+    }
+
+    /// Gives the first rank, which writes the moments, what this one keeps of them.
+    pub fn answer(&self) {
+        self.team.answer(|name| self.own_moment(name));
+    }
+
+    /// Reads the moments of a [new](Self::new) optimizer after `steps` updates of a model.
     ///
     /// # Errors
     ///
     /// When a moment is missing, unexpected, or of another shape than its parameter.
     pub fn read(
+        self,
         file: &TensorFile,
         steps: u64,
-        learned: Learned,
-        muon: Muon,
-        model: &LanguageModel,
+        config: &ModelConfig,
         device: &Device,
     ) -> Result<Self, CheckpointError> {
-        let mut parameters = LanguageModel::parameter_list(model.config());
-        parameters.retain(|parameter| learned.includes(&parameter.path));
-        let name = |kind: &str, path: &str| format!("{kind}.{path}");
+        let mut parameters = LanguageModel::parameter_list(config);
+        parameters.retain(|parameter| self.learned.includes(&parameter.path));
+        let muon = self.groups.kind;
         let mut mismatch = Mismatch::default();
         let mut expected = BTreeSet::new();
         for parameter in &parameters {
@@ -245,17 +314,21 @@ impl Optimizer {
         }
         mismatch.check(file.path())?;
 
-        let moment = |kind: &str, path: &str| -> Result<Tensor<1>, CheckpointError> {
-            let values = file.read(&name(kind, path))?;
-            let length = values.len();
-            Ok(Tensor::from_data(TensorData::new(values, [length]), device))
-        };
         let moments = parameters.into_iter().map(|parameter| {
+            let path = &parameter.path;
+            let elements = parameter.elements() as usize;
+            let own = self.ownership.own(path).unwrap_or(0..elements);
+            let moment = |kind: &str| -> Result<Tensor<1>, CheckpointError> {
+                let values = file.read_values(&name(kind, path), own.clone())?;
+                let data = TensorData::new(values, [own.len()]);
+                Ok(Tensor::from_data(data, device))
+            };
             let kept = match is_of_muon(&parameter, muon) {
-                true => Kept::Momentum(Box::new(moment(MOMENTUM, &parameter.path)?)),
+                _ if own.is_empty() => None,
+                true => Some(Kept::Momentum(Box::new(moment(MOMENTUM)?))),
                 false => {
-                    let first = moment(FIRST, &parameter.path)?;
-                    Kept::Moments(Box::new([first, moment(SECOND, &parameter.path)?]))
+                    let moments = [moment(FIRST)?, moment(SECOND)?];
+                    Some(Kept::Moments(Box::new(moments)))
                 }
             };
             let ParameterInfo { path, shape, .. } = parameter;
@@ -265,10 +338,32 @@ impl Optimizer {
         Ok(Self {
             steps,
             moments,
-            learned,
-            groups: None,
+            ..self
         })
     }
+}
+
+/// The name of a moment in its file.
+fn name(kind: &str, path: &str) -> String {
+    format!("{kind}.{path}")
+}
+
+/// Divides what is trained of a model among a team, so that each rank has about as many values of state.
+fn ownership(config: &ModelConfig, muon: Muon, learned: &Learned, team: &Team) -> Ownership {
+    let mut parameters = LanguageModel::parameter_list(config);
+    parameters.retain(|parameter| learned.includes(&parameter.path));
+    let updates = parameters.iter().map(|parameter| {
+        let is_of_muon = is_of_muon(parameter, muon);
+        let update = Update {
+            together: match is_of_muon {
+                true => parameter.shape.iter().rev().take(2).product(),
+                false => 1,
+            },
+            state: Kept::names(is_of_muon).len(),
+        };
+        (parameter, update)
+    });
+    Ownership::new(updates, team.size(), team.rank())
 }
 
 struct UpdateVisitor<'a> {
@@ -278,31 +373,26 @@ struct UpdateVisitor<'a> {
     moments: &'a mut BTreeMap<String, Moments>,
     groups: &'a Groups,
     learned: &'a Learned,
+    team: &'a Team,
+    ownership: &'a Ownership,
     /// Factor of the learning rate of gates.
     gate_rate: f64,
     gradients: GradientSum,
 }
 
-impl MapParameter for UpdateVisitor<'_> {
-    fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
-        if !self.learned.includes(path) {
-            return value;
-        }
-        let shape = value.dims();
-        let weights = value.inner();
-        let device = weights.device();
-        let elements: usize = shape.iter().product();
-        let zeros = || Tensor::<1>::zeros([elements], &device);
-        let gradient = self.gradients.take(path).unwrap_or_else(zeros);
-        let kept = match self.moments.remove(path) {
-            Some(moments) => moments.kept,
-            None if self.groups.muon.contains(path) => Kept::Momentum(Box::new(zeros())),
-            None => Kept::Moments(Box::new([zeros(), zeros()])),
-        };
-        let (weights, kept) = match kept {
+impl UpdateVisitor<'_> {
+    /// Updates values of a parameter: all of them, or a run of them that is this rank's own.
+    fn update<const D: usize>(
+        &self,
+        path: &str,
+        values: Tensor<D>,
+        gradient: Tensor<1>,
+        kept: Kept,
+    ) -> (Tensor<D>, Kept) {
+        match kept {
             Kept::Momentum(momentum) => {
-                let (weights, momentum) = muon(weights, gradient, *momentum, &self.muon);
-                (weights, Kept::Momentum(Box::new(momentum)))
+                let (values, momentum) = muon(values, gradient, *momentum, &self.muon);
+                (values, Kept::Momentum(Box::new(momentum)))
             }
             Kept::Moments(moments) => {
                 let mut update = self.adamw;
@@ -312,8 +402,70 @@ impl MapParameter for UpdateVisitor<'_> {
                 if self.groups.gates.contains(path) {
                     update.learning_rate *= self.gate_rate;
                 }
-                let (weights, moments) = adamw(weights, gradient, *moments, &update);
-                (weights, Kept::Moments(Box::new(moments)))
+                let (values, moments) = adamw(values, gradient, *moments, &update);
+                (values, Kept::Moments(Box::new(moments)))
+            }
+        }
+    }
+
+    /// Updates the run of a parameter's values that is this rank's own, and gets the others from the other ranks.
+    fn update_own<const D: usize>(
+        &mut self,
+        path: &str,
+        weights: Tensor<D>,
+        ends: &[usize],
+        kept: Option<Kept>,
+    ) -> (Tensor<D>, Option<Kept>) {
+        let (shape, device) = (weights.dims(), weights.device());
+        let own = self.ownership.own(path).expect("a run of each rank");
+        let mut values = host(weights);
+        let kept = (!own.is_empty()).then(|| {
+            let is_of_muon = self.groups.muon.contains(path);
+            let zeros = || Kept::zeros(is_of_muon, own.len(), &device);
+            let (kept, gradient) = (kept.unwrap_or_else(zeros), self.gradients.take(path));
+            let gradient = gradient.expect("gradients of own values");
+            // A matrix is of one rank as a whole.
+            let run = match is_of_muon {
+                true => [
+                    own.len() / (shape[D - 2] * shape[D - 1]),
+                    shape[D - 2],
+                    shape[D - 1],
+                ],
+                false => [1, 1, own.len()],
+            };
+            let before = TensorData::new(values[own.clone()].to_vec(), run);
+            let before = Tensor::<3>::from_data(before, &device);
+            let (after, kept) = self.update(path, before, gradient, kept);
+            values[own.clone()].copy_from_slice(&host(after));
+            kept
+        });
+        self.team.gather_parts(&mut values, ends);
+        (
+            Tensor::from_data(TensorData::new(values, shape), &device),
+            kept,
+        )
+    }
+}
+
+impl MapParameter for UpdateVisitor<'_> {
+    fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
+        if !self.learned.includes(path) {
+            return value;
+        }
+        let shape = value.dims();
+        let weights = value.inner();
+        let kept = self.moments.remove(path).and_then(|moments| moments.kept);
+        let (weights, kept) = match self.ownership.ends(path) {
+            Some(ends) => self.update_own(path, weights, ends, kept),
+            None => {
+                let (elements, device) = (shape.iter().product(), weights.device());
+                let gradient = self.gradients.take(path);
+                let gradient = gradient.unwrap_or_else(|| Tensor::zeros([elements], &device));
+                let is_of_muon = self.groups.muon.contains(path);
+                let zeros = || Kept::zeros(is_of_muon, elements, &device);
+                let kept = kept.unwrap_or_else(zeros);
+                let (weights, kept) = self.update(path, weights, gradient, kept);
+                (weights, Some(kept))
             }
         };
         let shape = shape.to_vec();

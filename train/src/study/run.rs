@@ -14,6 +14,7 @@ use crate::bench::tokens_per_second;
 use crate::chain;
 use crate::config::{RunConfig, load_planned};
 use crate::error::TrainError;
+use crate::ranks::Team;
 use crate::report::Report;
 use crate::run_folder;
 use crate::trainer::{Resume, RunOptions};
@@ -87,13 +88,18 @@ pub fn run(
                 device: options.device.clone(),
                 resume: Resume::Auto,
             };
-            chain::run(&study.config, &study.set(variant, &decided), &run, control).map_err(
-                |source| StudyError::Run {
-                    variant: variant.name.clone(),
-                    seed,
-                    source: source.into(),
-                },
-            )?;
+            chain::run(
+                &study.config,
+                &study.set(variant, &decided),
+                &run,
+                &Team::default(),
+                control,
+            )
+            .map_err(|source| StudyError::Run {
+                variant: variant.name.clone(),
+                seed,
+                source: source.into(),
+            })?;
         }
     }
     let folders = study.variants.iter().flat_map(|variant| {

@@ -9,7 +9,7 @@ use firebox_console::durable::{self, FileError};
 use firebox_console::numbers::scaled;
 use firebox_model::accounting::Accounting;
 
-use super::{Resume, Run, RunOptions, Since};
+use super::{Resume, Run, RunOptions, Since, Writer};
 use crate::config::{RunConfig, load_saved};
 use crate::data::{DataError, Prepared, prepare, resume};
 use crate::error::TrainError;
@@ -18,22 +18,35 @@ use crate::learned::Learned;
 use crate::lock::Lock;
 use crate::metrics::{MetricsLog, SourceRecord, StartRecord};
 use crate::optimizer::Optimizer;
+use crate::ranks::Team;
 use crate::rows::Rows;
 use crate::run_folder::{self, RunFolder};
 use crate::start::{notes, starting_model, with_own_tokenizer};
 use crate::state::{self, Progress};
 use crate::step::TrainingState;
 
-impl Run {
-    /// Starts the run, or continues it from its newest checkpoint.
-    pub(super) fn open(
-        config: &RunConfig,
-        options: &RunOptions,
-        device: &Device,
-    ) -> Result<Self, TrainError> {
+/// A run folder, and what a run in it begins with.
+struct Beginning {
+    folder: RunFolder,
+    /// Of the first rank.
+    lock: Option<Lock>,
+    /// The step of the newest checkpoint.
+    newest: Option<u64>,
+    /// Steps that the run had before, if it is continued beyond them.
+    fewer_steps: Option<u64>,
+    prepared: Prepared,
+    progress: Progress,
+}
+
+impl Beginning {
+    /// Opens the folder of a run, and prepares its data.
+    fn new(config: &RunConfig, options: &RunOptions, team: &Team) -> Result<Self, TrainError> {
         let root = &options.out;
         let folder = RunFolder::create(root)?;
-        let lock = Lock::acquire(root)?;
+        let lock = match team.is_first() {
+            true => Some(Lock::acquire(root)?),
+            false => None,
+        };
         let newest = folder.steps()?.last().copied();
         match (newest, options.resume) {
             (Some(step), Resume::Never) => {
@@ -52,7 +65,6 @@ impl Run {
             }
             _ => {}
         }
-        // Steps that the run had before, if it is continued beyond them.
         let mut fewer_steps = None;
         let (prepared, progress) = match newest {
             Some(step) => {
@@ -60,14 +72,14 @@ impl Run {
                 let checkpoint = folder.checkpoint(step);
                 let progress = state::progress(&checkpoint)?;
                 let own = with_own_tokenizer(config, &checkpoint);
-                let prepared = resume(&own, &progress.data_hash, true)?;
+                let prepared = resume(&own, &progress.data_hash, team.is_first())?;
                 let prepared = prepared.ok_or_else(|| TrainError::DataChanged {
                     folder: root.clone(),
                 })?;
                 (prepared, progress)
             }
             None => {
-                let prepared = prepare(config, true)?;
+                let prepared = prepare(config, team.is_first())?;
                 let progress = Progress {
                     data_hash: prepared.content_hash.clone(),
                     ..Progress::default()
@@ -75,6 +87,37 @@ impl Run {
                 (prepared, progress)
             }
         };
+        Ok(Self {
+            folder,
+            lock,
+            newest,
+            fewer_steps,
+            prepared,
+            progress,
+        })
+    }
+}
+
+impl Run {
+    /// Starts the run, or continues it from its newest checkpoint.
+    pub(super) fn open(
+        config: &RunConfig,
+        options: &RunOptions,
+        team: &Team,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        team.doing(format_args!("preparing the data"));
+        // The other ranks find what the first has prepared.
+        let beginning = team.first_then_others(|| Beginning::new(config, options, team))?;
+        let Beginning {
+            folder,
+            lock,
+            newest,
+            fewer_steps,
+            prepared,
+            progress,
+        } = beginning;
+        let root = &options.out;
         let mut config = config.clone();
         if config.train.init.is_none() {
             // Training the tokenizer may yield fewer tokens than the configuration allows.
@@ -95,34 +138,42 @@ impl Run {
             error => error.into(),
         })?;
 
+        team.doing(format_args!("reading the model"));
+        let learned = Learned::of(&config.model, config.train.frozen);
+        let optimizer = Optimizer::new(&config.model, config.optimizer.muon, learned, team);
         let (model, optimizer) = match newest {
             Some(step) => {
                 let checkpoint = folder.checkpoint(step);
-                let loaded = state::load(&checkpoint, &progress, &config, device)?;
+                let loaded = state::load(&checkpoint, &progress, &config, optimizer, device)?;
                 // A crash may have happened after the checkpoint was renamed but before `latest` was written.
-                folder.name(LATEST, step)?;
+                if team.is_first() {
+                    folder.name(LATEST, step)?;
+                }
                 tracing::info!("resuming after step {step} of {}", config.train.steps);
                 if let Some(fewer) = fewer_steps {
                     extension::describe(&config, fewer, &folder.steps()?);
                 }
                 loaded
             }
-            None => {
-                let learned = Learned::of(&config.model, config.train.frozen);
-                (starting_model(&config, device)?, Optimizer::of(learned))
-            }
+            None => (starting_model(&config, device)?, optimizer),
         };
         let resumed = newest.map(|step| folder.checkpoint(step));
         let notes = notes(&config, resumed.as_deref(), &prepared.tokenizer)?;
-        let path = folder.metrics();
         let accounting = Accounting::of(&config.model);
-        let metrics = match newest {
-            Some(step) => MetricsLog::resume(&path, step),
-            None => MetricsLog::create(&path, start(&accounting, &prepared)),
-        };
-        let metrics = metrics.map_err(FileError::of("write", &path))?;
-        let toml = config.to_toml().expect("a loaded configuration is TOML");
-        durable::write(&folder.config(), toml)?;
+        let mut writer = None;
+        if let Some(lock) = lock {
+            let path = folder.metrics();
+            let metrics = match newest {
+                Some(step) => MetricsLog::resume(&path, step),
+                None => MetricsLog::create(&path, start(&accounting, &prepared)),
+            };
+            writer = Some(Writer {
+                metrics: metrics.map_err(FileError::of("write", &path))?,
+                _lock: lock,
+            });
+            let toml = config.to_toml().expect("a loaded configuration is TOML");
+            durable::write(&folder.config(), toml)?;
+        }
 
         describe(&config, &accounting, rows.count(), needed);
         Ok(Self {
@@ -135,10 +186,9 @@ impl Run {
                 tokens: progress.tokens,
             },
             training: TrainingState::new(model, optimizer, progress, device),
-            metrics,
+            writer,
             training_flops_per_token: accounting.operations.training,
             config,
-            _lock: lock,
         })
     }
 }

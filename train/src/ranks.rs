@@ -1,0 +1,23 @@
+//! Many ranks that train one model together.
+//!
+//! Every rank computes the gradient of its share of each batch ([`Team::share`]). The shares are added up, each rank
+//! updates the values that are its own ([`Ownership`]), with the optimizer's state of these alone (ZeRO stage 1, arXiv
+//! 1910.02054), and gives them to the others. What a run computes does not depend on the number of ranks, but for
+//! rounding: counts, norms and means are those of the whole batch, and the order of the data is the same.
+//!
+//! A message that fails ends a rank's work by a panic that prints nothing ([`CommError::unwind`]), which whoever started
+//! the rank catches ([`launch`]).
+//!
+//! [`CommError::unwind`]: firebox_comm::CommError::unwind
+
+pub mod launch;
+mod layout;
+mod ownership;
+mod team;
+mod validation;
+
+pub use layout::{LayoutError, TrainLayout};
+pub use ownership::{Ownership, Update};
+pub(crate) use team::host;
+pub use team::{RankSeconds, Team, slow_rank};
+pub use validation::Shared;

@@ -1,0 +1,103 @@
+//! How ranks divide a training run among themselves.
+
+use std::fmt;
+
+use firebox_console::advice::{Advice, Advise};
+use firebox_model::parallel::MOST_RANKS;
+use serde::{Deserialize, Serialize};
+
+use crate::config::RunConfig;
+
+/// How ranks divide a training run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainLayout {
+    /// Ranks that each compute the gradient of a share of the batch.
+    pub data: usize,
+}
+
+impl Default for TrainLayout {
+    /// A single rank.
+    fn default() -> Self {
+        Self { data: 1 }
+    }
+}
+
+/// Why a layout does not fit a run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// More ranks than are supported, or none.
+    #[error("{layout}: the number of ranks must lie between 1 and {MOST_RANKS}")]
+    Ranks {
+        /// The layout.
+        layout: TrainLayout,
+    },
+    /// A batch has fewer sequences than there are ranks.
+    #[error("{layout}: the batch of step {step} has {rows} sequences, fewer than there are ranks")]
+    TooFewRows {
+        /// The layout.
+        layout: TrainLayout,
+        /// The step, from 1.
+        step: u64,
+        /// Sequences of its batch.
+        rows: u64,
+    },
+    /// A launcher has started another number of processes.
+    #[error("{layout} takes {} processes, and the launcher has started {processes}", layout.ranks())]
+    Processes {
+        /// The layout.
+        layout: TrainLayout,
+        /// Processes that there are.
+        processes: usize,
+    },
+}
+
+impl Advise for LayoutError {
+    fn advice(&self) -> Advice {
+        Advice::USAGE.hint(match self {
+            Self::Ranks { .. } => "1 means undivided".to_owned(),
+            Self::TooFewRows { rows, .. } => format!(
+                "use at most {rows} ranks, or raise schedule.batch_tokens, of which each sequence takes model.context_length"
+            ),
+            Self::Processes { layout, processes } => format!(
+                "start {} processes (mpirun -n {0}), or give the run --data {processes}",
+                layout.ranks()
+            ),
+        })
+    }
+}
+
+impl TrainLayout {
+    /// Number of ranks.
+    pub fn ranks(&self) -> usize {
+        self.data
+    }
+
+    /// Checks that a run can be divided so.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot.
+    pub fn check(&self, config: &RunConfig) -> Result<(), LayoutError> {
+        let layout = *self;
+        if !(1..=MOST_RANKS).contains(&self.ranks()) {
+            return Err(LayoutError::Ranks { layout });
+        }
+        let context = config.model.context_length;
+        let batches = &config.schedule.batch_tokens;
+        // Batches are of one size, or grow from the first to the last.
+        let step = config.train.steps;
+        for step in [1, step] {
+            let rows = batches.sequences_at(step.saturating_sub(1), context);
+            if rows < self.ranks() as u64 {
+                return Err(LayoutError::TooFewRows { layout, step, rows });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for TrainLayout {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "--data {}", self.data)
+    }
+}

@@ -1,0 +1,248 @@
+//! The ranks of a run, as one of them sees them.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Tensor, TensorData};
+use firebox_comm::{Comm, CommError};
+use firebox_model::moe::balance::TokensPerExpert;
+use firebox_model::parallel::share;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::TrainLayout;
+
+/// The ranks that train one model together, as one of them sees them: a single rank, or one of several.
+#[derive(Debug, Clone, Default)]
+pub struct Team {
+    layout: TrainLayout,
+    /// All ranks; `None` for a single one.
+    world: Option<Arc<dyn Comm>>,
+    /// Nanoseconds that this rank has spent in messages, waiting for others included.
+    communicating: Arc<AtomicU64>,
+}
+
+/// How a rank spent the time of a step, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RankSeconds {
+    /// Computing the gradient of its share of the batch.
+    pub computing: f64,
+    /// In messages meanwhile, waiting for others included.
+    pub communicating: f64,
+}
+
+/// A rank that computes for longer than this times the median of all is slow.
+const SLOW: f64 = 1.5;
+
+/// A warning if the others wait for a rank that is slow.
+pub fn slow_rank(ranks: &[RankSeconds]) -> Option<String> {
+    let mut sorted: Vec<f64> = ranks.iter().map(|rank| rank.computing).collect();
+    sorted.sort_by(f64::total_cmp);
+    // Of two ranks, that of the faster one.
+    let median = *sorted.get(ranks.len().checked_sub(1)? / 2)?;
+    let (slowest, seconds) = ranks
+        .iter()
+        .enumerate()
+        .max_by(|(_, a), (_, b)| a.computing.total_cmp(&b.computing))?;
+    let seconds = seconds.computing;
+    (seconds > SLOW * median).then(|| {
+        format!(
+            "rank {slowest} is slow: it computed for {seconds:.2} s, where the median of the {} ranks is {median:.2} s",
+            ranks.len()
+        )
+    })
+}
+
+impl Team {
+    /// A rank of a layout.
+    ///
+    /// # Panics
+    ///
+    /// When there are not as many ranks as in the layout.
+    pub fn new(world: Arc<dyn Comm>, layout: TrainLayout) -> Self {
+        assert_eq!(world.size(), layout.ranks(), "ranks of {layout}");
+        Self {
+            layout,
+            world: (layout.ranks() > 1).then_some(world),
+            communicating: Arc::default(),
+        }
+    }
+
+    /// The layout.
+    pub fn layout(&self) -> TrainLayout {
+        self.layout
+    }
+
+    /// This rank's number.
+    pub fn rank(&self) -> usize {
+        self.world.as_ref().map_or(0, |world| world.rank())
+    }
+
+    /// Number of ranks.
+    pub fn size(&self) -> usize {
+        self.layout.ranks()
+    }
+
+    /// Whether this is the only rank.
+    pub fn is_alone(&self) -> bool {
+        self.world.is_none()
+    }
+
+    /// Whether this is the rank that writes checkpoints and metrics, and tells how far the run is.
+    pub fn is_first(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// This rank's share of so many rows of a batch.
+    pub fn share(&self, rows: usize) -> Range<usize> {
+        share(rows, self.size(), self.rank())
+    }
+
+    /// Says what this rank is about to do, for the sentence that others print if it fails.
+    pub fn doing(&self, what: std::fmt::Arguments<'_>) {
+        if let Some(world) = &self.world {
+            world.doing(what);
+        }
+    }
+
+    /// What every rank says, in the order of the ranks.
+    pub fn all<T: Serialize + DeserializeOwned>(&self, own: T) -> Vec<T> {
+        let Some(world) = &self.world else {
+            return vec![own];
+        };
+        let own = encoded(&own);
+        let all = self.timed(|| world.all_gather(&own));
+        all.iter().map(|said| decoded(said)).collect()
+    }
+
+    /// Whether any rank says so.
+    pub fn any(&self, own: bool) -> bool {
+        self.all(own).contains(&true)
+    }
+
+    /// Adds up the tokens per expert of all ranks, layer by layer.
+    pub fn add_up(&self, load: TokensPerExpert) -> TokensPerExpert {
+        let Some(world) = &self.world else {
+            return load;
+        };
+        let tokens = self.all(load.tokens).iter().sum();
+        let Some(first) = load.counts.first() else {
+            return TokensPerExpert { tokens, ..load };
+        };
+        let (device, layers) = (first.device(), load.counts.len());
+        let mut counts: Vec<f32> = host(Tensor::cat(load.counts, 0));
+        self.timed(|| world.all_reduce_sum(&mut counts));
+        let experts = counts.len() / layers;
+        let counts = counts.chunks(experts).map(|counts| {
+            let counts = TensorData::new(counts.to_vec(), [experts]);
+            Tensor::from_data(counts, &device)
+        });
+        TokensPerExpert {
+            counts: counts.collect(),
+            tokens,
+        }
+    }
+
+    /// Adds up a vector over the ranks; each gets its part, which ends at its number in `ends`.
+    pub fn reduce_scatter(&self, values: &mut [f32], ends: &[usize]) {
+        if let Some(world) = &self.world {
+            self.timed(|| world.reduce_scatter_sum(values, ends));
+        }
+    }
+
+    /// Gives each rank's part of a vector to all.
+    pub fn gather_parts(&self, values: &mut [f32], ends: &[usize]) {
+        if let Some(world) = &self.world {
+            self.timed(|| world.all_gather_parts(values, ends));
+        }
+    }
+
+    /// Does something on the first rank, and on the others when it is done there, however long that takes.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`. If it fails on the first rank, it is not done on the others.
+    pub fn first_then_others<T, E>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let Some(world) = &self.world else {
+            return work();
+        };
+        if !self.is_first() {
+            unwound(world.wait(0));
+            return work();
+        }
+        let done = work()?;
+        (1..self.size()).for_each(|other| unwound(world.send(other, &[])));
+        Ok(done)
+    }
+
+    /// The values that another rank keeps under a name; see [`answer`](Self::answer).
+    pub fn ask(&self, rank: usize, name: &str) -> Vec<f32> {
+        let world = self.world.as_ref().expect("another rank");
+        unwound(world.send(rank, name.as_bytes()));
+        floats(&unwound(world.wait(rank)))
+    }
+
+    /// Ends [`answer`](Self::answer) on all other ranks.
+    pub fn dismiss(&self) {
+        if let Some(world) = &self.world {
+            (1..self.size()).for_each(|other| unwound(world.send(other, &[])));
+        }
+    }
+
+    /// Gives the first rank the values that this one keeps, until it [dismisses](Self::dismiss) this one.
+    pub fn answer(&self, values: impl Fn(&str) -> Vec<f32>) {
+        let world = self.world.as_ref().expect("a first rank beside this one");
+        loop {
+            let asked = unwound(world.wait(0));
+            if asked.is_empty() {
+                return;
+            }
+            let name = String::from_utf8(asked).expect("a name");
+            unwound(world.send(0, &bytes(&values(&name))));
+        }
+    }
+
+    /// How long this rank has spent in messages so far.
+    pub fn communicating(&self) -> Duration {
+        Duration::from_nanos(self.communicating.load(Ordering::Relaxed))
+    }
+
+    fn timed<T>(&self, work: impl FnOnce() -> Result<T, CommError>) -> T {
+        let started = Instant::now();
+        let result = work();
+        let nanoseconds = started.elapsed().as_nanos() as u64;
+        self.communicating.fetch_add(nanoseconds, Ordering::Relaxed);
+        unwound(result)
+    }
+}
+
+/// The values of a tensor in f32, on the host.
+pub(crate) fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    let data = tensor.into_data();
+    data.try_into_vec().expect("values in f32")
+}
+
+fn unwound<T>(result: Result<T, CommError>) -> T {
+    result.unwrap_or_else(|error| error.unwind())
+}
+
+fn encoded(message: &impl Serialize) -> Vec<u8> {
+    postcard::to_allocvec(message).expect("a message that can be written")
+}
+
+fn decoded<T: DeserializeOwned>(message: &[u8]) -> T {
+    postcard::from_bytes(message).expect("a message of the same program")
+}
+
+/// Values as they go into a message.
+fn bytes(values: &[f32]) -> Vec<u8> {
+    let values = values.iter().flat_map(|value| value.to_le_bytes());
+    values.collect()
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    let values = bytes.as_chunks::<4>().0.iter();
+    values.map(|&value| f32::from_le_bytes(value)).collect()
+}

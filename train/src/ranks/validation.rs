@@ -1,0 +1,53 @@
+//! Validation by all ranks together.
+
+use std::collections::VecDeque;
+
+use firebox_model::batch::Sequence;
+use firebox_model::language_model::LanguageModel;
+use firebox_model::network::{BatchSums, Batches, Local};
+
+use super::Team;
+
+/// Batches that the ranks of a team, each of which has the model, compute at the same time: a batch each. Every rank gets the
+/// sums of all, in their order, so that an evaluation has the same bits for any number of ranks.
+#[derive(Debug)]
+pub struct Shared<'a> {
+    team: &'a Team,
+    local: Local<'a>,
+    submitted: Vec<Vec<Sequence>>,
+    sums: VecDeque<BatchSums>,
+}
+
+impl<'a> Shared<'a> {
+    /// The model of this rank.
+    pub fn new(team: &'a Team, model: &'a LanguageModel) -> Self {
+        Self {
+            team,
+            local: Local::new(model),
+            submitted: Vec::new(),
+            sums: VecDeque::new(),
+        }
+    }
+}
+
+impl Batches for Shared<'_> {
+    fn stages(&self) -> usize {
+        self.team.size()
+    }
+
+    fn submit_batch(&mut self, sequences: &[Sequence]) {
+        self.submitted.push(sequences.to_vec());
+    }
+
+    fn sums(&mut self) -> BatchSums {
+        if self.sums.is_empty() {
+            let submitted = std::mem::take(&mut self.submitted);
+            let own = submitted.get(self.team.rank()).map(|batch| {
+                self.local.submit_batch(batch);
+                self.local.sums()
+            });
+            self.sums.extend(self.team.all(own).into_iter().flatten());
+        }
+        self.sums.pop_front().expect("a batch that was submitted")
+    }
+}
