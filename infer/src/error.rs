@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use firebox_checkpoint::{CheckpointError, FolderError};
 use firebox_comm::mpi::ProgramError;
-use firebox_comm::{Cause, CommError, Failure};
+use firebox_comm::{CommError, Failure};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 use firebox_console::numbers::{bytes, counted};

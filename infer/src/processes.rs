@@ -37,12 +37,8 @@ pub(crate) fn run(
 pub(crate) fn reported(error: clap::Error) -> InferError {
     // 0 for help, 2 for what is wrong.
     let exit_code = error.exit_code() as u8;
-    let printed = run(Some(1), move |comm| match comm.rank() {
-        0 => error.print().map_err(InferError::Output),
-        _ => Ok(()),
-    });
-    match printed {
+    match mpi::once(move || error.print().map_err(InferError::Output)) {
         Ok(()) => InferError::Reported { exit_code },
-        Err(error) => error,
+        Err(error) => error.into(),
     }
 }

@@ -15,6 +15,7 @@ use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
 use crate::layer::Layer;
 use crate::layout::{Layout, Placement};
+use crate::moe::exchange::ExpertGroup;
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::observer::{Observer, ResidualStream, Unobserved};
@@ -205,6 +206,25 @@ impl LanguageModel {
             layer.join(&group, shard, &self.config);
         }
         self.group = Some(group);
+        self
+    }
+
+    /// The same part of a model, among the ranks that have the other experts: tokens go where their experts are.
+    ///
+    /// # Panics
+    ///
+    /// When it is a whole model, or a part that another rank of the group is to have.
+    #[must_use]
+    pub fn among_experts(mut self, group: &ExpertGroup) -> Self {
+        let shard = self.shard.as_ref().expect("a rank's part of a model");
+        assert_eq!(shard.expert_place(), group.place());
+        for layer in &mut self.blocks {
+            if let Layer::Text(block) = layer
+                && let FeedForward::Moe(moe) = &mut block.feed_forward
+            {
+                moe.exchange_among(group);
+            }
+        }
         self
     }
 

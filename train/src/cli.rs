@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use firebox_comm::mpi::{self, ProgramError};
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::process::COMPARE_DEVICE;
 use firebox_console::report::page_path;
@@ -70,7 +71,9 @@ enum Command {
         cargo train run configs/quickstart.toml --set model.feed_forward=dense --out runs/dense\n  \
         cargo train run configs/upcycle.toml               upcycles the dense model in runs/dense to MoE\n  \
         cargo train run configs/vision.toml                trains a text model, then teaches it to see\n  \
-        cargo train run configs/quickstart.toml --device wgpu\n\n\
+        cargo train run configs/quickstart.toml --device wgpu\n  \
+        cargo train run configs/quickstart.toml --data 2 --threads 2    on two ranks, each a thread here\n  \
+        mpirun -n 8 target/release/firebox-train run configs/quickstart.toml --data 2 --expert 4\n\n\
         If train.init names the configuration of a run, that run is done first, in its own folder.\n\
         Ctrl-C finishes the current step, writes a checkpoint and exits; --resume continues from it.\n\
         --resume --set train.steps=N continues a run beyond the steps it was started with: with the same data as a \
@@ -187,12 +190,17 @@ struct RunArgs {
     /// process, or the processes that mpirun or srun has started.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     data: u16,
+    /// Ranks that divide the experts of each of these copies of the model, in place of one rank: each has a part of the experts,
+    /// and the tokens of its share of the batch go where their experts are. Must divide model.experts.count.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    expert: u16,
 }
 
 impl RunArgs {
     fn layout(&self) -> TrainLayout {
         TrainLayout {
             data: self.data.into(),
+            expert: self.expert.into(),
         }
     }
 
@@ -363,6 +371,12 @@ pub enum CliError {
     /// A study cannot be made.
     #[error(transparent)]
     Study(#[from] StudyError),
+    /// MPI cannot be used, or one of several processes has printed what is wrong.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// A command that takes one process is started as several.
+    #[error("MPI has started several processes, and this command runs in one")]
+    SingleProcess,
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[from] io::Error),
@@ -377,12 +391,35 @@ impl Advise for CliError {
             Self::Compare(error) => error.advice(),
             Self::Report(error) => error.advice(),
             Self::Study(error) => error.advice(),
+            Self::Program(error) => error.advice(),
+            Self::SingleProcess => Advice::USAGE
+                .hint("start it without mpirun; `cargo train run` runs on many processes"),
             Self::Output(_) => Advice::FAILURE,
         }
     }
 }
 
 impl Cli {
+    /// Reads the command line. The process ends here if it asks for help, or has something wrong.
+    ///
+    /// # Errors
+    ///
+    /// In place of that end, where this is one of several processes under MPI: the first has printed the help, or what is
+    /// wrong.
+    pub fn read() -> Result<Self, CliError> {
+        Self::try_parse().map_err(|error| {
+            if !mpi::launched() {
+                error.exit();
+            }
+            // 0 for help, 2 for what is wrong.
+            let exit_code = error.exit_code() as u8;
+            match mpi::once(move || error.print().map_err(CliError::Output)) {
+                Ok(()) => ProgramError::Reported { exit_code }.into(),
+                Err(error) => error.into(),
+            }
+        })
+    }
+
     /// Number of threads for CPU backends; `None` unless `--threads` is given.
     pub fn threads(&self) -> Option<usize> {
         self.threads.map(usize::from)
@@ -408,6 +445,9 @@ impl Cli {
     /// Returns the command's error, with an exit code and, for most errors, a hint.
     pub fn execute(self, control: &Control) -> Result<(), CliError> {
         let threads = self.threads();
+        if mpi::launched() && !matches!(self.command, Command::Run(_)) {
+            return Ok(mpi::once(|| Err(CliError::SingleProcess))?);
+        }
         match self.command {
             Command::Run(args) => args.execute(threads, control),
             Command::Prepare(args) => {

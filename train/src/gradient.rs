@@ -85,13 +85,18 @@ struct Figures {
 
 /// Computes the loss of a batch and its gradient by what an optimizer trains, `micro_batch` rows at a time. Neither depends
 /// on `micro_batch`, except for rounding, because every mean is over the targets of the whole batch. If the optimizer is one
-/// of several ranks, `rows` are this rank's share, and the batch is that of all of them.
+/// of several ranks, `rows` are this rank's share, and the batch is that of all of them; where these send each other tokens
+/// while they compute, one with fewer micro-batches computes padding.
 ///
 /// The balance loss needs the expert load of the whole batch before the first gradient. For a single micro-batch, the
 /// forward pass provides it; for several, an additional pass without gradients computes the routing first, which
 /// costs about a third of a forward and backward pass.
 ///
 /// `device` is the model's device, with autodiff.
+///
+/// # Panics
+///
+/// When there are no rows.
 pub fn gradient_of<R: Row>(
     optimizer: &Optimizer,
     model: &LanguageModel,
@@ -107,7 +112,14 @@ pub fn gradient_of<R: Row>(
         targets: rows.iter().map(Row::targets).sum(),
     });
     let targets: u64 = shares.iter().map(|share| share.targets).sum();
-    let is_cut = shares.iter().any(|share| share.rows > micro_batch);
+    let most = shares.iter().map(|share| share.rows.div_ceil(micro_batch));
+    let most = most.max().unwrap_or(0);
+    let padding = R::padding(&rows[0]);
+    let mut chunks: Vec<&[R]> = rows.chunks(micro_batch).collect();
+    if team.computes_together() {
+        chunks.resize(most, std::slice::from_ref(&padding));
+    }
+    let is_cut = most > 1;
     let of_whole_batch = |load: TokensPerExpert| TokensPerExpert {
         tokens: targets,
         ..match needs_load(config) {
@@ -118,7 +130,7 @@ pub fn gradient_of<R: Row>(
     let load = (is_cut && needs_load(config)).then(|| {
         let (plain, plain_device) = (model.valid(), device.clone().inner());
         let mut load = TokensPerExpert::default();
-        for chunk in rows.chunks(micro_batch) {
+        for chunk in &chunks {
             let batch = R::batch(chunk, &plain, &plain_device);
             let routing = plain.route(&batch);
             load.add(&routing, batch.valid.as_ref(), batch.valid_tokens);
@@ -132,7 +144,7 @@ pub fn gradient_of<R: Row>(
     let mut figures = Vec::new();
     let mut scores = Vec::new();
     let mut counted = Vec::new();
-    for chunk in rows.chunks(micro_batch) {
+    for chunk in &chunks {
         let batch = R::batch(chunk, model, device);
         let valid = batch.valid.as_ref();
         let output = model.forward_batch(&batch);
@@ -277,13 +289,12 @@ impl GradientSum {
         if ownership.is_empty() {
             return self;
         }
-        let own = ownership.parameters().filter_map(|(path, ends)| {
-            let elements = *ends.last().expect("a rank");
+        let own = ownership.parameters().filter_map(|(path, owned)| {
             let mut values = match self.take(path) {
                 Some(gradient) => host(gradient),
-                None => vec![0.0; elements],
+                None => vec![0.0; owned.elements()],
             };
-            team.reduce_scatter(&mut values, ends);
+            team.reduce_scatter(owned.holders, &mut values, &owned.ends);
             let own = ownership.own(path).expect("a run of each rank");
             if own.is_empty() {
                 return None;

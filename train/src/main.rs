@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use firebox_comm::mpi;
 use firebox_console::terminal;
 use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::control::Control;
@@ -19,13 +19,14 @@ const STOPPING: &str =
 fn main() -> ExitCode {
     allocator::keep_freed();
     let command = || {
-        let cli = Cli::parse();
+        let cli = Cli::read()?;
         let control = Control::default();
         device::set_threads(cli.threads());
         if let Some(device) = cli.device() {
             allocator::describe(device, LESS_MEMORY, &control);
         }
-        control.stop_on_interrupt(Some(STOPPING));
+        // The launcher says what it does with a signal.
+        control.stop_on_interrupt((!mpi::launched()).then_some(STOPPING));
         cli.execute(&control)
     };
     terminal::run(command)

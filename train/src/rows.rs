@@ -15,6 +15,9 @@ pub trait Row: Sized {
     /// Number of targets that are to be learned.
     fn targets(&self) -> u64;
 
+    /// A row like this one without targets.
+    fn padding(&self) -> Self;
+
     /// Puts rows on a device, which is the model's. What the model makes of their pictures is part of the batch, with its
     /// gradient.
     fn batch(rows: &[Self], model: &LanguageModel, device: &Device) -> Batch;
@@ -25,6 +28,13 @@ impl Row for Sequence {
         self.valid as u64
     }
 
+    fn padding(&self) -> Self {
+        Self {
+            valid: 0,
+            ..self.clone()
+        }
+    }
+
     fn batch(rows: &[Self], _model: &LanguageModel, device: &Device) -> Batch {
         Batch::new(rows, device)
     }
@@ -33,6 +43,13 @@ impl Row for Sequence {
 impl Row for Captioned {
     fn targets(&self) -> u64 {
         Self::targets(self)
+    }
+
+    fn padding(&self) -> Self {
+        Self {
+            sequence: self.sequence.padding(),
+            ..self.clone()
+        }
     }
 
     fn batch(rows: &[Self], model: &LanguageModel, device: &Device) -> Batch {

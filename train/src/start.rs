@@ -15,6 +15,7 @@ use firebox_text::{TOKENIZER_FILE, Tokenizer};
 
 use crate::config::{RunConfig, TokenizerConfig};
 use crate::error::TrainError;
+use crate::ranks::{LayoutError, Team};
 use firebox_console::numbers::scaled;
 
 /// The device of a name, which must compute at the precision of the run.
@@ -35,22 +36,34 @@ pub fn select_device(name: &str, config: &RunConfig) -> Result<Device, TrainErro
 }
 
 /// Random weights, or those of the checkpoint `train.init`, in f32, with products at `train.precision`. A dense checkpoint is
-/// upcycled if the configuration asks for an MoE model.
+/// upcycled if the configuration asks for an MoE model. A rank of a team gets what it has of it.
 ///
 /// # Errors
 ///
-/// When the checkpoint does not exist, cannot be read, or does not fit `config.model`.
-pub fn starting_model(config: &RunConfig, device: &Device) -> Result<LanguageModel, TrainError> {
-    let model = starting_weights(config, device)?;
+/// When the checkpoint does not exist, cannot be read, or does not fit `config.model`; when the model cannot be made in parts.
+pub fn starting_model(
+    config: &RunConfig,
+    team: &Team,
+    device: &Device,
+) -> Result<LanguageModel, TrainError> {
+    let model = team.joined(starting_weights(config, team, device)?);
     Ok(model.at_precision(config.train.precision))
 }
 
-fn starting_weights(config: &RunConfig, device: &Device) -> Result<LanguageModel, TrainError> {
+fn starting_weights(
+    config: &RunConfig,
+    team: &Team,
+    device: &Device,
+) -> Result<LanguageModel, TrainError> {
+    let shard = team.shard(&config.model);
     let seed = config.train.seed;
     let Some(origin) = config.train.origin() else {
         let mut source = RandomParameters::new(seed, device);
         if config.train.zero_outputs {
             source = source.with_zero_outputs();
+        }
+        if let Some(shard) = shard {
+            source = source.of_shard(shard);
         }
         let Ok(model) = LanguageModel::new(&config.model, &mut source);
         return Ok(model);
@@ -70,6 +83,15 @@ fn starting_weights(config: &RunConfig, device: &Device) -> Result<LanguageModel
         );
     }
     let opens_eyes = config.model.vision.is_some() && origin.model.vision.is_none();
+    let is_upcycled = origin.model.moe.is_none() && config.model.moe.is_some();
+    if shard.is_some() && (opens_eyes || is_upcycled) {
+        let layout = team.layout();
+        let made = match opens_eyes {
+            true => "given a tower",
+            false => "upcycled",
+        };
+        return Err(LayoutError::Made { layout, made }.into());
+    }
     let model = match opens_eyes {
         false => config.model.clone(),
         true => ModelConfig {
@@ -89,7 +111,7 @@ fn starting_weights(config: &RunConfig, device: &Device) -> Result<LanguageModel
         }
         _ => {
             tracing::info!("{source}");
-            load_weights(&folder, &origin, &model, device)?
+            load_weights(&folder, &origin, &model, shard.as_ref(), device)?
         }
     };
     Ok(match opens_eyes {
@@ -159,7 +181,7 @@ mod tests {
         let run = SmallRun::new();
         let device = default_device();
         let precision = |set: &[&str]| {
-            starting_model(&run.config(set), &device)
+            starting_model(&run.config(set), &Team::default(), &device)
                 .unwrap()
                 .precision()
         };
@@ -185,13 +207,15 @@ mod tests {
     fn without_a_checkpoint_the_weights_follow_from_the_seed() {
         let run = SmallRun::new();
         let device = default_device();
-        let model = |set: &str| bits(&starting_model(&run.config(&[set]), &device).unwrap());
+        let model = |set: &str| {
+            bits(&starting_model(&run.config(&[set]), &Team::default(), &device).unwrap())
+        };
         let config = run.config(&[]);
         let expected = LanguageModel::random(&config.model, 9, &device);
         assert_eq!(model("train.seed=9"), bits(&expected));
         let run = SmallRun::new();
         let zeros = run.config(&["train.seed=9", "train.zero_outputs=true"]);
-        let zeros = bits(&starting_model(&zeros, &device).unwrap());
+        let zeros = bits(&starting_model(&zeros, &Team::default(), &device).unwrap());
         for ((path, zeros), (_, random)) in zeros.iter().zip(&bits(&expected)) {
             let is_output = path.ends_with("output.weight") || path.ends_with("down");
             assert_eq!(zeros.iter().all(|&bits| bits == 0), is_output, "{path}");
@@ -204,7 +228,7 @@ mod tests {
     fn a_text_checkpoint_is_given_a_tower() {
         let run = SmallRun::new();
         let device = default_device();
-        let text = starting_model(&run.config(&[]), &device).unwrap();
+        let text = starting_model(&run.config(&[]), &Team::default(), &device).unwrap();
         let folder = run.path("text");
         fs::create_dir(&folder).unwrap();
         save(&text, &folder, &SaveOptions::default(), |_| {}).unwrap();
@@ -220,7 +244,7 @@ mod tests {
             "data.source=[{ name = 'emoji', cargo = 'twemoji-assets', weight = 1 }]",
         ];
         let config = run.config(&set);
-        let seeing = starting_model(&config, &device).unwrap();
+        let seeing = starting_model(&config, &Team::default(), &device).unwrap();
         assert_eq!(seeing.config(), &config.model);
         let cross = seeing.blocks[1].cross().unwrap();
         assert_eq!(values(cross.gates.attention.val()), [0.0]);

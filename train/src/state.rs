@@ -6,7 +6,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use firebox_checkpoint::{
-    Accept, CheckpointError, Notes, SaveOptions, TensorFile, load_weights, read_config,
+    Accept, CheckpointError, Notes, SaveOptions, TensorFile, load_weights, read_config, save_part,
     write_tensors,
 };
 use firebox_console::durable::{self, FileError};
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{RunConfig, TileLimits};
 use crate::error::TrainError;
 use crate::optimizer::Optimizer;
+use crate::ranks::own_expert;
 
 const STATE_FILE: &str = "train_state.json";
 const MOMENTS_FILE: &str = "train_state.safetensors";
@@ -52,7 +53,7 @@ pub struct Best {
 }
 
 /// Writes a complete checkpoint to a folder: the Hugging Face files and the training state. `notes` is what config.json
-/// says besides what is computed. The first rank of a team does this, and the others [answer](Optimizer::answer) meanwhile.
+/// says besides what is computed. The first rank of a team does this, and the others [answer] meanwhile.
 ///
 /// # Errors
 ///
@@ -69,10 +70,12 @@ pub fn save(
         notes: notes.clone(),
         ..SaveOptions::default()
     };
-    firebox_checkpoint::save(model, folder, &options, |_| ())?;
+    let team = optimizer.team();
+    let elsewhere = |path: &str, expert: usize| team.ask_for_expert(model, path, expert);
+    save_part(model, folder, &options, &elsewhere, |_| ())?;
     let moments = folder.join(MOMENTS_FILE);
     write_tensors(&moments, &optimizer.tensors(), WeightDtype::F32)?;
-    optimizer.team().dismiss();
+    team.dismiss();
     tokenizer.save_to(folder, model.config().context_length)?;
     if let Some(vision) = &model.config().vision {
         let processor = TileLimits::of(vision).processor();
@@ -82,6 +85,15 @@ pub fn save(
     let state = serde_json::to_string_pretty(progress).expect("numbers and strings") + "\n";
     let path = folder.join(STATE_FILE);
     Ok(durable::write(&path, state)?)
+}
+
+/// Gives the first rank of a team, which [saves](save) a checkpoint, what this one has of the model and of the optimizer.
+pub fn answer(model: &LanguageModel, optimizer: &Optimizer) {
+    let team = optimizer.team();
+    team.answer(|name| match own_expert(model, name) {
+        Some(values) => values,
+        None => optimizer.own_moment(name),
+    });
 }
 
 /// Reads the progress of a run from a checkpoint that [`save`] wrote.
@@ -112,7 +124,9 @@ pub fn load(
     device: &Device,
 ) -> Result<(LanguageModel, Optimizer), CheckpointError> {
     let own = read_config(folder, Accept::Nothing)?;
-    let model = load_weights(folder, &own, &config.model, device)?;
+    let shard = optimizer.team().shard(&config.model);
+    let model = load_weights(folder, &own, &config.model, shard.as_ref(), device)?;
+    let model = optimizer.team().joined(model);
     let moments = TensorFile::open(&folder.join(MOMENTS_FILE))?;
     let optimizer = optimizer.read(&moments, progress.step, &config.model, device)?;
     Ok((model.at_precision(config.train.precision), optimizer))

@@ -436,7 +436,7 @@ impl Run {
             ..
         } = self;
         let Some(writer) = &self.writer else {
-            training.optimizer.answer();
+            state::answer(&training.model.valid(), &training.optimizer);
             self.restart_clock();
             return Ok(());
         };

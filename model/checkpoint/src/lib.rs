@@ -52,7 +52,7 @@ pub use store::TensorStore;
 pub use tensor_file::{TensorFile, TensorInfo};
 pub use tensor_writer::{NamedTensor, Values, write_tensors};
 pub use upcycle::upcycle;
-pub use writer::{SaveOptions, named_gradients, save};
+pub use writer::{Elsewhere, SaveOptions, named_gradients, save, save_part};
 
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
@@ -100,7 +100,7 @@ pub fn load(
 
 /// Reads the weights in a folder, whose config.json is `config`, in f32, into a model with another configuration, which
 /// may differ from the folder's in fields that no tensor depends on, such as the context or the coefficients of the
-/// losses.
+/// losses; of a rank, what it has of them.
 ///
 /// # Errors
 ///
@@ -109,9 +109,16 @@ pub fn load_weights(
     folder: &Path,
     config: &CheckpointConfig,
     model: &ModelConfig,
+    shard: Option<&Shard>,
     device: &Device,
 ) -> Result<LanguageModel, CheckpointError> {
-    Ok(load_as(folder, config, model, device, WeightDtype::F32)?.model)
+    let dtype = WeightDtype::F32;
+    let Some(shard) = shard else {
+        return Ok(load_as(folder, config, model, device, dtype)?.model);
+    };
+    let family = &config.family;
+    let source = CheckpointParameters::open_shard(folder, model, family, device, dtype, shard)?;
+    part_of(source, model)
 }
 
 /// Reads a rank's part of the weights in a folder, whose config.json is `config`, and nothing else of its files but their
@@ -129,7 +136,7 @@ pub fn load_shard(
 ) -> Result<LanguageModel, CheckpointError> {
     let (model, family) = (&config.model, &config.family);
     let source = CheckpointParameters::open_shard(folder, model, family, device, dtype, shard)?;
-    part_of(source, config)
+    part_of(source, &config.model)
 }
 
 /// Reads a rank's part of a checkpoint that is divided among ranks, from the rank's own folder.
@@ -144,14 +151,14 @@ pub fn load_rank(
     dtype: WeightDtype,
 ) -> Result<LanguageModel, CheckpointError> {
     let source = checkpoint.parameters(rank, device, dtype)?;
-    part_of(source, checkpoint.config())
+    part_of(source, &checkpoint.config().model)
 }
 
 fn part_of(
     mut source: CheckpointParameters,
-    config: &CheckpointConfig,
+    config: &ModelConfig,
 ) -> Result<LanguageModel, CheckpointError> {
-    let mut model = LanguageModel::new(&config.model, &mut source)?;
+    let mut model = LanguageModel::new(config, &mut source)?;
     model.set_router_bias(&source.router_bias()?);
     Ok(model)
 }

@@ -1,6 +1,7 @@
 //! Writes a model as the tensors of its family.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use burn::module::Param;
@@ -41,8 +42,30 @@ pub fn save(
     options: &SaveOptions,
     progress: impl FnMut(u64),
 ) -> Result<(), CheckpointError> {
+    save_part(model, folder, options, &nowhere, progress)
+}
+
+/// The same of a model of which other processes have some of the experts: `elsewhere` gets the values of one of them, by the
+/// path of the stack and the number of the expert, when they are written.
+///
+/// # Errors
+///
+/// As [`save`].
+pub fn save_part(
+    model: &LanguageModel,
+    folder: &Path,
+    options: &SaveOptions,
+    elsewhere: &Elsewhere<'_>,
+    progress: impl FnMut(u64),
+) -> Result<(), CheckpointError> {
     let family = family(model);
-    let tensors = model_tensors(model, &family, Dialect::HuggingFace, Spelling::Saved);
+    let (dialect, spelling) = (Dialect::HuggingFace, Spelling::Saved);
+    let tensors = with_router_bias(
+        tensors(model, &family, dialect, spelling, None, elsewhere),
+        model,
+        &family,
+        dialect,
+    );
     write_weights(
         folder,
         &tensors,
@@ -61,7 +84,24 @@ pub(crate) fn model_tensors(
     dialect: Dialect,
     spelling: Spelling,
 ) -> Vec<NamedTensor<'static>> {
-    let mut tensors = tensors(model, family, dialect, spelling, None);
+    let tensors = tensors(model, family, dialect, spelling, None, &nowhere);
+    with_router_bias(tensors, model, family, dialect)
+}
+
+/// Gets the values of one expert of a stack of experts, by the stack's path and the expert's number.
+pub type Elsewhere<'a> = dyn Fn(&str, usize) -> Vec<f32> + 'a;
+
+/// Of a model that is here as a whole.
+fn nowhere(path: &str, expert: usize) -> Vec<f32> {
+    panic!("expert {expert} of {path} is not here")
+}
+
+fn with_router_bias<'a>(
+    mut tensors: Vec<NamedTensor<'a>>,
+    model: &LanguageModel,
+    family: &Family,
+    dialect: Dialect,
+) -> Vec<NamedTensor<'a>> {
     let moe = model.config().moe.as_ref();
     let experts = moe.map_or(0, |moe| moe.experts.count);
     let biases = model.config().moe_layers().zip(model.router_bias());
@@ -82,7 +122,8 @@ pub(crate) fn model_tensors(
 /// if the loss does not depend on the parameter.
 pub fn named_gradients(model: &LanguageModel, gradients: &Gradients) -> Vec<NamedTensor<'static>> {
     let (family, dialect) = (family(model), Dialect::HuggingFace);
-    tensors(model, &family, dialect, Spelling::Fused, Some(gradients))
+    let (spelling, gradients) = (Spelling::Fused, Some(gradients));
+    tensors(model, &family, dialect, spelling, gradients, &nowhere)
 }
 
 /// The family that computes what a model computes.
@@ -92,15 +133,15 @@ pub(crate) fn family(model: &LanguageModel) -> Family {
 }
 
 /// One tensor of a file, and its pieces of parameters.
-struct Assembled {
+struct Assembled<'a> {
     shape: Vec<usize>,
     /// By their offset in the tensor: from one value to the next, and the values.
-    pieces: BTreeMap<usize, (usize, Values)>,
+    pieces: BTreeMap<usize, (usize, Values<'a>)>,
 }
 
-type Values = Box<dyn Fn() -> Vec<f32>>;
+type Values<'a> = Box<dyn Fn() -> Vec<f32> + 'a>;
 
-impl Assembled {
+impl Assembled<'_> {
     fn values(&self) -> Vec<f32> {
         if self.pieces.len() == 1
             && let Some((1, values)) = self.pieces.get(&0)
@@ -118,18 +159,21 @@ impl Assembled {
     }
 }
 
-fn tensors(
+fn tensors<'a>(
     model: &LanguageModel,
     family: &Family,
     dialect: Dialect,
     spelling: Spelling,
     gradients: Option<&Gradients>,
-) -> Vec<NamedTensor<'static>> {
+    elsewhere: &'a Elsewhere<'a>,
+) -> Vec<NamedTensor<'a>> {
     let mut collect = Collect {
         family,
         dialect,
         spelling,
         gradients,
+        experts: Experts::of(model),
+        elsewhere,
         order: Vec::new(),
         tensors: BTreeMap::new(),
     };
@@ -144,16 +188,47 @@ fn tensors(
     assembled.collect()
 }
 
-struct Collect<'a> {
-    family: &'a Family,
-    dialect: Dialect,
-    spelling: Spelling,
-    gradients: Option<&'a Gradients>,
-    order: Vec<String>,
-    tensors: BTreeMap<String, Assembled>,
+/// The experts that are here, of a model of which others have some.
+struct Experts {
+    own: Range<usize>,
+    count: usize,
+    /// The paths of their stacks.
+    stacks: Vec<String>,
 }
 
-impl VisitParameter for Collect<'_> {
+impl Experts {
+    fn of(model: &LanguageModel) -> Option<Self> {
+        let shard = model.shard()?;
+        let count = model.config().moe.as_ref()?.experts.count;
+        let own = shard.experts(count);
+        if own.len() == count {
+            return None;
+        }
+        let parameters = LanguageModel::parameter_list(model.config()).into_iter();
+        let stacks = parameters.filter(|parameter| match shard.slice(parameter) {
+            Some(slice) => !slice.is_whole(),
+            None => false,
+        });
+        Some(Self {
+            own,
+            count,
+            stacks: stacks.map(|stack| stack.path).collect(),
+        })
+    }
+}
+
+struct Collect<'a, 'b> {
+    family: &'b Family,
+    dialect: Dialect,
+    spelling: Spelling,
+    gradients: Option<&'b Gradients>,
+    experts: Option<Experts>,
+    elsewhere: &'a Elsewhere<'a>,
+    order: Vec<String>,
+    tensors: BTreeMap<String, Assembled<'a>>,
+}
+
+impl VisitParameter for Collect<'_, '_> {
     fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
         let (rule, layer) = self
             .dialect
@@ -166,7 +241,13 @@ impl VisitParameter for Collect<'_> {
                 .grad(gradients)
                 .unwrap_or_else(|| parameter.val().inner().zeros_like()),
         };
-        let dims: Vec<usize> = value.dims().to_vec();
+        let mut dims: Vec<usize> = value.dims().to_vec();
+        let experts = self.experts.as_ref();
+        let experts = experts.filter(|experts| experts.stacks.iter().any(|stack| stack == path));
+        let own = experts.map(|experts| {
+            dims[0] = experts.count;
+            experts.own.clone()
+        });
         let count = rule.count(self.spelling, &dims);
         for index in 0..count {
             let Piece {
@@ -177,14 +258,23 @@ impl VisitParameter for Collect<'_> {
                 transposed,
                 ..
             } = rule.piece(self.spelling, Numbers::of_layer(layer), &dims, index);
-            let value = value.clone();
+            let (value, own, elsewhere) = (value.clone(), own.clone(), self.elsewhere);
+            let (path, experts) = (path.to_owned(), dims[0]);
             let values = move || {
-                let value = if count > 1 {
-                    value.clone().narrow(0, index, 1)
-                } else {
-                    value.clone()
+                let on_host =
+                    |value: Tensor<D>| -> Vec<f32> { value.into_data().iter::<f32>().collect() };
+                let one = |expert: usize| match &own {
+                    Some(own) if own.contains(&expert) => {
+                        on_host(value.clone().narrow(0, expert - own.start, 1))
+                    }
+                    Some(_) => elsewhere(&path, expert),
+                    None => on_host(value.clone().narrow(0, expert, 1)),
                 };
-                let values: Vec<f32> = value.into_data().iter::<f32>().collect();
+                let values = match (count > 1, &own) {
+                    (true, _) => one(index),
+                    (false, Some(_)) => (0..experts).flat_map(one).collect(),
+                    (false, None) => on_host(value.clone()),
+                };
                 let Some((d_in, d_out)) = transposed else {
                     return values;
                 };

@@ -46,7 +46,7 @@ use thiserror::Error;
 
 #[cfg(not(feature = "mpi"))]
 pub use absent::World;
-pub use program::{ProgramError, program};
+pub use program::{ProgramError, once, program};
 #[cfg(feature = "mpi")]
 pub use world::World;
 

@@ -46,6 +46,7 @@
 mod adamw;
 mod attention;
 pub mod bandwidth;
+mod collective;
 mod cross_entropy;
 #[cfg(feature = "cube")]
 mod cube;
@@ -69,6 +70,7 @@ pub use attention::{
     SharedInput, attention, attention_reference, cached_attention, cached_attention_reference,
     shared_attention, shared_attention_reference,
 };
+pub use collective::{Collective, collective};
 pub use cross_entropy::{cross_entropy_sum, cross_entropy_sum_reference};
 pub use embedding::embedding;
 pub use experts::{

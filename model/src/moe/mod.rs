@@ -1,6 +1,7 @@
 //! The mixture of experts: router, dispatch plan and experts, each in a module of its own.
 
 pub mod balance;
+pub mod exchange;
 pub mod experts;
 pub mod loads;
 pub mod quantile;
@@ -19,6 +20,7 @@ use crate::observer::Observer;
 use crate::parallel::{Shard, TensorGroup};
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use crate::parts::{LayerPart, Part};
+use exchange::ExpertGroup;
 use experts::Experts;
 use firebox_kernels::dispatch::DispatchPlan;
 use firebox_kernels::{Precision, linear};
@@ -37,6 +39,9 @@ pub struct MixtureOfExperts {
     pub shared_gate: Option<Param<Tensor<2>>>,
     #[module(skip)]
     ranks: Option<Ranks>,
+    /// The ranks that have the other experts, and tokens of their own.
+    #[module(skip)]
+    exchange: Option<ExpertGroup>,
 }
 
 /// What a mixture needs to know of the other ranks that share its experts.
@@ -113,6 +118,7 @@ impl MixtureOfExperts {
                 false => None,
             },
             ranks: None,
+            exchange: None,
         })
     }
 
@@ -137,6 +143,11 @@ impl MixtureOfExperts {
         });
     }
 
+    /// Makes this one rank of a group that has different experts, and different tokens.
+    pub(crate) fn exchange_among(&mut self, group: &ExpertGroup) {
+        self.exchange = Some(group.clone());
+    }
+
     /// Dropless: all `tokens · top_k` assignments are computed, however unevenly they are distributed.
     ///
     /// # Shapes
@@ -154,7 +165,10 @@ impl MixtureOfExperts {
         let own = self.ranks.as_ref().and_then(|ranks| ranks.experts.clone());
         let own = own.map(|experts| routed.plan.part(experts));
         let plan = own.as_ref().unwrap_or(&routed.plan);
-        let output = self.experts.forward(x.clone(), routed.weights, plan);
+        let output = match &self.exchange {
+            None => self.experts.forward(x.clone(), routed.weights, plan),
+            Some(exchange) => exchange.forward(x.clone(), routed.weights, plan, &self.experts),
+        };
         let whole = |output: Tensor<2>| match group {
             Some(group) => group.sum(output),
             None => output,

@@ -17,6 +17,8 @@ pub struct Shard {
     layers: Range<usize>,
     /// The number of its stage among those that attend to pictures, if it is one of them.
     seeing: Option<usize>,
+    /// Groups that divide the experts of a layer, and the number of its own.
+    experts: [usize; 2],
     heads: usize,
     kv_heads: usize,
     tied_embeddings: bool,
@@ -60,6 +62,35 @@ impl Shard {
     pub fn new(config: &ModelConfig, layout: RankLayout, rank: usize) -> Result<Self, LayoutError> {
         layout.check(config)?;
         Self::with_stages(config, layout, &stages(config, layout.pipeline), rank)
+    }
+
+    /// A rank of a group of so many that have different experts, and each everything else
+    /// ([`ExpertGroup`](crate::moe::exchange::ExpertGroup)).
+    ///
+    /// # Errors
+    ///
+    /// When there are more ranks than experts.
+    pub fn of_experts(
+        config: &ModelConfig,
+        ranks: usize,
+        rank: usize,
+    ) -> Result<Self, LayoutError> {
+        let count = config.moe.as_ref().map_or(1, |moe| moe.experts.count);
+        require(
+            (1..=count).contains(&ranks),
+            "expert",
+            ranks,
+            match config.moe {
+                Some(_) => format!("is more ranks than the {count} experts of a layer"),
+                None => "divides the experts, and the model has none".to_owned(),
+            },
+            format!("use {count} or fewer; the other ranks can divide the batch"),
+        )?;
+        let alone = Self::new(config, RankLayout::ONE, 0)?;
+        Ok(Self {
+            experts: [ranks, rank],
+            ..alone
+        })
     }
 
     /// Every rank of a layout, in order.
@@ -118,6 +149,7 @@ impl Shard {
             at,
             layers: stages[at.stage].clone(),
             seeing,
+            experts: [layout.expert, at.group],
             heads: config.heads,
             kv_heads: config.kv_heads,
             tied_embeddings: config.tied_embeddings,
@@ -166,7 +198,14 @@ impl Shard {
 
     /// Its experts, of so many in a layer.
     pub fn experts(&self, count: usize) -> Range<usize> {
-        share(count, self.layout.expert, self.at.group)
+        let [groups, own] = self.experts;
+        share(count, groups, own)
+    }
+
+    /// Its place among the ranks that divide the experts, and their number.
+    pub fn expert_place(&self) -> (usize, usize) {
+        let [groups, own] = self.experts;
+        (own, groups)
     }
 
     /// Its query heads.

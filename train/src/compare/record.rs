@@ -69,7 +69,7 @@ pub fn record(
     }
     let rows = Rows::of(&prepared, &config)?;
     let work = || {
-        let model = starting_model(&config, &selected)?;
+        let model = starting_model(&config, &Team::default(), &selected)?;
         let model = if perturbed {
             map(model, &mut Perturb)
         } else {

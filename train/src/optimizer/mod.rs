@@ -14,7 +14,7 @@ use firebox_model::parameters::{MapParameter, ParameterInfo, Role, map};
 use crate::config::{Muon, OptimizerConfig};
 use crate::gradient::GradientSum;
 use crate::learned::Learned;
-use crate::ranks::{Ownership, Team, Update, host};
+use crate::ranks::{Owned, Ownership, Team, Update, host};
 pub use muon::{MuonUpdate, muon, orthogonal};
 
 /// Prefixes of the moments' names in their file; a parameter's path follows.
@@ -238,7 +238,7 @@ impl Optimizer {
     }
 
     /// The moments of all values, as tensors for the first rank to write: each is put together of what the ranks keep when it
-    /// is written. The others [answer](Self::answer) meanwhile.
+    /// is written. The others answer it with their [own](Self::own_moment) meanwhile.
     pub fn tensors(&self) -> Vec<NamedTensor<'_>> {
         let parameters = self.moments.iter();
         let tensors = parameters.flat_map(|(path, Moments { shape, .. })| {
@@ -255,32 +255,21 @@ impl Optimizer {
 
     /// A moment of all values of a parameter.
     fn moment(&self, name: &str, path: &str) -> Vec<f32> {
-        let Some(ends) = self.ownership.ends(path) else {
+        let Some(owners) = self.ownership.owners(path) else {
             return self.own_moment(name);
         };
-        let mut start = 0;
-        let parts = ends.iter().enumerate().map(|(rank, &end)| {
-            let is_empty = start == end;
-            start = end;
-            match rank {
-                _ if is_empty => Vec::new(),
-                0 => self.own_moment(name),
-                _ => self.team.ask(rank, name),
-            }
+        let parts = owners.into_iter().map(|rank| match rank {
+            0 => self.own_moment(name),
+            _ => self.team.ask(rank, name),
         });
         parts.collect::<Vec<_>>().concat()
     }
 
     /// What this rank keeps under a name.
-    fn own_moment(&self, name: &str) -> Vec<f32> {
+    pub fn own_moment(&self, name: &str) -> Vec<f32> {
         let (kind, path) = name.split_once('.').expect("a kind and a path");
         let kept = self.moments[path].kept.as_ref().expect("own values");
         kept.tensor(kind).to_data().iter::<f32>().collect()
-    }
-
-    /// Gives the first rank, which writes the moments, what this one keeps of them.
-    pub fn answer(&self) {
-        self.team.answer(|name| self.own_moment(name));
     }
 
     /// Reads the moments of a [new](Self::new) optimizer after `steps` updates of a model.
@@ -317,7 +306,7 @@ impl Optimizer {
         let moments = parameters.into_iter().map(|parameter| {
             let path = &parameter.path;
             let elements = parameter.elements() as usize;
-            let own = self.ownership.own(path).unwrap_or(0..elements);
+            let own = self.ownership.own_of_whole(path).unwrap_or(0..elements);
             let moment = |kind: &str| -> Result<Tensor<1>, CheckpointError> {
                 let values = file.read_values(&name(kind, path), own.clone())?;
                 let data = TensorData::new(values, [own.len()]);
@@ -352,8 +341,8 @@ fn name(kind: &str, path: &str) -> String {
 fn ownership(config: &ModelConfig, muon: Muon, learned: &Learned, team: &Team) -> Ownership {
     let mut parameters = LanguageModel::parameter_list(config);
     parameters.retain(|parameter| learned.includes(&parameter.path));
-    let updates = parameters.iter().map(|parameter| {
-        let is_of_muon = is_of_muon(parameter, muon);
+    let updates = parameters.into_iter().map(|parameter| {
+        let is_of_muon = is_of_muon(&parameter, muon);
         let update = Update {
             together: match is_of_muon {
                 true => parameter.shape.iter().rev().take(2).product(),
@@ -363,7 +352,7 @@ fn ownership(config: &ModelConfig, muon: Muon, learned: &Learned, team: &Team) -
         };
         (parameter, update)
     });
-    Ownership::new(updates, team.size(), team.rank())
+    Ownership::new(config, updates, team)
 }
 
 struct UpdateVisitor<'a> {
@@ -413,7 +402,7 @@ impl UpdateVisitor<'_> {
         &mut self,
         path: &str,
         weights: Tensor<D>,
-        ends: &[usize],
+        owned: &Owned,
         kept: Option<Kept>,
     ) -> (Tensor<D>, Option<Kept>) {
         let (shape, device) = (weights.dims(), weights.device());
@@ -439,7 +428,8 @@ impl UpdateVisitor<'_> {
             values[own.clone()].copy_from_slice(&host(after));
             kept
         });
-        self.team.gather_parts(&mut values, ends);
+        self.team
+            .gather_parts(owned.holders, &mut values, &owned.ends);
         (
             Tensor::from_data(TensorData::new(values, shape), &device),
             kept,
@@ -455,8 +445,8 @@ impl MapParameter for UpdateVisitor<'_> {
         let shape = value.dims();
         let weights = value.inner();
         let kept = self.moments.remove(path).and_then(|moments| moments.kept);
-        let (weights, kept) = match self.ownership.ends(path) {
-            Some(ends) => self.update_own(path, weights, ends, kept),
+        let (weights, kept) = match self.ownership.of(path) {
+            Some(owned) => self.update_own(path, weights, owned, kept),
             None => {
                 let (elements, device) = (shape.iter().product(), weights.device());
                 let gradient = self.gradients.take(path);

@@ -9,16 +9,21 @@ use serde::{Deserialize, Serialize};
 use crate::config::RunConfig;
 
 /// How ranks divide a training run.
+///
+/// Rank `d · expert + e` has the e-th part of the experts, so that the ranks that exchange tokens are adjacent. All ranks
+/// divide the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainLayout {
-    /// Ranks that each compute the gradient of a share of the batch.
+    /// Copies of the model.
     pub data: usize,
+    /// Ranks that each have a part of the experts of a copy, and all of the rest (expert parallelism).
+    pub expert: usize,
 }
 
 impl Default for TrainLayout {
     /// A single rank.
     fn default() -> Self {
-        Self { data: 1 }
+        Self { data: 1, expert: 1 }
     }
 }
 
@@ -41,6 +46,28 @@ pub enum LayoutError {
         /// Sequences of its batch.
         rows: u64,
     },
+    /// The experts cannot be divided so.
+    #[error("{layout}: {expert} must divide the {experts} experts of a layer", expert = layout.expert)]
+    Experts {
+        /// The layout.
+        layout: TrainLayout,
+        /// Experts of a layer.
+        experts: usize,
+    },
+    /// There are no experts to be divided.
+    #[error("{layout}: the model has no experts to be divided")]
+    Dense {
+        /// The layout.
+        layout: TrainLayout,
+    },
+    /// Weights that are made of other ones are made as a whole.
+    #[error("{layout}: a model that is {made} cannot be made in parts")]
+    Made {
+        /// The layout.
+        layout: TrainLayout,
+        /// How it is made.
+        made: &'static str,
+    },
     /// A launcher has started another number of processes.
     #[error("{layout} takes {} processes, and the launcher has started {processes}", layout.ranks())]
     Processes {
@@ -55,11 +82,21 @@ impl Advise for LayoutError {
     fn advice(&self) -> Advice {
         Advice::USAGE.hint(match self {
             Self::Ranks { .. } => "1 means undivided".to_owned(),
+            Self::Experts { experts, .. } => {
+                let divisors = (1..=*experts).filter(|divisor| experts.is_multiple_of(*divisor));
+                let divisors: Vec<String> = divisors.map(|divisor| divisor.to_string()).collect();
+                format!("allowed values: {}", divisors.join(", "))
+            }
+            Self::Dense { layout } => format!("use --data {}", layout.ranks()),
+            Self::Made { layout, .. } => format!(
+                "begin with --data {} and --set train.steps=1; --resume with {layout} goes on from there",
+                layout.ranks()
+            ),
             Self::TooFewRows { rows, .. } => format!(
                 "use at most {rows} ranks, or raise schedule.batch_tokens, of which each sequence takes model.context_length"
             ),
             Self::Processes { layout, processes } => format!(
-                "start {} processes (mpirun -n {0}), or give the run --data {processes}",
+                "start {} processes (mpirun -n {0}), or give the run another number of ranks, such as --data {processes}",
                 layout.ranks()
             ),
         })
@@ -69,7 +106,7 @@ impl Advise for LayoutError {
 impl TrainLayout {
     /// Number of ranks.
     pub fn ranks(&self) -> usize {
-        self.data
+        self.data * self.expert
     }
 
     /// Checks that a run can be divided so.
@@ -81,6 +118,14 @@ impl TrainLayout {
         let layout = *self;
         if !(1..=MOST_RANKS).contains(&self.ranks()) {
             return Err(LayoutError::Ranks { layout });
+        }
+        match &config.model.moe {
+            None if self.expert > 1 => return Err(LayoutError::Dense { layout }),
+            Some(moe) if !moe.experts.count.is_multiple_of(self.expert) => {
+                let experts = moe.experts.count;
+                return Err(LayoutError::Experts { layout, experts });
+            }
+            _ => {}
         }
         let context = config.model.context_length;
         let batches = &config.schedule.batch_tokens;
@@ -98,6 +143,10 @@ impl TrainLayout {
 
 impl fmt::Display for TrainLayout {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "--data {}", self.data)
+        write!(formatter, "--data {}", self.data)?;
+        match self.expert {
+            1 => Ok(()),
+            expert => write!(formatter, " --expert {expert}"),
+        }
     }
 }

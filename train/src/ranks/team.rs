@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Tensor, TensorData};
 use firebox_comm::{Comm, CommError};
+use firebox_model::config::ModelConfig;
+use firebox_model::language_model::LanguageModel;
 use firebox_model::moe::balance::TokensPerExpert;
-use firebox_model::parallel::share;
+use firebox_model::moe::exchange::ExpertGroup;
+use firebox_model::parallel::{Shard, share};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -18,10 +21,30 @@ use super::TrainLayout;
 #[derive(Debug, Clone, Default)]
 pub struct Team {
     layout: TrainLayout,
-    /// All ranks; `None` for a single one.
-    world: Option<Arc<dyn Comm>>,
+    /// `None` for a single rank.
+    groups: Option<Groups>,
     /// Nanoseconds that this rank has spent in messages, waiting for others included.
     communicating: Arc<AtomicU64>,
+}
+
+/// The groups that a rank is in.
+#[derive(Debug, Clone)]
+struct Groups {
+    /// All ranks.
+    world: Arc<dyn Comm>,
+    /// Those that have the same experts.
+    replicas: Arc<dyn Comm>,
+    /// Those that have the other experts; `None` where each rank has all.
+    experts: Option<ExpertGroup>,
+}
+
+/// Ranks that have the same values of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holders {
+    /// All ranks.
+    All,
+    /// Those that have the same experts.
+    Replicas,
 }
 
 /// How a rank spent the time of a step, in seconds.
@@ -56,18 +79,64 @@ pub fn slow_rank(ranks: &[RankSeconds]) -> Option<String> {
 }
 
 impl Team {
-    /// A rank of a layout.
+    /// A rank of a layout; collective over all ranks.
     ///
     /// # Panics
     ///
     /// When there are not as many ranks as in the layout.
     pub fn new(world: Arc<dyn Comm>, layout: TrainLayout) -> Self {
         assert_eq!(world.size(), layout.ranks(), "ranks of {layout}");
+        let groups = (layout.ranks() > 1).then(|| {
+            let rank = world.rank();
+            let replicas = unwound(world.split(rank % layout.expert));
+            let experts = (layout.expert > 1)
+                .then(|| ExpertGroup::new(unwound(world.split(rank / layout.expert))));
+            Groups {
+                world,
+                replicas,
+                experts,
+            }
+        });
         Self {
             layout,
-            world: (layout.ranks() > 1).then_some(world),
+            groups,
             communicating: Arc::default(),
         }
+    }
+
+    fn world(&self) -> Option<&Arc<dyn Comm>> {
+        self.groups.as_ref().map(|groups| &groups.world)
+    }
+
+    /// The part of a model that this rank has; `None` for all of it.
+    ///
+    /// # Panics
+    ///
+    /// When the layout does not [fit](TrainLayout::check).
+    pub fn shard(&self, config: &ModelConfig) -> Option<Shard> {
+        let ranks = self.layout.expert;
+        (ranks > 1).then(|| {
+            let shard = Shard::of_experts(config, ranks, self.rank() % ranks);
+            shard.expect("a layout that was checked")
+        })
+    }
+
+    /// A rank's part of a model, among the ranks that have its other experts.
+    #[must_use]
+    pub fn joined(&self, model: LanguageModel) -> LanguageModel {
+        let experts = self
+            .groups
+            .as_ref()
+            .and_then(|groups| groups.experts.as_ref());
+        match experts {
+            Some(experts) => model.among_experts(experts),
+            None => model,
+        }
+    }
+
+    /// Whether all ranks have to compute as many forward passes: they send each other tokens meanwhile.
+    pub fn computes_together(&self) -> bool {
+        self.layout.expert > 1
     }
 
     /// The layout.
@@ -77,7 +146,7 @@ impl Team {
 
     /// This rank's number.
     pub fn rank(&self) -> usize {
-        self.world.as_ref().map_or(0, |world| world.rank())
+        self.world().map_or(0, |world| world.rank())
     }
 
     /// Number of ranks.
@@ -87,7 +156,7 @@ impl Team {
 
     /// Whether this is the only rank.
     pub fn is_alone(&self) -> bool {
-        self.world.is_none()
+        self.groups.is_none()
     }
 
     /// Whether this is the rank that writes checkpoints and metrics, and tells how far the run is.
@@ -102,14 +171,14 @@ impl Team {
 
     /// Says what this rank is about to do, for the sentence that others print if it fails.
     pub fn doing(&self, what: std::fmt::Arguments<'_>) {
-        if let Some(world) = &self.world {
+        if let Some(world) = self.world() {
             world.doing(what);
         }
     }
 
     /// What every rank says, in the order of the ranks.
     pub fn all<T: Serialize + DeserializeOwned>(&self, own: T) -> Vec<T> {
-        let Some(world) = &self.world else {
+        let Some(world) = self.world() else {
             return vec![own];
         };
         let own = encoded(&own);
@@ -124,7 +193,7 @@ impl Team {
 
     /// Adds up the tokens per expert of all ranks, layer by layer.
     pub fn add_up(&self, load: TokensPerExpert) -> TokensPerExpert {
-        let Some(world) = &self.world else {
+        let Some(world) = self.world() else {
             return load;
         };
         let tokens = self.all(load.tokens).iter().sum();
@@ -145,18 +214,25 @@ impl Team {
         }
     }
 
-    /// Adds up a vector over the ranks; each gets its part, which ends at its number in `ends`.
-    pub fn reduce_scatter(&self, values: &mut [f32], ends: &[usize]) {
-        if let Some(world) = &self.world {
-            self.timed(|| world.reduce_scatter_sum(values, ends));
+    /// Adds up a vector over its holders; each gets its part, which ends at its number among them in `ends`.
+    pub fn reduce_scatter(&self, holders: Holders, values: &mut [f32], ends: &[usize]) {
+        if let Some(comm) = self.group(holders) {
+            self.timed(|| comm.reduce_scatter_sum(values, ends));
         }
     }
 
-    /// Gives each rank's part of a vector to all.
-    pub fn gather_parts(&self, values: &mut [f32], ends: &[usize]) {
-        if let Some(world) = &self.world {
-            self.timed(|| world.all_gather_parts(values, ends));
+    /// Gives each holder's part of a vector to all of them.
+    pub fn gather_parts(&self, holders: Holders, values: &mut [f32], ends: &[usize]) {
+        if let Some(comm) = self.group(holders) {
+            self.timed(|| comm.all_gather_parts(values, ends));
         }
+    }
+
+    fn group(&self, holders: Holders) -> Option<&Arc<dyn Comm>> {
+        self.groups.as_ref().map(|groups| match holders {
+            Holders::All => &groups.world,
+            Holders::Replicas => &groups.replicas,
+        })
     }
 
     /// Does something on the first rank, and on the others when it is done there, however long that takes.
@@ -165,7 +241,7 @@ impl Team {
     ///
     /// Those of `work`. If it fails on the first rank, it is not done on the others.
     pub fn first_then_others<T, E>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-        let Some(world) = &self.world else {
+        let Some(world) = self.world() else {
             return work();
         };
         if !self.is_first() {
@@ -179,21 +255,21 @@ impl Team {
 
     /// The values that another rank keeps under a name; see [`answer`](Self::answer).
     pub fn ask(&self, rank: usize, name: &str) -> Vec<f32> {
-        let world = self.world.as_ref().expect("another rank");
+        let world = self.world().expect("another rank");
         unwound(world.send(rank, name.as_bytes()));
         floats(&unwound(world.wait(rank)))
     }
 
     /// Ends [`answer`](Self::answer) on all other ranks.
     pub fn dismiss(&self) {
-        if let Some(world) = &self.world {
+        if let Some(world) = self.world() {
             (1..self.size()).for_each(|other| unwound(world.send(other, &[])));
         }
     }
 
     /// Gives the first rank the values that this one keeps, until it [dismisses](Self::dismiss) this one.
     pub fn answer(&self, values: impl Fn(&str) -> Vec<f32>) {
-        let world = self.world.as_ref().expect("a first rank beside this one");
+        let world = self.world().expect("a first rank beside this one");
         loop {
             let asked = unwound(world.wait(0));
             if asked.is_empty() {

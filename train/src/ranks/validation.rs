@@ -7,6 +7,7 @@ use firebox_model::language_model::LanguageModel;
 use firebox_model::network::{BatchSums, Batches, Local};
 
 use super::Team;
+use crate::rows::Row;
 
 /// Batches that the ranks of a team, each of which has the model, compute at the same time: a batch each. Every rank gets the
 /// sums of all, in their order, so that an evaluation has the same bits for any number of ranks.
@@ -42,10 +43,15 @@ impl Batches for Shared<'_> {
     fn sums(&mut self) -> BatchSums {
         if self.sums.is_empty() {
             let submitted = std::mem::take(&mut self.submitted);
-            let own = submitted.get(self.team.rank()).map(|batch| {
+            let mut compute = |batch: &[Sequence]| {
                 self.local.submit_batch(batch);
                 self.local.sums()
-            });
+            };
+            let own = submitted.get(self.team.rank()).map(|batch| compute(batch));
+            if own.is_none() && self.team.computes_together() {
+                // The others send their tokens to this one, too.
+                compute(&submitted[0].iter().map(Row::padding).collect::<Vec<_>>());
+            }
             self.sums.extend(self.team.all(own).into_iter().flatten());
         }
         self.sums.pop_front().expect("a batch that was submitted")

@@ -155,7 +155,7 @@ impl Run {
                 }
                 loaded
             }
-            None => (starting_model(&config, device)?, optimizer),
+            None => (starting_model(&config, team, device)?, optimizer),
         };
         let resumed = newest.map(|step| folder.checkpoint(step));
         let notes = notes(&config, resumed.as_deref(), &prepared.tokenizer)?;

@@ -59,6 +59,21 @@ pub fn program<E: Advise + Send + 'static>(
     })
 }
 
+/// Does something, such as printing what is wrong with the command line, in one of the processes for all.
+///
+/// # Errors
+///
+/// As [`program`].
+pub fn once<E: Advise + Send + 'static>(
+    work: impl FnOnce() -> Result<(), E> + Send + 'static,
+) -> Result<(), ProgramError> {
+    let options = |_| Options::default();
+    program(options, move |world| match world.rank() {
+        0 => work(),
+        _ => Ok(()),
+    })
+}
+
 /// A failure as people are told of it.
 #[derive(Debug, Error)]
 #[error("{}", .0.told())]

@@ -1,0 +1,172 @@
+//! Expert parallelism: ranks that have different experts send each other the tokens that visit them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
+use firebox_comm::Comm;
+use firebox_kernels::dispatch::DispatchPlan;
+use firebox_kernels::{Collective, collective};
+
+use super::experts::Experts;
+use crate::parallel::share;
+
+/// The ranks that have different experts of one model, each with tokens of its own (GShard, arXiv 2006.16668, section 3.2):
+/// every token's values go to the ranks that have its experts, and their outputs come back.
+///
+/// All ranks compute the same number of forward passes, and backward passes of the same of them. When a message fails, the
+/// rank's work ends by [`unwind`](firebox_comm::CommError::unwind).
+#[derive(Debug, Clone)]
+pub struct ExpertGroup {
+    comm: Arc<dyn Comm>,
+}
+
+/// Where a rank's tokens go.
+struct Route {
+    /// The tokens that go to each rank, one rank after the other.
+    tokens: Vec<usize>,
+    /// How many go to each.
+    sent: Vec<usize>,
+    /// The experts of the tokens that come from each rank.
+    chosen: Vec<Vec<u32>>,
+}
+
+impl ExpertGroup {
+    /// The ranks of a communicator, which divide the experts of every layer in their order.
+    pub fn new(comm: Arc<dyn Comm>) -> Self {
+        Self { comm }
+    }
+
+    /// This rank's place and the number of ranks.
+    pub fn place(&self) -> (usize, usize) {
+        (self.comm.rank(), self.comm.size())
+    }
+
+    /// A rank's experts of so many.
+    fn experts(&self, count: usize, rank: usize) -> Range<usize> {
+        share(count, self.comm.size(), rank)
+    }
+
+    /// The weighted sum of the outputs of each token's experts; see [`Experts::forward`]. `experts` are this rank's own.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, output: `[tokens, d_model]`
+    /// - `weights`: `[tokens, top_k]`
+    pub fn forward(
+        &self,
+        x: Tensor<2>,
+        weights: Tensor<2>,
+        plan: &DispatchPlan,
+        experts: &Experts,
+    ) -> Tensor<2> {
+        let ([tokens, d_model], device) = (x.dims(), x.device());
+        let (count, top_k) = (plan.experts(), plan.top_k());
+        let chosen: Vec<u32> = plan.chosen().into_data().iter().collect();
+        let route = self.route(&chosen, count, top_k);
+        let received = route.chosen.iter().map(|chosen| chosen.len() / top_k);
+        let there = Arc::new(Exchange {
+            comm: Arc::clone(&self.comm),
+            sent: route.sent,
+            received: received.collect(),
+        });
+        let ids: Vec<i32> = route.tokens.iter().map(|&token| token as i32).collect();
+        let length = ids.len();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [length]), &device);
+
+        // A token's values, and beside them the weights of its experts.
+        let rows = Tensor::cat(vec![x, weights], 1).select(0, ids.clone());
+        let rows = collective(rows, Arc::clone(&there) as Arc<dyn Collective>);
+        let x = rows.clone().narrow(1, 0, d_model);
+        let weights = rows.narrow(1, d_model, top_k);
+        let own = self.experts(count, self.comm.rank());
+        let plan = DispatchPlan::new(&route.chosen.concat(), count, top_k, &device).part(own);
+        let outputs = experts.forward(x, weights, &plan);
+        let outputs = collective(outputs, Arc::new(there.back()));
+        Tensor::zeros([tokens, d_model], &device).select_assign(
+            0,
+            ids,
+            outputs,
+            IndexingUpdateOp::Add,
+        )
+    }
+
+    /// Tells all ranks which of their experts this rank's tokens visit.
+    fn route(&self, chosen: &[u32], count: usize, top_k: usize) -> Route {
+        let mut tokens = Vec::new();
+        let mut sent = Vec::new();
+        let mut messages = Vec::new();
+        for rank in 0..self.comm.size() {
+            let experts = self.experts(count, rank);
+            let visits = |chosen: &[u32]| chosen.iter().any(|&e| experts.contains(&(e as usize)));
+            let before = tokens.len();
+            let visitors = chosen.chunks(top_k).enumerate();
+            tokens.extend(visitors.filter_map(|(token, chosen)| visits(chosen).then_some(token)));
+            if tokens.len() == before {
+                // No tensor is empty. This rank's experts give nothing for it.
+                tokens.push(0);
+            }
+            sent.push(tokens.len() - before);
+            let own = tokens[before..].iter();
+            let own = own.flat_map(|token| &chosen[token * top_k..][..top_k]);
+            messages.push(own.flat_map(|expert| expert.to_le_bytes()).collect());
+        }
+        let received = self.comm.all_to_all(messages);
+        let received = received.unwrap_or_else(|error| error.unwind());
+        let chosen = received.iter().map(|bytes| {
+            let experts = bytes.as_chunks::<4>().0.iter();
+            experts.map(|&expert| u32::from_le_bytes(expert)).collect()
+        });
+        Route {
+            chosen: chosen.collect(),
+            tokens,
+            sent,
+        }
+    }
+}
+
+/// Rows that go to each rank and come from each.
+#[derive(Debug)]
+struct Exchange {
+    comm: Arc<dyn Comm>,
+    sent: Vec<usize>,
+    received: Vec<usize>,
+}
+
+impl Exchange {
+    /// The way back.
+    fn back(&self) -> Self {
+        Self {
+            comm: Arc::clone(&self.comm),
+            sent: self.received.clone(),
+            received: self.sent.clone(),
+        }
+    }
+
+    /// Sends so many rows to each rank, one rank's after the other's, and returns those of all ranks, in their order.
+    fn exchanged(&self, rows: &[f32], width: usize, counts: &[usize]) -> Vec<f32> {
+        let mut rest = rows;
+        let parts = counts.iter().map(|count| {
+            let (own, after) = rest.split_at(count * width);
+            rest = after;
+            own.iter().flat_map(|value| value.to_le_bytes()).collect()
+        });
+        let received = self.comm.all_to_all(parts.collect());
+        let received = received.unwrap_or_else(|error| error.unwind());
+        let values = received.iter().flat_map(|bytes| {
+            let values = bytes.as_chunks::<4>().0.iter();
+            values.map(|&value| f32::from_le_bytes(value))
+        });
+        values.collect()
+    }
+}
+
+impl Collective for Exchange {
+    fn forward(&self, rows: Vec<f32>, width: usize) -> Vec<f32> {
+        self.exchanged(&rows, width, &self.sent)
+    }
+
+    fn backward(&self, gradient: Vec<f32>, width: usize) -> Vec<f32> {
+        self.exchanged(&gradient, width, &self.received)
+    }
+}
