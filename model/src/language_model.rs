@@ -286,7 +286,8 @@ impl LanguageModel {
         placement: &Placement,
         observer: &mut impl Observer,
     ) -> ModelOutput {
-        assert!(self.shard.is_none(), "the logits of a whole model");
+        let has_all = self.shard.as_ref().is_none_or(Shard::has_all_but_experts);
+        assert!(has_all, "the logits of a whole model");
         let shape @ [batch, sequence] = tokens.dims();
         let entry = Entry::Tokens(tokens.flatten(0, 1));
         let (hidden, routing) = self.pass(entry, shape, placement, observer);
@@ -386,7 +387,7 @@ impl LanguageModel {
         observer: &mut impl Observer,
     ) -> (Tensor<2>, Vec<Routing>) {
         assert!(
-            self.shard.is_none() || self.group.is_some(),
+            self.group.is_some() || self.shard.as_ref().is_none_or(Shard::has_all_but_experts),
             "call `among` before running one rank's part of a model"
         );
         let mut x = match entry {

@@ -9,18 +9,22 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::Device;
+use firebox_checkpoint::{Accept, TensorFile, load_weights, read_config};
 use firebox_comm::{Comm, CommError, Options, threads};
 use firebox_model::batch::Sequence;
 use firebox_model::config::{BalanceKind, ModelConfig};
+use firebox_model::language_model::LanguageModel;
+use firebox_model::parameters::RandomParameters;
 use firebox_model::testing::moe;
 use firebox_runtime::control::Control;
 use firebox_runtime::on_every_device;
+use firebox_tests::binaries;
 use firebox_tests::fixtures;
-use firebox_tests::models::{model, sequences, tiny};
+use firebox_tests::models::{sequences, tiny};
 use firebox_tests::runs::{TestRun, copy_at};
 use firebox_tests::tensors::relative_error;
 use firebox_train::config::Muon;
-use firebox_train::gradient::{forward_backward, gradient_of};
+use firebox_train::gradient::{BatchResult, forward_backward, gradient_of};
 use firebox_train::learned::Learned;
 use firebox_train::optimizer::Optimizer;
 use firebox_train::ranks::{Team, TrainLayout, launch};
@@ -31,12 +35,9 @@ on_every_device!(the_gradient_does_not_depend_on_the_number_of_ranks);
 /// The same f32 terms, added in another order.
 const ROUNDING: f64 = 5e-6;
 
-/// A number of ranks that divide the batch.
-fn data(ranks: usize) -> TrainLayout {
-    TrainLayout {
-        data: ranks,
-        expert: 1,
-    }
+/// Copies of the model, and ranks that divide the experts of each.
+fn layout([data, expert]: [usize; 2]) -> TrainLayout {
+    TrainLayout { data, expert }
 }
 
 /// What all ranks have of a gradient, put together.
@@ -51,32 +52,42 @@ struct Whole {
     gradients: BTreeMap<String, Vec<f32>>,
 }
 
+/// A model that is made whole, or as a rank's part.
+type Make = Arc<dyn Fn(&Team) -> LanguageModel + Send + Sync>;
+
+/// That of a seed.
+fn random(config: &ModelConfig, device: &Device) -> Make {
+    let (config, device) = (config.clone(), device.clone());
+    Arc::new(move |team| {
+        let mut source = RandomParameters::new(7, &device);
+        if let Some(shard) = team.shard(&config) {
+            source = source.of_shard(shard);
+        }
+        let Ok(model) = LanguageModel::new(&config, &mut source);
+        team.joined(model).train()
+    })
+}
+
+/// The gradient of some rows, of which each rank has a share.
 fn on_ranks(
     layout: TrainLayout,
     muon: Muon,
-    config: &ModelConfig,
+    make: &Make,
     rows: &[Sequence],
     micro_batch: usize,
     device: &Device,
 ) -> Whole {
-    let (config, rows, device) = (config.clone(), rows.to_vec(), device.clone());
+    let (make, rows, device) = (Arc::clone(make), rows.to_vec(), device.clone());
     let body = move |world: Arc<dyn Comm>| {
         let team = Team::new(world, layout);
-        let optimizer = Optimizer::new(&config, muon, Learned::Everything, &team);
+        let model = make(&team);
+        let optimizer = Optimizer::new(model.config(), muon, Learned::Everything, &team);
         let own = &rows[team.share(rows.len())];
-        let result = gradient_of(
-            &optimizer,
-            &model(&config, &device).train(),
-            own,
-            micro_batch,
-            &device,
-        );
+        let result = gradient_of(&optimizer, &model, own, micro_batch, &device);
         let gradients = result.gradients.by_path().iter();
         let gradients = gradients.map(|(path, gradient)| {
-            let own = optimizer
-                .ownership()
-                .own(path)
-                .expect("one of several ranks");
+            let own = optimizer.ownership().own_of_whole(path);
+            let own = own.expect("one of several ranks");
             let values = gradient.to_data().iter::<f32>().collect::<Vec<f32>>();
             assert_eq!(values.len(), own.len(), "{path}");
             (path.clone(), own.start, values)
@@ -114,6 +125,42 @@ fn on_ranks(
     whole
 }
 
+/// Compares what ranks have computed together with what one has.
+fn same(what: &str, whole: &Whole, alone: &BatchResult) {
+    let near = |name: &str, found: f64, expected: f64| {
+        let error = (found / expected - 1.0).abs();
+        assert!(error < ROUNDING, "{what}: {name} {found}, {expected}");
+    };
+    near("loss", whole.loss, alone.loss);
+    near("total loss", whole.total_loss, alone.total_loss);
+    near("norm", whole.norm, alone.gradient_norm);
+    assert_eq!(whole.tokens, alone.tokens);
+    let load = alone.health.health().into_iter();
+    let load: Vec<Vec<f64>> = load.map(|layer| layer.load).collect();
+    assert_eq!(whole.load, load, "{what}");
+    let biases = alone.scores.balancing_biases(&[]).concat();
+    if !biases.is_empty() {
+        let error = relative_error(&whole.biases.concat(), &biases);
+        assert!(error < ROUNDING, "{what}: biases off by {error:.1e}");
+    }
+    for (path, found) in &whole.gradients {
+        // One rank has no gradient of what the loss does not depend on; several have zeros.
+        let Some(expected) = alone.gradients.by_path().get(path) else {
+            assert!(found.iter().all(|&value| value == 0.0), "{what}: {path}");
+            continue;
+        };
+        let expected: Vec<f32> = expected.to_data().iter::<f32>().collect();
+        let error = relative_error(found, &expected);
+        assert!(error < ROUNDING, "{what}: {path} off by {error:.1e}");
+    }
+    let paths = alone.gradients.by_path().keys();
+    assert!(
+        paths
+            .into_iter()
+            .all(|path| whole.gradients.contains_key(path))
+    );
+}
+
 fn the_gradient_does_not_depend_on_the_number_of_ranks(device: Device) {
     let device = device.autodiff();
     let mut pooled = tiny();
@@ -122,40 +169,55 @@ fn the_gradient_does_not_depend_on_the_number_of_ranks(device: Device) {
     let router = &mut moe(&mut quantile).router;
     (router.balance, router.balance_coefficient) = (BalanceKind::Quantile, 0.0);
     for config in [tiny(), pooled, quantile] {
+        let make = random(&config, &device);
         // Ranks with much padding, and shares of different size.
         let rows = sequences(&config, 7, 12, &[0, 7, 0, 3, 11, 2, 0]);
-        let alone = forward_backward(&model(&config, &device).train(), &rows, 7, &device);
-        let biases = alone.scores.balancing_biases(&[]).concat();
-        for (ranks, micro_batch, muon) in
-            [(2, 7, Muon::None), (3, 2, Muon::Dense), (4, 1, Muon::All)]
-        {
-            let what = format!("{ranks} ranks, {micro_batch} at a time");
-            let whole = on_ranks(data(ranks), muon, &config, &rows, micro_batch, &device);
-            let near = |name: &str, found: f64, expected: f64| {
-                let error = (found / expected - 1.0).abs();
-                assert!(error < ROUNDING, "{what}: {name} {found}, {expected}");
-            };
-            near("loss", whole.loss, alone.loss);
-            near("total loss", whole.total_loss, alone.total_loss);
-            near("norm", whole.norm, alone.gradient_norm);
-            assert_eq!(whole.tokens, alone.tokens);
-            let load: Vec<Vec<f64>> = alone
-                .health
-                .health()
-                .into_iter()
-                .map(|of| of.load)
-                .collect();
-            assert_eq!(whole.load, load, "{what}");
-            if !biases.is_empty() {
-                let error = relative_error(&whole.biases.concat(), &biases);
-                assert!(error < ROUNDING, "{what}: biases off by {error:.1e}");
-            }
-            assert_eq!(whole.gradients.len(), alone.gradients.by_path().len());
-            for (path, expected) in alone.gradients.by_path() {
-                let expected: Vec<f32> = expected.to_data().iter::<f32>().collect();
-                let error = relative_error(&whole.gradients[path], &expected);
-                assert!(error < ROUNDING, "{what}: {path} off by {error:.1e}");
-            }
+        let alone = forward_backward(&make(&Team::default()), &rows, 7, &device);
+        for (ranks, micro_batch, muon) in [
+            ([2, 1], 7, Muon::None),
+            ([3, 1], 2, Muon::Dense),
+            ([4, 1], 1, Muon::All),
+            ([1, 2], 7, Muon::None),
+            ([1, 4], 1, Muon::All),
+            // The last rank has a row less than the others.
+            ([2, 2], 1, Muon::All),
+        ] {
+            let layout = layout(ranks);
+            let whole = on_ranks(layout, muon, &make, &rows, micro_batch, &device);
+            same(
+                &format!("{layout}, {micro_batch} at a time"),
+                &whole,
+                &alone,
+            );
+        }
+    }
+}
+
+#[test]
+fn every_family_has_the_gradient_of_one_rank() {
+    let device = Device::flex().autodiff();
+    for (name, folder) in fixtures::cases() {
+        let config = read_config(&folder, Accept::Nothing).expect("a config.json");
+        let rows = sequences(&config.model, 5, 12, &[0, 4, 0, 0, 11]);
+        let experts = config.model.moe.as_ref().map(|moe| moe.experts.count);
+        let make: Make = {
+            let (device, config) = (device.clone(), config.clone());
+            Arc::new(move |team| {
+                let shard = team.shard(&config.model);
+                let weights =
+                    load_weights(&folder, &config, &config.model, shard.as_ref(), &device);
+                team.joined(weights.expect("weights")).train()
+            })
+        };
+        let alone = forward_backward(&make(&Team::default()), &rows, 2, &device);
+        let mut layouts = vec![[2, 1]];
+        if experts.is_some_and(|count| count.is_multiple_of(2)) {
+            layouts.push([1, 2]);
+        }
+        for ranks in layouts {
+            let layout = layout(ranks);
+            let whole = on_ranks(layout, Muon::None, &make, &rows, 2, &device);
+            same(&format!("{name}, {layout}"), &whole, &alone);
         }
     }
 }
@@ -197,53 +259,113 @@ fn same_losses(what: &str, found: &Path, expected: &Path) {
     }
 }
 
-/// Of three sequences at first, a rank's share of which is one.
-const BATCHES: [&str; 1] = ["schedule.batch_tokens={ start = 96, end = 224, ramp_steps = 8 }"];
+/// Of four sequences at first.
+const BATCHES: [&str; 1] = ["schedule.batch_tokens={ start = 128, end = 256, ramp_steps = 8 }"];
 
-const RECIPES: [&[&str]; 2] = [
-    &[],
-    &[
-        "model.router.balance=quantile",
-        "model.router.bias_update_rate=0",
-        "optimizer.muon=all",
-        "train.zero_outputs=true",
-    ],
+/// A recipe, a layout, and another one to go on with.
+type Case = (&'static [&'static str], [usize; 2], [usize; 2]);
+
+const CASES: [Case; 2] = [
+    (&[], [3, 1], [1, 2]),
+    (
+        &[
+            "model.router.balance=quantile",
+            "model.router.bias_update_rate=0",
+            "optimizer.muon=all",
+            "train.zero_outputs=true",
+        ],
+        [2, 2],
+        [3, 1],
+    ),
 ];
 
 #[test]
 fn a_run_has_the_losses_of_one_rank_and_resumes_with_any_number() {
     let test = TestRun::new();
-    for (number, recipe) in RECIPES.iter().enumerate() {
+    for (number, (recipe, ranks, others)) in CASES.into_iter().enumerate() {
         let name = |of: &str| format!("{of}-{number}");
         let path = |of: &str| test.path(&name(of));
-        let recipe = [&BATCHES, *recipe].concat();
-        let recipe = recipe.as_slice();
-        train(&test, data(1), &name("alone"), recipe, Resume::Never);
-        train(&test, data(3), &name("three"), recipe, Resume::Never);
-        same_losses("three ranks", &path("three"), &path("alone"));
-        // Everything that a checkpoint has, in the same files.
+        let recipe = [&BATCHES, recipe].concat();
+        let train = |ranks, out: &str, resume| {
+            train(&test, layout(ranks), &name(out), &recipe, resume);
+        };
+        train([1, 1], "alone", Resume::Never);
+        train(ranks, "many", Resume::Never);
+        same_losses("many ranks", &path("many"), &path("alone"));
+        // Everything that a checkpoint has, in the same files and tensors.
+        let tensors = |run: &str, file: &str| {
+            let file = path(run).join("checkpoints/step-0000012").join(file);
+            let file = TensorFile::open(&file).expect("tensors");
+            let tensors = file.tensors().iter();
+            let tensors = tensors.map(|(name, info)| (name.clone(), info.shape.clone()));
+            tensors.collect::<Vec<_>>()
+        };
         let names = |run: &str| -> Vec<String> {
             let files = fixtures::files(&path(run).join("checkpoints/step-0000012"));
             files.into_keys().collect()
         };
-        assert_eq!(names("three"), names("alone"));
+        assert_eq!(names("many"), names("alone"));
+        for file in FILES {
+            assert_eq!(tensors("many", file), tensors("alone", file));
+        }
 
-        // On the same number of ranks, to the last byte.
-        copy_at(&path("three"), &path("again"), 6);
-        train(&test, data(3), &name("again"), recipe, Resume::Required);
-        for file in ["model.safetensors", "train_state.safetensors"] {
+        // In the same layout, to the last byte.
+        copy_at(&path("many"), &path("again"), 6);
+        train(ranks, "again", Resume::Required);
+        for file in FILES {
             let bytes = |run: &str| {
                 let file = path(run).join("checkpoints/step-0000012").join(file);
                 fs::read(file).expect("a file of a checkpoint")
             };
-            assert!(bytes("again") == bytes("three"), "{file}");
+            assert!(bytes("again") == bytes("many"), "{file}");
         }
 
-        // From three to one to two.
-        copy_at(&path("three"), &path("fewer"), 4);
-        train(&test, data(1), &name("fewer"), recipe, Resume::Required);
-        copy_at(&path("fewer"), &path("more"), 8);
-        train(&test, data(2), &name("more"), recipe, Resume::Required);
-        same_losses("from three to one to two", &path("more"), &path("alone"));
+        // From many to one to others.
+        copy_at(&path("many"), &path("one"), 4);
+        train([1, 1], "one", Resume::Required);
+        copy_at(&path("one"), &path("others"), 8);
+        train(others, "others", Resume::Required);
+        same_losses(
+            "from many to one to others",
+            &path("others"),
+            &path("alone"),
+        );
     }
+}
+
+/// What a run has come to.
+const FILES: [&str; 2] = ["model.safetensors", "train_state.safetensors"];
+
+#[test]
+fn what_cannot_be_divided_is_refused() {
+    let test = TestRun::new();
+    let run = |arguments: &[&str]| {
+        let config = test.argument("run.toml");
+        let out = test.argument("refused");
+        let arguments = [&["run", &config, "--out", &out], arguments].concat();
+        let output = binaries::train(&arguments).output().expect("an end");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert_eq!(text.matches("error: ").count(), 1, "{text}");
+        assert!(!test.path("refused").exists());
+        text
+    };
+    let said = run(&["--data", "3"]);
+    assert!(
+        said.contains("--data 3: the batch of step 1 has 2 sequences, fewer than there are ranks"),
+        "{said}"
+    );
+    let said = run(&["--expert", "3"]);
+    assert!(
+        said.contains("3 must divide the 4 experts of a layer"),
+        "{said}"
+    );
+    assert!(said.contains("allowed values: 1, 2, 4"), "{said}");
+    let said = run(&["--expert", "2", "--set", "model.feed_forward=dense"]);
+    assert!(
+        said.contains("the model has no experts to be divided"),
+        "{said}"
+    );
+    let said = run(&["--data", "0"]);
+    assert!(said.contains("invalid value '0'"), "{said}");
 }

@@ -208,6 +208,11 @@ impl Shard {
         (own, groups)
     }
 
+    /// Whether it has everything of a model, but perhaps not all experts.
+    pub fn has_all_but_experts(&self) -> bool {
+        self.layout == RankLayout::ONE
+    }
+
     /// Its query heads.
     pub fn query_heads(&self) -> Range<usize> {
         self.share(self.heads)

@@ -458,7 +458,7 @@ impl MapParameter for UpdateVisitor<'_> {
                 (weights, Some(kept))
             }
         };
-        let shape = shape.to_vec();
+        let shape = self.ownership.whole_shape(path, shape.to_vec());
         self.moments
             .insert(path.to_owned(), Moments { shape, kept });
         Tensor::from_inner(weights)

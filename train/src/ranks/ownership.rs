@@ -87,6 +87,16 @@ impl Ownership {
         (!self.is_empty()).then(|| &self.parameters[path])
     }
 
+    /// The shape of a whole parameter, from that of what this rank has of it.
+    pub fn whole_shape(&self, path: &str, mut shape: Vec<usize>) -> Vec<usize> {
+        if let Some(owned) = self.of(path)
+            && owned.holders == Holders::Replicas
+        {
+            shape[0] *= self.layout.expert;
+        }
+        shape
+    }
+
     /// The run of a parameter that this rank updates, among the values that it has; `None` for all.
     pub fn own(&self, path: &str) -> Option<Range<usize>> {
         let owned = self.of(path)?;
