@@ -23,7 +23,8 @@ use firebox_tests::fixtures;
 use firebox_tests::models::{sequences, tiny};
 use firebox_tests::runs::{TestRun, copy_at};
 use firebox_tests::tensors::relative_error;
-use firebox_train::config::Muon;
+use firebox_train::check::RankPlan;
+use firebox_train::config::{Muon, RunConfig};
 use firebox_train::gradient::{BatchResult, forward_backward, gradient_of};
 use firebox_train::learned::Learned;
 use firebox_train::optimizer::Optimizer;
@@ -292,6 +293,7 @@ fn a_run_has_the_losses_of_one_rank_and_resumes_with_any_number() {
         train([1, 1], "alone", Resume::Never);
         train(ranks, "many", Resume::Never);
         same_losses("many ranks", &path("many"), &path("alone"));
+        sends_what_was_planned(&test.config(&recipe), layout(ranks), &path("many"));
         // Everything that a checkpoint has, in the same files and tensors.
         let tensors = |run: &str, file: &str| {
             let file = path(run).join("checkpoints/step-0000012").join(file);
@@ -331,6 +333,44 @@ fn a_run_has_the_losses_of_one_rank_and_resumes_with_any_number() {
             &path("alone"),
         );
     }
+}
+
+/// Every step but the first, which has no weights of a step before to give away, hands over the bytes that `check` says; those
+/// of tokens depend on the routing, and are near.
+fn sends_what_was_planned(config: &RunConfig, layout: TrainLayout, run: &Path) {
+    let plan = RankPlan::of(config, layout).expect("a plan");
+    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    let mut steps = 0;
+    for line in text.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let Some(ranks) = line["ranks"].as_array() else {
+            continue;
+        };
+        assert_eq!(ranks.len(), layout.ranks());
+        let sum = |key: &str| {
+            ranks
+                .iter()
+                .map(|rank| rank[key].as_u64().expect(key))
+                .sum::<u64>()
+        };
+        if line["step"].as_u64() > Some(1) {
+            assert_eq!(u128::from(sum("bytes")), plan.bytes_per_step);
+        }
+        let tokens = line["batch_tokens"].as_f64().expect("tokens");
+        let found = sum("token_bytes") as f64;
+        match plan.bytes_per_token {
+            None => assert_eq!(found, 0.0),
+            Some(each) => {
+                let ratio = found / (tokens * each);
+                assert!(
+                    (0.5..3.0).contains(&ratio),
+                    "{found} of {tokens} tokens: {ratio}"
+                );
+            }
+        }
+        steps += 1;
+    }
+    assert_eq!(steps, 12);
 }
 
 /// What a run has come to.

@@ -1,5 +1,6 @@
 //! `cargo train check`: size, memory, FLOPs and cost of a run, without allocating it.
 
+mod ranks;
 mod text;
 
 use firebox_model::accounting::Accounting;
@@ -8,6 +9,8 @@ use serde::Serialize;
 use crate::config::{Frozen, PlanConfig, RunConfig};
 use crate::learned::Learned;
 use crate::optimizer;
+use crate::ranks::{LayoutError, TrainLayout};
+pub use ranks::RankPlan;
 
 const SECONDS_PER_DAY: f64 = 86_400.0;
 const HOURS_PER_DAY: f64 = 24.0;
@@ -24,6 +27,9 @@ pub struct Report {
     /// Time and money on the accelerators of `[plan]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<Cost>,
+    /// What each of several ranks holds and sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<RankPlan>,
     /// The run that is done first, if this one starts from another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first: Option<Box<Report>>,
@@ -76,8 +82,22 @@ impl Report {
             model,
             training,
             plan,
+            ranks: None,
             first: None,
         }
+    }
+
+    /// The report of the same run on many ranks.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be divided so.
+    pub fn on(self, layout: TrainLayout) -> Result<Self, LayoutError> {
+        let ranks = RankPlan::of(&self.config, layout)?;
+        Ok(Self {
+            ranks: (layout.ranks() > 1).then_some(ranks),
+            ..self
+        })
     }
 
     /// The report of the same run, which starts from another one.

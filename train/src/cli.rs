@@ -86,6 +86,7 @@ enum Command {
     #[command(after_help = "Examples:\n  \
         cargo train check configs/gpt4.toml\n  \
         cargo train check configs/quickstart.toml --set model.experts.count=16\n  \
+        cargo train check configs/quickstart.toml --data 2 --expert 4    what each of 8 ranks holds and sends\n  \
         cargo train check configs/gpt4.toml --json")]
     Check(CheckArgs),
     /// Show what runs have recorded: losses, experts over time, speed, samples.
@@ -186,27 +187,36 @@ struct RunArgs {
         hide_default_value = true
     )]
     resume: Resume,
+    #[command(flatten)]
+    layout: LayoutArgs,
+}
+
+/// How ranks divide a run.
+#[derive(Debug, Args)]
+struct LayoutArgs {
     /// Ranks that each compute the gradient of a share of every batch, and update a share of the weights: threads of this
     /// process, or the processes that mpirun or srun has started.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     data: u16,
-    /// Ranks that divide the experts of each of these copies of the model, in place of one rank: each has a part of the experts,
-    /// and the tokens of its share of the batch go where their experts are. Must divide model.experts.count.
+    /// Ranks in place of each of these that divide the experts: each has a part of the experts, a share of the batch, and a
+    /// share of the updates, and tokens go where their experts are. Must divide model.experts.count.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     expert: u16,
 }
 
-impl RunArgs {
+impl LayoutArgs {
     fn layout(&self) -> TrainLayout {
         TrainLayout {
             data: self.data.into(),
             expert: self.expert.into(),
         }
     }
+}
 
+impl RunArgs {
     /// Runs on every rank, and prints the result once.
     fn execute(self, threads: Option<usize>, control: &Control) -> Result<(), CliError> {
-        let (layout, control) = (self.layout(), control.clone());
+        let (layout, control) = (self.layout.layout(), control.clone());
         let outcome = launch::run(layout, threads, move |team| {
             let ConfigArgs { config, set } = &self.config;
             chain::run(config, set, &self.options(), team, &control)
@@ -231,6 +241,8 @@ impl RunArgs {
 struct CheckArgs {
     #[command(flatten)]
     config: ConfigArgs,
+    #[command(flatten)]
+    layout: LayoutArgs,
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -456,6 +468,7 @@ impl Cli {
             }
             Command::Check(args) => {
                 let report = args.config.plan()?;
+                let report = report.on(args.layout.layout()).map_err(TrainError::from)?;
                 data::warn_of_planned_repetition(&report.config);
                 present(&report, args.json)
             }

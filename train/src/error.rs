@@ -146,6 +146,16 @@ pub enum TrainError {
         /// Its value.
         value: f64,
     },
+    /// The weights of one of several ranks are no longer those that a step left there.
+    #[error(
+        "step {step}: the weights of rank {rank} have changed since the step before, by themselves"
+    )]
+    WeightsChanged {
+        /// The step that was discarded.
+        step: u64,
+        /// The rank.
+        rank: usize,
+    },
     /// The device failed.
     #[error("{}{failure}", step.map_or_else(String::new, |step| format!("step {step}: ")))]
     Computation {
@@ -247,6 +257,9 @@ impl Advise for TrainError {
             ),
             Self::Diverged { .. } => Advice::FAILURE.hint(
                 "lower optimizer.learning_rate or lengthen schedule.warmup_steps; the last checkpoint is intact",
+            ),
+            Self::WeightsChanged { .. } => Advice::FAILURE.hint(
+                "the memory of that rank's machine or device is at fault; --resume continues from the last checkpoint, elsewhere",
             ),
             Self::Computation {
                 failure,

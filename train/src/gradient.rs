@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Muon;
 use crate::learned::Learned;
 use crate::optimizer::Optimizer;
-use crate::ranks::{Ownership, RankSeconds, Team, host};
+use crate::ranks::{Ownership, RankRecord, Team, host};
 use crate::rows::Row;
 
 /// Loss, router health and gradient of a batch.
@@ -43,8 +43,8 @@ pub struct BatchResult {
     pub gradient_norm: f64,
     /// The gradient of `total_loss`, by the values that are this rank's own.
     pub gradients: GradientSum,
-    /// How each rank has spent its time.
-    pub seconds: Vec<RankSeconds>,
+    /// What each rank has done.
+    pub ranks: Vec<RankRecord>,
 }
 
 /// Loss and gradient of a batch, by all parameters; see [`gradient_of`].
@@ -80,7 +80,8 @@ struct Figures {
     scores: Vec<f32>,
     /// Number of sums of squares.
     squares: usize,
-    seconds: RankSeconds,
+    /// What it has done.
+    rank: RankRecord,
 }
 
 /// Computes the loss of a batch and its gradient by what an optimizer trains, `micro_batch` rows at a time. Neither depends
@@ -106,7 +107,7 @@ pub fn gradient_of<R: Row>(
 ) -> BatchResult {
     let started = Instant::now();
     let (config, learned, team) = (model.config(), optimizer.learned(), optimizer.team());
-    let communicated = team.communicating();
+    let (communicated, sent) = (team.communicating(), team.token_bytes());
     let shares = team.all(Share {
         rows: rows.len(),
         targets: rows.iter().map(Row::targets).sum(),
@@ -171,11 +172,14 @@ pub fn gradient_of<R: Row>(
         gradients.add(learned, model, total.backward());
     }
     let waited = (team.communicating() - communicated).as_secs_f64();
-    let seconds = RankSeconds {
-        computing: started.elapsed().as_secs_f64() - waited,
-        communicating: waited,
-    };
+    let computing = started.elapsed().as_secs_f64() - waited;
     let gradients = gradients.add_up(team, optimizer.ownership(), &device.clone().inner());
+    let rank = RankRecord {
+        computing,
+        communicating: waited,
+        bytes: team.bytes_since_last(),
+        token_bytes: team.token_bytes() - sent,
+    };
 
     // The only device-to-host read of a step.
     figures.extend(gradients.squares());
@@ -189,7 +193,7 @@ pub fn gradient_of<R: Row>(
         lengths,
         scores,
         squares: gradients.by_path().len(),
-        seconds,
+        rank,
     });
     let mut result = BatchResult {
         loss: 0.0,
@@ -199,7 +203,7 @@ pub fn gradient_of<R: Row>(
         scores: BatchScores::default(),
         gradient_norm: 0.0,
         gradients,
-        seconds: all.iter().map(|figures| figures.seconds).collect(),
+        ranks: all.iter().map(|figures| figures.rank).collect(),
     };
     let mut squares = 0.0;
     for figures in &all {

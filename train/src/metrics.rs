@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::HeldOutPicture;
 use crate::looking::HeldOutLoss;
-use crate::ranks::RankSeconds;
+use crate::ranks::RankRecord;
 
 /// One line of the file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -85,9 +85,9 @@ pub struct TrainRecord {
     pub flops_per_second: f64,
     /// Training time so far, in seconds, excluding interruptions.
     pub seconds: f64,
-    /// How each rank has spent the time of the step until gradients were added up, where there are several.
+    /// What each rank has done, where there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ranks: Vec<RankSeconds>,
+    pub ranks: Vec<RankRecord>,
     /// Router health per layer; empty for a dense model.
     pub layers: Vec<LayerHealth>,
 }

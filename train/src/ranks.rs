@@ -11,6 +11,7 @@
 //!
 //! [`CommError::unwind`]: firebox_comm::CommError::unwind
 
+mod checksum;
 mod experts;
 pub mod launch;
 mod layout;
@@ -18,9 +19,11 @@ mod ownership;
 mod team;
 mod validation;
 
+pub use checksum::checksum;
 pub use experts::own_expert;
 pub use layout::{LayoutError, TrainLayout};
+pub(crate) use ownership::is_of_experts;
 pub use ownership::{Owned, Ownership, Update};
 pub(crate) use team::host;
-pub use team::{Holders, RankSeconds, Team, slow_rank};
+pub use team::{Holders, RankRecord, Team, slow_rank};
 pub use validation::Shared;

@@ -16,7 +16,7 @@ use crate::error::TrainError;
 use crate::gradient::gradient_of;
 use crate::learned::Learned;
 use crate::optimizer::{Optimizer, clip_scale};
-use crate::ranks::RankSeconds;
+use crate::ranks::{RankRecord, checksum};
 use crate::rows::Stream;
 use crate::schedule::learning_rate_fraction;
 use crate::state::Progress;
@@ -31,6 +31,8 @@ pub struct TrainingState {
     /// The progress of the run.
     pub progress: Progress,
     device: Device,
+    /// Of the weights of one of several ranks, after some of the steps.
+    checksum: Option<u32>,
 }
 
 /// The figures of a step.
@@ -50,8 +52,8 @@ pub struct StepResult {
     pub seconds: f64,
     /// Router health per layer; empty for a dense model.
     pub layers: Vec<LayerHealth>,
-    /// How each rank has spent the time until gradients are added up.
-    pub ranks: Vec<RankSeconds>,
+    /// What each rank has done.
+    pub ranks: Vec<RankRecord>,
 }
 
 impl TrainingState {
@@ -70,6 +72,22 @@ impl TrainingState {
             optimizer,
             progress,
             device: device.clone().autodiff(),
+            checksum: None,
+        }
+    }
+
+    /// Compares the weights of every rank with those that the last step left there, if it left a checksum.
+    fn check_weights(&mut self) -> Result<(), TrainError> {
+        let Some(left) = self.checksum.take() else {
+            return Ok(());
+        };
+        let changed = self.optimizer.team().all(checksum(&self.model) != left);
+        match changed.iter().position(|&changed| changed) {
+            Some(rank) => Err(TrainError::WeightsChanged {
+                step: self.progress.step + 1,
+                rank,
+            }),
+            None => Ok(()),
         }
     }
 
@@ -78,7 +96,8 @@ impl TrainingState {
     ///
     /// # Errors
     ///
-    /// When the tokens cannot be read, or when the loss or the gradient is not finite.
+    /// When the tokens cannot be read; when the loss or the gradient is not finite; when the weights of a rank have changed
+    /// since the step before.
     pub fn step<S: Stream>(
         mut self,
         config: &RunConfig,
@@ -112,6 +131,7 @@ impl TrainingState {
                 });
             }
         }
+        self.check_weights()?;
         let fraction = learning_rate_fraction(&config.schedule, step, config.train.steps);
         let learning_rate = config.optimizer.learning_rate * fraction;
         let scale = clip_scale(norm, config.optimizer.clip_norm);
@@ -134,6 +154,11 @@ impl TrainingState {
             self.model.set_router_bias(&biases);
         }
 
+        // Those of a single rank have nobody to be told.
+        if !self.optimizer.team().is_alone() && (step + 1).is_multiple_of(config.train.log_every) {
+            self.checksum = Some(checksum(&self.model));
+        }
+
         let seconds = started.elapsed().as_secs_f64();
         self.progress.step += 1;
         self.progress.sequences += count;
@@ -147,7 +172,7 @@ impl TrainingState {
             tokens: batch.tokens,
             seconds,
             layers: batch.health.health(),
-            ranks: batch.seconds,
+            ranks: batch.ranks,
         };
         Ok((self, result))
     }
@@ -173,26 +198,29 @@ fn moved(
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Tensor;
+    use burn::tensor::{Tensor, TensorData};
     use firebox_model::batch::Sequence;
     use firebox_model::parameters::{MapParameter, map};
 
     use super::*;
     use crate::data::{TrainingStream, prepare};
     use crate::gradient::forward_backward;
-    use crate::ranks::Team;
+    use crate::ranks::{Team, TrainLayout, launch};
     use crate::rows::Row;
     use crate::testing::{SmallRun, bits, default_device};
 
     fn start(config: &RunConfig) -> (TrainingState, TrainingStream) {
+        start_among(config, &Team::default())
+    }
+
+    fn start_among(config: &RunConfig, team: &Team) -> (TrainingState, TrainingStream) {
         let device = default_device();
         let prepared = prepare(config, false).unwrap();
         let (context, seed) = (config.model.context_length, config.train.seed);
         let stream = prepared.training_stream(context, seed, config.sequences());
         let model = LanguageModel::random(&config.model, seed, &device);
-        let alone = Team::default();
         let muon = config.optimizer.muon;
-        let optimizer = Optimizer::new(&config.model, muon, Learned::Everything, &alone);
+        let optimizer = Optimizer::new(&config.model, muon, Learned::Everything, team);
         let training = TrainingState::new(model, optimizer, Progress::default(), &device);
         (training, stream.unwrap())
     }
@@ -261,6 +289,41 @@ mod tests {
             assert_eq!((first, ahead.len()), (12, 24));
             assert!(biases[0][0] != 0.0 && (biases[0][0] + biases[0][1]).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn a_rank_whose_weights_change_between_steps_is_named() {
+        struct Flip;
+        impl MapParameter for Flip {
+            fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
+                if path != "head" {
+                    return value;
+                }
+                let (shape, device) = (value.dims(), value.device());
+                let mut values: Vec<f32> = value.into_data().iter().collect();
+                values[3] = f32::from_bits(values[3].to_bits() ^ 1);
+                Tensor::from_data(TensorData::new(values, shape), &device)
+            }
+        }
+        let steps = |faulty: Option<usize>| {
+            let run = SmallRun::new();
+            let config = run.config(&["train.log_every=1"]);
+            let layout = TrainLayout { data: 3, expert: 1 };
+            launch::run(layout, Some(3), move |team| {
+                let (mut training, stream) = start_among(&config, team);
+                (training, _) = training.step(&config, &stream)?;
+                if faulty == Some(team.rank()) {
+                    training.model = map(training.model, &mut Flip);
+                }
+                training.step(&config, &stream).map(|_| ())
+            })
+        };
+        assert!(steps(None).is_ok());
+        let error = steps(Some(1)).unwrap_err();
+        assert!(
+            matches!(error, TrainError::WeightsChanged { step: 2, rank: 1 }),
+            "{error}"
+        );
     }
 
     #[test]

@@ -25,6 +25,9 @@ d_ff = 32
 kind = "bytes"
 [data]
 cache = 'FOLDER/cache'
+[data.validation]
+by = "tail"
+fraction = 0.2
 [[data.source]]
 name = "text"
 files = ['FOLDER/text.txt']
@@ -116,11 +119,16 @@ fn ended(run: Child) -> (Option<i32>, String, String) {
 #[test]
 fn processes_give_the_bits_of_threads() {
     let test = Test::new();
-    for ranks in [2, 4] {
-        let count = ranks.to_string();
-        let arguments = ["--data", &count, "--set", "train.steps=6"];
+    let layouts: [(usize, &[&str]); 4] = [
+        (2, &["--data", "2"]),
+        (4, &["--data", "4"]),
+        (2, &["--expert", "2"]),
+        (4, &["--data", "2", "--expert", "2"]),
+    ];
+    for (number, (ranks, layout)) in layouts.into_iter().enumerate() {
+        let arguments = [layout, &["--set", "train.steps=6"]].concat();
         let [threads, processes] = [1, ranks].map(|processes| {
-            let out = format!("{ranks}-{processes}");
+            let out = format!("{number}-{processes}");
             let (code, stdout, stderr) = test.run(processes, &out, &arguments);
             assert_eq!(code, Some(0), "{stderr}");
             // One rank tells of the run.
@@ -128,7 +136,7 @@ fn processes_give_the_bits_of_threads() {
             assert_eq!(stderr.matches("step      6  loss").count(), 1, "{stderr}");
             test.bytes(&out, 6)
         });
-        assert!(threads == processes, "{ranks} ranks");
+        assert!(threads == processes, "{layout:?}");
     }
 }
 
@@ -160,7 +168,7 @@ fn what_is_wrong_is_told_once_with_its_exit_code() {
 fn a_run_goes_on_after_ranks_are_killed() {
     const RANKS: usize = 4;
     let test = Test::new();
-    let arguments = ["--data", "4", "--resume=auto"];
+    let arguments = ["--data", "2", "--expert", "2", "--resume=auto"];
     let (code, _, stderr) = test.run(RANKS, "whole", &arguments);
     assert_eq!(code, Some(0), "{stderr}");
     // Each time another rank, some steps after the checkpoint that is there.

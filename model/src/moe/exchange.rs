@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
-use firebox_comm::Comm;
+use firebox_comm::{Comm, Traffic};
 use firebox_kernels::dispatch::DispatchPlan;
 use firebox_kernels::{Collective, collective};
 
@@ -18,7 +20,26 @@ use crate::parallel::share;
 /// rank's work ends by [`unwind`](firebox_comm::CommError::unwind).
 #[derive(Debug, Clone)]
 pub struct ExpertGroup {
+    link: Arc<Link>,
+}
+
+/// The messages of a group.
+#[derive(Debug)]
+struct Link {
     comm: Arc<dyn Comm>,
+    /// Nanoseconds that this rank has spent in messages, waiting for others included.
+    communicating: AtomicU64,
+}
+
+impl Link {
+    /// What comes from each rank for what is sent to each.
+    fn all_to_all(&self, parts: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+        let started = Instant::now();
+        let received = self.comm.all_to_all(parts);
+        let nanoseconds = started.elapsed().as_nanos() as u64;
+        self.communicating.fetch_add(nanoseconds, Ordering::Relaxed);
+        received.unwrap_or_else(|error| error.unwind())
+    }
 }
 
 /// Where a rank's tokens go.
@@ -34,17 +55,33 @@ struct Route {
 impl ExpertGroup {
     /// The ranks of a communicator, which divide the experts of every layer in their order.
     pub fn new(comm: Arc<dyn Comm>) -> Self {
-        Self { comm }
+        let communicating = AtomicU64::new(0);
+        Self {
+            link: Arc::new(Link {
+                comm,
+                communicating,
+            }),
+        }
     }
 
     /// This rank's place and the number of ranks.
     pub fn place(&self) -> (usize, usize) {
-        (self.comm.rank(), self.comm.size())
+        (self.link.comm.rank(), self.link.comm.size())
+    }
+
+    /// What this rank has sent so far.
+    pub fn traffic(&self) -> Traffic {
+        self.link.comm.traffic()
+    }
+
+    /// How long this rank has spent in messages so far, waiting for others included.
+    pub fn communicating(&self) -> Duration {
+        Duration::from_nanos(self.link.communicating.load(Ordering::Relaxed))
     }
 
     /// A rank's experts of so many.
     fn experts(&self, count: usize, rank: usize) -> Range<usize> {
-        share(count, self.comm.size(), rank)
+        share(count, self.place().1, rank)
     }
 
     /// The weighted sum of the outputs of each token's experts; see [`Experts::forward`]. `experts` are this rank's own.
@@ -66,7 +103,7 @@ impl ExpertGroup {
         let route = self.route(&chosen, count, top_k);
         let received = route.chosen.iter().map(|chosen| chosen.len() / top_k);
         let there = Arc::new(Exchange {
-            comm: Arc::clone(&self.comm),
+            link: Arc::clone(&self.link),
             sent: route.sent,
             received: received.collect(),
         });
@@ -79,7 +116,7 @@ impl ExpertGroup {
         let rows = collective(rows, Arc::clone(&there) as Arc<dyn Collective>);
         let x = rows.clone().narrow(1, 0, d_model);
         let weights = rows.narrow(1, d_model, top_k);
-        let own = self.experts(count, self.comm.rank());
+        let own = self.experts(count, self.place().0);
         let plan = DispatchPlan::new(&route.chosen.concat(), count, top_k, &device).part(own);
         let outputs = experts.forward(x, weights, &plan);
         let outputs = collective(outputs, Arc::new(there.back()));
@@ -96,7 +133,7 @@ impl ExpertGroup {
         let mut tokens = Vec::new();
         let mut sent = Vec::new();
         let mut messages = Vec::new();
-        for rank in 0..self.comm.size() {
+        for rank in 0..self.place().1 {
             let experts = self.experts(count, rank);
             let visits = |chosen: &[u32]| chosen.iter().any(|&e| experts.contains(&(e as usize)));
             let before = tokens.len();
@@ -111,8 +148,7 @@ impl ExpertGroup {
             let own = own.flat_map(|token| &chosen[token * top_k..][..top_k]);
             messages.push(own.flat_map(|expert| expert.to_le_bytes()).collect());
         }
-        let received = self.comm.all_to_all(messages);
-        let received = received.unwrap_or_else(|error| error.unwind());
+        let received = self.link.all_to_all(messages);
         let chosen = received.iter().map(|bytes| {
             let experts = bytes.as_chunks::<4>().0.iter();
             experts.map(|&expert| u32::from_le_bytes(expert)).collect()
@@ -128,7 +164,7 @@ impl ExpertGroup {
 /// Rows that go to each rank and come from each.
 #[derive(Debug)]
 struct Exchange {
-    comm: Arc<dyn Comm>,
+    link: Arc<Link>,
     sent: Vec<usize>,
     received: Vec<usize>,
 }
@@ -137,7 +173,7 @@ impl Exchange {
     /// The way back.
     fn back(&self) -> Self {
         Self {
-            comm: Arc::clone(&self.comm),
+            link: Arc::clone(&self.link),
             sent: self.received.clone(),
             received: self.sent.clone(),
         }
@@ -151,8 +187,7 @@ impl Exchange {
             rest = after;
             own.iter().flat_map(|value| value.to_le_bytes()).collect()
         });
-        let received = self.comm.all_to_all(parts.collect());
-        let received = received.unwrap_or_else(|error| error.unwind());
+        let received = self.link.all_to_all(parts.collect());
         let values = received.iter().flat_map(|bytes| {
             let values = bytes.as_chunks::<4>().0.iter();
             values.map(|&value| f32::from_le_bytes(value))

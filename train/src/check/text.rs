@@ -9,7 +9,7 @@ use firebox_model::config::{
     Multipliers, QkNorm, RopeScaling, RouterConfig, Scores,
 };
 
-use super::{Report, TrainingTotals};
+use super::{RankPlan, Report, TrainingTotals};
 use crate::config::{
     DecayKind, Frozen, Muon, RunConfig, Share, SourceConfig, SourceKind, SplitKind,
     TokenizerConfig, TrainingSource,
@@ -24,6 +24,7 @@ impl Display for Report {
             Some(configuration(&self.config)),
             Some(parameters(self)),
             Some(memory(&self.model.memory)),
+            self.ranks.as_ref().map(ranks),
             Some(operations(self)),
             pictures(self),
             Some(training(self)),
@@ -449,6 +450,46 @@ fn memory(memory: &Memory) -> Table {
             figure("optimizer", memory.moments),
             figure("total", memory.total()),
         ],
+    )
+}
+
+fn ranks(plan: &RankPlan) -> Table {
+    let figure = |label, value| (label, bytes(value), String::new());
+    let [first, last] = plan.sequences;
+    let batch = match first == last {
+        true => String::new(),
+        false => format!("{first} in the first step"),
+    };
+    let ranks = plan.layout.ranks() as u128;
+    let mut rows = vec![
+        figure("weights", plan.weights),
+        figure("gradients", plan.gradients),
+        (
+            "optimizer",
+            bytes(plan.moments),
+            "each rank updates a share of the weights".to_owned(),
+        ),
+        figure("total", plan.total()),
+        ("sequences of a batch", grouped(u128::from(last)), batch),
+        (
+            "messages of a step",
+            bytes(plan.bytes_per_step / ranks),
+            "gradients, and weights that it has updated".to_owned(),
+        ),
+    ];
+    rows.extend(plan.bytes_per_token.map(|tokens| {
+        (
+            "messages of a token",
+            bytes(tokens as u128),
+            "to its experts and back, both passes; as if every expert were as likely".to_owned(),
+        )
+    }));
+    Table::figures(
+        format!(
+            "each of {ranks} ranks ({}; f32, without activations)",
+            plan.layout
+        ),
+        rows,
     )
 }
 

@@ -84,11 +84,18 @@ fn on_rank<T>(
     }
 }
 
+impl TrainError {
+    /// Whether every rank finds it at the same time.
+    fn is_of_all(&self) -> bool {
+        matches!(self, Self::Diverged { .. } | Self::WeightsChanged { .. })
+    }
+}
+
 impl From<RunError<TrainError>> for TrainError {
     fn from(RunError { failure, error }: RunError<TrainError>) -> Self {
         match error {
             // What goes wrong on the first rank, or on all of them, is told as if it were the only one.
-            Some(error) if failure.rank == 0 || matches!(error, Self::Diverged { .. }) => error,
+            Some(error) if failure.rank == 0 || error.is_of_all() => error,
             _ => Self::Rank(Box::new(failure)),
         }
     }

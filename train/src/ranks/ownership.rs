@@ -148,7 +148,7 @@ impl Owned {
 }
 
 /// Whether a parameter belongs to single experts.
-fn is_of_experts(parameter: &ParameterInfo) -> bool {
+pub(crate) fn is_of_experts(parameter: &ParameterInfo) -> bool {
     parameter.axes.first() == Some(&Axis::Experts)
         && matches!(parameter.role, Role::Experts | Role::Bias)
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Tensor, TensorData};
-use firebox_comm::{Comm, CommError};
+use firebox_comm::{Comm, CommError, Operation};
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::moe::balance::TokensPerExpert;
@@ -25,6 +25,8 @@ pub struct Team {
     groups: Option<Groups>,
     /// Nanoseconds that this rank has spent in messages, waiting for others included.
     communicating: Arc<AtomicU64>,
+    /// Bytes of gradients and weights that have been counted.
+    counted: Arc<AtomicU64>,
 }
 
 /// The groups that a rank is in.
@@ -47,20 +49,24 @@ pub enum Holders {
     Replicas,
 }
 
-/// How a rank spent the time of a step, in seconds.
+/// What a rank did in a step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct RankSeconds {
-    /// Computing the gradient of its share of the batch.
+pub struct RankRecord {
+    /// Seconds in which it computed the gradient of its share of the batch.
     pub computing: f64,
-    /// In messages meanwhile, waiting for others included.
+    /// Seconds that it spent in messages meanwhile, waiting for others included.
     pub communicating: f64,
+    /// Bytes of gradients that it handed over, and of weights after the step before.
+    pub bytes: u64,
+    /// Bytes of tokens that it sent to other ranks' experts and back.
+    pub token_bytes: u64,
 }
 
 /// A rank that computes for longer than this times the median of all is slow.
 const SLOW: f64 = 1.5;
 
 /// A warning if the others wait for a rank that is slow.
-pub fn slow_rank(ranks: &[RankSeconds]) -> Option<String> {
+pub fn slow_rank(ranks: &[RankRecord]) -> Option<String> {
     let mut sorted: Vec<f64> = ranks.iter().map(|rank| rank.computing).collect();
     sorted.sort_by(f64::total_cmp);
     // Of two ranks, that of the faster one.
@@ -101,6 +107,7 @@ impl Team {
             layout,
             groups,
             communicating: Arc::default(),
+            counted: Arc::default(),
         }
     }
 
@@ -124,11 +131,7 @@ impl Team {
     /// A rank's part of a model, among the ranks that have its other experts.
     #[must_use]
     pub fn joined(&self, model: LanguageModel) -> LanguageModel {
-        let experts = self
-            .groups
-            .as_ref()
-            .and_then(|groups| groups.experts.as_ref());
-        match experts {
+        match self.experts() {
             Some(experts) => model.among_experts(experts),
             None => model,
         }
@@ -280,9 +283,37 @@ impl Team {
         }
     }
 
+    /// Bytes of gradients and weights that this rank has handed to messages since this was asked last.
+    pub fn bytes_since_last(&self) -> u64 {
+        let Some(groups) = &self.groups else {
+            return 0;
+        };
+        let groups = [&groups.world, &groups.replicas];
+        let now = groups.map(|group| {
+            let kinds = [Operation::ReduceScatterSum, Operation::AllGatherParts];
+            let traffic = group.traffic();
+            kinds.map(|kind| traffic.of(kind).bytes).iter().sum::<u64>()
+        });
+        let now = now.iter().sum();
+        now - self.counted.swap(now, Ordering::Relaxed)
+    }
+
+    /// Bytes of tokens that this rank has sent to experts and back so far.
+    pub fn token_bytes(&self) -> u64 {
+        let experts = self.experts().map(ExpertGroup::traffic);
+        experts.map_or(0, |traffic| traffic.of(Operation::AllToAll).bytes)
+    }
+
+    /// The ranks that have the other experts of its copy of the model.
+    fn experts(&self) -> Option<&ExpertGroup> {
+        self.groups.as_ref()?.experts.as_ref()
+    }
+
     /// How long this rank has spent in messages so far.
     pub fn communicating(&self) -> Duration {
-        Duration::from_nanos(self.communicating.load(Ordering::Relaxed))
+        let own = Duration::from_nanos(self.communicating.load(Ordering::Relaxed));
+        let tokens = self.experts().map(ExpertGroup::communicating);
+        own + tokens.unwrap_or_default()
     }
 
     fn timed<T>(&self, work: impl FnOnce() -> Result<T, CommError>) -> T {

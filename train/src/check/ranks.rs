@@ -1,0 +1,129 @@
+//! What the ranks of a run hold and send, without starting any.
+
+use firebox_model::config::ModelConfig;
+use firebox_model::language_model::LanguageModel;
+use firebox_model::parallel::share;
+use serde::Serialize;
+
+use crate::config::RunConfig;
+use crate::learned::Learned;
+use crate::optimizer;
+use crate::ranks::{LayoutError, TrainLayout, is_of_experts};
+
+/// Bytes of a value.
+const VALUE: u128 = 4;
+
+/// What every rank of a layout holds, and what the ranks send each other.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RankPlan {
+    /// The layout.
+    pub layout: TrainLayout,
+    /// Bytes of a rank's weights.
+    pub weights: u128,
+    /// Bytes of its gradient.
+    pub gradients: u128,
+    /// Bytes of its share of the optimizer's state, on average: shares differ by at most what is updated as a whole.
+    pub moments: u128,
+    /// Sequences of a rank with the largest share of a batch, in the first step and in the last.
+    pub sequences: [u64; 2],
+    /// Bytes of gradients and weights that all ranks together hand to messages in a step: each its whole gradient, and the
+    /// weights that it has updated.
+    pub bytes_per_step: u128,
+    /// Bytes that all ranks together send to experts and back for a token of a batch in one forward and backward pass, if
+    /// every expert is as likely as any other; those to a rank's own experts count too. `None` where every rank has all
+    /// experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_token: Option<f64>,
+}
+
+impl RankPlan {
+    /// Plans a run on a layout.
+    ///
+    /// # Errors
+    ///
+    /// When the run cannot be divided so.
+    pub fn of(config: &RunConfig, layout: TrainLayout) -> Result<Self, LayoutError> {
+        layout.check(config)?;
+        let model = &config.model;
+        let learned = Learned::of(model, config.train.frozen);
+        let [mut shared, mut experts] = [0; 2];
+        let [mut shared_learned, mut experts_learned] = [0; 2];
+        for parameter in LanguageModel::parameter_list(model) {
+            let (all, trained) = match is_of_experts(&parameter) {
+                true => (&mut experts, &mut experts_learned),
+                false => (&mut shared, &mut shared_learned),
+            };
+            *all += parameter.elements();
+            if learned.includes(&parameter.path) {
+                *trained += parameter.elements();
+            }
+        }
+        let (ranks, parts) = (layout.ranks() as u128, layout.expert as u128);
+        let gradient = shared_learned + experts_learned / parts;
+        let updated = shared_learned + experts_learned;
+        let kept = optimizer::kept_values(model, config.optimizer.muon, &learned);
+        let batches = &config.schedule.batch_tokens;
+        let last = config.train.steps.saturating_sub(1);
+        let sequences = [0, last].map(|step| {
+            let rows = batches.sequences_at(step, model.context_length);
+            share(rows as usize, layout.ranks(), 0).len() as u64
+        });
+        Ok(Self {
+            layout,
+            weights: VALUE * (shared + experts / parts),
+            gradients: VALUE * gradient,
+            moments: VALUE * kept / ranks,
+            sequences,
+            bytes_per_step: VALUE * (ranks * gradient + updated),
+            bytes_per_token: (layout.expert > 1).then(|| bytes_per_token(model, layout.expert)),
+        })
+    }
+
+    /// Bytes of all that a rank holds, without activations.
+    pub fn total(&self) -> u128 {
+        self.weights + self.gradients + self.moments
+    }
+}
+
+/// See [`RankPlan::bytes_per_token`].
+fn bytes_per_token(model: &ModelConfig, ranks: usize) -> f64 {
+    let Some(moe) = &model.moe else { return 0.0 };
+    let (count, top_k) = (moe.experts.count, moe.experts.top_k);
+    let each = count / ranks;
+    // How likely it is that none of a token's experts is one of a rank's: k of those that are not, out of all.
+    let none: f64 = (0..top_k)
+        .map(|chosen| (count - each).saturating_sub(chosen) as f64 / (count - chosen) as f64)
+        .product();
+    let visited = ranks as f64 * (1.0 - none);
+    // There with the weights of its experts, and back; the same of the gradients; and the numbers of its experts.
+    let values = 4 * model.d_model + 3 * top_k;
+    model.moe_layers().count() as f64 * visited * (VALUE as usize * values) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::SmallRun;
+
+    #[test]
+    fn a_rank_of_the_small_run_by_hand() {
+        let run = SmallRun::new();
+        let config = run.config(&["schedule.batch_tokens=64"]);
+        let plan = |data, expert| RankPlan::of(&config, TrainLayout { data, expert });
+        // Two experts of 3 · 8 · 8 values; the rest: embedding and head of 257 · 8, 4 · 8 · 8 of attention, 8 · 2 of the
+        // router, three norms of 8.
+        let (experts, shared) = (2 * 192, 2 * 2056 + 256 + 16 + 24);
+        let one = plan(1, 1).unwrap();
+        assert_eq!(one.weights, 4 * (shared + experts));
+        assert_eq!((one.gradients, one.moments), (one.weights, 2 * one.weights));
+        let many = plan(2, 2).unwrap();
+        assert_eq!(many.weights, 4 * (shared + experts / 2));
+        assert_eq!(many.moments, one.moments / 4);
+        assert_eq!(many.sequences, [2, 2]);
+        let handed = 4 * (shared + experts / 2) + shared + experts;
+        assert_eq!(many.bytes_per_step, 4 * handed);
+        // One of two experts a token: a rank is visited, one layer, 4 · 8 + 3 values.
+        assert_eq!(many.bytes_per_token, Some(140.0));
+        assert!(matches!(plan(9, 1), Err(LayoutError::TooFewRows { .. })));
+    }
+}
