@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::check_writable;
 use firebox_console::process::COMPARE_DEVICE;
 use firebox_console::report::page_path;
 use firebox_console::terminal::print;
@@ -251,6 +252,9 @@ struct CompareArgs {
 impl CompareArgs {
     fn execute(self, threads: Option<u16>) -> Result<(), CliError> {
         let config = self.config.load()?;
+        if let Some(path) = &self.html {
+            check_writable(path).map_err(CompareError::from)?;
+        }
         let devices = if self.devices.is_empty() {
             let backends = device::backends().into_iter();
             let compiled = backends.filter(|backend| backend.compiled);
