@@ -4,7 +4,7 @@ use std::path::Path;
 
 use firebox_checkpoint::PREPROCESSOR_FILE;
 use firebox_image::{Fitted, MAX_BYTES, Processor};
-use firebox_model::config::ModelConfig;
+use firebox_model::config::{CHANNELS, ModelConfig};
 use firebox_model::vision::Picture;
 use firebox_serve::pictures::ReadPicture;
 
@@ -98,6 +98,11 @@ impl PictureReader {
 impl ReadPicture for PictureReader {
     fn most_bytes(&self) -> u64 {
         MAX_BYTES
+    }
+
+    fn picture_bytes(&self) -> u64 {
+        let side = self.processor.tile();
+        (self.max_tiles * CHANNELS * side * side * size_of::<f32>()) as u64
     }
 
     fn read(&self, name: &str, content: &[u8]) -> Result<Picture, String> {

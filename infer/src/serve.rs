@@ -14,7 +14,7 @@ use firebox_serve::http::{self, App, Outcome};
 use firebox_serve::job::Submit;
 use firebox_serve::lifecycle::{Lifecycle, Phase};
 use firebox_serve::metrics::{Build, Metrics};
-use firebox_serve::pictures::PictureInput;
+use firebox_serve::pictures::{PictureInput, PictureRoom};
 use firebox_serve::scheduler::Scheduler;
 use firebox_serve::served::Served;
 
@@ -53,6 +53,8 @@ pub struct ServeOptions {
     pub image_folder: Option<PathBuf>,
     /// The most pictures of a request.
     pub pictures: usize,
+    /// The most bytes of the pictures of all requests that wait.
+    pub picture_bytes: u64,
     /// The process that this one is a replica of.
     pub parent: Option<Parent>,
 }
@@ -273,7 +275,7 @@ fn serve_until(
     }
 }
 
-/// How the model takes pictures; `None` if it sees none, or none with this draft or on several ranks.
+/// How the model takes pictures; `None` if it sees none, or none with this draft.
 fn picture_input(
     engine: &Engine,
     speculation: &Speculation,
@@ -289,13 +291,8 @@ fn picture_input(
             }),
         };
     };
-    let blind = match (&speculation.draft, &engine.ranks) {
-        (Draft::Model(_), _) => Some("the draft model sees no pictures"),
-        (_, Some(_)) => Some("a server on several ranks takes no pictures"),
-        _ => None,
-    };
-    if let Some(blind) = blind {
-        tracing::warn!("{blind}, so requests with pictures are refused");
+    if let Draft::Model(_) = &speculation.draft {
+        tracing::warn!("the draft model sees no pictures, so requests with pictures are refused");
         return Ok(None);
     }
     let folder = options.image_folder.as_ref().map(|path| {
@@ -312,6 +309,7 @@ fn picture_input(
         image_text: engine.tokenizer.special_text(image_token),
         folder: folder.transpose()?,
         most: options.pictures,
+        room: PictureRoom::new(options.picture_bytes),
     }))
 }
 

@@ -112,6 +112,14 @@ fn eval_of_captions_prints_tables_and_writes_a_page() {
         (&5.into(), &Value::Null)
     );
 
+    // A caption by itself has no other picture.
+    assert!(table.contains("another"), "{table}");
+    let one = succeed(arguments.into_iter().chain(["--max-captions", "1"]));
+    assert!(
+        one.contains("right picture") && !one.contains("another"),
+        "{one}"
+    );
+
     // What cannot be evaluated.
     let blind = TinyCheckpoint::new(&tiny_config(), 1);
     let path = words(blind.path());
@@ -268,17 +276,13 @@ fn a_text_sees_the_pictures_that_are_given() {
     for ranks in [["--tensor", "2"], ["--pipeline", "2"]] {
         assert_eq!(one, text(&[&image[..], &ranks].concat()), "{ranks:?}");
     }
-    let found = {
-        let [checkpoint, lines] = [words(seeing.path()), words(&none)];
-        let arguments = [
-            "eval", checkpoint, "--data", lines, "--image", "image", "--tensor", "2",
-        ];
-        fail(2, arguments)
-    };
-    assert!(
-        found.contains("--image works only on a single rank"),
-        "{found}"
-    );
+    // The text of a comparison fills the context, in which the token of a picture needs a place too.
+    let checkpoint = words(seeing.path());
+    let compared = ["compare", checkpoint, "--devices", "flex", "--json"];
+    let compared = succeed(compared.into_iter().chain(image));
+    let compared: Value = serde_json::from_str(&compared).unwrap();
+    let speed = &compared["rows"][0]["measured"]["decode_tokens_per_second"];
+    assert!(speed.as_f64() > Some(0.0), "{compared}");
     // What is left of it without pictures writes what it writes without them.
     let left = seeing.path().join("left");
     succeed([

@@ -110,6 +110,51 @@ fn what_does_not_fit_is_marked_and_what_is_not_there_is_left_out() {
 }
 
 #[test]
+fn a_model_that_sees_is_planned_with_its_pictures() {
+    let vision = [
+        "configs/gpt4-vision.toml",
+        "--tensor",
+        "8",
+        "--pipeline",
+        "16",
+    ];
+    let found = json(&vision);
+    assert_eq!(found["workload"]["pictures"], 1);
+    let tower = &found["model"]["parameters"]["tower"];
+    assert!(tower.as_u64() > Some(800_000_000), "{tower}");
+    let total = found["model"]["total"].as_f64().expect("a number");
+    assert!((1.87e12..1.89e12).contains(&total), "{total}");
+    assert!(found["plan"]["picture_bytes"].as_f64() > Some(0.0));
+    // Two sums for each of 150 layers.
+    assert_eq!(found["plan"]["traffic"]["layer_sums"]["count"], 300);
+    let blind = json(&[&vision[..], &["--pictures", "0"]].concat());
+    assert_eq!(blind["plan"]["traffic"]["layer_sums"]["count"], 240);
+    assert_eq!(blind["plan"]["weight_bytes"], found["plan"]["weight_bytes"]);
+    let first = |of: &Value| of["plan"]["first_token_seconds"].as_f64();
+    assert!(first(&blind) < first(&found));
+    let text = stdout(&vision);
+    for part in ["a picture", "and 1 picture, ", "of them of pictures"] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    // Its text model is trained first.
+    let small = json(&["configs/vision.toml", "--hardware", "laptop"]);
+    assert_eq!(small["model"]["parameters"]["embedding"], 608 * 96);
+    let error = usage_error(&["configs/gpt4.toml", "--pictures", "2"]);
+    assert!(
+        error.contains("configs/gpt4.toml sees no pictures"),
+        "{error}"
+    );
+    let many = ["configs/vision.toml", "--prompt", "4", "--pictures", "5"];
+    let error = usage_error(&many);
+    assert!(error.contains("no room for a token for each"), "{error}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let circle = folder.path().join("circle.toml");
+    fs::write(&circle, format!("[train]\ninit = {circle:?}\n")).expect("written");
+    let error = usage_error(&[circle.to_str().expect("UTF-8")]);
+    assert!(error.contains("leads back to itself"), "{error}");
+}
+
+#[test]
 fn texts_are_as_long_as_the_context_allows() {
     let workload = |arguments: &[&str]| {
         let report = json(&[&["configs/quickstart.toml"], arguments].concat());

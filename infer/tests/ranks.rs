@@ -7,7 +7,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use testing::{TinyCheckpoint, tiny_config};
+use serde_json::Value;
+use testing::{TinyCheckpoint, seeing_config, tiny_config};
 
 /// The exit code, standard output and standard error of a command with a checkpoint.
 fn infer(checkpoint: &Path, arguments: &[&str], more: &[&str]) -> (i32, String, String) {
@@ -92,6 +93,70 @@ fn losses_are_those_of_one_rank() {
     for ranks in RANKS {
         let among = loss(ranks);
         assert!((among / alone - 1.0).abs() < 1e-6, "{among}, {alone}");
+    }
+}
+
+#[test]
+fn captions_are_evaluated_as_on_one_rank() {
+    let tiny = TinyCheckpoint::new(&seeing_config(), 5);
+    let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/pictures");
+    let names = ["opaque.png", "palette.png", "transparent.png"];
+    let lines = (0..18).map(|number| {
+        let image = pictures.join(names[number % 3]);
+        let group = if number == 17 { "alone" } else { "others" };
+        format!("{{\"image\": {image:?}, \"caption\": \"fire {number}\", \"kind\": \"{group}\"}}\n")
+    });
+    let data = tiny.path().join("pairs.jsonl");
+    fs::write(&data, lines.collect::<String>()).unwrap();
+    let data = data.to_str().unwrap();
+    let arguments = ["eval", "--json", "--image", "image", "--group", "kind"];
+    let arguments = [&arguments[..], &["--data", data, "--batch", "5"]].concat();
+    let page = tiny.path().join("page.html");
+    let html = ["--html", page.to_str().unwrap()];
+    let evaluated = |checkpoint: &Path, ranks: &[&str]| {
+        let output = stdout(checkpoint, &arguments, &[ranks, &html].concat());
+        let report: Value = serde_json::from_str(&output).expect("JSON");
+        (report, fs::read_to_string(&page).unwrap())
+    };
+    let (alone, page_alone) = evaluated(tiny.path(), &[]);
+    let [all, many, one] = [&alone, &alone["groups"][0], &alone["groups"][1]];
+    let loss = |of: &Value, behind: &str| of["nats_per_token"][behind].as_f64();
+    assert_ne!(loss(many, "right"), loss(many, "other"));
+    assert_eq!((loss(one, "other"), loss(all, "other")), (None, None));
+    assert_eq!(
+        (alone["alone"].as_u64(), many["tried"].as_u64()),
+        (Some(1), Some(17))
+    );
+    let divided = tiny.path().join("divided");
+    let output = ["--output", divided.to_str().unwrap()];
+    stdout(
+        tiny.path(),
+        &["shard", "--pipeline", "2", "--tensor", "2"],
+        &output,
+    );
+    for (checkpoint, ranks) in RANKS
+        .map(|ranks| (tiny.path(), ranks))
+        .into_iter()
+        .chain([(&*divided, &[][..])])
+    {
+        let (among, page) = evaluated(checkpoint, ranks);
+        assert!(!page.contains("Twemoji"));
+        for (found, expected) in [(&among, all), (&among["groups"][0], many)] {
+            for behind in ["right", "other", "none"] {
+                let (Some(found), Some(expected)) = (loss(found, behind), loss(expected, behind))
+                else {
+                    assert_eq!(loss(found, behind), loss(expected, behind));
+                    continue;
+                };
+                assert!((found / expected - 1.0).abs() < 1e-6, "{ranks:?}, {behind}");
+            }
+            assert_eq!(found["found"], expected["found"], "{ranks:?}");
+        }
+        assert_eq!(among["expert_load"], alone["expert_load"], "{ranks:?}");
+        assert_eq!(
+            page.matches("<img").count(),
+            page_alone.matches("<img").count()
+        );
     }
 }
 

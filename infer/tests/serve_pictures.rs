@@ -7,6 +7,8 @@ mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -92,8 +94,10 @@ fn texts_are_those_of_generate_whoever_else_is_served() {
     assert_ne!(expected[0], expected[1]);
     assert_ne!(expected[2], expected[3]);
     let text_alone = generated(tiny.path(), PROMPT, &[], 40);
-    let options: [&[&str]; 3] = [
+    let options: [&[&str]; 5] = [
         &[],
+        &["--tensor", "2"],
+        &["--pipeline", "2", "--tensor", "2", "--max-sequences", "3"],
         // Two at a time, so that others wait; and prompts in pieces, with drafts.
         &["--max-sequences", "2"],
         &[
@@ -224,6 +228,45 @@ fn files_of_the_folder_are_read_and_nothing_is_fetched() {
         models["data"][0]["input_modalities"],
         json!(["text", "image"])
     );
+}
+
+#[test]
+fn pictures_that_wait_have_a_bound() {
+    let tiny = seeing();
+    // Two tiles of 28 × 28 pixels are 18,816 bytes.
+    let server = Server::start(
+        tiny.path(),
+        &["--max-sequences", "1", "--picture-memory", "20000"],
+    );
+    let ask = |count| body(&vec![data("opaque.png"); count], PROMPT, 10);
+    let (status, reply) = server.chat(&ask(2));
+    let message = reply["error"]["message"].as_str().unwrap();
+    assert!(
+        status == 413 && message.contains("a request with 2 pictures holds 36.8 KiB"),
+        "{status}: {message}"
+    );
+    // While another client's texts take their turns, one picture waits, and a second one finds no room.
+    let texts = json!({ "prompt": [PROMPT; 4], "max_tokens": 90, "n": 128 });
+    let busy = server.send(&server.request("/v1/completions", &texts));
+    while server.metric("firebox_requests_waiting") < 400.0 {}
+    let (sender, replies) = mpsc::channel();
+    for _ in 0..2 {
+        let (sender, stream) = (
+            sender.clone(),
+            server.send(&server.request("/v1/chat/completions", &ask(1))),
+        );
+        thread::spawn(move || sender.send(Server::reply(stream)));
+    }
+    let (status, reply) = replies.recv().unwrap();
+    assert!(
+        status == 429 && reply.contains("pictures of requests that wait"),
+        "{status}: {reply}"
+    );
+    drop(busy);
+    let (status, reply) = replies.recv().unwrap();
+    assert_eq!(status, 200, "{reply}");
+    // It left room behind.
+    content(server.chat(&ask(1)));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use crate::batch::{Batch, Sequence};
 use crate::language_model::LanguageModel;
@@ -77,16 +77,15 @@ impl Captioned {
         short
     }
 
-    /// Puts captions on a device, which is the model's. What the model makes of their pictures is part of the batch, with its
-    /// gradient.
+    /// Puts captions on the model's device. What the model makes of their pictures is part of the batch, with its gradient; a
+    /// pipeline stage that attends to no pictures makes nothing of them.
     ///
     /// # Panics
     ///
-    /// When there are no captions, or the model has no tower and there are pictures.
-    pub fn batch(rows: &[Self], model: &LanguageModel, device: &Device) -> Batch {
-        // What is behind the last target of the longest caption is padding in all of them.
-        let longest = rows.iter().map(|row| row.sequence.valid).max();
-        let length = longest.unwrap_or(0).max(1);
+    /// When there are no captions, or the model sees no pictures and there are some.
+    pub fn batch(rows: &[Self], model: &LanguageModel) -> Batch {
+        let device = &model.device();
+        let length = length(rows);
         let sequences: Vec<Sequence> = rows.iter().map(|row| row.shortened(length)).collect();
         let mut batch = Batch::new(&sequences, device);
         if rows.iter().any(|row| row.given > 0) {
@@ -101,12 +100,19 @@ impl Captioned {
         if rows.iter().all(|row| row.picture.is_none()) {
             return batch;
         }
+        let vision = model.config().vision.as_ref();
+        let tiles = vision.expect("a model that sees pictures").max_tiles;
+        if model.vision.is_none() {
+            return batch;
+        }
+        // Captions that are compared behind one picture, of which the tower makes the same for each.
+        if let Some(picture) = shared_picture(rows) {
+            let (pictures, shape) = (std::slice::from_ref(picture), [rows.len(), length]);
+            let sight = model.sight_of_all(pictures, shape, &mut |_, values| values);
+            batch.placement = batch.placement.seeing(sight);
+            return batch;
+        }
         // The picture stands first: all tokens of the row see it.
-        let tiles = model
-            .config()
-            .vision
-            .as_ref()
-            .map_or(0, |vision| vision.max_tiles);
         let visible = rows.iter().flat_map(|row| {
             let used = match &row.picture {
                 Some(picture) => picture.used.clone(),
@@ -125,4 +131,21 @@ impl Captioned {
         batch.placement = batch.placement.seeing(model.sight(&pictures));
         batch
     }
+}
+
+/// Tokens of a row of a batch of captions: those of the longest. What is behind its last target is padding in all of them.
+pub(crate) fn length(captions: &[Captioned]) -> usize {
+    let longest = captions.iter().map(|caption| caption.sequence.valid).max();
+    longest.unwrap_or(0).max(1)
+}
+
+/// The picture that all of several captions have, if it is one and the same.
+fn shared_picture(captions: &[Captioned]) -> Option<&Picture> {
+    let (first, others) = captions.split_first()?;
+    let picture = first.picture.as_ref()?;
+    let is_shared = |caption: &Captioned| {
+        let own = caption.picture.as_ref();
+        own.is_some_and(|own| Arc::ptr_eq(own, picture))
+    };
+    (!others.is_empty() && others.iter().all(is_shared)).then_some(picture)
 }

@@ -9,6 +9,8 @@ use std::convert::Infallible;
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+pub(crate) use seeing::CrossInputs;
+
 use crate::batch::Batch;
 use crate::cache::Step;
 use crate::config::ModelConfig;

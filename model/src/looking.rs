@@ -4,13 +4,14 @@
 //! A model that does not look has the same loss three times. One that does has the lowest behind the right picture, and may
 //! have a higher one without than a model of text alone, which has learned to do without.
 
-use burn::tensor::activation::log_softmax;
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 use crate::captions::Captioned;
 use crate::evaluate::Evaluation;
-use crate::language_model::LanguageModel;
 use crate::moe::stats::HealthSums;
+use crate::network::{CaptionNats, Network};
 use crate::permutation::shuffled;
 
 /// Captions among which the right one is to be found.
@@ -51,7 +52,9 @@ impl Effort {
 
     /// The captions that [`look`] computes of so many.
     pub fn rows_of(&self, captions: usize) -> u64 {
-        (3 * captions + CANDIDATES * self.tried_of(captions)) as u64
+        // Behind the right picture, another one and none.
+        let pictures = if captions > 1 { 3 } else { 2 };
+        (pictures * captions + CANDIDATES * self.tried_of(captions)) as u64
     }
 }
 
@@ -62,14 +65,21 @@ pub struct Look {
     pub tokens: u64,
     /// Nats of these tokens behind the right picture.
     pub right: f64,
-    /// The caption whose picture is the other one.
-    pub other_picture: usize,
-    /// Nats behind that picture.
-    pub other: f64,
+    /// Behind another picture; `None` for a caption without others.
+    pub other: Option<OtherPicture>,
     /// Nats behind none.
     pub none: f64,
     /// The captions that were compared behind its picture; `None` where that was not tried.
     pub choice: Option<Choice>,
+}
+
+/// What a model makes of a caption behind another caption's picture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OtherPicture {
+    /// The caption whose picture it is.
+    pub caption: usize,
+    /// Nats behind it.
+    pub nats: f64,
 }
 
 /// Captions behind the same picture.
@@ -109,8 +119,9 @@ pub struct CaptionLoss {
     pub bytes: u64,
     /// Nats per token behind the right picture.
     pub right: f64,
-    /// Nats per token behind another picture.
-    pub other: f64,
+    /// Nats per token behind another picture; `None` where a caption has no other picture, since the mean of the others could
+    /// not be compared with `right`.
+    pub other: Option<f64>,
     /// Nats per token behind none.
     pub none: f64,
     /// Part of the pictures for which the right caption is the likeliest of [`CANDIDATES`], by its sum of nats.
@@ -123,8 +134,8 @@ impl CaptionLoss {
     /// That of looks at captions whose predicted tokens have so many bytes.
     pub fn of<'a>(looks: impl Iterator<Item = &'a Look> + Clone, bytes: u64) -> Self {
         let tokens: u64 = looks.clone().map(|look| look.tokens).sum();
-        let mean =
-            |nats: fn(&Look) -> f64| looks.clone().map(nats).sum::<f64>() / tokens.max(1) as f64;
+        let per_token = |nats: f64| nats / tokens.max(1) as f64;
+        let others = looks.clone().map(|look| Some(look.other?.nats));
         let choices = looks.clone().filter_map(|look| look.choice.as_ref());
         let tried = choices.clone().count();
         let found = choices.filter(|choice| choice.is_right()).count();
@@ -132,9 +143,9 @@ impl CaptionLoss {
             captions: looks.clone().count() as u64,
             tokens,
             bytes,
-            right: mean(|look| look.right),
-            other: mean(|look| look.other),
-            none: mean(|look| look.none),
+            right: per_token(looks.clone().map(|look| look.right).sum()),
+            other: others.sum::<Option<f64>>().map(per_token),
+            none: per_token(looks.clone().map(|look| look.none).sum()),
             found: found as f64 / tried.max(1) as f64,
             tried: tried as u64,
         }
@@ -147,48 +158,54 @@ impl CaptionLoss {
     }
 }
 
-/// Looks at captions: the other picture and the other captions are of the same. A caption by itself has no other picture, so that its
-/// own stands in; captions of one picture count as those of different ones. Adds to `health` what the routers do behind
-/// the right pictures. `progress` is called with the number of captions that were computed since it was last.
+/// Looks at captions: the other picture and the other captions are of the same. A caption by itself has no other picture;
+/// captions of one picture count as those of different ones. Adds to `health` what the routers do behind the right pictures.
+/// `progress` is called with the number of captions that were computed since it was last.
 ///
 /// # Panics
 ///
 /// When the model sees no pictures.
 pub fn look(
-    model: &LanguageModel,
+    network: &mut (impl Network + ?Sized),
     captions: &[Captioned],
     effort: Effort,
     health: &mut HealthSums,
     mut progress: impl FnMut(u64),
 ) -> Vec<Look> {
     let mut measure = |rows: &[Captioned], health: Option<&mut HealthSums>| {
-        let nats = nats(model, rows, effort.rows, health, &mut progress);
+        let nats = nats(network, rows, effort.rows, health, &mut progress);
         nats.into_iter().map(sum).collect::<Vec<f64>>()
     };
     let right = measure(captions, Some(health));
-    let order = shuffled(captions.len(), 0);
-    // The one before it in some order.
-    let mut others = captions.to_vec();
-    let mut other_pictures = vec![0; captions.len()];
-    for (place, &index) in order.iter().enumerate() {
-        let before = order[(place + order.len() - 1) % order.len()];
-        others[index].picture = captions[before].picture.clone();
-        other_pictures[index] = before;
-    }
-    let other = measure(&others, None);
-    drop(others);
     let without: Vec<Captioned> = captions.iter().map(Captioned::without_picture).collect();
     let none = measure(&without, None);
     let mut looks: Vec<Look> = (0..captions.len())
         .map(|index| Look {
             tokens: captions[index].targets(),
             right: right[index],
-            other_picture: other_pictures[index],
-            other: other[index],
+            other: None,
             none: none[index],
             choice: None,
         })
         .collect();
+    let order = shuffled(captions.len(), 0);
+    if captions.len() > 1 {
+        // The one before it in some order.
+        let mut others = captions.to_vec();
+        let mut pictures = vec![0; captions.len()];
+        for (place, &index) in order.iter().enumerate() {
+            let before = order[(place + order.len() - 1) % order.len()];
+            others[index].picture = captions[before].picture.clone();
+            pictures[index] = before;
+        }
+        let other = measure(&others, None);
+        for (index, look) in looks.iter_mut().enumerate() {
+            look.other = Some(OtherPicture {
+                caption: pictures[index],
+                nats: other[index],
+            });
+        }
+    }
     for &index in &order[..effort.tried_of(captions.len())] {
         let candidates = candidates(captions, index);
         let nats = measure(&behind(captions, index, &candidates), None);
@@ -204,7 +221,7 @@ pub fn look(
 ///
 /// As there.
 pub fn choose(
-    model: &LanguageModel,
+    network: &mut (impl Network + ?Sized),
     captions: &[Captioned],
     picture: usize,
     rows: usize,
@@ -213,13 +230,8 @@ pub fn choose(
         return None;
     }
     let candidates = candidates(captions, picture);
-    let nats = nats(
-        model,
-        &behind(captions, picture, &candidates),
-        rows,
-        None,
-        |_| (),
-    );
+    let behind = behind(captions, picture, &candidates);
+    let nats = nats(network, &behind, rows, None, |_| ());
     let nats = nats.into_iter().map(sum).collect();
     Some(Choice { candidates, nats })
 }
@@ -229,8 +241,12 @@ pub fn choose(
 /// # Panics
 ///
 /// As [`look`].
-pub fn token_nats(model: &LanguageModel, captions: &[Captioned], rows: usize) -> Vec<Vec<f64>> {
-    nats(model, captions, rows, None, |_| ())
+pub fn token_nats(
+    network: &mut (impl Network + ?Sized),
+    captions: &[Captioned],
+    rows: usize,
+) -> Vec<Vec<f64>> {
+    nats(network, captions, rows, None, |_| ())
 }
 
 /// All captions of some losses behind their own pictures.
@@ -275,39 +291,40 @@ fn sum(nats: Vec<f64>) -> f64 {
     nats.into_iter().sum()
 }
 
-/// The nats of each predicted token of each caption.
+/// The nats of each predicted token of each caption. As many batches are under way as keep every stage of a pipeline busy.
 fn nats(
-    model: &LanguageModel,
+    network: &mut (impl Network + ?Sized),
     captions: &[Captioned],
     rows: usize,
     mut health: Option<&mut HealthSums>,
     mut progress: impl FnMut(u64),
 ) -> Vec<Vec<f64>> {
-    let device = model.device();
+    let most = network.stages();
+    let mut batches = captions.chunks(rows.max(1));
+    let mut under_way = VecDeque::new();
     let mut found = Vec::with_capacity(captions.len());
-    for rows in captions.chunks(rows.max(1)) {
-        let batch = Captioned::batch(rows, model, &device);
-        let [count, length] = batch.tokens.dims();
-        let output = model.forward_batch(&batch);
-        let vocabulary = output.logits.dims()[2];
-        let of_targets = log_softmax(output.logits.reshape([count * length, vocabulary]), 1)
-            .gather(1, batch.targets.clone().unsqueeze_dim(1));
-        let values: Vec<f32> = of_targets.into_data().iter().collect();
-        for (row, values) in rows.iter().zip(values.chunks(length)) {
-            let learned = row.given.min(row.sequence.valid)..row.sequence.valid;
-            let nats = values[learned].iter().map(|&value| -f64::from(value));
-            found.push(nats.collect());
-        }
-        if let Some(health) = &mut health
-            && let Some(terms) = HealthSums::terms(&output.routing, batch.valid.as_ref())
+    loop {
+        while under_way.len() < most
+            && let Some(batch) = batches.next()
         {
-            let layers: Vec<usize> = output.routing.iter().map(|routing| routing.layer).collect();
-            let terms: Vec<f32> = terms.into_data().iter().collect();
-            health.add(&layers, batch.valid_tokens, &terms);
+            network.submit_captions(batch);
+            under_way.push_back(batch);
         }
-        progress(rows.len() as u64);
+        let Some(batch) = under_way.pop_front() else {
+            return found;
+        };
+        let CaptionNats {
+            nats,
+            layers,
+            health: terms,
+        } = network.caption_nats();
+        if let Some(health) = &mut health {
+            let tokens = batch.iter().map(Captioned::targets).sum();
+            health.add(&layers, tokens, &terms);
+        }
+        found.extend(nats);
+        progress(batch.len() as u64);
     }
-    found
 }
 
 #[cfg(test)]
@@ -318,8 +335,10 @@ mod tests {
         Look {
             tokens: 2,
             right,
-            other_picture: 0,
-            other: 3.0,
+            other: Some(OtherPicture {
+                caption: 0,
+                nats: 3.0,
+            }),
             none: 2.0,
             choice,
         }
@@ -341,7 +360,14 @@ mod tests {
         ];
         let loss = CaptionLoss::of(looks.iter(), 12);
         assert_eq!((loss.captions, loss.tokens, loss.tried), (3, 6, 2));
-        assert_eq!((loss.right, loss.other, loss.found), (1.0, 1.5, 0.5));
+        assert_eq!((loss.right, loss.other, loss.found), (1.0, Some(1.5), 0.5));
+        // One that is alone has no other picture, and what the rest has is not that of all.
+        let alone = Look {
+            other: None,
+            ..looks[0].clone()
+        };
+        let with_one = CaptionLoss::of(looks.iter().chain([&alone]), 16);
+        assert_eq!((with_one.captions, with_one.other), (4, None));
         let bits = loss.bits_per_byte(loss.right);
         assert!(
             (bits - 0.5 / std::f64::consts::LN_2).abs() < 1e-12,
@@ -352,6 +378,7 @@ mod tests {
     #[test]
     fn few_captions_are_no_choice() {
         let effort = Effort::default();
+        assert_eq!(effort.rows_of(1), 2);
         assert_eq!(effort.rows_of(15), 45);
         assert_eq!(effort.rows_of(16), 48 + 16 * 16);
         assert_eq!(effort.rows_of(500), 1500 + 16 * 100);

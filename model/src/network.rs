@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, Sequence};
 use crate::cache::{BLOCK_TOKENS, KeyValueCache, Room};
+use crate::captions::{self, Captioned};
 use crate::config::ModelConfig;
 use crate::decode::{Decoded, Piece};
 use crate::language_model::{LanguageModel, Trace, token_tensor};
@@ -20,6 +21,7 @@ use crate::layout::Placement;
 use crate::loss::cross_entropy_sum;
 use crate::moe::loads::ExpertLoads;
 use crate::moe::stats::HealthSums;
+use crate::parallel::cross_entropy::target_nats;
 use crate::sampling::{Alone, Asked, Drawn, Memory};
 use crate::timeline::{Activity, Recorder, Span};
 use crate::vision::{Picture, PictureBatch, PictureKeys};
@@ -100,6 +102,58 @@ pub struct BatchSums {
     pub health: Vec<f32>,
 }
 
+/// What a pass made of captions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CaptionNats {
+    /// Of each caption, the cross-entropy of each target that is to be learned, in nats.
+    pub nats: Vec<Vec<f64>>,
+    /// Indices of the MoE layers.
+    pub layers: Vec<usize>,
+    /// What [`HealthSums::terms`] gives of their routing.
+    pub health: Vec<f32>,
+}
+
+impl CaptionNats {
+    /// Of the nats of all targets of a pass, row by row.
+    pub(crate) fn of_pass(
+        captions: &[Captioned],
+        nats: &[f64],
+        layers: Vec<usize>,
+        health: Vec<f32>,
+    ) -> Self {
+        let rows = captions.iter().zip(nats.chunks(captions::length(captions)));
+        let rows = rows.map(|(caption, row)| {
+            let valid = caption.sequence.valid;
+            row[caption.given.min(valid)..valid].to_vec()
+        });
+        Self {
+            nats: rows.collect(),
+            layers,
+            health,
+        }
+    }
+}
+
+/// How much captions attend to their pictures in a layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PictureWeights {
+    /// The layer's index.
+    pub layer: usize,
+    /// The mean over its heads, `[captions, length, keys]`: the length is that of the longest caption, and the keys are the
+    /// positions of the tiles, as [`LanguageModel::attention_to_pictures`] has them.
+    pub weights: Vec<f32>,
+}
+
+impl PictureWeights {
+    pub(crate) fn of(layers: Vec<(usize, Tensor<3>)>) -> Vec<Self> {
+        let of_layer = |(layer, weights): (usize, Tensor<3>)| Self {
+            layer,
+            weights: weights.into_data().iter::<f32>().collect(),
+        };
+        layers.into_iter().map(of_layer).collect()
+    }
+}
+
 /// Rows of tokens of equal length, and which of them are no padding.
 #[derive(Debug, Clone, Copy)]
 pub struct PaddedRows<'a> {
@@ -167,14 +221,13 @@ pub trait Network: Batches {
     /// See [`KeyValueCache::fork`].
     fn fork(&mut self, from: usize, length: usize, to: usize);
 
-    /// The keys and values of pictures; see [`LanguageModel::look`].
+    /// The keys and values of pictures; see [`LanguageModel::look`]. Where many ranks hold a model together they are the first
+    /// one's, and the others make theirs when a sequence is [shown](Self::show) the pictures.
     ///
     /// # Panics
     ///
-    /// As there; and where several ranks hold the model together, whose first one looks by itself.
-    fn look(&mut self, _pictures: &[Picture]) -> PictureKeys {
-        panic!("several ranks do not look together")
-    }
+    /// As there.
+    fn look(&mut self, pictures: &[Picture]) -> PictureKeys;
 
     /// Gives a sequence pictures to see, or takes them from it; see [`KeyValueCache::show`].
     ///
@@ -208,6 +261,28 @@ pub trait Network: Batches {
     /// What was recorded since the [beginning](Self::record), or since this was asked last.
     fn spans(&mut self) -> Vec<Span>;
 
+    /// Begins a forward pass of captions behind their pictures, without a cache.
+    ///
+    /// # Panics
+    ///
+    /// As [`Captioned::batch`].
+    fn submit_captions(&mut self, captions: &[Captioned]);
+
+    /// What came of the oldest [submitted](Self::submit_captions) captions whose result has not been taken.
+    ///
+    /// # Panics
+    ///
+    /// When there are none.
+    fn caption_nats(&mut self) -> CaptionNats;
+
+    /// How much each token of captions attends to its picture, in each layer that does; see
+    /// [`LanguageModel::attention_to_pictures`]. No other step may be under way.
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    fn attention_to_pictures(&mut self, captions: &[Captioned]) -> Vec<PictureWeights>;
+
     /// The values of a forward pass without a cache. No other step may be under way.
     ///
     /// # Panics
@@ -226,6 +301,7 @@ pub struct Local<'a> {
     drawn: VecDeque<Vec<Drawn>>,
     loads: Vec<ExpertLoads>,
     sums: VecDeque<BatchSums>,
+    captions: VecDeque<CaptionNats>,
     recorder: Recorder,
 }
 
@@ -244,6 +320,7 @@ impl<'a> Local<'a> {
             drawn: VecDeque::new(),
             loads: Vec::new(),
             sums: VecDeque::new(),
+            captions: VecDeque::new(),
             recorder: Recorder::default(),
         }
     }
@@ -351,6 +428,30 @@ impl Network for Local<'_> {
 
     fn spans(&mut self) -> Vec<Span> {
         self.recorder.take()
+    }
+
+    fn submit_captions(&mut self, captions: &[Captioned]) {
+        let batch = Captioned::batch(captions, self.model);
+        let output = self.model.forward_batch(&batch);
+        let logits = output.logits.flatten::<2>(0, 1);
+        let nats = target_nats(logits, batch.targets, 0, &mut Alone);
+        let terms = HealthSums::terms(&output.routing, batch.valid.as_ref());
+        self.captions.push_back(CaptionNats::of_pass(
+            captions,
+            &nats,
+            output.routing.iter().map(|routing| routing.layer).collect(),
+            terms.map_or_else(Vec::new, |terms| terms.into_data().iter::<f32>().collect()),
+        ));
+    }
+
+    fn caption_nats(&mut self) -> CaptionNats {
+        let oldest = self.captions.pop_front();
+        oldest.expect("captions that were submitted")
+    }
+
+    fn attention_to_pictures(&mut self, captions: &[Captioned]) -> Vec<PictureWeights> {
+        let batch = Captioned::batch(captions, self.model);
+        PictureWeights::of(self.model.attention_to_pictures(&batch))
     }
 
     fn trace(&mut self, rows: PaddedRows) -> Trace {

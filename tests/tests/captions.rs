@@ -7,63 +7,35 @@ use std::process::Output;
 use firebox_tests::binaries;
 use serde_json::Value;
 
-/// Some of the emoji, a model that sees them, and four steps with fast gates.
-const CONFIG: &str = r#"
-[model]
-layers = 1
-d_model = 16
-heads = 2
-context_length = 48
-[model.experts]
-count = 2
-top_k = 1
-d_ff = 8
-[model.vision]
-cross_attention_layers = [1]
-width = 8
-heads = 2
-layers = 1
-tile_size = 16
-patch_size = 8
-[tokenizer]
-kind = "bpe"
-vocab_size = 300
-[data]
-cache = 'CACHE'
-[data.validation]
-fraction = 0.3
-[[data.source]]
-name = "emoji"
-cargo = "twemoji-assets"
-max_bytes = 12000
-epochs = 1
-[train]
-steps = 4
-validate_every = 2
-validation_tokens = 1000000
-[optimizer]
-learning_rate = 0.01
-gate_rate = 20.0
-[schedule]
-warmup_steps = 1
-batch_tokens = 240
-"#;
+/// A model that sees some of the emoji.
+const CONFIG: &str = include_str!("../../train/src/testing/seeing.toml");
+
+/// More of them, in tokens of several letters, and fast gates, so that it looks after four steps.
+const SET: [&str; 9] = [
+    "model.d_model=16",
+    "model.context_length=48",
+    "tokenizer={ kind = 'bpe', vocab_size = 300 }",
+    "data.source.0.max_bytes=12000",
+    "data.source.0.epochs=1",
+    "train.validation_tokens=1_000_000",
+    "optimizer.gate_rate=200.0",
+    "schedule.warmup_steps=1",
+    "schedule.batch_tokens=240",
+];
 
 /// Rounding: evaluation has the products of validation, in the same batches.
 const ROUNDING: f64 = 1e-9;
 
 fn run(folder: &Path) -> Value {
     let config = folder.join("run.toml");
-    let cache = folder.join("cache");
-    fs::write(
-        &config,
-        CONFIG.replace("CACHE", &cache.display().to_string()),
-    )
-    .unwrap();
+    let text = CONFIG.replace("FOLDER", &folder.display().to_string());
+    fs::write(&config, text).unwrap();
     let [config, out] = [config, folder.join("run")].map(|path| path.display().to_string());
-    let output = binaries::train(&["run", &config, "--out", &out])
-        .output()
-        .unwrap();
+    let mut command = binaries::train(&["run", &config, "--out", &out]);
+    for set in SET {
+        command.args(["--set", set]);
+    }
+    let output = command.output().unwrap();
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{log}");
     let metrics = fs::read_to_string(folder.join("run/metrics.jsonl")).unwrap();
@@ -140,6 +112,14 @@ fn evaluation_of_held_out_captions_is_the_validation_of_the_run() {
         close(loss, &report[loss]["right"], &validation[loss]);
     }
     assert_eq!(report["expert_load"].as_array().unwrap().len(), 1);
+
+    // A page that shows the pictures says whose they are.
+    let page = folder.path().join("page.html");
+    let html = ["--tried", "0", "--html", page.to_str().unwrap()];
+    let output = eval(folder.path(), &data, &html);
+    assert!(output.status.success(), "{output:?}");
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.contains("Pictures of Twemoji, by Twitter and other contributors, CC BY 4.0"));
 
     // Pairs that cannot be used.
     let mut lines = fs::read_to_string(&data).unwrap();

@@ -182,3 +182,19 @@ fn usage_is_checked_before_anything_runs() {
         assert!(output.stdout.is_empty());
     }
 }
+
+#[test]
+fn a_place_that_cannot_be_written_to_shows_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let page = folder.path().join("absent/page.html");
+    let output = compare(&["--html", page.to_str().expect("UTF-8")]);
+    let errors = errors(&output);
+    assert!(
+        !output.status.success() && output.stdout.is_empty(),
+        "{errors}"
+    );
+    assert!(
+        errors.contains("absent") && !errors.contains("flex"),
+        "{errors}"
+    );
+}

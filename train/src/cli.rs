@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use firebox_comm::mpi::{self, ProgramError};
 use firebox_console::advice::{Advice, Advise};
+use firebox_console::durable::check_writable;
 use firebox_console::process::COMPARE_DEVICE;
 use firebox_console::report::page_path;
 use firebox_console::terminal::print;
@@ -295,6 +296,9 @@ struct CompareArgs {
 impl CompareArgs {
     fn execute(self, threads: Option<u16>) -> Result<(), CliError> {
         let config = self.config.load()?;
+        if let Some(path) = &self.html {
+            check_writable(path).map_err(CompareError::from)?;
+        }
         let devices = if self.devices.is_empty() {
             let backends = device::backends().into_iter();
             let compiled = backends.filter(|backend| backend.compiled);

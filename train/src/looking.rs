@@ -5,6 +5,7 @@ use firebox_model::evaluate::Evaluation;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::looking::{CANDIDATES, CaptionLoss, Effort, look, whole};
 use firebox_model::moe::stats::HealthSums;
+use firebox_model::network::Local;
 use firebox_text::Tokenizer;
 use serde::{Deserialize, Serialize};
 
@@ -33,13 +34,16 @@ impl HeldOutLoss {
             ..
         } = self.loss;
         let what = self.held_out.plural();
+        let another = other.map_or(String::new(), |other| {
+            format!("{other:.4} behind another, ")
+        });
         let of_several = match tried {
             0 => String::new(),
             _ => format!("; right caption of {CANDIDATES}: {}", percent(found)),
         };
         format!(
-            "{captions} captions of new {what}: {right:.4} nats per token behind the right picture, {other:.4} behind \
-             another, {none:.4} behind none{of_several}"
+            "{captions} captions of new {what}: {right:.4} nats per token behind the right picture, {another}{none:.4} \
+             behind none{of_several}"
         )
     }
 }
@@ -56,7 +60,8 @@ pub fn evaluate(
     let mut health = HealthSums::default();
     let mut losses = Vec::new();
     for HeldOutCaptions { part, captions } in parts {
-        let looks = look(model, captions, Effort::default(), &mut health, |rows| {
+        let network = &mut Local::new(model);
+        let looks = look(network, captions, Effort::default(), &mut health, |rows| {
             done += rows;
             progress(done);
         });

@@ -41,45 +41,7 @@ batch_tokens = 24
 "#;
 
 /// The same of a model that sees pictures: some emoji.
-const SEEING: &str = r#"
-[model]
-layers = 1
-d_model = 8
-heads = 2
-context_length = 40
-[model.experts]
-count = 2
-top_k = 1
-d_ff = 8
-[model.vision]
-cross_attention_layers = [1]
-width = 8
-heads = 2
-layers = 1
-tile_size = 16
-patch_size = 8
-[tokenizer]
-kind = "bytes"
-[data]
-cache = 'FOLDER/cache'
-[data.pictures]
-shift = 1
-[data.validation]
-fraction = 0.3
-[[data.source]]
-name = "emoji"
-cargo = "twemoji-assets"
-max_bytes = 3000
-epochs = 10
-[train]
-steps = 4
-validation_tokens = 800
-[optimizer]
-learning_rate = 0.01
-gate_rate = 10.0
-[schedule]
-batch_tokens = 120
-"#;
+const SEEING: &str = include_str!("testing/seeing.toml");
 
 /// A folder with a text and a configuration.
 pub struct SmallRun(tempfile::TempDir);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use firebox_console::numbers::grouped;
+use firebox_console::numbers::{bytes as memory, counted, grouped};
 use serde_json::{Value, json};
 
 /// Why a request has no answer. Its text is a sentence that says what was wrong and what is allowed; it never has a path, an
@@ -110,6 +110,28 @@ pub enum ApiError {
         /// The most bytes.
         limit: usize,
     },
+    /// The pictures of a request take more memory than those of all requests may.
+    #[error(
+        "a request with {} holds {} of memory while it waits; this server has {} for pictures",
+        counted(*.pictures as u128, "picture"), memory(u128::from(*.bytes)), memory(u128::from(*.limit))
+    )]
+    PicturesTooLarge {
+        /// Number of pictures.
+        pictures: usize,
+        /// Their bytes.
+        bytes: u64,
+        /// The most bytes.
+        limit: u64,
+    },
+    /// The pictures of requests that wait leave no room for others.
+    #[error(
+        "the pictures of requests that wait take all memory that this server has for them; try again in {} seconds",
+        seconds(*.retry_after)
+    )]
+    PicturesFull {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// Headers or body do not come.
     #[error("the request did not come within {} seconds", after.as_secs())]
     Timeout {
@@ -153,9 +175,9 @@ impl ApiError {
             Self::InvalidApiKey { .. } => StatusCode::UNAUTHORIZED,
             Self::ModelNotFound { .. } | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLarge { .. } | Self::PicturesTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Timeout { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Overloaded { .. } | Self::PicturesFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::ShuttingDown | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::ReplicaFailed => StatusCode::BAD_GATEWAY,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -166,7 +188,7 @@ impl ApiError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::InvalidApiKey { .. } => "authentication_error",
-            Self::Overloaded { .. } => "rate_limit_error",
+            Self::Overloaded { .. } | Self::PicturesFull { .. } => "rate_limit_error",
             Self::ShuttingDown | Self::Unavailable | Self::ReplicaFailed | Self::Internal => {
                 "server_error"
             }
@@ -187,9 +209,9 @@ impl ApiError {
             Self::ModelNotFound { .. } => "model_not_found",
             Self::NotFound { .. } => "not_found",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
-            Self::TooLarge { .. } => "too_large",
+            Self::TooLarge { .. } | Self::PicturesTooLarge { .. } => "too_large",
             Self::Timeout { .. } => "timeout",
-            Self::Overloaded { .. } => "overloaded",
+            Self::Overloaded { .. } | Self::PicturesFull { .. } => "overloaded",
             Self::ShuttingDown => "shutting_down",
             Self::Unavailable => "unavailable",
             Self::ReplicaFailed => "replica_failed",
@@ -206,6 +228,7 @@ impl ApiError {
             | Self::Unsupported { param, .. } => Some(param),
             Self::ContextLength { param, .. } | Self::PromptLength { param, .. } => Some(param),
             Self::ModelNotFound { .. } => Some("model"),
+            Self::PicturesTooLarge { .. } => Some("messages"),
             _ => None,
         }
     }
@@ -213,7 +236,9 @@ impl ApiError {
     /// The header `retry-after`, in seconds.
     pub fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::Overloaded { retry_after } => Some(seconds(*retry_after)),
+            Self::Overloaded { retry_after } | Self::PicturesFull { retry_after } => {
+                Some(seconds(*retry_after))
+            }
             Self::ShuttingDown | Self::Unavailable => Some(seconds(RESTART)),
             _ => None,
         }

@@ -3,18 +3,25 @@
 //! A picture is part of the request itself, as a `data:` URL, or a file below a folder that the server is given. Addresses of
 //! other machines are never fetched.
 
+mod room;
+
 use std::fmt;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_PAD_INDIFFERENT;
 use firebox_model::vision::Picture;
 use sha2::{Digest, Sha256};
 
+pub use self::room::{PictureRoom, Reserved};
 use crate::error::ApiError;
 use crate::request::{Message, PictureUrl};
+
+/// When a client whose pictures find no room is asked to try again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// So much of an address is shown.
 const SHOWN: usize = 60;
@@ -23,6 +30,9 @@ const SHOWN: usize = 60;
 pub trait ReadPicture: fmt::Debug + Send + Sync {
     /// The most bytes of a file.
     fn most_bytes(&self) -> u64;
+
+    /// Bytes of what the model reads of a picture, the same for each.
+    fn picture_bytes(&self) -> u64;
 
     /// What the model reads of a file's content, which errors call `name`.
     ///
@@ -45,20 +55,24 @@ pub struct PictureInput {
     pub folder: Option<PathBuf>,
     /// The most pictures of a request.
     pub most: usize,
+    /// Where those of all requests wait.
+    pub room: PictureRoom,
 }
 
 /// The pictures of a request, in order.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub struct RequestPictures {
     /// At least one.
     pub pictures: Vec<Picture>,
     /// Of all that the model reads of them: equal where they are.
     pub hash: [u8; 32],
+    /// Where they wait.
+    _room: Reserved,
 }
 
 impl RequestPictures {
-    /// Pictures as they are read.
-    pub fn new(pictures: Vec<Picture>) -> Self {
+    /// Pictures as they are read, in room that is theirs.
+    pub fn new(pictures: Vec<Picture>, room: Reserved) -> Self {
         let mut hasher = Sha256::new();
         for picture in &pictures {
             hasher.update((picture.arrangement as u64).to_le_bytes());
@@ -72,6 +86,7 @@ impl RequestPictures {
         Self {
             hash: hasher.finalize().into(),
             pictures,
+            _room: room,
         }
     }
 }
@@ -81,7 +96,7 @@ impl PictureInput {
     ///
     /// # Errors
     ///
-    /// When there are too many, or one cannot be read.
+    /// When there are too many, those of other requests leave no room for them, or one cannot be read.
     pub fn read(&self, messages: &[Message]) -> Result<Option<RequestPictures>, ApiError> {
         let urls: Vec<&PictureUrl> = messages.iter().flat_map(Message::pictures).collect();
         if urls.len() > self.most {
@@ -94,6 +109,22 @@ impl PictureInput {
                 ),
             });
         }
+        if urls.is_empty() {
+            return Ok(None);
+        }
+        let bytes = self
+            .reader
+            .picture_bytes()
+            .saturating_mul(urls.len() as u64);
+        if bytes > self.room.limit() {
+            return Err(ApiError::PicturesTooLarge {
+                pictures: urls.len(),
+                bytes,
+                limit: self.room.limit(),
+            });
+        }
+        let room = self.room.reserve(bytes);
+        let room = room.ok_or(ApiError::PicturesFull { retry_after: RETRY })?;
         let pictures = urls.into_iter().map(|url| {
             self.picture(&url.url)
                 .map_err(|reason| ApiError::InvalidValue {
@@ -102,7 +133,7 @@ impl PictureInput {
                 })
         });
         let pictures: Vec<Picture> = pictures.collect::<Result<_, _>>()?;
-        Ok((!pictures.is_empty()).then(|| RequestPictures::new(pictures)))
+        Ok(Some(RequestPictures::new(pictures, room)))
     }
 
     fn picture(&self, url: &str) -> Result<Picture, String> {
@@ -246,6 +277,10 @@ mod tests {
             8
         }
 
+        fn picture_bytes(&self) -> u64 {
+            4
+        }
+
         fn read(&self, name: &str, content: &[u8]) -> Result<Picture, String> {
             self.0.lock().unwrap().push(name.to_owned());
             if content.len() > 8 {
@@ -266,6 +301,7 @@ mod tests {
             image_text: None,
             folder: folder.map(|folder| folder.canonicalize().unwrap()),
             most: 2,
+            room: PictureRoom::new(9),
         }
     }
 
@@ -321,7 +357,30 @@ mod tests {
             .read(&[message(&["data:;base64,AQID"; 3])])
             .unwrap_err();
         assert!(many.to_string().contains("3 pictures"), "{many}");
-        assert_eq!(input.read(&[message(&[])]).unwrap(), None);
+        assert!(input.read(&[message(&[])]).unwrap().is_none());
+    }
+
+    #[test]
+    fn pictures_wait_where_there_is_room() {
+        let mut input = input(None);
+        let ask =
+            |input: &PictureInput, count| input.read(&[message(&vec!["data:;base64,AQID"; count])]);
+        let first = ask(&input, 2).unwrap();
+        // Nine bytes hold two pictures of four, and none more until they are gone.
+        let full = ask(&input, 1).unwrap_err();
+        assert_eq!((full.status().as_u16(), full.retry_after()), (429, Some(1)));
+        drop(first);
+        assert!(ask(&input, 1).unwrap().is_some());
+        // What cannot be read leaves no trace.
+        assert!(input.read(&[message(&["data:;base64,!"; 2])]).is_err());
+        assert!(ask(&input, 2).is_ok());
+        input.most = 3;
+        let large = ask(&input, 3).unwrap_err();
+        assert_eq!(large.status().as_u16(), 413);
+        assert_eq!(
+            large.to_string(),
+            "a request with 3 pictures holds 12 B of memory while it waits; this server has 9 B for pictures"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use clap::builder::ArgPredicate;
+use firebox_console::durable::check_writable;
 use firebox_console::terminal::print;
 use firebox_runtime::control::Control;
 use firebox_serve::route::Address;
@@ -88,6 +89,9 @@ impl BenchArgs {
         if let Some(address) = self.serve {
             let options = self.load.options(self.prompt_tokens, self.new_tokens)?;
             let html = self.load.html.as_deref();
+            if let Some(path) = html {
+                check_writable(path).map_err(InferError::Place)?;
+            }
             return match (address, is_given) {
                 (None, false) => Err(LoadError::Nothing.into()),
                 (Some(address), true) => Err(LoadError::Both { address }.into()),

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+use firebox_console::durable::check_writable;
 use firebox_console::progress::Progress;
 use firebox_console::report::page_path;
 use firebox_console::terminal::print;
@@ -112,6 +113,9 @@ impl CompareArgs {
             max_tokens: None,
         });
         text.as_ref().map(Text::check).transpose()?;
+        if let Some(path) = &self.html {
+            check_writable(path).map_err(InferError::Place)?;
+        }
         let devices = match self.devices.is_empty() {
             true => device::backends()
                 .into_iter()

@@ -63,7 +63,7 @@ pub(super) struct EvalArgs {
     #[arg(long, value_name = "NAME")]
     field: Option<String>,
     /// Field of each JSON line that contains the path of a picture, a PNG, JPEG or WebP file, relative to the file of the lines:
-    /// evaluates captions of pictures, on a single rank.
+    /// evaluates captions of pictures.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["context", "max_tokens", "timeline"])]
     image: Option<String>,
     /// Field of each JSON line by which pairs are told apart: each group has losses of its own, and other pictures and captions
@@ -123,9 +123,6 @@ impl EvalArgs {
             return model.with_engine(weights, ranks, process, move |open| {
                 self.score(open()?, &path, &items)
             });
-        }
-        if self.image.is_some() && self.on_ranks(process).are_ranks() {
-            return Err(InferError::SingleRank { flag: "--image" });
         }
         let text = Text {
             files: self.data.clone(),
@@ -220,14 +217,17 @@ impl EvalArgs {
         }
         let pairs = counted(set.pairs() as u128, "captioned picture");
         let progress = Progress::new(format!("evaluating {pairs}"), set.rows(effort));
-        let evaluated = captions::evaluate(engine, &set, effort, |rows| progress.set(rows));
+        let network = &mut *engine.network();
+        let evaluated = captions::evaluate(engine, network, &set, effort, |rows| {
+            progress.set(rows);
+        });
         drop(progress);
         let (report, looks) = evaluated?;
         for warning in report.warnings() {
             tracing::warn!("{warning}");
         }
         if let Some(path) = &self.html {
-            let page = captions_page::page(engine, &set, &looks, &report, effort)?;
+            let page = captions_page::page(engine, network, &set, &looks, &report, effort)?;
             page.write(path)?;
             tracing::info!("wrote the page to {}", path.display());
         }

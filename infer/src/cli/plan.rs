@@ -30,7 +30,8 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer plan runs/quickstart --measure --hardware-out here.toml\n\n\
     Stage time = max(memory traffic, FLOPs) on its slowest rank, plus its all-reduces. A rank reads its weights, the experts \
     that its tokens visit, and its KV cache; with even routing, T tokens visit a share of 1 - (1 - k/E)^T of the experts. A \
-    text passes through all stages and the sends between them. Numbers of hardware and assumed efficiencies are in\n\
+    text passes through all stages and the sends between them. Before a prompt is read, each rank with layers that attend to \
+    pictures computes the whole vision tower. Numbers of hardware and assumed efficiencies are in\n\
     configs/hardware; --hardware takes a file of your own. --measure makes one of this machine, and shows predicted and \
     measured times of a checkpoint side by side.";
 
@@ -39,12 +40,13 @@ const PLANNED: [usize; 2] = [2048, 512];
 const MEASURED: [usize; 2] = [128, 32];
 
 /// Options of a plan that is not measured.
-const UNMEASURED: [&str; 9] = [
+const UNMEASURED: [&str; 10] = [
     "hardware",
     "tensor",
     "pipeline",
     "expert",
     "batch",
+    "pictures",
     "message_dtype",
     "beside",
     "draft_acceptance",
@@ -69,6 +71,9 @@ pub(super) struct PlanArgs {
     /// Tokens that are generated for a prompt [default: 512, with --measure 32, or a quarter of the context if that is less].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     output: Option<usize>,
+    /// Pictures that each text sees from its beginning on [default: 1 if the model sees pictures].
+    #[arg(long, value_name = "N")]
+    pictures: Option<usize>,
     /// Type of weights and KV cache: bf16, f16 or f32 [default: bf16, with --measure f32, which the KV cache then is in any
     /// case].
     #[arg(long, value_name = "TYPE")]
@@ -193,8 +198,9 @@ impl PlanArgs {
                 .iter()
                 .map(|beside| (beside.config.context_length, beside.path.as_path())),
         );
-        let workload = self.workload(&contexts)?;
         let config = &model.config;
+        let mut workload = self.workload(&contexts)?;
+        workload.pictures = self.pictures(config.vision.is_some(), workload.prompt)?;
         let plan = match self.search {
             true => {
                 let bounds = Bounds {
@@ -237,12 +243,25 @@ impl PlanArgs {
             batch: self.batch,
             prompt,
             output,
+            pictures: 0,
             widths: Widths {
                 weight: dtype.bytes(),
                 cache: dtype.bytes(),
                 message: self.message_dtype.unwrap_or(dtype).bytes(),
             },
         })
+    }
+
+    /// The pictures of a text, for a model that sees some or none.
+    fn pictures(&self, sees: bool, prompt: usize) -> Result<usize, PlanError> {
+        match self.pictures.unwrap_or(usize::from(sees)) {
+            pictures @ 1.. if !sees => Err(PlanError::Blind {
+                pictures,
+                model: self.model.clone(),
+            }),
+            pictures if pictures > prompt => Err(PlanError::Pictures { pictures, prompt }),
+            pictures => Ok(pictures),
+        }
     }
 
     /// The tokens of a prompt and of what is generated for it, with models of these contexts. What is not given is as long

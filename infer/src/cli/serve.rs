@@ -60,6 +60,9 @@ const DRAFT: &str = "draft=";
 /// Pictures of a request, where nobody says otherwise.
 const PICTURES: usize = 8;
 
+/// Bytes of the pictures of all requests that wait, where nobody says otherwise.
+const PICTURE_BYTES: u64 = 1 << 30;
+
 /// More servers on one machine than this are a slip.
 const MOST_REPLICAS: usize = 64;
 
@@ -70,7 +73,7 @@ const LOOPBACK: &str = "127.0.0.1";
 pub(super) const NO_CHECKPOINT: &str = "none";
 
 /// What a router has no use for, since its servers have it.
-const OF_MODEL: [&str; 18] = [
+const OF_MODEL: [&str; 19] = [
     "checkpoint",
     "accept",
     "device",
@@ -89,6 +92,7 @@ const OF_MODEL: [&str; 18] = [
     "speculate_tokens",
     "image_folder",
     "max_pictures",
+    "picture_memory",
 ];
 
 /// What concerns the address in front of replicas alone, or is another for each of them.
@@ -105,7 +109,7 @@ pub(super) struct EngineArgs {
     max_batch_tokens: usize,
     /// Memory for keys and values, such as 4GB; it holds at least one text of the whole context [default: what
     /// --max-sequences texts can take, and at most a quarter of the machine's memory].
-    #[arg(long, value_name = "SIZE", value_parser = cache_memory)]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
     cache_memory: Option<u64>,
     /// Tokens of a block of the cache; texts share whole blocks of what they begin with.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
@@ -149,10 +153,13 @@ pub(super) struct ServeArgs {
     /// part of the request, as a `data:` URL. Addresses of other machines are never fetched.
     #[arg(long, value_name = "FOLDER")]
     image_folder: Option<PathBuf>,
-    /// Number of pictures that a request may have, where the model sees. A request that waits holds its pictures in memory, 12
-    /// bytes for each pixel of their tiles; --max-queue bounds how many wait.
+    /// Number of pictures that a request may have, where the model sees.
     #[arg(long, value_name = "N", default_value_t = PICTURES, value_parser = at_least_one)]
     max_pictures: usize,
+    /// Memory for the pictures of requests that wait, 12 bytes for each pixel of their tiles, such as 500MiB; requests beyond it
+    /// are refused for the time being, and one that takes more by itself altogether [default: 1GiB].
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    picture_memory: Option<u64>,
     /// Seconds that accepted requests may take after the signal to end [default: as long as they take].
     #[arg(long, value_name = "SECONDS")]
     drain_timeout: Option<u64>,
@@ -232,6 +239,7 @@ impl ServeArgs {
             parent: self.replica_of.map(Parent::of),
             image_folder: self.image_folder.clone(),
             pictures: self.max_pictures,
+            picture_bytes: self.picture_memory.unwrap_or(PICTURE_BYTES),
             ..self.engine.options()
         })
     }
@@ -261,6 +269,7 @@ impl EngineArgs {
             http: http::Options::default(),
             image_folder: None,
             pictures: PICTURES,
+            picture_bytes: PICTURE_BYTES,
             parent: None,
         }
     }
@@ -378,7 +387,7 @@ fn replicas(text: &str) -> Result<usize, String> {
     }
 }
 
-fn cache_memory(text: &str) -> Result<u64, String> {
+fn memory(text: &str) -> Result<u64, String> {
     match parse_bytes(text) {
         Some(size @ 1..) => Ok(size),
         _ => Err("must be a size greater than 0, such as 4GB or 500MiB".to_owned()),

@@ -446,7 +446,8 @@ struct Decoded {
     tokens_per_second: f64,
 }
 
-/// Prefills a cache with image tokens and the first half of the first sequence, then decodes up to [`DECODED`] of its tokens one at a
+/// Prefills a cache with image tokens and the first half of the first sequence, then decodes up to [`DECODED`] of its tokens, as
+/// many as the context has room for, one at a
 /// time: once for the logits, and once for the time. `None` if the sequence is too short.
 fn decode(
     model: &LanguageModel,
@@ -457,19 +458,18 @@ fn decode(
     let sequence = tokens.sequences().into_iter().next()?.tokens;
     let half = sequence.len() / 2;
     let (prompt, rest) = sequence.split_at(half);
-    let rest = &rest[..rest.len().min(DECODED)];
-    if prompt.is_empty() {
-        return None;
-    }
     let image_tokens = match model.config().image_token() {
         Some(image) => vec![image; pictures.len()],
         None => Vec::new(),
     };
     let prompt = &[&image_tokens[..], prompt].concat()[..];
-    let whole = prompt.len() + rest.len();
-    if whole > model.config().context_length {
+    // The image tokens take room that the sequence may have filled.
+    let room = model.config().context_length.saturating_sub(prompt.len());
+    let rest = &rest[..rest.len().min(DECODED).min(room)];
+    if half == 0 || rest.is_empty() {
         return None;
     }
+    let whole = prompt.len() + rest.len();
     let keys = (!pictures.is_empty()).then(|| Arc::new(model.look(pictures)));
     let pass = |read: &mut dyn FnMut(Tensor<2>)| {
         let mut cache = KeyValueCache::new(model.config(), 1, whole, device);

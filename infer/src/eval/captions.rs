@@ -11,6 +11,7 @@ use firebox_console::report::{Cell, Table};
 use firebox_model::captions::Captioned;
 use firebox_model::looking::{CANDIDATES, CaptionLoss, Effort, Look, look, whole};
 use firebox_model::moe::stats::HealthSums;
+use firebox_model::network::Network;
 use firebox_text::documents::{CAPTION_FIELD, Pair, Pairs, TextError};
 use firebox_text::packing::PackingError;
 use serde::Serialize;
@@ -222,8 +223,8 @@ impl CaptionSet {
 pub struct Behind {
     /// Behind the right picture.
     pub right: f64,
-    /// Behind another picture.
-    pub other: f64,
+    /// Behind another picture; `None` where a caption has none, being the only one of its group.
+    pub other: Option<f64>,
     /// Behind none.
     pub none: f64,
 }
@@ -261,7 +262,7 @@ impl From<&CaptionLoss> for Losses {
             },
             bits_per_byte: Behind {
                 right: bits(loss.right),
-                other: bits(loss.other),
+                other: loss.other.map(bits),
                 none: bits(loss.none),
             },
             found: (loss.tried > 0).then_some(loss.found),
@@ -290,6 +291,8 @@ pub struct CaptionReport {
     pub candidates: usize,
     /// Those of each group; empty where pairs are not told apart.
     pub groups: Vec<GroupLosses>,
+    /// Captions that are the only ones of their group, and so have no other picture.
+    pub alone: u64,
     /// Pairs that were left out.
     pub left_out: u64,
     /// What the routers did behind the right pictures.
@@ -309,6 +312,7 @@ pub struct CaptionReport {
 /// When a loss is not finite.
 pub fn evaluate(
     engine: &Engine,
+    network: &mut (impl Network + ?Sized),
     set: &CaptionSet,
     effort: Effort,
     mut progress: impl FnMut(u64),
@@ -319,7 +323,7 @@ pub fn evaluate(
     for group in &set.groups {
         let captions = group.pairs.iter().map(|pair| pair.captioned.clone());
         let captions: Vec<Captioned> = captions.collect();
-        let found = look(&engine.model, &captions, effort, &mut health, |rows| {
+        let found = look(network, &captions, effort, &mut health, |rows| {
             done += rows;
             progress(done);
         });
@@ -332,7 +336,8 @@ pub fn evaluate(
     }
     let bytes = losses.iter().map(|loss| loss.bytes).sum();
     let all = CaptionLoss::of(looks.iter().flatten(), bytes);
-    for nats in [all.right, all.other, all.none] {
+    let of_all = [Some(all.right), all.other, Some(all.none)];
+    for nats in of_all.into_iter().flatten() {
         check_finite(engine, nats)?;
     }
     let evaluation = whole(losses.iter(), &health);
@@ -348,6 +353,7 @@ pub fn evaluate(
         captions_per_second: all.captions as f64 / started.elapsed().as_secs_f64(),
         all: (&all).into(),
         candidates: CANDIDATES,
+        alone: looks.iter().filter(|looks| looks.len() == 1).count() as u64,
         left_out: set.left_out,
         routers: Routers::of(evaluation, engine.model.config()),
         device: engine.device.clone(),
@@ -356,14 +362,45 @@ pub fn evaluate(
 }
 
 impl CaptionReport {
-    /// Warnings: of experts that collapse, and of a model that does not look.
+    /// Warnings: of experts that collapse, of a model that does not look, and of captions without others.
     pub fn warnings(&self) -> Vec<String> {
         let Behind { right, other, none } = self.all.nats_per_token;
-        let alike = (right - other).abs() < ALIKE && (right - none).abs() < ALIKE;
+        let is_alike = |nats: f64| (right - nats).abs() < ALIKE;
         let blind = "the losses behind the right picture, another one and none are alike: the model does not look at the \
                      pictures";
-        let blind = alike.then(|| blind.to_owned());
-        self.routers.warning().into_iter().chain(blind).collect()
+        let blind = (other.is_none_or(is_alike) && is_alike(none)).then(|| blind.to_owned());
+        let alone = (self.alone > 0).then(|| {
+            let captions = counted(self.alone.into(), "caption");
+            format!("{captions} without others in the same group: there is no other picture to compare with")
+        });
+        let warnings = self.routers.warning().into_iter();
+        warnings.chain(blind).chain(alone).collect()
+    }
+
+    /// What captions are behind, for the headings of losses: another picture only where there is one.
+    fn headings(&self) -> impl Iterator<Item = &'static str> {
+        let all = [
+            ("right picture", true),
+            ("another", self.has_others()),
+            ("none", true),
+        ];
+        all.into_iter()
+            .filter_map(|(heading, is_there)| is_there.then_some(heading))
+    }
+
+    /// The cells below the [headings](Self::headings).
+    fn cells(&self, Behind { right, other, none }: Behind) -> impl Iterator<Item = String> {
+        let digits = |loss: f64| format!("{loss:.4}");
+        let other = other.map_or("-".to_owned(), digits);
+        let other = self.has_others().then_some(other);
+        std::iter::once(digits(right))
+            .chain(other)
+            .chain([digits(none)])
+    }
+
+    fn has_others(&self) -> bool {
+        self.rows()
+            .any(|(_, losses)| losses.nats_per_token.other.is_some())
     }
 
     /// A row for each group, and one for all.
@@ -379,22 +416,20 @@ impl CaptionReport {
         let right = format!("right of {}", self.candidates);
         let table = Table::new("Nats per token, behind")
             .texts([""])
-            .numbers(["captions", "tokens", "right picture", "another", "none"])
+            .numbers(["captions", "tokens"].into_iter().chain(self.headings()))
             .numbers([right, "tried".to_owned()])
             .note(format!(
                 "Right of {}: the right caption is the likeliest of so many, which chance finds in {chance}.",
                 self.candidates
             ));
         self.rows().fold(table, |table, (name, losses)| {
-            let Behind { right, other, none } = losses.nats_per_token;
             let found = losses.found.map_or("-".to_owned(), percent);
-            let numbers = [right, other, none].map(|nats| format!("{nats:.4}"));
             let cells = [
                 name.to_owned(),
                 grouped(losses.captions),
                 grouped(losses.tokens),
             ];
-            let cells = cells.into_iter().chain(numbers);
+            let cells = cells.into_iter().chain(self.cells(losses.nats_per_token));
             let cells = cells.chain([found, grouped(losses.tried)]);
             table.row(cells.map(Cell::from))
         })
@@ -402,17 +437,13 @@ impl CaptionReport {
 
     /// Losses in bits per byte.
     pub fn bits(&self) -> Table {
-        let table = Table::new("Bits per byte, behind").texts([""]).numbers([
-            "bytes",
-            "right picture",
-            "another",
-            "none",
-        ]);
+        let headings = std::iter::once("bytes").chain(self.headings());
+        let table = Table::new("Bits per byte, behind").texts([""]);
+        let table = table.numbers(headings);
         self.rows().fold(table, |table, (name, losses)| {
-            let Behind { right, other, none } = losses.bits_per_byte;
-            let numbers = [right, other, none].map(|bits| format!("{bits:.4}"));
             let cells = [name.to_owned(), grouped(losses.bytes)].into_iter();
-            table.row(cells.chain(numbers).map(Cell::from))
+            let cells = cells.chain(self.cells(losses.bits_per_byte));
+            table.row(cells.map(Cell::from))
         })
     }
 }

@@ -1,5 +1,7 @@
 //! What a model makes of captions and pictures, as an HTML page.
 
+use std::path::Path;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use firebox_console::numbers::percent;
@@ -7,7 +9,8 @@ use firebox_console::report::{Page, Plate, Verdict, Word};
 use firebox_image::encode_png;
 use firebox_model::captions::Captioned;
 use firebox_model::config::VisionConfig;
-use firebox_model::looking::{Choice, Effort, Look, choose, token_nats};
+use firebox_model::looking::{Choice, Effort, Look, OtherPicture, choose, token_nats};
+use firebox_model::network::Network;
 
 use super::captions::{Behind, CaptionReport, CaptionSet, ReadPair};
 use super::maps::{self, Map};
@@ -27,6 +30,9 @@ const VEIL: [u8; 3] = [20, 23, 26];
 /// How much of the picture that hides at most.
 const HIDDEN: f64 = 0.82;
 
+/// Whose the pictures are that Cargo puts on a machine for `cargo train run configs/vision.toml`; their licence asks for it.
+const TWEMOJI: &str = "Pictures of Twemoji, by Twitter and other contributors, CC BY 4.0: https://github.com/jdecked/twemoji";
+
 /// A pair by its group and its place there.
 type Place = (usize, usize);
 
@@ -38,6 +44,7 @@ type Place = (usize, usize);
 /// When a picture cannot be read again.
 pub fn page(
     engine: &Engine,
+    network: &mut dyn Network,
     set: &CaptionSet,
     looks: &[Vec<Look>],
     report: &CaptionReport,
@@ -50,14 +57,22 @@ pub fn page(
             "{} captioned pictures on {}, {} left out",
             report.all.captions, report.device, report.left_out
         ));
-    let verdict = match right < other && right < none {
+    let pairs = || set.groups.iter().flat_map(|group| &group.pairs);
+    let page = match pairs().any(|pair| is_twemoji(&pair.picture)) {
+        true => page.about(TWEMOJI),
+        false => page,
+    };
+    let verdict = match other.is_none_or(|other| right < other) && right < none {
         true => Verdict::Good,
         false => Verdict::Bad,
     };
+    let another = other.map_or(String::new(), |other| {
+        format!("{other:.4} behind another, ")
+    });
     let mut page = page.summary(
         verdict,
         format!(
-            "{right:.4} nats per token behind the right picture, {other:.4} behind another, {none:.4} behind none"
+            "{right:.4} nats per token behind the right picture, {another}{none:.4} behind none"
         ),
     );
     if let Some(found) = report.all.found {
@@ -84,13 +99,23 @@ pub fn page(
         .section("Losses")
         .table(report.losses())
         .table(report.bits());
-    let gallery = Gallery::new(engine, set, looks, effort)?;
+    let mut gallery = Gallery::new(engine, network, set, looks, effort)?;
     for (heading, text, places) in chosen(looks) {
         let plates = places.into_iter().map(|place| gallery.plate(place));
         let plates: Vec<Plate> = plates.collect::<Result<_, _>>()?;
         page = page.section(heading).text(text).plates(plates);
     }
     Ok(page)
+}
+
+/// Whether a picture is of the package twemoji-assets, as it lies in Cargo's folder of packages.
+fn is_twemoji(picture: &Path) -> bool {
+    let mut parts = picture.components();
+    parts.any(|part| {
+        let name = part.as_os_str().to_string_lossy();
+        name.strip_prefix("twemoji-assets-")
+            .is_some_and(|version| version.starts_with(|first: char| first.is_ascii_digit()))
+    })
 }
 
 /// Which pictures are shown, with a heading and a sentence.
@@ -134,6 +159,7 @@ fn chosen(looks: &[Vec<Look>]) -> Vec<(&'static str, &'static str, Vec<Place>)> 
 /// Makes plates of pictures.
 struct Gallery<'a> {
     engine: &'a Engine,
+    network: &'a mut dyn Network,
     reader: PictureReader,
     vision: &'a VisionConfig,
     set: &'a CaptionSet,
@@ -148,6 +174,7 @@ struct Gallery<'a> {
 impl<'a> Gallery<'a> {
     fn new(
         engine: &'a Engine,
+        network: &'a mut dyn Network,
         set: &'a CaptionSet,
         looks: &'a [Vec<Look>],
         effort: Effort,
@@ -158,7 +185,8 @@ impl<'a> Gallery<'a> {
             pairs.map(|pair| pair.captioned.clone()).collect()
         });
         let highest = looks.iter().flatten().map(|look| {
-            let most = look.right.max(look.other).max(look.none);
+            let other = look.other.map_or(look.none, |other| other.nats);
+            let most = look.right.max(other).max(look.none);
             most / look.tokens.max(1) as f64
         });
         Ok(Self {
@@ -167,15 +195,17 @@ impl<'a> Gallery<'a> {
             captions: captions.collect(),
             highest: highest.fold(f64::MIN_POSITIVE, f64::max),
             engine,
+            network,
             set,
             looks,
             effort,
         })
     }
 
-    fn plate(&self, (group, index): Place) -> Result<Plate, InferError> {
-        let of_group = &self.set.groups[group];
-        let (pair, look) = (&of_group.pairs[index], &self.looks[group][index]);
+    fn plate(&mut self, (group, index): Place) -> Result<Plate, InferError> {
+        let (set, looks) = (self.set, self.looks);
+        let of_group = &set.groups[group];
+        let (pair, look) = (&of_group.pairs[index], &looks[group][index]);
         let (address, size) = self.picture(pair)?;
         // The folder of the lines is the same for most.
         let place = pair.place.rsplit(['/', '\\']).next().unwrap_or_default();
@@ -183,21 +213,24 @@ impl<'a> Gallery<'a> {
             Some(name) => format!("{name}, {place}"),
             None => place.to_owned(),
         };
-        let other = &of_group.pairs[look.other_picture].caption;
-        let about = format!("{about}; another picture: that of {other:?}");
+        let (about, other) = match look.other {
+            None => (about, None),
+            Some(OtherPicture { caption, nats }) => {
+                let other = &of_group.pairs[caption].caption;
+                let about = format!("{about}; another picture: that of {other:?}");
+                (about, Some(("another", nats)))
+            }
+        };
         let mut plate = Plate::new(address, size, &pair.caption).about(about);
-        for (name, nats) in [
-            ("right picture", look.right),
-            ("another", look.other),
-            ("none", look.none),
-        ] {
+        let right = std::iter::once(("right picture", look.right));
+        for (name, nats) in right.chain(other).chain([("none", look.none)]) {
             let loss = nats / look.tokens.max(1) as f64;
             plate = plate.bar(name, loss / self.highest, format!("{loss:.3}"));
         }
         let captions = &self.captions[group];
         let choice = match &look.choice {
             Some(choice) => Some(choice.clone()),
-            None => choose(&self.engine.model, captions, index, self.effort.rows),
+            None => choose(self.network, captions, index, self.effort.rows),
         };
         if let Some(choice) = &choice {
             plate = with_choice(plate, choice, &of_group.pairs);
@@ -210,12 +243,11 @@ impl<'a> Gallery<'a> {
     }
 
     /// The words of a caption, with a map for each.
-    fn words(&self, captioned: &Captioned) -> Vec<Word> {
-        let model = &self.engine.model;
-        let right = token_nats(model, std::slice::from_ref(captioned), 1).remove(0);
-        let none = token_nats(model, &[captioned.without_picture()], 1).remove(0);
+    fn words(&mut self, captioned: &Captioned) -> Vec<Word> {
+        let right = token_nats(self.network, std::slice::from_ref(captioned), 1).remove(0);
+        let none = token_nats(self.network, &[captioned.without_picture()], 1).remove(0);
         let words = maps::words(&self.engine.tokenizer, captioned.learned());
-        let maps = maps::maps(model, self.vision, captioned, &words);
+        let maps = maps::maps(self.network, self.vision, captioned, &words);
         let words = words.into_iter().zip(maps);
         let words = words.map(|(word, map)| {
             let sum = |nats: &[f64]| nats[word.tokens.clone()].iter().sum::<f64>();

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use firebox_model::captions::Captioned;
 use firebox_model::config::VisionConfig;
-use firebox_model::language_model::LanguageModel;
+use firebox_model::network::Network;
 use firebox_text::{StreamDecoder, Tokenizer};
 
 /// What stands for the token that ends a caption.
@@ -65,19 +65,17 @@ pub fn words(tokenizer: &Tokenizer, caption: &[u32]) -> Vec<TokenizedWord> {
 ///
 /// When the caption has no picture.
 pub fn maps(
-    model: &LanguageModel,
+    network: &mut (impl Network + ?Sized),
     vision: &VisionConfig,
     captioned: &Captioned,
     words: &[TokenizedWord],
 ) -> Vec<Map> {
-    let batch = Captioned::batch(std::slice::from_ref(captioned), model, &model.device());
-    let layers = model.attention_to_pictures(&batch);
+    let layers = network.attention_to_pictures(std::slice::from_ref(captioned));
     let keys = vision.keys();
     // [length, keys]
-    let mut weights = vec![0.0; batch.tokens.dims()[1] * keys];
-    for (_, layer) in &layers {
-        let values = layer.to_data();
-        for (sum, value) in weights.iter_mut().zip(values.iter::<f32>()) {
+    let mut weights = vec![0.0; layers.first().map_or(0, |layer| layer.weights.len())];
+    for layer in &layers {
+        for (sum, &value) in weights.iter_mut().zip(&layer.weights) {
             *sum += f64::from(value) / layers.len() as f64;
         }
     }

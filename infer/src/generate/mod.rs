@@ -102,12 +102,12 @@ pub fn generate(
     let mut statistics = Statistics::default();
     let mut timeline = Ok(());
     if only.written.is_ok() {
+        let network = &mut *engine.network();
         let text = generate::Request {
-            pictures: (!pictures.is_empty()).then(|| Arc::new(engine.model.look(pictures))),
+            pictures: (!pictures.is_empty()).then(|| Arc::new(network.look(pictures))),
             ..generate::Request::new(prompt, most, request.sampling)
         };
         let options = speculation.options(engine.tokenizer.eos_ids(), 1, 1);
-        let network = &mut *engine.network();
         statistics = generate::generate_all(network, [text], &options, &mut only);
         timeline = engine.finish(network);
     }

@@ -56,6 +56,7 @@ fn of_server<T: Send>(key: Option<&str>, work: impl FnOnce(Address) -> T + Send)
             ..http::Options::default()
         },
         image_folder: None,
+        picture_bytes: 0,
         pictures: 1,
         parent: None,
     };

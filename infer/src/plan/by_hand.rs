@@ -1,6 +1,7 @@
 //! Plans of a model that is small enough to count by hand: bytes are seconds, or operations, or messages.
 
-use firebox_model::config::{AttentionKind, LayerConfig, ModelConfig, QkNorm};
+use firebox_model::accounting::{Parameters, PictureOperations};
+use firebox_model::config::{AttentionKind, LayerConfig, ModelConfig, QkNorm, VisionConfig};
 use firebox_model::parallel::RankLayout;
 
 use super::*;
@@ -68,6 +69,7 @@ fn workload(batch: usize) -> Workload {
         batch,
         prompt: 3,
         output: 2,
+        pictures: 0,
         widths: Widths {
             weight: 1,
             cache: 1,
@@ -249,4 +251,79 @@ fn micro_batches_follow_each_other() {
     });
     let shared = Plan::of(&model(), layout(2, 1, 1), &hardware, workload(2)).unwrap();
     assert_near(shared.token_seconds, 4.0 * (of_layer + of_head));
+}
+
+/// [`model`] with a layer of 198 parameters that attends to pictures of ten positions: 32 + 16 + 16 + 32 of attention, 16 of
+/// norms, 2 of gates and 3 · 28 of its feed-forward. A row of the embedding is an image token's, and seven are spare.
+fn seeing() -> ModelConfig {
+    let vision = VisionConfig {
+        width: 6,
+        d_ff: 10,
+        heads: 2,
+        layers: 1,
+        global_layers: 1,
+        tile_size: 9,
+        patch_size: 4,
+        max_tiles: 2,
+        aspect_ratios: vec![[1, 1]],
+        intermediate_layers: vec![0],
+        norm_epsilon: 1e-5,
+        initializer_range: 0.02,
+    };
+    model().with_vision(vision, &[1], 7).unwrap()
+}
+
+#[test]
+fn pictures_that_are_looked_at() {
+    let config = seeing();
+    let planned = |pictures, layout, hardware: &Hardware| {
+        let workload = Workload {
+            pictures,
+            ..workload(1)
+        };
+        Plan::of(&config, layout, hardware, workload).unwrap()
+    };
+    let parameters = Parameters::of(&config);
+    let tower = (parameters.tower + parameters.projector) as f64;
+    assert_eq!(parameters.cross_attention, 198);
+    let found = planned(2, RankLayout::ONE, &hardware());
+    assert_eq!(found.weight_bytes, 436.0 + 32.0 + 198.0 + tower);
+    // Keys and values of eight for each of ten positions.
+    assert_eq!(found.picture_bytes, 2.0 * 80.0);
+    assert_eq!(found.cache_bytes, 80.0 + 2.0 * 80.0);
+
+    let mut slow = hardware();
+    slow.memory_bandwidth = 1.0;
+    let found = planned(2, RankLayout::ONE, &slow);
+    // Weights of keys and values are read with the pictures alone.
+    let layer = 198.0 - 32.0;
+    assert_near(found.token_seconds, 396.0 + 4.0 + 64.0 + layer + 160.0);
+    let first = 396.0 + 12.0 + 24.0 + layer + 160.0 + tower + 32.0;
+    assert_near(found.first_token_seconds, first);
+
+    let mut busy = hardware();
+    busy.peak_flops = 1.0;
+    let found = planned(2, RankLayout::ONE, &busy);
+    let text = 2.0 * 396.0 + 4.0 * 2.0 * 8.0 * 4.0;
+    let seeing = 2.0 * layer + 4.0 * 8.0 * 20.0;
+    assert_near(found.token_seconds, text + seeing);
+    let prompt = 2.0 * (3.0 * 356.0 + 40.0) + 4.0 * 3.0 * 2.0 * 8.0 * 1.5;
+    let encoder = PictureOperations::of(&config).unwrap().encoder;
+    let looking = 2.0 * (encoder + 2.0 * 10.0 * 32.0);
+    assert_near(found.first_token_seconds, prompt + 3.0 * seeing + looking);
+
+    // Without pictures it is the text model.
+    for hardware in [&slow, &busy] {
+        let (without, text) = (
+            planned(0, RankLayout::ONE, hardware),
+            plan(&model(), RankLayout::ONE, hardware),
+        );
+        assert_near(without.token_seconds, text.token_seconds);
+        assert_near(without.first_token_seconds, text.first_token_seconds);
+    }
+    let sums = |pictures| {
+        let found = planned(pictures, layout(1, 2, 1), &hardware());
+        found.traffic.layer_sums.count
+    };
+    assert_eq!((sums(0), sums(1)), (4, 6));
 }

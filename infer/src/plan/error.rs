@@ -52,6 +52,24 @@ pub enum PlanError {
         /// The model.
         model: PathBuf,
     },
+    /// A model of text alone is to see pictures.
+    #[error("--pictures {pictures}: {} sees no pictures", model.display())]
+    Blind {
+        /// Pictures of a text.
+        pictures: usize,
+        /// The model.
+        model: PathBuf,
+    },
+    /// A prompt has fewer tokens than pictures.
+    #[error(
+        "--pictures {pictures}: a prompt of {prompt} tokens has no room for a token for each of them"
+    )]
+    Pictures {
+        /// Pictures of a text.
+        pictures: usize,
+        /// Tokens of a prompt.
+        prompt: usize,
+    },
     /// The model beside cannot be laid out so.
     #[error("{} cannot have the {tensor} tensor ranks of the model that it is beside: {error}", model.display())]
     Beside {
@@ -115,6 +133,9 @@ impl Advise for PlanError {
                 ..Advice::USAGE
             },
             Self::Context { .. } => Advice::USAGE.hint("lower --prompt or --output"),
+            Self::Blind { .. } => Advice::USAGE
+                .hint("remove --pictures, or name a model with a vision tower"),
+            Self::Pictures { .. } => Advice::USAGE.hint("lower --pictures, or raise --prompt"),
             Self::Beside { .. } => Advice::USAGE.hint(
                 "plan the first model with fewer tensor ranks (--tensor), or this one by itself",
             ),

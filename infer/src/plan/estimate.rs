@@ -21,6 +21,8 @@ pub struct Workload {
     pub prompt: usize,
     /// Tokens that follow it.
     pub output: usize,
+    /// Pictures that a text sees, all of them from its first token on; 0 with a model of text alone.
+    pub pictures: usize,
     /// Bytes of a value.
     pub widths: Widths,
 }
@@ -45,8 +47,10 @@ pub struct Plan {
     pub ranks: usize,
     /// Bytes of the weights of the fullest rank.
     pub weight_bytes: f64,
-    /// Bytes of the caches of all texts on this rank.
+    /// Bytes of the caches of all texts on this rank, keys and values of their pictures included.
     pub cache_bytes: f64,
+    /// Those of their pictures.
+    pub picture_bytes: f64,
     /// Bytes of intermediate values of this rank while it reads a prompt; an upper estimate.
     pub activation_bytes: f64,
     /// Bytes of a rank's memory.
@@ -176,6 +180,7 @@ impl<'a> Planner<'a> {
             ranks: layout.ranks(),
             weight_bytes: fullest.weights,
             cache_bytes: batch * fullest.cache,
+            picture_bytes: batch * fullest.pictures,
             activation_bytes: fullest.activations(batch),
             memory_bytes: memory,
             fits: workload.batch <= largest_batch,
@@ -197,7 +202,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The bytes of every rank.
-    fn bytes(&self, stages: &Stages) -> Vec<Bytes> {
+    pub fn bytes(&self, stages: &Stages) -> Vec<Bytes> {
         let memory = Memory {
             config: self.config,
             loads: &self.loads,

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use firebox_model::config::ModelConfig;
+use firebox_model::config::{LayerConfig, ModelConfig};
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parallel::{LayoutError, RankLayout, Shard};
-use firebox_model::parameters::Role;
+use firebox_model::parameters::{Axis, Role};
 
 /// Parameters and widths of a rank, of a layer or of several.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -18,7 +18,14 @@ pub(super) struct RankLoad {
     pub expert_count: usize,
     /// Rows of a table that tokens look up.
     pub table: f64,
-    /// Values of keys and values that are kept for a token, over the layers.
+    /// Parameters of layers that attend to pictures, which every token is multiplied with that sees one.
+    pub cross: f64,
+    /// Those of these layers that the positions of pictures are multiplied with, to become keys and values.
+    pub keys: f64,
+    /// Parameters of the tower and its projection.
+    pub tower: f64,
+    /// Values of keys and values that are kept for a token, over the layers; in a layer that attends to pictures for a position
+    /// of a picture.
     pub cached: f64,
     /// Values of query heads that meet each of those, over the layers.
     pub queries: f64,
@@ -30,14 +37,26 @@ impl RankLoad {
         self.experts += other.experts;
         self.expert_count = self.expert_count.max(other.expert_count);
         self.table += other.table;
+        self.cross += other.cross;
+        self.keys += other.keys;
+        self.tower += other.tower;
         self.cached += other.cached;
         self.queries += other.queries;
     }
 
     /// Parameters of all kinds.
     pub fn parameters(&self) -> f64 {
-        self.dense + self.experts + self.table
+        self.dense + self.experts + self.table + self.cross + self.keys + self.tower
     }
+}
+
+/// What a token attends to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Seen {
+    /// Positions of the text, where no window hides them.
+    pub text: f64,
+    /// Positions of pictures.
+    pub pictures: f64,
 }
 
 /// The loads of a model's parts on the tensor ranks of a stage.
@@ -49,6 +68,10 @@ pub(super) struct RankLoads {
     embedding: Vec<RankLoad>,
     /// By rank; the last norm and the head.
     head: Vec<RankLoad>,
+    /// Of every rank with layers that attend to pictures: the tower, which each has whole.
+    tower: RankLoad,
+    /// Whether each layer attends to pictures.
+    crossing: Vec<bool>,
     /// The window of each layer, where it has one.
     windows: Vec<Option<usize>>,
     tied: bool,
@@ -72,6 +95,8 @@ impl RankLoads {
             layers: vec![vec![RankLoad::default(); config.layers.len()]; tensor],
             embedding: vec![RankLoad::default(); tensor],
             head: vec![RankLoad::default(); tensor],
+            tower: RankLoad::default(),
+            crossing: config.layers.iter().map(LayerConfig::is_cross).collect(),
             windows: config
                 .layers
                 .iter()
@@ -85,6 +110,12 @@ impl RankLoads {
                     continue;
                 };
                 let (shape, held) = (slice.shape(), slice.elements() as f64);
+                if parameter.is_tower() {
+                    // The same on each rank.
+                    loads.tower.tower += if rank == 0 { held } else { 0.0 };
+                    continue;
+                }
+                let crosses = parameter.layer().is_some_and(|layer| loads.crossing[layer]);
                 let load = match (parameter.layer(), parameter.role) {
                     (Some(layer), _) => &mut loads.layers[rank][layer],
                     (None, Role::Embedding) => &mut loads.embedding[rank],
@@ -96,6 +127,10 @@ impl RankLoads {
                         load.expert_count = shape[0];
                     }
                     Role::Embedding => load.table += held,
+                    Role::CrossAttention if parameter.axes.contains(&Axis::KvHeads) => {
+                        load.keys += held;
+                    }
+                    _ if crosses => load.cross += held,
                     _ => load.dense += held,
                 }
             }
@@ -138,19 +173,27 @@ impl RankLoads {
         if last {
             sum.add(&self.head[rank]);
         }
+        if self.crossings(layers) > 0 {
+            sum.add(&self.tower);
+        }
         sum
     }
 
-    /// Values of keys and values that a rank keeps of a text of this length, in these layers. A layer with a window keeps no
-    /// more positions than that.
-    pub fn cached(&self, rank: usize, layers: &Range<usize>, length: f64) -> f64 {
-        self.over_positions(rank, layers, length, |load| load.cached)
+    /// Number of these layers that attend to pictures.
+    pub fn crossings(&self, layers: &Range<usize>) -> usize {
+        let crossing = self.crossing[layers.clone()].iter();
+        crossing.filter(|crossing| **crossing).count()
     }
 
-    /// Query width × attended positions (QKᵀ multiplications) of a rank for the last token of a text of this length, over
-    /// these layers.
-    pub fn attended(&self, rank: usize, layers: &Range<usize>, length: f64) -> f64 {
-        self.over_positions(rank, layers, length, |load| load.queries)
+    /// Values of keys and values that a rank keeps of so many positions, in these layers. A layer with a window keeps no more
+    /// positions of a text than that.
+    pub fn cached(&self, rank: usize, layers: &Range<usize>, positions: Seen) -> f64 {
+        self.over_positions(rank, layers, positions, |load| load.cached)
+    }
+
+    /// Query width × attended positions (QKᵀ multiplications) of a rank for the last token of a text, over these layers.
+    pub fn attended(&self, rank: usize, layers: &Range<usize>, positions: Seen) -> f64 {
+        self.over_positions(rank, layers, positions, |load| load.queries)
     }
 
     /// The most values of queries, keys and values that a rank has of a token in one layer.
@@ -170,11 +213,15 @@ impl RankLoads {
         &self,
         rank: usize,
         layers: &Range<usize>,
-        length: f64,
+        Seen { text, pictures }: Seen,
         of: fn(&RankLoad) -> f64,
     ) -> f64 {
         let of_layer = layers.clone().map(|layer| {
-            let positions = self.windows[layer].map_or(length, |window| length.min(window as f64));
+            let positions = match self.windows[layer] {
+                _ if self.crossing[layer] => pictures,
+                Some(window) => text.min(window as f64),
+                None => text,
+            };
             of(&self.layers[rank][layer]) * positions
         });
         of_layer.sum()

@@ -5,7 +5,7 @@ use std::ops::Range;
 use firebox_model::config::ModelConfig;
 
 use super::estimate::Workload;
-use super::loads::RankLoads;
+use super::loads::{RankLoads, Seen};
 
 /// The bytes of a model over tensor ranks.
 #[derive(Debug, Clone, Copy)]
@@ -24,8 +24,10 @@ pub(super) struct Bytes {
     pub weights: f64,
     /// Intermediate values while a prompt is read.
     pub prompt: f64,
-    /// Keys and values of one text.
+    /// Keys and values of one text, those of its pictures included.
     pub cache: f64,
+    /// Those of its pictures.
+    pub pictures: f64,
     /// Logits of one text.
     pub logits: f64,
 }
@@ -57,17 +59,40 @@ impl Memory<'_> {
             widths,
             ..
         } = self.workload;
-        let length = (prompt + output) as f64;
+        let pictures = self.picture_positions();
+        let cached = |text, pictures| {
+            let values = self.loads.cached(rank, layers, Seen { text, pictures });
+            widths.cache as f64 * values
+        };
         let logits = match layers.end == self.config.layers.len() {
             true => 4.0 * self.config.vocab_size.div_ceil(self.tensor) as f64,
             false => 0.0,
         };
         Bytes {
             weights: widths.weight as f64 * self.loads.of_stage(rank, layers).parameters(),
-            prompt: prompt as f64 * self.activations_of_token(),
-            cache: widths.cache as f64 * self.loads.cached(rank, layers, length),
+            prompt: (prompt as f64 * self.activations_of_token())
+                .max(self.activations_of_pictures(layers)),
+            cache: cached((prompt + output) as f64, pictures),
+            pictures: cached(0.0, pictures),
             logits,
         }
+    }
+
+    /// Intermediate values of a tower that looks at the pictures of a text, which is done before the text is read: its stream
+    /// and the sum in f32, and the widest of what is between two of these, the scores of attention and their softmax or a
+    /// feed-forward; and what comes of it. 0 in layers that attend to no pictures.
+    fn activations_of_pictures(&self, layers: &Range<usize>) -> f64 {
+        let vision = self.config.vision.as_ref();
+        let Some(vision) = vision.filter(|_| self.loads.crossings(layers) > 0) else {
+            return 0.0;
+        };
+        let positions = vision.max_tiles * vision.filled_positions();
+        let scores = 2 * vision.heads * positions * positions;
+        let inner = scores.max(positions * (vision.d_ff + vision.width));
+        let stream = 4 * positions * (2 * vision.width + vision.output_width());
+        let states = 4 * vision.keys() * self.config.d_model;
+        let of_picture = stream + states + self.workload.widths.weight * inner;
+        (self.workload.pictures * of_picture) as f64
     }
 
     /// Intermediate values of a token of a prompt, an upper estimate: the residual stream and its sum in f32, and the widest
@@ -84,7 +109,18 @@ impl Memory<'_> {
         });
         let inner = 3.0 * dense.max(mixture) as f64;
         let attention = 2.0 * self.loads.widest_attention();
+        // Scores of all positions of pictures, and their softmax.
+        let heads = config.heads.div_ceil(self.tensor) as f64;
+        let crossing = 2.0 * heads * self.picture_positions();
         let stream = 3.0 * 4.0 * config.d_model as f64;
-        stream + inner.max(attention) * self.workload.widths.weight as f64
+        stream + inner.max(attention).max(crossing) * self.workload.widths.weight as f64
+    }
+
+    /// Positions of the pictures of a text.
+    fn picture_positions(&self) -> f64 {
+        let vision = self.config.vision.as_ref();
+        vision.map_or(0.0, |vision| {
+            (self.workload.pictures * vision.keys()) as f64
+        })
     }
 }

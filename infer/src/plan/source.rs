@@ -1,7 +1,7 @@
 //! The model of a run's configuration or of a checkpoint.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -25,9 +25,17 @@ pub struct Model {
 /// The tables of a run's configuration that say something of the model.
 #[derive(Deserialize)]
 struct Run {
+    #[serde(default)]
     model: ModelKeys,
+    train: Option<Train>,
     tokenizer: Option<TokenizerKeys>,
     plan: Option<PlanKeys>,
+}
+
+#[derive(Deserialize)]
+struct Train {
+    /// A configuration, checkpoint or run folder, from the working directory.
+    init: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -43,27 +51,20 @@ struct PlanKeys {
 
 /// The model that a path leads to: the configuration of a run (a TOML file), a checkpoint, a run folder or a sharded
 /// checkpoint. Of a configuration no more is read than the model's table, the size of the vocabulary and a remark;
-/// `cargo train check` checks all of it. Warns of accepted fields of config.json. Of a model that sees pictures it is the text
-/// model that is left without them, which it warns of too.
+/// `cargo train check` checks all of it. Where it starts from another model ([`train.init`](Train::init)), that one is opened
+/// in the same way. Warns of accepted fields of config.json.
 ///
 /// # Errors
 ///
 /// When there is nothing, or it does not describe a model.
 pub fn open_model(path: &Path, accept: Accept) -> Result<Model, PlanError> {
-    let mut model = open_whole(path, accept)?;
-    if model.config.vision.is_some() {
-        tracing::warn!(
-            "{}: what sees pictures is left out; the numbers are those of the text model",
-            path.display()
-        );
-        model.config = model.config.text_only();
-    }
-    Ok(model)
+    open_after(path, accept, &[])
 }
 
-fn open_whole(path: &Path, accept: Accept) -> Result<Model, PlanError> {
+/// The same, where these configurations start from it.
+fn open_after(path: &Path, accept: Accept, later: &[&Path]) -> Result<Model, PlanError> {
     if path.is_file() && !is_gguf(path) {
-        return of_run(path);
+        return of_run(path, accept, later);
     }
     let folder = checkpoint_place(path)?;
     let config = read_config(&folder, accept)?;
@@ -74,7 +75,7 @@ fn open_whole(path: &Path, accept: Accept) -> Result<Model, PlanError> {
     })
 }
 
-fn of_run(path: &Path) -> Result<Model, PlanError> {
+fn of_run(path: &Path, accept: Accept, later: &[&Path]) -> Result<Model, PlanError> {
     let invalid = |reason: String, hint: Option<String>| PlanError::Model {
         file: path.to_owned(),
         reason,
@@ -83,13 +84,24 @@ fn of_run(path: &Path) -> Result<Model, PlanError> {
     let text = fs::read_to_string(path).map_err(FileError::of("read", path))?;
     let Run {
         mut model,
+        train,
         tokenizer,
         plan,
     } = toml::from_str(&text).map_err(|error| {
         let hint = "name a configuration such as configs/gpt4.toml, or the folder of a checkpoint";
         invalid(toml_fault(&text, &error), Some(hint.to_owned()))
     })?;
-    if let Some(TokenizerKeys { kind, vocab_size }) = tokenizer
+    if let Some(init) = train.and_then(|train| train.init) {
+        if later.contains(&&*init) || init == path {
+            return Err(invalid("train.init leads back to itself".to_owned(), None));
+        }
+        let first = open_after(&init, accept, &[later, &[path]].concat())?;
+        model = started_from(model, &first.config).map_err(|reason| {
+            let hint =
+                "`cargo train check` has its parameters; a checkpoint of the run can be planned";
+            invalid(reason, Some(hint.to_owned()))
+        })?;
+    } else if let Some(TokenizerKeys { kind, vocab_size }) = tokenizer
         && model.vocab_size.is_none()
     {
         model.vocab_size = vocab_size.or_else(|| match kind.as_str() {
@@ -109,5 +121,18 @@ fn of_run(path: &Path) -> Result<Model, PlanError> {
     Ok(Model {
         config,
         note: plan.and_then(|plan| plan.note),
+    })
+}
+
+/// The keys of a model that starts from another one, which has all but the context and, if it sees no pictures, the tower.
+fn started_from(written: ModelKeys, first: &ModelConfig) -> Result<ModelKeys, String> {
+    let own = ModelKeys::of(first);
+    if written.feed_forward.is_some() && written.feed_forward != own.feed_forward {
+        return Err("a dense model that becomes a mixture is not planned".to_owned());
+    }
+    Ok(ModelKeys {
+        context_length: written.context_length.or(own.context_length),
+        vision: own.vision.clone().or(written.vision),
+        ..own
     })
 }

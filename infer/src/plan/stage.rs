@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
+use firebox_model::accounting::PictureOperations;
 use firebox_model::config::ModelConfig;
 use firebox_model::moe::loads::even_share;
 use firebox_model::parallel::RankLayout;
-use firebox_model::parallel::traffic::PassTraffic;
+use firebox_model::parallel::traffic::{PassTokens, PassTraffic};
 
 use super::estimate::Workload;
 use super::hardware::{Hardware, Reach};
-use super::loads::RankLoads;
+use super::loads::{RankLoads, Seen};
 
 /// A model over the ranks of a layout, on hardware.
 #[derive(Debug)]
@@ -32,8 +33,10 @@ struct Work {
     drawn: f64,
     /// Texts whose caches are read.
     texts: f64,
-    /// Positions that a token attends to.
-    context: f64,
+    /// What a token attends to.
+    seen: Seen,
+    /// Pictures that are looked at for the first time.
+    looked: f64,
 }
 
 /// Seconds of a pass.
@@ -60,8 +63,28 @@ impl Stages<'_> {
 
     /// Messages of one token.
     pub fn traffic(&self) -> PassTraffic {
-        let (tensor, width) = (self.layout.tensor, self.workload.widths.message);
-        PassTraffic::of_pass(self.config, tensor, &self.layers, 1, width)
+        PassTraffic::of_pass(
+            self.config,
+            self.layout.tensor,
+            &self.layers,
+            self.one_token(),
+        )
+    }
+
+    fn one_token(&self) -> PassTokens {
+        PassTokens {
+            count: 1,
+            width: self.workload.widths.message,
+            see: self.workload.pictures > 0,
+        }
+    }
+
+    /// Positions of the pictures of a text.
+    fn picture_positions(&self) -> f64 {
+        let vision = self.config.vision.as_ref();
+        vision.map_or(0.0, |vision| {
+            (self.workload.pictures * vision.keys()) as f64
+        })
     }
 
     /// Seconds of one step of all texts with `tokens` tokens of each. Micro-batches follow each other: a text waits for all
@@ -79,8 +102,12 @@ impl Stages<'_> {
             tokens: texts * tokens,
             drawn: texts * tokens,
             texts,
-            // Half of the output is there on average.
-            context: prompt as f64 + output as f64 / 2.0,
+            seen: Seen {
+                // Half of the output is there on average.
+                text: prompt as f64 + output as f64 / 2.0,
+                pictures: self.picture_positions(),
+            },
+            looked: 0.0,
         };
         let Pass { through, slowest } = self.pass(work, in_flight);
         through.max(in_flight as f64 * slowest)
@@ -103,8 +130,12 @@ impl Stages<'_> {
             tokens,
             drawn: 1.0,
             texts: 1.0,
-            // Half of the prompt stands before a token on average.
-            context: tokens / 2.0,
+            seen: Seen {
+                // Half of the prompt stands before a token on average.
+                text: tokens / 2.0,
+                pictures: self.picture_positions(),
+            },
+            looked: self.workload.pictures as f64,
         }
     }
 
@@ -118,8 +149,7 @@ impl Stages<'_> {
         };
         for (stage, layers) in self.layers.iter().enumerate() {
             let first = self.layout.rank(stage, 0);
-            let traffic =
-                PassTraffic::of_stage(self.config, tensor, layers, 1, self.workload.widths.message);
+            let traffic = PassTraffic::of_stage(self.config, tensor, layers, self.one_token());
             let all_reduces = traffic.kinds_of_sums().map(|kind| {
                 let bytes = work.tokens * kind.bytes_of_one() as f64;
                 kind.count as f64 * self.hardware.all_reduce(first, tensor, bytes)
@@ -145,7 +175,8 @@ impl Stages<'_> {
             tokens,
             drawn,
             texts,
-            context,
+            seen,
+            looked,
         } = work;
         // The head computes the tokens that are drawn alone.
         let head = match layers.end == self.config.layers.len() {
@@ -156,15 +187,37 @@ impl Stages<'_> {
             true => tokens * self.config.d_model as f64,
             false => 0.0,
         };
-        let weights = load.dense + load.experts * touched + looked_up;
-        let cached = texts * self.loads.cached(rank, layers, context);
+        // Without pictures, layers that attend to them do nothing.
+        let cross = if seen.pictures > 0.0 { load.cross } else { 0.0 };
+        let (tower, looking) = match looked > 0.0 && load.tower > 0.0 {
+            true => (load.tower + load.keys, looked * self.looking(load.keys)),
+            false => (0.0, 0.0),
+        };
+        let weights = load.dense + load.experts * touched + looked_up + cross + tower;
+        let cached = texts * self.loads.cached(rank, layers, seen);
         let products =
-            2.0 * (tokens * (load.dense - head) + drawn * head + multiplied * load.experts);
+            2.0 * (tokens * (load.dense - head + cross) + drawn * head + multiplied * load.experts);
         // Scores and their product with the values.
-        let scores = 4.0 * tokens * self.loads.attended(rank, layers, context);
+        let scores = 4.0 * tokens * self.loads.attended(rank, layers, seen);
         let widths = self.workload.widths;
         let bytes = widths.weight as f64 * weights + widths.cache as f64 * cached;
-        reach.seconds(layers.len(), bytes, products + scores)
+        let computed = match seen.pictures > 0.0 {
+            true => layers.len(),
+            false => layers.len() - self.loads.crossings(layers),
+        };
+        reach.seconds(computed, bytes, products + scores + looking)
+    }
+
+    /// Operations of a rank that looks at a picture: those of the tower, which each computes whole, and of its part of the keys
+    /// and values.
+    fn looking(&self, keys: f64) -> f64 {
+        let operations = PictureOperations::of(self.config);
+        let positions = self
+            .config
+            .vision
+            .as_ref()
+            .map_or(0, |vision| vision.keys());
+        operations.map_or(0.0, |of| of.encoder) + 2.0 * positions as f64 * keys
     }
 
     /// Parameters of the head of a rank.

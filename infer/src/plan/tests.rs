@@ -2,11 +2,19 @@
 
 use std::path::Path;
 
+use burn::module::Param;
+use burn::tensor::Tensor;
 use firebox_checkpoint::Accept;
 use firebox_model::config::ModelConfig;
-use firebox_model::parallel::RankLayout;
+use firebox_model::language_model::LanguageModel;
+use firebox_model::parallel::{RankLayout, Shard};
+use firebox_model::parameters::{RandomParameters, VisitParameter, visit};
+use firebox_model::vision::Picture;
+use firebox_runtime::device;
 
+use super::estimate::Planner;
 use super::*;
+use crate::testing::seeing_config;
 
 const BF16: Widths = Widths {
     weight: 2,
@@ -33,6 +41,7 @@ fn workload(batch: usize) -> Workload {
         batch,
         prompt: 2048,
         output: 512,
+        pictures: 0,
         widths: BF16,
     }
 }
@@ -143,6 +152,7 @@ fn a_roofline_by_hand() {
         batch: 1,
         prompt: 1,
         output: 1,
+        pictures: 0,
         widths: BF16,
     };
     let plan = Plan::of(&dense, RankLayout::ONE, &hardware, alone).unwrap();
@@ -251,4 +261,62 @@ fn drafts_pay_off_less_for_a_mixture_than_for_a_dense_model() {
         best("dense-175b.toml", layout(2, 8)),
     );
     assert!(mixture > 1.0 && dense > mixture, "{mixture}, {dense}");
+}
+
+/// The weights of every rank, and the keys and values of pictures that it makes.
+#[test]
+fn what_sees_pictures_is_counted_as_it_is_held() {
+    struct Held(usize);
+    impl VisitParameter for Held {
+        fn visit<const D: usize>(&mut self, _: &str, parameter: &Param<Tensor<D>>) {
+            self.0 += parameter.val().shape().num_elements();
+        }
+    }
+    let config = seeing_config();
+    let vision = config.vision.as_ref().unwrap();
+    let picture = Picture {
+        arrangement: 1,
+        used: vec![true, false],
+        pixels: vec![0.5; vision.pixels()],
+    };
+    let device = device::select(device::default_name()).unwrap();
+    let workload = Workload {
+        batch: 1,
+        prompt: 4,
+        output: 4,
+        pictures: 3,
+        widths: Widths {
+            weight: 4,
+            cache: 4,
+            message: 4,
+        },
+    };
+    for layout in [
+        layout(1, 1),
+        layout(2, 1),
+        layout(4, 1),
+        layout(1, 2),
+        layout(3, 2),
+    ] {
+        let hardware = a100();
+        let planner = Planner::of_layout(&config, layout, &hardware).unwrap();
+        let planned = planner.bytes(&planner.stages(layout.pipeline, workload));
+        let mut seeing = 0;
+        for (rank, planned) in planned.iter().enumerate() {
+            let shard = Shard::new(&config, layout, rank).unwrap();
+            let mut source = RandomParameters::new(7, &device).of_shard(shard);
+            let Ok(model) = LanguageModel::new(&config, &mut source);
+            let mut held = Held(0);
+            visit(&model, &mut held);
+            assert_eq!(
+                planned.weights,
+                4.0 * held.0 as f64,
+                "{layout}, rank {rank}"
+            );
+            let keys = model.look(&vec![picture.clone(); 3]).bytes();
+            assert_eq!(planned.pictures, keys as f64, "{layout}, rank {rank}");
+            seeing += usize::from(keys > 0);
+        }
+        assert!(seeing >= layout.tensor, "{layout}");
+    }
 }

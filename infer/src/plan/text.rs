@@ -71,8 +71,13 @@ impl Report {
             batch,
             prompt,
             output,
+            pictures,
             widths,
         } = self.workload;
+        let seen = match pictures {
+            0 => String::new(),
+            _ => format!(" and {}", counted(pictures as u128, "picture")),
+        };
         let every = match model.operations.forward_every_expert == model.operations.forward {
             true => String::new(),
             false => format!(
@@ -102,13 +107,21 @@ impl Report {
                     "texts at once",
                     grouped(batch as u128),
                     format!(
-                        "prompts of {}, {} generated",
+                        "prompts of {}{seen}, {} generated",
                         counted(prompt as u128, "token"),
                         grouped(output as u128)
                     ),
                 ),
             ],
         );
+        let table = match &model.pictures {
+            Some(of) => table.row([
+                "a picture".into(),
+                flop(of.encoder + of.keys).into(),
+                format!("and {} for each token that sees it", flop(of.token)).into(),
+            ]),
+            None => table,
+        };
         match &self.note {
             Some(note) => table.note(note),
             None => table,
@@ -122,12 +135,16 @@ impl Report {
             true => "fits".to_owned(),
             false => format!("does not fit into {}", amount(plan.memory_bytes)),
         };
+        let of_pictures = match plan.picture_bytes > 0.0 {
+            true => format!("{} of them of pictures", amount(plan.picture_bytes)),
+            false => String::new(),
+        };
         let balance = format!("mean / max of the stages {:.4}", plan.stage_balance);
         Table::figures(
             "memory of the fullest rank",
             [
                 ("weights", amount(plan.weight_bytes), balance),
-                ("KV cache", amount(plan.cache_bytes), String::new()),
+                ("KV cache", amount(plan.cache_bytes), of_pictures),
                 (
                     "activations",
                     amount(plan.activation_bytes),

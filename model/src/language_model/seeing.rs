@@ -18,10 +18,20 @@ use crate::parts::{LayerPart, Part};
 use crate::vision::{Picture, PictureBatch, PictureKeys, Sight, TowerPart, VisionEncoder};
 
 /// Records what the layers that attend to pictures ask with.
-struct CrossInputs<'a> {
+pub(crate) struct CrossInputs<'a> {
     config: &'a ModelConfig,
     /// Of each layer, after its norm, `[tokens, d_model]`.
     found: Vec<(usize, Tensor<2>)>,
+}
+
+impl<'a> CrossInputs<'a> {
+    /// Nothing yet of a model.
+    pub(crate) fn new(config: &'a ModelConfig) -> Self {
+        Self {
+            config,
+            found: Vec::new(),
+        }
+    }
 }
 
 impl Observer for CrossInputs<'_> {
@@ -129,19 +139,27 @@ impl LanguageModel {
     ///
     /// When no token of the batch sees a picture.
     pub fn attention_to_pictures(&self, batch: &Batch) -> Vec<(usize, Tensor<3>)> {
-        let sight = batch.placement.sight();
-        let sight = sight.expect("a batch that sees pictures");
-        let mut inputs = CrossInputs {
-            config: &self.config,
-            found: Vec::new(),
-        };
+        let mut inputs = CrossInputs::new(&self.config);
         self.observed(batch.tokens.clone(), &batch.placement, &mut inputs);
+        self.weights_of(inputs, &batch.placement)
+    }
+
+    /// The same of what was recorded in a pass of this rank's layers, whose tensor ranks all call this. A rank without layers
+    /// that attend to pictures has none.
+    pub(crate) fn weights_of(
+        &self,
+        inputs: CrossInputs,
+        placement: &Placement,
+    ) -> Vec<(usize, Tensor<3>)> {
+        let first = self.shard.as_ref().map_or(0, |shard| shard.layers().start);
         let weights = inputs.found.into_iter().map(|(layer, input)| {
-            let block = self.blocks[layer]
+            let block = self.blocks[layer - first]
                 .cross()
                 .expect("a layer that attends to pictures");
-            let weights = block.cross_attention.weights(input, sight);
-            (layer, weights.mean_dim(1).squeeze_dim::<3>(1))
+            let sight = placement.sight().expect("a batch that sees pictures");
+            let heads = self.config.heads;
+            let weights = block.cross_attention.mean_weights(input, sight, heads);
+            (layer, weights)
         });
         weights.collect()
     }

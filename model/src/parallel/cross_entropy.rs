@@ -25,14 +25,32 @@ pub(super) fn cross_entropy_sum(
     exchange: &mut impl Exchange,
 ) -> f32 {
     let counted: Option<Vec<f32>> = counted.map(|flags| flags.to_data().iter::<f32>().collect());
+    let rows = target_nats(logits, targets, first, exchange);
+    let nats = rows.into_iter().enumerate();
+    let nats = nats.map(|(row, nats)| match &counted {
+        Some(counted) if counted[row] == 0.0 => 0.0,
+        _ => nats,
+    });
+    nats.sum::<f64>() as f32
+}
+
+/// `−ln p(target)` of each row in nats, the same on every rank.
+///
+/// # Shapes
+///
+/// - `logits`: `[tokens, token ids of this rank]`, of the ids from `first` on
+/// - `targets`: `[tokens]`
+/// - output: as many as tokens
+pub(crate) fn target_nats(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    first: usize,
+    exchange: &mut impl Exchange,
+) -> Vec<f64> {
     let of_ranks = exchange.all(terms(logits.cast(DType::F32), targets, first));
-    let mut nats = 0.0;
-    for row in 0..of_ranks[0].len() {
-        if counted.as_ref().is_none_or(|counted| counted[row] != 0.0) {
-            nats += negative_log_likelihood(of_ranks.iter().map(|terms| terms[row]));
-        }
-    }
-    nats as f32
+    let rows = 0..of_ranks[0].len();
+    rows.map(|row| negative_log_likelihood(of_ranks.iter().map(|terms| terms[row])))
+        .collect()
 }
 
 fn terms(logits: Tensor<2>, targets: Tensor<1, Int>, first: usize) -> Vec<Terms> {

@@ -9,17 +9,20 @@ use burn::tensor::{Tensor, TensorData};
 use super::Ranks;
 use super::group::encoded;
 use super::stage::Stage;
-use super::step::{Edit, Reply, Routed, Seen, Step};
+use super::step::{Captions, Edit, Reply, Routed, Seen, Step};
 use crate::batch::Sequence;
 use crate::cache::KeyValueCache;
+use crate::captions::Captioned;
 use crate::config::ModelConfig;
 use crate::language_model::{LanguageModel, ModelOutput, Trace, VisionTrace};
 use crate::moe::Routing;
 use crate::moe::loads::ExpertLoads;
-use crate::network::{BatchSums, Batches, Network, PaddedRows, Part, Session};
+use crate::network::{
+    BatchSums, Batches, CaptionNats, Network, PaddedRows, Part, PictureWeights, Session,
+};
 use crate::sampling::Drawn;
 use crate::timeline::Span;
-use crate::vision::PictureKeys;
+use crate::vision::{Picture, PictureKeys};
 use firebox_kernels::dispatch::DispatchPlan;
 
 /// Many ranks that hold a model together, seen from the first one. The others [`serve`](super::serve) until the first one
@@ -40,6 +43,8 @@ pub struct Driver<'a> {
     own: VecDeque<Option<Reply>>,
     /// Numbers of targets that count in the batches whose sums were not asked for.
     counts: VecDeque<u64>,
+    /// The captions whose nats were not asked for.
+    captions: VecDeque<Vec<Captioned>>,
 }
 
 /// Tells the other ranks, which [`serve`](super::serve), that there is nothing more to do.
@@ -68,12 +73,8 @@ impl<'a> Driver<'a> {
             next_pictures: 0,
             own: VecDeque::new(),
             counts: VecDeque::new(),
+            captions: VecDeque::new(),
         }
-    }
-
-    /// The first rank's part of the model.
-    pub fn model(&self) -> &'a LanguageModel {
-        self.stage.model
     }
 
     /// Begins a step on all ranks.
@@ -233,6 +234,10 @@ impl Network for Driver<'_> {
         self.edit(Edit::Fork { from, length, to });
     }
 
+    fn look(&mut self, pictures: &[Picture]) -> PictureKeys {
+        self.stage.model.look(pictures)
+    }
+
     fn show(&mut self, sequence: usize, pictures: Option<&Arc<PictureKeys>>) {
         let before = self.cache().shown(sequence).map(Arc::as_ptr);
         if before == pictures.map(Arc::as_ptr) {
@@ -290,6 +295,45 @@ impl Network for Driver<'_> {
             other => panic!("{other:?} of what was recorded"),
         });
         spans.flatten().collect()
+    }
+
+    fn submit_captions(&mut self, captions: &[Captioned]) {
+        self.start(&Step::Captions(Captions::new(captions)));
+        let reply = self.stage.captions(captions);
+        self.own.push_back(reply);
+        self.captions.push_back(captions.to_vec());
+    }
+
+    fn caption_nats(&mut self) -> CaptionNats {
+        let captions = self.captions.pop_front();
+        let captions = captions.expect("captions that were submitted");
+        let (mut of_targets, mut all_layers, mut all_health) = (None, Vec::new(), Vec::new());
+        for reply in self.replies() {
+            let Reply::Captions {
+                nats,
+                layers,
+                health,
+            } = reply
+            else {
+                panic!("{reply:?} of captions");
+            };
+            of_targets = of_targets.or(nats);
+            all_layers.extend(layers);
+            all_health.extend(health);
+        }
+        let nats = of_targets.expect("the nats of the last stage");
+        CaptionNats::of_pass(&captions, &nats, all_layers, all_health)
+    }
+
+    fn attention_to_pictures(&mut self, captions: &[Captioned]) -> Vec<PictureWeights> {
+        self.start(&Step::Attention(Captions::new(captions)));
+        let reply = self.stage.attention(captions);
+        self.own.push_back(reply);
+        let weights = self.replies().map(|reply| match reply {
+            Reply::Attention(weights) => weights,
+            other => panic!("{other:?} of the attention to pictures"),
+        });
+        weights.flatten().collect()
     }
 
     fn trace(&mut self, rows: PaddedRows) -> Trace {

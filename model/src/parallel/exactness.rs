@@ -7,8 +7,10 @@ use firebox_comm::{Comm, CommError, Operation, Options, Traffic, threads};
 use firebox_runtime::device::{default_name, select};
 use firebox_runtime::testing::values;
 
-use super::{Driver, RankLayout, Ranks, Shard, dismiss, serve, traffic};
+use super::traffic::{PassTokens, PassTraffic};
+use super::{Driver, RankLayout, Ranks, Shard, dismiss, serve};
 use crate::batch::Sequence;
+use crate::captions::Captioned;
 use crate::config::{ModelConfig, QkNorm};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::generate::{
@@ -16,7 +18,9 @@ use crate::generate::{
     generate_all, least_blocks,
 };
 use crate::language_model::{LanguageModel, Trace};
+use crate::looking::{CANDIDATES, Effort, Look, look};
 use crate::moe::loads::ExpertLoads;
+use crate::moe::stats::HealthSums;
 use crate::network::{Local, Network, PaddedRows};
 use crate::parameters::RandomParameters;
 use crate::sampling::{Sampling, Scored};
@@ -166,22 +170,26 @@ fn traced_text(network: &mut impl Network) -> Vec<(String, Vec<f32>)> {
     values_of(network.trace(rows(&ids, None)))
 }
 
+/// Two rows see a picture from their second token on, and the row between them none.
+fn traced_seeing(network: &mut impl Network) -> Vec<(String, Vec<f32>)> {
+    let pictures = vec![Some(picture(1, 2)), None, Some(picture(2, 1))];
+    let visible = (0..33).flat_map(|token| match (&pictures[token / 11], token % 11) {
+        (None, _) | (_, 0) => vec![false; 2],
+        (Some(picture), _) => picture.used.clone(),
+    });
+    let batch = PictureBatch {
+        slots: 1,
+        visible: visible.collect(),
+        pictures: pictures.clone(),
+    };
+    let ids = text(3, 11, network.config().vocab_size).concat();
+    values_of(network.trace(rows(&ids, Some(&batch))))
+}
+
 fn traced(network: &mut impl Network) -> Vec<(String, Vec<f32>)> {
     let mut found = traced_text(network);
     if network.config().vision.is_some() {
-        // Two rows see a picture from their second token on, and the row between them none.
-        let pictures = vec![Some(picture(1, 2)), None, Some(picture(2, 1))];
-        let visible = (0..33).flat_map(|token| match (&pictures[token / 11], token % 11) {
-            (None, _) | (_, 0) => vec![false; 2],
-            (Some(picture), _) => picture.used.clone(),
-        });
-        let batch = PictureBatch {
-            slots: 1,
-            visible: visible.collect(),
-            pictures: pictures.clone(),
-        };
-        let ids = text(3, 11, network.config().vocab_size).concat();
-        found.extend(values_of(network.trace(rows(&ids, Some(&batch)))));
+        found.extend(traced_seeing(network));
     }
     found
 }
@@ -240,9 +248,9 @@ fn losses_and_router_health_are_those_of_one_rank() {
 /// Texts that see pictures, some of them the same ones, beside texts that see none.
 #[test]
 fn texts_see_the_pictures_that_they_see_on_one_rank() {
-    let texts = |model: &LanguageModel, network: &mut dyn Network| {
-        let image = model.config().image_token().expect("an image token");
-        let look = |pictures: &[Picture]| Some(Arc::new(model.look(pictures)));
+    let texts = |network: &mut dyn Network| {
+        let image = network.config().image_token().expect("an image token");
+        let mut look = |pictures: &[Picture]| Some(Arc::new(network.look(pictures)));
         let seen = [
             look(&[picture(1, 2)]),
             None,
@@ -269,16 +277,79 @@ fn texts_see_the_pictures_that_they_see_on_one_rank() {
         all
     };
     let config = seeing();
-    let alone = model(&config);
-    let expected = texts(&alone, &mut Local::new(&alone));
+    let expected = texts(&mut Local::new(&model(&config)));
     assert_ne!(expected.0[0], expected.0[2]);
     for numbers in [[1, 2, 1], [2, 1, 1], [4, 1, 1], [2, 3, 1], [3, 4, 2]] {
         let layout = layout(numbers);
-        let (found, _) = on_ranks(&config, layout, move |driver| {
-            let own = driver.model().clone();
-            texts(&own, driver)
-        });
+        let (found, _) = on_ranks(&config, layout, move |driver| texts(driver));
         assert_eq!(found, expected, "{layout}");
+    }
+}
+
+#[test]
+fn captions_are_looked_at_as_on_one_rank() {
+    let looked = |network: &mut dyn Network| {
+        let shared = Arc::new(picture(1, 2));
+        let caption = |number: usize| {
+            let tokens = text(20, 5 + number % 4, 37).remove(number);
+            let captioned = Captioned::new(None, 37, &tokens, number % 2, 12, None);
+            Captioned {
+                picture: match number % 3 {
+                    0 => Some(shared.clone()),
+                    1 => Some(Arc::new(picture(number as u64, 1))),
+                    _ => None,
+                },
+                ..captioned
+            }
+        };
+        let captions: Vec<Captioned> = (0..20).map(caption).collect();
+        let mut health = HealthSums::default();
+        let effort = Effort { tried: 2, rows: 6 };
+        let mut rows = 0;
+        let looks = look(network, &captions, effort, &mut health, |done| rows += done);
+        assert_eq!(rows, effort.rows_of(20));
+        let of = |look: &Look| {
+            let choice = look.choice.iter().flat_map(|choice| choice.nats.clone());
+            let other = look.other.map(|other| other.nats);
+            let nats = [look.right, look.none].into_iter().chain(other);
+            nats.chain(choice).collect::<Vec<f64>>()
+        };
+        let nats: Vec<f64> = looks.iter().flat_map(of).collect();
+        let weights = network.attention_to_pictures(&captions[..4]);
+        (nats, health.health(), weights)
+    };
+    let config = seeing();
+    let (nats, layers, weights) = looked(&mut Local::new(&model(&config)));
+    assert_eq!(nats.len(), 60 + 2 * CANDIDATES);
+    assert_eq!(weights.len(), config.cross_layers().count());
+    for numbers in [
+        [1, 2, 1],
+        [2, 1, 1],
+        [4, 1, 1],
+        [1, 4, 2],
+        [2, 3, 1],
+        [3, 4, 2],
+    ] {
+        let layout = layout(numbers);
+        let (found, _) = on_ranks(&config, layout, move |driver| looked(driver));
+        let allowed = if numbers[1] == 1 { 0.0 } else { 3e-6 };
+        for (found, expected) in found.0.iter().zip(&nats) {
+            assert!((found / expected - 1.0).abs() <= allowed, "{layout}");
+        }
+        for (found, expected) in found.1.iter().zip(&layers) {
+            assert_eq!((found.layer, &found.load), (expected.layer, &expected.load));
+        }
+        assert_eq!(
+            (found.1.len(), found.2.len()),
+            (layers.len(), weights.len())
+        );
+        for (found, expected) in found.2.iter().zip(&weights) {
+            assert_eq!(found.layer, expected.layer, "{layout}");
+            assert_eq!(found.weights.len(), expected.weights.len());
+            let off = found.weights.iter().zip(&expected.weights);
+            let off = off.map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(f64::from(off) <= allowed, "{layout}: {off:e}");
+        }
     }
 }
 
@@ -498,17 +569,28 @@ fn a_hundred_and_twenty_layers_on_a_hundred_and_twenty_eight_ranks() {
 
 #[test]
 fn what_ranks_send_is_what_is_predicted() {
-    for (name, config, layouts) in cases() {
+    let with_pictures = cases().into_iter().filter_map(|case| {
+        let sees = case.1.vision.is_some();
+        sees.then_some((case, true))
+    });
+    let cases = cases().into_iter().map(|case| (case, false));
+    for ((name, config, layouts), see) in cases.chain(with_pictures) {
         for numbers in layouts {
             let layout = layout(numbers);
             let (_, before) = on_ranks(&config, layout, |_| ());
-            let (_, traffic) = on_ranks(&config, layout, |driver| drop(traced_text(driver)));
-            let tokens = 33;
+            let (_, traffic) = on_ranks(&config, layout, move |driver| match see {
+                true => drop(traced_seeing(driver)),
+                false => drop(traced_text(driver)),
+            });
+            let tokens = PassTokens {
+                count: 33,
+                width: size_of::<f32>(),
+                see,
+            };
             for (rank, (traffic, before)) in traffic.iter().zip(before).enumerate() {
                 let shard = Shard::new(&config, layout, rank).unwrap();
                 let [tensor, pipeline] = [0, 1].map(|place| traffic[place].since(&before[place]));
-                let predicted =
-                    traffic::PassTraffic::of_rank(&config, &shard, tokens, size_of::<f32>());
+                let predicted = PassTraffic::of_rank(&config, &shard, tokens);
                 for (counted, predicted) in [
                     (tensor.of(Operation::AllReduceSum), predicted.sums()),
                     (pipeline.of(Operation::Send), predicted.hops),

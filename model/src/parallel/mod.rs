@@ -12,7 +12,7 @@
 //! [`Network`](crate::network::Network), the [`Driver`]; the others [`serve`]. A message that fails ends a rank's work by a
 //! panic that prints nothing ([`TensorGroup`]), which whoever started the rank catches.
 
-mod cross_entropy;
+pub(crate) mod cross_entropy;
 mod driver;
 #[cfg(test)]
 mod exactness;

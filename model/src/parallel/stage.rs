@@ -6,18 +6,19 @@ use std::sync::Arc;
 use burn::tensor::{Int, Tensor};
 
 use super::Ranks;
-use super::cross_entropy::cross_entropy_sum;
+use super::cross_entropy::{cross_entropy_sum, target_nats};
 use super::group::decoded;
 use super::step::{Edit, Reply, Routed, Seen, Step};
 use crate::batch::{Batch, Sequence};
 use crate::cache::KeyValueCache;
+use crate::captions::Captioned;
 use crate::decode::{Decoded, Piece};
-use crate::language_model::{Entry, LanguageModel};
+use crate::language_model::{CrossInputs, Entry, LanguageModel};
 use crate::layout::Placement;
 use crate::moe::Routing;
 use crate::moe::loads::ExpertLoads;
 use crate::moe::stats::HealthSums;
-use crate::network::{self, PaddedRows, Session};
+use crate::network::{self, PaddedRows, PictureWeights, Session};
 use crate::observer::{Observer, ResidualStream, Unobserved};
 use crate::parts::{LayerPart, Part};
 use crate::sampling::{Asked, Memory};
@@ -172,6 +173,8 @@ impl<'a> Stage<'a> {
                 length: *length,
                 pictures: pictures.as_deref(),
             }),
+            Step::Captions(captions) => self.captions(&captions.read()),
+            Step::Attention(captions) => self.attention(&captions.read()),
             Step::End => None,
         }
     }
@@ -185,8 +188,12 @@ impl<'a> Stage<'a> {
                 self.cache.show(*sequence, pictures);
             }
             Edit::Look { number, pictures } => {
-                let keys = Arc::new(self.model.look(pictures));
-                self.pictures.insert(*number, keys);
+                let keys = PictureKeys {
+                    // Nobody makes others of these.
+                    pictures: Vec::new(),
+                    ..self.model.look(pictures)
+                };
+                self.pictures.insert(*number, Arc::new(keys));
             }
             Edit::Forget { number } => _ = self.pictures.remove(number),
         }
@@ -249,6 +256,37 @@ impl<'a> Stage<'a> {
             layers: routing.iter().map(|routing| routing.layer).collect(),
             health,
         })
+    }
+
+    pub fn captions(&mut self, captions: &[Captioned]) -> Option<Reply> {
+        let batch = Captioned::batch(captions, self.model);
+        let recorder = &mut Recorder::default();
+        let (model, ranks, placement) = (self.model, self.ranks, &batch.placement);
+        let tokens = batch.tokens.clone();
+        let (stream, routing) = pass(model, ranks, tokens, placement, &mut Unobserved, recorder);
+        let nats = stream.map(|stream| {
+            let logits = model.logits(stream);
+            let exchange = &mut ranks.tensor().clone();
+            target_nats(logits, batch.targets, self.first_token(), exchange)
+        });
+        let health = HealthSums::terms(&routing, batch.valid.as_ref());
+        self.replies().then(|| Reply::Captions {
+            nats,
+            layers: routing.iter().map(|routing| routing.layer).collect(),
+            health: health.map_or_else(Vec::new, values),
+        })
+    }
+
+    pub fn attention(&mut self, captions: &[Captioned]) -> Option<Reply> {
+        let batch = Captioned::batch(captions, self.model);
+        let recorder = &mut Recorder::default();
+        let (model, placement) = (self.model, &batch.placement);
+        let mut inputs = CrossInputs::new(model.config());
+        let tokens = batch.tokens.clone();
+        pass(model, self.ranks, tokens, placement, &mut inputs, recorder);
+        // All tensor ranks of a stage add theirs up.
+        let weights = PictureWeights::of(model.weights_of(inputs, placement));
+        self.replies().then_some(Reply::Attention(weights))
     }
 
     fn trace(&mut self, rows: PaddedRows) -> Option<Reply> {

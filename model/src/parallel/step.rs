@@ -1,12 +1,14 @@
 //! What the first rank asks all ranks to compute, and what they tell it.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Sequence;
+use crate::captions::Captioned;
 use crate::moe::loads::ExpertLoads;
-use crate::network::{Part, Session};
+use crate::network::{Part, PictureWeights, Session};
 use crate::sampling::Drawn;
 use crate::timeline::Span;
 use crate::vision::{Picture, PictureBatch, TowerPart};
@@ -36,8 +38,65 @@ pub(super) enum Step<'a> {
         length: usize,
         pictures: Option<Cow<'a, PictureBatch>>,
     },
+    /// A pass of captions behind their pictures without a cache, and the nats of their targets.
+    Captions(Captions<'a>),
+    /// A pass of captions without a cache, and how much they attend to their pictures.
+    Attention(Captions<'a>),
     /// There is nothing more to do.
     End,
+}
+
+/// Captions as they are sent: a picture that several have is sent once.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Captions<'a> {
+    pictures: Vec<Cow<'a, Picture>>,
+    rows: Vec<CaptionRow<'a>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct CaptionRow<'a> {
+    sequence: Cow<'a, Sequence>,
+    given: usize,
+    /// The place of its picture.
+    picture: Option<usize>,
+}
+
+impl<'a> Captions<'a> {
+    pub fn new(captions: &'a [Captioned]) -> Self {
+        let mut distinct: Vec<&Arc<Picture>> = Vec::new();
+        let rows = captions.iter().map(|caption| CaptionRow {
+            sequence: Cow::Borrowed(&caption.sequence),
+            given: caption.given,
+            picture: caption.picture.as_ref().map(|picture| {
+                let known = distinct
+                    .iter()
+                    .position(|known| Arc::ptr_eq(known, picture));
+                known.unwrap_or_else(|| {
+                    distinct.push(picture);
+                    distinct.len() - 1
+                })
+            }),
+        });
+        let rows = rows.collect();
+        let pictures = distinct.into_iter();
+        Self {
+            pictures: pictures.map(|picture| Cow::Borrowed(&**picture)).collect(),
+            rows,
+        }
+    }
+
+    /// The captions that were sent.
+    pub fn read(&self) -> Vec<Captioned> {
+        let pictures = self.pictures.iter();
+        let pictures = pictures.map(|picture| Arc::new(picture.clone().into_owned()));
+        let pictures: Vec<Arc<Picture>> = pictures.collect();
+        let rows = self.rows.iter().map(|row| Captioned {
+            sequence: row.sequence.clone().into_owned(),
+            given: row.given,
+            picture: row.picture.map(|place| pictures[place].clone()),
+        });
+        rows.collect()
+    }
 }
 
 /// A change of the cache.
@@ -85,6 +144,16 @@ pub(super) enum Reply {
         layers: Vec<usize>,
         health: Vec<f32>,
     },
+    /// Of a [`Step::Captions`], from every stage.
+    Captions {
+        /// Of all targets, row by row; from the last stage.
+        nats: Option<Vec<f64>>,
+        /// Of the stage's MoE layers.
+        layers: Vec<usize>,
+        health: Vec<f32>,
+    },
+    /// Of a [`Step::Attention`], from every stage.
+    Attention(Vec<PictureWeights>),
     /// Of a [`Step::Trace`], from every stage.
     Trace {
         /// The residual stream before each block, and on the last stage after the final norm.

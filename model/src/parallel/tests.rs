@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use proptest::prelude::*;
 
 use super::stages::{Cost, LayerCosts, stages};
-use super::traffic::PassTraffic;
+use super::traffic::{PassTokens, PassTraffic};
 use super::*;
 use crate::config::{
     AttentionBias, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig, QkNorm,
@@ -369,7 +369,12 @@ fn the_described_model_over_128_ranks() {
     assert_eq!(counted, 16);
 
     // A token in bf16: two sums a layer, and 15 hops of 21.5 kB.
-    let traffic = PassTraffic::of_pass(&config, layout.tensor, &stages, 1, 2);
+    let tokens = PassTokens {
+        count: 1,
+        width: 2,
+        see: false,
+    };
+    let traffic = PassTraffic::of_pass(&config, layout.tensor, &stages, tokens);
     assert_eq!(traffic.layer_sums.count, 240);
     assert_eq!(traffic.hops.count, 15);
     assert_eq!(traffic.hops.bytes, 15 * 21_504);

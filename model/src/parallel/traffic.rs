@@ -39,12 +39,25 @@ impl Messages {
     }
 }
 
-/// Predicted communication of a forward pass of tokens that see no pictures.
+/// The tokens of a forward pass, as far as communication depends on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassTokens {
+    /// How many.
+    pub count: usize,
+    /// Bytes of a value of the activations that are sent.
+    pub width: usize,
+    /// Whether some see pictures. Then the layers that attend to pictures compute all of them; without pictures they do
+    /// nothing.
+    pub see: bool,
+}
+
+/// Predicted communication of a forward pass. The pictures themselves, which every rank that attends to them gets once, are not
+/// counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct PassTraffic {
     /// Sums over the tensor ranks of rows of the vocabulary that each looks up: one on the first stage.
     pub embedding_sums: Messages,
-    /// Sums of the outputs of attention and of the feed-forward: two a layer.
+    /// Sums of the outputs of attention and of the feed-forward: two for each layer that computes.
     pub layer_sums: Messages,
     /// Sums of the squares of all queries and keys, where they are normed over all heads: one a layer.
     pub norm_sums: Messages,
@@ -53,15 +66,9 @@ pub struct PassTraffic {
 }
 
 impl PassTraffic {
-    /// That of one rank for `tokens` tokens, whose activations are sent as `width` bytes a value.
-    pub fn of_rank(config: &ModelConfig, shard: &Shard, tokens: usize, width: usize) -> Self {
-        Self::of_stage(
-            config,
-            shard.layout().tensor,
-            &shard.layers(),
-            tokens,
-            width,
-        )
+    /// That of one rank.
+    pub fn of_rank(config: &ModelConfig, shard: &Shard, tokens: PassTokens) -> Self {
+        Self::of_stage(config, shard.layout().tensor, &shard.layers(), tokens)
     }
 
     /// That of one of the `tensor` ranks of the stage with these layers, as for [`of_rank`](Self::of_rank).
@@ -69,19 +76,18 @@ impl PassTraffic {
         config: &ModelConfig,
         tensor: usize,
         layers: &Range<usize>,
-        tokens: usize,
-        width: usize,
+        tokens: PassTokens,
     ) -> Self {
-        let stream = tokens * config.d_model * width;
+        let stream = tokens.count * config.d_model * tokens.width;
         let sums = |count: usize, bytes| match tensor {
             1 => Messages::default(),
             _ => Messages::new(count, bytes),
         };
-        // Layers that attend to pictures do nothing without them.
-        let of_stage = config.layers[layers.clone()].iter();
-        let computed = of_stage.filter(|layer| !layer.is_cross()).count();
+        let of_stage = &config.layers[layers.clone()];
+        let text = of_stage.iter().filter(|layer| !layer.is_cross()).count();
+        let computed = if tokens.see { of_stage.len() } else { text };
         let normed = match config.qk_norm {
-            QkNorm::Projection => computed,
+            QkNorm::Projection => text,
             QkNorm::None | QkNorm::Head => 0,
         };
         let (first, last) = (layers.start == 0, layers.end == config.layers.len());
@@ -89,7 +95,7 @@ impl PassTraffic {
             embedding_sums: sums(usize::from(first), stream),
             layer_sums: sums(2 * computed, stream),
             // One sum of squares of the queries and one of the keys, in f32 always.
-            norm_sums: sums(normed, 2 * size_of::<f32>() * tokens),
+            norm_sums: sums(normed, 2 * size_of::<f32>() * tokens.count),
             hops: Messages::new(usize::from(!last), stream),
         }
     }
@@ -99,12 +105,11 @@ impl PassTraffic {
         config: &ModelConfig,
         tensor: usize,
         stages: &[Range<usize>],
-        tokens: usize,
-        width: usize,
+        tokens: PassTokens,
     ) -> Self {
         let mut sum = Self::default();
         for layers in stages {
-            let one = Self::of_stage(config, tensor, layers, tokens, width);
+            let one = Self::of_stage(config, tensor, layers, tokens);
             sum.embedding_sums.add(one.embedding_sums);
             sum.layer_sums.add(one.layer_sums);
             sum.norm_sums.add(one.norm_sums);
@@ -139,7 +144,12 @@ mod tests {
         config.qk_norm = QkNorm::Projection;
         // Three tokens of 24 values in bf16, over two stages of one layer.
         let stages = [0..1, 1..2];
-        let traffic = PassTraffic::of_pass(&config, 4, &stages, 3, 2);
+        let tokens = PassTokens {
+            count: 3,
+            width: 2,
+            see: false,
+        };
+        let traffic = PassTraffic::of_pass(&config, 4, &stages, tokens);
         let expected = PassTraffic {
             embedding_sums: Messages::new(1, 144),
             layer_sums: Messages::new(4, 144),
@@ -150,7 +160,7 @@ mod tests {
         assert_eq!((traffic.sums().count, traffic.sums().bytes), (7, 768));
         assert_eq!(traffic.norm_sums.bytes_of_one(), 24);
         // Ranks that share nothing sum nothing.
-        let traffic = PassTraffic::of_pass(&config, 1, &stages, 3, 2);
+        let traffic = PassTraffic::of_pass(&config, 1, &stages, tokens);
         assert_eq!(traffic.sums(), Messages::default());
         assert_eq!(traffic.sums().bytes_of_one(), 0);
         assert_eq!(traffic.hops, Messages::new(1, 144));

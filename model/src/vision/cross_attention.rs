@@ -115,24 +115,31 @@ impl CrossAttention {
         }
     }
 
-    /// How much each head of each token attends to each position of the pictures; that of blind tokens means nothing.
+    /// How much each token attends to each position of the pictures, in the mean over `heads`, those of all ranks; that of
+    /// blind tokens means nothing.
     ///
     /// # Shapes
     ///
     /// - `x`: `[tokens, d_model]`
-    /// - output: `[batch, heads, length, keys]`
+    /// - output: `[batch, length, keys]`
     ///
     /// # Panics
     ///
     /// When the sight is not that of a batch.
-    pub fn weights(&self, x: Tensor<2>, sight: &Sight) -> Tensor<4> {
+    pub fn mean_weights(&self, x: Tensor<2>, sight: &Sight, heads: usize) -> Tensor<3> {
         let View::States(seen) = &sight.view else {
             panic!("the sight of a batch");
         };
         let [batch, ..] = seen.bias.dims();
         let query = heads_of(self.query.forward(x, self.precision), batch, self.heads);
         let keys = self.keys(seen.states.clone()).keys;
-        weights(self.query_norm.forward(query), keys, &seen.bias)
+        let weights = weights(self.query_norm.forward(query), keys, &seen.bias);
+        let sum = weights.sum_dim(1).squeeze_dim::<3>(1);
+        let sum = match &self.group {
+            Some(group) => group.sum(sum),
+            None => sum,
+        };
+        sum.div_scalar(heads as f64)
     }
 
     /// What the tokens take of the pictures; of what blind tokens take nothing is meant.

@@ -20,6 +20,7 @@ on_every_device!(
     decoding_equals_one_forward_pass,
     a_text_model_with_new_layers_says_what_it_said,
     attention_is_shared_out_among_what_is_seen,
+    one_picture_of_all_captions_is_that_of_each,
 );
 
 /// The same f32 terms, added in another order.
@@ -262,7 +263,7 @@ fn attention_is_shared_out_among_what_is_seen(device: Device) {
         let tokens = row(&[0]);
         Captioned::new(Some(seen), IMAGE, &tokens[1..], 0, 20, None)
     });
-    let batch = Captioned::batch(&rows, &model, &device);
+    let batch = Captioned::batch(&rows, &model);
     let layers = model.attention_to_pictures(&batch);
     let indices: Vec<usize> = layers.iter().map(|(layer, _)| *layer).collect();
     assert_eq!(indices, [1, 3]);
@@ -277,4 +278,23 @@ fn attention_is_shared_out_among_what_is_seen(device: Device) {
             assert!(weights[used..].iter().all(|&weight| weight == 0.0));
         }
     }
+}
+
+fn one_picture_of_all_captions_is_that_of_each(device: Device) {
+    let model = model(&device);
+    let shared = Arc::new(picture(1, 2));
+    let logits = |own: &dyn Fn() -> Arc<Picture>| {
+        let captions = text(3, 9, 37).into_iter().enumerate();
+        let captions = captions.map(|(number, tokens)| Captioned {
+            picture: Some(own()),
+            ..Captioned::new(None, IMAGE, &tokens[number..], 0, 12, None)
+        });
+        let batch = Captioned::batch(&captions.collect::<Vec<_>>(), &model);
+        values(model.forward_batch(&batch).logits)
+    };
+    let expected = logits(&|| Arc::new(picture(1, 2)));
+    let found = logits(&|| shared.clone());
+    assert_close("logits", &found, &expected, ROUNDING).unwrap();
+    let other = logits(&|| Arc::new(picture(2, 2)));
+    assert!(assert_close("logits", &other, &expected, 1e-2).is_err());
 }

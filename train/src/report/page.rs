@@ -271,7 +271,7 @@ impl Recorded {
         let chart = Chart::new(title, "step", "nats per token", Scale::Linear).note(
             "As long as the three losses of a kind are equal, the model does not look at pictures.",
         );
-        let losses = |loss: &CaptionLoss| [loss.right, loss.other, loss.none];
+        let losses = |loss: &CaptionLoss| [Some(loss.right), loss.other, Some(loss.none)];
         let behind = ["behind their picture", "behind another", "behind none"];
         let kinds = last.iter().map(|loss| loss.held_out);
         Some(kinds.enumerate().fold(chart, |chart, (place, kind)| {
@@ -282,7 +282,7 @@ impl Recorded {
                     let points = self.charted().iter().filter_map(|record| {
                         let mut captions = record.validation.captions.iter();
                         let found = captions.find(|loss| loss.held_out == kind)?;
-                        Some((record.step as f64, losses(&found.loss)[color]))
+                        Some((record.step as f64, losses(&found.loss)[color]?))
                     });
                     let name = format!("new {}, {name}", kind.plural());
                     let line = Series::new(name, points).color(color);

@@ -68,6 +68,7 @@ pub fn measure(
         batch,
         prompt: options.prompt,
         output: options.output,
+        pictures: 0,
         // What `cargo infer` itself keeps and sends beside its weights is in f32.
         widths: Widths {
             weight: options.dtype.bytes(),
