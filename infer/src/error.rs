@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use firebox_checkpoint::{CheckpointError, FolderError};
+use firebox_checkpoint::{BlockType, CheckpointError, FolderError};
 use firebox_comm::mpi::ProgramError;
 use firebox_comm::{CommError, Failure};
 use firebox_console::advice::{Advice, Advise};
@@ -38,6 +38,12 @@ pub enum InferError {
         precision: Precision,
         /// The device's name.
         device: String,
+    },
+    /// A folder has no weights of this type.
+    #[error("--dtype {kind}: a folder has weights in f32, bf16 or f16")]
+    OfGguf {
+        /// The type.
+        kind: BlockType,
     },
     /// A given path does not exist.
     #[error("{} does not exist", path.display())]
@@ -600,6 +606,7 @@ impl Advise for InferError {
             Self::SingleRank { .. } => usage(
                 "run it without mpirun and without --tensor, --pipeline and --expert, on a checkpoint that is not divided (see `cargo infer unshard`)",
             ),
+            Self::OfGguf { .. } => usage("--gguf FILE, in place of --output, writes a file that has it"),
             Self::TextAlready { .. } => usage("omit it: the model is one of text alone"),
             Self::Blind { .. } => usage(
                 "use a checkpoint of a model that sees pictures, whose model_type is mllama or firebox_vision",

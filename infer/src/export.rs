@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use firebox_checkpoint::{
     BlockType, Checkpoint, GgufOptions, GgufValue, PREPROCESSOR_FILE, SaveOptions,
-    check_exportable, require_free, save, save_gguf,
+    check_exportable, gguf_types, is_gguf, require_free, save, save_gguf,
 };
 use firebox_console::durable::{self, FileError, Unfinished};
 use firebox_kernels::dtype::WeightDtype;
@@ -79,8 +79,10 @@ impl Export {
                 Ok(dtype.to_string())
             }
             Format::Gguf { kind } => {
-                let stored = BlockType::Plain(opened.checkpoint.dtype.unwrap_or_default());
-                let kind = kind.unwrap_or(stored);
+                let kind = match kind {
+                    Some(kind) => kind,
+                    None => opened.stored_type()?,
+                };
                 opened.write_gguf(output, kind, progress)?;
                 Ok(kind.to_string())
             }
@@ -111,6 +113,26 @@ impl Export {
 }
 
 impl Opened {
+    /// The type that the matrices are stored in; f32 where they are in several.
+    fn stored_type(&self) -> Result<BlockType, InferError> {
+        if !is_gguf(&self.place) {
+            let dtype = self.checkpoint.dtype.unwrap_or_default();
+            return Ok(BlockType::Plain(dtype));
+        }
+        let types = gguf_types(&self.place)?;
+        if let [kind] = types[..] {
+            return Ok(kind);
+        }
+        let kind = BlockType::Plain(WeightDtype::F32);
+        let names: Vec<String> = types.iter().map(BlockType::to_string).collect();
+        tracing::warn!(
+            "{} has matrices in {}; without --dtype, all are written in {kind}",
+            self.place.display(),
+            names.join(" and ")
+        );
+        Ok(kind)
+    }
+
     fn write_folder(
         self,
         output: &Path,

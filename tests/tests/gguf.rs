@@ -5,12 +5,12 @@ use std::path::Path;
 
 use firebox_checkpoint::{
     Accept, BlockType, CheckpointError, GgufOptions, GgufValue, Notes, TensorStore, gguf_metadata,
-    load, load_shard, read_config, save_gguf,
+    gguf_types, load, load_shard, read_config, save_gguf,
 };
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::{
-    AttentionBias, AttentionKind, ExpertActivation, LayerConfig, ModelConfig, Multipliers, QkNorm,
-    RopeScaling, Scores,
+    AttentionBias, AttentionKind, ExpertActivation, LatentConfig, LayerConfig, ModelConfig,
+    Multipliers, QkNorm, RopeScaling, Scores,
 };
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parallel::{RankLayout, Shard};
@@ -53,6 +53,37 @@ fn sigmoid() -> ModelConfig {
     (mixture.router.scaling, mixture.router.normalize) = (2.5, true);
     (mixture.router.groups, mixture.router.top_groups) = (4, 2);
     config
+}
+
+/// The same with latent attention; 40 values of a query, of which 8 are rotated.
+fn latent(query_rank: Option<usize>) -> ModelConfig {
+    ModelConfig {
+        qk_norm: QkNorm::None,
+        kv_heads: 4,
+        head_dim: 40,
+        rotary_dim: 8,
+        norm_epsilon: LatentConfig::NORM_EPSILON,
+        latent: Some(LatentConfig {
+            rank: 32,
+            query_rank,
+            value_dim: 24,
+            interleaved: true,
+        }),
+        ..sigmoid()
+    }
+}
+
+/// YaRN that leaves queries and keys as long as they are, and lengthens scores.
+fn latent_yarn(mscale_all_dim: f64) -> RopeScaling {
+    RopeScaling::Yarn {
+        factor: 4.0,
+        original_context: 16,
+        beta_fast: 20.0,
+        beta_slow: 1.5,
+        attention_factor: Some(1.0),
+        truncate: true,
+        mscale_all_dim,
+    }
 }
 
 /// A model for each architecture, by its name, and some that need more than their architecture's usual keys.
@@ -149,6 +180,20 @@ fn architectures() -> Vec<(&'static str, ModelConfig)> {
             "glm4moe",
             with(sigmoid(), &|c| {
                 (c.rotary_dim, c.attention_bias) = (4, AttentionBias::Qkv);
+            }),
+        ),
+        ("deepseek2", latent(Some(64))),
+        (
+            "deepseek2",
+            with(latent(None), &|c| {
+                c.tied_embeddings = true;
+                c.rope_scaling = Some(latent_yarn(0.7));
+            }),
+        ),
+        (
+            "deepseek2",
+            with(latent(Some(32)), &|c| {
+                c.rope_scaling = Some(latent_yarn(0.0))
             }),
         ),
         (
@@ -304,12 +349,17 @@ fn what_was_read_is_written_again_byte_by_byte() {
 fn a_rank_reads_its_part() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("model.gguf");
-    let config = wide();
-    let model = model(&config);
     let device = device::select("flex").expect("flex");
     let plain = folder.path().join("plain");
     fs::create_dir(&plain).unwrap();
-    for kind in [BlockType::Plain(WeightDtype::F32), BlockType::Q8] {
+    let f32 = BlockType::Plain(WeightDtype::F32);
+    for (config, kind) in [
+        (wide(), f32),
+        (wide(), BlockType::Q8),
+        (latent(Some(64)), f32),
+        (latent(None), BlockType::Q8),
+    ] {
+        let model = model(&config);
         save_gguf(&model, &path, &options(kind), |_, _| ()).unwrap();
         let whole = open(&path).unwrap();
         let saved = firebox_checkpoint::SaveOptions::default();
@@ -429,11 +479,94 @@ fn what_llama_cpp_computes_otherwise_is_refused() {
             }),
         ),
         (
+            "deepseek2 turns neighbours by positions",
+            refusal(&latent(None), |c| {
+                c.latent.as_mut().unwrap().interleaved = false;
+            }),
+        ),
+        (
+            "deepseek2 adds rms_norm_eps in the norms of latents too, and this model 0.000001 there and 0.00001 elsewhere",
+            refusal(&latent(None), |c| c.norm_epsilon = 1e-5),
+        ),
+        (
+            "deepseek2 scales all scores where YaRN lengthens rotated queries and keys",
+            refusal(&latent(None), |c| {
+                c.rope_scaling = Some(RopeScaling::Yarn {
+                    factor: 4.0,
+                    original_context: 16,
+                    beta_fast: 32.0,
+                    beta_slow: 1.0,
+                    attention_factor: None,
+                    truncate: true,
+                    mscale_all_dim: 1.0,
+                });
+            }),
+        ),
+        (
+            "deepseek2 scales all scores where positions are scaled without YaRN",
+            refusal(&latent(None), |c| {
+                c.rope_scaling = Some(RopeScaling::Linear { factor: 2.0 })
+            }),
+        ),
+        (
+            "deepseek2 takes a model of 27 layers for one whose queries have no latent",
+            refusal(&latent(Some(64)), |c| c.layers = vec![LayerConfig::MOE; 27]),
+        ),
+        (
+            "deepseek2 has no bias of attention's output",
+            refusal(&latent(None), |c| c.attention_bias = AttentionBias::All),
+        ),
+        (
             "no architecture of llama.cpp that computes models of the type firebox",
             refusal(&of("llama"), |c| moe(c).router.scores = Scores::Sigmoid),
         ),
     ] {
         assert!(found.contains(words), "{found}");
+    }
+}
+
+#[test]
+fn a_value_that_is_refused_is_named_by_its_key() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("model.gguf");
+    for (config, key, value, words) in [
+        (
+            wide(),
+            "llama.expert_used_count",
+            9,
+            "llama.expert_used_count = 9: must lie between 1 and llama.expert_count = ",
+        ),
+        (
+            latent(None),
+            "deepseek2.attention.value_length_mla",
+            0,
+            "deepseek2.attention.value_length_mla = 0: must lie between 1 and ",
+        ),
+        (
+            latent(None),
+            "deepseek2.expert_gating_func",
+            1,
+            "deepseek2.expert_gating_func must be 2, the sigmoid of each logit",
+        ),
+        (
+            latent(None),
+            "deepseek2.attention.head_count_kv",
+            4,
+            "deepseek2.attention.head_count_kv must be 1: all heads share one latent",
+        ),
+    ] {
+        let kind = BlockType::Plain(WeightDtype::F32);
+        save_gguf(&model(&config), &path, &options(kind), |_, _| ()).unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        let place = bytes
+            .windows(key.len())
+            .position(|part| part == key.as_bytes());
+        // Behind the key: the type of its value, and the value.
+        let place = place.unwrap() + key.len() + 4;
+        bytes[place] = value;
+        fs::write(&path, &bytes).unwrap();
+        let error = open(&path).map(drop).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
     }
 }
 
@@ -574,6 +707,31 @@ fn the_commands_read_what_export_writes() {
     ]);
     infer(&["export", &file, "--output", &again]);
     assert_eq!(of_run, eval(&again));
+
+    // A file keeps its type, unless another one is asked for.
+    let (q8, kept) = (path("q8.gguf"), path("kept.gguf"));
+    infer(&["export", &run, "--gguf", &q8, "--dtype", "q8_0"]);
+    infer(&["export", &q8, "--gguf", &kept]);
+    assert_eq!(gguf_types(Path::new(&kept)).unwrap(), [BlockType::Q8]);
+    assert_eq!(eval(&q8), eval(&kept));
+    infer(&["export", &q8, "--gguf", &kept, "--type", "f16"]);
+    let f16 = BlockType::Plain(WeightDtype::F16);
+    assert_eq!(gguf_types(Path::new(&kept)).unwrap(), [f16]);
+    let folder_in_blocks = [
+        "export",
+        &run,
+        "--output",
+        &path("blocks"),
+        "--dtype",
+        "q8_0",
+    ];
+    let output = binaries::infer(&folder_in_blocks).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(
+        errors.contains("--dtype q8_0: a folder has weights in f32, bf16 or f16"),
+        "{errors}"
+    );
 
     // Where a folder is needed, the sentence says how to make one.
     let shard = ["shard", &file, "--tensor", "2", "--output", &path("ranks")];

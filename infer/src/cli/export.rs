@@ -7,7 +7,6 @@ use clap::Args;
 use firebox_checkpoint::BlockType;
 use firebox_console::numbers::{bytes, parse_bytes};
 use firebox_console::progress::Progress;
-use firebox_kernels::dtype::WeightDtype;
 
 use super::CheckpointArgs;
 use crate::InferError;
@@ -16,7 +15,7 @@ use crate::export::{Export, Format};
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer export runs/quickstart --output quickstart-bf16 --dtype bf16\n  \
     cargo infer export Mixtral-8x7B --output resharded --shard-size 2GB\n  \
-    cargo infer export runs/quickstart --gguf quickstart.gguf --type q8_0\n  \
+    cargo infer export runs/quickstart --gguf quickstart.gguf --dtype q8_0\n  \
     cargo infer export quickstart.gguf --output quickstart-again\n  \
     cargo infer export Llama-3.2-11B-Vision --output llama --text-only\n\n\
     --gguf writes one file for llama.cpp, Ollama and LM Studio, tokenizer included. What llama.cpp would compute otherwise, or\n\
@@ -34,12 +33,10 @@ pub(super) struct ExportArgs {
     /// GGUF file to write, in place of a folder; replaces a file that is there.
     #[arg(long, value_name = "FILE", conflicts_with = "output")]
     gguf: Option<PathBuf>,
-    /// Type of the matrices in a GGUF file: f32, bf16, f16 or q8_0 [default: the checkpoint's].
-    #[arg(long = "type", value_name = "TYPE", requires = "gguf")]
-    kind: Option<BlockType>,
-    /// Type to store the weights in: f32, f16 or bf16 [default: the checkpoint's].
-    #[arg(long, value_name = "TYPE", conflicts_with = "gguf")]
-    dtype: Option<WeightDtype>,
+    /// Type to store the weights in, of a GGUF file the matrices: f32, bf16, f16, or in a GGUF file q8_0 [default: the
+    /// checkpoint's, or f32 if it has several].
+    #[arg(long, visible_alias = "type", value_name = "TYPE")]
+    dtype: Option<BlockType>,
     /// Maximum size of one weights file, such as 5GB or 500MiB [default: a single file].
     #[arg(long, value_name = "SIZE", value_parser = shard_size, conflicts_with = "gguf")]
     shard_size: Option<u64>,
@@ -51,7 +48,7 @@ pub(super) struct ExportArgs {
 impl ExportArgs {
     pub(super) fn execute(self) -> Result<(), InferError> {
         let started = Instant::now();
-        let (format, output) = self.target();
+        let (format, output) = self.target()?;
         let export = Export {
             format,
             text_only: self.text_only,
@@ -75,20 +72,21 @@ impl ExportArgs {
 
 impl ExportArgs {
     /// What is written, and where.
-    fn target(&self) -> (Format, &Path) {
-        match (&self.gguf, &self.output) {
-            (Some(file), _) => (Format::Gguf { kind: self.kind }, file),
-            (None, output) => {
-                let format = Format::Folder {
-                    dtype: self.dtype,
-                    shard_bytes: self.shard_size,
-                };
-                (
-                    format,
-                    output.as_deref().expect("one of the two is required"),
-                )
-            }
+    fn target(&self) -> Result<(Format, &Path), InferError> {
+        if let Some(file) = &self.gguf {
+            return Ok((Format::Gguf { kind: self.dtype }, file));
         }
+        let dtype = match self.dtype {
+            None => None,
+            Some(BlockType::Plain(dtype)) => Some(dtype),
+            Some(kind @ BlockType::Q8) => return Err(InferError::OfGguf { kind }),
+        };
+        let format = Format::Folder {
+            dtype,
+            shard_bytes: self.shard_size,
+        };
+        let output = self.output.as_deref().expect("one of the two is required");
+        Ok((format, output))
     }
 }
 

@@ -278,6 +278,14 @@ impl Rule {
     }
 }
 
+/// The rule among these for a parameter's path, and its layer where it has one; `None` where there is no such parameter.
+pub fn find(groups: &[&'static [Rule]], path: &str) -> Option<(Rule, Option<usize>)> {
+    let (layer, pattern) = pattern(path);
+    let mut rules = groups.iter().copied().flatten();
+    let rule = rules.find(|rule| rule.path == pattern)?;
+    Some((*rule, layer))
+}
+
 /// The layer in a path, and the path with `{layer}` in place of its index.
 pub fn pattern(path: &str) -> (Option<usize>, String) {
     let found = STACKS.iter().find_map(|stack| {

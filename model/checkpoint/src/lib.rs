@@ -40,9 +40,10 @@ pub use error::CheckpointError;
 pub use folder::{
     CHECKPOINTS, FolderError, LATEST, checkpoint_folder, checkpoint_place, require_free,
 };
+pub use gguf::tokenizer_keys;
 pub use gguf::{
     BlockType, GgufOptions, Number, NumberKind, Value as GgufValue, check_exportable,
-    gguf_metadata, is_gguf, save_gguf,
+    gguf_metadata, gguf_types, is_gguf, save_gguf,
 };
 pub use mismatch::Mismatch;
 pub use notes::{GENERATION_FILE, Notes};

@@ -1,5 +1,6 @@
-//! Reads documents from files: one per plain-text file, one per line of a JSON Lines file, one per row of a Parquet file. What is compressed with gzip or
-//! zstd is read as what is in it, whatever its name, in a stream.
+//! Reads documents from files: one per plain-text file, one per line of a JSON Lines file, one per row of a Parquet file, and
+//! those that are tokens already. Text that is compressed with gzip or zstd is read as what is in it, whatever its name, in a
+//! stream.
 //!
 //! A UTF-8 byte order mark at the start of JSON lines is passed over, as PyArrow and with it Hugging Face's datasets do.
 //! In a plain text it stays, as Python's `open(encoding="utf-8")` and datasets' text reader leave it there: the document
@@ -13,6 +14,7 @@ mod pairs;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
@@ -27,6 +29,7 @@ pub use self::foreign::Foreign;
 pub use self::lines::{JsonLines, is_json_lines};
 pub use self::pairs::{CAPTION_FIELD, Pair, Pairs};
 pub use self::rows::Rows;
+pub use self::tokens::{TokenDocument, TokenFile};
 
 /// Default name of the field of a JSON line that contains the text.
 pub const TEXT_FIELD: &str = "text";
@@ -38,10 +41,10 @@ const BUFFER: usize = 64 << 10;
 /// the memory holds.
 const LARGEST: u64 = 1 << 30;
 
-/// A document: one file, one line of JSON, or one row of a Parquet file.
+/// A document: one file, one line of JSON, one row of a Parquet file, or one document of a token file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
-    /// Name for messages: the path, with `:NUMBER` for a line of JSON or a row.
+    /// Name for messages: the path, with `:NUMBER` for a line of JSON, a row, or a document of a token file.
     pub name: String,
     /// Its text.
     pub text: String,
@@ -126,6 +129,16 @@ pub enum TextError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// A token file, or a document of it, is not as it should be.
+    #[error("{}: {problem}", path.display())]
+    Tokens {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What may help.
+        hint: Option<&'static str>,
+    },
     /// A line is not a JSON object with a text.
     #[error("{}:{line}: {problem}", path.display())]
     Line {
@@ -174,7 +187,11 @@ impl Advise for TextError {
             Self::TooLarge { .. } => {
                 Advice::FAILURE.hint("divide it into documents; each becomes a line of JSON lines")
             }
+            Self::Tokens {
+                hint: Some(hint), ..
+            } => Advice::FAILURE.hint(*hint),
             Self::Io(_)
+            | Self::Tokens { hint: None, .. }
             | Self::Damaged { .. }
             | Self::Line { .. }
             | Self::NoField { .. }

@@ -15,6 +15,6 @@ pub mod packing;
 mod tokenizer;
 
 pub use tokenizer::{
-    END_OF_TEXT, GgmlVocabulary, SMALLEST_VOCABULARY, StreamDecoder, TOKENIZER_FILE, Tokenizer,
-    TokenizerConfig, TokenizerError,
+    END_OF_TEXT, GgmlVocabulary, SMALLEST_VOCABULARY, StreamDecoder, TOKENIZER_FILE, TokenTexts,
+    Tokenizer, TokenizerConfig, TokenizerError,
 };

@@ -19,6 +19,7 @@ mod spelling;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+mod texts;
 
 use std::fmt;
 use std::fs;
@@ -40,6 +41,7 @@ pub use config::TokenizerConfig;
 pub use error::TokenizerError;
 pub use ggml::GgmlVocabulary;
 pub use stream::StreamDecoder;
+pub use texts::TokenTexts;
 
 /// The EOS token of the tokenizers that are made here.
 pub const END_OF_TEXT: &str = "<|endoftext|>";

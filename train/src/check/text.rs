@@ -369,6 +369,7 @@ fn source_summary(source: &SourceConfig, share: &str) -> String {
         SourceKind::Parquet { parquet, field } => {
             format!("column `{field}` of {}", parquet.join(", "))
         }
+        SourceKind::Tokens { tokens } => format!("tokens of {}", tokens.join(", ")),
         SourceKind::Url { url, .. } => url.clone(),
     };
     let limit = source

@@ -193,7 +193,8 @@ pub struct TrainingSource {
 pub struct SourceConfig {
     /// Its name in messages; unique within the run.
     pub name: String,
-    /// The origin of its documents (flattened: exactly one of the keys `files`, `cargo`, `jsonl`, `parquet`, `url`).
+    /// The origin of its documents (flattened: exactly one of the keys `files`, `cargo`, `jsonl`,
+    /// `parquet`, `tokens`, `url`).
     #[serde(flatten)]
     pub kind: SourceKind,
     /// Reading stops after the document that reaches this many bytes of text.
@@ -276,6 +277,11 @@ pub enum SourceKind {
         /// The column that contains the text.
         field: String,
     },
+    /// Token files of nanoGPT or llm.c, whose ids are those of the run's tokenizer.
+    Tokens {
+        /// Globs of the files.
+        tokens: Vec<String>,
+    },
     /// One document, downloaded once and verified. A local path is verified too.
     Url {
         /// `http(s)://…` or a path.
@@ -289,6 +295,11 @@ impl SourceKind {
     /// Whether its documents are captions of pictures.
     pub fn has_pictures(&self) -> bool {
         matches!(self, Self::Emoji { .. } | Self::Pairs { .. })
+    }
+
+    /// Whether its documents are tokens already.
+    pub fn is_tokens(&self) -> bool {
+        matches!(self, Self::Tokens { .. })
     }
 }
 

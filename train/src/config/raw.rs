@@ -83,6 +83,7 @@ pub(super) struct RawSource {
     pub cargo: Option<RawCargo>,
     pub jsonl: Option<Vec<String>>,
     pub parquet: Option<Vec<String>>,
+    pub tokens: Option<Vec<String>>,
     pub field: Option<String>,
     pub image: Option<String>,
     pub concept: Option<String>,

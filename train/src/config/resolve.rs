@@ -29,6 +29,7 @@ type Checked<T> = Result<T, Problem>;
 /// needed. `chain` ends with this configuration.
 pub(super) fn resolve(raw: RawConfig, complete: bool, chain: &Chain) -> Checked<RunConfig> {
     let mut opens_eyes = false;
+    let given = raw.tokenizer.is_some();
     let (tokenizer, model) = match &raw.train.init {
         Some(init) if !complete => {
             let accept = raw.train.accept.as_deref().unwrap_or_default();
@@ -42,6 +43,7 @@ pub(super) fn resolve(raw: RawConfig, complete: bool, chain: &Chain) -> Checked<
         init => without_checkpoint(raw.tokenizer, raw.model, init.is_some())?,
     };
     let mut data = data::data(raw.data)?;
+    data::tokens(&data, given.then_some(&tokenizer))?;
     let frozen = pictures::frozen(raw.train.frozen, &model, opens_eyes)?;
     let train = train(raw.train, frozen)?;
     let optimizer = optimizer(raw.optimizer)?;

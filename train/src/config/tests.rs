@@ -500,11 +500,11 @@ fn single_layers_of_an_moe_model_may_be_dense() {
 #[test]
 fn sources_are_checked_together() {
     insta::assert_snapshot!(replaced("files = [\"*.txt\"]", "files = [\"*.txt\"]\ncargo = [\"rs\"]"), @r"
-    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl, parquet and url, but has files and cargo
+    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl, parquet, tokens and url, but has files and cargo
     hint: write one [[data.source]] for each
     ");
     insta::assert_snapshot!(replaced("files = [\"*.txt\"]", ""), @r"
-    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl, parquet and url, but has none
+    run.toml:16: data.source.0 must have exactly one of files, cargo, jsonl, parquet, tokens and url, but has none
     hint: write one [[data.source]] for each
     ");
     let second = |keys: &str| replaced("[train]", &format!("[[data.source]]\n{keys}\n[train]"));
@@ -557,7 +557,7 @@ fn validation_text_is_split_off_or_of_its_own() {
     ");
     insta::assert_snapshot!(set(&[own, "data.validation.source.0.name=text"]), @r#"run.toml: data.validation.source.0.name = "text" (from --set) must be unique, but data.source.0 has the same name"#);
     insta::assert_snapshot!(set(&["data.validation.source=[{ name = 'own' }]"]), @r"
-    run.toml: data.validation.source.0 (from --set) must have exactly one of files, cargo, jsonl, parquet and url, but has none
+    run.toml: data.validation.source.0 (from --set) must have exactly one of files, cargo, jsonl, parquet, tokens and url, but has none
     hint: write one [[data.validation.source]] for each
     ");
 }
@@ -611,6 +611,37 @@ fn captions_of_pictures_are_documents() {
     ]);
     assert!(
         error.contains("captions of pictures, which are held out whole"),
+        "{error}"
+    );
+}
+
+#[test]
+fn tokens_need_the_tokenizer_that_made_them() {
+    let tokens = "data.source=[{ name = 'shards', tokens = ['*.bin'] }]";
+    for (also, expected) in [
+        (
+            "tokenizer={ kind = 'bytes' }",
+            "must be \"file\", because source \"shards\" is tokens, which belong to the tokenizer that made them",
+        ),
+        (
+            "tokenizer={ kind = 'bpe', vocab_size = 300 }",
+            "must be \"file\", because source \"shards\" is tokens, which belong to the tokenizer that made them",
+        ),
+        (
+            "data.validation.by=tail",
+            "must be \"hash\", because the documents of source \"shards\" are tokens, which are held out whole",
+        ),
+    ] {
+        let error = set(&[tokens, also]);
+        assert!(
+            error.contains(expected) && error.contains("hint: "),
+            "{error}"
+        );
+    }
+    let field = "data.source=[{ name = 'shards', tokens = ['*.bin'], field = 'text' }]";
+    let error = set(&[field]);
+    assert!(
+        error.contains("has no effect without jsonl or parquet"),
         "{error}"
     );
 }

@@ -73,7 +73,8 @@ pub(super) fn build(
             None => None,
         };
         let mut copied = 0;
-        for_each_document(source, &survey.sources[index], |entry, hash| {
+        let found = &survey.sources[index];
+        for_each_document(source, found, survey.tokenizer.as_ref(), |entry, hash| {
             let sides = split::split_entry(&entry, hash, split);
             let Document { name, text } = &entry.document;
             if sides.training.is_empty() {
@@ -87,18 +88,26 @@ pub(super) fn build(
                 let held_out = split::held_out(text, picture, split.fraction);
                 writers[usize::from(held_out.is_some())].add(fitted, held_out)?;
             }
-            encoder.add(Part {
-                side: Side::Training,
-                document: name,
-                offset: 0,
-                text: sides.training,
-            })?;
-            encoder.add(Part {
-                side: Side::Validation,
-                document: name,
-                offset: text.len() - sides.validation.len(),
-                text: sides.validation,
-            })?;
+            match &entry.tokens {
+                Some(tokens) if sides.training.is_empty() => {
+                    encoder.add_tokens(Side::Validation, tokens, text)?;
+                }
+                Some(tokens) => encoder.add_tokens(Side::Training, tokens, text)?,
+                None => {
+                    encoder.add(Part {
+                        side: Side::Training,
+                        document: name,
+                        offset: 0,
+                        text: sides.training,
+                    })?;
+                    encoder.add(Part {
+                        side: Side::Validation,
+                        document: name,
+                        offset: text.len() - sides.validation.len(),
+                        text: sides.validation,
+                    })?;
+                }
+            }
             if !sides.validation.is_empty() {
                 let line = Line::of(sides.validation, &entry, split.fraction);
                 write_line(&mut validation_text, &line)
@@ -180,10 +189,11 @@ fn counted(what: &str, survey: &Survey, visible: bool) -> Progress {
 pub(super) fn for_each_document(
     source: &SourceConfig,
     survey: &SourceSurvey,
+    tokenizer: Option<&Tokenizer>,
     mut use_document: impl FnMut(Entry, &Hash) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
     let mut hasher = Sha256::new();
-    for entry in source::open(source, false)? {
+    for entry in source::open(source, tokenizer, false)? {
         let entry = entry?;
         let hash = hash(entry.document.text.as_bytes());
         hasher.update(hash);
@@ -223,7 +233,7 @@ fn tokenizer_sample(
     let mut sample = Vec::new();
     let progress = counted("sampling", survey, progress);
     for (source, found) in config.data.source.iter().zip(&survey.sources) {
-        for_each_document(&source.text, found, |entry, document_hash| {
+        for_each_document(&source.text, found, None, |entry, document_hash| {
             let split = config.data.validation.split;
             let mut rest = split::split_entry(&entry, document_hash, split).training;
             let mut number: u64 = 0;
@@ -302,6 +312,18 @@ impl Encoder<'_> {
             self.write()?;
         }
         Ok(())
+    }
+
+    /// Adds a document that is tokens already. All documents of its source are.
+    fn add_tokens(&mut self, side: Side, tokens: &[u32], text: &str) -> Result<(), DataError> {
+        // What only spells special tokens is ordinary tokens for good.
+        if self.tokenizer.takes_special_tokens() {
+            self.special_places += self.tokenizer.special_places(text);
+        }
+        let document: Vec<u32> = self.tokenizer.document(tokens).collect();
+        let writer = self.writer(side);
+        writer.extend(&document)?;
+        writer.end_document(text.len() as u64)
     }
 
     /// Encodes and writes what waits.

@@ -25,9 +25,10 @@ impl Copies {
     /// When one cannot be read, or has changed since the survey.
     pub fn of(data: &DataConfig, survey: &Survey) -> Result<Self, DataError> {
         let mut held_out = Vec::new();
+        let tokenizer = survey.tokenizer.as_ref();
         let surveys = survey.sources.iter().skip(data.source.len());
         for (source, survey) in data.validation.source.iter().zip(surveys) {
-            for_each_document(source, survey, |_, hash| {
+            for_each_document(source, survey, tokenizer, |_, hash| {
                 held_out.push(beginning(hash));
                 Ok(())
             })?;

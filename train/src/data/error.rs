@@ -121,6 +121,12 @@ pub enum DataError {
         /// The hash of the content.
         found: String,
     },
+    /// A source has tokens of a tokenizer that does not exist yet.
+    #[error("source {source_name:?} has tokens, and the tokenizer of the run does not exist yet")]
+    NoTokenizer {
+        /// The source's name.
+        source_name: String,
+    },
     /// A source gave other text the second time.
     #[error("source {source_name:?} changed while it was read")]
     Changed {
@@ -224,6 +230,9 @@ impl Advise for DataError {
             Self::Checksum { .. } => failure(
                 "this is another file, or another version of it; to accept it, set sha256 to its hash",
             ),
+            Self::NoTokenizer { .. } => {
+                usage("the run that train.init names makes it: `cargo train run` does that run first")
+            }
             Self::Changed { .. } => failure("run again once nothing writes to it any more"),
             Self::Tokenizer(error @ TokenizerError::Write(_)) => error.advice(),
             Self::Tokenizer(error) => error.advice().exit_code(2),

@@ -161,7 +161,7 @@ pub fn resume(
         let tokenizer = file_tokenizer(&config.tokenizer)?;
         match open(config, content_hash, tokenizer, &folder) {
             Ok((prepared, sources)) => {
-                warn_of_changes(config, &sources);
+                warn_of_changes(config, &sources, &prepared.tokenizer);
                 return Ok(Some(found(config, prepared)));
             }
             Err(reason) => tracing::warn!("data: the sources are needed: {reason}"),
@@ -330,10 +330,10 @@ fn describe(config: &RunConfig, prepared: &Prepared) {
 
 /// Warns of sources that have changed since they had these hashes. Reads no text: only names, sizes
 /// and modification times are compared.
-fn warn_of_changes(config: &RunConfig, hashes: &[String]) {
+fn warn_of_changes(config: &RunConfig, hashes: &[String], tokenizer: &Tokenizer) {
     let records = Records::of(&root(config));
     for ((source, split), hash) in config.data.texts().zip(hashes) {
-        let Some(record) = records.find(source, split) else {
+        let Some(record) = records.find(source, split, Some(tokenizer)) else {
             continue;
         };
         let change = match record.is_current(source) {

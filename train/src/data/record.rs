@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use firebox_console::durable;
+use firebox_text::Tokenizer;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -126,14 +127,25 @@ impl Records {
     }
 
     /// The record of a source, if there is one.
-    pub fn find(&self, source: &SourceConfig, split: Split) -> Option<Record> {
-        let json = fs::read(self.path(source, split)).ok()?;
+    pub fn find(
+        &self,
+        source: &SourceConfig,
+        split: Split,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Option<Record> {
+        let json = fs::read(self.path(source, split, tokenizer)).ok()?;
         serde_json::from_slice(&json).ok()
     }
 
     /// Writes a record, completely or not at all. A failure is only logged.
-    pub fn keep(&self, source: &SourceConfig, split: Split, record: &Record) {
-        let path = self.path(source, split);
+    pub fn keep(
+        &self,
+        source: &SourceConfig,
+        split: Split,
+        tokenizer: Option<&Tokenizer>,
+        record: &Record,
+    ) {
+        let path = self.path(source, split, tokenizer);
         let json = serde_json::to_vec(record).expect("numbers and strings can be written as JSON");
         let written = cache::create(&self.folder).and_then(|()| {
             let _lock = cache::lock(&self.folder.join("lock"))?;
@@ -148,8 +160,8 @@ impl Records {
     }
 
     /// The file of a source's record. Its name is a hash of all settings that decide what is read and
-    /// counted.
-    fn path(&self, source: &SourceConfig, split: Split) -> PathBuf {
+    /// counted. The text of tokens depends on the tokenizer as well.
+    fn path(&self, source: &SourceConfig, split: Split, tokenizer: Option<&Tokenizer>) -> PathBuf {
         #[derive(Serialize)]
         struct Key<'a> {
             format: u32,
@@ -161,7 +173,10 @@ impl Records {
             split: Split,
             #[serde(skip_serializing_if = "Option::is_none")]
             tiles: Option<TileLimits>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            tokenizer: Option<(String, u32, bool)>,
         }
+        let tokenizer = tokenizer.filter(|_| source.kind.is_tokens());
         let key = Key {
             format: FORMAT,
             base: env::current_dir().unwrap_or_default().display().to_string(),
@@ -170,6 +185,10 @@ impl Records {
             on_error: source.on_error,
             split,
             tiles: source.tiles,
+            tokenizer: tokenizer.map(|tokenizer| {
+                let json = hexadecimal(&hash(tokenizer.to_json().as_bytes()));
+                (json, tokenizer.eos_id(), tokenizer.takes_special_tokens())
+            }),
         };
         let json = serde_json::to_vec(&key).expect("numbers and strings can be written as JSON");
         let name = hexadecimal(&hash(&json));

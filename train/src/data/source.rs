@@ -9,13 +9,17 @@ use std::collections::VecDeque;
 use std::iter;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use firebox_image::{Fitted, PictureError, Processor};
 
 use firebox_text::documents::{
-    self, Document, JsonLines, Pair, Pairs, Rows, TextError, is_json_lines,
+    self, Document, JsonLines, Pair, Pairs, Rows, TextError, TokenDocument, TokenFile,
+    is_json_lines,
 };
+use firebox_text::{TokenTexts, Tokenizer};
+use sha2::{Digest, Sha256};
 
 use self::cargo::Distinct;
 pub use self::url::DownloadError;
@@ -30,6 +34,8 @@ pub(super) struct Entry {
     pub document: Document,
     /// The picture that the document is the caption of.
     pub picture: Option<Picture>,
+    /// The tokens of its text, where the source has them, without those that begin and end documents.
+    pub tokens: Option<Vec<u32>>,
 }
 
 /// A picture that has a caption.
@@ -60,8 +66,15 @@ pub(super) enum Unreadable {
 const PICTURES_AT_ONCE: usize = 64;
 
 impl Entry {
-    /// What is to be prepared of the document besides its text: nothing, unless it is a caption.
+    /// What is to be prepared of the document besides its text: nothing, unless it is a caption or tokens.
     pub fn besides(&self) -> Vec<u8> {
+        if let Some(tokens) = &self.tokens {
+            let mut hasher = Sha256::new();
+            for id in tokens {
+                hasher.update(id.to_le_bytes());
+            }
+            return hasher.finalize().to_vec();
+        }
         let Some(picture) = &self.picture else {
             return Vec::new();
         };
@@ -92,6 +105,16 @@ impl From<Document> for Entry {
         Self {
             document,
             picture: None,
+            tokens: None,
+        }
+    }
+}
+
+impl From<TokenDocument> for Entry {
+    fn from(document: TokenDocument) -> Self {
+        Self {
+            tokens: Some(document.ids),
+            ..document.document.into()
         }
     }
 }
@@ -106,8 +129,8 @@ impl From<Pair> for Entry {
             pixels: None,
         };
         Self {
-            document: pair.caption,
             picture: Some(picture),
+            ..pair.caption.into()
         }
     }
 }
@@ -130,11 +153,12 @@ pub(super) fn files(source: &SourceConfig) -> Result<Box<dyn Iterator<Item = Pat
             Box::new(files::expand(name, jsonl)?.into_iter())
         }
         SourceKind::Parquet { parquet, .. } => Box::new(files::expand(name, parquet)?.into_iter()),
+        SourceKind::Tokens { tokens } => Box::new(files::expand(name, tokens)?.into_iter()),
         SourceKind::Url { url, sha256 } => Box::new(iter::once(url::path(url, sha256))),
     })
 }
 
-/// Opens a source.
+/// Opens a source. `tokenizer` is that of a file, if the run has one: a source of tokens needs it.
 ///
 /// Documents without text are left out, those that are not text end the iterator or are left out and counted as
 /// `on_error` says, and none follows the one that reaches `max_bytes`.
@@ -142,7 +166,11 @@ pub(super) fn files(source: &SourceConfig) -> Result<Box<dyn Iterator<Item = Pat
 /// # Errors
 ///
 /// When nothing can be found, downloaded or verified. Further reading happens in the iterator.
-pub(super) fn open(source: &SourceConfig, progress: bool) -> Result<Reader, DataError> {
+pub(super) fn open(
+    source: &SourceConfig,
+    tokenizer: Option<&Tokenizer>,
+    progress: bool,
+) -> Result<Reader, DataError> {
     let name = &source.name;
     let format = match &source.kind {
         SourceKind::Files { .. } => Format::Text(None),
@@ -160,6 +188,12 @@ pub(super) fn open(source: &SourceConfig, progress: bool) -> Result<Reader, Data
         },
         SourceKind::Jsonl { field, .. } => Format::Lines(field.clone()),
         SourceKind::Parquet { field, .. } => Format::Rows(field.clone()),
+        SourceKind::Tokens { .. } => {
+            let tokenizer = tokenizer.ok_or_else(|| DataError::NoTokenizer {
+                source_name: name.clone(),
+            })?;
+            Format::Tokens(Arc::new(TokenTexts::new(tokenizer.clone())))
+        }
         SourceKind::Url { url, sha256 } => {
             url::fetch(name, url, sha256, progress)?;
             Format::Text(Some(PathBuf::from(url)))
@@ -191,6 +225,8 @@ enum Format {
     Lines(String),
     /// Each row has a document in this column.
     Rows(String),
+    /// The file is tokens of these texts.
+    Tokens(Arc<TokenTexts>),
     /// The file is a picture, and its name says which.
     Emoji,
     /// Each line is a JSON object with a picture's path, its caption and its concept in these fields.
@@ -207,9 +243,12 @@ impl Format {
         match self {
             // What cannot be looked at cannot be read either.
             Self::Text(name) => is_json_lines(name.as_deref().unwrap_or(path)).unwrap_or(false),
-            Self::Code(_) | Self::Lines(_) | Self::Rows(_) | Self::Emoji | Self::Pairs { .. } => {
-                false
-            }
+            Self::Code(_)
+            | Self::Lines(_)
+            | Self::Rows(_)
+            | Self::Tokens(_)
+            | Self::Emoji
+            | Self::Pairs { .. } => false,
         }
     }
 
@@ -226,6 +265,10 @@ impl Format {
             },
             Self::Rows(column) => match Rows::open(path, column) {
                 Ok(rows) => return Box::new(rows.map(|row| row.map(Entry::from))),
+                Err(error) => Err(error),
+            },
+            Self::Tokens(texts) => match TokenFile::open(path, texts.clone()) {
+                Ok(file) => return Box::new(file.map(|document| document.map(Entry::from))),
                 Err(error) => Err(error),
             },
             Self::Emoji => return Box::new(emoji::entry(path).map(Ok).into_iter()),
@@ -432,7 +475,7 @@ mod tests {
     }
 
     fn texts(source: &SourceConfig) -> Vec<Result<String, String>> {
-        let documents = open(source, false).unwrap();
+        let documents = open(source, None, false).unwrap();
         documents
             .map(|document| {
                 document
@@ -488,7 +531,7 @@ mod tests {
             jsonl: vec![folder.path().join("*.jsonl").display().to_string()],
             field: "text".to_owned(),
         };
-        let mut reader = open(&lines, false).unwrap();
+        let mut reader = open(&lines, None, false).unwrap();
         assert_eq!(reader.by_ref().map(Result::unwrap).count(), 1);
         assert_eq!(reader.left_out().count, expected);
         let first = reader.left_out().first.as_ref().unwrap().to_string();
@@ -498,7 +541,7 @@ mod tests {
         );
 
         lines.on_error = OnError::Fail;
-        assert!(open(&lines, false).unwrap().nth(1).unwrap().is_err());
+        assert!(open(&lines, None, false).unwrap().nth(1).unwrap().is_err());
     }
 
     #[test]
@@ -514,7 +557,7 @@ mod tests {
             fs::write(folder.path().join(name), content).unwrap();
         }
         let count = |source: &SourceConfig| {
-            let mut reader = open(source, false).unwrap();
+            let mut reader = open(source, None, false).unwrap();
             assert!(reader.by_ref().all(|document| document.is_ok()));
             reader.json_lines()
         };

@@ -25,7 +25,7 @@ pub(super) const FORMAT: u32 = 3;
 pub(super) struct Survey {
     /// SHA-256 of all that decides the prepared tokens, in hexadecimal.
     pub key: String,
-    /// The tokenizer, where it is a file's: the one that the key is of, whatever becomes of the file.
+    /// The tokenizer as it reads this data, where it is a file's: the one that the key is of, whatever becomes of the file.
     pub tokenizer: Option<Tokenizer>,
     /// What each of [`DataConfig::texts`] amounts to.
     pub sources: Vec<SourceSurvey>,
@@ -88,11 +88,11 @@ pub(super) fn survey(
     trust: bool,
     progress: bool,
 ) -> Result<Survey, DataError> {
-    let file = file_tokenizer(tokenizer)?;
+    let file = file_tokenizer(tokenizer)?.map(|file| data.reading(file));
     let mut sources = Vec::new();
     let mut from_records = false;
     for (source, split) in data.texts() {
-        let found = match known(source, split, records).filter(|_| trust) {
+        let found = match known(source, split, file.as_ref(), records).filter(|_| trust) {
             Some(Record { survey, files, .. }) => {
                 from_records = true;
                 tracing::info!(
@@ -102,7 +102,7 @@ pub(super) fn survey(
                 );
                 survey
             }
-            None => read(source, split, records, progress)?,
+            None => read(source, split, file.as_ref(), records, progress)?,
         };
         check(source, split, &found)?;
         warn_of_json_lines(source, found.json_lines);
@@ -141,9 +141,10 @@ pub(super) fn survey_of_records(
     tokenizer: &TokenizerConfig,
     records: &Records,
 ) -> Option<Survey> {
-    let known = |(source, split)| Some(known(source, split, records)?.survey);
-    let sources = data.texts().map(known).collect::<Option<Vec<_>>>()?;
     let file = file_tokenizer(tokenizer).ok()?;
+    let file = file.map(|file| data.reading(file));
+    let known = |(source, split)| Some(known(source, split, file.as_ref(), records)?.survey);
+    let sources = data.texts().map(known).collect::<Option<Vec<_>>>()?;
     Some(Survey {
         key: key(data, tokenizer, file.as_ref(), &sources),
         tokenizer: file,
@@ -153,12 +154,17 @@ pub(super) fn survey_of_records(
 }
 
 /// The record of a source, if it can be trusted.
-fn known(source: &SourceConfig, split: Split, records: &Records) -> Option<Record> {
+fn known(
+    source: &SourceConfig,
+    split: Split,
+    tokenizer: Option<&Tokenizer>,
+    records: &Records,
+) -> Option<Record> {
     // The files of a source of pairs do not show whether pictures have changed.
     if source.tiles.is_some() && matches!(source.kind, SourceKind::Pairs { .. }) {
         return None;
     }
-    let record = records.find(source, split)?;
+    let record = records.find(source, split, tokenizer)?;
     // If the files cannot be found, reading them reports why.
     let is_current = record.settled && record.is_current(source).unwrap_or(false);
     is_current.then_some(record)
@@ -168,11 +174,12 @@ fn known(source: &SourceConfig, split: Split, records: &Records) -> Option<Recor
 fn read(
     source: &SourceConfig,
     split: Split,
+    tokenizer: Option<&Tokenizer>,
     records: &Records,
     progress: bool,
 ) -> Result<SourceSurvey, DataError> {
     let started = SystemTime::now();
-    let mut reader = source::open(source, progress)?;
+    let mut reader = source::open(source, tokenizer, progress)?;
     let mut hasher = Sha256::new();
     let (mut documents, mut bytes, mut training_bytes) = (0, 0, 0);
     for entry in &mut reader {
@@ -204,7 +211,7 @@ fn read(
     let record = Record::new(found, &reader, started);
     // If a file was added, removed or modified in the meantime, it is unclear which version was read.
     if record.is_current(source).unwrap_or(false) {
-        records.keep(source, split, &record);
+        records.keep(source, split, tokenizer, &record);
     }
     Ok(record.survey)
 }

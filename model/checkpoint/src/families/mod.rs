@@ -44,7 +44,7 @@ pub use smollm3::SMOLLM3;
 
 use serde_json::{Value, json};
 
-use super::layout::{Rule, pattern};
+use super::layout::{Rule, find};
 use firebox_model::config::{
     AttentionBias, AttentionKind, ExpertActivation, FeedForwardName, ModelConfig, MoeConfig,
     Multipliers, QkNorm, Scores,
@@ -347,11 +347,7 @@ impl Family {
     /// The rule for a parameter's path, and its layer where it has one; `None` when the family has no such
     /// parameter.
     pub fn rule(&self, path: &str) -> Option<(Rule, Option<usize>)> {
-        let (layer, pattern) = pattern(path);
-        let mut rules = self.rules.iter().copied().flatten();
-        rules
-            .find(|rule| rule.path == pattern)
-            .map(|rule| (*rule, layer))
+        find(self.rules, path)
     }
 }
 

@@ -40,10 +40,7 @@ impl Fields<'_> {
                 },
                 biases: of_gpt_oss,
                 shared_d_ff: match family.router {
-                    RouterKind::Qwen2Moe => self.size_or(
-                        "shared_expert_intermediate_size",
-                        absent.shared_expert_intermediate_size,
-                    )?,
+                    RouterKind::Qwen2Moe => self.shared_width()?,
                     _ => self
                         .size_or("n_shared_experts", absent.n_shared_experts)?
                         .saturating_mul(d_ff),
@@ -76,6 +73,22 @@ impl Fields<'_> {
                 bias_update_rate: 0.0,
             },
         })
+    }
+
+    /// The width of the shared expert, in a family whose mixtures all have one.
+    fn shared_width(&self) -> Read<usize> {
+        let key = "shared_expert_intermediate_size";
+        let absent = self.family.defaults.shared_expert_intermediate_size;
+        match self.size_or(key, absent)? {
+            0 => {
+                let rule = format!(
+                    "must be at least 1: every mixture of {} has a shared expert",
+                    self.family.model_type
+                );
+                Err(self.error(key, &0.into(), &rule))
+            }
+            width => Ok(width),
+        }
     }
 
     fn experts(&self) -> Read<usize> {

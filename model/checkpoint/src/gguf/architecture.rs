@@ -4,12 +4,12 @@
 //! llama.cpp decides by the name of the architecture what the keys of a file cannot say. What is here was read in its sources
 //! (`src/models/` of October 2026) and compared with what it computes; see tests/FIGURES.md.
 
-use super::names::{BACKBONE, FEED_FORWARDS, NORM, POST_NORM};
+use super::names::{BACKBONE, FEED_FORWARDS, LATENT, NORM, POST_NORM};
 use crate::families::{
-    DOTS1, Family, GLM4_MOE, GPT_OSS, GRANITE_MOE, LLAMA, MISTRAL, MIXTRAL, OLMOE, QWEN2,
-    QWEN2_MOE, QWEN3, QWEN3_MOE, SMOLLM3,
+    DEEPSEEK_V3, DOTS1, Family, GLM4_MOE, GPT_OSS, GRANITE_MOE, LLAMA, MISTRAL, MIXTRAL, OLMOE,
+    QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, SMOLLM3,
 };
-use crate::layout::{Rule, pattern};
+use crate::layout::{Rule, find};
 
 /// An architecture of llama.cpp.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,6 +22,8 @@ pub(crate) struct Architecture {
     pub paired: bool,
     /// Whether the weights of a token's experts are divided by their sum; `None` where a key says so.
     pub normalizes: Option<bool>,
+    /// Whether attention is latent; its latents have the norms' epsilon, and neighbours turn together.
+    pub latent: bool,
     /// Whether some layers attend to a window: every other one from the first one on, unless a key says which.
     pub windows: bool,
     /// Whether attention's output may have a bias.
@@ -49,6 +51,7 @@ const LLAMA_CPP: Architecture = Architecture {
     families: &[MIXTRAL, LLAMA, MISTRAL],
     paired: true,
     normalizes: Some(true),
+    latent: false,
     windows: false,
     output_bias: true,
     groups: true,
@@ -136,6 +139,15 @@ const GLM4_MOE_CPP: Architecture = Architecture {
     ..DOTS1_CPP
 };
 
+const DEEPSEEK2_CPP: Architecture = Architecture {
+    name: "deepseek2",
+    families: &[DEEPSEEK_V3],
+    latent: true,
+    tied: true,
+    rules: &[BACKBONE, LATENT, NORM, FEED_FORWARDS],
+    ..DOTS1_CPP
+};
+
 const GPT_OSS_CPP: Architecture = Architecture {
     name: "gpt-oss",
     families: &[GPT_OSS],
@@ -148,7 +160,7 @@ const GPT_OSS_CPP: Architecture = Architecture {
 
 impl Architecture {
     /// All that Firebox reads and writes.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         LLAMA_CPP,
         QWEN2_CPP,
         QWEN3_CPP,
@@ -159,6 +171,7 @@ impl Architecture {
         GRANITE_MOE_CPP,
         DOTS1_CPP,
         GLM4_MOE_CPP,
+        DEEPSEEK2_CPP,
         GPT_OSS_CPP,
     ];
 
@@ -176,10 +189,6 @@ impl Architecture {
 
     /// The rule for a parameter's path, and its layer where it has one; `None` when there is no such parameter.
     pub fn rule(&self, path: &str) -> Option<(Rule, Option<usize>)> {
-        let (layer, pattern) = pattern(path);
-        let mut rules = self.rules.iter().copied().flatten();
-        rules
-            .find(|rule| rule.path == pattern)
-            .map(|rule| (*rule, layer))
+        find(self.rules, path)
     }
 }

@@ -9,11 +9,12 @@ use super::architecture::Architecture;
 use super::file::GgufFile;
 use super::keys::{self, SIGMOID};
 use super::names::{EMBEDDING, HEAD, ROPE_FACTORS};
+use super::tokenizer_keys;
 use super::value::{Number, Value};
 use crate::families::{Bias, Family, RouterKind};
 use crate::fields::Fields;
 use crate::{Accept, CheckpointConfig, CheckpointError};
-use firebox_model::config::{FeedForwardName, MOST_LAYERS, ModelConfig, RopeScaling};
+use firebox_model::config::{FeedForwardName, LatentConfig, MOST_LAYERS, ModelConfig, RopeScaling};
 use firebox_model::rope::{frequencies, yarn_length};
 
 type Read<T> = Result<T, CheckpointError>;
@@ -27,9 +28,90 @@ type Read<T> = Result<T, CheckpointError>;
 pub(crate) fn read_config(path: &Path, accept: Accept) -> Read<CheckpointConfig> {
     let file = GgufFile::open(path)?;
     let fields = fields(&file)?;
-    let config = Fields::new(path, &fields, accept)?.config()?;
+    let config = Fields::new(path, &fields, accept).and_then(|fields| fields.config());
+    let config = config.map_err(|error| in_words_of_the_file(error, file.architecture()))?;
     check_factors(&file, &config.model)?;
     Ok(config)
+}
+
+/// Which keys say what these fields of config.json say.
+const KEYS_OF_FIELDS: [(&str, &str); 36] = [
+    ("attention_multiplier", keys::ATTENTION_SCALE),
+    ("embedding_multiplier", keys::EMBEDDING_SCALE),
+    ("first_k_dense_replace", keys::DENSE_LAYERS),
+    ("head_dim", keys::KEY_WIDTH),
+    ("hidden_size", keys::WIDTH),
+    ("intermediate_size", keys::D_FF),
+    ("kv_lora_rank", keys::RANK),
+    ("layer_types", keys::WINDOW_PATTERN),
+    ("logits_scaling", keys::LOGIT_SCALE),
+    ("max_position_embeddings", keys::CONTEXT),
+    ("moe_intermediate_size", keys::EXPERT_D_FF),
+    ("n_group", keys::GROUPS),
+    ("n_routed_experts", keys::EXPERTS),
+    ("n_shared_experts", keys::SHARED),
+    ("norm_topk_prob", keys::WEIGHT_NORM),
+    ("num_attention_heads", keys::HEADS),
+    ("num_experts", keys::EXPERTS),
+    ("num_experts_per_tok", keys::TOP_K),
+    ("num_hidden_layers", keys::LAYERS),
+    ("num_key_value_heads", keys::KV_HEADS),
+    ("num_local_experts", keys::EXPERTS),
+    ("partial_rotary_factor", keys::ROTARY),
+    ("q_lora_rank", keys::QUERY_RANK),
+    ("qk_nope_head_dim", keys::LATENT_KEY_WIDTH),
+    ("qk_rope_head_dim", keys::ROTARY),
+    ("residual_multiplier", keys::RESIDUAL_SCALE),
+    ("rms_norm_eps", keys::EPSILON),
+    ("rope_theta", keys::ROPE_BASE),
+    ("routed_scaling_factor", keys::WEIGHT_SCALE),
+    ("shared_expert_intermediate_size", keys::SHARED_D_FF),
+    ("sliding_window", keys::WINDOW),
+    ("topk_group", keys::TOP_GROUPS),
+    ("v_head_dim", keys::LATENT_VALUE_WIDTH),
+    ("vocab_size", keys::VOCABULARY),
+    ("rope_parameters.factor", keys::SCALING_FACTOR),
+    (
+        "rope_parameters.original_max_position_embeddings",
+        keys::ORIGINAL_CONTEXT,
+    ),
+];
+
+/// A refusal of a field of config.json as one of the key that says it.
+fn in_words_of_the_file(error: CheckpointError, architecture: &Architecture) -> CheckpointError {
+    let CheckpointError::Config {
+        path,
+        key,
+        value,
+        rule,
+    } = error
+    else {
+        return error;
+    };
+    let named = |text: &str| {
+        let word = |letter: char| letter.is_alphanumeric() || letter == '_' || letter == '.';
+        let mut rest = text;
+        let mut named = String::new();
+        while let Some(start) = rest.find(word) {
+            let end = rest[start..].find(|letter| !word(letter));
+            let end = end.map_or(rest.len(), |length| start + length);
+            named.push_str(&rest[..start]);
+            let mut names = KEYS_OF_FIELDS.iter();
+            let found = names.find(|(field, _)| rest[start..end] == **field);
+            match found {
+                Some((_, key)) => named.push_str(&format!("{}.{key}", architecture.name)),
+                None => named.push_str(&rest[start..end]),
+            }
+            rest = &rest[end..];
+        }
+        named + rest
+    };
+    CheckpointError::Config {
+        path,
+        key: named(&key),
+        value,
+        rule: named(&rule),
+    }
 }
 
 /// The keys of an architecture, and which of them were asked for.
@@ -178,6 +260,9 @@ impl<'a> Keys<'a> {
         family: &Family,
         file: &GgufFile,
     ) -> Read<()> {
+        if family.latent {
+            return self.add_latent_attention(fields);
+        }
         let mut add = |key: &str, value: Json| _ = fields.insert(key.to_owned(), value);
         let (heads, width) = (self.needed(keys::HEADS)?, self.needed(keys::WIDTH)?);
         let of_heads = width / heads.max(1);
@@ -241,6 +326,48 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
+    /// Latent attention, whose keys and values are one for all heads to llama.cpp: the latent, with the rotated key.
+    fn add_latent_attention(&mut self, fields: &mut Map<String, Json>) -> Read<()> {
+        let (heads, rank) = (self.needed(keys::HEADS)?, self.needed(keys::RANK)?);
+        let rotated = self.needed(keys::ROTARY)?;
+        let key_width = self.needed(keys::LATENT_KEY_WIDTH)?;
+        let plain = key_width.checked_sub(rotated).filter(|&plain| plain > 0);
+        let plain = plain.ok_or_else(|| {
+            let reason = format!("must be above {}, {rotated}", keys::ROTARY);
+            self.wrong(keys::LATENT_KEY_WIDTH, &reason)
+        })?;
+        for (key, expected) in [
+            (keys::KV_HEADS, 1),
+            (keys::KEY_WIDTH, rank.saturating_add(rotated)),
+            (keys::VALUE_WIDTH, rank),
+        ] {
+            if self.needed(key)? != expected {
+                let reason = format!("must be {expected}: all heads share one latent");
+                return Err(self.wrong(key, &reason));
+            }
+        }
+        if self.number(keys::EPSILON)? != Some(LatentConfig::NORM_EPSILON) {
+            let reason = "must be 1e-6, that of the latents' norms";
+            return Err(self.wrong(keys::EPSILON, reason));
+        }
+        let query_rank = self.size_or(keys::QUERY_RANK, 0)?;
+        let value_dim = self.needed(keys::LATENT_VALUE_WIDTH)?;
+        for (field, value) in [
+            ("num_attention_heads", json!(heads)),
+            ("num_key_value_heads", json!(heads)),
+            ("kv_lora_rank", json!(rank)),
+            ("q_lora_rank", json!((query_rank > 0).then_some(query_rank))),
+            ("qk_rope_head_dim", json!(rotated)),
+            ("qk_nope_head_dim", json!(plain)),
+            ("v_head_dim", json!(value_dim)),
+            ("rope_interleave", json!(true)),
+            ("attention_bias", json!(false)),
+        ] {
+            fields.insert(field.to_owned(), value);
+        }
+        Ok(())
+    }
+
     /// Every other layer has a window, unless the file says which.
     fn layer_types(&mut self, layers: usize) -> Read<Json> {
         let named = |window| match window {
@@ -282,6 +409,10 @@ impl<'a> Keys<'a> {
             Some(Some("none")) => json!({ "rope_type": "default" }),
             None | Some(Some("linear")) => match factor.filter(|&factor| factor != 1.0) {
                 None => json!({ "rope_type": "default" }),
+                Some(_) if self.architecture.latent => {
+                    let reason = "must be none or yarn: of latent attention, llama.cpp scales the scores too";
+                    return Err(self.wrong(keys::SCALING, reason));
+                }
                 Some(factor) => json!({ "rope_type": "linear", "factor": factor }),
             },
             Some(Some("yarn")) => {
@@ -291,9 +422,23 @@ impl<'a> Keys<'a> {
                 let original = self.size_or(keys::ORIGINAL_CONTEXT, context)?;
                 let further = self.number(keys::ATTENTION_FACTOR)?;
                 let further = further.filter(|&further| further != 1.0);
-                // What was a short decimal number before it was divided.
-                let product = further.map(|further| (further * yarn_length(factor, 1.0)) as f32);
-                let attention_factor = product.and_then(|product| Number::Single(product).as_f64());
+                // What was a short decimal number before it was multiplied or divided.
+                let short = |number: f64| Number::Single(number as f32).as_f64();
+                let m = match self.architecture.latent {
+                    true => self.number(keys::LOG_MULTIPLIER)?.unwrap_or(0.0),
+                    false => 0.0,
+                };
+                let m = short(m / keys::LOG_MULTIPLIER_UNIT).unwrap_or(0.0);
+                // Where m is given, llama.cpp takes it for the m of rotated keys too, and divides by that of the scores.
+                let attention_factor = match m == 0.0 {
+                    true => further.and_then(|further| short(further * yarn_length(factor, 1.0))),
+                    false => Some(further.unwrap_or(1.0)),
+                };
+                let length = attention_factor.unwrap_or_else(|| yarn_length(factor, 1.0));
+                if self.architecture.latent && (length != 1.0 || factor < 1.0) {
+                    let reason = "lengthens rotated keys, of latent attention, and llama.cpp then scales all scores";
+                    return Err(self.wrong(keys::ATTENTION_FACTOR, reason));
+                }
                 json!({
                     "rope_type": "yarn",
                     "factor": factor,
@@ -301,6 +446,7 @@ impl<'a> Keys<'a> {
                     "beta_fast": self.number(keys::BETA_FAST)?.unwrap_or(32.0),
                     "beta_slow": self.number(keys::BETA_SLOW)?.unwrap_or(1.0),
                     "attention_factor": attention_factor,
+                    "mscale_all_dim": m,
                 })
             }
             Some(_) => return Err(self.wrong(keys::SCALING, "must be none, linear or yarn")),
@@ -382,7 +528,9 @@ impl<'a> Keys<'a> {
                 add("shared_expert_intermediate_size", json!(shared));
             }
             RouterKind::DeepSeekV3 => {
-                if self.size_or(keys::GATING, SIGMOID)? != SIGMOID {
+                // Files of DeepSeek-V2 have no such key, and mean a softmax.
+                let absent = if family.latent { 1 } else { SIGMOID };
+                if self.size_or(keys::GATING, absent)? != SIGMOID {
                     return Err(self.wrong(keys::GATING, "must be 2, the sigmoid of each logit"));
                 }
                 add("n_shared_experts", json!(self.needed(keys::SHARED)?));
@@ -410,15 +558,15 @@ impl<'a> Keys<'a> {
             self.general(key, of_32_bits, "the id of a token")
         };
         let mut ends: Vec<u64> = Vec::new();
-        for key in [keys::EOS].iter().chain(&keys::OTHER_EOS) {
+        for key in tokenizer_keys::EOS {
             if let Some(id) = id(key)?.filter(|id| !ends.contains(id)) {
                 ends.push(id);
             }
         }
         fields.insert("eos_token_id".to_owned(), json!(ends));
         // llama.cpp wants one even where no text begins with it.
-        let begins = self.general(keys::ADD_BOS, Value::as_bool, "a truth value")?;
-        let begin = id(keys::BOS)?.filter(|_| begins != Some(false));
+        let begins = self.general(tokenizer_keys::ADD_BOS, Value::as_bool, "a truth value")?;
+        let begin = id(tokenizer_keys::BOS)?.filter(|_| begins != Some(false));
         fields.insert("bos_token_id".to_owned(), json!(begin));
         if let Some(mask) = self.general(keys::DOCUMENT_MASK, Value::as_bool, "a truth value")? {
             fields.insert("firebox_document_mask".to_owned(), json!(mask));

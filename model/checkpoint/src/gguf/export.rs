@@ -1,14 +1,16 @@
 //! Writes a model as a GGUF file.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use super::architecture::Architecture;
 use super::block::BlockType;
 use super::config::{has_rope_factors, rope_factors};
 use super::file::pair;
+use super::latent::{self, Widths};
 use super::limits::architecture_of;
 use super::metadata::metadata;
-use super::names::{EMBEDDING, HEAD, ROPE_FACTORS, ROUTER, is_rotated};
+use super::names::{EMBEDDING, HEAD, ROPE_FACTORS, is_matrix, is_rotated};
 use super::value::Value;
 use super::write::{Outgoing, write};
 use crate::dialect::Dialect;
@@ -66,6 +68,15 @@ pub fn save_gguf(
         let factors = NamedTensor::float(ROPE_FACTORS, [factors.len()], move || factors.clone());
         tensors.push(factors);
     }
+    if let Some(latent) = config.latent {
+        let widths = Widths {
+            plain: config.head_dim - config.rotary_dim,
+            value_dim: latent.value_dim,
+            rank: latent.rank,
+        };
+        let tensors_of = |tensor| in_parts(tensor, config.heads, widths);
+        tensors = tensors.into_iter().flat_map(tensors_of).collect();
+    }
     let mut unfit = 0;
     let outgoing = tensors.into_iter().map(|tensor| {
         let kind = kind_of(&tensor, options.kind, &mut unfit);
@@ -96,11 +107,38 @@ fn embedding_as_head(
     Some(embedding)
 }
 
+/// The keys and values of latent attention apart; any other tensor as it is.
+fn in_parts(
+    tensor: NamedTensor<'static>,
+    heads: usize,
+    widths: Widths,
+) -> Vec<NamedTensor<'static>> {
+    let Some([keys, values]) = latent::parts(&tensor.name) else {
+        return vec![tensor];
+    };
+    let Widths {
+        plain,
+        value_dim,
+        rank,
+    } = widths;
+    let Values::Float(both) = tensor.values else {
+        unreachable!("the parameters of a model are floats")
+    };
+    let both: Rc<dyn Fn() -> Vec<f32>> = both.into();
+    let again = both.clone();
+    vec![
+        NamedTensor::float(keys, [heads, rank, plain], move || {
+            latent::keys(&both(), widths)
+        }),
+        NamedTensor::float(values, [heads, value_dim, rank], move || {
+            latent::values(&again(), widths)
+        }),
+    ]
+}
+
 /// The type that a tensor is stored in.
 fn kind_of(tensor: &NamedTensor<'_>, kind: BlockType, unfit: &mut usize) -> BlockType {
-    let is_matrix =
-        tensor.shape.len() > 1 && !tensor.name.ends_with(".bias") && !tensor.name.ends_with(ROUTER);
-    if !is_matrix {
+    if !is_matrix(&tensor.name, &tensor.shape) {
         return BlockType::Plain(WeightDtype::F32);
     }
     match kind.bytes(&tensor.shape) {

@@ -12,13 +12,14 @@ use super::architecture::Architecture;
 use super::block::BlockType;
 use super::header::{Header, MAGIC};
 use super::keys;
-use super::names::{dimensions, is_rotated};
+use super::latent::{self, KeyValue};
+use super::names::{dimensions, is_matrix, is_rotated};
 use super::value::Value;
 use crate::dtype::StoredDtype as _;
 use crate::tensor_file::TensorInfo;
 use crate::value_file::ValueFile;
 use crate::{CheckpointError, finite};
-use firebox_kernels::dtype::StorageFloat;
+use firebox_kernels::dtype::{StorageFloat, WeightDtype};
 use firebox_model::parallel::Slice;
 
 /// A file of a model that Firebox computes, with a checked head. Values are read on demand. Tensors have llama.cpp's names, and
@@ -29,6 +30,8 @@ pub(crate) struct GgufFile {
     architecture: Architecture,
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, (TensorInfo, BlockType)>,
+    /// Keys and values of latent attention, by the name that they have together.
+    key_values: BTreeMap<String, KeyValue>,
     /// Width of a head whose neighbours turn together; `None` where rows have the usual order.
     paired: Option<usize>,
 }
@@ -80,11 +83,16 @@ impl GgufFile {
                 }
             }
         }
+        let key_values = match architecture.latent {
+            true => latent::pairs(&tensors, path)?,
+            false => BTreeMap::new(),
+        };
         Ok(Self {
             values: ValueFile::new(path, file),
             architecture,
             metadata,
             tensors,
+            key_values,
             paired,
         })
     }
@@ -109,15 +117,40 @@ impl GgufFile {
         self.metadata
     }
 
-    /// All tensors, by name.
+    /// All tensors, by name; keys and values of latent attention together.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        let is_whole = |name: &str| self.key_values.is_empty() || !latent::is_part(name);
         let tensors = self.tensors.iter();
-        tensors.map(|(name, (info, _))| (name.as_str(), info))
+        let tensors = tensors.map(|(name, (info, _))| (name.as_str(), info));
+        let pairs = self.key_values.iter();
+        let pairs = pairs.map(|(name, pair)| (name.as_str(), &pair.info));
+        tensors.filter(move |(name, _)| is_whole(name)).chain(pairs)
     }
 
     /// Shape and type of a tensor; `None` if there is no tensor of this name.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.get(name).map(|(info, _)| info)
+        let together = self.key_values.get(name).map(|pair| &pair.info);
+        together.or_else(|| self.tensors.get(name).map(|(info, _)| info))
+    }
+
+    /// The types of matrices, each once. Those in f16 do not count whose rows are not made of the whole blocks that others are
+    /// in: they would be in blocks, if they could.
+    pub fn matrix_types(&self) -> Vec<BlockType> {
+        let tensors = self.tensors.iter();
+        let matrices = tensors.filter(|(name, (info, _))| is_matrix(name, &info.shape));
+        let in_blocks = matrices
+            .clone()
+            .any(|(_, (_, kind))| *kind == BlockType::Q8);
+        let mut types = Vec::new();
+        for (_, (info, kind)) in matrices {
+            let is_unfit = in_blocks
+                && *kind == BlockType::Plain(WeightDtype::F16)
+                && BlockType::Q8.bytes(&info.shape).is_none();
+            if !is_unfit && !types.contains(kind) {
+                types.push(*kind);
+            }
+        }
+        types
     }
 
     /// The number of bytes of values that were read since the file was opened.
@@ -135,8 +168,8 @@ impl GgufFile {
     ///
     /// When there is no tensor of this name.
     pub fn read(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
-        let (info, _) = &self.tensors[name];
-        self.read_part(name, &Slice::whole(info.shape.clone()))
+        let shape = self.info(name).map(|info| info.shape.clone());
+        self.read_part(name, &Slice::whole(shape.unwrap_or_default()))
     }
 
     /// A part of a tensor, rounded to the nearest values of a type.
@@ -153,6 +186,9 @@ impl GgufFile {
         name: &str,
         part: &Slice,
     ) -> Result<Vec<T>, CheckpointError> {
+        if let Some(pair) = self.key_values.get(name) {
+            return pair.read_part(part, |name, part| self.read_part(name, part));
+        }
         let (info, kind) = &self.tensors[name];
         assert_eq!(info.shape, part.of(), "the shape of {name}");
         let stored_order;

@@ -18,6 +18,15 @@ pub(super) const KV_HEADS: &str = "attention.head_count_kv";
 pub(super) const KEY_WIDTH: &str = "attention.key_length";
 /// Width of a head's values.
 pub(super) const VALUE_WIDTH: &str = "attention.value_length";
+/// The same of latent attention, whose own key and value, by the two keys above, are one for all heads: the latent, with the
+/// rotated key.
+pub(super) const LATENT_KEY_WIDTH: &str = "attention.key_length_mla";
+/// Width of a head's values in latent attention.
+pub(super) const LATENT_VALUE_WIDTH: &str = "attention.value_length_mla";
+/// Width of the latent of keys and values.
+pub(super) const RANK: &str = "attention.kv_lora_rank";
+/// Width of the latent of queries; 0 where they have none.
+pub(super) const QUERY_RANK: &str = "attention.q_lora_rank";
 /// Added to the mean square in norms.
 pub(super) const EPSILON: &str = "attention.layer_norm_rms_epsilon";
 /// Positions that a layer with a window attends to.
@@ -44,6 +53,10 @@ pub(super) const SCALING_FACTOR: &str = "rope.scaling.factor";
 pub(super) const ORIGINAL_CONTEXT: &str = "rope.scaling.original_context_length";
 /// A further factor of rotated queries and keys.
 pub(super) const ATTENTION_FACTOR: &str = "rope.scaling.attn_factor";
+/// 0.1 times the number m by which YaRN's length is that of latent attention's scores.
+pub(super) const LOG_MULTIPLIER: &str = "rope.scaling.yarn_log_multiplier";
+/// The factor before it.
+pub(super) const LOG_MULTIPLIER_UNIT: f64 = 0.1;
 /// Frequencies of more rotations than this stay as they are.
 pub(super) const BETA_FAST: &str = "rope.scaling.yarn_beta_fast";
 /// Frequencies of fewer rotations than this are divided.
@@ -84,12 +97,3 @@ pub(super) const SPLITS: &str = "split.count";
 pub(super) const DOCUMENT_MASK: &str = "firebox.document_mask";
 /// Firebox's own note of the four numbers that `rope_freqs.weight` was made of; with these behind it.
 pub(super) const LLAMA3: &str = "firebox.llama3_scaling";
-/// The token that ends a document.
-pub(super) const EOS: &str = "tokenizer.ggml.eos_token_id";
-/// Further tokens that end a text.
-pub(super) const OTHER_EOS: [&str; 2] =
-    ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
-/// Whether a text begins with the token that begins a document.
-pub(super) const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
-/// The token that begins a document.
-pub(super) const BOS: &str = "tokenizer.ggml.bos_token_id";

@@ -4,13 +4,17 @@ use super::architecture::Architecture;
 use crate::CheckpointError;
 use crate::families::Family;
 use firebox_model::config::{
-    AttentionBias, AttentionKind, ExpertActivation, ModelConfig, RopeScaling,
+    AttentionBias, AttentionKind, ExpertActivation, LatentConfig, ModelConfig, RopeScaling,
 };
+use firebox_model::rope::yarn_length;
 
 /// llama.cpp stops the process at more layers.
 const MOST_LAYERS: usize = 512;
 /// llama.cpp stops the process at more experts.
 const MOST_EXPERTS: usize = 1024;
+/// Models with so many layers have queries without a latent in llama.cpp, and those with these numbers of layers and ids.
+const DIRECT_LAYERS: [usize; 2] = [26, 27];
+const DIRECT_SIZES: (usize, usize) = (48, 128_256);
 /// Of four layers, SmolLM3's last has no rotary positions in llama.cpp.
 const NOPE_EACH: usize = 4;
 
@@ -30,7 +34,7 @@ pub(super) fn architecture_of(
             family.model_type
         )));
     };
-    match otherwise(&architecture, config) {
+    match difference(&architecture, config) {
         None => Ok(architecture),
         Some(what) => Err(refused(format!(
             "llama.cpp's architecture {} {what}",
@@ -40,12 +44,13 @@ pub(super) fn architecture_of(
 }
 
 /// What the architecture does that the model does not; `None` where both compute the same.
-fn otherwise(architecture: &Architecture, config: &ModelConfig) -> Option<String> {
+fn difference(architecture: &Architecture, config: &ModelConfig) -> Option<String> {
     let layers = config.layers.len();
     let checks = [
         (layers > MOST_LAYERS)
             .then(|| format!("has at most {MOST_LAYERS} layers, and this model {layers}")),
         of_attention(architecture, config),
+        config.latent.and_then(|latent| of_latents(latent, config)),
         of_positions(architecture, config),
         of_experts(architecture, config),
     ];
@@ -85,6 +90,47 @@ fn of_attention(architecture: &Architecture, config: &ModelConfig) -> Option<Str
     }
     let silent = config.multipliers.attention == Some(0.0);
     silent.then(|| "takes an attention_multiplier of 0 for the usual one".to_owned())
+}
+
+fn of_latents(latent: LatentConfig, config: &ModelConfig) -> Option<String> {
+    let layers = config.layers.len();
+    if !latent.interleaved {
+        return Some(
+            "turns neighbours by positions, and this model values that are half of them apart (rope_interleave = false)"
+                .to_owned(),
+        );
+    }
+    if config.norm_epsilon != LatentConfig::NORM_EPSILON {
+        return Some(format!(
+            "adds rms_norm_eps in the norms of latents too, and this model {} there and {} elsewhere",
+            LatentConfig::NORM_EPSILON,
+            config.norm_epsilon
+        ));
+    }
+    let is_direct = DIRECT_LAYERS.contains(&layers) || (layers, config.vocab_size) == DIRECT_SIZES;
+    if is_direct && latent.query_rank.is_some() {
+        return Some(format!(
+            "takes a model of {layers} layers for one whose queries have no latent, as DeepSeek-V2-Lite's, and those of this model have"
+        ));
+    }
+    let what = match config.rope_scaling {
+        None => return None,
+        Some(RopeScaling::Yarn {
+            factor,
+            attention_factor,
+            ..
+        }) => {
+            let length = attention_factor.unwrap_or_else(|| yarn_length(factor, 1.0));
+            if length == 1.0 && factor >= 1.0 {
+                return None;
+            }
+            "YaRN lengthens rotated queries and keys"
+        }
+        Some(_) => "positions are scaled without YaRN",
+    };
+    Some(format!(
+        "scales all scores where {what}, and this model does not"
+    ))
 }
 
 fn of_positions(architecture: &Architecture, config: &ModelConfig) -> Option<String> {

@@ -6,7 +6,9 @@ use super::keys::{self, SIGMOID};
 use super::value::Value;
 use crate::Notes;
 use crate::families::RouterKind;
-use firebox_model::config::{FeedForwardKind, ModelConfig, MoeConfig, Multipliers, RopeScaling};
+use firebox_model::config::{
+    FeedForwardKind, LatentConfig, ModelConfig, MoeConfig, Multipliers, RopeScaling,
+};
 use firebox_model::rope::yarn_length;
 
 /// Keys and values, in the order in which they are written.
@@ -79,10 +81,27 @@ impl Metadata {
         self.add(keys::LAYERS, Value::size(model.layers.len()));
         self.add(keys::D_FF, Value::size(dense.or(of_experts).unwrap_or(0)));
         self.add(keys::HEADS, Value::size(model.heads));
-        self.add(keys::KV_HEADS, Value::size(model.kv_heads));
-        self.add(keys::KEY_WIDTH, Value::size(model.head_dim));
-        self.add(keys::VALUE_WIDTH, Value::size(model.head_dim));
+        match model.latent {
+            None => {
+                self.add(keys::KV_HEADS, Value::size(model.kv_heads));
+                self.add(keys::KEY_WIDTH, Value::size(model.head_dim));
+                self.add(keys::VALUE_WIDTH, Value::size(model.head_dim));
+            }
+            Some(latent) => self.add_latents(latent, model),
+        }
         self.add(keys::EPSILON, Value::single(model.norm_epsilon));
+    }
+
+    /// All heads share one key and one value, of which each makes its own.
+    fn add_latents(&mut self, latent: LatentConfig, model: &ModelConfig) {
+        let query_rank = latent.query_rank.unwrap_or(0);
+        self.add(keys::KV_HEADS, Value::size(1));
+        self.add(keys::KEY_WIDTH, Value::size(latent.rank + model.rotary_dim));
+        self.add(keys::VALUE_WIDTH, Value::size(latent.rank));
+        self.add(keys::LATENT_KEY_WIDTH, Value::size(model.head_dim));
+        self.add(keys::LATENT_VALUE_WIDTH, Value::size(latent.value_dim));
+        self.add(keys::RANK, Value::size(latent.rank));
+        self.add(keys::QUERY_RANK, Value::size(query_rank));
     }
 
     fn add_positions(&mut self, model: &ModelConfig) {
@@ -117,6 +136,7 @@ impl Metadata {
                 beta_fast,
                 beta_slow,
                 attention_factor,
+                mscale_all_dim,
                 ..
             }) => {
                 self.add(keys::SCALING, Value::text("yarn"));
@@ -124,7 +144,11 @@ impl Metadata {
                 self.add(keys::ORIGINAL_CONTEXT, Value::size(original_context));
                 self.add(keys::BETA_FAST, Value::single(beta_fast));
                 self.add(keys::BETA_SLOW, Value::single(beta_slow));
-                if let Some(attention_factor) = attention_factor {
+                if mscale_all_dim != 0.0 {
+                    // llama.cpp takes it for the number of rotated queries and keys as well, which are as long as before then.
+                    let multiplier = keys::LOG_MULTIPLIER_UNIT * mscale_all_dim;
+                    self.add(keys::LOG_MULTIPLIER, Value::single(multiplier));
+                } else if let Some(attention_factor) = attention_factor {
                     // llama.cpp multiplies the usual factor by it.
                     let further = attention_factor / yarn_length(factor, 1.0);
                     self.add(keys::ATTENTION_FACTOR, Value::single(further));

@@ -11,9 +11,11 @@ mod export;
 mod file;
 mod header;
 mod keys;
+mod latent;
 mod limits;
 mod metadata;
 mod names;
+pub mod tokenizer_keys;
 mod value;
 mod write;
 
@@ -38,6 +40,15 @@ use crate::CheckpointError;
 /// When the file cannot be read, is damaged, or is none that Firebox reads.
 pub fn gguf_metadata(path: &Path) -> Result<BTreeMap<String, Value>, CheckpointError> {
     Ok(GgufFile::open(path)?.into_metadata())
+}
+
+/// The types of a GGUF file's matrices, each once: none where it has no matrix, several where they differ.
+///
+/// # Errors
+///
+/// When the file cannot be read, is damaged, or is none that Firebox reads.
+pub fn gguf_types(path: &Path) -> Result<Vec<BlockType>, CheckpointError> {
+    Ok(GgufFile::open(path)?.matrix_types())
 }
 
 /// The name of the embedding, of the head and of the routers' selection bias.

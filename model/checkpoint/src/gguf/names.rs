@@ -1,6 +1,7 @@
 //! How llama.cpp names the tensors of a model, as data. Matrices lie as in Hugging Face's files, `[d_out, d_in]`; the experts of
 //! a layer are stacked in one tensor.
 
+use super::latent;
 use crate::families::rule;
 use crate::layout::{Rule, Stored};
 
@@ -14,18 +15,23 @@ pub(super) const ROUTER_BIAS: &str = "blk.{layer}.exp_probs_b.bias";
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// How the names of a router's tensors end, which are kept in f32 as llama.cpp's own tools keep them.
-pub(super) const ROUTER: &str = "ffn_gate_inp.weight";
+const ROUTER: &str = "ffn_gate_inp.weight";
 
 /// The number of dimensions of a tensor that may be written with fewer: ggml leaves out those of 1 in front.
 pub(super) fn dimensions(name: &str) -> usize {
     let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
-    if ends(&["_exps.weight"]) {
+    if ends(&["_exps.weight"]) || latent::is_part(name) {
         3
     } else if ends(&["_exps.bias", "_inp_shexp.weight"]) {
         2
     } else {
         1
     }
+}
+
+/// Whether a tensor is stored in the type that is asked for; vectors, biases and routers are in f32.
+pub(super) fn is_matrix(name: &str, shape: &[usize]) -> bool {
+    shape.len() > 1 && !name.ends_with(".bias") && !name.ends_with(ROUTER)
 }
 
 /// Whether the rows of a tensor are those of queries or keys, for which some architectures have an order of their own.
@@ -92,6 +98,34 @@ pub(super) const BACKBONE: &[Rule] = &[
     ),
     rule("norm.gamma", Stored::AsIs("output_norm.weight")),
     rule("head", Stored::Transposed(HEAD)),
+];
+
+/// Latent attention.
+pub(super) const LATENT: &[Rule] = &[
+    rule(
+        "blocks.{layer}.attention.query.down.weight",
+        Stored::Transposed("blk.{layer}.attn_q_a.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.query.norm.gamma",
+        Stored::AsIs("blk.{layer}.attn_q_a_norm.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.query.up.weight",
+        Stored::Transposed("blk.{layer}.attn_q_b.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.latent.weight",
+        Stored::Transposed("blk.{layer}.attn_kv_a_mqa.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.latent_norm.gamma",
+        Stored::AsIs("blk.{layer}.attn_kv_a_norm.weight"),
+    ),
+    rule(
+        "blocks.{layer}.attention.key_value",
+        Stored::AsIs("blk.{layer}.attn_kv_b.weight"),
+    ),
 ];
 
 /// The norm before the feed-forward, as most architectures name it.

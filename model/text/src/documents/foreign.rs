@@ -26,6 +26,8 @@ pub enum Foreign {
     Sqlite,
     /// What Git LFS leaves in place of a file that it has not downloaded.
     LfsPointer,
+    /// Tokens, as llm.c stores them.
+    Tokens,
     /// Any other known format without text: its name.
     Binary(&'static str),
     /// An array of JSON values, where JSON lines are expected.
@@ -66,6 +68,8 @@ const MAGIC: &[(&[u8], Foreign)] = &[
         b"version https://git-lfs.github.com/spec/",
         Foreign::LfsPointer,
     ),
+    (b"\x88\xD8\x34\x01\x01\0\0\0", Foreign::Tokens),
+    (b"\xA1\xD9\x34\x01\x07\0\0\0", Foreign::Tokens),
     (b"\x89PNG\r\n\x1A\n", Foreign::Binary("a PNG image")),
     (b"\xFF\xD8\xFF", Foreign::Binary("a JPEG image")),
     (b"\x93NUMPY", Foreign::Binary("a NumPy array")),
@@ -108,6 +112,7 @@ impl Foreign {
             Self::ArrowFile | Self::ArrowStream => "an Arrow file, not text".to_owned(),
             Self::Pdf => "a PDF, not text".to_owned(),
             Self::Sqlite => "an SQLite database, not text".to_owned(),
+            Self::Tokens => "a token file of llm.c, not text".to_owned(),
             Self::LfsPointer => "a pointer of Git LFS, not the file itself".to_owned(),
             Self::JsonArray => "one JSON array, not JSON lines".to_owned(),
             Self::JsonDocument => "one JSON value over several lines, not JSON lines".to_owned(),
@@ -159,6 +164,7 @@ impl Foreign {
             Self::Sqlite => format!(
                 "`sqlite3 -json {file} 'SELECT … FROM …' | jq -c '.[]' > {lines}` extracts text"
             ),
+            Self::Tokens => "a source of training reads it with tokens = [\"FILE\"] in place of files".to_owned(),
             Self::LfsPointer => "`git lfs pull` downloads the file".to_owned(),
             Self::Binary(_) => "name only files of text".to_owned(),
             Self::JsonArray => format!("`jq -c '.[]' {file} > {lines}` converts it"),

@@ -6,6 +6,8 @@
 //!
 //! `serde_json` refuses all of these even where a value is ignored, and builds maps that nobody needs.
 
+use std::borrow::Cow;
+
 /// Keys that are listed where the wanted one is missing.
 const LISTED: usize = 6;
 
@@ -78,7 +80,9 @@ pub(super) fn listed(keys: &[String]) -> Vec<String> {
     names.chain(more).collect()
 }
 
-/// The string in a field of the object on a line.
+/// The string in a field of the object on a line. A dot in the field's name leads into the object within it: `meta.text` is
+/// `text` in `meta`, and also the field of that very name, which counts where a line has both. So does, in general, what is
+/// within fewer objects.
 pub(super) fn string_field(line: &str, field: &str) -> Result<String, Fault> {
     let mut scanner = Scanner { line, at: 0 };
     scanner.pass_space();
@@ -92,48 +96,120 @@ pub(super) fn string_field(line: &str, field: &str) -> Result<String, Fault> {
             problem: Problem::NotAnObject(kind),
         });
     }
-    scanner.at += 1;
-    let mut value = None;
-    let mut keys = Vec::new();
-    scanner.pass_space();
-    if !scanner.eat(b'}') {
-        loop {
-            let key = scanner.key()?;
-            let is_wanted = match &key[1..key.len() - 1] {
-                plain if !plain.contains('\\') => plain == field,
-                _ => unescape(key).is_some_and(|key| key == field),
-            };
-            scanner.pass_space();
-            let (begin, kind) = (scanner.at, scanner.kind());
-            scanner.pass_value()?;
-            if is_wanted {
-                value = Some((begin, scanner.at, kind));
-            } else if value.is_none() && keys.len() <= LISTED {
-                keys.push(key);
-            }
-            scanner.pass_space();
-            if scanner.eat(b'}') {
-                break;
-            }
-            scanner.expect(b',', "`,` or `}`")?;
-            scanner.pass_space();
-        }
-    }
+    let mut search = Search {
+        field,
+        path: Vec::new(),
+        found: None,
+        keys: Vec::new(),
+    };
+    search.object(&mut scanner)?;
     scanner.end()?;
     let fault = |at, problem| Err(Fault { at, problem });
-    match value {
-        None => {
-            let keys = keys.into_iter().map(|key| key[1..key.len() - 1].to_owned());
-            fault(start, Problem::NoField(keys.collect()))
-        }
-        Some((begin, end, "a string")) => {
+    match search.found {
+        None => fault(start, Problem::NoField(search.keys)),
+        Some(Found {
+            begin,
+            end,
+            kind: "a string",
+            ..
+        }) => {
             let quoted = &line[begin..end];
             match unescape(quoted) {
                 Some(text) => Ok(text),
                 None => fault(begin + lone_surrogate(quoted), Problem::LoneSurrogate),
             }
         }
-        Some((begin, _, kind)) => fault(begin, Problem::NotAString(kind)),
+        Some(Found { begin, kind, .. }) => fault(begin, Problem::NotAString(kind)),
+    }
+}
+
+/// Looks for a field in an object and in those within it that its name leads into.
+struct Search<'a> {
+    field: &'a str,
+    /// Where the names of the objects that are entered end in the field's name.
+    path: Vec<usize>,
+    found: Option<Found>,
+    /// Names of the first other fields, each with those of the objects around it.
+    keys: Vec<String>,
+}
+
+/// A value with the wanted name.
+struct Found {
+    /// The objects that it is in, as of the search.
+    path: Vec<usize>,
+    begin: usize,
+    end: usize,
+    kind: &'static str,
+}
+
+impl Search<'_> {
+    /// Passes over an object. It goes no deeper than the field's name has dots.
+    fn object(&mut self, scanner: &mut Scanner<'_>) -> Result<(), Fault> {
+        scanner.at += 1;
+        scanner.pass_space();
+        if scanner.eat(b'}') {
+            return Ok(());
+        }
+        // The part of the name that leads here ends before a dot.
+        let (field, start) = (self.field, self.path.last().map_or(0, |end| end + 1));
+        loop {
+            let key = scanner.key()?;
+            let plain = &key[1..key.len() - 1];
+            let name = match plain.contains('\\') {
+                true => unescape(key).map(Cow::Owned),
+                false => Some(Cow::Borrowed(plain)),
+            };
+            let rest = name.and_then(|name| field[start..].strip_prefix(&*name));
+            scanner.pass_space();
+            let (begin, kind) = (scanner.at, scanner.kind());
+            match rest {
+                Some("") => {
+                    scanner.pass_value()?;
+                    let found = Found {
+                        path: self.path.clone(),
+                        begin,
+                        end: scanner.at,
+                        kind,
+                    };
+                    let fewest = self.found.as_ref().map(|found| found.path.len());
+                    if fewest.is_none_or(|fewest| self.path.len() <= fewest) {
+                        self.found = Some(found);
+                    }
+                }
+                Some(rest) if rest.starts_with('.') => {
+                    self.path.push(field.len() - rest.len());
+                    let before = self.keys.len();
+                    // An earlier object of this name does not count any more.
+                    self.found
+                        .take_if(|found| found.path.starts_with(&self.path));
+                    match kind {
+                        "an object" => self.object(scanner)?,
+                        _ => scanner.pass_value()?,
+                    }
+                    self.path.pop();
+                    if self.keys.len() == before {
+                        self.other(start, plain);
+                    }
+                }
+                _ => {
+                    scanner.pass_value()?;
+                    self.other(start, plain);
+                }
+            }
+            scanner.pass_space();
+            if scanner.eat(b'}') {
+                return Ok(());
+            }
+            scanner.expect(b',', "`,` or `}`")?;
+            scanner.pass_space();
+        }
+    }
+
+    /// Notes the name of a field that is not the wanted one, in an object whose own name ends before `start`.
+    fn other(&mut self, start: usize, name: &str) {
+        if self.found.is_none() && self.keys.len() <= LISTED {
+            self.keys.push(format!("{}{name}", &self.field[..start]));
+        }
     }
 }
 

@@ -16,7 +16,8 @@ use super::{Document, TextError};
 /// Rows that are read at once.
 const ROWS: usize = 256;
 
-/// The documents of a Parquet file, from one column of text; a column within another one is named as `outer.inner`.
+/// The documents of a Parquet file, from one column of text; a column within another one is named as `outer.inner`. Where the
+/// name of a column itself has that dot, this one counts.
 ///
 /// Pages are read one after the other, so that a file needs little memory, however large it is.
 pub struct Rows {
@@ -55,10 +56,9 @@ impl Rows {
         let file = guarded(|| SerializedFileReader::new(file));
         let file = file.map_err(|problem| damaged(path, problem))?;
         let columns = file.metadata().file_metadata().schema_descr_ptr();
-        let found = columns
-            .columns()
-            .iter()
-            .position(|found| found.path().string() == column);
+        let named = |&place: &usize| columns.column(place).path().string() == column;
+        let levels = |&place: &usize| columns.column(place).path().parts().len();
+        let found = (0..columns.num_columns()).filter(named).min_by_key(levels);
         let is_text = |of: usize| {
             let of = columns.column(of);
             of.physical_type() == Type::BYTE_ARRAY && of.max_rep_level() == 0

@@ -54,6 +54,59 @@ fn each_json_line_is_a_document_and_any_other_file_is_one_document() {
 }
 
 #[test]
+fn a_dot_leads_into_objects() {
+    let found = |line: &str, field: &str| {
+        let found = json::string_field(line, field);
+        found.map_err(|fault| fault.describe(line, field))
+    };
+    let line =
+        r#"{"id": 1, "a": {"t": "in", "u": {"v": "deep"}}, "b.c": {"t": "dotted"}, "d": null}"#;
+    for (field, expected) in [
+        ("a.t", Ok("in")),
+        ("a.u.v", Ok("deep")),
+        ("b.c.t", Ok("dotted")),
+        (
+            "a",
+            Err("field \"a\" is not a string but an object at column 16"),
+        ),
+        (
+            "a.u",
+            Err("field \"a.u\" is not a string but an object at column 33"),
+        ),
+        (
+            "a.x",
+            Err(
+                "the object at column 1 has no field \"a.x\", only \"id\", \"a.t\", \"a.u\", \"b.c\", \"d\"",
+            ),
+        ),
+        (
+            "d.t",
+            Err("the object at column 1 has no field \"d.t\", only \"id\", \"a\", \"b.c\", \"d\""),
+        ),
+    ] {
+        let expected = expected.map(str::to_owned).map_err(str::to_owned);
+        assert_eq!(found(line, field), expected, "{field}");
+    }
+    for (line, expected) in [
+        // The field of that very name counts, wherever it stands; of equal names, the last.
+        (r#"{"a.t": "own", "a": {"t": "in"}}"#, Some("own")),
+        (r#"{"a": {"t": "in"}, "a.t": "own"}"#, Some("own")),
+        (r#"{"a": {"t": "1"}, "a": {"t": "2"}}"#, Some("2")),
+        (r#"{"a": {"t": "1"}, "a": {"u": "2"}}"#, None),
+        (r#"{"a": {"t": "1"}, "a": 2}"#, None),
+        (r#"{"a": {}}"#, None),
+        (r#"{"\u0061": {"\u0074": "escaped"}}"#, Some("escaped")),
+    ] {
+        assert_eq!(found(line, "a.t").ok().as_deref(), expected, "{line}");
+    }
+    let empty = found(r#"{"a": {}}"#, "a.t").unwrap_err();
+    assert_eq!(
+        empty,
+        "the object at column 1 has no field \"a.t\", only \"a\""
+    );
+}
+
+#[test]
 fn json_of_one_value_is_a_text_and_an_array_of_objects_is_refused() {
     for content in [
         "{\n  \"text\": \"one\"\n}\n",
@@ -377,6 +430,9 @@ proptest! {
             let expected = value.get("text").and_then(serde_json::Value::as_str);
             let found = json::string_field(line, "text");
             prop_assert_eq!(found.as_deref().ok(), expected);
+            let inner = value.get("a").and_then(|inner| inner.get("text"));
+            let found = json::string_field(line, "a.text");
+            prop_assert_eq!(found.as_deref().ok(), inner.and_then(serde_json::Value::as_str));
         }
     }
 }

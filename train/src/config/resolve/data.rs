@@ -5,7 +5,7 @@ use crate::config::error::Problem;
 use crate::config::raw::{RawCargo, RawData, RawSource, RawValidation};
 use crate::config::{
     DataConfig, EMOJI_PACKAGE, OnError, PicturesConfig, Share, SourceConfig, SourceKind, Split,
-    SplitKind, TrainingSource, ValidationConfig,
+    SplitKind, TokenizerConfig, TrainingSource, ValidationConfig,
 };
 
 pub(super) fn data(raw: RawData) -> Checked<DataConfig> {
@@ -43,6 +43,18 @@ pub(super) fn data(raw: RawData) -> Checked<DataConfig> {
             source.text.name
         );
         return Err(Problem::new("data.validation.by", rule));
+    }
+    let is_tokens = |source: &&TrainingSource| source.text.kind.is_tokens();
+    if let Some(source) = sources.iter().find(is_tokens)
+        && validation.split.by == Some(SplitKind::Tail)
+    {
+        let rule = format!(
+            "must be \"hash\", because the documents of source {:?} are tokens, which are held out whole",
+            source.text.name
+        );
+        return Err(Problem::new("data.validation.by", rule).hint(
+            "where the end is in a file of its own, such as val.bin, name it in a [[data.validation.source]]",
+        ));
     }
     Ok(DataConfig {
         pictures: PicturesConfig {
@@ -142,6 +154,7 @@ fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
         ("cargo", raw.cargo.is_some()),
         ("jsonl", raw.jsonl.is_some()),
         ("parquet", raw.parquet.is_some()),
+        ("tokens", raw.tokens.is_some()),
         ("url", raw.url.is_some()),
     ];
     let given: Vec<&str> = kinds
@@ -155,8 +168,9 @@ fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
         } else {
             given.join(" and ")
         };
-        let rule =
-            format!("must have exactly one of files, cargo, jsonl, parquet and url, but has {has}");
+        let rule = format!(
+            "must have exactly one of files, cargo, jsonl, parquet, tokens and url, but has {has}"
+        );
         return Err(
             Problem::new(item, rule).hint(format!("write one [[{}]] for each", list_of(item)))
         );
@@ -192,7 +206,14 @@ fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
             Problem::new(key("max_bytes"), "must be at least 1").hint("remove it for no limit")
         );
     }
-    let kind = match (raw.files, raw.cargo, raw.jsonl, raw.parquet, raw.url) {
+    let kind = match (
+        raw.files,
+        raw.cargo,
+        raw.jsonl,
+        raw.parquet,
+        raw.tokens,
+        raw.url,
+    ) {
         (Some(files), ..) => SourceKind::Files {
             files: filled(key("files"), files)?,
         },
@@ -202,9 +223,12 @@ fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
         (_, Some(RawCargo::Package(cargo)), ..) => SourceKind::Emoji {
             cargo: package(key("cargo"), cargo)?,
         },
-        (_, _, _, Some(parquet), _) => SourceKind::Parquet {
+        (_, _, _, Some(parquet), ..) => SourceKind::Parquet {
             parquet: filled(key("parquet"), parquet)?,
             field: raw.field.unwrap_or_else(|| "text".to_owned()),
+        },
+        (.., Some(tokens), _) => SourceKind::Tokens {
+            tokens: filled(key("tokens"), tokens)?,
         },
         (_, _, Some(jsonl), ..) => {
             let jsonl = filled(key("jsonl"), jsonl)?;
@@ -238,6 +262,28 @@ fn source(raw: RawSource, item: &str) -> Checked<SourceConfig> {
         on_error,
         tiles: None,
     })
+}
+
+/// Checks that the ids of token files are those of a tokenizer that existed before the run. `given` is that of the
+/// configuration, if any: otherwise it is that of the checkpoint of `train.init`.
+pub(super) fn tokens(data: &DataConfig, given: Option<&TokenizerConfig>) -> Checked<()> {
+    if matches!(given, None | Some(TokenizerConfig::File { .. })) {
+        return Ok(());
+    }
+    match data.texts().find(|(source, _)| source.kind.is_tokens()) {
+        None => Ok(()),
+        Some((source, _)) => Err(Problem::new(
+            "tokenizer.kind",
+            format!(
+                "must be \"file\", because source {:?} is tokens, which belong to the tokenizer that made them",
+                source.name
+            ),
+        )
+        .hint(
+            "for nanoGPT's and llm.c's tokens of GPT-2: kind = \"file\", path = \"tokenizer.json\" (the one of \
+             huggingface.co/openai-community/gpt2), end_of_text = \"<|endoftext|>\"",
+        )),
+    }
 }
 
 /// The list that an item belongs to.

@@ -48,5 +48,6 @@ pub(super) fn entry(path: &Path) -> Option<Entry> {
             has_siblings: plain.is_some(),
             pixels: None,
         }),
+        tokens: None,
     })
 }

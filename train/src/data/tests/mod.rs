@@ -3,6 +3,7 @@
 mod held_out;
 mod pictures;
 mod sources;
+mod token_files;
 mod tokens;
 mod unchanged;
 

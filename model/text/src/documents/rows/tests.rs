@@ -105,6 +105,28 @@ fn rows_are_documents() {
 }
 
 #[test]
+fn the_column_of_that_very_name_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.parquet");
+    let schema = "message rows { required group a { required binary t (UTF8); } required binary a.t (UTF8); }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let file = File::create(&path).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema, Arc::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    for text in ["in", "own"] {
+        let mut column = group.next_column().unwrap().unwrap();
+        column
+            .typed::<ByteArrayType>()
+            .write_batch(&[ByteArray::from(text)], None, None)
+            .unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+    assert_eq!(texts(&path, "a.t"), [Ok("own".to_owned())]);
+}
+
+#[test]
 fn what_is_no_column_of_text_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.parquet");
