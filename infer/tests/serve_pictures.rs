@@ -246,7 +246,7 @@ fn pictures_that_wait_have_a_bound() {
         "{status}: {message}"
     );
     // While another client's texts take their turns, one picture waits, and a second one finds no room.
-    let texts = json!({ "prompt": [PROMPT; 4], "max_tokens": 90, "n": 128 });
+    let texts = json!({ "prompt": [PROMPT, PROMPT, PROMPT, PROMPT], "max_tokens": 90, "n": 128 });
     let busy = server.send(&server.request("/v1/completions", &texts));
     while server.metric("firebox_requests_waiting") < 400.0 {}
     let (sender, replies) = mpsc::channel();

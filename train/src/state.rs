@@ -225,7 +225,7 @@ mod tests {
         let prepared = prepare(&config, false).unwrap();
         let stream = prepared.training_stream(8, 1, config.sequences()).unwrap();
         let model = LanguageModel::random(&config.model, 1, &device).at_precision(precision);
-        let optimizer = || {
+        let new_optimizer = || {
             let alone = Team::default();
             Optimizer::new(
                 &config.model,
@@ -234,7 +234,7 @@ mod tests {
                 &alone,
             )
         };
-        let training = TrainingState::new(model, optimizer(), Progress::default(), &device);
+        let training = TrainingState::new(model, new_optimizer(), Progress::default(), &device);
         let (mut training, _) = training.step(&config, &stream).unwrap();
         training.progress.data_hash = "5eed".to_owned();
         training.progress.best = Some(Best {
@@ -262,7 +262,7 @@ mod tests {
 
         let found = super::progress(&folder).unwrap();
         assert_eq!(&found, progress);
-        let (loaded, moments) = load(&folder, &found, &config, optimizer(), &device).unwrap();
+        let (loaded, moments) = load(&folder, &found, &config, new_optimizer(), &device).unwrap();
         assert_eq!(bits(&loaded), bits(model));
         assert_eq!(loaded.precision(), precision);
         assert_eq!(loaded.router_bias(), model.router_bias());

@@ -312,6 +312,20 @@ fn pictures_that_are_looked_at() {
     let looking = 2.0 * (encoder + 2.0 * 10.0 * 32.0);
     assert_near(found.first_token_seconds, prompt + 3.0 * seeing + looking);
 
+    // Two stages that attend to pictures look at them at the same time.
+    let twice = model().with_vision(config.vision.clone().unwrap(), &[1, 3], 7);
+    let twice = twice.unwrap();
+    let first = |pictures, pipeline| {
+        let workload = Workload {
+            pictures,
+            ..workload(1)
+        };
+        let found = Plan::of(&twice, layout(pipeline, 1, 1), &busy, workload);
+        found.unwrap().first_token_seconds
+    };
+    let (one, two) = (first(2, 1), first(2, 2));
+    assert_near(two, one - 2.0 * 2.0 * 10.0 * 32.0);
+
     // Without pictures it is the text model.
     for hardware in [&slow, &busy] {
         let (without, text) = (

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use firebox_model::config::ModelConfig;
+use firebox_model::config::{ModelConfig, VisionConfig};
 use firebox_model::parallel::stages::LayerCosts;
 use firebox_model::parallel::traffic::PassTraffic;
 use firebox_model::parallel::{LayoutError, RankLayout};
@@ -25,6 +25,14 @@ pub struct Workload {
     pub pictures: usize,
     /// Bytes of a value.
     pub widths: Widths,
+}
+
+impl Workload {
+    /// Positions of the pictures of a text, in a model's layers that attend to them.
+    pub(super) fn picture_positions(&self, config: &ModelConfig) -> f64 {
+        let keys = config.vision.as_ref().map_or(0, VisionConfig::keys);
+        (self.pictures * keys) as f64
+    }
 }
 
 /// Bytes of one value, by what it is.

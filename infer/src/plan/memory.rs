@@ -59,7 +59,7 @@ impl Memory<'_> {
             widths,
             ..
         } = self.workload;
-        let pictures = self.picture_positions();
+        let pictures = self.workload.picture_positions(self.config);
         let cached = |text, pictures| {
             let values = self.loads.cached(rank, layers, Seen { text, pictures });
             widths.cache as f64 * values
@@ -111,16 +111,8 @@ impl Memory<'_> {
         let attention = 2.0 * self.loads.widest_attention();
         // Scores of all positions of pictures, and their softmax.
         let heads = config.heads.div_ceil(self.tensor) as f64;
-        let crossing = 2.0 * heads * self.picture_positions();
+        let crossing = 2.0 * heads * self.workload.picture_positions(self.config);
         let stream = 3.0 * 4.0 * config.d_model as f64;
         stream + inner.max(attention).max(crossing) * self.workload.widths.weight as f64
-    }
-
-    /// Positions of the pictures of a text.
-    fn picture_positions(&self) -> f64 {
-        let vision = self.config.vision.as_ref();
-        vision.map_or(0.0, |vision| {
-            (self.workload.pictures * vision.keys()) as f64
-        })
     }
 }

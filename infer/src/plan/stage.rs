@@ -79,14 +79,6 @@ impl Stages<'_> {
         }
     }
 
-    /// Positions of the pictures of a text.
-    fn picture_positions(&self) -> f64 {
-        let vision = self.config.vision.as_ref();
-        vision.map_or(0.0, |vision| {
-            (self.workload.pictures * vision.keys()) as f64
-        })
-    }
-
     /// Seconds of one step of all texts with `tokens` tokens of each. Micro-batches follow each other: a text waits for all
     /// stages, and each stage for all micro-batches, whichever takes longer.
     pub fn step_seconds(&self, tokens: f64) -> f64 {
@@ -105,7 +97,7 @@ impl Stages<'_> {
             seen: Seen {
                 // Half of the output is there on average.
                 text: prompt as f64 + output as f64 / 2.0,
-                pictures: self.picture_positions(),
+                pictures: self.workload.picture_positions(self.config),
             },
             looked: 0.0,
         };
@@ -133,7 +125,7 @@ impl Stages<'_> {
             seen: Seen {
                 // Half of the prompt stands before a token on average.
                 text: tokens / 2.0,
-                pictures: self.picture_positions(),
+                pictures: self.workload.picture_positions(self.config),
             },
             looked: self.workload.pictures as f64,
         }
@@ -147,6 +139,7 @@ impl Stages<'_> {
             through: 0.0,
             slowest: 0.0,
         };
+        let mut looking = 0f64;
         for (stage, layers) in self.layers.iter().enumerate() {
             let first = self.layout.rank(stage, 0);
             let traffic = PassTraffic::of_stage(self.config, tensor, layers, self.one_token());
@@ -154,17 +147,29 @@ impl Stages<'_> {
                 let bytes = work.tokens * kind.bytes_of_one() as f64;
                 kind.count as f64 * self.hardware.all_reduce(first, tensor, bytes)
             });
-            let slowest = (0..tensor)
-                .map(|rank| self.rank_seconds(rank, layers, work, reach))
-                .fold(0.0, f64::max);
-            let seconds = slowest + all_reduces.iter().sum::<f64>();
-            pass.slowest = pass.slowest.max(seconds);
-            pass.through += seconds;
+            let slowest = |work| {
+                let ranks = 0..tensor;
+                let seconds = ranks.map(|rank| self.rank_seconds(rank, layers, work, reach));
+                seconds.fold(0.0, f64::max)
+            };
+            let (computing, all) = (
+                slowest(Work {
+                    looked: 0.0,
+                    ..work
+                }),
+                slowest(work),
+            );
+            let sent = all_reduces.iter().sum::<f64>();
+            pass.slowest = pass.slowest.max(all + sent);
+            pass.through += computing + sent;
+            looking = looking.max(all - computing);
             if traffic.hops.count > 0 {
                 let bytes = work.tokens * traffic.hops.bytes_of_one() as f64;
                 pass.through += self.hardware.hop(first, tensor, bytes);
             }
         }
+        // All stages look at the pictures at the same time, before the text reaches them.
+        pass.through += looking;
         pass
     }
 

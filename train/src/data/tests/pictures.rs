@@ -14,7 +14,10 @@ use crate::config::{SourceConfig, Split};
 const EMOJI: &str = "data.source=[{ name = 'emoji', cargo = 'twemoji-assets' }]";
 
 fn entries(source: &SourceConfig) -> Vec<Entry> {
-    open(source, false).unwrap().map(Result::unwrap).collect()
+    open(source, None, false)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect()
 }
 
 #[test]
@@ -369,7 +372,7 @@ fn broken_pictures_fail_or_are_left_out() {
     );
     let skip = set.replace("image =", "on_error = 'skip', image =");
     let config = workplace.config(&[VISION, &skip]);
-    let mut reader = open(&config.data.source[0].text, false).unwrap();
+    let mut reader = open(&config.data.source[0].text, None, false).unwrap();
     assert_eq!(reader.by_ref().map(Result::unwrap).count(), 12);
     assert_eq!(reader.left_out().count, 3);
     let prepared = prepare(&config, false).unwrap();
