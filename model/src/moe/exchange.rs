@@ -185,14 +185,12 @@ impl Exchange {
         let parts = counts.iter().map(|count| {
             let (own, after) = rest.split_at(count * width);
             rest = after;
-            own.iter().flat_map(|value| value.to_le_bytes()).collect()
+            bytemuck::cast_slice(own).to_vec()
         });
-        let received = self.link.all_to_all(parts.collect());
-        let values = received.iter().flat_map(|bytes| {
-            let values = bytes.as_chunks::<4>().0.iter();
-            values.map(|&value| f32::from_le_bytes(value))
-        });
-        values.collect()
+        let received = self.link.all_to_all(parts.collect()).concat();
+        let mut values = vec![0.0; received.len() / size_of::<f32>()];
+        bytemuck::cast_slice_mut(&mut values).copy_from_slice(&received);
+        values
     }
 }
 

@@ -296,7 +296,7 @@ fn captions_are_looked_at_as_on_one_rank() {
             Captioned {
                 picture: match number % 3 {
                     0 => Some(shared.clone()),
-                    1 => Some(Arc::new(picture(number as u64, 1))),
+                    1 => Some(Arc::new(picture(number, 1))),
                     _ => None,
                 },
                 ..captioned
