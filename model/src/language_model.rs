@@ -23,7 +23,7 @@ use crate::norm::RmsNorm;
 use crate::observer::{Observer, ResidualStream, Unobserved};
 use crate::parallel::{Shard, TensorGroup};
 use crate::parameters::{
-    Axis, Initializer, ParameterInfo, ParameterList, ParameterSource, ParameterSpec,
+    Axis, Initializer, ParameterInfo, ParameterList, ParameterSource, ParameterSpec, PartOf,
     RandomParameters, Role,
 };
 use crate::parts::{LayerPart, Part};
@@ -209,6 +209,22 @@ impl LanguageModel {
         }
         self.group = Some(group);
         self
+    }
+
+    /// A rank's part of this whole model.
+    ///
+    /// # Panics
+    ///
+    /// When this is no whole model, or the rank does not [have all but some experts](Shard::has_all_but_experts).
+    #[must_use]
+    pub fn part(self, shard: Shard) -> Self {
+        assert!(
+            self.shard.is_none() && shard.has_all_but_experts(),
+            "a whole model, and a rank that lacks experts alone"
+        );
+        let Ok(mut part) = Self::new(&self.config, &mut PartOf::new(&self, shard));
+        part.set_router_bias(&self.router_bias());
+        part.at_precision(self.precision)
     }
 
     /// The same part of a model, among the ranks that have the other experts: tokens go where their experts are.

@@ -3,6 +3,7 @@
 //! A model is built from a [`ParameterSource`], be it random weights, a checkpoint or an upcycled checkpoint, so that
 //! a model never has parameters without values.
 
+mod part;
 mod random;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ use std::convert::Infallible;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 
+pub(crate) use self::part::PartOf;
 pub use self::random::RandomValues;
 use crate::parallel::{Holding, Shard, Slice};
 

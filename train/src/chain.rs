@@ -9,7 +9,7 @@ use firebox_runtime::control::Control;
 
 use crate::config::{RunConfig, load, load_planned, load_resumed};
 use crate::error::TrainError;
-use crate::ranks::Team;
+use crate::ranks::{Team, TrainLayout};
 use crate::run_folder;
 use crate::state;
 use crate::trainer::{self, Outcome, Resume, RunOptions};
@@ -30,6 +30,43 @@ pub fn run(
     control: &Control,
 ) -> Result<Outcome, TrainError> {
     link(file, overrides, options, (team, control), &[])
+}
+
+/// Checks, before any rank starts, that a run and those that it starts from can be loaded, and divided among ranks so.
+///
+/// # Errors
+///
+/// When a configuration is invalid, or does not fit the layout.
+pub fn check(
+    file: &Path,
+    overrides: &[String],
+    options: &RunOptions,
+    layout: TrainLayout,
+) -> Result<(), TrainError> {
+    let is_new = run_folder::newest(&options.out)?.is_none();
+    let config = match options.resume == Resume::Never || is_new {
+        true => load_planned(file, overrides)?,
+        false => load_resumed(file, overrides, &run_folder::config(&options.out))?,
+    };
+    if layout.ranks() > 1 {
+        layout
+            .check(&config)
+            .map_err(|source| TrainError::Divided {
+                file: file.to_owned(),
+                source,
+            })?;
+    }
+    match config.train.first_run().filter(|_| is_new) {
+        Some(first) => {
+            let before = RunOptions {
+                out: run_folder::default_folder(first),
+                resume: Resume::Auto,
+                ..options.clone()
+            };
+            check(first, &[], &before, layout)
+        }
+        None => Ok(()),
+    }
 }
 
 /// One run of a chain, and those before it. `later` are the folders of the runs after it.

@@ -7,6 +7,7 @@ mod summary;
 use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
@@ -218,9 +219,15 @@ impl RunArgs {
     /// Runs on every rank, and prints the result once.
     fn execute(self, threads: Option<usize>, control: &Control) -> Result<(), CliError> {
         let (layout, control) = (self.layout.layout(), control.clone());
-        let outcome = launch::run(layout, threads, move |team| {
-            let ConfigArgs { config, set } = &self.config;
-            chain::run(config, set, &self.options(), team, &control)
+        let args = Arc::new(self);
+        let first = Arc::clone(&args);
+        let check = move || {
+            let ConfigArgs { config, set } = &first.config;
+            chain::check(config, set, &first.options(), layout)
+        };
+        let outcome = launch::run(layout, threads, check, move |team| {
+            let ConfigArgs { config, set } = &args.config;
+            chain::run(config, set, &args.options(), team, &control)
         })?;
         match outcome {
             Some(outcome) => Ok(print(&summary(&outcome))?),

@@ -147,11 +147,9 @@ pub enum TrainError {
         value: f64,
     },
     /// The weights of one of several ranks are no longer those that a step left there.
-    #[error(
-        "step {step}: the weights of rank {rank} have changed since the step before, by themselves"
-    )]
+    #[error("the weights of rank {rank} have changed after step {step}, by themselves")]
     WeightsChanged {
-        /// The step that was discarded.
+        /// The last step.
         step: u64,
         /// The rank.
         rank: usize,
@@ -166,7 +164,31 @@ pub enum TrainError {
         /// The newest checkpoint and its step.
         checkpoint: Option<(PathBuf, u64)>,
     },
-    /// The run cannot be divided among ranks so.
+    /// A rank sees another run than the first one.
+    #[error("{} has another {what} here than the first rank sees", folder.display())]
+    OtherRun {
+        /// The run folder.
+        folder: PathBuf,
+        /// What differs.
+        what: &'static str,
+    },
+    /// Ranks begin with different weights.
+    #[error("rank {rank} has read other weights than rank {other}")]
+    OtherWeights {
+        /// The rank.
+        rank: usize,
+        /// One that should have the same.
+        other: usize,
+    },
+    /// A run cannot be divided among ranks so.
+    #[error("{}: {source}", file.display())]
+    Divided {
+        /// The configuration file of the run.
+        file: PathBuf,
+        /// What does not fit.
+        source: LayoutError,
+    },
+    /// The ranks cannot be started so.
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// A rank has failed.
@@ -275,8 +297,19 @@ impl Advise for TrainError {
                     _ => advice,
                 }
             }
+            Self::OtherRun { .. } | Self::OtherWeights { .. } => Advice::USAGE.hint(
+                "all ranks read the same run folder, data.cache and text: put them on a file system that every machine has, \
+                 and give all processes the same arguments and working folder",
+            ),
+            Self::Divided { source, .. } => source.advice(),
             Self::Layout(error) => error.advice(),
-            Self::Rank(failure) => failure.advice(),
+            Self::Rank(failure) => {
+                let advice = failure.advice();
+                match advice.hint {
+                    Some(_) => advice,
+                    None => advice.hint("no checkpoint is damaged; --resume continues from the last one"),
+                }
+            }
             Self::Program(error) => error.advice(),
             Self::Output(_) => Advice::FAILURE,
             // As shells report SIGINT.

@@ -2,8 +2,9 @@
 //!
 //! The host reads from the device once per step: at the end of [`gradient_of`], for the loss, router health and
 //! the gradient's norm together. The trainer needs all three before it can continue: it logs the first two, updates
-//! the routers' bias from the expert load, and clips by the norm. No read interrupts the forward and backward passes,
-//! but that of the expert load and of the gradient where they are added up over several ranks.
+//! the routers' bias from the expert load, and clips by the norm. No read interrupts the forward and backward passes of
+//! a single rank. Several ranks read the expert load and the gradient, which are added up, and ranks that have different experts
+//! the values of tokens.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -175,13 +176,14 @@ pub fn gradient_of<R: Row>(
     let computing = started.elapsed().as_secs_f64() - waited;
     let gradients = gradients.add_up(team, optimizer.ownership(), &device.clone().inner());
     let rank = RankRecord {
+        sequences: rows.len(),
         computing,
         communicating: waited,
         bytes: team.bytes_since_last(),
         token_bytes: team.token_bytes() - sent,
     };
 
-    // The only device-to-host read of a step.
+    // The only device-to-host read of a single rank's step.
     figures.extend(gradients.squares());
     let lengths: Vec<usize> = scores.iter().map(|scores| scores.dims()[0]).collect();
     figures.extend(scores);

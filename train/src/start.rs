@@ -15,7 +15,7 @@ use firebox_text::{TOKENIZER_FILE, Tokenizer};
 
 use crate::config::{RunConfig, TokenizerConfig};
 use crate::error::TrainError;
-use crate::ranks::{LayoutError, Team};
+use crate::ranks::Team;
 use firebox_console::numbers::scaled;
 
 /// The device of a name, which must compute at the precision of the run.
@@ -84,14 +84,11 @@ fn starting_weights(
     }
     let opens_eyes = config.model.vision.is_some() && origin.model.vision.is_none();
     let is_upcycled = origin.model.moe.is_none() && config.model.moe.is_some();
-    if shard.is_some() && (opens_eyes || is_upcycled) {
-        let layout = team.layout();
-        let made = match opens_eyes {
-            true => "given a tower",
-            false => "upcycled",
-        };
-        return Err(LayoutError::Made { layout, made }.into());
-    }
+    // What is made of other weights is made as a whole.
+    let (whole, read) = match opens_eyes || is_upcycled {
+        true => (shard, None),
+        false => (None, shard),
+    };
     let model = match opens_eyes {
         false => config.model.clone(),
         true => ModelConfig {
@@ -111,12 +108,16 @@ fn starting_weights(
         }
         _ => {
             tracing::info!("{source}");
-            load_weights(&folder, &origin, &model, shard.as_ref(), device)?
+            load_weights(&folder, &origin, &model, read.as_ref(), device)?
         }
     };
-    Ok(match opens_eyes {
+    let model = match opens_eyes {
         false => weights,
         true => weights.with_vision(&config.model, seed),
+    };
+    Ok(match whole {
+        Some(shard) => model.part(shard),
+        None => model,
     })
 }
 

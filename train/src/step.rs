@@ -77,14 +77,18 @@ impl TrainingState {
     }
 
     /// Compares the weights of every rank with those that the last step left there, if it left a checksum.
-    fn check_weights(&mut self) -> Result<(), TrainError> {
-        let Some(left) = self.checksum.take() else {
+    ///
+    /// # Errors
+    ///
+    /// When those of a rank have changed.
+    pub fn check_weights(&self) -> Result<(), TrainError> {
+        let Some(left) = self.checksum else {
             return Ok(());
         };
         let changed = self.optimizer.team().all(checksum(&self.model) != left);
         match changed.iter().position(|&changed| changed) {
             Some(rank) => Err(TrainError::WeightsChanged {
-                step: self.progress.step + 1,
+                step: self.progress.step,
                 rank,
             }),
             None => Ok(()),
@@ -155,9 +159,9 @@ impl TrainingState {
         }
 
         // Those of a single rank have nobody to be told.
-        if !self.optimizer.team().is_alone() && (step + 1).is_multiple_of(config.train.log_every) {
-            self.checksum = Some(checksum(&self.model));
-        }
+        let is_checked =
+            !self.optimizer.team().is_alone() && (step + 1).is_multiple_of(config.train.log_every);
+        self.checksum = is_checked.then(|| checksum(&self.model));
 
         let seconds = started.elapsed().as_secs_f64();
         self.progress.step += 1;
@@ -309,19 +313,24 @@ mod tests {
             let run = SmallRun::new();
             let config = run.config(&["train.log_every=1"]);
             let layout = TrainLayout { data: 3, expert: 1 };
-            launch::run(layout, Some(3), move |team| {
-                let (mut training, stream) = start_among(&config, team);
-                (training, _) = training.step(&config, &stream)?;
-                if faulty == Some(team.rank()) {
-                    training.model = map(training.model, &mut Flip);
-                }
-                training.step(&config, &stream).map(|_| ())
-            })
+            launch::run(
+                layout,
+                Some(3),
+                || Ok(()),
+                move |team| {
+                    let (mut training, stream) = start_among(&config, team);
+                    (training, _) = training.step(&config, &stream)?;
+                    if faulty == Some(team.rank()) {
+                        training.model = map(training.model, &mut Flip);
+                    }
+                    training.step(&config, &stream).map(|_| ())
+                },
+            )
         };
         assert!(steps(None).is_ok());
         let error = steps(Some(1)).unwrap_err();
         assert!(
-            matches!(error, TrainError::WeightsChanged { step: 2, rank: 1 }),
+            matches!(error, TrainError::WeightsChanged { step: 1, rank: 1 }),
             "{error}"
         );
     }

@@ -89,7 +89,6 @@ pub fn run(
 ) -> Result<Outcome, TrainError> {
     // There may have been a run before this one.
     control.set_step(0);
-    team.layout().check(config)?;
     let device = select_device(&options.device, config)?;
     let work = || train(config, options, team, &device, control);
     if !team.is_alone() {
@@ -137,7 +136,8 @@ fn train(
         if last || step.is_multiple_of(run.config.train.validate_every) {
             let (result, best) = run.validate(&display)?;
             validated = Some(result);
-            improved = best && run.config.checkpoint.keep_best;
+            // Machines that round otherwise may differ in it, and all save or none.
+            improved = team.all(best)[0] && run.config.checkpoint.keep_best;
         }
         let stop = team.any(control.stop_requested()) && !last;
         if last || stop || improved || step.is_multiple_of(run.config.checkpoint.every) {
@@ -151,7 +151,7 @@ fn train(
         }
     }
     // A run that starts from this one finds its last checkpoint.
-    team.first_then_others(|| Ok::<_, TrainError>(()))?;
+    team.told_by_first(|| Ok::<_, TrainError>(()))?;
     let Validated { validation, sample } = match validated {
         Some(validated) => validated,
         // Resuming a finished run only reports its result.
@@ -428,6 +428,7 @@ impl Run {
     }
 
     fn save(&mut self) -> Result<(), TrainError> {
+        self.training.check_weights()?;
         let Self {
             training,
             prepared,

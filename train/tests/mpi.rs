@@ -151,17 +151,63 @@ fn what_is_wrong_is_told_once_with_its_exit_code() {
     };
     let said = refused(2, &["--data", "3"]);
     assert!(
-        said.contains("takes 3 processes, and the launcher has started 2"),
+        said.contains("--data 3 makes 3 ranks, and the launcher has started 2 processes"),
         "{said}"
     );
     let said = refused(2, &["--data", "2", "--set", "schedule.batch_tokens=32"]);
     assert!(
-        said.contains("the batch of step 1 has 1 sequences"),
+        said.contains("error: run.toml: --data 2: the batch of step 1 has 1 sequence, fewer"),
         "{said}"
     );
     assert_eq!(said.matches("hint: ").count(), 1, "{said}");
     let said = refused(2, &["--data", "none"]);
     assert!(said.contains("invalid value 'none'"), "{said}");
+}
+
+#[test]
+fn processes_that_see_different_folders_are_refused() {
+    let test = Test::new();
+    let [here, there] = ["here", "there"].map(|name| {
+        let folder = test.path(name);
+        fs::create_dir(&folder).unwrap();
+        folder
+    });
+    // A run of two ranks in one folder, of which the other one knows nothing.
+    let run = |folders: [&Path; 2]| {
+        let mut mpirun = Command::new("mpirun");
+        mpirun.args(["--allow-run-as-root", "--oversubscribe"]);
+        for (number, folder) in folders.into_iter().enumerate() {
+            mpirun.args((number > 0).then_some(":"));
+            mpirun.args(["-n", "1", "-wdir"]).arg(folder);
+            mpirun.arg(env!("CARGO_BIN_EXE_firebox-train")).arg("run");
+            mpirun.arg(test.path("run.toml"));
+            mpirun.args([
+                "--data",
+                "2",
+                "--out",
+                "r",
+                "--resume=auto",
+                "--set",
+                "train.steps=4",
+            ]);
+        }
+        mpirun.env_remove("RUST_LOG");
+        ended(
+            mpirun
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        )
+    };
+    let (code, _, stderr) = run([&here, &here]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let (code, _, stderr) = run([&here, &there]);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert_eq!(stderr.matches("error: ").count(), 1, "{stderr}");
+    let said = "r has another newest checkpoint here than the first rank sees";
+    assert!(stderr.contains(said), "{stderr}");
+    assert!(!there.join("r").exists());
 }
 
 #[test]

@@ -14,19 +14,26 @@ use crate::error::TrainError;
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Runs `work` on every rank of a layout, and returns what the first one has returned; nothing in the other processes under
-/// MPI. `threads` are those of this process; `None` for its share of the machine's physical cores.
+/// MPI. `check` comes before, once for all of them. `threads` are those of this process; `None` for its share of the machine's
+/// physical cores.
 ///
 /// # Errors
 ///
-/// Those of `work`; when a rank fails; when MPI cannot be used, or has started another number of processes.
+/// Those of `check` and of `work`; when a rank fails; when MPI cannot be used, or has started another number of processes.
 pub fn run<T: Send + 'static>(
     layout: TrainLayout,
     threads: Option<usize>,
+    check: impl Fn() -> Result<(), TrainError> + Send + Sync + 'static,
     work: impl Fn(&Team) -> Result<T, TrainError> + Send + Sync + 'static,
 ) -> Result<Option<T>, TrainError> {
+    layout.check_ranks()?;
     if mpi::launched() {
-        return process(layout, threads, work);
+        return process(layout, threads, move |team| {
+            team.told_by_first(&check)?;
+            work(team)
+        });
     }
+    check()?;
     if layout.ranks() == 1 {
         return work(&Team::default()).map(Some);
     }
@@ -87,7 +94,10 @@ fn on_rank<T>(
 impl TrainError {
     /// Whether every rank finds it at the same time.
     fn is_of_all(&self) -> bool {
-        matches!(self, Self::Diverged { .. } | Self::WeightsChanged { .. })
+        matches!(
+            self,
+            Self::Diverged { .. } | Self::WeightsChanged { .. } | Self::OtherWeights { .. }
+        )
     }
 }
 

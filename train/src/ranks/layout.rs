@@ -3,6 +3,7 @@
 use std::fmt;
 
 use firebox_console::advice::{Advice, Advise};
+use firebox_console::numbers::counted;
 use firebox_model::parallel::MOST_RANKS;
 use serde::{Deserialize, Serialize};
 
@@ -37,7 +38,10 @@ pub enum LayoutError {
         layout: TrainLayout,
     },
     /// A batch has fewer sequences than there are ranks.
-    #[error("{layout}: the batch of step {step} has {rows} sequences, fewer than there are ranks")]
+    #[error(
+        "{layout}: the batch of step {step} has {}, fewer than there are ranks",
+        counted(u128::from(*rows), "sequence")
+    )]
     TooFewRows {
         /// The layout.
         layout: TrainLayout,
@@ -60,16 +64,11 @@ pub enum LayoutError {
         /// The layout.
         layout: TrainLayout,
     },
-    /// Weights that are made of other ones are made as a whole.
-    #[error("{layout}: a model that is {made} cannot be made in parts")]
-    Made {
-        /// The layout.
-        layout: TrainLayout,
-        /// How it is made.
-        made: &'static str,
-    },
     /// A launcher has started another number of processes.
-    #[error("{layout} takes {} processes, and the launcher has started {processes}", layout.ranks())]
+    #[error(
+        "{layout} makes {}, and the launcher has started {processes} processes",
+        counted(layout.ranks() as u128, "rank")
+    )]
     Processes {
         /// The layout.
         layout: TrainLayout,
@@ -88,15 +87,11 @@ impl Advise for LayoutError {
                 format!("allowed values: {}", divisors.join(", "))
             }
             Self::Dense { layout } => format!("use --data {}", layout.ranks()),
-            Self::Made { layout, .. } => format!(
-                "begin with --data {} and --set train.steps=1; --resume with {layout} goes on from there",
-                layout.ranks()
-            ),
             Self::TooFewRows { rows, .. } => format!(
                 "use at most {rows} ranks, or raise schedule.batch_tokens, of which each sequence takes model.context_length"
             ),
             Self::Processes { layout, processes } => format!(
-                "start {} processes (mpirun -n {0}), or give the run another number of ranks, such as --data {processes}",
+                "start {0} (mpirun -n {0}), or give the run another number of ranks, such as --data {processes}",
                 layout.ranks()
             ),
         })
@@ -109,6 +104,18 @@ impl TrainLayout {
         self.data * self.expert
     }
 
+    /// Checks the number of ranks.
+    ///
+    /// # Errors
+    ///
+    /// When there are more than are supported, or none.
+    pub fn check_ranks(&self) -> Result<(), LayoutError> {
+        match (1..=MOST_RANKS).contains(&self.ranks()) {
+            true => Ok(()),
+            false => Err(LayoutError::Ranks { layout: *self }),
+        }
+    }
+
     /// Checks that a run can be divided so.
     ///
     /// # Errors
@@ -116,9 +123,7 @@ impl TrainLayout {
     /// When it cannot.
     pub fn check(&self, config: &RunConfig) -> Result<(), LayoutError> {
         let layout = *self;
-        if !(1..=MOST_RANKS).contains(&self.ranks()) {
-            return Err(LayoutError::Ranks { layout });
-        }
+        self.check_ranks()?;
         match &config.model.moe {
             None if self.expert > 1 => return Err(LayoutError::Dense { layout }),
             Some(moe) if !moe.experts.count.is_multiple_of(self.expert) => {

@@ -52,33 +52,40 @@ pub enum Holders {
 /// What a rank did in a step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RankRecord {
-    /// Seconds in which it computed the gradient of its share of the batch.
+    /// Sequences of its share of the batch.
+    pub sequences: usize,
+    /// Seconds in which it computed the gradient of its share.
     pub computing: f64,
-    /// Seconds that it spent in messages meanwhile, waiting for others included.
+    /// Seconds that it spent in messages meanwhile, of expert load and of tokens, waiting for others included.
     pub communicating: f64,
-    /// Bytes of gradients that it handed over, and of weights after the step before.
+    /// Bytes of gradients that it handed over afterwards, and of weights after the step before.
     pub bytes: u64,
     /// Bytes of tokens that it sent to other ranks' experts and back.
     pub token_bytes: u64,
 }
 
-/// A rank that computes for longer than this times the median of all is slow.
+/// A rank that computes for longer than this times the median of all, for each sequence, is slow.
 const SLOW: f64 = 1.5;
+
+/// Seconds that a rank may always take: how long short steps take is chance.
+const SHORT: f64 = 0.2;
 
 /// A warning if the others wait for a rank that is slow.
 pub fn slow_rank(ranks: &[RankRecord]) -> Option<String> {
-    let mut sorted: Vec<f64> = ranks.iter().map(|rank| rank.computing).collect();
+    let each = |rank: &RankRecord| rank.computing / rank.sequences.max(1) as f64;
+    let mut sorted: Vec<f64> = ranks.iter().map(each).collect();
     sorted.sort_by(f64::total_cmp);
     // Of two ranks, that of the faster one.
     let median = *sorted.get(ranks.len().checked_sub(1)? / 2)?;
-    let (slowest, seconds) = ranks
-        .iter()
-        .enumerate()
-        .max_by(|(_, a), (_, b)| a.computing.total_cmp(&b.computing))?;
-    let seconds = seconds.computing;
-    (seconds > SLOW * median).then(|| {
+    let by_speed =
+        |(_, a): &(usize, &RankRecord), (_, b): &(usize, &RankRecord)| each(a).total_cmp(&each(b));
+    let (slowest, record) = ranks.iter().enumerate().max_by(by_speed)?;
+    let is_slow = record.computing > SHORT && each(record) > SLOW * median;
+    is_slow.then(|| {
         format!(
-            "rank {slowest} is slow: it computed for {seconds:.2} s, where the median of the {} ranks is {median:.2} s",
+            "rank {slowest} is slow: it computed for {:.2} s, {:.1} times as long for each sequence as the median of the {} ranks",
+            record.computing,
+            each(record) / median,
             ranks.len()
         )
     })
@@ -238,22 +245,25 @@ impl Team {
         })
     }
 
-    /// Does something on the first rank, and on the others when it is done there, however long that takes.
+    /// What the first rank has to say to all of them; the others wait for it, however long that takes.
     ///
     /// # Errors
     ///
-    /// Those of `work`. If it fails on the first rank, it is not done on the others.
-    pub fn first_then_others<T, E>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    /// Those of `work`, which only the first rank does. The others are told nothing then.
+    pub fn told_by_first<T: Serialize + DeserializeOwned, E>(
+        &self,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
         let Some(world) = self.world() else {
             return work();
         };
         if !self.is_first() {
-            unwound(world.wait(0));
-            return work();
+            return Ok(decoded(&unwound(world.wait(0))));
         }
-        let done = work()?;
-        (1..self.size()).for_each(|other| unwound(world.send(other, &[])));
-        Ok(done)
+        let told = work()?;
+        let message = encoded(&told);
+        (1..self.size()).for_each(|other| unwound(world.send(other, &message)));
+        Ok(told)
     }
 
     /// The values that another rank keeps under a name; see [`answer`](Self::answer).
@@ -352,4 +362,38 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 fn floats(bytes: &[u8]) -> Vec<f32> {
     let values = bytes.as_chunks::<4>().0.iter();
     values.map(|&value| f32::from_le_bytes(value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_rank_is_named() {
+        let record = |(sequences, computing)| RankRecord {
+            sequences,
+            computing,
+            communicating: 0.0,
+            bytes: 0,
+            token_bytes: 0,
+        };
+        let warning = |ranks: &[(usize, f64)]| {
+            let ranks: Vec<RankRecord> = ranks.iter().copied().map(record).collect();
+            slow_rank(&ranks)
+        };
+        let said = warning(&[(4, 1.0), (4, 1.1), (4, 2.2), (4, 0.9)]).unwrap();
+        assert!(
+            said.starts_with("rank 2 is slow: it computed for 2.20 s, 2.2 times"),
+            "{said}"
+        );
+        assert!(
+            warning(&[(4, 1.0), (4, 1.7)])
+                .unwrap()
+                .starts_with("rank 1 ")
+        );
+        // Two sequences take twice as long as one.
+        assert_eq!(warning(&[(2, 1.0), (2, 1.1), (1, 0.5), (1, 0.6)]), None);
+        assert_eq!(warning(&[(1, 0.001), (1, 0.1), (1, 0.001)]), None);
+        assert_eq!(warning(&[]), None);
+    }
 }

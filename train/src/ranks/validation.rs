@@ -10,7 +10,7 @@ use super::Team;
 use crate::rows::Row;
 
 /// Batches that the ranks of a team, each of which has the model, compute at the same time: a batch each. Every rank gets the
-/// sums of all, in their order, so that an evaluation has the same bits for any number of ranks.
+/// sums of all, in their order, so that an evaluation has the same bits for any number of ranks that have all experts.
 #[derive(Debug)]
 pub struct Shared<'a> {
     team: &'a Team,

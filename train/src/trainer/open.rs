@@ -8,6 +8,8 @@ use firebox_checkpoint::LATEST;
 use firebox_console::durable::{self, FileError};
 use firebox_console::numbers::scaled;
 use firebox_model::accounting::Accounting;
+use firebox_model::language_model::LanguageModel;
+use serde::{Deserialize, Serialize};
 
 use super::{Resume, Run, RunOptions, Since, Writer};
 use crate::config::{RunConfig, load_saved};
@@ -18,7 +20,7 @@ use crate::learned::Learned;
 use crate::lock::Lock;
 use crate::metrics::{MetricsLog, SourceRecord, StartRecord};
 use crate::optimizer::Optimizer;
-use crate::ranks::Team;
+use crate::ranks::{Team, checksum};
 use crate::rows::Rows;
 use crate::run_folder::{self, RunFolder};
 use crate::start::{notes, starting_model, with_own_tokenizer};
@@ -38,15 +40,21 @@ struct Beginning {
     progress: Progress,
 }
 
+/// What all ranks of a run have to see of it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Seen {
+    newest: Option<u64>,
+    fewer_steps: Option<u64>,
+    data_hash: String,
+    config: String,
+}
+
 impl Beginning {
     /// Opens the folder of a run, and prepares its data.
-    fn new(config: &RunConfig, options: &RunOptions, team: &Team) -> Result<Self, TrainError> {
+    fn new(config: &RunConfig, options: &RunOptions) -> Result<Self, TrainError> {
         let root = &options.out;
         let folder = RunFolder::create(root)?;
-        let lock = match team.is_first() {
-            true => Some(Lock::acquire(root)?),
-            false => None,
-        };
+        let lock = Lock::acquire(root)?;
         let newest = folder.steps()?.last().copied();
         match (newest, options.resume) {
             (Some(step), Resume::Never) => {
@@ -72,14 +80,14 @@ impl Beginning {
                 let checkpoint = folder.checkpoint(step);
                 let progress = state::progress(&checkpoint)?;
                 let own = with_own_tokenizer(config, &checkpoint);
-                let prepared = resume(&own, &progress.data_hash, team.is_first())?;
+                let prepared = resume(&own, &progress.data_hash, true)?;
                 let prepared = prepared.ok_or_else(|| TrainError::DataChanged {
                     folder: root.clone(),
                 })?;
                 (prepared, progress)
             }
             None => {
-                let prepared = prepare(config, team.is_first())?;
+                let prepared = prepare(config, true)?;
                 let progress = Progress {
                     data_hash: prepared.content_hash.clone(),
                     ..Progress::default()
@@ -89,12 +97,96 @@ impl Beginning {
         };
         Ok(Self {
             folder,
-            lock,
+            lock: Some(lock),
             newest,
             fewer_steps,
             prepared,
             progress,
         })
+    }
+
+    /// What the other ranks have to see, too.
+    fn seen(&self, config: &RunConfig) -> Seen {
+        Seen {
+            newest: self.newest,
+            fewer_steps: self.fewer_steps,
+            data_hash: self.progress.data_hash.clone(),
+            config: text_of(config),
+        }
+    }
+
+    /// On another rank: what the first one has prepared.
+    fn seen_too(config: &RunConfig, options: &RunOptions, seen: Seen) -> Result<Self, TrainError> {
+        let root = &options.out;
+        let other = |what| TrainError::OtherRun {
+            folder: root.clone(),
+            what,
+        };
+        if text_of(config) != seen.config {
+            return Err(other("configuration"));
+        }
+        if run_folder::newest(root)? != seen.newest {
+            return Err(other("newest checkpoint"));
+        }
+        let folder = RunFolder::create(root)?;
+        let (own, progress) = match seen.newest {
+            Some(step) => {
+                let checkpoint = folder.checkpoint(step);
+                let progress = state::progress(&checkpoint)?;
+                (with_own_tokenizer(config, &checkpoint), progress)
+            }
+            None => {
+                let progress = Progress {
+                    data_hash: seen.data_hash.clone(),
+                    ..Progress::default()
+                };
+                (config.clone(), progress)
+            }
+        };
+        let prepared = resume(&own, &seen.data_hash, false)?;
+        Ok(Self {
+            folder,
+            lock: None,
+            newest: seen.newest,
+            fewer_steps: seen.fewer_steps,
+            prepared: prepared.ok_or_else(|| other("text or data.cache"))?,
+            progress,
+        })
+    }
+
+    /// What this rank begins with; the first one is first.
+    fn among(config: &RunConfig, options: &RunOptions, team: &Team) -> Result<Self, TrainError> {
+        let mut first = None;
+        let seen = team.told_by_first(|| {
+            let beginning = first.insert(Self::new(config, options)?);
+            Ok::<_, TrainError>(beginning.seen(config))
+        })?;
+        match first {
+            Some(beginning) => Ok(beginning),
+            None => Self::seen_too(config, options, seen),
+        }
+    }
+}
+
+/// A configuration as it is saved.
+fn text_of(config: &RunConfig) -> String {
+    config.to_toml().expect("a loaded configuration is TOML")
+}
+
+/// Compares the weights of ranks that should have the same.
+fn check_same_weights(model: &LanguageModel, team: &Team) -> Result<(), TrainError> {
+    if team.is_alone() {
+        return Ok(());
+    }
+    let sums = team.all(checksum(model));
+    // Ranks with the same part of the experts have the same weights.
+    let parts = team.layout().expert;
+    match (0..team.size()).find(|&rank| sums[rank] != sums[rank % parts]) {
+        Some(rank) => Err(TrainError::OtherWeights {
+            rank,
+            other: rank % parts,
+        }),
+        None => Ok(()),
     }
 }
 
@@ -107,8 +199,6 @@ impl Run {
         device: &Device,
     ) -> Result<Self, TrainError> {
         team.doing(format_args!("preparing the data"));
-        // The other ranks find what the first has prepared.
-        let beginning = team.first_then_others(|| Beginning::new(config, options, team))?;
         let Beginning {
             folder,
             lock,
@@ -116,7 +206,7 @@ impl Run {
             fewer_steps,
             prepared,
             progress,
-        } = beginning;
+        } = Beginning::among(config, options, team)?;
         let root = &options.out;
         let mut config = config.clone();
         if config.train.init.is_none() {
@@ -157,6 +247,7 @@ impl Run {
             }
             None => (starting_model(&config, team, device)?, optimizer),
         };
+        check_same_weights(&model, team)?;
         let resumed = newest.map(|step| folder.checkpoint(step));
         let notes = notes(&config, resumed.as_deref(), &prepared.tokenizer)?;
         let accounting = Accounting::of(&config.model);
@@ -171,8 +262,7 @@ impl Run {
                 metrics: metrics.map_err(FileError::of("write", &path))?,
                 _lock: lock,
             });
-            let toml = config.to_toml().expect("a loaded configuration is TOML");
-            durable::write(&folder.config(), toml)?;
+            durable::write(&folder.config(), text_of(&config))?;
         }
 
         describe(&config, &accounting, rows.count(), needed);

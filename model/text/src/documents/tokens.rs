@@ -42,7 +42,7 @@ const CHECKED: usize = 1024;
 const AGREEMENT: f64 = 0.9;
 
 /// Fewer ids than this say nothing.
-const FEWEST: usize = 16;
+const FEWEST: usize = 64;
 
 /// A document and its tokens, without those that begin and end documents.
 #[derive(Debug, Clone, PartialEq, Eq)]

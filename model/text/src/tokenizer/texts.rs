@@ -96,9 +96,11 @@ impl TokenTexts {
     /// Of how many ids of the vocabulary, the tokenizer makes the same of their text, and how many there are. Where the ids
     /// are those of a text from another tokenizer, it makes others, though they are text as well.
     pub fn agreement(&self, ids: &[u32]) -> (usize, usize) {
-        // They may end within a character.
-        let whole = (0..ids.len().min(4)).find_map(|less| {
-            let ids = &ids[..ids.len() - less];
+        // They may begin and end within a character, which has four bytes at most.
+        let cuts = (0..4).flat_map(|first| (0..4).map(move |last| (first, last)));
+        let whole = cuts.filter(|(first, last)| first + last < ids.len());
+        let whole = whole.into_iter().find_map(|(first, last)| {
+            let ids = &ids[first..ids.len() - last];
             Some((ids, self.text(ids)?))
         });
         let Some((ids, text)) = whole else {
