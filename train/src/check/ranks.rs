@@ -110,9 +110,9 @@ mod tests {
         let run = SmallRun::new();
         let config = run.config(&["schedule.batch_tokens=64"]);
         let plan = |data, expert| RankPlan::of(&config, TrainLayout { data, expert });
-        // Two experts of 3 · 8 · 8 values; the rest: embedding and head of 257 · 8, 4 · 8 · 8 of attention, 8 · 2 of the
-        // router, three norms of 8.
-        let (experts, shared) = (2 * 192, 2 * 2056 + 256 + 16 + 24);
+        // Two experts of 3 · 8 · 8 values; the rest: embedding and head of 257 · 8, 3 · 8 · 8 of attention with one of two
+        // heads for keys and values, 8 · 2 of the router, three norms of 8.
+        let (experts, shared) = (2 * 192, 2 * 2056 + 192 + 16 + 24);
         let one = plan(1, 1).unwrap();
         assert_eq!(one.weights, 4 * (shared + experts));
         assert_eq!((one.gradients, one.moments), (one.weights, 2 * one.weights));
