@@ -51,7 +51,7 @@ struct PlanKeys {
 
 /// The model that a path leads to: the configuration of a run (a TOML file), a checkpoint, a run folder or a sharded
 /// checkpoint. Of a configuration no more is read than the model's table, the size of the vocabulary and a remark;
-/// `cargo train check` checks all of it. Where it starts from another model ([`train.init`](Train::init)), that one is opened
+/// `cargo train check` checks all of it. Where it starts from another model (`train.init`), that one is opened
 /// in the same way. Warns of accepted fields of config.json.
 ///
 /// # Errors
