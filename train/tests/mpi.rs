@@ -156,7 +156,7 @@ fn what_is_wrong_is_told_once_with_its_exit_code() {
     );
     let said = refused(2, &["--data", "2", "--set", "schedule.batch_tokens=32"]);
     assert!(
-        said.contains("error: run.toml: --data 2: the batch of step 1 has 1 sequence, fewer"),
+        said.contains("run.toml: --data 2: the batch of step 1 has 1 sequence, fewer"),
         "{said}"
     );
     assert_eq!(said.matches("hint: ").count(), 1, "{said}");

@@ -88,7 +88,8 @@ impl Advise for LayoutError {
             }
             Self::Dense { layout } => format!("use --data {}", layout.ranks()),
             Self::TooFewRows { rows, .. } => format!(
-                "use at most {rows} ranks, or raise schedule.batch_tokens, of which each sequence takes model.context_length"
+                "use at most {}, or raise schedule.batch_tokens, of which each sequence takes model.context_length",
+                counted(u128::from(*rows), "rank")
             ),
             Self::Processes { layout, processes } => format!(
                 "start {0} (mpirun -n {0}), or give the run another number of ranks, such as --data {processes}",
