@@ -215,7 +215,7 @@ impl LanguageModel {
     ///
     /// # Panics
     ///
-    /// When this is no whole model, or the rank does not [have all but some experts](Shard::has_all_but_experts).
+    /// When this is not a whole model, or the rank lacks more than experts ([`Shard::has_all_but_experts`]).
     #[must_use]
     pub fn part(self, shard: Shard) -> Self {
         assert!(

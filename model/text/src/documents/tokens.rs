@@ -137,7 +137,7 @@ impl TokenFile {
         }
         if rest != 0 {
             return Err(wrong(format!(
-                "it has {} bytes, which are no whole number of tokens of {width} bytes",
+                "it has {} bytes, which is not a whole number of tokens of {width} bytes",
                 grouped(length)
             )));
         }

@@ -139,7 +139,7 @@ fn a_file_that_is_no_token_file_is_one_error() {
     for (bytes, expected) in [
         (
             &b"abc"[..],
-            "it has 3 bytes, which are no whole number of tokens of 2 bytes",
+            "it has 3 bytes, which is not a whole number of tokens of 2 bytes",
         ),
         (
             &good[..1023],
