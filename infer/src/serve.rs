@@ -10,7 +10,7 @@ use firebox_model::cache::CacheShape;
 use firebox_model::config::{FeedForwardKind, ModelConfig};
 use firebox_model::generate::{DraftTokens, Options, least_blocks};
 use firebox_runtime::memory;
-use firebox_serve::http::{self, App, Outcome};
+use firebox_serve::http::{self, App, Loading, Outcome};
 use firebox_serve::job::Submit;
 use firebox_serve::lifecycle::{Lifecycle, Phase};
 use firebox_serve::metrics::{Build, Metrics};
@@ -108,23 +108,43 @@ pub fn listen(host: &str, port: u16) -> Result<TcpListener, InferError> {
     TcpListener::bind(&addresses[..]).map_err(failed)
 }
 
-/// Serves an opened checkpoint, of which the user gave `path`, until the process is told to end.
+/// Takes the port of a server, and tells who asks there that the model is being loaded.
 ///
 /// # Errors
 ///
-/// When the port cannot be taken, the cache is too small for one text, or requests had to be ended unanswered.
+/// When the port cannot be taken.
+pub fn loading(options: &ServeOptions) -> Result<Loading, InferError> {
+    let listener = listen(&options.host, options.port)?;
+    Loading::begin(listener, options.http.clone()).map_err(InferError::Serve)
+}
+
+/// Serves an opened checkpoint, of which the user gave `path`, until the process is told to end; from the place where clients
+/// were told of its loading.
+///
+/// # Errors
+///
+/// When the cache is too small for one text, or requests had to be ended unanswered.
 pub fn serve(
     engine: &Engine,
     path: &Path,
     speculation: &Speculation,
     options: &ServeOptions,
+    loading: Loading,
 ) -> Result<(), InferError> {
-    serve_until(engine, path, speculation, options, |address, lifecycle| {
-        if let Some(parent) = &options.parent {
-            parent.ends(lifecycle);
-            parent.tell(address);
-        }
-    })
+    let listener = || Ok(loading.end());
+    serve_until(
+        engine,
+        path,
+        speculation,
+        options,
+        listener,
+        |address, lifecycle| {
+            if let Some(parent) = &options.parent {
+                parent.ends(lifecycle);
+                parent.tell(address);
+            }
+        },
+    )
 }
 
 /// Serves an opened checkpoint while `work` is done, on a thread of its own, with the server's address.
@@ -152,6 +172,7 @@ pub fn serve_while<T: Send>(
             path,
             speculation,
             options,
+            || listen(&options.host, options.port),
             move |address, lifecycle| {
                 // The other thread waits for it.
                 let _ = begun.send((address, lifecycle.clone()));
@@ -165,12 +186,14 @@ pub fn serve_while<T: Send>(
     })
 }
 
-/// Serves until the process or the server's lifecycle is told to end. `begun` is called when requests are accepted.
+/// Serves until the process or the server's lifecycle is told to end. `listener` is called when all is ready for requests, and
+/// `begun` when they are accepted.
 fn serve_until(
     engine: &Engine,
     path: &Path,
     speculation: &Speculation,
     options: &ServeOptions,
+    listener: impl FnOnce() -> Result<TcpListener, InferError>,
     begun: impl FnOnce(SocketAddr, &Lifecycle) + Send,
 ) -> Result<(), InferError> {
     let config = engine.model.config();
@@ -209,7 +232,7 @@ fn serve_until(
         options.http.clone(),
     );
     let app = Arc::new(app.map_err(InferError::Serve)?);
-    let listener = listen(&options.host, options.port)?;
+    let listener = listener()?;
     let address = listener.local_addr().map_err(InferError::Serve)?;
 
     let network = &mut *engine.network();

@@ -11,7 +11,7 @@ use crate::error::TrainError;
 use crate::step::{StepResult, TrainingState};
 
 /// A row of a batch.
-pub trait Row: Sized {
+pub trait Row: Sized + Send {
     /// Number of targets that are to be learned.
     fn targets(&self) -> u64;
 
@@ -57,8 +57,8 @@ impl Row for Captioned {
     }
 }
 
-/// The rows of a run, with random access.
-pub trait Stream {
+/// The rows of a run, with random access from any thread.
+pub trait Stream: Sync {
     /// Its rows.
     type Row: Row;
 

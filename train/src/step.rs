@@ -10,6 +10,7 @@ use firebox_model::moe::balance::update_bias;
 use firebox_model::moe::quantile::BatchScores;
 use firebox_model::moe::stats::{HealthSums, LayerHealth};
 use firebox_model::parameters::train_only;
+use rayon::prelude::*;
 
 use crate::config::RunConfig;
 use crate::error::TrainError;
@@ -115,7 +116,9 @@ impl TrainingState {
             .sequences_at(step, config.model.context_length);
         // No more rows fit into memory than this type counts.
         let share = self.optimizer.team().share(count as usize);
-        let rows = share.map(|row| stream.row(self.progress.sequences + row as u64));
+        let seen = self.progress.sequences;
+        let rows = share.into_par_iter();
+        let rows = rows.map(|row| stream.row(seen + row as u64));
         let rows: Vec<S::Row> = rows.collect::<Result<_, _>>()?;
 
         let batch = gradient_of(

@@ -144,6 +144,9 @@ pub enum ApiError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// The server has no model yet.
+    #[error("the model is being loaded")]
+    Loading,
     /// The server takes no requests any more.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -178,7 +181,9 @@ impl ApiError {
             Self::TooLarge { .. } | Self::PicturesTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Timeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Overloaded { .. } | Self::PicturesFull { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::ShuttingDown | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Loading | Self::ShuttingDown | Self::Unavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::ReplicaFailed => StatusCode::BAD_GATEWAY,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -189,9 +194,11 @@ impl ApiError {
         match self {
             Self::InvalidApiKey { .. } => "authentication_error",
             Self::Overloaded { .. } | Self::PicturesFull { .. } => "rate_limit_error",
-            Self::ShuttingDown | Self::Unavailable | Self::ReplicaFailed | Self::Internal => {
-                "server_error"
-            }
+            Self::Loading
+            | Self::ShuttingDown
+            | Self::Unavailable
+            | Self::ReplicaFailed
+            | Self::Internal => "server_error",
             _ => "invalid_request_error",
         }
     }
@@ -212,6 +219,7 @@ impl ApiError {
             Self::TooLarge { .. } | Self::PicturesTooLarge { .. } => "too_large",
             Self::Timeout { .. } => "timeout",
             Self::Overloaded { .. } | Self::PicturesFull { .. } => "overloaded",
+            Self::Loading => "loading",
             Self::ShuttingDown => "shutting_down",
             Self::Unavailable => "unavailable",
             Self::ReplicaFailed => "replica_failed",
@@ -239,7 +247,7 @@ impl ApiError {
             Self::Overloaded { retry_after } | Self::PicturesFull { retry_after } => {
                 Some(seconds(*retry_after))
             }
-            Self::ShuttingDown | Self::Unavailable => Some(seconds(RESTART)),
+            Self::Loading | Self::ShuttingDown | Self::Unavailable => Some(seconds(RESTART)),
             _ => None,
         }
     }

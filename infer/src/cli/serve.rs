@@ -24,7 +24,7 @@ use crate::generate::{Draft, Speculation};
 use crate::ranks::RankOptions;
 use crate::replicas::Parent;
 use crate::route::{RouteOptions, route, serve_replicas};
-use crate::serve::{ServeOptions, listen, serve};
+use crate::serve::{ServeOptions, loading, serve};
 
 pub(super) const HELP: &str = "Examples:\n  \
     cargo infer serve runs/quickstart\n  \
@@ -214,7 +214,7 @@ impl ServeArgs {
         }
         let options = self.options()?;
         // A port that is in use shows before a model is loaded.
-        listen(&options.host, options.port)?;
+        let loading = loading(&options)?;
         let (model, weights, ranks) = (self.model.clone(), self.weights, self.ranks);
         model.with_engine(weights, ranks, process, move |open| {
             let engine = open()?;
@@ -226,6 +226,7 @@ impl ServeArgs {
                 &self.model.source.checkpoint,
                 &speculation,
                 &options,
+                loading,
             )
         })
     }

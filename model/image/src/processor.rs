@@ -106,14 +106,17 @@ impl Processor {
         let tiles = pixel_values.chunks_exact_mut(3 * tile * tile);
         for (index, values) in tiles.take(rows * columns).enumerate() {
             let (top, left) = (index / columns * tile, index % columns * tile);
-            for (place, value) in values.iter_mut().enumerate() {
-                let channel = place / (tile * tile);
-                let (row, column) = (top + place / tile % tile, left + place % tile);
-                let level = match row < height && column < width {
-                    true => picture.rgb()[(row * width + column) * 3 + channel],
-                    false => 0,
-                };
-                *value = levels[channel][usize::from(level)];
+            for (line, values) in values.chunks_exact_mut(tile).enumerate() {
+                let (channel, row) = (line / tile, top + line % tile);
+                let levels = &levels[channel];
+                values.fill(levels[0]);
+                if row >= height || left >= width {
+                    continue;
+                }
+                let pixels = picture.rgb()[row * width * 3..(row + 1) * width * 3].chunks_exact(3);
+                for (value, pixel) in values.iter_mut().zip(pixels.skip(left)) {
+                    *value = levels[usize::from(pixel[channel])];
+                }
             }
         }
         Tiles {

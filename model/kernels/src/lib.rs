@@ -54,7 +54,9 @@ pub mod dispatch;
 pub mod dtype;
 mod embedding;
 mod experts;
+mod gelu;
 mod host;
+mod layer_norm;
 mod linear;
 mod operation;
 mod peak;
@@ -66,8 +68,9 @@ mod sum_of_squares;
 
 pub use adamw::{AdamWUpdate, adamw, adamw_reference};
 pub use attention::{
-    AttentionInput, AttentionSpec, CachedInput, KeyRanges, PlacedSegment, Segment, Segments,
-    SharedInput, attention, attention_reference, cached_attention, cached_attention_reference,
+    AttentionInput, AttentionSpec, BiasedInput, CachedInput, HIDDEN, KeyRanges, PlacedSegment,
+    Segment, Segments, SharedInput, attention, attention_reference, biased_attention,
+    biased_attention_reference, biased_weights, cached_attention, cached_attention_reference,
     shared_attention, shared_attention_reference,
 };
 pub use collective::{Collective, collective};
@@ -77,8 +80,10 @@ pub use experts::{
     Activation, ExpertBiases, ExpertWeights, experts, experts_reference, steps, swiglu,
     swiglu_reference,
 };
+pub use gelu::{gelu, gelu_reference};
 pub use host::latency_bound;
 pub use host::product::Bf16Unit;
+pub use layer_norm::{layer_norm, layer_norm_reference};
 pub use linear::{linear, linear_reference, linear_transposed};
 pub use peak::matrix_peak;
 pub use precision::Precision;

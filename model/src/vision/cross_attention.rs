@@ -3,14 +3,13 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::attend::{attend, heads_of, rows_of, weights};
 use super::sight::{Sight, View};
 use crate::config::ModelConfig;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
 use crate::parallel::TensorGroup;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
-use firebox_kernels::Precision;
+use firebox_kernels::{AttentionSpec, BiasedInput, Precision, biased_attention, biased_weights};
 
 /// Grouped-query attention whose keys and values come of pictures: `softmax(q kᵀ / √head_dim) v` over the positions of the
 /// tiles that a token sees, with norms of the queries and the keys by head, and without positions.
@@ -28,8 +27,9 @@ pub struct CrossAttention {
     pub query_norm: RmsNorm,
     /// Norm of each key head.
     pub key_norm: RmsNorm,
-    heads: usize,
-    kv_heads: usize,
+    /// Of the heads that are here.
+    #[module(skip)]
+    spec: AttentionSpec,
     /// Of the projections.
     #[module(skip)]
     pub precision: Precision,
@@ -41,10 +41,10 @@ pub struct CrossAttention {
 /// Keys and values of pictures in one layer.
 #[derive(Debug, Clone)]
 pub struct LayerKeys {
-    /// After their norm, `[batch, kv_heads, keys, head_dim]`.
-    pub(super) keys: Tensor<4>,
-    /// `[batch, kv_heads, keys, head_dim]`
-    pub(super) values: Tensor<4>,
+    /// After their norm, `[batch · keys, kv_heads · head_dim]`.
+    pub(super) keys: Tensor<2>,
+    /// `[batch · keys, kv_heads · head_dim]`
+    pub(super) values: Tensor<2>,
 }
 
 impl CrossAttention {
@@ -81,8 +81,7 @@ impl CrossAttention {
         // A rank has some of the heads.
         let heads_of = |projection: &Linear| projection.weight.lazy_shape()[1] / head_dim;
         Ok(Self {
-            heads: heads_of(&query),
-            kv_heads: heads_of(&key),
+            spec: AttentionSpec::new(heads_of(&query), heads_of(&key), head_dim),
             query,
             key,
             value: projection("value", [model, all_kv_heads], range, source)?,
@@ -105,14 +104,20 @@ impl CrossAttention {
     ///
     /// - `states`: `[batch, keys, d_model]`
     pub fn keys(&self, states: Tensor<3>) -> LayerKeys {
-        let [batch, ..] = states.dims();
         let rows: Tensor<2> = states.flatten(0, 1);
         let keys = self.key.forward(rows.clone(), self.precision);
-        let values = self.value.forward(rows, self.precision);
         LayerKeys {
-            keys: self.key_norm.forward(heads_of(keys, batch, self.kv_heads)),
-            values: heads_of(values, batch, self.kv_heads),
+            keys: self.by_head(&self.key_norm, keys),
+            values: self.value.forward(rows, self.precision),
         }
+    }
+
+    /// The norm of each head of rows.
+    fn by_head(&self, norm: &RmsNorm, rows: Tensor<2>) -> Tensor<2> {
+        let shape = rows.dims();
+        let head_dim = self.spec.head_dim;
+        let heads = rows.reshape([shape[0] * shape[1] / head_dim, head_dim]);
+        norm.forward(heads).reshape(shape)
     }
 
     /// How much each token attends to each position of the pictures, in the mean over `heads`, those of all ranks; that of
@@ -130,10 +135,9 @@ impl CrossAttention {
         let View::States(seen) = &sight.view else {
             panic!("the sight of a batch");
         };
-        let [batch, ..] = seen.bias.dims();
-        let query = heads_of(self.query.forward(x, self.precision), batch, self.heads);
+        let query = self.by_head(&self.query_norm, self.query.forward(x, self.precision));
         let keys = self.keys(seen.states.clone()).keys;
-        let weights = weights(self.query_norm.forward(query), keys, &seen.bias);
+        let weights = biased_weights(query, keys, &seen.bias, &self.spec);
         let sum = weights.sum_dim(1).squeeze_dim::<3>(1);
         let sum = match &self.group {
             Some(group) => group.sum(sum),
@@ -148,11 +152,15 @@ impl CrossAttention {
     ///
     /// - `x`, output: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<2>, layer: usize, sight: &Sight) -> Tensor<2> {
-        let query = self.query.forward(x, self.precision);
-        let of = |query: Tensor<2>, keys: LayerKeys, bias: &Tensor<4>| {
-            let [batch, ..] = bias.dims();
-            let query = self.query_norm.forward(heads_of(query, batch, self.heads));
-            rows_of(attend(query, keys.keys, keys.values, bias))
+        let query = self.by_head(&self.query_norm, self.query.forward(x, self.precision));
+        let of = |query: Tensor<2>, keys: LayerKeys, bias: &Tensor<3>| {
+            biased_attention(BiasedInput {
+                query,
+                key: keys.keys,
+                value: keys.values,
+                bias,
+                spec: self.spec,
+            })
         };
         let attended = match &sight.view {
             View::States(seen) => of(query, self.keys(seen.states.clone()), &seen.bias),

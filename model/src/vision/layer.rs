@@ -1,17 +1,14 @@
 //! A layer of the tower: norm → attention → norm → feed-forward, each added to the stream.
 
-use std::f64::consts::FRAC_1_SQRT_2;
-
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::attend::{attend, heads_of, rows_of};
 use super::gates::{Gates, open};
 use super::layer_norm::LayerNorm;
 use crate::config::VisionConfig;
 use crate::linear::Linear;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
-use firebox_kernels::Precision;
+use firebox_kernels::{AttentionSpec, BiasedInput, Precision, biased_attention, gelu};
 
 /// A layer of a vision transformer (arXiv 2010.11929) with its norms in front; in the second encoder, both branches have
 /// gates.
@@ -40,7 +37,8 @@ pub struct TowerAttention {
     pub value: Linear,
     /// `[heads · head_dim, width]`
     pub output: Linear,
-    heads: usize,
+    #[module(skip)]
+    spec: AttentionSpec,
     /// Of its products with weights.
     #[module(skip)]
     pub precision: Precision,
@@ -90,8 +88,8 @@ impl TowerLayer {
     /// # Shapes
     ///
     /// - `x`, output: `[pictures · positions, width]`
-    /// - `bias`: `[pictures, 1, positions, positions]`, what is added to the scores
-    pub fn forward(&self, x: Tensor<2>, bias: &Tensor<4>) -> Tensor<2> {
+    /// - `bias`: `[pictures, positions, positions]`, what is added to the scores
+    pub fn forward(&self, x: Tensor<2>, bias: &Tensor<3>) -> Tensor<2> {
         let attended = self
             .attention
             .forward(self.attention_norm.forward(x.clone()), bias);
@@ -128,24 +126,21 @@ impl TowerAttention {
             key: projection("key", [width, heads], source)?,
             value: projection("value", [width, heads], source)?,
             output: projection("output", [heads, width], source)?,
-            heads: config.heads,
+            spec: AttentionSpec::new(config.heads, config.heads, config.head_dim()),
             precision: Precision::F32,
         })
     }
 
-    fn forward(&self, x: Tensor<2>, bias: &Tensor<4>) -> Tensor<2> {
-        let [pictures, ..] = bias.dims();
-        let heads = |projection: &Linear| {
-            let projected = projection.forward(x.clone(), self.precision);
-            heads_of(projected, pictures, self.heads)
-        };
-        let attended = attend(
-            heads(&self.query),
-            heads(&self.key),
-            heads(&self.value),
+    fn forward(&self, x: Tensor<2>, bias: &Tensor<3>) -> Tensor<2> {
+        let projected = |projection: &Linear| projection.forward(x.clone(), self.precision);
+        let attended = biased_attention(BiasedInput {
+            query: projected(&self.query),
+            key: projected(&self.key),
+            value: projected(&self.value),
             bias,
-        );
-        self.output.forward(rows_of(attended), self.precision)
+            spec: self.spec,
+        });
+        self.output.forward(attended, self.precision)
     }
 }
 
@@ -175,36 +170,5 @@ impl TowerFeedForward {
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let inner = gelu(self.up.forward(x, self.precision));
         self.down.forward(inner, self.precision)
-    }
-}
-
-/// `x Φ(x)` with the distribution function Φ of the standard normal distribution. Burn's own has, on backends that bring none,
-/// the derivative of the approximation by tanh, which is off by up to 1e-3.
-fn gelu(x: Tensor<2>) -> Tensor<2> {
-    let twice = x.clone().mul_scalar(FRAC_1_SQRT_2).erf().add_scalar(1.0);
-    x * twice.mul_scalar(0.5)
-}
-
-#[cfg(test)]
-mod tests {
-    use burn::tensor::Device;
-
-    use super::*;
-    use crate::testing::rows;
-    use firebox_runtime::on_every_device;
-    use firebox_runtime::testing::{assert_close, values};
-
-    on_every_device!(the_exact_gelu_and_its_derivative);
-
-    fn the_exact_gelu_and_its_derivative(device: Device) {
-        let x = rows(&[[1.0, -1.0], [2.0, 0.0]], &device.autodiff()).require_grad();
-        let y = gelu(x.clone());
-        // Φ(1) = 0.841345, Φ(2) = 0.977250.
-        let expected = [0.841_344_7, -0.158_655_3, 1.954_499_7, 0.0];
-        assert_close("values", &values(y.clone()), &expected, 1e-6).unwrap();
-        // Φ(x) + x φ(x), with φ(1) = 0.241971 and φ(2) = 0.053991.
-        let found = values(x.grad(&y.sum().backward()).unwrap());
-        let expected = [1.083_315_5, -0.083_315_5, 1.085_231_8, 0.5];
-        assert_close("derivatives", &found, &expected, 1e-6).unwrap();
     }
 }

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
+use firebox_kernels::layer_norm;
 
 /// `(x − mean(x)) / √(variance(x) + ε) ⊙ γ + β` over the last dimension (arXiv 1607.06450).
 #[derive(Module, Debug)]
@@ -44,11 +45,7 @@ impl LayerNorm {
     ///
     /// - `x`, output: `[rows, width]`
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let mean = x.clone().mean_dim(1);
-        let centred = x - mean;
-        let variance = centred.clone().square().mean_dim(1);
-        let scale = variance.add_scalar(self.epsilon).sqrt().recip();
-        centred * scale * self.gamma.val().unsqueeze() + self.beta.val().unsqueeze()
+        layer_norm(x, self.gamma.val(), self.beta.val(), self.epsilon)
     }
 }
 

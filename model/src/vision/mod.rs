@@ -3,7 +3,6 @@
 //! The decoder knows of pictures only states, `[batch, keys, d_model]`, and which of them a token sees ([`Sight`]). A model
 //! of text alone has neither tower nor such layers, and a text without pictures passes them over.
 
-mod attend;
 mod block;
 mod cross_attention;
 mod gates;

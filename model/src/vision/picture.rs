@@ -1,5 +1,6 @@
 //! Pictures, as the processor makes them of images.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{CHANNELS, VisionConfig};
@@ -41,26 +42,30 @@ impl Picture {
             )),
         }
     }
+}
 
-    /// Its patches, row by row within each tile: `[max_tiles · patches, 3 · patch_size · patch_size]`.
-    pub(super) fn patches(&self, config: &VisionConfig) -> impl Iterator<Item = f32> {
-        let (side, tile, patch) = (
-            config.patches_per_side(),
-            config.tile_size,
-            config.patch_size,
-        );
-        let patches = (0..config.max_tiles).flat_map(move |number| {
-            let patches = (0..side).flat_map(move |row| (0..side).map(move |column| (row, column)));
-            patches.map(move |(row, column)| (number, row * patch, column * patch))
-        });
-        patches.flat_map(move |(number, top, left)| {
-            let lines = (0..CHANNELS).flat_map(move |channel| {
-                (top..top + patch).map(move |line| (number * CHANNELS + channel) * tile + line)
-            });
-            lines.flat_map(move |line| {
-                let start = line * tile + left;
-                self.pixels[start..start + patch].iter().copied()
-            })
-        })
-    }
+/// The patches of pictures, row by row within each tile: `[pictures · max_tiles · patches, 3 · patch_size · patch_size]`.
+pub(super) fn patches(pictures: &[&Picture], config: &VisionConfig) -> Vec<f32> {
+    let (side, tile, patch) = (
+        config.patches_per_side(),
+        config.tile_size,
+        config.patch_size,
+    );
+    let of_picture = config.max_tiles * side * side;
+    let mut values = vec![0.0; pictures.len() * config.pixels()];
+    let patches = values.par_chunks_mut(CHANNELS * patch * patch);
+    // Some 16 KiB at once, at least.
+    let least = (1 << 12) / (CHANNELS * patch * patch) + 1;
+    let patches = patches.enumerate().with_min_len(least);
+    patches.for_each(|(index, values)| {
+        let (picture, place) = (pictures[index / of_picture], index % of_picture);
+        let (number, row, column) = (place / (side * side), place / side % side, place % side);
+        for (line, values) in values.chunks_exact_mut(patch).enumerate() {
+            let (channel, line) = (line / patch, row * patch + line % patch);
+            let line = (number * CHANNELS + channel) * tile + line;
+            let start = line * tile + column * patch;
+            values.copy_from_slice(&picture.pixels[start..start + patch]);
+        }
+    });
+    values
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::attend::HIDDEN;
 use super::cross_attention::LayerKeys;
 use super::picture::Picture;
 use crate::config::VisionConfig;
+use firebox_kernels::HIDDEN;
 
 /// The pictures of the rows of a batch, and which of their tiles each token sees.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,8 +44,8 @@ pub(super) enum View {
 pub(super) struct States {
     /// `[batch, keys, d_model]`
     pub(super) states: Tensor<3>,
-    /// What is added to the scores, `[batch, 1, length, keys]`.
-    pub(super) bias: Tensor<4>,
+    /// What is added to the scores, `[batch, length, keys]`.
+    pub(super) bias: Tensor<3>,
 }
 
 /// What some of a pass's tokens, those of one sequence, see.
@@ -53,8 +53,8 @@ pub(super) struct States {
 pub(crate) struct Glance {
     pub(super) rows: Range<usize>,
     pub(super) pictures: Arc<PictureKeys>,
-    /// `[1, 1, rows, keys]`
-    pub(super) bias: Tensor<4>,
+    /// `[1, rows, keys]`
+    pub(super) bias: Tensor<3>,
 }
 
 /// The keys and values of a sequence's pictures in every layer that attends to pictures, written once.
@@ -185,7 +185,7 @@ impl Sight {
             config.positions(),
             &device,
         );
-        debug_assert_eq!(bias.dims(), [rows, 1, length, keys]);
+        debug_assert_eq!(bias.dims(), [rows, length, keys]);
         Self {
             see: Tensor::from_data(TensorData::new(see, [rows * length, 1]), &device),
             view: View::States(Box::new(States { states, bias })),
@@ -282,20 +282,20 @@ impl PictureKeys {
     }
 }
 
-/// What is added to the scores of `[rows, length, tiles]` flags, for each position of a tile: `[rows, 1, length, keys]`.
+/// What is added to the scores of `[rows, length, tiles]` flags, for each position of a tile: `[rows, length, keys]`.
 fn bias(
     visible: &[bool],
     [rows, length, tiles]: [usize; 3],
     positions: usize,
     device: &Device,
-) -> Tensor<4> {
+) -> Tensor<3> {
     let values = visible
         .iter()
-        .map(|&visible| if visible { 0.0 } else { HIDDEN as f32 });
+        .map(|&visible| if visible { 0.0 } else { HIDDEN });
     let values: Vec<f32> = values.collect();
     let flags = Tensor::<4>::from_data(TensorData::new(values, [rows, length, tiles, 1]), device);
     let all = flags.expand([rows, length, tiles, positions]);
-    all.reshape([rows, 1, length, tiles * positions])
+    all.reshape([rows, length, tiles * positions])
 }
 
 #[cfg(test)]

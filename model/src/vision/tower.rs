@@ -6,14 +6,13 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::attend::HIDDEN;
 use super::gates::{gate, open};
 use super::layer::TowerLayer;
 use super::layer_norm::LayerNorm;
-use super::picture::Picture;
+use super::picture::{Picture, patches};
 use crate::config::{CHANNELS, VisionConfig};
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
-use firebox_kernels::{Precision, linear_transposed};
+use firebox_kernels::{HIDDEN, Precision, linear_transposed};
 
 /// ε of the norms before and after the first encoder, whatever that of its layers is.
 const OUTER_EPSILON: f64 = 1e-5;
@@ -269,9 +268,8 @@ impl Tower {
         let positions = config.positions();
         let of_patch = CHANNELS * config.patch_size.pow(2);
         let rows = count * tiles * (positions - 1);
-        let patches = pictures.iter().flat_map(|picture| picture.patches(config));
-        let patches: Vec<f32> = patches.collect();
-        let patches = Tensor::from_data(TensorData::new(patches, [rows, of_patch]), device);
+        let patches = TensorData::new(patches(pictures, config), [rows, of_patch]);
+        let patches = Tensor::from_data(patches, device);
         let matrix = self.patch_embedding.val().reshape([width, of_patch]);
         let x = linear_transposed(patches, matrix, self.precision);
         let x = x.reshape([count, tiles, positions - 1, width]);
@@ -310,8 +308,8 @@ impl Tower {
         rows * open(gate)
     }
 
-    /// What is added to the scores, `[pictures, 1, positions, positions]` of all filled positions of all tiles.
-    fn bias(&self, pictures: &[&Picture], device: &Device) -> Tensor<4> {
+    /// What is added to the scores, `[pictures, positions, positions]` of all filled positions of all tiles.
+    fn bias(&self, pictures: &[&Picture], device: &Device) -> Tensor<3> {
         let config = &self.config;
         let (positions, filled) = (config.positions(), config.filled_positions());
         let idle = pictures.iter().flat_map(|picture| {
@@ -321,8 +319,8 @@ impl Tower {
         });
         let idle: Vec<f32> = idle.collect();
         let all = config.max_tiles * filled;
-        let idle = TensorData::new(idle, [pictures.len(), 1, all, 1]);
-        let idle = Tensor::<4>::from_data(idle, device);
-        idle.clone().mul_scalar(HIDDEN) * idle.swap_dims(2, 3)
+        let idle = TensorData::new(idle, [pictures.len(), all, 1]);
+        let idle = Tensor::<3>::from_data(idle, device);
+        idle.clone().mul_scalar(HIDDEN) * idle.swap_dims(1, 2)
     }
 }

@@ -51,6 +51,8 @@ pub(crate) struct Site {
     pub lifecycle: Lifecycle,
     /// How clients are treated.
     pub options: Options,
+    /// Whether the signals that end a process let it finish first.
+    pub heeds_signals: bool,
 }
 
 /// Serves until the process is told to end (SIGTERM or SIGINT) or [`App::lifecycle`] is, and what was accepted by then is
@@ -64,6 +66,7 @@ pub fn serve(listener: TcpListener, app: Arc<App>, begun: impl FnOnce()) -> io::
         router: router(app.clone()),
         lifecycle: app.lifecycle.clone(),
         options: app.options.clone(),
+        heeds_signals: true,
     };
     run(listener, site, || {
         tokio::spawn(async move {
@@ -91,10 +94,8 @@ pub(crate) fn run(listener: TcpListener, site: Site, begun: impl FnOnce()) -> io
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let lifecycle = site.lifecycle.clone();
-        let ending = tokio::spawn(end_on_signals(
-            lifecycle.clone(),
-            site.options.drain_timeout,
-        ));
+        let signals = end_on_signals(lifecycle.clone(), site.options.drain_timeout);
+        let ending = site.heeds_signals.then(|| tokio::spawn(signals));
         // Each connection has a sender, so that nothing is received after the last one.
         let (open, mut closed) = channel::<()>(1);
         let accepting = tokio::spawn(accept(listener, Arc::new(site), open));
@@ -112,7 +113,9 @@ pub(crate) fn run(listener: TcpListener, site: Site, begun: impl FnOnce()) -> io
             () = answered => (),
             () = stopped => (),
         }
-        ending.abort();
+        if let Some(ending) = ending {
+            ending.abort();
+        }
         Ok(match lifecycle.phase() {
             Phase::Stopping => Outcome::Stopped,
             Phase::Ready | Phase::Draining => Outcome::Drained,

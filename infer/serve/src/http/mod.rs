@@ -5,6 +5,7 @@ pub(crate) mod connection;
 mod generate;
 pub(crate) mod guard;
 mod info;
+mod loading;
 pub(crate) mod respond;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use crate::served::Served;
 
 pub use connection::{Outcome, serve};
 use guard::Guard;
+pub use loading::Loading;
 
 /// So many unknown fields of requests are named in the log.
 const NAMED: usize = 100;

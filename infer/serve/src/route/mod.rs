@@ -105,6 +105,7 @@ pub fn serve(
         router: router(proxy.clone()),
         lifecycle: proxy.lifecycle.clone(),
         options: proxy.options.clone(),
+        heeds_signals: true,
     };
     run(listener, site, || {
         tokio::spawn(async move {

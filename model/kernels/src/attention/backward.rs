@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::rows::{AttentionShape, KEYS, LANES, RopeTables, rotated_keys, scratch_slice};
+use super::biased::HIDDEN;
+use super::rows::{AttentionShape, KEYS, Keys, LANES, RopeTables, add, scratch_slice};
 use super::stretches::{Stretch, Stretches};
 use crate::host::exp::exp;
 use crate::host::gemm::{Accumulate, Matrix};
@@ -52,7 +53,7 @@ pub(super) fn backward(
     }
     let shape = saved.shape;
     let heads = heads_of_a_part(shape);
-    let keys = rotated_keys(saved.key, saved.tables, shape);
+    let keys = Keys::new(saved.key, saved.tables, shape);
     let pass = Pass {
         saved,
         gradient,
@@ -163,7 +164,7 @@ fn sum_of_parts(
     finish: impl Fn(&mut [f32], usize) + Sync,
 ) -> Vec<f32> {
     let AttentionShape {
-        length,
+        keys: length,
         kv_heads,
         head_dim,
         ..
@@ -201,7 +202,7 @@ fn sum_of_parts(
 struct Pass<'a> {
     saved: &'a Saved<'a>,
     gradient: &'a [f32],
-    keys: &'a [f32],
+    keys: &'a Keys<'a>,
     /// Where their gradient is needed.
     sinks: Option<&'a [f32]>,
     heads: usize,
@@ -213,9 +214,7 @@ impl Pass<'_> {
     /// queries.
     fn part(&self, index: usize, mut column_block: Option<Vec<&mut [MaybeUninit<f32>]>>) -> Part {
         let shape = self.saved.shape;
-        let AttentionShape {
-            length, head_dim, ..
-        } = shape;
+        let AttentionShape { keys, head_dim, .. } = shape;
         let heads = self.heads;
         let (sequence, first_head) = (
             index / (shape.heads / heads),
@@ -223,7 +222,7 @@ impl Pass<'_> {
         );
         let kv_head = first_head / shape.group();
         let [_, key_needs_grad, value_needs_grad, _] = self.needs_grad;
-        let sized = |needs_grad: bool| vec![0.0; if needs_grad { length * head_dim } else { 0 }];
+        let sized = |needs_grad: bool| vec![0.0; if needs_grad { keys * head_dim } else { 0 }];
         let mut part = Part {
             key: sized(key_needs_grad),
             value: sized(value_needs_grad),
@@ -276,9 +275,7 @@ impl Pass<'_> {
         let (shape, precision) = (self.saved.shape, self.saved.precision);
         let (heads, head_dim, kv_width) = (self.heads, shape.head_dim, shape.kv_width());
         let [query_needs_grad, key_needs_grad, value_needs_grad, _] = self.needs_grad;
-        let first_key = (stretch.sequence * shape.kv_heads + kv_head) * shape.length;
-        let keys = &self.keys[(first_key + stretch.start) * head_dim..];
-        let values = &self.saved.value[stretch.token(0, shape) * kv_width + kv_head * head_dim..];
+        let values = &self.saved.value[stretch.first_key(shape) * kv_width + kv_head * head_dim..];
         let Scratch {
             rows: packed,
             weights,
@@ -290,14 +287,15 @@ impl Pass<'_> {
             let seeing = stretch.seeing(positions, &block);
             let skipped = (seeing.start - positions.start) * heads;
             let (rows, count) = (seeing.len() * heads, block.len());
-            let Range { start, end } = block;
+            let places = stretch.start + block.start..stretch.start + block.end;
             let weights = scratch_slice(weights, rows * KEYS);
             let d_scores = scratch_slice(d_scores, rows * KEYS);
             let seen_rows = skipped * head_dim..(skipped + rows) * head_dim;
             let queries = Matrix::new(&packed.queries[seen_rows.clone()], rows, head_dim);
             let gradients = Matrix::new(&packed.gradients[seen_rows.clone()], rows, head_dim);
-            let keys = Matrix::new(&keys[start * head_dim..end * head_dim], count, head_dim);
-            let values = Matrix::strided(&values[start * kv_width..], count, head_dim, kv_width);
+            let keys = self.keys.matrix(stretch.sequence, kv_head, places.clone());
+            let values =
+                Matrix::strided(&values[block.start * kv_width..], count, head_dim, kv_width);
 
             gemm_at(
                 precision,
@@ -316,9 +314,15 @@ impl Pass<'_> {
                     let all = all.zip(d_scores.chunks_exact_mut(KEYS)).enumerate();
                     for (row, (weights, d_scores)) in all {
                         let position = seeing.start + row / heads;
-                        let seen = stretch.first(position).saturating_sub(start)
-                            ..(position + 1 - start).min(count);
                         let row = skipped + row;
+                        let mut seen = stretch.seen(position, &block);
+                        if let Some(bias) = stretch.bias(position, &block) {
+                            add(weights, bias);
+                            // Beside what hides them, the logarithm of their number is lost.
+                            if packed.log_sum_exp[row] < HIDDEN / 2.0 {
+                                seen = 0..0;
+                            }
+                        }
                         finish_row(
                             [weights, d_scores],
                             [packed.log_sum_exp[row], packed.deltas[row]],
@@ -330,7 +334,7 @@ impl Pass<'_> {
             );
             let weights = Matrix::strided(weights, rows, count, KEYS);
             let d_scores = Matrix::strided(d_scores, rows, count, KEYS);
-            let place = (stretch.start + start) * head_dim..(stretch.start + end) * head_dim;
+            let place = places.start * head_dim..places.end * head_dim;
             let into = Accumulate::Add;
             if value_needs_grad {
                 let value = &mut part.value[place.clone()];

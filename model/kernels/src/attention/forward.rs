@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::rows::{AttentionShape, KEYS, LANES, RopeTables, rotated_keys, scratch_slice};
+use super::rows::{AttentionShape, KEYS, Keys, LANES, RopeTables, add, scratch_slice};
 use super::stretches::{Stretch, Stretches};
 use crate::host::exp::exp;
 use crate::host::gemm::{Accumulate, Matrix};
@@ -23,7 +23,7 @@ use crate::precision::Precision;
 /// # Shapes
 ///
 /// - `query`: `[batch, length, heads, head_dim]`
-/// - `key`, `value`: `[batch, length, kv_heads, head_dim]`
+/// - `key`, `value`: `[batch, keys, kv_heads, head_dim]`
 /// - `sinks`: `[heads]`
 /// - output: `[batch, length, heads, head_dim]` and `[batch, length, heads]`
 pub(super) fn forward(
@@ -37,7 +37,7 @@ pub(super) fn forward(
     if query.is_empty() {
         return (Vec::new(), Vec::new());
     }
-    let keys = rotated_keys(key, tables, shape);
+    let keys = Keys::new(key, tables, shape);
     let pass = Pass {
         query,
         keys: &keys,
@@ -60,7 +60,7 @@ pub(super) fn forward(
 
 struct Pass<'a> {
     query: &'a [f32],
-    keys: &'a [f32],
+    keys: &'a Keys<'a>,
     value: &'a [f32],
     sinks: Option<&'a [f32]>,
     tables: RopeTables<'a>,
@@ -122,11 +122,7 @@ impl Pass<'_> {
     ) {
         let shape = self.shape;
         let AttentionShape {
-            length,
-            heads,
-            kv_heads,
-            head_dim,
-            ..
+            heads, head_dim, ..
         } = shape;
         let (group, width, kv_width) = (shape.group(), shape.width(), shape.kv_width());
         let rows = positions.len() * group;
@@ -167,14 +163,12 @@ impl Pass<'_> {
             },
         );
 
-        let first_key = (stretch.sequence * kv_heads + kv_head) * length + stretch.start;
-        let keys = &self.keys[first_key * head_dim..];
-        let values = &self.value[stretch.token(0, shape) * kv_width + kv_head * head_dim..];
+        let values = &self.value[stretch.first_key(shape) * kv_width + kv_head * head_dim..];
         for (index, block) in stretch.key_blocks(&positions).enumerate() {
             let seeing = stretch.seeing(&positions, &block);
             let skipped = (seeing.start - positions.start) * group;
             let (rows, count) = (seeing.len() * group, block.len());
-            let Range { start, end } = block;
+            let places = stretch.start + block.start..stretch.start + block.end;
             let fresh = index == 0;
             if fresh {
                 // Rows that see nothing of the first block add to these when they first see something.
@@ -186,7 +180,7 @@ impl Pass<'_> {
             gemm_at(
                 self.precision,
                 Matrix::new(&queries[seen_rows], rows, head_dim),
-                Matrix::new(&keys[start * head_dim..end * head_dim], count, head_dim).t(),
+                self.keys.matrix(stretch.sequence, kv_head, places).t(),
                 Accumulate::Replace,
                 scores,
                 KEYS,
@@ -198,8 +192,10 @@ impl Pass<'_> {
                     let rows = scores.zip(outputs.chunks_exact_mut(head_dim)).enumerate();
                     for (row, (scores, output)) in rows {
                         let position = seeing.start + row / group;
-                        let seen = stretch.first(position).saturating_sub(start)
-                            ..(position + 1 - start).min(count);
+                        if let Some(bias) = stretch.bias(position, &block) {
+                            add(scores, bias);
+                        }
+                        let seen = stretch.seen(position, &block);
                         let factor = softmax.add(skipped + row, scores, seen, count);
                         if !fresh {
                             output.iter_mut().for_each(|value| *value *= factor);
@@ -210,7 +206,7 @@ impl Pass<'_> {
             gemm_at(
                 self.precision,
                 Matrix::strided(scores, rows, count, KEYS),
-                Matrix::strided(&values[start * kv_width..], count, head_dim, kv_width),
+                Matrix::strided(&values[block.start * kv_width..], count, head_dim, kv_width),
                 if fresh {
                     Accumulate::Replace
                 } else {

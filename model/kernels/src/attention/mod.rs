@@ -4,6 +4,7 @@
 //! backends in a cube's registers and shared memory ([`cube`]). The backward pass is written by hand on both.
 
 mod backward;
+mod biased;
 mod cached;
 #[cfg(feature = "cube")]
 mod cube;
@@ -25,6 +26,9 @@ use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 use firebox_runtime::device::{Kernels, kernels};
 
+pub use biased::{
+    BiasedInput, HIDDEN, biased_attention, biased_attention_reference, biased_weights,
+};
 pub use cached::{CachedInput, cached_attention, cached_attention_reference};
 pub use ranges::{FirstKeys, KeyRanges};
 pub use reference::attention_reference;
@@ -195,6 +199,7 @@ fn shape_of(
     AttentionShape {
         batch,
         length,
+        keys: length,
         heads,
         kv_heads,
         head_dim,

@@ -1,9 +1,12 @@
 //! What the forward and the backward pass share: the shape of the work, and rows of queries and keys laid out for it.
 
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::host::gemm::Matrix;
 use crate::host::simd::vectorized;
 use crate::host::uninit::vec_uninit_with;
 
@@ -25,6 +28,8 @@ pub struct AttentionShape {
     pub batch: usize,
     /// Positions of each.
     pub length: usize,
+    /// Positions that each has keys of: its own, or those of what it attends to.
+    pub keys: usize,
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; each serves `heads / kv_heads` query heads.
@@ -112,10 +117,49 @@ impl RopeTables<'_> {
     }
 }
 
-/// All keys, rotated by their positions: `[batch, kv_heads, length, head_dim]`.
-pub(super) fn rotated_keys(key: &[f32], tables: RopeTables<'_>, shape: AttentionShape) -> Vec<f32> {
+/// All keys, rotated by their positions.
+pub(super) struct Keys<'a> {
+    values: Cow<'a, [f32]>,
+    shape: AttentionShape,
+}
+
+impl<'a> Keys<'a> {
+    /// Of `key`, `[batch, keys, kv_heads, head_dim]`; head by head where they are rotated, and else as they are.
+    pub fn new(key: &'a [f32], tables: RopeTables<'_>, shape: AttentionShape) -> Self {
+        let values = match tables.half {
+            0 => Cow::Borrowed(key),
+            _ => Cow::Owned(rotated_keys(key, tables, shape)),
+        };
+        Self { values, shape }
+    }
+
+    /// Those of a head at some positions of a sequence.
+    pub fn matrix(&self, sequence: usize, kv_head: usize, positions: Range<usize>) -> Matrix<'_> {
+        let AttentionShape {
+            keys,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.shape;
+        let count = positions.len();
+        let (first, stride) = match &self.values {
+            Cow::Borrowed(_) => {
+                let position = sequence * keys + positions.start;
+                (position * kv_heads + kv_head, kv_heads * head_dim)
+            }
+            Cow::Owned(_) => {
+                let head = sequence * kv_heads + kv_head;
+                (head * keys + positions.start, head_dim)
+            }
+        };
+        Matrix::strided(&self.values[first * head_dim..], count, head_dim, stride)
+    }
+}
+
+/// All keys, rotated by their positions: `[batch, kv_heads, keys, head_dim]`.
+fn rotated_keys(key: &[f32], tables: RopeTables<'_>, shape: AttentionShape) -> Vec<f32> {
     let AttentionShape {
-        length,
+        keys: length,
         kv_heads,
         head_dim,
         ..
@@ -141,6 +185,14 @@ pub(super) fn rotated_keys(key: &[f32], tables: RopeTables<'_>, shape: Attention
     #[allow(unsafe_code)]
     unsafe {
         vec_uninit_with(key.len(), fill)
+    }
+}
+
+/// Adds numbers to the first of these values.
+#[inline(always)]
+pub(super) fn add(values: &mut [f32], numbers: &[f32]) {
+    for (value, number) in values.iter_mut().zip(numbers) {
+        *value += number;
     }
 }
 

@@ -1,4 +1,5 @@
-//! A sequence falls into stretches that do not see each other: attention runs within each as if it were a sequence.
+//! A sequence falls into stretches that do not see each other: attention runs within each as if it were a sequence. One that
+//! attends to all of another is a single stretch.
 
 use std::ops::Range;
 
@@ -6,7 +7,7 @@ use super::rows::{AttentionShape, KEYS};
 
 /// Neighbouring positions of a sequence that only see each other: a document, or all of it. Positions are counted from
 /// the stretch's first one, so that what is computed of it does not depend on where it stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Stretch<'a> {
     /// The sequence in the batch.
     pub sequence: usize,
@@ -14,21 +15,56 @@ pub(super) struct Stretch<'a> {
     pub start: usize,
     /// Positions.
     pub length: usize,
-    /// The sequence's position of the first key that each query sees; none where that is the stretch's first.
-    first: Option<&'a [i64]>,
+    sees: Sees<'a>,
+}
+
+/// What the queries of a stretch see.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Sees<'a> {
+    /// The keys at their own positions and before, from a first one on: its position in the sequence, by query; none where
+    /// that is the stretch's first.
+    Earlier(Option<&'a [i64]>),
+    /// Every key of the sequence; with what is added to the scores, `[length, keys]`.
+    All(&'a [f32]),
 }
 
 impl Stretch<'_> {
     /// The first key that the query at a position sees.
     #[inline(always)]
     pub fn first(&self, position: usize) -> usize {
-        self.first
-            .map_or(0, |first| first[position] as usize - self.start)
+        match self.sees {
+            Sees::Earlier(Some(first)) => first[position] as usize - self.start,
+            Sees::Earlier(None) | Sees::All(_) => 0,
+        }
+    }
+
+    /// Keys of which the queries at positions before `end` see anything, from the stretch's first on.
+    fn end(&self, end: usize) -> usize {
+        match self.sees {
+            Sees::Earlier(_) => end,
+            Sees::All(bias) => bias.len() / self.length,
+        }
+    }
+
+    /// Those of a block of keys that the query at a position sees, counted in the block.
+    #[inline(always)]
+    pub fn seen(&self, position: usize, keys: &Range<usize>) -> Range<usize> {
+        let end = self.end(position + 1) - keys.start;
+        self.first(position).saturating_sub(keys.start)..end.min(keys.len())
+    }
+
+    /// What is added to the scores of the query at a position with a block of keys.
+    #[inline(always)]
+    pub fn bias(&self, position: usize, keys: &Range<usize>) -> Option<&[f32]> {
+        match self.sees {
+            Sees::Earlier(_) => None,
+            Sees::All(bias) => Some(&bias[position * (bias.len() / self.length)..][keys.clone()]),
+        }
     }
 
     /// The blocks of keys of which the queries at these positions see anything, from first to last.
     pub fn key_blocks(&self, positions: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let (first, end) = (self.first(positions.start), positions.end);
+        let (first, end) = (self.first(positions.start), self.end(positions.end));
         let starts = (first / KEYS * KEYS..end).step_by(KEYS);
         starts.map(move |start| start..(start + KEYS).min(end))
     }
@@ -36,8 +72,11 @@ impl Stretch<'_> {
     /// Those of these positions whose queries see anything of a block of keys. For the first of
     /// [`key_blocks`](Self::key_blocks), they begin with the first position.
     pub fn seeing(&self, positions: &Range<usize>, keys: &Range<usize>) -> Range<usize> {
+        let Sees::Earlier(first) = self.sees else {
+            return positions.clone();
+        };
         let start = keys.start.max(positions.start);
-        let end = self.first.map_or(positions.end, |first| {
+        let end = first.map_or(positions.end, |first| {
             let first = &first[start..positions.end];
             start + first.partition_point(|&first| (first as usize) < self.start + keys.end)
         });
@@ -49,28 +88,48 @@ impl Stretch<'_> {
     pub fn token(&self, position: usize, shape: AttentionShape) -> usize {
         self.sequence * shape.length + self.start + position
     }
+
+    /// The stretch's first key, in the batch.
+    #[inline(always)]
+    pub fn first_key(&self, shape: AttentionShape) -> usize {
+        self.sequence * shape.keys + self.start
+    }
 }
 
 /// The stretches of a batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stretches<'a> {
-    first: Option<&'a [i64]>,
+    sees: Sees<'a>,
     shape: AttentionShape,
 }
 
 impl<'a> Stretches<'a> {
     /// From the first key that each query of the batch sees; none where that is its sequence's first.
     pub fn new(first: Option<&'a [i64]>, shape: AttentionShape) -> Self {
-        Self { first, shape }
+        let sees = Sees::Earlier(first);
+        Self { sees, shape }
+    }
+
+    /// Sequences whose queries see every key, with what is added to the scores, `[batch, length, keys]`.
+    pub fn all(bias: &'a [f32], shape: AttentionShape) -> Self {
+        let sees = Sees::All(bias);
+        Self { sees, shape }
     }
 
     /// Those of a sequence, in order. One begins where a query sees itself alone, since nothing that comes later sees
     /// more.
     pub fn of_sequence(self, sequence: usize) -> impl Iterator<Item = Stretch<'a>> {
-        let length = self.shape.length;
-        let first = self
-            .first
-            .map(|first| &first[sequence * length..(sequence + 1) * length]);
+        let AttentionShape { length, keys, .. } = self.shape;
+        let sees = match self.sees {
+            Sees::Earlier(first) => {
+                Sees::Earlier(first.map(|first| &first[sequence * length..][..length]))
+            }
+            Sees::All(bias) => Sees::All(&bias[sequence * length * keys..][..length * keys]),
+        };
+        let first = match sees {
+            Sees::Earlier(first) => first,
+            Sees::All(_) => None,
+        };
         let mut start = 0;
         std::iter::from_fn(move || {
             let begins = |&position: &usize| first.is_some_and(|f| f[position] == position as i64);
@@ -81,9 +140,14 @@ impl<'a> Stretches<'a> {
                 sequence,
                 start: found.start,
                 length: found.len(),
-                first: first
-                    .map(|first| &first[found.clone()])
-                    .filter(|first| first.iter().any(|&key| key != found.start as i64)),
+                sees: match sees {
+                    Sees::Earlier(first) => Sees::Earlier(
+                        first
+                            .map(|first| &first[found.clone()])
+                            .filter(|first| first.iter().any(|&key| key != found.start as i64)),
+                    ),
+                    all => all,
+                },
             })
         })
     }
@@ -105,6 +169,7 @@ mod tests {
         let shape = AttentionShape {
             batch: 1,
             length: 9,
+            keys: 9,
             heads: 1,
             kv_heads: 1,
             head_dim: 2,
@@ -139,6 +204,7 @@ mod tests {
         let shape = AttentionShape {
             batch: 1,
             length: 400,
+            keys: 400,
             heads: 1,
             kv_heads: 1,
             head_dim: 2,

@@ -42,6 +42,7 @@ fn shape(
     AttentionShape {
         batch,
         length,
+        keys: length,
         heads: kv_heads * group,
         kv_heads,
         head_dim,

@@ -77,6 +77,7 @@ impl CachedAttention for Cube {
                 let shape = AttentionShape {
                     batch: segments.len(),
                     length: new,
+                    keys: new,
                     ..shape
                 };
                 let key = rotate::rotate(key, &tables, shape.head_dim, 1.0);
