@@ -52,10 +52,11 @@ pub(super) fn patches(pictures: &[&Picture], config: &VisionConfig) -> Vec<f32> 
         config.patch_size,
     );
     let of_picture = config.max_tiles * side * side;
-    let mut values = vec![0.0; pictures.len() * config.pixels()];
-    let patches = values.par_chunks_mut(CHANNELS * patch * patch);
+    let of_patch = CHANNELS * patch * patch;
+    let mut values = vec![0.0; pictures.len() * of_picture * of_patch];
+    let patches = values.par_chunks_mut(of_patch);
     // Some 16 KiB at once, at least.
-    let least = (1 << 12) / (CHANNELS * patch * patch) + 1;
+    let least = (1 << 12) / of_patch + 1;
     let patches = patches.enumerate().with_min_len(least);
     patches.for_each(|(index, values)| {
         let (picture, place) = (pictures[index / of_picture], index % of_picture);

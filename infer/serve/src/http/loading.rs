@@ -83,7 +83,7 @@ fn router(options: &Options) -> Router {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{ErrorKind, Write};
+    use std::io::{ErrorKind, Read, Write};
     use std::net::{SocketAddr, TcpStream};
     use std::time::Duration;
 
@@ -150,6 +150,8 @@ mod tests {
         listener.set_nonblocking(false).unwrap();
         let (mut accepted, _) = listener.accept().unwrap();
         assert_eq!(accepted.peer_addr().unwrap(), next.local_addr().unwrap());
+        let mut sent = [0; 4096];
+        assert!(accepted.read(&mut sent).unwrap() > 0);
         accepted
             .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
             .unwrap();

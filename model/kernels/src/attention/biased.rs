@@ -56,9 +56,10 @@ pub struct BiasedInput<'a> {
 /// When the shapes do not fit, there is no key, or the specification has a window.
 pub fn biased_attention(input: BiasedInput<'_>) -> Tensor<2> {
     let shape = input.shape();
-    let device = input.query.device();
-    let kernel = kernels(&device) == Kernels::Slices && input.query.dims()[0] > 0;
-    if !kernel || input.query.dtype() != DType::F32 {
+    if input.query.dims()[0] == 0 {
+        return input.query; // as empty as the output
+    }
+    if kernels(&input.query.device()) != Kernels::Slices || input.query.dtype() != DType::F32 {
         return biased_attention_reference(input);
     }
     let output = <Dispatch as BiasedAttentionBackend>::biased_attention(
@@ -269,16 +270,17 @@ impl<B: Host> Operation<B, 3> for BiasedAttention<B> {
         [query_needs_grad, key_needs_grad, value_needs_grad]: [bool; 3],
     ) -> [Option<FloatTensor<B>>; 3] {
         let BiasedAttention { bias, shape } = &saved.operation;
+        let (bias, output) = (B::values(bias), B::values(&saved.output));
         let [query, key, value] = saved.inputs.each_ref().map(|tensor| B::values(tensor));
         let slices = backward::Saved {
             query: &query,
             key: &key,
             value: &value,
             sinks: None,
-            output: &B::values(&saved.output),
+            output: &output,
             log_sum_exp: &saved.log_sum_exp,
             tables: NO_TABLES,
-            stretches: Stretches::all(&B::values(bias), *shape),
+            stretches: Stretches::all(&bias, *shape),
             shape: *shape,
             precision: Precision::F32,
         };
