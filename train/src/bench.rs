@@ -99,11 +99,12 @@ pub fn bench(config: &RunConfig, options: &BenchOptions) -> Result<Bench, TrainE
         return Err(TrainError::Pictures);
     }
     let selected = select_device(&options.device, config)?;
-    let model = measure(config, &config.model, options.steps, &selected);
+    let first = first_batch(config);
+    let model = measure(config, &config.model, first, options.steps, &selected);
     let is_moe = config.model.moe.is_some();
     let dense_baseline = (options.baseline && is_moe).then(|| {
         let baseline = config.model.dense_baseline();
-        measure(config, &baseline, options.steps, &selected)
+        measure(config, &baseline, first, options.steps, &selected)
     });
     // Measured last, so that its matrices do not count in the models' peak memory.
     let precision = config.train.precision;
@@ -124,24 +125,30 @@ pub fn bench(config: &RunConfig, options: &BenchOptions) -> Result<Bench, TrainE
     })
 }
 
-/// Tokens per second of training, over a few steps.
+/// Sequences of the first step's batch.
+fn first_batch(config: &RunConfig) -> u64 {
+    let batches = &config.schedule.batch_tokens;
+    batches.sequences_at(0, config.model.context_length)
+}
+
+/// Seconds of a training step of so many sequences: the median of a few.
 ///
 /// # Errors
 ///
 /// When the device cannot be used, or the model sees pictures.
-pub(crate) fn tokens_per_second(config: &RunConfig, device: &str) -> Result<f64, TrainError> {
+pub(crate) fn step_seconds(
+    config: &RunConfig,
+    sequences: u64,
+    device: &str,
+) -> Result<f64, TrainError> {
     /// Steps that are measured.
     const STEPS: usize = 5;
     if config.model.vision.is_some() {
         return Err(TrainError::Pictures);
     }
-    let measured = measure(
-        config,
-        &config.model,
-        STEPS,
-        &select_device(device, config)?,
-    );
-    Ok(measured.tokens as f64 / measured.step_seconds)
+    let selected = select_device(device, config)?;
+    let measured = measure(config, &config.model, sequences, STEPS, &selected);
+    Ok(measured.step_seconds)
 }
 
 /// The measured steps of one model.
@@ -152,11 +159,13 @@ struct Measured {
     peak_memory: Option<u64>,
 }
 
-fn measure(config: &RunConfig, model: &ModelConfig, steps: usize, device: &Device) -> Measured {
-    let count = config
-        .schedule
-        .batch_tokens
-        .sequences_at(0, model.context_length);
+fn measure(
+    config: &RunConfig,
+    model: &ModelConfig,
+    count: u64,
+    steps: usize,
+    device: &Device,
+) -> Measured {
     let mut generator = ChaCha8Rng::seed_from_u64(config.train.seed);
     let mut trained = LanguageModel::random(model, config.train.seed, device)
         .at_precision(config.train.precision)

@@ -7,7 +7,7 @@ use firebox_model::accounting::Accounting;
 use firebox_runtime::device;
 use serde::Serialize;
 
-use super::{Speed, measure};
+use super::{Speed, first_batch, measure};
 use crate::config::RunConfig;
 use crate::error::TrainError;
 use crate::start::select_device;
@@ -64,7 +64,8 @@ pub fn vary(
     let measured: Vec<_> = configs
         .iter()
         .map(|(value, config)| {
-            let measured = measure(config, &config.model, steps, &selected);
+            let first = first_batch(config);
+            let measured = measure(config, &config.model, first, steps, &selected);
             let speed = measured.tokens as f64 / measured.step_seconds;
             tracing::info!("{key} = {value}: {speed:.0} tokens/s");
             measured

@@ -10,9 +10,9 @@ use firebox_runtime::failure::guard;
 use serde::{Deserialize, Serialize};
 
 use super::{Equal, Study, StudyError, StudyOptions, StudyResult, Variant};
-use crate::bench::tokens_per_second;
+use crate::bench::step_seconds;
 use crate::chain;
-use crate::config::{RunConfig, load_planned};
+use crate::config::{BatchRamp, RunConfig, load_planned};
 use crate::error::TrainError;
 use crate::ranks::Team;
 use crate::report::Report;
@@ -134,77 +134,141 @@ fn steps(study: &Study, configs: &[RunConfig], device: &str) -> Result<Vec<u64>,
     if configs.iter().any(|config| config.model.vision.is_some()) {
         return Err(StudyError::Pictures);
     }
-    let tokens: Vec<f64> = match study.equal {
-        Equal::Tokens(tokens) => vec![tokens as f64; configs.len()],
-        Equal::Flops(flops) => {
+    let costs: Vec<Cost> = match study.equal {
+        Equal::Tokens(_) => vec![Cost::of_tokens(1.0); configs.len()],
+        Equal::Flops(_) => {
             let of_a_token = configs.iter().map(|config| {
                 let operations = Accounting::of(&config.model).operations;
                 operations.training + 3.0 * operations.attention_scores
             });
-            of_a_token.map(|of_a_token| flops / of_a_token).collect()
+            of_a_token.map(Cost::of_tokens).collect()
         }
-        Equal::Seconds(seconds) => {
-            let speeds = speeds(study, configs, device)?;
-            speeds.into_iter().map(|speed| seconds * speed).collect()
-        }
+        Equal::Seconds(_) => measured_costs(study, configs, device)?,
     };
-    let variants = study.variants.iter().zip(configs).zip(tokens);
-    let steps = variants.map(|((variant, config), tokens)| {
-        let (batches, context) = (&config.schedule.batch_tokens, config.model.context_length);
-        let of_steps = |steps| batches.total_tokens(steps, context) as f64;
+    let most = match study.equal {
+        Equal::Tokens(tokens) => tokens as f64,
+        Equal::Flops(most) | Equal::Seconds(most) => most,
+    };
+    let variants = study.variants.iter().zip(configs).zip(costs);
+    let steps = variants.map(|((variant, config), cost)| {
         let amount = || (variant.name.clone(), study.equal);
-        if tokens / of_steps(1) > f64::from(u32::MAX) {
-            let (variant, what) = amount();
-            return Err(StudyError::TooMuch { variant, what });
-        }
-        let mut steps = (tokens / of_steps(1)) as u64;
-        // A batch that grows has fewer steps of more tokens.
-        if of_steps(steps) > tokens {
-            let (mut low, mut high) = (0, steps);
-            while low + 1 < high {
-                let middle = low + (high - low) / 2;
-                match of_steps(middle) > tokens {
-                    true => high = middle,
-                    false => low = middle,
-                }
+        let (batches, context) = (&config.schedule.batch_tokens, config.model.context_length);
+        match cost.steps(batches, context, most) {
+            0 => {
+                let (variant, what) = amount();
+                Err(StudyError::TooLittle { variant, what })
             }
-            steps = low;
+            steps if steps > u64::from(u32::MAX) => {
+                let (variant, what) = amount();
+                Err(StudyError::TooMuch { variant, what })
+            }
+            steps => Ok(steps),
         }
-        if steps == 0 {
-            let (variant, what) = amount();
-            return Err(StudyError::TooLittle { variant, what });
-        }
-        Ok(steps)
     });
     steps.collect()
 }
 
-/// Tokens per second of each variant: the median of some rounds.
-fn speeds(study: &Study, configs: &[RunConfig], device: &str) -> Result<Vec<f64>, StudyError> {
-    let mut measured = vec![Vec::new(); configs.len()];
-    for _ in 0..ROUNDS {
-        for (of_variant, config) in measured.iter_mut().zip(configs) {
-            let speed = guard(device, || tokens_per_second(config, device));
-            let speed = speed.map_err(|failure| TrainError::Computation {
-                step: None,
-                failure: failure.into(),
-                checkpoint: None,
-            });
-            of_variant.push(
-                speed
-                    .and_then(|speed| speed)
-                    .map_err(|error| StudyError::Speed(error.into()))?,
-            );
+/// What training takes of what is the same for all variants: so much for each step, and for each of its tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Cost {
+    step: f64,
+    token: f64,
+}
+
+impl Cost {
+    /// So much for each token, however many a step has.
+    fn of_tokens(token: f64) -> Self {
+        Self { step: 0.0, token }
+    }
+
+    /// Through two batches, each of so many tokens that take so many seconds: the steps of a batch that grows take less and
+    /// less for a token where something is done once a step, such as Muon's.
+    fn through([first, last]: [(f64, f64); 2]) -> Self {
+        let token = (last.1 - first.1) / (last.0 - first.0);
+        let step = last.1 - token * last.0;
+        // Where the two are alike, or chance has turned them round, the larger one says more.
+        match token.is_finite() && token > 0.0 && step > 0.0 {
+            true => Self { step, token },
+            false => Self::of_tokens(last.1 / last.0),
         }
     }
-    let medians = study.variants.iter().zip(measured);
-    let medians = medians.map(|(variant, mut measured)| {
-        measured.sort_by(f64::total_cmp);
-        let median = measured[ROUNDS / 2];
-        tracing::info!("{}: {} tokens/s", variant.name, brief(median));
-        median
+
+    /// The most steps of a run that together take no more than this, and one more than 32 bits hold at most.
+    fn steps(self, batches: &BatchRamp, context: usize, most: f64) -> u64 {
+        let taken = |steps: u64| {
+            steps as f64 * self.step + batches.total_tokens(steps, context) as f64 * self.token
+        };
+        let (mut low, mut high) = (0, u64::from(u32::MAX) + 2);
+        while low + 1 < high {
+            let middle = low + (high - low) / 2;
+            match taken(middle) > most {
+                true => high = middle,
+                false => low = middle,
+            }
+        }
+        low
+    }
+}
+
+/// The seconds of each variant, by its smallest and its largest batch: medians of some rounds.
+fn measured_costs(
+    study: &Study,
+    configs: &[RunConfig],
+    device: &str,
+) -> Result<Vec<Cost>, StudyError> {
+    let batches = configs.iter().map(|config| {
+        let (batches, context) = (&config.schedule.batch_tokens, config.model.context_length);
+        [0, batches.ramp_steps].map(|step| batches.sequences_at(step, context))
     });
-    Ok(medians.collect())
+    let batches: Vec<[u64; 2]> = batches.collect();
+    let mut measured = vec![[const { Vec::new() }; 2]; configs.len()];
+    for _ in 0..ROUNDS {
+        for ((of_variant, config), batches) in measured.iter_mut().zip(configs).zip(&batches) {
+            let different = 1 + usize::from(batches[0] != batches[1]);
+            for (of_batch, &batch) in of_variant.iter_mut().zip(batches).take(different) {
+                of_batch.push(measure(config, batch, device)?);
+            }
+        }
+    }
+    let costs = study
+        .variants
+        .iter()
+        .zip(configs)
+        .zip(measured)
+        .zip(batches);
+    let costs = costs.map(|(((variant, config), measured), batches)| {
+        let [first, last] = measured.map(|mut seconds| {
+            seconds.sort_by(f64::total_cmp);
+            seconds.get(ROUNDS / 2).copied()
+        });
+        let first = first.expect("a round at least");
+        let seconds = [first, last.unwrap_or(first)];
+        let tokens = batches.map(|batch| batch as f64 * config.model.context_length as f64);
+        let [(first, of_first), (last, of_last)] =
+            [0, 1].map(|batch| (tokens[batch], tokens[batch] / seconds[batch]));
+        tracing::info!(
+            "{}: {} tokens/s in batches of {}, {} in batches of {}",
+            variant.name,
+            brief(of_first),
+            grouped(first as u128),
+            brief(of_last),
+            grouped(last as u128),
+        );
+        Cost::through([0, 1].map(|batch| (tokens[batch], seconds[batch])))
+    });
+    Ok(costs.collect())
+}
+
+/// Seconds of a step of so many sequences.
+fn measure(config: &RunConfig, sequences: u64, device: &str) -> Result<f64, StudyError> {
+    let seconds = guard(device, || step_seconds(config, sequences, device));
+    let seconds = seconds.map_err(|failure| TrainError::Computation {
+        step: None,
+        failure: failure.into(),
+        checkpoint: None,
+    });
+    let seconds = seconds.and_then(|seconds| seconds);
+    seconds.map_err(|error| StudyError::Speed(error.into()))
 }
 
 impl Study {
@@ -234,5 +298,55 @@ impl Study {
         ];
         let differ = keys.into_iter().filter(|(_, is_equal)| !is_equal);
         differ.map(|(key, _)| key).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONTEXT: usize = 8;
+
+    fn batches(start: u64, end: u64, ramp_steps: u64) -> BatchRamp {
+        BatchRamp {
+            start,
+            end,
+            ramp_steps,
+        }
+    }
+
+    // Half a second for each step and a hundredth for each token: batches of 16 and 48 tokens take 0.66 and 0.98 seconds.
+    #[test]
+    fn a_step_has_a_part_that_does_not_grow_with_its_batch() {
+        let cost = Cost::through([(16.0, 0.66), (48.0, 0.98)]);
+        assert!((cost.step - 0.5).abs() < 1e-9 && (cost.token - 0.01).abs() < 1e-9);
+        // 16, 32, 48 and 48 tokens: 0.66, 0.82, 0.98 and 0.98 seconds.
+        let growing = batches(16, 48, 2);
+        for (most, steps) in [
+            (0.6, 0),
+            (0.7, 1),
+            (1.5, 2),
+            (2.47, 3),
+            (3.43, 3),
+            (3.45, 4),
+        ] {
+            assert_eq!(cost.steps(&growing, CONTEXT, most), steps, "{most}");
+        }
+        assert_eq!(Cost::of_tokens(1.0).steps(&growing, CONTEXT, 96.0), 3);
+        assert_eq!(Cost::of_tokens(1.0).steps(&growing, CONTEXT, 95.0), 2);
+    }
+
+    #[test]
+    fn one_size_of_batches_and_chance_leave_the_larger_one() {
+        for first in [(48.0, 0.96), (16.0, 0.97), (16.0, 0.1)] {
+            let cost = Cost::through([first, (48.0, 0.96)]);
+            assert_eq!(cost, Cost::of_tokens(0.02), "{first:?}");
+        }
+    }
+
+    #[test]
+    fn there_is_an_end_to_steps() {
+        let steps = Cost::of_tokens(1e-300).steps(&batches(16, 16, 0), CONTEXT, 1.0);
+        assert_eq!(steps, u64::from(u32::MAX) + 1);
     }
 }
