@@ -2,10 +2,9 @@
 # transformers 5.24.0: in Mllama (Llama 3.2 Vision), tiles that aspect_ratio_mask leaves out change what is seen of the others.
 #
 # aspect_ratio_mask marks the tiles of a picture that are in use. One would guess that the vision tower hides the others, as
-# padding is hidden in a text. It hides a pair of positions only if both are padding (the mask is an outer product): those of tiles
-# in use attend to the unused ones and to the positions that fill a tile up to a multiple of 8. So pixels that are masked out are part of
-# the picture, and to leave unused tiles away to save time is another model. Checkpoints are trained with zeros there: whoever writes
-# the tower anew has to keep zeros in unused tiles, and to compute them.
+# padding is hidden in a text. It hides a pair of positions only if both are unused (the mask is an outer product), so that those
+# in use attend to the unused ones. So pixels that are masked out are part of the picture, and to leave unused tiles out to save time
+# gives another model. The image processor puts zeros there: a reimplementation must do so too, and still compute these tiles.
 #
 # Needs Python 3.10 or newer and PyPI (PyTorch for the CPU suffices). Exits with 1 when the behaviour has changed.
 set -euo pipefail
@@ -50,7 +49,7 @@ zeros = features([1, 0], 0.0)
 print("with other pixels in the tile that is masked out, features", differ(features([1, 0], 1.0), zeros))
 print("with the same pixels there and the mask lifted, features", differ(features([1, 1], 0.0), zeros))
 PYTHON
-found=$("$folder/venv/bin/python" "$folder/run.py" 2>/dev/null)
+found=$("$folder/venv/bin/python" "$folder/run.py")
 printf '%s\n' "$found"
 expected="with other pixels in the tile that is masked out, features differ
 with the same pixels there and the mask lifted, features differ"

@@ -1,11 +1,12 @@
 //! `cargo infer serve --route` and `--replicas`: one address in front of several servers.
 
+use std::net::TcpListener;
 use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
 use firebox_console::numbers::counted;
-use firebox_serve::http::{self, Outcome};
+use firebox_serve::http::{self, Loading, Outcome};
 use firebox_serve::lifecycle::Phase;
 use firebox_serve::route::{self, Address, Proxy};
 
@@ -31,7 +32,8 @@ pub struct RouteOptions {
 /// When the port cannot be taken, or requests had to be ended unanswered.
 pub fn route(addresses: Vec<Address>, options: &RouteOptions) -> Result<(), InferError> {
     let what = counted(addresses.len() as u128, "server");
-    stand(what, Proxy::new(addresses, options.http.clone()), options)
+    let listener = listen(&options.host, options.port)?;
+    stand(what, Proxy::new(addresses, options.http.clone()), listener)
 }
 
 /// Starts servers, stands in front of them until the process is told to end, and ends them.
@@ -41,7 +43,8 @@ pub fn route(addresses: Vec<Address>, options: &RouteOptions) -> Result<(), Infe
 /// When a server does not start, the port cannot be taken, requests had to be ended unanswered, or all servers have ended.
 pub fn serve_replicas(commands: Vec<Command>, options: &RouteOptions) -> Result<(), InferError> {
     // A port that is in use shows before a model is loaded.
-    listen(&options.host, options.port)?;
+    let listener = listen(&options.host, options.port)?;
+    let loading = Loading::begin(listener, options.http.clone()).map_err(InferError::Serve)?;
     let (replicas, addresses) = Replicas::start(commands)?;
     let what = counted(addresses.len() as u128, "replica");
     let proxy = Proxy::new(addresses, options.http.clone());
@@ -50,7 +53,7 @@ pub fn serve_replicas(commands: Vec<Command>, options: &RouteOptions) -> Result<
         let (serves, ended) = mpsc::channel();
         let none_left = move || lifecycle.advance(Phase::Draining);
         let watching = scope.spawn(move || replicas.watch(&ended, none_left));
-        let stood = stand(what, proxy, options);
+        let stood = stand(what, proxy, loading.end());
         drop::<mpsc::Sender<()>>(serves);
         match watching.join() {
             Ok(true) => stood,
@@ -61,8 +64,7 @@ pub fn serve_replicas(commands: Vec<Command>, options: &RouteOptions) -> Result<
 }
 
 /// Stands in front of `what`, until the process is told to end.
-fn stand(what: String, proxy: Proxy, options: &RouteOptions) -> Result<(), InferError> {
-    let listener = listen(&options.host, options.port)?;
+fn stand(what: String, proxy: Proxy, listener: TcpListener) -> Result<(), InferError> {
     let address = listener.local_addr().map_err(InferError::Serve)?;
     let begun = move || tracing::info!("serving {what} at http://{address}");
     match route::serve(listener, Arc::new(proxy), begun) {

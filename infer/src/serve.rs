@@ -108,7 +108,7 @@ pub fn listen(host: &str, port: u16) -> Result<TcpListener, InferError> {
     TcpListener::bind(&addresses[..]).map_err(failed)
 }
 
-/// Takes the port of a server, and tells who asks there that the model is being loaded.
+/// Takes the port of a server, and tells clients that the model is being loaded.
 ///
 /// # Errors
 ///
@@ -118,8 +118,8 @@ pub fn loading(options: &ServeOptions) -> Result<Loading, InferError> {
     Loading::begin(listener, options.http.clone()).map_err(InferError::Serve)
 }
 
-/// Serves an opened checkpoint, of which the user gave `path`, until the process is told to end; from the place where clients
-/// were told of its loading.
+/// Serves an opened checkpoint, of which the user gave `path`, until the process is told to end, on the listener that
+/// `loading` holds.
 ///
 /// # Errors
 ///

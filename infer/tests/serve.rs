@@ -332,7 +332,7 @@ fn a_router_stands_in_front_of_servers() {
 }
 
 #[test]
-fn what_cannot_be_served_is_said_before_a_port_is_open() {
+fn what_cannot_be_served_is_said_before_anything_is_served() {
     let tiny = TinyCheckpoint::new(&config(), 5);
     let path = tiny.path().to_str().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -46,11 +46,12 @@ fn folder() -> &'static PathBuf {
             None => panic!("{} is in no profile's folder", test.display()),
         };
         // A backend's name is its feature's. The default ones stay so, that what the test was built with serves the
-        // binaries too.
+        // binaries too, and these are not built anew for the tests that come after.
         let backends = firebox_runtime::device::backends().into_iter();
-        let features: Vec<&str> = backends
+        let mut features: Vec<&str> = backends
             .filter_map(|backend| backend.compiled.then_some(backend.name))
             .collect();
+        features.extend(cfg!(feature = "mpi").then_some("mpi"));
         let default = ["flex", "ndarray"]
             .iter()
             .all(|name| features.contains(name));

@@ -144,3 +144,47 @@ pub fn copy_at(from: &Path, to: &Path, step: u64) {
         fs::copy(entry.path(), to.join(&name).join(entry.file_name())).expect("a copy");
     }
 }
+
+/// Losses of training and validation of a run, with their steps and the kind of their lines.
+///
+/// # Panics
+///
+/// When the run has no metrics.
+pub fn losses(run: &Path) -> Vec<(u64, String, f64)> {
+    let losses = metrics(run).into_iter().filter_map(|line| {
+        let loss = line["loss"].as_f64().or(line["nats_per_token"].as_f64())?;
+        let kind = line["kind"].as_str()?.to_owned();
+        Some((line["step"].as_u64()?, kind, loss))
+    });
+    losses.collect()
+}
+
+/// What a run has recorded.
+///
+/// # Panics
+///
+/// When the run has no metrics.
+pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    let lines = text.lines().map(serde_json::from_str);
+    lines.collect::<Result<_, _>>().expect("JSON")
+}
+
+/// Checks that two runs have the same losses, relative to their size.
+///
+/// # Panics
+///
+/// When they differ by more.
+pub fn same_losses(what: &str, found: &Path, expected: &Path, tolerance: f64) {
+    let (found, expected) = (losses(found), losses(expected));
+    assert!(!expected.is_empty(), "{what}");
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for ((step, kind, loss), (same_step, same_kind, other)) in found.iter().zip(&expected) {
+        assert_eq!((step, kind), (same_step, same_kind), "{what}");
+        let error = (loss / other - 1.0).abs();
+        assert!(
+            error < tolerance,
+            "{what}: {kind} of step {step}: {loss}, {other}"
+        );
+    }
+}

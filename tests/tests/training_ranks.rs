@@ -21,7 +21,7 @@ use firebox_runtime::on_every_device;
 use firebox_tests::binaries;
 use firebox_tests::fixtures;
 use firebox_tests::models::{sequences, tiny};
-use firebox_tests::runs::{TestRun, copy_at};
+use firebox_tests::runs::{TestRun, copy_at, same_losses};
 use firebox_tests::tensors::relative_error;
 use firebox_train::check::RankPlan;
 use firebox_train::config::{Muon, RunConfig};
@@ -233,33 +233,8 @@ fn train(test: &TestRun, layout: TrainLayout, out: &str, set: &[&str], resume: R
     assert!(outcome.expect("a run").is_some());
 }
 
-/// Losses of training and validation, by step.
-fn losses(run: &Path) -> Vec<(u64, String, f64)> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
-    let lines = text.lines().filter_map(|line| {
-        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
-        let kind = line["kind"].as_str()?.to_owned();
-        let loss = line["loss"].as_f64().or(line["nats_per_token"].as_f64())?;
-        Some((line["step"].as_u64()?, kind, loss))
-    });
-    lines.collect()
-}
-
 /// Rounding grows from step to step: twelve steps take losses 3e-6 apart.
 const OF_A_RUN: f64 = 2e-5;
-
-fn same_losses(what: &str, found: &Path, expected: &Path) {
-    let (found, expected) = (losses(found), losses(expected));
-    assert_eq!(found.len(), expected.len(), "{what}");
-    for ((step, kind, loss), (same_step, same_kind, other)) in found.iter().zip(&expected) {
-        assert_eq!((step, kind), (same_step, same_kind), "{what}");
-        let error = (loss / other - 1.0).abs();
-        assert!(
-            error < OF_A_RUN,
-            "{what}: {kind} of step {step}: {loss}, {other}"
-        );
-    }
-}
 
 /// Of four sequences at first.
 const BATCHES: [&str; 1] = ["schedule.batch_tokens={ start = 128, end = 256, ramp_steps = 8 }"];
@@ -293,7 +268,7 @@ fn a_run_has_the_losses_of_one_rank_and_resumes_with_any_number() {
         };
         train([1, 1], "alone", Resume::Never);
         train(ranks, "many", Resume::Never);
-        same_losses("many ranks", &path("many"), &path("alone"));
+        same_losses("many ranks", &path("many"), &path("alone"), OF_A_RUN);
         sends_what_was_planned(&test.config(&recipe), layout(ranks), &path("many"));
         // Everything that a checkpoint has, in the same files and tensors.
         let tensors = |run: &str, file: &str| {
@@ -332,6 +307,7 @@ fn a_run_has_the_losses_of_one_rank_and_resumes_with_any_number() {
             "from many to one to others",
             &path("others"),
             &path("alone"),
+            OF_A_RUN,
         );
     }
 }

@@ -119,7 +119,9 @@ impl TrainingState {
         let seen = self.progress.sequences;
         let rows = share.into_par_iter();
         let rows = rows.map(|row| stream.row(seen + row as u64));
-        let rows: Vec<S::Row> = rows.collect::<Result<_, _>>()?;
+        // Of several errors, that of the first row.
+        let rows: Vec<Result<S::Row, _>> = rows.collect();
+        let rows: Vec<S::Row> = rows.into_iter().collect::<Result<_, _>>()?;
 
         let batch = gradient_of(
             &self.optimizer,

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_is_read_as_it_was_written() {
+    fn a_call_under_mpi_is_read_as_it_was_written() {
         let calls = [
             Call::Split,
             Call::AllReduceSum { length: 5_376 },

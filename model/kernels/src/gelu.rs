@@ -27,8 +27,8 @@ pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(<Dispatch as GeluBackend>::gelu(x.into_dispatch()))
 }
 
-/// [`gelu`] in plain tensor operations. Burn's own has, on backends that bring none, the derivative of the approximation by
-/// tanh, which is off by up to 1e-3.
+/// [`gelu`] in plain tensor operations. Burn's own has, on backends without their own gradient, the derivative of the
+/// approximation by tanh, which is off by up to 1e-3.
 pub fn gelu_reference<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let twice = x.clone().mul_scalar(FRAC_1_SQRT_2).erf().add_scalar(1.0);
     x * twice.mul_scalar(0.5)

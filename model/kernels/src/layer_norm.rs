@@ -128,7 +128,7 @@ impl<B: Host> Operation<B, 3> for LayerNorm {
         (B::tensor(output, x.shape()), (x, gamma, moments))
     }
 
-    // The gradients of γ and β are by-products, and never needed without the other.
+    // The gradients of γ and β are by-products.
     fn backward(
         (x, gamma, moments): Self::Saved,
         mut gradient: FloatTensor<B>,
@@ -197,7 +197,7 @@ mod tests {
         Ok(())
     }
 
-    // A variance of 1, and 8 more: a third of what is left of the mean.
+    // Variance 1 plus ε = 8 is 9, so that each difference from the mean is divided by 3.
     fn one_and_three(device: Device) {
         let x = Tensor::<2>::from_floats([[1.0, 3.0], [7.0, 7.0]], &device);
         let gamma = Tensor::from_floats([1.0, 2.0], &device);

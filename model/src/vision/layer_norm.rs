@@ -65,7 +65,7 @@ mod tests {
             device: &device,
             values: &[("it.gamma", &[1.0, 2.0]), ("it.beta", &[0.5, 0.0])],
         };
-        // A variance of 1, and 8 more: a third of what is left of the mean.
+        // Variance 1 plus ε = 8 is 9, so that each difference from the mean is divided by 3.
         let Ok(norm) = LayerNorm::new(2, 8.0, "it", &mut source);
         let found = values(norm.forward(rows(&[[1.0, 3.0], [7.0, 7.0]], &device)));
         let third = 1.0 / 3.0;

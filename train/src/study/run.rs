@@ -143,7 +143,7 @@ fn steps(study: &Study, configs: &[RunConfig], device: &str) -> Result<Vec<u64>,
             });
             of_a_token.map(Cost::of_tokens).collect()
         }
-        Equal::Seconds(_) => measured_costs(study, configs, device)?,
+        Equal::Seconds(seconds) => measured_costs(study, configs, seconds, device)?,
     };
     let most = match study.equal {
         Equal::Tokens(tokens) => tokens as f64,
@@ -168,7 +168,7 @@ fn steps(study: &Study, configs: &[RunConfig], device: &str) -> Result<Vec<u64>,
     steps.collect()
 }
 
-/// What training takes of what is the same for all variants: so much for each step, and for each of its tokens.
+/// What a step costs, in the unit that is the same for all variants: so much by itself, and so much for each of its tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Cost {
     step: f64,
@@ -181,24 +181,26 @@ impl Cost {
         Self { step: 0.0, token }
     }
 
-    /// Through two batches, each of so many tokens that take so many seconds: the steps of a batch that grows take less and
-    /// less for a token where something is done once a step, such as Muon's.
+    /// Through two batches, each of so many tokens that take so many seconds: a larger batch takes less for each token where
+    /// something is done once a step, such as Muon's products.
     fn through([first, last]: [(f64, f64); 2]) -> Self {
         let token = (last.1 - first.1) / (last.0 - first.0);
         let step = last.1 - token * last.0;
-        // Where the two are alike, or chance has turned them round, the larger one says more.
+        // Where the two are alike, or noise has reversed them, the larger one says more.
         match token.is_finite() && token > 0.0 && step > 0.0 {
             true => Self { step, token },
             false => Self::of_tokens(last.1 / last.0),
         }
     }
 
-    /// The most steps of a run that together take no more than this, and one more than 32 bits hold at most.
+    /// The most steps of a run that together cost no more than `most`, in the same unit; at most 2³².
     fn steps(self, batches: &BatchRamp, context: usize, most: f64) -> u64 {
         let taken = |steps: u64| {
             steps as f64 * self.step + batches.total_tokens(steps, context) as f64 * self.token
         };
-        let (mut low, mut high) = (0, u64::from(u32::MAX) + 2);
+        // No step costs less than the first one.
+        let least = (most / taken(1)).min(f64::from(u32::MAX)) as u64;
+        let (mut low, mut high) = (0, least + 2);
         while low + 1 < high {
             let middle = low + (high - low) / 2;
             match taken(middle) > most {
@@ -210,53 +212,68 @@ impl Cost {
     }
 }
 
-/// The seconds of each variant, by its smallest and its largest batch: medians of some rounds.
+/// The cost of each variant in seconds, from its first batch and from the last one that a run of so many seconds comes to:
+/// medians of some rounds.
 fn measured_costs(
     study: &Study,
     configs: &[RunConfig],
+    seconds: f64,
     device: &str,
 ) -> Result<Vec<Cost>, StudyError> {
-    let batches = configs.iter().map(|config| {
+    let first = configs.iter().map(|config| sequences_at(config, 0));
+    let first: Vec<u64> = first.collect();
+    let of_first = medians(configs, &first, device)?;
+    let last = configs.iter().zip(&first).zip(&of_first);
+    let last = last.map(|((config, &first), &of_first)| {
         let (batches, context) = (&config.schedule.batch_tokens, config.model.context_length);
-        [0, batches.ramp_steps].map(|step| batches.sequences_at(step, context))
+        let cost = Cost::of_tokens(of_first / (first as f64 * context as f64));
+        sequences_at(config, cost.steps(batches, context, seconds))
     });
-    let batches: Vec<[u64; 2]> = batches.collect();
-    let mut measured = vec![[const { Vec::new() }; 2]; configs.len()];
-    for _ in 0..ROUNDS {
-        for ((of_variant, config), batches) in measured.iter_mut().zip(configs).zip(&batches) {
-            let different = 1 + usize::from(batches[0] != batches[1]);
-            for (of_batch, &batch) in of_variant.iter_mut().zip(batches).take(different) {
-                of_batch.push(measure(config, batch, device)?);
-            }
+    let last: Vec<u64> = last.collect();
+    let of_last = match first == last {
+        true => of_first.clone(),
+        false => medians(configs, &last, device)?,
+    };
+    let costs = study.variants.iter().zip(configs).enumerate();
+    let costs = costs.map(|(index, (variant, config))| {
+        let tokens = [first[index], last[index]]
+            .map(|sequences| sequences as f64 * config.model.context_length as f64);
+        let points = [(tokens[0], of_first[index]), (tokens[1], of_last[index])];
+        let [slow, fast] = points.map(|(tokens, seconds)| brief(tokens / seconds));
+        let size = |tokens: f64| grouped(tokens as u128);
+        match tokens[0] == tokens[1] {
+            true => tracing::info!("{}: {slow} tokens/s", variant.name),
+            false => tracing::info!(
+                "{}: {slow} tokens/s in batches of {}, {fast} in batches of {}",
+                variant.name,
+                size(tokens[0]),
+                size(tokens[1]),
+            ),
         }
-    }
-    let costs = study
-        .variants
-        .iter()
-        .zip(configs)
-        .zip(measured)
-        .zip(batches);
-    let costs = costs.map(|(((variant, config), measured), batches)| {
-        let [first, last] = measured.map(|mut seconds| {
-            seconds.sort_by(f64::total_cmp);
-            seconds.get(ROUNDS / 2).copied()
-        });
-        let first = first.expect("a round at least");
-        let seconds = [first, last.unwrap_or(first)];
-        let tokens = batches.map(|batch| batch as f64 * config.model.context_length as f64);
-        let [(first, of_first), (last, of_last)] =
-            [0, 1].map(|batch| (tokens[batch], tokens[batch] / seconds[batch]));
-        tracing::info!(
-            "{}: {} tokens/s in batches of {}, {} in batches of {}",
-            variant.name,
-            brief(of_first),
-            grouped(first as u128),
-            brief(of_last),
-            grouped(last as u128),
-        );
-        Cost::through([0, 1].map(|batch| (tokens[batch], seconds[batch])))
+        Cost::through(points)
     });
     Ok(costs.collect())
+}
+
+/// Sequences of the batch of a step, counted from 0.
+fn sequences_at(config: &RunConfig, step: u64) -> u64 {
+    let batches = &config.schedule.batch_tokens;
+    batches.sequences_at(step, config.model.context_length)
+}
+
+/// Seconds of a step of each variant with so many sequences: medians of some rounds.
+fn medians(configs: &[RunConfig], sequences: &[u64], device: &str) -> Result<Vec<f64>, StudyError> {
+    let mut measured = vec![Vec::new(); configs.len()];
+    for _ in 0..ROUNDS {
+        for ((seconds, config), &sequences) in measured.iter_mut().zip(configs).zip(sequences) {
+            seconds.push(measure(config, sequences, device)?);
+        }
+    }
+    let medians = measured.into_iter().map(|mut seconds| {
+        seconds.sort_by(f64::total_cmp);
+        seconds[ROUNDS / 2]
+    });
+    Ok(medians.collect())
 }
 
 /// Seconds of a step of so many sequences.
@@ -348,5 +365,9 @@ mod tests {
     fn there_is_an_end_to_steps() {
         let steps = Cost::of_tokens(1e-300).steps(&batches(16, 16, 0), CONTEXT, 1.0);
         assert_eq!(steps, u64::from(u32::MAX) + 1);
+        assert_eq!(
+            Cost::of_tokens(1e300).steps(&batches(16, 16, 0), CONTEXT, 1.0),
+            0
+        );
     }
 }

@@ -51,7 +51,7 @@ pub(crate) struct Site {
     pub lifecycle: Lifecycle,
     /// How clients are treated.
     pub options: Options,
-    /// Whether the signals that end a process let it finish first.
+    /// Whether SIGTERM and SIGINT drain the site in place of ending the process.
     pub heeds_signals: bool,
 }
 

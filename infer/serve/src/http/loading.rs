@@ -35,7 +35,7 @@ impl Loading {
             router: router(&options),
             lifecycle: lifecycle.clone(),
             options,
-            // One ends the process, as it does wherever it has nothing to finish.
+            // A signal ends the process at once: there is nothing to finish.
             heeds_signals: false,
         };
         let own = listener.try_clone()?;
@@ -52,8 +52,8 @@ impl Loading {
         })
     }
 
-    /// Gives the listener back. Who connects from now on waits for the server; a client that is in the middle of something is
-    /// waited for a second at most.
+    /// Gives the listener back. Clients that connect from now on wait for the server. Replies that are being sent are sent whole,
+    /// within a second; connections that have not asked for anything yet are closed.
     pub fn end(mut self) -> TcpListener {
         self.listener.take().expect("it is given back once")
     }
@@ -85,7 +85,7 @@ fn router(options: &Options) -> Router {
 mod tests {
     use std::io::{ErrorKind, Read, Write};
     use std::net::{SocketAddr, TcpStream};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::testing::{Answer, Client, request};
@@ -143,7 +143,9 @@ mod tests {
             .unwrap();
         // What comes later is answered, so that both are accepted.
         assert_eq!(place.ask("GET /health").status, 503);
+        let ends = Instant::now();
         let listener = loading.end();
+        assert!(ends.elapsed() < Duration::from_secs(10));
         let mut next = TcpStream::connect(address).unwrap();
         next.write_all(request("/v1/completions", "{}").as_bytes())
             .unwrap();

@@ -147,9 +147,9 @@ fn column_blocks(
 
 /// Gradients that a part contributes.
 struct Part {
-    /// Still rotated, `[length, head_dim]`
+    /// Still rotated, `[keys, head_dim]`
     key: Vec<f32>,
-    /// `[length, head_dim]`
+    /// `[keys, head_dim]`
     value: Vec<f32>,
     /// Of its query heads. Sums over all positions, in more than f32, since most of them cancel out.
     sinks: Vec<f64>,
@@ -164,7 +164,7 @@ fn sum_of_parts(
     finish: impl Fn(&mut [f32], usize) + Sync,
 ) -> Vec<f32> {
     let AttentionShape {
-        keys: length,
+        keys,
         kv_heads,
         head_dim,
         ..
@@ -173,7 +173,7 @@ fn sum_of_parts(
     let fill = |sum: &mut [MaybeUninit<f32>]| {
         let rows = sum.par_chunks_mut(shape.kv_width()).enumerate();
         rows.with_min_len(16).for_each(|(row, sum)| {
-            let (sequence, position) = (row / length, row % length);
+            let (sequence, position) = (row / keys, row % keys);
             vectorized(
                 #[inline(always)]
                 || {
@@ -195,7 +195,7 @@ fn sum_of_parts(
     // SAFETY: every value belongs to a head of a row, and each of those is written.
     #[allow(unsafe_code)]
     unsafe {
-        vec_uninit_with(shape.batch * length * shape.kv_width(), fill)
+        vec_uninit_with(shape.batch * keys * shape.kv_width(), fill)
     }
 }
 
@@ -315,17 +315,20 @@ impl Pass<'_> {
                     for (row, (weights, d_scores)) in all {
                         let position = seeing.start + row / heads;
                         let row = skipped + row;
-                        let mut seen = stretch.seen(position, &block);
+                        let mut log_sum_exp = packed.log_sum_exp[row];
                         if let Some(bias) = stretch.bias(position, &block) {
                             add(weights, bias);
-                            // Beside what hides them, the logarithm of their number is lost.
-                            if packed.log_sum_exp[row] < HIDDEN / 2.0 {
-                                seen = 0..0;
+                            if log_sum_exp < HIDDEN / 2.0 {
+                                // Every key is hidden, so that all have the same weight. Next to −1e30 the logarithm of their
+                                // number is lost to rounding.
+                                weights[..count].fill(0.0);
+                                log_sum_exp = (shape.keys as f32).ln();
                             }
                         }
+                        let seen = stretch.seen(position, &block);
                         finish_row(
                             [weights, d_scores],
-                            [packed.log_sum_exp[row], packed.deltas[row]],
+                            [log_sum_exp, packed.deltas[row]],
                             seen,
                             count,
                         );

@@ -1,4 +1,5 @@
-//! Attention of queries to the keys of something else, all of which they see but for what is added to their scores.
+//! Attention without a causal mask: every query sees every key, but for what is added to their scores. Keys may be those of
+//! something else.
 
 #[cfg(test)]
 mod tests;
@@ -45,7 +46,7 @@ pub struct BiasedInput<'a> {
 ///
 /// The same values as [`biased_attention_reference`], which runs for other types than f32 and everywhere but on `flex`. There
 /// it goes block by block as [`attention`](super::attention) does. A query from which every key is hidden gets the mean of
-/// the values, and passes no gradient on.
+/// the values. A bias of −∞ in place of [`HIDDEN`] would make that NaN.
 ///
 /// # Shapes
 ///
@@ -59,7 +60,9 @@ pub fn biased_attention(input: BiasedInput<'_>) -> Tensor<2> {
     if input.query.dims()[0] == 0 {
         return input.query; // as empty as the output
     }
-    if kernels(&input.query.device()) != Kernels::Slices || input.query.dtype() != DType::F32 {
+    let all_f32 = [input.query.dtype(), input.key.dtype(), input.value.dtype()] == [DType::F32; 3];
+    let has_kernel = kernels(&input.query.device()) == Kernels::Slices;
+    if !has_kernel || !all_f32 || input.bias.dtype() != DType::F32 {
         return biased_attention_reference(input);
     }
     let output = <Dispatch as BiasedAttentionBackend>::biased_attention(
@@ -104,6 +107,10 @@ pub fn biased_attention_reference(input: BiasedInput<'_>) -> Tensor<2> {
 /// - `key`: `[batch · keys, kv_heads · head_dim]`
 /// - `bias`: `[batch, queries, keys]`
 /// - output: `[batch, heads, queries, keys]`
+///
+/// # Panics
+///
+/// When the shapes do not fit.
 pub fn biased_weights(
     query: Tensor<2>,
     key: Tensor<2>,
@@ -145,6 +152,7 @@ impl BiasedInput<'_> {
             kv_heads > 0
                 && heads.is_multiple_of(kv_heads)
                 && keys > 0
+                && head_dim > 0
                 && window.is_none()
                 && self.query.dims() == [batch * length, heads * head_dim]
                 && self.key.dims() == kv_shape
@@ -230,6 +238,7 @@ pub struct Saved<B: Host> {
     /// Query, key, value.
     inputs: [FloatTensor<B>; 3],
     output: FloatTensor<B>,
+    /// Of the scores of each row, `[batch, queries, heads]`.
     log_sum_exp: Arc<Vec<f32>>,
 }
 

@@ -1,4 +1,4 @@
-//! Causal attention as one operation, over all of a sequence or over ranges of it.
+//! Attention as one operation: causal, over all of a sequence or over ranges of it, or ([`biased`]) to all keys.
 //!
 //! On `flex` blocks of queries and keys meet in a core's cache ([`forward`], [`backward`]), on the CubeCL
 //! backends in a cube's registers and shared memory ([`cube`]). The backward pass is written by hand on both.

@@ -28,13 +28,13 @@ pub struct AttentionShape {
     pub batch: usize,
     /// Positions of each.
     pub length: usize,
-    /// Positions that each has keys of: its own, or those of what it attends to.
+    /// Positions of the keys of each: `length`, or those of what it attends to.
     pub keys: usize,
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; each serves `heads / kv_heads` query heads.
     pub kv_heads: usize,
-    /// Values of a head; even.
+    /// Values of a head; even where it is causal.
     pub head_dim: usize,
     /// Values of a head that are rotated by their position, its first ones; even, 0 for none.
     pub rotary_dim: usize,
@@ -133,7 +133,7 @@ impl<'a> Keys<'a> {
         Self { values, shape }
     }
 
-    /// Those of a head at some positions of a sequence.
+    /// Those of a head at some positions of a sequence, `[positions, head_dim]`.
     pub fn matrix(&self, sequence: usize, kv_head: usize, positions: Range<usize>) -> Matrix<'_> {
         let AttentionShape {
             keys,
@@ -159,23 +159,23 @@ impl<'a> Keys<'a> {
 /// All keys, rotated by their positions: `[batch, kv_heads, keys, head_dim]`.
 fn rotated_keys(key: &[f32], tables: RopeTables<'_>, shape: AttentionShape) -> Vec<f32> {
     let AttentionShape {
-        keys: length,
+        keys,
         kv_heads,
         head_dim,
         ..
     } = shape;
     let fill = |rotated: &mut [MaybeUninit<f32>]| {
-        let heads = rotated.par_chunks_mut(length * head_dim).enumerate();
+        let heads = rotated.par_chunks_mut(keys * head_dim).enumerate();
         heads.for_each(|(index, rotated)| {
             let (sequence, kv_head) = (index / kv_heads, index % kv_heads);
-            let start = sequence * length * kv_heads + kv_head;
+            let start = sequence * keys * kv_heads + kv_head;
             vectorized(
                 #[inline(always)]
                 || {
                     for (position, rotated) in rotated.chunks_exact_mut(head_dim).enumerate() {
                         let place = (start + position * kv_heads) * head_dim;
                         let rotated = rotated.write_copy_of_slice(&key[place..place + head_dim]);
-                        tables.rotate(rotated, sequence * length + position, 1.0);
+                        tables.rotate(rotated, sequence * keys + position, 1.0);
                     }
                 },
             );

@@ -1,5 +1,5 @@
-//! A sequence falls into stretches that do not see each other: attention runs within each as if it were a sequence. One that
-//! attends to all of another is a single stretch.
+//! A sequence falls into stretches that do not see each other: attention runs within each as if it were a sequence. A
+//! sequence that attends to every key of another is one stretch.
 
 use std::ops::Range;
 
@@ -24,8 +24,8 @@ enum Sees<'a> {
     /// The keys at their own positions and before, from a first one on: its position in the sequence, by query; none where
     /// that is the stretch's first.
     Earlier(Option<&'a [i64]>),
-    /// Every key of the sequence; with what is added to the scores, `[length, keys]`.
-    All(&'a [f32]),
+    /// So many keys, all of the sequence; with what is added to the scores, `[length, keys]`.
+    All(usize, &'a [f32]),
 }
 
 impl Stretch<'_> {
@@ -34,7 +34,7 @@ impl Stretch<'_> {
     pub fn first(&self, position: usize) -> usize {
         match self.sees {
             Sees::Earlier(Some(first)) => first[position] as usize - self.start,
-            Sees::Earlier(None) | Sees::All(_) => 0,
+            Sees::Earlier(None) | Sees::All(..) => 0,
         }
     }
 
@@ -42,7 +42,7 @@ impl Stretch<'_> {
     fn end(&self, end: usize) -> usize {
         match self.sees {
             Sees::Earlier(_) => end,
-            Sees::All(bias) => bias.len() / self.length,
+            Sees::All(keys, _) => keys,
         }
     }
 
@@ -58,7 +58,7 @@ impl Stretch<'_> {
     pub fn bias(&self, position: usize, keys: &Range<usize>) -> Option<&[f32]> {
         match self.sees {
             Sees::Earlier(_) => None,
-            Sees::All(bias) => Some(&bias[position * (bias.len() / self.length)..][keys.clone()]),
+            Sees::All(all, bias) => Some(&bias[position * all..][keys.clone()]),
         }
     }
 
@@ -112,7 +112,7 @@ impl<'a> Stretches<'a> {
 
     /// Sequences whose queries see every key, with what is added to the scores, `[batch, length, keys]`.
     pub fn all(bias: &'a [f32], shape: AttentionShape) -> Self {
-        let sees = Sees::All(bias);
+        let sees = Sees::All(shape.keys, bias);
         Self { sees, shape }
     }
 
@@ -124,11 +124,13 @@ impl<'a> Stretches<'a> {
             Sees::Earlier(first) => {
                 Sees::Earlier(first.map(|first| &first[sequence * length..][..length]))
             }
-            Sees::All(bias) => Sees::All(&bias[sequence * length * keys..][..length * keys]),
+            Sees::All(_, bias) => {
+                Sees::All(keys, &bias[sequence * length * keys..][..length * keys])
+            }
         };
         let first = match sees {
             Sees::Earlier(first) => first,
-            Sees::All(_) => None,
+            Sees::All(..) => None,
         };
         let mut start = 0;
         std::iter::from_fn(move || {

@@ -1,15 +1,12 @@
 use burn::tensor::{Device, TensorData};
-use proptest::prelude::*;
 
 use super::*;
 use firebox_runtime::on_every_device;
-use firebox_runtime::testing::{assert_close, on_threads, values, wave};
+use firebox_runtime::testing::{assert_close, devices, on_threads, values, wave};
 
 on_every_device!(
     two_keys,
-    equals_the_reference,
-    more_keys_and_queries_than_a_block,
-    a_query_that_sees_nothing_has_the_mean_and_passes_nothing_on,
+    a_query_that_sees_nothing_has_the_mean,
     no_queries,
     any_number_of_threads_gives_the_same_bits,
 );
@@ -62,19 +59,13 @@ fn run(attention: Attention, case: Case, device: &Device) -> [Vec<f32>; 4] {
 }
 
 /// As near as those of [`attention`](super::super::attention): the same sums in other orders.
-fn assert_same(case: Case, device: &Device) -> Result<(), TestCaseError> {
-    let fast = run(biased_attention, case, device);
-    let slow = run(biased_attention_reference, case, device);
+fn assert_same(case: Case) {
+    let device = devices().remove(0);
+    let fast = run(biased_attention, case, &device);
+    let slow = run(biased_attention_reference, case, &device);
     for (name, (fast, slow)) in NAMES.iter().zip(fast.iter().zip(&slow)) {
-        // With one key the gradients of query and key are 0, and rounding is all there is.
-        let norm = slow.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
-        if norm.sqrt() < 1e-5 * (slow.len() as f64).sqrt() {
-            assert!(fast.iter().all(|x| x.abs() < 1e-5), "{case:?}, {name}");
-            continue;
-        }
-        assert_close(&format!("{case:?}, {name}"), fast, slow, 1e-5)?;
+        assert_close(&format!("{case:?}, {name}"), fast, slow, 1e-5).unwrap();
     }
-    Ok(())
 }
 
 // Scores 0 and ln 3, and ln 3 added to the first, then the second hidden.
@@ -94,24 +85,26 @@ fn two_keys(device: Device) {
     assert_close("output", &values(output), &expected, 5e-7).unwrap();
 }
 
-fn equals_the_reference(device: Device) {
-    let sizes = [1usize..4, 1usize..30, 1usize..30];
-    let heads = [1usize..3, 1usize..4, 1usize..20];
-    proptest!(ProptestConfig::with_cases(24), |(sizes in sizes, heads in heads)| {
-        assert_same(Case { sizes, heads }, &device)?;
-    });
-}
-
-fn more_keys_and_queries_than_a_block(device: Device) {
-    for sizes in [[1, 300, 20], [2, 20, 300], [1, 130, 257]] {
-        let heads = [2, 2, 16];
-        assert_same(Case { sizes, heads }, &device).unwrap();
+#[test]
+fn equals_the_reference() {
+    for sizes in [[1, 1, 3], [2, 7, 5], [3, 16, 29], [2, 30, 16], [1, 3, 17]] {
+        for heads in [[1, 1, 4], [1, 3, 5], [2, 1, 16], [2, 3, 7]] {
+            assert_same(Case { sizes, heads });
+        }
     }
 }
 
-// Two queries, of which the first sees nothing: its output is the mean of the values. The model multiplies it by 0.
-fn a_query_that_sees_nothing_has_the_mean_and_passes_nothing_on(device: Device) {
-    let gradients_of = |attention: Attention| {
+#[test]
+fn more_keys_and_queries_than_a_block() {
+    for sizes in [[1, 300, 20], [2, 20, 300], [1, 130, 257]] {
+        let heads = [2, 2, 16];
+        assert_same(Case { sizes, heads });
+    }
+}
+
+// Two queries, of which the first sees nothing: its output is the mean of the values, and each key has a third of its gradient.
+fn a_query_that_sees_nothing_has_the_mean(device: Device) {
+    let run = |attention: Attention| {
         let device = device.clone().autodiff();
         let query = wave([2, 4], 0.1, &device).require_grad();
         let key = wave([3, 4], 0.5, &device).require_grad();
@@ -126,12 +119,14 @@ fn a_query_that_sees_nothing_has_the_mean_and_passes_nothing_on(device: Device) 
         });
         let mean = values(value.clone().mean_dim(0));
         assert_close("mean", &values(output.clone())[..4], &mean, 1e-6).unwrap();
-        let sees = Tensor::<2>::from_floats([[0.0], [1.0]], &device);
-        let gradients = (output * sees).sum().backward();
-        [query, key, value].map(|input| values(input.grad(&gradients).unwrap()))
+        let gradients = (output * wave([2, 4], 1.3, &device)).sum().backward();
+        let gradients = [query, key, value].map(|input| values(input.grad(&gradients).unwrap()));
+        // Of the second value, which the second query does not see.
+        let third = wave([2, 4], 1.3, &device).slice([0..1]).div_scalar(3.0);
+        assert_close("d(value)", &gradients[2][4..8], &values(third), 1e-6).unwrap();
+        gradients
     };
-    let fast = gradients_of(biased_attention);
-    let slow = gradients_of(biased_attention_reference);
+    let (fast, slow) = (run(biased_attention), run(biased_attention_reference));
     for index in 0..3 {
         assert_close(NAMES[index + 1], &fast[index], &slow[index], 2e-6).unwrap();
     }
