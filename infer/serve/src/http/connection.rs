@@ -51,8 +51,18 @@ pub(crate) struct Site {
     pub lifecycle: Lifecycle,
     /// How clients are treated.
     pub options: Options,
-    /// Whether SIGTERM and SIGINT drain the site in place of ending the process.
-    pub heeds_signals: bool,
+    /// What SIGTERM and SIGINT do.
+    pub signals: AtSignal,
+}
+
+/// What a site does when the process is told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AtSignal {
+    /// It finishes what it has.
+    Drain,
+    /// It ends the process at once, with 128 and the signal's number, as a shell has it. Without a handler, process 1 of a
+    /// container would not hear of a signal.
+    Exit,
 }
 
 /// Serves until the process is told to end (SIGTERM or SIGINT) or [`App::lifecycle`] is, and what was accepted by then is
@@ -66,7 +76,7 @@ pub fn serve(listener: TcpListener, app: Arc<App>, begun: impl FnOnce()) -> io::
         router: router(app.clone()),
         lifecycle: app.lifecycle.clone(),
         options: app.options.clone(),
-        heeds_signals: true,
+        signals: AtSignal::Drain,
     };
     run(listener, site, || {
         tokio::spawn(async move {
@@ -94,8 +104,11 @@ pub(crate) fn run(listener: TcpListener, site: Site, begun: impl FnOnce()) -> io
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let lifecycle = site.lifecycle.clone();
-        let signals = end_on_signals(lifecycle.clone(), site.options.drain_timeout);
-        let ending = site.heeds_signals.then(|| tokio::spawn(signals));
+        let drain_timeout = site.options.drain_timeout;
+        let ending = match site.signals {
+            AtSignal::Drain => tokio::spawn(end_on_signals(lifecycle.clone(), drain_timeout)),
+            AtSignal::Exit => tokio::spawn(exit_on_signals()),
+        };
         // Each connection has a sender, so that nothing is received after the last one.
         let (open, mut closed) = channel::<()>(1);
         let accepting = tokio::spawn(accept(listener, Arc::new(site), open));
@@ -113,9 +126,7 @@ pub(crate) fn run(listener: TcpListener, site: Site, begun: impl FnOnce()) -> io
             () = answered => (),
             () = stopped => (),
         }
-        if let Some(ending) = ending {
-            ending.abort();
-        }
+        ending.abort();
         Ok(match lifecycle.phase() {
             Phase::Stopping => Outcome::Stopped,
             Phase::Ready | Phase::Draining => Outcome::Drained,
@@ -133,7 +144,7 @@ async fn end_on_signals(lifecycle: Lifecycle, drain_timeout: Option<Duration>) {
         }
     };
     tokio::select! {
-        () = signals.next() => lifecycle.advance(Phase::Draining),
+        _ = signals.next() => lifecycle.advance(Phase::Draining),
         () = lifecycle.reached(Phase::Draining) => (),
     }
     tracing::info!(
@@ -147,10 +158,18 @@ async fn end_on_signals(lifecycle: Lifecycle, drain_timeout: Option<Duration>) {
         }
     };
     tokio::select! {
-        () = signals.next() => (),
+        _ = signals.next() => (),
         () = timeout => tracing::warn!("requests are still open after the drain timeout"),
     }
     lifecycle.advance(Phase::Stopping);
+}
+
+/// The first signal ends the process.
+async fn exit_on_signals() {
+    match Signals::new() {
+        Ok(mut signals) => std::process::exit(128 + signals.next().await),
+        Err(error) => tracing::warn!("no handler for signals: {error}"),
+    }
 }
 
 /// SIGTERM and SIGINT.
@@ -167,12 +186,15 @@ impl Signals {
         ]))
     }
 
-    async fn next(&mut self) {
+    /// Waits for one, and gives back its number.
+    async fn next(&mut self) -> i32 {
+        use tokio::signal::unix::SignalKind;
         let [terminate, interrupt] = &mut self.0;
-        tokio::select! {
-            _ = terminate.recv() => (),
-            _ = interrupt.recv() => (),
-        }
+        let signal = tokio::select! {
+            _ = terminate.recv() => SignalKind::terminate(),
+            _ = interrupt.recv() => SignalKind::interrupt(),
+        };
+        signal.as_raw_value()
     }
 }
 
@@ -186,9 +208,11 @@ impl Signals {
         Ok(Self)
     }
 
-    async fn next(&mut self) {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending().await
+    /// Waits for it, and gives back the number of SIGINT.
+    async fn next(&mut self) -> i32 {
+        match tokio::signal::ctrl_c().await {
+            Ok(()) => 2,
+            Err(_) => std::future::pending().await,
         }
     }
 }

@@ -5,10 +5,12 @@ use std::net::TcpListener;
 use std::thread::{self, JoinHandle};
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::http::header::{CONNECTION, HeaderValue};
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::Response;
 use axum::routing::get;
 
-use super::connection::{Site, run};
+use super::connection::{AtSignal, Site, run};
 use super::guard::{self, Guard};
 use super::{Options, respond, with_path};
 use crate::error::ApiError;
@@ -35,8 +37,7 @@ impl Loading {
             router: router(&options),
             lifecycle: lifecycle.clone(),
             options,
-            // A signal ends the process at once: there is nothing to finish.
-            heeds_signals: false,
+            signals: AtSignal::Exit, // there is nothing to finish
         };
         let own = listener.try_clone()?;
         let named = thread::Builder::new().name("loading".to_owned());
@@ -79,6 +80,14 @@ fn router(options: &Options) -> Router {
     router
         .fallback(|| async { ApiError::Loading })
         .layer(from_fn_with_state(guard, guard::guard))
+        .layer(map_response(closing))
+}
+
+/// A client that keeps its connections has to know that this one ends with the loading.
+async fn closing(mut response: Response) -> Response {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(CONNECTION, close);
+    response
 }
 
 #[cfg(test)]
@@ -112,6 +121,7 @@ mod tests {
             assert_eq!(answer.status, 503);
             assert_eq!(answer.json()["status"], "loading");
             assert_eq!(answer.header("retry-after"), Some("5"));
+            assert_eq!(answer.header("connection"), Some("close"));
         }
         for path in ["/v1/completions", "/v1/models", "/nothing", "/"] {
             let answer = place.post_text(path, "{}");

@@ -31,7 +31,8 @@ pub async fn forward(
     let open = proxy.lifecycle.accept().ok_or(ApiError::ShuttingDown)?;
 
     let key = key(&outgoing).await;
-    let mut held = proxy.choose(key, None).ok_or(ApiError::Unavailable)?;
+    let held = proxy.choose(key, None);
+    let mut held = held.ok_or_else(|| proxy.without_replica())?;
     let mut answer = proxy.ask(held.replica(), &outgoing).await;
     if is_refused(&answer)
         && let Some(other) = proxy.choose(key, Some(held.replica()))

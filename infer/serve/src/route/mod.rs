@@ -19,7 +19,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use axum::Router;
 use axum::extract::State;
@@ -28,7 +28,7 @@ use axum::response::Response;
 use axum::routing::get;
 
 use crate::error::ApiError;
-use crate::http::connection::{Site, run};
+use crate::http::connection::{AtSignal, Site, run};
 use crate::http::guard::{self, Guard};
 use crate::http::{Options, Outcome, respond, with_path};
 use crate::lifecycle::{Lifecycle, Phase};
@@ -46,6 +46,8 @@ pub struct Proxy {
     options: Options,
     /// Number of requests without a prompt so far: they take turns.
     turn: AtomicU64,
+    /// Whether each replica has been asked whether it is healthy.
+    has_asked: AtomicBool,
 }
 
 impl Proxy {
@@ -60,12 +62,21 @@ impl Proxy {
             lifecycle: Lifecycle::default(),
             options,
             turn: AtomicU64::default(),
+            has_asked: AtomicBool::default(),
         }
     }
 
     /// Where the proxy stands, and how it is told to end.
     pub fn lifecycle(&self) -> &Lifecycle {
         &self.lifecycle
+    }
+
+    /// What is wrong where no replica is healthy, or not known to be yet.
+    fn without_replica(&self) -> ApiError {
+        match self.has_asked.load(Ordering::Relaxed) {
+            true => ApiError::Unavailable,
+            false => ApiError::Loading,
+        }
     }
 
     /// A replica for a request with this key of its prompt, other than `failed`; `None` when no other one is healthy.
@@ -105,7 +116,7 @@ pub fn serve(
         router: router(proxy.clone()),
         lifecycle: proxy.lifecycle.clone(),
         options: proxy.options.clone(),
-        heeds_signals: true,
+        signals: AtSignal::Drain,
     };
     run(listener, site, || {
         tokio::spawn(async move {
@@ -115,6 +126,7 @@ pub fn serve(
                 // One that panics leaves its replica unhealthy.
                 let _ = check.await;
             }
+            proxy.has_asked.store(true, Ordering::Relaxed);
             for replica in &proxy.replicas {
                 tokio::spawn(health::watch(replica.clone()));
             }
@@ -141,7 +153,10 @@ async fn healthy(State(proxy): State<Arc<Proxy>>) -> Response {
     let is_any = proxy.replicas.iter().any(|replica| replica.is_healthy());
     respond::health(match proxy.lifecycle.phase() {
         Phase::Ready if is_any => Ok(()),
-        Phase::Ready => Err(("unavailable", ApiError::Unavailable)),
+        Phase::Ready => {
+            let error = proxy.without_replica();
+            Err((error.code(), error))
+        }
         Phase::Draining | Phase::Stopping => Err(("draining", ApiError::ShuttingDown)),
     })
 }

@@ -10,7 +10,7 @@ on_every_device!(
 );
 
 fn every_specification_equals_the_reference(device: Device) {
-    proptest!(ProptestConfig::with_cases(40), |(
+    proptest!(cases(&device), |(
         (batch, length) in (1usize..4, prop_oneof![1usize..20, 100usize..300]),
         (kv_heads, group) in (1usize..3, 1usize..5),
         half in 1usize..9,
