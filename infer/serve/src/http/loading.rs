@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(place.ask("GET /health").status, 503);
     }
 
-    // Whoever connects in between is not turned away: the next accept has the connection, and what was sent on it.
+    // A client that connects in between is served: the next accept has its connection, and what it has sent.
     #[test]
     fn the_listener_is_given_back() {
         let (loading, place) = loading(Options::default());
