@@ -46,6 +46,20 @@ every = 2
 keep_last = 100
 "#;
 
+/// A run that starts from the one of `run.toml`.
+pub const SECOND: &str = r#"
+[train]
+init = "run.toml"
+steps = 4
+micro_batch = 3
+validate_every = 2
+validation_tokens = 512
+[optimizer]
+learning_rate = 5e-3
+[schedule]
+batch_tokens = 128
+"#;
+
 /// The text of every run.
 const DATA: &str = r#"
 [data]

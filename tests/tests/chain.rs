@@ -6,21 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use firebox_tests::binaries;
-use firebox_tests::runs::{TestRun, copy_at};
-
-/// A run that starts from the one of `run.toml`.
-const SECOND: &str = r#"
-[train]
-init = "run.toml"
-steps = 4
-micro_batch = 3
-validate_every = 2
-validation_tokens = 512
-[optimizer]
-learning_rate = 5e-3
-[schedule]
-batch_tokens = 128
-"#;
+use firebox_tests::runs::{SECOND, TestRun, copy_at};
 
 /// What a command says in the folder of a test, with its exit code.
 fn say(test: &TestRun, arguments: &[&str]) -> (Option<i32>, String) {

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use firebox_tests::binaries;
 use firebox_tests::fixtures;
-use firebox_tests::runs::{TestRun, losses, metrics, same_losses};
+use firebox_tests::runs::{SECOND, TestRun, losses, metrics, same_losses};
 
-/// A text model, and then one that sees some emoji, whose text stays as it is.
+/// A run of a model that sees some emoji.
 const SEEING: &str = include_str!("../../train/src/testing/seeing.toml");
 
 /// Runs to the end; gives back what was said.
@@ -31,7 +31,8 @@ fn same(what: &str, ranks: usize, found: &Path, expected: &Path, tolerance: f64)
     same_losses(what, found, expected, tolerance);
 }
 
-// Sums of the same products in another order round some weights to a neighbour in bf16, which is 2⁻⁸ away: MEASURED.
+// Sums of the same products in another order round some values to a neighbour in bf16, which is 2⁻⁸ away. Ten times the 3.1e-5
+// that three seeds showed at most on a CPU with AVX-512 BF16.
 #[test]
 fn a_run_in_bf16_is_near_that_of_one_rank() {
     let test = TestRun::new();
@@ -51,7 +52,7 @@ fn a_run_in_bf16_is_near_that_of_one_rank() {
     assert_ne!(alone, f32);
     for (out, ranks) in [("data", ["--data", "2"]), ("expert", ["--expert", "2"])] {
         run(out, bf16, &ranks);
-        same(out, 2, &test.path(out), &test.path("alone"), 5e-3);
+        same(out, 2, &test.path(out), &test.path("alone"), 3e-4);
     }
 }
 
@@ -107,20 +108,6 @@ fn a_run_that_sees_pictures_has_the_losses_of_one_rank() {
         }
     }
 }
-
-/// A run that starts from that of `run.toml`.
-const SECOND: &str = r#"
-[train]
-init = "run.toml"
-steps = 4
-micro_batch = 3
-validate_every = 2
-validation_tokens = 512
-[optimizer]
-learning_rate = 5e-3
-[schedule]
-batch_tokens = 128
-"#;
 
 #[test]
 fn a_run_that_starts_from_another_has_that_trained_by_many_ranks_too() {

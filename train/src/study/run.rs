@@ -199,8 +199,8 @@ impl Cost {
             steps as f64 * self.step + batches.total_tokens(steps, context) as f64 * self.token
         };
         // No step costs less than the first one.
-        let least = (most / taken(1)).min(f64::from(u32::MAX)) as u64;
-        let (mut low, mut high) = (0, least + 2);
+        let bound = (most / taken(1)).min(f64::from(u32::MAX)) as u64;
+        let (mut low, mut high) = (0, bound + 2);
         while low + 1 < high {
             let middle = low + (high - low) / 2;
             match taken(middle) > most {
