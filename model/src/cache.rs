@@ -103,13 +103,18 @@ impl LayerCache {
         std::iter::once(&mut self.keys).chain(&mut self.values)
     }
 
-    /// Makes room for so many blocks.
-    fn grow(&mut self, blocks: usize) {
+    /// Puts other blocks in the place of those that there are: of each, which one of them it was.
+    fn lay(&mut self, sources: &[usize]) {
+        let sources: Vec<i32> = sources.iter().map(|&block| block as i32).collect();
         for cached in self.tensors_mut() {
             let [kv_heads, so_far, tokens, head_dim] = cached.dims();
-            let room = Tensor::zeros([kv_heads, blocks, tokens, head_dim], &cached.device());
-            let place = [0..kv_heads, 0..so_far, 0..tokens, 0..head_dim];
-            cached.inplace(|cached| room.slice_assign(place, cached));
+            let device = cached.device();
+            if so_far == 0 {
+                *cached = Tensor::zeros([kv_heads, sources.len(), tokens, head_dim], &device);
+                continue;
+            }
+            let sources = Tensor::<1, Int>::from_ints(sources.as_slice(), &device);
+            cached.inplace(|cached| cached.select(1, sources));
         }
     }
 
@@ -271,14 +276,12 @@ impl KeyValueCache {
             keys: Tensor::zeros(shape, device),
             values: (!shared).then(|| Tensor::zeros(shape, device)),
         };
-        let mut pool = BlockPool::default();
-        pool.grow(blocks);
         Self {
             layers: (0..layers).map(|_| layer()).collect(),
             blocks: vec![Vec::new(); sequences],
             lengths: vec![0; sequences],
             pictures: vec![None; sequences],
-            pool,
+            pool: BlockPool::new(blocks),
             block_tokens,
             bounded: matches!(room, Room::Bounded(_)),
             device: device.clone(),
@@ -493,9 +496,9 @@ impl KeyValueCache {
             });
         }
         let blocks = (blocks + needed - free).max(2 * blocks);
-        self.pool.grow(blocks);
+        let sources = self.pool.grow(blocks, &mut self.blocks);
         for layer in &mut self.layers {
-            layer.grow(blocks);
+            layer.lay(&sources);
         }
         Ok(())
     }

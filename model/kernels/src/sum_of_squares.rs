@@ -51,7 +51,7 @@ pub trait SumOfSquares: Backend {
 
 impl<B: Host> SumOfSquares for B {
     fn sum_of_squares(values: FloatTensor<Self>) -> FloatTensor<Self> {
-        let sum = kernel(&B::values(&values));
+        let sum = of_slice(&B::values(&values));
         B::tensor(vec![sum], [1].into())
     }
 }
@@ -59,8 +59,8 @@ impl<B: Host> SumOfSquares for B {
 /// Values that a thread adds at once.
 const BLOCK_VALUES: usize = 1 << 14;
 
-/// Blocks add up in f64, in their order.
-fn kernel(values: &[f32]) -> f32 {
+/// [`sum_of_squares`] of a slice. Blocks add up in f64, in their order.
+pub(crate) fn of_slice(values: &[f32]) -> f32 {
     let blocks = values.par_chunks(BLOCK_VALUES).map(|block| {
         f64::from(vectorized(
             #[inline(always)]

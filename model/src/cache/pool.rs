@@ -1,7 +1,7 @@
 //! Which blocks of a cache are free, and how many sequences hold each of the others.
 
 /// Blocks by number, each with the number of sequences that hold it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct BlockPool {
     holders: Vec<u32>,
     free: usize,
@@ -18,10 +18,45 @@ impl BlockPool {
         self.free
     }
 
-    /// Adds free blocks until there are so many.
-    pub fn grow(&mut self, blocks: usize) {
+    /// Free blocks, so many.
+    pub fn new(blocks: usize) -> Self {
+        Self {
+            holders: vec![0; blocks],
+            free: blocks,
+        }
+    }
+
+    /// Adds free blocks until there are so many, and lays the blocks of each sequence side by side again, with as many free
+    /// ones behind it as behind any other. Returns for each block which one it was; for those that are free, any.
+    ///
+    /// # Panics
+    ///
+    /// When there are more already.
+    pub fn grow(&mut self, blocks: usize, sequences: &mut [Vec<usize>]) -> Vec<usize> {
         self.free += blocks - self.blocks();
-        self.holders.resize(blocks, 0);
+        let taking = sequences.iter().filter(|blocks| !blocks.is_empty());
+        let behind_each = self.free / taking.count().max(1);
+        let before = std::mem::replace(&mut self.holders, vec![0; blocks]);
+        let mut places = vec![None; before.len()];
+        let mut sources = vec![0; blocks];
+        let mut next = 0;
+        for sequence in sequences {
+            let start = next;
+            for block in sequence {
+                // A block that several hold lies where the first of them is.
+                let place = *places[*block].get_or_insert_with(|| {
+                    next += 1;
+                    next - 1
+                });
+                sources[place] = *block;
+                self.holders[place] = before[*block];
+                *block = place;
+            }
+            if next > start {
+                next += behind_each;
+            }
+        }
+        sources
     }
 
     /// Takes `count` free blocks for a sequence, of which `after` is the last one so far.
@@ -87,15 +122,9 @@ impl BlockPool {
 mod tests {
     use super::*;
 
-    fn pool(blocks: usize) -> BlockPool {
-        let mut pool = BlockPool::default();
-        pool.grow(blocks);
-        pool
-    }
-
     #[test]
     fn sequences_that_grow_keep_their_blocks_together() {
-        let mut pool = pool(32);
+        let mut pool = BlockPool::new(32);
         let mut sequences: Vec<Vec<usize>> = (0..4).map(|_| pool.take(2, None)).collect();
         let starts: Vec<usize> = sequences.iter().map(|blocks| blocks[0]).collect();
         assert_eq!(starts, [0, 16, 8, 24]);
@@ -113,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_block_is_free_when_its_last_holder_gives_it_back() {
-        let mut pool = pool(3);
+        let mut pool = BlockPool::new(3);
         assert_eq!(pool.take(2, None), [0, 1]);
         pool.share(1);
         assert_eq!([0, 1, 2].map(|block| pool.holders(block)), [1, 2, 0]);
@@ -127,13 +156,33 @@ mod tests {
         pool.give_back(0);
         pool.give_back(2);
         assert_eq!(pool.take(2, Some(1)), [2, 0]);
-        pool.grow(5);
-        assert_eq!((pool.blocks(), pool.free()), (5, 2));
+    }
+
+    #[test]
+    fn sequences_lie_side_by_side_again_when_the_pool_grows() {
+        let mut pool = BlockPool::new(6);
+        let mut sequences = vec![pool.take(2, None), Vec::new(), pool.take(1, None)];
+        // They collide, and the last one begins as the first.
+        for _ in 0..3 {
+            let more = pool.take(1, sequences[2].last().copied());
+            sequences[2].extend(more);
+        }
+        pool.share(sequences[0][0]);
+        sequences.push(vec![sequences[0][0]]);
+        let before = sequences.clone();
+        let sources = pool.grow(12, &mut sequences);
+        assert_eq!(sequences, [vec![0, 1], vec![], vec![4, 5, 6, 7], vec![0]]);
+        for (blocks, before) in sequences.iter().zip(&before) {
+            let from: Vec<usize> = blocks.iter().map(|&block| sources[block]).collect();
+            assert_eq!(&from, before);
+        }
+        assert_eq!((pool.blocks(), pool.free()), (12, 6));
+        assert_eq!([0, 1, 2, 4].map(|block| pool.holders(block)), [2, 1, 0, 1]);
     }
 
     #[test]
     #[should_panic(expected = "2 of 1 free blocks")]
     fn no_more_are_taken_than_are_free() {
-        pool(1).take(2, None);
+        BlockPool::new(1).take(2, None);
     }
 }

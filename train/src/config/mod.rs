@@ -426,7 +426,7 @@ pub struct OptimizerConfig {
     pub gate_rate: f64,
 }
 
-/// Which matrices are updated by [Muon](crate::optimizer::muon()).
+/// Which matrices are updated by [Muon](firebox_kernels::muon()).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Muon {

@@ -11,6 +11,7 @@ use super::spec::Activation;
 use crate::dispatch::HostPlan;
 use crate::host::gemv::{Activations, Layout, Weights};
 use crate::host::product::Factor;
+use crate::host::spin_pool::for_each_init;
 use crate::host::uninit::{uninit, vec_uninit_with, vecs_uninit_with};
 use crate::precision::Precision;
 
@@ -147,7 +148,9 @@ pub fn forward<T: Factor>(inputs: &Inputs<T>) -> Vec<f32> {
     let fill = |outputs: &mut [MaybeUninit<f32>]| {
         let of_task = tasks.iter().map(|(block, _)| block.rows.len() * d_model);
         let of_task = pieces(outputs, of_task);
-        tasks.par_iter().zip(of_task).with_max_len(1).for_each_init(
+        for_each_init(
+            tasks.iter().zip(of_task).collect(),
+            rayon::current_num_threads(),
             Scratch::default,
             |scratch, ((block, columns), outputs)| {
                 let size = block.rows.len() * columns.len();

@@ -1,8 +1,10 @@
 //! A thread pool that spins instead of falling asleep.
 
 use std::hint;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rayon::{Yield, yield_now};
 
@@ -51,11 +53,92 @@ fn help(done: &AtomicBool) {
     }
 }
 
+/// How long a thread waits awake for the last tasks of others; on most machines, falling asleep and being woken take tens of
+/// microseconds.
+const AWAKE: Duration = Duration::from_micros(200);
+
+/// Does each task on one of at most `threads` threads, which take them one by one in their order, with something of its own that
+/// `init` makes for each thread.
+///
+/// In place of parallel iterators where a task takes some ten microseconds: a thread that is done falls asleep there, while
+/// others have a little left to do, and has to be woken for what comes next.
+pub fn for_each_init<T: Send, S>(
+    tasks: Vec<T>,
+    threads: usize,
+    init: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T) + Sync,
+) {
+    let threads = threads.min(tasks.len()).min(rayon::current_num_threads());
+    if threads <= 1 {
+        let mut own = init();
+        tasks.into_iter().for_each(|task| work(&mut own, task));
+        return;
+    }
+    let left = AtomicUsize::new(tasks.len());
+    let tasks = Mutex::new(tasks.into_iter());
+    let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let some_of_them = || {
+        let mut own = init();
+        while let Some(task) = next() {
+            work(&mut own, task);
+            left.fetch_sub(1, Ordering::Release);
+        }
+    };
+    rayon::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|_| some_of_them());
+        }
+        some_of_them();
+        let since = Instant::now();
+        // One that panics never counts down.
+        while left.load(Ordering::Acquire) > 0 && since.elapsed() < AWAKE {
+            (0..PATIENCE).for_each(|_| hint::spin_loop());
+            thread::yield_now();
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use rayon::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn each_task_is_done_once() {
+        for threads in [1, 2, 8] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            let pool = pool.build().unwrap();
+            for count in [0, 1, 5, 300] {
+                let mut numbers = vec![0u32; count];
+                let makers = AtomicUsize::new(0);
+                let mut run = |most| {
+                    let tasks = numbers.iter_mut().enumerate().collect();
+                    let init = || makers.fetch_add(1, Ordering::Relaxed);
+                    let work = |_: &mut usize, (index, number): (usize, &mut u32)| {
+                        *number += index as u32;
+                    };
+                    spin(|| for_each_init(tasks, most, init, work));
+                };
+                pool.install(|| [1, 2, 9].into_iter().for_each(&mut run));
+                assert!(
+                    (0u32..)
+                        .zip(&numbers)
+                        .all(|(index, number)| *number == 3 * index)
+                );
+                assert!(makers.into_inner() <= 3 * threads);
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "task 3")]
+    fn a_panic_is_passed_on() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2);
+        let work = |_: &mut (), task: usize| assert!(task != 3, "task {task}");
+        let run = || for_each_init((0..9).collect(), 2, || (), work);
+        pool.build().unwrap().install(run);
+    }
 
     #[test]
     fn work_is_done_on_any_number_of_threads_and_inside_itself() {

@@ -4,11 +4,10 @@
 
 use std::mem::MaybeUninit;
 
-use rayon::prelude::*;
-
 use crate::host::gemm::Matrix;
 use crate::host::gemv::{Activations, Layout, Weights};
 use crate::host::product::{Factor, Left, On, Right, product_parallel};
+use crate::host::spin_pool::for_each_init;
 use crate::host::uninit::vec_uninit_with;
 use crate::precision::Precision;
 
@@ -59,15 +58,17 @@ pub fn linear<T: Factor>(
             weights.product(&x, &mut Vec::new(), places);
         } else {
             // Each part writes its columns of every row side by side.
-            places
-                .par_chunks_mut((rows * width).max(1))
-                .with_max_len(1)
-                .enumerate()
-                .for_each_init(Vec::new, |panel, (part, places)| {
+            let parts = places.chunks_mut((rows * width).max(1)).enumerate();
+            for_each_init(
+                parts.collect(),
+                rayon::current_num_threads(),
+                Vec::new,
+                |panel, (part, places)| {
                     let columns = part * width..((part + 1) * width).min(d_out);
                     let weights = weights.outputs(columns);
                     weights.product(&x, panel, places);
-                });
+                },
+            );
         }
     };
     // SAFETY: the parts cover the output, and each product writes all of its part.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use rayon::prelude::*;
 
 use super::{CachedAttention, first_seen};
 use crate::attention::rows::{AttentionShape, RopeTables, scratch_slice};
@@ -15,6 +14,7 @@ use crate::host::Host;
 use crate::host::exp::exp;
 use crate::host::gemm::{Accumulate, Matrix, gemm};
 use crate::host::simd::{maximum, sum, vectorized};
+use crate::host::spin_pool::for_each_init;
 
 /// Minimum bytes of keys and values per thread.
 const MIN_BYTES_PER_THREAD: usize = 1 << 17;
@@ -181,11 +181,12 @@ impl New<'_> {
                 before = end;
             }
         }
-        let bytes = size_of_val(self.key) * 2 / tasks.len();
-        tasks
-            .into_par_iter()
-            .with_min_len((MIN_BYTES_PER_THREAD / bytes.max(1)).max(1))
-            .for_each(|(kv_head, row, keys, mut values)| {
+        let threads = size_of_val(self.key) * 2 / MIN_BYTES_PER_THREAD;
+        for_each_init(
+            tasks,
+            threads,
+            || (),
+            |(), (kv_head, row, keys, mut values)| {
                 vectorized(
                     #[inline(always)]
                     || {
@@ -201,7 +202,8 @@ impl New<'_> {
                         }
                     },
                 );
-            });
+            },
+        );
     }
 
     /// The rows of each segment in blocks, and of each block those of every key/value head. The cut depends on the
@@ -231,23 +233,24 @@ impl New<'_> {
         let of_head = keys.len() / kv_heads;
         let columns = self.shape.group() * head_dim;
         let blocks = self.blocks();
-        let longest = blocks.iter().map(|block| block.seen(self.window).len());
-        let bytes = 2 * longest.max().unwrap_or(0) * head_dim * size_of::<f32>();
+        let seen = blocks.iter().map(|block| block.seen(self.window).len());
+        let bytes = 2 * seen.sum::<usize>() * head_dim * size_of::<f32>();
         let mut outputs = vec![0.0; self.query.len()];
         let mut rest = &mut outputs[..];
         let places = blocks.iter().map(|block| {
             let place = rest.split_off_mut(..block.positions * columns);
             (*block, place.expect("the blocks cover the output"))
         });
-        let tasks: Vec<_> = places.collect();
-        tasks
-            .into_par_iter()
-            .with_min_len((MIN_BYTES_PER_THREAD / bytes.max(1)).max(1))
-            .for_each_init(Scratch::default, |scratch, (block, outputs)| {
+        for_each_init(
+            places.collect(),
+            bytes / MIN_BYTES_PER_THREAD,
+            Scratch::default,
+            |scratch, (block, outputs)| {
                 let head = block.kv_head * of_head..(block.kv_head + 1) * of_head;
                 let cache = [&keys[head.clone()], &values[head]];
                 self.block(block, cache, scratch, outputs);
-            });
+            },
+        );
         if kv_heads == 1 || blocks.iter().all(|block| block.positions == 1) {
             return outputs;
         }

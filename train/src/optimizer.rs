@@ -1,12 +1,10 @@
 //! The optimizers, AdamW with decoupled weight decay and Muon, and gradient clipping by global norm.
 
-mod muon;
-
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use firebox_checkpoint::{CheckpointError, Mismatch, NamedTensor, TensorFile};
-use firebox_kernels::{AdamWUpdate, adamw};
+use firebox_kernels::{AdamWUpdate, MuonUpdate, adamw, muon};
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parameters::{MapParameter, ParameterInfo, Role, map};
@@ -15,14 +13,13 @@ use crate::config::{Muon, OptimizerConfig};
 use crate::gradient::GradientSum;
 use crate::learned::Learned;
 use crate::ranks::{Owned, Ownership, Team, Update, host};
-pub use muon::{MuonUpdate, muon, orthogonal};
 
 /// Prefixes of the moments' names in their file; a parameter's path follows.
 const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
 const MOMENTUM: &str = "momentum";
 
-/// The optimizer of a run with its state: AdamW ([`adamw`]), or of the matrices that `optimizer.muon` names [`muon()`].
+/// The optimizer of a run with its state: AdamW ([`adamw`]), or of the matrices that `optimizer.muon` names [`muon`](muon()).
 ///
 /// Weight decay does not apply to norm gains, biases, sinks and embeddings: shrinking them does not simplify the function.
 ///
@@ -224,7 +221,6 @@ impl Optimizer {
                 momentum: config.muon_momentum.unwrap_or_default(),
                 learning_rate,
                 decay,
-                precision: model.precision(),
             },
             moments: &mut self.moments,
             gradients,
