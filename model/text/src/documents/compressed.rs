@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 use super::BUFFER;
 
@@ -46,7 +46,7 @@ impl Input {
         let mut reader = BufReader::with_capacity(BUFFER, file);
         let head = reader.fill_buf()?;
         let (source, compression): (Box<dyn Read + Send>, _) = match head {
-            [0x1F, 0x8B, ..] => (Box::new(MultiGzDecoder::new(reader)), Some("gzip")),
+            [0x1F, 0x8B, ..] => (Box::new(Members::new(reader)), Some("gzip")),
             // A frame, or one without data, with which files of pzstd begin.
             [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => {
                 (Box::new(zstd::Decoder::with_buffer(reader)?), Some("zstd"))
@@ -76,6 +76,49 @@ impl Read for Input {
                     io::Error::new(error.kind(), Damaged(what))
                 }
             })
+    }
+}
+
+/// The members of a gzip file, one after the other. Zeros behind a member are passed over, as gzip and Python do: what fills up
+/// the last block of a tape, or of a file that was made larger first.
+struct Members<R> {
+    /// `None` at the end of the file.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Members<R> {
+    fn new(reader: R) -> Self {
+        Self {
+            member: Some(GzDecoder::new(reader)),
+        }
+    }
+
+    /// The member behind one that has ended.
+    fn after(member: GzDecoder<R>) -> io::Result<Option<GzDecoder<R>>> {
+        let mut reader = member.into_inner();
+        loop {
+            let next = reader.fill_buf()?;
+            if next.is_empty() {
+                return Ok(None);
+            }
+            match next.iter().take_while(|&&byte| byte == 0).count() {
+                0 => return Ok(Some(GzDecoder::new(reader))),
+                zeros => reader.consume(zeros),
+            }
+        }
+    }
+}
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            self.member = self.member.take().map_or(Ok(None), Self::after)?;
+        }
+        Ok(0)
     }
 }
 

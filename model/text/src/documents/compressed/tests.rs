@@ -56,6 +56,14 @@ fn compressed_lines_are_lines() {
         let (texts, _) = texts("a.txt.gz", &compress("a text\n"));
         assert_eq!(texts, ["a text\n"]);
     }
+    // Zeros behind the members of a gzip file, but nothing else.
+    let padded = [gzip(first), vec![0; 3], gzip(second), vec![0; 100_000]].concat();
+    assert_eq!(texts("a.jsonl.gz", &padded).0.len(), 3);
+    let (_, error) = texts(
+        "a.jsonl.gz",
+        &[gzip(LINES), b"\0\0garbage".to_vec()].concat(),
+    );
+    assert!(error.unwrap().contains("damaged or cut off"));
     // Bytes without data between frames, with which pzstd begins its files.
     let skipped = [&b"\x50\x2A\x4D\x18\x03\0\0\0abc"[..], &zstd(LINES)].concat();
     assert_eq!(texts("a.jsonl.zst", &skipped).0.len(), 3);
