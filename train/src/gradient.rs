@@ -14,7 +14,7 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use firebox_kernels::sum_of_squares;
 use firebox_model::config::{BalanceKind, ModelConfig};
 use firebox_model::language_model::LanguageModel;
-use firebox_model::loss::{Objective, Targets};
+use firebox_model::loss::Objective;
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::moe::quantile::BatchScores;
 use firebox_model::moe::stats::HealthSums;
@@ -155,13 +155,9 @@ pub fn gradient_of<R: Row>(
             load.add(&output.routing, valid, batch.valid_tokens);
             of_whole_batch(load)
         });
-        let of_batch = Targets {
-            ids: batch.targets,
-            mask: valid,
-            count: targets,
-        };
+        let nats = model.cross_entropy_sum(output.logits, batch.targets, valid);
         let routing = &output.routing;
-        let objective = Objective::new(config, output.logits, routing, of_batch, valid, &load);
+        let objective = Objective::new(config, nats, targets, routing, valid, &load);
         let (loss, total) = (objective.cross_entropy.clone(), objective.total());
         figures.extend([loss.inner(), total.clone().inner()]);
         figures.extend(HealthSums::terms(routing, valid));

@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Int, Tensor};
 
+use super::TensorGroup;
 use super::group::within;
 use crate::sampling::Exchange;
 
@@ -32,6 +33,38 @@ pub(super) fn cross_entropy_sum(
         _ => nats,
     });
     nats.sum::<f64>() as f32
+}
+
+/// The same as a tensor with a gradient, `[1]`, for training. No rank has all logits, nor their gradient: the ranks tell each
+/// other the largest of a row, and the sum of `exp(logit − largest)`.
+///
+/// # Shapes
+///
+/// As of [`cross_entropy_sum`].
+pub(crate) fn divided_cross_entropy_sum(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    counted: Option<&Tensor<1>>,
+    first: usize,
+    group: &TensorGroup,
+) -> Tensor<1> {
+    let logits = logits.cast(DType::F32);
+    let [_, own] = logits.dims();
+    // The loss does not depend on it.
+    let largest = logits.clone().detach().max_dim(1).clamp_min(f32::MIN);
+    let largest = group.gather_columns(largest).max_dim(1);
+    let sum = (logits.clone() - largest.clone()).exp().sum_dim(1);
+    let (places, elsewhere) = within(targets, first, own);
+    let of_target = logits.gather(1, places.unsqueeze_dim::<2>(1));
+    let of_target = of_target.mask_fill(elsewhere.unsqueeze_dim(1), 0.0);
+    let sums = group.sum(Tensor::cat(vec![sum, of_target], 1));
+    let nats = sums.clone().narrow(1, 0, 1).log() + largest - sums.narrow(1, 1, 1);
+    let nats = nats.squeeze_dim::<1>(1);
+    match counted {
+        Some(counted) => nats.mask_fill(counted.clone().equal_elem(0.0), 0.0),
+        None => nats,
+    }
+    .sum()
 }
 
 /// `−ln p(target)` of each row in nats, the same on every rank.

@@ -130,7 +130,7 @@ impl Team {
     pub fn shard(&self, config: &ModelConfig) -> Option<Shard> {
         let ranks = self.layout.expert;
         (ranks > 1).then(|| {
-            let shard = Shard::of_experts(config, ranks, self.rank() % ranks);
+            let shard = Shard::of_training(config, (0, 1), (self.rank() % ranks, ranks));
             shard.expect("a layout that was checked")
         })
     }
