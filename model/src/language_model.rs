@@ -18,13 +18,12 @@ use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
 use crate::layer::Layer;
 use crate::layout::{Layout, Placement};
-use crate::moe::exchange::ExpertGroup;
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::observer::{Observer, ResidualStream, Unobserved};
 use crate::parallel::{Shard, TensorGroup};
 use crate::parameters::{
-    Axis, Initializer, ParameterInfo, ParameterList, ParameterSource, ParameterSpec, PartOf,
+    Axis, Initializer, ParameterInfo, ParameterList, ParameterSource, ParameterSpec,
     RandomParameters, Role,
 };
 use crate::parts::{LayerPart, Part};

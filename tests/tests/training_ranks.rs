@@ -36,9 +36,13 @@ on_every_device!(the_gradient_does_not_depend_on_the_number_of_ranks);
 /// The same f32 terms, added in another order.
 const ROUNDING: f64 = 5e-6;
 
-/// Copies of the model, and ranks that divide the experts of each.
-fn layout([data, expert]: [usize; 2]) -> TrainLayout {
-    TrainLayout { data, expert }
+/// Copies of the model, parts of the experts of each, and ranks that divide the matrices of each of these.
+fn layout([data, expert, tensor]: [usize; 3]) -> TrainLayout {
+    TrainLayout {
+        data,
+        expert,
+        tensor,
+    }
 }
 
 /// What all ranks have of a gradient, put together.
@@ -87,13 +91,15 @@ fn on_ranks(
         let result = gradient_of(&optimizer, &model, own, micro_batch, &device);
         let gradients = result.gradients.by_path().iter();
         let gradients = gradients.map(|(path, gradient)| {
-            let own = optimizer.ownership().own_of_whole(path);
-            let own = own.expect("one of several ranks");
+            let owned = optimizer.ownership().of(path);
+            let owned = owned.expect("one of several ranks");
+            let places: Vec<usize> = owned.own_places().into_iter().flatten().collect();
             let values = gradient.to_data().iter::<f32>().collect::<Vec<f32>>();
-            assert_eq!(values.len(), own.len(), "{path}");
-            (path.clone(), own.start, values)
+            assert_eq!(values.len(), places.len(), "{path}");
+            let elements = owned.slice().of().iter().product();
+            (path.clone(), elements, places.into_iter().zip(values))
         });
-        let gradients: Vec<(String, usize, Vec<f32>)> = gradients.collect();
+        let gradients: Vec<(String, usize, _)> = gradients.collect();
         let health = result.health.health().into_iter();
         let whole = Whole {
             loss: result.loss,
@@ -117,12 +123,17 @@ fn on_ranks(
         );
         parts.extend(gradients);
     }
-    parts.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-    for (path, start, values) in parts {
-        let of_path = whole.gradients.entry(path).or_default();
-        assert_eq!(of_path.len(), start, "no gap and no overlap");
-        of_path.extend(values);
+    for (path, elements, values) in parts {
+        let none = || vec![f32::NAN; elements];
+        let of_path = whole.gradients.entry(path).or_insert_with(none);
+        for (place, value) in values {
+            assert!(of_path[place].is_nan(), "one owner of each value");
+            of_path[place] = value;
+        }
     }
+    let mut gradients = whole.gradients.iter();
+    let has_owner = |values: &[f32]| values.iter().all(|value| value.is_finite());
+    assert!(gradients.all(|(_, values)| has_owner(values)));
     whole
 }
 
@@ -175,13 +186,18 @@ fn the_gradient_does_not_depend_on_the_number_of_ranks(device: Device) {
         let rows = sequences(&config, 7, 12, &[0, 7, 0, 3, 11, 2, 0]);
         let alone = forward_backward(&make(&Team::default()), &rows, 7, &device);
         for (ranks, micro_batch, muon) in [
-            ([2, 1], 7, Muon::None),
-            ([3, 1], 2, Muon::Dense),
-            ([4, 1], 1, Muon::All),
-            ([1, 2], 7, Muon::None),
-            ([1, 4], 1, Muon::All),
+            ([2, 1, 1], 7, Muon::None),
+            ([3, 1, 1], 2, Muon::Dense),
+            ([4, 1, 1], 1, Muon::All),
+            ([1, 2, 1], 7, Muon::None),
+            ([1, 4, 1], 1, Muon::All),
             // The last rank has a row less than the others.
-            ([2, 2], 1, Muon::All),
+            ([2, 2, 1], 1, Muon::All),
+            ([1, 1, 2], 7, Muon::None),
+            ([1, 1, 3], 2, Muon::Dense),
+            ([2, 1, 2], 2, Muon::None),
+            ([1, 2, 2], 7, Muon::All),
+            ([2, 2, 2], 1, Muon::None),
         ] {
             let layout = layout(ranks);
             let whole = on_ranks(layout, muon, &make, &rows, micro_batch, &device);
@@ -211,9 +227,9 @@ fn every_family_has_the_gradient_of_one_rank() {
             })
         };
         let alone = forward_backward(&make(&Team::default()), &rows, 2, &device);
-        let mut layouts = vec![[2, 1]];
+        let mut layouts = vec![[2, 1, 1], [1, 1, 2]];
         if experts.is_some_and(|count| count.is_multiple_of(2)) {
-            layouts.push([1, 2]);
+            layouts.extend([[1, 2, 1], [1, 2, 2]]);
         }
         for ranks in layouts {
             let layout = layout(ranks);
@@ -240,10 +256,11 @@ const OF_A_RUN: f64 = 2e-5;
 const BATCHES: [&str; 1] = ["schedule.batch_tokens={ start = 128, end = 256, ramp_steps = 8 }"];
 
 /// A recipe, a layout, and another one to go on with.
-type Case = (&'static [&'static str], [usize; 2], [usize; 2]);
+type Case = (&'static [&'static str], [usize; 3], [usize; 3]);
 
-const CASES: [Case; 2] = [
-    (&[], [3, 1], [1, 2]),
+const CASES: [Case; 3] = [
+    (&[], [3, 1, 1], [1, 2, 1]),
+    (&["optimizer.muon=all"], [2, 1, 2], [1, 2, 1]),
     (
         &[
             "model.router.balance=quantile",
@@ -251,8 +268,8 @@ const CASES: [Case; 2] = [
             "optimizer.muon=all",
             "train.zero_outputs=true",
         ],
-        [2, 2],
-        [3, 1],
+        [2, 2, 1],
+        [1, 1, 2],
     ),
 ];
 
@@ -266,7 +283,7 @@ fn a_run_has_the_losses_of_one_rank_and_resumes_with_any_number() {
         let train = |ranks, out: &str, resume| {
             train(&test, layout(ranks), &name(out), &recipe, resume);
         };
-        train([1, 1], "alone", Resume::Never);
+        train([1, 1, 1], "alone", Resume::Never);
         train(ranks, "many", Resume::Never);
         same_losses("many ranks", &path("many"), &path("alone"), OF_A_RUN);
         sends_what_was_planned(&test.config(&recipe), layout(ranks), &path("many"));
@@ -300,7 +317,7 @@ fn a_run_has_the_losses_of_one_rank_and_resumes_with_any_number() {
 
         // From many to one to others.
         copy_at(&path("many"), &path("one"), 4);
-        train([1, 1], "one", Resume::Required);
+        train([1, 1, 1], "one", Resume::Required);
         copy_at(&path("one"), &path("others"), 8);
         train(others, "others", Resume::Required);
         same_losses(
@@ -334,15 +351,13 @@ fn sends_what_was_planned(config: &RunConfig, layout: TrainLayout, run: &Path) {
             assert_eq!(u128::from(sum("bytes")), plan.bytes_per_step);
         }
         let tokens = line["batch_tokens"].as_f64().expect("tokens");
-        let found = sum("token_bytes") as f64;
-        match plan.bytes_per_token {
-            None => assert_eq!(found, 0.0),
-            Some(each) => {
-                let ratio = found / (tokens * each);
-                assert!(
-                    (0.7..1.4).contains(&ratio),
-                    "{found} of {tokens} tokens: {ratio}"
-                );
+        let sums = plan.sum_bytes_per_token.map(|each| each as f64);
+        for (key, each) in [("token_bytes", plan.bytes_per_token), ("sum_bytes", sums)] {
+            let found = sum(key) as f64;
+            let ratio = found / (tokens * each.unwrap_or(1.0));
+            match each {
+                None => assert_eq!(found, 0.0),
+                Some(_) => assert!((0.7..1.4).contains(&ratio), "{key} {found}: {ratio}"),
             }
         }
         steps += 1;
@@ -382,7 +397,7 @@ fn what_cannot_be_divided_is_refused() {
     );
     assert!(
         said.contains(
-            "run.toml: --data 3: the batch of step 1 has 2 sequences, fewer than there are ranks"
+            "run.toml: --data 3: the batch of step 1 has 2 sequences, fewer than the ranks that divide it"
         ),
         "{said}"
     );
@@ -397,6 +412,12 @@ fn what_cannot_be_divided_is_refused() {
         said.contains("the model has no experts to be divided"),
         "{said}"
     );
+    let said = run(&["--tensor", "3"]);
+    assert!(
+        said.contains("run.toml: --tensor 3 is more ranks than the model's 2 query heads"),
+        "{said}"
+    );
+    assert!(said.contains("hint: use --tensor 2 or fewer"), "{said}");
     let said = run(&["--data", "0"]);
     assert!(said.contains("invalid value '0'"), "{said}");
 }

@@ -204,6 +204,10 @@ struct LayoutArgs {
     /// share of the updates, and tokens go where their experts are. Must divide model.experts.count.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     expert: u16,
+    /// Ranks in place of each of these that divide the matrices: each has a part of the query heads, of the width of
+    /// feed-forwards and experts, and of the vocabulary, and all of them compute the same share of the batch.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    tensor: u16,
 }
 
 impl LayoutArgs {
@@ -211,6 +215,7 @@ impl LayoutArgs {
         TrainLayout {
             data: self.data.into(),
             expert: self.expert.into(),
+            tensor: self.tensor.into(),
         }
     }
 }

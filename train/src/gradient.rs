@@ -18,6 +18,7 @@ use firebox_model::loss::Objective;
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::moe::quantile::BatchScores;
 use firebox_model::moe::stats::HealthSums;
+use firebox_model::parallel::Shard;
 use firebox_model::parameters::{VisitParameter, visit};
 use serde::{Deserialize, Serialize};
 
@@ -108,8 +109,9 @@ pub fn gradient_of<R: Row>(
 ) -> BatchResult {
     let started = Instant::now();
     let (config, learned, team) = (model.config(), optimizer.learned(), optimizer.team());
-    let (communicated, sent) = (team.communicating(), team.token_bytes());
-    let shares = team.all(Share {
+    let communicated = team.communicating();
+    let (sent, summed) = (team.token_bytes(), team.sum_bytes());
+    let shares = team.all_shares(Share {
         rows: rows.len(),
         targets: rows.iter().map(Row::targets).sum(),
     });
@@ -177,6 +179,7 @@ pub fn gradient_of<R: Row>(
         communicating: waited,
         bytes: team.bytes_since_last(),
         token_bytes: team.token_bytes() - sent,
+        sum_bytes: team.sum_bytes() - summed,
     };
 
     // The only device-to-host read of a single rank's step.
@@ -203,20 +206,33 @@ pub fn gradient_of<R: Row>(
         gradients,
         ranks: all.iter().map(|figures| figures.rank).collect(),
     };
-    let mut squares = 0.0;
-    for figures in &all {
-        squares += result.add(config, &layers, figures);
+    let squares = all.iter().map(Figures::squares);
+    let squares: f64 = squares.sum();
+    // All tensor ranks of a share have read the same.
+    for figures in all.iter().step_by(team.layout().tensor) {
+        result.add(config, &layers, figures);
     }
     result.gradient_norm = squares.sqrt();
     result
 }
 
+impl Figures {
+    /// Those of the micro-batches, and the sums of squares.
+    fn split(&self) -> (&[f32], &[f32]) {
+        self.values.split_at(self.values.len() - self.squares)
+    }
+
+    /// The sum of squares of the gradient of the rank's own values.
+    fn squares(&self) -> f64 {
+        let (_, squares) = self.split();
+        squares.iter().copied().map(f64::from).sum()
+    }
+}
+
 impl BatchResult {
-    /// Adds what a rank has read of its share, and returns the sum of squares of its own values' gradients.
-    fn add(&mut self, config: &ModelConfig, layers: &[usize], figures: &Figures) -> f64 {
-        let (values, squares) = figures
-            .values
-            .split_at(figures.values.len() - figures.squares);
+    /// Adds what a rank has read of its share.
+    fn add(&mut self, config: &ModelConfig, layers: &[usize], figures: &Figures) {
+        let (values, _) = figures.split();
         let micro_batches = values.chunks(values.len() / figures.counted.len());
         for (values, &counted) in micro_batches.zip(&figures.counted) {
             self.loss += f64::from(values[0]);
@@ -231,7 +247,6 @@ impl BatchResult {
                 scores = rest;
             }
         }
-        squares.iter().copied().map(f64::from).sum()
     }
 }
 
@@ -256,6 +271,8 @@ impl GradientSum {
     pub fn add(&mut self, learned: &Learned, model: &LanguageModel, gradients: Gradients) {
         struct Add<'a> {
             learned: &'a Learned,
+            /// Values of the embedding before this rank's.
+            before: usize,
             sum: &'a mut BTreeMap<String, Tensor<1>>,
             gradients: Gradients,
         }
@@ -264,7 +281,8 @@ impl GradientSum {
                 if let Some(new) = parameter.val().grad_remove(&mut self.gradients) {
                     let elements = new.shape().num_elements();
                     let new = new.reshape([elements]);
-                    let Some(new) = self.learned.gradient(path, new) else {
+                    let before = if path == "embedding" { self.before } else { 0 };
+                    let Some(new) = self.learned.gradient(path, new, before) else {
                         return;
                     };
                     let sum = match self.sum.remove(path) {
@@ -275,10 +293,13 @@ impl GradientSum {
                 }
             }
         }
+        let config = model.config();
+        let first = |shard: &Shard| shard.share(config.embedding_rows()).start;
         visit(
             model,
             &mut Add {
                 learned,
+                before: model.shard().map_or(0, first) * config.d_model,
                 sum: &mut self.0,
                 gradients,
             },
@@ -292,12 +313,9 @@ impl GradientSum {
             return self;
         }
         let own = ownership.parameters().filter_map(|(path, owned)| {
-            let mut values = match self.take(path) {
-                Some(gradient) => host(gradient),
-                None => vec![0.0; owned.elements()],
-            };
-            team.reduce_scatter(owned.holders, &mut values, &owned.ends);
-            let own = ownership.own(path).expect("a run of each rank");
+            let mut values = owned.term(self.take(path).map(host));
+            team.reduce_scatter(owned.holders, &mut values, owned.ends());
+            let own = owned.own();
             if own.is_empty() {
                 return None;
             }

@@ -14,7 +14,7 @@ use firebox_model::parameters::{MapParameter, ParameterInfo, Role, map};
 use crate::config::{Muon, OptimizerConfig};
 use crate::gradient::GradientSum;
 use crate::learned::Learned;
-use crate::ranks::{Owned, Ownership, Team, Update, host};
+use crate::ranks::{Owned, Ownership, Team, TrainLayout, Update, host};
 pub use muon::{MuonUpdate, muon, orthogonal};
 
 /// Prefixes of the moments' names in their file; a parameter's path follows.
@@ -156,7 +156,7 @@ impl Optimizer {
     pub fn new(config: &ModelConfig, muon: Muon, learned: Learned, team: &Team) -> Self {
         let ownership = match team.is_alone() {
             true => Ownership::default(),
-            false => ownership(config, muon, &learned, team),
+            false => ownership(config, muon, &learned, team.layout(), team.rank()),
         };
         Self {
             steps: 0,
@@ -255,14 +255,18 @@ impl Optimizer {
 
     /// A moment of all values of a parameter.
     fn moment(&self, name: &str, path: &str) -> Vec<f32> {
-        let Some(owners) = self.ownership.owners(path) else {
+        let Some(parts) = self.ownership.owners(path) else {
             return self.own_moment(name);
         };
-        let parts = owners.into_iter().map(|rank| match rank {
-            0 => self.own_moment(name),
-            _ => self.team.ask(rank, name),
-        });
-        parts.collect::<Vec<_>>().concat()
+        let mut whole = vec![0.0; self.moments[path].shape.iter().product()];
+        for (slice, owners) in parts {
+            let runs = owners.into_iter().map(|rank| match rank {
+                0 => self.own_moment(name),
+                _ => self.team.ask(rank, name),
+            });
+            slice.put(&runs.collect::<Vec<_>>().concat(), &mut whole);
+        }
+        whole
     }
 
     /// What this rank keeps under a name.
@@ -306,11 +310,17 @@ impl Optimizer {
         let moments = parameters.into_iter().map(|parameter| {
             let path = &parameter.path;
             let elements = parameter.elements() as usize;
-            let own = self.ownership.own_of_whole(path).unwrap_or(0..elements);
+            let own = match self.ownership.of(path) {
+                Some(owned) => owned.own_places(),
+                None => std::iter::once(0..elements).collect(),
+            };
             let moment = |kind: &str| -> Result<Tensor<1>, CheckpointError> {
-                let values = file.read_values(&name(kind, path), own.clone())?;
-                let data = TensorData::new(values, [own.len()]);
-                Ok(Tensor::from_data(data, device))
+                let mut values = Vec::new();
+                for run in &own {
+                    values.extend(file.read_values(&name(kind, path), run.clone())?);
+                }
+                let length = values.len();
+                Ok(Tensor::from_data(TensorData::new(values, [length]), device))
             };
             let kept = match is_of_muon(&parameter, muon) {
                 _ if own.is_empty() => None,
@@ -337,8 +347,14 @@ fn name(kind: &str, path: &str) -> String {
     format!("{kind}.{path}")
 }
 
-/// Divides what is trained of a model among a team, so that each rank has about as many values of state.
-fn ownership(config: &ModelConfig, muon: Muon, learned: &Learned, team: &Team) -> Ownership {
+/// Divides what is trained of a model among the ranks of a layout, so that each has about as many values of state.
+pub(crate) fn ownership(
+    config: &ModelConfig,
+    muon: Muon,
+    learned: &Learned,
+    layout: TrainLayout,
+    rank: usize,
+) -> Ownership {
     let mut parameters = LanguageModel::parameter_list(config);
     parameters.retain(|parameter| learned.includes(&parameter.path));
     let updates = parameters.into_iter().map(|parameter| {
@@ -352,7 +368,7 @@ fn ownership(config: &ModelConfig, muon: Muon, learned: &Learned, team: &Team) -
         };
         (parameter, update)
     });
-    Ownership::new(config, updates, team)
+    Ownership::new(config, updates, layout, rank)
 }
 
 struct UpdateVisitor<'a> {
@@ -397,7 +413,22 @@ impl UpdateVisitor<'_> {
         }
     }
 
+    /// What the weights at a path lose for their size alone, as a fraction of them.
+    fn decay(&self, path: &str) -> f64 {
+        match (
+            self.groups.muon.contains(path),
+            self.groups.decaying.contains(path),
+        ) {
+            (true, _) => self.muon.decay,
+            (false, true) => self.adamw.decay,
+            (false, false) => 0.0,
+        }
+    }
+
     /// Updates the run of a parameter's values that is this rank's own, and gets the others from the other ranks.
+    ///
+    /// Where the ranks divide more than what is here, its owner need not have a weight that it updates: from a weight of zero
+    /// it finds what is added to it, and those who have the weight add it.
     fn update_own<const D: usize>(
         &mut self,
         path: &str,
@@ -406,21 +437,20 @@ impl UpdateVisitor<'_> {
         kept: Option<Kept>,
     ) -> (Tensor<D>, Option<Kept>) {
         let (shape, device) = (weights.dims(), weights.device());
-        let own = self.ownership.own(path).expect("a run of each rank");
-        let mut values = host(weights);
+        let (own, of_part) = (owned.own(), owned.slice().shape());
+        let mut values = match owned.is_here() {
+            true => host(weights.clone()),
+            false => vec![0.0; owned.slice().elements()],
+        };
         let kept = (!own.is_empty()).then(|| {
             let is_of_muon = self.groups.muon.contains(path);
             let zeros = || Kept::zeros(is_of_muon, own.len(), &device);
             let (kept, gradient) = (kept.unwrap_or_else(zeros), self.gradients.take(path));
             let gradient = gradient.expect("gradients of own values");
             // A matrix is of one rank as a whole.
-            let run = match is_of_muon {
-                true => [
-                    own.len() / (shape[D - 2] * shape[D - 1]),
-                    shape[D - 2],
-                    shape[D - 1],
-                ],
-                false => [1, 1, own.len()],
+            let run = match (is_of_muon, &of_part[..]) {
+                (true, &[.., rows, columns]) => [own.len() / (rows * columns), rows, columns],
+                _ => [1, 1, own.len()],
             };
             let before = TensorData::new(values[own.clone()].to_vec(), run);
             let before = Tensor::<3>::from_data(before, &device);
@@ -429,11 +459,16 @@ impl UpdateVisitor<'_> {
             kept
         });
         self.team
-            .gather_parts(owned.holders, &mut values, &owned.ends);
-        (
-            Tensor::from_data(TensorData::new(values, shape), &device),
-            kept,
-        )
+            .gather_parts(owned.holders, &mut values, owned.ends());
+        let found = owned
+            .held(values)
+            .map(|values| Tensor::from_data(TensorData::new(values, shape), &device));
+        let weights = match found {
+            Some(weights) if owned.is_here() => weights,
+            Some(change) => weights.mul_scalar(1.0 - self.decay(path)) + change,
+            None => weights,
+        };
+        (weights, kept)
     }
 }
 
@@ -458,7 +493,10 @@ impl MapParameter for UpdateVisitor<'_> {
                 (weights, Some(kept))
             }
         };
-        let shape = self.ownership.whole_shape(path, shape.to_vec());
+        let shape = match self.ownership.of(path) {
+            Some(owned) => owned.slice().of().to_vec(),
+            None => shape.to_vec(),
+        };
         self.moments
             .insert(path.to_owned(), Moments { shape, kept });
         Tensor::from_inner(weights)
