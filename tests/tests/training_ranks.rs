@@ -14,18 +14,19 @@ use firebox_comm::{Comm, CommError, Options, threads};
 use firebox_model::batch::Sequence;
 use firebox_model::config::{BalanceKind, ModelConfig};
 use firebox_model::language_model::LanguageModel;
+use firebox_model::parallel::{Holding, Slice};
 use firebox_model::parameters::RandomParameters;
 use firebox_model::testing::moe;
 use firebox_runtime::control::Control;
 use firebox_runtime::on_every_device;
 use firebox_tests::binaries;
 use firebox_tests::fixtures;
-use firebox_tests::models::{sequences, tiny};
+use firebox_tests::models::{bits, sequences, tiny};
 use firebox_tests::runs::{TestRun, copy_at, same_losses};
 use firebox_tests::tensors::relative_error;
 use firebox_train::check::RankPlan;
-use firebox_train::config::{Muon, RunConfig};
-use firebox_train::gradient::{BatchResult, forward_backward, gradient_of};
+use firebox_train::config::{Muon, OptimizerConfig, RunConfig};
+use firebox_train::gradient::{BatchResult, GradientSum, gradient_of};
 use firebox_train::learned::Learned;
 use firebox_train::optimizer::Optimizer;
 use firebox_train::ranks::{Team, TrainLayout, launch};
@@ -55,6 +56,55 @@ struct Whole {
     load: Vec<Vec<f64>>,
     biases: Vec<Vec<f32>>,
     gradients: BTreeMap<String, Vec<f32>>,
+    /// After a step by these.
+    weights: BTreeMap<String, Vec<f32>>,
+}
+
+/// The same of one rank.
+struct Alone {
+    result: BatchResult,
+    weights: BTreeMap<String, Vec<f32>>,
+}
+
+/// Of a step. A first update of AdamW would show the sign of each gradient alone, were epsilon not as large.
+const OPTIMIZER: OptimizerConfig = OptimizerConfig {
+    learning_rate: 1e-2,
+    beta1: 0.9,
+    beta2: 0.95,
+    epsilon: 0.1,
+    weight_decay: 0.1,
+    clip_norm: 1.0,
+    muon: Muon::None,
+    muon_momentum: Some(0.9),
+    gate_rate: 1.0,
+};
+
+/// The weights after a step: those that are here, by path.
+fn stepped(
+    mut optimizer: Optimizer,
+    model: LanguageModel,
+    gradients: GradientSum,
+    muon: Muon,
+) -> BTreeMap<String, Vec<f32>> {
+    let config = OptimizerConfig { muon, ..OPTIMIZER };
+    let model = optimizer.step(model, gradients, 0.5, config.learning_rate, &config);
+    let weights = bits(&model).into_iter();
+    let weights =
+        weights.map(|(path, bits)| (path, bits.into_iter().map(f32::from_bits).collect()));
+    weights.collect()
+}
+
+/// What one rank computes.
+fn alone(muon: Muon, make: &Make, rows: &[Sequence], micro_batch: usize, device: &Device) -> Alone {
+    let team = Team::default();
+    let model = make(&team);
+    let optimizer = Optimizer::new(model.config(), muon, Learned::Everything, &team);
+    let gradient = || gradient_of(&optimizer, &model, rows, micro_batch, device);
+    let (result, again) = (gradient(), gradient());
+    Alone {
+        result,
+        weights: stepped(optimizer, model, again.gradients, muon),
+    }
 }
 
 /// A model that is made whole, or as a rank's part.
@@ -109,19 +159,31 @@ fn on_ranks(
             load: health.map(|layer| layer.load).collect(),
             biases: result.scores.balancing_biases(&[]),
             gradients: BTreeMap::new(),
+            weights: BTreeMap::new(),
         };
-        Ok::<_, CommError>((whole, gradients))
+        let parameters = LanguageModel::parameter_list(model.config());
+        let shard = model.shard().cloned();
+        let mut weights = stepped(optimizer, model, result.gradients, muon);
+        let weights = parameters.into_iter().map(move |parameter| {
+            let own = weights.remove(&parameter.path).expect("weights");
+            let holding = shard.as_ref().map(|shard| shard.holding(&parameter));
+            let all = || Holding::Part(Slice::whole(parameter.shape.clone()));
+            (parameter.path.clone(), holding.unwrap_or_else(all), own)
+        });
+        let weights: Vec<(String, Holding, Vec<f32>)> = weights.collect();
+        Ok::<_, CommError>((whole, gradients, weights))
     };
     let ended = threads::run(layout.ranks(), &Options::default(), body).expect("no rank fails");
     let mut ranks = ended.into_iter();
-    let (mut whole, mut parts) = ranks.next().expect("a first rank");
-    for (other, gradients) in ranks {
+    let (mut whole, mut parts, mut weights) = ranks.next().expect("a first rank");
+    for (other, gradients, own) in ranks {
         assert_eq!(
             (other.loss, other.norm, &other.biases),
             (whole.loss, whole.norm, &whole.biases),
             "every rank knows the same"
         );
         parts.extend(gradients);
+        weights.extend(own);
     }
     for (path, elements, values) in parts {
         let none = || vec![f32::NAN; elements];
@@ -134,11 +196,40 @@ fn on_ranks(
     let mut gradients = whole.gradients.iter();
     let has_owner = |values: &[f32]| values.iter().all(|value| value.is_finite());
     assert!(gradients.all(|(_, values)| has_owner(values)));
+    for (path, holding, own) in weights {
+        let Holding::Part(slice) = holding else {
+            assert!(own.iter().all(|&value| value == 0.0), "{path}");
+            continue;
+        };
+        let elements = slice.of().iter().product();
+        let none = || vec![f32::NAN; elements];
+        let of_path = whole.weights.entry(path.clone()).or_insert_with(none);
+        for (place, value) in slice.runs().flatten().zip(own) {
+            let is_same = of_path[place].is_nan() || of_path[place].to_bits() == value.to_bits();
+            assert!(is_same, "{layout}: copies of {path} differ");
+            of_path[place] = value;
+        }
+    }
     whole
 }
 
 /// Compares what ranks have computed together with what one has.
-fn same(what: &str, whole: &Whole, alone: &BatchResult) {
+fn same(
+    what: &str,
+    whole: &Whole,
+    Alone {
+        result: alone,
+        weights,
+    }: &Alone,
+) {
+    assert_eq!(whole.weights.len(), weights.len());
+    for (path, expected) in weights {
+        let error = relative_error(&whole.weights[path], expected);
+        assert!(
+            error < ROUNDING,
+            "{what}: weights of {path} off by {error:.1e}"
+        );
+    }
     let near = |name: &str, found: f64, expected: f64| {
         let error = (found / expected - 1.0).abs();
         assert!(error < ROUNDING, "{what}: {name} {found}, {expected}");
@@ -184,7 +275,6 @@ fn the_gradient_does_not_depend_on_the_number_of_ranks(device: Device) {
         let make = random(&config, &device);
         // Ranks with much padding, and shares of different size.
         let rows = sequences(&config, 7, 12, &[0, 7, 0, 3, 11, 2, 0]);
-        let alone = forward_backward(&make(&Team::default()), &rows, 7, &device);
         for (ranks, micro_batch, muon) in [
             ([2, 1, 1], 7, Muon::None),
             ([3, 1, 1], 2, Muon::Dense),
@@ -201,6 +291,7 @@ fn the_gradient_does_not_depend_on_the_number_of_ranks(device: Device) {
         ] {
             let layout = layout(ranks);
             let whole = on_ranks(layout, muon, &make, &rows, micro_batch, &device);
+            let alone = alone(muon, &make, &rows, 7, &device);
             same(
                 &format!("{layout}, {micro_batch} at a time"),
                 &whole,
@@ -226,7 +317,7 @@ fn every_family_has_the_gradient_of_one_rank() {
                 team.joined(weights.expect("weights")).train()
             })
         };
-        let alone = forward_backward(&make(&Team::default()), &rows, 2, &device);
+        let alone = alone(Muon::None, &make, &rows, 2, &device);
         let mut layouts = vec![[2, 1, 1], [1, 1, 2]];
         if experts.is_some_and(|count| count.is_multiple_of(2)) {
             layouts.extend([[1, 2, 1], [1, 2, 2]]);

@@ -50,9 +50,9 @@ fn a_run_in_bf16_is_near_that_of_one_rank() {
     run("f32", "train.precision=f32", &[]);
     let [alone, f32] = ["alone", "f32"].map(|run| losses(&test.path(run)));
     assert_ne!(alone, f32);
-    for (out, ranks) in [("data", ["--data", "2"]), ("expert", ["--expert", "2"])] {
-        run(out, bf16, &ranks);
-        same(out, 2, &test.path(out), &test.path("alone"), 3e-4);
+    for option in ["--data", "--expert", "--tensor"] {
+        run(option, bf16, &[option, "2"]);
+        same(option, 2, &test.path(option), &test.path("alone"), 3e-4);
     }
 }
 
@@ -91,10 +91,11 @@ fn a_run_that_sees_pictures_has_the_losses_of_one_rank() {
         let config = format!("[model.vision]{vision}[data]{data}").replace("[train]\n", &start);
         let config = write(&format!("{frozen}.toml"), config);
         let alone = run(&config, &format!("{frozen}-alone"), &[]);
-        let several: [(usize, &[&str]); 3] = [
+        let several: [(usize, &[&str]); 4] = [
             (2, &["--data", "2"]),
             (2, &["--expert", "2"]),
             (4, &["--data", "2", "--expert", "2"]),
+            (2, &["--tensor", "2"]),
         ];
         for (number, (count, ranks)) in several.into_iter().enumerate() {
             let found = run(&config, &format!("{frozen}-{number}"), ranks);
@@ -191,7 +192,7 @@ fn an_interrupt_ends_all_ranks_with_a_checkpoint() {
     let set = set.iter().flat_map(|set| ["--set", set]);
     let run = ["run", &config, "--out", &out].into_iter();
     let run: Vec<&str> = run.chain(set).collect();
-    let ranks = ["--data", "2", "--expert", "2"];
+    let ranks = ["--data", "2", "--expert", "2", "--tensor", "2"];
     let step = interrupted(&test, &[&run, &ranks[..]].concat(), 0);
     // One rank goes on from there.
     let later = interrupted(&test, &[&run, &["--resume"][..]].concat(), step);

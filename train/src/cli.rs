@@ -75,6 +75,7 @@ enum Command {
         cargo train run configs/vision.toml                trains a text model, then teaches it to see\n  \
         cargo train run configs/quickstart.toml --device wgpu\n  \
         cargo train run configs/quickstart.toml --data 2 --threads 2    on two ranks, each a thread here\n  \
+        cargo train run configs/quickstart.toml --tensor 2    on two ranks that share the matrices of every layer\n  \
         mpirun -n 8 target/release/firebox-train run configs/quickstart.toml --data 2 --expert 4\n\n\
         If train.init names the configuration of a run, that run is done first, in its own folder.\n\
         Ctrl-C finishes the current step, writes a checkpoint and exits; --resume continues from it.\n\

@@ -4,7 +4,7 @@
 //! the gradient's norm together. The trainer needs all three before it can continue: it logs the first two, updates
 //! the routers' bias from the expert load, and clips by the norm. No read interrupts the forward and backward passes of
 //! a single rank. Several ranks read the expert load and the gradient, which are added up, and ranks that have different experts
-//! the values of tokens.
+//! or matrices the values of tokens.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -88,8 +88,8 @@ struct Figures {
 
 /// Computes the loss of a batch and its gradient by what an optimizer trains, `micro_batch` rows at a time. Neither depends
 /// on `micro_batch`, except for rounding, because every mean is over the targets of the whole batch. If the optimizer is one
-/// of several ranks, `rows` are this rank's share, and the batch is that of all of them; where these send each other tokens
-/// while they compute, one with fewer micro-batches computes padding.
+/// of several ranks, `rows` are this rank's share, which its tensor ranks have too, and the batch is that of all of them; where
+/// ranks with other shares send each other tokens while they compute, one with fewer micro-batches computes padding.
 ///
 /// The balance loss needs the expert load of the whole batch before the first gradient. For a single micro-batch, the
 /// forward pass provides it; for several, an additional pass without gradients computes the routing first, which

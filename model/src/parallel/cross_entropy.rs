@@ -116,14 +116,19 @@ fn negative_log_likelihood(terms: impl Iterator<Item = Terms> + Clone) -> f64 {
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Device, TensorData};
+    use firebox_comm::{CommError, Options, threads};
     use firebox_runtime::device::{default_name, select};
     use firebox_runtime::on_every_device;
-    use firebox_runtime::testing::{values, wave};
+    use firebox_runtime::testing::{assert_close, values, wave};
 
     use super::*;
     use crate::loss;
+    use crate::parallel::share;
 
-    on_every_device!(parts_of_the_vocabulary_give_the_loss_of_the_whole);
+    on_every_device!(
+        parts_of_the_vocabulary_give_the_loss_of_the_whole,
+        parts_of_the_vocabulary_give_the_gradient_of_the_whole,
+    );
 
     /// Replays the other ranks' messages.
     struct Said(Vec<Vec<Terms>>);
@@ -175,6 +180,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    fn parts_of_the_vocabulary_give_the_gradient_of_the_whole(device: Device) {
+        let device = device.autodiff();
+        let logits = wave([9, 37], 0.37, &device).mul_scalar(6.0).detach();
+        let targets = Tensor::<1, Int>::from_ints([0, 36, 12, 13, 5, 20, 29, 1, 11], &device);
+        let counted = [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0];
+        let counted = Tensor::<1>::from_floats(counted, &device);
+        let found = |logits: &Tensor<2>, loss: Tensor<1>| {
+            let gradients = loss.clone().mul_scalar(0.5).backward();
+            (values(loss), logits.grad(&gradients).expect("a gradient"))
+        };
+        let whole = logits.clone().require_grad();
+        let loss = loss::cross_entropy_sum(whole.clone(), targets.clone(), Some(&counted));
+        let (loss, gradient) = found(&whole, loss);
+        let ranks = threads::run(3, &Options::default(), move |comm| {
+            let group = TensorGroup::new(comm);
+            let own = share(37, 3, group.rank());
+            let part = logits.clone().narrow(1, own.start, own.len());
+            let part = part.detach().require_grad();
+            let (targets, counted) = (targets.clone(), Some(&counted));
+            let sum = divided_cross_entropy_sum(part.clone(), targets, counted, own.start, &group);
+            Ok::<_, CommError>(found(&part, sum))
+        });
+        let (losses, gradients): (Vec<_>, Vec<_>) =
+            ranks.expect("no rank fails").into_iter().unzip();
+        for found in losses {
+            assert_close("loss", &found, &loss, 1e-6).unwrap();
+        }
+        let found = values(Tensor::cat(gradients, 1));
+        assert_close("gradient", &found, &values(gradient), 1e-6).unwrap();
     }
 
     /// On the CPU: languages for GPUs leave open what becomes of a NaN.

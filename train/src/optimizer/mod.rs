@@ -427,8 +427,8 @@ impl UpdateVisitor<'_> {
 
     /// Updates the run of a parameter's values that is this rank's own, and gets the others from the other ranks.
     ///
-    /// Where the ranks divide more than what is here, its owner need not have a weight that it updates: from a weight of zero
-    /// it finds what is added to it, and those who have the weight add it.
+    /// Where not all of those who divide it have all of it, the owner of a weight may not have it: from a weight of zero it finds
+    /// what is added, and those who have the weight add that.
     fn update_own<const D: usize>(
         &mut self,
         path: &str,
@@ -438,7 +438,7 @@ impl UpdateVisitor<'_> {
     ) -> (Tensor<D>, Option<Kept>) {
         let (shape, device) = (weights.dims(), weights.device());
         let (own, of_part) = (owned.own(), owned.slice().shape());
-        let mut values = match owned.is_here() {
+        let mut values = match owned.is_with_all() {
             true => host(weights.clone()),
             false => vec![0.0; owned.slice().elements()],
         };
@@ -464,7 +464,7 @@ impl UpdateVisitor<'_> {
             .held(values)
             .map(|values| Tensor::from_data(TensorData::new(values, shape), &device));
         let weights = match found {
-            Some(weights) if owned.is_here() => weights,
+            Some(weights) if owned.is_with_all() => weights,
             Some(change) => weights.mul_scalar(1.0 - self.decay(path)) + change,
             None => weights,
         };

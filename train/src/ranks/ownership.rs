@@ -32,6 +32,8 @@ pub struct Owned {
     part: usize,
     place: usize,
     here: Here,
+    /// Whether all of its holders have all of it.
+    is_with_all: bool,
     /// Whether this rank's gradient counts: of ranks that have the same one, that of the first does.
     counts: bool,
 }
@@ -104,9 +106,14 @@ impl Ownership {
                 .position(|other| other == rank);
             let place = place.expect("one of the holders");
             let shard = shards[rank % shards.len()].as_ref();
+            let of_copy = (0..shards.len()).filter(|&other| layout.part(holders, other) == part);
+            let of_copy: Vec<Option<&Shard>> =
+                of_copy.map(|other| shards[other].as_ref()).collect();
             for ((parameter, _), parts) in parameters.into_iter().zip(parts) {
+                let of_rank = |shard| here(&parameter, &parts[part].slice, shard);
                 let one = Owned {
-                    here: here(&parameter, &parts[part].slice, shard),
+                    here: of_rank(shard),
+                    is_with_all: of_copy.iter().all(|&shard| of_rank(shard) == Here::All),
                     counts: shard.is_none_or(|shard| {
                         shard.gradient(&parameter) != GradientPart::Same || shard.at().tensor == 0
                     }),
@@ -185,9 +192,9 @@ impl Owned {
         let places = self.slice().runs().filter_map(|run| {
             let (first, last) = (own.start.max(before), own.end.min(before + run.len()));
             let places =
-                run.start + first.saturating_sub(before)..run.start + last.saturating_sub(before);
+                (first < last).then(|| run.start + (first - before)..run.start + (last - before));
             before += run.len();
-            (first < last).then_some(places)
+            places
         });
         places.collect()
     }
@@ -200,9 +207,9 @@ impl Owned {
         handed.map(|values| values as u128).sum()
     }
 
-    /// Whether this rank has all values of the part, and not some of them.
-    pub fn is_here(&self) -> bool {
-        self.here == Here::All
+    /// Whether all ranks that divide the part have all values of it.
+    pub fn is_with_all(&self) -> bool {
+        self.is_with_all
     }
 
     /// This rank's term of the gradient of the part, from that of what is in its model; `None` is a gradient of zeros.
