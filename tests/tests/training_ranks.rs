@@ -19,7 +19,6 @@ use firebox_model::parameters::RandomParameters;
 use firebox_model::testing::moe;
 use firebox_runtime::control::Control;
 use firebox_runtime::on_every_device;
-use firebox_tests::binaries;
 use firebox_tests::fixtures;
 use firebox_tests::models::{bits, sequences, tiny};
 use firebox_tests::runs::{TestRun, copy_at, same_losses};
@@ -458,57 +457,3 @@ fn sends_what_was_planned(config: &RunConfig, layout: TrainLayout, run: &Path) {
 
 /// What a run has come to.
 const FILES: [&str; 2] = ["model.safetensors", "train_state.safetensors"];
-
-#[test]
-fn what_cannot_be_divided_is_refused() {
-    let test = TestRun::new();
-    let run = |arguments: &[&str]| {
-        let config = test.argument("run.toml");
-        let out = test.argument("refused");
-        let arguments = [&["run", &config, "--out", &out], arguments].concat();
-        let output = binaries::train(&arguments).output().expect("an end");
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{text}");
-        assert_eq!(text.matches("error: ").count(), 1, "{text}");
-        assert!(!test.path("refused").exists());
-        text
-    };
-    let said = run(&["--data", "5000"]);
-    assert!(said.contains("must lie between 1 and 4096"), "{said}");
-    let said = run(&["--data", "2", "--set", "optimizer.muon=none-such"]);
-    assert!(
-        said.starts_with("error: ") && !said.contains("rank 1"),
-        "{said}"
-    );
-    let said = run(&["--data", "3"]);
-    // As one rank would say it, and it names the file.
-    assert!(
-        said.starts_with("error: ") && !said.contains("rank 1"),
-        "{said}"
-    );
-    assert!(
-        said.contains(
-            "run.toml: --data 3: the batch of step 1 has 2 sequences, fewer than the ranks that divide it"
-        ),
-        "{said}"
-    );
-    let said = run(&["--expert", "3"]);
-    assert!(
-        said.contains("3 must divide the 4 experts of a layer"),
-        "{said}"
-    );
-    assert!(said.contains("allowed values: 1, 2, 4"), "{said}");
-    let said = run(&["--expert", "2", "--set", "model.feed_forward=dense"]);
-    assert!(
-        said.contains("the model has no experts to be divided"),
-        "{said}"
-    );
-    let said = run(&["--tensor", "3"]);
-    assert!(
-        said.contains("run.toml: --tensor 3 is more ranks than the model's 2 query heads"),
-        "{said}"
-    );
-    assert!(said.contains("hint: use --tensor 2 or fewer"), "{said}");
-    let said = run(&["--data", "0"]);
-    assert!(said.contains("invalid value '0'"), "{said}");
-}
