@@ -9,7 +9,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use firebox_checkpoint::{NamedTensor, checkpoint_place, named_gradients, write_tensors};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::{LanguageModel, Trace};
-use firebox_model::loss::{Objective, Targets, load_balancing};
+use firebox_model::loss::{Objective, cross_entropy_sum, load_balancing};
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::network::{Local, Network, PaddedRows};
 use firebox_model::parallel::Driver;
@@ -208,16 +208,13 @@ impl Computed {
             let kind = moe.router.balance;
             load_balancing(kind, routing, Some(&valid), &tokens_per_expert)
         });
-        let targets = Targets {
-            ids: ids(targets, shape).flatten(0, 1),
-            mask: Some(&flags(loss_mask)),
-            count: tokens.pairs(image_token) as u64,
-        };
+        let logits = trace.output.logits.clone().flatten(0, 1);
+        let targets = ids(targets, shape).flatten(0, 1);
         let objective = Objective::new(
             config,
-            trace.output.logits.clone(),
+            cross_entropy_sum(logits, targets, Some(&flags(loss_mask))),
+            tokens.pairs(image_token) as u64,
             routing,
-            targets,
             Some(&valid),
             &tokens_per_expert,
         );

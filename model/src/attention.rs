@@ -236,6 +236,10 @@ impl Attention {
             ranges,
             ..
         } = layout;
+        let x = match &self.ranks {
+            Some(ranks) => ranks.group.enter(x),
+            None => x,
+        };
         let query = self.query.forward(x.clone(), self.precision);
         let key = self.key.forward(x.clone(), self.precision);
         let [query, key] = self.normed(query, key);
@@ -308,7 +312,8 @@ impl Ranks {
             key.clone().square() * counted.unsqueeze(),
         ];
         let sums = squares.map(|squares| squares.sum_dim(1)).to_vec();
-        let sums = self.group.sum(Tensor::cat(sums, 1));
+        // Each rank norms its own heads with them.
+        let sums = self.group.enter(self.group.sum(Tensor::cat(sums, 1)));
         let [heads, kv_heads] = self.heads;
         [(0, heads), (1, kv_heads)].map(|(place, heads)| {
             let sum = sums.clone().narrow(1, place, 1);

@@ -67,12 +67,16 @@ impl DenseFeedForward {
     ///
     /// - `x`, output: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let (gate, up, down) = (self.gate.val(), self.up.val(), self.down.val());
-        let output = swiglu(x, gate, up, down, self.precision);
         match &self.group {
-            Some(group) => group.sum(output),
-            None => output,
+            Some(group) => group.sum(self.own_part(group.enter(x))),
+            None => self.own_part(x),
         }
+    }
+
+    /// The output of the part of the width that is here.
+    fn own_part(&self, x: Tensor<2>) -> Tensor<2> {
+        let (gate, up, down) = (self.gate.val(), self.up.val(), self.down.val());
+        swiglu(x, gate, up, down, self.precision)
     }
 }
 

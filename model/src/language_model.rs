@@ -1,5 +1,6 @@
 //! The network: embedding → blocks → norm → head, or a rank's part of it.
 
+mod parts;
 mod seeing;
 #[cfg(test)]
 mod tests;
@@ -17,13 +18,12 @@ use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
 use crate::layer::Layer;
 use crate::layout::{Layout, Placement};
-use crate::moe::exchange::ExpertGroup;
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::observer::{Observer, ResidualStream, Unobserved};
 use crate::parallel::{Shard, TensorGroup};
 use crate::parameters::{
-    Axis, Initializer, ParameterInfo, ParameterList, ParameterSource, ParameterSpec, PartOf,
+    Axis, Initializer, ParameterInfo, ParameterList, ParameterSource, ParameterSpec,
     RandomParameters, Role,
 };
 use crate::parts::{LayerPart, Part};
@@ -77,7 +77,7 @@ pub enum Entry {
 /// The output of a forward pass.
 #[derive(Debug, Clone)]
 pub struct ModelOutput {
-    /// `[batch, sequence, vocab_size]`
+    /// `[batch, sequence, vocab_size]`; of a tensor rank, those of its token ids.
     pub logits: Tensor<3>,
     /// The routing of each MoE layer; empty for a dense model.
     pub routing: Vec<Routing>,
@@ -194,63 +194,6 @@ impl LanguageModel {
         self
     }
 
-    /// The same part of a model, among the tensor ranks of its stage: what they compute together is added up over them.
-    ///
-    /// # Panics
-    ///
-    /// When it is a whole model, or a part that another rank of the group is to have.
-    #[must_use]
-    pub fn among(mut self, group: TensorGroup) -> Self {
-        let shard = self.shard.as_ref().expect("a rank's part of a model");
-        let place = (group.rank(), group.size());
-        assert_eq!((shard.at().tensor, shard.layout().tensor), place);
-        for layer in &mut self.blocks {
-            layer.join(&group, shard, &self.config);
-        }
-        self.group = Some(group);
-        self
-    }
-
-    /// A rank's part of this whole model.
-    ///
-    /// # Panics
-    ///
-    /// When this is not a whole model, or the rank lacks more than experts ([`Shard::has_all_but_experts`]).
-    #[must_use]
-    pub fn part(self, shard: Shard) -> Self {
-        assert!(
-            self.shard.is_none() && shard.has_all_but_experts(),
-            "a whole model, and a rank that lacks experts alone"
-        );
-        let Ok(mut part) = Self::new(&self.config, &mut PartOf::new(&self, shard));
-        part.set_router_bias(&self.router_bias());
-        part.at_precision(self.precision)
-    }
-
-    /// The same part of a model, among the ranks that have the other experts: tokens go where their experts are.
-    ///
-    /// # Panics
-    ///
-    /// When it is a whole model, or a part that another rank of the group is to have.
-    #[must_use]
-    pub fn among_experts(mut self, group: &ExpertGroup) -> Self {
-        let shard = self.shard.as_ref().expect("a rank's part of a model");
-        assert_eq!(shard.expert_place(), group.place());
-        for layer in &mut self.blocks {
-            if let Layer::Text(block) = layer
-                && let FeedForward::Moe(moe) = &mut block.feed_forward
-            {
-                moe.exchange_among(group);
-            }
-        }
-        self
-    }
-
-    /// Whose part of a model this is; `None` for a whole one.
-    pub fn shard(&self) -> Option<&Shard> {
-        self.shard.as_ref()
-    }
-
     /// The device that the parameters are on.
     pub fn device(&self) -> Device {
         self.blocks[0].attention_norm().gamma.lazy_device()
@@ -286,7 +229,7 @@ impl LanguageModel {
     ///
     /// # Panics
     ///
-    /// When a sequence is longer than the context, or this is one rank's part of a model: that computes through
+    /// When a sequence is longer than the context, or this is a pipeline stage of a model: that computes through
     /// [`parallel`](crate::parallel).
     pub fn forward(&self, tokens: Tensor<2, Int>) -> ModelOutput {
         self.observed(tokens, &Placement::causal(), &mut Unobserved)
@@ -304,15 +247,16 @@ impl LanguageModel {
         placement: &Placement,
         observer: &mut impl Observer,
     ) -> ModelOutput {
-        let has_all = self.shard.as_ref().is_none_or(Shard::has_all_but_experts);
-        assert!(has_all, "the logits of a whole model");
+        let has_all = self.shard.as_ref().is_none_or(Shard::has_all_layers);
+        assert!(has_all, "the logits of a model with all layers");
         let shape @ [batch, sequence] = tokens.dims();
         let entry = Entry::Tokens(tokens.flatten(0, 1));
         let (hidden, routing) = self.pass(entry, shape, placement, observer);
         let logits = self.logits(hidden);
         let logits = observer.output(LayerPart::outside(Part::Head), logits);
+        let [_, ids] = logits.dims();
         ModelOutput {
-            logits: logits.reshape([batch, sequence, self.config.vocab_size]),
+            logits: logits.reshape([batch, sequence, ids]),
             routing,
         }
     }
@@ -405,7 +349,7 @@ impl LanguageModel {
         observer: &mut impl Observer,
     ) -> (Tensor<2>, Vec<Routing>) {
         assert!(
-            self.group.is_some() || self.shard.as_ref().is_none_or(Shard::has_all_but_experts),
+            self.group.is_some() || self.shard.as_ref().is_none_or(Shard::is_undivided),
             "call `among` before running one rank's part of a model"
         );
         let mut x = match entry {
@@ -501,6 +445,10 @@ impl LanguageModel {
         let hidden = match self.config.multipliers.logits_divisor {
             1.0 => hidden,
             divisor => hidden.div_scalar(divisor),
+        };
+        let hidden = match &self.group {
+            Some(group) => group.enter(hidden),
+            None => hidden,
         };
         match (&self.head, &self.embedding) {
             (Some(head), _) => linear(hidden, head.val(), self.precision),

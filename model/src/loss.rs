@@ -1,22 +1,11 @@
 //! The training objective: cross-entropy, plus the router's auxiliary losses.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 
 use crate::config::{BalanceKind, ModelConfig};
 use crate::moe::Routing;
 use crate::moe::balance::{self, TokensPerExpert};
 pub use firebox_kernels::cross_entropy_sum;
-
-/// The targets of a forward pass.
-#[derive(Debug, Clone)]
-pub struct Targets<'a> {
-    /// The token after each token, `[tokens]`.
-    pub ids: Tensor<1, Int>,
-    /// The loss mask, `[tokens]`: 1 where the target counts and 0 where it does not; `None` if all count.
-    pub mask: Option<&'a Tensor<1>>,
-    /// Number of targets that count in the whole batch, of which this pass may be a part.
-    pub count: u64,
-}
 
 /// What training minimizes, of a forward pass or of a part of a batch: the parts' objectives and gradients add up to
 /// those of the batch.
@@ -29,24 +18,26 @@ pub struct Objective {
 }
 
 impl Objective {
-    /// The objective of these logits and this routing.
+    /// The objective of this cross-entropy and this routing.
     ///
     /// # Shapes
     ///
-    /// - `logits`: `[batch, sequence, vocab_size]`
+    /// - `nats`: `[1]`, the sum over the targets that count; see [`LanguageModel::cross_entropy_sum`]
+    /// - `targets`: the number of targets that count in the whole batch, of which this pass may be a part
     /// - `valid`: `[tokens]`, 1 for a token and 0 for padding, which the routers' losses leave out; `None` without
     ///   padding
+    ///
+    /// [`LanguageModel::cross_entropy_sum`]: crate::language_model::LanguageModel::cross_entropy_sum
     pub fn new(
         config: &ModelConfig,
-        logits: Tensor<3>,
+        nats: Tensor<1>,
+        targets: u64,
         routing: &[Routing],
-        targets: Targets<'_>,
         valid: Option<&Tensor<1>>,
         batch: &TokensPerExpert,
     ) -> Self {
-        let nats = cross_entropy_sum(logits.flatten(0, 1), targets.ids, targets.mask);
         Self {
-            cross_entropy: nats.div_scalar(targets.count.max(1) as f64),
+            cross_entropy: nats.div_scalar(targets.max(1) as f64),
             auxiliary: auxiliary(config, routing, valid, batch),
         }
     }
@@ -119,7 +110,7 @@ pub fn auxiliary(
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use burn::tensor::{Device, Int};
 
     use super::*;
     use crate::config::Scores;

@@ -18,11 +18,10 @@ use crate::config::ModelConfig;
 use crate::decode::{Decoded, Piece};
 use crate::language_model::{LanguageModel, Trace, token_tensor};
 use crate::layout::Placement;
-use crate::loss::cross_entropy_sum;
 use crate::moe::loads::ExpertLoads;
 use crate::moe::stats::HealthSums;
 use crate::parallel::cross_entropy::target_nats;
-use crate::sampling::{Alone, Asked, Drawn, Memory};
+use crate::sampling::{Asked, Drawn, Memory};
 use crate::timeline::{Activity, Recorder, Span};
 use crate::vision::{Picture, PictureBatch, PictureKeys};
 
@@ -291,7 +290,7 @@ pub trait Network: Batches {
     fn trace(&mut self, rows: PaddedRows) -> Trace;
 }
 
-/// A model in this process.
+/// A model in this process, or a tensor rank of one with all layers, if every rank asks the same of it.
 #[derive(Debug)]
 pub struct Local<'a> {
     model: &'a LanguageModel,
@@ -309,7 +308,7 @@ pub struct Local<'a> {
 const FIRST_ROOM: usize = 64;
 
 impl<'a> Local<'a> {
-    /// A whole model.
+    /// A model with all layers.
     pub fn new(model: &'a LanguageModel) -> Self {
         let session = Session::new(0);
         Self {
@@ -344,8 +343,8 @@ impl Batches for Local<'_> {
         self.recorder.step(tokens_of(sequences));
         let batch = Batch::new(sequences, &self.model.device());
         let output = self.model.forward_batch(&batch);
-        let logits = output.logits.flatten::<2>(0, 1);
-        let loss = cross_entropy_sum(logits, batch.targets, batch.valid.as_ref());
+        let valid = batch.valid.as_ref();
+        let loss = (self.model).cross_entropy_sum(output.logits, batch.targets, valid);
         let terms = HealthSums::terms(&output.routing, batch.valid.as_ref());
         let read = Tensor::cat(std::iter::once(loss).chain(terms).collect(), 0);
         let mut values: Vec<f32> = read.into_data().iter::<f32>().collect();
@@ -409,7 +408,9 @@ impl Network for Local<'_> {
         }
         let logits = host(logits);
         let asked: Vec<Asked> = parts.iter().map(|part| part.asked.clone()).collect();
-        let drawn = Asked::answer(&asked, &logits, 0, &mut self.memory, &mut Alone);
+        let exchange = &mut self.model.group().cloned();
+        let first = self.model.first_token() as u32;
+        let drawn = Asked::answer(&asked, &logits, first, &mut self.memory, exchange);
         self.drawn.push_back(drawn);
         self.recorder.did(Activity::Compute);
     }
@@ -434,7 +435,9 @@ impl Network for Local<'_> {
         let batch = Captioned::batch(captions, self.model);
         let output = self.model.forward_batch(&batch);
         let logits = output.logits.flatten::<2>(0, 1);
-        let nats = target_nats(logits, batch.targets, 0, &mut Alone);
+        let exchange = &mut self.model.group().cloned();
+        let first = self.model.first_token();
+        let nats = target_nats(logits, batch.targets, first, exchange);
         let terms = HealthSums::terms(&output.routing, batch.valid.as_ref());
         self.captions.push_back(CaptionNats::of_pass(
             captions,

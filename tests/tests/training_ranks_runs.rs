@@ -1,4 +1,5 @@
-//! Whole runs of many ranks, through the binary: in bf16, of a model that sees pictures, one run after another, and interrupted.
+//! Whole runs of many ranks, through the binary: in bf16, of a model that sees pictures, one run after another, interrupted, and
+//! refused.
 
 use std::fs;
 use std::path::Path;
@@ -50,9 +51,9 @@ fn a_run_in_bf16_is_near_that_of_one_rank() {
     run("f32", "train.precision=f32", &[]);
     let [alone, f32] = ["alone", "f32"].map(|run| losses(&test.path(run)));
     assert_ne!(alone, f32);
-    for (out, ranks) in [("data", ["--data", "2"]), ("expert", ["--expert", "2"])] {
-        run(out, bf16, &ranks);
-        same(out, 2, &test.path(out), &test.path("alone"), 3e-4);
+    for option in ["--data", "--expert", "--tensor"] {
+        run(option, bf16, &[option, "2"]);
+        same(option, 2, &test.path(option), &test.path("alone"), 3e-4);
     }
 }
 
@@ -91,10 +92,11 @@ fn a_run_that_sees_pictures_has_the_losses_of_one_rank() {
         let config = format!("[model.vision]{vision}[data]{data}").replace("[train]\n", &start);
         let config = write(&format!("{frozen}.toml"), config);
         let alone = run(&config, &format!("{frozen}-alone"), &[]);
-        let several: [(usize, &[&str]); 3] = [
+        let several: [(usize, &[&str]); 4] = [
             (2, &["--data", "2"]),
             (2, &["--expert", "2"]),
             (4, &["--data", "2", "--expert", "2"]),
+            (2, &["--tensor", "2"]),
         ];
         for (number, (count, ranks)) in several.into_iter().enumerate() {
             let found = run(&config, &format!("{frozen}-{number}"), ranks);
@@ -128,6 +130,60 @@ fn a_run_that_starts_from_another_has_that_trained_by_many_ranks_too() {
     let (first_of_many, second_of_many) = run("many", &["--data", "2"]);
     same("the first run", 2, &first_of_many, &first, ROUNDING);
     same("the second run", 2, &second_of_many, &second, ROUNDING);
+}
+
+#[test]
+fn what_cannot_be_divided_is_refused() {
+    let test = TestRun::new();
+    let run = |arguments: &[&str]| {
+        let config = test.argument("run.toml");
+        let out = test.argument("refused");
+        let arguments = [&["run", &config, "--out", &out], arguments].concat();
+        let output = binaries::train(&arguments).output().expect("an end");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert_eq!(text.matches("error: ").count(), 1, "{text}");
+        assert!(!test.path("refused").exists());
+        text
+    };
+    let said = run(&["--data", "5000"]);
+    assert!(said.contains("must lie between 1 and 4096"), "{said}");
+    let said = run(&["--data", "2", "--set", "optimizer.muon=none-such"]);
+    assert!(
+        said.starts_with("error: ") && !said.contains("rank 1"),
+        "{said}"
+    );
+    let said = run(&["--data", "3"]);
+    // As one rank would say it, and it names the file.
+    assert!(
+        said.starts_with("error: ") && !said.contains("rank 1"),
+        "{said}"
+    );
+    assert!(
+        said.contains(
+            "run.toml: --data 3: the batch of step 1 has 2 sequences, fewer than the ranks that divide it"
+        ),
+        "{said}"
+    );
+    let said = run(&["--expert", "3"]);
+    assert!(
+        said.contains("3 must divide the 4 experts of a layer"),
+        "{said}"
+    );
+    assert!(said.contains("allowed values: 1, 2, 4"), "{said}");
+    let said = run(&["--expert", "2", "--set", "model.feed_forward=dense"]);
+    assert!(
+        said.contains("the model has no experts to be divided"),
+        "{said}"
+    );
+    let said = run(&["--tensor", "3"]);
+    assert!(
+        said.contains("run.toml: --tensor 3 is more ranks than the model's 2 query heads"),
+        "{said}"
+    );
+    assert!(said.contains("hint: use --tensor 2 or fewer"), "{said}");
+    let said = run(&["--data", "0"]);
+    assert!(said.contains("invalid value '0'"), "{said}");
 }
 
 /// A run that does not outlive its test.
@@ -191,7 +247,7 @@ fn an_interrupt_ends_all_ranks_with_a_checkpoint() {
     let set = set.iter().flat_map(|set| ["--set", set]);
     let run = ["run", &config, "--out", &out].into_iter();
     let run: Vec<&str> = run.chain(set).collect();
-    let ranks = ["--data", "2", "--expert", "2"];
+    let ranks = ["--data", "2", "--expert", "2", "--tensor", "2"];
     let step = interrupted(&test, &[&run, &ranks[..]].concat(), 0);
     // One rank goes on from there.
     let later = interrupted(&test, &[&run, &["--resume"][..]].concat(), step);

@@ -75,6 +75,7 @@ enum Command {
         cargo train run configs/vision.toml                trains a text model, then teaches it to see\n  \
         cargo train run configs/quickstart.toml --device wgpu\n  \
         cargo train run configs/quickstart.toml --data 2 --threads 2    on two ranks, each a thread here\n  \
+        cargo train run configs/quickstart.toml --tensor 2    on two ranks that share the matrices of every layer\n  \
         mpirun -n 8 target/release/firebox-train run configs/quickstart.toml --data 2 --expert 4\n\n\
         If train.init names the configuration of a run, that run is done first, in its own folder.\n\
         Ctrl-C finishes the current step, writes a checkpoint and exits; --resume continues from it.\n\
@@ -204,6 +205,10 @@ struct LayoutArgs {
     /// share of the updates, and tokens go where their experts are. Must divide model.experts.count.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     expert: u16,
+    /// Ranks in place of each of these that divide the matrices: each has a part of the query heads, of the width of
+    /// feed-forwards and experts, and of the vocabulary, and all of them compute the same share of the batch.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    tensor: u16,
 }
 
 impl LayoutArgs {
@@ -211,6 +216,7 @@ impl LayoutArgs {
         TrainLayout {
             data: self.data.into(),
             expert: self.expert.into(),
+            tensor: self.tensor.into(),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! the gradient's norm together. The trainer needs all three before it can continue: it logs the first two, updates
 //! the routers' bias from the expert load, and clips by the norm. No read interrupts the forward and backward passes of
 //! a single rank. Several ranks read the expert load and the gradient, which are added up, and ranks that have different experts
-//! the values of tokens.
+//! or matrices the values of tokens.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -14,10 +14,11 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use firebox_kernels::sum_of_squares;
 use firebox_model::config::{BalanceKind, ModelConfig};
 use firebox_model::language_model::LanguageModel;
-use firebox_model::loss::{Objective, Targets};
+use firebox_model::loss::Objective;
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::moe::quantile::BatchScores;
 use firebox_model::moe::stats::HealthSums;
+use firebox_model::parallel::Shard;
 use firebox_model::parameters::{VisitParameter, visit};
 use serde::{Deserialize, Serialize};
 
@@ -87,8 +88,8 @@ struct Figures {
 
 /// Computes the loss of a batch and its gradient by what an optimizer trains, `micro_batch` rows at a time. Neither depends
 /// on `micro_batch`, except for rounding, because every mean is over the targets of the whole batch. If the optimizer is one
-/// of several ranks, `rows` are this rank's share, and the batch is that of all of them; where these send each other tokens
-/// while they compute, one with fewer micro-batches computes padding.
+/// of several ranks, `rows` are this rank's share, which its tensor ranks have too, and the batch is that of all of them; where
+/// ranks with other shares send each other tokens while they compute, one with fewer micro-batches computes padding.
 ///
 /// The balance loss needs the expert load of the whole batch before the first gradient. For a single micro-batch, the
 /// forward pass provides it; for several, an additional pass without gradients computes the routing first, which
@@ -108,8 +109,9 @@ pub fn gradient_of<R: Row>(
 ) -> BatchResult {
     let started = Instant::now();
     let (config, learned, team) = (model.config(), optimizer.learned(), optimizer.team());
-    let (communicated, sent) = (team.communicating(), team.token_bytes());
-    let shares = team.all(Share {
+    let communicated = team.communicating();
+    let (sent, summed) = (team.token_bytes(), team.sum_bytes());
+    let shares = team.all_shares(Share {
         rows: rows.len(),
         targets: rows.iter().map(Row::targets).sum(),
     });
@@ -155,13 +157,9 @@ pub fn gradient_of<R: Row>(
             load.add(&output.routing, valid, batch.valid_tokens);
             of_whole_batch(load)
         });
-        let of_batch = Targets {
-            ids: batch.targets,
-            mask: valid,
-            count: targets,
-        };
+        let nats = model.cross_entropy_sum(output.logits, batch.targets, valid);
         let routing = &output.routing;
-        let objective = Objective::new(config, output.logits, routing, of_batch, valid, &load);
+        let objective = Objective::new(config, nats, targets, routing, valid, &load);
         let (loss, total) = (objective.cross_entropy.clone(), objective.total());
         figures.extend([loss.inner(), total.clone().inner()]);
         figures.extend(HealthSums::terms(routing, valid));
@@ -181,6 +179,7 @@ pub fn gradient_of<R: Row>(
         communicating: waited,
         bytes: team.bytes_since_last(),
         token_bytes: team.token_bytes() - sent,
+        sum_bytes: team.sum_bytes() - summed,
     };
 
     // The only device-to-host read of a single rank's step.
@@ -207,20 +206,33 @@ pub fn gradient_of<R: Row>(
         gradients,
         ranks: all.iter().map(|figures| figures.rank).collect(),
     };
-    let mut squares = 0.0;
-    for figures in &all {
-        squares += result.add(config, &layers, figures);
+    let squares = all.iter().map(Figures::squares);
+    let squares: f64 = squares.sum();
+    // All tensor ranks of a share have read the same.
+    for figures in all.iter().step_by(team.layout().tensor) {
+        result.add(config, &layers, figures);
     }
     result.gradient_norm = squares.sqrt();
     result
 }
 
+impl Figures {
+    /// Those of the micro-batches, and the sums of squares.
+    fn split(&self) -> (&[f32], &[f32]) {
+        self.values.split_at(self.values.len() - self.squares)
+    }
+
+    /// The sum of squares of the gradient of the rank's own values.
+    fn squares(&self) -> f64 {
+        let (_, squares) = self.split();
+        squares.iter().copied().map(f64::from).sum()
+    }
+}
+
 impl BatchResult {
-    /// Adds what a rank has read of its share, and returns the sum of squares of its own values' gradients.
-    fn add(&mut self, config: &ModelConfig, layers: &[usize], figures: &Figures) -> f64 {
-        let (values, squares) = figures
-            .values
-            .split_at(figures.values.len() - figures.squares);
+    /// Adds what a rank has read of its share.
+    fn add(&mut self, config: &ModelConfig, layers: &[usize], figures: &Figures) {
+        let (values, _) = figures.split();
         let micro_batches = values.chunks(values.len() / figures.counted.len());
         for (values, &counted) in micro_batches.zip(&figures.counted) {
             self.loss += f64::from(values[0]);
@@ -235,7 +247,6 @@ impl BatchResult {
                 scores = rest;
             }
         }
-        squares.iter().copied().map(f64::from).sum()
     }
 }
 
@@ -260,6 +271,8 @@ impl GradientSum {
     pub fn add(&mut self, learned: &Learned, model: &LanguageModel, gradients: Gradients) {
         struct Add<'a> {
             learned: &'a Learned,
+            /// Values of the embedding before this rank's.
+            before: usize,
             sum: &'a mut BTreeMap<String, Tensor<1>>,
             gradients: Gradients,
         }
@@ -268,7 +281,8 @@ impl GradientSum {
                 if let Some(new) = parameter.val().grad_remove(&mut self.gradients) {
                     let elements = new.shape().num_elements();
                     let new = new.reshape([elements]);
-                    let Some(new) = self.learned.gradient(path, new) else {
+                    let before = if path == "embedding" { self.before } else { 0 };
+                    let Some(new) = self.learned.gradient(path, new, before) else {
                         return;
                     };
                     let sum = match self.sum.remove(path) {
@@ -279,10 +293,13 @@ impl GradientSum {
                 }
             }
         }
+        let config = model.config();
+        let first = |shard: &Shard| shard.share(config.embedding_rows()).start;
         visit(
             model,
             &mut Add {
                 learned,
+                before: model.shard().map_or(0, first) * config.d_model,
                 sum: &mut self.0,
                 gradients,
             },
@@ -296,12 +313,9 @@ impl GradientSum {
             return self;
         }
         let own = ownership.parameters().filter_map(|(path, owned)| {
-            let mut values = match self.take(path) {
-                Some(gradient) => host(gradient),
-                None => vec![0.0; owned.elements()],
-            };
-            team.reduce_scatter(owned.holders, &mut values, &owned.ends);
-            let own = ownership.own(path).expect("a run of each rank");
+            let mut values = owned.term(self.take(path).map(host));
+            team.reduce_scatter(owned.holders, &mut values, owned.ends());
+            let own = owned.own();
             if own.is_empty() {
                 return None;
             }

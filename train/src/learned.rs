@@ -1,6 +1,6 @@
 //! Which parameters are trained.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 
@@ -80,18 +80,17 @@ impl Learned {
         learned.map(|parameter| parameter.elements()).sum()
     }
 
-    /// The gradient of the parameter at a path, flattened, with zeros where it is not trained; `None` where none of it is.
-    pub fn gradient(&self, path: &str, gradient: Tensor<1>) -> Option<Tensor<1>> {
+    /// The gradient of the parameter at a path, flattened, with zeros where it is not trained; `None` where none of it is. Of a
+    /// rank's part, `before` are the parameter's values before it.
+    pub fn gradient(&self, path: &str, gradient: Tensor<1>, before: usize) -> Option<Tensor<1>> {
         match self.part(path) {
             Part::All => Some(gradient),
             Part::Nothing => None,
             Part::From(first) => {
                 let [values] = gradient.dims();
-                let zeros = Tensor::zeros([first], &gradient.device());
-                Some(Tensor::cat(
-                    vec![zeros, gradient.narrow(0, first, values - first)],
-                    0,
-                ))
+                let first = first.saturating_sub(before).min(values);
+                let is_trained = Tensor::<1, Int>::arange(0..values as i64, &gradient.device());
+                Some(gradient.mask_fill(is_trained.lower_elem(first as i64), 0.0))
             }
         }
     }

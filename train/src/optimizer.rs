@@ -1,25 +1,29 @@
 //! The optimizers, AdamW with decoupled weight decay and Muon, and gradient clipping by global norm.
 
+mod update;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use firebox_checkpoint::{CheckpointError, Mismatch, NamedTensor, TensorFile};
-use firebox_kernels::{AdamWUpdate, MuonUpdate, adamw, muon};
+use firebox_kernels::{AdamWUpdate, MuonUpdate};
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
-use firebox_model::parameters::{MapParameter, ParameterInfo, Role, map};
+use firebox_model::parameters::{ParameterInfo, Role, map};
 
 use crate::config::{Muon, OptimizerConfig};
 use crate::gradient::GradientSum;
 use crate::learned::Learned;
-use crate::ranks::{Owned, Ownership, Team, Update, host};
+use crate::ranks::{Ownership, Team, TrainLayout, Update};
+use update::UpdateVisitor;
 
 /// Prefixes of the moments' names in their file; a parameter's path follows.
 const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
 const MOMENTUM: &str = "momentum";
 
-/// The optimizer of a run with its state: AdamW ([`adamw`]), or of the matrices that `optimizer.muon` names [`muon`](muon()).
+/// The optimizer of a run with its state: AdamW ([`adamw`](firebox_kernels::adamw)), or of the matrices that `optimizer.muon` names
+/// [`muon`](firebox_kernels::muon()).
 ///
 /// Weight decay does not apply to norm gains, biases, sinks and embeddings: shrinking them does not simplify the function.
 ///
@@ -153,7 +157,7 @@ impl Optimizer {
     pub fn new(config: &ModelConfig, muon: Muon, learned: Learned, team: &Team) -> Self {
         let ownership = match team.is_alone() {
             true => Ownership::default(),
-            false => ownership(config, muon, &learned, team),
+            false => ownership(config, muon, &learned, team.layout(), team.rank()),
         };
         Self {
             steps: 0,
@@ -251,14 +255,18 @@ impl Optimizer {
 
     /// A moment of all values of a parameter.
     fn moment(&self, name: &str, path: &str) -> Vec<f32> {
-        let Some(owners) = self.ownership.owners(path) else {
+        let Some(parts) = self.ownership.owners(path) else {
             return self.own_moment(name);
         };
-        let parts = owners.into_iter().map(|rank| match rank {
-            0 => self.own_moment(name),
-            _ => self.team.ask(rank, name),
-        });
-        parts.collect::<Vec<_>>().concat()
+        let mut whole = vec![0.0; self.moments[path].shape.iter().product()];
+        for (slice, owners) in parts {
+            let runs = owners.into_iter().map(|rank| match rank {
+                0 => self.own_moment(name),
+                _ => self.team.ask(rank, name),
+            });
+            slice.put(&runs.collect::<Vec<_>>().concat(), &mut whole);
+        }
+        whole
     }
 
     /// What this rank keeps under a name.
@@ -302,11 +310,17 @@ impl Optimizer {
         let moments = parameters.into_iter().map(|parameter| {
             let path = &parameter.path;
             let elements = parameter.elements() as usize;
-            let own = self.ownership.own_of_whole(path).unwrap_or(0..elements);
+            let own = match self.ownership.of(path) {
+                Some(owned) => owned.own_places(),
+                None => std::iter::once(0..elements).collect(),
+            };
             let moment = |kind: &str| -> Result<Tensor<1>, CheckpointError> {
-                let values = file.read_values(&name(kind, path), own.clone())?;
-                let data = TensorData::new(values, [own.len()]);
-                Ok(Tensor::from_data(data, device))
+                let mut values = Vec::new();
+                for run in &own {
+                    values.extend(file.read_values(&name(kind, path), run.clone())?);
+                }
+                let length = values.len();
+                Ok(Tensor::from_data(TensorData::new(values, [length]), device))
             };
             let kept = match is_of_muon(&parameter, muon) {
                 _ if own.is_empty() => None,
@@ -333,8 +347,14 @@ fn name(kind: &str, path: &str) -> String {
     format!("{kind}.{path}")
 }
 
-/// Divides what is trained of a model among a team, so that each rank has about as many values of state.
-fn ownership(config: &ModelConfig, muon: Muon, learned: &Learned, team: &Team) -> Ownership {
+/// Divides what is trained of a model among the ranks of a layout, so that each has about as many values of state.
+pub(crate) fn ownership(
+    config: &ModelConfig,
+    muon: Muon,
+    learned: &Learned,
+    layout: TrainLayout,
+    rank: usize,
+) -> Ownership {
     let mut parameters = LanguageModel::parameter_list(config);
     parameters.retain(|parameter| learned.includes(&parameter.path));
     let updates = parameters.into_iter().map(|parameter| {
@@ -348,117 +368,7 @@ fn ownership(config: &ModelConfig, muon: Muon, learned: &Learned, team: &Team) -
         };
         (parameter, update)
     });
-    Ownership::new(config, updates, team)
-}
-
-struct UpdateVisitor<'a> {
-    /// The updates of parameters with weight decay.
-    adamw: AdamWUpdate,
-    muon: MuonUpdate,
-    moments: &'a mut BTreeMap<String, Moments>,
-    groups: &'a Groups,
-    learned: &'a Learned,
-    team: &'a Team,
-    ownership: &'a Ownership,
-    /// Factor of the learning rate of gates.
-    gate_rate: f64,
-    gradients: GradientSum,
-}
-
-impl UpdateVisitor<'_> {
-    /// Updates values of a parameter: all of them, or a run of them that is this rank's own.
-    fn update<const D: usize>(
-        &self,
-        path: &str,
-        values: Tensor<D>,
-        gradient: Tensor<1>,
-        kept: Kept,
-    ) -> (Tensor<D>, Kept) {
-        match kept {
-            Kept::Momentum(momentum) => {
-                let (values, momentum) = muon(values, gradient, *momentum, &self.muon);
-                (values, Kept::Momentum(Box::new(momentum)))
-            }
-            Kept::Moments(moments) => {
-                let mut update = self.adamw;
-                if !self.groups.decaying.contains(path) {
-                    update.decay = 0.0;
-                }
-                if self.groups.gates.contains(path) {
-                    update.learning_rate *= self.gate_rate;
-                }
-                let (values, moments) = adamw(values, gradient, *moments, &update);
-                (values, Kept::Moments(Box::new(moments)))
-            }
-        }
-    }
-
-    /// Updates the run of a parameter's values that is this rank's own, and gets the others from the other ranks.
-    fn update_own<const D: usize>(
-        &mut self,
-        path: &str,
-        weights: Tensor<D>,
-        owned: &Owned,
-        kept: Option<Kept>,
-    ) -> (Tensor<D>, Option<Kept>) {
-        let (shape, device) = (weights.dims(), weights.device());
-        let own = self.ownership.own(path).expect("a run of each rank");
-        let mut values = host(weights);
-        let kept = (!own.is_empty()).then(|| {
-            let is_of_muon = self.groups.muon.contains(path);
-            let zeros = || Kept::zeros(is_of_muon, own.len(), &device);
-            let (kept, gradient) = (kept.unwrap_or_else(zeros), self.gradients.take(path));
-            let gradient = gradient.expect("gradients of own values");
-            // A matrix is of one rank as a whole.
-            let run = match is_of_muon {
-                true => [
-                    own.len() / (shape[D - 2] * shape[D - 1]),
-                    shape[D - 2],
-                    shape[D - 1],
-                ],
-                false => [1, 1, own.len()],
-            };
-            let before = TensorData::new(values[own.clone()].to_vec(), run);
-            let before = Tensor::<3>::from_data(before, &device);
-            let (after, kept) = self.update(path, before, gradient, kept);
-            values[own.clone()].copy_from_slice(&host(after));
-            kept
-        });
-        self.team
-            .gather_parts(owned.holders, &mut values, &owned.ends);
-        (
-            Tensor::from_data(TensorData::new(values, shape), &device),
-            kept,
-        )
-    }
-}
-
-impl MapParameter for UpdateVisitor<'_> {
-    fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
-        if !self.learned.includes(path) {
-            return value;
-        }
-        let shape = value.dims();
-        let weights = value.inner();
-        let kept = self.moments.remove(path).and_then(|moments| moments.kept);
-        let (weights, kept) = match self.ownership.of(path) {
-            Some(owned) => self.update_own(path, weights, owned, kept),
-            None => {
-                let (elements, device) = (shape.iter().product(), weights.device());
-                let gradient = self.gradients.take(path);
-                let gradient = gradient.unwrap_or_else(|| Tensor::zeros([elements], &device));
-                let is_of_muon = self.groups.muon.contains(path);
-                let zeros = || Kept::zeros(is_of_muon, elements, &device);
-                let kept = kept.unwrap_or_else(zeros);
-                let (weights, kept) = self.update(path, weights, gradient, kept);
-                (weights, Some(kept))
-            }
-        };
-        let shape = self.ownership.whole_shape(path, shape.to_vec());
-        self.moments
-            .insert(path.to_owned(), Moments { shape, kept });
-        Tensor::from_inner(weights)
-    }
+    Ownership::new(config, updates, layout, rank)
 }
 
 /// The factor that scales a gradient's norm down to `limit`; 1 if the norm does not exceed it, or if `limit` is 0.

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{RunConfig, TileLimits};
 use crate::error::TrainError;
 use crate::optimizer::Optimizer;
-use crate::ranks::own_expert;
+use crate::ranks::{Weights, own_weights};
 
 const STATE_FILE: &str = "train_state.json";
 const MOMENTS_FILE: &str = "train_state.safetensors";
@@ -71,7 +71,8 @@ pub fn save(
         ..SaveOptions::default()
     };
     let team = optimizer.team();
-    let elsewhere = |path: &str, expert: usize| team.ask_for_expert(model, path, expert);
+    let weights = Weights::new(team, model);
+    let elsewhere = |parameter: &_, expert| weights.values(parameter, expert);
     save_part(model, folder, &options, &elsewhere, |_| ())?;
     let moments = folder.join(MOMENTS_FILE);
     write_tensors(&moments, &optimizer.tensors(), WeightDtype::F32)?;
@@ -90,7 +91,7 @@ pub fn save(
 /// Gives the first rank of a team, which [saves](save) a checkpoint, what this one has of the model and of the optimizer.
 pub fn answer(model: &LanguageModel, optimizer: &Optimizer) {
     let team = optimizer.team();
-    team.answer(|name| match own_expert(model, name) {
+    team.answer(|name| match own_weights(model, name) {
         Some(values) => values,
         None => optimizer.own_moment(name),
     });

@@ -317,7 +317,10 @@ mod tests {
         let steps = |faulty: Option<usize>| {
             let run = SmallRun::new();
             let config = run.config(&["train.log_every=1"]);
-            let layout = TrainLayout { data: 3, expert: 1 };
+            let layout = TrainLayout {
+                data: 3,
+                ..TrainLayout::default()
+            };
             launch::run(
                 layout,
                 Some(3),

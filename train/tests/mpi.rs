@@ -119,11 +119,12 @@ fn ended(run: Child) -> (Option<i32>, String, String) {
 #[test]
 fn processes_give_the_bits_of_threads() {
     let test = Test::new();
-    let layouts: [(usize, &[&str]); 4] = [
+    let layouts: [(usize, &[&str]); 5] = [
         (2, &["--data", "2"]),
         (4, &["--data", "4"]),
         (2, &["--expert", "2"]),
         (4, &["--data", "2", "--expert", "2"]),
+        (4, &["--data", "2", "--tensor", "2"]),
     ];
     for (number, (ranks, layout)) in layouts.into_iter().enumerate() {
         let arguments = [layout, &["--set", "train.steps=6"]].concat();

@@ -14,7 +14,7 @@ use firebox_model::batch::Batch;
 use firebox_model::cache::KeyValueCache;
 use firebox_model::decode::Piece;
 use firebox_model::language_model::{LanguageModel, ModelOutput};
-use firebox_model::loss::{Objective, Targets};
+use firebox_model::loss::{Objective, cross_entropy_sum};
 use firebox_model::moe::Routing;
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::moe::router::RouterOutput;
@@ -504,12 +504,9 @@ fn objective(model: &LanguageModel, output: ModelOutput, targets: Tensor<1, Int>
     let [tokens] = targets.dims();
     let mut load = TokensPerExpert::default();
     load.add(&routing, None, tokens as u64);
-    let targets = Targets {
-        ids: targets,
-        mask: None,
-        count: tokens as u64,
-    };
-    Objective::new(model.config(), logits, &routing, targets, None, &load)
+    // The ranks of a layout have put these logits together.
+    let nats = cross_entropy_sum(logits.flatten(0, 1), targets, None);
+    Objective::new(model.config(), nats, tokens as u64, &routing, None, &load)
 }
 
 /// Gradients of the training loss: mean cross-entropy plus the auxiliary losses of the checkpoint's configuration.

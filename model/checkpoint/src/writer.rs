@@ -17,7 +17,8 @@ use super::tensor_writer::write_weights;
 use super::{CONFIG_FILE, CheckpointError, NamedTensor, Notes};
 use firebox_kernels::dtype::WeightDtype;
 use firebox_model::language_model::LanguageModel;
-use firebox_model::parameters::{VisitParameter, visit};
+use firebox_model::parallel::Slice;
+use firebox_model::parameters::{Axis, ParameterInfo, VisitParameter, visit};
 
 /// How a checkpoint is written.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -45,8 +46,8 @@ pub fn save(
     save_part(model, folder, options, &nowhere, progress)
 }
 
-/// The same of a model of which other processes have some of the experts: `elsewhere` gets the values of one of them, by the
-/// path of the stack and the number of the expert, when they are written.
+/// The same of a model of which other processes have parts: `elsewhere` gets the values of a parameter that is not here as a
+/// whole, or of a stack those of one expert, when they are written.
 ///
 /// # Errors
 ///
@@ -88,12 +89,12 @@ pub(crate) fn model_tensors(
     with_router_bias(tensors, model, family, dialect)
 }
 
-/// Gets the values of one expert of a stack of experts, by the stack's path and the expert's number.
-pub type Elsewhere<'a> = dyn Fn(&str, usize) -> Vec<f32> + 'a;
+/// Gets the values of a parameter, or of one expert of a stack of experts.
+pub type Elsewhere<'a> = dyn Fn(&ParameterInfo, Option<usize>) -> Vec<f32> + 'a;
 
 /// Of a model that is here as a whole.
-fn nowhere(path: &str, expert: usize) -> Vec<f32> {
-    panic!("expert {expert} of {path} is not here")
+fn nowhere(parameter: &ParameterInfo, _: Option<usize>) -> Vec<f32> {
+    panic!("{} is not here", parameter.path)
 }
 
 fn with_router_bias<'a>(
@@ -172,7 +173,7 @@ fn tensors<'a>(
         dialect,
         spelling,
         gradients,
-        experts: Experts::of(model),
+        parts: Part::all(model),
         elsewhere,
         order: Vec::new(),
         tensors: BTreeMap::new(),
@@ -188,32 +189,36 @@ fn tensors<'a>(
     assembled.collect()
 }
 
-/// The experts that are here, of a model of which others have some.
-struct Experts {
-    own: Range<usize>,
-    count: usize,
-    /// The paths of their stacks.
-    stacks: Vec<String>,
+/// A parameter of which others have parts.
+#[derive(Clone)]
+struct Part {
+    parameter: ParameterInfo,
+    /// The experts of a stack that are here as a whole; `None` for a parameter that is no stack.
+    experts: Option<Range<usize>>,
 }
 
-impl Experts {
-    fn of(model: &LanguageModel) -> Option<Self> {
-        let shard = model.shard()?;
-        let count = model.config().moe.as_ref()?.experts.count;
-        let own = shard.experts(count);
-        if own.len() == count {
-            return None;
-        }
+impl Part {
+    /// All of a model, by path.
+    fn all(model: &LanguageModel) -> BTreeMap<String, Self> {
+        let Some(shard) = model.shard() else {
+            return BTreeMap::new();
+        };
         let parameters = LanguageModel::parameter_list(model.config()).into_iter();
-        let stacks = parameters.filter(|parameter| match shard.slice(parameter) {
-            Some(slice) => !slice.is_whole(),
-            None => false,
+        let parts = parameters.filter_map(|parameter| {
+            let slice = shard.slice(&parameter);
+            if slice.as_ref().is_some_and(Slice::is_whole) {
+                return None;
+            }
+            let is_stack = parameter.axes[0] == Axis::Experts;
+            let has_whole_ones = |slice: &Slice| slice.shape()[1..] == parameter.shape[1..];
+            let experts = is_stack.then(|| {
+                let slice = slice.filter(has_whole_ones);
+                let own = slice.and_then(|slice| slice.ranges()[0].first().cloned());
+                own.unwrap_or_default()
+            });
+            Some((parameter.path.clone(), Self { parameter, experts }))
         });
-        Some(Self {
-            own,
-            count,
-            stacks: stacks.map(|stack| stack.path).collect(),
-        })
+        parts.collect()
     }
 }
 
@@ -222,7 +227,7 @@ struct Collect<'a, 'b> {
     dialect: Dialect,
     spelling: Spelling,
     gradients: Option<&'b Gradients>,
-    experts: Option<Experts>,
+    parts: BTreeMap<String, Part>,
     elsewhere: &'a Elsewhere<'a>,
     order: Vec<String>,
     tensors: BTreeMap<String, Assembled<'a>>,
@@ -242,12 +247,10 @@ impl VisitParameter for Collect<'_, '_> {
                 .unwrap_or_else(|| parameter.val().inner().zeros_like()),
         };
         let mut dims: Vec<usize> = value.dims().to_vec();
-        let experts = self.experts.as_ref();
-        let experts = experts.filter(|experts| experts.stacks.iter().any(|stack| stack == path));
-        let own = experts.map(|experts| {
-            dims[0] = experts.count;
-            experts.own.clone()
-        });
+        let part = self.parts.get(path);
+        if let Some(part) = part {
+            dims.clone_from(&part.parameter.shape);
+        }
         let count = rule.count(self.spelling, &dims);
         for index in 0..count {
             let Piece {
@@ -258,22 +261,27 @@ impl VisitParameter for Collect<'_, '_> {
                 transposed,
                 ..
             } = rule.piece(self.spelling, Numbers::of_layer(layer), &dims, index);
-            let (value, own, elsewhere) = (value.clone(), own.clone(), self.elsewhere);
-            let (path, experts) = (path.to_owned(), dims[0]);
+            let (value, part, elsewhere) = (value.clone(), part.cloned(), self.elsewhere);
+            let experts = dims[0];
             let values = move || {
                 let on_host =
                     |value: Tensor<D>| -> Vec<f32> { value.into_data().iter::<f32>().collect() };
-                let one = |expert: usize| match &own {
-                    Some(own) if own.contains(&expert) => {
-                        on_host(value.clone().narrow(0, expert - own.start, 1))
-                    }
-                    Some(_) => elsewhere(&path, expert),
+                let one = |expert: usize| match &part {
                     None => on_host(value.clone().narrow(0, expert, 1)),
+                    Some(part) => match &part.experts {
+                        Some(own) if own.contains(&expert) => {
+                            on_host(value.clone().narrow(0, expert - own.start, 1))
+                        }
+                        _ => elsewhere(&part.parameter, Some(expert)),
+                    },
                 };
-                let values = match (count > 1, &own) {
+                let values = match (count > 1, &part) {
                     (true, _) => one(index),
-                    (false, Some(_)) => (0..experts).flat_map(one).collect(),
                     (false, None) => on_host(value.clone()),
+                    (false, Some(part)) if part.experts.is_some() => {
+                        (0..experts).flat_map(one).collect()
+                    }
+                    (false, Some(part)) => elsewhere(&part.parameter, None),
                 };
                 let Some((d_in, d_out)) = transposed else {
                     return values;

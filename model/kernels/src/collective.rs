@@ -20,6 +20,11 @@ pub trait Collective: Debug + Send + Sync {
 
     /// The gradient of this rank's rows, from that of what it got.
     fn backward(&self, gradient: Vec<f32>, width: usize) -> Vec<f32>;
+
+    /// Whether the rows, and the gradient, pass through as they are: then they stay where they are, and nobody is asked.
+    fn passes(&self) -> [bool; 2] {
+        [false; 2]
+    }
 }
 
 /// What ranks compute together of their rows, in f32. Values pass through this machine's memory, wherever the tensor is.
@@ -65,7 +70,11 @@ impl<B: Plain> Operation<B, 1> for Together {
     type Saved = Self;
 
     fn forward_saving(self, [rows]: [FloatTensor<B>; 1]) -> (FloatTensor<B>, Self) {
-        let output = on_host::<B>(rows, |rows, width| self.0.forward(rows, width));
+        let [passes, _] = self.0.passes();
+        let output = match passes {
+            true => rows,
+            false => on_host::<B>(rows, |rows, width| self.0.forward(rows, width)),
+        };
         (output, self)
     }
 
@@ -74,7 +83,11 @@ impl<B: Plain> Operation<B, 1> for Together {
         gradient: FloatTensor<B>,
         _needs_grad: [bool; 1],
     ) -> [Option<FloatTensor<B>>; 1] {
-        let gradient = on_host::<B>(gradient, |rows, width| saved.0.backward(rows, width));
+        let [_, passes] = saved.0.passes();
+        let gradient = match passes {
+            true => gradient,
+            false => on_host::<B>(gradient, |rows, width| saved.0.backward(rows, width)),
+        };
         [Some(gradient)]
     }
 }
@@ -112,7 +125,10 @@ mod tests {
 
     use super::*;
 
-    on_every_device!(rows_go_away_and_their_gradients_come_back);
+    on_every_device!(
+        rows_go_away_and_their_gradients_come_back,
+        what_passes_is_not_asked_for,
+    );
 
     /// As if another rank had sent a row of ones between this rank's rows, and got the first of these.
     #[derive(Debug)]
@@ -144,5 +160,45 @@ mod tests {
         let gradients = got.square().sum().backward();
         let gradient = values(rows.grad(&gradients).unwrap());
         assert_eq!(gradient, [7.0, 7.0, 6.0, 8.0, 10.0, 12.0]);
+    }
+
+    /// As if another rank had the same, in one direction alone.
+    #[derive(Debug)]
+    struct Doubled {
+        forward: bool,
+    }
+
+    impl Doubled {
+        fn twice(rows: Vec<f32>, is_done: bool) -> Vec<f32> {
+            assert!(is_done, "what passes is not asked for");
+            rows.into_iter().map(|value| 2.0 * value).collect()
+        }
+    }
+
+    impl Collective for Doubled {
+        fn forward(&self, rows: Vec<f32>, _: usize) -> Vec<f32> {
+            Self::twice(rows, self.forward)
+        }
+
+        fn backward(&self, gradient: Vec<f32>, _: usize) -> Vec<f32> {
+            Self::twice(gradient, !self.forward)
+        }
+
+        fn passes(&self) -> [bool; 2] {
+            [!self.forward, self.forward]
+        }
+    }
+
+    fn what_passes_is_not_asked_for(device: Device) {
+        let device = device.autodiff();
+        for (forward, expected) in [(true, [2.0, 4.0, 2.0, 2.0]), (false, [1.0, 2.0, 4.0, 4.0])] {
+            let rows = Tensor::<2>::from_floats([[1.0, 2.0]], &device).require_grad();
+            let got = collective(rows.clone(), Arc::new(Doubled { forward }));
+            let output = values(got.clone());
+            // The sum of twice the output.
+            let gradients = got.mul_scalar(2.0).sum().backward();
+            let gradient = values(rows.grad(&gradients).unwrap());
+            assert_eq!([output, gradient].concat(), expected);
+        }
     }
 }

@@ -171,6 +171,10 @@ impl LatentAttention {
     /// - `x`, output: `[batch · new, d_model]`, the layout's tokens in order
     pub fn forward(&self, x: Tensor<2>, layout: &Layout, cache: Option<LayerStep>) -> Tensor<2> {
         let [tokens, _] = x.dims();
+        let x = match &self.group {
+            Some(group) => group.enter(x),
+            None => x,
+        };
         let query = self.query.forward(x.clone(), self.precision);
         let query = query.reshape([tokens, self.heads, self.head_dim]);
         let both = self.latent.forward(x, self.precision);

@@ -122,16 +122,11 @@ impl MixtureOfExperts {
         })
     }
 
-    /// The output of the shared experts for each token, or a rank's part of it.
-    fn shared_output(&self, shared: &DenseFeedForward, x: Tensor<2>) -> Tensor<2> {
-        match &self.shared_gate {
-            None => shared.forward(x),
-            // In f32 as a router, since a single number decides over all values of a token.
-            Some(gate) => {
-                let gate = sigmoid(linear(x.clone(), gate.val(), Precision::F32));
-                shared.forward(x) * gate
-            }
-        }
+    /// The factor of the shared experts' output for each token, `[tokens, 1]`, where there is one.
+    fn shared_factor(&self, x: &Tensor<2>) -> Option<Tensor<2>> {
+        let gate = self.shared_gate.as_ref()?;
+        // In f32 as a router, since a single number decides over all values of a token.
+        Some(sigmoid(linear(x.clone(), gate.val(), Precision::F32)))
     }
 
     /// Makes this one rank of a tensor-parallel group, with its share of the experts. Each rank routes all tokens.
@@ -162,12 +157,25 @@ impl MixtureOfExperts {
         let routed = observer.routing(layer, self.router.forward(x.clone()));
         let part = |part| LayerPart::of_layer(layer, part);
         let group = self.ranks.as_ref().map(|ranks| &ranks.group);
-        let own = self.ranks.as_ref().and_then(|ranks| ranks.experts.clone());
-        let own = own.map(|experts| routed.plan.part(experts));
-        let plan = own.as_ref().unwrap_or(&routed.plan);
+        // All ranks route alike, and each computes a part of what comes of it.
+        let entering = |x: Tensor<2>| match group {
+            Some(group) => group.enter(x),
+            None => x,
+        };
+        let factor = self.shared_factor(&x).map(entering);
+        let (x, weights) = (entering(x), entering(routed.weights));
         let output = match &self.exchange {
-            None => self.experts.forward(x.clone(), routed.weights, plan),
-            Some(exchange) => exchange.forward(x.clone(), routed.weights, plan, &self.experts),
+            None => {
+                let own = self.ranks.as_ref().and_then(|ranks| ranks.experts.clone());
+                let own = own.map(|experts| routed.plan.part(experts));
+                let plan = own.as_ref().unwrap_or(&routed.plan);
+                self.experts.forward(x.clone(), weights, plan)
+            }
+            Some(exchange) => exchange.forward(x.clone(), weights, &routed.plan, &self.experts),
+        };
+        let shared = |shared: &DenseFeedForward| match factor {
+            None => shared.forward(x),
+            Some(factor) => shared.forward(x) * factor,
         };
         let whole = |output: Tensor<2>| match group {
             Some(group) => group.sum(output),
@@ -176,13 +184,12 @@ impl MixtureOfExperts {
         let output = match &self.shared {
             None => observer.output(part(Part::Experts), whole(output)),
             // One sum over the ranks serves both where nobody looks at each.
-            Some(shared) if group.is_some() && !observer.sees_parts() => {
-                whole(output + self.shared_output(shared, x))
+            Some(experts) if group.is_some() && !observer.sees_parts() => {
+                whole(output + shared(experts))
             }
-            Some(shared) => {
+            Some(experts) => {
                 let output = observer.output(part(Part::Experts), whole(output));
-                let shared = whole(self.shared_output(shared, x));
-                output + observer.output(part(Part::SharedExperts), shared)
+                output + observer.output(part(Part::SharedExperts), whole(shared(experts)))
             }
         };
         (

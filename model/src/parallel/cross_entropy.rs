@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Int, Tensor};
 
+use super::TensorGroup;
 use super::group::within;
 use crate::sampling::Exchange;
 
@@ -32,6 +33,38 @@ pub(super) fn cross_entropy_sum(
         _ => nats,
     });
     nats.sum::<f64>() as f32
+}
+
+/// The same as a tensor with a gradient, `[1]`, for training. No rank has all logits, nor their gradient: the ranks tell each
+/// other the largest of a row, and the sum of `exp(logit − largest)`.
+///
+/// # Shapes
+///
+/// As of [`cross_entropy_sum`].
+pub(crate) fn divided_cross_entropy_sum(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    counted: Option<&Tensor<1>>,
+    first: usize,
+    group: &TensorGroup,
+) -> Tensor<1> {
+    let logits = logits.cast(DType::F32);
+    let [_, own] = logits.dims();
+    // The loss does not depend on it.
+    let largest = logits.clone().detach().max_dim(1).clamp_min(f32::MIN);
+    let largest = group.gather_columns(largest).max_dim(1);
+    let sum = (logits.clone() - largest.clone()).exp().sum_dim(1);
+    let (places, elsewhere) = within(targets, first, own);
+    let of_target = logits.gather(1, places.unsqueeze_dim::<2>(1));
+    let of_target = of_target.mask_fill(elsewhere.unsqueeze_dim(1), 0.0);
+    let sums = group.sum(Tensor::cat(vec![sum, of_target], 1));
+    let nats = sums.clone().narrow(1, 0, 1).log() + largest - sums.narrow(1, 1, 1);
+    let nats = nats.squeeze_dim::<1>(1);
+    match counted {
+        Some(counted) => nats.mask_fill(counted.clone().equal_elem(0.0), 0.0),
+        None => nats,
+    }
+    .sum()
 }
 
 /// `−ln p(target)` of each row in nats, the same on every rank.
@@ -83,14 +116,19 @@ fn negative_log_likelihood(terms: impl Iterator<Item = Terms> + Clone) -> f64 {
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Device, TensorData};
+    use firebox_comm::{CommError, Options, threads};
     use firebox_runtime::device::{default_name, select};
     use firebox_runtime::on_every_device;
-    use firebox_runtime::testing::{values, wave};
+    use firebox_runtime::testing::{assert_close, values, wave};
 
     use super::*;
     use crate::loss;
+    use crate::parallel::share;
 
-    on_every_device!(parts_of_the_vocabulary_give_the_loss_of_the_whole);
+    on_every_device!(
+        parts_of_the_vocabulary_give_the_loss_of_the_whole,
+        parts_of_the_vocabulary_give_the_gradient_of_the_whole,
+    );
 
     /// Replays the other ranks' messages.
     struct Said(Vec<Vec<Terms>>);
@@ -142,6 +180,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    fn parts_of_the_vocabulary_give_the_gradient_of_the_whole(device: Device) {
+        let device = device.autodiff();
+        let logits = wave([9, 37], 0.37, &device).mul_scalar(6.0).detach();
+        let targets = Tensor::<1, Int>::from_ints([0, 36, 12, 13, 5, 20, 29, 1, 11], &device);
+        let counted = [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0];
+        let counted = Tensor::<1>::from_floats(counted, &device);
+        let found = |logits: &Tensor<2>, loss: Tensor<1>| {
+            let gradients = loss.clone().mul_scalar(0.5).backward();
+            (values(loss), logits.grad(&gradients).expect("a gradient"))
+        };
+        let whole = logits.clone().require_grad();
+        let loss = loss::cross_entropy_sum(whole.clone(), targets.clone(), Some(&counted));
+        let (loss, gradient) = found(&whole, loss);
+        let ranks = threads::run(3, &Options::default(), move |comm| {
+            let group = TensorGroup::new(comm);
+            let own = share(37, 3, group.rank());
+            let part = logits.clone().narrow(1, own.start, own.len());
+            let part = part.detach().require_grad();
+            let (targets, counted) = (targets.clone(), Some(&counted));
+            let sum = divided_cross_entropy_sum(part.clone(), targets, counted, own.start, &group);
+            Ok::<_, CommError>(found(&part, sum))
+        });
+        let (losses, gradients): (Vec<_>, Vec<_>) =
+            ranks.expect("no rank fails").into_iter().unzip();
+        for found in losses {
+            assert_close("loss", &found, &loss, 1e-6).unwrap();
+        }
+        let found = values(Tensor::cat(gradients, 1));
+        assert_close("gradient", &found, &values(gradient), 1e-6).unwrap();
     }
 
     /// On the CPU: languages for GPUs leave open what becomes of a NaN.

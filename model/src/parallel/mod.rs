@@ -32,6 +32,6 @@ pub use driver::{Driver, dismiss};
 pub use group::TensorGroup;
 pub use layout::{Coordinates, LayoutError, MOST_RANKS, RankLayout, share};
 pub use ranks::Ranks;
-pub use shard::{Holding, Shard, are_stages};
+pub use shard::{GradientPart, Holding, Shard, are_stages};
 pub use slice::Slice;
 pub use stage::{observed, serve};

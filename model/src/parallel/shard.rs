@@ -36,6 +36,17 @@ pub enum Holding {
     Zeros(Vec<usize>),
 }
 
+/// What a tensor rank's gradient of a parameter is to the gradient of the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GradientPart {
+    /// That of values that no other rank has.
+    Own,
+    /// All of it, as on every other rank.
+    Same,
+    /// A term of it: it is the sum over the ranks.
+    Term,
+}
+
 /// How the tensor ranks of a stage divide a dimension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cut {
@@ -64,32 +75,38 @@ impl Shard {
         Self::with_stages(config, layout, &stages(config, layout.pipeline), rank)
     }
 
-    /// A rank of a group of so many that have different experts, and each everything else
-    /// ([`ExpertGroup`](crate::moe::exchange::ExpertGroup)).
+    /// A rank that trains, one of a copy of the model: its place among the tensor ranks and their number, and the same of the
+    /// ranks that have different experts ([`ExpertGroup`](crate::moe::exchange::ExpertGroup)), each of which is as many tensor
+    /// ranks.
     ///
     /// # Errors
     ///
-    /// When there are more ranks than experts.
-    pub fn of_experts(
+    /// When the model cannot be divided among so many tensor ranks ([`RankLayout::check`]), or there are more ranks than
+    /// experts.
+    pub fn of_training(
         config: &ModelConfig,
-        ranks: usize,
-        rank: usize,
+        (place, tensor): (usize, usize),
+        (group, groups): (usize, usize),
     ) -> Result<Self, LayoutError> {
         let count = config.moe.as_ref().map_or(1, |moe| moe.experts.count);
         require(
-            (1..=count).contains(&ranks),
+            (1..=count).contains(&groups),
             "expert",
-            ranks,
+            groups,
             match config.moe {
                 Some(_) => format!("is more ranks than the {count} experts of a layer"),
                 None => "divides the experts, and the model has none".to_owned(),
             },
             format!("use {count} or fewer; the other ranks can divide the batch"),
         )?;
-        let alone = Self::new(config, RankLayout::ONE, 0)?;
+        let layout = RankLayout {
+            tensor,
+            ..RankLayout::ONE
+        };
+        let of_all_experts = Self::new(config, layout, place)?;
         Ok(Self {
-            experts: [ranks, rank],
-            ..alone
+            experts: [groups, group],
+            ..of_all_experts
         })
     }
 
@@ -208,8 +225,13 @@ impl Shard {
         (own, groups)
     }
 
-    /// Whether it has everything of a model, but perhaps not all experts.
-    pub fn has_all_but_experts(&self) -> bool {
+    /// Whether it has something of every layer, embedding and head.
+    pub fn has_all_layers(&self) -> bool {
+        self.layout.pipeline == 1
+    }
+
+    /// Whether it has all of every matrix but the experts'.
+    pub fn is_undivided(&self) -> bool {
         self.layout == RankLayout::ONE
     }
 
@@ -326,6 +348,35 @@ impl Shard {
         let counted = self.counted_kv_heads();
         let copies = counted.iter().filter(|counted| !**counted).count();
         slice.elements() / counted.len() * copies
+    }
+
+    /// What this rank's gradient of a parameter is to the gradient of the whole, after what the modules of a layer do
+    /// ([`TensorGroup`](super::TensorGroup)): attention enters the ranks as a whole, with its latents and the norms of its
+    /// heads; routers, gates and the norms of the residual stream are outside.
+    pub fn gradient(&self, parameter: &ParameterInfo) -> GradientPart {
+        let cuts = parameter.axes.iter();
+        let mut cuts = cuts.map(|&axis| self.rule(parameter.role, axis));
+        if self.layout.tensor == 1 {
+            return GradientPart::Own;
+        }
+        let is_divided = cuts.any(|cut| match cut {
+            Cut::Heads | Cut::Ranks | Cut::WithinGroup => true,
+            Cut::KvHeads => self.divides_kv_heads(),
+            Cut::Whole | Cut::Groups => false,
+        });
+        let is_inside = |axis: &Axis| matches!(axis, Axis::HeadDim | Axis::KvHeads | Axis::Latent);
+        match is_divided {
+            true => GradientPart::Own,
+            false if parameter.axes.iter().any(is_inside) => GradientPart::Term,
+            false => GradientPart::Same,
+        }
+    }
+
+    /// Whether each key/value head is on one tensor rank alone.
+    fn divides_kv_heads(&self) -> bool {
+        let (per_kv_head, ranks) = (self.heads / self.kv_heads, self.layout.tensor);
+        let mut starts = (0..ranks).map(|rank| share(self.heads, ranks, rank).start);
+        starts.all(|query| query.is_multiple_of(per_kv_head))
     }
 
     /// The table: how a dimension is divided.

@@ -103,6 +103,22 @@ impl Slice {
         })
     }
 
+    /// Puts the values of this part in their places in the array, both in row-major order.
+    ///
+    /// # Panics
+    ///
+    /// When there is another number of values, or the array has.
+    pub fn put<T: Copy>(&self, values: &[T], array: &mut [T]) {
+        assert_eq!(values.len(), self.elements());
+        assert_eq!(array.len(), self.of.iter().product::<usize>());
+        let mut rest = values;
+        for run in self.runs() {
+            let (own, after) = rest.split_at(run.len());
+            array[run].copy_from_slice(own);
+            rest = after;
+        }
+    }
+
     /// The values of this part, given those of the array, both in row-major order.
     ///
     /// # Panics
@@ -179,7 +195,13 @@ mod tests {
             prop_assert_eq!(&places, &expected);
             prop_assert_eq!(slice.elements(), expected.len());
             let array: Vec<usize> = (0..of.iter().product()).collect();
-            prop_assert_eq!(slice.take(&array), expected);
+            let taken = slice.take(&array);
+            let mut again = vec![usize::MAX; array.len()];
+            slice.put(&taken, &mut again);
+            let is_there = |(place, &value): (usize, &usize)| value == place || value == usize::MAX;
+            prop_assert!(again.iter().enumerate().all(is_there));
+            prop_assert_eq!(slice.take(&again), expected.clone());
+            prop_assert_eq!(taken, expected);
         }
     }
 

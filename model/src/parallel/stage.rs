@@ -223,7 +223,7 @@ impl<'a> Stage<'a> {
         ExpertLoads::add(&mut self.loads, counted);
         let asked: Vec<Asked> = parts.iter().map(|part| part.asked.clone()).collect();
         let exchange = &mut self.ranks.tensor().clone();
-        let first = self.first_token() as u32;
+        let first = self.model.first_token() as u32;
         let drawn = Asked::answer(&asked, &logits, first, &mut self.memory, exchange);
         self.recorder.did(Activity::Compute);
         self.replies().then_some(Reply::Drawn(drawn))
@@ -244,7 +244,7 @@ impl<'a> Stage<'a> {
         let nats = stream.map(|stream| {
             let logits = self.model.logits(stream);
             let exchange = &mut self.ranks.tensor().clone();
-            let first = self.first_token();
+            let first = self.model.first_token();
             cross_entropy_sum(logits, batch.targets, counted, first, exchange)
         });
         let health = HealthSums::terms(&routing, counted).map_or_else(Vec::new, values);
@@ -267,7 +267,7 @@ impl<'a> Stage<'a> {
         let nats = stream.map(|stream| {
             let logits = model.logits(stream);
             let exchange = &mut ranks.tensor().clone();
-            target_nats(logits, batch.targets, self.first_token(), exchange)
+            target_nats(logits, batch.targets, self.model.first_token(), exchange)
         });
         let health = HealthSums::terms(&routing, batch.valid.as_ref());
         self.replies().then(|| Reply::Captions {
@@ -335,12 +335,6 @@ impl<'a> Stage<'a> {
     /// Whether this rank replies for its stage, whose tensor ranks all have the same.
     fn replies(&self) -> bool {
         self.ranks.at().tensor == 0
-    }
-
-    /// The first token id of which this rank has the logits.
-    fn first_token(&self) -> usize {
-        let shard = self.model.shard().expect("a rank's part of a model");
-        shard.share(self.model.config().vocab_size).start
     }
 }
 

@@ -206,6 +206,21 @@ proptest! {
     }
 
     #[test]
+    fn a_gradient_is_a_ranks_own_where_its_values_are((config, layout) in laid_out()) {
+        let layout = RankLayout { tensor: layout.tensor, ..RankLayout::ONE };
+        prop_assume!(layout.check(&config).is_ok());
+        let shards = Shard::all(&config, layout).unwrap();
+        for parameter in LanguageModel::parameter_list(&config) {
+            let are_of_one = counts(&shards, &parameter).into_iter().all(|count| count == 1);
+            let is_own = are_of_one && shards.iter().all(|shard| shard.slice(&parameter).is_some());
+            for shard in &shards {
+                let found = shard.gradient(&parameter) == GradientPart::Own;
+                prop_assert_eq!(found, is_own, "{}", &parameter.path);
+            }
+        }
+    }
+
+    #[test]
     fn shapes_of_a_rank_fit_together((config, layout) in laid_out()) {
         let parameters: BTreeMap<String, ParameterInfo> = LanguageModel::parameter_list(&config)
             .into_iter()

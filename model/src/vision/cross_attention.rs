@@ -104,11 +104,19 @@ impl CrossAttention {
     ///
     /// - `states`: `[batch, keys, d_model]`
     pub fn keys(&self, states: Tensor<3>) -> LayerKeys {
-        let rows: Tensor<2> = states.flatten(0, 1);
+        let rows = self.entering(states.flatten(0, 1));
         let keys = self.key.forward(rows.clone(), self.precision);
         LayerKeys {
             keys: self.by_head(&self.key_norm, keys),
             values: self.value.forward(rows, self.precision),
+        }
+    }
+
+    /// Rows that every rank has, of which each computes its heads.
+    fn entering(&self, rows: Tensor<2>) -> Tensor<2> {
+        match &self.group {
+            Some(group) => group.enter(rows),
+            None => rows,
         }
     }
 
@@ -152,6 +160,7 @@ impl CrossAttention {
     ///
     /// - `x`, output: `[tokens, d_model]`
     pub fn forward(&self, x: Tensor<2>, layer: usize, sight: &Sight) -> Tensor<2> {
+        let x = self.entering(x);
         let query = self.by_head(&self.query_norm, self.query.forward(x, self.precision));
         let of = |query: Tensor<2>, keys: LayerKeys, bias: &Tensor<3>| {
             biased_attention(BiasedInput {

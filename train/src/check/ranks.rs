@@ -1,6 +1,6 @@
 //! What the ranks of a run hold and send, without starting any.
 
-use firebox_model::config::ModelConfig;
+use firebox_model::config::{FeedForwardKind, ModelConfig, QkNorm};
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parallel::share;
 use serde::Serialize;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::config::RunConfig;
 use crate::learned::Learned;
 use crate::optimizer;
-use crate::ranks::{LayoutError, TrainLayout, is_of_experts};
+use crate::ranks::{LayoutError, TrainLayout};
 
 /// Bytes of a value.
 const VALUE: u128 = 4;
@@ -18,7 +18,7 @@ const VALUE: u128 = 4;
 pub struct RankPlan {
     /// The layout.
     pub layout: TrainLayout,
-    /// Bytes of a rank's weights.
+    /// Bytes of the weights of a rank with the largest part of the model.
     pub weights: u128,
     /// Bytes of its gradient.
     pub gradients: u128,
@@ -27,13 +27,17 @@ pub struct RankPlan {
     /// Sequences of a rank with the largest share of a batch, in the first step and in the last.
     pub sequences: [u64; 2],
     /// Bytes of gradients and weights that all ranks together hand to messages in a step: each its whole gradient, and the
-    /// weights that it has updated.
+    /// weights that it has updated. What a rank alone has of a model counts nothing.
     pub bytes_per_step: u128,
     /// Bytes that all ranks together send to experts and back for a token of a batch in one forward and backward pass, if
     /// every expert is as likely as any other; those to a rank's own experts count too. `None` where every rank has all
     /// experts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_per_token: Option<f64>,
+    /// Bytes that all tensor ranks of a share of a batch together hand to messages for a token of it, in one forward and
+    /// backward pass. `None` where every rank has all of the matrices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sum_bytes_per_token: Option<u128>,
 }
 
 impl RankPlan {
@@ -46,36 +50,44 @@ impl RankPlan {
         layout.check(config)?;
         let model = &config.model;
         let learned = Learned::of(model, config.train.frozen);
-        let [mut shared, mut experts] = [0; 2];
-        let [mut shared_learned, mut experts_learned] = [0; 2];
+        // The larger parts are those of the first ranks.
+        let shard = layout.shard(model, 0);
+        let [mut weights, mut gradient] = [0; 2];
         for parameter in LanguageModel::parameter_list(model) {
-            let (all, trained) = match is_of_experts(&parameter) {
-                true => (&mut experts, &mut experts_learned),
-                false => (&mut shared, &mut shared_learned),
+            let held = match &shard {
+                Some(shard) => shard
+                    .slice(&parameter)
+                    .map_or(0, |slice| slice.elements() as u128),
+                None => parameter.elements(),
             };
-            *all += parameter.elements();
+            weights += held;
             if learned.includes(&parameter.path) {
-                *trained += parameter.elements();
+                gradient += held;
             }
         }
-        let (ranks, parts) = (layout.ranks() as u128, layout.expert as u128);
-        let gradient = shared_learned + experts_learned / parts;
-        let updated = shared_learned + experts_learned;
-        let kept = optimizer::kept_values(model, config.optimizer.muon, &learned);
+        let muon = config.optimizer.muon;
+        let ownership = optimizer::ownership(model, muon, &learned, layout, 0);
+        let handed: u128 = ownership
+            .parameters()
+            .map(|(_, owned)| owned.handed())
+            .sum();
+        let kept = optimizer::kept_values(model, muon, &learned);
         let batches = &config.schedule.batch_tokens;
         let last = config.train.steps.saturating_sub(1);
         let sequences = [0, last].map(|step| {
             let rows = batches.sequences_at(step, model.context_length);
-            share(rows as usize, layout.ranks(), 0).len() as u64
+            share(rows as usize, layout.shares(), 0).len() as u64
         });
         Ok(Self {
             layout,
-            weights: VALUE * (shared + experts / parts),
+            weights: VALUE * weights,
             gradients: VALUE * gradient,
-            moments: VALUE * kept / ranks,
+            moments: VALUE * kept / layout.ranks() as u128,
             sequences,
-            bytes_per_step: VALUE * (ranks * gradient + updated),
+            bytes_per_step: VALUE * handed,
             bytes_per_token: (layout.expert > 1).then(|| bytes_per_token(model, layout.expert)),
+            sum_bytes_per_token: (layout.tensor > 1)
+                .then(|| VALUE * layout.tensor as u128 * values_per_token(model)),
         })
     }
 
@@ -100,6 +112,27 @@ fn bytes_per_token(model: &ModelConfig, ranks: usize) -> f64 {
     model.moe_layers().count() as f64 * visited * (VALUE as usize * values) as f64
 }
 
+/// Values of a token that a tensor rank hands to sums over the others, and to what they tell each other of its logits; without
+/// pictures.
+fn values_per_token(model: &ModelConfig) -> u128 {
+    // Into a part of a layer and out of it; of the embedding out, and of the head in.
+    let mut values = 2 * model.d_model;
+    // The largest logit, the sum of exponentials, and the target's logit.
+    values += 3;
+    for layer in model.layers.iter().filter(|layer| !layer.is_cross()) {
+        values += 4 * model.d_model;
+        if model.qk_norm == QkNorm::Projection {
+            // The squares of queries and of keys, and their gradients.
+            values += 4;
+        }
+        if let (FeedForwardKind::Moe, Some(moe)) = (layer.feed_forward, &model.moe) {
+            // The weights of its experts, and of the shared ones.
+            values += moe.experts.top_k + usize::from(moe.experts.shared_gate);
+        }
+    }
+    values as u128
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,7 +142,15 @@ mod tests {
     fn a_rank_of_the_small_run_by_hand() {
         let run = SmallRun::new();
         let config = run.config(&["schedule.batch_tokens=64"]);
-        let plan = |data, expert| RankPlan::of(&config, TrainLayout { data, expert });
+        let of = |data, expert, tensor| {
+            let layout = TrainLayout {
+                data,
+                expert,
+                tensor,
+            };
+            RankPlan::of(&config, layout)
+        };
+        let plan = |data, expert| of(data, expert, 1);
         // Two experts of 3 · 8 · 8 values; the rest: embedding and head of 257 · 8, 3 · 8 · 8 of attention with one of two
         // heads for keys and values, 8 · 2 of the router, three norms of 8.
         let (experts, shared) = (2 * 192, 2 * 2056 + 192 + 16 + 24);
@@ -125,5 +166,22 @@ mod tests {
         // One of two experts a token: a rank is visited, one layer, 4 · 8 + 3 values.
         assert_eq!(many.bytes_per_token, Some(140.0));
         assert!(matches!(plan(9, 1), Err(LayoutError::TooFewRows { .. })));
+
+        // Two tensor ranks: one has 129 of the 257 token ids, one of two query heads, whose one key/value head both have, and
+        // half of each expert.
+        let divided = of(2, 1, 2).unwrap();
+        let (matrices, whole) = (2 * 129 * 8 + 64 + 192, 64 + 16 + 24);
+        assert_eq!(divided.weights, 4 * (matrices + whole));
+        assert_eq!(divided.moments, one.moments / 4);
+        assert_eq!(divided.sequences, [4, 4]);
+        // Of the divided ones, each of two ranks a half and what it updates; of the others, each of four ranks all.
+        let (matrices, whole) = (2 * 2056 + 128 + 384, 64 + 16 + 24);
+        assert_eq!(divided.bytes_per_step, 4 * (3 * matrices + 5 * whole));
+        // Two ranks: into and out of attention and experts, out of the embedding and into the head, one expert a token.
+        assert_eq!(divided.sum_bytes_per_token, Some(2 * 4 * (6 * 8 + 3 + 1)));
+        assert!(matches!(
+            of(1, 1, 3),
+            Err(LayoutError::Matrices { most: 2, .. })
+        ));
     }
 }

@@ -485,6 +485,13 @@ fn ranks(plan: &RankPlan) -> Table {
             "to its experts and back, both passes; as if every expert were as likely".to_owned(),
         )
     }));
+    rows.extend(plan.sum_bytes_per_token.map(|tokens| {
+        (
+            "sums of a token",
+            bytes(tokens),
+            "of all tensor ranks of its share, both passes".to_owned(),
+        )
+    }));
     Table::figures(
         format!(
             "each of {ranks} ranks ({}; f32, without activations)",

@@ -1,5 +1,6 @@
 //! The ranks of a run, as one of them sees them.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,11 +12,11 @@ use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::moe::balance::TokensPerExpert;
 use firebox_model::moe::exchange::ExpertGroup;
-use firebox_model::parallel::{Shard, share};
+use firebox_model::parallel::{Shard, TensorGroup, share};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::TrainLayout;
+use super::{Holders, TrainLayout};
 
 /// The ranks that train one model together, as one of them sees them: a single rank, or one of several.
 #[derive(Debug, Clone, Default)]
@@ -32,21 +33,12 @@ pub struct Team {
 /// The groups that a rank is in.
 #[derive(Debug, Clone)]
 struct Groups {
-    /// All ranks.
-    world: Arc<dyn Comm>,
-    /// Those that have the same experts.
-    replicas: Arc<dyn Comm>,
+    /// All ranks, and those that have the same parts of what is divided.
+    holders: BTreeMap<Holders, Arc<dyn Comm>>,
     /// Those that have the other experts; `None` where each rank has all.
     experts: Option<ExpertGroup>,
-}
-
-/// Ranks that have the same values of a parameter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holders {
-    /// All ranks.
-    All,
-    /// Those that have the same experts.
-    Replicas,
+    /// Those that have the other parts of its matrices; `None` where each rank has all.
+    tensor: Option<TensorGroup>,
 }
 
 /// What a rank did in a step.
@@ -56,12 +48,15 @@ pub struct RankRecord {
     pub sequences: usize,
     /// Seconds in which it computed the gradient of its share.
     pub computing: f64,
-    /// Seconds that it spent in messages meanwhile, of expert load and of tokens, waiting for others included.
+    /// Seconds that it spent in messages meanwhile, of expert load, tokens and their sums, waiting for others included.
     pub communicating: f64,
     /// Bytes of gradients that it handed over afterwards, and of weights after the step before.
     pub bytes: u64,
     /// Bytes of tokens that it sent to other ranks' experts and back.
     pub token_bytes: u64,
+    /// Bytes of tokens that it added up with the other tensor ranks of its share, and told them of logits.
+    #[serde(default)]
+    pub sum_bytes: u64,
 }
 
 /// A rank that computes for longer than this times the median of all, for each sequence, is slow.
@@ -91,6 +86,33 @@ pub fn slow_rank(ranks: &[RankRecord]) -> Option<String> {
     })
 }
 
+impl Groups {
+    /// Collective over all ranks.
+    fn new(world: Arc<dyn Comm>, layout: TrainLayout) -> Self {
+        let rank = world.rank();
+        let (share, part) = (layout.share_of(rank), rank % layout.tensor);
+        let kinds = [false, true].map(|experts| [false, true].map(|matrices| (experts, matrices)));
+        let divided = kinds.into_iter().flatten().filter(|&(experts, matrices)| {
+            (!experts || layout.expert > 1) && (!matrices || layout.tensor > 1)
+        });
+        let mut holders = BTreeMap::from([(Holders::ALL, Arc::clone(&world))]);
+        for (experts, matrices) in divided.skip(1) {
+            let kind = Holders { experts, matrices };
+            holders.insert(kind, unwound(world.split(layout.part(kind, rank))));
+        }
+        let experts = (layout.expert > 1).then(|| {
+            let copy = share / layout.expert;
+            ExpertGroup::new(unwound(world.split(copy * layout.tensor + part)))
+        });
+        let tensor = (layout.tensor > 1).then(|| TensorGroup::new(unwound(world.split(share))));
+        Self {
+            holders,
+            experts,
+            tensor,
+        }
+    }
+}
+
 impl Team {
     /// A rank of a layout; collective over all ranks.
     ///
@@ -99,17 +121,7 @@ impl Team {
     /// When there are not as many ranks as in the layout.
     pub fn new(world: Arc<dyn Comm>, layout: TrainLayout) -> Self {
         assert_eq!(world.size(), layout.ranks(), "ranks of {layout}");
-        let groups = (layout.ranks() > 1).then(|| {
-            let rank = world.rank();
-            let replicas = unwound(world.split(rank % layout.expert));
-            let experts = (layout.expert > 1)
-                .then(|| ExpertGroup::new(unwound(world.split(rank / layout.expert))));
-            Groups {
-                world,
-                replicas,
-                experts,
-            }
-        });
+        let groups = (layout.ranks() > 1).then(|| Groups::new(world, layout));
         Self {
             layout,
             groups,
@@ -119,7 +131,19 @@ impl Team {
     }
 
     fn world(&self) -> Option<&Arc<dyn Comm>> {
-        self.groups.as_ref().map(|groups| &groups.world)
+        self.group(Holders::ALL)
+    }
+
+    fn group(&self, holders: Holders) -> Option<&Arc<dyn Comm>> {
+        self.groups.as_ref().map(|groups| &groups.holders[&holders])
+    }
+
+    /// One rank of each share of a batch: those that have the same part of the matrices.
+    fn of_shares(&self) -> Option<&Arc<dyn Comm>> {
+        self.group(Holders {
+            experts: false,
+            matrices: self.layout.tensor > 1,
+        })
     }
 
     /// The part of a model that this rank has; `None` for all of it.
@@ -128,23 +152,24 @@ impl Team {
     ///
     /// When the layout does not [fit](TrainLayout::check).
     pub fn shard(&self, config: &ModelConfig) -> Option<Shard> {
-        let ranks = self.layout.expert;
-        (ranks > 1).then(|| {
-            let shard = Shard::of_experts(config, ranks, self.rank() % ranks);
-            shard.expect("a layout that was checked")
-        })
+        self.layout.shard(config, self.rank())
     }
 
-    /// A rank's part of a model, among the ranks that have its other experts.
+    /// A rank's part of a model, among the ranks that have its other experts, and the other parts of its matrices.
     #[must_use]
     pub fn joined(&self, model: LanguageModel) -> LanguageModel {
-        match self.experts() {
+        let model = match self.experts() {
             Some(experts) => model.among_experts(experts),
+            None => model,
+        };
+        match self.tensor() {
+            Some(tensor) => model.among(tensor.clone()),
             None => model,
         }
     }
 
-    /// Whether all ranks have to compute as many forward passes: they send each other tokens meanwhile.
+    /// Whether ranks with other shares of a batch have to compute as many forward passes: they send each other tokens
+    /// meanwhile.
     pub fn computes_together(&self) -> bool {
         self.layout.expert > 1
     }
@@ -176,7 +201,8 @@ impl Team {
 
     /// This rank's share of so many rows of a batch.
     pub fn share(&self, rows: usize) -> Range<usize> {
-        share(rows, self.size(), self.rank())
+        let layout = self.layout;
+        share(rows, layout.shares(), layout.share_of(self.rank()))
     }
 
     /// Says what this rank is about to do, for the sentence that others print if it fails.
@@ -188,11 +214,24 @@ impl Team {
 
     /// What every rank says, in the order of the ranks.
     pub fn all<T: Serialize + DeserializeOwned>(&self, own: T) -> Vec<T> {
-        let Some(world) = self.world() else {
+        self.said(self.world(), own)
+    }
+
+    /// What the ranks say, in the order of the shares of a batch, one of each; those of a share say the same.
+    pub fn all_shares<T: Serialize + DeserializeOwned>(&self, own: T) -> Vec<T> {
+        self.said(self.of_shares(), own)
+    }
+
+    fn said<T: Serialize + DeserializeOwned>(
+        &self,
+        group: Option<&Arc<dyn Comm>>,
+        own: T,
+    ) -> Vec<T> {
+        let Some(group) = group else {
             return vec![own];
         };
         let own = encoded(&own);
-        let all = self.timed(|| world.all_gather(&own));
+        let all = self.timed(|| group.all_gather(&own));
         all.iter().map(|said| decoded(said)).collect()
     }
 
@@ -201,18 +240,18 @@ impl Team {
         self.all(own).contains(&true)
     }
 
-    /// Adds up the tokens per expert of all ranks, layer by layer.
+    /// Adds up the tokens per expert of all shares of a batch, layer by layer.
     pub fn add_up(&self, load: TokensPerExpert) -> TokensPerExpert {
-        let Some(world) = self.world() else {
+        let Some(group) = self.of_shares() else {
             return load;
         };
-        let tokens = self.all(load.tokens).iter().sum();
+        let tokens = self.all_shares(load.tokens).iter().sum();
         let Some(first) = load.counts.first() else {
             return TokensPerExpert { tokens, ..load };
         };
         let (device, layers) = (first.device(), load.counts.len());
         let mut counts: Vec<f32> = host(Tensor::cat(load.counts, 0));
-        self.timed(|| world.all_reduce_sum(&mut counts));
+        self.timed(|| group.all_reduce_sum(&mut counts));
         let experts = counts.len() / layers;
         let counts = counts.chunks(experts).map(|counts| {
             let counts = TensorData::new(counts.to_vec(), [experts]);
@@ -226,23 +265,21 @@ impl Team {
 
     /// Adds up a vector over its holders; each gets its part, which ends at its number among them in `ends`.
     pub fn reduce_scatter(&self, holders: Holders, values: &mut [f32], ends: &[usize]) {
-        if let Some(comm) = self.group(holders) {
+        if let Some(comm) = self.others(holders) {
             self.timed(|| comm.reduce_scatter_sum(values, ends));
         }
     }
 
     /// Gives each holder's part of a vector to all of them.
     pub fn gather_parts(&self, holders: Holders, values: &mut [f32], ends: &[usize]) {
-        if let Some(comm) = self.group(holders) {
+        if let Some(comm) = self.others(holders) {
             self.timed(|| comm.all_gather_parts(values, ends));
         }
     }
 
-    fn group(&self, holders: Holders) -> Option<&Arc<dyn Comm>> {
-        self.groups.as_ref().map(|groups| match holders {
-            Holders::All => &groups.world,
-            Holders::Replicas => &groups.replicas,
-        })
+    /// A group with others in it.
+    fn others(&self, holders: Holders) -> Option<&Arc<dyn Comm>> {
+        self.group(holders).filter(|group| group.size() > 1)
     }
 
     /// What the first rank has to say to all of them; the others wait for it, however long that takes.
@@ -298,13 +335,12 @@ impl Team {
         let Some(groups) = &self.groups else {
             return 0;
         };
-        let groups = [&groups.world, &groups.replicas];
-        let now = groups.map(|group| {
+        let now = groups.holders.values().map(|group| {
             let kinds = [Operation::ReduceScatterSum, Operation::AllGatherParts];
             let traffic = group.traffic();
             kinds.map(|kind| traffic.of(kind).bytes).iter().sum::<u64>()
         });
-        let now = now.iter().sum();
+        let now = now.sum();
         now - self.counted.swap(now, Ordering::Relaxed)
     }
 
@@ -314,16 +350,31 @@ impl Team {
         experts.map_or(0, |traffic| traffic.of(Operation::AllToAll).bytes)
     }
 
+    /// Bytes of tokens that this rank has added up with other tensor ranks so far, and told them of logits.
+    pub fn sum_bytes(&self) -> u64 {
+        self.tensor().map_or(0, |tensor| {
+            let traffic = tensor.comm().traffic();
+            let kinds = [Operation::AllReduceSum, Operation::AllGather];
+            kinds.map(|kind| traffic.of(kind).bytes).iter().sum()
+        })
+    }
+
     /// The ranks that have the other experts of its copy of the model.
     fn experts(&self) -> Option<&ExpertGroup> {
         self.groups.as_ref()?.experts.as_ref()
+    }
+
+    /// The ranks that have the other parts of its matrices.
+    fn tensor(&self) -> Option<&TensorGroup> {
+        self.groups.as_ref()?.tensor.as_ref()
     }
 
     /// How long this rank has spent in messages so far.
     pub fn communicating(&self) -> Duration {
         let own = Duration::from_nanos(self.communicating.load(Ordering::Relaxed));
         let tokens = self.experts().map(ExpertGroup::communicating);
-        own + tokens.unwrap_or_default()
+        let sums = self.tensor().map(TensorGroup::communicating);
+        own + tokens.unwrap_or_default() + sums.unwrap_or_default()
     }
 
     fn timed<T>(&self, work: impl FnOnce() -> Result<T, CommError>) -> T {
@@ -376,6 +427,7 @@ mod tests {
             communicating: 0.0,
             bytes: 0,
             token_bytes: 0,
+            sum_bytes: 0,
         };
         let warning = |ranks: &[(usize, f64)]| {
             let ranks: Vec<RankRecord> = ranks.iter().copied().map(record).collect();

@@ -9,8 +9,9 @@ use firebox_model::network::{BatchSums, Batches, Local};
 use super::Team;
 use crate::rows::Row;
 
-/// Batches that the ranks of a team, each of which has the model, compute at the same time: a batch each. Every rank gets the
-/// sums of all, in their order, so that an evaluation has the same bits for any number of ranks that have all experts.
+/// Batches that the ranks of a team compute at the same time: one in place of each share of a batch that is trained on. Every
+/// rank gets the sums of all, in their order, so that an evaluation has the same bits for any number of ranks that have the
+/// whole model.
 #[derive(Debug)]
 pub struct Shared<'a> {
     team: &'a Team,
@@ -33,7 +34,7 @@ impl<'a> Shared<'a> {
 
 impl Batches for Shared<'_> {
     fn stages(&self) -> usize {
-        self.team.size()
+        self.team.layout().shares()
     }
 
     fn submit_batch(&mut self, sequences: &[Sequence]) {
@@ -47,12 +48,14 @@ impl Batches for Shared<'_> {
                 self.local.submit_batch(batch);
                 self.local.sums()
             };
-            let own = submitted.get(self.team.rank()).map(|batch| compute(batch));
+            let share = self.team.layout().share_of(self.team.rank());
+            let own = submitted.get(share).map(|batch| compute(batch));
             if own.is_none() && self.team.computes_together() {
                 // The others send their tokens to this one, too.
                 compute(&submitted[0].iter().map(Row::padding).collect::<Vec<_>>());
             }
-            self.sums.extend(self.team.all(own).into_iter().flatten());
+            self.sums
+                .extend(self.team.all_shares(own).into_iter().flatten());
         }
         self.sums.pop_front().expect("a batch that was submitted")
     }

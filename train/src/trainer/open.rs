@@ -179,8 +179,8 @@ fn check_same_weights(model: &LanguageModel, team: &Team) -> Result<(), TrainErr
         return Ok(());
     }
     let sums = team.all(checksum(model));
-    // Ranks with the same part of the experts have the same weights.
-    let parts = team.layout().expert;
+    // Ranks with the same part of the model have the same weights.
+    let parts = team.layout().ranks_of_copy();
     match (0..team.size()).find(|&rank| sums[rank] != sums[rank % parts]) {
         Some(rank) => Err(TrainError::OtherWeights {
             rank,
