@@ -145,13 +145,13 @@ fn run(step: Step, shape: [usize; 3], update: &MuonUpdate, device: &Device) -> [
     [values(weights), values(momentum)]
 }
 
-// A product of f32 with an inner size of a few hundred is off by about 1e-6 of its norm; the polynomials raise what is small
-// by up to 8 · 3.6 · 2.7, and so its error. Of random matrices few singular values are that small.
+// With q the product of the polynomials, an error ε of the square moves what becomes of a singular value σ by σ q′(σ²) ε: by 890 ε at
+// most, for σ a fortieth of the largest one. ε is a few roundings, 3e-7.
 fn equals_the_reference(device: Device) {
     proptest!(ProptestConfig::with_cases(12), |(shape in [1usize..4, 1usize..150, 1usize..150])| {
         let fast = run(muon, shape, &WHOLE, &device);
         let slow = run(muon_reference, shape, &WHOLE, &device);
-        assert_close("weights", &fast[0], &slow[0], 2e-5)?;
+        assert_close("weights", &fast[0], &slow[0], 3e-4)?;
         assert_close("momentum", &fast[1], &slow[1], 2e-7)?;
     });
 }

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::thread::available_parallelism;
 
 use firebox_console::panics::caught;
-use rayon::prelude::*;
 
 use super::cuts::Piece;
 use super::{Tokenizer, TokenizerError};
@@ -99,27 +98,39 @@ impl Tokenizer {
                 }
                 continue;
             }
-            // Each by itself: what the library makes of a text on its way to tokens takes some hundred times its memory.
-            let encoded = batch.par_iter().map(|(_, piece)| self.encode_piece(piece));
-            let encoded: Vec<Result<Vec<u32>, String>> = encoded.collect();
-            for ((index, piece), ids) in batch.into_iter().zip(encoded) {
-                let ids = ids.map_err(|message| TokenizerError::Encode {
-                    document: None,
-                    text: index,
-                    offset: piece.offset,
-                    message,
-                })?;
-                take(index, &ids)?;
+            let inputs: Vec<Cow<'_, str>> = batch.iter().map(|(_, piece)| piece.input()).collect();
+            let encoded = caught(|| self.inner.encode_batch_fast(inputs, false));
+            let Ok(Ok(encoded)) = encoded else {
+                return Err(self.failure(&batch).into());
+            };
+            for ((index, piece), encoding) in batch.into_iter().zip(encoded) {
+                let lead = piece.lead.map_or(0, |(_, tokens)| tokens);
+                take(index, &encoding.get_ids()[lead..])?;
             }
         }
     }
 
-    /// The ids of a piece, or why it has none. The regular expressions that split text give up with a panic when they have
-    /// tried ten million ways to match, for example in a run of as many spaces.
-    fn encode_piece(&self, piece: &Piece<'_>) -> Result<Vec<u32>, String> {
-        let encoded = caught(|| self.inner.encode_fast(piece.input(), false))?;
-        let encoded = encoded.map_err(|error| error.to_string())?;
-        let lead = piece.lead.map_or(0, |(_, tokens)| tokens);
-        Ok(encoded.get_ids()[lead..].to_vec())
+    /// Why a batch cannot be encoded. The regular expressions that split text give up with a panic when they have tried
+    /// ten million ways to match, for example in a run of as many spaces.
+    fn failure(&self, batch: &[(usize, Piece<'_>)]) -> TokenizerError {
+        let why = |piece: &Piece<'_>| {
+            let encoded = caught(|| self.inner.encode_fast(piece.input(), false));
+            match encoded {
+                Ok(Ok(_)) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(panic) => Some(panic),
+            }
+        };
+        let failed = batch
+            .iter()
+            .find_map(|(index, piece)| Some((*index, piece.offset, why(piece)?)));
+        let (text, offset, message) =
+            failed.unwrap_or_else(|| (0, 0, "encoding failed once".to_owned()));
+        TokenizerError::Encode {
+            document: None,
+            text,
+            offset,
+            message,
+        }
     }
 }
