@@ -14,7 +14,7 @@ use crate::sampling::Exchange;
 
 /// The ranks that share the matrices of a stage's layers. Each has the whole residual stream, the same bits as the others.
 ///
-/// What they divide begins with [`enter`](Self::enter) and ends with [`sum`](Self::sum), which have gradients: f and g of
+/// What they divide begins with `enter` and ends with [`sum`](Self::sum), which have gradients: f and g of
 /// Megatron-LM (arXiv 1909.08053, section 3). So every rank has the gradient of the stream, too, and of all that it computes
 /// as the others do.
 ///
