@@ -104,17 +104,16 @@ impl LayerCache {
     }
 
     /// Puts other blocks in the place of those that there are: of each, which one of them it was.
-    fn lay(&mut self, sources: &[usize]) {
-        let sources: Vec<i32> = sources.iter().map(|&block| block as i32).collect();
+    fn lay(&mut self, sources: &Tensor<1, Int>) {
+        let blocks = sources.dims()[0];
         for cached in self.tensors_mut() {
             let [kv_heads, so_far, tokens, head_dim] = cached.dims();
-            let device = cached.device();
-            if so_far == 0 {
-                *cached = Tensor::zeros([kv_heads, sources.len(), tokens, head_dim], &device);
-                continue;
+            match so_far {
+                0 => {
+                    *cached = Tensor::zeros([kv_heads, blocks, tokens, head_dim], &cached.device())
+                }
+                _ => cached.inplace(|cached| cached.select(1, sources.clone())),
             }
-            let sources = Tensor::<1, Int>::from_ints(sources.as_slice(), &device);
-            cached.inplace(|cached| cached.select(1, sources));
         }
     }
 
@@ -497,6 +496,8 @@ impl KeyValueCache {
         }
         let blocks = (blocks + needed - free).max(2 * blocks);
         let sources = self.pool.grow(blocks, &mut self.blocks);
+        let sources: Vec<i32> = sources.into_iter().map(|block| block as i32).collect();
+        let sources = Tensor::from_ints(sources.as_slice(), &self.device);
         for layer in &mut self.layers {
             layer.lay(&sources);
         }

@@ -290,7 +290,8 @@ pub trait Network: Batches {
     fn trace(&mut self, rows: PaddedRows) -> Trace;
 }
 
-/// A model in this process, or a tensor rank of one with all layers, if every rank asks the same of it.
+/// A model in this process, or a tensor rank of one with all layers, if every rank asks the same of it; traces are of whole models
+/// alone.
 #[derive(Debug)]
 pub struct Local<'a> {
     model: &'a LanguageModel,

@@ -20,7 +20,7 @@ mod team;
 mod validation;
 mod weights;
 
-pub use checksum::checksum;
+pub use checksum::{checksum, checksum_of};
 pub use layout::{Holders, LayoutError, TrainLayout};
 pub use ownership::{Owned, Ownership, Update};
 pub(crate) use team::host;

@@ -32,8 +32,8 @@ const LEAST_NORM: f64 = 1e-7;
 ///
 /// `b ← μ b + (1 − μ) g`, `w ← (1 − η λ) w − η · 0.2 · √max(m, n) · orthogonal(μ b + (1 − μ) g)`
 ///
-/// where `orthogonal(x)` has the singular vectors of x and singular values of about 1, those of x below a hundredth of the
-/// largest apart. The polynomials of Newton and Schulz's iteration, `x ← (a 1 + b x xᵀ + c (x xᵀ)²) x`, need no more of x than
+/// where `orthogonal(x)` has the singular vectors of x and singular values of about 1, but for those of x below a hundredth of the
+/// root of the norm of `x xᵀ`, which is at least the largest of them. The polynomials of Newton and Schulz's iteration, `x ← (a 1 + b x xᵀ + c (x xᵀ)²) x`, need no more of x than
 /// `r = x xᵀ` of its shorter side, which is symmetric and passes from one to the next as
 /// `r ← (a 1 + b r + c r²)² r`; x is multiplied once, by the product of all of them.
 ///

@@ -50,21 +50,27 @@ impl RankPlan {
         layout.check(config)?;
         let model = &config.model;
         let learned = Learned::of(model, config.train.frozen);
-        // The larger parts are those of the first ranks.
-        let shard = layout.shard(model, 0);
-        let [mut weights, mut gradient] = [0; 2];
-        for parameter in LanguageModel::parameter_list(model) {
-            let held = match &shard {
-                Some(shard) => shard
-                    .slice(&parameter)
-                    .map_or(0, |slice| slice.elements() as u128),
-                None => parameter.elements(),
-            };
-            weights += held;
-            if learned.includes(&parameter.path) {
-                gradient += held;
+        let parameters = LanguageModel::parameter_list(model);
+        let held = |rank| {
+            let shard = layout.shard(model, rank);
+            let [mut weights, mut gradient] = [0; 2];
+            for parameter in &parameters {
+                let held = match &shard {
+                    Some(shard) => shard
+                        .slice(parameter)
+                        .map_or(0, |slice| slice.elements() as u128),
+                    None => parameter.elements(),
+                };
+                weights += held;
+                if learned.includes(&parameter.path) {
+                    gradient += held;
+                }
             }
-        }
+            [weights, gradient]
+        };
+        // Not always the first rank has most: another may need more key/value heads.
+        let of_ranks = (0..layout.ranks_of_copy()).map(held);
+        let [weights, gradient] = of_ranks.max().expect("a rank at least");
         let muon = config.optimizer.muon;
         let ownership = optimizer::ownership(model, muon, &learned, layout, 0);
         let handed: u128 = ownership

@@ -1,5 +1,6 @@
 //! How a run begins: from the start, or from the newest checkpoint of its folder.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use firebox_console::durable::{self, FileError};
 use firebox_console::numbers::scaled;
 use firebox_model::accounting::Accounting;
 use firebox_model::language_model::LanguageModel;
+use firebox_model::parameters::ParameterInfo;
 use serde::{Deserialize, Serialize};
 
 use super::{Resume, Run, RunOptions, Since, Writer};
@@ -20,7 +22,7 @@ use crate::learned::Learned;
 use crate::lock::Lock;
 use crate::metrics::{MetricsLog, SourceRecord, StartRecord};
 use crate::optimizer::Optimizer;
-use crate::ranks::{Team, checksum};
+use crate::ranks::{Team, checksum, checksum_of};
 use crate::rows::Rows;
 use crate::run_folder::{self, RunFolder};
 use crate::start::{notes, starting_model, with_own_tokenizer};
@@ -178,14 +180,32 @@ fn check_same_weights(model: &LanguageModel, team: &Team) -> Result<(), TrainErr
     if team.is_alone() {
         return Ok(());
     }
-    let sums = team.all(checksum(model));
-    // Ranks with the same part of the model have the same weights.
-    let parts = team.layout().ranks_of_copy();
-    match (0..team.size()).find(|&rank| sums[rank] != sums[rank % parts]) {
-        Some(rank) => Err(TrainError::OtherWeights {
-            rank,
-            other: rank % parts,
-        }),
+    let (layout, config) = (team.layout(), model.config());
+    let parts = layout.ranks_of_copy();
+    let shards: Vec<_> = (0..parts).map(|rank| layout.shard(config, rank)).collect();
+    let is_everywhere = |parameter: &ParameterInfo| {
+        let mut shards = shards.iter().flatten();
+        shards.all(|shard| shard.slice(parameter).is_some_and(|slice| slice.is_whole()))
+    };
+    let parameters = LanguageModel::parameter_list(config).into_iter();
+    let everywhere = parameters.filter(is_everywhere);
+    let everywhere: BTreeSet<String> = everywhere.map(|parameter| parameter.path).collect();
+    let own = [
+        checksum(model),
+        checksum_of(model, |path| everywhere.contains(path)),
+    ];
+    let sums = team.all(own);
+    // Ranks with the same part of the model have the same weights; and all of them have what is not divided.
+    let differs = (0..team.size()).find_map(|rank| {
+        let twin = rank % parts;
+        match (sums[rank][0] == sums[twin][0], sums[rank][1] == sums[0][1]) {
+            (false, _) => Some((rank, twin)),
+            (_, false) => Some((rank, 0)),
+            _ => None,
+        }
+    });
+    match differs {
+        Some((rank, other)) => Err(TrainError::OtherWeights { rank, other }),
         None => Ok(()),
     }
 }

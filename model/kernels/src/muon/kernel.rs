@@ -116,12 +116,17 @@ fn factor(x: Matrix<'_>, scale: f64) -> Vec<f32> {
         .sum::<f64>()
         .sqrt();
     let one = (norm + LEAST_NORM).powi(-2);
-    let size = f64::from(of_slice(&square)).sqrt() * one;
-    // No singular value is larger than the root of this norm; of a matrix with a norm of 1 it is 1/√side or more.
-    let unit = one / size.max((side as f64).sqrt().recip());
-    square
-        .iter_mut()
-        .for_each(|value| *value = (f64::from(*value) * unit) as f32);
+    let scaled = |values: &mut [f32], scale: f64| {
+        let values = values.iter_mut();
+        values.for_each(|value| *value = (f64::from(*value) * scale) as f32);
+    };
+    // That of a matrix with a norm of 1, whose squares cannot exceed the largest f32.
+    scaled(&mut square, one);
+    // No singular value is larger than the root of this norm, which is 1/√side or more.
+    let size = f64::from(of_slice(&square)).sqrt();
+    let size = size.max((side as f64).sqrt().recip());
+    scaled(&mut square, size.recip());
+    let unit = one / size;
 
     let product = |a: &[f32], b: &[f32]| {
         let [a, b] = [a, b].map(|values| Matrix::new(values, side, side));

@@ -97,11 +97,13 @@ impl<R: BufRead> Members<R> {
     fn after(member: GzDecoder<R>) -> io::Result<Option<GzDecoder<R>>> {
         let mut reader = member.into_inner();
         loop {
-            let next = reader.fill_buf()?;
-            if next.is_empty() {
-                return Ok(None);
-            }
-            match next.iter().take_while(|&&byte| byte == 0).count() {
+            let zeros = match reader.fill_buf() {
+                Ok([]) => return Ok(None),
+                Ok(next) => next.iter().take_while(|&&byte| byte == 0).count(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            match zeros {
                 0 => return Ok(Some(GzDecoder::new(reader))),
                 zeros => reader.consume(zeros),
             }
