@@ -206,11 +206,12 @@ mod tests {
         });
         let (losses, gradients): (Vec<_>, Vec<_>) =
             ranks.expect("no rank fails").into_iter().unzip();
+        // Languages for GPUs leave exponentials some units in the last place.
         for found in losses {
-            assert_close("loss", &found, &loss, 1e-6).unwrap();
+            assert_close("loss", &found, &loss, 5e-6).unwrap();
         }
         let found = values(Tensor::cat(gradients, 1));
-        assert_close("gradient", &found, &values(gradient), 1e-6).unwrap();
+        assert_close("gradient", &found, &values(gradient), 5e-6).unwrap();
     }
 
     /// On the CPU: languages for GPUs leave open what becomes of a NaN.
