@@ -20,6 +20,10 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 /// Characters that end a clause. Unicode's normal forms map them to themselves or to one another.
 const STOPS: [char; 6] = ['.', ',', ';', '，', '。', '、'];
 
+/// Characters that follow words and numbers in code, tables and data. Those with which special tokens like `<think>` or
+/// `[MASK]` end are not among them, so that such a token does not rule out all these places.
+const SIGNS: [char; 11] = ['.', ',', ';', ':', '"', '=', '(', '[', '{', '+', '/'];
+
 /// A kind of place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
@@ -31,17 +35,31 @@ pub(super) enum Place {
     Number,
     /// Between a letter and one of [`STOPS`].
     Clause,
+    /// Between an ASCII letter or digit and one of [`SIGNS`].
+    Sign,
+    /// Between an ASCII punctuation character and a space.
+    Punctuation,
 }
 
 impl Place {
-    const ALL: [Self; 4] = [Self::Line, Self::Word, Self::Number, Self::Clause];
+    const ALL: [Self; 6] = [
+        Self::Line,
+        Self::Word,
+        Self::Number,
+        Self::Clause,
+        Self::Sign,
+        Self::Punctuation,
+    ];
+
+    const BEFORE_A_SPACE: [Self; 3] = [Self::Word, Self::Number, Self::Punctuation];
 
     /// A text that ends as the text before such a place does.
     const fn example(self) -> &'static str {
         match self {
             Self::Line => "a\n",
-            Self::Word | Self::Clause => "a",
+            Self::Word | Self::Clause | Self::Sign => "a",
             Self::Number => "0",
+            Self::Punctuation => ".",
         }
     }
 
@@ -53,6 +71,8 @@ impl Place {
             Self::Word => (letters(), class_of(&[space])),
             Self::Number => (class("[0-9]"), class_of(&[space])),
             Self::Clause => (class("[A-Za-z一-龥]"), class_of(&STOPS)),
+            Self::Sign => (class("[A-Za-z0-9]"), class_of(&SIGNS)),
+            Self::Punctuation => (class("[[:punct:]]"), class_of(&[space])),
         };
         Pair { before, after }
     }
@@ -74,6 +94,8 @@ impl Place {
             Self::Clause => {
                 STOPS.contains(&next) && matches!(last, 'A'..='Z' | 'a'..='z' | '一'..='龥')
             }
+            Self::Sign => SIGNS.contains(&next) && last.is_ascii_alphanumeric(),
+            Self::Punctuation => next == ' ' && last.is_ascii_punctuation(),
         }
     }
 
@@ -86,6 +108,8 @@ impl Place {
             Self::Word => letter(before) && after == space,
             Self::Number => before.is_ascii_digit() && after == space,
             Self::Clause => letter(before) && (STOPS.contains(&after) || !after.is_ascii()),
+            Self::Sign => before.is_ascii_alphanumeric() && SIGNS.contains(&after),
+            Self::Punctuation => before.is_ascii_punctuation() && after == space,
         }
     }
 
@@ -101,7 +125,10 @@ impl Place {
                 Self::Word | Self::Number => {
                     token.rstrip && token.content.ends_with(char::is_alphanumeric)
                 }
-                Self::Clause => false,
+                Self::Punctuation => {
+                    token.rstrip && token.content.ends_with(|c: char| c.is_ascii_punctuation())
+                }
+                Self::Clause | Self::Sign => false,
             }
     }
 }
@@ -218,9 +245,9 @@ struct Splitting {
     /// Whether characters represent bytes.
     bytes: bool,
     /// For each place, whether a split may be absent because a match contains the characters on both sides.
-    spanned: [bool; 4],
+    spanned: [bool; Place::ALL.len()],
     /// For each place, whether text is always split there.
-    split: [bool; 4],
+    split: [bool; Place::ALL.len()],
     /// Characters that are in a match wherever they are.
     matched: ClassUnicode,
 }
@@ -231,8 +258,8 @@ impl Default for Splitting {
             space: ' ',
             leads: false,
             bytes: false,
-            spanned: [false; 4],
-            split: [false; 4],
+            spanned: [false; Place::ALL.len()],
+            split: [false; Place::ALL.len()],
             matched: ClassUnicode::empty(),
         }
     }
@@ -295,16 +322,18 @@ impl Splitting {
             "Digits" => {}
             "Punctuation" if pre_tokenizer["behavior"] == "Isolated" => {}
             "Whitespace" | "WhitespaceSplit" | "BertPreTokenizer" => {
-                for place in [Place::Line, Place::Word, Place::Number] {
-                    self.split[place as usize] |= place == Place::Line || self.space == ' ';
+                self.split[Place::Line as usize] = true;
+                for place in Place::BEFORE_A_SPACE {
+                    self.split[place as usize] |= self.space == ' ';
                 }
             }
             "Metaspace" => {
                 self.space = only(pre_tokenizer["replacement"].as_str()?)?;
                 self.leads |= pre_tokenizer["prepend_scheme"] != "never";
                 if pre_tokenizer["split"].as_bool()? {
-                    self.split[Place::Word as usize] = true;
-                    self.split[Place::Number as usize] = true;
+                    for place in Place::BEFORE_A_SPACE {
+                        self.split[place as usize] = true;
+                    }
                 }
             }
             _ => return None,
