@@ -5,13 +5,13 @@
 The text is the code of the packages that Cargo has downloaded, in documents as they are there, repeated under other names until
 there is enough of it; the tokenizer is a byte-level BPE of 32,000 ids that is trained on its beginning. What is compared with is
 the `tokenizers` package on all cores, given the documents in batches of 4 MiB, and zstandard's decompression in 64 KiB pieces; the
-time of parsing JSON does not count for it. Peak memory is that of the process.
+time of parsing JSON does not count for it. Peak memory is that of `prepare` alone, as Linux has it in /proc: the `ru_maxrss` of a
+child is never less than what its parent held when it was started.
 """
 
 import argparse
 import json
 import os
-import resource
 import shlex
 import subprocess
 import tempfile
@@ -119,6 +119,20 @@ def alone(path, tokenizer):
     return decompression, tokenization, tokens
 
 
+def prepare(command):
+    """Seconds that a command takes, and its peak memory in MiB."""
+    started, peak = time.perf_counter(), 0
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    peak = max(peak, int(line.split()[1]) / 1024)
+            time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return time.perf_counter() - started, peak
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--megabytes", type=int, default=300)
@@ -133,10 +147,7 @@ def main():
         config = folder / "run.toml"
         config.write_text(CONFIG.format(tokenizer=vocabulary, cache=folder / "cache", lines=lines))
         decompression, tokenization, tokens = alone(lines, tokenizer)
-        started = time.perf_counter()
-        subprocess.run([*shlex.split(options.train), "prepare", str(config)], check=True)
-        seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        seconds, peak = prepare([*shlex.split(options.train), "prepare", str(config)])
     reference = decompression + tokenization
     print(
         f"{options.megabytes} MB, {tokens} tokens: decompression {decompression:.1f} s and tokenization {tokenization:.1f} s alone, "

@@ -87,6 +87,12 @@ pub trait StorageFloat: Element + Copy + Default + PartialEq + Send + Sync {
         let _ = values;
         None
     }
+
+    /// These numbers as they stand, where they are bf16 already.
+    fn as_bf16(values: &[Self]) -> Option<&[bf16]> {
+        let _ = values;
+        None
+    }
 }
 
 impl StorageFloat for f32 {
@@ -106,6 +112,7 @@ impl StorageFloat for f32 {
         self.is_finite()
     }
 
+    #[inline(always)]
     fn as_f32(values: &[Self]) -> Option<&[f32]> {
         Some(values)
     }
@@ -128,6 +135,11 @@ impl StorageFloat for bf16 {
 
     fn finite(self) -> bool {
         self.is_finite()
+    }
+
+    #[inline(always)]
+    fn as_bf16(values: &[Self]) -> Option<&[bf16]> {
+        Some(values)
     }
 }
 

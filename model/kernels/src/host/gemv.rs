@@ -13,9 +13,10 @@ use pulp::Arch;
 
 use super::gemm::{Matrix, gemm_uninit_strided};
 use super::product::{Factor, Left, On, Right, product_uninit};
-use super::simd::{Fused, dot, vectorized, vectorized_fused};
-use super::stream::{Stream, widened};
-use crate::dtype::WeightDtype;
+use super::simd::{Fused, dots, vectorized, vectorized_fused};
+use super::stream::Stream;
+use super::widen::widened;
+use crate::dtype::{StorageFloat, WeightDtype};
 use crate::precision::{Precision, rounded_to_bf16};
 
 /// The most rows of activations of a product that is bound by memory.
@@ -26,6 +27,9 @@ const MIN_PANEL_COLUMNS: usize = 16;
 
 /// Values of a panel of weights in f32: 256 KiB, a fourth of a core's second level of cache or less.
 const PANEL_VALUES: usize = 1 << 16;
+
+/// Rows of activations whose scalar products with a row of weights are taken together.
+const DOTS: usize = 4;
 
 /// How a matrix of weights lies in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,11 +242,13 @@ impl<'a, T: Factor> Weights<'a, T> {
                 rounded.clear();
                 rounded.extend(weights.iter().map(|&weight| widened::<T, ROUND>(weight)));
             }
-            for (row, x) in x.chunks_exact(self.d_in).enumerate() {
-                output[row * self.d_out + column] = match round {
-                    true => dot(x, &rounded, fused),
-                    false => dot(x, weights, fused),
-                };
+            let parts = output.chunks_mut(DOTS * self.d_out);
+            for (x, output) in x.chunks(DOTS * self.d_in).zip(parts) {
+                let output = &mut output[column..];
+                match round {
+                    true => dots_of(x, &rounded, fused, output, self.d_out),
+                    false => dots_of(x, weights, fused, output, self.d_out),
+                }
             }
         }
     }
@@ -294,6 +300,29 @@ impl<'a, T: Factor> Weights<'a, T> {
             Layout::Inputs => matrix,
             Layout::Outputs => matrix.t(),
         }
+    }
+}
+
+/// The scalar products of weights with each of at most [`DOTS`] rows of as many values, to places `stride` apart.
+#[inline(always)]
+fn dots_of<T: StorageFloat>(
+    x: &[f32],
+    weights: &[T],
+    fused: Fused,
+    output: &mut [f32],
+    stride: usize,
+) {
+    let row = |place: usize| &x[place * weights.len()..][..weights.len()];
+    let mut store = |sums: &[f32]| {
+        for (place, sum) in output.iter_mut().step_by(stride).zip(sums) {
+            *place = *sum;
+        }
+    };
+    match x.len() / weights.len() {
+        1 => store(&dots([row(0)], weights, fused)),
+        2 => store(&dots([0, 1].map(row), weights, fused)),
+        3 => store(&dots([0, 1, 2].map(row), weights, fused)),
+        _ => store(&dots([0, 1, 2, 3].map(row), weights, fused)),
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod simd;
 pub(crate) mod spin_pool;
 mod stream;
 pub(crate) mod uninit;
+mod widen;
 
 use std::borrow::Cow;
 

@@ -111,21 +111,31 @@ pub fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     fold(lanes, |a, b| a + b)
 }
 
-/// `Σ a[i] b[i]`
+/// `Σ a[i] b[i]` for each of several rows a, of numbers b that are widened once for all of them.
 #[inline(always)]
-pub fn dot<T: StorageFloat>(a: &[f32], b: &[T], fused: Fused) -> f32 {
-    let mut lanes = [0.0; SUM_LANES];
-    let (a_chunks, a_rest) = a.as_chunks::<SUM_LANES>();
+pub fn dots<T: StorageFloat, const ROWS: usize>(
+    rows: [&[f32]; ROWS],
+    b: &[T],
+    fused: Fused,
+) -> [f32; ROWS] {
+    let mut lanes = [[0.0; SUM_LANES]; ROWS];
     let (b_chunks, b_rest) = b.as_chunks::<SUM_LANES>();
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for lane in 0..SUM_LANES {
-            lanes[lane] = fused.add(a[lane], b[lane].widen(), lanes[lane]);
+    let chunks = rows.map(|row| row.as_chunks::<SUM_LANES>());
+    for (place, b) in b_chunks.iter().enumerate() {
+        let b = b.map(StorageFloat::widen);
+        for (lanes, (chunks, _)) in lanes.iter_mut().zip(chunks) {
+            let a = &chunks[place];
+            for lane in 0..SUM_LANES {
+                lanes[lane] = fused.add(a[lane], b[lane], lanes[lane]);
+            }
         }
     }
-    for (lane, (&a, &b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *lane = fused.add(a, b.widen(), *lane);
+    for (lanes, (_, rest)) in lanes.iter_mut().zip(chunks) {
+        for (lane, (&a, &b)) in lanes.iter_mut().zip(rest.iter().zip(b_rest)) {
+            *lane = fused.add(a, b.widen(), *lane);
+        }
     }
-    fold(lanes, |a, b| a + b)
+    lanes.map(|lanes| fold(lanes, |a, b| a + b))
 }
 
 /// `Σ a[i] b[i] c[i]`
@@ -177,8 +187,12 @@ mod tests {
             prop_assert!((f64::from(sum(&values, |value| value)) - exact).abs() < 1e-5);
             let squares: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
             for fused in [Fused(false), Fused(true)] {
-                let found = f64::from(dot(&values, &values, fused));
+                let [found] = dots([&values], &values, fused).map(f64::from);
                 prop_assert!((found - squares).abs() < 1e-5);
+                let reversed: Vec<f32> = values.iter().rev().copied().collect();
+                let both = dots([&reversed, &values], &values, fused);
+                let each = [&reversed, &values].map(|row| dots([&row[..]], &values, fused));
+                prop_assert_eq!(both.map(|sum| [sum]), each);
             }
             let cubes: f64 = values.iter().map(|&value| f64::from(value).powi(3)).sum();
             let found = sum_of_products(&values, &values, &values);

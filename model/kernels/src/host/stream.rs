@@ -1,24 +1,21 @@
 //! Products of a few rows of activations with weights that come from memory.
 //!
 //! Such a product takes as long as its weights take to come, if the arithmetic is done meanwhile. So the weights are taken in
-//! small blocks. A block is read from memory once for all rows of activations, whose sums stay in registers until it is done,
-//! and between these products it asks for the block beneath it, which is in the cache when its turn comes.
+//! blocks of a few rows. A block is read from memory once for all rows of activations, whose sums stay in registers until it is
+//! done, and between these products it asks for the block beneath it, which is in the cache when its turn comes. Weights become
+//! f32 in registers, too: by way of memory, one row of activations takes half as long again with weights in bf16.
 
 use std::array;
 
 use pulp::{Simd, WithSimd};
 
 use super::simd::prefetch;
-use crate::dtype::{StorageFloat, WeightDtype};
-use crate::precision::rounded_to_bf16;
+use super::widen::{load, widened_vector};
+use crate::dtype::StorageFloat;
 
 /// Rows of a block of weights: those whose products are added up before they are added to the output. Measured on Zen 4 with 1 to
 /// 32 rows of activations: with 8 the product takes up to a fourth longer, most with weights in bf16.
 const DEPTH: usize = 16;
-
-/// Columns of a block of weights that become f32 first, for which there is room in the first level of cache. Others have whole
-/// rows.
-const COLUMNS: usize = 64;
 
 /// Vectors of a row of weights that are multiplied at a time, for each of which there is a sum for each row of activations.
 const VECTORS: usize = 2;
@@ -63,52 +60,20 @@ impl<T: StorageFloat, const ROUND: bool> Stream<'_, T, ROUND> {
     /// Adds the products of `D` rows of weights from `first` on.
     #[inline(always)]
     fn add_rows<S: Simd, const D: usize>(&mut self, simd: S, first: usize) {
-        let weights: [&[T]; D] =
+        let block: [&[T]; D] =
             array::from_fn(|row| &self.weights[(first + row) * self.stride..][..self.d_out]);
-        let ahead = D * self.stride;
-        if !ROUND && T::DTYPE == WeightDtype::F32 {
-            let weights = weights.map(|row| T::as_f32(row).expect("f32"));
-            self.add_block::<S, D>(simd, first, weights, 0, Some(ahead));
-            return;
-        }
-        let mut room = [[0.0; COLUMNS]; D];
-        for start in (0..self.d_out).step_by(COLUMNS) {
-            let width = COLUMNS.min(self.d_out - start);
-            for (room, row) in room.iter_mut().zip(weights) {
-                let row = &row[start..start + width];
-                prefetch(row, ahead);
-                for (wide, weight) in room.iter_mut().zip(row) {
-                    *wide = widened::<T, ROUND>(*weight);
-                }
-            }
-            let block = room.each_ref().map(|room| &room[..width]);
-            self.add_block::<S, D>(simd, first, block, start, None);
-        }
-    }
-
-    /// Adds the products of a block of weights, whose rows begin at a column of the output.
-    #[inline(always)]
-    fn add_block<S: Simd, const D: usize>(
-        &mut self,
-        simd: S,
-        first: usize,
-        block: [&[f32]; D],
-        start: usize,
-        ahead: Option<usize>,
-    ) {
         // Half of the registers hold sums.
         let rows = ROWS.min(S::REGISTER_COUNT / (2 * VECTORS));
         let activations = self.x.chunks(rows * self.d_in);
         let outputs = self.output.chunks_mut(rows * self.d_out);
         for (x, output) in activations.zip(outputs) {
             let count = x.len() / self.d_in;
-            let part = Part {
+            let part = Part::<T, D, ROUND> {
                 x: &x[first..],
                 d_in: self.d_in,
                 block,
-                ahead,
-                output: &mut output[start..],
-                d_out: self.d_out,
+                ahead: D * self.stride,
+                output,
             };
             match count {
                 1 => part.add::<S, 1>(simd),
@@ -125,20 +90,18 @@ impl<T: StorageFloat, const ROUND: bool> Stream<'_, T, ROUND> {
 }
 
 /// A block of weights, and the activations and outputs that it stands between.
-struct Part<'a, const D: usize> {
+struct Part<'a, T, const D: usize, const ROUND: bool> {
     /// Rows `d_in` apart.
     x: &'a [f32],
     d_in: usize,
-    /// Rows of the same number of values.
-    block: [&'a [f32]; D],
-    /// How far from the block the one lies that is needed next, if it is to be asked for.
-    ahead: Option<usize>,
-    /// Rows `d_out` apart.
+    /// Rows of the same number of values, and so are the output's.
+    block: [&'a [T]; D],
+    /// How far from the block the one lies that is needed next.
+    ahead: usize,
     output: &'a mut [f32],
-    d_out: usize,
 }
 
-impl<const D: usize> Part<'_, D> {
+impl<T: StorageFloat, const D: usize, const ROUND: bool> Part<'_, T, D, ROUND> {
     /// Adds the products of `R` rows.
     #[inline(always)]
     fn add<S: Simd, const R: usize>(mut self, simd: S) {
@@ -164,11 +127,10 @@ impl<const D: usize> Part<'_, D> {
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         for (place, row) in self.block.iter().enumerate() {
             let row = &row[start..start + width];
-            if let Some(ahead) = self.ahead {
-                prefetch(row, ahead);
-            }
-            let weights: [S::f32s; V] =
-                array::from_fn(|vector| load(simd, &row[vector * S::F32_LANES..]));
+            prefetch(row, self.ahead);
+            let weights: [S::f32s; V] = array::from_fn(|vector| {
+                widened_vector::<S, T, ROUND>(simd, &row[vector * S::F32_LANES..])
+            });
             for (row, sums) in sums.iter_mut().enumerate() {
                 let x = simd.splat_f32s(self.x[row * self.d_in + place]);
                 for (sum, weights) in sums.iter_mut().zip(weights) {
@@ -176,8 +138,9 @@ impl<const D: usize> Part<'_, D> {
                 }
             }
         }
+        let d_out = self.block[0].len();
         for (row, sums) in sums.iter().enumerate() {
-            let output = &mut self.output[row * self.d_out + start..][..width];
+            let output = &mut self.output[row * d_out + start..][..width];
             for (vector, &sum) in sums.iter().enumerate() {
                 let output = &mut output[vector * S::F32_LANES..];
                 let total = simd.add_f32s(load(simd, output), sum);
@@ -190,27 +153,9 @@ impl<const D: usize> Part<'_, D> {
     }
 }
 
-/// The first values, as many as a vector has, or all of them.
-#[inline(always)]
-fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
-    match S::as_simd_f32s(values) {
-        ([first, ..], _) => *first,
-        ([], rest) => simd.partial_load_f32s(rest),
-    }
-}
-
-/// In f32, rounded to bf16 first if `ROUND`.
-#[inline(always)]
-pub fn widened<T: StorageFloat, const ROUND: bool>(weight: T) -> f32 {
-    match ROUND {
-        true if T::DTYPE != WeightDtype::Bf16 => rounded_to_bf16(weight.widen()),
-        _ => weight.widen(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use half::bf16;
+    use half::{bf16, f16};
     use pulp::{Arch, Scalar};
 
     use super::*;
@@ -264,6 +209,7 @@ mod tests {
         a_row_has_the_same_bits_among_any_others::<f32, false>();
         a_row_has_the_same_bits_among_any_others::<f32, true>();
         a_row_has_the_same_bits_among_any_others::<bf16, false>();
+        a_row_has_the_same_bits_among_any_others::<f16, true>();
     }
 
     #[test]

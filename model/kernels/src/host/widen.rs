@@ -1,0 +1,133 @@
+//! Weights as f32 in vector registers.
+
+#[cfg(target_arch = "x86_64")]
+use std::any::Any;
+
+use pulp::Simd;
+#[cfg(target_arch = "x86_64")]
+use pulp::x86::{V3, V4};
+
+use crate::dtype::{StorageFloat, WeightDtype};
+use crate::precision::rounded_to_bf16;
+
+/// The most values that a vector has.
+const MAX_LANES: usize = 16;
+
+/// The first values, as many as a vector has, or all of them.
+#[inline(always)]
+pub fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
+    match S::as_simd_f32s(values) {
+        ([first, ..], _) => *first,
+        ([], rest) => simd.partial_load_f32s(rest),
+    }
+}
+
+/// [`load`] of weights, each as [`widened`] has it.
+#[inline(always)]
+pub fn widened_vector<S: Simd, T: StorageFloat, const ROUND: bool>(
+    simd: S,
+    weights: &[T],
+) -> S::f32s {
+    // Only what has to be rounded may change.
+    if !ROUND && let Some(weights) = T::as_f32(weights) {
+        return load(simd, weights);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(bits) = T::as_bf16(weights).map(bytemuck::cast_slice)
+        && let Some(vector) = from_bf16(simd, bits)
+    {
+        return vector;
+    }
+    // The compiler makes vector instructions of this, if not always the best ones.
+    let mut values = [0.0; MAX_LANES];
+    let count = S::F32_LANES.min(weights.len());
+    for (value, weight) in values.iter_mut().zip(&weights[..count]) {
+        *value = widened::<T, ROUND>(*weight);
+    }
+    load(simd, &values[..S::F32_LANES])
+}
+
+/// A whole vector of numbers in bf16, which are the upper halves of what they are in f32; `None` where there are fewer, or on
+/// machines without such instructions.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn from_bf16<S: Simd>(simd: S, bits: &[u16]) -> Option<S::f32s> {
+    let simd: &dyn Any = &simd;
+    if let Some(V4 { avx512f, .. }) = simd.downcast_ref() {
+        let bits = pulp::cast(*bits.first_chunk::<16>()?);
+        let wide = avx512f._mm512_slli_epi32::<16>(avx512f._mm512_cvtepu16_epi32(bits));
+        return Some(bytemuck::cast(wide));
+    }
+    if let Some(V3 { avx2, .. }) = simd.downcast_ref() {
+        let bits = pulp::cast(*bits.first_chunk::<8>()?);
+        let wide = avx2._mm256_slli_epi32::<16>(avx2._mm256_cvtepu16_epi32(bits));
+        return Some(bytemuck::cast(wide));
+    }
+    None
+}
+
+/// In f32, rounded to bf16 first if `ROUND`.
+#[inline(always)]
+pub fn widened<T: StorageFloat, const ROUND: bool>(weight: T) -> f32 {
+    match ROUND {
+        true if T::DTYPE != WeightDtype::Bf16 => rounded_to_bf16(weight.widen()),
+        _ => weight.widen(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+    use pulp::{Arch, Scalar, WithSimd};
+
+    use super::*;
+
+    /// The first values of a slice in every way, each of as many as the vector has.
+    struct Widen<'a, T, const ROUND: bool>(&'a [T]);
+
+    impl<T: StorageFloat, const ROUND: bool> WithSimd for Widen<'_, T, ROUND> {
+        type Output = ();
+
+        fn with_simd<S: Simd>(self, simd: S) {
+            for length in 0..=self.0.len().min(2 * S::F32_LANES) {
+                let found = [widened_vector::<S, T, ROUND>(simd, &self.0[..length])];
+                let found: &[f32] = bytemuck::cast_slice(&found);
+                for (lane, value) in found.iter().enumerate() {
+                    let expected = match self.0[..length].get(lane) {
+                        Some(weight) => widened::<T, ROUND>(*weight),
+                        None => 0.0,
+                    };
+                    assert_eq!(value.to_bits(), expected.to_bits(), "{length}, {lane}");
+                }
+            }
+        }
+    }
+
+    fn every_width<T: StorageFloat, const ROUND: bool>() {
+        let values = [1.0, -2.5, 3.1e-5, 0.0, -7e4, 1e-40, 0.1, 99.0, -1e-7];
+        let weights: Vec<T> = values
+            .iter()
+            .cycle()
+            .take(40)
+            .map(|&v| T::nearest(v))
+            .collect();
+        for start in 0..4 {
+            Arch::new().dispatch(Widen::<T, ROUND>(&weights[start..]));
+            Widen::<T, ROUND>(&weights[start..]).with_simd(Scalar);
+            #[cfg(target_arch = "x86_64")]
+            if let Some(simd) = V3::try_new() {
+                Simd::vectorize(simd, Widen::<T, ROUND>(&weights[start..]));
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_hold_what_one_number_after_the_other_becomes() {
+        every_width::<f32, false>();
+        every_width::<f32, true>();
+        every_width::<bf16, false>();
+        every_width::<bf16, true>();
+        every_width::<f16, false>();
+        every_width::<f16, true>();
+    }
+}
