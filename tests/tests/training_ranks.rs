@@ -358,8 +358,8 @@ const CASES: [Case; 3] = [
             "optimizer.muon=all",
             "train.zero_outputs=true",
         ],
-        [2, 2, 1],
         [1, 2, 2],
+        [2, 2, 1],
     ),
 ];
 
@@ -452,19 +452,30 @@ fn sends_what_was_planned(config: &RunConfig, layout: TrainLayout, run: &Path) {
                 );
             }
         }
-        // All tokens of these batches count. One in micro-batches is routed before: from the embedding through two layers.
-        let sequences = |rank: &serde_json::Value| rank["sequences"].as_u64();
-        let is_cut = ranks
-            .iter()
-            .any(|rank| sequences(rank) > Some(config.train.micro_batch as u64));
-        let routed = match is_cut {
-            true => 4 * layout.tensor * config.model.d_model * (1 + 2 * config.model.layers.len()),
-            false => 0,
+        // All tokens of these batches count. With a balance loss, one in micro-batches is routed before: from the embedding
+        // through two layers. Where ranks send each other tokens, one with fewer micro-batches computes a row of padding.
+        let sequences = ranks.iter().step_by(layout.tensor);
+        let micro_batches = sequences.map(|rank| {
+            let rows = rank["sequences"].as_u64().expect("sequences");
+            rows.div_ceil(config.train.micro_batch as u64)
+        });
+        let most = micro_batches.clone().max().expect("a rank");
+        let router = config.model.moe.as_ref().map(|moe| &moe.router);
+        let routed = match router {
+            Some(router) if most > 1 && router.balance_coefficient > 0.0 => {
+                4 * layout.tensor * config.model.d_model * (1 + 2 * config.model.layers.len())
+            }
+            _ => 0,
+        };
+        let padding: u64 = match layout.expert {
+            1 => 0,
+            _ => micro_batches.map(|count| most - count).sum(),
         };
         let sums = plan
             .sum_bytes_per_token
             .map_or(0, |each| each + routed as u128);
-        assert_eq!(u128::from(sum("sum_bytes")), sums * tokens as u128);
+        let computed = tokens as u128 + u128::from(padding) * config.model.context_length as u128;
+        assert_eq!(u128::from(sum("sum_bytes")), sums * computed);
         steps += 1;
     }
     assert_eq!(steps, 12);

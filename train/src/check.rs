@@ -55,6 +55,22 @@ pub struct TrainingTotals {
     pub of_pictures: Option<f64>,
 }
 
+/// Sequences of the first step and of the last, which has most.
+fn sequences(config: &RunConfig) -> [u64; 2] {
+    let last = config.train.steps.saturating_sub(1);
+    let batches = &config.schedule.batch_tokens;
+    [0, last].map(|step| batches.sequences_at(step, config.model.context_length))
+}
+
+/// How many gradients of a weight are in memory at once, where so many sequences are computed: that of a micro-batch, and the
+/// sum of those before.
+fn gradients_at_once(config: &RunConfig, sequences: u64) -> u128 {
+    match sequences > config.train.micro_batch as u64 {
+        true => 2,
+        false => 1,
+    }
+}
+
 /// Time and price, each at the highest and at the lowest utilization.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Cost {
@@ -69,7 +85,9 @@ impl Report {
     pub fn of(config: &RunConfig) -> Self {
         let mut model = Accounting::of(&config.model);
         let learned = Learned::of(&config.model, config.train.frozen);
-        model.memory.gradients = 4 * learned.count(&config.model);
+        let [_, sequences] = sequences(config);
+        model.memory.gradients =
+            4 * learned.count(&config.model) * gradients_at_once(config, sequences);
         model.memory.moments =
             4 * optimizer::kept_values(&config.model, config.optimizer.muon, &learned);
         let training = TrainingTotals::of(config, &model);
@@ -115,8 +133,8 @@ impl TrainingTotals {
         let (context, steps) = (config.model.context_length, config.train.steps);
         let ramp = config.schedule.batch_tokens;
         let tokens = ramp.total_tokens(steps, context);
-        let batch = |step| ramp.sequences_at(step, context) as u128 * context as u128;
-        let tokens_per_step = [batch(0), batch(steps.saturating_sub(1))];
+        let tokens_per_step =
+            sequences(config).map(|sequences| u128::from(sequences) * context as u128);
         let experts = config.model.moe.as_ref().map(|moe| moe.experts);
         let per_expert = experts.map(|experts| experts.top_k as f64 / experts.count as f64);
         let passes = match config.train.frozen {
@@ -206,8 +224,9 @@ mod tests {
         let parameters = &report.model.parameters;
         let trained = parameters.cross_attention + parameters.tower + parameters.projector;
         let memory = &report.model.memory;
-        assert_eq!(memory.gradients, 4 * (trained + parameters.embedding));
-        assert_eq!(memory.moments, 2 * memory.gradients);
+        // A batch is many micro-batches.
+        assert_eq!(memory.gradients, 8 * (trained + parameters.embedding));
+        assert_eq!(memory.moments, memory.gradients);
         let text = report.to_string();
         for part in [
             "the run of ",

@@ -177,6 +177,7 @@ pub fn gradient_of<R: Row>(
         sequences: rows.len(),
         computing,
         communicating: waited,
+        exchanging: team.exchanging_since_last().as_secs_f64(),
         bytes: team.bytes_since_last(),
         token_bytes: team.token_bytes() - sent,
         sum_bytes: team.sum_bytes() - summed,

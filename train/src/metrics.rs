@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::HeldOutPicture;
 use crate::looking::HeldOutLoss;
-use crate::ranks::RankRecord;
+use crate::ranks::{RankRecord, TrainLayout};
 
 /// One line of the file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -85,7 +85,10 @@ pub struct TrainRecord {
     pub flops_per_second: f64,
     /// Training time so far, in seconds, excluding interruptions.
     pub seconds: f64,
-    /// What each rank has done, where there are several.
+    /// How ranks divide the step, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<TrainLayout>,
+    /// What each of them has done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ranks: Vec<RankRecord>,
     /// Router health per layer; empty for a dense model.

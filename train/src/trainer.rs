@@ -294,6 +294,7 @@ impl Run {
                 tokens_per_second,
                 flops_per_second: tokens_per_second * self.training_flops_per_token,
                 seconds: progress.seconds,
+                layout: (!self.team().is_alone()).then(|| self.team().layout()),
                 ranks: match result.ranks.len() {
                     1 => Vec::new(),
                     _ => result.ranks,

@@ -5,6 +5,7 @@ use firebox_model::language_model::LanguageModel;
 use firebox_model::parallel::share;
 use serde::Serialize;
 
+use super::{gradients_at_once, sequences};
 use crate::config::RunConfig;
 use crate::learned::Learned;
 use crate::optimizer;
@@ -20,7 +21,7 @@ pub struct RankPlan {
     pub layout: TrainLayout,
     /// Bytes of the weights of a rank with the largest part of the model.
     pub weights: u128,
-    /// Bytes of its gradient.
+    /// Bytes of its gradients: of a micro-batch, and where a step has several, of the sum of those before.
     pub gradients: u128,
     /// Bytes of its share of the optimizer's state, on average: shares differ by at most what is updated as a whole.
     pub moments: u128,
@@ -78,20 +79,17 @@ impl RankPlan {
             .map(|(_, owned)| owned.handed())
             .sum();
         let kept = optimizer::kept_values(model, muon, &learned);
-        let batches = &config.schedule.batch_tokens;
-        let last = config.train.steps.saturating_sub(1);
-        let sequences = [0, last].map(|step| {
-            let rows = batches.sequences_at(step, model.context_length);
-            share(rows as usize, layout.shares(), 0).len() as u64
-        });
+        let sequences =
+            sequences(config).map(|rows| share(rows as usize, layout.shares(), 0).len() as u64);
         Ok(Self {
             layout,
             weights: VALUE * weights,
-            gradients: VALUE * gradient,
+            gradients: VALUE * gradient * gradients_at_once(config, sequences[1]),
             moments: VALUE * kept / layout.ranks() as u128,
             sequences,
             bytes_per_step: VALUE * handed,
-            bytes_per_token: (layout.expert > 1).then(|| bytes_per_token(model, layout.expert)),
+            bytes_per_token: (layout.expert > 1)
+                .then(|| layout.tensor as f64 * bytes_per_token(model, layout.expert)),
             sum_bytes_per_token: (layout.tensor > 1)
                 .then(|| VALUE * layout.tensor as u128 * values_per_token(model)),
         })
@@ -103,7 +101,7 @@ impl RankPlan {
     }
 }
 
-/// See [`RankPlan::bytes_per_token`].
+/// What one of the tensor ranks of a share sends, and those that it sends to: see [`RankPlan::bytes_per_token`].
 fn bytes_per_token(model: &ModelConfig, ranks: usize) -> f64 {
     let Some(moe) = &model.moe else { return 0.0 };
     let (count, top_k) = (moe.experts.count, moe.experts.top_k);
@@ -169,6 +167,16 @@ mod tests {
         assert_eq!(many.sequences, [2, 2]);
         let handed = 4 * (shared + experts / 2) + shared + experts;
         assert_eq!(many.bytes_per_step, 4 * handed);
+        // In micro-batches, those of one beside the sum of the others.
+        let cut = run.config(&["schedule.batch_tokens=64", "train.micro_batch=1"]);
+        let cut = |data| {
+            let layout = TrainLayout {
+                data,
+                ..TrainLayout::default()
+            };
+            RankPlan::of(&cut, layout).unwrap().gradients
+        };
+        assert_eq!([cut(2), cut(8)], [2 * one.weights, one.weights]);
         // One of two experts a token: a rank is visited, one layer, 4 · 8 + 3 values.
         assert_eq!(many.bytes_per_token, Some(140.0));
         assert!(matches!(plan(9, 1), Err(LayoutError::TooFewRows { .. })));
@@ -185,6 +193,8 @@ mod tests {
         assert_eq!(divided.bytes_per_step, 4 * (3 * matrices + 5 * whole));
         // Two ranks: into and out of attention and experts, out of the embedding and into the head, one expert a token.
         assert_eq!(divided.sum_bytes_per_token, Some(2 * 4 * (6 * 8 + 3 + 1)));
+        // Each tensor rank sends the tokens of its share.
+        assert_eq!(of(1, 2, 2).unwrap().bytes_per_token, Some(280.0));
         assert!(matches!(
             of(1, 1, 3),
             Err(LayoutError::Matrices { most: 2, .. })

@@ -3,13 +3,12 @@
 use std::fmt::{self, Display, Formatter};
 
 use firebox_console::report::Table;
-use firebox_model::accounting::Memory;
 use firebox_model::config::{
     AttentionBias, AttentionKind, BalanceKind, ExpertActivation, ModelConfig, MoeConfig,
     Multipliers, QkNorm, RopeScaling, RouterConfig, Scores,
 };
 
-use super::{RankPlan, Report, TrainingTotals};
+use super::{RankPlan, Report, TrainingTotals, gradients_at_once, sequences};
 use crate::config::{
     DecayKind, Frozen, Muon, RunConfig, Share, SourceConfig, SourceKind, SplitKind,
     TokenizerConfig, TrainingSource,
@@ -23,8 +22,8 @@ impl Display for Report {
         let tables = [
             Some(configuration(&self.config)),
             Some(parameters(self)),
-            Some(memory(&self.model.memory)),
-            self.ranks.as_ref().map(ranks),
+            Some(memory(self)),
+            self.ranks.as_ref().map(|plan| ranks(plan, &self.config)),
             Some(operations(self)),
             pictures(self),
             Some(training(self)),
@@ -441,20 +440,31 @@ fn parameters(report: &Report) -> Table {
     }
 }
 
-fn memory(memory: &Memory) -> Table {
+fn memory(report: &Report) -> Table {
+    let memory = &report.model.memory;
+    let [_, sequences] = sequences(&report.config);
     let figure = |label, value| (label, bytes(value), String::new());
     Table::figures(
         "memory (f32, one device, without activations)",
         [
             figure("weights", memory.weights),
-            figure("gradients", memory.gradients),
+            gradients(memory.gradients, &report.config, sequences),
             figure("optimizer", memory.moments),
             figure("total", memory.total()),
         ],
     )
 }
 
-fn ranks(plan: &RankPlan) -> Table {
+/// Those of a device that computes so many sequences in a step.
+fn gradients(held: u128, config: &RunConfig, sequences: u64) -> (&'static str, String, String) {
+    let remark = match gradients_at_once(config, sequences) {
+        1 => "",
+        _ => "of a micro-batch, and the sum of those before",
+    };
+    ("gradients", bytes(held), remark.to_owned())
+}
+
+fn ranks(plan: &RankPlan, config: &RunConfig) -> Table {
     let figure = |label, value| (label, bytes(value), String::new());
     let [first, last] = plan.sequences;
     let batch = match first == last {
@@ -464,7 +474,7 @@ fn ranks(plan: &RankPlan) -> Table {
     let ranks = plan.layout.ranks() as u128;
     let mut rows = vec![
         figure("weights", plan.weights),
-        figure("gradients", plan.gradients),
+        gradients(plan.gradients, config, last),
         (
             "optimizer",
             bytes(plan.moments),

@@ -24,8 +24,10 @@ pub struct Team {
     layout: TrainLayout,
     /// `None` for a single rank.
     groups: Option<Groups>,
-    /// Nanoseconds that this rank has spent in messages, waiting for others included.
+    /// Nanoseconds that this rank has spent in messages but those of gradients and weights, waiting for others included.
     communicating: Arc<AtomicU64>,
+    /// Nanoseconds that it has spent in those, as far as they have not been asked for.
+    exchanging: Arc<AtomicU64>,
     /// Bytes of gradients and weights that have been counted.
     counted: Arc<AtomicU64>,
 }
@@ -50,6 +52,10 @@ pub struct RankRecord {
     pub computing: f64,
     /// Seconds that it spent in messages meanwhile, of expert load, tokens and their sums, waiting for others included.
     pub communicating: f64,
+    /// Seconds that it spent in messages of gradients afterwards, and of weights after the step before, waiting for others
+    /// included. 0 in what earlier versions have recorded.
+    #[serde(default)]
+    pub exchanging: f64,
     /// Bytes of gradients that it handed over afterwards, and of weights after the step before.
     pub bytes: u64,
     /// Bytes of tokens that it sent to other ranks' experts and back.
@@ -60,27 +66,36 @@ pub struct RankRecord {
 }
 
 /// A rank that computes for longer than this times the median of all, for each sequence, is slow.
-const SLOW: f64 = 1.5;
+pub const SLOW: f64 = 1.5;
 
 /// Seconds that a rank may always take: how long short steps take is chance.
 const SHORT: f64 = 0.2;
 
+impl RankRecord {
+    /// Seconds in which it computed, for each sequence of its share.
+    pub fn seconds_per_sequence(&self) -> f64 {
+        self.computing / self.sequences.max(1) as f64
+    }
+}
+
+/// How long each of some ranks takes, relative to their median; of two ranks, to the faster one.
+pub fn relative_to_median(seconds: &[f64]) -> Vec<f64> {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted.get(seconds.len().saturating_sub(1) / 2);
+    let median = median.map_or(0.0, |&median| median.max(f64::MIN_POSITIVE));
+    seconds.iter().map(|seconds| seconds / median).collect()
+}
+
 /// A warning if the others wait for a rank that is slow.
 pub fn slow_rank(ranks: &[RankRecord]) -> Option<String> {
-    let each = |rank: &RankRecord| rank.computing / rank.sequences.max(1) as f64;
-    let mut sorted: Vec<f64> = ranks.iter().map(each).collect();
-    sorted.sort_by(f64::total_cmp);
-    // Of two ranks, that of the faster one.
-    let median = *sorted.get(ranks.len().checked_sub(1)? / 2)?;
-    let by_speed =
-        |(_, a): &(usize, &RankRecord), (_, b): &(usize, &RankRecord)| each(a).total_cmp(&each(b));
-    let (slowest, record) = ranks.iter().enumerate().max_by(by_speed)?;
-    let is_slow = record.computing > SHORT && each(record) > SLOW * median;
-    is_slow.then(|| {
+    let seconds: Vec<f64> = ranks.iter().map(RankRecord::seconds_per_sequence).collect();
+    let relative = relative_to_median(&seconds).into_iter().enumerate();
+    let (slowest, relative) = relative.max_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    let computing = ranks[slowest].computing;
+    (computing > SHORT && relative > SLOW).then(|| {
         format!(
-            "rank {slowest} is slow: it computed for {:.2} s, {:.1} times as long for each sequence as the median of the {} ranks",
-            record.computing,
-            each(record) / median,
+            "rank {slowest} is slow: it computed for {computing:.2} s, {relative:.1} times as long for each sequence as the median of the {} ranks",
             ranks.len()
         )
     })
@@ -126,6 +141,7 @@ impl Team {
             layout,
             groups,
             communicating: Arc::default(),
+            exchanging: Arc::default(),
             counted: Arc::default(),
         }
     }
@@ -231,7 +247,7 @@ impl Team {
             return vec![own];
         };
         let own = encoded(&own);
-        let all = self.timed(|| group.all_gather(&own));
+        let all = timed(&self.communicating, || group.all_gather(&own));
         all.iter().map(|said| decoded(said)).collect()
     }
 
@@ -251,7 +267,7 @@ impl Team {
         };
         let (device, layers) = (first.device(), load.counts.len());
         let mut counts: Vec<f32> = host(Tensor::cat(load.counts, 0));
-        self.timed(|| group.all_reduce_sum(&mut counts));
+        timed(&self.communicating, || group.all_reduce_sum(&mut counts));
         let experts = counts.len() / layers;
         let counts = counts.chunks(experts).map(|counts| {
             let counts = TensorData::new(counts.to_vec(), [experts]);
@@ -266,14 +282,14 @@ impl Team {
     /// Adds up a vector over its holders; each gets its part, which ends at its number among them in `ends`.
     pub fn reduce_scatter(&self, holders: Holders, values: &mut [f32], ends: &[usize]) {
         if let Some(comm) = self.others(holders) {
-            self.timed(|| comm.reduce_scatter_sum(values, ends));
+            timed(&self.exchanging, || comm.reduce_scatter_sum(values, ends));
         }
     }
 
     /// Gives each holder's part of a vector to all of them.
     pub fn gather_parts(&self, holders: Holders, values: &mut [f32], ends: &[usize]) {
         if let Some(comm) = self.others(holders) {
-            self.timed(|| comm.all_gather_parts(values, ends));
+            timed(&self.exchanging, || comm.all_gather_parts(values, ends));
         }
     }
 
@@ -369,21 +385,27 @@ impl Team {
         self.groups.as_ref()?.tensor.as_ref()
     }
 
-    /// How long this rank has spent in messages so far.
+    /// How long this rank has spent in messages of gradients and weights since this was asked last.
+    pub fn exchanging_since_last(&self) -> Duration {
+        Duration::from_nanos(self.exchanging.swap(0, Ordering::Relaxed))
+    }
+
+    /// How long this rank has spent in other messages so far.
     pub fn communicating(&self) -> Duration {
         let own = Duration::from_nanos(self.communicating.load(Ordering::Relaxed));
         let tokens = self.experts().map(ExpertGroup::communicating);
         let sums = self.tensor().map(TensorGroup::communicating);
         own + tokens.unwrap_or_default() + sums.unwrap_or_default()
     }
+}
 
-    fn timed<T>(&self, work: impl FnOnce() -> Result<T, CommError>) -> T {
-        let started = Instant::now();
-        let result = work();
-        let nanoseconds = started.elapsed().as_nanos() as u64;
-        self.communicating.fetch_add(nanoseconds, Ordering::Relaxed);
-        unwound(result)
-    }
+/// Sends and receives, and adds the nanoseconds that this takes to a count.
+fn timed<T>(count: &AtomicU64, work: impl FnOnce() -> Result<T, CommError>) -> T {
+    let started = Instant::now();
+    let result = work();
+    let nanoseconds = started.elapsed().as_nanos() as u64;
+    count.fetch_add(nanoseconds, Ordering::Relaxed);
+    unwound(result)
 }
 
 /// The values of a tensor in f32, on the host.
@@ -425,6 +447,7 @@ mod tests {
             sequences,
             computing,
             communicating: 0.0,
+            exchanging: 0.0,
             bytes: 0,
             token_bytes: 0,
             sum_bytes: 0,

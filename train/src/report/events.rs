@@ -9,6 +9,7 @@ use std::time::UNIX_EPOCH;
 
 use firebox_console::durable::{self, FileError};
 
+use super::ranks::Times;
 use super::{Recorded, Report};
 use crate::run_folder;
 
@@ -71,6 +72,18 @@ impl Recorded {
                 ];
                 let tag = |what| format!("experts, layer {}/{what}", layer.layer);
                 values.extend(of_layer.map(|(what, value)| (tag(what), value)));
+            }
+            let ranks = Times::of(&record.ranks).into_iter().zip(&record.ranks);
+            for (rank, (times, sent)) in ranks.enumerate() {
+                let of_rank = [
+                    ("seconds of computing", times.computing),
+                    ("seconds of messages meanwhile", times.messages),
+                    ("seconds of waiting for the slowest", times.waiting),
+                    ("seconds of gradients and weights", times.exchanging),
+                    ("bytes of gradients and weights", sent.bytes as f64),
+                ];
+                let tag = |what| format!("rank {rank}/{what}");
+                values.extend(of_rank.map(|(what, value)| (tag(what), value)));
             }
             add(record.step, record.seconds, &values);
         }

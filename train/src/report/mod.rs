@@ -5,6 +5,7 @@
 
 mod events;
 mod page;
+mod ranks;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
 use serde::Serialize;
 
+use crate::check::RankPlan;
 use crate::config::ConfigError;
 use crate::metrics::{SampleRecord, SourceRecord, TrainRecord, ValidationRecord};
 
@@ -45,6 +47,9 @@ pub struct Recorded {
     pub sources: Vec<SourceRecord>,
     /// Steps that were logged.
     pub training: Vec<TrainRecord>,
+    /// What the ranks of the last logged step hold and send, as `cargo train check` says; `None` for a single rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<RankPlan>,
     /// Validations.
     pub validations: Vec<ValidationRecord>,
     /// What the model wrote at each validation.

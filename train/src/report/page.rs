@@ -53,6 +53,7 @@ impl Report {
         page = self.losses(page.section("Loss"));
         page = self.experts(page);
         page = self.steps(page.section("Steps"));
+        page = self.ranks(page);
         self.texts(page)
     }
 
@@ -215,6 +216,7 @@ impl Recorded {
             }
             None => {}
         }
+        sentences.extend(self.pace());
         sentences
     }
 

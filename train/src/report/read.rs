@@ -9,6 +9,7 @@ use firebox_console::durable::FileError;
 use firebox_model::moe::stats::warning;
 
 use super::{Recorded, Report, ReportError};
+use crate::check::RankPlan;
 use crate::config::{RunConfig, load_saved};
 use crate::metrics::{Record, TrainRecord};
 use crate::run_folder;
@@ -92,6 +93,7 @@ fn read(
         differences,
         sources,
         training: Vec::new(),
+        plan: None,
         validations: Vec::new(),
         samples: Vec::new(),
         warnings: Vec::new(),
@@ -109,6 +111,14 @@ fn read(
             Record::Sample(record) => run.samples.push(record),
             Record::Start(_) => return Err(ReportError::Start(path)),
         }
+    }
+    let layout = run.last().and_then(|record| record.layout);
+    run.plan = layout.and_then(|layout| RankPlan::of(config, layout).ok());
+    if let Some(plan) = &mut run.plan
+        && config.model.vision.is_some()
+    {
+        // Rows with pictures send more than their tokens.
+        (plan.bytes_per_token, plan.sum_bytes_per_token) = (None, None);
     }
     Ok(run)
 }

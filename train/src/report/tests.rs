@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use firebox_console::advice::Advise;
 
 use super::*;
-use crate::config::load;
+use crate::config::{load, load_saved};
+use crate::ranks::TrainLayout;
 
 const CONFIG: &str = r#"
     [model]
@@ -129,6 +130,127 @@ fn a_run_that_has_just_begun_is_reported() {
     let folder = run(root.path(), "young", &[], &[validation(0, 5.0)]);
     let report = Report::read(&[folder]).unwrap();
     assert!(report.to_string().contains("0 of 40"), "{report}");
+    assert!(!report.page().render().contains("NaN"));
+}
+
+/// A step of two ranks, of which each sends so many bytes of gradients and weights.
+fn step_of_ranks(step_number: u64, computing: [f64; 2], bytes: u64) -> String {
+    let rank = |computing: f64, communicating: f64, exchanging: f64| {
+        format!(
+            r#"{{"sequences":16,"computing":{computing},"communicating":{communicating},"exchanging":{exchanging},"bytes":{bytes},"token_bytes":0,"sum_bytes":0}}"#
+        )
+    };
+    let ranks = [rank(computing[0], 0.1, 0.7), rank(computing[1], 0.2, 1.0)];
+    let ranks = format!(
+        r#""layout":{{"data":2,"expert":1,"tensor":1}},"ranks":[{}],"layers""#,
+        ranks.join(",")
+    );
+    step(step_number, EVEN).replace(r#""layers""#, &ranks)
+}
+
+/// Bytes of gradients and weights that each of two ranks sends in a step.
+fn planned(root: &Path) -> u64 {
+    let folder = run(root, "planned", &[], &[]);
+    let config = load_saved(&folder.join("config.toml")).unwrap();
+    let layout = TrainLayout {
+        data: 2,
+        ..TrainLayout::default()
+    };
+    let all = RankPlan::of(&config, layout).unwrap().bytes_per_step;
+    u64::try_from(all / 2).unwrap()
+}
+
+#[test]
+fn a_slow_rank_and_what_ranks_send_are_seen() {
+    let root = tempfile::tempdir().unwrap();
+    let bytes = planned(root.path());
+    // The first step counts for no mean.
+    let lines = [
+        step_of_ranks(1, [30.0, 50.0], bytes / 2),
+        step_of_ranks(2, [1.0, 0.5], bytes),
+        step_of_ranks(3, [1.0, 0.5], bytes),
+    ];
+    let slow = run(root.path(), "slow", &[], &lines);
+    let lines = [
+        step_of_ranks(1, [0.5, 0.5], bytes / 2),
+        step_of_ranks(2, [0.5, 0.5], bytes + 4),
+    ];
+    let other = run(root.path(), "other", &[], &lines);
+
+    let report = Report::read(&[slow, other]).unwrap();
+    let text = report.to_string();
+    let row = |name: &str, place: usize| {
+        let rows = text.lines().filter(|line| line.starts_with(name));
+        let cells = rows.map(|row| {
+            row.split("  ")
+                .map(str::trim)
+                .filter(|cell| !cell.is_empty())
+        });
+        let row = cells.map(Iterator::collect::<Vec<&str>>).nth(place);
+        row.unwrap_or_else(|| panic!("row {place} of {name} in {text}"))
+    };
+    // Rank 1 is ready 1.1 − 0.7 seconds before rank 0, and what it spends in messages of gradients begins with that.
+    let seconds = |row: &[&str]| row[1..8].join(" ");
+    assert_eq!(seconds(&row("slow", 2)), "0 16.0 1.00 2.00 0.100 0 0.700");
+    assert_eq!(
+        seconds(&row("slow", 3)),
+        "1 16.0 0.500 1.00 0.200 0.400 0.600"
+    );
+    let sent = |row: &[&str]| (row[1].to_owned(), row.last().copied().unwrap().to_owned());
+    assert_eq!(
+        sent(&row("slow", 4)),
+        ("--data 2".to_owned(), "1.0000".to_owned())
+    );
+    assert_ne!(sent(&row("other", 4)).1, "1.0000");
+    for expected in [
+        "slow: 2 ranks wait for the slowest one for 11.4 % of their time; at 2 of 2 logged steps, last at step 3, rank 0 is slow",
+        "other: no rank is slow: 2 ranks wait",
+    ] {
+        assert!(text.contains(expected), "{expected} in {text}");
+    }
+
+    let page = report.page().render();
+    for expected in [
+        "slow: where the time of a step goes</h3>",
+        "<title>rank 1, waiting for the slowest rank: 0.400</title>",
+        "rank 0 is slow",
+    ] {
+        assert!(page.contains(expected), "{expected}");
+    }
+    // A rank that is slow stands out of the heat map, in one cell, and in the table; so do bytes that were not predicted.
+    let map = page.find("slow: computing time of each rank").unwrap();
+    let map = page[map..].split("</figure>").next().unwrap();
+    assert!(
+        map.contains(r#"class="heat6" d="M64.0 0.0h680.0v16.0h-680.0z""#),
+        "{map}"
+    );
+    assert!(page.contains(r#"<td class="number bad">2.00</td>"#));
+    assert_eq!(page.matches(r#"<td class="number bad">1.0"#).count(), 1);
+    assert!(!page.contains("NaN"));
+
+    let folder = root.path().join("events");
+    report.write_events(&folder).unwrap();
+    let events = fs::read(folder.join("slow/events.out.tfevents.firebox")).unwrap();
+    let tag = b"rank 1/seconds of waiting for the slowest";
+    let found = events.windows(tag.len()).filter(|window| window == tag);
+    assert_eq!(found.count(), 3);
+}
+
+#[test]
+fn ranks_that_an_earlier_version_recorded_are_reported() {
+    let root = tempfile::tempdir().unwrap();
+    let line = |step| {
+        let line = step_of_ranks(step, [0.5, 0.5], 7);
+        let line = line.replace(r#""layout":{"data":2,"expert":1,"tensor":1},"#, "");
+        line.replace(r#","exchanging":0.7"#, "")
+            .replace(r#","exchanging":1"#, "")
+    };
+    let lines = [line(1), line(2)];
+    assert!(!lines.concat().contains("exchanging"));
+    let folder = run(root.path(), "earlier", &[], &lines);
+    let report = Report::read(&[folder]).unwrap();
+    assert!(report.runs[0].plan.is_none());
+    assert!(report.to_string().contains("no rank is slow"), "{report}");
     assert!(!report.page().render().contains("NaN"));
 }
 

@@ -17,6 +17,10 @@ impl Display for Report {
         if self.runs.iter().any(Recorded::has_experts) {
             write!(formatter, "\n{}", self.experts_table())?;
         }
+        if self.runs.iter().any(Recorded::has_ranks) {
+            let (ranks, sent) = (self.ranks_table(), self.sent_table());
+            write!(formatter, "\n{ranks}\n{sent}")?;
+        }
         for run in &self.runs {
             if !run.differences.is_empty() {
                 let first = &self.runs[0].name;
@@ -26,6 +30,9 @@ impl Display for Report {
                     .try_for_each(|difference| writeln!(formatter, "  {difference}"))?;
             }
             if let Some(sentence) = run.warned() {
+                writeln!(formatter, "\n{}: {sentence}", run.name)?;
+            }
+            if let Some((_, sentence)) = run.pace() {
                 writeln!(formatter, "\n{}: {sentence}", run.name)?;
             }
         }

@@ -13,6 +13,7 @@
 //! ```
 
 mod axis;
+mod bars;
 mod chart;
 mod heat_map;
 mod page;
@@ -20,6 +21,7 @@ mod plate;
 mod table;
 
 pub use axis::Scale;
+pub use bars::Bars;
 pub use chart::{Chart, Series};
 pub use heat_map::HeatMap;
 pub use page::{Page, Verdict, page_path};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::{Chart, HeatMap, Plate, Table};
+use super::{Bars, Chart, HeatMap, Plate, Table};
 use crate::durable::{self, FileError};
 
 /// The assessment of a result.
@@ -88,6 +88,11 @@ impl Page {
     /// Adds a chart.
     pub fn chart(self, chart: Chart) -> Self {
         self.part(chart.render())
+    }
+
+    /// Adds stacked bars.
+    pub fn bars(self, bars: Bars) -> Self {
+        self.part(bars.render())
     }
 
     /// Adds a heat map.
