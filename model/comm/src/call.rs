@@ -45,6 +45,12 @@ impl Call {
     /// Bytes of a call in a message.
     pub(crate) const BYTES: usize = 9;
 
+    /// Bits of a call in a number.
+    pub(crate) const BITS: u32 = 48;
+
+    /// Those of the length.
+    const LENGTH_BITS: u32 = 40;
+
     /// As it goes along with a message.
     pub(crate) fn encoded(self) -> [u8; Self::BYTES] {
         let number = self.length().unwrap_or_default();
@@ -61,7 +67,25 @@ impl Call {
     pub(crate) fn decoded(bytes: &[u8]) -> Self {
         let (&operation, number) = bytes.split_first().expect("a call has 9 bytes");
         let length = u64::from_le_bytes(number.try_into().expect("a call has 9 bytes")) as usize;
-        match Operation::ALL[operation as usize] {
+        Self::new(Operation::ALL[operation as usize], length)
+    }
+
+    /// As a number of [`BITS`](Self::BITS) bits.
+    pub(crate) fn word(self) -> u64 {
+        let length = self.length().unwrap_or_default() as u64;
+        assert!(length < 1 << Self::LENGTH_BITS);
+        (self.operation() as u64) << Self::LENGTH_BITS | length
+    }
+
+    /// From the low bits of a number that has a [`word`](Self::word) there.
+    pub(crate) fn of_word(word: u64) -> Self {
+        let operation = (word >> Self::LENGTH_BITS) as u8;
+        let length = word & ((1 << Self::LENGTH_BITS) - 1);
+        Self::new(Operation::ALL[operation as usize], length as usize)
+    }
+
+    fn new(operation: Operation, length: usize) -> Self {
+        match operation {
             Operation::Split => Self::Split,
             Operation::AllReduceSum => Self::AllReduceSum { length },
             Operation::ReduceScatterSum => Self::ReduceScatterSum { length },
@@ -103,6 +127,8 @@ mod tests {
         ];
         for call in calls {
             assert_eq!(Call::decoded(&call.encoded()), call);
+            assert_eq!(call.word() >> Call::BITS, 0);
+            assert_eq!(Call::of_word(7 << Call::BITS | call.word()), call);
         }
     }
 }

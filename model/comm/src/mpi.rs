@@ -8,8 +8,9 @@
 //! Of MPI, only messages from point to point are used: sums are taken in rank order here, so that they have the bits
 //! of [`threads`](crate::threads) (`MPI_Allreduce` chooses the order by length and by the number of ranks); and a rank that
 //! waits sleeps, where MPI's own operations spin. Ranks of one machine share memory (a window of MPI), in which they say
-//! what they are doing, wake each other and tell of failures; each watches the processes of the others, so that one that
-//! is killed is named at once. What this needs of the system is Linux's (5.3 or newer); elsewhere, waiting ranks poll,
+//! what they are doing, wake each other and tell of failures, and in which a group that is on one machine sums short vectors
+//! and gathers few bytes without messages; each watches the processes of the others, so that one that is killed is named at
+//! once. What this needs of the system is Linux's (5.3 or newer); elsewhere, waiting ranks poll,
 //! and a killed rank is reported only as a timeout.
 //!
 //! Between machines, failures travel as messages. What a rank on another machine is doing, for whom it waits, whether it
@@ -32,6 +33,8 @@ mod node;
 #[cfg(feature = "mpi")]
 mod process;
 mod program;
+#[cfg(feature = "mpi")]
+mod shared;
 #[cfg(feature = "mpi")]
 mod text;
 #[cfg(feature = "mpi")]

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, TryLockError};
 
 use super::process::{END, Process};
+use super::shared::{CAPACITY, Mismatch, Shared};
 use crate::call::Call;
 use crate::parts::{check_parts, part};
 use crate::sum::{add_bytes, bytes_of};
@@ -16,7 +17,7 @@ use crate::{Cause, Comm, CommError, Operation, Traffic};
 const TAGS: u32 = 2;
 
 /// Vector length from which each rank sums one part (reduce-scatter, then all-gather). Shorter vectors are summed on
-/// rank 0, which takes fewer messages.
+/// one rank, which takes fewer messages.
 const PARTS_FROM: usize = 1 << 20;
 
 /// Fan-out of the broadcast tree.
@@ -30,6 +31,8 @@ pub(super) struct Member {
     ranks: Vec<usize>,
     rank: usize,
     tag: u32,
+    /// For short operations, if all ranks are on this machine.
+    shared: Option<Shared>,
     counters: Counters,
     /// Held during a collective operation.
     busy: Mutex<()>,
@@ -49,7 +52,8 @@ impl Member {
         let tag = process.next_tag();
         process.reserve_tags(tag + TAGS);
         let all = (0..process.size).collect();
-        Self::new(process, all, process.rank, tag)
+        let cell = process.take_cell();
+        Self::new(process, all, process.rank, tag).sharing(|_| cell)
     }
 
     /// Waits until all ranks have finished, for as long as they need.
@@ -68,9 +72,20 @@ impl Member {
             ranks,
             rank,
             tag,
+            shared: None,
             counters: Counters::default(),
             busy: Mutex::default(),
         }
+    }
+
+    /// Does short operations in the cells that the ranks, by their places in this group, have for it, if all have one.
+    fn sharing(mut self, cell: impl Fn(usize) -> usize) -> Self {
+        let node = &self.process.node;
+        let ranks = self.ranks.iter().enumerate();
+        let cells = ranks.map(|(place, &rank)| node.cell(rank, cell(place)));
+        let cells = cells.collect::<Option<Vec<_>>>();
+        self.shared = cells.map(|cells| Shared::new(cells, self.rank));
+        self
     }
 
     /// # Errors
@@ -112,6 +127,9 @@ impl Member {
             }
         };
         self.process.node.step();
+        if let Some(shared) = &self.shared {
+            shared.enter(call);
+        }
         let timeout = match self.tag {
             END => Timeout::NEVER,
             _ => Timeout::after(self.process.deadline),
@@ -158,8 +176,74 @@ impl Member {
         Ok(bytes)
     }
 
-    /// Gives the bytes of every rank to all, by way of the first one.
+    /// Does an operation in shared memory, to which this rank hands over its bytes: the last rank to do so does `work`.
+    fn meet(
+        &self,
+        entered: Entered,
+        shared: &Shared,
+        own: &[u8],
+        work: impl FnOnce(),
+    ) -> Result<(), CommError> {
+        let Entered { call, timeout } = entered;
+        let (is_last, operation) = (shared.arrive(own), call.operation());
+        let mismatched = || {
+            let mismatch = shared.mismatch()?;
+            Some(self.mismatched(operation, mismatch))
+        };
+        if is_last {
+            if let Some(error) = mismatched() {
+                return Err(error);
+            }
+            work();
+            shared.complete();
+            let others = self.others().map(|other| self.ranks[other]);
+            others.for_each(|rank| self.process.node.notify(rank));
+            return Ok(());
+        }
+        let mut awaited = self.others().next().expect("another rank is the last one");
+        self.process.wait_here(operation, timeout, || {
+            if shared.is_complete() {
+                return Ok(());
+            }
+            // Fails the run, as the wait then sees.
+            mismatched();
+            // When all have arrived, the last one is still at work.
+            awaited = shared.missing().unwrap_or(awaited);
+            Err(self.ranks[awaited])
+        })
+    }
+
+    /// Fails the run since ranks have called different operations.
+    fn mismatched(&self, operation: Operation, mismatch: Mismatch) -> CommError {
+        let Mismatch {
+            rank,
+            called,
+            first_called,
+        } = mismatch;
+        let first = self.ranks[0];
+        let mistake = format!("called {called} where rank {first} called {first_called}");
+        self.misuse(operation, rank, mistake)
+    }
+
+    /// The bytes of every rank, from shared memory; `None` if they are too long for some of them.
+    fn gather_here(
+        &self,
+        entered: Entered,
+        shared: &Shared,
+        own: &[u8],
+    ) -> Result<Option<Vec<Vec<u8>>>, CommError> {
+        self.meet(entered, shared, own, || ())?;
+        let all = (0..self.size()).map(|rank| Some(shared.bytes_of(rank)?.to_vec()));
+        Ok(all.collect())
+    }
+
+    /// Gives the bytes of every rank to all: through shared memory, or by way of the first rank.
     fn gather(&self, entered: Entered, own: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        if let Some(shared) = &self.shared
+            && let Some(all) = self.gather_here(entered, shared, own)?
+        {
+            return Ok(all);
+        }
         let mut together = Vec::new();
         if self.rank > 0 {
             self.pass(entered, 0, own);
@@ -184,8 +268,14 @@ impl Member {
         Ok(all)
     }
 
-    /// The first rank sums all vectors.
-    fn sum_at_first(&self, entered: Entered, values: &mut [f32]) -> Result<(), CommError> {
+    /// One rank sums all vectors: the last one to come, where they are in shared memory, or the first one.
+    fn sum_at_one(&self, entered: Entered, values: &mut [f32]) -> Result<(), CommError> {
+        if let Some(shared) = &self.shared
+            && size_of_val(values) <= CAPACITY
+        {
+            self.meet(entered, shared, bytes_of(values), || shared.add_up())?;
+            return copy(values, shared.bytes_of(0).expect("a vector that fits"));
+        }
         if self.rank > 0 {
             self.pass(entered, 0, bytes_of(values));
             return copy(values, &self.spread(entered, Vec::new())?);
@@ -262,16 +352,18 @@ impl Comm for Member {
     }
 
     fn split(&self, color: usize) -> Result<Arc<dyn Comm>, CommError> {
-        let own = [color as u64, self.process.next_tag().into()];
+        let cell = self.process.take_cell() as u64;
+        let own = [color as u64, self.process.next_tag().into(), cell];
         let own = own.map(u64::to_le_bytes).concat();
         let all = self.collective(Call::Split, 0, |entered| self.gather(entered, &own))?;
-        let all: Vec<[u64; 2]> = all
+        let all: Vec<[u64; 3]> = all
             .iter()
             .map(|both| bytemuck::pod_read_unaligned(both))
             .collect();
-        let colors: BTreeSet<u64> = all.iter().map(|&[color, _]| color).collect();
+        let colors: BTreeSet<u64> = all.iter().map(|&[color, ..]| color).collect();
         // All ranks of this group use the same tags, which none of them has used in another group.
-        let first_tag = all.iter().map(|&[_, tag]| tag as u32).max().unwrap_or(0);
+        let tags = all.iter().map(|&[_, tag, _]| tag as u32);
+        let first_tag = tags.max().unwrap_or(0);
         let place = colors
             .iter()
             .take_while(|&&other| other < color as u64)
@@ -279,14 +371,17 @@ impl Comm for Member {
         self.process
             .reserve_tags(first_tag + TAGS * colors.len() as u32);
         let members = all.iter().zip(&self.ranks);
-        let members = members.filter(|([other, _], _)| *other == color as u64);
-        let ranks: Vec<usize> = members.map(|(_, &rank)| rank).collect();
+        let members = members.filter(|([other, ..], _)| *other == color as u64);
+        let (cells, ranks): (Vec<usize>, Vec<usize>) = members
+            .map(|(&[.., cell], &rank)| (cell as usize, rank))
+            .unzip();
         let rank = ranks
             .iter()
             .take_while(|&&rank| rank != self.process.rank)
             .count();
         let tag = first_tag + TAGS * place;
-        Ok(Arc::new(Self::new(&self.process, ranks, rank, tag)))
+        let group = Self::new(&self.process, ranks, rank, tag);
+        Ok(Arc::new(group.sharing(|place| cells[place])))
     }
 
     fn all_reduce_sum(&self, values: &mut [f32]) -> Result<(), CommError> {
@@ -294,7 +389,7 @@ impl Comm for Member {
         let call = Call::AllReduceSum { length };
         self.collective(call, size_of_val(values), |entered| match self.size() {
             1 => Ok(()),
-            size if length < PARTS_FROM.max(size) => self.sum_at_first(entered, values),
+            size if length < PARTS_FROM.max(size) => self.sum_at_one(entered, values),
             size => {
                 let ends = (1..=size).map(|rank| rank * length / size);
                 let ends: Vec<usize> = ends.collect();

@@ -5,6 +5,7 @@
 
 use std::fmt::{self, Write};
 use std::fs;
+use std::mem;
 use std::os::unix::fs::MetadataExt;
 use std::process;
 use std::ptr;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use mpi::ffi::{self, MPI_Comm, MPI_Win};
 
 use super::futex;
+use super::shared::{CELLS, Cell};
 use super::text::SharedText;
 use crate::blame::Activity;
 use crate::{Cause, Failure, Operation};
@@ -62,6 +64,8 @@ struct Slot {
     doing: SharedText<DOING>,
     /// The failure of the run, as this rank has found it.
     failure: SharedText<FAILURE>,
+    /// For the groups of this rank, in the order in which they were made.
+    cells: [Cell; CELLS],
 }
 
 /// The memory that the ranks of this machine share.
@@ -91,10 +95,10 @@ impl Node {
     ///
     /// `comm` is alive, and MPI is not called anywhere else in the meantime.
     pub(super) unsafe fn new(comm: MPI_Comm, rank: usize, size: usize) -> Self {
-        // SAFETY: MPI writes to these variables only. Memory of a window begins at a page, so that slots, which are
-        // multiples of their alignment, are aligned; it is there until the window is freed, which `free` does when
-        // nobody has the slots any more. All bits are valid values of a slot, and all its fields are atomic. The epoch
-        // that `MPI_Win_lock_all` opens lets processes load and store there.
+        // SAFETY: MPI writes to these variables only. The memory has room for a slot at its first aligned address, which all
+        // processes agree on, as each of them maps the window at a page. It is there until the window is freed, which `free`
+        // does when nobody has the slots any more. Zeros are valid values of a slot, whose fields are atomic but for the
+        // buffers of its cells. The epoch that `MPI_Win_lock_all` opens lets processes load and store there.
         unsafe {
             let mut node = ffi::RSMPI_COMM_NULL;
             let shared = ffi::RSMPI_COMM_TYPE_SHARED;
@@ -103,7 +107,7 @@ impl Node {
             ffi::MPI_Comm_size(node, &raw mut ranks);
             let mut own = ptr::null_mut::<Slot>();
             let mut window = ffi::RSMPI_WIN_NULL;
-            let bytes = size_of::<Slot>() as ffi::MPI_Aint;
+            let bytes = (size_of::<Slot>() + align_of::<Slot>()) as ffi::MPI_Aint;
             let info = ffi::RSMPI_INFO_NULL;
             ffi::MPI_Win_allocate_shared(
                 bytes,
@@ -114,7 +118,12 @@ impl Node {
                 &raw mut window,
             );
             ffi::MPI_Win_lock_all(0, window);
-            own.write_bytes(0, 1);
+            let own = aligned(own);
+            own.cast::<u8>()
+                .write_bytes(0, mem::offset_of!(Slot, cells));
+            for cell in 0..CELLS {
+                Cell::clear(&raw mut (*own).cells[cell]);
+            }
             (*own).rank.store(rank as u32, Ordering::Relaxed);
             (*own).process.store(process::id(), Ordering::Relaxed);
             (*own).namespace.store(namespace(), Ordering::Relaxed);
@@ -127,7 +136,7 @@ impl Node {
                 let (mut bytes, mut unit, mut slot) = (0, 0, ptr::null::<Slot>());
                 let address = (&raw mut slot).cast();
                 ffi::MPI_Win_shared_query(window, other, &raw mut bytes, &raw mut unit, address);
-                let slot: &'static Slot = &*slot;
+                let slot: &'static Slot = &*aligned(slot.cast_mut());
                 slots[slot.rank.load(Ordering::Relaxed) as usize] = Some(slot);
             }
             ffi::MPI_Comm_free(&raw mut node);
@@ -183,6 +192,11 @@ impl Node {
     /// Whether a rank is on this machine.
     pub(super) fn has(&self, rank: usize) -> bool {
         self.slots[rank].is_some()
+    }
+
+    /// A cell of a rank on this machine, if it has as many.
+    pub(super) fn cell(&self, rank: usize, number: usize) -> Option<&'static Cell> {
+        self.slots[rank]?.cells.get(number)
     }
 
     /// How many ranks are on this machine.
@@ -322,6 +336,14 @@ impl Node {
     pub(super) fn notify_all(&self) {
         (0..self.slots.len()).for_each(|rank| self.notify(rank));
     }
+}
+
+/// Where a slot begins in memory of a window: MPI may align it less.
+fn aligned(memory: *mut Slot) -> *mut Slot {
+    let bytes = memory.cast::<u8>();
+    bytes
+        .wrapping_add(bytes.align_offset(align_of::<Slot>()))
+        .cast()
 }
 
 /// Tells apart the sets of processes in which a number means the same process; 0 where there is one set.

@@ -1,6 +1,6 @@
 //! This process as a rank: how it waits, and what it does when something fails.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,9 @@ const FAILED: u32 = 1;
 
 /// The first group's tag; each has two.
 const WORLD: u32 = 2;
+
+/// First sleep while waiting for a message; each one is twice as long as the one before.
+const FIRST: Duration = Duration::from_micros(50);
 
 /// Maximum sleep while waiting for a rank on the same machine: it wakes this one, but MPI may hold back its message.
 const LONGEST: Duration = Duration::from_millis(16);
@@ -42,6 +45,17 @@ pub(super) struct Process {
     failure: OnceLock<Failure>,
     /// Tags from here on are in no group of this rank.
     next_tag: AtomicU32,
+    /// Cells of this rank from here on are those of no group.
+    next_cell: AtomicUsize,
+}
+
+/// What a rank waits for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Awaited {
+    /// The rank that is to do something.
+    pub(super) rank: usize,
+    /// Whether a message of that rank has begun to arrive.
+    pub(super) arrives: bool,
 }
 
 impl Process {
@@ -61,6 +75,7 @@ impl Process {
             transport: Mutex::new(transport),
             failure: OnceLock::new(),
             next_tag: AtomicU32::new(WORLD),
+            next_cell: AtomicUsize::new(0),
         }
     }
 
@@ -76,6 +91,11 @@ impl Process {
     /// Tags below are in use.
     pub(super) fn reserve_tags(&self, below: u32) {
         self.next_tag.fetch_max(below, Ordering::Relaxed);
+    }
+
+    /// The number of a cell for a new group.
+    pub(super) fn take_cell(&self) -> usize {
+        self.next_cell.fetch_add(1, Ordering::Relaxed)
     }
 
     fn transport(&self) -> MutexGuard<'_, Transport> {
@@ -160,40 +180,93 @@ impl Process {
         operation: Operation,
         from: usize,
         tag: u32,
-        mut timeout: Timeout,
+        timeout: Timeout,
     ) -> Result<Vec<u8>, CommError> {
         let mut message: Option<Incoming> = None;
+        // Those that have finished wait for each other.
+        let may_finish = tag == END;
+        self.wait(operation, timeout, may_finish, FIRST, || {
+            self.poll(&mut message, from, tag).ok_or(Awaited {
+                rank: from,
+                arrives: message.is_some(),
+            })
+        })
+    }
+
+    /// Waits for what the ranks of this machine do in shared memory: until `look` is given something. Who does it is to wake
+    /// this rank.
+    ///
+    /// # Errors
+    ///
+    /// When the run fails.
+    pub(super) fn wait_here<T>(
+        &self,
+        operation: Operation,
+        timeout: Timeout,
+        mut look: impl FnMut() -> Result<T, usize>,
+    ) -> Result<T, CommError> {
+        // Others may wait for a message of this rank meanwhile.
+        let sends = self.transport().receivers().next().is_some();
+        let first = if sends { FIRST } else { LONGEST };
+        self.wait(operation, timeout, false, first, || {
+            look().map_err(|rank| {
+                if sends {
+                    self.transport().progress();
+                }
+                Awaited {
+                    rank,
+                    arrives: false,
+                }
+            })
+        })
+    }
+
+    /// Waits until `look` is given something; before, it says what this rank waits for. `may_finish`: whether a rank may be
+    /// waited for that has finished. `longest` is that of the first sleep.
+    fn wait<T>(
+        &self,
+        operation: Operation,
+        mut timeout: Timeout,
+        may_finish: bool,
+        mut longest: Duration,
+        mut look: impl FnMut() -> Result<T, Awaited>,
+    ) -> Result<T, CommError> {
         let mut finished: Option<Instant> = None;
-        let mut longest = Duration::from_micros(50);
-        self.node.waits(operation, from);
+        let mut waits_for = None;
         loop {
             let seen = self.node.news();
-            if let Some(bytes) = self.poll(&mut message, from, tag) {
-                self.node.waits_no_more();
-                return Ok(bytes);
+            let Awaited { rank, arrives } = match look() {
+                Ok(found) => {
+                    self.node.waits_no_more();
+                    return Ok(found);
+                }
+                Err(awaited) => awaited,
+            };
+            if waits_for != Some(rank) {
+                self.node.waits(operation, rank);
+                (waits_for, finished) = (Some(rank), None);
             }
             if self.failure().is_some() {
                 return Err(self.error(operation));
             }
-            // Those that have finished wait for each other.
-            if tag != END
-                && self.node.has_reached(from, Shutdown::Finished)
+            if !may_finish
+                && self.node.has_reached(rank, Shutdown::Finished)
                 && finished.get_or_insert_with(Instant::now).elapsed() > LAST_MESSAGE
             {
                 let waiter = self.rank;
-                self.fail(from, Cause::Ended { operation, waiter });
+                self.fail(rank, Cause::Ended { operation, waiter });
                 continue;
             }
             if timeout.is_over() {
-                timeout = Timeout::after(self.time_out(operation, from));
+                timeout = Timeout::after(self.time_out(operation, rank));
                 continue;
             }
             self.node.sleep(seen, longest.min(timeout.left()));
             longest *= 2;
-            if self.node.news() == seen && self.urge(message.is_some().then_some(from)) {
+            if self.node.news() == seen && self.urge(arrives.then_some(rank)) {
                 longest = longest.min(LONGEST_IN_TRANSFER);
             }
-            longest = longest.min(match self.node.has(from) {
+            longest = longest.min(match self.node.has(rank) {
                 true => LONGEST,
                 false => LONGEST_ELSEWHERE,
             });
