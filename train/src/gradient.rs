@@ -107,14 +107,14 @@ pub fn gradient_of<R: Row>(
     micro_batch: usize,
     device: &Device,
 ) -> BatchResult {
-    let started = Instant::now();
     let (config, learned, team) = (model.config(), optimizer.learned(), optimizer.team());
-    let communicated = team.communicating();
     let (sent, summed) = (team.token_bytes(), team.sum_bytes());
     let shares = team.all_shares(Share {
         rows: rows.len(),
         targets: rows.iter().map(Row::targets).sum(),
     });
+    // From here on all ranks compute together: one may have read its rows, or written a checkpoint, for longer than the others.
+    let (started, communicated) = (Instant::now(), team.communicating());
     let targets: u64 = shares.iter().map(|share| share.targets).sum();
     let most = shares.iter().map(|share| share.rows.div_ceil(micro_batch));
     let most = most.max().unwrap_or(0);

@@ -24,6 +24,6 @@ pub use checksum::{checksum, checksum_of};
 pub use layout::{Holders, LayoutError, TrainLayout};
 pub use ownership::{Owned, Ownership, Update};
 pub(crate) use team::host;
-pub use team::{RankRecord, SLOW, Team, relative_to_median, slow_rank};
+pub use team::{RankRecord, SHORT, SLOW, Team, relative_to_median, slow_rank};
 pub use validation::Shared;
 pub use weights::{Weights, own_weights};

@@ -10,8 +10,8 @@
 //! waits sleeps, where MPI's own operations spin. Ranks of one machine share memory (a window of MPI), in which they say
 //! what they are doing, wake each other and tell of failures, and in which a group that is on one machine sums short vectors
 //! and gathers few bytes without messages; each watches the processes of the others, so that one that is killed is named at
-//! once. What this needs of the system is Linux's (5.3 or newer); elsewhere, waiting ranks poll,
-//! and a killed rank is reported only as a timeout.
+//! once. What this needs of the system is Linux's (5.3 or newer); elsewhere, waiting ranks poll, and a killed rank is reported
+//! only as a timeout.
 //!
 //! Between machines, failures travel as messages. What a rank on another machine is doing, for whom it waits, whether it
 //! makes progress or has finished is not known. So a rank that waits for a message of such a rank fails the run at the

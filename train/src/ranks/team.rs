@@ -69,7 +69,7 @@ pub struct RankRecord {
 pub const SLOW: f64 = 1.5;
 
 /// Seconds that a rank may always take: how long short steps take is chance.
-const SHORT: f64 = 0.2;
+pub const SHORT: f64 = 0.2;
 
 impl RankRecord {
     /// Seconds in which it computed, for each sequence of its share.

@@ -5,7 +5,7 @@ use firebox_console::report::{Bars, Cell, HeatMap, Page, Table, Verdict};
 
 use super::{Recorded, Report};
 use crate::metrics::TrainRecord;
-use crate::ranks::{RankRecord, SLOW, relative_to_median, slow_rank};
+use crate::ranks::{RankRecord, SHORT, SLOW, relative_to_median, slow_rank};
 
 /// Seconds of a rank for a sequence, relative to the median of all in the same step.
 const SPEEDS: [(f64, &str); 7] = [
@@ -15,7 +15,7 @@ const SPEEDS: [(f64, &str); 7] = [
     (1.1, "the median"),
     (1.25, "below 1.25"),
     (SLOW, "below 1.5"),
-    (f64::INFINITY, "slow: 1.5 times the median and more"),
+    (f64::INFINITY, "1.5 times the median and more"),
 ];
 
 /// Where the time of a step went on one rank, in seconds.
@@ -141,15 +141,18 @@ impl Recorded {
             return Vec::new();
         };
         let sum = |of: fn(&RankRecord) -> u64| last.ranks.iter().map(of).sum();
+        // The first step of a process gives no weights away, and neither says nor is said to be the first one.
+        let (_, records) = self.over_ranks();
+        let weights = records.iter().rev().take(2);
+        let weights = weights.map(|record| record.ranks.iter().map(|rank| rank.bytes).sum());
         let plan = self.plan.as_ref();
         let tokens = last.batch_tokens as f64;
         let sent = [
             Sent {
                 what: "gradients and weights",
-                counted: sum(|rank| rank.bytes),
-                // Before the first step there is none of which weights could be given away.
+                counted: weights.max().unwrap_or_default(),
                 predicted: plan
-                    .filter(|_| last.step > 1)
+                    .filter(|_| records.len() > 1)
                     .map(|plan| plan.bytes_per_step as f64),
                 is_exact: true,
             },
@@ -308,7 +311,7 @@ impl Report {
                     rank.to_string().into(),
                     brief(mean.sequences).into(),
                     computing.into(),
-                    match relative > SLOW {
+                    match relative > SLOW && mean.times.computing > SHORT {
                         true => Cell::judged(text, Verdict::Bad),
                         false => text.into(),
                     },

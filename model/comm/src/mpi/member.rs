@@ -1,4 +1,5 @@
-//! One rank's handle of a group, whose collective operations are made of messages from rank to rank.
+//! One rank's handle of a group, whose collective operations are made of messages from rank to rank; but for short ones of
+//! ranks that share memory.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -206,13 +206,18 @@ impl Process {
         mut look: impl FnMut() -> Result<T, usize>,
     ) -> Result<T, CommError> {
         // Others may wait for a message of this rank meanwhile.
-        let sends = self.transport().receivers().next().is_some();
-        let first = if sends { FIRST } else { LONGEST };
+        let sends = || {
+            let mut transport = self.transport();
+            let sends = transport.receivers().next().is_some();
+            if sends {
+                transport.progress();
+            }
+            sends
+        };
+        let first = if sends() { FIRST } else { LONGEST };
         self.wait(operation, timeout, false, first, || {
             look().map_err(|rank| {
-                if sends {
-                    self.transport().progress();
-                }
+                sends();
                 Awaited {
                     rank,
                     arrives: false,

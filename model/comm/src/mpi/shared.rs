@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::call::Call;
 use crate::sum::add_bytes;
 
-/// For how many groups a rank has a cell; later ones use messages.
+/// For how many groups a rank has a cell; later ones use messages. The ranks of a run are in six groups at most.
 pub(super) const CELLS: usize = 8;
 
 /// Bytes of a rank in an operation; more of them go in messages, whose own costs do not matter then.

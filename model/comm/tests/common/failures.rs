@@ -26,7 +26,7 @@ pub struct Failing {
 }
 
 /// All ways.
-pub const ALL: [Failing; 11] = [
+pub const ALL: [Failing; 12] = [
     Failing {
         name: "panics",
         deadline: LONG,
@@ -167,6 +167,23 @@ pub const ALL: [Failing; 11] = [
             let rank = size - 1;
             format!(
                 "rank {rank} called an all-gather where rank 0 called an all-reduce of 2 values"
+            )
+        },
+    },
+    Failing {
+        name: "sums another length",
+        deadline: LONG,
+        body: |comm| {
+            // A short sum may go another way than a long one.
+            let length = if is_last(comm) { 40_000 } else { 2 };
+            comm.all_reduce_sum(&mut vec![1.0; length])
+                .and_then(|()| comm.barrier())
+                .map_err(|error| error.to_string())
+        },
+        sentence: |size| {
+            let rank = size - 1;
+            format!(
+                "rank {rank} called an all-reduce of 40000 values where rank 0 called an all-reduce of 2 values"
             )
         },
     },

@@ -43,7 +43,7 @@ pub enum Layout {
 impl Layout {
     /// The most rows of activations with which each weight is read once, in the order in which it lies in memory. Measured on
     /// Zen 4 with weights that come from memory: with 32 rows, that takes two thirds to four fifths of the time of panels, with
-    /// 64 as long; scalar products, of which each row has its own, take longer than panels from 16 rows on.
+    /// 64 as long; scalar products, when each row had its own, took longer than panels from 16 rows on.
     pub fn few_rows(self) -> usize {
         match self {
             Self::Inputs => GEMV_MAX_ROWS,
@@ -229,7 +229,7 @@ impl<'a, T: Factor> Weights<'a, T> {
         }
     }
 
-    /// One scalar product after the other.
+    /// The scalar products with one row of weights after the other.
     #[inline(always)]
     fn dots<const ROUND: bool>(self, x: &[f32], output: &mut [f32], fused: Fused) {
         let mut rounded = Vec::new();

@@ -209,6 +209,8 @@ mod tests {
         a_row_has_the_same_bits_among_any_others::<f32, false>();
         a_row_has_the_same_bits_among_any_others::<f32, true>();
         a_row_has_the_same_bits_among_any_others::<bf16, false>();
+        a_row_has_the_same_bits_among_any_others::<bf16, true>();
+        a_row_has_the_same_bits_among_any_others::<f16, false>();
         a_row_has_the_same_bits_among_any_others::<f16, true>();
     }
 

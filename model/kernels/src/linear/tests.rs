@@ -2,6 +2,7 @@ use burn::tensor::{DType, Device, Tensor};
 use proptest::prelude::*;
 
 use super::{Precision, linear, linear_reference, linear_transposed};
+use firebox_runtime::device::{Kernels, kernels};
 use firebox_runtime::on_every_device;
 use firebox_runtime::testing::{assert_close, devices, on_threads, values, wave};
 
@@ -17,6 +18,7 @@ on_every_device!(
     a_transposed_view_is_read_as_what_it_shows,
     a_single_row_equals_the_same_row_among_others,
     any_number_of_threads_gives_the_same_bits,
+    rows_of_a_transposed_product_have_the_same_bits_among_others,
 );
 
 fn a_row_by_a_matrix(device: Device) {
@@ -175,6 +177,29 @@ fn a_single_row_equals_the_same_row_among_others(device: Device) {
             let among = product(x.clone(), weight.clone(), precision).narrow(0, 3, 1);
             let alone = values(product(alone.clone(), weight.clone(), precision));
             assert_close(&format!("{held:?}"), &alone, &values(among), 4e-6).unwrap();
+        }
+    }
+}
+
+fn rows_of_a_transposed_product_have_the_same_bits_among_others(device: Device) {
+    if kernels(&device) != Kernels::Slices {
+        return;
+    }
+    for (held, precision) in TYPES
+        .into_iter()
+        .flat_map(|held| precisions(&device).map(move |p| (held, p)))
+    {
+        let weight = weights([41, 75], held, &device).expect("flex holds it");
+        let x = wave([8, 75], 0.1, &device);
+        let all = values(linear_transposed(x.clone(), weight.clone(), precision));
+        for rows in 1..8 {
+            let first = x.clone().narrow(0, 0, rows);
+            let found = values(linear_transposed(first, weight.clone(), precision));
+            assert_eq!(
+                found,
+                all[..rows * 41],
+                "{rows} rows, {held:?}, {precision}"
+            );
         }
     }
 }

@@ -37,7 +37,7 @@ pub(super) enum Place {
     Clause,
     /// Between an ASCII letter or digit and one of [`SIGNS`].
     Sign,
-    /// Between an ASCII punctuation character and a space.
+    /// Between an ASCII punctuation character and a space; not behind `_`, which regular expressions count among letters.
     Punctuation,
 }
 
@@ -72,7 +72,7 @@ impl Place {
             Self::Number => (class("[0-9]"), class_of(&[space])),
             Self::Clause => (class("[A-Za-z一-龥]"), class_of(&STOPS)),
             Self::Sign => (class("[A-Za-z0-9]"), class_of(&SIGNS)),
-            Self::Punctuation => (class("[[:punct:]]"), class_of(&[space])),
+            Self::Punctuation => (class("[[:punct:]&&[^_]]"), class_of(&[space])),
         };
         Pair { before, after }
     }
@@ -95,7 +95,7 @@ impl Place {
                 STOPS.contains(&next) && matches!(last, 'A'..='Z' | 'a'..='z' | '一'..='龥')
             }
             Self::Sign => SIGNS.contains(&next) && last.is_ascii_alphanumeric(),
-            Self::Punctuation => next == ' ' && last.is_ascii_punctuation(),
+            Self::Punctuation => next == ' ' && is_punctuation(last),
         }
     }
 
@@ -109,8 +109,15 @@ impl Place {
             Self::Number => before.is_ascii_digit() && after == space,
             Self::Clause => letter(before) && (STOPS.contains(&after) || !after.is_ascii()),
             Self::Sign => before.is_ascii_alphanumeric() && SIGNS.contains(&after),
-            Self::Punctuation => before.is_ascii_punctuation() && after == space,
+            Self::Punctuation => is_punctuation(before) && after == space,
         }
+    }
+
+    /// Whether such a place may be where an added token ends. What is put before a text is put before what follows such a
+    /// token, too, and not before a piece that is encoded behind an example.
+    fn may_be_behind(self, token: &AddedToken, space: char) -> bool {
+        let last = token.content.chars().next_back();
+        last.is_some_and(|last| self.pair(space).before_contains(last))
     }
 
     /// Whether an added token may take part of the text on both sides.
@@ -125,12 +132,14 @@ impl Place {
                 Self::Word | Self::Number => {
                     token.rstrip && token.content.ends_with(char::is_alphanumeric)
                 }
-                Self::Punctuation => {
-                    token.rstrip && token.content.ends_with(|c: char| c.is_ascii_punctuation())
-                }
+                Self::Punctuation => token.rstrip && token.content.ends_with(is_punctuation),
                 Self::Clause | Self::Sign => false,
             }
     }
+}
+
+fn is_punctuation(c: char) -> bool {
+    c.is_ascii_punctuation() && c != '_'
 }
 
 /// Where the texts of a tokenizer may be cut.
@@ -174,7 +183,10 @@ impl Cuts {
         let leads = splitting.leads || added.iter().any(|token| token.single_word);
         let safe = |place: &Place| {
             splitting.keeps_apart(*place, inner)
-                && !added.iter().any(|token| place.may_be_taken_by(token))
+                && !added.iter().any(|token| {
+                    place.may_be_taken_by(token)
+                        || splitting.leads && place.may_be_behind(token, splitting.space)
+                })
         };
         let with_lead = |place: Place| {
             let tokens = match leads {

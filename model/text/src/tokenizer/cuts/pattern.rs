@@ -9,6 +9,13 @@ pub(super) struct Pair {
     pub after: ClassUnicode,
 }
 
+impl Pair {
+    /// Whether it may begin with this character.
+    pub fn before_contains(&self, c: char) -> bool {
+        contains(&self.before, c)
+    }
+}
+
 /// What is known of all matches of a pattern.
 #[derive(Debug)]
 pub(super) struct Matches {

@@ -201,19 +201,49 @@ fn tokenizers() -> Vec<(String, Tokenizer)> {
         all.push((scheme.into(), trained(&Value::Null, &metaspace, false)));
     }
     all.push(("sentencepiece".into(), sentencepiece()));
-    for (_, inner) in &mut all {
+    let plain = |(name, inner): &(String, Tokenizer)| (format!("{name}, plain"), inner.clone());
+    let ended = |(name, inner): &(String, Tokenizer)| {
+        let mut inner = inner.clone();
         inner.add_tokens(&[
-            AddedToken::from("<l>", false)
-                .lstrip(true)
-                .normalized(false),
             AddedToken::from("<w>", false).single_word(true),
+            AddedToken::from("<n>", false).normalized(false),
         ]);
-        inner.add_special_tokens(&[
-            AddedToken::from("<|s|>", true),
-            AddedToken::from("<r>", true).rstrip(true),
-        ]);
+        inner.add_special_tokens(&[AddedToken::from("<|s|>", true)]);
+        (format!("{name}, tokens"), inner)
+    };
+    let stripping = |(name, inner): &(String, Tokenizer)| {
+        let mut inner = inner.clone();
+        inner.add_tokens(&[AddedToken::from("<l>", false)
+            .lstrip(true)
+            .normalized(false)]);
+        inner.add_special_tokens(&[AddedToken::from("<r>", true).rstrip(true)]);
+        (format!("{name}, stripping"), inner)
+    };
+    let with = all
+        .iter()
+        .flat_map(|of| [plain(of), ended(of), stripping(of)]);
+    let with: Vec<_> = with.collect();
+    for place in ALL {
+        let used = |(_, inner): &(String, Tokenizer)| Cuts::of(inner).places().contains(&place);
+        assert!(with.iter().any(used), "no text is cut at {place:?}");
     }
-    all
+    with
+}
+
+/// What is put before a text is put behind added tokens, too.
+#[test]
+fn nothing_is_cut_behind_an_added_token_where_texts_have_a_prefix() {
+    let mut inner = sentencepiece();
+    assert!(Cuts::of(&inner).places().contains(&Place::Punctuation));
+    inner.add_special_tokens(&[AddedToken::from("</s>", true).normalized(false)]);
+    let places = Cuts::of(&inner).places();
+    assert_eq!(places, without(&[Place::Clause, Place::Punctuation]));
+    for text in ["a</s> a", "</s>  b c. d", "a. b</s> x, y"] {
+        let whole = inner.encode_fast(text, false).unwrap();
+        for size in 0..text.len() {
+            assert_eq!(cut(&inner, text, size), whole.get_ids(), "{text:?}, {size}");
+        }
+    }
 }
 
 proptest! {
@@ -221,7 +251,7 @@ proptest! {
 
     #[test]
     fn cutting_changes_no_token(
-        text in "([ \\r\\n\\t\u{a0}]|[ \\n]|[a-zA-Z]{1,4}|[0-9]{1,4}|[-_!;é'\u{301}🦀.,:\"=(+/\\])}]|日本|が|、|ſ|Ⅷ|Ⓐ|한|'s|'LL|<l>|<w>|<\\|s\\|>|<r>| {3}|don't){0,60}",
+        text in "([ \\r\\n\\t\u{a0}]|[ \\n]|[a-zA-Z]{1,4}|[0-9]{1,4}|[-_!;é'\u{301}🦀.,:\"=(+/\\])}]|日本|が|、|ſ|Ⅷ|Ⓐ|한|'s|'LL|<l>|<w>|<n>|<\\|s\\|>|<r>| {3}|don't){0,60}",
         size in 0usize..24,
     ) {
         thread_local!(static TOKENIZERS: Vec<(String, Tokenizer)> = tokenizers());
