@@ -330,7 +330,7 @@ impl Report {
 
     /// What ranks sent, beside what `cargo train check` predicts.
     pub(super) fn sent_table(&self) -> Table {
-        let table = Table::new("what all ranks send in a step, the last logged one")
+        let table = Table::new("what all ranks send in a step")
             .texts(["run", "layout", "what"])
             .numbers(["counted", "predicted", "ratio"]);
         let sent = self.runs.iter();

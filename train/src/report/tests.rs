@@ -174,6 +174,7 @@ fn a_slow_rank_and_what_ranks_send_are_seen() {
     let lines = [
         step_of_ranks(1, [0.5, 0.5], bytes / 2),
         step_of_ranks(2, [0.5, 0.5], bytes + 4),
+        step_of_ranks(3, [0.5, 0.5], bytes + 4),
     ];
     let other = run(root.path(), "other", &[], &lines);
 
@@ -234,6 +235,23 @@ fn a_slow_rank_and_what_ranks_send_are_seen() {
     let tag = b"rank 1/seconds of waiting for the slowest";
     let found = events.windows(tag.len()).filter(|window| window == tag);
     assert_eq!(found.count(), 3);
+}
+
+/// The first step of a process gives no weights away, which is no fault.
+#[test]
+fn the_first_step_after_a_resume_is_not_judged() {
+    let root = tempfile::tempdir().unwrap();
+    let bytes = planned(root.path());
+    let lines = [
+        step_of_ranks(1, [0.5, 0.5], bytes / 2),
+        step_of_ranks(2, [0.5, 0.5], bytes),
+        step_of_ranks(3, [0.5, 0.5], bytes / 2),
+    ];
+    let resumed = run(root.path(), "resumed", &[], &lines);
+    let begun = run(root.path(), "begun", &[], &lines[2..]);
+    let page = Report::read(&[resumed, begun]).unwrap().page().render();
+    assert!(page.contains("1.0000"));
+    assert!(!page.contains(r#"<td class="number bad">0"#), "{page}");
 }
 
 #[test]

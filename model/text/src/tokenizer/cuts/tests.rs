@@ -121,7 +121,7 @@ fn unknown_and_unsafe_parts_have_no_places() {
     // A word, and the space after it.
     assert_eq!(
         places(Value::Null, split(r"\w+ ?|[^\w]", "Isolated")),
-        [Place::Line, Place::Clause, Place::Sign]
+        [Place::Line, Place::Clause, Place::Sign, Place::Punctuation]
     );
     // Whole lines.
     assert_eq!(
