@@ -135,13 +135,14 @@ impl Recorded {
         Some((last.seconds - seconds) / (last.step as f64 - step as f64))
     }
 
-    /// What all ranks together sent in the last logged step.
+    /// What all ranks together sent in a step: the last logged one, and of gradients and weights the last two, if one gave no
+    /// weights away.
     fn sent(&self) -> Vec<Sent> {
         let Some(last) = self.last().filter(|_| self.has_ranks()) else {
             return Vec::new();
         };
         let sum = |of: fn(&RankRecord) -> u64| last.ranks.iter().map(of).sum();
-        // The first step of a process gives no weights away, and neither says nor is said to be the first one.
+        // The first step of a process gives no weights away, and nothing in the records tells it from the others.
         let (_, records) = self.over_ranks();
         let weights = records.iter().rev().take(2);
         let weights = weights.map(|record| record.ranks.iter().map(|rank| rank.bytes).sum());
