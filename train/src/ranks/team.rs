@@ -53,15 +53,13 @@ pub struct RankRecord {
     /// Seconds that it spent in messages meanwhile, of expert load, tokens and their sums, waiting for others included.
     pub communicating: f64,
     /// Seconds that it spent in messages of gradients afterwards, and of weights after the step before, waiting for others
-    /// included. 0 in what earlier versions have recorded.
-    #[serde(default)]
+    /// included.
     pub exchanging: f64,
     /// Bytes of gradients that it handed over afterwards, and of weights after the step before.
     pub bytes: u64,
     /// Bytes of tokens that it sent to other ranks' experts and back.
     pub token_bytes: u64,
     /// Bytes of tokens that it added up with the other tensor ranks of its share, and told them of logits.
-    #[serde(default)]
     pub sum_bytes: u64,
 }
 

@@ -255,24 +255,6 @@ fn the_first_step_after_a_resume_is_not_judged() {
 }
 
 #[test]
-fn ranks_that_an_earlier_version_recorded_are_reported() {
-    let root = tempfile::tempdir().unwrap();
-    let line = |step| {
-        let line = step_of_ranks(step, [0.5, 0.5], 7);
-        let line = line.replace(r#""layout":{"data":2,"expert":1,"tensor":1},"#, "");
-        line.replace(r#","exchanging":0.7"#, "")
-            .replace(r#","exchanging":1"#, "")
-    };
-    let lines = [line(1), line(2)];
-    assert!(!lines.concat().contains("exchanging"));
-    let folder = run(root.path(), "earlier", &[], &lines);
-    let report = Report::read(&[folder]).unwrap();
-    assert!(report.runs[0].plan.is_none());
-    assert!(report.to_string().contains("no rank is slow"), "{report}");
-    assert!(!report.page().render().contains("NaN"));
-}
-
-#[test]
 fn what_is_no_run_is_said() {
     let root = tempfile::tempdir().unwrap();
     let error = |folders: &[PathBuf]| {

@@ -3,16 +3,11 @@
 use maud::{Markup, html};
 
 use super::axis::{Axis, Scale};
+use super::heat_map::{BOTTOM, LEFT, RIGHT, TALLEST, WIDTH};
 use crate::numbers::brief;
 
-const WIDTH: f64 = 760.0;
-/// Margins for the labels, those of a heat map, so that rows of both stand below each other.
-const LEFT: f64 = 64.0;
-const RIGHT: f64 = 16.0;
-const BOTTOM: f64 = 44.0;
 /// Height of a bar with the space around it, which shrinks where there are many.
 const ROW: f64 = 24.0;
-const TALLEST: f64 = 420.0;
 
 /// Horizontal bars that each consist of the same parts, numbered from 0.
 #[derive(Debug, Clone, PartialEq)]

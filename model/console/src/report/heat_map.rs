@@ -4,14 +4,15 @@ use maud::{Markup, html};
 
 use super::axis::Axis;
 
-const WIDTH: f64 = 760.0;
-/// Margins for the labels.
-const LEFT: f64 = 64.0;
-const RIGHT: f64 = 16.0;
-const BOTTOM: f64 = 44.0;
+pub(super) const WIDTH: f64 = 760.0;
+/// Margins for the labels. Bars have the same, so that rows of both stand below each other.
+pub(super) const LEFT: f64 = 64.0;
+pub(super) const RIGHT: f64 = 16.0;
+pub(super) const BOTTOM: f64 = 44.0;
+/// Height of the largest map.
+pub(super) const TALLEST: f64 = 420.0;
 /// Height of a row, which shrinks where there are many.
 const ROW: f64 = 16.0;
-const TALLEST: f64 = 420.0;
 /// Columns that are drawn at most; of more, neighbours share one with their mean.
 const COLUMNS: usize = 120;
 /// Bands that the style sheet has colours for.
