@@ -357,13 +357,13 @@ fn what_cannot_be_served_is_said_before_anything_is_served() {
     }
 }
 
-/// What a browser shows of the page, as HTML, once `until` is in it, or after it has run for a long while.
-fn page(address: &str, fragment: &str, until: &str) -> String {
+/// What a browser shows of the page, as HTML, once it is as `until` says, or after it has run for a long while.
+fn page(address: &str, fragment: &str, until: impl Fn(&str) -> bool) -> String {
     let mut page = String::new();
     // The browser's own time passes faster than that of the server, which has less of it on a busy machine.
     for milliseconds in [8_000, 40_000, 200_000] {
         page = dump(address, fragment, milliseconds);
-        if page.contains(until) {
+        if until(&page) {
             break;
         }
     }
@@ -415,7 +415,10 @@ fn the_page_generates_and_shows_the_experts_in_a_browser() {
         .collect();
     assert!(!expected.is_empty());
     let fragment = "prompt=fire&mode=completions&max_tokens=24&temperature=0.9&seed=7&run";
-    let page = page(&server.address, fragment, "; first after ");
+    let speed = |page: &str| shown(page, "<p class=\"hint\" id=\"speed\">", "</p>");
+    // What the page says last of a text.
+    let has_ended = |page: &str| speed(page).contains("firstafter");
+    let page = page(&server.address, fragment, has_ended);
     assert_eq!(
         shown(&page, "<div id=\"text\" aria-live=\"polite\">", "</div>"),
         format!("fire{expected}"),
@@ -426,8 +429,7 @@ fn the_page_generates_and_shows_the_experts_in_a_browser() {
         ""
     );
     assert!(shown(&page, "<span id=\"model\">", "</span>").starts_with("tinycontextof128tokens"));
-    let speed = shown(&page, "<p class=\"hint\" id=\"speed\">", "</p>");
-    assert!(speed.contains("firstafter"), "{speed}");
+    assert!(has_ended(&page), "{}", speed(&page));
     // A row for each layer, a column for each expert.
     let mixture = config().moe.unwrap().experts.count;
     let (_, canvas) = page.split_once("<canvas id=\"heat\"").unwrap();
