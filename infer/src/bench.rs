@@ -7,7 +7,7 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use firebox_console::report::Table;
 use firebox_kernels::bandwidth::read_bandwidth;
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::{WeightDtype, WeightFormat};
 use firebox_kernels::{Bf16Unit, Precision};
 use firebox_model::accounting::Accounting;
 use firebox_model::cache::KeyValueCache;
@@ -42,7 +42,7 @@ pub struct Bench {
     pub device: String,
     /// Number of threads of the CPU backends.
     pub threads: usize,
-    /// The type of the weights on this device: `f32`, `bf16` or `f16`.
+    /// The type of the weights on this device: `f32`, `bf16`, `f16` or `int8`.
     pub dtype: String,
     /// Precision of matrix products.
     pub precision: Precision,
@@ -86,9 +86,10 @@ pub fn bench(
     checkpoint: &Path,
     accept: &[String],
     device: &str,
-    dtype: WeightDtype,
+    dtype: impl Into<WeightFormat>,
     options: BenchOptions,
 ) -> Result<Bench, InferError> {
+    let dtype = dtype.into();
     let selected = device::select(device)?;
     check_precision(options.precision, device)?;
     let model = open_model(checkpoint, accept, &selected, dtype)?.1.model;
@@ -116,8 +117,9 @@ pub fn bench(
     }
     let accounting = Accounting::of(model.config());
     let per_sequence = new as f64 / decode;
-    let stored = WeightDtype::of_tensor(model.weight_type()).unwrap_or(dtype);
-    let decode_bytes = stored.bytes() as f64 * accounting.active as f64 * per_sequence;
+    // A device may hold them otherwise than it was asked to.
+    let stored = WeightDtype::of_tensor(model.weight_type()).map_or(dtype, WeightFormat::from);
+    let decode_bytes = stored.bytes() * accounting.active as f64 * per_sequence;
     Ok(Bench {
         device: device.to_owned(),
         threads: device::threads(),

@@ -21,7 +21,7 @@ use firebox_console::durable;
 use firebox_console::process::COMPARE_DEVICE;
 use firebox_console::terminal::print;
 use firebox_kernels::Precision;
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::WeightFormat;
 use firebox_model::parallel::RankLayout;
 use firebox_runtime::control::Control;
 use firebox_runtime::device;
@@ -187,14 +187,16 @@ struct ModelArgs {
 /// The storage type of the weights, and the precision of products with them.
 #[derive(Debug, Clone, Copy, Args)]
 struct DtypeArgs {
-    /// Type to keep the weights in: f32, bf16 or f16.
+    /// Type to keep the weights in: f32, bf16, f16 or int8.
     ///
     /// Computation is in f32 (see --precision), and router weights stay in f32. bf16 and f16 halve the memory and thereby
     /// the decode time. Weights that the checkpoint stores in this type are unchanged; others are rounded, to 3
-    /// significant digits in bf16 and 4 in f16, whose largest value is 65504. ndarray supports f32 only: there, weights
-    /// are rounded to the type but kept in f32.
+    /// significant digits in bf16 and 4 in f16, whose largest value is 65504. int8 halves both once more: the matrices of
+    /// attention, feed-forwards, experts and head become integers from -127 to 127 with a scale for every 32 of them, which
+    /// the blocks of a q8_0 file are already; the embedding is kept in bf16. On CPUs only. ndarray supports f32 only:
+    /// there, weights are rounded to the type but computed in f32.
     #[arg(long, value_name = "TYPE", default_value_t)]
-    dtype: WeightDtype,
+    dtype: WeightFormat,
     /// Precision of the factors of matrix products: f32 or bf16.
     ///
     /// bf16 rounds them to 3 significant digits; sums, routers, norms and softmax stay in f32. On a CPU with AMX, and on

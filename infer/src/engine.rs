@@ -6,7 +6,7 @@ use std::time::Instant;
 use burn::tensor::Device;
 use firebox_checkpoint::{Accept, Checkpoint, Notes, checkpoint_place, load, read_config};
 use firebox_kernels::Precision;
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::WeightFormat;
 use firebox_model::accounting::Parameters;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::network::{Local, Network};
@@ -32,8 +32,8 @@ pub struct Engine {
     pub folder: PathBuf,
     /// The device's name, such as `flex` or `wgpu:1`.
     pub device: String,
-    /// The type that weights are kept in.
-    pub dtype: WeightDtype,
+    /// How weights are held.
+    pub dtype: WeightFormat,
     /// The token that ends a document, if the model was trained to see each document by itself; see
     /// [`Notes::document_mask`](firebox_checkpoint::Notes::document_mask).
     pub document_end: Option<u32>,
@@ -43,7 +43,7 @@ pub struct Engine {
 
 impl Engine {
     /// Opens a checkpoint, or the newest one of a run (see [`checkpoint_place`]), on a device of
-    /// [`device::select`], with its weights in `dtype` (see [`load`]). The fields `accept` of its config.json are accepted
+    /// [`device::select`], with its weights held as `dtype` says (see [`load`]). The fields `accept` of its config.json are accepted
     /// although Firebox does not know them.
     ///
     /// # Errors
@@ -53,9 +53,10 @@ impl Engine {
         checkpoint: &Path,
         accept: &[String],
         device: &str,
-        dtype: WeightDtype,
+        dtype: impl Into<WeightFormat>,
     ) -> Result<Self, InferError> {
         let started = Instant::now();
+        let dtype = dtype.into();
         let selected = device::select(device)?;
         let (folder, opened) = open_model(checkpoint, accept, &selected, dtype)?;
         let Checkpoint {
@@ -104,7 +105,7 @@ impl Engine {
         eos_ids: &[u32],
         notes: &Notes,
         device: &str,
-        dtype: WeightDtype,
+        dtype: WeightFormat,
     ) -> Result<Self, InferError> {
         let Some(tokenizer) = open_tokenizer(&folder, eos_ids)? else {
             return Err(InferError::NoTokenizer { folder });
@@ -241,7 +242,7 @@ pub fn open_model(
     path: &Path,
     accept: &[String],
     device: &Device,
-    dtype: WeightDtype,
+    dtype: impl Into<WeightFormat>,
 ) -> Result<(PathBuf, Checkpoint), InferError> {
     let folder = checkpoint_place(path)?;
     let checkpoint = load(&folder, Accept::Flag(accept), device, dtype)?;
@@ -285,6 +286,7 @@ pub(crate) fn warn_of_accepted(folder: &Path, notes: &Notes) {
 mod tests {
     use std::fs;
 
+    use firebox_kernels::dtype::WeightDtype;
     use firebox_text::TOKENIZER_FILE;
 
     use super::*;

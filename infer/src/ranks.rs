@@ -12,7 +12,7 @@ use firebox_checkpoint::{
 };
 use firebox_comm::{Comm, RunError, threads};
 use firebox_kernels::Precision;
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::WeightFormat;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parallel::{RankLayout, Ranks, Shard, dismiss, serve};
 use firebox_runtime::device;
@@ -31,7 +31,7 @@ pub struct RankOptions {
     /// A name for `--device`.
     pub device: String,
     /// The type of the weights.
-    pub dtype: WeightDtype,
+    pub dtype: WeightFormat,
     /// That of products.
     pub precision: Precision,
     /// How the ranks divide the model; of a divided checkpoint [`RankLayout::ONE`] or its own.
@@ -197,7 +197,7 @@ impl Source {
         &self,
         rank: usize,
         device: &Device,
-        dtype: WeightDtype,
+        dtype: WeightFormat,
     ) -> Result<LanguageModel, InferError> {
         Ok(match &self.divided {
             Some(divided) => load_rank(divided, rank, device, dtype)?,

@@ -190,7 +190,7 @@ impl Attention {
         };
         let query = Linear::new(projection("query", [model, all_heads]), qkv_bias, source)?;
         let key = Linear::new(projection("key", [model, all_kv_heads]), qkv_bias, source)?;
-        let heads_of = |projection: &Linear| projection.weight.lazy_shape()[1] / head_dim;
+        let heads_of = |projection: &Linear| projection.weight.dims()[1] / head_dim;
         Ok(Self {
             heads: heads_of(&query),
             kv_heads: heads_of(&key),

@@ -1,9 +1,10 @@
 //! The feed-forward of a layer: dense, or a mixture of experts.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::config::{FeedForwardKind, ModelConfig};
+use crate::matrix::Matrix;
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::observer::Observer;
 use crate::parallel::{Shard, TensorGroup};
@@ -15,11 +16,11 @@ use firebox_kernels::{Precision, swiglu};
 #[derive(Module, Debug)]
 pub struct DenseFeedForward {
     /// `[d_model, d_ff]`
-    pub gate: Param<Tensor<2>>,
+    pub gate: Matrix<2>,
     /// `[d_model, d_ff]`
-    pub up: Param<Tensor<2>>,
+    pub up: Matrix<2>,
     /// `[d_ff, d_model]`
-    pub down: Param<Tensor<2>>,
+    pub down: Matrix<2>,
     /// Of its products.
     #[module(skip)]
     pub precision: Precision,
@@ -47,9 +48,9 @@ impl DenseFeedForward {
             ParameterSpec::new(format!("{path}.{name}"), role, dimensions, initializer)
         };
         Ok(Self {
-            gate: source.parameter(matrix("gate", [model, inner]))?,
-            up: source.parameter(matrix("up", [model, inner]))?,
-            down: source.parameter(ParameterSpec {
+            gate: source.matrix(matrix("gate", [model, inner]))?,
+            up: source.matrix(matrix("up", [model, inner]))?,
+            down: source.matrix(ParameterSpec {
                 initializer: Initializer::Output(config.residual_initializer_range()),
                 ..matrix("down", [inner, model])
             })?,
@@ -75,7 +76,7 @@ impl DenseFeedForward {
 
     /// The output of the part of the width that is here.
     fn own_part(&self, x: Tensor<2>) -> Tensor<2> {
-        let (gate, up, down) = (self.gate.val(), self.up.val(), self.down.val());
+        let [gate, up, down] = [&self.gate, &self.up, &self.down].map(Matrix::weight);
         swiglu(x, gate, up, down, self.precision)
     }
 }

@@ -18,6 +18,7 @@ use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
 use crate::layer::Layer;
 use crate::layout::{Layout, Placement};
+use crate::matrix::Matrix;
 use crate::moe::{MixtureOfExperts, Routing};
 use crate::norm::RmsNorm;
 use crate::observer::{Observer, ResidualStream, Unobserved};
@@ -48,7 +49,7 @@ pub struct LanguageModel {
     /// The final norm, before the head; `None` on a pipeline stage that is not the last one.
     pub norm: Option<RmsNorm>,
     /// `[d_model, vocab_size]`; `None` if the head is tied to the embedding, or on another pipeline stage.
-    pub head: Option<Param<Tensor<2>>>,
+    pub head: Option<Matrix<2>>,
     /// What reads pictures; `None` in a model of text alone.
     pub vision: Option<VisionEncoder>,
     #[module(skip)]
@@ -143,7 +144,7 @@ impl LanguageModel {
                 false => None,
             },
             head: match is_last && !config.tied_embeddings {
-                true => Some(source.parameter(head)?),
+                true => Some(source.matrix(head)?),
                 false => None,
             },
             vision: match &config.vision {
@@ -205,7 +206,7 @@ impl LanguageModel {
             Layer::Text(block) => block.attention.output(),
             Layer::Cross(block) => &block.cross_attention.query,
         };
-        projection.weight.val().dtype()
+        projection.weight.weight().dtype()
     }
 
     /// That of the products.
@@ -451,7 +452,7 @@ impl LanguageModel {
             None => hidden,
         };
         match (&self.head, &self.embedding) {
-            (Some(head), _) => linear(hidden, head.val(), self.precision),
+            (Some(head), _) => linear(hidden, head.weight(), self.precision),
             (None, Some(embedding)) => linear_transposed(hidden, embedding.val(), self.precision),
             (None, None) => panic!("a last stage has a head"),
         }

@@ -53,6 +53,7 @@ pub mod layout;
 pub mod linear;
 pub mod looking;
 pub mod loss;
+pub mod matrix;
 pub mod moe;
 pub mod network;
 pub mod norm;

@@ -3,6 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+use crate::matrix::Matrix;
 use crate::parameters::{Initializer, ParameterSource, ParameterSpec, Role};
 use firebox_kernels::{Precision, linear};
 
@@ -10,7 +11,7 @@ use firebox_kernels::{Precision, linear};
 #[derive(Module, Debug)]
 pub struct Linear {
     /// W, `[d_in, d_out]`
-    pub weight: Param<Tensor<2>>,
+    pub weight: Matrix<2>,
     /// b, `[d_out]`
     pub bias: Option<Param<Tensor<1>>>,
 }
@@ -38,7 +39,7 @@ impl Linear {
             ParameterSpec::new(path, Role::Bias, [output], Initializer::Zeros)
         };
         Ok(Self {
-            weight: source.parameter(weight)?,
+            weight: source.matrix(weight)?,
             bias: match biased {
                 true => Some(source.parameter(bias())?),
                 false => None,
@@ -53,7 +54,7 @@ impl Linear {
     /// - `x`: `[rows, d_in]`
     /// - output: `[rows, d_out]`
     pub fn forward(&self, x: Tensor<2>, precision: Precision) -> Tensor<2> {
-        let product = linear(x, self.weight.val(), precision);
+        let product = linear(x, self.weight.weight(), precision);
         match &self.bias {
             Some(bias) => product + bias.val().unsqueeze(),
             None => product,

@@ -15,6 +15,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 pub(crate) use self::part::PartOf;
 pub use self::random::RandomValues;
+use crate::matrix::Matrix;
 use crate::parallel::{Holding, Shard, Slice};
 
 /// The initial value of a parameter that is not loaded from a checkpoint.
@@ -232,6 +233,19 @@ pub trait ParameterSource {
         &mut self,
         spec: ParameterSpec<D>,
     ) -> Result<Param<Tensor<D>>, Self::Error>;
+
+    /// The same of the weights of a product, which a source may hold otherwise.
+    ///
+    /// # Errors
+    ///
+    /// As [`parameter`](Self::parameter).
+    ///
+    /// # Panics
+    ///
+    /// As [`parameter`](Self::parameter).
+    fn matrix<const D: usize>(&mut self, spec: ParameterSpec<D>) -> Result<Matrix<D>, Self::Error> {
+        self.parameter(spec).map(Matrix::from)
+    }
 }
 
 /// Random weights, drawn on the host: [`RandomValues`], of which a part can be drawn alone.

@@ -52,7 +52,7 @@ fn on(checkpoint: &Path, layout: RankLayout) -> RankOptions {
         checkpoint: checkpoint.to_owned(),
         accept: Vec::new(),
         device: "flex".to_owned(),
-        dtype: WeightDtype::F32,
+        dtype: WeightDtype::F32.into(),
         precision: Precision::F32,
         layout,
         threads: Some(1),

@@ -8,7 +8,7 @@ use firebox_console::durable::check_writable;
 use firebox_console::progress::Progress;
 use firebox_console::report::page_path;
 use firebox_console::terminal::print;
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::WeightFormat;
 use firebox_runtime::device;
 
 use super::values::positive;
@@ -43,7 +43,7 @@ pub(super) struct CompareArgs {
         value_delimiter = ',',
         default_value = "f32"
     )]
-    dtype: Vec<WeightDtype>,
+    dtype: Vec<WeightFormat>,
     /// Layouts of ranks to compare, such as 1x1,2x1,2x4: pipeline stages × tensor ranks, and `x` groups of experts if there
     /// are several; each device runs with each of them.
     #[arg(
@@ -92,7 +92,7 @@ pub(super) struct DeviceArgs {
     #[arg(long)]
     pub(super) device: String,
     #[arg(long)]
-    dtype: WeightDtype,
+    dtype: WeightFormat,
     #[arg(long)]
     layout: LayoutName,
     #[arg(long)]

@@ -42,7 +42,7 @@ pub(super) struct TraceArgs {
 impl TraceArgs {
     pub(super) fn on_ranks(&self, process: &Process) -> RankOptions {
         let weights = DtypeArgs {
-            dtype: WeightDtype::F32,
+            dtype: WeightDtype::F32.into(),
             precision: Precision::F32,
         };
         self.model.on_ranks(weights, self.ranks, process)

@@ -29,7 +29,7 @@ use firebox_checkpoint::{Accept, checkpoint_place, read_config};
 use firebox_console::advice::Advise as _;
 use firebox_console::durable::FileError;
 use firebox_console::process::{self, COMPARE_DEVICE, hidden_command};
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::{WeightDtype, WeightFormat};
 use firebox_model::config::ModelConfig;
 use firebox_model::parallel::RankLayout;
 use firebox_runtime::device;
@@ -60,7 +60,7 @@ pub struct Candidate {
     /// A name for `--device`.
     pub device: String,
     /// The type of the weights.
-    pub dtype: WeightDtype,
+    pub dtype: WeightFormat,
     /// How ranks divide the model.
     pub layout: RankLayout,
 }
@@ -70,7 +70,7 @@ impl fmt::Display for Candidate {
     /// `2x4x2` with two groups of experts.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.device)?;
-        if self.dtype != WeightDtype::F32 {
+        if self.dtype != WeightDtype::F32.into() {
             write!(formatter, "·{}", self.dtype)?;
         }
         match self.layout {
@@ -353,7 +353,7 @@ impl Runner<'_> {
                 .as_ref()
                 .map(|reference| reference.path.clone()),
             gradients: self.options.gradients
-                && candidate.dtype == WeightDtype::F32
+                && candidate.dtype == WeightDtype::F32.into()
                 && candidate.layout == RankLayout::ONE,
             threads: self.options.threads,
         };

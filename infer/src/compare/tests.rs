@@ -11,6 +11,7 @@ use firebox_model::config::ModelConfig;
 use firebox_model::feed_forward::FeedForward;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::layer::Layer;
+use firebox_model::matrix::Matrix;
 use firebox_model::moe::MixtureOfExperts;
 use firebox_model::parts::layer_parts;
 use firebox_model::vision::{CrossBlock, Picture, Tower, TowerPart};
@@ -87,7 +88,7 @@ impl Case {
     fn differences(&self, model: &LanguageModel) -> Differences {
         let input = (&self.tokens, &self.pictures[..]);
         let traced = traced(&self.folder, model, input, Some(&self.reference));
-        let tolerances = Tolerances::of(WeightDtype::F32);
+        let tolerances = Tolerances::of(WeightDtype::F32.into());
         compare_traces(
             &self.reference,
             &traced,
@@ -170,7 +171,28 @@ fn devices_agree_on_pictures(device: &'static str) {
     assert_eq!(differences.faults, []);
 }
 
-fn scaled<const D: usize>(parameter: &mut Param<Tensor<D>>, factor: f32) {
+/// What has a parameter of a model in f32.
+trait HasParameter<const D: usize> {
+    fn parameter(&mut self) -> &mut Param<Tensor<D>>;
+}
+
+impl<const D: usize> HasParameter<D> for Param<Tensor<D>> {
+    fn parameter(&mut self) -> &mut Param<Tensor<D>> {
+        self
+    }
+}
+
+impl<const D: usize> HasParameter<D> for Matrix<D> {
+    fn parameter(&mut self) -> &mut Param<Tensor<D>> {
+        match self {
+            Self::Float(weight) => weight,
+            Self::Int8(_) => panic!("{self:?}"),
+        }
+    }
+}
+
+fn scaled<const D: usize>(of: &mut impl HasParameter<D>, factor: f32) {
+    let parameter = of.parameter();
     *parameter = parameter.clone().map(|weight| weight.mul_scalar(factor));
 }
 
@@ -182,7 +204,8 @@ fn moe(model: &mut LanguageModel, layer: usize) -> &mut MixtureOfExperts {
 }
 
 /// Scales the weights of one expert in a stack.
-fn scale_expert(experts: &mut Param<Tensor<3>>, index: usize, factor: f32) {
+fn scale_expert(of: &mut impl HasParameter<3>, index: usize, factor: f32) {
+    let experts = of.parameter();
     *experts = experts.clone().map(|stack| {
         let [_, rows, columns] = stack.dims();
         let range = [index..index + 1, 0..rows, 0..columns];

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use firebox_console::numbers::magnitude;
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::{WeightDtype, WeightFormat};
 use serde::Serialize;
 
 /// The largest differences that count as rounding.
@@ -30,14 +30,16 @@ const WHOLE: f64 = 5.0;
 const ROUNDINGS: f64 = 8.0;
 
 impl Tolerances {
-    /// The tolerances for weights of this type, with a reference in f32.
+    /// The tolerances for weights in this format, with a reference in f32.
     ///
-    /// The relative rounding error is up to 2⁻⁹ in bf16 and up to 2⁻¹² in f16.
-    pub fn of(dtype: WeightDtype) -> Self {
-        Self::around(match dtype {
-            WeightDtype::F32 => F32,
-            WeightDtype::F16 => ROUNDINGS * 2f64.powi(-12),
-            WeightDtype::Bf16 => ROUNDINGS * 2f64.powi(-9),
+    /// The relative rounding error is up to 2⁻⁹ in bf16 and up to 2⁻¹² in f16; in 8 bits it is up to 1/254 of the largest
+    /// weight of a block.
+    pub fn of(format: WeightFormat) -> Self {
+        Self::around(match format {
+            WeightFormat::Plain(WeightDtype::F32) => F32,
+            WeightFormat::Plain(WeightDtype::F16) => ROUNDINGS * 2f64.powi(-12),
+            WeightFormat::Plain(WeightDtype::Bf16) => ROUNDINGS * 2f64.powi(-9),
+            WeightFormat::Int8 => ROUNDINGS / 254.0,
         })
     }
 
@@ -114,9 +116,9 @@ mod tests {
 
     #[test]
     fn narrower_types_have_larger_tolerances() {
-        let [f32, f16, bf16] =
-            [WeightDtype::F32, WeightDtype::F16, WeightDtype::Bf16].map(|p| Tolerances::of(p).part);
-        assert!(f32 < f16 && f16 < bf16);
+        let [f32, f16, bf16] = [WeightDtype::F32, WeightDtype::F16, WeightDtype::Bf16]
+            .map(|dtype| Tolerances::of(dtype.into()).part);
+        assert!(f32 < f16 && f16 < bf16 && bf16 < Tolerances::of(WeightFormat::Int8).part);
         assert_eq!(bf16, 0.015625);
     }
 }

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use firebox_checkpoint::{NamedTensor, Values, named_gradients};
 use firebox_kernels::Precision;
 use firebox_kernels::dispatch::DispatchPlan;
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::{WeightDtype, WeightFormat};
 use firebox_model::batch::Batch;
 use firebox_model::cache::KeyValueCache;
 use firebox_model::decode::Piece;
@@ -48,7 +48,7 @@ pub struct Worker {
     /// A name for `--device`.
     pub device: String,
     /// The type of the weights.
-    pub dtype: WeightDtype,
+    pub dtype: WeightFormat,
     /// How ranks divide the model.
     pub layout: RankLayout,
     /// A file of [`Tokens`].
@@ -77,7 +77,7 @@ impl Worker {
             return self.run_on_ranks(started, tokens);
         }
         let selected = device::select(&self.device)?;
-        let open = |device: &Device, dtype| -> Result<LanguageModel, InferError> {
+        let open = |device: &Device, dtype: WeightFormat| -> Result<LanguageModel, InferError> {
             let (_, opened) = open_model(&self.checkpoint, &self.accept, device, dtype)?;
             Ok(opened.model)
         };
@@ -109,7 +109,7 @@ impl Worker {
         drop(model);
         if self.gradients {
             stage("gradients");
-            let model = open(&selected.autodiff(), WeightDtype::F32)?;
+            let model = open(&selected.autodiff(), WeightDtype::F32.into())?;
             matrices.extend(gradients(&model.train(), &tokens, &pictures));
         }
         TraceFile::write(&self.output, &timings, &matrices)

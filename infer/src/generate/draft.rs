@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::WeightFormat;
 use firebox_model::generate::{self, DraftTokens, Options, Statistics};
 use firebox_model::language_model::LanguageModel;
 
@@ -49,7 +49,7 @@ impl Draft {
     pub fn open(
         checkpoint: &Path,
         accept: &[String],
-        dtype: WeightDtype,
+        dtype: impl Into<WeightFormat>,
         engine: &Engine,
     ) -> Result<Self, InferError> {
         let draft = Engine::open(checkpoint, accept, &engine.device, dtype)?

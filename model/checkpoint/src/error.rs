@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::{WeightDtype, WeightFormat};
 use firebox_model::parallel::LayoutError;
 
 use super::families::Family;
@@ -214,19 +214,19 @@ pub enum CheckpointError {
         /// The type.
         dtype: WeightDtype,
     },
-    /// A device that does not support a type.
-    #[error("--dtype {dtype}: this device does not support {dtype}")]
+    /// A device that does not hold weights in a format.
+    #[error("--dtype {format}: this device does not support {format}")]
     Device {
-        /// The type.
-        dtype: WeightDtype,
+        /// The format.
+        format: WeightFormat,
     },
     /// A type that is too coarse for training.
     #[error(
-        "weights in {dtype} cannot be trained: its rounding is coarser than the optimizer's updates"
+        "weights in {format} cannot be trained: its rounding is coarser than the optimizer's updates"
     )]
     Training {
-        /// The type.
-        dtype: WeightDtype,
+        /// The format.
+        format: WeightFormat,
     },
 }
 
@@ -279,7 +279,7 @@ impl Advise for CheckpointError {
                 "a checkpoint is a folder with config.json and model.safetensors, such as runs/NAME/checkpoints/step-0000100",
             ),
             Self::Device { .. } => Advice::USAGE.hint(
-                "omit --dtype to use f32, which every device supports, or try the other of bf16 and f16",
+                "omit --dtype to use f32, which every device supports, or try another of bf16, f16 and int8",
             ),
             Self::Damaged { .. } => Advice::FAILURE.hint(
                 "the file may have been truncated while it was copied; copy it again or use another checkpoint",

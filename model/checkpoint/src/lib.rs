@@ -55,7 +55,7 @@ pub use tensor_writer::{NamedTensor, Values, write_tensors};
 pub use upcycle::upcycle;
 pub use writer::{Elsewhere, SaveOptions, named_gradients, save, save_part};
 
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::{WeightDtype, WeightFormat};
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parallel::Shard;
@@ -83,20 +83,20 @@ pub struct Checkpoint {
     pub dtype: Option<WeightDtype>,
 }
 
-/// Reads the checkpoint in a folder; see [`read_config`] for `accept`, and [`CheckpointParameters::open`] for `dtype`.
+/// Reads the checkpoint in a folder; see [`read_config`] for `accept`, and [`CheckpointParameters::open`] for `format`.
 ///
 /// # Errors
 ///
 /// When a file is missing or damaged, Firebox does not support the configuration, the tensors are not exactly those of
-/// the model, or the device does not support the dtype.
+/// the model, or the device does not hold such weights.
 pub fn load(
     folder: &Path,
     accept: Accept,
     device: &Device,
-    dtype: WeightDtype,
+    format: impl Into<WeightFormat>,
 ) -> Result<Checkpoint, CheckpointError> {
     let config = read_config(folder, accept)?;
-    load_as(folder, &config, &config.model, device, dtype)
+    load_as(folder, &config, &config.model, device, format)
 }
 
 /// Reads the weights in a folder, whose config.json is `config`, in f32, into a model with another configuration, which
@@ -113,12 +113,12 @@ pub fn load_weights(
     shard: Option<&Shard>,
     device: &Device,
 ) -> Result<LanguageModel, CheckpointError> {
-    let dtype = WeightDtype::F32;
+    let format = WeightDtype::F32;
     let Some(shard) = shard else {
-        return Ok(load_as(folder, config, model, device, dtype)?.model);
+        return Ok(load_as(folder, config, model, device, format)?.model);
     };
     let family = &config.family;
-    let source = CheckpointParameters::open_shard(folder, model, family, device, dtype, shard)?;
+    let source = CheckpointParameters::open_shard(folder, model, family, device, format, shard)?;
     part_of(source, model)
 }
 
@@ -132,11 +132,11 @@ pub fn load_shard(
     folder: &Path,
     config: &CheckpointConfig,
     device: &Device,
-    dtype: WeightDtype,
+    format: impl Into<WeightFormat>,
     shard: &Shard,
 ) -> Result<LanguageModel, CheckpointError> {
     let (model, family) = (&config.model, &config.family);
-    let source = CheckpointParameters::open_shard(folder, model, family, device, dtype, shard)?;
+    let source = CheckpointParameters::open_shard(folder, model, family, device, format, shard)?;
     part_of(source, &config.model)
 }
 
@@ -149,9 +149,9 @@ pub fn load_rank(
     checkpoint: &ShardedCheckpoint,
     rank: usize,
     device: &Device,
-    dtype: WeightDtype,
+    format: impl Into<WeightFormat>,
 ) -> Result<LanguageModel, CheckpointError> {
-    let source = checkpoint.parameters(rank, device, dtype)?;
+    let source = checkpoint.parameters(rank, device, format)?;
     part_of(source, &checkpoint.config().model)
 }
 
@@ -169,9 +169,9 @@ fn load_as(
     config: &CheckpointConfig,
     model: &ModelConfig,
     device: &Device,
-    dtype: WeightDtype,
+    format: impl Into<WeightFormat>,
 ) -> Result<Checkpoint, CheckpointError> {
-    let mut source = CheckpointParameters::open(folder, model, &config.family, device, dtype)?;
+    let mut source = CheckpointParameters::open(folder, model, &config.family, device, format)?;
     let mut model = LanguageModel::new(model, &mut source)?;
     model.set_router_bias(&source.router_bias()?);
     Ok(Checkpoint {

@@ -13,9 +13,10 @@ use super::layout::transpose;
 use super::mismatch::Mismatch;
 use super::plan::{EMBEDDING_PATH, Files, Plan, Planned};
 use super::store::TensorStore;
-use firebox_kernels::dtype::StorageFloat;
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::Int8;
+use firebox_kernels::dtype::{StorageFloat, WeightDtype, WeightFormat};
 use firebox_model::config::ModelConfig;
+use firebox_model::matrix::Matrix;
 use firebox_model::parallel::{Shard, Slice};
 use firebox_model::parameters::{Held, ParameterSource, ParameterSpec, Role};
 use firebox_runtime::device::is_host;
@@ -34,28 +35,37 @@ pub struct CheckpointParameters<'a> {
 /// How weights are rounded and stored on the device.
 #[derive(Debug, Clone, Copy)]
 struct WeightStorage {
-    /// The type that values are rounded to.
+    /// Whether the weights of products are integers of 8 bits.
+    int8: bool,
+    /// The type that other values are rounded to.
     rounded: WeightDtype,
     /// The type of the tensors, which represents the rounded values exactly.
     stored: WeightDtype,
 }
 
 impl<'a> CheckpointParameters<'a> {
-    /// Opens the weights in a folder. Matrices are stored in `dtype`, everything else in f32: gains of norms and router
+    /// Opens the weights in a folder. Matrices are held in `format`, everything else in f32: gains of norms and router
     /// weights are small, and a router's selection depends on small differences.
     ///
     /// # Errors
     ///
-    /// When a file is missing or damaged, the tensors are not exactly those of the model, the device does not support
-    /// `dtype`, or the device trains and `dtype` is not f32.
+    /// When a file is missing or damaged, the tensors are not exactly those of the model, the device does not hold such
+    /// weights, or the device trains and `format` is not f32.
     pub fn open(
         folder: &Path,
         config: &ModelConfig,
         family: &Family,
         device: &'a Device,
-        dtype: WeightDtype,
+        format: impl Into<WeightFormat>,
     ) -> Result<Self, CheckpointError> {
-        Self::of_files(folder, config, family, device, dtype, Files::Whole(None))
+        Self::of_files(
+            folder,
+            config,
+            family,
+            device,
+            format.into(),
+            Files::Whole(None),
+        )
     }
 
     /// The same for one rank: it reads what the rank holds of each parameter, and nothing else of the files but their
@@ -69,11 +79,11 @@ impl<'a> CheckpointParameters<'a> {
         config: &ModelConfig,
         family: &Family,
         device: &'a Device,
-        dtype: WeightDtype,
+        format: impl Into<WeightFormat>,
         shard: &Shard,
     ) -> Result<Self, CheckpointError> {
         let files = Files::Whole(Some(shard));
-        Self::of_files(folder, config, family, device, dtype, files)
+        Self::of_files(folder, config, family, device, format.into(), files)
     }
 
     /// The same from a folder that has the tensors of this rank alone.
@@ -86,11 +96,11 @@ impl<'a> CheckpointParameters<'a> {
         config: &ModelConfig,
         family: &Family,
         device: &'a Device,
-        dtype: WeightDtype,
+        format: impl Into<WeightFormat>,
         shard: &Shard,
     ) -> Result<Self, CheckpointError> {
         let files = Files::OfRank(shard);
-        Self::of_files(folder, config, family, device, dtype, files)
+        Self::of_files(folder, config, family, device, format.into(), files)
     }
 
     fn of_files(
@@ -98,10 +108,10 @@ impl<'a> CheckpointParameters<'a> {
         config: &ModelConfig,
         family: &Family,
         device: &'a Device,
-        dtype: WeightDtype,
+        format: WeightFormat,
         files: Files<'_>,
     ) -> Result<Self, CheckpointError> {
-        let weight_storage = WeightStorage::on(device, dtype)?;
+        let weight_storage = WeightStorage::on(device, format)?;
         let store = TensorStore::open(folder)?;
         let plan = Plan::new(&store, config, family, files)?;
         let opened = Self {
@@ -139,6 +149,22 @@ impl<'a> CheckpointParameters<'a> {
         biases.map(|name| self.store.read(name)).collect()
     }
 
+    /// Where the values of a parameter are.
+    fn planned<const D: usize>(
+        &self,
+        spec: &ParameterSpec<D>,
+    ) -> Result<&Planned, CheckpointError> {
+        let planned = self.plan.parameters.get(&spec.path);
+        let planned = planned.filter(|planned| planned.held.of() == spec.shape);
+        planned.ok_or_else(|| {
+            let mut mismatch = Mismatch::default();
+            mismatch.expect(&spec.path, &spec.shape, None);
+            mismatch
+                .check(self.store.folder())
+                .expect_err("a parameter is missing")
+        })
+    }
+
     /// Some files contain a head although it is tied to the embedding; then the two must be equal. A rank compares the rows
     /// that it has.
     fn check_tied_head(&self) -> Result<(), CheckpointError> {
@@ -174,15 +200,7 @@ impl ParameterSource for CheckpointParameters<'_> {
         if let Held::Zeros(shape) = self.held(&spec) {
             return Ok(Param::from_tensor(Tensor::zeros(shape, self.device)));
         }
-        let planned = self.plan.parameters.get(&spec.path);
-        let planned = planned.filter(|planned| planned.held.of() == spec.shape);
-        let Some(planned) = planned else {
-            let mut mismatch = Mismatch::default();
-            mismatch.expect(&spec.path, &spec.shape, None);
-            return Err(mismatch
-                .check(self.store.folder())
-                .expect_err("a parameter is missing"));
-        };
+        let planned = self.planned(&spec)?;
         let storage = match spec.role {
             Role::Norm
             | Role::Bias
@@ -207,28 +225,50 @@ impl ParameterSource for CheckpointParameters<'_> {
             WeightDtype::Bf16 | WeightDtype::F16 => parameter.set_require_grad(false),
         })
     }
+
+    fn matrix<const D: usize>(
+        &mut self,
+        spec: ParameterSpec<D>,
+    ) -> Result<Matrix<D>, CheckpointError> {
+        if !self.weight_storage.int8 || matches!(self.held(&spec), Held::Zeros(_)) {
+            return self.parameter(spec).map(Matrix::from);
+        }
+        let data = read::<f32>(&self.store, self.planned(&spec)?)?;
+        let shape = data.shape().dims();
+        let values: Vec<f32> = data.try_into_vec().expect("f32, as it was read");
+        Ok(Matrix::Int8(Int8::nearest(&values, shape, self.device)))
+    }
 }
 
 impl WeightStorage {
     const F32: Self = Self {
+        int8: false,
         rounded: WeightDtype::F32,
         stored: WeightDtype::F32,
     };
 
-    fn on(device: &Device, rounded: WeightDtype) -> Result<Self, CheckpointError> {
-        if rounded == WeightDtype::F32 {
+    fn on(device: &Device, format: WeightFormat) -> Result<Self, CheckpointError> {
+        if format == WeightDtype::F32.into() {
             return Ok(Self::F32);
         }
         if device.is_autodiff() {
-            return Err(CheckpointError::Training { dtype: rounded });
+            return Err(CheckpointError::Training { format });
         }
+        let (int8, rounded) = (format == WeightFormat::Int8, format.plain());
         let stored = match device.supports_dtype(rounded.tensor_type()) {
             true => rounded,
             // ndarray supports f32 only: round the values, but store them in f32.
             false if is_host(device) => WeightDtype::F32,
-            false => return Err(CheckpointError::Device { dtype: rounded }),
+            false => return Err(CheckpointError::Device { format }),
         };
-        Ok(Self { rounded, stored })
+        if int8 && !Int8::<2>::is_held_by(device) {
+            return Err(CheckpointError::Device { format });
+        }
+        Ok(Self {
+            int8,
+            rounded,
+            stored,
+        })
     }
 }
 

@@ -64,9 +64,9 @@ fn mixture_inputs(tokens: usize, device: &Device) -> ([Tensor<2>; 2], [Tensor<3>
 
 fn of_experts([gate, up, down]: [Tensor<3>; 3]) -> ExpertWeights {
     ExpertWeights {
-        gate,
-        up,
-        down,
+        gate: gate.into(),
+        up: up.into(),
+        down: down.into(),
         biases: None,
     }
 }

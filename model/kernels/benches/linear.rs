@@ -11,7 +11,7 @@ use burn::tensor::{DType, Tensor};
 use common::{Case, cases, random};
 use divan::Bencher;
 use few::bench_rows;
-use firebox_kernels::{Precision, linear, linear_reference};
+use firebox_kernels::{Int8, Precision, linear, linear_reference};
 use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::device::finish;
 
@@ -73,6 +73,19 @@ fn forward_reference(bencher: Bencher, case: &Case<3>) {
 #[divan::bench(args = cases(&SHAPES).filter(|case| case.device().supports_dtype(DType::BF16)))]
 fn forward_kernel_of_bf16(bencher: Bencher, case: &Case<3>) {
     forward(bencher, case, DType::BF16, Precision::F32, linear);
+}
+
+/// On the devices that hold integers of 8 bits.
+#[divan::bench(args = cases(&SHAPES).filter(|case| Int8::<2>::is_held_by(&case.device())))]
+fn forward_kernel_of_int8(bencher: Bencher, case: &Case<3>) {
+    let ([rows, d_in, d_out], device) = (case.sizes, case.device());
+    let x = random([rows, d_in], &device);
+    let weight: Tensor<2> = random([d_in, d_out], &device);
+    let weight: Vec<f32> = weight.into_data().iter().collect();
+    let weight = Int8::nearest(&weight, [d_in, d_out], &device);
+    bench_rows(bencher, rows, &device, || {
+        finish(linear(x.clone(), weight.clone(), Precision::F32))
+    });
 }
 
 /// Factors in bf16, on the devices with such products.

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use burn::tensor::{DType, Element};
 use half::{bf16, f16};
 
+use crate::weight::Int8;
+
 /// The type of a stored number. Computation is in f32, which holds each of them exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightDtype {
@@ -68,19 +70,74 @@ impl FromStr for WeightDtype {
     }
 }
 
-/// A type in which weights are stored. Each is exact in f32, in which everything is computed.
-pub trait StorageFloat: Element + Copy + Default + PartialEq + Send + Sync {
-    /// Which one it is.
-    const DTYPE: WeightDtype;
+/// How the matrices of a model are held for inference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// As numbers of a type.
+    Plain(WeightDtype),
+    /// As [integers of 8 bits](crate::Int8); tables, and matrices that are read row by row, in bf16.
+    Int8,
+}
 
-    /// The nearest number, of two equally near the even one; infinite beyond the range.
-    fn nearest(value: f32) -> Self;
+impl WeightFormat {
+    /// The type of the numbers; of matrices in 8 bits, that of the tables beside them.
+    pub fn plain(self) -> WeightDtype {
+        match self {
+            Self::Plain(dtype) => dtype,
+            Self::Int8 => WeightDtype::Bf16,
+        }
+    }
+
+    /// Bytes of a weight of a product, its part of a scale included.
+    pub fn bytes(self) -> f64 {
+        match self {
+            Self::Plain(dtype) => dtype.bytes() as f64,
+            Self::Int8 => 1.0 + size_of::<f32>() as f64 / Int8::<2>::BLOCK as f64,
+        }
+    }
+}
+
+impl Default for WeightFormat {
+    fn default() -> Self {
+        WeightDtype::default().into()
+    }
+}
+
+impl From<WeightDtype> for WeightFormat {
+    fn from(dtype: WeightDtype) -> Self {
+        Self::Plain(dtype)
+    }
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(dtype) => dtype.fmt(formatter),
+            Self::Int8 => formatter.write_str("int8"),
+        }
+    }
+}
+
+impl FromStr for WeightFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "int8" => Ok(Self::Int8),
+            _ => WeightDtype::from_str(text)
+                .map(Self::Plain)
+                .map_err(|_| "must be f32, f16, bf16 or int8".to_owned()),
+        }
+    }
+}
+
+/// A type of number that products take from memory. Each is exact in f32, in which everything is computed.
+pub trait Number: Copy + Send + Sync {
+    /// Whether each is exact in bf16 too.
+    const EXACT_IN_BF16: bool;
 
     /// The same number in f32; of one that is not finite, anything.
     fn widen(self) -> f32;
-
-    /// Whether it is finite: neither ±∞ nor NaN.
-    fn finite(self) -> bool;
 
     /// These numbers as they stand, where they are f32 already.
     fn as_f32(values: &[Self]) -> Option<&[f32]> {
@@ -93,6 +150,52 @@ pub trait StorageFloat: Element + Copy + Default + PartialEq + Send + Sync {
         let _ = values;
         None
     }
+
+    /// These numbers as they stand, where they are integers of 8 bits.
+    fn as_i8(values: &[Self]) -> Option<&[i8]> {
+        let _ = values;
+        None
+    }
+}
+
+/// A type in which weights are stored.
+pub trait StorageFloat: Number + Element + Default + PartialEq {
+    /// Which one it is.
+    const DTYPE: WeightDtype;
+
+    /// The nearest number, of two equally near the even one; infinite beyond the range.
+    fn nearest(value: f32) -> Self;
+
+    /// Whether it is finite: neither ±∞ nor NaN.
+    fn finite(self) -> bool;
+}
+
+impl Number for i8 {
+    const EXACT_IN_BF16: bool = true;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from(self)
+    }
+
+    #[inline(always)]
+    fn as_i8(values: &[Self]) -> Option<&[i8]> {
+        Some(values)
+    }
+}
+
+impl Number for f32 {
+    const EXACT_IN_BF16: bool = false;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn as_f32(values: &[Self]) -> Option<&[f32]> {
+        Some(values)
+    }
 }
 
 impl StorageFloat for f32 {
@@ -103,17 +206,23 @@ impl StorageFloat for f32 {
         value
     }
 
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-
     fn finite(self) -> bool {
         self.is_finite()
     }
+}
+
+impl Number for bf16 {
+    const EXACT_IN_BF16: bool = true;
+
+    /// The upper half of the f32, and nothing else: `to_f32` looks for signalling NaNs first, which no weight is,
+    /// and which keeps a loop from becoming vector instructions.
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
 
     #[inline(always)]
-    fn as_f32(values: &[Self]) -> Option<&[f32]> {
+    fn as_bf16(values: &[Self]) -> Option<&[bf16]> {
         Some(values)
     }
 }
@@ -126,30 +235,13 @@ impl StorageFloat for bf16 {
         Self::from_f32(value)
     }
 
-    /// The upper half of the f32, and nothing else: `to_f32` looks for signalling NaNs first, which no weight is,
-    /// and which keeps a loop from becoming vector instructions.
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
     fn finite(self) -> bool {
         self.is_finite()
     }
-
-    #[inline(always)]
-    fn as_bf16(values: &[Self]) -> Option<&[bf16]> {
-        Some(values)
-    }
 }
 
-impl StorageFloat for f16 {
-    const DTYPE: WeightDtype = WeightDtype::F16;
-
-    #[inline(always)]
-    fn nearest(value: f32) -> Self {
-        Self::from_f32(value)
-    }
+impl Number for f16 {
+    const EXACT_IN_BF16: bool = false;
 
     /// In arithmetic that a loop over many turns into vector instructions. As an f32, the fraction and exponent of
     /// an f16 moved to their places stand for the number times 2^−112, subnormal ones included; a product with
@@ -160,6 +252,15 @@ impl StorageFloat for f16 {
         let bits = u32::from(self.to_bits());
         let magnitude = f32::from_bits((bits & 0x7fff) << 13) * SCALE;
         f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
+    }
+}
+
+impl StorageFloat for f16 {
+    const DTYPE: WeightDtype = WeightDtype::F16;
+
+    #[inline(always)]
+    fn nearest(value: f32) -> Self {
+        Self::from_f32(value)
     }
 
     fn finite(self) -> bool {

@@ -66,6 +66,7 @@ mod rms_norm;
 pub mod rope;
 mod sum_of_rows;
 mod sum_of_squares;
+mod weight;
 
 pub use adamw::{AdamWUpdate, adamw, adamw_reference};
 pub use attention::{
@@ -92,3 +93,4 @@ pub use precision::Precision;
 pub use rms_norm::{rms_norm, rms_norm_reference};
 pub use sum_of_rows::{sum_in_blocks, sum_of_rows};
 pub use sum_of_squares::{sum_of_squares, sum_of_squares_reference};
+pub use weight::{Int8, Weight};

@@ -7,6 +7,7 @@ use crate::cache::LayerStep;
 use crate::config::{AttentionBias, LatentConfig, ModelConfig, RopeScaling};
 use crate::layout::Layout;
 use crate::linear::Linear;
+use crate::matrix::Matrix;
 use crate::norm::RmsNorm;
 use crate::parallel::TensorGroup;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
@@ -137,7 +138,7 @@ impl LatentAttention {
         let both = (Axis::Latent, latent.rank + rotary_dim);
         let of_head = head_dim - rotary_dim + latent.value_dim;
         let key_value = matrix("key_value", [heads(of_head), (Axis::Latent, latent.rank)]);
-        let widths = query.output().lazy_shape();
+        let widths = query.output().dims();
         Ok(Self {
             heads: widths[1] / head_dim,
             query,
@@ -312,7 +313,7 @@ fn side_by_side(mut parts: Vec<Tensor<3>>, width: usize) -> Tensor<2> {
 
 impl Queries {
     /// The matrix whose columns are those of the heads.
-    fn output(&self) -> &Param<Tensor<2>> {
+    fn output(&self) -> &Matrix<2> {
         match self {
             Self::Direct(query) => &query.weight,
             Self::Latent(query) => &query.up.weight,

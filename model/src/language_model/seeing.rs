@@ -231,7 +231,7 @@ impl LanguageModel {
         let Ok((rows, blocks, encoder)) = made;
         let table = self.embedding.take().expect("a whole model").val().detach();
         let head = self.head.take();
-        let head = head.unwrap_or_else(|| Param::from_tensor(table.clone().transpose()));
+        let head = head.unwrap_or_else(|| Param::from_tensor(table.clone().transpose()).into());
         let rows = rows.detach().cast(table.dtype());
         Self {
             embedding: Some(Param::from_tensor(Tensor::cat(vec![table, rows], 0))),

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::config::{ExpertsConfig, ModelConfig};
+use crate::matrix::Matrix;
 use crate::parameters::{Axis, Initializer, ParameterSource, ParameterSpec, Role};
 use firebox_kernels::dispatch::DispatchPlan;
 use firebox_kernels::{Activation, ExpertWeights, Precision};
@@ -13,11 +14,11 @@ use firebox_kernels::{Activation, ExpertWeights, Precision};
 #[derive(Module, Debug)]
 pub struct Experts {
     /// `[experts, d_model, d_ff]`
-    pub gate: Param<Tensor<3>>,
+    pub gate: Matrix<3>,
     /// `[experts, d_model, d_ff]`
-    pub up: Param<Tensor<3>>,
+    pub up: Matrix<3>,
     /// `[experts, d_ff, d_model]`
-    pub down: Param<Tensor<3>>,
+    pub down: Matrix<3>,
     /// Of the products with these.
     pub biases: Option<ExpertBiases>,
     #[module(skip)]
@@ -86,9 +87,9 @@ impl Experts {
             ParameterSpec::new(path, Role::Experts, dimensions, initializer)
         };
         Ok(Self {
-            gate: source.parameter(stack("gate", [count, model, inner]))?,
-            up: source.parameter(stack("up", [count, model, inner]))?,
-            down: source.parameter(ParameterSpec {
+            gate: source.matrix(stack("gate", [count, model, inner]))?,
+            up: source.matrix(stack("up", [count, model, inner]))?,
+            down: source.matrix(ParameterSpec {
                 initializer: Initializer::Output(config.residual_initializer_range()),
                 ..stack("down", [count, inner, model])
             })?,
@@ -121,9 +122,9 @@ impl Experts {
                 down: biases.down.val(),
             });
         let experts = ExpertWeights {
-            gate: self.gate.val(),
-            up: self.up.val(),
-            down: self.down.val(),
+            gate: self.gate.weight(),
+            up: self.up.weight(),
+            down: self.down.weight(),
             biases,
         };
         firebox_kernels::experts(x, weights, experts, plan, self.activation, self.precision)

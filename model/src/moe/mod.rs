@@ -212,6 +212,7 @@ mod tests {
 
     use super::*;
     use crate::feed_forward::FeedForward;
+    use crate::matrix::Matrix;
     use crate::observer::Unobserved;
     use crate::parameters::RandomParameters;
     use crate::testing::{moe, with_experts};
@@ -234,8 +235,9 @@ mod tests {
 
     /// Expert `e` of a mixture as a feed-forward by itself.
     fn expert(mixture: &MixtureOfExperts, e: usize) -> DenseFeedForward {
-        let of = |stack: &Param<Tensor<3>>| {
-            Param::from_tensor(stack.val().narrow(0, e, 1).squeeze_dim::<2>(0))
+        let of = |stack: &Matrix<3>| {
+            let matrix = stack.weight().widened().narrow(0, e, 1);
+            Param::from_tensor(matrix.squeeze_dim::<2>(0)).into()
         };
         let experts = &mixture.experts;
         DenseFeedForward {

@@ -79,7 +79,7 @@ impl CrossAttention {
         let query = projection("query", [model, all_heads], range, source)?;
         let key = projection("key", [model, all_kv_heads], range, source)?;
         // A rank has some of the heads.
-        let heads_of = |projection: &Linear| projection.weight.lazy_shape()[1] / head_dim;
+        let heads_of = |projection: &Linear| projection.weight.dims()[1] / head_dim;
         Ok(Self {
             spec: AttentionSpec::new(heads_of(&query), heads_of(&key), head_dim),
             query,

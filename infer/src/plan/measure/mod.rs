@@ -130,7 +130,7 @@ fn on_ranks(
         checkpoint: options.checkpoint.clone(),
         accept: options.accept.clone(),
         device: device::default_name().to_owned(),
-        dtype: options.dtype,
+        dtype: options.dtype.into(),
         precision: Precision::F32,
         layout,
         threads: Some(threads),

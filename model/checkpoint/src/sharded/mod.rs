@@ -32,7 +32,7 @@ pub use write::{Sharding, shard};
 
 use self::manifest::Manifest;
 use super::{Accept, CheckpointConfig, CheckpointError, CheckpointParameters, read_config};
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::WeightFormat;
 use firebox_model::parallel::{RankLayout, Shard};
 
 /// File name of the description of a sharded checkpoint.
@@ -104,21 +104,21 @@ impl ShardedCheckpoint {
         self.folder.join(rank_name(rank))
     }
 
-    /// The parameters of a rank, from its own folder; see [`CheckpointParameters::open`] for device and dtype.
+    /// The parameters of a rank, from its own folder; see [`CheckpointParameters::open`] for device and format.
     ///
     /// # Errors
     ///
     /// When the layout has no such rank, a file is missing or damaged, the tensors are not exactly those of the rank, or the
-    /// device does not support `dtype`.
+    /// device does not hold such weights.
     pub fn parameters<'a>(
         &self,
         rank: usize,
         device: &'a Device,
-        dtype: WeightDtype,
+        format: impl Into<WeightFormat>,
     ) -> Result<CheckpointParameters<'a>, CheckpointError> {
         let CheckpointConfig { model, family, .. } = &self.config;
         let (folder, shard) = (self.rank_folder(rank), self.shard(rank)?);
-        CheckpointParameters::open_rank(&folder, model, family, device, dtype, &shard)
+        CheckpointParameters::open_rank(&folder, model, family, device, format, &shard)
     }
 }
 

@@ -9,7 +9,7 @@ use super::activation::activate;
 use super::rows::{Block, add_to_rows, block_rows, blocks, combine, even_parts, gather, pieces};
 use super::spec::Activation;
 use crate::dispatch::HostPlan;
-use crate::host::gemv::{Activations, Layout, Weights};
+use crate::host::gemv::{Activations, Int8Matrix, Layout, WeightMatrix, Weights};
 use crate::host::product::Factor;
 use crate::host::spin_pool::for_each_init;
 use crate::host::uninit::{uninit, vec_uninit_with, vecs_uninit_with};
@@ -21,19 +21,62 @@ const TASKS: usize = 16;
 /// The least hidden width of a task: with a single token, narrower ones took up to 40 % more processor time.
 const WIDTH: usize = 512;
 
-/// What the experts are given; their weights are held in `T`.
+/// A matrix for each expert.
+pub trait Stack: Copy + Send + Sync {
+    /// One of them.
+    type Matrix: WeightMatrix;
+
+    /// That of an expert, from `d_in` values to `d_out`.
+    fn matrix(self, expert: usize, shape: [usize; 2]) -> Self::Matrix;
+}
+
+/// `[experts, d_in, d_out]`
+impl<'a, T: Factor> Stack for &'a [T] {
+    type Matrix = Weights<'a, T>;
+
+    fn matrix(self, expert: usize, [d_in, d_out]: [usize; 2]) -> Weights<'a, T> {
+        let size = d_in * d_out;
+        Weights::new(&self[expert * size..][..size], d_in, d_out, Layout::Inputs)
+    }
+}
+
+/// Matrices in 8 bits.
 #[derive(Debug, Clone, Copy)]
-pub struct Inputs<'a, T = f32> {
+pub struct Int8Stack<'a> {
+    /// `[experts, d_in, d_out]`
+    pub codes: &'a [i8],
+    /// `[experts, ⌈d_in ÷ block⌉, d_out]`
+    pub scales: &'a [f32],
+}
+
+impl<'a> Stack for Int8Stack<'a> {
+    type Matrix = Int8Matrix<'a>;
+
+    fn matrix(self, expert: usize, [d_in, d_out]: [usize; 2]) -> Int8Matrix<'a> {
+        let (size, scales) = (d_in * d_out, d_in.div_ceil(Int8Matrix::BLOCK) * d_out);
+        let codes = &self.codes[expert * size..][..size];
+        Int8Matrix::new(
+            codes,
+            &self.scales[expert * scales..][..scales],
+            d_in,
+            d_out,
+        )
+    }
+}
+
+/// What the experts are given; their matrices are stacked in `S`.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a, S = &'a [f32]> {
     /// `[tokens, d_model]`
     pub x: &'a [f32],
     /// Router weights, `[tokens, top_k]`.
     pub weights: &'a [f32],
     /// `[experts, d_model, d_ff]`
-    pub gate: &'a [T],
+    pub gate: S,
     /// `[experts, d_model, d_ff]`
-    pub up: &'a [T],
+    pub up: S,
     /// `[experts, d_ff, d_model]`
-    pub down: &'a [T],
+    pub down: S,
     /// Of the products with these.
     pub biases: Option<Biases<'a>>,
     /// Between the products.
@@ -79,13 +122,15 @@ struct Scratch {
     panel: Vec<f32>,
 }
 
-impl<'a, T: Factor> Inputs<'a, T> {
+impl<'a> Inputs<'a> {
     /// One expert's matrix of a stack, `[d_model, d_ff]` or `[d_ff, d_model]`.
-    pub fn matrix(&self, stack: &'a [T], expert: usize) -> &'a [T] {
+    pub fn matrix(&self, stack: &'a [f32], expert: usize) -> &'a [f32] {
         let size = self.d_model * self.d_ff;
         &stack[expert * size..][..size]
     }
+}
 
+impl<'a, S: Stack> Inputs<'a, S> {
     fn rows(&self) -> usize {
         self.plan.token_of_row.len()
     }
@@ -108,9 +153,9 @@ impl<'a, T: Factor> Inputs<'a, T> {
             uninit(scratch_rows, count * d_model),
         );
         let rows = Activations::new(rows, count, d_model, precision);
-        let into = |stack| {
-            let matrix = self.matrix(stack, block.expert);
-            Weights::new(matrix, d_model, d_ff, Layout::Inputs).outputs(columns.clone())
+        let into = |stack: S| {
+            let matrix = stack.matrix(block.expert, [d_model, d_ff]);
+            matrix.outputs(columns.clone())
         };
         let gate = into(self.gate).product(&rows, panel, gate);
         let up = into(self.up).product(&rows, panel, up);
@@ -121,9 +166,9 @@ impl<'a, T: Factor> Inputs<'a, T> {
         }
         let hidden = activate(self.activation, gate, up, hidden);
         let hidden = Activations::new(hidden, count, columns.len(), precision);
-        let down = self.matrix(self.down, block.expert);
         let is_first = columns.start == 0;
-        let down = Weights::new(down, d_ff, d_model, Layout::Inputs).inputs(columns);
+        let down = self.down.matrix(block.expert, [d_ff, d_model]);
+        let down = down.inputs(columns);
         let outputs = down.product(&hidden, panel, outputs);
         // Once a row, of whose outputs each slice of the hidden width has a part.
         if let Some(biases) = self.biases.filter(|_| is_first) {
@@ -133,12 +178,11 @@ impl<'a, T: Factor> Inputs<'a, T> {
 }
 
 /// Each token's weighted sum of its experts' outputs, `[tokens, d_model]`.
-pub fn forward<T: Factor>(inputs: &Inputs<T>) -> Vec<f32> {
+pub fn forward<S: Stack>(inputs: &Inputs<'_, S>) -> Vec<f32> {
     let (rows, d_model) = (inputs.rows(), inputs.d_model);
     let blocks = blocks(inputs.plan, block_rows(inputs.precision));
     let slices = TASKS.div_ceil(blocks.len().max(1));
-    let columns: Vec<_> =
-        even_parts(inputs.d_ff, inputs.d_ff.div_ceil(slices).max(WIDTH)).collect();
+    let columns: Vec<_> = hidden_columns(inputs.d_ff, slices, S::Matrix::INPUTS).collect();
     let tasks: Vec<_> = columns
         .iter()
         .flat_map(|columns| blocks.iter().map(move |block| (block, columns.clone())))
@@ -167,6 +211,17 @@ pub fn forward<T: Factor>(inputs: &Inputs<T>) -> Vec<f32> {
     let outputs = unsafe { vec_uninit_with(length, fill) };
     let factors = Some(inputs.weights);
     combine(inputs.plan, &outputs, columns.len(), factors, d_model)
+}
+
+/// The hidden width in so many parts or fewer, which begin at multiples of `unit`.
+fn hidden_columns(
+    d_ff: usize,
+    slices: usize,
+    unit: usize,
+) -> impl Iterator<Item = Range<usize>> + Clone {
+    let largest = d_ff.div_ceil(slices).max(WIDTH).div_ceil(unit);
+    even_parts(d_ff.div_ceil(unit), largest)
+        .map(move |units| units.start * unit..(units.end * unit).min(d_ff))
 }
 
 /// [`forward`], and what [`backward`](super::backward::backward) needs of it.

@@ -17,7 +17,7 @@ pub mod steps;
 mod tests;
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Tensor};
 
@@ -25,6 +25,7 @@ use super::dispatch::Tables;
 use crate::dispatch::DispatchPlan;
 use crate::operation::{Operation, differentiable};
 use crate::precision::Precision;
+use crate::weight::{Int8, Weight};
 use firebox_runtime::device::{Kernels, kernels};
 use spec::ExpertsSpec;
 pub use spec::{Activation, ExpertBiases, ExpertWeights};
@@ -62,21 +63,17 @@ pub fn experts(
         return experts_reference(x, weights, experts, plan, activation, precision);
     }
     let ExpertWeights {
-        mut gate,
-        mut up,
-        mut down,
+        gate,
+        up,
+        down,
         biases,
     } = experts;
-    // Weights of other types than f32 have a kernel over slices alone, and no gradient.
-    if gate.dtype() != DType::F32 && (kernels == Kernels::Cube || device.is_autodiff()) {
-        [gate, up, down] = [gate, up, down].map(|stack| stack.cast(DType::F32));
-    }
     let spec = ExpertsSpec {
         activation,
         biased: biases.is_some(),
         precision,
     };
-    let [gate_bias, up_bias, down_bias] = match biases {
+    let biases = match biases {
         Some(biases) => [biases.gate, biases.up, biases.down],
         // Tensors that nobody reads.
         None => [
@@ -85,18 +82,45 @@ pub fn experts(
             weights.clone().detach(),
         ],
     };
-    Tensor::from_dispatch(<Dispatch as ExpertsBackend>::experts(
+    let [gate_bias, up_bias, down_bias] = biases.map(Tensor::into_dispatch);
+    let (x, weights, tables) = (
         x.into_dispatch(),
         weights.into_dispatch(),
-        gate.into_dispatch(),
-        up.into_dispatch(),
-        down.into_dispatch(),
-        gate_bias.into_dispatch(),
-        up_bias.into_dispatch(),
-        down_bias.into_dispatch(),
         plan.tables().clone(),
-        spec,
-    ))
+    );
+    Tensor::from_dispatch(match [gate, up, down] {
+        [Weight::Int8(gate), Weight::Int8(up), Weight::Int8(down)]
+            if Int8::<3>::has_kernel(&device) =>
+        {
+            <Dispatch as Int8ExpertsBackend>::experts_int8(
+                x,
+                weights,
+                gate.codes.into_dispatch(),
+                gate.scales.into_dispatch(),
+                up.codes.into_dispatch(),
+                up.scales.into_dispatch(),
+                down.codes.into_dispatch(),
+                down.scales.into_dispatch(),
+                gate_bias,
+                up_bias,
+                down_bias,
+                tables,
+                spec,
+            )
+        }
+        stacks => {
+            let mut stacks = stacks.map(Weight::widened);
+            // Weights of other types than f32 have a kernel over slices alone, and no gradient.
+            if stacks[0].dtype() != DType::F32 && (kernels == Kernels::Cube || device.is_autodiff())
+            {
+                stacks = stacks.map(|stack| stack.cast(DType::F32));
+            }
+            let [gate, up, down] = stacks.map(Tensor::into_dispatch);
+            <Dispatch as ExpertsBackend>::experts(
+                x, weights, gate, up, down, gate_bias, up_bias, down_bias, tables, spec,
+            )
+        }
+    })
 }
 
 /// [`experts`] in plain tensor operations: the [`steps`] one by one. Reads the plan back from the device. Of
@@ -133,20 +157,22 @@ pub fn experts_reference(
 /// When the shapes do not fit each other, or the device [does not compute](Precision::runs_on) at the precision.
 pub fn swiglu(
     x: Tensor<2>,
-    gate: Tensor<2>,
-    up: Tensor<2>,
-    down: Tensor<2>,
+    gate: impl Into<Weight<2>>,
+    up: impl Into<Weight<2>>,
+    down: impl Into<Weight<2>>,
     precision: Precision,
 ) -> Tensor<2> {
+    let (gate, up, down) = (gate.into(), up.into(), down.into());
     precision.check(&x.device());
     let (device, [tokens, _]) = (x.device(), x.dims());
     if kernels(&device) != Kernels::Slices {
+        let [gate, up, down] = [gate, up, down].map(Weight::widened);
         return swiglu_reference(x, gate, up, down, precision);
     }
     let weights = ExpertWeights {
-        gate: gate.unsqueeze(),
-        up: up.unsqueeze(),
-        down: down.unsqueeze(),
+        gate: gate.stacked(),
+        up: up.stacked(),
+        down: down.stacked(),
         biases: None,
     };
     experts(
@@ -269,4 +295,26 @@ where
         let inputs = [x, weights, gate, up, down, gate_bias, up_bias, down_bias];
         differentiable::<_, B, C, 8>(operation, inputs)
     }
+}
+
+/// The side of [`experts`] of the backend with kernels over slices, with weights in 8 bits, which have no gradient.
+#[backend_extension(Flex: cfg(feature = "flex"))]
+pub trait Int8ExpertsBackend: Backend {
+    /// See [`experts`](super::experts); of experts without biases, nobody reads these.
+    #[allow(clippy::too_many_arguments)] // each tensor crosses the border between backends by itself
+    fn experts_int8(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        gate: IntTensor<Self>,
+        gate_scales: FloatTensor<Self>,
+        up: IntTensor<Self>,
+        up_scales: FloatTensor<Self>,
+        down: IntTensor<Self>,
+        down_scales: FloatTensor<Self>,
+        gate_bias: FloatTensor<Self>,
+        up_bias: FloatTensor<Self>,
+        down_bias: FloatTensor<Self>,
+        #[extension_type] tables: Tables<Self>,
+        spec: ExpertsSpec,
+    ) -> FloatTensor<Self>;
 }

@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::{sigmoid, silu};
 
 use crate::precision::Precision;
+use crate::weight::Weight;
 
 /// How an expert makes its hidden activations of the products with its gate and up matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -39,11 +40,11 @@ impl Activation {
 #[derive(Debug, Clone)]
 pub struct ExpertWeights {
     /// `[experts, d_model, d_ff]`
-    pub gate: Tensor<3>,
+    pub gate: Weight<3>,
     /// `[experts, d_model, d_ff]`
-    pub up: Tensor<3>,
+    pub up: Weight<3>,
     /// `[experts, d_ff, d_model]`
-    pub down: Tensor<3>,
+    pub down: Weight<3>,
     /// What is added to the products with these; `None` for nothing.
     pub biases: Option<ExpertBiases>,
 }

@@ -8,6 +8,7 @@ use super::{Activation, ExpertWeights};
 use crate::dispatch::{ELSEWHERE, HostPlan};
 use crate::linear_reference;
 use crate::precision::Precision;
+use crate::weight::Weight;
 
 /// A row for each assignment of a token to an expert of the plan, by expert: the token's activations.
 ///
@@ -52,6 +53,7 @@ pub fn grouped(
         down,
         biases,
     } = experts;
+    let [gate, up, down] = [gate, up, down].map(Weight::widened);
     let occupied = (0..plan.experts).filter(|&e| plan.offsets[e] < plan.offsets[e + 1]);
     let outputs = occupied.map(|expert| {
         let (start, end) = (plan.offsets[expert], plan.offsets[expert + 1]);

@@ -117,9 +117,9 @@ fn one_value_through_one_expert_and_through_two(device: Device) {
         one(1.0),
         Tensor::from_floats([[0.75, 0.25]], &device),
         ExpertWeights {
-            gate: stack([ln3, -ln3]),
-            up: stack([2.0, 4.0]),
-            down: stack([1.0, 1.0]),
+            gate: stack([ln3, -ln3]).into(),
+            up: stack([2.0, 4.0]).into(),
+            down: stack([1.0, 1.0]).into(),
             biases: None,
         },
         &DispatchPlan::new(&[1, 0], 2, 2, &device),
@@ -165,9 +165,9 @@ fn run(
             down: matrix(of_down, [experts, d_model]),
         };
         let weights_of_experts = ExpertWeights {
-            gate: stack(gate, [experts, d_model, d_ff]),
-            up: stack(up, [experts, d_model, d_ff]),
-            down: stack(down, [experts, d_ff, d_model]),
+            gate: stack(gate, [experts, d_model, d_ff]).into(),
+            up: stack(up, [experts, d_model, d_ff]).into(),
+            down: stack(down, [experts, d_ff, d_model]).into(),
             biases: case.biased.then_some(biases),
         };
         let x = matrix(x, [tokens, d_model]);
@@ -181,9 +181,13 @@ fn run(
     let (x, weights, mut of_experts) = tensors(&device);
     let (x, weights) = (x.require_grad(), weights.require_grad());
     if held == DType::F32 {
-        of_experts.gate = of_experts.gate.require_grad();
-        of_experts.up = of_experts.up.require_grad();
-        of_experts.down = of_experts.down.require_grad();
+        for stack in [
+            &mut of_experts.gate,
+            &mut of_experts.up,
+            &mut of_experts.down,
+        ] {
+            *stack = stack.clone().widened().require_grad().into();
+        }
     }
     of_experts.biases = of_experts.biases.map(|biases| ExpertBiases {
         gate: biases.gate.require_grad(),
@@ -211,9 +215,9 @@ fn run(
     ];
     if held == DType::F32 {
         let grad = |stack: &Tensor<3>| data(stack.grad(&gradients).unwrap());
-        found.push(("d(gate)", grad(&of_experts.gate)));
-        found.push(("d(up)", grad(&of_experts.up)));
-        found.push(("d(down)", grad(&of_experts.down)));
+        found.push(("d(gate)", grad(&of_experts.gate.widened())));
+        found.push(("d(up)", grad(&of_experts.up.widened())));
+        found.push(("d(down)", grad(&of_experts.down.widened())));
     }
     if let Some(biases) = &of_experts.biases {
         let grad = |bias: &Tensor<2>| data(bias.grad(&gradients).unwrap());
@@ -306,7 +310,7 @@ fn in_parts(
     let ranges = cuts.windows(2).map(|cut| cut[0]..cut[1].max(cut[0]));
     let outputs = ranges.filter(|range| !range.is_empty()).map(|range| {
         let (start, length) = (range.start, range.len());
-        let stack = |stack: &Tensor<3>| stack.clone().narrow(0, start, length);
+        let stack = |stack: &Weight<3>| stack.clone().widened().narrow(0, start, length).into();
         let bias = |bias: &Tensor<2>| bias.clone().narrow(0, start, length);
         let own = ExpertWeights {
             gate: stack(&of.gate),
@@ -406,9 +410,9 @@ fn no_tokens_at_all(device: Device) {
         Tensor::zeros([0, 2], &device),
     );
     let of_experts = ExpertWeights {
-        gate: stack([3, 6, 5]),
-        up: stack([3, 6, 5]),
-        down: stack([3, 5, 6]),
+        gate: stack([3, 6, 5]).into(),
+        up: stack([3, 6, 5]).into(),
+        down: stack([3, 5, 6]).into(),
         biases: None,
     };
     let plan = case.plan_on(&device);
@@ -528,9 +532,9 @@ fn shapes_that_do_not_fit_are_refused() {
         Tensor::zeros([2, 1], &device),
     );
     let of_experts = ExpertWeights {
-        gate: stack(),
-        up: stack(),
-        down: stack(),
+        gate: stack().into(),
+        up: stack().into(),
+        down: stack().into(),
         biases: None,
     };
     let _ = experts(

@@ -4,6 +4,8 @@
 //! of them once. With many rows the arithmetic counts, and panels of the weights become f32 in memory that stays in a core's
 //! cache.
 
+mod int8;
+
 use std::borrow::Cow;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -14,10 +16,12 @@ use pulp::Arch;
 use super::gemm::{Matrix, gemm_uninit_strided};
 use super::product::{Factor, Left, On, Right, product_uninit};
 use super::simd::{Fused, dots, vectorized, vectorized_fused};
-use super::stream::Stream;
+use super::stream::{Stream, Unscaled};
+use super::uninit::zeros;
 use super::widen::widened;
-use crate::dtype::{StorageFloat, WeightDtype};
+use crate::dtype::Number;
 use crate::precision::{Precision, rounded_to_bf16};
+pub use int8::Int8Matrix;
 
 /// The most rows of activations of a product that is bound by memory.
 pub const GEMV_MAX_ROWS: usize = 32;
@@ -86,6 +90,41 @@ impl<'a> Activations<'a> {
     }
 }
 
+/// A matrix of weights, or a part of one.
+pub trait WeightMatrix: Copy + Send + Sync {
+    /// Parts that [some of the inputs](Self::inputs) meet begin at its multiples.
+    const INPUTS: usize;
+
+    /// The part that some of the outputs need.
+    #[must_use]
+    fn outputs(self, range: Range<usize>) -> Self;
+
+    /// The part that some of the inputs meet.
+    #[must_use]
+    fn inputs(self, range: Range<usize>) -> Self;
+
+    /// Bytes of the weights.
+    fn bytes(&self) -> usize;
+
+    /// `x · f32(weights)` at the precision of x, on this thread alone. Each value is a sum in an order that `d_in` alone
+    /// decides, as long as the rows are few.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`: `[rows, d_in]`
+    /// - `output`: `[rows, d_out]`; it is returned, now with values
+    ///
+    /// # Panics
+    ///
+    /// When the shapes do not fit.
+    fn product<'o>(
+        self,
+        x: &Activations<'_>,
+        panel: &mut Vec<f32>,
+        output: &'o mut [MaybeUninit<f32>],
+    ) -> &'o mut [f32];
+}
+
 /// A matrix of weights in a slice, from `d_in` values to `d_out`.
 #[derive(Debug, Clone, Copy)]
 pub struct Weights<'a, T> {
@@ -118,105 +157,13 @@ impl<'a, T: Factor> Weights<'a, T> {
         }
     }
 
-    /// The part that some of the outputs need.
-    pub fn outputs(self, range: Range<usize>) -> Self {
-        assert!(range.end <= self.d_out);
-        let start = match self.layout {
-            Layout::Inputs => range.start,
-            Layout::Outputs => range.start * self.stride,
-        };
-        // Without outputs there may be nothing at the start.
-        Self {
-            values: self.values.get(start..).unwrap_or_default(),
-            d_out: range.len(),
-            ..self
-        }
-    }
-
-    /// The part that some of the inputs meet.
-    pub fn inputs(self, range: Range<usize>) -> Self {
-        assert!(range.end <= self.d_in);
-        let start = match self.layout {
-            Layout::Inputs => range.start * self.stride,
-            Layout::Outputs => range.start,
-        };
-        Self {
-            values: self.values.get(start..).unwrap_or_default(),
-            d_in: range.len(),
-            ..self
-        }
-    }
-
-    /// Bytes of the weights.
-    pub fn bytes(&self) -> usize {
-        self.d_in * self.d_out * size_of::<T>()
-    }
-
-    /// `x · f32(weights)` at the precision of x, on this thread alone. Each value is a sum in an order that `d_in` alone
-    /// decides, as long as the rows are few.
-    ///
-    /// # Shapes
-    ///
-    /// - `x`: `[rows, d_in]`
-    /// - `output`: `[rows, d_out]`; it is returned, now with values
-    ///
-    /// # Panics
-    ///
-    /// When the shapes do not fit.
-    pub fn product<'o>(
-        self,
-        x: &Activations<'_>,
-        panel: &mut Vec<f32>,
-        output: &'o mut [MaybeUninit<f32>],
-    ) -> &'o mut [f32] {
-        let rows = x.rows;
-        assert!(
-            x.width == self.d_in && output.len() == rows * self.d_out,
-            "[{rows}, {}] times [{}, {}] into {} values",
-            x.width,
-            self.d_in,
-            self.d_out,
-            output.len()
-        );
-        let (x, round) = match &x.held {
-            Held::Ready(x, precision) => {
-                let weights = self.matrix(self.values, self.stride);
-                let weights = Right::new(weights, *precision, On::ThisThread);
-                return product_uninit((x, 0..rows), &weights, output);
-            }
-            Held::Values(values, round) => (&values[..], *round),
-        };
-        // Panels do not round.
-        if rows <= self.layout.few_rows() || round {
-            output.iter_mut().for_each(|value| {
-                value.write(0.0);
-            });
-            // SAFETY: each value was written just now.
-            #[allow(unsafe_code)]
-            let output = unsafe { output.assume_init_mut() };
-            if output.is_empty() || x.is_empty() {
-                return output;
-            }
-            match round {
-                false => self.few::<false>(x, output),
-                true => self.few::<true>(x, output),
-            }
-            return output;
-        }
-        self.panels(Matrix::new(x, rows, self.d_in), panel, output);
-        // SAFETY: the panels cover all columns, and each product writes its columns of every row.
-        #[allow(unsafe_code)]
-        unsafe {
-            output.assume_init_mut()
-        }
-    }
-
     /// The product with few rows, of weights that are rounded to bf16 on the way if `ROUND`.
     fn few<const ROUND: bool>(self, x: &[f32], output: &mut [f32]) {
         match self.layout {
-            Layout::Inputs => Arch::new().dispatch(Stream::<T, ROUND> {
+            Layout::Inputs => Arch::new().dispatch(Stream::<T, Unscaled, ROUND> {
                 x,
                 weights: self.values,
+                scales: Unscaled,
                 stride: self.stride,
                 d_in: self.d_in,
                 d_out: self.d_out,
@@ -237,7 +184,7 @@ impl<'a, T: Factor> Weights<'a, T> {
         for (column, weights) in rows.enumerate() {
             let weights = &weights[..self.d_in];
             // Weights in bf16 are that already.
-            let round = ROUND && T::DTYPE != WeightDtype::Bf16;
+            let round = ROUND && !T::EXACT_IN_BF16;
             if round {
                 rounded.clear();
                 rounded.extend(weights.iter().map(|&weight| widened::<T, ROUND>(weight)));
@@ -303,15 +250,87 @@ impl<'a, T: Factor> Weights<'a, T> {
     }
 }
 
+impl<T: Factor> WeightMatrix for Weights<'_, T> {
+    const INPUTS: usize = 1;
+
+    fn outputs(self, range: Range<usize>) -> Self {
+        assert!(range.end <= self.d_out);
+        let start = match self.layout {
+            Layout::Inputs => range.start,
+            Layout::Outputs => range.start * self.stride,
+        };
+        // Without outputs there may be nothing at the start.
+        Self {
+            values: self.values.get(start..).unwrap_or_default(),
+            d_out: range.len(),
+            ..self
+        }
+    }
+
+    fn inputs(self, range: Range<usize>) -> Self {
+        assert!(range.end <= self.d_in);
+        let start = match self.layout {
+            Layout::Inputs => range.start * self.stride,
+            Layout::Outputs => range.start,
+        };
+        Self {
+            values: self.values.get(start..).unwrap_or_default(),
+            d_in: range.len(),
+            ..self
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.d_in * self.d_out * size_of::<T>()
+    }
+
+    fn product<'o>(
+        self,
+        x: &Activations<'_>,
+        panel: &mut Vec<f32>,
+        output: &'o mut [MaybeUninit<f32>],
+    ) -> &'o mut [f32] {
+        let rows = x.rows;
+        assert!(
+            x.width == self.d_in && output.len() == rows * self.d_out,
+            "[{rows}, {}] times [{}, {}] into {} values",
+            x.width,
+            self.d_in,
+            self.d_out,
+            output.len()
+        );
+        let (x, round) = match &x.held {
+            Held::Ready(x, precision) => {
+                let weights = self.matrix(self.values, self.stride);
+                let weights = Right::new(weights, *precision, On::ThisThread);
+                return product_uninit((x, 0..rows), &weights, output);
+            }
+            Held::Values(values, round) => (&values[..], *round),
+        };
+        // Panels do not round.
+        if rows <= self.layout.few_rows() || round {
+            let output = zeros(output);
+            if output.is_empty() || x.is_empty() {
+                return output;
+            }
+            match round {
+                false => self.few::<false>(x, output),
+                true => self.few::<true>(x, output),
+            }
+            return output;
+        }
+        self.panels(Matrix::new(x, rows, self.d_in), panel, output);
+        // SAFETY: the panels cover all columns, and each product writes its columns of every row.
+        #[allow(unsafe_code)]
+        unsafe {
+            output.assume_init_mut()
+        }
+    }
+}
+
 /// The scalar products of weights with each of at most [`DOTS`] rows of as many values, to places `stride` apart.
 #[inline(always)]
-fn dots_of<T: StorageFloat>(
-    x: &[f32],
-    weights: &[T],
-    fused: Fused,
-    output: &mut [f32],
-    stride: usize,
-) {
+fn dots_of<T: Number>(x: &[f32], weights: &[T], fused: Fused, output: &mut [f32], stride: usize) {
     let row = |place: usize| &x[place * weights.len()..][..weights.len()];
     let mut store = |sums: &[f32]| {
         for (place, sum) in output.iter_mut().step_by(stride).zip(sums) {

@@ -49,6 +49,9 @@ pub trait Host: Backend {
     /// Values of weights, in whatever type they are held; copied only where they do not lie in row-major order.
     fn weights(tensor: &FloatTensor<Self>) -> WeightStorage<'_>;
 
+    /// Integers of 8 bits; copied only where they do not lie in row-major order.
+    fn codes(tensor: &IntTensor<Self>) -> Cow<'_, [i8]>;
+
     /// Integers in row-major order.
     fn integers(tensor: IntTensor<Self>) -> Vec<i64> {
         let data = read_sync(Self::int_into_data(tensor)).expect("this machine's own memory");
@@ -86,6 +89,13 @@ impl Host for burn::backend::Flex {
             DType::BF16 => WeightStorage::Bf16(values(tensor)),
             DType::F16 => WeightStorage::F16(values(tensor)),
             _ => WeightStorage::F32(values(tensor)),
+        }
+    }
+
+    fn codes(tensor: &IntTensor<Self>) -> Cow<'_, [i8]> {
+        match tensor.as_slice() {
+            Some(values) => Cow::Borrowed(values),
+            None => Cow::Owned(tensor.to_contiguous().storage().to_vec()),
         }
     }
 

@@ -7,7 +7,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::dtype::StorageFloat;
+use crate::dtype::Number;
 
 /// Runs `work`, compiled once for each level of vector instructions, at the widest level of this machine.
 ///
@@ -113,7 +113,7 @@ pub fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 
 /// `Σ a[i] b[i]` for each of several rows a, of numbers b that are widened once for all of them.
 #[inline(always)]
-pub fn dots<T: StorageFloat, const ROWS: usize>(
+pub fn dots<T: Number, const ROWS: usize>(
     rows: [&[f32]; ROWS],
     b: &[T],
     fused: Fused,
@@ -122,7 +122,7 @@ pub fn dots<T: StorageFloat, const ROWS: usize>(
     let (b_chunks, b_rest) = b.as_chunks::<SUM_LANES>();
     let chunks = rows.map(|row| row.as_chunks::<SUM_LANES>());
     for (place, b) in b_chunks.iter().enumerate() {
-        let b = b.map(StorageFloat::widen);
+        let b = b.map(Number::widen);
         for (lanes, (chunks, _)) in lanes.iter_mut().zip(chunks) {
             let a = &chunks[place];
             for lane in 0..SUM_LANES {

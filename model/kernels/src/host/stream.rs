@@ -11,7 +11,7 @@ use pulp::{Simd, WithSimd};
 
 use super::simd::prefetch;
 use super::widen::{load, widened_vector};
-use crate::dtype::StorageFloat;
+use crate::dtype::Number;
 
 /// Rows of a block of weights: those whose products are added up before they are added to the output. Measured on Zen 4 with 1 to
 /// 32 rows of activations: with 8 the product takes up to a fourth longer, most with weights in bf16.
@@ -23,14 +23,58 @@ const VECTORS: usize = 2;
 /// The most rows of activations that a block is multiplied with at a time.
 const ROWS: usize = 8;
 
+/// What weights are multiplied with, of which there is one number for a block of them in a column.
+pub trait Scales: Copy {
+    /// Those of some columns of a row of weights, from `column` on; `None` where there are none.
+    fn vector<S: Simd>(self, simd: S, row: usize, column: usize) -> Option<S::f32s>;
+}
+
+/// Weights are what they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Unscaled;
+
+impl Scales for Unscaled {
+    #[inline(always)]
+    fn vector<S: Simd>(self, _: S, _: usize, _: usize) -> Option<S::f32s> {
+        None
+    }
+}
+
+/// A scale for the weights of each [`BLOCK`](Self::BLOCK) rows of a column.
+#[derive(Debug, Clone, Copy)]
+pub struct Scaled<'a> {
+    /// `[blocks, d_out]`, with rows as far apart as those of the weights.
+    pub values: &'a [f32],
+    /// From one row to the next.
+    pub stride: usize,
+}
+
+impl Scaled<'_> {
+    /// Rows of weights that have their scales in common.
+    pub const BLOCK: usize = 32;
+}
+
+// So that the rows whose products are added up at a time have.
+const _: () = assert!(Scaled::BLOCK.is_multiple_of(DEPTH));
+
+impl Scales for Scaled<'_> {
+    #[inline(always)]
+    fn vector<S: Simd>(self, simd: S, row: usize, column: usize) -> Option<S::f32s> {
+        let first = row / Self::BLOCK * self.stride + column;
+        Some(load(simd, &self.values[first..]))
+    }
+}
+
 /// `output += x · f32(weights)`, of weights that are rounded to bf16 on the way if `ROUND`. Each value is a sum in an order
 /// that `d_in` alone decides.
 #[derive(Debug)]
-pub struct Stream<'a, T, const ROUND: bool> {
+pub struct Stream<'a, T, S, const ROUND: bool> {
     /// `[rows, d_in]`
     pub x: &'a [f32],
     /// `[d_in, d_out]`, with rows `stride` apart.
     pub weights: &'a [T],
+    /// Of the weights.
+    pub scales: S,
     /// From one row of the weights to the next.
     pub stride: usize,
     /// Columns of `x`, rows of the weights.
@@ -41,7 +85,7 @@ pub struct Stream<'a, T, const ROUND: bool> {
     pub output: &'a mut [f32],
 }
 
-impl<T: StorageFloat, const ROUND: bool> WithSimd for Stream<'_, T, ROUND> {
+impl<T: Number, C: Scales, const ROUND: bool> WithSimd for Stream<'_, T, C, ROUND> {
     type Output = ();
 
     #[inline(always)]
@@ -56,7 +100,7 @@ impl<T: StorageFloat, const ROUND: bool> WithSimd for Stream<'_, T, ROUND> {
     }
 }
 
-impl<T: StorageFloat, const ROUND: bool> Stream<'_, T, ROUND> {
+impl<T: Number, C: Scales, const ROUND: bool> Stream<'_, T, C, ROUND> {
     /// Adds the products of `D` rows of weights from `first` on.
     #[inline(always)]
     fn add_rows<S: Simd, const D: usize>(&mut self, simd: S, first: usize) {
@@ -68,10 +112,12 @@ impl<T: StorageFloat, const ROUND: bool> Stream<'_, T, ROUND> {
         let outputs = self.output.chunks_mut(rows * self.d_out);
         for (x, output) in activations.zip(outputs) {
             let count = x.len() / self.d_in;
-            let part = Part::<T, D, ROUND> {
+            let part = Part::<T, C, D, ROUND> {
                 x: &x[first..],
                 d_in: self.d_in,
                 block,
+                scales: self.scales,
+                first,
                 ahead: D * self.stride,
                 output,
             };
@@ -90,18 +136,21 @@ impl<T: StorageFloat, const ROUND: bool> Stream<'_, T, ROUND> {
 }
 
 /// A block of weights, and the activations and outputs that it stands between.
-struct Part<'a, T, const D: usize, const ROUND: bool> {
+struct Part<'a, T, C, const D: usize, const ROUND: bool> {
     /// Rows `d_in` apart.
     x: &'a [f32],
     d_in: usize,
     /// Rows of the same number of values, and so are the output's.
     block: [&'a [T]; D],
+    scales: C,
+    /// The first row of the block.
+    first: usize,
     /// How far from the block the one lies that is needed next.
     ahead: usize,
     output: &'a mut [f32],
 }
 
-impl<T: StorageFloat, const D: usize, const ROUND: bool> Part<'_, T, D, ROUND> {
+impl<T: Number, C: Scales, const D: usize, const ROUND: bool> Part<'_, T, C, D, ROUND> {
     /// Adds the products of `R` rows.
     #[inline(always)]
     fn add<S: Simd, const R: usize>(mut self, simd: S) {
@@ -138,12 +187,20 @@ impl<T: StorageFloat, const D: usize, const ROUND: bool> Part<'_, T, D, ROUND> {
                 }
             }
         }
+        let scales: [_; V] = array::from_fn(|vector| {
+            let column = start + vector * S::F32_LANES;
+            self.scales.vector(simd, self.first, column)
+        });
         let d_out = self.block[0].len();
         for (row, sums) in sums.iter().enumerate() {
             let output = &mut self.output[row * d_out + start..][..width];
-            for (vector, &sum) in sums.iter().enumerate() {
+            for (vector, (&sum, &scale)) in sums.iter().zip(&scales).enumerate() {
                 let output = &mut output[vector * S::F32_LANES..];
-                let total = simd.add_f32s(load(simd, output), sum);
+                let so_far = load(simd, output);
+                let total = match scale {
+                    Some(scale) => simd.mul_add_e_f32s(scale, sum, so_far),
+                    None => simd.add_f32s(so_far, sum),
+                };
                 match S::as_mut_simd_f32s(output) {
                     ([output, ..], _) => *output = total,
                     ([], rest) => simd.partial_store_f32s(rest, total),
@@ -159,6 +216,7 @@ mod tests {
     use pulp::{Arch, Scalar};
 
     use super::*;
+    use crate::dtype::StorageFloat;
 
     fn wave(length: usize, step: f32) -> Vec<f32> {
         (0..length)
@@ -169,7 +227,7 @@ mod tests {
     /// Runs a product of these sizes, of weights whose rows have 3 more values than it takes.
     fn product<T: StorageFloat, const ROUND: bool>(
         [rows, d_in, d_out]: [usize; 3],
-        run: impl FnOnce(Stream<'_, T, ROUND>),
+        run: impl FnOnce(Stream<'_, T, Unscaled, ROUND>),
     ) -> Vec<f32> {
         let stride = d_out + 3;
         let weights = wave(d_in * stride, 0.7);
@@ -177,6 +235,7 @@ mod tests {
         run(Stream {
             x: &wave(rows * d_in, 0.3),
             weights: &weights.into_iter().map(T::nearest).collect::<Vec<_>>(),
+            scales: Unscaled,
             stride,
             d_in,
             d_out,
@@ -190,7 +249,7 @@ mod tests {
     fn a_row_has_the_same_bits_among_any_others<T: StorageFloat, const ROUND: bool>() {
         for [d_in, d_out] in SIZES {
             let all = |rows| {
-                let run = |stream: Stream<'_, T, ROUND>| Arch::new().dispatch(stream);
+                let run = |stream: Stream<'_, T, Unscaled, ROUND>| Arch::new().dispatch(stream);
                 product([rows, d_in, d_out], run)
             };
             let most = all(9);
@@ -218,10 +277,10 @@ mod tests {
     fn instructions_of_every_width_compute_the_same() {
         for [d_in, d_out] in SIZES {
             let sizes = [5, d_in, d_out];
-            let widest = product(sizes, |stream: Stream<'_, f32, false>| {
+            let widest = product(sizes, |stream: Stream<'_, f32, Unscaled, false>| {
                 Arch::new().dispatch(stream)
             });
-            let scalar = product(sizes, |stream: Stream<'_, f32, false>| {
+            let scalar = product(sizes, |stream: Stream<'_, f32, Unscaled, false>| {
                 stream.with_simd(Scalar)
             });
             for (found, expected) in widest.iter().zip(&scalar) {
@@ -234,7 +293,7 @@ mod tests {
             }
             #[cfg(target_arch = "x86_64")]
             if let Some(simd) = pulp::x86::V3::try_new() {
-                let run = |stream: Stream<'_, f32, false>| Simd::vectorize(simd, stream);
+                let run = |stream: Stream<'_, f32, Unscaled, false>| Simd::vectorize(simd, stream);
                 assert_eq!(product(sizes, run), widest, "{sizes:?}");
             }
         }

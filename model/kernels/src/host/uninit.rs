@@ -46,3 +46,13 @@ pub fn uninit(scratch: &mut Vec<f32>, length: usize) -> &mut [MaybeUninit<f32>] 
     scratch.reserve(length);
     &mut scratch.spare_capacity_mut()[..length]
 }
+
+/// Zeros in all places.
+pub fn zeros(places: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    places.fill(MaybeUninit::new(0.0));
+    // SAFETY: each value was written just now.
+    #[allow(unsafe_code)]
+    unsafe {
+        places.assume_init_mut()
+    }
+}

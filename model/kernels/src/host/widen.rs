@@ -7,7 +7,7 @@ use pulp::Simd;
 #[cfg(target_arch = "x86_64")]
 use pulp::x86::{V3, V4};
 
-use crate::dtype::{StorageFloat, WeightDtype};
+use crate::dtype::Number;
 use crate::precision::rounded_to_bf16;
 
 /// The most values that a vector has.
@@ -24,10 +24,7 @@ pub fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
 
 /// [`load`] of weights, each as [`widened`] has it.
 #[inline(always)]
-pub fn widened_vector<S: Simd, T: StorageFloat, const ROUND: bool>(
-    simd: S,
-    weights: &[T],
-) -> S::f32s {
+pub fn widened_vector<S: Simd, T: Number, const ROUND: bool>(simd: S, weights: &[T]) -> S::f32s {
     // Only what has to be rounded may change.
     if !ROUND && let Some(weights) = T::as_f32(weights) {
         return load(simd, weights);
@@ -36,6 +33,10 @@ pub fn widened_vector<S: Simd, T: StorageFloat, const ROUND: bool>(
     if let Some(bits) = T::as_bf16(weights).map(bytemuck::cast_slice)
         && let Some(vector) = from_bf16(simd, bits)
     {
+        return vector;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(vector) = T::as_i8(weights).and_then(|codes| from_i8(simd, codes)) {
         return vector;
     }
     // The compiler makes vector instructions of this, if not always the best ones.
@@ -66,12 +67,32 @@ fn from_bf16<S: Simd>(simd: S, bits: &[u16]) -> Option<S::f32s> {
     None
 }
 
+/// A whole vector of integers of 8 bits; `None` where there are fewer, or on machines without such instructions.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn from_i8<S: Simd>(simd: S, integers: &[i8]) -> Option<S::f32s> {
+    let simd: &dyn Any = &simd;
+    if let Some(V4 { avx512f, .. }) = simd.downcast_ref() {
+        let integers = pulp::cast(*integers.first_chunk::<16>()?);
+        let wide = avx512f._mm512_cvtepi32_ps(avx512f._mm512_cvtepi8_epi32(integers));
+        return Some(bytemuck::cast(wide));
+    }
+    if let Some(V3 { avx, avx2, .. }) = simd.downcast_ref() {
+        // Half of what the instruction reads, which takes the lower half.
+        let mut both = [0; 16];
+        both[..8].copy_from_slice(integers.first_chunk::<8>()?);
+        let wide = avx._mm256_cvtepi32_ps(avx2._mm256_cvtepi8_epi32(pulp::cast(both)));
+        return Some(bytemuck::cast(wide));
+    }
+    None
+}
+
 /// In f32, rounded to bf16 first if `ROUND`.
 #[inline(always)]
-pub fn widened<T: StorageFloat, const ROUND: bool>(weight: T) -> f32 {
-    match ROUND {
-        true if T::DTYPE != WeightDtype::Bf16 => rounded_to_bf16(weight.widen()),
-        _ => weight.widen(),
+pub fn widened<T: Number, const ROUND: bool>(weight: T) -> f32 {
+    match ROUND && !T::EXACT_IN_BF16 {
+        true => rounded_to_bf16(weight.widen()),
+        false => weight.widen(),
     }
 }
 
@@ -81,11 +102,12 @@ mod tests {
     use pulp::{Arch, Scalar, WithSimd};
 
     use super::*;
+    use crate::dtype::StorageFloat;
 
     /// The first values of a slice in every way, each of as many as the vector has.
     struct Widen<'a, T, const ROUND: bool>(&'a [T]);
 
-    impl<T: StorageFloat, const ROUND: bool> WithSimd for Widen<'_, T, ROUND> {
+    impl<T: Number, const ROUND: bool> WithSimd for Widen<'_, T, ROUND> {
         type Output = ();
 
         fn with_simd<S: Simd>(self, simd: S) {
@@ -103,14 +125,13 @@ mod tests {
         }
     }
 
-    fn every_width<T: StorageFloat, const ROUND: bool>() {
+    fn of_floats<T: StorageFloat, const ROUND: bool>() {
         let values = [1.0, -2.5, 3.1e-5, 0.0, -7e4, 1e-40, 0.1, 99.0, -1e-7];
-        let weights: Vec<T> = values
-            .iter()
-            .cycle()
-            .take(40)
-            .map(|&v| T::nearest(v))
-            .collect();
+        every_width::<T, ROUND>(values.map(T::nearest));
+    }
+
+    fn every_width<T: Number, const ROUND: bool>(values: [T; 9]) {
+        let weights: Vec<T> = values.into_iter().cycle().take(40).collect();
         for start in 0..4 {
             Arch::new().dispatch(Widen::<T, ROUND>(&weights[start..]));
             Widen::<T, ROUND>(&weights[start..]).with_simd(Scalar);
@@ -123,11 +144,12 @@ mod tests {
 
     #[test]
     fn vectors_hold_what_one_number_after_the_other_becomes() {
-        every_width::<f32, false>();
-        every_width::<f32, true>();
-        every_width::<bf16, false>();
-        every_width::<bf16, true>();
-        every_width::<f16, false>();
-        every_width::<f16, true>();
+        of_floats::<f32, false>();
+        of_floats::<f32, true>();
+        of_floats::<bf16, false>();
+        of_floats::<bf16, true>();
+        of_floats::<f16, false>();
+        of_floats::<f16, true>();
+        every_width::<i8, false>([0, 1, -1, 127, -127, -128, 64, -99, 5]);
     }
 }

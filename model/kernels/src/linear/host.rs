@@ -1,12 +1,13 @@
 //! The CPU kernels' side: tensors to slices and back.
 
 use burn::backend::TensorMetadata;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 
-use super::{Linear, kernel};
+use super::{Int8LinearBackend, Linear, kernel};
 use crate::host::Host;
-use crate::host::gemv::{Layout, WeightStorage};
+use crate::host::gemv::{Int8Matrix, Layout, WeightStorage};
 use crate::operation::Operation;
+use crate::precision::Precision;
 
 impl<B: Host> Operation<B, 2> for Linear {
     type Saved = (Self, [FloatTensor<B>; 2]);
@@ -51,6 +52,21 @@ impl<B: Host> Operation<B, 2> for Linear {
             B::tensor(values, weight.shape())
         });
         [of_x, of_weight]
+    }
+}
+
+impl<B: Host> Int8LinearBackend for B {
+    fn linear_int8(
+        x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
+        let (rows, sizes) = (x.shape()[0], codes.shape().dims::<2>());
+        let (codes, scales) = (B::codes(&codes), B::values(&scales));
+        let weights = Int8Matrix::new(&codes, &scales, sizes[0], sizes[1]);
+        let values = kernel::linear_int8(&B::values(&x), rows, weights, sizes, precision);
+        B::tensor(values, [rows, sizes[1]].into())
     }
 }
 

@@ -5,7 +5,7 @@
 use std::mem::MaybeUninit;
 
 use crate::host::gemm::Matrix;
-use crate::host::gemv::{Activations, Layout, Weights};
+use crate::host::gemv::{Activations, GEMV_MAX_ROWS, Int8Matrix, Layout, WeightMatrix, Weights};
 use crate::host::product::{Factor, Left, On, Right, product_parallel};
 use crate::host::spin_pool::for_each_init;
 use crate::host::uninit::vec_uninit_with;
@@ -44,6 +44,38 @@ pub fn linear<T: Factor>(
     }
     let x = Activations::new(x, rows, d_in, precision);
     let weights = Weights::new(weights, d_in, d_out, layout);
+    by_columns(&x, rows, weights, d_out, few)
+}
+
+/// The same with weights in 8 bits.
+///
+/// # Shapes
+///
+/// - `x`: `[rows, d_in]`
+/// - output: `[rows, d_out]`
+///
+/// # Panics
+///
+/// When the shapes do not fit.
+pub fn linear_int8(
+    x: &[f32],
+    rows: usize,
+    weights: Int8Matrix<'_>,
+    [d_in, d_out]: [usize; 2],
+    precision: Precision,
+) -> Vec<f32> {
+    let x = Activations::new(x, rows, d_in, precision);
+    by_columns(&x, rows, weights, d_out, rows <= GEMV_MAX_ROWS)
+}
+
+/// The product, shared out by columns; whether the rows are few.
+fn by_columns<W: WeightMatrix>(
+    x: &Activations<'_>,
+    rows: usize,
+    weights: W,
+    d_out: usize,
+    few: bool,
+) -> Vec<f32> {
     let width = match few {
         // The cut changes no bit: a column's sum is the same wherever it is taken.
         true => {
@@ -55,7 +87,7 @@ pub fn linear<T: Factor>(
     };
     let fill = |places: &mut [MaybeUninit<f32>]| {
         if width >= d_out {
-            weights.product(&x, &mut Vec::new(), places);
+            weights.product(x, &mut Vec::new(), places);
         } else {
             // Each part writes its columns of every row side by side.
             let parts = places.chunks_mut((rows * width).max(1)).enumerate();
@@ -66,7 +98,7 @@ pub fn linear<T: Factor>(
                 |panel, (part, places)| {
                     let columns = part * width..((part + 1) * width).min(d_out);
                     let weights = weights.outputs(columns);
-                    weights.product(&x, panel, places);
+                    weights.product(x, panel, places);
                 },
             );
         }

@@ -6,17 +6,18 @@ mod kernel;
 mod tests;
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::host::gemv::Layout;
 use crate::operation::{Operation, differentiable};
 use crate::precision::Precision;
+use crate::weight::{Int8, Weight};
 use firebox_runtime::device::{Kernels, kernels};
 
-/// `x · f32(weight)`: weights may be held in f32, bf16 or f16; activations and sums are f32. `precision` is that of the
-/// factors, of this product and of those of the gradients.
+/// `x · f32(weight)`: weights may be held in f32, bf16 or f16, or in [8 bits](crate::Int8); activations and sums are f32.
+/// `precision` is that of the factors, of this product and of those of the gradients.
 ///
 /// The same values as [`linear_reference`], which runs everywhere but on `flex`. There, few rows read each weight from
 /// memory once, as it is held there; and the gradients, products with transposed matrices, take them as they lie.
@@ -30,17 +31,28 @@ use firebox_runtime::device::{Kernels, kernels};
 /// # Panics
 ///
 /// When the shapes do not fit, or the device [does not compute](Precision::runs_on) at the precision.
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, precision: Precision) -> Tensor<2> {
-    precision.check(&x.device());
+pub fn linear(x: Tensor<2>, weight: impl Into<Weight<2>>, precision: Precision) -> Tensor<2> {
+    let (weight, device) = (weight.into(), x.device());
+    precision.check(&device);
     let ([rows, d_in], [d_weight, _]) = (x.dims(), weight.dims());
     assert_eq!(
         d_in, d_weight,
         "x [{rows}, {d_in}] against weights [{d_weight}, …]"
     );
-    if !has_kernel(&x.device(), weight.dtype()) {
-        return linear_reference(x, weight, precision);
+    match weight {
+        Weight::Float(weight) if has_kernel(&device, weight.dtype()) => {
+            on_host(x, weight, Layout::Inputs, precision)
+        }
+        Weight::Int8(Int8 { codes, scales }) if Int8::<2>::has_kernel(&device) => {
+            Tensor::from_dispatch(<Dispatch as Int8LinearBackend>::linear_int8(
+                x.into_dispatch(),
+                codes.into_dispatch(),
+                scales.into_dispatch(),
+                precision,
+            ))
+        }
+        weight => linear_reference(x, weight.widened(), precision),
     }
-    on_host(x, weight, Layout::Inputs, precision)
 }
 
 /// [`linear`] with a weight that is stored the other way round, as an embedding that serves as the head.
@@ -138,4 +150,17 @@ where
     ) -> FloatTensor<Self> {
         differentiable::<_, B, C, 2>(operation, [x, weight])
     }
+}
+
+/// The side of [`linear`](self::linear) of the backend with kernels over slices, with weights in 8 bits, which have no
+/// gradient.
+#[backend_extension(Flex: cfg(feature = "flex"))]
+pub trait Int8LinearBackend: Backend {
+    /// See [`linear`](self::linear).
+    fn linear_int8(
+        x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        precision: Precision,
+    ) -> FloatTensor<Self>;
 }

@@ -23,9 +23,9 @@ fn clamps_and_biases_by_hand(device: Device) {
             Tensor::from_floats([[1.0]], &device),
             Tensor::from_floats([[0.5]], &device),
             ExpertWeights {
-                gate: stack(gate - 0.25),
-                up: stack(up + 0.5),
-                down: stack(4.0),
+                gate: stack(gate - 0.25).into(),
+                up: stack(up + 0.5).into(),
+                down: stack(4.0).into(),
                 biases: Some(biases),
             },
             &DispatchPlan::new(&[0], 1, 1, &device),
