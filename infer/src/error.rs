@@ -484,7 +484,7 @@ impl From<CheckpointError> for InferError {
 
 /// How to reduce the memory of most commands.
 pub(crate) const LESS_MEMORY: &str =
-    "use fewer (--batch) or shorter sequences, or keep the weights in bf16 (--dtype bf16)";
+    "use fewer (--batch) or shorter sequences, or keep the weights in fewer bits (--dtype int8)";
 
 /// Paths as a list.
 fn paths(files: &[PathBuf]) -> String {

@@ -714,6 +714,17 @@ fn the_commands_read_what_export_writes() {
     infer(&["export", &q8, "--gguf", &kept]);
     assert_eq!(gguf_types(Path::new(&kept)).unwrap(), [BlockType::Q8]);
     assert_eq!(eval(&q8), eval(&kept));
+    // Its blocks are what 8 bits are in memory.
+    let likelihood = |dtype: &str| -> f64 {
+        let arguments = ["eval", &q8, "--data", &text, "--dtype", dtype, "--json"];
+        let report: serde_json::Value = serde_json::from_str(&infer(&arguments)).unwrap();
+        report["nats_per_token"].as_f64().unwrap()
+    };
+    let (wide, narrow) = (likelihood("f32"), likelihood("int8"));
+    assert!(
+        (wide - narrow).abs() < 1e-3 && wide != narrow,
+        "{wide}, {narrow}"
+    );
     infer(&["export", &q8, "--gguf", &kept, "--type", "f16"]);
     let f16 = BlockType::Plain(WeightDtype::F16);
     assert_eq!(gguf_types(Path::new(&kept)).unwrap(), [f16]);

@@ -1,17 +1,19 @@
-//! Weights that are held in 16 bits: nothing is rounded that was stored so, and nothing else is lost.
+//! Weights that are held in 16 bits, of which nothing is rounded that was stored so, and in 8 bits, which stand for numbers.
+//! Nothing else is lost.
 
 use burn::module::Param;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use firebox_checkpoint::{Accept, CheckpointError, SaveOptions, load, save};
 use firebox_console::advice::Advise as _;
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::Int8;
+use firebox_kernels::dtype::{WeightDtype, WeightFormat};
 use firebox_model::cache::KeyValueCache;
 use firebox_model::config::ModelConfig;
 use firebox_model::decode::Piece;
 use firebox_model::evaluate::evaluate;
 use firebox_model::language_model::{LanguageModel, token_tensor};
 use firebox_model::network::Local;
-use firebox_model::parameters::{VisitParameter, visit};
+use firebox_model::parameters::{MapParameter, VisitParameter, map, visit};
 use firebox_runtime::device::is_host;
 use firebox_runtime::on_every_device;
 use firebox_tests::models::{model, sequences, tiny};
@@ -21,8 +23,9 @@ use tempfile::TempDir;
 on_every_device!(
     weights_are_held_as_they_are_stored,
     text_is_as_likely_as_with_the_same_weights_in_f32,
+    text_is_as_likely_as_with_the_numbers_that_8_bits_stand_for,
     decoding_with_the_cache_equals_one_forward_pass,
-    a_model_that_trains_is_not_held_in_16_bits,
+    a_model_that_trains_is_held_in_f32,
 );
 
 const HALVES: [WeightDtype; 2] = [WeightDtype::Bf16, WeightDtype::F16];
@@ -38,10 +41,19 @@ fn stored(config: &ModelConfig, dtype: WeightDtype, device: &Device) -> TempDir 
     folder
 }
 
-/// The model with its weights in this type. `None` on a GPU that lacks the type, where that is an error.
-fn held(folder: &TempDir, dtype: WeightDtype, device: &Device) -> Option<LanguageModel> {
-    let opened = load(folder.path(), Accept::Nothing, device, dtype);
-    if is_host(device) || device.supports_dtype(dtype.tensor_type()) {
+/// The model with its weights in this format. `None` on a GPU that lacks it, where that is an error.
+fn held(
+    folder: &TempDir,
+    format: impl Into<WeightFormat>,
+    device: &Device,
+) -> Option<LanguageModel> {
+    let format = format.into();
+    let opened = load(folder.path(), Accept::Nothing, device, format);
+    let holds = match format {
+        WeightFormat::Plain(dtype) => is_host(device) || device.supports_dtype(dtype.tensor_type()),
+        WeightFormat::Int8 => is_host(device),
+    };
+    if holds {
         return Some(opened.unwrap().model);
     }
     assert!(
@@ -115,11 +127,57 @@ fn text_is_as_likely_as_with_the_same_weights_in_f32(device: Device) {
     }
 }
 
-fn decoding_with_the_cache_equals_one_forward_pass(device: Device) {
+/// Replaces the weights of products by what they are in 8 bits, and an embedding by what it is in bf16.
+struct Rounded<'a>(&'a Device);
+
+impl MapParameter for Rounded<'_> {
+    fn map<const D: usize>(&mut self, path: &str, value: Tensor<D>) -> Tensor<D> {
+        let in_f32 = ["norm", "router.weight", "logit_bias"];
+        if in_f32.iter().any(|part| path.contains(part)) {
+            return value;
+        }
+        let (shape, data) = (value.dims(), value.into_data());
+        if path == "embedding" {
+            let rounded = data.convert_dtype(DType::BF16).convert_dtype(DType::F32);
+            return Tensor::from_data(rounded, self.0);
+        }
+        let values: Vec<f32> = data.iter().collect();
+        let held = Int8::nearest(&values, shape, self.0);
+        held.expect("small weights").widened()
+    }
+}
+
+fn text_is_as_likely_as_with_the_numbers_that_8_bits_stand_for(device: Device) {
     for config in configs() {
+        let folder = stored(&config, WeightDtype::F32, &device);
+        let Some(found) = held(&folder, WeightFormat::Int8, &device) else {
+            continue;
+        };
+        let whole = load(folder.path(), Accept::Nothing, &device, WeightDtype::F32).unwrap();
+        let text = sequences(&config, 5, 12, &[0, 7, 0, 3, 11]);
+        let nats = |model: LanguageModel| {
+            evaluate(&mut Local::new(&model), text.iter().cloned(), 50, 2, |_| ()).nats_per_token
+        };
+        let plain = nats(whole.model.clone());
+        let (found, expected) = (nats(found), nats(map(whole.model, &mut Rounded(&device))));
+        assert!(
+            (found - expected).abs() < 1e-6,
+            "{found} against {expected}"
+        );
+        // 8 bits make a difference.
+        assert!((plain - expected).abs() > 1e-5, "{plain}, {expected}");
+    }
+}
+
+fn decoding_with_the_cache_equals_one_forward_pass(device: Device) {
+    let formats = [WeightDtype::Bf16.into(), WeightFormat::Int8];
+    let cases = configs()
+        .into_iter()
+        .flat_map(|config| formats.map(|format| (config.clone(), format)));
+    for (config, format) in cases {
         let folder = stored(&config, WeightDtype::Bf16, &device);
         let text = &sequences(&config, 2, 20, &[])[..];
-        let Some(model) = held(&folder, WeightDtype::Bf16, &device) else {
+        let Some(model) = held(&folder, format, &device) else {
             continue;
         };
         let rows = |from: usize, to: usize| {
@@ -140,18 +198,15 @@ fn decoding_with_the_cache_equals_one_forward_pass(device: Device) {
     }
 }
 
-fn a_model_that_trains_is_not_held_in_16_bits(device: Device) {
+fn a_model_that_trains_is_held_in_f32(device: Device) {
     let folder = stored(&tiny(), WeightDtype::F32, &device);
-    let error = load(
-        folder.path(),
-        Accept::Nothing,
-        &device.autodiff(),
-        WeightDtype::Bf16,
-    )
-    .unwrap_err();
-    assert!(
-        error.to_string().contains("bf16 cannot be trained"),
-        "{error}"
-    );
-    assert!(error.hint().is_some());
+    let device = device.autodiff();
+    for (format, refusal) in [
+        (WeightDtype::Bf16.into(), "bf16 cannot be trained"),
+        (WeightFormat::Int8, "int8 cannot be trained"),
+    ] {
+        let error = load(folder.path(), Accept::Nothing, &device, format).unwrap_err();
+        assert!(error.to_string().contains(refusal), "{error}");
+        assert!(error.hint().is_some());
+    }
 }

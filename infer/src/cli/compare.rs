@@ -36,7 +36,7 @@ pub(super) struct CompareArgs {
     /// Devices to compare, the reference first [default: every device of this build and machine].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     devices: Vec<String>,
-    /// Types to keep the weights in: f32, bf16 or f16; each device runs with each type.
+    /// Types to keep the weights in: f32, bf16, f16 or int8; each device runs with each type.
     #[arg(
         long,
         value_name = "TYPES",

@@ -48,7 +48,7 @@ pub(super) const HELP: &str = "Examples:\n  \
 
 /// How to reduce the memory of a server.
 pub(super) const LESS_MEMORY: &str =
-    "lower --cache-memory or --max-sequences, or keep the weights in bf16 (--dtype bf16)";
+    "lower --cache-memory or --max-sequences, or keep the weights in fewer bits (--dtype int8)";
 
 /// The draft that needs no model.
 const PROMPT: &str = "prompt";

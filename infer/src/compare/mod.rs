@@ -52,7 +52,7 @@ use crate::engine::warn_of_accepted;
 use crate::eval::Text;
 
 /// How a device needs less memory.
-const LESS_MEMORY: &str = "lower --tokens, or keep the weights in --dtype bf16";
+const LESS_MEMORY: &str = "lower --tokens, or keep the weights in fewer bits (--dtype int8)";
 
 /// A device, the type of its weights, and the layout of its ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]

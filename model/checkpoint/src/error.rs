@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
-use firebox_kernels::dtype::{WeightDtype, WeightFormat};
+use firebox_kernels::dtype::WeightFormat;
 use firebox_model::parallel::LayoutError;
 
 use super::families::Family;
@@ -207,12 +207,12 @@ pub enum CheckpointError {
         name: String,
     },
     /// A weight beyond the range of a type.
-    #[error("tensor {name} contains a value beyond the range of {dtype}")]
+    #[error("tensor {name} contains a value beyond the range of {format}")]
     OutOfRange {
         /// The tensor's name.
         name: String,
-        /// The type.
-        dtype: WeightDtype,
+        /// The format.
+        format: WeightFormat,
     },
     /// A device that does not hold weights in a format.
     #[error("--dtype {format}: this device does not support {format}")]

@@ -79,7 +79,7 @@ impl Packed {
             true => Ok(values),
             false => Err(CheckpointError::OutOfRange {
                 name: name.to_owned(),
-                dtype: T::DTYPE,
+                format: T::DTYPE.into(),
             }),
         }
     }

@@ -233,10 +233,17 @@ impl ParameterSource for CheckpointParameters<'_> {
         if !self.weight_storage.int8 || matches!(self.held(&spec), Held::Zeros(_)) {
             return self.parameter(spec).map(Matrix::from);
         }
-        let data = read::<f32>(&self.store, self.planned(&spec)?)?;
+        let planned = self.planned(&spec)?;
+        let data = read::<f32>(&self.store, planned)?;
         let shape = data.shape().dims();
         let values: Vec<f32> = data.try_into_vec().expect("f32, as it was read");
-        Ok(Matrix::Int8(Int8::nearest(&values, shape, self.device)))
+        match Int8::nearest(&values, shape, self.device) {
+            Some(weight) => Ok(Matrix::Int8(weight)),
+            None => Err(CheckpointError::OutOfRange {
+                name: planned.piece(0).name,
+                format: WeightFormat::Int8,
+            }),
+        }
     }
 }
 

@@ -273,7 +273,7 @@ pub(crate) fn finite<T: StorageFloat>(
     Err(match stored().iter().all(|value| value.is_finite()) {
         true => CheckpointError::OutOfRange {
             name,
-            dtype: T::DTYPE,
+            format: T::DTYPE.into(),
         },
         false => CheckpointError::NotFinite {
             file: file.to_owned(),

@@ -141,7 +141,10 @@ fn fill(
     });
     serialize(unfinished, path, named)?;
     match out_of_range.into_inner() {
-        Some(name) => Err(CheckpointError::OutOfRange { name, dtype }),
+        Some(name) => Err(CheckpointError::OutOfRange {
+            name,
+            format: dtype.into(),
+        }),
         None => Ok(()),
     }
 }

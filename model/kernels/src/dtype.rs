@@ -92,7 +92,7 @@ impl WeightFormat {
     pub fn bytes(self) -> f64 {
         match self {
             Self::Plain(dtype) => dtype.bytes() as f64,
-            Self::Int8 => 1.0 + size_of::<f32>() as f64 / Int8::<2>::BLOCK as f64,
+            Self::Int8 => 1.0 + size_of::<f16>() as f64 / Int8::<2>::BLOCK as f64,
         }
     }
 }

@@ -2,9 +2,11 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use half::f16;
 use rayon::prelude::*;
 
 use crate::host::gemv::Int8Matrix;
+use crate::host::simd::vectorized;
 use firebox_runtime::device::{Kernels, kernels};
 
 /// The weights of a product: a matrix, or a stack of them.
@@ -68,13 +70,14 @@ impl<const D: usize> From<Int8<D>> for Weight<D> {
 }
 
 /// Weights as integers from −127 to 127, each times a scale that the weights of a block have in common:
-/// [`BLOCK`](Self::BLOCK) that one output meets, one input after the other, as in the type q8_0 of GGUF. The scale is
-/// that of the largest weight of its block, `max |w| ÷ 127`, so that no weight is off by more than half of it.
+/// [`BLOCK`](Self::BLOCK) that one output meets, one input after the other. It is the number of f16 that is nearest to
+/// `max |w| ÷ 127`, or the next one where that is too small, so that no weight is off by more than half of it. The blocks of
+/// GGUF's type q8_0 stay what they are.
 #[derive(Module, Debug)]
 pub struct Int8<const D: usize> {
     /// `[…, d_in, d_out]`
     pub(crate) codes: Tensor<D, Int>,
-    /// `[…, ⌈d_in ÷ block⌉, d_out]`, in f32
+    /// `[…, ⌈d_in ÷ block⌉, d_out]`, in f16, or in f32 where the device does not hold it.
     pub(crate) scales: Tensor<D>,
 }
 
@@ -82,16 +85,16 @@ impl<const D: usize> Int8<D> {
     /// Weights of a block, of which the last of a column may have fewer.
     pub const BLOCK: usize = Int8Matrix::BLOCK;
 
-    /// The integers nearest to some weights.
+    /// The integers nearest to some weights; `None` where one of these is too large for a scale.
     ///
     /// # Shapes
     ///
-    /// - `values`: `shape`, `[…, d_in, d_out]`, all of them finite
+    /// - `values`: `shape`, `[…, d_in, d_out]`
     ///
     /// # Panics
     ///
     /// When there is another number of values, or the device [has no such weights](Self::is_held_by).
-    pub fn nearest(values: &[f32], shape: [usize; D], device: &Device) -> Self {
+    pub fn nearest(values: &[f32], shape: [usize; D], device: &Device) -> Option<Self> {
         assert!(
             Self::is_held_by(device),
             "no weights in 8 bits on this device"
@@ -101,7 +104,7 @@ impl<const D: usize> Int8<D> {
         let mut blocks = shape;
         blocks[D - 2] = d_in.div_ceil(Self::BLOCK);
         let mut codes = vec![0; values.len()];
-        let mut scales = vec![0.0; blocks.iter().product()];
+        let mut scales = vec![f16::ZERO; blocks.iter().product()];
         if !values.is_empty() {
             let matrices = values.chunks_exact(d_in * d_out);
             let of_block = matrices.flat_map(|matrix| matrix.chunks(Self::BLOCK * d_out));
@@ -114,10 +117,18 @@ impl<const D: usize> Int8<D> {
                 round_block(values, codes, scales);
             });
         }
-        Self {
-            codes: Tensor::from_data(TensorData::new(codes, shape), (device, DType::I8)),
-            scales: Tensor::from_data(TensorData::new(scales, blocks), device),
+        if !scales.iter().all(|scale| scale.is_finite()) {
+            return None;
         }
+        let held = match device.supports_dtype(DType::F16) {
+            true => DType::F16,
+            false => DType::F32,
+        };
+        let scales = TensorData::new(scales, blocks).convert_dtype(held);
+        Some(Self {
+            codes: Tensor::from_data(TensorData::new(codes, shape), (device, DType::I8)),
+            scales: Tensor::from_data(scales, (device, held)),
+        })
     }
 
     /// `[…, d_in, d_out]`
@@ -141,7 +152,7 @@ impl<const D: usize> Int8<D> {
         let device = self.scales.device();
         let blocks: Vec<i32> = (0..inputs).map(|row| (row / Self::BLOCK) as i32).collect();
         let blocks = Tensor::from_data(TensorData::new(blocks, [inputs]), &device);
-        self.codes.float().cast(DType::F32) * self.scales.select(D - 2, blocks)
+        self.codes.float().cast(DType::F32) * self.scales.cast(DType::F32).select(D - 2, blocks)
     }
 }
 
@@ -151,25 +162,40 @@ impl<const D: usize> Int8<D> {
 ///
 /// - `values`, `codes`: `[rows, d_out]`
 /// - `scales`: `[d_out]`
-fn round_block(values: &[f32], codes: &mut [i8], scales: &mut [f32]) {
+fn round_block(values: &[f32], codes: &mut [i8], scales: &mut [f16]) {
     let d_out = scales.len();
+    let mut largest = vec![0.0f32; d_out];
     for row in values.chunks_exact(d_out) {
-        for (scale, value) in scales.iter_mut().zip(row) {
-            *scale = scale.max(value.abs());
+        for (largest, value) in largest.iter_mut().zip(row) {
+            *largest = largest.max(value.abs());
         }
     }
-    scales.iter_mut().for_each(|scale| *scale /= 127.0);
-    let rows = values
-        .chunks_exact(d_out)
-        .zip(codes.chunks_exact_mut(d_out));
-    for (row, codes) in rows {
-        for ((code, value), scale) in codes.iter_mut().zip(row).zip(&*scales) {
-            // A block of zeros, or of numbers too small for a scale, is one of zeros.
-            *code = match *scale > 0.0 {
-                true => (value / scale).round_ties_even().clamp(-127.0, 127.0) as i8,
-                false => 0,
-            };
-        }
+    for (scale, largest) in scales.iter_mut().zip(&mut largest) {
+        *scale = scale_of(*largest);
+        *largest = scale.to_f32();
+    }
+    let wide = largest;
+    vectorized(
+        #[inline(always)]
+        || {
+            let rows = values.chunks_exact(d_out);
+            for (row, codes) in rows.zip(codes.chunks_exact_mut(d_out)) {
+                for ((code, value), scale) in codes.iter_mut().zip(row).zip(&wide) {
+                    // 0 ÷ 0 becomes 0.
+                    *code = (value / scale).round_ties_even().clamp(-127.0, 127.0) as i8;
+                }
+            }
+        },
+    );
+}
+
+/// The scale of a block by its largest weight.
+fn scale_of(largest: f32) -> f16 {
+    let nearest = f16::from_f32(largest / 127.0);
+    // Only among the smallest numbers of f16, which lie far apart, can the nearest one be this much too small.
+    match nearest.to_f32() * 127.5 < largest {
+        true => f16::from_bits(nearest.to_bits() + 1),
+        false => nearest,
     }
 }
 

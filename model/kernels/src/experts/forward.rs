@@ -3,6 +3,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use half::f16;
 use rayon::prelude::*;
 
 use super::activation::activate;
@@ -46,7 +47,7 @@ pub struct Int8Stack<'a> {
     /// `[experts, d_in, d_out]`
     pub codes: &'a [i8],
     /// `[experts, ⌈d_in ÷ block⌉, d_out]`
-    pub scales: &'a [f32],
+    pub scales: &'a [f16],
 }
 
 impl<'a> Stack for Int8Stack<'a> {

@@ -94,7 +94,7 @@ impl<B: Host> Int8ExpertsBackend for B {
     ) -> FloatTensor<Self> {
         let [_, d_model, d_ff] = gate.shape().dims();
         let codes = [&gate, &up, &down].map(|codes| B::codes(codes));
-        let scales = [&gate_scales, &up_scales, &down_scales].map(|scales| B::values(scales));
+        let scales = [&gate_scales, &up_scales, &down_scales].map(|scales| B::halves(scales));
         let stacks = [0, 1, 2].map(|stack| Int8Stack {
             codes: &codes[stack],
             scales: &scales[stack],

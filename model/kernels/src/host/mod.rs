@@ -24,6 +24,7 @@ use std::borrow::Cow;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{Device, Shape, read_sync};
+use half::f16;
 #[cfg(feature = "flex")]
 use {
     crate::dtype::StorageFloat, burn::backend::flex::FlexTensor, burn::tensor::DType, bytemuck::Pod,
@@ -48,6 +49,9 @@ pub trait Host: Backend {
 
     /// Values of weights, in whatever type they are held; copied only where they do not lie in row-major order.
     fn weights(tensor: &FloatTensor<Self>) -> WeightStorage<'_>;
+
+    /// Values of a tensor in f16; copied only where they do not lie in row-major order.
+    fn halves(tensor: &FloatTensor<Self>) -> Cow<'_, [f16]>;
 
     /// Integers of 8 bits; copied only where they do not lie in row-major order.
     fn codes(tensor: &IntTensor<Self>) -> Cow<'_, [i8]>;
@@ -89,6 +93,13 @@ impl Host for burn::backend::Flex {
             DType::BF16 => WeightStorage::Bf16(values(tensor)),
             DType::F16 => WeightStorage::F16(values(tensor)),
             _ => WeightStorage::F32(values(tensor)),
+        }
+    }
+
+    fn halves(tensor: &FloatTensor<Self>) -> Cow<'_, [f16]> {
+        match tensor.as_slice() {
+            Some(values) => Cow::Borrowed(values),
+            None => Cow::Owned(tensor.to_contiguous().storage().to_vec()),
         }
     }
 

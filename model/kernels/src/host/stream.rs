@@ -7,6 +7,7 @@
 
 use std::array;
 
+use half::f16;
 use pulp::{Simd, WithSimd};
 
 use super::simd::prefetch;
@@ -44,7 +45,7 @@ impl Scales for Unscaled {
 #[derive(Debug, Clone, Copy)]
 pub struct Scaled<'a> {
     /// `[blocks, d_out]`, with rows as far apart as those of the weights.
-    pub values: &'a [f32],
+    pub values: &'a [f16],
     /// From one row to the next.
     pub stride: usize,
 }
@@ -61,7 +62,8 @@ impl Scales for Scaled<'_> {
     #[inline(always)]
     fn vector<S: Simd>(self, simd: S, row: usize, column: usize) -> Option<S::f32s> {
         let first = row / Self::BLOCK * self.stride + column;
-        Some(load(simd, &self.values[first..]))
+        let scales = widened_vector::<S, f16, false>(simd, &self.values[first..]);
+        Some(scales)
     }
 }
 
@@ -104,8 +106,6 @@ impl<T: Number, C: Scales, const ROUND: bool> Stream<'_, T, C, ROUND> {
     /// Adds the products of `D` rows of weights from `first` on.
     #[inline(always)]
     fn add_rows<S: Simd, const D: usize>(&mut self, simd: S, first: usize) {
-        let block: [&[T]; D] =
-            array::from_fn(|row| &self.weights[(first + row) * self.stride..][..self.d_out]);
         // Half of the registers hold sums.
         let rows = ROWS.min(S::REGISTER_COUNT / (2 * VECTORS));
         let activations = self.x.chunks(rows * self.d_in);
@@ -115,11 +115,12 @@ impl<T: Number, C: Scales, const ROUND: bool> Stream<'_, T, C, ROUND> {
             let part = Part::<T, C, D, ROUND> {
                 x: &x[first..],
                 d_in: self.d_in,
-                block,
+                weights: &self.weights[first * self.stride..],
+                stride: self.stride,
                 scales: self.scales,
                 first,
-                ahead: D * self.stride,
                 output,
+                d_out: self.d_out,
             };
             match count {
                 1 => part.add::<S, 1>(simd),
@@ -135,37 +136,53 @@ impl<T: Number, C: Scales, const ROUND: bool> Stream<'_, T, C, ROUND> {
     }
 }
 
-/// A block of weights, and the activations and outputs that it stands between.
+/// `D` rows of weights, and the activations and outputs that they stand between.
 struct Part<'a, T, C, const D: usize, const ROUND: bool> {
-    /// Rows `d_in` apart.
+    /// Rows `d_in` apart, of which the first `D` values count.
     x: &'a [f32],
     d_in: usize,
-    /// Rows of the same number of values, and so are the output's.
-    block: [&'a [T]; D],
+    /// Rows `stride` apart.
+    weights: &'a [T],
+    stride: usize,
     scales: C,
-    /// The first row of the block.
+    /// Which row of the matrix the first one is.
     first: usize,
-    /// How far from the block the one lies that is needed next.
-    ahead: usize,
+    /// Rows of `d_out` values.
     output: &'a mut [f32],
+    d_out: usize,
 }
 
 impl<T: Number, C: Scales, const D: usize, const ROUND: bool> Part<'_, T, C, D, ROUND> {
     /// Adds the products of `R` rows.
     #[inline(always)]
     fn add<S: Simd, const R: usize>(mut self, simd: S) {
-        let width = self.block.first().map_or(0, |row| row.len());
-        let at_once = VECTORS * S::F32_LANES;
-        let whole = width / at_once * at_once;
-        for start in (0..whole).step_by(at_once) {
-            self.columns::<S, R, VECTORS>(simd, start, at_once);
-        }
-        for start in (whole..width).step_by(S::F32_LANES) {
-            self.columns::<S, R, 1>(simd, start, S::F32_LANES.min(width - start));
+        // A cache line at a time, where there are registers for the sums.
+        let done = match size_of::<T>() == 1 && R <= ROWS / 2 {
+            true => self.vectors::<S, R, { 2 * VECTORS }>(simd, 0),
+            false => 0,
+        };
+        let done = self.vectors::<S, R, VECTORS>(simd, done);
+        for start in (done..self.d_out).step_by(S::F32_LANES) {
+            let width = S::F32_LANES.min(self.d_out - start);
+            self.columns::<S, R, 1>(simd, start, width);
         }
     }
 
+    /// As many columns from `start` on as `V` vectors at a time hold; returns how many are done then.
+    #[inline(always)]
+    fn vectors<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, start: usize) -> usize {
+        let at_once = V * S::F32_LANES;
+        let end = start + (self.d_out - start) / at_once * at_once;
+        for start in (start..end).step_by(at_once) {
+            self.columns::<S, R, V>(simd, start, at_once);
+        }
+        end
+    }
+
     /// The columns from `start` on, which fill `V` vectors, or a part of one.
+    ///
+    /// Whatever can fail comes first: behind a branch, the compiler puts off products until all weights are loaded, for
+    /// which there are not enough registers. One row of weights in 8 bits took a third more time.
     #[inline(always)]
     fn columns<S: Simd, const R: usize, const V: usize>(
         &mut self,
@@ -173,28 +190,44 @@ impl<T: Number, C: Scales, const D: usize, const ROUND: bool> Part<'_, T, C, D, 
         start: usize,
         width: usize,
     ) {
+        let (x, weights, output) = (self.x, self.weights, &mut *self.output);
+        let (d_in, stride, d_out) = (self.d_in, self.stride, self.d_out);
+        assert!(
+            (R - 1) * d_in + D <= x.len()
+                && (D - 1) * stride + start + width <= weights.len()
+                && (R - 1) * d_out + start + width <= output.len()
+        );
+        let scales: [_; V] = array::from_fn(|vector| {
+            let column = start + vector * S::F32_LANES;
+            self.scales.vector(simd, self.first, column)
+        });
+
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
-        for (place, row) in self.block.iter().enumerate() {
-            let row = &row[start..start + width];
-            prefetch(row, self.ahead);
+        for place in 0..D {
+            let row = place * stride + start;
+            // SAFETY: no row is behind the last one, which is within the weights, as was asserted.
+            #[allow(unsafe_code)]
+            let row = unsafe { weights.get_unchecked(row..row + width) };
+            prefetch(row, D * stride);
             let weights: [S::f32s; V] = array::from_fn(|vector| {
                 widened_vector::<S, T, ROUND>(simd, &row[vector * S::F32_LANES..])
             });
             for (row, sums) in sums.iter_mut().enumerate() {
-                let x = simd.splat_f32s(self.x[row * self.d_in + place]);
+                // SAFETY: as for the weights.
+                #[allow(unsafe_code)]
+                let x = simd.splat_f32s(unsafe { *x.get_unchecked(row * d_in + place) });
                 for (sum, weights) in sums.iter_mut().zip(weights) {
                     *sum = simd.mul_add_e_f32s(x, weights, *sum);
                 }
             }
         }
-        let scales: [_; V] = array::from_fn(|vector| {
-            let column = start + vector * S::F32_LANES;
-            self.scales.vector(simd, self.first, column)
-        });
-        let d_out = self.block[0].len();
-        for (row, sums) in sums.iter().enumerate() {
-            let output = &mut self.output[row * d_out + start..][..width];
-            for (vector, (&sum, &scale)) in sums.iter().zip(&scales).enumerate() {
+
+        for (row, sums) in sums.into_iter().enumerate() {
+            let row = row * d_out + start;
+            // SAFETY: as for the weights.
+            #[allow(unsafe_code)]
+            let output = unsafe { output.get_unchecked_mut(row..row + width) };
+            for (vector, (sum, scale)) in sums.into_iter().zip(scales).enumerate() {
                 let output = &mut output[vector * S::F32_LANES..];
                 let so_far = load(simd, output);
                 let total = match scale {
@@ -212,7 +245,7 @@ impl<T: Number, C: Scales, const D: usize, const ROUND: bool> Part<'_, T, C, D, 
 
 #[cfg(test)]
 mod tests {
-    use half::{bf16, f16};
+    use half::bf16;
     use pulp::{Arch, Scalar};
 
     use super::*;

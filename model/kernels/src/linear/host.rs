@@ -63,7 +63,7 @@ impl<B: Host> Int8LinearBackend for B {
         precision: Precision,
     ) -> FloatTensor<Self> {
         let (rows, sizes) = (x.shape()[0], codes.shape().dims::<2>());
-        let (codes, scales) = (B::codes(&codes), B::values(&scales));
+        let (codes, scales) = (B::codes(&codes), B::halves(&scales));
         let weights = Int8Matrix::new(&codes, &scales, sizes[0], sizes[1]);
         let values = kernel::linear_int8(&B::values(&x), rows, weights, sizes, precision);
         B::tensor(values, [rows, sizes[1]].into())

@@ -3,9 +3,11 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use half::f16;
 use pulp::Arch;
 
 use super::{Activations, GEMV_MAX_ROWS, Held, MIN_PANEL_COLUMNS, PANEL_VALUES, WeightMatrix};
+use crate::dtype::Number;
 use crate::host::gemm::{Accumulate, Matrix, gemm_uninit_strided};
 use crate::host::product::{On, Right, product};
 use crate::host::simd::vectorized;
@@ -36,7 +38,7 @@ impl<'a> Int8Matrix<'a> {
     /// # Panics
     ///
     /// When the slices have other lengths.
-    pub fn new(codes: &'a [i8], scales: &'a [f32], d_in: usize, d_out: usize) -> Self {
+    pub fn new(codes: &'a [i8], scales: &'a [f16], d_in: usize, d_out: usize) -> Self {
         let blocks = d_in.div_ceil(Self::BLOCK);
         assert!(
             codes.len() == d_in * d_out && scales.len() == blocks * d_out,
@@ -67,7 +69,7 @@ impl<'a> Int8Matrix<'a> {
                 for (row, codes) in rows.enumerate() {
                     let scales = &self.scales.values[row / Self::BLOCK * stride..];
                     let pairs = codes[..self.d_out].iter().zip(scales);
-                    values.extend(pairs.map(|(&code, scale)| f32::from(code) * scale));
+                    values.extend(pairs.map(|(code, scale)| code.widen() * scale.widen()));
                 }
             },
         );
@@ -123,7 +125,7 @@ impl WeightMatrix for Int8Matrix<'_> {
     }
 
     fn bytes(&self) -> usize {
-        let scales = self.d_in.div_ceil(Self::BLOCK) * size_of::<f32>();
+        let scales = self.d_in.div_ceil(Self::BLOCK) * size_of::<f16>();
         (self.d_in + scales) * self.d_out
     }
 

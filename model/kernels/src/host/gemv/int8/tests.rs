@@ -2,10 +2,10 @@ use super::*;
 use crate::precision::Precision;
 
 /// Integers and scales of a matrix.
-fn matrix(d_in: usize, d_out: usize) -> (Vec<i8>, Vec<f32>) {
+fn matrix(d_in: usize, d_out: usize) -> (Vec<i8>, Vec<f16>) {
     let codes = (0..d_in * d_out).map(|place| (place * 37 % 255) as i8);
     let scales = 0..d_in.div_ceil(Int8Matrix::BLOCK) * d_out;
-    let scales = scales.map(|place| 0.01 + place as f32 * 1e-4);
+    let scales = scales.map(|place| f16::from_f32(0.01 + place as f32 * 1e-4));
     (codes.collect(), scales.collect())
 }
 
@@ -32,7 +32,7 @@ fn parts_make_up_the_whole() {
             assert_eq!(found, rows.collect::<Vec<_>>().concat());
         }
     }
-    assert_eq!(whole.bytes(), codes.len() + 4 * scales.len());
+    assert_eq!(whole.bytes(), codes.len() + 2 * scales.len());
 }
 
 #[test]
