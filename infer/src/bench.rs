@@ -119,7 +119,15 @@ pub fn bench(
     let per_sequence = new as f64 / decode;
     // A device may hold them otherwise than it was asked to.
     let stored = WeightDtype::of_tensor(model.weight_type()).map_or(dtype, WeightFormat::from);
-    let decode_bytes = stored.bytes() * accounting.active as f64 * per_sequence;
+    // A head that is the embedding is held as that is.
+    let config = model.config();
+    let table = match config.tied_embeddings {
+        true => (config.vocab_size * config.d_model) as f64,
+        false => 0.0,
+    };
+    let matrices = accounting.active as f64 - table;
+    let of_a_token = stored.bytes() * matrices + stored.plain().bytes() as f64 * table;
+    let decode_bytes = of_a_token * per_sequence;
     Ok(Bench {
         device: device.to_owned(),
         threads: device::threads(),

@@ -4,12 +4,15 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use firebox_kernels::{Int8, Weight};
 
-/// The weights of a product, or a stack of them: a parameter, or integers of 8 bits, which nothing trains.
+/// The weights of a product, or a stack of them: a parameter, or integers of 8 bits.
+///
+/// The latter are for inference. They are no parameters: nothing trains them, and [`visit`](crate::parameters::visit) and
+/// [`map`](crate::parameters::map) pass them by.
 #[derive(Module, Debug)]
 pub enum Matrix<const D: usize> {
     /// `[…, d_in, d_out]`
     Float(Param<Tensor<D>>),
-    /// What stands for them.
+    /// Quantized: `[…, d_in, d_out]` too.
     Int8(Int8<D>),
 }
 

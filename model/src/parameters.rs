@@ -234,7 +234,7 @@ pub trait ParameterSource {
         spec: ParameterSpec<D>,
     ) -> Result<Param<Tensor<D>>, Self::Error>;
 
-    /// The same of the weights of a product, which a source may hold otherwise.
+    /// The weights of a product, which a source may hold in another form than other parameters.
     ///
     /// # Errors
     ///

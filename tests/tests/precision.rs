@@ -142,8 +142,8 @@ impl MapParameter for Rounded<'_> {
             return Tensor::from_data(rounded, self.0);
         }
         let values: Vec<f32> = data.iter().collect();
-        let held = Int8::nearest(&values, shape, self.0);
-        held.expect("small weights").widened()
+        let held = Int8::quantize(&values, shape, self.0);
+        held.expect("small weights").dequantized()
     }
 }
 

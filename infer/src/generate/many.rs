@@ -153,7 +153,11 @@ impl ManyRequest {
 fn model(engine: &Engine) -> String {
     let folder = &engine.folder;
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.clone());
-    let computed = (&engine.device, engine.dtype, engine.model.precision());
+    let computed = (
+        &engine.device,
+        engine.dtype.to_string(),
+        engine.model.precision(),
+    );
     format!("{:?}", (written(&folder), folder, computed))
 }
 

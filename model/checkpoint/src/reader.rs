@@ -13,8 +13,8 @@ use super::layout::transpose;
 use super::mismatch::Mismatch;
 use super::plan::{EMBEDDING_PATH, Files, Plan, Planned};
 use super::store::TensorStore;
-use firebox_kernels::Int8;
 use firebox_kernels::dtype::{StorageFloat, WeightDtype, WeightFormat};
+use firebox_kernels::{Int8, LargeWeight};
 use firebox_model::config::ModelConfig;
 use firebox_model::matrix::Matrix;
 use firebox_model::parallel::{Shard, Slice};
@@ -230,20 +230,24 @@ impl ParameterSource for CheckpointParameters<'_> {
         &mut self,
         spec: ParameterSpec<D>,
     ) -> Result<Matrix<D>, CheckpointError> {
-        if !self.weight_storage.int8 || matches!(self.held(&spec), Held::Zeros(_)) {
+        if !self.weight_storage.int8 {
             return self.parameter(spec).map(Matrix::from);
         }
         let planned = self.planned(&spec)?;
         let data = read::<f32>(&self.store, planned)?;
         let shape = data.shape().dims();
         let values: Vec<f32> = data.try_into_vec().expect("f32, as it was read");
-        match Int8::nearest(&values, shape, self.device) {
-            Some(weight) => Ok(Matrix::Int8(weight)),
-            None => Err(CheckpointError::OutOfRange {
-                name: planned.piece(0).name,
-                format: WeightFormat::Int8,
-            }),
-        }
+        let quantized = Int8::quantize(&values, shape, self.device);
+        quantized
+            .map(Matrix::Int8)
+            .map_err(|LargeWeight { matrix }| {
+                let stack = planned.part.ranges()[0].iter().cloned().flatten();
+                let expert = stack.skip(matrix).next().filter(|_| planned.is_stack());
+                CheckpointError::OutOfRange {
+                    name: planned.piece(expert.unwrap_or(0)).name,
+                    format: WeightFormat::Int8,
+                }
+            })
     }
 }
 
@@ -264,11 +268,12 @@ impl WeightStorage {
         let (int8, rounded) = (format == WeightFormat::Int8, format.plain());
         let stored = match device.supports_dtype(rounded.tensor_type()) {
             true => rounded,
-            // ndarray supports f32 only: round the values, but store them in f32.
+            // ndarray has f32 only: round the values, but store them in f32.
             false if is_host(device) => WeightDtype::F32,
             false => return Err(CheckpointError::Device { format }),
         };
-        if int8 && !Int8::<2>::is_held_by(device) {
+        // GPUs may hold integers of 8 bits, but have no kernel that multiplies with them.
+        if int8 && !is_host(device) {
             return Err(CheckpointError::Device { format });
         }
         Ok(Self {

@@ -37,6 +37,10 @@ pub struct SaveOptions {
 /// # Errors
 ///
 /// When a file cannot be written, or a weight is beyond the range of the type.
+///
+/// # Panics
+///
+/// When the weights are [quantized](firebox_model::matrix::Matrix::Int8): they are for inference.
 pub fn save(
     model: &LanguageModel,
     folder: &Path,
@@ -178,6 +182,10 @@ fn tensors<'a>(
         order: Vec::new(),
         tensors: BTreeMap::new(),
     };
+    assert!(
+        WeightDtype::of_tensor(model.weight_type()).is_some(),
+        "quantized weights are not written"
+    );
     visit(model, &mut collect);
     let Collect {
         order, mut tensors, ..

@@ -82,7 +82,7 @@ fn forward_kernel_of_int8(bencher: Bencher, case: &Case<3>) {
     let x = random([rows, d_in], &device);
     let weight: Tensor<2> = random([d_in, d_out], &device);
     let weight: Vec<f32> = weight.into_data().iter().collect();
-    let weight = Int8::nearest(&weight, [d_in, d_out], &device).expect("small weights");
+    let weight = Int8::quantize(&weight, [d_in, d_out], &device).expect("small weights");
     bench_rows(bencher, rows, &device, || {
         finish(linear(x.clone(), weight.clone(), Precision::F32))
     });

@@ -151,6 +151,12 @@ pub trait Number: Copy + Send + Sync {
         None
     }
 
+    /// These numbers as they stand, where they are f16 already.
+    fn as_f16(values: &[Self]) -> Option<&[f16]> {
+        let _ = values;
+        None
+    }
+
     /// These numbers as they stand, where they are integers of 8 bits.
     fn as_i8(values: &[Self]) -> Option<&[i8]> {
         let _ = values;
@@ -252,6 +258,11 @@ impl Number for f16 {
         let bits = u32::from(self.to_bits());
         let magnitude = f32::from_bits((bits & 0x7fff) << 13) * SCALE;
         f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
+    }
+
+    #[inline(always)]
+    fn as_f16(values: &[Self]) -> Option<&[f16]> {
+        Some(values)
     }
 }
 

@@ -36,10 +36,10 @@ impl<const D: usize> Weight<D> {
     }
 
     /// The numbers that these weights stand for; those of integers in f32.
-    pub fn widened(self) -> Tensor<D> {
+    pub fn dequantized(self) -> Tensor<D> {
         match self {
             Self::Float(weight) => weight,
-            Self::Int8(weight) => weight.widened(),
+            Self::Int8(weight) => weight.dequantized(),
         }
     }
 }
@@ -69,10 +69,17 @@ impl<const D: usize> From<Int8<D>> for Weight<D> {
     }
 }
 
-/// Weights as integers from −127 to 127, each times a scale that the weights of a block have in common:
-/// [`BLOCK`](Self::BLOCK) that one output meets, one input after the other. It is the number of f16 that is nearest to
+/// A weight that is too large for a scale in f16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LargeWeight {
+    /// Which matrix of a stack it belongs to.
+    pub matrix: usize,
+}
+
+/// Weights that are quantized, symmetrically and without their activations: integers from −127 to 127, each times a scale
+/// that the weights of a block have in common: [`BLOCK`](Self::BLOCK) that one output meets, one input after the other. It is the number of f16 that is nearest to
 /// `max |w| ÷ 127`, or the next one where that is too small, so that no weight is off by more than half of it. The blocks of
-/// GGUF's type q8_0 stay what they are.
+/// GGUF's type q8_0 stay what they are, if each has a weight of ±127 scales, as llama.cpp writes them.
 #[derive(Module, Debug)]
 pub struct Int8<const D: usize> {
     /// `[…, d_in, d_out]`
@@ -85,16 +92,24 @@ impl<const D: usize> Int8<D> {
     /// Weights of a block, of which the last of a column may have fewer.
     pub const BLOCK: usize = Int8Matrix::BLOCK;
 
-    /// The integers nearest to some weights; `None` where one of these is too large for a scale.
+    /// The integers and scales of some weights.
     ///
     /// # Shapes
     ///
-    /// - `values`: `shape`, `[…, d_in, d_out]`
+    /// - `values`: `shape`, `[…, d_in, d_out]`; none of them is NaN
+    ///
+    /// # Errors
+    ///
+    /// When a weight is too large for a scale: about 8.3 million.
     ///
     /// # Panics
     ///
     /// When there is another number of values, or the device [has no such weights](Self::is_held_by).
-    pub fn nearest(values: &[f32], shape: [usize; D], device: &Device) -> Option<Self> {
+    pub fn quantize(
+        values: &[f32],
+        shape: [usize; D],
+        device: &Device,
+    ) -> Result<Self, LargeWeight> {
         assert!(
             Self::is_held_by(device),
             "no weights in 8 bits on this device"
@@ -117,15 +132,18 @@ impl<const D: usize> Int8<D> {
                 round_block(values, codes, scales);
             });
         }
-        if !scales.iter().all(|scale| scale.is_finite()) {
-            return None;
+        if let Some(place) = scales.iter().position(|scale| !scale.is_finite()) {
+            let of_matrix = blocks[D - 2] * d_out;
+            return Err(LargeWeight {
+                matrix: place / of_matrix,
+            });
         }
         let held = match device.supports_dtype(DType::F16) {
             true => DType::F16,
             false => DType::F32,
         };
         let scales = TensorData::new(scales, blocks).convert_dtype(held);
-        Some(Self {
+        Ok(Self {
             codes: Tensor::from_data(TensorData::new(codes, shape), (device, DType::I8)),
             scales: Tensor::from_data(scales, (device, held)),
         })
@@ -147,7 +165,7 @@ impl<const D: usize> Int8<D> {
     }
 
     /// The numbers that these stand for, in f32.
-    pub fn widened(self) -> Tensor<D> {
+    pub fn dequantized(self) -> Tensor<D> {
         let inputs = self.codes.dims()[D - 2];
         let device = self.scales.device();
         let blocks: Vec<i32> = (0..inputs).map(|row| (row / Self::BLOCK) as i32).collect();

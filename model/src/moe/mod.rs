@@ -236,7 +236,7 @@ mod tests {
     /// Expert `e` of a mixture as a feed-forward by itself.
     fn expert(mixture: &MixtureOfExperts, e: usize) -> DenseFeedForward {
         let of = |stack: &Matrix<3>| {
-            let matrix = stack.weight().widened().narrow(0, e, 1);
+            let matrix = stack.weight().dequantized().narrow(0, e, 1);
             Param::from_tensor(matrix.squeeze_dim::<2>(0)).into()
         };
         let experts = &mixture.experts;

@@ -183,7 +183,7 @@ pub fn forward<S: Stack>(inputs: &Inputs<'_, S>) -> Vec<f32> {
     let (rows, d_model) = (inputs.rows(), inputs.d_model);
     let blocks = blocks(inputs.plan, block_rows(inputs.precision));
     let slices = TASKS.div_ceil(blocks.len().max(1));
-    let columns: Vec<_> = hidden_columns(inputs.d_ff, slices, S::Matrix::INPUTS).collect();
+    let columns: Vec<_> = hidden_columns(inputs.d_ff, slices, S::Matrix::INPUT_ALIGNMENT).collect();
     let tasks: Vec<_> = columns
         .iter()
         .flat_map(|columns| blocks.iter().map(move |block| (block, columns.clone())))

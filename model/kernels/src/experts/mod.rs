@@ -109,7 +109,7 @@ pub fn experts(
             )
         }
         stacks => {
-            let mut stacks = stacks.map(Weight::widened);
+            let mut stacks = stacks.map(Weight::dequantized);
             // Weights of other types than f32 have a kernel over slices alone, and no gradient.
             if stacks[0].dtype() != DType::F32 && (kernels == Kernels::Cube || device.is_autodiff())
             {
@@ -166,7 +166,7 @@ pub fn swiglu(
     precision.check(&x.device());
     let (device, [tokens, _]) = (x.device(), x.dims());
     if kernels(&device) != Kernels::Slices {
-        let [gate, up, down] = [gate, up, down].map(Weight::widened);
+        let [gate, up, down] = [gate, up, down].map(Weight::dequantized);
         return swiglu_reference(x, gate, up, down, precision);
     }
     let weights = ExpertWeights {

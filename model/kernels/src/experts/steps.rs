@@ -53,7 +53,7 @@ pub fn grouped(
         down,
         biases,
     } = experts;
-    let [gate, up, down] = [gate, up, down].map(Weight::widened);
+    let [gate, up, down] = [gate, up, down].map(Weight::dequantized);
     let occupied = (0..plan.experts).filter(|&e| plan.offsets[e] < plan.offsets[e + 1]);
     let outputs = occupied.map(|expert| {
         let (start, end) = (plan.offsets[expert], plan.offsets[expert + 1]);

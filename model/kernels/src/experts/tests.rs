@@ -186,7 +186,7 @@ fn run(
             &mut of_experts.up,
             &mut of_experts.down,
         ] {
-            *stack = stack.clone().widened().require_grad().into();
+            *stack = stack.clone().dequantized().require_grad().into();
         }
     }
     of_experts.biases = of_experts.biases.map(|biases| ExpertBiases {
@@ -215,9 +215,9 @@ fn run(
     ];
     if held == DType::F32 {
         let grad = |stack: &Tensor<3>| data(stack.grad(&gradients).unwrap());
-        found.push(("d(gate)", grad(&of_experts.gate.widened())));
-        found.push(("d(up)", grad(&of_experts.up.widened())));
-        found.push(("d(down)", grad(&of_experts.down.widened())));
+        found.push(("d(gate)", grad(&of_experts.gate.dequantized())));
+        found.push(("d(up)", grad(&of_experts.up.dequantized())));
+        found.push(("d(down)", grad(&of_experts.down.dequantized())));
     }
     if let Some(biases) = &of_experts.biases {
         let grad = |bias: &Tensor<2>| data(bias.grad(&gradients).unwrap());
@@ -310,7 +310,7 @@ fn in_parts(
     let ranges = cuts.windows(2).map(|cut| cut[0]..cut[1].max(cut[0]));
     let outputs = ranges.filter(|range| !range.is_empty()).map(|range| {
         let (start, length) = (range.start, range.len());
-        let stack = |stack: &Weight<3>| stack.clone().widened().narrow(0, start, length).into();
+        let stack = |stack: &Weight<3>| stack.clone().dequantized().narrow(0, start, length).into();
         let bias = |bias: &Tensor<2>| bias.clone().narrow(0, start, length);
         let own = ExpertWeights {
             gate: stack(&of.gate),

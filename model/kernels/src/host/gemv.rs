@@ -92,8 +92,8 @@ impl<'a> Activations<'a> {
 
 /// A matrix of weights, or a part of one.
 pub trait WeightMatrix: Copy + Send + Sync {
-    /// Parts that [some of the inputs](Self::inputs) meet begin at its multiples.
-    const INPUTS: usize;
+    /// What the start of a range for [`inputs`](Self::inputs) is a multiple of.
+    const INPUT_ALIGNMENT: usize;
 
     /// The part that some of the outputs need.
     #[must_use]
@@ -251,7 +251,7 @@ impl<'a, T: Factor> Weights<'a, T> {
 }
 
 impl<T: Factor> WeightMatrix for Weights<'_, T> {
-    const INPUTS: usize = 1;
+    const INPUT_ALIGNMENT: usize = 1;
 
     fn outputs(self, range: Range<usize>) -> Self {
         assert!(range.end <= self.d_out);

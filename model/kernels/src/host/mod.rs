@@ -53,7 +53,7 @@ pub trait Host: Backend {
     /// Values of a tensor in f16; copied only where they do not lie in row-major order.
     fn halves(tensor: &FloatTensor<Self>) -> Cow<'_, [f16]>;
 
-    /// Integers of 8 bits; copied only where they do not lie in row-major order.
+    /// The integers of weights in 8 bits; copied only where they do not lie in row-major order.
     fn codes(tensor: &IntTensor<Self>) -> Cow<'_, [i8]>;
 
     /// Integers in row-major order.

@@ -55,7 +55,7 @@ impl Scaled<'_> {
     pub const BLOCK: usize = 32;
 }
 
-// So that the rows whose products are added up at a time have.
+// Rows whose products are added up at a time have their scales in common.
 const _: () = assert!(Scaled::BLOCK.is_multiple_of(DEPTH));
 
 impl Scales for Scaled<'_> {
@@ -75,7 +75,7 @@ pub struct Stream<'a, T, S, const ROUND: bool> {
     pub x: &'a [f32],
     /// `[d_in, d_out]`, with rows `stride` apart.
     pub weights: &'a [T],
-    /// Of the weights.
+    /// Those of the weights.
     pub scales: S,
     /// From one row of the weights to the next.
     pub stride: usize,
@@ -156,8 +156,8 @@ impl<T: Number, C: Scales, const D: usize, const ROUND: bool> Part<'_, T, C, D, 
     /// Adds the products of `R` rows.
     #[inline(always)]
     fn add<S: Simd, const R: usize>(mut self, simd: S) {
-        // A cache line at a time, where there are registers for the sums.
-        let done = match size_of::<T>() == 1 && R <= ROWS / 2 {
+        // Twice as many columns at a time, where there are registers for the sums: the widest ones fill a cache line.
+        let done = match size_of::<T>() == 1 && R * 2 * VECTORS <= S::REGISTER_COUNT / 2 {
             true => self.vectors::<S, R, { 2 * VECTORS }>(simd, 0),
             false => 0,
         };
@@ -304,6 +304,65 @@ mod tests {
         a_row_has_the_same_bits_among_any_others::<bf16, true>();
         a_row_has_the_same_bits_among_any_others::<f16, false>();
         a_row_has_the_same_bits_among_any_others::<f16, true>();
+    }
+
+    #[test]
+    fn integers_with_scales_are_the_numbers_that_they_stand_for() {
+        for [d_in, d_out] in SIZES {
+            let stride = d_out + 3;
+            let codes: Vec<i8> = (0..d_in * stride).map(|i| (i * 37 % 255) as i8).collect();
+            let blocks = d_in.div_ceil(Scaled::BLOCK);
+            let scales = wave(blocks * stride, 0.9).into_iter().map(f16::from_f32);
+            let scales: Vec<f16> = scales.collect();
+            let numbers: Vec<f32> = (0..d_in * stride)
+                .map(|place| {
+                    let (row, column) = (place / stride, place % stride);
+                    let scale = scales[row / Scaled::BLOCK * stride + column];
+                    f32::from(codes[place]) * scale.to_f32()
+                })
+                .collect();
+            for rows in [1, 2, 4, 5, 9] {
+                let x = wave(rows * d_in, 0.3);
+                let mut expected = vec![0.0; rows * d_out];
+                let mut size = 0.0f32;
+                for (row, x) in x.chunks(d_in).enumerate() {
+                    for column in 0..d_out {
+                        let products = (0..d_in).map(|i| x[i] * numbers[i * stride + column]);
+                        expected[row * d_out + column] = products.clone().sum();
+                        size = size.max(products.map(f32::abs).sum());
+                    }
+                }
+                let run = |run: &dyn Fn(Stream<'_, i8, Scaled<'_>, false>)| {
+                    let mut output = vec![0.0; rows * d_out];
+                    run(Stream {
+                        x: &x,
+                        weights: &codes,
+                        scales: Scaled {
+                            values: &scales,
+                            stride,
+                        },
+                        stride,
+                        d_in,
+                        d_out,
+                        output: &mut output,
+                    });
+                    for (found, expected) in output.iter().zip(&expected) {
+                        // Sums of as many roundings as there are products, in two orders.
+                        let bound = 2.0 * f32::EPSILON * (d_in as f32).sqrt() * size;
+                        assert!(
+                            (found - expected).abs() <= bound,
+                            "{rows} rows, {d_in}, {d_out}: {found}, {expected}"
+                        );
+                    }
+                };
+                run(&|stream| Arch::new().dispatch(stream));
+                run(&|stream| stream.with_simd(Scalar));
+                #[cfg(target_arch = "x86_64")]
+                if let Some(simd) = pulp::x86::V3::try_new() {
+                    run(&|stream| Simd::vectorize(simd, stream));
+                }
+            }
+        }
     }
 
     #[test]

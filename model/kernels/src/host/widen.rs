@@ -36,6 +36,13 @@ pub fn widened_vector<S: Simd, T: Number, const ROUND: bool>(simd: S, weights: &
         return vector;
     }
     #[cfg(target_arch = "x86_64")]
+    if !ROUND
+        && let Some(bits) = T::as_f16(weights).map(bytemuck::cast_slice)
+        && let Some(vector) = from_f16(simd, bits)
+    {
+        return vector;
+    }
+    #[cfg(target_arch = "x86_64")]
     if let Some(vector) = T::as_i8(weights).and_then(|codes| from_i8(simd, codes)) {
         return vector;
     }
@@ -62,6 +69,28 @@ fn from_bf16<S: Simd>(simd: S, bits: &[u16]) -> Option<S::f32s> {
     if let Some(V3 { avx2, .. }) = simd.downcast_ref() {
         let bits = pulp::cast(*bits.first_chunk::<8>()?);
         let wide = avx2._mm256_slli_epi32::<16>(avx2._mm256_cvtepu16_epi32(bits));
+        return Some(bytemuck::cast(wide));
+    }
+    None
+}
+
+/// A whole vector of numbers in f16; `None` where there are fewer, or on machines without such instructions.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn from_f16<S: Simd>(simd: S, bits: &[u16]) -> Option<S::f32s> {
+    let simd: &dyn Any = &simd;
+    if let Some(V4 { avx512f, .. }) = simd.downcast_ref() {
+        let wide = avx512f._mm512_cvtph_ps(pulp::cast(*bits.first_chunk::<16>()?));
+        return Some(bytemuck::cast(wide));
+    }
+    if let Some(V3 { avx, avx2, .. }) = simd.downcast_ref() {
+        // As `f16::widen` has it.
+        let bits = avx2._mm256_cvtepu16_epi32(pulp::cast(*bits.first_chunk::<8>()?));
+        let magnitude = avx2._mm256_and_si256(bits, avx._mm256_set1_epi32(0x7fff));
+        let sign = avx2._mm256_slli_epi32::<16>(avx2._mm256_sub_epi32(bits, magnitude));
+        let magnitude = pulp::cast(avx2._mm256_slli_epi32::<13>(magnitude));
+        let magnitude = avx._mm256_mul_ps(magnitude, avx._mm256_set1_ps(f32::from_bits(239 << 23)));
+        let wide = avx2._mm256_or_si256(pulp::cast(magnitude), sign);
         return Some(bytemuck::cast(wide));
     }
     None

@@ -68,7 +68,7 @@ pub fn linear_int8(
     by_columns(&x, rows, weights, d_out, rows <= GEMV_MAX_ROWS)
 }
 
-/// The product, shared out by columns; whether the rows are few.
+/// The product, shared out among threads by columns; with `few` rows, in as few parts as there are threads.
 fn by_columns<W: WeightMatrix>(
     x: &Activations<'_>,
     rows: usize,

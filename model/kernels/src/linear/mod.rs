@@ -51,7 +51,7 @@ pub fn linear(x: Tensor<2>, weight: impl Into<Weight<2>>, precision: Precision) 
                 precision,
             ))
         }
-        weight => linear_reference(x, weight.widened(), precision),
+        weight => linear_reference(x, weight.dequantized(), precision),
     }
 }
 

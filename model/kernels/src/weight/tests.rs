@@ -2,7 +2,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::f16;
 use proptest::prelude::*;
 
-use super::{Int8, Weight};
+use super::{Int8, LargeWeight, Weight};
 use crate::dispatch::DispatchPlan;
 use crate::host::gemv::GEMV_MAX_ROWS as FEW_ROWS;
 use crate::{
@@ -31,7 +31,7 @@ const BLOCK: usize = Int8::<2>::BLOCK;
 fn weights<const D: usize>(shape: [usize; D], phase: f32, device: &Device) -> Option<Int8<D>> {
     let values = noise(shape.iter().product(), phase, 0.5);
     let held = Int8::<D>::is_held_by(device);
-    held.then(|| Int8::nearest(&values, shape, device).expect("not too large"))
+    held.then(|| Int8::quantize(&values, shape, device).expect("not too large"))
 }
 
 /// Those that a device computes at.
@@ -51,7 +51,7 @@ fn integers_by_hand(device: Device) {
     weights[2] = -0.5;
     weights[5] = 0.3;
     weights[BLOCK * 3] = 1e-3;
-    let held = Int8::nearest(&weights, [BLOCK + 1, 3], &device).unwrap();
+    let held = Int8::quantize(&weights, [BLOCK + 1, 3], &device).unwrap();
     let codes: Vec<i64> = held.codes.clone().into_data().iter().collect();
     assert_eq!(codes[..6], [127, 0, -127, -3, 0, 76]);
     assert_eq!(codes[BLOCK * 3..], [127, 0, 0]);
@@ -66,7 +66,7 @@ fn integers_by_hand(device: Device) {
         0.0,
     ];
     assert_eq!(scales, expected);
-    let widened = values(held.widened());
+    let widened = values(held.dequantized());
     assert_eq!(widened[..2], [127.0, 0.0]);
     assert_eq!(widened[3], -3.0);
 }
@@ -79,10 +79,10 @@ fn no_weight_is_off_by_more_than_half_a_scale(device: Device) {
     let cases = ProptestConfig::with_cases(32);
     proptest!(cases, |(shape in sizes, size in -40i32..22, phase in 0f32..9.0)| {
         let weights = noise(shape.iter().product(), phase, 2f32.powi(size));
-        let held = Int8::nearest(&weights, shape, &device).unwrap();
+        let held = Int8::quantize(&weights, shape, &device).unwrap();
         let [_, d_in, d_out] = shape;
         let scales = values(held.scales.clone());
-        for (place, (found, weight)) in values(held.widened()).iter().zip(&weights).enumerate() {
+        for (place, (found, weight)) in values(held.dequantized()).iter().zip(&weights).enumerate() {
             let (stack, row, column) = (place / (d_in * d_out), place / d_out % d_in, place % d_out);
             let block = stack * d_in.div_ceil(BLOCK) + row / BLOCK;
             let scale = scales[block * d_out + column];
@@ -112,9 +112,9 @@ fn integers_times_scales_of_f16_stay_what_they_are(device: Device) {
             code * scales[row / BLOCK * 5 + column]
         })
         .collect();
-    let held = Int8::nearest(&weights, shape, &device).unwrap();
+    let held = Int8::quantize(&weights, shape, &device).unwrap();
     assert_eq!(values(held.scales.clone()), scales);
-    assert_eq!(values(held.widened()), weights);
+    assert_eq!(values(held.dequantized()), weights);
 }
 
 fn assert_same([rows, d_in, d_out]: [usize; 3], device: &Device) -> Result<(), TestCaseError> {
@@ -127,10 +127,10 @@ fn assert_same([rows, d_in, d_out]: [usize; 3], device: &Device) -> Result<(), T
         prop_assert_eq!(found.dims(), [rows, d_out]);
         // Few rows leave the weights as they are, which are rounded only where they are many.
         let expected = match rows > FEW_ROWS {
-            true => linear_reference(x.clone(), weight.clone().widened(), precision),
+            true => linear_reference(x.clone(), weight.clone().dequantized(), precision),
             false => {
                 let x = precision.rounded(x.clone());
-                linear_reference(x, weight.clone().widened(), Precision::F32)
+                linear_reference(x, weight.clone().dequantized(), Precision::F32)
             }
         };
         let what = format!("products in {precision}");
@@ -237,9 +237,9 @@ fn a_dense_feed_forward_is_one_of_experts(device: Device) {
     };
     let x = wave([3, 40], 0.1, &device);
     let stacks = [
-        gate.clone().widened(),
-        up.clone().widened(),
-        down.clone().widened(),
+        gate.clone().dequantized(),
+        up.clone().dequantized(),
+        down.clone().dequantized(),
     ];
     let [wide_gate, wide_up, wide_down] = stacks;
     let found = swiglu(x.clone(), gate, up, down, Precision::F32);
@@ -250,14 +250,16 @@ fn a_dense_feed_forward_is_one_of_experts(device: Device) {
 #[test]
 fn a_weight_that_is_too_large_for_a_scale_is_refused() {
     let device = firebox_runtime::testing::devices().remove(0);
-    let held = |weight| Int8::nearest(&[1.0, weight], [1, 2], &device).is_some();
-    assert!(held(8e6) && !held(9e6) && !held(f32::INFINITY));
+    let held = |weight| Int8::quantize(&[1.0, 0.0, 1.0, weight], [2, 1, 2], &device).map(|_| ());
+    assert_eq!(held(8e6), Ok(()));
+    let error = Err(LargeWeight { matrix: 1 });
+    assert_eq!([held(9e6), held(f32::INFINITY)], [error, error]);
 }
 
 #[test]
 fn weights_know_their_shape_and_type() {
     let device = firebox_runtime::testing::devices().remove(0);
-    let held = Weight::from(Int8::nearest(&[0.0; 6], [2, 3], &device).unwrap());
+    let held = Weight::from(Int8::quantize(&[0.0; 6], [2, 3], &device).unwrap());
     assert_eq!((held.dims(), held.dtype()), ([2, 3], DType::I8));
     let data = TensorData::new(vec![0f32; 6], [2, 3]);
     let held = Weight::from(Tensor::<2>::from_data(data, &device));

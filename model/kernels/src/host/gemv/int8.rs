@@ -59,7 +59,7 @@ impl<'a> Int8Matrix<'a> {
     }
 
     /// The weights in f32, row after row.
-    pub fn widen(self, values: &mut Vec<f32>) {
+    pub fn dequantize(self, values: &mut Vec<f32>) {
         values.clear();
         let stride = self.scales.stride.max(1);
         vectorized(
@@ -85,7 +85,7 @@ impl<'a> Int8Matrix<'a> {
         let width = (PANEL_VALUES / self.d_in.max(1)).max(MIN_PANEL_COLUMNS);
         for start in (0..self.d_out).step_by(width) {
             let part = self.outputs(start..(start + width).min(self.d_out));
-            part.widen(panel);
+            part.dequantize(panel);
             let matrix = Matrix::new(panel, part.d_in, part.d_out);
             multiply(matrix, &mut output[start..]);
         }
@@ -93,7 +93,7 @@ impl<'a> Int8Matrix<'a> {
 }
 
 impl WeightMatrix for Int8Matrix<'_> {
-    const INPUTS: usize = Self::BLOCK;
+    const INPUT_ALIGNMENT: usize = Self::BLOCK;
 
     fn outputs(self, range: Range<usize>) -> Self {
         assert!(range.end <= self.d_out);

@@ -22,12 +22,12 @@ fn parts_make_up_the_whole() {
     let (codes, scales) = matrix(d_in, d_out);
     let whole = Int8Matrix::new(&codes, &scales, d_in, d_out);
     let mut wide = Vec::new();
-    whole.widen(&mut wide);
+    whole.dequantize(&mut wide);
     for columns in [0..75, 0..1, 3..40, 74..75, 75..75] {
         for inputs in [0..d_in, 32..96, 64..d_in, 96..d_in] {
             let part = whole.outputs(columns.clone()).inputs(inputs.clone());
             let mut found = Vec::new();
-            part.widen(&mut found);
+            part.dequantize(&mut found);
             let rows = inputs.map(|row| &wide[row * d_out..][columns.clone()]);
             assert_eq!(found, rows.collect::<Vec<_>>().concat());
         }
