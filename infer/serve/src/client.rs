@@ -142,8 +142,11 @@ impl Client {
                 Ok(reply) => return Ok(Reply::new(self.clone(), link, reply)),
                 Err(mut error) => {
                     let is_unsent = error.take_message().is_some();
-                    if !(is_kept && is_unsent) {
-                        return Err(io::Error::other(error.into_error()));
+                    let error = error.into_error();
+                    // Some servers close a connection after a stream and do not say so, which is seen only now.
+                    let is_unanswered = is_unsent || error.is_incomplete_message();
+                    if !(is_kept && is_unanswered) {
+                        return Err(io::Error::other(error));
                     }
                 }
             }
@@ -285,6 +288,9 @@ impl EventReader {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -342,8 +348,40 @@ mod tests {
     }
 
     #[test]
+    fn a_kept_connection_that_ends_without_an_answer_is_replaced() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address: Address = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let server = std::thread::spawn(move || {
+            // Of each connection, the first request is answered, and the second one is read.
+            for requests in [2, 1] {
+                let (mut stream, _) = listener.accept().unwrap();
+                for request in 0..requests {
+                    assert!(stream.read(&mut [0; 1000]).unwrap() > 0);
+                    if request == 0 {
+                        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                        stream.write_all(answer).unwrap();
+                    }
+                }
+            }
+            // A connection that nobody has kept.
+            let (mut stream, _) = listener.accept().unwrap();
+            assert!(stream.read(&mut [0; 1000]).unwrap() > 0);
+        });
+        let client = Client::new(address, None).unwrap();
+        run(async {
+            for _ in 0..2 {
+                let whole = client.get("/health").await.unwrap().whole().await;
+                assert_eq!(whole.unwrap(), b"ok");
+            }
+            client.idle().clear();
+            assert!(client.get("/health").await.is_err());
+        });
+        server.join().unwrap();
+    }
+
+    #[test]
     fn nobody_listens() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address: Address = listener.local_addr().unwrap().to_string().parse().unwrap();
         drop(listener);
         let client = Client::new(address.clone(), None).unwrap();

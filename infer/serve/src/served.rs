@@ -184,12 +184,17 @@ impl Served {
         if text.len() <= COUNTED {
             return self.encode_up_to(param, text, begin, usize::MAX);
         }
+        let beyond = ApiError::PromptLength {
+            param,
+            context: self.context,
+        };
+        // A long word takes a second a megabyte, and much memory.
+        if self.tokenizer.fewest_tokens(text) > self.context {
+            return Err(beyond);
+        }
         let ids = self.encode_up_to(param, text, begin, self.context)?;
         match ids.len() > self.context {
-            true => Err(ApiError::PromptLength {
-                param,
-                context: self.context,
-            }),
+            true => Err(beyond),
             false => Ok(ids),
         }
     }

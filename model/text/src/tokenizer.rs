@@ -12,6 +12,7 @@ mod config;
 mod cuts;
 mod encode;
 mod error;
+mod fewest;
 mod folder;
 mod ggml;
 mod special;
@@ -34,6 +35,7 @@ use tokenizers::models::bpe::BpeTrainer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use cuts::Cuts;
+use fewest::Reach;
 use folder::Companions;
 use spelling::Spelling;
 
@@ -74,6 +76,8 @@ pub struct Tokenizer {
     identity: bool,
     /// Where texts can be cut without changing their tokens.
     cuts: Cuts,
+    /// What is known of the text that tokens stand for.
+    reach: Option<Reach>,
     /// Finds what spells a special token.
     special: AhoCorasick,
 }
@@ -248,6 +252,7 @@ impl Tokenizer {
             spelling: Spelling::of(inner.get_decoder()),
             identity: byte_level::is_identity(&inner),
             cuts: Cuts::of(&inner),
+            reach: Reach::of(&inner),
             special: special::spelling(&inner),
             eos_ids: vec![eos_id],
             bos_ids,
