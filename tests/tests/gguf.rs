@@ -7,11 +7,13 @@ use firebox_checkpoint::{
     Accept, BlockType, CheckpointError, GgufOptions, GgufValue, Notes, TensorStore, gguf_metadata,
     gguf_types, load, load_shard, read_config, save_gguf,
 };
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::Weight;
+use firebox_kernels::dtype::{WeightDtype, WeightFormat};
 use firebox_model::config::{
     AttentionBias, AttentionKind, ExpertActivation, LatentConfig, LayerConfig, ModelConfig,
     Multipliers, QkNorm, RopeScaling, Scores,
 };
+use firebox_model::feed_forward::FeedForward;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parallel::{RankLayout, Shard};
 use firebox_model::testing::{moe, tiny};
@@ -715,6 +717,18 @@ fn the_commands_read_what_export_writes() {
     assert_eq!(gguf_types(Path::new(&kept)).unwrap(), [BlockType::Q8]);
     assert_eq!(eval(&q8), eval(&kept));
     // Its blocks are what 8 bits are in memory.
+    let held = |format: WeightFormat| {
+        let device = device::select(device::default_name()).unwrap();
+        let opened = load(Path::new(&q8), Accept::Nothing, &device, format).unwrap();
+        let block = opened.model.blocks[1].text().unwrap();
+        let FeedForward::Moe(mixture) = &block.feed_forward else {
+            panic!("a mixture")
+        };
+        let numbers = |weight: Weight<3>| weight.dequantized().into_data().iter().collect();
+        let stacks = [&mixture.experts.gate, &mixture.experts.down];
+        stacks.map(|stack| -> Vec<f32> { numbers(stack.weight()) })
+    };
+    assert_eq!(held(WeightFormat::Int8), held(WeightDtype::F32.into()));
     let likelihood = |dtype: &str| -> f64 {
         let arguments = ["eval", &q8, "--data", &text, "--dtype", dtype, "--json"];
         let report: serde_json::Value = serde_json::from_str(&infer(&arguments)).unwrap();
