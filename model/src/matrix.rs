@@ -9,6 +9,7 @@ use firebox_kernels::{Int8, Weight};
 /// The latter are for inference. They are no parameters: nothing trains them, and [`visit`](crate::parameters::visit) and
 /// [`map`](crate::parameters::map) pass them by.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // handles of tensors, one or two a matrix
 pub enum Matrix<const D: usize> {
     /// `[…, d_in, d_out]`
     Float(Param<Tensor<D>>),

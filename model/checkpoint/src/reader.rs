@@ -241,8 +241,8 @@ impl ParameterSource for CheckpointParameters<'_> {
         quantized
             .map(Matrix::Int8)
             .map_err(|LargeWeight { matrix }| {
-                let stack = planned.part.ranges()[0].iter().cloned().flatten();
-                let expert = stack.skip(matrix).next().filter(|_| planned.is_stack());
+                let mut stack = planned.part.ranges()[0].iter().cloned().flatten();
+                let expert = stack.nth(matrix).filter(|_| planned.is_stack());
                 CheckpointError::OutOfRange {
                     name: planned.piece(expert.unwrap_or(0)).name,
                     format: WeightFormat::Int8,

@@ -11,6 +11,7 @@ use firebox_runtime::device::{Kernels, kernels};
 
 /// The weights of a product: a matrix, or a stack of them.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant)] // handles of tensors, which live for a product
 pub enum Weight<const D: usize> {
     /// Numbers, in f32, bf16 or f16: `[…, d_in, d_out]`.
     Float(Tensor<D>),

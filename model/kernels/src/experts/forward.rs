@@ -226,7 +226,7 @@ fn hidden_columns(
 }
 
 /// [`forward`], and what [`backward`](super::backward::backward) needs of it.
-pub fn forward_saving(inputs: &Inputs) -> (Vec<f32>, Saved) {
+pub fn forward_saving(inputs: &Inputs<'_, &[f32]>) -> (Vec<f32>, Saved) {
     let (rows, d_model, d_ff) = (inputs.rows(), inputs.d_model, inputs.d_ff);
     let blocks = blocks(inputs.plan, block_rows(inputs.precision));
     let lengths = |width| blocks.iter().map(move |block| block.rows.len() * width);

@@ -128,7 +128,7 @@ impl<B: Host> Operation<B, 8> for Experts<B> {
     }
 
     fn forward_saving(self, inputs: [FloatTensor<B>; 8]) -> (FloatTensor<B>, Self::Saved) {
-        let (output, saved) = self.with_values(&inputs, |inputs| forward::forward_saving(inputs));
+        let (output, saved) = self.with_values(&inputs, forward::forward_saving);
         let output = B::tensor(output, inputs[0].shape());
         (output, (self, inputs, saved))
     }
