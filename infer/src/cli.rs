@@ -192,8 +192,8 @@ struct DtypeArgs {
     /// Computation is in f32 (see --precision), and router weights stay in f32. bf16 and f16 halve the memory and thereby
     /// the decode time. Weights that the checkpoint stores in this type are unchanged; others are rounded, to 3
     /// significant digits in bf16 and 4 in f16, whose largest value is 65504. int8 nearly halves both once more, on CPUs:
-    /// matrices are quantized to integers from -127 to 127 with a scale for every 32 of them, which is what a q8_0 file
-    /// holds already. The embedding, a head that is tied to it, and keys and values of latent attention stay in bf16. Each
+    /// matrices are quantized to integers from -127 to 127 with a scale for every 32 of them, which is what llama.cpp's q8_0
+    /// files hold already. The embedding, a head that is tied to it, and keys and values of latent attention stay in bf16. Each
     /// of several ranks quantizes what it has, in blocks of its own. ndarray has no bf16 and f16: there, weights are
     /// rounded to them but kept in f32.
     #[arg(long, value_name = "TYPE", default_value_t)]

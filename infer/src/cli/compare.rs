@@ -25,7 +25,7 @@ pub(super) const HELP: &str = "Examples:\n  \
     cargo infer compare runs/vision --devices flex,ndarray --image photo.png\n\n\
     The first device is the reference. Each part of each layer is also computed from the reference's inputs, so \
     that an error is reported where it originates. The allowed relative difference of a part is 2e-5 in f32 \
-    (devices agree to 1e-6), 2e-3 in f16 and 1.6e-2 in bf16 (eight roundings), and five times that for the whole \
+    (devices agree to 1e-6), 2e-3 in f16 and 1.6e-2 in bf16, 3.1e-2 in int8 (eight roundings), and five times that for the whole \
     network and for gradients.\n\n\
     The exit code is 1 if a device fails or exceeds a tolerance, so the command can run in CI.";
 
@@ -74,7 +74,7 @@ pub(super) struct CompareArgs {
     #[arg(long)]
     gradients: bool,
     /// Allowed relative difference of a part; five times that for the whole network and for gradients [default: 2e-5 in
-    /// f32, 2e-3 in f16, 1.6e-2 in bf16].
+    /// f32, 2e-3 in f16, 1.6e-2 in bf16, 3.1e-2 in int8].
     #[arg(long, value_name = "T", value_parser = positive)]
     tolerance: Option<f64>,
     /// Also write an HTML report.

@@ -295,6 +295,7 @@ struct Runner<'a> {
 /// The candidate that the others are compared with.
 struct Reference {
     name: String,
+    dtype: WeightFormat,
     path: PathBuf,
     trace: TraceFile,
 }
@@ -373,7 +374,7 @@ impl Runner<'_> {
             Some(reference) => {
                 let tolerances = match self.options.tolerance {
                     Some(part) => Tolerances::around(part),
-                    None => Tolerances::of(candidate.dtype),
+                    None => Tolerances::between(reference.dtype, candidate.dtype),
                 };
                 measured.differences = Some(compare_traces(
                     &reference.trace,
@@ -399,6 +400,7 @@ impl Runner<'_> {
             None => {
                 self.reference = Some(Reference {
                     name: candidate.to_string(),
+                    dtype: candidate.dtype,
                     path: output,
                     trace,
                 });

@@ -43,6 +43,15 @@ impl Tolerances {
         })
     }
 
+    /// The tolerances for weights in two formats: those of the coarser one.
+    pub fn between(reference: WeightFormat, candidate: WeightFormat) -> Self {
+        let [reference, candidate] = [reference, candidate].map(Self::of);
+        match reference.part > candidate.part {
+            true => reference,
+            false => candidate,
+        }
+    }
+
     /// Tolerance `part` for a part, and five times that for everything else.
     pub fn around(part: f64) -> Self {
         let whole = WHOLE * part;
@@ -120,5 +129,10 @@ mod tests {
             .map(|dtype| Tolerances::of(dtype.into()).part);
         assert!(f32 < f16 && f16 < bf16 && bf16 < Tolerances::of(WeightFormat::Int8).part);
         assert_eq!(bf16, 0.015625);
+        let [f32, int8] = [WeightDtype::F32.into(), WeightFormat::Int8];
+        for (reference, candidate) in [(f32, int8), (int8, f32)] {
+            let between = Tolerances::between(reference, candidate);
+            assert_eq!(between.part, Tolerances::of(int8).part);
+        }
     }
 }

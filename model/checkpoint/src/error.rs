@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use firebox_console::advice::{Advice, Advise};
 use firebox_console::durable::FileError;
-use firebox_kernels::dtype::WeightFormat;
+use firebox_kernels::dtype::{WeightDtype, WeightFormat};
 use firebox_model::parallel::LayoutError;
 
 use super::families::Family;
@@ -207,7 +207,7 @@ pub enum CheckpointError {
         name: String,
     },
     /// A weight beyond the range of a type.
-    #[error("tensor {name} contains a value beyond the range of {format}")]
+    #[error("tensor {name} contains a value beyond the range of {format}, whose largest is {}", largest(*format))]
     OutOfRange {
         /// The tensor's name.
         name: String,
@@ -228,6 +228,16 @@ pub enum CheckpointError {
         /// The format.
         format: WeightFormat,
     },
+}
+
+/// The largest weight of a format.
+fn largest(format: WeightFormat) -> &'static str {
+    match format {
+        WeightFormat::Plain(WeightDtype::F16) => "65504",
+        // 127 scales in f16.
+        WeightFormat::Int8 => "about 8.3 million",
+        WeightFormat::Plain(WeightDtype::F32 | WeightDtype::Bf16) => "3.4e38",
+    }
 }
 
 /// Whether the weights are there in the format of PyTorch.
@@ -332,7 +342,7 @@ impl Advise for CheckpointError {
             Self::GgufExport { .. } => Advice::USAGE.hint(
                 "`cargo infer export CHECKPOINT --output FOLDER` writes it in Hugging Face's format, and `cargo infer serve` serves it",
             ),
-            Self::GgufRange { .. } => Advice::FAILURE.hint("bf16 has the range of f32"),
+            Self::GgufRange { .. } => Advice::FAILURE.hint("--dtype bf16 has the range of f32"),
             Self::OutOfRange { .. } => Advice::FAILURE.hint("bf16 has the range of f32"),
             Self::Training { .. } => Advice::FAILURE.hint("load the weights in f32"),
             Self::Io(error) if error.source.kind() == ErrorKind::StorageFull => {

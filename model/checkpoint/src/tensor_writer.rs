@@ -287,7 +287,7 @@ mod tests {
         let error = write_tensors(&path, &[tensor(0, 1), large], WeightDtype::F16).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "tensor tensor.3 contains a value beyond the range of f16"
+            "tensor tensor.3 contains a value beyond the range of f16, whose largest is 65504"
         );
         assert!(!path.exists());
     }

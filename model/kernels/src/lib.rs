@@ -93,4 +93,4 @@ pub use precision::Precision;
 pub use rms_norm::{rms_norm, rms_norm_reference};
 pub use sum_of_rows::{sum_in_blocks, sum_of_rows};
 pub use sum_of_squares::{sum_of_squares, sum_of_squares_reference};
-pub use weight::{Int8, LargeWeight, Weight};
+pub use weight::{Int8, LargeWeight, Weight, block_scale};

@@ -190,7 +190,7 @@ fn round_block(values: &[f32], codes: &mut [i8], scales: &mut [f16]) {
         }
     }
     for (scale, largest) in scales.iter_mut().zip(&mut largest) {
-        *scale = scale_of(*largest);
+        *scale = block_scale(*largest);
         *largest = scale.to_f32();
     }
     let wide = largest;
@@ -208,8 +208,8 @@ fn round_block(values: &[f32], codes: &mut [i8], scales: &mut [f16]) {
     );
 }
 
-/// The scale of a block by its largest weight.
-fn scale_of(largest: f32) -> f16 {
+/// The scale of a block of [`Int8`] by its largest weight; infinite where there is none.
+pub fn block_scale(largest: f32) -> f16 {
     let nearest = f16::from_f32(largest / 127.0);
     // Only among the smallest numbers of f16, which lie far apart, can the nearest one be this much too small.
     match nearest.to_f32() * 127.5 < largest {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use half::f16;
 
 use crate::dtype::StoredDtype as _;
+use firebox_kernels::block_scale;
 use firebox_kernels::dtype::WeightDtype;
 
 /// A type of tensors that Firebox reads and writes.
@@ -174,18 +175,22 @@ fn values_of(block: &[u8]) -> impl Iterator<Item = f32> + '_ {
 }
 
 /// Appends a block of `Q8_0`, with the arithmetic of ggml's `quantize_row_q8_0_ref`: the scale is the largest magnitude
-/// through 127, in f32 where values are divided by it and in f16 where it is stored; halves are rounded away from zero.
+/// through 127, in f32 where values are divided by it and in f16 where it is stored; halves are rounded away from zero. Where it is
+/// too small for all digits of f16, ggml's values come back with a larger error, or as 0: there, values are divided by what is stored.
 fn quantize(values: &[f32], bytes: &mut Vec<u8>) -> Option<()> {
     let largest = values.iter().fold(0f32, |largest, v| largest.max(v.abs()));
-    let scale = largest / 127.0;
-    let stored = f16::from_f32(scale);
+    let mut scale = largest / 127.0;
+    let mut stored = f16::from_f32(scale);
+    if largest > 0.0 && !stored.is_normal() {
+        stored = block_scale(largest);
+        scale = stored.to_f32();
+    }
     if !stored.is_finite() || values.iter().any(|value| !value.is_finite()) {
         return None;
     }
-    // With a scale that small, all values of the block are 0 however they are written.
-    let inverse = match 1.0 / scale {
-        inverse if inverse.is_finite() => inverse,
-        _ => 0.0,
+    let inverse = match scale > 0.0 {
+        true => 1.0 / scale,
+        false => 0.0,
     };
     bytes.extend_from_slice(&stored.to_le_bytes());
     bytes.extend(
@@ -231,6 +236,19 @@ mod tests {
         assert_eq!(bytes[33], 64);
         assert_eq!(BlockType::Q8.encode(&[0.0; 32]).unwrap(), [0; 34]);
         assert_eq!(BlockType::Q8.encode(&[1e30; 32]), None);
+    }
+
+    #[test]
+    fn blocks_of_small_values_keep_them() {
+        for size in [1e-3f32, 1e-5, 1e-6, 1e-7] {
+            let values: Vec<f32> = (0..Q8_VALUES).map(|i| size * (i as f32).sin()).collect();
+            let bytes = BlockType::Q8.encode(&values).unwrap();
+            let scale = f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+            for (found, value) in values_of(&bytes).zip(&values) {
+                let bound = 0.501 * scale;
+                assert!((found - value).abs() <= bound, "{found}, {value}, {scale}");
+            }
+        }
     }
 
     #[test]

@@ -155,7 +155,8 @@ mod tests {
     }
 
     fn of_floats<T: StorageFloat, const ROUND: bool>() {
-        let values = [1.0, -2.5, 3.1e-5, 0.0, -7e4, 1e-40, 0.1, 99.0, -1e-7];
+        // All of them finite in f16.
+        let values = [1.0, -2.5, 3.1e-5, 0.0, -6e4, 1e-40, 0.1, 99.0, -1e-7];
         every_width::<T, ROUND>(values.map(T::nearest));
     }
 
