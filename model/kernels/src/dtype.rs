@@ -75,7 +75,8 @@ impl FromStr for WeightDtype {
 pub enum WeightFormat {
     /// As numbers of a type.
     Plain(WeightDtype),
-    /// As [integers of 8 bits](crate::Int8); tables, and matrices that are read row by row, in bf16.
+    /// As [integers of 8 bits](crate::Int8); the embedding, a head that is tied to it, and the matrix that makes keys and values
+    /// of the latents of attention in bf16.
     Int8,
 }
 

@@ -77,7 +77,7 @@ pub struct LargeWeight {
     pub matrix: usize,
 }
 
-/// Weights that are quantized, symmetrically and without their activations: integers from −127 to 127, each times a scale
+/// Weights that are quantized by the largest magnitude of a block (as ggml's `quantize_row_q8_0_ref` does), activations not: integers from −127 to 127, each times a scale
 /// that the weights of a block have in common: [`BLOCK`](Self::BLOCK) that one output meets, one input after the other. It is the number of f16 that is nearest to
 /// `max |w| ÷ 127`, or the next one where that is too small, so that no weight is off by more than half of it. The blocks of
 /// GGUF's type q8_0 stay what they are, if each has a weight of ±127 scales, as llama.cpp writes them.

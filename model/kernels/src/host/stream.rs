@@ -24,7 +24,7 @@ const VECTORS: usize = 2;
 /// The most rows of activations that a block is multiplied with at a time.
 const ROWS: usize = 8;
 
-/// What weights are multiplied with, of which there is one number for a block of them in a column.
+/// What weights are multiplied with: a number that a block of weights of a column has in common.
 pub trait Scales: Copy {
     /// Those of some columns of a row of weights, from `column` on; `None` where there are none.
     fn vector<S: Simd>(self, simd: S, row: usize, column: usize) -> Option<S::f32s>;
@@ -182,7 +182,8 @@ impl<T: Number, C: Scales, const D: usize, const ROUND: bool> Part<'_, T, C, D, 
     /// The columns from `start` on, which fill `V` vectors, or a part of one.
     ///
     /// Whatever can fail comes first: behind a branch, the compiler puts off products until all weights are loaded, for
-    /// which there are not enough registers. One row of weights in 8 bits took a third more time.
+    /// which there are not enough registers. With weights in 8 bits, one row of activations took four
+    /// tenths more time.
     #[inline(always)]
     fn columns<S: Simd, const R: usize, const V: usize>(
         &mut self,
