@@ -343,7 +343,7 @@ impl Advise for CheckpointError {
                 "`cargo infer export CHECKPOINT --output FOLDER` writes it in Hugging Face's format, and `cargo infer serve` serves it",
             ),
             Self::GgufRange { .. } => Advice::FAILURE.hint("--dtype bf16 has the range of f32"),
-            Self::OutOfRange { .. } => Advice::FAILURE.hint("bf16 has the range of f32"),
+            Self::OutOfRange { .. } => Advice::FAILURE.hint("--dtype bf16 has the range of f32"),
             Self::Training { .. } => Advice::FAILURE.hint("load the weights in f32"),
             Self::Io(error) if error.source.kind() == ErrorKind::StorageFull => {
                 Advice::FAILURE.hint("free some disk space; earlier checkpoints are intact")
