@@ -46,8 +46,10 @@ pub enum InferError {
         kind: BlockType,
     },
     /// A given path does not exist.
-    #[error("{} does not exist", path.display())]
+    #[error("{option}: {} does not exist", path.display())]
     Missing {
+        /// The option that names it, `--data` or `--image-folder`.
+        option: &'static str,
         /// The path.
         path: PathBuf,
     },
@@ -661,7 +663,11 @@ impl Advise for InferError {
                 "a longer --drain-timeout gives requests more time; without it, they take as long as they take",
             ),
             Self::ReplicasEnded => failure("the lines of the log above say why each one has"),
-            Self::Missing { .. } | Self::NotAFolder { .. } | Self::Read(_) | Self::Place(_) => Advice::USAGE,
+            Self::Missing { option: "--data", .. } => usage(
+                "name files of text, JSON lines or Parquet, such as README.md, relative to the working directory",
+            ),
+            Self::Missing { .. } => usage("make it, or name a folder that is there, relative to the working directory"),
+            Self::NotAFolder { .. } | Self::Read(_) | Self::Place(_) => Advice::USAGE,
             Self::Process(_) | Self::Serve(_) | Self::Write(_) | Self::Input(_) | Self::Output(_) => Advice::FAILURE,
         }
     }

@@ -51,7 +51,10 @@ impl Text {
                 return Err(InferError::NotAFile { path: path.clone() });
             }
             if !path.exists() && !path.is_symlink() {
-                return Err(InferError::Missing { path: path.clone() });
+                return Err(InferError::Missing {
+                    option: "--data",
+                    path: path.clone(),
+                });
             }
         }
         Ok(())

@@ -320,7 +320,10 @@ fn picture_input(
     }
     let folder = options.image_folder.as_ref().map(|path| {
         let whole = path.canonicalize();
-        let whole = whole.map_err(|_| InferError::Missing { path: path.clone() })?;
+        let whole = whole.map_err(|_| InferError::Missing {
+            option: "--image-folder",
+            path: path.clone(),
+        })?;
         match whole.is_dir() {
             true => Ok(whole),
             false => Err(InferError::NotAFolder { path: path.clone() }),

@@ -416,9 +416,13 @@ fn wrong_usage_exits_with_2() {
 
     let absent = tiny.path().join("absent");
     let errors = fail(2, ["generate", words(&absent), "--prompt", "a"]);
-    assert!(errors.contains("absent does not exist"), "{errors}");
+    let missing = "absent does not exist\nhint: use a run folder";
+    assert!(errors.contains(missing), "{errors}");
     let errors = fail(2, ["eval", checkpoint, "--data", words(&absent)]);
-    assert!(errors.contains("absent does not exist"), "{errors}");
+    let missing = "absent does not exist\nhint: name files of text";
+    assert!(errors.contains(missing), "{errors}");
+    let errors = fail(2, ["bench", checkpoint, "--dtype", "q8_0"]);
+    assert!(errors.contains("int8, which keeps the weights of q8_0"), "{errors}");
     let errors = fail(2, ["eval", checkpoint, "--data", checkpoint]);
     assert!(
         errors.contains("is a folder; --data takes files"),

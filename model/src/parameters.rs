@@ -142,13 +142,14 @@ impl<const D: usize> ParameterSpec<D> {
         }
     }
 
-    /// What it is, without its value.
+    /// What it is, without its value; not as a [`matrix`](ParameterSource::matrix).
     pub fn info(&self) -> ParameterInfo {
         ParameterInfo {
             path: self.path.clone(),
             role: self.role,
             axes: self.axes.to_vec(),
             shape: self.shape.to_vec(),
+            is_matrix: false,
         }
     }
 }
@@ -164,6 +165,8 @@ pub struct ParameterInfo {
     pub axes: Vec<Axis>,
     /// Its shape.
     pub shape: Vec<usize>,
+    /// Whether the model takes it as the weights of a product ([`ParameterSource::matrix`]), which may be held in 8 bits.
+    pub is_matrix: bool,
 }
 
 impl ParameterInfo {
@@ -338,6 +341,13 @@ impl ParameterSource for ParameterList {
         let value = move |device: &Device, _| Tensor::zeros(shape, device);
         let (id, device) = (ParamId::new(), Device::default());
         Ok(Param::uninitialized(id, value, device, true, shape.into()))
+    }
+
+    fn matrix<const D: usize>(&mut self, spec: ParameterSpec<D>) -> Result<Matrix<D>, Infallible> {
+        let parameter = self.parameter(spec)?;
+        let info = self.0.last_mut().expect("it was added just now");
+        info.is_matrix = true;
+        Ok(parameter.into())
     }
 }
 

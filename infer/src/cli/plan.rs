@@ -8,7 +8,7 @@ use firebox_checkpoint::Accept;
 use firebox_console::durable;
 use firebox_console::progress::Progress;
 use firebox_console::terminal::print;
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::{WeightDtype, WeightFormat};
 use firebox_model::accounting::Accounting;
 use serde::Serialize;
 
@@ -74,10 +74,10 @@ pub(super) struct PlanArgs {
     /// Pictures that each text sees from its beginning on [default: 1 if the model sees pictures].
     #[arg(long, value_name = "N")]
     pictures: Option<usize>,
-    /// Type of weights and KV cache: bf16, f16 or f32 [default: bf16, with --measure f32, which the KV cache then is in any
-    /// case].
+    /// Type of weights and KV cache: bf16, f16, f32 or int8, with which the KV cache is in bf16 [default: bf16, with --measure
+    /// f32, which the KV cache then is in any case].
     #[arg(long, value_name = "TYPE")]
-    dtype: Option<WeightDtype>,
+    dtype: Option<WeightFormat>,
     /// Type of the activations that ranks send: bf16, f16 or f32 [default: that of --dtype].
     ///
     /// The ranks of `cargo infer` itself send f32.
@@ -238,16 +238,15 @@ impl PlanArgs {
     /// The workload of models with these contexts.
     fn workload(&self, contexts: &[(usize, &Path)]) -> Result<Workload, PlanError> {
         let (prompt, output) = self.lengths(contexts, PLANNED)?;
-        let dtype = self.dtype.unwrap_or(WeightDtype::Bf16);
+        let widths = Widths::of(self.dtype.unwrap_or(WeightDtype::Bf16.into()));
         Ok(Workload {
             batch: self.batch,
             prompt,
             output,
             pictures: 0,
             widths: Widths {
-                weight: dtype.bytes(),
-                cache: dtype.bytes(),
-                message: self.message_dtype.unwrap_or(dtype).bytes(),
+                message: self.message_dtype.map_or(widths.message, WeightDtype::bytes),
+                ..widths
             },
         })
     }

@@ -105,7 +105,7 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     max_sequences: usize,
     /// Number of tokens of prompts to read in a step; more is faster, and makes those wait longer who write meanwhile.
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
     max_batch_tokens: usize,
     /// Memory for keys and values, such as 4GB; it holds at least one text of the whole context [default: what
     /// --max-sequences texts can take, and at most a quarter of the machine's memory].

@@ -71,7 +71,8 @@ fn workload(batch: usize) -> Workload {
         output: 2,
         pictures: 0,
         widths: Widths {
-            weight: 1,
+            weight: 1.0,
+            number: 1,
             cache: 1,
             message: 1,
         },
@@ -113,7 +114,8 @@ fn bytes_that_are_read() {
 
     // Keys and values in four bytes, the rest in two.
     let widths = Widths {
-        weight: 2,
+        weight: 2.0,
+        number: 2,
         cache: 4,
         message: 1,
     };
@@ -123,6 +125,34 @@ fn bytes_that_are_read() {
     };
     let found = Plan::of(&model(), RankLayout::ONE, &hardware, wide).unwrap();
     assert_near(found.token_seconds, 2.0 * 400.0 + 4.0 * 64.0);
+}
+
+/// As where matrices are held in 8 bits.
+#[test]
+fn matrices_that_are_narrower_than_other_weights() {
+    let mut hardware = hardware();
+    hardware.memory_bandwidth = 1.0;
+    let narrow = Workload {
+        widths: Widths {
+            number: 3,
+            ..workload(1).widths
+        },
+        ..workload(1)
+    };
+    let found = |config| Plan::of(config, RankLayout::ONE, &hardware, narrow).unwrap();
+    let (mut tied, untied) = (model(), model());
+    tied.tied_embeddings = true;
+    // Each layer has 168 parameters in matrices; the norms have 20. A row of the embedding is read, and 64 keys and values.
+    let of_layers = 2.0 * 168.0;
+    let plan = found(&untied);
+    assert_near(plan.weight_bytes, of_layers + 40.0 + 3.0 * (20.0 + 40.0));
+    let read = of_layers + 40.0 + 3.0 * (20.0 + 4.0);
+    assert_near(plan.token_seconds, read + 64.0);
+    // The head is read as the table that it is.
+    let plan = found(&tied);
+    assert_near(plan.weight_bytes, of_layers + 3.0 * (20.0 + 40.0));
+    let read = of_layers + 3.0 * (20.0 + 40.0 + 4.0);
+    assert_near(plan.token_seconds, read + 64.0);
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! What a layout needs, and how fast it is.
 
-use serde::Serialize;
-
+use firebox_kernels::dtype::WeightFormat;
 use firebox_model::config::{ModelConfig, VisionConfig};
 use firebox_model::parallel::stages::LayerCosts;
 use firebox_model::parallel::traffic::PassTraffic;
 use firebox_model::parallel::{LayoutError, RankLayout};
+use serde::Serialize;
 
 use super::hardware::Hardware;
 use super::loads::RankLoads;
@@ -36,14 +36,34 @@ impl Workload {
 }
 
 /// Bytes of one value, by what it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Widths {
-    /// A weight, and an intermediate value within a layer.
-    pub weight: usize,
+    /// A weight of a matrix that activations are multiplied with, its part of a scale included.
+    pub weight: f64,
+    /// Another weight, such as one of the embedding, and an intermediate value within a layer.
+    pub number: usize,
     /// A key or a value in the cache.
     pub cache: usize,
     /// An activation that ranks send.
     pub message: usize,
+}
+
+impl Widths {
+    /// Those of weights in this format; keys, values and messages are as wide as its numbers.
+    pub fn of(format: WeightFormat) -> Self {
+        let number = format.plain().bytes();
+        Self {
+            weight: format.bytes(),
+            number,
+            cache: number,
+            message: number,
+        }
+    }
+
+    /// Bytes of so many weights of matrices and of other weights.
+    pub(super) fn weights(self, matrices: f64, others: f64) -> f64 {
+        self.weight * matrices + self.number as f64 * others
+    }
 }
 
 /// What a layout needs and how fast it is.

@@ -12,6 +12,9 @@ use firebox_model::parameters::{Axis, Role};
 pub(super) struct RankLoad {
     /// Parameters that every token is multiplied with, and small ones.
     pub dense: f64,
+    /// Of these, the ones that are numbers also where matrices are held in 8 bits: a head that is the table of tokens, and
+    /// small ones.
+    pub numbers: f64,
     /// Parameters of experts.
     pub experts: f64,
     /// Experts, of which each has an equal part of those; the largest number of a layer.
@@ -34,6 +37,7 @@ pub(super) struct RankLoad {
 impl RankLoad {
     fn add(&mut self, other: &Self) {
         self.dense += other.dense;
+        self.numbers += other.numbers;
         self.experts += other.experts;
         self.expert_count = self.expert_count.max(other.expert_count);
         self.table += other.table;
@@ -131,7 +135,10 @@ impl RankLoads {
                         load.keys += held;
                     }
                     _ if crosses => load.cross += held,
-                    _ => load.dense += held,
+                    _ => {
+                        load.dense += held;
+                        load.numbers += if parameter.is_matrix { 0.0 } else { held };
+                    }
                 }
             }
             let queries = shard.query_heads().len() as f64;
@@ -152,7 +159,9 @@ impl RankLoads {
             }
             if config.tied_embeddings {
                 // The head multiplies with the same table.
-                loads.head[rank].dense += loads.embedding[rank].table;
+                let table = loads.embedding[rank].table;
+                loads.head[rank].dense += table;
+                loads.head[rank].numbers += table;
             }
         }
         Ok(loads)

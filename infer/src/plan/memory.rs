@@ -69,7 +69,11 @@ impl Memory<'_> {
             false => 0.0,
         };
         Bytes {
-            weights: widths.weight as f64 * self.loads.of_stage(rank, layers).parameters(),
+            weights: {
+                let load = self.loads.of_stage(rank, layers);
+                let numbers = load.numbers + load.table;
+                widths.weights(load.parameters() - numbers, numbers)
+            },
             prompt: (prompt as f64 * self.activations_of_token())
                 .max(self.activations_of_pictures(layers)),
             cache: cached((prompt + output) as f64, pictures),
@@ -91,7 +95,7 @@ impl Memory<'_> {
         let inner = scores.max(positions * (vision.d_ff + vision.width));
         let stream = 4 * positions * (2 * vision.width + vision.output_width());
         let states = 4 * vision.keys() * self.config.d_model;
-        let of_picture = stream + states + self.workload.widths.weight * inner;
+        let of_picture = stream + states + self.workload.widths.number * inner;
         (self.workload.pictures * of_picture) as f64
     }
 
@@ -113,6 +117,6 @@ impl Memory<'_> {
         let heads = config.heads.div_ceil(self.tensor) as f64;
         let crossing = 2.0 * heads * self.workload.picture_positions(self.config);
         let stream = 3.0 * 4.0 * config.d_model as f64;
-        stream + inner.max(attention).max(crossing) * self.workload.widths.weight as f64
+        stream + inner.max(attention).max(crossing) * self.workload.widths.number as f64
     }
 }

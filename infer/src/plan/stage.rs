@@ -198,14 +198,15 @@ impl Stages<'_> {
             true => (load.tower + load.keys, looked * self.looking(load.keys)),
             false => (0.0, 0.0),
         };
-        let weights = load.dense + load.experts * touched + looked_up + cross + tower;
+        let matrices = load.dense - load.numbers + load.experts * touched + cross + tower;
         let cached = texts * self.loads.cached(rank, layers, seen);
         let products =
             2.0 * (tokens * (load.dense - head + cross) + drawn * head + multiplied * load.experts);
         // Scores and their product with the values.
         let scores = 4.0 * tokens * self.loads.attended(rank, layers, seen);
         let widths = self.workload.widths;
-        let bytes = widths.weight as f64 * weights + widths.cache as f64 * cached;
+        let weights = widths.weights(matrices, load.numbers + looked_up);
+        let bytes = weights + widths.cache as f64 * cached;
         let computed = match seen.pictures > 0.0 {
             true => layers.len(),
             false => layers.len() - self.loads.crossings(layers),

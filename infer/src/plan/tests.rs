@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::module::Param;
 use burn::tensor::Tensor;
 use firebox_checkpoint::Accept;
+use firebox_kernels::dtype::WeightDtype;
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parallel::{RankLayout, Shard};
@@ -17,7 +18,8 @@ use super::*;
 use crate::testing::seeing_config;
 
 const BF16: Widths = Widths {
-    weight: 2,
+    weight: 2.0,
+    number: 2,
     cache: 2,
     message: 2,
 };
@@ -285,11 +287,7 @@ fn what_sees_pictures_is_counted_as_it_is_held() {
         prompt: 4,
         output: 4,
         pictures: 3,
-        widths: Widths {
-            weight: 4,
-            cache: 4,
-            message: 4,
-        },
+        widths: Widths::of(WeightDtype::F32.into()),
     };
     for layout in [
         layout(1, 1),

@@ -94,7 +94,11 @@ impl Report {
                     format!(
                         "{} active, {} each",
                         scaled(model.active as f64),
-                        counted(widths.weight as u128, "byte")
+                        match widths.weight.fract() {
+                            0.0 => counted(widths.weight as u128, "byte"),
+                            // In 8 bits, with a part of a scale.
+                            _ => format!("{} bytes", brief(widths.weight)),
+                        }
                     ),
                 ),
                 ("forward per token", flop(model.operations.forward), every),

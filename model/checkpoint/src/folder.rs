@@ -69,7 +69,10 @@ impl Advise for FolderError {
                 Some(name) => Advice::USAGE.hint(format!(
                     "if it is a model of the Hugging Face hub, download it first: hf download {name} --local-dir FOLDER"
                 )),
-                None => Advice::USAGE,
+                None => Advice::USAGE.hint(
+                    "use a run folder, such as runs/quickstart, which `cargo train run configs/quickstart.toml` makes, or a \
+                     folder with config.json and model.safetensors",
+                ),
             },
             Self::HubCache { snapshots, .. } => Advice::USAGE.hint(match snapshots.as_slice() {
                 [] => "it has no snapshot; download the model again".to_owned(),

@@ -104,6 +104,7 @@ fn dimensions_have_the_sizes_of_their_axes() {
         role,
         axes,
         shape,
+        ..
     } in LanguageModel::parameter_list(&config)
     {
         for (axis, size) in axes.into_iter().zip(shape) {

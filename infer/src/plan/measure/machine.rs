@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, Tensor};
 use firebox_comm::{Comm, CommError, Options, threads};
-use firebox_kernels::dtype::WeightDtype;
-use firebox_kernels::{Precision, latency_bound, linear};
+use firebox_kernels::dtype::{WeightDtype, WeightFormat};
+use firebox_kernels::{Int8, Precision, Weight, latency_bound, linear};
 use firebox_model::config::{
     AttentionBias, ExpertActivation, ExpertsConfig, LayerConfig, ModelConfig, MoeConfig,
     Multipliers, QkNorm, RouterConfig,
@@ -60,7 +60,7 @@ struct Speed {
 /// # Errors
 ///
 /// When the device cannot be used, or the system gives no threads.
-pub(super) fn measure(dtype: WeightDtype, cores: usize) -> Result<Hardware, InferError> {
+pub(super) fn measure(dtype: WeightFormat, cores: usize) -> Result<Hardware, InferError> {
     let device = device::select(device::default_name())?;
     let one = speed(dtype, 1, &device)?;
     let all = match cores {
@@ -115,7 +115,7 @@ fn elapsed(work: impl FnOnce()) -> f64 {
 }
 
 /// What a rank with so many threads reaches.
-fn speed(dtype: WeightDtype, cores: usize, device: &Device) -> Result<Speed, InferError> {
+fn speed(dtype: WeightFormat, cores: usize, device: &Device) -> Result<Speed, InferError> {
     let options = Options {
         threads: cores,
         deadline: DEADLINE,
@@ -126,15 +126,24 @@ fn speed(dtype: WeightDtype, cores: usize, device: &Device) -> Result<Speed, Inf
             let distribution = Distribution::Uniform(-1.0, 1.0);
             Tensor::<2>::random([rows, WIDTH], distribution, &device)
         };
-        let held = match device.supports_dtype(dtype.tensor_type()) {
-            true => dtype,
-            // As a checkpoint is read.
-            false => WeightDtype::F32,
+        // As a checkpoint is read.
+        let held = match device.supports_dtype(dtype.plain().tensor_type()) {
+            false if dtype != WeightFormat::Int8 => WeightDtype::F32.into(),
+            _ => dtype,
         };
-        let weights: Vec<Tensor<2>> = (0..MATRICES)
-            .map(|_| random(WIDTH).cast(held.tensor_type()))
-            .collect();
-        let product = |rows: &Tensor<2>, weight: &Tensor<2>| {
+        let weight = || -> Weight<2> {
+            let values = random(WIDTH);
+            match held {
+                WeightFormat::Plain(dtype) => values.cast(dtype.tensor_type()).into(),
+                WeightFormat::Int8 => {
+                    let values: Vec<f32> = values.into_data().iter().collect();
+                    let quantized = Int8::quantize(&values, [WIDTH, WIDTH], &device);
+                    quantized.expect("weights of at most 1").into()
+                }
+            }
+        };
+        let weights: Vec<Weight<2>> = (0..MATRICES).map(|_| weight()).collect();
+        let product = |rows: &Tensor<2>, weight: &Weight<2>| {
             device::finish(linear(rows.clone(), weight.clone(), Precision::F32));
         };
         // Of all weights, which no cache holds.
@@ -150,7 +159,7 @@ fn speed(dtype: WeightDtype, cores: usize, device: &Device) -> Result<Speed, Inf
         let flops = 2.0 * MANY_ROWS as f64 * values / many;
         let computed = 2.0 * (MATRICES * FEW_ROWS) as f64 * values / flops;
         Ok::<_, InferError>(Speed {
-            bandwidth: (MATRICES * held.bytes()) as f64 * values / one,
+            bandwidth: MATRICES as f64 * held.bytes() * values / one,
             flops,
             overlap: ((one + computed - few) / one.min(computed)).clamp(0.0, 1.0),
         })

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use firebox_comm::mpi;
 use firebox_kernels::Precision;
-use firebox_kernels::dtype::WeightDtype;
+use firebox_kernels::dtype::WeightFormat;
 use firebox_model::config::ModelConfig;
 use firebox_model::network::Local;
 use firebox_model::parallel::{Driver, RankLayout};
@@ -33,7 +33,7 @@ pub struct Options {
     /// Fields of its config.json that are accepted although Firebox does not know them.
     pub accept: Vec<String>,
     /// The type of the weights.
-    pub dtype: WeightDtype,
+    pub dtype: WeightFormat,
     /// How ranks divide the model.
     pub layouts: Vec<RankLayout>,
     /// Numbers of texts at once.
@@ -71,9 +71,9 @@ pub fn measure(
         pictures: 0,
         // What `cargo infer` itself keeps and sends beside its weights is in f32.
         widths: Widths {
-            weight: options.dtype.bytes(),
             cache: size_of::<f32>(),
             message: size_of::<f32>(),
+            ..Widths::of(options.dtype)
         },
     };
     let mut rows = Vec::new();
@@ -130,7 +130,7 @@ fn on_ranks(
         checkpoint: options.checkpoint.clone(),
         accept: options.accept.clone(),
         device: device::default_name().to_owned(),
-        dtype: options.dtype.into(),
+        dtype: options.dtype,
         precision: Precision::F32,
         layout,
         threads: Some(threads),

@@ -116,11 +116,19 @@ impl<'a, T> Matrix<'a, T> {
         self.values.as_ptr().wrapping_add(place)
     }
 
-    /// Row by row.
-    pub fn iter_rows(self) -> impl Iterator<Item = impl Iterator<Item = &'a T>> {
-        let place = move |row, column| row * self.row + column * self.column;
-        (0..self.rows)
-            .map(move |row| (0..self.columns).map(move |column| &self.values[place(row, column)]))
+    /// The values of a row.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such row, or its values do not stand side by side.
+    pub fn row(&self, row: usize) -> &'a [T] {
+        assert!(
+            row < self.rows && self.column == 1,
+            "row {row} of {}, values {} apart",
+            self.rows,
+            self.column
+        );
+        &self.values[row * self.row..][..self.columns]
     }
 
     /// The same places of other values.

@@ -14,9 +14,11 @@ use super::avx512::Avx512Bf16;
 use super::gemm::{self, Accumulate, Matrix};
 #[cfg(target_arch = "x86_64")]
 use super::panels::{self, Load, Panels, Side, Unit};
+use super::simd::vectorized;
 use super::uninit::vec_uninit_with;
+use super::widen::widened;
 use crate::dtype::StorageFloat;
-use crate::precision::{Precision, rounded_to_bf16};
+use crate::precision::Precision;
 
 /// What multiplies numbers in bf16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -95,11 +97,7 @@ pub struct Right<'a>(Ready<'a>);
 #[derive(Debug)]
 enum Ready<'a> {
     AsItIs(Matrix<'a>),
-    /// Row-major, without gaps.
-    Copied {
-        values: Vec<f32>,
-        shape: [usize; 2],
-    },
+    Copied(Copied),
     #[cfg(target_arch = "x86_64")]
     Panels(Unit, Panels),
 }
@@ -116,15 +114,15 @@ impl<'a> Left<'a> {
             let panels = Panels::new(unit, matrix, Side::Left, on == On::AllThreads);
             return Self(Ready::Panels(unit, panels));
         }
-        let _ = (unit, on);
-        Self(Ready::plain(matrix, precision))
+        let _ = unit;
+        Self(Ready::plain(matrix, precision, on))
     }
 
     /// Number of rows.
     pub fn rows(&self) -> usize {
         match &self.0 {
             Ready::AsItIs(matrix) => matrix.shape()[0],
-            Ready::Copied { shape, .. } => shape[0],
+            Ready::Copied(copied) => copied.matrix().shape()[0],
             #[cfg(target_arch = "x86_64")]
             Ready::Panels(_, panels) => panels.width(),
         }
@@ -143,15 +141,15 @@ impl<'a> Right<'a> {
             let panels = Panels::new(unit, matrix, Side::Right, on == On::AllThreads);
             return Self(Ready::Panels(unit, panels));
         }
-        let _ = (unit, on);
-        Self(Ready::plain(matrix, precision))
+        let _ = unit;
+        Self(Ready::plain(matrix, precision, on))
     }
 
     /// Number of columns.
     pub fn columns(&self) -> usize {
         match &self.0 {
             Ready::AsItIs(matrix) => matrix.shape()[1],
-            Ready::Copied { shape, .. } => shape[1],
+            Ready::Copied(copied) => copied.matrix().shape()[1],
             #[cfg(target_arch = "x86_64")]
             Ready::Panels(_, panels) => panels.width(),
         }
@@ -160,30 +158,81 @@ impl<'a> Right<'a> {
 
 impl<'a> Ready<'a> {
     /// For the f32 product.
-    fn plain<T: StorageFloat>(matrix: Matrix<'a, T>, precision: Precision) -> Self {
-        let copied = |number: fn(f32) -> f32| Self::Copied {
-            values: matrix
-                .iter_rows()
-                .flat_map(|row| row.map(|value| number(value.widen())))
-                .collect(),
-            shape: matrix.shape(),
-        };
+    fn plain<T: StorageFloat>(matrix: Matrix<'a, T>, precision: Precision, on: On) -> Self {
         match (precision, T::as_f32(matrix.values())) {
             (Precision::F32, Some(values)) => Self::AsItIs(matrix.over(values)),
-            (Precision::F32, None) => copied(|value| value),
-            (Precision::Bf16, _) => copied(rounded_to_bf16),
+            (Precision::F32, None) => Self::Copied(Copied::new::<T, false>(matrix, on)),
+            (Precision::Bf16, _) => Self::Copied(Copied::new::<T, true>(matrix, on)),
         }
     }
 
     fn matrix(&self) -> Matrix<'_> {
         match self {
             Self::AsItIs(matrix) => *matrix,
-            Self::Copied {
-                values,
-                shape: [rows, columns],
-            } => Matrix::new(values, *rows, *columns),
+            Self::Copied(copied) => copied.matrix(),
             #[cfg(target_arch = "x86_64")]
             Self::Panels(..) => unreachable!("both factors of a product are made ready alike"),
+        }
+    }
+}
+
+/// A matrix in f32, which lies as the one that it is a copy of, but for gaps.
+#[derive(Debug)]
+struct Copied {
+    values: Vec<f32>,
+    /// Of the rows in memory.
+    shape: [usize; 2],
+    /// Whether those are the columns.
+    transposed: bool,
+}
+
+/// Values that a task copies, at least; of fewer, threads cost more than they save.
+const COPIED: usize = 1 << 14;
+
+impl Copied {
+    /// Each value as [`widened`] has it.
+    fn new<T: StorageFloat, const ROUND: bool>(matrix: Matrix<'_, T>, on: On) -> Self {
+        let transposed = matrix.strides()[1] != 1;
+        let source = if transposed { matrix.t() } else { matrix };
+        let shape @ [rows, columns] = source.shape();
+        let copy = |first: usize, places: &mut [MaybeUninit<f32>]| {
+            for (row, places) in places.chunks_exact_mut(columns).enumerate() {
+                let row = source.row(first + row);
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (place, value) in places.iter_mut().zip(row) {
+                            place.write(widened::<T, ROUND>(*value));
+                        }
+                    },
+                );
+            }
+        };
+        let fill = |places: &mut [MaybeUninit<f32>]| match on {
+            _ if columns == 0 => {}
+            On::ThisThread => copy(0, places),
+            On::AllThreads => {
+                let rows = COPIED.div_ceil(columns);
+                let tasks = places.par_chunks_mut(rows * columns).enumerate();
+                tasks.for_each(|(task, places)| copy(task * rows, places));
+            }
+        };
+        // SAFETY: every row is copied, on one thread or by the task that has it.
+        #[allow(unsafe_code)]
+        let values = unsafe { vec_uninit_with(rows * columns, fill) };
+        Self {
+            values,
+            shape,
+            transposed,
+        }
+    }
+
+    fn matrix(&self) -> Matrix<'_> {
+        let [rows, columns] = self.shape;
+        let matrix = Matrix::new(&self.values, rows, columns);
+        match self.transposed {
+            false => matrix,
+            true => matrix.t(),
         }
     }
 }

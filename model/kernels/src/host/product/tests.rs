@@ -77,10 +77,10 @@ fn two_by_two(unit: Bf16Unit) {
 }
 
 fn values(matrix: Matrix<'_>) -> Vec<Vec<f32>> {
-    matrix
-        .iter_rows()
-        .map(|row| row.copied().collect())
-        .collect()
+    let ([rows, columns], [row, column]) = (matrix.shape(), matrix.strides());
+    let value = |i: usize, j: usize| matrix.values()[i * row + j * column];
+    let rows = (0..rows).map(|i| (0..columns).map(|j| value(i, j)).collect());
+    rows.collect()
 }
 
 /// Compares with sums in f64 of the same rounded numbers. Each of the sums' k additions of a product in f32 is off by half a
