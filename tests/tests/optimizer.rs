@@ -26,6 +26,7 @@ const CONFIG: OptimizerConfig = OptimizerConfig {
     clip_norm: 1.0,
     muon: Muon::None,
     muon_momentum: None,
+    expert_interval: 1,
     gate_rate: 1.0,
 };
 

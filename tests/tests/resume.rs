@@ -223,8 +223,12 @@ fn a_resume_from_any_checkpoint_ends_the_same(device: &str) {
 }
 
 fn a_resume_with_quantile_balancing_and_muon_ends_the_same(device: &str) {
-    let muon = ["optimizer.muon=all", "train.zero_outputs=true"];
-    resumes(&[QUANTILE, muon].concat(), device);
+    let muon = [
+        "optimizer.muon=all",
+        "optimizer.expert_interval=3",
+        "train.zero_outputs=true",
+    ];
+    resumes(&[&QUANTILE[..], &muon].concat(), device);
 }
 
 /// The run of [`TestRun`] with quantile balancing.

@@ -75,6 +75,8 @@ const OPTIMIZER: OptimizerConfig = OptimizerConfig {
     clip_norm: 1.0,
     muon: Muon::None,
     muon_momentum: Some(0.9),
+    // So that the places of the experts count, of which each rank has some.
+    expert_interval: 2,
     gate_rate: 1.0,
 };
 

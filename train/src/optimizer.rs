@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use firebox_checkpoint::{CheckpointError, Mismatch, NamedTensor, TensorFile};
-use firebox_kernels::{AdamWUpdate, MuonUpdate};
+use firebox_kernels::{AdamWUpdate, MuonUpdate, Turns};
 use firebox_model::config::ModelConfig;
 use firebox_model::language_model::LanguageModel;
 use firebox_model::parameters::{ParameterInfo, Role, map};
@@ -50,6 +50,8 @@ struct Groups {
     decaying: BTreeSet<String>,
     /// Those of Muon.
     muon: BTreeSet<String>,
+    /// Stacks of the experts' matrices.
+    experts: BTreeSet<String>,
     /// The gates of a model that sees pictures.
     gates: BTreeSet<String>,
 }
@@ -65,6 +67,7 @@ impl Groups {
             kind: muon,
             decaying: of(&decays),
             muon: of(&|parameter| is_of_muon(parameter, muon)),
+            experts: of(&|parameter| parameter.role == Role::Experts),
             gates: of(&|parameter| parameter.role == Role::Gate),
         }
     }
@@ -225,6 +228,10 @@ impl Optimizer {
                 momentum: config.muon_momentum.unwrap_or_default(),
                 learning_rate,
                 decay,
+                turns: Turns {
+                    every: config.expert_interval,
+                    place: (self.steps - 1) as usize,
+                },
             },
             moments: &mut self.moments,
             gradients,

@@ -40,8 +40,9 @@ validate_every = 10
 validation_tokens = 512
 [optimizer]
 learning_rate = 1e-2
-muon = "dense"
+muon = "all"
 muon_momentum = 0.9
+expert_interval = 3
 [schedule]
 warmup_steps = 2
 batch_tokens = 192

@@ -71,7 +71,7 @@ impl Advise for FolderError {
                 )),
                 None => Advice::USAGE.hint(
                     "use a run folder, such as runs/quickstart, which `cargo train run configs/quickstart.toml` makes, or a \
-                     folder with config.json and model.safetensors",
+                     folder with config.json and model.safetensors, relative to the working directory",
                 ),
             },
             Self::HubCache { snapshots, .. } => Advice::USAGE.hint(match snapshots.as_slice() {

@@ -8,7 +8,7 @@ mod common;
 use burn::tensor::Tensor;
 use common::{Case, cases, random};
 use divan::Bencher;
-use firebox_kernels::{MuonUpdate, muon, muon_reference};
+use firebox_kernels::{MuonUpdate, Turns, muon, muon_reference};
 use firebox_runtime::allocator::{self, ALLOCATOR, Allocator};
 use firebox_runtime::device::finish;
 
@@ -35,6 +35,7 @@ fn run(bencher: Bencher, case: &Case<3>, step: Step) {
         momentum: 0.95,
         learning_rate: 3e-3,
         decay: 3e-4,
+        turns: Turns::ALL,
     };
     let mut kept = Some((random(case.sizes, &device), random([values], &device)));
     bencher.bench_local(|| {

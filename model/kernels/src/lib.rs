@@ -87,7 +87,7 @@ pub use host::latency_bound;
 pub use host::product::Bf16Unit;
 pub use layer_norm::{layer_norm, layer_norm_reference};
 pub use linear::{linear, linear_reference, linear_transposed};
-pub use muon::{MuonUpdate, muon, muon_reference};
+pub use muon::{MuonUpdate, Turns, muon, muon_reference};
 pub use peak::matrix_peak;
 pub use precision::Precision;
 pub use rms_norm::{rms_norm, rms_norm_reference};

@@ -4,11 +4,11 @@ mod kernel;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, IndexingUpdateOp, Tensor, TensorData};
 use firebox_runtime::device::{Kernels, kernels};
 
 use super::host::Host;
-pub use kernel::MuonUpdate;
+pub use kernel::{MuonUpdate, Turns};
 
 /// The root of the mean square of an update's values at a learning rate of 1, which is about that of AdamW, so that both have the
 /// same learning rate and weight decay (Moonlight, arXiv 2502.16982, section 2.2).
@@ -38,7 +38,8 @@ const LEAST_NORM: f64 = 1e-7;
 /// `r ← (a 1 + b r + c r²)² r`; x is multiplied once, by the product of all of them.
 ///
 /// The size of an update does not depend on that of the momentum: a matrix without gradients, such as that of an expert without
-/// tokens, moves on in the direction of its last ones until its momentum is next to nothing.
+/// tokens, moves on in the direction of its last ones until its momentum is next to nothing. Of a stack, matrices may take turns
+/// ([`Turns`]).
 ///
 /// The same values as [`muon_reference`], which runs for other types than f32 and everywhere but on `flex`.
 ///
@@ -99,10 +100,22 @@ pub fn muon_reference<const D: usize>(
     let gradient = gradient.mul_scalar((1.0 - update.momentum) * update.gradient_scale);
     let momentum = momentum.mul_scalar(update.momentum) + gradient.clone();
     let direction = momentum.clone().mul_scalar(update.momentum) + gradient;
-    let direction = orthogonal_reference(direction.reshape([count, rows, columns]));
+    let moving: Vec<i32> = (0..count as i32)
+        .filter(|&index| update.turns.includes(index as usize))
+        .collect();
+    if moving.is_empty() {
+        return (weights, momentum);
+    }
+    let update = update.turns.of_one(update);
+    let moving = Tensor::from_data(TensorData::from(&moving[..]), &weights.device());
+    let of_moving = |matrices: Tensor<3>| matrices.select(0, moving.clone());
+    let direction = orthogonal_reference(of_moving(direction.reshape([count, rows, columns])));
     let size = update.learning_rate * SIZE * (rows.max(columns) as f64).sqrt();
-    let change = direction.mul_scalar(size).reshape(shape);
-    (weights.mul_scalar(1.0 - update.decay) - change, momentum)
+    let weights = weights.reshape([count, rows, columns]);
+    let lost = of_moving(weights.clone()).mul_scalar(update.decay);
+    let change = (direction.mul_scalar(size) + lost).neg();
+    let weights = weights.select_assign(0, moving, change, IndexingUpdateOp::Add);
+    (weights.reshape(shape), momentum)
 }
 
 /// `orthogonal` of [`muon`].

@@ -421,6 +421,9 @@ pub struct OptimizerConfig {
     /// How much of Muon's momentum stays from one step to the next; `None` without Muon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub muon_momentum: Option<f64>,
+    /// In how many steps Muon moves each expert's matrices once, that many times as far ([`Turns`](firebox_kernels::Turns)).
+    #[serde(skip_serializing_if = "is_one")]
+    pub expert_interval: usize,
     /// Learning rate of the gates of a model that sees pictures, as a multiple of that of all else.
     #[serde(skip_serializing_if = "is_one")]
     pub gate_rate: f64,
@@ -439,8 +442,8 @@ pub enum Muon {
     All,
 }
 
-fn is_one(number: &f64) -> bool {
-    *number == 1.0
+fn is_one<T: PartialEq + From<u8>>(number: &T) -> bool {
+    *number == T::from(1)
 }
 
 /// `[schedule]`: learning rate and batch size over the steps.

@@ -132,6 +132,7 @@ pub(super) struct RawOptimizer {
     pub gate_rate: Option<f64>,
     pub muon: Option<Muon>,
     pub muon_momentum: Option<f64>,
+    pub expert_interval: Option<usize>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -137,12 +137,21 @@ fn train(raw: RawTrain, frozen: Option<Frozen>) -> Checked<TrainConfig> {
     Ok(train)
 }
 
+/// The longest interval between two updates of an expert: beyond it, Muon's momentum has forgotten most of what it was for.
+const LONGEST_INTERVAL: usize = 100;
+
 fn optimizer(raw: RawOptimizer) -> Checked<OptimizerConfig> {
     let muon = raw.muon.unwrap_or_default();
     if muon == Muon::None && raw.muon_momentum.is_some() {
         return Err(
             without_effect("optimizer.muon_momentum", "without optimizer.muon")
                 .hint("remove it, or set muon = \"dense\" or \"all\""),
+        );
+    }
+    if muon != Muon::All && raw.expert_interval.is_some() {
+        return Err(
+            without_effect("optimizer.expert_interval", "without Muon for the experts")
+                .hint("remove it, or set muon = \"all\""),
         );
     }
     let optimizer = OptimizerConfig {
@@ -154,8 +163,15 @@ fn optimizer(raw: RawOptimizer) -> Checked<OptimizerConfig> {
         clip_norm: raw.clip_norm.unwrap_or(1.0),
         muon,
         muon_momentum: (muon != Muon::None).then(|| raw.muon_momentum.unwrap_or(0.95)),
+        expert_interval: raw.expert_interval.unwrap_or(1),
         gate_rate: raw.gate_rate.unwrap_or(1.0),
     };
+    between(
+        "optimizer.expert_interval",
+        optimizer.expert_interval,
+        1,
+        LONGEST_INTERVAL,
+    )?;
     above_zero("optimizer.gate_rate", optimizer.gate_rate)?;
     above_zero("optimizer.learning_rate", optimizer.learning_rate)?;
     for (key, value) in [

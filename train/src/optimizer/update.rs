@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
-use firebox_kernels::{AdamWUpdate, MuonUpdate, adamw, muon};
+use firebox_kernels::{AdamWUpdate, MuonUpdate, Turns, adamw, muon};
 use firebox_model::parameters::MapParameter;
 
 use super::{Groups, Kept, Moments};
@@ -15,6 +15,7 @@ use crate::ranks::{Owned, Ownership, Team, host};
 pub(super) struct UpdateVisitor<'a> {
     /// The updates of parameters with weight decay.
     pub adamw: AdamWUpdate,
+    /// The update of matrices, with the turns that experts take.
     pub muon: MuonUpdate,
     pub moments: &'a mut BTreeMap<String, Moments>,
     pub groups: &'a Groups,
@@ -27,17 +28,23 @@ pub(super) struct UpdateVisitor<'a> {
 }
 
 impl UpdateVisitor<'_> {
-    /// Updates values of a parameter: all of them, or a run of them that is this rank's own.
+    /// Updates values of a parameter: all of them, or a run of them that is this rank's own, of whose matrices `first` is the place
+    /// of the first one in their stack.
     fn update<const D: usize>(
         &self,
         path: &str,
         values: Tensor<D>,
+        first: usize,
         gradient: Tensor<1>,
         kept: Kept,
     ) -> (Tensor<D>, Kept) {
         match kept {
             Kept::Momentum(momentum) => {
-                let (values, momentum) = muon(values, gradient, *momentum, &self.muon);
+                let update = MuonUpdate {
+                    turns: self.turns(path, first),
+                    ..self.muon
+                };
+                let (values, momentum) = muon(values, gradient, *momentum, &update);
                 (values, Kept::Momentum(Box::new(momentum)))
             }
             Kept::Moments(moments) => {
@@ -54,16 +61,48 @@ impl UpdateVisitor<'_> {
         }
     }
 
-    /// What the weights at a path lose for their size alone, as a fraction of them.
-    fn decay(&self, path: &str) -> f64 {
-        match (
-            self.groups.muon.contains(path),
-            self.groups.decaying.contains(path),
-        ) {
+    /// The turns that the matrices at a path take from the one at the place `first` on.
+    fn turns(&self, path: &str, first: usize) -> Turns {
+        let turns = self.muon.turns;
+        match self.groups.experts.contains(path) {
+            true => Turns {
+                place: turns.place + first,
+                ..turns
+            },
+            false => Turns::ALL,
+        }
+    }
+
+    /// The weights at a path after what they lose for their size alone. `matrices` are the places in their stack of those that are
+    /// here.
+    fn decayed<const D: usize>(
+        &self,
+        path: &str,
+        weights: Tensor<D>,
+        matrices: &[usize],
+    ) -> Tensor<D> {
+        let is_of_muon = self.groups.muon.contains(path);
+        let turns = match is_of_muon {
+            true => self.turns(path, 0),
+            false => Turns::ALL,
+        };
+        let decay = match (is_of_muon, self.groups.decaying.contains(path)) {
             (true, _) => self.muon.decay,
             (false, true) => self.adamw.decay,
             (false, false) => 0.0,
+        };
+        if turns.every == 1 {
+            return weights.mul_scalar(1.0 - decay);
         }
+        let kept = matrices.iter().map(|&place| match turns.includes(place) {
+            true => (1.0 - turns.every as f64 * decay) as f32,
+            false => 1.0,
+        });
+        let mut shape = [1; D];
+        shape[0] = matrices.len();
+        let kept = TensorData::new(kept.collect::<Vec<f32>>(), shape);
+        let device = weights.device();
+        weights * Tensor::from_data(kept, &device)
     }
 
     /// Updates the run of a parameter's values that is this rank's own, and gets the others from the other ranks.
@@ -89,13 +128,17 @@ impl UpdateVisitor<'_> {
             let (kept, gradient) = (kept.unwrap_or_else(zeros), self.gradients.take(path));
             let gradient = gradient.expect("gradients of own values");
             // A matrix is of one rank as a whole.
-            let run = match (is_of_muon, &of_part[..]) {
-                (true, &[.., rows, columns]) => [own.len() / (rows * columns), rows, columns],
-                _ => [1, 1, own.len()],
+            let (run, first) = match (is_of_muon, &of_part[..]) {
+                (true, &[.., rows, columns]) => {
+                    let size = rows * columns;
+                    let run = [own.len() / size, rows, columns];
+                    (run, owned.places()[own.start / size])
+                }
+                _ => ([1, 1, own.len()], 0),
             };
             let before = TensorData::new(values[own.clone()].to_vec(), run);
             let before = Tensor::<3>::from_data(before, &device);
-            let (after, kept) = self.update(path, before, gradient, kept);
+            let (after, kept) = self.update(path, before, first, gradient, kept);
             values[own.clone()].copy_from_slice(&host(after));
             kept
         });
@@ -106,7 +149,7 @@ impl UpdateVisitor<'_> {
             .map(|values| Tensor::from_data(TensorData::new(values, shape), &device));
         let weights = match found {
             Some(weights) if owned.is_with_all() => weights,
-            Some(change) => weights.mul_scalar(1.0 - self.decay(path)) + change,
+            Some(change) => self.decayed(path, weights, &owned.places_here()) + change,
             None => weights,
         };
         (weights, kept)
@@ -130,7 +173,7 @@ impl MapParameter for UpdateVisitor<'_> {
                 let is_of_muon = self.groups.muon.contains(path);
                 let zeros = || Kept::zeros(is_of_muon, elements, &device);
                 let kept = kept.unwrap_or_else(zeros);
-                let (weights, kept) = self.update(path, weights, gradient, kept);
+                let (weights, kept) = self.update(path, weights, 0, gradient, kept);
                 (weights, Some(kept))
             }
         };

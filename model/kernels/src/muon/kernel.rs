@@ -18,6 +18,42 @@ pub struct MuonUpdate {
     pub learning_rate: f64,
     /// What a weight loses for its size alone, as a fraction of it (η λ).
     pub decay: f64,
+    /// Which of the matrices move.
+    pub turns: Turns,
+}
+
+/// Which matrices of a stack move in an update: each in every so many updates, one after the other, and that many times as far. In
+/// the others its momentum alone takes in the gradient.
+///
+/// An expert sees a fraction of the tokens. To move it in every k-th step by the mean of what k steps ask for costs a k-th of the
+/// products that make it orthogonal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turns {
+    /// From one update of a matrix to the next, at least 1.
+    pub every: usize,
+    /// The number of this update, from 0, plus the place of the first matrix in its stack.
+    pub place: usize,
+}
+
+impl Turns {
+    /// Every matrix moves in every update.
+    pub const ALL: Self = Self { every: 1, place: 0 };
+
+    /// Whether the matrix at this index moves.
+    pub fn includes(self, index: usize) -> bool {
+        (self.place + index).is_multiple_of(self.every)
+    }
+
+    /// The update of one that moves.
+    pub(super) fn of_one(self, update: &MuonUpdate) -> MuonUpdate {
+        let times = self.every as f64;
+        MuonUpdate {
+            learning_rate: times * update.learning_rate,
+            decay: times * update.decay,
+            turns: Self::ALL,
+            ..*update
+        }
+    }
 }
 
 /// One update of a stack of matrices and their momentum, in place. Matrices are shared out among the threads, and within one
@@ -43,13 +79,19 @@ pub fn update(
     if length == 0 {
         return;
     }
+    let turns = update.turns;
+    let update = &turns.of_one(update);
     let matrices = weights
         .par_chunks_mut(size)
         .zip(gradient.par_chunks(size))
-        .zip(momentum.par_chunks_mut(size));
+        .zip(momentum.par_chunks_mut(size))
+        .enumerate();
     matrices
         .with_max_len(1)
-        .for_each(|((weights, gradient), momentum)| {
+        .for_each(|(index, ((weights, gradient), momentum))| {
+            if !turns.includes(index) {
+                return take_in(gradient, momentum, update);
+            }
             let mut direction = vec![0.0; size];
             advance(weights, gradient, momentum, &mut direction, update);
             let direction = Matrix::new(&direction, rows, columns);
@@ -70,6 +112,20 @@ pub fn update(
 
 /// Values that a thread takes at once; the four slices of them fit into a core's second cache.
 const BLOCK_VALUES: usize = 1 << 14;
+
+/// What a gradient adds to the momentum.
+fn take_in(gradient: &[f32], momentum: &mut [f32], update: &MuonUpdate) {
+    let kept = update.momentum as f32;
+    let new = ((1.0 - update.momentum) * update.gradient_scale) as f32;
+    vectorized(
+        #[inline(always)]
+        || {
+            for (momentum, gradient) in momentum.iter_mut().zip(gradient) {
+                *momentum = *momentum * kept + gradient * new;
+            }
+        },
+    );
+}
 
 /// What is done to each value by itself: momentum, direction, and the decay of the weight.
 fn advance(

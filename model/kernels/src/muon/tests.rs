@@ -10,6 +10,7 @@ on_every_device!(
     two_updates_follow_the_formula,
     equals_the_reference,
     a_stack_is_updated_matrix_by_matrix,
+    matrices_take_turns,
     a_momentum_that_is_next_to_nothing_moves_nothing,
     a_shared_tensor_is_left_alone_and_a_view_is_understood,
     any_number_of_threads_gives_the_same_bits,
@@ -21,6 +22,7 @@ const UPDATE: MuonUpdate = MuonUpdate {
     momentum: 0.95,
     learning_rate: 0.01,
     decay: 0.001,
+    turns: Turns::ALL,
 };
 
 /// One that sets a weight to what its matrix is made, times `0.2 √max(m, n)`, but for the sign.
@@ -29,6 +31,7 @@ const WHOLE: MuonUpdate = MuonUpdate {
     momentum: 0.0,
     learning_rate: 1.0,
     decay: 1.0,
+    turns: Turns::ALL,
 };
 
 fn numbers(count: usize, seed: u8) -> Vec<f32> {
@@ -164,6 +167,50 @@ fn a_stack_is_updated_matrix_by_matrix(device: Device) {
         let (gradient, momentum) = (flat(&part(5), &device), flat(&part(6), &device));
         let (own, _) = muon(own, gradient, momentum, &UPDATE);
         assert_close("stack", &weights[index * 24..][..24], &values(own), 1e-6).unwrap();
+    }
+}
+
+fn matrices_take_turns(device: Device) {
+    const SHAPE: [usize; 3] = [5, 4, 6];
+    let part = |seed, index: usize| numbers(120, seed)[index * 24..][..24].to_vec();
+    let steps: [Step; 2] = [muon, muon_reference];
+    for (every, place) in [(2, 0), (2, 1), (3, 7)] {
+        let update = MuonUpdate {
+            turns: Turns { every, place },
+            ..UPDATE
+        };
+        for step in steps {
+            let [weights, momentum] = run(step, SHAPE, &update, &device);
+            for index in 0..5 {
+                // As far as in all updates of its turn.
+                let alone = MuonUpdate {
+                    learning_rate: UPDATE.learning_rate * every as f64,
+                    decay: UPDATE.decay * every as f64,
+                    ..UPDATE
+                };
+                let before = part(4, index);
+                let own = tensor(&before, [4, 6], &device);
+                let given = [5, 6].map(|seed| flat(&part(seed, index), &device));
+                let [gradient, kept] = given;
+                let (moved, kept) = muon(own, gradient, kept, &alone);
+                let expected = match (place + index) % every {
+                    0 => values(moved),
+                    _ => before,
+                };
+                let of_stack = |values: &[f32]| values[index * 24..][..24].to_vec();
+                assert_close("weights", &of_stack(&weights), &expected, 1e-6).unwrap();
+                assert_close("momentum", &of_stack(&momentum), &values(kept), 1e-6).unwrap();
+            }
+        }
+    }
+    // None of them has its turn.
+    let update = MuonUpdate {
+        turns: Turns { every: 9, place: 1 },
+        ..UPDATE
+    };
+    for step in steps {
+        let [weights, _] = run(step, SHAPE, &update, &device);
+        assert_eq!(weights, numbers(120, 4));
     }
 }
 

@@ -50,9 +50,7 @@ impl Origin {
                 .hint("remove it to start from random weights"));
         }
         let unusable = || Problem::new(KEY, "cannot be used");
-        let hint = "it must be a checkpoint or run folder, such as runs/NAME, relative to the working directory";
-        let folder =
-            checkpoint_folder(init).map_err(|error| unusable().hint(hint).caused_by(error))?;
+        let folder = checkpoint_folder(init).map_err(|error| unusable().caused_by(error))?;
         let config = read_config(&folder, Accept::Key(accept)).map_err(|error| {
             let problem = match &error {
                 CheckpointError::AcceptedAbsent { .. } | CheckpointError::AcceptedKnown { .. } => {

@@ -419,7 +419,7 @@ fn a_checkpoint_that_cannot_be_used_is_named() {
     "#);
     insta::assert_snapshot!(origin.refusal(&["train.init=nowhere/at/all"]), @r#"
     run.toml: train.init = "nowhere/at/all" (from --set) cannot be used: nowhere/at/all does not exist
-    hint: it must be a checkpoint or run folder, such as runs/NAME, relative to the working directory
+    hint: use a run folder, such as runs/quickstart, which `cargo train run configs/quickstart.toml` makes, or a folder with config.json and model.safetensors, relative to the working directory
     "#);
 
     let mut model = read(SMALL, &[]).unwrap().model;
