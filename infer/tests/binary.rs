@@ -422,7 +422,10 @@ fn wrong_usage_exits_with_2() {
     let missing = "absent does not exist\nhint: name files of text";
     assert!(errors.contains(missing), "{errors}");
     let errors = fail(2, ["bench", checkpoint, "--dtype", "q8_0"]);
-    assert!(errors.contains("int8, which keeps the weights of q8_0"), "{errors}");
+    assert!(
+        errors.contains("int8, which keeps the weights of q8_0"),
+        "{errors}"
+    );
     let errors = fail(2, ["eval", checkpoint, "--data", checkpoint]);
     assert!(
         errors.contains("is a folder; --data takes files"),

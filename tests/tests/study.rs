@@ -103,6 +103,33 @@ fn variants_are_compared_seed_by_seed() {
 }
 
 #[test]
+fn a_variant_that_diverges_is_a_result() {
+    let test = TestRun::new();
+    let file = study(&test, "[0, 1]");
+    let wild = "[[variant]]\nname = 'wild'\nset = ['optimizer.learning_rate=1e30']\n";
+    fs::write(&file, fs::read_to_string(&file).unwrap() + wild).unwrap();
+    let out = test.argument("study");
+    let (code, text, log) = train(&["study", &file, "--out", &out]);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("wild, seed 0: step"), "{log}");
+    assert!(log.contains("the study goes on"), "{log}");
+    assert!(text.contains("wild diverged with seed 0, 1"), "{text}");
+    assert!(text.contains("dense is "), "{text}");
+    // When it is asked for again, runs that diverged do so again.
+    let (code, text, log) = train(&["study", &file, "--out", &out, "--json"]);
+    assert_eq!(code, Some(0), "{log}");
+    let result: Value = serde_json::from_str(&text).unwrap();
+    let [mixture, _, wild] = &result["compared"].as_array().unwrap()[..] else {
+        panic!("{text}")
+    };
+    assert_eq!(mixture["diverged"], serde_json::json!([]));
+    assert_eq!(wild["diverged"], serde_json::json!([0, 1]));
+    for key in ["loss", "difference", "speed_up"] {
+        assert_eq!(wild[key], Value::Null, "{key}");
+    }
+}
+
+#[test]
 fn what_a_study_cannot_do_is_said_before_it_trains() {
     let test = TestRun::new();
     let file = study(&test, "[0]");

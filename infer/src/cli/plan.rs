@@ -245,7 +245,9 @@ impl PlanArgs {
             output,
             pictures: 0,
             widths: Widths {
-                message: self.message_dtype.map_or(widths.message, WeightDtype::bytes),
+                message: self
+                    .message_dtype
+                    .map_or(widths.message, WeightDtype::bytes),
                 ..widths
             },
         })

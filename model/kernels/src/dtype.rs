@@ -125,7 +125,10 @@ impl FromStr for WeightFormat {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "int8" => Ok(Self::Int8),
-            "q8_0" => Err("must be f32, f16, bf16 or int8, which keeps the weights of q8_0 files as they are".to_owned()),
+            "q8_0" => Err(
+                "must be f32, f16, bf16 or int8, which keeps the weights of q8_0 files as they are"
+                    .to_owned(),
+            ),
             _ => WeightDtype::from_str(text)
                 .map(Self::Plain)
                 .map_err(|_| "must be f32, f16, bf16 or int8".to_owned()),

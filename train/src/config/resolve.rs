@@ -148,10 +148,10 @@ fn optimizer(raw: RawOptimizer) -> Checked<OptimizerConfig> {
                 .hint("remove it, or set muon = \"dense\" or \"all\""),
         );
     }
-    if muon != Muon::All && raw.expert_interval.is_some() {
+    if muon != Muon::All && raw.expert_interval.is_some_and(|interval| interval != 1) {
         return Err(
             without_effect("optimizer.expert_interval", "without Muon for the experts")
-                .hint("remove it, or set muon = \"all\""),
+                .hint("set it to 1, or muon to \"all\""),
         );
     }
     let optimizer = OptimizerConfig {

@@ -368,9 +368,10 @@ fn keys_of_the_recipe_are_checked() {
     insta::assert_snapshot!(set(&["optimizer.muon=all", "optimizer.muon_momentum=1"]), @"run.toml: optimizer.muon_momentum = 1 (from --set) must be at least 0 and below 1");
     let all = optimizer(&["optimizer.muon=all", "optimizer.expert_interval=4"]);
     assert_eq!((dense.expert_interval, all.expert_interval), (1, 4));
+    optimizer(&["optimizer.muon=dense", "optimizer.expert_interval=1"]);
     insta::assert_snapshot!(set(&["optimizer.muon=dense", "optimizer.expert_interval=4"]), @r#"
     run.toml: optimizer.expert_interval = 4 (from --set) has no effect without Muon for the experts
-    hint: remove it, or set muon = "all"
+    hint: set it to 1, or muon to "all"
     "#);
     insta::assert_snapshot!(set(&["optimizer.muon=all", "optimizer.expert_interval=0"]), @"run.toml: optimizer.expert_interval = 0 (from --set) must be between 1 and 100");
     insta::assert_snapshot!(set(&["optimizer.muon=experts"]), @r#"run.toml: optimizer.muon = "experts" (from --set) must be "none" or "dense" or "all""#);

@@ -21,11 +21,14 @@ pub struct Compared {
     pub tokens: u64,
     /// Mean seconds of training.
     pub seconds: f64,
-    /// Held-out loss at the end, in nats per token.
-    pub loss: Spread,
+    /// The seeds with which training diverged; their runs have no loss at the end.
+    pub diverged: Vec<u64>,
+    /// Held-out loss at the end, in nats per token; `None` where all runs diverged.
+    pub loss: Option<Spread>,
     /// The same in bits per byte, which other tokenizers can be compared with.
-    pub bits_per_byte: Spread,
-    /// Loss less that of the first variant with the same seed, in the result's [`Unit`]; `None` for the first one.
+    pub bits_per_byte: Option<Spread>,
+    /// Loss less that of the first variant with the same seed, in the result's [`Unit`]; `None` for the first one, and where no
+    /// seed has runs of both that came to their ends.
     pub difference: Option<Spread>,
     /// How many times sooner this variant reaches the loss that the first one ends with, by seconds of training; below 1, the first
     /// one reaches this one's last loss that much sooner. The geometric mean over seeds; `None` for the first variant, and
@@ -48,12 +51,12 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// # Panics
-    ///
-    /// Without values.
-    pub(super) fn new(values: Vec<f64>) -> Self {
+    /// `None` without values.
+    pub(super) fn new(values: Vec<f64>) -> Option<Self> {
         let count = values.len();
-        assert!(count > 0, "a spread of values");
+        if count == 0 {
+            return None;
+        }
         let mean = values.iter().sum::<f64>() / count as f64;
         let deviation = (count > 1).then(|| {
             let squares = values.iter().map(|value| (value - mean).powi(2));
@@ -61,12 +64,12 @@ impl Spread {
         });
         let confidence =
             deviation.map(|deviation| student_t(count - 1) * deviation / (count as f64).sqrt());
-        Self {
+        Some(Self {
             values,
             mean,
             deviation,
             confidence,
-        }
+        })
     }
 
     /// Whether the interval of confidence leaves out 0.
@@ -112,23 +115,38 @@ impl StudyResult {
         let first = by_variant[0];
         let variants = study.variants.iter().zip(&by_variant).enumerate();
         let compared = variants.map(|(place, (variant, runs))| {
-            let of = |value: fn(&Recorded) -> f64| Spread::new(runs.iter().map(value).collect());
-            let pairs = || runs.iter().zip(first);
-            let last = runs[0].last();
+            let ended = |value: fn(&Recorded) -> f64| {
+                let ended = runs.iter().filter(|run| has_ended(run));
+                Spread::new(ended.map(value).collect())
+            };
+            let pairs = || {
+                let pairs = runs.iter().zip(first);
+                pairs.filter(|(run, first)| has_ended(run) && has_ended(first))
+            };
+            let diverged = study.seeds.iter().zip(*runs);
+            let diverged = diverged.filter(|(_, run)| !has_ended(run));
+            let seconds = runs
+                .iter()
+                .map(|run| run.last().map_or(0.0, |last| last.seconds));
+            let longest = runs.iter().filter_map(Recorded::last);
+            let longest = longest.max_by_key(|last| last.tokens);
             Compared {
                 name: variant.name.clone(),
                 parameters: runs[0].parameters,
                 active_parameters: runs[0].active_parameters,
                 steps: runs[0].steps,
-                tokens: last.map_or(0, |last| last.tokens),
-                seconds: of(|run| run.last().map_or(0.0, |last| last.seconds)).mean,
-                loss: of(|run| final_loss(run, Unit::NatsPerToken)),
-                bits_per_byte: of(|run| final_loss(run, Unit::BitsPerByte)),
-                difference: (place > 0).then(|| {
-                    let differences =
-                        pairs().map(|(run, first)| final_loss(run, unit) - final_loss(first, unit));
-                    Spread::new(differences.collect())
-                }),
+                tokens: longest.map_or(0, |last| last.tokens),
+                seconds: seconds.sum::<f64>() / runs.len() as f64,
+                diverged: diverged.map(|(&seed, _)| seed).collect(),
+                loss: ended(|run| final_loss(run, Unit::NatsPerToken)),
+                bits_per_byte: ended(|run| final_loss(run, Unit::BitsPerByte)),
+                difference: (place > 0)
+                    .then(|| {
+                        let differences = pairs()
+                            .map(|(run, first)| final_loss(run, unit) - final_loss(first, unit));
+                        Spread::new(differences.collect())
+                    })
+                    .flatten(),
                 speed_up: (place > 0).then(|| mean_speed_up(pairs(), unit)).flatten(),
             }
         });
@@ -141,6 +159,13 @@ impl StudyResult {
             report,
         })
     }
+}
+
+/// Whether a run came to its end: its last step is always validated.
+fn has_ended(run: &Recorded) -> bool {
+    run.validations
+        .last()
+        .is_some_and(|last| last.step == run.steps)
 }
 
 fn last_validation(run: &Recorded) -> Option<&Evaluation> {
@@ -170,7 +195,7 @@ fn mean_speed_up<'a>(
         Some(speed_up(&curve, &other)?.ln())
     });
     let logs: Vec<f64> = logs.collect::<Option<_>>()?;
-    Some((logs.iter().sum::<f64>() / logs.len() as f64).exp())
+    (!logs.is_empty()).then(|| (logs.iter().sum::<f64>() / logs.len() as f64).exp())
 }
 
 /// Seconds of training and held-out losses.
@@ -205,13 +230,14 @@ mod tests {
 
     #[test]
     fn a_spread_of_three() {
-        let spread = Spread::new(vec![1.0, 2.0, 3.0]);
+        let spread = Spread::new(vec![1.0, 2.0, 3.0]).unwrap();
         assert_eq!((spread.mean, spread.deviation), (2.0, Some(1.0)));
         // 4.303 / √3
         assert!((spread.confidence.unwrap() - 2.4844).abs() < 1e-3);
         assert!(!spread.is_sure());
-        assert!(Spread::new(vec![2.0, 2.1, 2.2]).is_sure());
-        let single = Spread::new(vec![2.0]);
+        assert!(Spread::new(vec![2.0, 2.1, 2.2]).unwrap().is_sure());
+        assert_eq!(Spread::new(Vec::new()), None);
+        let single = Spread::new(vec![2.0]).unwrap();
         assert_eq!((single.deviation, single.is_sure()), (None, false));
     }
 

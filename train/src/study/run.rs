@@ -88,18 +88,26 @@ pub fn run(
                 device: options.device.clone(),
                 resume: Resume::Auto,
             };
-            chain::run(
+            let ended = chain::run(
                 &study.config,
                 &study.set(variant, &decided),
                 &run,
                 &Team::default(),
                 control,
-            )
-            .map_err(|source| StudyError::Run {
-                variant: variant.name.clone(),
-                seed,
-                source: source.into(),
-            })?;
+            );
+            match ended {
+                // That too is a result.
+                Err(error @ TrainError::Diverged { .. }) => {
+                    tracing::warn!("{}, seed {seed}: {error}; the study goes on", variant.name);
+                }
+                ended => {
+                    ended.map_err(|source| StudyError::Run {
+                        variant: variant.name.clone(),
+                        seed,
+                        source: source.into(),
+                    })?;
+                }
+            }
         }
     }
     let folders = study.variants.iter().flat_map(|variant| {

@@ -77,8 +77,13 @@ impl StudyResult {
                 grouped(compared.steps).into(),
                 scaled(compared.tokens as f64).into(),
                 format!("{:.1}", compared.seconds).into(),
-                with_deviation(&compared.loss).into(),
-                with_deviation(&compared.bits_per_byte).into(),
+                loss_of(compared),
+                compared
+                    .bits_per_byte
+                    .as_ref()
+                    .map(with_deviation)
+                    .unwrap_or_default()
+                    .into(),
                 difference,
                 speed_up.unwrap_or_default().into(),
             ])
@@ -96,6 +101,15 @@ impl StudyResult {
     pub(super) fn sentences(&self) -> Vec<(Verdict, String)> {
         let others = self.compared[1..].iter();
         let mut sentences: Vec<_> = others.map(|compared| self.sentence(compared)).collect();
+        let diverged = self
+            .compared
+            .iter()
+            .filter(|compared| !compared.diverged.is_empty());
+        sentences.extend(diverged.map(|Compared { name, diverged, .. }| {
+            let seeds: Vec<String> = diverged.iter().map(u64::to_string).collect();
+            let text = format!("{name} diverged with seed {}", seeds.join(", "));
+            (Verdict::Bad, text)
+        }));
         if !self.is_same_text {
             let text = "the runs have different held-out texts, so that their losses say little of each other";
             sentences.push((Verdict::Bad, text.to_owned()));
@@ -107,10 +121,9 @@ impl StudyResult {
     fn sentence(&self, compared: &Compared) -> (Verdict, String) {
         let (name, first) = (&compared.name, &self.compared[0].name);
         let Some(difference) = &compared.difference else {
-            return (
-                Verdict::Notable,
-                format!("{name} is what others are compared with"),
-            );
+            let text =
+                format!("{name} and {first} have no seed with which both came to their ends");
+            return (Verdict::Bad, text);
         };
         if difference.values.iter().all(|&value| value == 0.0) {
             let text = format!("{name} ends with the very losses of {first}");
@@ -139,6 +152,18 @@ impl StudyResult {
                 (Verdict::Notable, text)
             }
         }
+    }
+}
+
+fn loss_of(compared: &Compared) -> Cell {
+    let diverged = compared.diverged.len();
+    match &compared.loss {
+        None => Cell::judged("diverged", Verdict::Bad),
+        Some(loss) if diverged > 0 => {
+            let text = format!("{}, {diverged} diverged", with_deviation(loss));
+            Cell::judged(text, Verdict::Bad)
+        }
+        Some(loss) => with_deviation(loss).into(),
     }
 }
 

@@ -216,7 +216,8 @@ impl FromStr for BlockType {
     fn from_str(text: &str) -> Result<Self, String> {
         let known = Self::ALL.into_iter().find(|kind| kind.to_string() == text);
         known.ok_or_else(|| match text {
-            "int8" => "must be f32, bf16, f16 or q8_0, which is what --dtype int8 makes of weights".to_owned(),
+            "int8" => "must be f32, bf16, f16 or q8_0, which is what --dtype int8 makes of weights"
+                .to_owned(),
             _ => "must be f32, bf16, f16 or q8_0".to_owned(),
         })
     }
