@@ -120,10 +120,13 @@ fn configuration(config: &RunConfig) -> Table {
 
 fn optimizer_summary(config: &RunConfig) -> String {
     let optimizer = &config.optimizer;
-    let muon = match optimizer.muon {
-        Muon::None => "",
-        Muon::Dense => "Muon for attention and dense layers, else ",
-        Muon::All => "Muon for attention, dense layers and experts, else ",
+    let muon = match (optimizer.muon, optimizer.expert_interval) {
+        (Muon::None, _) => String::new(),
+        (Muon::Dense, _) => "Muon for attention and dense layers, else ".to_owned(),
+        (Muon::All, 1) => "Muon for attention, dense layers and experts, else ".to_owned(),
+        (Muon::All, steps) => format!(
+            "Muon for attention, dense layers and experts, each of these once in {steps} steps, else "
+        ),
     };
     format!(
         "{muon}AdamW, learning rate {}, betas {} and {}, weight decay {}, clip norm {}",
