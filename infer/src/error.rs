@@ -666,7 +666,7 @@ impl Advise for InferError {
             Self::Missing { option: "--data", .. } => usage(
                 "name files of text, JSON lines or Parquet, such as README.md, relative to the working directory",
             ),
-            Self::Missing { .. } => usage("make it, or name a folder that is there, relative to the working directory"),
+            Self::Missing { .. } => usage("create it, or name an existing folder, relative to the working directory"),
             Self::NotAFolder { .. } | Self::Read(_) | Self::Place(_) => Advice::USAGE,
             Self::Process(_) | Self::Serve(_) | Self::Write(_) | Self::Input(_) | Self::Output(_) => Advice::FAILURE,
         }

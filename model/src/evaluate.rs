@@ -1,6 +1,6 @@
 //! The quality of a model on text: loss in nats and bits per byte, and router health.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::batch::Sequence;
 use crate::moe::stats::{HealthSums, LayerHealth};
@@ -19,13 +19,20 @@ pub struct Evaluation {
     pub bytes: u64,
     /// Mean cross-entropy in nats per token.
     pub nats_per_token: f64,
-    /// `exp(nats_per_token)`
+    /// `exp(nats_per_token)`, infinite from about 710 on.
+    #[serde(deserialize_with = "infinite_if_null")]
     pub perplexity: f64,
     /// `nats / ln 2 / bytes`: the bits per byte of an ideal compressor that uses this model. Unlike the loss per
     /// token, it can be compared between tokenizers.
     pub bits_per_byte: f64,
     /// Router health of each MoE layer; empty for a dense model.
     pub layers: Vec<LayerHealth>,
+}
+
+/// A number, in whose place JSON has null where it is infinite.
+fn infinite_if_null<'de, D: Deserializer<'de>>(source: D) -> Result<f64, D::Error> {
+    let number = Option::<f64>::deserialize(source)?;
+    Ok(number.unwrap_or(f64::INFINITY))
 }
 
 /// Evaluates on sequences, `rows` of them at a time; `progress` is called with the number of tokens done.
@@ -131,6 +138,23 @@ mod tests {
     use crate::network::Local;
     use crate::testing::{ByHand, moe, smallest, text, tiny};
     use firebox_runtime::on_every_device;
+
+    #[test]
+    fn a_perplexity_without_bounds_is_read_as_it_was_written() {
+        let sums = Sums {
+            nats: 1e6,
+            tokens: 10,
+            bytes: 30,
+            ..Sums::default()
+        };
+        let evaluation = sums.evaluation();
+        assert!(evaluation.perplexity.is_infinite());
+        let text = serde_json::to_string(&evaluation).unwrap();
+        assert_eq!(
+            serde_json::from_str::<Evaluation>(&text).unwrap(),
+            evaluation
+        );
+    }
 
     on_every_device!(
         a_model_without_preferences,

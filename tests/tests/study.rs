@@ -113,7 +113,7 @@ fn a_variant_that_diverges_is_a_result() {
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("wild, seed 0: step"), "{log}");
     assert!(log.contains("the study goes on"), "{log}");
-    assert!(text.contains("wild diverged with seed 0, 1"), "{text}");
+    assert!(text.contains("wild diverged with seeds 0, 1"), "{text}");
     assert!(text.contains("dense is "), "{text}");
     // When it is asked for again, runs that diverged do so again.
     let (code, text, log) = train(&["study", &file, "--out", &out, "--json"]);

@@ -50,7 +50,7 @@ struct Groups {
     decaying: BTreeSet<String>,
     /// Those of Muon.
     muon: BTreeSet<String>,
-    /// Stacks of the experts' matrices.
+    /// Of these, stacks of the experts' matrices, which take turns.
     experts: BTreeSet<String>,
     /// The gates of a model that sees pictures.
     gates: BTreeSet<String>,
@@ -67,7 +67,9 @@ impl Groups {
             kind: muon,
             decaying: of(&decays),
             muon: of(&|parameter| is_of_muon(parameter, muon)),
-            experts: of(&|parameter| parameter.role == Role::Experts),
+            experts: of(&|parameter| {
+                parameter.role == Role::Experts && is_of_muon(parameter, muon)
+            }),
             gates: of(&|parameter| parameter.role == Role::Gate),
         }
     }
@@ -230,7 +232,7 @@ impl Optimizer {
                 decay,
                 turns: Turns {
                     every: config.expert_interval,
-                    place: (self.steps - 1) as usize,
+                    offset: (self.steps - 1) as usize,
                 },
             },
             moments: &mut self.moments,

@@ -78,7 +78,7 @@ pub(super) struct PlanArgs {
     /// f32, which the KV cache then is in any case].
     #[arg(long, value_name = "TYPE")]
     dtype: Option<WeightFormat>,
-    /// Type of the activations that ranks send: bf16, f16 or f32 [default: that of --dtype].
+    /// Type of the activations that ranks send: bf16, f16 or f32 [default: that of --dtype, with int8 bf16].
     ///
     /// The ranks of `cargo infer` itself send f32.
     #[arg(long, value_name = "TYPE")]

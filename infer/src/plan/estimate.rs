@@ -8,7 +8,7 @@ use firebox_model::parallel::{LayoutError, RankLayout};
 use serde::Serialize;
 
 use super::hardware::Hardware;
-use super::loads::RankLoads;
+use super::loads::{Count, RankLoads};
 use super::memory::{Bytes, Memory};
 use super::stage::Stages;
 
@@ -60,9 +60,9 @@ impl Widths {
         }
     }
 
-    /// Bytes of so many weights of matrices and of other weights.
-    pub(super) fn weights(self, matrices: f64, others: f64) -> f64 {
-        self.weight * matrices + self.number as f64 * others
+    /// Bytes of so many weights.
+    pub(super) fn weights(self, count: Count) -> f64 {
+        self.weight * count.matrices + self.number as f64 * count.numbers
     }
 }
 

@@ -7,14 +7,32 @@ use firebox_model::language_model::LanguageModel;
 use firebox_model::parallel::{LayoutError, RankLayout, Shard};
 use firebox_model::parameters::{Axis, Role};
 
+/// Parameters, by how they are held in 8 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Count {
+    /// Of matrices that activations are multiplied with, which 8 bits may hold.
+    pub matrices: f64,
+    /// The others, which are numbers in any case.
+    pub numbers: f64,
+}
+
+impl Count {
+    pub fn add(&mut self, other: Self) {
+        self.matrices += other.matrices;
+        self.numbers += other.numbers;
+    }
+
+    /// Of both kinds.
+    pub fn all(self) -> f64 {
+        self.matrices + self.numbers
+    }
+}
+
 /// Parameters and widths of a rank, of a layer or of several.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct RankLoad {
     /// Parameters that every token is multiplied with, and small ones.
-    pub dense: f64,
-    /// Of these, the ones that are numbers also where matrices are held in 8 bits: a head that is the table of tokens, and
-    /// small ones.
-    pub numbers: f64,
+    pub dense: Count,
     /// Parameters of experts.
     pub experts: f64,
     /// Experts, of which each has an equal part of those; the largest number of a layer.
@@ -22,11 +40,11 @@ pub(super) struct RankLoad {
     /// Rows of a table that tokens look up.
     pub table: f64,
     /// Parameters of layers that attend to pictures, which every token is multiplied with that sees one.
-    pub cross: f64,
+    pub cross: Count,
     /// Those of these layers that the positions of pictures are multiplied with, to become keys and values.
     pub keys: f64,
     /// Parameters of the tower and its projection.
-    pub tower: f64,
+    pub tower: Count,
     /// Values of keys and values that are kept for a token, over the layers; in a layer that attends to pictures for a position
     /// of a picture.
     pub cached: f64,
@@ -36,21 +54,27 @@ pub(super) struct RankLoad {
 
 impl RankLoad {
     fn add(&mut self, other: &Self) {
-        self.dense += other.dense;
-        self.numbers += other.numbers;
+        self.dense.add(other.dense);
         self.experts += other.experts;
         self.expert_count = self.expert_count.max(other.expert_count);
         self.table += other.table;
-        self.cross += other.cross;
+        self.cross.add(other.cross);
         self.keys += other.keys;
-        self.tower += other.tower;
+        self.tower.add(other.tower);
         self.cached += other.cached;
         self.queries += other.queries;
     }
 
     /// Parameters of all kinds.
-    pub fn parameters(&self) -> f64 {
-        self.dense + self.experts + self.table + self.cross + self.keys + self.tower
+    pub fn parameters(&self) -> Count {
+        let mut sum = Count {
+            matrices: self.experts + self.keys,
+            numbers: self.table,
+        };
+        [self.dense, self.cross, self.tower]
+            .into_iter()
+            .for_each(|count| sum.add(count));
+        sum
     }
 }
 
@@ -114,9 +138,21 @@ impl RankLoads {
                     continue;
                 };
                 let (shape, held) = (slice.shape(), slice.elements() as f64);
+                let count = match parameter.is_matrix {
+                    true => Count {
+                        matrices: held,
+                        numbers: 0.0,
+                    },
+                    false => Count {
+                        matrices: 0.0,
+                        numbers: held,
+                    },
+                };
                 if parameter.is_tower() {
                     // The same on each rank.
-                    loads.tower.tower += if rank == 0 { held } else { 0.0 };
+                    if rank == 0 {
+                        loads.tower.tower.add(count);
+                    }
                     continue;
                 }
                 let crosses = parameter.layer().is_some_and(|layer| loads.crossing[layer]);
@@ -134,11 +170,8 @@ impl RankLoads {
                     Role::CrossAttention if parameter.axes.contains(&Axis::KvHeads) => {
                         load.keys += held;
                     }
-                    _ if crosses => load.cross += held,
-                    _ => {
-                        load.dense += held;
-                        load.numbers += if parameter.is_matrix { 0.0 } else { held };
-                    }
+                    _ if crosses => load.cross.add(count),
+                    _ => load.dense.add(count),
                 }
             }
             let queries = shard.query_heads().len() as f64;
@@ -159,9 +192,7 @@ impl RankLoads {
             }
             if config.tied_embeddings {
                 // The head multiplies with the same table.
-                let table = loads.embedding[rank].table;
-                loads.head[rank].dense += table;
-                loads.head[rank].numbers += table;
+                loads.head[rank].dense.numbers += loads.embedding[rank].table;
             }
         }
         Ok(loads)

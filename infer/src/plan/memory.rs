@@ -69,11 +69,7 @@ impl Memory<'_> {
             false => 0.0,
         };
         Bytes {
-            weights: {
-                let load = self.loads.of_stage(rank, layers);
-                let numbers = load.numbers + load.table;
-                widths.weights(load.parameters() - numbers, numbers)
-            },
+            weights: widths.weights(self.loads.of_stage(rank, layers).parameters()),
             prompt: (prompt as f64 * self.activations_of_token())
                 .max(self.activations_of_pictures(layers)),
             cache: cached((prompt + output) as f64, pictures),

@@ -10,7 +10,7 @@ use firebox_model::parallel::traffic::{PassTokens, PassTraffic};
 
 use super::estimate::Workload;
 use super::hardware::{Hardware, Reach};
-use super::loads::{RankLoads, Seen};
+use super::loads::{Count, RankLoads, Seen};
 
 /// A model over the ranks of a layout, on hardware.
 #[derive(Debug)]
@@ -193,20 +193,31 @@ impl Stages<'_> {
             false => 0.0,
         };
         // Without pictures, layers that attend to them do nothing.
-        let cross = if seen.pictures > 0.0 { load.cross } else { 0.0 };
-        let (tower, looking) = match looked > 0.0 && load.tower > 0.0 {
-            true => (load.tower + load.keys, looked * self.looking(load.keys)),
-            false => (0.0, 0.0),
+        let cross = match seen.pictures > 0.0 {
+            true => load.cross,
+            false => Count::default(),
         };
-        let matrices = load.dense - load.numbers + load.experts * touched + cross + tower;
+        let mut read = Count {
+            matrices: load.experts * touched,
+            numbers: looked_up,
+        };
+        read.add(load.dense);
+        read.add(cross);
+        let mut looking = 0.0;
+        if looked > 0.0 && load.tower.all() > 0.0 {
+            read.add(load.tower);
+            read.matrices += load.keys;
+            looking = looked * self.looking(load.keys);
+        }
         let cached = texts * self.loads.cached(rank, layers, seen);
-        let products =
-            2.0 * (tokens * (load.dense - head + cross) + drawn * head + multiplied * load.experts);
+        let products = 2.0
+            * (tokens * (load.dense.all() - head + cross.all())
+                + drawn * head
+                + multiplied * load.experts);
         // Scores and their product with the values.
         let scores = 4.0 * tokens * self.loads.attended(rank, layers, seen);
         let widths = self.workload.widths;
-        let weights = widths.weights(matrices, load.numbers + looked_up);
-        let bytes = weights + widths.cache as f64 * cached;
+        let bytes = widths.weights(read) + widths.cache as f64 * cached;
         let computed = match seen.pictures > 0.0 {
             true => layers.len(),
             false => layers.len() - self.loads.crossings(layers),

@@ -1,5 +1,6 @@
 //! The described GPT-4, and what has to hold for any plan.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use burn::module::Param;
@@ -268,13 +269,19 @@ fn drafts_pay_off_less_for_a_mixture_than_for_a_dense_model() {
 /// The weights of every rank, and the keys and values of pictures that it makes.
 #[test]
 fn what_sees_pictures_is_counted_as_it_is_held() {
-    struct Held(usize);
-    impl VisitParameter for Held {
-        fn visit<const D: usize>(&mut self, _: &str, parameter: &Param<Tensor<D>>) {
-            self.0 += parameter.val().shape().num_elements();
+    /// Numbers in matrices of products, and others.
+    struct Held<'a>(&'a HashSet<String>, [usize; 2]);
+    impl VisitParameter for Held<'_> {
+        fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
+            let kind = usize::from(!self.0.contains(path));
+            self.1[kind] += parameter.val().shape().num_elements();
         }
     }
     let config = seeing_config();
+    let matrices = LanguageModel::parameter_list(&config).into_iter();
+    let matrices = matrices.filter(|parameter| parameter.is_matrix);
+    let matrices: HashSet<String> = matrices.map(|parameter| parameter.path).collect();
+    assert!(matrices.iter().any(|path| path.starts_with("vision.")));
     let vision = config.vision.as_ref().unwrap();
     let picture = Picture {
         arrangement: 1,
@@ -289,6 +296,13 @@ fn what_sees_pictures_is_counted_as_it_is_held() {
         pictures: 3,
         widths: Widths::of(WeightDtype::F32.into()),
     };
+    let narrow = Workload {
+        widths: Widths {
+            weight: 1.0,
+            ..workload.widths
+        },
+        ..workload
+    };
     for layout in [
         layout(1, 1),
         layout(2, 1),
@@ -299,18 +313,18 @@ fn what_sees_pictures_is_counted_as_it_is_held() {
         let hardware = a100();
         let planner = Planner::of_layout(&config, layout, &hardware).unwrap();
         let planned = planner.bytes(&planner.stages(layout.pipeline, workload));
+        let narrow = planner.bytes(&planner.stages(layout.pipeline, narrow));
         let mut seeing = 0;
         for (rank, planned) in planned.iter().enumerate() {
             let shard = Shard::new(&config, layout, rank).unwrap();
             let mut source = RandomParameters::new(7, &device).of_shard(shard);
             let Ok(model) = LanguageModel::new(&config, &mut source);
-            let mut held = Held(0);
+            let mut held = Held(&matrices, [0; 2]);
             visit(&model, &mut held);
-            assert_eq!(
-                planned.weights,
-                4.0 * held.0 as f64,
-                "{layout}, rank {rank}"
-            );
+            let [matrices, others] = held.1.map(|count| count as f64);
+            let expected = [4.0 * (matrices + others), matrices + 4.0 * others];
+            let found = [planned.weights, narrow[rank].weights];
+            assert_eq!(found, expected, "{layout}, rank {rank}");
             let keys = model.look(&vec![picture.clone(); 3]).bytes();
             assert_eq!(planned.pictures, keys as f64, "{layout}, rank {rank}");
             seeing += usize::from(keys > 0);

@@ -106,14 +106,19 @@ pub fn muon_reference<const D: usize>(
     if moving.is_empty() {
         return (weights, momentum);
     }
-    let update = update.turns.of_one(update);
+    let update = update.of_turn();
+    let size = update.learning_rate * SIZE * (rows.max(columns) as f64).sqrt();
+    let change = |direction| orthogonal_reference(direction).mul_scalar(size);
+    let direction = direction.reshape([count, rows, columns]);
+    if moving.len() == count {
+        let change = change(direction).reshape(shape);
+        return (weights.mul_scalar(1.0 - update.decay) - change, momentum);
+    }
     let moving = Tensor::from_data(TensorData::from(&moving[..]), &weights.device());
     let of_moving = |matrices: Tensor<3>| matrices.select(0, moving.clone());
-    let direction = orthogonal_reference(of_moving(direction.reshape([count, rows, columns])));
-    let size = update.learning_rate * SIZE * (rows.max(columns) as f64).sqrt();
     let weights = weights.reshape([count, rows, columns]);
     let lost = of_moving(weights.clone()).mul_scalar(update.decay);
-    let change = (direction.mul_scalar(size) + lost).neg();
+    let change = (change(of_moving(direction)) + lost).neg();
     let weights = weights.select_assign(0, moving, change, IndexingUpdateOp::Add);
     (weights.reshape(shape), momentum)
 }

@@ -421,7 +421,8 @@ pub struct OptimizerConfig {
     /// How much of Muon's momentum stays from one step to the next; `None` without Muon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub muon_momentum: Option<f64>,
-    /// In how many steps Muon moves each expert's matrices once, that many times as far ([`Turns`](firebox_kernels::Turns)).
+    /// Steps from one update of an expert's matrices by Muon to the next; each is that many times as large
+    /// ([`Turns`](firebox_kernels::Turns)).
     #[serde(skip_serializing_if = "is_one")]
     pub expert_interval: usize,
     /// Learning rate of the gates of a model that sees pictures, as a multiple of that of all else.

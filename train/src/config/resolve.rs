@@ -137,7 +137,7 @@ fn train(raw: RawTrain, frozen: Option<Frozen>) -> Checked<TrainConfig> {
     Ok(train)
 }
 
-/// The longest interval between two updates of an expert: beyond it, Muon's momentum has forgotten most of what it was for.
+/// The longest interval between two updates of an expert: beyond it, Muon's momentum has forgotten almost everything that it took in since.
 const LONGEST_INTERVAL: usize = 100;
 
 fn optimizer(raw: RawOptimizer) -> Checked<OptimizerConfig> {

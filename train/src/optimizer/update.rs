@@ -61,48 +61,41 @@ impl UpdateVisitor<'_> {
         }
     }
 
-    /// The turns that the matrices at a path take from the one at the place `first` on.
+    /// The turns that the matrices at a path take, from the one at the place `first` on.
     fn turns(&self, path: &str, first: usize) -> Turns {
         let turns = self.muon.turns;
         match self.groups.experts.contains(path) {
             true => Turns {
-                place: turns.place + first,
+                offset: turns.offset + first,
                 ..turns
             },
             false => Turns::ALL,
         }
     }
 
-    /// The weights at a path after what they lose for their size alone. `matrices` are the places in their stack of those that are
-    /// here.
-    fn decayed<const D: usize>(
-        &self,
-        path: &str,
-        weights: Tensor<D>,
-        matrices: &[usize],
-    ) -> Tensor<D> {
-        let is_of_muon = self.groups.muon.contains(path);
-        let turns = match is_of_muon {
-            true => self.turns(path, 0),
-            false => Turns::ALL,
-        };
-        let decay = match (is_of_muon, self.groups.decaying.contains(path)) {
+    /// The weights at a path after what they lose for their size alone.
+    fn decayed<const D: usize>(&self, path: &str, weights: Tensor<D>, owned: &Owned) -> Tensor<D> {
+        let decay = match (
+            self.groups.muon.contains(path),
+            self.groups.decaying.contains(path),
+        ) {
             (true, _) => self.muon.decay,
             (false, true) => self.adamw.decay,
             (false, false) => 0.0,
         };
+        let turns = self.turns(path, 0);
         if turns.every == 1 {
             return weights.mul_scalar(1.0 - decay);
         }
-        let kept = matrices.iter().map(|&place| match turns.includes(place) {
+        let kept = owned.places().map(|place| match turns.includes(place) {
             true => (1.0 - turns.every as f64 * decay) as f32,
             false => 1.0,
         });
+        let kept: Vec<f32> = kept.collect();
         let mut shape = [1; D];
-        shape[0] = matrices.len();
-        let kept = TensorData::new(kept.collect::<Vec<f32>>(), shape);
+        shape[0] = kept.len();
         let device = weights.device();
-        weights * Tensor::from_data(kept, &device)
+        weights * Tensor::from_data(TensorData::new(kept, shape), &device)
     }
 
     /// Updates the run of a parameter's values that is this rank's own, and gets the others from the other ranks.
@@ -132,7 +125,8 @@ impl UpdateVisitor<'_> {
                 (true, &[.., rows, columns]) => {
                     let size = rows * columns;
                     let run = [own.len() / size, rows, columns];
-                    (run, owned.places()[own.start / size])
+                    let first = owned.places().nth(own.start / size);
+                    (run, first.expect("own matrices are of the part"))
                 }
                 _ => ([1, 1, own.len()], 0),
             };
@@ -149,7 +143,7 @@ impl UpdateVisitor<'_> {
             .map(|values| Tensor::from_data(TensorData::new(values, shape), &device));
         let weights = match found {
             Some(weights) if owned.is_with_all() => weights,
-            Some(change) => self.decayed(path, weights, &owned.places_here()) + change,
+            Some(change) => self.decayed(path, weights, owned) + change,
             None => weights,
         };
         (weights, kept)

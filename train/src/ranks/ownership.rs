@@ -175,23 +175,11 @@ impl Owned {
         &self.part().slice
     }
 
-    /// Where the part has its places in the parameter's first dimension: of a stack, its matrices.
-    pub fn places(&self) -> Vec<usize> {
+    /// The indices of the part in the parameter's first dimension: of a stack, its matrices, all of which are in this rank's
+    /// model, whole or in part.
+    pub fn places(&self) -> impl Iterator<Item = usize> {
         let ranges = self.slice().ranges()[0].iter();
-        ranges.cloned().flatten().collect()
-    }
-
-    /// Those that are in this rank's model.
-    pub fn places_here(&self) -> Vec<usize> {
-        let places = self.places();
-        match &self.here {
-            Here::All => places,
-            Here::Some(slice) => {
-                let here = slice.ranges()[0].iter().cloned().flatten();
-                here.map(|place| places[place]).collect()
-            }
-            Here::Zeros => Vec::new(),
-        }
+        ranges.cloned().flatten()
     }
 
     /// Where the run of each holder ends, among its values.

@@ -19,7 +19,7 @@ pub struct Compared {
     pub steps: u64,
     /// Tokens of training.
     pub tokens: u64,
-    /// Mean seconds of training.
+    /// Mean seconds of training; of the runs that finished, where some did.
     pub seconds: f64,
     /// The seeds with which training diverged; their runs have no loss at the end.
     pub diverged: Vec<u64>,
@@ -28,7 +28,7 @@ pub struct Compared {
     /// The same in bits per byte, which other tokenizers can be compared with.
     pub bits_per_byte: Option<Spread>,
     /// Loss less that of the first variant with the same seed, in the result's [`Unit`]; `None` for the first one, and where no
-    /// seed has runs of both that came to their ends.
+    /// seed has runs of both that finished.
     pub difference: Option<Spread>,
     /// How many times sooner this variant reaches the loss that the first one ends with, by seconds of training; below 1, the first
     /// one reaches this one's last loss that much sooner. The geometric mean over seeds; `None` for the first variant, and
@@ -115,31 +115,33 @@ impl StudyResult {
         let first = by_variant[0];
         let variants = study.variants.iter().zip(&by_variant).enumerate();
         let compared = variants.map(|(place, (variant, runs))| {
-            let ended = |value: fn(&Recorded) -> f64| {
-                let ended = runs.iter().filter(|run| has_ended(run));
-                Spread::new(ended.map(value).collect())
+            let of_finished = |value: fn(&Recorded) -> f64| {
+                let finished = runs.iter().filter(|run| has_finished(run));
+                Spread::new(finished.map(value).collect())
             };
             let pairs = || {
                 let pairs = runs.iter().zip(first);
-                pairs.filter(|(run, first)| has_ended(run) && has_ended(first))
+                pairs.filter(|(run, first)| has_finished(run) && has_finished(first))
             };
             let diverged = study.seeds.iter().zip(*runs);
-            let diverged = diverged.filter(|(_, run)| !has_ended(run));
-            let seconds = runs
-                .iter()
-                .map(|run| run.last().map_or(0.0, |last| last.seconds));
-            let longest = runs.iter().filter_map(Recorded::last);
-            let longest = longest.max_by_key(|last| last.tokens);
+            let diverged = diverged.filter(|(_, run)| !has_finished(run));
+            let finished: Vec<&Recorded> = runs.iter().filter(|run| has_finished(run)).collect();
+            let counted = match finished.is_empty() {
+                false => finished,
+                true => runs.iter().collect(),
+            };
+            let last: Vec<_> = counted.iter().filter_map(|run| run.last()).collect();
+            let seconds = last.iter().map(|last| last.seconds).sum::<f64>();
             Compared {
                 name: variant.name.clone(),
                 parameters: runs[0].parameters,
                 active_parameters: runs[0].active_parameters,
                 steps: runs[0].steps,
-                tokens: longest.map_or(0, |last| last.tokens),
-                seconds: seconds.sum::<f64>() / runs.len() as f64,
+                tokens: last.iter().map(|last| last.tokens).max().unwrap_or(0),
+                seconds: seconds / counted.len() as f64,
                 diverged: diverged.map(|(&seed, _)| seed).collect(),
-                loss: ended(|run| final_loss(run, Unit::NatsPerToken)),
-                bits_per_byte: ended(|run| final_loss(run, Unit::BitsPerByte)),
+                loss: of_finished(|run| final_loss(run, Unit::NatsPerToken)),
+                bits_per_byte: of_finished(|run| final_loss(run, Unit::BitsPerByte)),
                 difference: (place > 0)
                     .then(|| {
                         let differences = pairs()
@@ -161,8 +163,8 @@ impl StudyResult {
     }
 }
 
-/// Whether a run came to its end: its last step is always validated.
-fn has_ended(run: &Recorded) -> bool {
+/// Whether a run finished: its last step is always validated.
+fn has_finished(run: &Recorded) -> bool {
     run.validations
         .last()
         .is_some_and(|last| last.step == run.steps)

@@ -30,7 +30,8 @@ struct Begun {
     steps: Vec<u64>,
 }
 
-/// Trains what is missing of a study, and compares its runs. A study that was interrupted continues where it was.
+/// Trains what is missing of a study, and compares its runs. A study that was interrupted continues where it was; runs that
+/// diverged do so again, from their newest checkpoints.
 ///
 /// # Errors
 ///
@@ -96,8 +97,10 @@ pub fn run(
                 control,
             );
             match ended {
-                // That too is a result.
-                Err(error @ TrainError::Diverged { .. }) => {
+                // That too is a result, if it is this run that has diverged, and not one that it starts from.
+                Err(error @ TrainError::Diverged { .. })
+                    if run_folder::config(&run.out).exists() =>
+                {
                     tracing::warn!("{}, seed {seed}: {error}; the study goes on", variant.name);
                 }
                 ended => {

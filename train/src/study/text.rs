@@ -107,7 +107,10 @@ impl StudyResult {
             .filter(|compared| !compared.diverged.is_empty());
         sentences.extend(diverged.map(|Compared { name, diverged, .. }| {
             let seeds: Vec<String> = diverged.iter().map(u64::to_string).collect();
-            let text = format!("{name} diverged with seed {}", seeds.join(", "));
+            let text = match &seeds[..] {
+                [seed] => format!("{name} diverged with seed {seed}"),
+                _ => format!("{name} diverged with seeds {}", seeds.join(", ")),
+            };
             (Verdict::Bad, text)
         }));
         if !self.is_same_text {
@@ -121,8 +124,7 @@ impl StudyResult {
     fn sentence(&self, compared: &Compared) -> (Verdict, String) {
         let (name, first) = (&compared.name, &self.compared[0].name);
         let Some(difference) = &compared.difference else {
-            let text =
-                format!("{name} and {first} have no seed with which both came to their ends");
+            let text = format!("{name} and {first} have no seed with which both finished");
             return (Verdict::Bad, text);
         };
         if difference.values.iter().all(|&value| value == 0.0) {
@@ -145,7 +147,7 @@ impl StudyResult {
                 format!("{name} is worse than {first} by {amount}"),
             ),
             (false, _) => {
-                let seeds = counted(self.study.seeds.len() as u128, "seed");
+                let seeds = counted(difference.values.len() as u128, "seed");
                 let text = format!(
                     "{name} is {which} than {first} by {amount}, which {seeds} cannot tell from chance"
                 );

@@ -176,7 +176,7 @@ impl<'a> Ready<'a> {
     }
 }
 
-/// A matrix in f32, which lies as the one that it is a copy of, but for gaps.
+/// A copy of a matrix in f32, row-major or column-major as the original is, without gaps.
 #[derive(Debug)]
 struct Copied {
     values: Vec<f32>,
@@ -186,8 +186,8 @@ struct Copied {
     transposed: bool,
 }
 
-/// Values that a task copies, at least; of fewer, threads cost more than they save.
-const COPIED: usize = 1 << 14;
+/// The fewest values that a task copies; of fewer, threads cost more than they save.
+const VALUES_PER_TASK: usize = 1 << 14;
 
 impl Copied {
     /// Each value as [`widened`] has it.
@@ -212,7 +212,7 @@ impl Copied {
             _ if columns == 0 => {}
             On::ThisThread => copy(0, places),
             On::AllThreads => {
-                let rows = COPIED.div_ceil(columns);
+                let rows = VALUES_PER_TASK.div_ceil(columns);
                 let tasks = places.par_chunks_mut(rows * columns).enumerate();
                 tasks.for_each(|(task, places)| copy(task * rows, places));
             }

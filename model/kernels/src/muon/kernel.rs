@@ -18,40 +18,43 @@ pub struct MuonUpdate {
     pub learning_rate: f64,
     /// What a weight loses for its size alone, as a fraction of it (η λ).
     pub decay: f64,
-    /// Which of the matrices move.
+    /// Which of the matrices are updated.
     pub turns: Turns,
 }
 
-/// Which matrices of a stack move in an update: each in every so many updates, one after the other, and that many times as far. In
-/// the others its momentum alone takes in the gradient.
+/// Which matrices of a stack are updated: each in every k-th update, by k times the learning rate and decay, so that matrices take
+/// turns. The momentum of all of them takes in every gradient.
 ///
-/// An expert sees a fraction of the tokens. To move it in every k-th step by the mean of what k steps ask for costs a k-th of the
-/// products that make it orthogonal.
+/// Made for experts, each of which sees a fraction of the tokens: it costs a k-th of the products that make directions orthogonal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Turns {
-    /// From one update of a matrix to the next, at least 1.
+    /// From one update of a matrix to its next one (k), at least 1.
     pub every: usize,
     /// The number of this update, from 0, plus the place of the first matrix in its stack.
-    pub place: usize,
+    pub offset: usize,
 }
 
 impl Turns {
-    /// Every matrix moves in every update.
-    pub const ALL: Self = Self { every: 1, place: 0 };
+    /// Every matrix is updated each time.
+    pub const ALL: Self = Self {
+        every: 1,
+        offset: 0,
+    };
 
-    /// Whether the matrix at this index moves.
+    /// Whether the matrix at this index is updated.
     pub fn includes(self, index: usize) -> bool {
-        (self.place + index).is_multiple_of(self.every)
+        (self.offset + index).is_multiple_of(self.every)
     }
+}
 
-    /// The update of one that moves.
-    pub(super) fn of_one(self, update: &MuonUpdate) -> MuonUpdate {
-        let times = self.every as f64;
-        MuonUpdate {
-            learning_rate: times * update.learning_rate,
-            decay: times * update.decay,
-            turns: Self::ALL,
-            ..*update
+impl MuonUpdate {
+    /// That of a matrix which has its turn.
+    pub(super) fn of_turn(&self) -> Self {
+        let times = self.turns.every as f64;
+        Self {
+            learning_rate: times * self.learning_rate,
+            decay: times * self.decay,
+            ..*self
         }
     }
 }
@@ -79,8 +82,7 @@ pub fn update(
     if length == 0 {
         return;
     }
-    let turns = update.turns;
-    let update = &turns.of_one(update);
+    let update = &update.of_turn();
     let matrices = weights
         .par_chunks_mut(size)
         .zip(gradient.par_chunks(size))
@@ -89,7 +91,7 @@ pub fn update(
     matrices
         .with_max_len(1)
         .for_each(|(index, ((weights, gradient), momentum))| {
-            if !turns.includes(index) {
+            if !update.turns.includes(index) {
                 return take_in(gradient, momentum, update);
             }
             let mut direction = vec![0.0; size];

@@ -174,9 +174,9 @@ fn matrices_take_turns(device: Device) {
     const SHAPE: [usize; 3] = [5, 4, 6];
     let part = |seed, index: usize| numbers(120, seed)[index * 24..][..24].to_vec();
     let steps: [Step; 2] = [muon, muon_reference];
-    for (every, place) in [(2, 0), (2, 1), (3, 7)] {
+    for (every, offset) in [(2, 0), (2, 1), (3, 7)] {
         let update = MuonUpdate {
-            turns: Turns { every, place },
+            turns: Turns { every, offset },
             ..UPDATE
         };
         for step in steps {
@@ -193,7 +193,7 @@ fn matrices_take_turns(device: Device) {
                 let given = [5, 6].map(|seed| flat(&part(seed, index), &device));
                 let [gradient, kept] = given;
                 let (moved, kept) = muon(own, gradient, kept, &alone);
-                let expected = match (place + index) % every {
+                let expected = match (offset + index) % every {
                     0 => values(moved),
                     _ => before,
                 };
@@ -205,7 +205,10 @@ fn matrices_take_turns(device: Device) {
     }
     // None of them has its turn.
     let update = MuonUpdate {
-        turns: Turns { every: 9, place: 1 },
+        turns: Turns {
+            every: 9,
+            offset: 1,
+        },
         ..UPDATE
     };
     for step in steps {
