@@ -269,12 +269,26 @@ fn drafts_pay_off_less_for_a_mixture_than_for_a_dense_model() {
 /// The weights of every rank, and the keys and values of pictures that it makes.
 #[test]
 fn what_sees_pictures_is_counted_as_it_is_held() {
-    /// Numbers in matrices of products, and others.
-    struct Held<'a>(&'a HashSet<String>, [usize; 2]);
+    struct Held<'a> {
+        /// Paths in the whole model.
+        matrices: &'a HashSet<String>,
+        /// The first layer of the stage, in which it is layer 0.
+        first: usize,
+        /// Numbers in matrices of products, and others.
+        counts: [usize; 2],
+    }
     impl VisitParameter for Held<'_> {
         fn visit<const D: usize>(&mut self, path: &str, parameter: &Param<Tensor<D>>) {
-            let kind = usize::from(!self.0.contains(path));
-            self.1[kind] += parameter.val().shape().num_elements();
+            let of_layer = path.strip_prefix("blocks.");
+            let whole = match of_layer.and_then(|path| path.split_once('.')) {
+                Some((layer, rest)) => {
+                    let layer = self.first + layer.parse::<usize>().unwrap();
+                    format!("blocks.{layer}.{rest}")
+                }
+                None => path.to_owned(),
+            };
+            let kind = usize::from(!self.matrices.contains(&whole));
+            self.counts[kind] += parameter.val().shape().num_elements();
         }
     }
     let config = seeing_config();
@@ -317,11 +331,16 @@ fn what_sees_pictures_is_counted_as_it_is_held() {
         let mut seeing = 0;
         for (rank, planned) in planned.iter().enumerate() {
             let shard = Shard::new(&config, layout, rank).unwrap();
+            let first = shard.layers().start;
             let mut source = RandomParameters::new(7, &device).of_shard(shard);
             let Ok(model) = LanguageModel::new(&config, &mut source);
-            let mut held = Held(&matrices, [0; 2]);
+            let mut held = Held {
+                matrices: &matrices,
+                first,
+                counts: [0; 2],
+            };
             visit(&model, &mut held);
-            let [matrices, others] = held.1.map(|count| count as f64);
+            let [matrices, others] = held.counts.map(|count| count as f64);
             let expected = [4.0 * (matrices + others), matrices + 4.0 * others];
             let found = [planned.weights, narrow[rank].weights];
             assert_eq!(found, expected, "{layout}, rank {rank}");
