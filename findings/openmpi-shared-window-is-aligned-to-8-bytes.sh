@@ -8,6 +8,11 @@
 #
 # Needs an MPI with mpicc and mpirun (Debian: libopenmpi-dev openmpi-bin). Exits with 1 when the behaviour has changed.
 set -euo pipefail
+version=$(mpirun --version | head -n 1)
+if [ "$version" != "mpirun (Open MPI) 4.1.4" ]; then
+    echo "this was seen with Open MPI 4.1.4 (Debian 12: libopenmpi-dev and openmpi-bin 4.1.4-3+b1); here is $version" >&2
+    exit 1
+fi
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cat > "$folder/finding.c" <<'C'
