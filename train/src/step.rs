@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::Device;
+use firebox_kernels::awake;
 use firebox_model::config::{BalanceKind, RouterConfig};
 use firebox_model::language_model::LanguageModel;
 use firebox_model::moe::balance::update_bias;
@@ -104,6 +105,15 @@ impl TrainingState {
     /// When the tokens cannot be read; when the loss or the gradient is not finite; when the weights of a rank have changed
     /// since the step before.
     pub fn step<S: Stream>(
+        self,
+        config: &RunConfig,
+        stream: &S,
+    ) -> Result<(Self, StepResult), TrainError> {
+        let device = self.device.clone();
+        awake(&device, || self.step_awake(config, stream))
+    }
+
+    fn step_awake<S: Stream>(
         mut self,
         config: &RunConfig,
         stream: &S,

@@ -83,8 +83,8 @@ pub use experts::{
     swiglu_reference,
 };
 pub use gelu::{gelu, gelu_reference};
-pub use host::latency_bound;
 pub use host::product::Bf16Unit;
+pub use host::{awake, latency_bound};
 pub use layer_norm::{layer_norm, layer_norm_reference};
 pub use linear::{linear, linear_reference, linear_transposed};
 pub use muon::{MuonUpdate, Turns, muon, muon_reference};

@@ -33,12 +33,21 @@ use {
 use firebox_runtime::device::{Kernels, kernels};
 use gemv::{GEMV_MAX_ROWS, WeightStorage};
 
-/// Runs work on tensors of `rows` rows. On a CPU, few rows leave each thread so little between two barriers that
-/// threads must not fall asleep there: see `spin_pool.rs`.
+/// Runs work on tensors of `rows` rows. On a CPU, few rows leave each thread so little between two barriers that it runs
+/// [`awake`].
 pub fn latency_bound<T: Send>(rows: usize, device: &Device, work: impl FnOnce() -> T + Send) -> T {
-    match rows <= GEMV_MAX_ROWS && kernels(device) == Kernels::Slices {
-        true => spin_pool::spin(work),
+    match rows <= GEMV_MAX_ROWS {
+        true => awake(device, work),
         false => work(),
+    }
+}
+
+/// Runs work of many small steps. On a CPU, threads do not fall asleep between them, where being woken takes as long as a step:
+/// see `spin_pool.rs`.
+pub fn awake<T: Send>(device: &Device, work: impl FnOnce() -> T + Send) -> T {
+    match kernels(device) {
+        Kernels::Slices => spin_pool::spin(work),
+        _ => work(),
     }
 }
 

@@ -11,14 +11,14 @@ use rayon::{Yield, yield_now};
 /// Failed steal attempts between two calls of `std::thread::yield_now`.
 const PATIENCE: u32 = 64;
 
-/// Failed steal attempts after which a thread stops spinning: some hundred microseconds. Whatever is beneath it on its
-/// stack, other work included, then goes on.
-const LIMIT: u32 = 4096;
+/// How long a thread spins without finding anything to do. Whatever is beneath it on its stack, other work included, then goes
+/// on.
+const LIMIT: Duration = Duration::from_millis(10);
 
 /// Does `work` inside the thread pool, whose other threads look for parts of it to do all the while.
 ///
-/// A thread that sleeps needs tens of microseconds to begin, as long as a matrix of a small model takes. Spinning is
-/// worth its processor time for some milliseconds that are made of many small steps, such as those of a token.
+/// A thread that sleeps needs tens of microseconds to begin, as long as a matrix of a small model takes. Spinning is worth its
+/// processor time for work that is made of many small steps, such as a token's, or a step of training.
 pub fn spin<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     let done = AtomicBool::new(false);
     let done = &done;
@@ -39,16 +39,19 @@ pub fn spin<R: Send>(work: impl FnOnce() -> R + Send) -> R {
 
 /// Does what others have to give away.
 fn help(done: &AtomicBool) {
-    let mut in_vain = 0;
-    while in_vain < LIMIT && !done.load(Ordering::Acquire) {
+    let (mut in_vain, mut since) = (0u32, Instant::now());
+    while !done.load(Ordering::Acquire) {
         if yield_now() == Some(Yield::Executed) {
-            in_vain = 0;
+            (in_vain, since) = (0, Instant::now());
             continue;
         }
         in_vain += 1;
-        match in_vain % PATIENCE {
-            0 => thread::yield_now(),
-            _ => hint::spin_loop(),
+        if !in_vain.is_multiple_of(PATIENCE) {
+            hint::spin_loop();
+        } else if since.elapsed() < LIMIT {
+            thread::yield_now();
+        } else {
+            return;
         }
     }
 }
