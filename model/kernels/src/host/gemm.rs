@@ -159,8 +159,7 @@ pub enum Accumulate {
 }
 
 /// `output ← scale · a b` or `output ← output + scale · a b`, on this thread alone: kernels share work out by
-/// themselves, in parts that do not depend on the number of threads, so that sums are always taken in the same
-/// order.
+/// themselves, in parts that do not change the order of any sum, whatever the number of threads.
 ///
 /// `output` is row-major with rows `stride` values apart.
 ///

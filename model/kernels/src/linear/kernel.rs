@@ -1,6 +1,7 @@
 //! The product over slices and its gradients.
 //!
-//! Few rows, and weights that have to become f32, are shared out among threads by columns; else rows are.
+//! Few rows, and weights that have to become f32, are shared out among threads by columns; else both rows and columns are
+//! cut.
 
 use std::mem::MaybeUninit;
 
